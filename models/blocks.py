@@ -1,0 +1,66 @@
+"""What two or more architectures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def check_images(images: Tensor, channels: int, height: int, width: int | None = None, *, exact: bool = False) -> None:
+    """Refuse a batch that is not [N, channels, height, width]; unless `exact`, larger pictures pass too.
+
+    Raises:
+        ValueError: with the expected and the actual shape.
+    """
+    width = height if width is None else width
+    fits = images.ndim == 4 and images.shape[1] == channels
+    if fits and exact:
+        fits = tuple(images.shape[2:]) == (height, width)
+    elif fits:
+        fits = images.shape[2] >= height and images.shape[3] >= width
+    if not fits:
+        least = "" if exact else ">="
+        expected = f"[N, {channels}, {least}{height}, {least}{width}]"
+        raise ValueError(f"expected images of shape {expected}, got {list(images.shape)}")
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch normalisation, activation: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)].
+
+    `conv` makes the convolution, so that a family with another padding rule passes its own class.
+    """
+
+    def __init__(  # noqa: PLR0913  a convolution has this many numbers
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] | None = None,
+        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+    ) -> None:
+        layers: list[nn.Module] = [
+            conv(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride=stride,
+                padding=(kernel_size - 1) // 2,
+                groups=groups,
+                bias=False,
+            ),
+            norm(out_channels),
+        ]
+        if activation is not None:
+            layers.append(activation())
+        super().__init__(*layers)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `channels`, at least `divisor`, never more than 10 % below `channels`."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded

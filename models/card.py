@@ -1,0 +1,77 @@
+"""The model card: everything about a weight file that its numbers do not say. Weights never travel without it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from models.preprocess import Preprocess
+from models.registry import Task, configure
+
+SCHEMA_VERSION = 1
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(_Part):
+    """One figure, on which data it was taken, and who took it: measured here, or reported by the weights' source."""
+
+    name: str
+    value: float
+    data: str
+    origin: Literal["measured", "reported"] = "measured"
+
+
+class Training(_Part):
+    """What it took, so that somebody else can have it again. Seconds of wall time; versions by package."""
+
+    recipe: dict[str, Any]
+    seed: int
+    epochs: int
+    best_epoch: int
+    wall_time_s: float
+    hardware: str
+    processes: int = 1
+    versions: dict[str, str]
+
+
+class ModelCard(_Part):
+    """One served model. `sha256` binds the card to its `model.safetensors`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Name
+    description: str
+    task: Task
+    architecture: str
+    config: dict[str, Any]
+    preprocess: Preprocess
+    classes: tuple[str, ...] = ()
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    tta: Literal["none", "flip"] = "none"
+    parameters: Annotated[int, Field(ge=0)]
+    metrics: tuple[Metric, ...] = ()
+    training: Training | None = None
+    data: str
+    source: str
+    license: str
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        config = configure(self.architecture, self.config)
+        if self.task == "classify" and len(self.classes) != config.num_classes:
+            raise ValueError(f"{len(self.classes)} class names for a network with {config.num_classes} outputs")
+        if self.preprocess.channels != config.in_channels:
+            raise ValueError(f"preprocessing makes {self.preprocess.channels} channels, not {config.in_channels}")
+        return self
+
+    @property
+    def version(self) -> str:
+        """Twelve hex digits of the weights' hash: two files with one version are one file."""
+        return self.sha256[:12]

@@ -1,0 +1,118 @@
+"""safetensors + card.json <-> module, and nothing that does not fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from models.card import ModelCard
+from models.registry import build
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+# What DistributedDataParallel and torch.compile put in front of every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+class CheckpointError(ValueError):
+    """A folder that does not hold one whole, consistent model."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, sync, rename, sync the folder: after a crash the file is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def bare_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of the network itself: on the CPU, contiguous, wrappers' prefixes taken off."""
+    state = {}
+    for key, value in module.state_dict().items():
+        name = key
+        while name.startswith(_WRAPPERS):
+            name = name.removeprefix(_WRAPPERS[0]).removeprefix(_WRAPPERS[1])
+        state[name] = value.detach().cpu().contiguous()
+    return state
+
+
+def serialise(module: nn.Module) -> tuple[bytes, str]:
+    """The bytes of model.safetensors and their sha256."""
+    data = safetensors.torch.save(bare_state(module))
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def save(folder: Path, module: nn.Module, **card: Any) -> ModelCard:
+    """Write `module` and a card made of the given fields; `sha256` and `parameters` are filled in here.
+
+    The weights go first: a crash in between leaves a card whose hash is refused, never a wrong pair that loads.
+    """
+    data, digest = serialise(module)
+    parameters = sum(p.numel() for p in module.parameters())
+    made = ModelCard(**card, sha256=digest, parameters=parameters)
+    write_atomically(folder / WEIGHTS_FILE, data)
+    write_card(folder, made)
+    return made
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write the card alone, as when a metric is added to weights that stay as they are."""
+    write_atomically(folder / CARD_FILE, (card.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a model's folder.
+
+    Raises:
+        CheckpointError: no card, not JSON, unknown schema, or a card that contradicts itself.
+    """
+    path = folder / CARD_FILE
+    try:
+        return ModelCard.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """The network in evaluation mode on the CPU, with its card.
+
+    Raises:
+        CheckpointError: see `read_card`; weights missing, not the file the card names, or not this architecture's.
+    """
+    card = read_card(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.sha256:
+        raise CheckpointError(f"{path}: sha256 is {digest}, the card says {card.sha256}")
+    module = build(card.architecture, card.config)
+    try:
+        module.load_state_dict(safetensors.torch.load(data))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return module.eval(), card

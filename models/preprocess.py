@@ -1,0 +1,76 @@
+"""From a decoded picture to the tensor a network was trained on; one description, stored in the card."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Preprocess(BaseModel):
+    """Centre crop to the target's shape, resize, convert, pad, normalise.
+
+    `size` is (height, width) in pixels before padding; `crop_fraction` is the share of the largest centred window that
+    is kept; `pad` pixels of black are added on each side; `mean` and `std` are on the 0..255 scale, one per channel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["L", "RGB"] = "RGB"
+    size: tuple[Side, Side]
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    pad: Annotated[int, Field(ge=0, le=256)] = 0
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return len(self.mode)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what a network receives."""
+        return self.channels, self.size[0] + 2 * self.pad, self.size[1] + 2 * self.pad
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """The geometric half: an 8-bit L or RGB picture of any size -> uint8 [H, W, C], 0..255.
+
+        Crop and resize are one resampling step from a window of the source, so a picture of 1 x 30,000 pixels costs no
+        more than a square one. It agrees with torchvision's Resize then CenterCrop but for their rounding to pixels.
+        """
+        height, width = self.size
+        scale = self.crop_fraction * min(image.width / width, image.height / height)
+        crop_w, crop_h = width * scale, height * scale
+        left, top = (image.width - crop_w) / 2, (image.height - crop_h) / 2
+        box = (max(left, 0.0), max(top, 0.0), min(left + crop_w, image.width), min(top + crop_h, image.height))
+        if image.mode != self.mode:
+            image = image.convert(self.mode)
+        if (image.width, image.height) != (width, height) or box != (0, 0, width, height):
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], box=box)
+        array = np.asarray(image, dtype=np.uint8).reshape(height, width, self.channels)
+        return np.pad(array, ((self.pad, self.pad), (self.pad, self.pad), (0, 0))) if self.pad else array
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """The numeric half, on any device: uint8 [..., H, W, C] -> float32 [..., C, H, W], (x - mean) / std."""
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        return ((pixels.float() - mean) / std).movedim(-1, -3).contiguous()
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A picture -> float32 [C, H, W]."""
+        return self.normalise(torch.from_numpy(self.pixels(image).copy()))

@@ -1,0 +1,71 @@
+"""Every architecture by name: its config with the variant's values, how to build it, what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from models import efficientnet, lenet
+
+Task = Literal["classify"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the registry."""
+
+    config: Any
+    build: Callable[[Any], nn.Module]
+    task: Task
+
+
+REGISTRY: dict[str, Architecture] = {
+    "lenet1989": Architecture(lenet.LeNet1989Config(), lenet.LeNet1989, "classify"),
+    "lenet5": Architecture(lenet.LeNet5Config(), lenet.LeNet5, "classify"),
+    "lenet5-relu": Architecture(
+        lenet.LeNet5Config(activation="relu", pooling="max", connections="full", output="linear"),
+        lenet.LeNet5,
+        "classify",
+    ),
+    **{
+        name: Architecture(config, efficientnet.EfficientNet, "classify")
+        for name, config in efficientnet.VARIANTS.items()
+    },
+}
+
+
+def lookup(name: str) -> Architecture:
+    """The registry's row.
+
+    Raises:
+        ValueError: for a name that is not in the registry, with those that are.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name]
+
+
+def configure(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The architecture's config with `overrides` (from a recipe or a card) put in and type-checked.
+
+    Raises:
+        ValueError: unknown architecture, unknown key, or a value of the wrong type.
+    """
+    config = lookup(name).config
+    overrides = dict(overrides or {})
+    unknown = overrides.keys() - {field.name for field in fields(config)}
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
+    try:
+        return TypeAdapter(type(config)).validate_python(asdict(config) | overrides)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def build(name: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """A fresh network, randomly initialised from torch's global generator, in training mode."""
+    return lookup(name).build(configure(name, overrides))

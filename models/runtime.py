@@ -1,0 +1,46 @@
+"""A module made ready to run. Each engine stands behind one interface; torch in float32 is the reference of them all."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Runtime(Protocol):
+    """A network that only answers: float32 [N, C, H, W] on the CPU -> float32 outputs [N, ...] on the CPU."""
+
+    @property
+    def name(self) -> str:
+        """Engine, device and precision, as `torch-cpu-float32`."""
+        ...
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Outputs of the batch; rows in order. Safe to call from one thread at a time."""
+        ...
+
+
+class TorchRuntime:
+    """Eager torch in float32 on one device."""
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self._device = device
+        self._module = module.eval().to(device)
+        self.name = f"torch-{device.type}-float32"
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """See `Runtime`."""
+        outputs: Tensor = self._module(batch.to(self._device))
+        return outputs.float().cpu()
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare(module: nn.Module, device: torch.device | None = None) -> Runtime:
+    """The runtime for `module` on `device` (None: `default_device()`)."""
+    return TorchRuntime(module, device or default_device())
