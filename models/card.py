@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from models.preprocess import Preprocess
 from models.registry import Task, configure
 
-SCHEMA_VERSION = 1
-
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -44,7 +42,7 @@ class Training(_Part):
 class ModelCard(_Part):
     """One served model. `sha256` binds the card to its `model.safetensors`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: Name
     description: str
     task: Task

@@ -6,14 +6,15 @@ and cost together; B1 to B7 scale its depth, width and resolution at once (`comp
 Lite0 to Lite4 (Google, 2020) leave out squeeze-and-excitation, use ReLU6, and do not scale the stem, the head and the
 number of blocks in the first and last stage, so that they quantise well.
 
-Deviations: B0-B4 normalise with epsilon 1e-5 and B0-B7 pad symmetrically, as torchvision's released weights expect; Lite
-keeps TensorFlow's SAME padding, which its released weights expect. Small pictures (CIFAR) use `stem_stride=1` and fewer
-stride-2 stages in `strides`.
+Deviations: B0-B4 normalise with epsilon 1e-5 and B0-B7 pad symmetrically, as torchvision's released weights expect;
+Lite keeps TensorFlow's SAME padding, which its released weights expect. Small pictures (CIFAR) use `stem_stride=1` and
+fewer stride-2 stages in `strides`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -42,9 +43,10 @@ HEAD_CHANNELS = 1280
 def compound_scale(
     phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15, resolution: int = 224
 ) -> tuple[float, float, int]:
-    """Equation 3: (width, depth, resolution) at compound coefficient phi; cost grows by (alpha beta^2 gamma^2)^phi ~ 2^phi.
+    """Equation 3: (width, depth, resolution) at compound coefficient phi.
 
-    Width and depth multiply B0's; the resolution is in pixels. The paper's B1-B7 are these values rounded by hand.
+    Cost grows by (alpha beta^2 gamma^2)^phi ~ 2^phi. Width and depth multiply B0's; the resolution is in pixels. The
+    paper's B1-B7 are these values rounded by hand.
     """
     return beta**phi, alpha**phi, round(resolution * gamma**phi)
 
@@ -98,7 +100,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted residual bottleneck: expand 1x1, depthwise kxk, squeeze-and-excite, project 1x1, skip where shapes agree."""
+    """Inverted residual: expand 1x1, depthwise kxk, squeeze-and-excite, project 1x1; a skip where shapes agree."""
 
     def __init__(
         self, config: EfficientNetConfig, shape: tuple[int, int], expansion: int, kernel: int, stride: int, drop: float
@@ -129,7 +131,7 @@ class MBConv(nn.Module):
         return x + self.drop(y) if self.skip else y
 
 
-def _activation(config: EfficientNetConfig) -> partial[nn.Module]:
+def _activation(config: EfficientNetConfig) -> Callable[[], nn.Module]:
     return partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True)
 
 

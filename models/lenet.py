@@ -108,7 +108,7 @@ class Subsampling(nn.Module):
 
 
 class EuclideanRBF(nn.Module):
-    """LeNet-5's output layer: logit_i = -||x - code_i||^2, the codes fixed pictures of the digits (+1 ink, -1 paper)."""
+    """LeNet-5's output layer: logit_i = -||x - code_i||^2, the codes fixed drawings of the digits (+1 ink, -1 not)."""
 
     codes: Tensor
 

@@ -1,4 +1,4 @@
-"""A module made ready to run. Each engine stands behind one interface; torch in float32 is the reference of them all."""
+"""A module made ready to run. Every engine stands behind one interface; torch in float32 is the reference."""
 
 from __future__ import annotations
 

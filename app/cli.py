@@ -1,0 +1,122 @@
+"""The `vestibule` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from app.settings import PROJECT, Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback see the README.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+) -> None:
+    """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
+    from app import logs
+    from app.errors import VestibuleError
+    from app.main import create_app
+
+    settings = _settings(host=host, port=port)
+    logs.configure()
+    try:
+        app = create_app(settings)
+    except VestibuleError as error:
+        _fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
+    server = _server(app, settings)
+    server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+@cli.command("models")
+def list_models() -> None:
+    """List the models in the weights folder."""
+    from models.checkpoint import CARD_FILE, CheckpointError, read_card
+
+    for path in sorted(_settings().weights.glob(f"*/{CARD_FILE}")):
+        try:
+            card = read_card(path.parent)
+        except CheckpointError as error:
+            typer.echo(f"{path.parent.name}: refused: {error}", err=True)
+            continue
+        typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
+
+
+@cli.command("import")
+def import_model(source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0.")]) -> None:
+    """Convert published weights into a served model of the weights folder."""
+    from models.importers import ImportWeightsError, import_weights
+
+    folder = _settings().weights
+    try:
+        card = import_weights(source, folder)
+    except ImportWeightsError as error:
+        _fail(str(error))
+    typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
+
+
+def main() -> None:
+    """Entry point of the distribution."""
+    cli()
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"vestibule: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _settings(**given: object) -> Settings:
+    """Settings from the environment, with the command line's own on top."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+        raise
+
+
+def _server(app: object, settings: Settings) -> uvicorn.Server:
+    """A uvicorn server that says what to try once it listens."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]
+                typer.echo(_welcome(settings.host, port))
+
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+    return Server(config)
+
+
+def _welcome(host: str, port: int) -> str:
+    name = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
+    picture = PROJECT / "examples" / "coffee.jpg"
+    shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture
+    return (
+        f"\nVestibule is ready on http://{name}:{port}\n"
+        f"  try:   curl -F file=@{shown} 'http://{name}:{port}/classify?top_k=3'\n"
+        f"  docs:  http://{name}:{port}/docs\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

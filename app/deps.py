@@ -1,0 +1,89 @@
+"""What routes ask for by type; the only place that looks into `app.state`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.body import Pictures, read_pictures
+from app.engine import Engine
+from app.errors import Overloaded
+from app.metrics import Metrics
+from app.observe import Timings
+from app.services import Services
+from app.settings import Settings
+
+
+class Admission:
+    """A bounded number of places for requests that carry pictures; a request without one is not even read."""
+
+    def __init__(self, places: int, metrics: Metrics):
+        self._free = places
+        self._metrics = metrics
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self._free <= 0:
+            self._metrics.shed.labels("admission").inc()
+            raise Overloaded("as many requests as fit are under way", {"Retry-After": "1"})
+        self._free -= 1
+        self._metrics.in_flight.inc()
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._free += 1
+        self._metrics.in_flight.dec()
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+def _timings(request: Request) -> Timings:
+    timings: Timings = request.state.timings
+    return timings
+
+
+async def _admitted(request: Request) -> AsyncIterator[None]:
+    admission: Admission = request.app.state.admission
+    admission.enter()
+    try:
+        yield
+    finally:
+        admission.leave()
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+EngineDep = Annotated[Engine, Depends(_engine)]
+ServicesDep = Annotated[Services, Depends(_services)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+TimingsDep = Annotated[Timings, Depends(_timings)]
+
+
+async def _pictures(request: Request, settings: SettingsDep, _: Annotated[None, Depends(_admitted)]) -> Pictures:
+    return await read_pictures(request, settings.max_images)
+
+
+PicturesDep = Annotated[Pictures, Depends(_pictures)]

@@ -1,0 +1,194 @@
+"""What can go wrong, as one short tree with status codes, and the one place that turns it into RFC 9457."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.schemas import FieldError, Problem
+
+
+class VestibuleError(Exception):
+    """Base of all that a client is told. `detail` is for the client's eyes: no paths, no internals."""
+
+    status: int = 500
+    type: str = "internal"
+    title: str = "Something went wrong on our side"
+
+    def __init__(self, detail: str = "", headers: Mapping[str, str] | None = None):
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+class BadRequest(VestibuleError):
+    """The body is not what its content type promises."""
+
+    status, type, title = 400, "malformed-request", "The request is malformed"
+
+
+class DamagedImage(VestibuleError):
+    """A format that is read here, but broken or cut short."""
+
+    status, type, title = 400, "damaged-image", "The picture is damaged"
+
+
+class HostNotAllowed(VestibuleError):
+    """The Host header names somebody else (DNS rebinding looks like this)."""
+
+    status, type, title = 403, "host-not-allowed", "This host name is not served here"
+
+
+class OriginNotAllowed(VestibuleError):
+    """Another site's page tries to change state in a browser's name."""
+
+    status, type, title = 403, "origin-not-allowed", "Requests from this origin are not allowed"
+
+
+class NotFound(VestibuleError):
+    """A named thing that is not there."""
+
+    status, type, title = 404, "not-found", "There is nothing here"
+
+
+class BodyTooLarge(VestibuleError):
+    """More bytes than one request may have."""
+
+    status, type, title = 413, "body-too-large", "The request is too large"
+
+
+class ImageTooLarge(VestibuleError):
+    """More bytes or pixels than one picture may have."""
+
+    status, type, title = 413, "image-too-large", "The picture is too large"
+
+
+class TooManyImages(VestibuleError):
+    """More pictures than one request may have."""
+
+    status, type, title = 413, "too-many-images", "Too many pictures in one request"
+
+
+class UnsupportedImage(VestibuleError):
+    """Not a picture, or not in a format that is read here."""
+
+    status, type, title = 415, "unsupported-image", "This is not a picture we can read"
+
+
+class UnsupportedMediaType(VestibuleError):
+    """A body that is none of the three kinds."""
+
+    status, type, title = 415, "unsupported-media-type", "This content type is not accepted"
+
+
+class Unprocessable(VestibuleError):
+    """Well-formed, but means nothing here."""
+
+    status, type, title = 422, "unprocessable", "The request cannot be carried out"
+
+
+class UnknownModel(VestibuleError):
+    """No such model, or not one for this task."""
+
+    status, type, title = 422, "unknown-model", "There is no such model"
+
+
+class Overloaded(VestibuleError):
+    """All places are taken; `Retry-After` says when to come back."""
+
+    status, type, title = 429, "overloaded", "The service is busy"
+
+
+class NotReady(VestibuleError):
+    """Starting, stopping, or without what it needs."""
+
+    status, type, title = 503, "not-ready", "The service is not ready"
+
+
+class DeadlineExceeded(VestibuleError):
+    """The answer would have come too late."""
+
+    status, type, title = 504, "deadline-exceeded", "The request took too long"
+
+
+class InvalidParameters(Unprocessable):
+    """The query string does not fit its schema."""
+
+    type, title = "invalid-parameters", "Some parameters are not valid"
+
+
+PROBLEM_JSON = "application/problem+json"
+
+
+def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Problem:
+    """The RFC 9457 object of an error."""
+    return Problem(
+        type=f"urn:vestibule:problem:{error.type}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail or None,
+        errors=errors,
+    )
+
+
+def problem_response(error: VestibuleError, errors: list[FieldError] | None = None) -> JSONResponse:
+    """The HTTP answer of an error."""
+    body = problem(error, errors).model_dump(exclude_none=True)
+    return JSONResponse(body, error.status, error.headers, media_type=PROBLEM_JSON)
+
+
+class FrameworkError(VestibuleError):
+    """What the framework itself answers (no such route, wrong method), under HTTP's own phrase."""
+
+    def __init__(self, error: HTTPException):
+        super().__init__(headers=error.headers)
+        phrase = HTTPStatus(error.status_code).phrase
+        self.status, self.title, self.type = error.status_code, phrase, phrase.lower().replace(" ", "-")
+
+
+def _field_errors(error: RequestValidationError) -> list[FieldError]:
+    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
+    return [
+        FieldError(parameter=".".join(str(part) for part in item["loc"][1:]), detail=item["msg"])
+        for item in error.errors()
+    ]
+
+
+async def _on_vestibule_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, VestibuleError)  # noqa: S101  registered for this class only
+    return problem_response(error)
+
+
+async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    return problem_response(FrameworkError(error))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    return problem_response(InvalidParameters(), _field_errors(error))
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` as a problem. What is none of these is caught in `observe`, as a 500."""
+    app.add_exception_handler(VestibuleError, _on_vestibule_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+
+
+def describe(*errors: type[VestibuleError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for a route that can fail in these ways."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        title = error.title
+        if error.status in described:
+            title = f"{described[error.status]['description']}; {title[0].lower()}{title[1:]}"
+        schema = {"$ref": "#/components/schemas/Problem"}
+        described[error.status] = {"description": title, "content": {PROBLEM_JSON: {"schema": schema}}}
+    return described

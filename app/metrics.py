@@ -1,0 +1,47 @@
+"""Prometheus metrics, in a registry of the application's own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
+
+
+class Metrics:
+    """All figures the service keeps of itself. Times in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "vestibule_requests", "Answers by route and status", ["route", "method", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "vestibule_request_seconds",
+            "From the first header to the last byte",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("vestibule_requests_in_flight", "Admitted and not yet answered", registry=self.registry)
+        self.shed = Counter("vestibule_shed", "Requests and pictures answered 429", ["where"], registry=self.registry)
+        self.batch_size = Histogram(
+            "vestibule_batch_size", "Pictures run together", ["model"], buckets=_SIZES, registry=self.registry
+        )
+        self.queued = Histogram(
+            "vestibule_queue_seconds", "Wait for the model", ["model"], buckets=_SECONDS, registry=self.registry
+        )
+        self.computed = Histogram(
+            "vestibule_compute_seconds", "A batch in the model", ["model"], buckets=_SECONDS, registry=self.registry
+        )
+        self.loaded = Gauge(
+            "vestibule_model_loaded", "1 for each loaded model", ["model", "version"], registry=self.registry
+        )
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,90 @@
+"""What is noted of every request: its id, its times, one log line, its metrics; and the last net for errors."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import VestibuleError, problem_response
+from app.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = ("/health/live", "/health/ready", "/metrics")
+
+log = structlog.get_logger()
+
+
+class Timings:
+    """The stages of one request, in seconds, for `Server-Timing`. Of pictures side by side the slowest counts."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, float] = {}
+
+    def record(self, stage: str, seconds: float) -> None:
+        """Note that `stage` took so long."""
+        self._stages[stage] = max(seconds, self._stages.get(stage, 0.0))
+
+    def header(self, total: float) -> str:
+        """The header's value; durations in milliseconds."""
+        stages = {**self._stages, "total": total}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+
+
+class Observe:
+    """Pure ASGI, outermost."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; give its answer an id and times; write the line when it is over."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        timings = Timings()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["timings"] = timings
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["server-timing"] = timings.header(time.perf_counter() - started)
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, observed)
+            except Exception:
+                log.exception("unexpected_error", path=scope["path"])
+                if not status:
+                    await problem_response(VestibuleError())(scope, receive, observed)
+            finally:
+                self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        # The route's template, never the path: a label's values must not grow with what clients think of.
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        self._metrics.requests.labels(route, scope["method"] if route != "unmatched" else "any", status).inc()
+        self._metrics.latency.labels(route).observe(seconds)
+        if scope["path"] not in _QUIET:
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 2))
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id where it is harmless, else a new one."""
+    sent = Headers(scope=scope).get("x-request-id", "")
+    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -1,0 +1,38 @@
+"""POST /classify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app import errors
+from app.body import IMAGE_BODY
+from app.deps import PicturesDep, ServicesDep, TimingsDep
+from app.schemas import ClassifyParams, ClassifyResponse
+
+router = APIRouter(tags=["classify"])
+
+PROBLEMS = errors.describe(
+    errors.BadRequest,
+    errors.DamagedImage,
+    errors.OriginNotAllowed,
+    errors.BodyTooLarge,
+    errors.ImageTooLarge,
+    errors.TooManyImages,
+    errors.UnsupportedImage,
+    errors.UnsupportedMediaType,
+    errors.InvalidParameters,
+    errors.UnknownModel,
+    errors.Overloaded,
+    errors.NotReady,
+    errors.DeadlineExceeded,
+)
+
+
+@router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
+async def classify(
+    params: Annotated[ClassifyParams, Query()], services: ServicesDep, pictures: PicturesDep, timings: TimingsDep
+) -> ClassifyResponse:
+    """What is in this picture? One picture, or up to 64 at once."""
+    return await services.classify(pictures, params, timings)

@@ -1,0 +1,40 @@
+"""Probes, metrics, and the front page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import RedirectResponse, Response
+
+from app import errors
+from app.deps import EngineDep, MetricsDep, SettingsDep
+from app.metrics import CONTENT_TYPE
+from app.schemas import Health
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health/live", responses=errors.describe(errors.HostNotAllowed))
+async def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses=errors.describe(errors.HostNotAllowed, errors.NotReady))
+async def ready(engine: EngineDep, settings: SettingsDep) -> Health:
+    """The default model is loaded and warm."""
+    loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
+    if settings.default_classifier not in loaded:
+        raise errors.NotReady(f"{settings.default_classifier} is not loaded")
+    return Health(status="ready", models=loaded)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(figures: MetricsDep) -> Response:
+    """Prometheus."""
+    return Response(figures.exposition(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def front() -> RedirectResponse:
+    """The API's own page."""
+    return RedirectResponse("/docs")

@@ -1,0 +1,111 @@
+"""What goes in and out over HTTP, as typed models; the OpenAPI document is made of these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.card import ModelCard
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class FieldError(_Schema):
+    """One parameter that does not fit."""
+
+    parameter: str
+    detail: str
+
+
+class Problem(_Schema):
+    """RFC 9457 problem details."""
+
+    type: str = Field(examples=["urn:vestibule:problem:unknown-model"])
+    title: str
+    status: int
+    detail: str | None = None
+    errors: list[FieldError] | None = None
+
+
+class ImageInput(_Schema):
+    """The JSON body: one picture or a list of them, each base64 or a data URI."""
+
+    input: str | list[str]
+
+
+class ClassifyParams(_Schema):
+    """The query of `POST /classify`."""
+
+    model: str | None = Field(None, description="A name from /models; left out: the service's default classifier.")
+    top_k: Annotated[int, Field(ge=1, le=1000, description="How many classes to name, the likeliest first.")] = 5
+    tta: bool = Field(False, description="Test-time augmentation, where the model's card has one.")
+
+
+class Prediction(_Schema):
+    """One class and how sure the model is of it, 0..1, after temperature scaling."""
+
+    class_: str = Field(alias="class")
+    class_id: int
+    confidence: float
+
+
+class Classified(_Schema):
+    """The answer for one picture."""
+
+    index: int
+    predictions: list[Prediction]
+
+
+class Failed(_Schema):
+    """One picture of a list that could not be answered; its neighbours were."""
+
+    index: int
+    problem: Problem
+
+
+class ClassifyResponse(_Schema):
+    """The pictures in the order they were sent."""
+
+    model: str
+    version: str
+    data: list[Classified | Failed]
+
+
+class ModelSummary(_Schema):
+    """One row of `GET /models`."""
+
+    name: str
+    version: str
+    task: str
+    description: str
+    license: str
+    parameters: int
+    classes: int
+    default: bool
+    loaded: bool
+
+
+class ModelList(_Schema):
+    """Every model that can be asked for."""
+
+    data: list[ModelSummary]
+
+
+class ModelDetail(_Schema):
+    """A model's card as it lies beside its weights, and how it runs here."""
+
+    version: str
+    default: bool
+    loaded: bool
+    runtime: str | None
+    card: ModelCard
+
+
+class Health(_Schema):
+    """Probes: `live` means the process answers, `ready` that the default model does."""
+
+    status: Literal["live", "ready"]
+    models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")

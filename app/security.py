@@ -1,0 +1,52 @@
+"""Who may call: the Host allow-list and the Origin rule. Both look at headers only, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import HostNotAllowed, OriginNotAllowed, VestibuleError, problem_response
+
+_READING = ("GET", "HEAD", "OPTIONS")
+
+
+class Door:
+    """Pure ASGI. Answers 403 to a foreign Host, and to a state-changing request that a foreign page sends."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]):
+        self.app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        error = self._refusal(scope) if scope["type"] == "http" else None
+        if error is not None:
+            await problem_response(error)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> VestibuleError | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if _hostname(host) not in self._hosts:
+            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
+        if scope["method"] in _READING:
+            return None
+        origin = headers.get("origin")
+        if origin in self._origins:
+            return None
+        # Browsers send both headers by themselves and pages cannot change them; other clients send neither.
+        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+        if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
+        return None
+
+
+def _hostname(host: str) -> str:
+    """`[::1]:8000` -> `[::1]`, `example.org:80` -> `example.org`."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()

@@ -1,0 +1,59 @@
+"""Every knob of the service, from VESTIBULE_* in the environment. Read once, by whoever calls `create_app`."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """Sizes in bytes, pixels or counts; times in seconds. Lists are JSON in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="VESTIBULE_", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    allow_public: bool = False  # listen beyond loopback although there are no keys
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
+    allowed_origins: tuple[str, ...] = ()  # foreign web pages that may call, as "https://example.org"
+
+    weights: Path = PROJECT / "weights"
+    default_classifier: str = "efficientnet-lite0"
+
+    max_body_bytes: Positive = 64 * 2**20
+    max_image_bytes: Positive = 32 * 2**20
+    max_image_pixels: Positive = 50_000_000
+    max_images: Positive = 64  # in one request
+
+    max_requests: Positive = 256  # admitted at once; one more is answered 429
+    queue_size: Positive = 1024  # pictures waiting for one model
+    max_batch: Positive = 32
+    deadline_s: Annotated[float, Field(gt=0)] = 30.0
+    drain_s: Positive = 20  # how long SIGTERM waits for requests under way
+
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> Self:
+        if not is_loopback(self.host) and not self.allow_public:
+            raise ValueError(
+                f"refusing to listen on {self.host}: without API keys anybody who reaches this port could use it; "
+                "keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true where something in front of it keeps strangers out"
+            )
+        return self

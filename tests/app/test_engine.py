@@ -1,0 +1,218 @@
+"""Loading: once, warm, on first use; what is refused; what happens when it is too much."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from torch import nn
+
+from app.engine import Engine
+from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
+from app.main import create_app
+from app.metrics import Metrics
+from app.settings import PROJECT, Settings
+from models import checkpoint
+from models.card import ModelCard
+from models.preprocess import Preprocess
+from models.registry import build
+from tests.app.conftest import BASE_URL
+from tests.conftest import encode, photo
+
+
+def tiny_model(folder: Path, name: str = "tiny") -> None:
+    """An untrained LeNet-1989 as a served model."""
+    torch.manual_seed(0)
+    checkpoint.save(
+        folder / name,
+        build("lenet1989"),
+        name=name,
+        description="untrained, for tests",
+        task="classify",
+        architecture="lenet1989",
+        config={},
+        preprocess=Preprocess(mode="L", size=(16, 16), mean=(127.5,), std=(127.5,)),
+        classes=tuple("abcdefghij"),
+        data="none",
+        source="this test",
+        license="Apache-2.0",
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    tiny_model(tmp_path)
+    return Settings(weights=tmp_path, default_classifier="tiny")
+
+
+def test_a_model_loads_once_for_many_callers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Path] = []
+    original = checkpoint.load
+
+    def counted(folder: Path) -> tuple[nn.Module, ModelCard]:
+        loads.append(folder)
+        return original(folder)
+
+    monkeypatch.setattr(checkpoint, "load", counted)
+
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        assert engine.loaded("tiny") is None
+        models = await asyncio.gather(*(engine.model(None, "classify") for _ in range(20)))
+        assert len({id(model) for model in models}) == 1
+        assert engine.loaded("tiny") is models[0]
+        await engine.stop()
+
+    asyncio.run(scenario())
+    assert len(loads) == 1
+
+
+def test_a_caller_that_leaves_does_not_stop_the_load(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        first = asyncio.create_task(engine.model("tiny", "classify"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await engine.model("tiny", "classify")).card.name == "tiny"
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_outputs_are_the_networks_own(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        model = await engine.model("tiny", "classify")
+        pictures = torch.randn(30, 1, 16, 16)
+        results = await asyncio.gather(*(model.infer(picture, 10) for picture in pictures))
+        module, _ = checkpoint.load(settings.weights / "tiny")
+        with torch.inference_mode():
+            expected = module(pictures)
+        assert torch.allclose(torch.stack([result.output for result in results]), expected, atol=1e-5)
+        assert max(result.size for result in results) > 1
+        await engine.stop()
+        with pytest.raises(NotReady):
+            await model.infer(pictures[0], 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_and_a_passed_deadline_have_their_errors(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings.model_copy(update={"queue_size": 2, "max_batch": 1}), Metrics())
+        model = await engine.model("tiny", "classify")
+        picture = torch.zeros(1, 16, 16)
+        results = await asyncio.gather(*(model.infer(picture, 10) for _ in range(6)), return_exceptions=True)
+        refused = [result for result in results if isinstance(result, Overloaded)]
+        assert refused
+        assert refused[0].headers == {"Retry-After": "1"}
+        late = await asyncio.gather(*(model.infer(picture, -1) for _ in range(2)), return_exceptions=True)
+        assert all(isinstance(result, DeadlineExceeded) for result in late)
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_folders_that_are_not_whole_are_not_served(tmp_path: Path) -> None:
+    tiny_model(tmp_path)
+    tiny_model(tmp_path, "other")
+    (tmp_path / "other").rename(tmp_path / "misnamed")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "card.json").write_text("{}")
+    engine = Engine(Settings(weights=tmp_path, default_classifier="tiny"), Metrics())
+    assert list(engine.cards) == ["tiny"]
+
+
+def test_no_default_model_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="efficientnet-lite0"):
+        create_app(Settings(weights=tmp_path))
+
+
+def test_weights_that_changed_under_their_card_are_refused_and_recover(tmp_path: Path) -> None:
+    tiny_model(tmp_path)
+    tiny_model(tmp_path, "other")
+    path = tmp_path / "other" / "model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    app = create_app(Settings(weights=tmp_path, default_classifier="tiny"))
+    with TestClient(app, base_url=BASE_URL) as client:
+        picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
+        response = client.post("/classify?model=other", **picture)  # type: ignore[arg-type]
+        assert (response.status_code, response.json()["type"]) == (503, "urn:vestibule:problem:not-ready")
+        assert str(tmp_path) not in response.text
+        path.write_bytes(good)
+        assert client.post("/classify?model=other", **picture).status_code == 200  # type: ignore[arg-type]
+
+
+def test_requests_beyond_the_admitted_number_get_429(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"max_requests": 1}))
+    with TestClient(app, base_url=BASE_URL) as client:
+        app.state.admission.enter()
+        refused = client.post("/classify", content=b"x", headers={"content-type": "image/png"})
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        app.state.admission.leave()
+        admitted = client.post("/classify", content=encode(photo("coffee")), headers={"content-type": "image/png"})
+        assert admitted.status_code == 200
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_answer_that_takes_too_long_is_a_504(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    app = create_app(settings.model_copy(update={"deadline_s": 0.05}))
+
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    with TestClient(app, base_url=BASE_URL) as client:
+        monkeypatch.setattr(app.state.engine, "decoded", never)
+        files = [("file", (f"{i}.png", encode(photo("coffee")))) for i in range(2 if many else 1)]
+        response = client.post("/classify", files=files)
+    if many:
+        assert [item["problem"]["status"] for item in response.json()["data"]] == [504, 504]
+    else:
+        assert response.status_code == 504
+
+
+def test_the_unexpected_is_a_500_that_tells_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(settings)
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    with TestClient(app, base_url=BASE_URL) as client:
+        monkeypatch.setattr(app.state.services, "classify", broken)
+        response = client.post("/classify", content=encode(photo("coffee")), headers={"content-type": "image/png"})
+    assert response.status_code == 500
+    assert response.json() == {
+        "type": "urn:vestibule:problem:internal",
+        "title": "Something went wrong on our side",
+        "status": 500,
+    }
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-request-id"]
+
+
+def test_tta_is_the_mean_over_the_mirror_image(settings: Settings) -> None:
+    folder = settings.weights / "tiny"
+    card = checkpoint.read_card(folder).model_copy(update={"tta": "flip", "temperature": 2.0})
+    checkpoint.write_card(folder, card)
+    module, _ = checkpoint.load(folder)
+    picture = card.preprocess(photo("coffee"))
+    with torch.inference_mode():
+        views = torch.stack([picture, picture.flip(-1)])
+        expected = (module(views) / 2.0).softmax(1).mean(0)
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        response = client.post(
+            "/classify?tta=true&top_k=10", content=encode(photo("coffee")), headers={"content-type": "image/png"}
+        )
+    for prediction in response.json()["data"][0]["predictions"]:
+        assert prediction["confidence"] == pytest.approx(float(expected[prediction["class_id"]]), abs=1e-5)
+
+
+def test_the_shipped_default_is_installed() -> None:
+    assert checkpoint.read_card(PROJECT / "weights" / Settings().default_classifier).task == "classify"

@@ -1,0 +1,145 @@
+"""Decoding: each format and mode against the picture it was made from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
+from app.images import Limits, decode, own_limits
+from tests.app import bad_inputs
+from tests.conftest import encode, photo
+
+LIMITS = Limits(bytes=2**20, pixels=1_000_000)
+
+
+@pytest.fixture(autouse=True)
+def _own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back after the test
+    own_limits()
+
+
+def difference(image: Image.Image, reference: Image.Image) -> float:
+    """Mean absolute difference in grey levels."""
+    a, b = (np.asarray(i.convert("RGB"), dtype=np.float64) for i in (image, reference))
+    return float(np.abs(a - b).mean())
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("JPEG", {"quality": 95}, 3),
+        ("JPEG", {"quality": 95, "progressive": True}, 3),
+        ("GIF", {}, 8),
+    ],
+)
+def test_formats(format: str, options: dict[str, object], tolerance: float) -> None:
+    original = photo("coffee")
+    image = decode(encode(original, format, **options), LIMITS)
+    assert (image.mode, image.size) == ("RGB", original.size)
+    assert difference(image, original) <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_png_modes(mode: str) -> None:
+    original = photo("coffee").convert(mode)
+    image = decode(encode(original), LIMITS)
+    assert image.mode == "RGB"
+    assert difference(image, original) == 0
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    levels = np.linspace(0, 65535, 256, dtype=np.uint16)[None].repeat(4, 0)
+    image = decode(encode(Image.fromarray(levels)), LIMITS)
+    expected = np.round(levels / 65535 * 255)
+    assert np.abs(np.asarray(image)[:, :, 0] - expected).max() <= 1
+
+
+def test_cmyk() -> None:
+    original = photo("coffee")
+    image = decode(encode(original.convert("CMYK"), "JPEG", quality=95), LIMITS)
+    assert difference(image, original) < 6
+
+
+def test_transparency_is_put_on_white() -> None:
+    transparent = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert np.asarray(decode(encode(transparent), LIMITS)).min() == 255
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert np.abs(np.asarray(decode(encode(half), LIMITS)).astype(int) - 127).max() <= 1
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "WEBP"):
+        data = encode(frames[0], format, save_all=True, append_images=frames[1:])
+        assert difference(decode(data, LIMITS), frames[0]) < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    original = photo("coffee")
+    stored = original.transpose(undo[orientation]) if orientation in undo else original
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode(encode(stored, exif=exif), LIMITS), original) == 0
+
+
+def test_damaged_exif_costs_nothing() -> None:
+    plain = decode(bad_inputs.coffee(), LIMITS)
+    assert difference(decode(bad_inputs.damaged_exif(), LIMITS), plain) == 0
+
+
+def test_limits() -> None:
+    with pytest.raises(ImageTooLarge, match="bytes"):
+        decode(bad_inputs.coffee(), Limits(bytes=1000, pixels=10**9))
+    with pytest.raises(ImageTooLarge, match="600 x 400 pixels"):
+        decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=239_999))
+    assert decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=240_000)).size == (600, 400)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageTooLarge, match="30000 x 30000"):
+        decode(bad_inputs.png_bomb(), Limits(bytes=2**30, pixels=50_000_000))
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO"])
+def test_formats_that_are_not_read(format: str) -> None:
+    with pytest.raises(UnsupportedImage):
+        decode(encode(Image.new("RGB", (16, 16)), format), LIMITS)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_every_truncation_is_a_clear_error_or_a_picture(format: str) -> None:
+    data = encode(photo("coffee").resize((60, 40)), format)
+    for length in range(0, len(data), max(1, len(data) // 150)):
+        try:
+            decode(data[:length], LIMITS)
+        except (DamagedImage, UnsupportedImage):
+            continue
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_flipped_bytes_are_a_clear_error_or_a_picture(format: str) -> None:
+    data = bytearray(encode(photo("coffee").resize((60, 40)), format))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in rng.integers(0, min(len(data), 400), 3):
+            damaged[position] = rng.integers(0, 256)
+        try:
+            assert decode(bytes(damaged), LIMITS).mode == "RGB"
+        except (DamagedImage, UnsupportedImage, ImageTooLarge):
+            continue

@@ -1,0 +1,90 @@
+"""Probes, metrics, model cards, the documentation page, and the OpenAPI document under fire."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, settings
+from prometheus_client.parser import text_string_to_metric_families
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app import bad_inputs
+from tests.app.conftest import BASE_URL
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(Settings()), headers={"host": "127.0.0.1"})
+
+
+def test_probes(client: TestClient) -> None:
+    assert client.get("/health/live").json() == {"status": "live", "models": {}}
+    ready = client.get("/health/ready").json()
+    assert ready["status"] == "ready"
+    assert "efficientnet-lite0" in ready["models"]
+
+
+def test_not_ready_before_the_weights_are_loaded() -> None:
+    client = TestClient(create_app(Settings()), base_url=BASE_URL)  # without `with`: the lifespan does not run
+    response = client.get("/health/ready")
+    assert (response.status_code, response.json()["type"]) == (503, "urn:vestibule:problem:not-ready")
+    assert client.get("/health/live").status_code == 200
+
+
+def test_models_are_listed_with_their_cards(client: TestClient) -> None:
+    listed = {row["name"]: row for row in client.get("/models").json()["data"]}
+    assert {"efficientnet-lite0", "lenet5-mnist"} <= listed.keys()
+    assert listed["efficientnet-lite0"]["default"]
+    for name, row in listed.items():
+        detail = client.get(f"/models/{name}").json()
+        assert detail["version"] == row["version"] == detail["card"]["sha256"][:12]
+        assert detail["card"]["license"]
+        assert len(detail["card"]["classes"]) == row["classes"]
+
+
+def test_metrics_count_what_happened(client: TestClient) -> None:
+    def value(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        samples = [s for family in families for s in family.samples if s.name == name]
+        return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+    good = {"route": "/classify", "method": "POST", "status": "200"}
+    before = value("vestibule_requests_total", **good), value("vestibule_batch_size_sum", model="efficientnet-lite0")
+    client.post("/classify", content=bad_inputs.coffee(), headers=bad_inputs.JPEG)
+    after = value("vestibule_requests_total", **good), value("vestibule_batch_size_sum", model="efficientnet-lite0")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+    assert value("vestibule_requests_in_flight") == 0
+
+
+def test_paths_that_clients_think_of_make_no_labels(client: TestClient) -> None:
+    client.get("/a-path-nobody-has-heard-of")
+    assert "nobody-has-heard-of" not in client.get("/metrics").text
+
+
+def test_docs_need_no_other_host(client: TestClient) -> None:
+    page = client.get("/", follow_redirects=True)
+    assert page.status_code == 200
+    links = re.findall(r"(?:src|href)=[\"']([^\"']+)", page.text)
+    assert links
+    for link in links:
+        assert link.startswith("/")
+        assert client.get(link).status_code == 200
+
+
+@schema.parametrize()
+@settings(
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
+def test_the_openapi_document_keeps_its_word(case: schemathesis.Case[Any]) -> None:
+    response = case.call(headers={"host": "127.0.0.1"})
+    assert response.status_code < 500 or response.status_code == 503
+    # That a string of bytes is a picture is nothing a schema can say.
+    case.validate_response(response, excluded_checks=[positive_data_acceptance])

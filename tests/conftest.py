@@ -1,0 +1,39 @@
+"""What tests of every package share: real pictures that travel in packages, and the data sets where there are some."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def photo(name: str) -> Image.Image:
+    """One of scikit-image's pictures: astronaut, chelsea, coffee, rocket."""
+    return Image.fromarray(getattr(skimage.data, name)())
+
+
+@pytest.fixture(scope="session")
+def datasets() -> Callable[[str], Path]:
+    """The folder of a data set. Without VESTIBULE_DATASETS the test skips; with it, a missing set is a failure."""
+    root = os.environ.get("VESTIBULE_DATASETS")
+
+    def folder(name: str) -> Path:
+        if root is None:
+            pytest.skip("VESTIBULE_DATASETS is not set")
+        path = Path(root) / name
+        assert path.is_dir(), f"VESTIBULE_DATASETS is {root}, and there is no {name} in it"
+        return path
+
+    return folder
