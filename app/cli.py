@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -38,6 +38,20 @@ def serve(
         raise typer.Exit(1)
 
 
+@cli.command()
+def health() -> None:
+    """Ask the service on this machine whether it is ready; the exit status says it."""
+    import httpx
+
+    port = _settings().port
+    try:
+        response = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=4)
+    except httpx.HTTPError as error:
+        _fail(f"no answer on port {port}: {error}")
+    typer.echo(response.text)
+    raise typer.Exit(0 if response.is_success else 1)
+
+
 @cli.command("models")
 def list_models() -> None:
     """List the models in the weights folder."""
@@ -70,7 +84,7 @@ def main() -> None:
     cli()
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"vestibule: {message}", err=True)
     raise typer.Exit(1)
 
@@ -81,7 +95,6 @@ def _settings(**given: object) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
-        raise
 
 
 def _server(app: object, settings: Settings) -> uvicorn.Server:

@@ -1,0 +1,160 @@
+"""A recipe: everything that decides what comes out of a training run, in one TOML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.card import Name
+from models.preprocess import Preprocess
+from models.registry import configure
+from training.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """A registry name and changes to its config. Class count and channels follow from the data and `preprocess`."""
+
+    architecture: str
+    config: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        configure(self.architecture, self.config)
+        return self
+
+
+class DataSection(_Section):
+    """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation."""
+
+    name: Name
+    validation: Annotated[int, Field(ge=1)]
+
+
+class AugmentSection(_Section):
+    """Degrees to either side, a fraction of the side, factors of size, pixels of padding; the defaults do nothing."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translate: Fraction = 0.0
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    shear: Annotated[float, Field(ge=0, le=60)] = 0.0
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    mixup: NotNegative = 0.0
+
+
+class TrainSection(_Section):
+    """How the weights move. `batch_size` is of all processes together; `momentum` is AdamW's first beta, too.
+
+    `warmup_epochs` is the way up to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`.
+    `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
+    weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
+    epoch, 0 for at its end only.
+    """
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["constant", "cosine", "onecycle", "plateau"] = "cosine"
+    warmup_epochs: NotNegative = 0.0
+    patience: Annotated[int, Field(ge=0)] = 5
+    label_smoothing: Fraction = 0.0
+    ema: Fraction = 0.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    clip_norm: NotNegative = 0.0
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
+        if self.schedule == "plateau" and self.warmup_epochs:
+            raise ValueError("the plateau schedule has no warm-up")
+        return self
+
+
+class CardSection(_Section):
+    """What the card says that no program can know."""
+
+    data: str
+    source: str
+    license: str
+
+
+class Recipe(_Section):
+    """One classifier's recipe. `name` is that of the run's folder and of the exported model."""
+
+    name: Name
+    description: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSection
+    data: DataSection
+    preprocess: Preprocess
+    augment: AugmentSection = AugmentSection()
+    train: TrainSection
+    card: CardSection
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with `overrides` put in, each as `train.epochs=1` (the value in TOML, or bare text).
+
+    Raises:
+        RecipeError: unreadable, not TOML, an override without "=", unknown keys (named), values that do not fit.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    for override in overrides:
+        _override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"override {override!r}: {section} is not a section")
+    try:
+        content[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        content[key] = text
+
+
+def _explain(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    return f"unknown key {key}" if error["type"] == "extra_forbidden" else f"{key}: {error['msg']}"
+
+
+def datasets_folder() -> Path:
+    """Where data sets lie: VESTIBULE_DATASETS, by default ./data."""
+    return Path(os.environ.get("VESTIBULE_DATASETS", "data"))
+
+
+def runs_folder() -> Path:
+    """Where runs and decoded data go: VESTIBULE_RUNS, by default ./runs."""
+    return Path(os.environ.get("VESTIBULE_RUNS", "runs"))

@@ -1,0 +1,257 @@
+"""Pictures from where they lie to a memory map that is decoded once, and the order in which they are seen."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+
+from models.checkpoint import write_atomically
+from models.preprocess import Preprocess
+from training.config import datasets_folder, runs_folder
+from training.errors import DataError, DatasetNotFoundError
+from training.seeds import derive, generator
+
+Split = Literal["train", "test"]
+Indices = npt.NDArray[np.int64]
+Picture = io.BytesIO | Path | Image.Image  # decoded, or what PIL opens
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".pgm", ".ppm"}
+TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """uint8 [N, H, W, C] memory map of what `Preprocess.pixels` made, int64 [N] in 0..len(classes)-1, class names."""
+
+    images: npt.NDArray[np.uint8]
+    labels: Indices
+    classes: tuple[str, ...]
+
+
+class Source(Protocol):
+    """One split of a data set as it lies on the disk. Only `rows` reads pictures."""
+
+    files: tuple[Path, ...]
+    classes: tuple[str, ...]
+    count: int
+
+    def rows(self) -> Iterator[tuple[str, Picture, int]]:
+        """Where it is (for messages), the picture, its label."""
+        ...
+
+
+class _Parquet:
+    """Hugging Face image parquet: columns `image` {bytes, path} and `label`, class names in the schema's metadata."""
+
+    def __init__(self, files: tuple[Path, ...]):
+        import pyarrow.parquet
+
+        self.files = files
+        self._open = pyarrow.parquet.ParquetFile
+        try:
+            described = [self._open(file) for file in files]
+            features = json.loads(described[0].schema_arrow.metadata[b"huggingface"])["info"]["features"]
+            self.classes = tuple(features["label"]["names"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{files[0]}: not Hugging Face image parquet with named labels: {error!r}") from error
+        self.count = sum(file.metadata.num_rows for file in described)
+
+    def rows(self) -> Iterator[tuple[str, Picture, int]]:
+        for file in self.files:
+            row = 0
+            for batch in self._open(file).iter_batches(_ROWS_AT_ONCE, columns=["image", "label"]):
+                images, labels = batch.column("image").field("bytes"), batch.column("label")
+                for data, label in zip(images, labels.to_pylist(), strict=True):
+                    yield f"{file}, row {row}", io.BytesIO(data.as_py() or b""), -1 if label is None else label
+                    row += 1
+
+
+class _Folder:
+    """`<split>/<class>/<picture>`, classes in the order of their names."""
+
+    def __init__(self, root: Path):
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        self.classes = tuple(path.name for path in folders)
+        self._labelled = [
+            (path, label)
+            for label, folder in enumerate(folders)
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        self.files = tuple(path for path, _ in self._labelled)
+        self.count = len(self.files)
+
+    def rows(self) -> Iterator[tuple[str, Picture, int]]:
+        yield from ((str(path), path, label) for path, label in self._labelled)
+
+
+class _Torchvision:
+    """A data set that torchvision downloads into the data set's folder."""
+
+    def __init__(self, name: str, folder: Path, split: Split):
+        import torchvision.datasets
+
+        kind = getattr(torchvision.datasets, TORCHVISION[name])
+        self._data: Any = kind(str(folder), train=split == "train", download=True)
+        self.files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+        # torchvision calls MNIST's classes "0 - zero", everybody else "0".
+        self.classes = tuple(label.partition(" - ")[0] for label in self._data.classes)
+        self.count = len(self._data)
+
+    def rows(self) -> Iterator[tuple[str, Picture, int]]:
+        for row in range(self.count):
+            image, label = self._data[row]
+            yield f"torchvision row {row}", image, int(label)
+
+
+def find(dataset: str, split: Split) -> Source:
+    """Parquet, else an image folder, else torchvision's download.
+
+    Raises:
+        DatasetNotFoundError: none of them, with what was looked for.
+        DataError: parquet without the columns or the metadata.
+    """
+    folder = datasets_folder() / dataset
+    shards = tuple(sorted(folder.glob(f"{split}*.parquet")))
+    if shards:
+        return _Parquet(shards)
+    if (folder / split).is_dir():
+        return _Folder(folder / split)
+    looked = f"no {split}*.parquet and no {split}/<class>/ in {folder.absolute()} (VESTIBULE_DATASETS)"
+    if dataset not in TORCHVISION:
+        raise DatasetNotFoundError(f"{looked}, and torchvision is not asked for {dataset}")
+    try:
+        return _Torchvision(dataset, folder, split)
+    except (OSError, RuntimeError) as error:
+        raise DatasetNotFoundError(f"{looked}, and the download by torchvision failed: {error}") from error
+
+
+def load(dataset: str, split: Split, preprocess: Preprocess) -> ImageSet:
+    """The split's pictures, decoded now or at an earlier call: a changed file or geometry decodes anew.
+
+    Several processes may call it at once; each decodes, and the first to finish is kept.
+
+    Raises:
+        DatasetNotFoundError, DataError: see `find`; an empty split, an undecodable picture, a label out of range.
+    """
+    source = find(dataset, split)
+    if source.count == 0:
+        raise DataError(f"{dataset}: the {split} split holds no pictures")
+    folder = runs_folder() / "cache" / f"{dataset}-{split}-{_fingerprint(source, preprocess)}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            _decode(source, preprocess, temporary)
+            if not folder.is_dir():
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    classes = json.loads((folder / "meta.json").read_text())["classes"]
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    return ImageSet(images, np.load(folder / "labels.npy"), tuple(classes))
+
+
+def _fingerprint(source: Source, preprocess: Preprocess) -> str:
+    """What the decoded bytes depend on; mean and std come later and are left out."""
+    stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in source.files]
+    geometry = preprocess.model_dump(mode="json", exclude={"mean", "std"})
+    return hashlib.sha256(json.dumps([stats, source.classes, geometry]).encode()).hexdigest()[:16]
+
+
+def _decode(source: Source, preprocess: Preprocess, folder: Path) -> None:
+    channels, height, width = preprocess.shape
+    shape = (source.count, height, width, channels)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    labels = np.empty(source.count, dtype=np.int64)
+    for row, (where, picture, label) in enumerate(source.rows()):
+        if not 0 <= label < len(source.classes):
+            raise DataError(f"{where}: label {label} is not one of {len(source.classes)} classes")
+        images[row] = _pixels(where, picture, preprocess)
+        labels[row] = label
+    images.flush()
+    np.save(folder / "labels.npy", labels)
+    write_atomically(folder / "meta.json", json.dumps({"classes": source.classes}).encode())
+
+
+def _pixels(where: str, picture: Picture, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = ImageOps.exif_transpose(image)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: cannot be decoded: {error}") from error
+    if image.mode.startswith(("I", "F")):  # PIL would clip, not scale
+        raise DataError(f"{where}: {image.mode} pictures (more than 8 bits a channel) are not supported")
+    return preprocess.pixels(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
+
+
+def stratified_split(labels: Indices, validation: int, seed: int) -> tuple[Indices, Indices]:
+    """(training rows, validation rows), both ascending; each class keeps its share to within one picture.
+
+    Raises:
+        DataError: `validation` leaves nothing on one side.
+    """
+    if not 0 < validation < len(labels):
+        raise DataError(f"cannot cut {validation} validation pictures from {len(labels)}")
+    shuffled = np.random.default_rng(derive(seed, "split")).permutation(len(labels))
+    place = np.empty(len(labels))  # of each picture in its own class, 0..1
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    chosen = shuffled[np.argsort(place[shuffled], kind="stable")]
+    return np.sort(chosen[validation:]), np.sort(chosen[:validation])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which of `count` rows a step sees: a new order each epoch, whole batches only, each process its own slice.
+
+    Together the processes see what one process would.
+
+    Raises:
+        DataError: fewer rows than one batch, or a batch that the processes cannot share evenly.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    process: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.count:
+            raise DataError(f"a batch of {self.batch_size} from {self.count} training pictures")
+        if self.batch_size % self.processes:
+            raise DataError(f"a batch of {self.batch_size} does not split evenly over {self.processes} processes")
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch; the rest of the rows waits for another epoch's order."""
+        return self.count // self.batch_size
+
+    def __call__(self, epoch: int, index: int) -> Indices:
+        """This process's rows of batch `index`: int64 [batch_size / processes]."""
+        share = self.batch_size // self.processes
+        first = index * self.batch_size + self.process * share
+        return _order(self.count, self.seed, epoch)[first : first + share]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Indices:
+    order: Indices = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
+    return order
