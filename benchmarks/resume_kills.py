@@ -1,7 +1,7 @@
 """Kill a training run at random moments with SIGKILL, resume it each time, and compare it with one left in peace.
 
-`VESTIBULE_DATASETS=... python -m benchmarks.resume_kills` prints a table, writes benchmarks/results/resume_kills.csv and
-exits with 1 unless both runs export the very same model.safetensors. Bit for bit on a CPU, at one number of threads.
+`python -m benchmarks.resume_kills` prints a table, writes benchmarks/results/resume_kills.csv, and exits with 1 unless
+both runs export the very same model.safetensors. That holds on a CPU, at one number of threads.
 """
 
 from __future__ import annotations

@@ -32,7 +32,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE with equal-width bins of the top class's confidence: [N, K] and [N] -> 0..1."""
+    """ECE with equal-width bins of the top class's confidence: [N, K] and [N] -> 0..1.
+
+    Raises:
+        ValueError: no rows, or probabilities that are not finite.
+    """
+    if len(labels) == 0 or not torch.isfinite(probabilities).all():
+        raise ValueError("the calibration error needs at least one row of finite probabilities")
     confidence, predicted = probabilities.max(dim=1)
     correct = (predicted == labels).double()
     # Bin k holds the confidences in (k/bins, (k+1)/bins].

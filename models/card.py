@@ -14,7 +14,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN: pydantic would write null, and the card could not be read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Metric(_Part):
@@ -50,7 +51,7 @@ class ModelCard(_Part):
     config: dict[str, Any]
     preprocess: Preprocess
     classes: tuple[str, ...] = ()
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     tta: Literal["none", "flip"] = "none"
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()

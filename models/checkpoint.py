@@ -65,14 +65,15 @@ def serialise(module: nn.Module) -> tuple[bytes, str]:
 def save(folder: Path, module: nn.Module, **card: Any) -> ModelCard:
     """Write `module` and a card made of the given fields; `sha256` and `parameters` are filled in here.
 
-    The weights go first: a crash in between leaves a card whose hash is refused, never a wrong pair that loads.
+    The weights go first: a crash in between leaves a card whose hash is refused, never a wrong pair that loads. What
+    comes back is the card as the file has it (a config's tuples are lists there).
     """
     data, digest = serialise(module)
     parameters = sum(p.numel() for p in module.parameters())
     made = ModelCard(**card, sha256=digest, parameters=parameters)
     write_atomically(folder / WEIGHTS_FILE, data)
     write_card(folder, made)
-    return made
+    return read_card(folder)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -110,9 +111,9 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise CheckpointError(f"{path}: sha256 is {digest}, the card says {card.sha256}")
-    module = build(card.architecture, card.config)
     try:
+        module = build(card.architecture, card.config)
         module.load_state_dict(safetensors.torch.load(data))
-    except (RuntimeError, safetensors.SafetensorError) as error:
+    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return module.eval(), card

@@ -21,7 +21,7 @@ class Preprocess(BaseModel):
     is kept; `pad` pixels of black are added on each side; `mean` and `std` are on the 0..255 scale, one per channel.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Literal["L", "RGB"] = "RGB"
     size: tuple[Side, Side]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 
 from models import efficientnet, lenet
@@ -61,8 +62,10 @@ def configure(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
     try:
-        return TypeAdapter(type(config)).validate_python(asdict(config) | overrides)
-    except ValidationError as error:
+        # By way of JSON, where a list may stand for a tuple, yet "10" or true is no number of classes.
+        values = json.dumps(asdict(config) | overrides, allow_nan=False)
+        return TypeAdapter(type(config)).validate_json(values, strict=True)
+    except (TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise ValueError(f"{name}: {error}") from error
 
 

@@ -1,0 +1,59 @@
+"""Temperature and calibration error against a search and a loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+
+from models.calibration import expected_calibration_error, fit_temperature
+
+
+def sample(temperature: float, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are too confident by `temperature`, with labels drawn from the honest ones."""
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(count, 10, generator=generator) * 2
+    labels = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    return honest * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_it_finds_the_temperature_that_a_search_finds(temperature: float) -> None:
+    logits, labels = sample(temperature)
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    searched = minimize_scalar(
+        lambda t: float(F.cross_entropy(logits.double() / t, labels)), bounds=(0.1, 10), options={"xatol": 1e-6}
+    )
+    assert found == pytest.approx(searched.x, rel=1e-3)
+
+
+def test_extremes_stay_finite() -> None:
+    right = F.one_hot(torch.arange(10)).float()
+    assert fit_temperature(right, torch.arange(10)) == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="at least one"):
+        fit_temperature(torch.empty(0, 10), torch.empty(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="finite"):
+        fit_temperature(torch.full((1, 10), torch.nan), torch.tensor([0]))
+
+
+def test_ece_is_a_loop_over_bins() -> None:
+    logits, labels = sample(2.0, 3_000)
+    probabilities = logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    expected = 0.0
+    for k in range(15):
+        inside = [i for i in range(3_000) if k / 15 < float(confidence[i]) <= (k + 1) / 15]
+        if inside:
+            right = sum(int(predicted[i] == labels[i]) for i in inside) / len(inside)
+            mean = sum(float(confidence[i]) for i in inside) / len(inside)
+            expected += len(inside) / 3_000 * abs(right - mean)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_ece_by_hand() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # Half right at 0.9, all right at 0.8: (0.4 + 0.2) / 2.
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)

@@ -1,0 +1,85 @@
+"""Preprocessing against torchvision's transforms, and on pictures of every shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+from torchvision import transforms
+
+from models.preprocess import Preprocess
+from tests.conftest import photo
+
+IMAGENET = Preprocess(size=(224, 224), crop_fraction=0.875, mean=(127.0,) * 3, std=(128.0,) * 3)
+DIGITS = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.3,), std=(78.6,))
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
+def test_it_is_torchvisions_resize_and_centre_crop(name: str) -> None:
+    reference = transforms.Compose(
+        [transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
+    )(photo(name))
+    difference = np.abs(IMAGENET.pixels(photo(name)).astype(float) - np.asarray(reference, dtype=float))
+    # torchvision rounds the resized side and the crop's corner to whole pixels: up to half a pixel of shift.
+    assert difference.mean() < 1.5
+
+
+def test_a_square_picture_is_torchvisions_to_the_last_level() -> None:
+    square = photo("astronaut")  # 512 x 512: nothing to round
+    reference = transforms.Compose(
+        [
+            transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.PILToTensor(),
+            transforms.Lambda(lambda pixels: pixels.float()),
+            transforms.Normalize(IMAGENET.mean, IMAGENET.std),
+        ]
+    )(square)
+    assert (IMAGENET(square) - reference).abs().max() <= 1 / 128 + 1e-6
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    digit = Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28))
+    pixels = DIGITS.pixels(digit)
+    assert pixels.shape == (32, 32, 1)
+    assert np.array_equal(pixels[2:-2, 2:-2, 0], np.asarray(digit))
+    assert pixels[:2].sum() == pixels[-2:].sum() == pixels[:, :2].sum() == pixels[:, -2:].sum() == 0
+    assert DIGITS(digit).shape == DIGITS.shape == (1, 32, 32)
+
+
+def test_normalising_is_one_line_of_numpy() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+    expected = ((pixels - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)).transpose(0, 3, 1, 2)
+    torch.testing.assert_close(IMAGENET.normalise(torch.from_numpy(pixels)), torch.from_numpy(expected).float())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 40), st.booleans(), st.sampled_from(["L", "RGB"]))
+def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode: str) -> None:
+    size = (short, long) if upright else (long, short)
+    for preprocess in (IMAGENET, DIGITS):
+        pixels = preprocess.pixels(Image.new(mode, size, "white"))
+        channels, height, width = preprocess.shape
+        assert pixels.shape == (height, width, channels)
+        assert pixels.dtype == np.uint8
+        assert pixels.max() == 255
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": (1.0,)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"size": (0, 10)},
+        {"crop_fraction": 0.0},
+        {"mode": "CMYK"},
+        {"colour": "RGB"},
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Preprocess.model_validate(IMAGENET.model_dump() | wrong)

@@ -1,0 +1,110 @@
+"""What every network of the registry can do. A new row is tested by being there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import checkpoint
+from models.lenet import TableConv2d
+from models.preprocess import Preprocess
+from models.registry import REGISTRY, build, configure
+from tests.models.helpers import run
+
+# More than 10 M parameters, or more than half a second.
+SLOW = {f"efficientnet-b{i}" for i in range(1, 8)} | {f"efficientnet-lite{i}" for i in range(1, 5)}
+# The smallest side in pixels, where it is not 32.
+SMALLEST = {"lenet1989": 16}
+# Settings that make two runs differ.
+RANDOM = {"dropout", "drop_connect"}
+BATCH = 4
+
+
+def zoo() -> Iterator[object]:
+    for name in REGISTRY:
+        yield pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+def smallest_images(name: str) -> Tensor:
+    side = SMALLEST.get(name, 32)
+    return torch.randn(BATCH, REGISTRY[name].config.in_channels, side, side)
+
+
+def expected_zeros(module: nn.Module) -> dict[str, Tensor]:
+    """Where a gradient has to be exactly zero: true for the weights that a connection table leaves out."""
+    return {
+        f"{name}.weight": (part.table == 0).expand_as(part.weight)
+        for name, part in module.named_modules()
+        if isinstance(part, TableConv2d)
+    }
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_forward_backward_save_load(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    overrides = {field.name: 0.0 for field in fields(REGISTRY[name].config) if field.name in RANDOM}
+    config = configure(name, overrides)
+    module = build(name, overrides)
+    images = smallest_images(name)
+
+    logits = run(module, images, config.num_classes)
+    assert logits.isfinite().all()
+
+    F.cross_entropy(logits, torch.arange(BATCH)).backward()  # type: ignore[no-untyped-call]
+    zeros = expected_zeros(module)
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{key} is not used"
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), f"{key} has no gradient"
+        if key in zeros:
+            assert not parameter.grad[zeros[key]].any(), f"{key} has gradients outside its table"
+
+    channels, height, width = images.shape[1:]
+    saved = checkpoint.save(
+        tmp_path,
+        module,
+        name=name,
+        description="untrained",
+        task=REGISTRY[name].task,
+        architecture=name,
+        config=asdict(config),
+        preprocess=Preprocess(
+            mode="L" if channels == 1 else "RGB", size=(height, width), mean=(0.0,) * channels, std=(1.0,) * channels
+        ),
+        classes=tuple(map(str, range(config.num_classes))),
+        data="none",
+        source="this test",
+        license="Apache-2.0",
+    )
+    loaded, card = checkpoint.load(tmp_path)
+    assert card == saved
+    assert not loaded.training
+    with torch.inference_mode():
+        assert torch.equal(run(loaded, images, config.num_classes), module.eval()(images))
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_wrong_shapes_are_refused(name: str) -> None:
+    module = build(name).eval()
+    good = smallest_images(name)
+    side = good.shape[-1]
+    wrong = {
+        "one channel more": torch.cat([good, good[:, :1]], dim=1),
+        "too small": good[:, :, : side - 1],
+        "too narrow": good[:, :, :, : side - 1],
+        "no batch": good[0],
+        "a dimension more": good[None],
+    }
+    for what, images in wrong.items():
+        with pytest.raises(ValueError, match="expected images of shape") as caught:
+            module(images)
+        message = str(caught.value)
+        assert f"[N, {good.shape[1]}, " in message, what  # the expected shape
+        assert f"{side}]" in message, what
+        assert str(list(images.shape)) in message, what  # the actual one

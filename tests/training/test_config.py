@@ -1,0 +1,70 @@
+"""Recipes: what they hold, what they refuse."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from training.config import Recipe, datasets_folder, load_recipe, runs_folder
+from training.errors import RecipeError
+
+RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_whole_and_named_as_its_file(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    # The resolved recipe is TOML again, and the same recipe.
+    assert Recipe.model_validate(tomllib.loads(tomli_w.dumps(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
+    overrides = ["train.epochs=7", "train.optimizer=sgd", 'name="other"', "augment.scale=[0.5, 2]"]
+    recipe = load_recipe(workshop / "recipe.toml", overrides)
+    assert (recipe.train.epochs, recipe.train.optimizer, recipe.name) == (7, "sgd", "other")
+    assert recipe.augment.scale == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=1", "unknown key train.epoch"),
+        ("colour=1", "unknown key colour"),
+        ("preprocess.sizes=[1, 1]", "unknown key preprocess.sizes"),
+        ("train.epochs=many", "train.epochs"),
+        ("train.epochs", "not of the form"),
+        ("name.first=1", "name is not a section"),
+        ("train.warmup_epochs=4", "must be below epochs"),
+        ("train.schedule=plateau", "no warm-up"),
+        ("train.schedule=stairs", "train.schedule"),
+        ("model.architecture=lenet6", "unknown architecture 'lenet6'"),
+        ("model.config={depth=3}", "no setting depth"),
+        ("preprocess.mean=[1, 2]", "need 1 values"),
+        ("train.lr=-1", "train.lr"),
+    ],
+)
+def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+        load_recipe(workshop / "recipe.toml", [override])
+
+
+@pytest.mark.parametrize("content", [None, b"name = ", b"\xff\xfe"], ids=["missing", "not TOML", "not UTF-8"])
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"recipe\.toml"):
+        load_recipe(path)
+
+
+def test_folders_come_from_the_environment_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VESTIBULE_DATASETS", raising=False)
+    monkeypatch.delenv("VESTIBULE_RUNS", raising=False)
+    assert (datasets_folder(), runs_folder()) == (Path("data"), Path("runs"))
+    monkeypatch.setenv("VESTIBULE_DATASETS", "/a")
+    monkeypatch.setenv("VESTIBULE_RUNS", "/b")
+    assert (datasets_folder(), runs_folder()) == (Path("/a"), Path("/b"))
