@@ -21,3 +21,11 @@ def test_good_pictures_between_bad_ones_are_answered_right(client: TestClient) -
         if number % 10 == 9:
             good = client.post(bad_inputs.URL, content=bad_inputs.coffee(), headers=bad_inputs.JPEG)
             assert bad_inputs.is_espresso(good), case.name
+
+
+@pytest.mark.parametrize("length", ["10000000000", "-1", "many"])
+def test_a_declared_length_is_judged_before_the_body_is_read(client: TestClient, length: str) -> None:
+    headers = bad_inputs.JPEG | {"content-length": length}
+    response = client.post(bad_inputs.URL, content=b"", headers=headers)
+    assert response.status_code == 413
+    assert response.json()["type"] == "urn:vestibule:problem:body-too-large"
