@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     arguments = parser.parse_args()
     data, labels = pictures()
+    if not data:
+        raise SystemExit(f"no MNIST under {datasets_folder()}: set VESTIBULE_DATASETS")
     started = time.perf_counter()
     answers = asyncio.run(classify_all(arguments.url, data, arguments.concurrency))
     seconds = time.perf_counter() - started

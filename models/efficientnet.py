@@ -46,7 +46,7 @@ def compound_scale(
     """Equation 3: (width, depth, resolution) at compound coefficient phi.
 
     Cost grows by (alpha beta^2 gamma^2)^phi ~ 2^phi. Width and depth multiply B0's; the resolution is in pixels. The
-    paper's B1-B7 were set by hand near phi = 0.5, 1, 2, ... 6: within 5 % to B3, from B4 on larger (B5-B7 by up to 18 %).
+    paper's B1-B7 were set by hand near phi = 0.5, 1, 2, ... 6: within 5 % up to B3, larger by up to 18 % from B4 on.
     """
     return beta**phi, alpha**phi, round(resolution * gamma**phi)
 

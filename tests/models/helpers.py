@@ -1,21 +1,12 @@
-"""What the tests of the networks share: a forward pass with checked shapes, and the comparison of two implementations."""
+"""What the tests of the networks share: a forward pass with checked shapes; comparing two implementations."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
-
-from models import checkpoint
-from models.card import ModelCard
-from models.preprocess import Preprocess
-from models.registry import build
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @jaxtyped(typechecker=beartype)
@@ -76,21 +67,3 @@ def parity(ours: nn.Module, theirs: nn.Module, images: Tensor, *, train: bool) -
     scale = b.abs().max()
     assert b.std(dim=0).mean() > 0.01 * scale, "every picture gets the same logits: the comparison shows nothing"
     return float((a - b).abs().max() / scale)
-
-
-def save_tiny(folder: Path, **changes: object) -> ModelCard:
-    """An untrained LeNet-1989 as a served model in `folder`; `changes` are fields of its card."""
-    torch.manual_seed(1989)
-    card: dict[str, object] = {
-        "name": "tiny",
-        "description": "untrained, for tests",
-        "task": "classify",
-        "architecture": "lenet1989",
-        "config": {"num_classes": 10, "in_channels": 1, "image_size": 16},
-        "preprocess": Preprocess(mode="L", size=(16, 16), mean=(127.5,), std=(127.5,)),
-        "classes": tuple("0123456789"),
-        "data": "none",
-        "source": "tests/models/helpers.py",
-        "license": "Apache-2.0",
-    }
-    return checkpoint.save(folder, build("lenet1989"), **(card | changes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
 from models.calibration import expected_calibration_error, fit_temperature
@@ -50,6 +50,13 @@ def test_ece_is_a_loop_over_bins() -> None:
             mean = sum(float(confidence[i]) for i in inside) / len(inside)
             expected += len(inside) / 3_000 * abs(right - mean)
     assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_ece_needs_finite_rows() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        expected_calibration_error(torch.empty(0, 2), torch.empty(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="finite"):
+        expected_calibration_error(torch.full((1, 2), torch.nan), torch.tensor([0]))
 
 
 def test_ece_by_hand() -> None:

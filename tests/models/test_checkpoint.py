@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_a_missing_half_is_refused(saved: Path, name: str) -> None:
         {"name": "../etc"},
         {"sha256": "short"},
         {"task": "dance"},
+        {"metrics": [{"name": "accuracy", "value": None, "data": "x"}]},
         {"architecture": "lenet6"},
         {"config": {"width": 3}},
         {"preprocess": {"mode": "RGB", "size": [16, 16], "mean": [0, 0, 0], "std": [1, 1, 1]}},
@@ -106,7 +108,7 @@ def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="Missing key"):
         checkpoint.load(saved)
     (saved / "model.safetensors").write_bytes(b"not safetensors")
-    edit(saved, sha256=checkpoint.hashlib.sha256(b"not safetensors").hexdigest())
+    edit(saved, sha256=hashlib.sha256(b"not safetensors").hexdigest())
     with pytest.raises(CheckpointError):
         checkpoint.load(saved)
 
@@ -116,7 +118,7 @@ def test_wrappers_and_memory_formats_leave_no_trace(tmp_path: Path) -> None:
     plain = build("lenet1989")
     wrapped = nn.Module()
     wrapped.module = nn.Module()
-    wrapped.module._orig_mod = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped.module._orig_mod = plain.to(memory_format=torch.channels_last)
     assert checkpoint.bare_state(wrapped).keys() == plain.state_dict().keys()
     assert checkpoint.serialise(wrapped) == checkpoint.serialise(build_again())
     save(tmp_path, wrapped)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from models.lenet import C3_TABLE, DIGIT_GLYPHS, H2_TABLE, EuclideanRBF, ScaledTanh, Subsampling, TableConv2d
@@ -23,7 +23,7 @@ def free_parameters(module: nn.Module) -> int:
 
 def per_layer(module: nn.Module) -> list[int]:
     """The counts of the layers that have parameters, from input to output; a UnitBias counts as a layer."""
-    parts = [*module.features, module.head]  # type: ignore[misc]
+    parts = [*module.get_submodule("features").children(), module.get_submodule("head")]
     return [count for part in parts if (count := free_parameters(part))]
 
 
@@ -109,16 +109,14 @@ def test_scaled_tanh() -> None:
     x = torch.linspace(0, 3, 3001, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), x)
-    assert abs(_at_maximum(x, curvature.abs()) - 1) < 0.02
-
-
-def _at_maximum(x: Tensor, y: Tensor) -> float:
-    return float(x[y.argmax()])
+    assert x.detach()[curvature.abs().argmax()] == pytest.approx(1, abs=0.02)
 
 
 def test_outside_the_picture_is_background() -> None:
     """LeNet-1989 pads with -1: a blank picture looks the same at its edge as in its middle."""
     module = build("lenet1989")
-    first = module.features[:2]  # type: ignore[index]
+    features = module.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    first = features[:2]
     maps = first(torch.full((1, 1, 16, 16), -1.0))
     torch.testing.assert_close(maps, maps[:, :, 4:5, 4:5].expand_as(maps))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -23,9 +25,13 @@ def test_it_is_torchvisions_resize_and_centre_crop(name: str) -> None:
     reference = transforms.Compose(
         [transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
     )(photo(name))
-    difference = np.abs(IMAGENET.pixels(photo(name)).astype(float) - np.asarray(reference, dtype=float))
-    # torchvision rounds the resized side and the crop's corner to whole pixels: up to half a pixel of shift.
-    assert difference.mean() < 1.5
+    expected = np.asarray(reference, dtype=float)
+    difference = np.abs(IMAGENET.pixels(photo(name)).astype(float) - expected).mean()
+    # torchvision rounds the resized side and the crop's corner to whole pixels. Where there is something to round
+    # (chelsea, rocket), that moves the window by up to half a pixel each: never more than by one.
+    exact = name in ("astronaut", "coffee")
+    one_pixel = np.abs(np.diff(expected, axis=1)).mean()
+    assert difference <= (0.02 if exact else 0.6 * one_pixel)
 
 
 def test_a_square_picture_is_torchvisions_to_the_last_level() -> None:
@@ -57,6 +63,16 @@ def test_normalising_is_one_line_of_numpy() -> None:
     torch.testing.assert_close(IMAGENET.normalise(torch.from_numpy(pixels)), torch.from_numpy(expected).float())
 
 
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1)])
+def test_an_absurd_picture_costs_no_more_than_a_square_one(size: tuple[int, int]) -> None:
+    grey = Image.new("RGB", size, (10, 200, 30))
+    started = time.process_time()
+    pixels = IMAGENET.pixels(grey)
+    assert time.process_time() - started < 0.5  # 30,000 rows of 224 would be 6.7 M pixels and more
+    assert pixels.shape == (224, 224, 3)
+    assert np.array_equal(np.unique(pixels.reshape(-1, 3), axis=0), [[10, 200, 30]])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 40), st.booleans(), st.sampled_from(["L", "RGB"]))
 def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode: str) -> None:
@@ -78,6 +94,8 @@ def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode:
         {"crop_fraction": 0.0},
         {"mode": "CMYK"},
         {"colour": "RGB"},
+        {"mean": (float("nan"), 0.0, 0.0)},
+        {"std": (float("inf"), 1.0, 1.0)},
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:

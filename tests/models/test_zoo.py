@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -26,9 +25,8 @@ RANDOM = {"dropout", "drop_connect"}
 BATCH = 4
 
 
-def zoo() -> Iterator[object]:
-    for name in REGISTRY:
-        yield pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+# Every row of the registry; those that take long are marked.
+ZOO = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in REGISTRY]
 
 
 def smallest_images(name: str) -> Tensor:
@@ -45,7 +43,7 @@ def expected_zeros(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", zoo())
+@pytest.mark.parametrize("name", ZOO)
 def test_forward_backward_save_load(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     overrides = {field.name: 0.0 for field in fields(REGISTRY[name].config) if field.name in RANDOM}
@@ -89,7 +87,17 @@ def test_forward_backward_save_load(name: str, tmp_path: Path) -> None:
         assert torch.equal(run(loaded, images, config.num_classes), module.eval()(images))
 
 
-@pytest.mark.parametrize("name", zoo())
+@pytest.mark.parametrize("name", ZOO)
+def test_features_feed_the_head(name: str) -> None:
+    torch.manual_seed(0)
+    module = build(name).eval()
+    images = smallest_images(name)
+    features, head = module.get_submodule("features"), module.get_submodule("head")
+    with torch.inference_mode():
+        assert torch.equal(head(features(images)), module(images))
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_wrong_shapes_are_refused(name: str) -> None:
     module = build(name).eval()
     good = smallest_images(name)

@@ -1,0 +1,53 @@
+"""The reference runtime against the module it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import runtime
+from models.registry import build
+from models.runtime import TorchRuntime, default_device, prepare
+
+CPU = torch.device("cpu")
+
+
+class Watcher(nn.Module):
+    """Answers in half precision and says how it was asked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked = (self.training, torch.is_inference_mode_enabled())
+        return x.flatten(1).half()
+
+
+def test_it_is_the_module_with_rows_in_order() -> None:
+    torch.manual_seed(0)
+    module = build("lenet5-relu", {"dropout": 0.5})  # a dropout that would show in train mode
+    images = torch.randn(5, 1, 32, 32)
+    ready = prepare(module, CPU)
+    outputs = ready(images)
+    with torch.no_grad():
+        assert torch.equal(outputs, module.eval()(images))
+    for row, image in zip(outputs, images, strict=True):
+        # Another batch size takes other kernels: the same but for rounding.
+        torch.testing.assert_close(ready(image[None])[0], row, rtol=1e-5, atol=1e-5)
+    assert ready.name == "torch-cpu-float32"
+
+
+def test_it_only_answers_and_in_float32() -> None:
+    watcher = Watcher()
+    outputs = TorchRuntime(watcher, CPU)(torch.ones(2, 1, 2, 2, requires_grad=True))
+    assert watcher.asked == (False, True)
+    assert (outputs.dtype, outputs.device, outputs.requires_grad) == (torch.float32, CPU, False)
+
+
+@pytest.mark.parametrize(("available", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_default_device(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert default_device() == torch.device(device)
+
+
+def test_without_a_device_it_takes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "default_device", lambda: CPU)
+    assert prepare(Watcher()).name == "torch-cpu-float32"
