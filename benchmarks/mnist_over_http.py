@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
 
 from training.config import datasets_folder
 

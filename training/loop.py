@@ -190,7 +190,6 @@ def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Ac
         save()
     while progress.step < train.epochs * task.steps_per_epoch:
         epoch, first = divmod(progress.step, task.steps_per_epoch)
-        lr = next(iter(task.learners.values())).lr
         bar = tqdm(
             range(first, task.steps_per_epoch),
             f"epoch {epoch + 1}/{train.epochs}",
@@ -203,7 +202,7 @@ def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Ac
             within = index + 1 < task.steps_per_epoch
             if within and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0:
                 save()
-        _end_epoch(task, run, accelerator, progress, lr)
+        _end_epoch(task, run, accelerator, progress)
         run.log(progress.history)
         save()
     run.finish(progress)
@@ -235,11 +234,12 @@ def _step(task: Task, progress: Progress, epoch: int, index: int, place: tuple[i
     progress.step += 1
 
 
-def _end_epoch(task: Task, run: Run, accelerator: Accelerator, progress: Progress, lr: float) -> None:
+def _end_epoch(task: Task, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     sums = _mean_over_processes(progress.statistics, accelerator)
     figures = task.validate()
     value = figures[task.monitor]
-    row = {"epoch": float(len(progress.history) + 1), "lr": lr}
+    # The rate that the epoch ended with: a resumed run may not know the one it began with.
+    row = {"epoch": float(len(progress.history) + 1), "lr": next(iter(task.learners.values())).lr}
     row |= {f"train/{name}": total / task.steps_per_epoch for name, total in sums.items()}
     row |= {f"validation/{name}": figure for name, figure in figures.items()}
     progress.history.append(row)

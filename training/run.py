@@ -19,7 +19,7 @@ import platform
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +99,9 @@ class Run:
             RunError: last.pt missing, damaged or incomplete; best.pt missing though there was a best; other processes.
         """
         state = self._load("last.pt", _LAST)
-        try:
-            state["progress"] = Progress(**state["progress"])
-        except TypeError as error:
-            raise RunError(f"{self.folder / 'last.pt'}: {error}") from error
+        # Progress(**...) would put a default where a part is missing.
+        self._check("last.pt", state["progress"], {part.name for part in fields(Progress)})
+        state["progress"] = Progress(**state["progress"])
         if state["processes"] != processes:
             raise RunError(f"the run was started with {state['processes']} processes, not {processes}")
         if state["progress"].best_epoch and self.load_best()["epoch"] < state["progress"].best_epoch:
@@ -139,9 +138,12 @@ class Run:
         if hashlib.sha256(data).digest() != sealed[-_DIGEST:]:
             raise RunError(f"{path} is damaged: its sha256 does not match")
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if state.keys() != keys:
-            raise RunError(f"{path} lacks or has too much: {', '.join(sorted(state.keys() ^ keys))}")
+        self._check(name, state, keys)
         return state
+
+    def _check(self, name: str, part: Mapping[str, Any], keys: set[str]) -> None:
+        if part.keys() != keys:
+            raise RunError(f"{self.folder / name} lacks or has too much: {', '.join(sorted(part.keys() ^ keys))}")
 
     def log(self, history: Sequence[Row]) -> None:
         """Write history.json, and its last row to TensorBoard. A row's `epoch` counts from 1."""
@@ -191,8 +193,12 @@ def _curves(progress: Progress, title: str) -> bytes:
     figure.suptitle(title)
     for number, (panel, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number)
-        for name in names:
-            axes.plot(epochs, [row[name] for row in progress.history], marker=".", label=name.partition("/")[0])
+        curves = {name.partition("/")[0]: [row[name] for row in progress.history] for name in names}
+        for label, curve in curves.items():
+            axes.plot(epochs, curve, marker=".", label=label)
+        values = [value for curve in curves.values() for value in curve]
+        if 0 < 20 * min(values) < max(values):
+            axes.set_yscale("log")
         axes.axvline(progress.best_epoch, color="grey", linestyle=":", label="best epoch")
         axes.set(title=panel, xlabel="epoch")
         axes.grid(alpha=0.3)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 from PIL import Image
 
@@ -97,6 +99,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty VESTIBULE_DATASETS and VESTIBULE_RUNS in a folder of the test's own: `data` and `runs`."""
     monkeypatch.setenv("VESTIBULE_DATASETS", str(tmp_path / "data"))
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for subprocesses, as `one_thread`
     return tmp_path
 
 
@@ -108,6 +111,15 @@ def workshop(folders: Path) -> Path:
     (folders / "data/strokes/test.parquet").write_bytes(b"not parquet: whoever opens this fails")
     (folders / "recipe.toml").write_text(RECIPE)
     return folders
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share out, and OpenMP's threads spin where others want the processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

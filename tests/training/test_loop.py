@@ -24,6 +24,12 @@ from training.seeds import derive, generator
 STEPS = 7
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred runs need no curves; test_run draws some."""
+    monkeypatch.setattr("training.run._curves", lambda progress, title: b"")
+
+
 def section(**changes: Any) -> TrainSection:
     return TrainSection(**({"epochs": 3, "batch_size": 4, "lr": 0.05, "checkpoint_steps": 3} | changes))
 
@@ -213,7 +219,7 @@ def _dies_in(name: str, at: int) -> Callable[[pytest.MonkeyPatch], None]:
 
 MOMENTS: dict[str, tuple[int | None, Callable[[pytest.MonkeyPatch], None] | None]] = {
     "first step": (0, None),
-    "between checkpoints": (STEPS + 5, None),
+    "between checkpoints": (STEPS + 4, None),
     "just after a checkpoint": (2 * STEPS + 4, None),
     "last step": (3 * STEPS - 1, None),
     "at a checkpoint": (None, _dies_in("save_last", 3)),
@@ -253,10 +259,10 @@ def test_wherever_it_dies_it_ends_the_same(tmp_path: Path, moment: str, changes:
 def test_a_resumed_run_takes_up_the_epoch_where_the_checkpoint_left_it(tmp_path: Path) -> None:
     settings = section()
     with pytest.raises(Crash):
-        train(Duel(settings, crash_at=STEPS + 5), tmp_path, settings)
+        train(Duel(settings, crash_at=STEPS + 4), tmp_path, settings)
     resumed = Duel(settings)
     train(resumed, tmp_path, settings, resume=True)
-    # Global step 12 died; step 9 was the last multiple of 3 to be written.
+    # It died after 11 steps of the run; step 9 was the last multiple of 3 to be written.
     assert resumed.seen[0] == (1, 2)
     assert len(resumed.seen) == 3 * STEPS - 9
 

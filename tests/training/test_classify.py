@@ -1,0 +1,190 @@
+"""The classifier's script, from a recipe to a served folder; killed; on two processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from models.registry import build
+from tests.training.conftest import CLASSES
+from training import classify, data
+from training.config import load_recipe
+from training.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def invoke(workshop: Path, *options: str) -> Result:
+    return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
+
+
+def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
+    result = invoke(workshop)
+    assert result.exit_code == 0, result.output
+    run = workshop / "runs/strokes"
+    module, card = checkpoint.load(run / "export/strokes")
+    assert (card.name, card.classes, card.task) == ("strokes", CLASSES, "classify")
+    assert (card.config["num_classes"], card.config["in_channels"], card.config["dropout"]) == (3, 1, 0.1)
+    recipe = load_recipe(workshop / "recipe.toml")
+    assert card.preprocess == recipe.preprocess
+    assert card.training is not None
+    assert card.training.recipe == recipe.model_dump(mode="json")
+    best = Run(run).load_best()
+    assert (card.training.best_epoch, card.training.epochs, card.training.processes) == (best["epoch"], 4, 1)
+    assert card.training.wall_time_s > 0
+
+    # The figures again, by a plain loop over the split that was held out.
+    images = data.load("strokes", "train", card.preprocess)
+    _, rows = data.stratified_split(images.labels, 30, seed=3)
+    right, surprise = 0, 0.0
+    for row in rows:
+        with torch.inference_mode():
+            logits = module(card.preprocess.normalise(torch.from_numpy(images.images[row].copy()))[None])[0]
+        likely = (logits / card.temperature).softmax(dim=0)
+        right += int(likely.argmax()) == images.labels[row]
+        surprise -= float(likely[images.labels[row]].log()) / 30
+    figures = {metric.name: metric.value for metric in card.metrics if "validation" in metric.data}
+    assert len(card.metrics) == len(figures)
+    assert figures["accuracy"] == pytest.approx(right / 30)
+    assert figures["nll"] == pytest.approx(surprise, abs=1e-5)
+    assert right > 20  # it has learnt something
+
+    # What is exported is the average of the best epoch, and the history says so.
+    assert all(torch.equal(v, module.state_dict()[k]) for k, v in best["networks"]["classifier"].items())
+    history = json.loads((run / "history.json").read_text())
+    assert len(history) == 4
+    assert history[best["epoch"] - 1]["validation/accuracy"] == max(row["validation/accuracy"] for row in history)
+    # `workshop` left a test file that nobody can read; it is still what it was.
+    assert (workshop / "data/strokes/test.parquet").read_bytes().startswith(b"not parquet")
+
+
+def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
+    switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
+    switches += ["train.precision=bf16", "train.channels_last=true", "train.clip_norm=1", "train.ema=0"]
+    switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
+    result = invoke(
+        workshop,
+        *(part for switch in switches for part in ("--set", switch)),
+        "--set",
+        "model.config={output='linear'}",
+    )
+    assert result.exit_code == 0, result.output
+    _, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
+    assert card.architecture == "lenet5"
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_mirrored_views_are_served_where_they_helped(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
+) -> None:
+    def logits(task: classify.Classification, network: object, *, flip: bool = False) -> Tensor:
+        right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
+        other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
+        return right if flip == helps else right + other
+
+    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
+    card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
+    assert card.tta == ("flip" if helps else "none")
+    assert ("accuracy_flip" in {metric.name for metric in card.metrics}) == helps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "train.speed=1"], "unknown key train.speed"),
+        (["--set", "data.name=ants"], "no train*.parquet"),
+        (["--set", "train.batch_size=101"], "a batch of 101 from 100 training pictures"),
+        (["--set", "data.validation=130"], "cannot cut 130 validation pictures from 130"),
+        (["--set", "train.lr=1e30", "--set", "train.optimizer=sgd"], "the loss is nan"),
+        (["--resume"], "there is no run to resume"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(workshop: Path, options: list[str], message: str) -> None:
+    result = invoke(workshop, *options)
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_run_is_not_trampled_on(workshop: Path) -> None:
+    once = ["--set", "train.epochs=2"]
+    assert invoke(workshop, *once).exit_code == 0
+    assert "already holds a run" in invoke(workshop, *once).output
+    assert "differs in train.lr" in invoke(workshop, *once, "--resume", "--set", "train.lr=1").output
+    assert invoke(workshop, *once, "--resume").exit_code == 0  # nothing left to do but the export
+    (workshop / "runs/strokes/last.pt").unlink()
+    assert "last.pt: No such file" in invoke(workshop, *once, "--resume").output
+    assert invoke(workshop, *once, "--overwrite").exit_code == 0
+    assert invoke(workshop, *once, "--run", "other").exit_code == 0
+
+
+def command(workshop: Path, run: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "training.classify", str(workshop / "recipe.toml"), "--run", run, *options]
+
+
+def digest(workshop: Path, run: str) -> str:
+    return hashlib.sha256((workshop / "runs" / run / "export/strokes/model.safetensors").read_bytes()).hexdigest()
+
+
+def test_killed_twice_in_mid_epoch_it_ends_with_the_same_weights(workshop: Path) -> None:
+    longer = ["--set", "train.epochs=12", "--set", "train.checkpoint_steps=1"]
+    assert invoke(workshop, "--run", "unbroken", *longer).exit_code == 0
+    broken, options, stood_at = Run(workshop / "runs/broken"), longer, []
+    for target in (15, 55):  # ten steps an epoch
+        process = subprocess.Popen(command(workshop, "broken", *options), cwd=ROOT)
+        while not _stands_at(broken, target):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        stood_at.append(broken.load_last(1)["progress"].step)
+        assert not (broken.folder / "export").exists()
+        options = [*longer, "--resume"]
+    assert all(15 <= step < 120 for step in stood_at)
+    subprocess.run(command(workshop, "broken", *options), cwd=ROOT, check=True)
+    assert digest(workshop, "broken") == digest(workshop, "unbroken")
+
+
+def _stands_at(run: Run, step: int) -> bool:
+    return (run.folder / "last.pt").exists() and run.load_last(1)["progress"].step >= step
+
+
+def test_two_processes_train_what_one_does(workshop: Path) -> None:
+    # Without what each process draws for itself; what is left of a difference is the order of sums.
+    plain = ["augment={}", "model.config={}", "train.epochs=2"]
+    options = [part for change in plain for part in ("--set", change)]
+    # accelerate's --cpu would start one process (see training.classify).
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two = command(workshop, "two", *options)
+    subprocess.run([*launch, *two[1:]], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert invoke(workshop, "--run", "one", *options).exit_code == 0
+    cards = [checkpoint.read_card(workshop / "runs" / run / "export/strokes") for run in ("one", "two")]
+    assert [card.training.processes for card in cards if card.training] == [1, 2]
+    histories = [json.loads((workshop / "runs" / run / "history.json").read_text()) for run in ("one", "two")]
+    for alone, shared in zip(*histories, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-3)
+    states = [
+        safetensors.torch.load_file(workshop / "runs" / run / "export/strokes/model.safetensors")
+        for run in ("one", "two")
+    ]
+    start = build("lenet5-relu", {"num_classes": 3}).state_dict()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
+        assert not np.allclose(value, start[name], atol=1e-3)

@@ -1,0 +1,107 @@
+"""Measuring exported weights on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from models import checkpoint
+from models.card import Metric, ModelCard
+from models.registry import build
+from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from training.evaluate import cli, measure_classifier
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+@pytest.fixture
+def exported(folders: Path) -> Path:
+    """An untrained network with a temperature and mirrored views, 20 test strokes, and two old figures in its card."""
+    pictures, labels = strokes(20, seed=4)
+    write_parquet(folders / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
+    torch.manual_seed(0)
+    old = [Metric(name="accuracy", value=0.0, data=where) for where in ("strokes test (20)", "strokes validation")]
+    checkpoint.save(
+        folders / "weights",
+        build("lenet5-relu", {"num_classes": 3}),
+        name="strokes",
+        description="untrained",
+        task="classify",
+        architecture="lenet5-relu",
+        config={"num_classes": 3},
+        preprocess=GREY,
+        classes=CLASSES,
+        temperature=0.5,
+        tta="flip",
+        metrics=old,
+        data="none",
+        source="a test",
+        license="Apache-2.0",
+    )
+    return folders / "weights"
+
+
+def plain_accuracy(folder: Path, *, flip: bool) -> float:
+    module, card = checkpoint.load(folder)
+    right = 0
+    for picture, label in zip(*strokes(20, seed=4), strict=True):
+        image = card.preprocess(picture)[None]
+        with torch.inference_mode():
+            likely = (module(image) / card.temperature).softmax(dim=1)
+            if flip:
+                likely = likely + (module(image.flip(-1)) / card.temperature).softmax(dim=1)
+        right += int(likely.argmax()) == label
+    return right / 20
+
+
+def test_figures_are_those_of_a_plain_loop(exported: Path) -> None:
+    _, metrics = measure_classifier(exported, "strokes")
+    figures = {metric.name: metric.value for metric in metrics}
+    assert figures.keys() == {f"{name}{tail}" for name in ("accuracy", "nll", "ece") for tail in ("", "_flip")}
+    assert figures["accuracy"] == pytest.approx(plain_accuracy(exported, flip=False))
+    assert figures["accuracy_flip"] == pytest.approx(plain_accuracy(exported, flip=True))
+
+
+def test_write_replaces_the_old_figure_and_nothing_else(exported: Path) -> None:
+    before, weights = checkpoint.read_card(exported), (exported / checkpoint.WEIGHTS_FILE).read_bytes()
+    arguments = ["classify", str(exported), "--data", "strokes"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert checkpoint.read_card(exported) == before
+    assert CliRunner().invoke(cli, [*arguments, "--write"]).output == shown.output
+    after = checkpoint.read_card(exported)
+    assert [m.data for m in after.metrics if m.name == "accuracy"] == ["strokes validation", "strokes test (20)"]
+    assert after.metrics[0] == before.metrics[1]
+    assert after.model_copy(update={"metrics": ()}) == before.model_copy(update={"metrics": ()})
+    assert (exported / checkpoint.WEIGHTS_FILE).read_bytes() == weights
+
+
+def test_other_classes_are_refused(exported: Path, folders: Path) -> None:
+    write_parquet(folders / "data/ants/test.parquet", [png(strokes(1)[0][0])], [0], ("red", "black", "wood"))
+    result = CliRunner().invoke(cli, ["classify", str(exported), "--data", "ants"])
+    assert result.exit_code == 1
+    assert "error: ants has the classes" in result.output
+
+
+def test_a_folder_without_a_model_is_refused(folders: Path) -> None:
+    result = CliRunner().invoke(cli, ["classify", str(folders), "--data", "strokes"])
+    assert result.exit_code == 1
+    assert "card.json" in result.output
+
+
+@pytest.mark.data
+def test_the_shipped_lenet_is_as_good_as_its_card_says(
+    datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VESTIBULE_DATASETS", str(datasets("mnist").parent))
+    monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path))
+    card: ModelCard
+    card, metrics = measure_classifier(WEIGHTS / "lenet5-mnist", "mnist")
+    said = {metric.name: metric.value for metric in card.metrics if metric.data == "mnist test (10,000)"}
+    found = {metric.name: metric.value for metric in metrics}
+    assert found == pytest.approx(said, abs=5e-4)
+    assert found["accuracy"] >= 0.990
