@@ -205,6 +205,7 @@ def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Ac
         _end_epoch(task, run, accelerator, progress)
         run.log(progress.history)
         save()
+    accelerator.wait_for_everyone()  # what follows may read best.pt, which the main process has only now written
     run.finish(progress)
     return progress
 

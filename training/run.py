@@ -197,10 +197,11 @@ def _curves(progress: Progress, title: str) -> bytes:
         for label, curve in curves.items():
             axes.plot(epochs, curve, marker=".", label=label)
         values = [value for curve in curves.values() for value in curve]
-        if 0 < 20 * min(values) < max(values):
+        if panel != "lr" and 0 < 20 * min(values) < max(values):
             axes.set_yscale("log")
         axes.axvline(progress.best_epoch, color="grey", linestyle=":", label="best epoch")
         axes.set(title=panel, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()
