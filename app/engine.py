@@ -114,7 +114,7 @@ class Engine:
         try:
             # Shielded: a caller that leaves must not take the load from those who wait with it.
             return await asyncio.shield(load)
-        except checkpoint.CheckpointError as error:
+        except ValueError as error:  # a CheckpointError, or a card whose preprocessing the network cannot read
             self._loads.pop(card.name, None)
             log.error("model_refused", model=card.name, error=str(error))
             raise NotReady(f"the files of {card.name} are not whole") from error

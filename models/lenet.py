@@ -7,8 +7,9 @@ LeNet-1989: LeCun et al., "Backpropagation Applied to Handwritten Zip Code Recog
 
 LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86, 1998.
     Input [N, 1, 32, 32], output [N, 10]; 60,000 free parameters.
-    Deviation: the RBF codes are this file's own 7x12 drawings of the digits, in the style of the paper's figure 3; the
-    paper prints its bitmaps as a picture only.
+    Deviations: the RBF codes are this file's own 7x12 drawings of the digits, in the style of the paper's figure 3; the
+    paper prints its bitmaps as a picture only. Subsampling takes the mean of a window where the paper takes the sum,
+    which its gain makes up for. Weights start as torch's layers do, not uniform in +-2.4 / fan-in.
 
 `LeNet5Config` reaches from the paper's form (scaled tanh, trainable subsampling, table I, RBF output) to the form that
 textbooks teach (ReLU, max-pooling, full connections, linear output).

@@ -182,6 +182,7 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 def _curves(progress: Progress, title: str) -> bytes:
     """A PNG with a panel for each figure, its `train/` and `validation/` curves in it, the best epoch marked."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels: dict[str, list[str]] = {}
     for name in progress.history[-1]:
@@ -201,7 +202,7 @@ def _curves(progress: Progress, title: str) -> bytes:
             axes.set_yscale("log")
         axes.axvline(progress.best_epoch, color="grey", linestyle=":", label="best epoch")
         axes.set(title=panel, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()

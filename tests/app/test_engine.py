@@ -216,3 +216,19 @@ def test_tta_is_the_mean_over_the_mirror_image(settings: Settings) -> None:
 
 def test_the_shipped_default_is_installed() -> None:
     assert checkpoint.read_card(PROJECT / "weights" / Settings().default_classifier).task == "classify"
+
+
+def test_a_card_whose_preprocessing_does_not_fit_the_network_is_not_ready(settings: Settings) -> None:
+    folder = settings.weights / "tiny"
+    card = checkpoint.read_card(folder)
+    wrong = card.preprocess.model_copy(update={"size": (28, 28)})
+    checkpoint.write_card(folder, card.model_copy(update={"preprocess": wrong}))
+
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        with pytest.raises(NotReady, match="not whole"):
+            await engine.model("tiny", "classify")
+        assert engine.loaded("tiny") is None
+        await engine.stop()
+
+    asyncio.run(scenario())

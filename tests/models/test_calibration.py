@@ -64,3 +64,9 @@ def test_ece_by_hand() -> None:
     labels = torch.tensor([0, 1, 1, 1])
     # Half right at 0.9, all right at 0.8: (0.4 + 0.2) / 2.
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
+
+
+def test_a_confidence_on_the_edge_belongs_to_the_bin_below() -> None:
+    probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
+    # Bins (0, 0.5] and (0.5, 1]: wrong at 0.5 and right at 0.75 do not cancel. (0.5 + 0.25) / 2.
+    assert expected_calibration_error(probabilities, torch.tensor([1, 0]), bins=2) == pytest.approx(0.375)
