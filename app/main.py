@@ -43,7 +43,6 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("vestibule"),
         lifespan=lifespan,
         redoc_url=None,
-        responses=errors.describe(),
     )
     app.state.settings = settings
     app.state.engine = engine

@@ -107,11 +107,7 @@ class MBConv(nn.Module):
     ):
         super().__init__()
         inputs, outputs = shape
-        conv_norm_act = partial(
-            ConvNormAct,
-            norm=partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum),
-            conv=SameConv2d if config.padding == "same" else nn.Conv2d,
-        )
+        conv_norm_act = _conv_norm_act(config)
         activation = _activation(config)
         expanded = inputs * expansion
         layers: list[nn.Module] = []
@@ -133,6 +129,15 @@ class MBConv(nn.Module):
 
 def _activation(config: EfficientNetConfig) -> Callable[[], nn.Module]:
     return partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True)
+
+
+def _conv_norm_act(config: EfficientNetConfig) -> partial[ConvNormAct]:
+    """The variant's convolution with its normalisation and padding."""
+    return partial(
+        ConvNormAct,
+        norm=partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum),
+        conv=SameConv2d if config.padding == "same" else nn.Conv2d,
+    )
 
 
 def _stages(config: EfficientNetConfig) -> list[nn.Module]:
@@ -162,12 +167,7 @@ class EfficientNet(nn.Module):
             raise ValueError(f"strides needs {len(STAGES)} numbers, got {len(config.strides)}")
         self.config = config
         end_width = config.width if config.scale_ends else 1.0
-        conv_norm_act = partial(
-            ConvNormAct,
-            norm=partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum),
-            activation=_activation(config),
-            conv=SameConv2d if config.padding == "same" else nn.Conv2d,
-        )
+        conv_norm_act = partial(_conv_norm_act(config), activation=_activation(config))
         stem = round_channels(STEM_CHANNELS * end_width)
         last = round_channels(STAGES[-1][2] * config.width)
         top = round_channels(HEAD_CHANNELS * end_width)
