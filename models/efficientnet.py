@@ -71,6 +71,11 @@ class EfficientNetConfig:
     stem_stride: int = 2
     strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
 
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the smallest picture that every stage can still halve."""
+        return self.stem_stride * math.prod(self.strides)
+
 
 class SameConv2d(nn.Conv2d):
     """TensorFlow's SAME padding: output ceil(size / stride), an odd pixel of padding at the right and the bottom."""
@@ -159,7 +164,7 @@ def _stages(config: EfficientNetConfig) -> list[nn.Module]:
 
 
 class EfficientNet(nn.Module):
-    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= 32, best at `config.image_size`."""
+    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`, best at `config.image_size`."""
 
     def __init__(self, config: EfficientNetConfig):
         super().__init__()
@@ -183,7 +188,7 @@ class EfficientNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, 32)
+        check_images(images, self.config.in_channels, self.config.smallest)
         logits: Tensor = self.head(self.features(images))
         return logits
 

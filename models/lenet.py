@@ -131,6 +131,11 @@ class LeNet1989Config:
     in_channels: int = 1
     image_size: int = 16
 
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the pictures it reads."""
+        return self.image_size
+
 
 class LeNet1989(nn.Module):
     """[N, 1, 16, 16] -> logits [N, num_classes]. Background is -1, ink +1, in the paper."""
@@ -174,6 +179,11 @@ class LeNet5Config:
     connections: Literal["table", "full"] = "table"
     output: Literal["rbf", "linear"] = "rbf"
     dropout: float = 0.0
+
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the pictures it reads."""
+        return self.image_size
 
 
 def _activation(config: LeNet5Config) -> nn.Module:

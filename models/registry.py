@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from torch import nn
 
-from models import efficientnet, lenet
+from models import alexnet, densenet, efficientnet, inception, lenet, resnet, vgg
 
 Task = Literal["classify"]
 
@@ -24,6 +24,10 @@ class Architecture:
     task: Task
 
 
+def _family(variants: Mapping[str, Any], build: Callable[[Any], nn.Module]) -> dict[str, Architecture]:
+    return {name: Architecture(config, build, "classify") for name, config in variants.items()}
+
+
 REGISTRY: dict[str, Architecture] = {
     "lenet1989": Architecture(lenet.LeNet1989Config(), lenet.LeNet1989, "classify"),
     "lenet5": Architecture(lenet.LeNet5Config(), lenet.LeNet5, "classify"),
@@ -32,10 +36,13 @@ REGISTRY: dict[str, Architecture] = {
         lenet.LeNet5,
         "classify",
     ),
-    **{
-        name: Architecture(config, efficientnet.EfficientNet, "classify")
-        for name, config in efficientnet.VARIANTS.items()
-    },
+    **_family(alexnet.VARIANTS, alexnet.AlexNet),
+    **_family(vgg.VARIANTS, vgg.VGG),
+    **_family(inception.VARIANTS, inception.InceptionV1),
+    "inception-v3": Architecture(inception.InceptionV3Config(), inception.InceptionV3, "classify"),
+    **_family(resnet.VARIANTS, resnet.ResNet),
+    **_family(densenet.VARIANTS, densenet.DenseNet),
+    **_family(efficientnet.VARIANTS, efficientnet.EfficientNet),
 }
 
 

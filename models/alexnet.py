@@ -1,0 +1,185 @@
+"""AlexNet: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012.
+
+Input [N, in_channels, H, W] (H, W >= 63, made for 224), output [N, num_classes]. `alexnet2012` is the paper's network:
+ReLU, local response normalisation, overlapping pooling, two towers, dropout; each of them is a switch. `alexnet` is the
+one-tower form as torchvision publishes it, after Krizhevsky, "One weird trick for parallelizing convolutional neural
+networks", 2014.
+
+Deviations: 224 pixels, a kernel of 11 and a stride of 4 do not make the paper's 55x55 maps, so 2 pixels of padding do.
+Two towers are two groups of channels in one convolution. The last maps are averaged to `pool_size` x `pool_size`, which
+changes nothing at 224 and lets other sizes in. Small pictures (CIFAR) take another `stem`, narrower `hidden` layers and
+a smaller `pool_size`.
+
+The paper's pixels are 0 to 255 less their mean. With pixels of unit variance its normalisation has almost nothing to
+do, since alpha is that small, and its initial weights give a far weaker signal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import check_images
+
+
+@dataclass(frozen=True)
+class AlexNetConfig:
+    """The defaults are the paper's network.
+
+    `channels` are the five convolutions' outputs, `stem` the first one's kernel, stride and padding in pixels, `hidden`
+    the widths of the fully connected layers before the classifier. `overlapping_pooling` is a window of 3 with stride
+    2, without it a window of 2. With 2 `groups` the second, fourth and fifth convolution see their own tower only.
+    `dropout` acts on the outputs of the hidden layers, as the paper has it, or on their inputs, as torchvision does.
+    `init` is the paper's N(0, 0.01^2), He et al. 2015 or what torch gives its layers.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    channels: tuple[int, ...] = (96, 256, 384, 384, 256)
+    stem: tuple[int, int, int] = (11, 4, 2)
+    hidden: tuple[int, ...] = (4096, 4096)
+    pool_size: int = 6
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
+    local_response_norm: bool = True
+    overlapping_pooling: bool = True
+    groups: Literal[1, 2] = 2
+    dropout: float = 0.5
+    dropout_on: Literal["outputs", "inputs"] = "outputs"
+    init: Literal["paper", "he", "torch"] = "paper"
+
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the smallest picture that leaves one pixel after the third pooling."""
+        kernel, stride, padding = self.stem
+        side = 15 if self.overlapping_pooling else 8  # the first convolution's output: 15 -> 7 -> 3 -> 1
+        return max(1, (side - 1) * stride + kernel - 2 * padding)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers in one picture's pooled maps, then in each hidden layer; the last are its features."""
+        return (self.channels[-1] * self.pool_size**2, *self.hidden)
+
+
+class LocalResponseNorm(nn.Module):
+    """Section 3.3: x_i / (2 + 1e-4 * sum of x_j^2 over the five channels around i)^0.75.
+
+    torch's own layer means the squares where the paper sums them, and takes about three times as long on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same."""
+        squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))  # [N, C + 4, H, W]
+        nearby = reduce(torch.add, (squares[:, i : i + x.shape[1]] for i in range(5)))
+        root = torch.rsqrt(2.0 + 1e-4 * nearby)  # to the -0.5; its own root adds the -0.25
+        return x * (root * root.sqrt())
+
+
+def _activation(config: AlexNetConfig) -> nn.Module:
+    if config.activation == "relu":
+        return nn.ReLU(inplace=True)
+    return nn.Tanh() if config.activation == "tanh" else nn.Sigmoid()
+
+
+def _convolutions(config: AlexNetConfig) -> list[nn.Module]:
+    """Five convolutions; the first two are normalised and pooled, the last is pooled."""
+    layers: list[nn.Module] = []
+    shapes = [config.stem, (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
+    inputs = config.in_channels
+    for number, ((kernel, stride, padding), outputs) in enumerate(zip(shapes, config.channels, strict=True), start=1):
+        groups = config.groups if number in (2, 4, 5) else 1
+        layers.append(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups))
+        layers.append(_activation(config))
+        if config.local_response_norm and number in (1, 2):
+            layers.append(LocalResponseNorm())
+        if number in (1, 2, 5):
+            layers.append(nn.MaxPool2d(3 if config.overlapping_pooling else 2, stride=2))  # 55 -> 27 -> 13 -> 6
+        inputs = outputs
+    return layers
+
+
+def _hidden(config: AlexNetConfig) -> list[nn.Module]:
+    """The fully connected layers; dropout on the last one's output is the head's."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(config.widths):
+        if layers or config.dropout_on == "inputs":
+            layers.append(nn.Dropout(config.dropout))
+        layers += [nn.Linear(inputs, outputs), _activation(config)]
+    return layers
+
+
+class AlexNet(nn.Module):
+    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
+
+    def __init__(self, config: AlexNetConfig):
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.features = nn.Sequential(
+            *_convolutions(config),  # [N, 256, 6, 6]
+            nn.AdaptiveAvgPool2d(config.pool_size),  # [N, 256, 6, 6]
+            nn.Flatten(),  # [N, 9216]
+            *_hidden(config),  # [N, 4096]
+        )
+        classifier = nn.Linear(config.widths[-1], config.num_classes)
+        drops = [nn.Dropout(config.dropout)] if config.dropout_on == "outputs" else []
+        self.head = nn.Sequential(*drops, classifier)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes]."""
+        check_images(images, self.config.in_channels, self.config.smallest)
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def _check(config: AlexNetConfig) -> None:
+    if len(config.channels) != 5 or min(config.channels) < 1:
+        raise ValueError(f"channels needs 5 numbers >= 1, got {config.channels}")
+    if any(channels % config.groups for channels in config.channels):
+        raise ValueError(f"{config.groups} groups need channels that they divide, got {config.channels}")
+    kernel, stride, padding = config.stem
+    if kernel < 1 or stride < 1 or not 0 <= padding < kernel:
+        raise ValueError(f"stem needs a kernel and a stride >= 1 and a padding below the kernel, got {config.stem}")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ValueError(f"hidden needs one or more numbers >= 1, got {config.hidden}")
+    if config.pool_size < 1:
+        raise ValueError(f"pool_size must be >= 1, got {config.pool_size}")
+
+
+def _initialise(network: AlexNet) -> None:
+    """The paper's: weights N(0, 0.01^2), biases 0 in the first and third convolution and the classifier, elsewhere 1.
+
+    He's: weights N(0, 2 / fan-in), biases 0.
+    """
+    init = network.config.init
+    if init == "torch":
+        return
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    unbiased = (layers[0], layers[2], layers[-1])
+    for layer in layers:
+        if init == "he":
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(layer.weight, std=0.01)
+        if layer.bias is not None:
+            # A positive bias gives the ReLU after it something to learn from early.
+            nn.init.constant_(layer.bias, 0.0 if init == "he" or layer in unbiased else 1.0)
+
+
+VARIANTS = {
+    "alexnet": AlexNetConfig(
+        channels=(64, 192, 384, 256, 256),
+        local_response_norm=False,
+        groups=1,
+        dropout_on="inputs",
+        init="torch",
+    ),
+    "alexnet2012": AlexNetConfig(),
+}

@@ -1,0 +1,184 @@
+"""ResNet: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+Input [N, in_channels, H, W], output [N, num_classes]. ResNet-18 to 152 are the paper's ImageNet networks (table 1;
+H, W >= 32, made for 224), ResNet-20 to 110 its CIFAR networks of 6n + 2 layers (section 4.2; H, W >= 8, made for 32).
+`plain` takes the shortcuts away and leaves the rest as it is: the paper's control.
+
+Deviations: a bottleneck that downsamples has its stride in the 3x3 convolution, not in the first 1x1, as the weights
+that torchvision publishes expect. The small form's other stems, its widths and depths are settings, so that a wide and
+shallow network for CIFAR is a configuration, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import ConvNormAct, check_images
+
+RELU = partial(nn.ReLU, inplace=True)
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The defaults are ResNet-50. `depths` counts the blocks of each stage, `widths` their 3x3 convolutions' channels.
+
+    `stem`: `imagenet` is 7x7 with stride 2 and a 3x3 max-pool, `small` one 3x3 convolution of `widths[0]` channels,
+    `small-pool` that with a 2x2 max-pool after it. `shortcut` is what a block's skip does where shapes change: the
+    paper's option B, a 1x1 `projection`, or its option A, `pad`: every second pixel and channels of zeros.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Literal["imagenet", "small", "small-pool"] = "imagenet"
+    shortcut: Literal["projection", "pad"] = "projection"
+    plain: bool = False
+    dropout: float = 0.0
+
+    @property
+    def expansion(self) -> int:
+        """A block's output channels for each channel of its width."""
+        return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the smallest picture that every stage can still halve."""
+        return 1 << (len(self.widths) + {"imagenet": 1, "small": 0, "small-pool": 1}[self.stem])
+
+
+class PadShortcut(nn.Module):
+    """Option A: every `stride`-th pixel, and zeros for the channels that are new. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.new_channels = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
+        before = self.new_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
+
+
+class ResidualBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)), batch norm after each convolution; without the sum in a plain network."""
+
+    def __init__(self, config: ResNetConfig, in_channels: int, width: int, stride: int):
+        super().__init__()
+        out_channels = width * config.expansion
+        if config.block == "basic":
+            self.branch = nn.Sequential(
+                ConvNormAct(in_channels, width, 3, stride=stride, activation=RELU),  # [N, width, H/s, W/s]
+                ConvNormAct(width, width, 3),
+            )
+        else:
+            self.branch = nn.Sequential(
+                ConvNormAct(in_channels, width, 1, activation=RELU),  # [N, width, H, W]
+                ConvNormAct(width, width, 3, stride=stride, activation=RELU),  # [N, width, H/s, W/s]
+                ConvNormAct(width, out_channels, 1),  # [N, 4 width, H/s, W/s]
+            )
+        self.shortcut = None if config.plain else _shortcut(config, in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, width * expansion, ceil(H/s), ceil(W/s)]."""
+        y: Tensor = self.branch(x)
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+def _shortcut(config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if config.shortcut == "projection":
+        return ConvNormAct(in_channels, out_channels, 1, stride=stride)
+    return PadShortcut(in_channels, out_channels, stride)
+
+
+def _stem(config: ResNetConfig) -> list[nn.Module]:
+    width = config.widths[0]
+    if config.stem == "imagenet":
+        return [
+            ConvNormAct(config.in_channels, width, 7, stride=2, activation=RELU),  # [N, 64, H/2, W/2]
+            nn.MaxPool2d(3, stride=2, padding=1),  # [N, 64, H/4, W/4]
+        ]
+    convolution = ConvNormAct(config.in_channels, width, 3, activation=RELU)  # [N, width, H, W]
+    return [convolution] if config.stem == "small" else [convolution, nn.MaxPool2d(2)]
+
+
+def _stages(config: ResNetConfig) -> list[nn.Module]:
+    """Every stage but the first begins with a block of stride 2."""
+    stages: list[nn.Module] = []
+    channels = config.widths[0]
+    for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        blocks = []
+        for block in range(depth):
+            blocks.append(ResidualBlock(config, channels, width, stride=2 if number and not block else 1))
+            channels = width * config.expansion
+        stages.append(nn.Sequential(*blocks))
+    return stages
+
+
+class ResNet(nn.Module):
+    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        if not config.depths or len(config.depths) != len(config.widths) or min(config.depths + config.widths) < 1:
+            raise ValueError(f"depths {config.depths} and widths {config.widths} need one number >= 1 for each stage")
+        if config.shortcut == "pad" and config.block == "basic" and list(config.widths) != sorted(config.widths):
+            raise ValueError(f"a padded shortcut cannot lose channels, as widths {config.widths} ask")
+        self.config = config
+        self.features = nn.Sequential(
+            *_stem(config),  # [N, widths[0], H/4, W/4]; small: H, W
+            *_stages(config),  # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),  # [N, widths[-1] * expansion]
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(config.widths[-1] * config.expansion, config.num_classes)
+        )
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes]."""
+        check_images(images, self.config.in_channels, self.config.smallest)
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def _initialise(module: nn.Module) -> None:
+    """Convolutions N(0, 2 / fan-out), as He et al. 2015 and the released code do; the rest as torch does."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _cifar(layers: int) -> ResNetConfig:
+    """6n + 2 layers: n basic blocks in each of three stages of 16, 32 and 64 channels."""
+    return ResNetConfig(
+        num_classes=10,
+        image_size=32,
+        block="basic",
+        depths=((layers - 2) // 6,) * 3,
+        widths=(16, 32, 64),
+        stem="small",
+        shortcut="pad",
+    )
+
+
+VARIANTS = {
+    "resnet18": ResNetConfig(block="basic", depths=(2, 2, 2, 2)),
+    "resnet34": ResNetConfig(block="basic", depths=(3, 4, 6, 3)),
+    "resnet50": ResNetConfig(depths=(3, 4, 6, 3)),
+    "resnet101": ResNetConfig(depths=(3, 4, 23, 3)),
+    "resnet152": ResNetConfig(depths=(3, 8, 36, 3)),
+    **{f"resnet{layers}": _cifar(layers) for layers in (20, 32, 56, 110)},
+}

@@ -1,0 +1,143 @@
+"""VGG: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
+
+Input [N, in_channels, H, W] (H, W >= 32 with five stages, made for 224), output [N, num_classes]. Every convolution is
+3x3 and keeps the size; a 2x2 max-pool ends each stage. VGG-11, 13, 16 and 19 are table 1's columns A, B, D and E.
+
+Deviations: the last maps are averaged to `pool_size` x `pool_size`, which changes nothing at 224 and lets other sizes
+in; convolutions start as He et al. 2015 have it, where the paper starts the deep networks from trained shallow ones;
+`-bn` adds batch normalisation, which is younger than the paper, and keeps the convolutions' biases, as the weights that
+torchvision publishes expect. Small pictures (CIFAR) take fewer `stages`, no `hidden` layers and a `pool_size` of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from models.blocks import check_images
+
+
+@dataclass(frozen=True)
+class VGGConfig:
+    """The defaults are VGG-16. `stages` holds the output channels of each convolution, a tuple for each stage.
+
+    `hidden` are the widths of the fully connected layers before the classifier; `dropout` follows each of them, or the
+    pooled features where there are none. A `pool_size` of 1 is global average pooling.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    stages: tuple[tuple[int, ...], ...] = (
+        (64, 64),
+        (128, 128),
+        (256, 256, 256),
+        (512, 512, 512),
+        (512, 512, 512),
+    )
+    batch_norm: bool = False
+    hidden: tuple[int, ...] = (4096, 4096)
+    dropout: float = 0.5
+    pool_size: int = 7
+
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the smallest picture that every stage can still halve."""
+        return 1 << len(self.stages)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers in one picture's pooled maps, then in each hidden layer; the last are its features."""
+        return (self.stages[-1][-1] * self.pool_size**2, *self.hidden)
+
+
+def _stages(config: VGGConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    inputs = config.in_channels
+    for stage in config.stages:
+        for outputs in stage:
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.ReLU(inplace=True))
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))  # [N, stage[-1], H/2, W/2]
+    return layers
+
+
+def _hidden(config: VGGConfig) -> list[nn.Module]:
+    """The fully connected layers with the dropout between them; the head drops the last one's."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(config.widths):
+        if layers:
+            layers.append(nn.Dropout(config.dropout))
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+    return layers
+
+
+class VGG(nn.Module):
+    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`.
+
+    The features are the last hidden layer's, [N, hidden[-1]], or the pooled maps, where there is no hidden layer.
+    """
+
+    def __init__(self, config: VGGConfig):
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.features = nn.Sequential(
+            *_stages(config),  # [N, 512, H/32, W/32]
+            nn.AdaptiveAvgPool2d(config.pool_size),  # [N, 512, 7, 7]
+            nn.Flatten(),  # [N, 25088]
+            *_hidden(config),  # [N, 4096]
+        )
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes))
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes]."""
+        check_images(images, self.config.in_channels, self.config.smallest)
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def _check(config: VGGConfig) -> None:
+    if not config.stages or any(not stage or min(stage) < 1 for stage in config.stages):
+        raise ValueError(f"stages needs one or more stages, each of one or more numbers >= 1, got {config.stages}")
+    if config.hidden and min(config.hidden) < 1:
+        raise ValueError(f"hidden needs numbers >= 1, got {config.hidden}")
+    if config.pool_size < 1:
+        raise ValueError(f"pool_size must be >= 1, got {config.pool_size}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """Convolutions N(0, 2 / fan-out) as He et al. 2015, fully connected layers N(0, 0.01^2) as the paper; biases 0."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+# Table 1: convolutions in each of the five stages, whose channels are 64, 128, 256, 512, 512.
+DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+
+def _row(depths: tuple[int, ...], batch_norm: bool) -> VGGConfig:
+    stages = tuple((width,) * depth for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True))
+    return VGGConfig(stages=stages, batch_norm=batch_norm)
+
+
+VARIANTS = {name: _row(depths, batch_norm=False) for name, depths in DEPTHS.items()} | {
+    f"{name}-bn": _row(depths, batch_norm=True) for name, depths in DEPTHS.items()
+}
