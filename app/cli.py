@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -67,13 +68,18 @@ def list_models() -> None:
 
 
 @cli.command("import")
-def import_model(source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0.")]) -> None:
+def import_model(
+    source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0 or torchvision:resnet50.")],
+    file: Annotated[
+        Path | None, typer.Option("--from", help="A .pth file of torchvision's, where there is no network.")
+    ] = None,
+) -> None:
     """Convert published weights into a served model of the weights folder."""
     from models.importers import ImportWeightsError, import_weights
 
     folder = _settings().weights
     try:
-        card = import_weights(source, folder)
+        card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
     except ImportWeightsError as error:
         _fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")

@@ -1,4 +1,8 @@
-"""Weights that others published -> a served model: found, identified by hash, renamed key by key, saved with a card."""
+"""Weights that others published -> a served model: found, identified by hash, renamed key by key, saved with a card.
+
+Two kinds of source: `package:...` is a file of an installed distribution (SOURCES), `torchvision:...` one of the weight
+files that torchvision names, downloaded or given as a file.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,23 @@ import hashlib
 import importlib.metadata
 import io
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import torch
-from torch import Tensor
-from torchvision.models import EfficientNet_B0_Weights
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import EfficientNet_B0_Weights, get_model, get_model_weights, list_models
 
 from models import checkpoint
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
-from models.registry import build, configure
+from models.registry import REGISTRY, build, configure
 
 
 class ImportWeightsError(ValueError):
@@ -91,14 +100,29 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
-def import_weights(source: str, folder: Path) -> ModelCard:
-    """Write the model of `source` (a key of SOURCES) to `folder`/<its name>; the same bytes every time.
+def import_weights(
+    source: str, folder: Path, file: Path | None = None, tell: Callable[[str], object] = lambda _: None
+) -> ModelCard:
+    """Write the model of `source` to `folder`/<its name>; the same bytes every time.
+
+    `source` is a key of SOURCES, or `torchvision:` and the name of an architecture that torchvision has, too. Its
+    weights come from `file`, else from the network; `tell` hears what is being downloaded.
 
     Raises:
-        ImportWeightsError: unknown source, package not installed, wrong hash, or names that do not fit.
+        ImportWeightsError: unknown source, package not installed, no network, wrong hash, or names that do not fit.
     """
+    kind, _, name = source.partition(":")
+    if kind == "torchvision":
+        return _import_torchvision(name.replace("-", "_"), folder, file, tell)
     if source not in SOURCES:
-        raise ImportWeightsError(f"unknown source {source[:80]!r}; known: {', '.join(sorted(SOURCES))}")
+        known = ", ".join([*sorted(SOURCES), *(f"torchvision:{name}" for name in shared_architectures())])
+        raise ImportWeightsError(f"unknown source {source[:80]!r}; known: {known}")
+    if file is not None:
+        raise ImportWeightsError(f"{source} is read from its installed package, not from a file")
+    return _import_package(source, folder)
+
+
+def _import_package(source: str, folder: Path) -> ModelCard:
     row = SOURCES[source]
     data, version = _installed_file(row)
     state = _state(row, data)
@@ -150,3 +174,198 @@ def _state(row: Source, data: bytes) -> dict[str, Tensor]:
     if len(state) != len(published):
         raise ImportWeightsError(f"{row.file}: two of its names mean the same layer")
     return state
+
+
+BinaryFile = io.BufferedReader | io.BufferedRandom
+
+
+@dataclass(frozen=True)
+class Published:
+    """One weight file of torchvision's: the first hex digits of its sha256, its address, and its member of the enum."""
+
+    prefix: str
+    url: str
+    weights: Any
+
+    @property
+    def file(self) -> str:
+        """The file's published name, as resnet50-0676ba61.pth."""
+        return self.url.rpartition("/")[2]
+
+
+# Their released weights were trained on pixels normalised to mean 0.5 and deviation 0.5, and the network itself turns
+# what `transforms()` makes into that (transform_input): ((p - m) / s) * (s / 0.5) + (m - 0.5) / 0.5 = (p - 0.5) / 0.5.
+_TRANSFORM_INPUT = frozenset({"googlenet", "inception_v3"})
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_COUNTER = ".num_batches_tracked"
+_TIMEOUT_S = 30.0
+
+
+def shared_architectures() -> dict[str, str]:
+    """torchvision's name of each network that the registry has, too -> the registry's name."""
+    names = {name: name.replace("_", "-") for name in list_models(module=torchvision.models)}
+    return {name: ours for name, ours in names.items() if ours in REGISTRY}
+
+
+def published(name: str) -> Sequence[Published]:
+    """The weight files of torchvision's classifier `name`, the one it recommends first."""
+    table = get_model_weights(name)
+    rows = []
+    # One file of vgg16's has no classifier, and so no categories.
+    for weights in sorted((w for w in table if w.meta["categories"]), key=lambda w: w is not table.DEFAULT):
+        prefix = weights.url.rpartition("-")[2].removesuffix(".pth")
+        rows.append(Published(prefix=prefix, url=weights.url, weights=weights))
+    return rows
+
+
+def _import_torchvision(name: str, folder: Path, file: Path | None, tell: Callable[[str], object]) -> ModelCard:
+    shared = shared_architectures()
+    if name not in shared:
+        raise ImportWeightsError(f"torchvision and this house share no {name[:80]!r}; known: {', '.join(shared)}")
+    rows = published(name)
+    with _downloaded(rows[0], tell) if file is None else _opened(file) as data:
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+        row = _identify(name, rows, digest, str(file) if file else rows[0].url)
+        data.seek(0)
+        state = _torchvision_state(name, data, row.file)
+    architecture = shared[name]
+    preprocess = _torchvision_preprocess(name, row)
+    # As the weights were used, which is not always as the paper has it: 288 pixels for EfficientNet-B2.
+    overrides: dict[str, Any] = {"image_size": preprocess.size[0]}
+    if hasattr(REGISTRY[architecture].config, "auxiliary"):
+        overrides["auxiliary"] = False
+    config = asdict(configure(architecture, overrides))
+    label = type(row.weights).__name__.removesuffix("_Weights")
+    return checkpoint.save(
+        folder / architecture,
+        _filled(name, architecture, config, state),
+        name=architecture,
+        description=f"{label} on ImageNet-1k: a thousand kinds of things and animals",
+        task="classify",
+        architecture=architecture,
+        config=config,
+        preprocess=preprocess,
+        classes=tuple(row.weights.meta["categories"]),
+        metrics=_torchvision_metrics(row),
+        data="ImageNet-1k",
+        source=f"torchvision's {row.weights!r}, file {row.file} (sha256 {digest}); {row.weights.meta['recipe']}",
+        license="BSD-3-Clause (torchvision); weights trained on ImageNet-1k, whose terms are research, non-commercial",
+    )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryFile]:
+    try:
+        data = file.open("rb")
+    except OSError as error:
+        raise ImportWeightsError(f"{file}: {error.strerror}") from error
+    with data:
+        yield data
+
+
+@contextmanager
+def _downloaded(row: Published, tell: Callable[[str], object]) -> Iterator[BinaryFile]:
+    """The file from the network, nameless and gone afterwards, so that nothing half-written can be left behind."""
+    tell(f"downloading {row.url}, {row.weights.meta['_file_size']:.0f} MB")
+    with tempfile.TemporaryFile() as data:
+        try:
+            with httpx.stream("GET", row.url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+                response.raise_for_status()
+                for chunk in response.iter_bytes():
+                    data.write(chunk)
+        except httpx.HTTPError as error:
+            raise ImportWeightsError(
+                f"{row.url}: {error}; without a network, bring this file from elsewhere and name it with --from"
+            ) from error
+        data.seek(0)
+        yield data
+
+
+def _identify(name: str, rows: Sequence[Published], digest: str, origin: str) -> Published:
+    """The row whose file has this hash: weights of one architecture look the same, and differ in preprocessing.
+
+    Eight digits tell files apart. They do not vouch for one: no code of the file is run, whoever made it.
+    """
+    for row in rows:
+        if digest.startswith(row.prefix):
+            return row
+    others = [other for other in shared_architectures() if other != name]
+    owner = next((o for o in others for row in published(o) if digest.startswith(row.prefix)), None)
+    if owner:
+        raise ImportWeightsError(f"{origin} holds the weights of torchvision:{owner}, not of {name}")
+    known = ", ".join(f"{row.file} ({row.weights.name})" for row in rows)
+    raise ImportWeightsError(
+        f"{origin}: sha256 {digest} is none of torchvision's for {name}, or the file is damaged; known: {known}"
+    )
+
+
+def _torchvision_state(name: str, data: BinaryFile, file: str) -> dict[str, Tensor]:
+    """The file's tensors under the names of torchvision's present network, without its auxiliary heads."""
+    try:
+        state = torch.load(data, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A pickle can fail in any way.
+        raise ImportWeightsError(f"{file} cannot be read as plain weights: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ImportWeightsError(f"{file} does not hold a state, names with tensors")
+    if name.startswith("densenet"):
+        # These files are older than the rule that a module's name has no dot: denselayer1.norm.1.weight.
+        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): v for key, v in state.items()}
+    return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+
+
+def _torchvision_names(name: str) -> list[str]:
+    """The state of torchvision's network, without auxiliary heads, in its order."""
+    options = {"aux_logits": False, "init_weights": False} if name in _TRANSFORM_INPUT else {}
+    with torch.device("meta"):
+        return list(get_model(name, weights=None, **options).state_dict())
+
+
+def _filled(name: str, architecture: str, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """Our network with the tensors of torchvision's `state`.
+
+    The names are matched by order: both networks define their layers in the order of the computation, which the
+    parity tests of each family show. The file is held against torchvision's names, ours against the shapes.
+    """
+    with torch.device("meta"):
+        module = build(architecture, config)
+    theirs = _torchvision_names(name)
+    ours = module.state_dict()
+    # Files older than torch 0.4.1 do not count batches, and nothing here reads the counters.
+    state = {key: torch.tensor(0) for key in theirs if key.endswith(_COUNTER)} | state
+    if state.keys() != set(theirs):
+        odd = sorted(state.keys() ^ set(theirs))
+        raise ImportWeightsError(f"not the state of {name}: {', '.join(odd[:5])} missing or too many ({len(odd)})")
+    filled = {}
+    for (key, tensor), other in zip(ours.items(), theirs, strict=True):
+        value = state[other]
+        if value.shape != tensor.shape or value.dtype != tensor.dtype:
+            raise ImportWeightsError(
+                f"{other} is {value.dtype} {list(value.shape)}, {key} is {tensor.dtype} {list(tensor.shape)}"
+            )
+        filled[key] = value
+    module.load_state_dict(filled, assign=True)
+    return module
+
+
+def _torchvision_preprocess(name: str, row: Published) -> Preprocess:
+    """Resize the shorter side to R, then crop C x C: the middle C / R of the picture, resized to C x C."""
+    transforms = row.weights.transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    mean, std = transforms.mean, transforms.std
+    if name in _TRANSFORM_INPUT:
+        mean = std = (0.5, 0.5, 0.5)
+    return Preprocess(
+        size=(crop, crop),
+        crop_fraction=crop / resize,
+        interpolation=transforms.interpolation.value,
+        # Rounded off is what the multiplication leaves in the last digit.
+        mean=tuple(round(255 * value, 6) for value in mean),
+        std=tuple(round(255 * value, 6) for value in std),
+    )
+
+
+def _torchvision_metrics(row: Published) -> tuple[Metric, ...]:
+    percent = row.weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    accuracy = round(percent / 100, 6)
+    return (Metric(name="accuracy", value=accuracy, data="ImageNet-1k validation", origin="reported"),)

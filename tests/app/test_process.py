@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import signal
@@ -15,10 +16,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from fastapi.testclient import TestClient
+from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.main import create_app
+from app.settings import Settings
+from models import importers
 from tests.app import bad_inputs
+from tests.app.conftest import BASE_URL
+from tests.conftest import encode, photo
+from tests.models.helpers import enliven
 
 
 @contextmanager
@@ -110,3 +120,42 @@ def test_importing_from_nowhere_is_a_clear_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["import", "somewhere:else"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
     assert result.exit_code == 1
     assert "vestibule:" in result.output
+
+
+def test_a_torchvision_import_serves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = EfficientNet_B0_Weights.DEFAULT
+    coffee, astronaut = (weights.transforms()(photo(name)) for name in ("coffee", "astronaut"))
+    torch.manual_seed(0)
+    theirs = efficientnet_b0()
+    enliven(theirs, torch.stack([coffee, astronaut]))
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    digest = hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    row = importers.Published(prefix=digest[:8], url=weights.url, weights=weights)
+    monkeypatch.setattr(importers, "published", lambda name: [row])
+
+    folder = tmp_path / "weights"
+    command = ["import", "torchvision:efficientnet_b0", "--from", str(tmp_path / "mine.pth")]
+    result = CliRunner().invoke(cli, command, env={"VESTIBULE_WEIGHTS": str(folder)})
+    assert result.exit_code == 0, result.output
+    assert str(folder / "efficientnet-b0") in result.output
+
+    settings = Settings(weights=folder, default_classifier="efficientnet-b0")
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        body = client.post("/classify?top_k=1", files={"file": encode(photo("coffee"))}).json()
+    with torch.inference_mode():
+        expected = theirs.eval()(coffee[None])[0].softmax(0)
+    assert body["model"] == "efficientnet-b0"
+    (prediction,) = body["data"][0]["predictions"]
+    assert prediction["class_id"] == int(expected.argmax())
+    assert prediction["class"] == weights.meta["categories"][prediction["class_id"]]
+    assert prediction["confidence"] == pytest.approx(float(expected.max()), abs=1e-3)
+
+
+def test_a_file_that_no_weights_are_known_by_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"no weights")
+    command = ["import", "torchvision:resnet50", "--from", str(tmp_path / "mine.pth")]
+    result = CliRunner().invoke(cli, command, env={"VESTIBULE_WEIGHTS": str(tmp_path / "weights")})
+    assert result.exit_code == 1
+    assert "known: resnet50-11ad3fa6.pth" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "weights").exists()
