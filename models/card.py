@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from models.preprocess import Preprocess
-from models.registry import Task, configure
+from models.registry import Task, configure, lookup
+from models.tta import Tta
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -52,7 +53,7 @@ class ModelCard(_Part):
     preprocess: Preprocess
     classes: tuple[str, ...] = ()
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    tta: Literal["none", "flip"] = "none"
+    tta: Tta = "none"
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
     training: Training | None = None
@@ -64,8 +65,12 @@ class ModelCard(_Part):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         config = configure(self.architecture, self.config)
+        if self.task != lookup(self.architecture).task:
+            raise ValueError(f"{self.architecture} is built to {lookup(self.architecture).task}, not to {self.task}")
         if self.task == "classify" and len(self.classes) != config.num_classes:
             raise ValueError(f"{len(self.classes)} class names for a network with {config.num_classes} outputs")
+        if self.task != "classify" and (self.classes or self.temperature != 1):
+            raise ValueError(f"classes and a temperature are a classifier's, not those of a network to {self.task}")
         if self.preprocess.channels != config.in_channels:
             raise ValueError(f"preprocessing makes {self.preprocess.channels} channels, not {config.in_channels}")
         return self

@@ -154,8 +154,9 @@ class InceptionV1Config:
 
     `rows` are the stages, each a list of modules, each the six columns of table 1. Between two stages is a max-pool of
     stride 2 with a window of `pools`. `stem`: `imagenet` is 7x7 with stride 2, max-pool, 1x1, 3x3, max-pool; `small` is
-    one 3x3 convolution with stride 1, for pictures of 28 to 32 pixels, `small-pool` that with a 2x2 max-pool after it.
-    `stem_channels` has a number for each of the stem's convolutions. `wide_kernel` is the third branch's, whose columns the paper calls 5x5.
+    one 3x3 convolution with stride 1, for pictures of 28 to 32 pixels; `small-pool` is that with a 2x2 max-pool after
+    it. `stem_channels` has a number for each of the stem's convolutions. `wide_kernel` is the third branch's, whose
+    columns the paper calls 5x5.
 
     The auxiliary heads read after the modules `auxiliary_after`, pairs (stage, module) counted from 0. Their
     `auxiliary_pool`: `strided` is the paper's 5x5 window with stride 3, which makes 4x4 of maps of 14 to 16 and is

@@ -7,24 +7,60 @@ are black. Numbers are drawn from a CPU generator and then moved: the same on ev
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import AugmentSection
 
+# What `rand_augment` chooses from; the first has no effect, and those after `sharpness` have no sign.
+OPERATIONS = (
+    *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"),
+    *("brightness", "saturation", "contrast", "sharpness"),
+    *("posterize", "solarize", "autocontrast", "equalize"),
+)
+_UNSIGNED = OPERATIONS.index("posterize")
+_COLOUR_SAMPLE = 2000
 
-def augment(images: Tensor, config: AugmentSection, generator: torch.Generator) -> Tensor:
-    """All that `config` asks for but mixup, which needs the labels: [N, C, H, W] -> the same shape."""
+
+@dataclass(frozen=True)
+class Colours:
+    """What the changes need to know of the training set: each channel's mean (0..255), and its `colour_basis`."""
+
+    mean: tuple[float, ...]
+    basis: Tensor
+
+
+def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, colours: Colours) -> Tensor:
+    """All that `config` asks for but what `blend` does, which needs the labels: [N, C, H, W] -> the same shape."""
     if config.rotate or config.translate or config.shear or config.scale != (1.0, 1.0):
         images = affine(images, draw_affine(len(images), config, generator))
     if config.crop:
         images = random_crop(images, config.crop, generator)
     if config.flip:
         images = random_flip(images, generator)
+    if config.rand_augment[0]:
+        images = rand_augment(images, *config.rand_augment, colours.mean, generator)
+    if config.colour_pca:
+        images = colour_pca(images, config.colour_pca, colours.basis, generator)
+    if config.cutout:
+        images = cutout(images, config.cutout, colours.mean, generator)
     return images
+
+
+def blend(images: Tensor, targets: Tensor, config: AugmentSection, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`mixup` or `cutmix` of pictures and targets [N, K]; one of them by a coin for the batch if `config` has both."""
+    mix = config.mixup > 0
+    if config.mixup and config.cutmix:
+        mix = bool(torch.rand((), generator=generator) < 0.5)
+    if mix:
+        return mixup(images, targets, config.mixup, generator)
+    return cutmix(images, targets, config.cutmix, generator)
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,10 +111,139 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 
     Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; here each picture draws its own share.
     """
-    n = len(images)
-    # torch has no public Beta draw that takes a generator.
-    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    share = torch.from_numpy(numbers.beta(alpha, alpha, n)).float().to(images.device)
-    other = torch.randperm(n, generator=generator).to(images.device)
+    share = _draw_beta(len(images), alpha, generator).float().to(images.device)
+    other = torch.randperm(len(images), generator=generator).to(images.device)
     mixed = torch.lerp(images[other], images, share[:, None, None, None])
     return mixed, torch.lerp(targets[other], targets, share[:, None])
+
+
+def cutmix(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A box of each picture filled from another's of the batch; targets [N, K] blended by the area that was kept.
+
+    The box has the picture's shape and a share from Beta(alpha, alpha) of its area before it is cut off at the edges;
+    its centre is uniform. Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+    Features", ICCV 2019; here each picture draws its own box.
+    """
+    n, _, height, width = images.shape
+    side = _draw_beta(n, alpha, generator).sqrt()
+    other = torch.randperm(n, generator=generator)
+    box = _draw_boxes((height, width), (height * side).long(), (width * side).long(), generator).to(images.device)
+    kept = 1 - box.float().mean(dim=(2, 3))  # [N, 1]
+    other = other.to(images.device)
+    return torch.where(box, images[other], images), torch.lerp(targets[other], targets, kept)
+
+
+def cutout(images: Tensor, side: int, fill: Sequence[float], generator: torch.Generator) -> Tensor:
+    """A square of each picture filled with one value a channel, its centre uniform, cut off at the edges.
+
+    DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+    """
+    sides = torch.full((len(images),), side)
+    box = _draw_boxes((images.shape[2], images.shape[3]), sides, sides, generator).to(images.device)
+    return torch.where(box, torch.tensor(fill, device=images.device)[:, None, None], images)
+
+
+def _draw_beta(n: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """`n` draws from Beta(alpha, alpha), float64."""
+    # torch has no public Beta draw that takes a generator.
+    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    return torch.from_numpy(numbers.beta(alpha, alpha, n))
+
+
+def _draw_boxes(size: tuple[int, int], heights: Tensor, widths: Tensor, generator: torch.Generator) -> Tensor:
+    """Where boxes of those heights and widths [N] about uniform centres cover a picture: bool [N, 1, *size]."""
+    covered = []
+    for side, extent in zip(size, (heights, widths), strict=True):
+        first = torch.randint(side, (len(extent),), generator=generator) - extent // 2
+        place = torch.arange(side)
+        covered.append((place >= first[:, None]) & (place < (first + extent)[:, None]))  # [N, side]
+    return (covered[0][:, :, None] & covered[1][:, None, :])[:, None]
+
+
+def colour_basis(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Tensor:
+    """The directions in which the colours of pictures [N, H, W, C] vary, for `colour_pca`: float32 [C, C].
+
+    A column is an eigenvector of the covariance of the channels times its eigenvalue, of at most 2,000 of `rows`. The
+    paper does not say on which scale its eigenvalues are; here, as is the custom, that of pixels in 0..1. The columns
+    are then stretched to 0..255, and signed so that their first number is not negative.
+    """
+    chosen = rows[:: -(-len(rows) // _COLOUR_SAMPLE)]
+    channels = images.shape[-1]
+    count, total, products = 0, np.zeros(channels), np.zeros((channels, channels))
+    for first in range(0, len(chosen), 64):
+        pixels = images[chosen[first : first + 64]].reshape(-1, channels) / 255
+        count += len(pixels)
+        total += pixels.sum(axis=0)
+        products += pixels.T @ pixels
+    mean = total / count
+    values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    signs = np.where(vectors[0] < 0, -1, 1)
+    return torch.from_numpy(255 * vectors * signs * values).float()
+
+
+def colour_pca(images: Tensor, deviation: float, basis: Tensor, generator: torch.Generator) -> Tensor:
+    """To every pixel of a picture the same colour, N(0, deviation) times each column of `basis`, see `colour_basis`.
+
+    Section 4.1 of Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks",
+    NIPS 2012. As there, what leaves 0..255 is not cut off.
+    """
+    strength = deviation * torch.randn(len(images), basis.shape[1], generator=generator)
+    return images + (strength @ basis.T).to(images.device)[:, :, None, None]
+
+
+def rand_augment(
+    images: Tensor, count: int, magnitude: int, fill: Sequence[float], generator: torch.Generator
+) -> Tensor:
+    """`count` of the `OPERATIONS` on each picture, of 1 or 3 channels, one after the other and each either way.
+
+    `magnitude` is 0..30, the same for all: 30 is a shear of 0.3, a shift of 150/331 of the side, a turn of 30 degrees,
+    a factor of 1 +- 0.9, 4 bits of 8, a solarisation of all. What comes in from outside is `fill`. Pictures are rounded
+    to 8 bits. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020.
+    """
+    pictures = images.round().clamp(0, 255).to(torch.uint8)
+    operations = torch.randint(len(OPERATIONS), (count, len(images)), generator=generator)
+    signs = torch.randint(2, (count, len(images)), generator=generator) * (operations < _UNSIGNED)
+    apply = _operations(pictures.shape[2], pictures.shape[3], list(fill))
+    for group in operations * 2 + signs:  # [N]; pictures of one number go through one call together
+        changed = pictures.clone()
+        for number in group.unique().tolist():
+            operation, sign = divmod(number, 2)
+            rows = (group == number).nonzero()[:, 0].to(images.device)
+            strength = (-1 if sign else 1) * magnitude / 30
+            changed[rows] = apply[OPERATIONS[operation]](pictures[rows], strength)
+        pictures = changed
+    return pictures.float()
+
+
+def _operations(height: int, width: int, fill: list[float]) -> dict[str, Callable[[Tensor, float], Tensor]]:
+    """Functions of uint8 pictures [N, C, H, W] and a strength in -1..1, in 0..1 where there is no sign."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
+    def warp(
+        images: Tensor, angle: float = 0.0, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
+    ) -> Tensor:
+        # Shears leave the top left corner where it is, as in the authors' code.
+        centre = [0.0, 0.0] if any(shear) else None
+        degrees = [math.degrees(math.atan(slope)) for slope in shear]
+        moved: Tensor = tv.affine(
+            images, angle, list(shift), 1.0, degrees, InterpolationMode.BILINEAR, fill=fill, center=centre
+        )
+        return moved
+
+    return {
+        "identity": lambda x, _: x,
+        "shear-x": lambda x, s: warp(x, shear=(0.3 * s, 0.0)),
+        "shear-y": lambda x, s: warp(x, shear=(0.0, 0.3 * s)),
+        "translate-x": lambda x, s: warp(x, shift=(int(150 / 331 * width * s), 0)),
+        "translate-y": lambda x, s: warp(x, shift=(0, int(150 / 331 * height * s))),
+        "rotate": lambda x, s: warp(x, angle=30 * s),
+        "brightness": lambda x, s: tv.adjust_brightness(x, 1 + 0.9 * s),
+        "saturation": lambda x, s: tv.adjust_saturation(x, 1 + 0.9 * s),
+        "contrast": lambda x, s: tv.adjust_contrast(x, 1 + 0.9 * s),
+        "sharpness": lambda x, s: tv.adjust_sharpness(x, 1 + 0.9 * s),
+        "posterize": lambda x, s: tv.posterize(x, 8 - round(4 * s)),
+        "solarize": lambda x, s: tv.solarize(x, 255 * (1 - s)),
+        "autocontrast": lambda x, _: tv.autocontrast(x),
+        "equalize": lambda x, _: tv.equalize(x),
+    }

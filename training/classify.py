@@ -8,9 +8,9 @@ starts a single process whatever `--num_processes` says; two processes (gloo) ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from models.calibration import fit_temperature
 from models.card import Metric, ModelCard, Training
 from models.registry import build, configure
 from models.runtime import TorchRuntime
+from models.tta import VIEWS, Tta
 from training import data
-from training.augment import augment, mixup
+from training.augment import Colours, augment, blend, colour_basis
 from training.config import Recipe, load_recipe, runs_folder
 from training.errors import TrainingError
 from training.loop import Learner, fit, gather_rows
@@ -50,7 +51,8 @@ class Classification:
             recipe.model.config | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
         )
         self.accelerator = accelerator
-        self._rows, self._held_out = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
+        rows, self._held_out = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
+        self._rows = data.stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
         self.held_out_labels = torch.from_numpy(images.labels[self._held_out])
         self._batches = data.Batches(
             len(self._rows),
@@ -64,6 +66,9 @@ class Classification:
         module = build(recipe.model.architecture, asdict(self.config))
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"classifier": self._learner}
+        no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
+        basis = colour_basis(images.images, self._rows) if recipe.augment.colour_pca else no_basis
+        self._colours = Colours(recipe.preprocess.mean, basis)
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """See `Task`."""
@@ -71,35 +76,48 @@ class Classification:
         device = self.accelerator.device
         pixels = torch.from_numpy(np.asarray(self.images.images[rows])).to(device)  # uint8 [N, H, W, C]
         labels = torch.from_numpy(self.images.labels[rows]).to(device)
-        images = augment(pixels.movedim(-1, 1).float(), self.recipe.augment, generator)
+        images = augment(pixels.movedim(-1, 1).float(), self.recipe.augment, generator, self._colours)
         targets = labels
-        if self.recipe.augment.mixup:
+        if self.recipe.augment.mixup or self.recipe.augment.cutmix:
             targets = F.one_hot(labels, len(self.images.classes)).float()
-            images, targets = mixup(images, targets, self.recipe.augment.mixup, generator)
+            images, targets = blend(images, targets, self.recipe.augment, generator)
         images = self.recipe.preprocess.normalise(images.movedim(1, -1))
         if self.recipe.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self._learner.model.train()
-        logits = self._learner.model(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
+        logits, loss = self._logits_and_loss(images, targets)
         self._learner.update(loss)
         return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
+    def _logits_and_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The classifier's logits, and its loss with the weighted losses of its auxiliary classifiers, if it has some.
+
+        Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
+        """
+        train, model = self.recipe.train, self._learner.model
+        outputs = model(images, auxiliary=True) if has_auxiliary(self.config) else (model(images),)
+        main, *others = (F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing) for logits in outputs)
+        return outputs[0], main + train.auxiliary_weight * sum(others)
+
     def validate(self) -> Mapping[str, float]:
         """See `Task`."""
-        figures = classification(
-            probabilities([self.held_out_logits(self._learner.network)], 1.0), self.held_out_labels
-        )
+        figures = classification(probabilities(self.held_out_logits(self._learner.network), 1.0), self.held_out_labels)
         return {"loss": figures["nll"], "accuracy": figures["accuracy"]}
 
-    def held_out_logits(self, network: nn.Module, *, flip: bool = False) -> Tensor:
-        """Logits of the validation split [validation, K] on the CPU, each process computing its share."""
+    def held_out_logits(self, network: nn.Module, tta: Tta = "none") -> Tensor:
+        """Logits of the validation split's views [V, validation, K] on the CPU, each process computing its share."""
         runtime = TorchRuntime(network, self.accelerator.device)
 
         def compute(rows: data.Indices) -> Tensor:
-            return predict(runtime, self.images, self._held_out[rows], self.recipe.preprocess, flip=flip)
+            logits = predict(runtime, self.images, self._held_out[rows], self.recipe.preprocess, tta=tta)
+            return logits.movedim(0, 1).contiguous()  # [rows, V, K]
 
-        return gather_rows(self.accelerator, len(self._held_out), compute)
+        return gather_rows(self.accelerator, len(self._held_out), compute).movedim(0, 1)
+
+
+def has_auxiliary(config: Any) -> bool:
+    """Whether the network has auxiliary classifiers: `forward(images, auxiliary=True)` answers their logits, too."""
+    return bool(getattr(config, "auxiliary", False))
 
 
 def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Classification, Run]:
@@ -115,18 +133,19 @@ def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool
 def export(task: Classification, run: Run, progress: Progress) -> ModelCard | None:
     """Calibrate the best epoch's network on the validation split and write it as the service reads it; main only."""
     recipe, labels = task.recipe, task.held_out_labels
-    # A fresh module: what training's has been through (mixed precision, wrappers) stays there.
-    network = build(recipe.model.architecture, asdict(task.config))
-    network.load_state_dict(run.load_best()["networks"]["classifier"])
-    plain, mirrored = task.held_out_logits(network), task.held_out_logits(network, flip=True)
+    network, config = _served(task, run.load_best()["networks"]["classifier"])
+    logits = task.held_out_logits(network, "ten-crop")  # the other kinds' views are the first of these
     if not run.main:
         return None
-    temperature = fit_temperature(plain, labels)
-    single = classification(probabilities([plain], temperature), labels)
-    double = classification(probabilities([plain, mirrored], temperature), labels)
-    helps = double["accuracy"] >= single["accuracy"] and double["nll"] < single["nll"]
+    temperature = fit_temperature(logits[0], labels)
+    measured = {
+        kind: classification(probabilities(logits[:count], temperature), labels) for kind, count in VIEWS.items()
+    }
+    plain = measured["none"]
+    harmless = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
+    tta = min(harmless, key=lambda kind: measured[kind]["nll"])
     where = f"{recipe.data.name} validation ({recipe.data.validation:,} cut from train)"
-    figures = single | ({f"{name}_flip": value for name, value in double.items()} if helps else {})
+    figures = plain | ({} if tta == "none" else {f"{name}_tta": value for name, value in measured[tta].items()})
     return checkpoint.save(
         run.folder / "export" / recipe.name,
         network,
@@ -134,15 +153,29 @@ def export(task: Classification, run: Run, progress: Progress) -> ModelCard | No
         description=recipe.description,
         task="classify",
         architecture=recipe.model.architecture,
-        config=asdict(task.config),
+        config=asdict(config),
         preprocess=recipe.preprocess,
         classes=task.images.classes,
         temperature=temperature,
-        tta="flip" if helps else "none",
+        tta=tta,
         metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
         training=_account(task, progress),
         **recipe.card.model_dump(),
     )
+
+
+def _served(task: Classification, state: Mapping[str, Tensor]) -> tuple[nn.Module, Any]:
+    """The network as it is served, with its config: without auxiliary classifiers.
+
+    A fresh module: what training's has been through (mixed precision, wrappers) stays there.
+    """
+    config = task.config
+    if has_auxiliary(config):
+        config = replace(config, auxiliary=False)
+        state = {name: value for name, value in state.items() if not name.startswith("auxiliary.")}
+    network = build(task.recipe.model.architecture, asdict(config))
+    network.load_state_dict(dict(state))
+    return network, config
 
 
 def _account(task: Classification, progress: Progress) -> Training:

@@ -37,14 +37,24 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation."""
+    """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation.
+
+    `train` is at most how many of the others are trained on, each class keeping its share; 0 for all of them.
+    """
 
     name: Name
     validation: Annotated[int, Field(ge=1)]
+    train: Annotated[int, Field(ge=0)] = 0
 
 
 class AugmentSection(_Section):
-    """Degrees to either side, a fraction of the side, factors of size, pixels of padding; the defaults do nothing."""
+    """What `training.augment` does to a batch; the defaults do nothing.
+
+    `rotate` and `shear` are in degrees to either side, `translate` in fractions of a side, `scale` in factors of size;
+    `crop` is in pixels of padding, `cutout` the side of its square in pixels; `mixup` and `cutmix` are the alpha of
+    their Beta distribution; `colour_pca` is the standard deviation, 0.1 in AlexNet's paper; `rand_augment` is the
+    number of operations and their magnitude, 0..30.
+    """
 
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     translate: Fraction = 0.0
@@ -52,7 +62,11 @@ class AugmentSection(_Section):
     shear: Annotated[float, Field(ge=0, le=60)] = 0.0
     crop: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    rand_augment: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, le=30)]] = (0, 0)
+    colour_pca: NotNegative = 0.0
+    cutout: Annotated[int, Field(ge=0)] = 0
     mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
 
 
 class TrainSection(_Section):
@@ -61,7 +75,7 @@ class TrainSection(_Section):
     `warmup_epochs` is the way up to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`.
     `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
     weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
-    epoch, 0 for at its end only.
+    epoch, 0 for at its end only. `auxiliary_weight` is that of each auxiliary classifier's loss, where there are some.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -75,6 +89,7 @@ class TrainSection(_Section):
     warmup_epochs: NotNegative = 0.0
     patience: Annotated[int, Field(ge=0)] = 5
     label_smoothing: Fraction = 0.0
+    auxiliary_weight: NotNegative = 0.3
     ema: Fraction = 0.0
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False

@@ -217,6 +217,14 @@ def stratified_split(labels: Indices, validation: int, seed: int) -> tuple[Indic
     return np.sort(chosen[validation:]), np.sort(chosen[:validation])
 
 
+def stratified_sample(labels: Indices, rows: Indices, count: int, seed: int) -> Indices:
+    """At most `count` of `rows` (0: all), ascending; each class keeps its share of them to within one picture."""
+    if not 0 < count < len(rows):
+        return rows
+    _, chosen = stratified_split(labels[rows], count, seed)
+    return rows[chosen]
+
+
 @dataclass(frozen=True)
 class Batches:
     """Which of `count` rows a step sees: a new order each epoch, whole batches only, each process its own slice.
@@ -255,3 +263,83 @@ class Batches:
 def _order(count: int, seed: int, epoch: int) -> Indices:
     order: Indices = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
     return order
+
+
+class IdentityBatches:
+    """P x K: a step sees `identities` identities, all different, with `images` rows of each, one after the other.
+
+    Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017. In an epoch a row comes
+    at most once: the rows of an identity are shuffled and cut into groups of `images`, and what is left of them waits
+    for another epoch's order. An identity with fewer rows has one group, in which they repeat in turn: two
+    augmentations of one photo are a positive pair then. So an identity comes as often as it has groups, yet in a batch
+    once: of one with more groups than there are batches, some are left out.
+
+    Whole batches only; each process has the same number of identities, and together they see what one process would.
+
+    Raises:
+        DataError: fewer than `identities` identities, or a number of them that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self, labels: Indices, identities: int, images: int, seed: int, *, process: int = 0, processes: int = 1
+    ) -> None:
+        if identities < 1 or images < 1 or identities % processes:
+            raise DataError(f"{identities} identities of {images} do not split evenly over {processes} processes")
+        self._labels, self._identities, self._images, self._seed = labels, identities, images, seed
+        self._share = slice(process * (identities // processes), (process + 1) * (identities // processes))
+        _, counts = np.unique(labels, return_counts=True)
+        self._groups = np.maximum(counts // images, 1)  # of each identity, in the order of their labels
+        self.per_epoch = int(self._groups.sum()) // identities
+        # A batch has an identity once: fewer batches can mean that more groups have no place, until it comes to rest.
+        while (fitting := int(self._groups.clip(max=self.per_epoch).sum()) // identities) < self.per_epoch:
+            self.per_epoch = fitting
+        if self.per_epoch == 0:
+            raise DataError(f"batches of {identities} identities from {len(counts)}")
+        self._planned: tuple[int, Indices] | None = None
+
+    def __call__(self, epoch: int, index: int) -> Indices:
+        """This process's rows of batch `index`: int64 [identities / processes * images], by identity."""
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = (epoch, self._plan(np.random.default_rng(derive(self._seed, "identities", epoch))))
+        return self._planned[1][index, self._share].reshape(-1)
+
+    def _plan(self, rng: np.random.Generator) -> Indices:
+        """Rows [per_epoch, identities, images]."""
+        shuffled = rng.permutation(len(self._labels))
+        shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]
+        members = np.split(shuffled, np.flatnonzero(np.diff(self._labels[shuffled])) + 1)
+        owners = np.repeat(np.arange(len(members)), self._groups.clip(max=self.per_epoch))
+        owners = np.sort(rng.permutation(owners)[: self.per_epoch * self._identities])
+        # Identities in random order, the groups of each side by side.
+        owners = owners[np.argsort(rng.permutation(len(members))[owners], kind="stable")]
+        plan = np.empty((self.per_epoch, self._identities, self._images), dtype=np.int64)
+        seats = _seats(owners.reshape(self._identities, self.per_epoch), rng)
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        for first, last in zip(starts, [*starts[1:], len(owners)], strict=True):
+            rows = np.resize(members[owners[first]], (last - first, self._images))
+            places = np.arange(first, last)
+            plan[seats.reshape(-1)[places], places // self.per_epoch] = rows
+        return plan
+
+
+def _seats(owners: Indices, rng: np.random.Generator) -> Indices:
+    """The batch [P, B] of each group, whose owners lie side by side: each row a permutation, no owner twice in a batch.
+
+    An owner of at most B groups reaches over the end of a row at most once; only there can it meet itself.
+    """
+    seats = np.empty_like(owners)
+    for row, owner in enumerate(owners):
+        taken = seats[row - 1][owners[row - 1] == owner[0]] if row else seats[:0, 0]
+        free = rng.permutation(np.setdiff1d(np.arange(len(owner)), taken))
+        head = int((owner == owner[0]).sum())
+        rest = rng.permutation(np.concatenate([free[head:], taken]))
+        seats[row] = np.concatenate([free[:head], rest])
+    return seats
+
+
+def positive_labels(labels: Indices, positives: Literal["identity", "augment"]) -> Indices:
+    """Which rows are positives of each other: those of one identity, or only augmentations of one and the same row.
+
+    With `augment` every row is an identity of its own, of which `IdentityBatches` draws all `images` from it.
+    """
+    return labels if positives == "identity" else np.arange(len(labels))

@@ -15,7 +15,9 @@ import typer
 from models import checkpoint
 from models.card import Metric, ModelCard
 from models.runtime import prepare
+from models.tta import VIEWS
 from training import data
+from training.compare import compare
 from training.errors import DataError, TrainingError
 from training.metrics import classification, predict, probabilities
 
@@ -33,7 +35,7 @@ def classify(
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
 ) -> None:
-    """Accuracy, NLL and ECE of a classifier, at its card's temperature; `_flip` with its test-time augmentation."""
+    """Accuracy, NLL and ECE of a classifier, at its card's temperature; `_tta` with its test-time augmentation."""
     try:
         card, metrics = measure_classifier(folder, dataset)
     except (TrainingError, checkpoint.CheckpointError) as error:
@@ -58,14 +60,17 @@ def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metr
     if test.classes != card.classes:
         raise DataError(f"{dataset} has the classes {test.classes}, the card {card.classes}")
     runtime, rows = prepare(module), np.arange(len(test.labels))
-    views = [predict(runtime, test, rows, card.preprocess)]
-    figures = classification(probabilities(views, card.temperature), labels := torch.from_numpy(test.labels))
-    if card.tta == "flip":
-        views.append(predict(runtime, test, rows, card.preprocess, flip=True))
-        both = classification(probabilities(views, card.temperature), labels)
-        figures |= {f"{name}_flip": value for name, value in both.items()}
+    logits = predict(runtime, test, rows, card.preprocess, tta=card.tta)
+    labels = torch.from_numpy(test.labels)
+    figures = classification(probabilities(logits[: VIEWS["none"]], card.temperature), labels)
+    if card.tta != "none":
+        averaged = classification(probabilities(logits, card.temperature), labels)
+        figures |= {f"{name}_tta": value for name, value in averaged.items()}
     where = f"{dataset} test ({len(test.labels):,})"
     return card, [Metric(name=name, value=value, data=where) for name, value in figures.items()]
+
+
+cli.command()(compare)
 
 
 if __name__ == "__main__":

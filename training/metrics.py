@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from models.calibration import expected_calibration_error
 from models.preprocess import Preprocess
 from models.runtime import Runtime
+from models.tta import Tta, views
 from training.data import ImageSet, Indices
 
 
@@ -19,21 +20,21 @@ def predict(
     rows: Indices,
     preprocess: Preprocess,
     *,
-    flip: bool = False,
+    tta: Tta = "none",
     batch_size: int = 256,
 ) -> Tensor:
-    """Logits of those rows, with `flip` of their mirror images: float32 [len(rows), K] on the CPU."""
+    """Logits of each view of those rows: float32 [V, len(rows), K] on the CPU, see `models.tta`."""
     logits = []
     for first in range(0, len(rows), batch_size):
         pixels = torch.from_numpy(np.asarray(data.images[rows[first : first + batch_size]]))
         images = preprocess.normalise(pixels)
-        logits.append(runtime(images.flip(-1) if flip else images))
-    return torch.cat(logits)
+        logits.append(torch.stack([runtime(view) for view in views(images, tta, preprocess)]))
+    return torch.cat(logits, dim=1)
 
 
-def probabilities(views: list[Tensor], temperature: float) -> Tensor:
-    """As the service answers: softmax of each view's logits [N, K] at the temperature, then the mean over views."""
-    return torch.stack([(view.double() / temperature).softmax(dim=1) for view in views]).mean(dim=0)
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """As the service answers: softmax of logits [V, N, K] at the temperature, then the mean over views: [N, K]."""
+    return (logits.double() / temperature).softmax(dim=2).mean(dim=0)
 
 
 def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:

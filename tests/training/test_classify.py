@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.registry import build
+from models.tta import VIEWS, Tta
 from tests.training.conftest import CLASSES
 from training import classify, data
 from training.config import load_recipe
@@ -74,6 +76,7 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
 
 def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
     switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
+    switches += ["augment.cutmix=1", "augment.cutout=8", "augment.colour_pca=0.1", "augment.rand_augment=[2, 9]"]
     switches += ["train.precision=bf16", "train.channels_last=true", "train.clip_norm=1", "train.ema=0"]
     switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
     result = invoke(
@@ -87,20 +90,56 @@ def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
     assert card.architecture == "lenet5"
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_mirrored_views_are_served_where_they_helped(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
+def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
+    recipe = load_recipe(workshop / "recipe.toml", ["data.train=60"])
+    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
+    every, _ = classify.setup(load_recipe(workshop / "recipe.toml"), "all", resume=False, overwrite=False)
+    assert task.steps_per_epoch == 60 // 10 < every.steps_per_epoch
+    assert torch.equal(task.held_out_labels, every.held_out_labels)
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [((1, 2, 2), "none"), ((1, 0, 2), "flip"), ((1, 1, 0), "ten-crop"), ((0, 1, 1), "none")],
+)
+def test_the_views_that_helped_most_are_served(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float], expected: str
 ) -> None:
-    def logits(task: classify.Classification, network: object, *, flip: bool = False) -> Tensor:
+    # How much noise is in the picture, in its mirror image, and in each of the eight corners.
+    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
         right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
         other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
-        return right if flip == helps else right + other
+        factors = torch.tensor([noise[0], noise[1], *[noise[2]] * 8])[: VIEWS[tta]]
+        return right + factors[:, None, None] * other
 
     monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
-    assert card.tta == ("flip" if helps else "none")
-    assert ("accuracy_flip" in {metric.name for metric in card.metrics}) == helps
+    assert card.tta == expected
+    tails = ("",) if expected == "none" else ("", "_tta")
+    assert {metric.name for metric in card.metrics} == {
+        f"{n}{tail}" for n in ("accuracy", "nll", "ece") for tail in tails
+    }
+
+
+def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nine pictures of ten are right by a little in the picture, wrong by a little more in the other views; the tenth is
+    # very wrong in the picture alone, so that the other views lessen the loss.
+    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
+        sure = torch.nn.functional.one_hot(task.held_out_labels, 3).float()
+        little = torch.where(torch.arange(30) % 10 == 9, -4.0, 0.1)[:, None]
+        others = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
+        return torch.stack([little * sure, *[others * sure] * 9])[: VIEWS[tta]]
+
+    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    monkeypatch.setattr(classify, "fit_temperature", lambda logits, labels: 1.0)
+    assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
+    card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
+    assert card.tta == "none"
+    figures = {metric.name: metric.value for metric in card.metrics}
+    assert figures.keys() == {"accuracy", "nll", "ece"}
+    assert figures["accuracy"] == 0.9
+    assert figures["nll"] > math.log(3)  # of views that know nothing
 
 
 @pytest.mark.parametrize(

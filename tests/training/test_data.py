@@ -165,6 +165,20 @@ def test_a_split_needs_pictures_on_both_sides(validation: int) -> None:
         data.stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
 
 
+def test_a_sample_keeps_every_class_and_stays_within_its_rows() -> None:
+    labels = np.repeat(np.arange(3), [500, 300, 10])
+    rows, _ = data.stratified_split(labels, 100, seed=1)
+    sample = data.stratified_sample(labels, rows, 142, seed=1)
+    assert len(sample) == len(set(sample.tolist())) == 142
+    assert set(sample.tolist()) < set(rows.tolist())
+    assert np.array_equal(sample, np.sort(sample))
+    assert np.abs(np.bincount(labels[sample]) - 142 / 710 * np.bincount(labels[rows])).max() <= 1
+    assert np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=1))
+    assert not np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=2))
+    for everything in (0, 710, 1000):
+        assert np.array_equal(data.stratified_sample(labels, rows, everything, seed=1), rows)
+
+
 def test_processes_together_see_what_one_would() -> None:
     alone = data.Batches(103, 20, seed=5)
     shared = [data.Batches(103, 20, 5, process, 4) for process in range(4)]

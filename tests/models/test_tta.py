@@ -1,0 +1,72 @@
+"""The views of test-time augmentation against torchvision's, of pictures framed in black before they are normalised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from models.card import ModelCard
+from models.preprocess import Preprocess
+from models.tta import VIEWS, Tta, views
+from tests.conftest import photo
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "card-1"
+SIZES = [(32, 32, 0), (28, 28, 2), (24, 40, 0), (224, 224, 0)]
+
+
+def preprocessing(height: int, width: int, pad: int) -> Preprocess:
+    return Preprocess(size=(height, width), pad=pad, mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+
+
+@pytest.mark.parametrize(("height", "width", "pad"), SIZES)
+def test_ten_crop_is_torchvisions_of_the_framed_picture(height: int, width: int, pad: int) -> None:
+    preprocess = preprocessing(height, width, pad)
+    pixels = preprocess.pixels(photo("coffee"))
+    height, width = preprocess.shape[1:]
+    down, right = height // 8, width // 8
+    framed = np.pad(pixels, ((down, down), (right, right), (0, 0)))
+    crops = tv.ten_crop(preprocess.normalise(torch.from_numpy(framed)), [height, width])
+    found = list(views(preprocess.normalise(torch.from_numpy(pixels.copy())), "ten-crop", preprocess))
+    assert len(found) == VIEWS["ten-crop"]
+    # torchvision's order: four corners and the centre, then those of the mirror image, whose left is the right.
+    for view, place in zip(found, (4, 9, 0, 6, 1, 5, 2, 8, 3, 7), strict=True):
+        assert torch.equal(view, crops[place])
+        assert view.is_contiguous()
+
+
+def test_a_batch_has_the_views_of_its_pictures() -> None:
+    preprocess = preprocessing(32, 32, 0)
+    pictures = torch.stack([preprocess(photo(name)) for name in ("coffee", "rocket", "chelsea")])
+    alone = [list(views(picture, "ten-crop", preprocess)) for picture in pictures]
+    for number, view in enumerate(views(pictures, "ten-crop", preprocess)):
+        assert torch.equal(view, torch.stack([single[number] for single in alone]))
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_the_views_of_one_kind_begin_with_those_of_a_lesser(kind: Tta) -> None:
+    preprocess = preprocessing(32, 32, 0)
+    picture = preprocess(photo("coffee"))
+    found: list[Tensor] = list(views(picture, kind, preprocess))
+    assert len(found) == VIEWS[kind]
+    assert torch.equal(found[0], picture)
+    for view, other in zip(found, views(picture, "ten-crop", preprocess), strict=False):
+        assert torch.equal(view, other)
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_card_may_name_each_kind(kind: Tta) -> None:
+    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": kind}
+    read = ModelCard.model_validate_json(json.dumps(card))
+    assert (read.schema_version, read.tta) == (1, kind)
+
+
+def test_a_card_may_name_no_other_kind() -> None:
+    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": "five-crop"}
+    with pytest.raises(ValueError, match="ten-crop"):
+        ModelCard.model_validate_json(json.dumps(card))

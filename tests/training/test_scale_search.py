@@ -1,0 +1,177 @@
+"""The grid search for EfficientNet's scaling factors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from models.blocks import round_channels
+from models.efficientnet import STAGES
+from models.registry import build
+from tests.training.conftest import RECIPE
+from training import scale_search
+from training.config import Recipe, load_recipe
+from training.errors import RecipeError, RunError
+from training.scale_search import Candidate, Result, Search, Triple, candidates, grid, scaled, shortened
+
+SMALL = """
+architecture = "efficientnet-b0"
+config = { width = 0.3, depth = 0.3, stem_stride = 1, strides = [1, 1, 2, 2, 1, 2, 1] }
+"""
+
+
+@pytest.fixture
+def recipe_file(workshop: Path) -> Path:
+    """A recipe for the strokes with a small EfficientNet on pictures of 20 pixels."""
+    text = RECIPE.replace('architecture = "lenet5-relu"\nconfig = { dropout = 0.1 }', SMALL.strip())
+    text = text.replace("size = [28, 28]\npad = 2", "size = [20, 20]").replace("rotate = 5", "crop = 2")
+    path = workshop / "efficientnet.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def base(recipe_file: Path) -> Recipe:
+    return load_recipe(recipe_file)
+
+
+def test_the_grid_is_every_triple_near_twice_the_cost() -> None:
+    tenths = range(10, 30)
+    exact = [
+        (a / 10, b / 10, c / 10)
+        for a, b, c in itertools.product(tenths, repeat=3)
+        if abs(Fraction(a * b * b * c * c, 10**5) - 2) <= Fraction(1, 10)
+    ]
+    assert [tuple(triple) for triple in grid(0.1, 0.1)] == exact
+    assert Triple(2, 1, 1) in grid(0.1, 0)
+    paper = Triple(1.2, 1.1, 1.15)
+    assert paper in grid(0.05, 0.1)
+    assert paper not in grid(0.05, 0.05)
+    assert paper.cost == pytest.approx(1.92, abs=0.001)
+
+
+@pytest.mark.parametrize(("step", "tolerance"), [(0, 0.1), (-0.1, 0.1), (0.1, -0.1), (0.1, 1)])
+def test_a_grid_that_cannot_be(step: float, tolerance: float) -> None:
+    with pytest.raises(ValueError, match="step > 0"):
+        grid(step, tolerance)
+
+
+def test_a_triple_scales_depth_width_and_pictures(base: Recipe) -> None:
+    recipe = scaled(base, Triple(2, 1.1, 1.4))
+    assert recipe.model.config["depth"] == pytest.approx(0.6)
+    assert recipe.model.config["width"] == pytest.approx(0.33)
+    assert (recipe.preprocess.size, recipe.model.config["image_size"]) == ((28, 28), 28)
+    assert recipe.augment.crop == round(2 * 1.4)
+    changed = {"model", "preprocess", "augment"}
+    assert recipe.model_dump(exclude=changed) == base.model_dump(exclude=changed)
+
+
+def test_triples_that_round_to_one_network_are_one_candidate(base: Recipe) -> None:
+    triples = [triple for triple in grid(0.1, 0.1) if triple.alpha >= 1.6]
+    found = candidates(base, triples, classes=3)
+
+    def rounded(triple: Triple) -> tuple[object, ...]:
+        channels = [round_channels(row[2] * 0.3 * triple.beta) for row in STAGES]
+        ends = [round_channels(end * 0.3 * triple.beta) for end in (32, 1280)]
+        blocks = [math.ceil(row[3] * 0.3 * triple.alpha) for row in STAGES]
+        return (*channels, *ends, *blocks, round(20 * triple.gamma))
+
+    groups = [{candidate.triple, *candidate.same} for candidate in found]
+    assert sorted(itertools.chain.from_iterable(groups)) == triples
+    assert 1 < len(groups) < len(triples)
+    assert len(groups) == len({rounded(triple) for triple in triples})
+    for candidate, group in zip(found, groups, strict=True):
+        assert len({rounded(triple) for triple in group}) == 1
+        assert abs(candidate.triple.cost - 2) == min(abs(triple.cost - 2) for triple in group)
+    one = found[0]
+    module = build("efficientnet-b0", one.recipe.model.config | {"num_classes": 3, "in_channels": 1})
+    assert one.parameters == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_budget_shortens_the_recipe(base: Recipe) -> None:
+    assert (base.train.epochs, base.train.warmup_epochs) == (4, 1)
+    short = shortened(base, 2, 40)
+    assert (short.train.epochs, short.train.warmup_epochs, short.data.train) == (2, 0.5, 40)
+    assert shortened(base, None, 0) == base
+
+
+def test_the_reward_is_that_of_mnasnet(base: Recipe) -> None:
+    search = Search(base, (), target=100.0, exponent=-0.07)
+    assert search.reward(Result("", 1, 1, 1, macs=100, parameters=1, accuracy=0.8, seconds=1)) == 0.8
+    # MnasNet chose w so that twice the cost is worth 5 % of accuracy.
+    dear = Result("", 1, 1, 1, macs=200, parameters=1, accuracy=0.8 * 1.05, seconds=1)
+    assert search.reward(dear) == pytest.approx(0.8, rel=0.001)
+
+
+def test_another_family_is_refused(workshop: Path) -> None:
+    with pytest.raises(RecipeError, match="lenet5-relu is not an EfficientNet"):
+        scaled(load_recipe(workshop / "recipe.toml"), Triple(2, 1, 1))
+
+
+def invoke(recipe: Path, out: Path, *options: str) -> tuple[int, str]:
+    arguments = [str(recipe), "--out", str(out), "--epochs", "1", "--train-limit", "30", *options]
+    result = CliRunner().invoke(scale_search.cli, arguments)
+    return result.exit_code, result.output
+
+
+@pytest.mark.slow
+def test_a_rehearsal_that_is_broken_off_and_goes_on(
+    recipe_file: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = workshop / "docs"
+    trained: list[Triple] = []
+    train = scale_search.train
+
+    def breaks_off(candidate: Candidate) -> Result:
+        if trained:
+            raise RunError("the power failed")
+        trained.append(candidate.triple)
+        return train(candidate)
+
+    def counted(candidate: Candidate) -> Result:
+        trained.append(candidate.triple)
+        return train(candidate)
+
+    monkeypatch.setattr(scale_search, "train", breaks_off)
+    code, output = invoke(recipe_file, out, "--step", "0.4")
+    assert (code, "error: the power failed" in output) == (1, True)
+    first = (out / "scale-search.csv").read_text()
+    monkeypatch.setattr(scale_search, "train", counted)
+    code, output = invoke(recipe_file, out, "--step", "0.4")
+    assert code == 0, output
+    assert trained == [Triple(1, 1, 1.4), Triple(1, 1.4, 1)]
+    assert (out / "scale-search.csv").read_text().startswith(first)
+    assert invoke(recipe_file, out, "--step", "0.4") == (0, output)
+    assert len(trained) == 2
+
+    rows = list(csv.DictReader(io.StringIO((out / "scale-search.csv").read_text())))
+    assert [(row["alpha"], row["beta"], row["gamma"]) for row in rows] == [("1.0", "1.0", "1.4"), ("1.0", "1.4", "1.0")]
+    report = (out / "scale-search.md").read_text()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("|")]
+    assert {row[0] for row in table[2:]} == {"1, 1, 1.4", "1, 1.4, 1"}
+    rewards = [float(row[6]) for row in table[2:]]
+    assert rewards == sorted(rewards, reverse=True)
+    assert {row[2] for row in table[2:]} == {"28 x 28", "20 x 20"}
+    drawn = (out / "pictures/scale-search.png").read_bytes()
+    assert Image.open(io.BytesIO(drawn)).size == (1200, 750)
+    assert len(drawn) < 150_000
+
+
+def test_a_file_that_holds_something_else_is_refused(recipe_file: Path, workshop: Path) -> None:
+    (workshop / "docs").mkdir()
+    (workshop / "docs/scale-search.csv").write_text("a,b\n1,2\n")
+    code, output = invoke(recipe_file, workshop / "docs", "--step", "0.4")
+    assert (code, "does not hold the results of a search" in output) == (1, True)
+
+
+def test_a_grid_without_triples_is_refused(recipe_file: Path, workshop: Path) -> None:
+    code, output = invoke(recipe_file, workshop / "docs", "--step", "0.6")
+    assert (code, "no triple of the grid" in output) == (1, True)

@@ -1,0 +1,138 @@
+"""What the plots for the documentation have in common: plain axes, and labels that lie on nothing else."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+INK, PALE, ACCENT = "#2f3437", "#8b9196", "#b5563c"
+# Blue, rust, green, violet, ochre, teal, grey: as dark as one another, so that none shouts.
+COLOURS = ("#40658f", "#b5563c", "#5c8a58", "#82659a", "#b08a35", "#3f8b92", "#75797d")
+
+# Directions of a label from its dot, the readable ones first.
+_DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+_GAPS = (4.0, 10.0, 18.0, 28.0, 40.0)  # points between a dot and its label
+_LEADER = 18.0  # from this gap on a thin line leads to the label
+_SIDES: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
+_ENDS: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A labelled point in data coordinates; `area` in square points, as matplotlib's `s`; `top` is where it reaches."""
+
+    x: float
+    y: float
+    area: float
+    label: str
+    colour: str = INK
+    top: float | None = None
+
+    @property
+    def radius(self) -> float:
+        """In points."""
+        return math.sqrt(self.area / math.pi)
+
+
+def blank(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty plot of 8 x 5 inches with a title, a paler line under it, and a light grid."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", color=INK)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=PALE)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.grid(which="major", color="#e6e8ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c3c7ca")
+    axes.tick_params(which="both", colors=INK, length=0)
+    return figure, axes
+
+
+def place_labels(axes: Axes, dots: Sequence[Dot]) -> int:
+    """Write each dot's label near it, on no dot and on no other label; the number of labels that found a place.
+
+    The earlier a dot, the better its label's place; where there is none left, the label is left out. What else is on
+    the plot, and its limits, must stand before.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # noqa: S101  as `blank` made it
+    figure.draw_without_rendering()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    taken = [_covered(axes, dot, figure.dpi / 72) for dot in dots]
+    placed = 0
+    for dot in dots:
+        box = _place(axes, dot, taken, renderer)
+        if box is not None:
+            taken.append(box)
+            placed += 1
+    return placed
+
+
+def _covered(axes: Axes, dot: Dot, scale: float) -> Bbox:
+    """The dot with its arrow; `scale` is pixels in a point."""
+    from matplotlib.transforms import Bbox
+
+    (left, low), (right, high) = axes.transData.transform([(dot.x, dot.y), (dot.x, dot.top or dot.y)])
+    reach = dot.radius * scale
+    return Bbox.from_extents(left - reach, low - reach, right + reach, max(high, low) + reach)
+
+
+def _place(axes: Axes, dot: Dot, taken: Sequence[Bbox], renderer: RendererAgg) -> Bbox | None:
+    frame = axes.get_window_extent()
+    for gap in _GAPS:
+        for direction in _DIRECTIONS:
+            text = _annotate(axes, dot, direction, gap)
+            box = _extent(text, renderer)
+            inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                return box
+            text.remove()
+    return None
+
+
+def _annotate(axes: Axes, dot: Dot, direction: tuple[int, int], gap: float) -> Annotation:
+    across, up = direction
+    distance = dot.radius * (0.75 if across and up else 1) + gap
+    line = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 1, "shrinkB": dot.radius}
+    return axes.annotate(
+        dot.label,
+        (dot.x, dot.y),
+        (across * distance, up * distance),
+        textcoords="offset points",
+        ha=_SIDES[across],
+        va=_ENDS[up],
+        fontsize=9,
+        color=dot.colour,
+        arrowprops=line if gap >= _LEADER else None,
+    )
+
+
+def _extent(text: Annotation, renderer: RendererAgg) -> Bbox:
+    """Of the letters, without the line that leads to them."""
+    from matplotlib.text import Text
+
+    text.update_positions(renderer)
+    return Text.get_window_extent(text, renderer)
+
+
+def png(figure: Figure) -> bytes:
+    """The drawing as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

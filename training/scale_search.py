@@ -1,0 +1,358 @@
+"""How to make an EfficientNet twice as costly: deeper, wider, or on larger pictures?
+
+`python -m training.scale_search training/recipes/efficientnet-cifar10.toml --epochs 3 --train-limit 10000 --out docs`
+
+Step 1 of section 3.3 of Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
+2019: with the compound coefficient phi at 1, a grid search for alpha (depth), beta (width) and gamma (resolution), all
+>= 1, under alpha beta^2 gamma^2 ~ 2. Accuracy and cost are scored together as section 3 of the paper does, after Tan et
+al., "MnasNet: Platform-Aware Neural Architecture Search for Mobile", CVPR 2019: accuracy times (MACs / T)^w.
+
+Here each network is trained for a short time only, and T is twice the MACs of the base network.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from models.checkpoint import write_atomically
+from models.efficientnet import EfficientNetConfig
+from models.registry import build, configure
+from models.runtime import default_device
+from training import classify, data
+from training.config import Recipe, load_recipe
+from training.cost import macs
+from training.drawing import ACCENT, INK, PALE, Dot, blank, place_labels, png
+from training.errors import RecipeError, RunError, TrainingError
+from training.loop import fit
+from training.run import hardware, versions
+
+cli = typer.Typer(add_completion=False)
+
+COST = 2.0  # how many times the base network's, at phi = 1
+
+
+class Triple(NamedTuple):
+    """The factors of depth, width and resolution."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+    @property
+    def cost(self) -> float:
+        """The factor of the MACs, but for rounding: alpha beta^2 gamma^2."""
+        return self.alpha * (self.beta * self.gamma) ** 2
+
+    def __str__(self) -> str:
+        return ", ".join(f"{factor:.4g}" for factor in self)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to train: the triple whose cost is nearest to `COST`, the others that round to the same network."""
+
+    triple: Triple
+    same: tuple[Triple, ...]
+    recipe: Recipe
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the CSV file. `recipe` is the hash of the recipe it was trained by; `accuracy` on validation, 0..1."""
+
+    recipe: str
+    alpha: float
+    beta: float
+    gamma: float
+    macs: int
+    parameters: int
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was searched: `target` is T in MACs, `exponent` is w."""
+
+    base: Recipe
+    candidates: tuple[Candidate, ...]
+    target: float
+    exponent: float
+
+    def reward(self, result: Result) -> float:
+        """ACC (MACs / T)^w."""
+        return result.accuracy * math.pow(result.macs / self.target, self.exponent)
+
+
+def grid(step: float, tolerance: float) -> list[Triple]:
+    """All triples of multiples of `step` from 1 on with a cost within `tolerance` of `COST`, ascending.
+
+    Raises:
+        ValueError: a step that is not positive, a tolerance not in 0..1 (at 1, triples that scale nothing would do).
+    """
+    if step <= 0 or not 0 <= tolerance < 1:
+        raise ValueError(f"a grid needs a step > 0 and a tolerance in 0..1, got {step:g} and {tolerance:g}")
+    factors = [round(1 + step * i, 6) for i in range(int((COST + tolerance - 1) / step + 1e-6) + 1)]
+    every = (Triple(alpha, beta, gamma) for alpha in factors for beta in factors for gamma in factors)
+    return [triple for triple in every if abs(triple.cost - COST) <= tolerance + 1e-9]
+
+
+def scaled(base: Recipe, triple: Triple) -> Recipe:
+    """The recipe of the base network made larger; what augmentation counts in pixels grows with the pictures.
+
+    Raises:
+        RecipeError: the base is not an EfficientNet's.
+    """
+    config = configure(base.model.architecture, base.model.config)
+    if not isinstance(config, EfficientNetConfig):
+        raise RecipeError(f"{base.name}: {base.model.architecture} is not an EfficientNet")
+    size = tuple(round(side * triple.gamma) for side in base.preprocess.size)
+    preprocess = base.preprocess.model_copy(update={"size": size})
+    changes = {"width": config.width * triple.beta, "depth": config.depth * triple.alpha}
+    changes["image_size"] = max(preprocess.shape[1:])
+    pixels = {name: round(getattr(base.augment, name) * triple.gamma) for name in ("crop", "cutout")}
+    update = {
+        "model": base.model.model_copy(update={"config": base.model.config | changes}),
+        "preprocess": preprocess,
+        "augment": base.augment.model_copy(update=pixels),
+    }
+    return Recipe.model_validate(base.model_copy(update=update).model_dump())
+
+
+def network(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's network for that many classes, with random weights, in evaluation mode: to be counted."""
+    given = {"num_classes": classes, "in_channels": recipe.preprocess.channels}
+    return build(recipe.model.architecture, recipe.model.config | given).eval()
+
+
+def candidates(base: Recipe, triples: Iterable[Triple], classes: int) -> tuple[Candidate, ...]:
+    """The distinct networks among those of the triples.
+
+    Widths are rounded to multiples of 8 and depths up, pictures have whole pixels: several triples may be one network.
+
+    Raises:
+        RecipeError: see `scaled`.
+    """
+    groups: dict[Any, list[Triple]] = {}
+    for triple in triples:
+        recipe = scaled(base, triple)
+        shapes = tuple(tuple(tensor.shape) for tensor in network(recipe, classes).state_dict().values())
+        groups.setdefault((shapes, recipe.preprocess.size), []).append(triple)
+    found = []
+    for group in groups.values():
+        nearest, *same = sorted(group, key=lambda triple: abs(triple.cost - COST))
+        recipe = scaled(base, nearest)
+        module = network(recipe, classes)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        found.append(Candidate(nearest, tuple(same), recipe, macs(module, recipe.preprocess.shape), parameters))
+    return tuple(found)
+
+
+def shortened(recipe: Recipe, epochs: int | None, train: int) -> Recipe:
+    """The recipe with so many epochs, the warm-up in proportion, and at most `train` training pictures (0: all)."""
+    epochs = epochs or recipe.train.epochs
+    warmup = recipe.train.warmup_epochs * epochs / recipe.train.epochs
+    update = {
+        "train": recipe.train.model_copy(update={"epochs": epochs, "warmup_epochs": warmup}),
+        "data": recipe.data.model_copy(update={"train": train or recipe.data.train}),
+    }
+    return Recipe.model_validate(recipe.model_copy(update=update).model_dump())
+
+
+def train(candidate: Candidate) -> Result:
+    """Train the network, anew if it was begun before, and measure it on the validation split at its best epoch.
+
+    Raises:
+        TrainingError: see `classify.setup` and `loop.fit`.
+    """
+    recipe = candidate.recipe
+    folder = f"scale-search/{recipe.name}/{digest(recipe)}"
+    task, run = classify.setup(recipe, folder, resume=False, overwrite=True)
+    progress = fit(task, run, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+    return Result(
+        recipe=digest(recipe),
+        **candidate.triple._asdict(),
+        macs=candidate.macs,
+        parameters=candidate.parameters,
+        accuracy=progress.best_value,
+        seconds=round(progress.wall_time_s, 1),
+    )
+
+
+def digest(recipe: Recipe) -> str:
+    """Twelve hex digits: two recipes with one digest are one recipe."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+
+
+def read_results(path: Path) -> list[Result]:
+    """The rows of the CSV file, none if there is no file.
+
+    Raises:
+        RunError: the file holds something else.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return TypeAdapter(list[Result]).validate_python(list(csv.DictReader(file)))
+        except (ValidationError, csv.Error) as error:
+            raise RunError(f"{path} does not hold the results of a search: {error}") from error
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Replace the CSV file."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Result))
+    writer.writerows(astuple(result) for result in results)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def run(search: Search, path: Path) -> list[Result]:
+    """The candidates' results, best reward first: those that `path` holds already, the others trained and put there.
+
+    Rows of other recipes stay in the file.
+
+    Raises:
+        TrainingError: see `read_results` and `train`.
+    """
+    known = read_results(path)
+    finished = {result.recipe: result for result in known}
+    results = []
+    for number, candidate in enumerate(search.candidates, start=1):
+        result = finished.get(digest(candidate.recipe))
+        if result is None:
+            result = train(candidate)
+            known.append(result)
+            write_results(path, known)
+        typer.echo(f"{number}/{len(search.candidates)}: {candidate.triple}: accuracy {result.accuracy:.4f}")
+        results.append(result)
+    return sorted(results, key=search.reward, reverse=True)
+
+
+def markdown(search: Search, results: Sequence[Result]) -> str:
+    """The table of the results, with what it takes to have them again."""
+    of = {digest(candidate.recipe): candidate for candidate in search.candidates}
+    lines = [
+        "| alpha, beta, gamma | the same network | pixels | MACs | parameters | accuracy | reward | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        candidate = of[result.recipe]
+        cells = [
+            str(candidate.triple),
+            "; ".join(str(other) for other in candidate.same),
+            " x ".join(str(side) for side in candidate.recipe.preprocess.size),
+            f"{result.macs / 1e6:.1f} M",
+            f"{result.parameters / 1e6:.2f} M",
+            f"{100 * result.accuracy:.2f} %",
+            f"{search.reward(result):.4f}",
+            f"{result.seconds:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return f"{_account(search, results[0])}\n\n" + "\n".join(lines)
+
+
+def _account(search: Search, best: Result) -> str:
+    base, networks = search.base, len(search.candidates)
+    triples = networks + sum(len(candidate.same) for candidate in search.candidates)
+    pictures = f"at most {base.data.train:,}" if base.data.train else "all"
+    error = 100 * math.sqrt(best.accuracy * (1 - best.accuracy) / base.data.validation)
+    return (
+        f"Depth alpha, width beta and resolution gamma of {base.name} at phi = 1 (Tan and Le, 2019, section 3.3), by\n"
+        f"`python -m training.scale_search`: {triples} triples with alpha beta^2 gamma^2 ~ 2. Widths, depths and\n"
+        f"pixels are rounded, which leaves {networks} distinct networks. Each was trained once, seed {base.seed}, for\n"
+        f"{base.train.epochs} epochs on {pictures} training pictures of {base.data.name}, and measured on\n"
+        f"{base.data.validation:,} others, where the standard error of the best accuracy is {error:.2f} points.\n"
+        f"The reward is accuracy (MACs / T)^w with w = {search.exponent:g} and T = {search.target / 1e6:.1f} M, twice\n"
+        "the base network's MACs. The paper found 1.2, 1.1, 1.15 on ImageNet. Trained on\n"
+        f"{hardware(default_device())}, torch {versions()['torch']}."
+    )
+
+
+def draw(search: Search, results: Sequence[Result]) -> bytes:
+    """A PNG: accuracy over MACs, the best reward marked, with the line along which the reward is as good."""
+    best = results[0]
+    figure, axes = blank(
+        f"Twice the cost of {search.base.name}: where to put it?",
+        "labels: factors of depth, width, resolution; line: the same reward as the best",
+        "MACs a picture, millions",
+        "validation accuracy, %",
+    )
+    dots = [
+        Dot(
+            x=result.macs / 1e6,
+            y=100 * result.accuracy,
+            area=70,
+            label=str(Triple(result.alpha, result.beta, result.gamma)),
+            colour=ACCENT if result is best else INK,
+        )
+        for result in results
+    ]
+    for dot in dots:
+        axes.scatter(dot.x, dot.y, dot.area, color=dot.colour, alpha=0.75, linewidth=0)
+    across, up = [dot.x for dot in dots], [dot.y for dot in dots]
+    wide, high = 0.25 * (max(across) - min(across)) or 1.0, 0.15 * (max(up) - min(up)) or 1.0
+    axes.set_xlim(min(across) - wide, max(across) + wide)
+    axes.set_ylim(min(up) - high, max(up) + high)
+    ends = [max(axes.get_xlim()[0], 1e-3), axes.get_xlim()[1]]
+    line = [ends[0] + (ends[1] - ends[0]) * i / 100 for i in range(101)]
+    level = 100 * search.reward(best)
+    curve = [level * (x * 1e6 / search.target) ** -search.exponent for x in line]
+    axes.plot(line, curve, color=PALE, linewidth=0.9, linestyle="--", zorder=0)
+    place_labels(axes, dots)
+    return png(figure)
+
+
+@cli.command()
+def main(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="Of an EfficientNet: the base network's.")],
+    out: Annotated[Path, typer.Option(help="Where scale-search.{csv,md} and pictures/scale-search.png go.")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="For each network; default: the recipe's.")] = None,
+    train_limit: Annotated[int, typer.Option(min=0, help="At most so many training pictures; 0: all.")] = 0,
+    step: Annotated[float, typer.Option(help="Of the grid.")] = 0.1,
+    tolerance: Annotated[float, typer.Option(help="How far alpha beta^2 gamma^2 may be from 2.")] = 0.1,
+    exponent: Annotated[float, typer.Option(help="The reward's w: what cost counts.")] = -0.07,
+) -> None:
+    """Train every network of the grid for a short time and report which way of scaling pays; goes on where it was."""
+    try:
+        base = shortened(load_recipe(path), epochs, train_limit)
+        search = plan(base, grid(step, tolerance), exponent)
+        results = run(search, out / "scale-search.csv")
+    except (TrainingError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    table = markdown(search, results)
+    typer.echo(table)
+    write_atomically(out / "scale-search.md", f"# Scaling EfficientNet\n\n{table}\n".encode())
+    write_atomically(out / "pictures" / "scale-search.png", draw(search, results))
+
+
+def plan(base: Recipe, triples: Sequence[Triple], exponent: float) -> Search:
+    """The search over those triples, none of which has been trained.
+
+    Raises:
+        RecipeError: see `scaled`; no triples. DataError: no such data set.
+    """
+    if not triples:
+        raise RecipeError("no triple of the grid fulfils the constraint: a smaller step, or more tolerance?")
+    classes = len(data.find(base.data.name, "train").classes)
+    target = COST * macs(network(base, classes), base.preprocess.shape)
+    return Search(base, candidates(base, triples, classes), target, exponent)
+
+
+if __name__ == "__main__":
+    cli()
