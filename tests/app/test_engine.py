@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from torch import nn
+from torchvision.transforms.v2.functional import ten_crop
 
 from app.engine import Engine
 from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
@@ -197,14 +199,17 @@ def test_the_unexpected_is_a_500_that_tells_nothing(settings: Settings, monkeypa
     assert response.headers["x-request-id"]
 
 
-def test_tta_is_the_mean_over_the_mirror_image(settings: Settings) -> None:
+@pytest.mark.parametrize("kind", ["flip", "ten-crop"])
+def test_tta_is_the_mean_over_the_views(settings: Settings, kind: str) -> None:
     folder = settings.weights / "tiny"
-    card = checkpoint.read_card(folder).model_copy(update={"tta": "flip", "temperature": 2.0})
+    card = checkpoint.read_card(folder).model_copy(update={"tta": kind, "temperature": 2.0})
     checkpoint.write_card(folder, card)
     module, _ = checkpoint.load(folder)
     picture = card.preprocess(photo("coffee"))
+    framed = np.pad(card.preprocess.pixels(photo("coffee")), ((2, 2), (2, 2), (0, 0)))  # an eighth of 16
+    crops = ten_crop(card.preprocess.normalise(torch.from_numpy(framed)), [16, 16])
     with torch.inference_mode():
-        views = torch.stack([picture, picture.flip(-1)])
+        views = torch.stack([picture, picture.flip(-1)] if kind == "flip" else list(crops))
         expected = (module(views) / 2.0).softmax(1).mean(0)
     with TestClient(create_app(settings), base_url=BASE_URL) as client:
         response = client.post(
@@ -212,6 +217,19 @@ def test_tta_is_the_mean_over_the_mirror_image(settings: Settings) -> None:
         )
     for prediction in response.json()["data"][0]["predictions"]:
         assert prediction["confidence"] == pytest.approx(float(expected[prediction["class_id"]]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("queue_size", "max_batch"), [(3, 1), (3, 4), (1, 32), (64, 32)])
+def test_a_request_of_many_views_does_not_fill_the_queue_against_itself(
+    settings: Settings, queue_size: int, max_batch: int
+) -> None:
+    folder = settings.weights / "tiny"
+    checkpoint.write_card(folder, checkpoint.read_card(folder).model_copy(update={"tta": "ten-crop"}))
+    small = settings.model_copy(update={"queue_size": queue_size, "max_batch": max_batch})
+    files = [("file", (f"{i}.png", encode(photo("coffee").resize((16, 16))))) for i in range(20)]
+    with TestClient(create_app(small), base_url=BASE_URL) as client:
+        data = client.post("/classify?tta=true", files=files).json()["data"]
+    assert [len(answer["predictions"]) for answer in data] == [5] * 20
 
 
 def test_the_shipped_default_is_installed() -> None:

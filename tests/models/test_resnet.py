@@ -74,7 +74,9 @@ def test_plain_is_residual_without_the_sum() -> None:
     def block(*, plain: bool) -> ResidualBlock:
         config = configure("resnet20", {"plain": plain})
         block = ResidualBlock(config, 16, 16, stride=1).eval()
-        torch.nn.init.zeros_(block.branch[-1][0].weight)
+        last = block.branch.get_submodule("1.0")
+        assert isinstance(last, torch.nn.Conv2d)
+        torch.nn.init.zeros_(last.weight)
         return block
 
     assert torch.equal(block(plain=False)(x), x)

@@ -1,0 +1,316 @@
+"""CenterFace: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point", arXiv 1911.03599, 2019.
+
+Input [N, 3, H, W], RGB on the scale 0..255, H and W multiples of 32; output [N, 15, H/4, W/4]. A face is the point at
+its centre: one cell of a heatmap, where other maps say its size and its landmarks. MobileNetV2 (Sandler et al., CVPR
+2018) looks at the picture, a top-down pyramid of 24 channels brings what it saw back to a quarter of the resolution.
+
+The 15 channels, for the cell at row i and column j:
+    0       the chance that a face's centre lies in the cell, 0..1
+    1, 2    log of the face's height and width in cells
+    3, 4    how far the centre is from (i + 0.5, j + 0.5), down and right, in cells
+    5..14   y, x of the five landmarks, as shares of the box, from its top left corner
+
+Deviations, all as in the published weights: ReLU in place of MobileNetV2's ReLU6; convolutions have biases and no
+normalisation, which was folded into them, except behind the three transposed convolutions. `decode` keeps the maxima
+of 3x3 cells (the authors' code: all cells above a threshold) and then suppresses boxes that overlap. A landmark's place
+is reckoned from the box as predicted; the authors' code takes the box after it was cut off at the picture's edge, which
+shifts the landmarks of faces that reach beyond it.
+
+Pictures are never enlarged: faces 10 to 12 pixels wide are found as they are, and enlarging twofold finds those of 6 to
+8, of which nobody could be recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from models.blocks import check_images
+from models.preprocess import Preprocess
+
+# MobileNetV2's table 2: expansion, channels, blocks, stride.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+STEM_CHANNELS = 32
+# The stages whose outputs the pyramid takes: at 1/4, 1/8, 1/16 and 1/32 of the picture.
+TAPS = (1, 2, 4, 6)
+STRIDE = 4  # pixels a cell
+COARSEST = 32  # pixels a cell of the last stage
+LANDMARKS = 5
+CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class CenterFaceConfig:
+    """`neck` is the pyramid's width; `image_size` is the side of the pictures that the weights were trained on."""
+
+    in_channels: int = 3
+    image_size: int = 800
+    neck: int = 24
+    norm_eps: float = 1e-3
+
+    @property
+    def smallest(self) -> int:
+        """The side in pixels of the smallest picture."""
+        return COARSEST
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1; a skip where shapes agree: [N, in, H, W] -> [N, out, H/s, W/s]."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int):
+        super().__init__()
+        wide = inputs * expansion
+        expand = [nn.Conv2d(inputs, wide, 1), nn.ReLU(inplace=True)] if expansion != 1 else []
+        self.block = nn.Sequential(
+            *expand,
+            nn.Conv2d(wide, wide, 3, stride, padding=1, groups=wide),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(wide, outputs, 1),
+        )
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y: Tensor = self.block(x)
+        return x + y if self.skip else y
+
+
+class TopDown(nn.Module):
+    """A coarse map at twice its resolution, plus the backbone's finer one at the pyramid's width."""
+
+    def __init__(self, inputs: int, config: CenterFaceConfig):
+        super().__init__()
+        width = config.neck
+        self.enlarge = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, stride=2, bias=False),
+            nn.BatchNorm2d(width, eps=config.norm_eps),
+            nn.ReLU(inplace=True),
+        )
+        self.lateral = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU(inplace=True))
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """[N, neck, H, W] and [N, inputs, 2H, 2W] -> [N, neck, 2H, 2W]."""
+        larger: Tensor = self.enlarge(coarse)
+        beside: Tensor = self.lateral(fine)
+        return larger + beside
+
+
+class Pyramid(nn.Module):
+    """Backbone and neck: [N, in_channels, H, W] -> [N, neck, H/4, W/4]. Layers stand in the order of computation."""
+
+    def __init__(self, config: CenterFaceConfig):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.in_channels, STEM_CHANNELS, 3, stride=2, padding=1), nn.ReLU(inplace=True)
+        )
+        stages, inputs = [], STEM_CHANNELS
+        for expansion, outputs, repeats, stride in STAGES:
+            blocks = []
+            for block in range(repeats):
+                blocks.append(InvertedResidual(inputs, outputs, expansion, stride if block == 0 else 1))
+                inputs = outputs
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        *finer, coarsest = (STAGES[tap][1] for tap in TAPS)
+        self.top = nn.Sequential(nn.Conv2d(coarsest, config.neck, 1), nn.ReLU(inplace=True))
+        self.down = nn.ModuleList(TopDown(channels, config) for channels in reversed(finer))
+        self.last = nn.Sequential(nn.Conv2d(config.neck, config.neck, 3, padding=1), nn.ReLU(inplace=True))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        x = self.stem(images)  # [N, 32, H/2, W/2]
+        taken = []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number in TAPS:
+                taken.append(x)  # [N, 24, H/4, W/4], [N, 32, H/8, W/8], [N, 96, H/16, W/16], [N, 320, H/32, W/32]
+        x = self.top(taken.pop())  # [N, neck, H/32, W/32]
+        for step in self.down:
+            x = step(x, taken.pop())  # [N, neck, H/16, W/16], then H/8, H/4
+        finest: Tensor = self.last(x)
+        return finest
+
+
+class Points(nn.Module):
+    """The four predictions of each cell, side by side: [N, neck, h, w] -> [N, 15, h, w]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heatmap = nn.Conv2d(width, 1, 1)
+        self.scale = nn.Conv2d(width, 2, 1)
+        self.offset = nn.Conv2d(width, 2, 1)
+        self.landmarks = nn.Conv2d(width, 2 * LANDMARKS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return torch.cat([self.heatmap(x).sigmoid(), self.scale(x), self.offset(x), self.landmarks(x)], dim=1)
+
+
+class CenterFace(nn.Module):
+    """[N, 3, H, W], 0..255, H and W multiples of 32 -> [N, 15, H/4, W/4]; the file's docstring names the channels."""
+
+    def __init__(self, config: CenterFaceConfig):
+        super().__init__()
+        self.config = config
+        self.features = Pyramid(config)
+        self.head = Points(config.neck)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One tensor, so that it runs wherever a classifier runs. `Maps.of` takes it apart."""
+        check_images(images, self.config.in_channels, COARSEST)
+        height, width = images.shape[2:]
+        if height % COARSEST or width % COARSEST:
+            raise ValueError(f"expected height and width to be multiples of {COARSEST}, got {height} and {width}")
+        points: Tensor = self.head(self.features(images))
+        return points
+
+
+class Maps(NamedTuple):
+    """The network's output by meaning: [N, 1, h, w], [N, 2, h, w], [N, 2, h, w], [N, 10, h, w]."""
+
+    heatmap: Tensor
+    scale: Tensor
+    offset: Tensor
+    landmarks: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor) -> Maps:
+        """Views of the network's output.
+
+        Raises:
+            ValueError: not [N, 15, h, w].
+        """
+        if outputs.ndim != 4 or outputs.shape[1] != CHANNELS:
+            raise ValueError(f"expected maps of shape [N, {CHANNELS}, h, w], got {list(outputs.shape)}")
+        return cls(*torch.split(outputs, [1, 2, 2, 2 * LANDMARKS], dim=1))
+
+
+class Detections(NamedTuple):
+    """The K faces of one picture in the network's pixels, surest first."""
+
+    boxes: Tensor  # [K, 4]: left, top, right, bottom
+    scores: Tensor  # [K], 0..1
+    landmarks: Tensor  # [K, 5, 2]: x, y
+
+
+def decode(outputs: Tensor, threshold: float, overlap: float = 0.3, most: int = 1000) -> list[Detections]:
+    """The network's output [N, 15, h, w] -> the faces of each of the N pictures.
+
+    A face is a cell above `threshold` that none of its eight neighbours exceeds. Of two boxes whose intersection is
+    more than `overlap` of their union, the surer stays; at most `most` faces of a picture are kept.
+    """
+    heatmap = Maps.of(outputs).heatmap[:, 0]
+    peaks = (heatmap > threshold) & (heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1))
+    return [_at(maps, where, overlap, most) for maps, where in zip(outputs, peaks, strict=True)]
+
+
+def _at(maps: Tensor, peaks: Tensor, overlap: float, most: int) -> Detections:
+    """The faces of one picture: its maps [15, h, w] read where `peaks` [h, w] is true."""
+    rows, columns = peaks.nonzero(as_tuple=True)
+    values = maps[:, rows, columns].T  # [K, 15]
+    scores = values[:, 0]
+    sizes = values[:, [2, 1]].exp() * STRIDE  # [K, 2]: width, height
+    cells = torch.stack([columns, rows], dim=1) + 0.5
+    corners = (cells + values[:, [4, 3]]) * STRIDE - sizes / 2
+    boxes = torch.cat([corners, corners + sizes], dim=1)
+    shares = values[:, 5:].reshape(-1, LANDMARKS, 2).flip(-1)  # [K, 5, 2]: x, y
+    landmarks = corners[:, None] + shares * sizes[:, None]
+    kept = nms(boxes, scores, overlap)[:most]
+    return Detections(boxes[kept], scores[kept], landmarks[kept])
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face, in pixels of the picture it was found in, measured from the picture's top left corner.
+
+    `box` is (left, top, right, bottom), inside the picture; `score` is 0..1; `landmarks` are left eye, right eye, nose
+    tip, left and right mouth corner as seen in the picture, (x, y) each. A landmark may lie outside the picture.
+    """
+
+    box: Box
+    score: float
+    landmarks: tuple[Point, ...]
+
+    @property
+    def area(self) -> float:
+        """The box's, in square pixels."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
+
+class Detector(Protocol):
+    """Whatever finds faces."""
+
+    def __call__(self, picture: Image.Image | Pixels) -> list[Face]:
+        """The faces of a picture (PIL of any mode, or uint8 [H, W, 3]) of any size, surest first; often none."""
+        ...
+
+
+class CenterFaceDetector:
+    """CenterFace from picture to faces. Its three steps can be called apart, to run many pictures as one batch.
+
+    `run` is the network, bare or as a runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its
+    card. Faces less sure than `threshold` are not told of.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
+        if preprocess.fit != "within":
+            raise ValueError("a detector looks at whole pictures: its preprocessing must fit them within its size")
+        self._run = run
+        self._preprocess = preprocess
+        self._threshold = threshold
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image | Pixels) -> list[Face]:
+        """See `Detector`."""
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        (found,) = decode(self._run(self.prepare(image)[None]), self._threshold)
+        return self.faces(found, image.size)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The picture as the network reads it: float32 [3, H, W], black at the right and bottom to multiples of 32."""
+        pixels = self._preprocess.pixels(image)
+        down, right = (-side % COARSEST for side in pixels.shape[:2])
+        padded = np.pad(pixels, ((0, down), (0, right), (0, 0)))
+        return self._preprocess.normalise(torch.from_numpy(padded))
+
+    def faces(self, found: Detections, size: tuple[int, int]) -> list[Face]:
+        """What `decode` found in the prepared picture, in pixels of the original of `size` (width, height)."""
+        width, height = size
+        seen_width, seen_height = self._preprocess.fitted(width, height)
+        scale = torch.tensor([width / seen_width, height / seen_height])
+        corners = found.boxes.cpu().reshape(-1, 2, 2) * scale  # [K, 2, 2]
+        corners = corners.clamp(min=torch.zeros(2), max=torch.tensor([width, height]))
+        points = found.landmarks.cpu() * scale
+        faces = []
+        for ((left, top), (right, bottom)), score, landmarks in zip(
+            corners.tolist(), found.scores.tolist(), points.tolist(), strict=True
+        ):
+            # What was found in the padding alone has nothing left.
+            if left < right and top < bottom:
+                faces.append(Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks)))
+        return faces
+
+
+VARIANTS = {"centerface": CenterFaceConfig()}

@@ -1,0 +1,204 @@
+"""Alignment against scikit-image's fit and OpenCV's warp; quality against pictures made worse on purpose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from skimage.transform import SimilarityTransform
+
+from models.align import SIDE, TEMPLATE, Limits, Quality, Reason, align, measure, reasons, similarity
+from models.detector import Face, Pixels, Point
+from tests.conftest import photo
+from tests.models import centerface
+
+# CenterFace's in astronaut, to the pixel.
+ASTRONAUT = ((203.2, 101.7), (247.0, 104.5), (223.3, 125.1), (203.4, 142.3), (241.3, 144.4))
+FACE = Face((181.5, 58.2, 269.9, 177.8), 0.93, ASTRONAUT)
+
+coordinate = st.floats(-1000, 1000)
+points = st.lists(st.tuples(coordinate, coordinate), min_size=5, max_size=5)
+
+
+def moved(landmarks: tuple[Point, ...], scale: float = 1.0, degrees: float = 0.0, dx: float = 0.0) -> tuple[Point, ...]:
+    turn = scale * np.exp(1j * math.radians(degrees))
+    z = (np.array(landmarks) @ (1, 1j)) * turn + dx
+    return tuple((float(place.real), float(place.imag)) for place in z)
+
+
+@given(points)
+def test_the_fit_is_scikit_images(landmarks: list[Point]) -> None:
+    spread = np.std(landmarks, axis=0).min()
+    if spread < 1:  # nearly one point or one line: theirs, by a singular value decomposition, loses its digits
+        return
+    theirs = SimilarityTransform.from_estimate(np.array(landmarks), np.array(TEMPLATE))
+    assert np.allclose(similarity(landmarks), theirs.params[:2], atol=1e-6)
+
+
+def test_the_fit_is_least_squares_and_opencv_agrees_where_all_points_fit() -> None:
+    source = moved(TEMPLATE, scale=2.3, degrees=-25, dx=300)
+    matrix = similarity(source)
+    assert np.allclose(np.array(source) @ matrix[:, :2].T + matrix[:, 2], TEMPLATE)
+    theirs, _ = cv2.estimateAffinePartial2D(np.array(source), np.array(TEMPLATE))
+    assert np.allclose(matrix, theirs, atol=1e-4)
+
+    best = similarity(ASTRONAUT)
+    a, b = best[0, 0], best[1, 0]
+
+    def error(a: float, b: float, dx: float, dy: float) -> float:
+        there = np.array(ASTRONAUT) @ np.array([[a, b], [-b, a]]) + (dx, dy)
+        return float(((there - np.array(TEMPLATE)) ** 2).sum())
+
+    least = error(a, b, best[0, 2], best[1, 2])
+    for change in np.vstack([np.eye(4), -np.eye(4)]) * (1e-3, 1e-3, 0.1, 0.1):
+        assert error(*(np.array([a, b, best[0, 2], best[1, 2]]) + change)) > least
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        ([(3.0, 4.0)] * 5, "all the same"),
+        ([(math.nan, 4.0), *TEMPLATE[1:]], "not finite"),
+        ([(math.inf, 4.0), *TEMPLATE[1:]], "not finite"),
+        (TEMPLATE[:4], "expected 5 points, got 4"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_points_without_an_alignment(landmarks: list[Point], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        similarity(landmarks)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.3, 2.0, 3.1])
+@pytest.mark.parametrize("degrees", [0, 17])
+def test_crops_are_opencvs(scale: float, degrees: float) -> None:
+    picture = photo("astronaut")
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    landmarks = moved(ASTRONAUT, scale)
+    landmarks = moved(landmarks, degrees=degrees, dx=40.0 * (degrees > 0))
+    crop = align(picture, landmarks)
+    assert crop.shape == (SIDE, SIDE, 3)
+    assert crop.dtype == np.uint8
+    assert crop.std() > 20, "a flat crop shows nothing"
+    difference = np.abs(crop.astype(int) - centerface.opencv_crop(picture, landmarks))
+    assert difference.mean() <= 1.0  # 2 were promised
+
+
+def test_a_picture_or_its_pixels() -> None:
+    picture = photo("astronaut")
+    assert np.array_equal(align(picture, ASTRONAUT), align(np.asarray(picture), ASTRONAUT))
+    assert np.array_equal(align(picture.convert("RGBA"), ASTRONAUT), align(picture, ASTRONAUT))
+
+
+def test_the_template_stays_where_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    assert np.array_equal(align(pixels, TEMPLATE), pixels)
+
+
+def test_a_large_face_is_averaged_not_sampled() -> None:
+    """A board of single black and white pixels is grey from afar."""
+    board = np.indices((8 * SIDE, 8 * SIDE)).sum(axis=0) % 2 * 255
+    pixels = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+    crop = align(pixels, moved(TEMPLATE, scale=8))
+    assert abs(crop.astype(int) - 127.5).max() <= 0.5
+
+
+@pytest.mark.parametrize("dx", [-1e6, -60.0, 480.0, 1e6])
+@pytest.mark.parametrize("scale", [0.02, 0.6, 4.0])
+def test_outside_the_photo_its_edge_goes_on(dx: float, scale: float) -> None:
+    picture = photo("astronaut")
+    landmarks = moved(TEMPLATE, scale, dx=dx)
+    crop = align(picture, landmarks)
+    assert crop.shape == (SIDE, SIDE, 3)
+    if abs(dx) < 1e6:
+        assert np.abs(crop.astype(int) - centerface.opencv_crop(picture, landmarks)).mean() <= 1.0
+    else:
+        assert np.ptp(crop, axis=1).max() == 0  # every row is one pixel of the edge
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 50.0])
+def test_tiny_pictures(size: tuple[int, int], scale: float) -> None:
+    pixels = np.full((*size, 3), 77, np.uint8)
+    assert (align(pixels, moved(TEMPLATE, scale)) == 77).all()
+
+
+def quality(crop: Pixels | None = None, face: Face = FACE) -> Quality:
+    return measure(face, align(photo("astronaut"), ASTRONAUT) if crop is None else crop)
+
+
+def test_a_good_face_has_nothing_against_it() -> None:
+    assert reasons(quality()) == ()
+    assert quality().side == pytest.approx(269.9 - 181.5)
+    assert quality().confidence == 0.93
+
+
+def blurred(crop: Pixels, sigma: float) -> Pixels:
+    return np.asarray(Image.fromarray(crop).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def test_blur_lowers_sharpness_and_contrast_does_not() -> None:
+    crop = align(photo("astronaut"), ASTRONAUT)
+    measured = [quality(blurred(crop, sigma)).sharpness for sigma in (0.5, 1, 2, 4)]
+    assert measured == sorted(measured, reverse=True)
+    assert reasons(quality(blurred(crop, 4))) == ("LOW_SHARPNESS",)
+    pale = (crop.astype(float) / 2 + 64).round().astype(np.uint8)
+    assert quality(pale).sharpness == pytest.approx(quality(crop).sharpness, rel=0.05)
+
+
+def test_brightness() -> None:
+    crop = align(photo("astronaut"), ASTRONAUT)
+    dark = (crop // 6).astype(np.uint8)
+    assert quality(dark).brightness == pytest.approx(quality(crop).brightness / 6, abs=1)
+    assert reasons(quality(dark)) == ("LOW_BRIGHTNESS",)
+    assert quality(np.zeros_like(crop)).sharpness == 0.0
+
+
+def with_nose(x: float, y: float) -> Face:
+    landmarks = list(TEMPLATE)
+    landmarks[2] = (x, y)
+    return replace(FACE, landmarks=tuple(landmarks))
+
+
+@pytest.mark.parametrize(
+    ("nose", "expected"),
+    [
+        ((56.0, 71.7), ()),
+        ((85.0, 71.7), ("EXTREME_POSE",)),
+        ((56.0, 52.0), ("EXTREME_POSE",)),
+        ((56.0, 90.0), ("EXTREME_POSE",)),
+    ],
+)
+def test_pose(nose: Point, expected: tuple[Reason, ...]) -> None:
+    face = with_nose(*nose)
+    assert reasons(quality(face=face)) == expected
+    straight = quality(face=face)
+    for degrees in (30, 180, -90):  # a head turned within the picture is turned back by the alignment
+        turned = quality(face=replace(face, landmarks=moved(face.landmarks, 3.0, degrees, dx=50)))
+        assert (turned.yaw, turned.pitch) == pytest.approx((straight.yaw, straight.pitch), abs=1e-9)
+
+
+def test_yaw_has_a_sign() -> None:
+    right, left = quality(face=with_nose(66, 71.7)).yaw, quality(face=with_nose(46, 71.7)).yaw
+    assert right == pytest.approx(10 / 40.7, abs=0.01)
+    assert left == pytest.approx(-10 / 40.7, abs=0.01)
+    flat = replace(FACE, landmarks=((0.0, 0.0), (2.0, 0.0), (1.0, 0.0), (0.0, 0.0), (2.0, 0.0)))
+    assert "EXTREME_POSE" in reasons(quality(face=flat))
+
+
+def test_every_reason_at_once_and_limits_of_ones_own() -> None:
+    worst = Quality(side=8, sharpness=0, yaw=2, pitch=0.5, brightness=3, confidence=0.2)
+    assert reasons(worst) == (
+        "SMALL_BOUNDING_BOX",
+        "LOW_SHARPNESS",
+        "EXTREME_POSE",
+        "LOW_BRIGHTNESS",
+        "LOW_CONFIDENCE",
+    )
+    assert reasons(worst, Limits(side=0, sharpness=0, yaw=9, brightness=0, confidence=0)) == ()
