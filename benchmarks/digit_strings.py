@@ -2,8 +2,8 @@
 
 `python -m benchmarks.digit_strings [--picture]` measures once on strings of the *test* digits, half of them with gaps
 of 1 to 6 pixels between the digits' boxes, half with gaps of -4 to 0 in which the ink of at least one pair touches, all
-with 2 pixels of jitter up and down; prints a table and writes benchmarks/results/digit_strings.csv. Digit accuracy is 1 - edit distance /
-digits. `--picture` draws one of the strings to docs/pictures/digit-string.png instead.
+with 2 pixels of jitter up and down; prints a table and writes benchmarks/results/digit_strings.csv. Digit accuracy is
+1 - edit distance / digits. `--picture` draws one of the strings to docs/pictures/digit-string.png instead.
 
 `--fit` prints `models.decode.PENALTIES`, and opens only *training* digits: all 60,000 of MNIST, of which the network
 learnt 55,000. What it prints with nothing else given is what stands there. How cuts are made (`CUT_SPACING` and the
