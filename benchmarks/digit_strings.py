@@ -248,7 +248,7 @@ def draw(strings: Sequence[Sample]) -> None:
     figure = Figure(figsize=(10, 8.2), dpi=110, layout="constrained")
     ratios = [height / width, 0.42, height / width]
     cutting, graph, answer = figure.subplots(3, 1, height_ratios=ratios, sharex=True)
-    path = _chosen(found, reading)
+    path = [found.candidates[index] for index in reading.path]
     for axes in (cutting, answer):
         axes.imshow(255 - string.picture, cmap="gray", extent=(0, width, height, 0), aspect="equal", vmin=-60)
     _draw_cuts(cutting, found)
@@ -270,15 +270,6 @@ def draw(strings: Sequence[Sample]) -> None:
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE)
     print(f"{PICTURE}: {truth} read as {reading.text}")
-
-
-def _chosen(found: decode.Lattice, reading: decode.Reading) -> list[decode.Candidate]:
-    """The candidates on the path: of those with a digit's box, the one that begins where the last ended."""
-    path: list[decode.Candidate] = []
-    for digit in reading.digits:
-        start = path[-1].stop if path else 0
-        path.append(next(c for c in found.candidates if c.box == digit.box and c.start == start))
-    return path
 
 
 def _draw_cuts(axes: Axes, found: decode.Lattice, chosen: Sequence[int] | None = None) -> None:

@@ -394,12 +394,13 @@ class Digit:
 
 @dataclass(frozen=True)
 class Reading:
-    """The digits from left to right, and their path's penalty.
+    """The digits from left to right, their path through the lattice as indices of its candidates, and its penalty.
 
     `confidence` is the probability of the string among all that the lattice can be read as, cut in whatever way, 0..1.
     """
 
     digits: tuple[Digit, ...]
+    path: tuple[int, ...]
     penalty: float
     confidence: float
 
@@ -446,7 +447,7 @@ def read(found: Lattice, logits: Tensor, temperature: float = 1.0, penalties: Pe
         for index, label in zip(path, classes, strict=True)
     ]
     confidence = float(np.exp(min(everything - this, 0.0)))
-    return Reading(tuple(digits), float(costs[path].sum()), confidence)
+    return Reading(tuple(digits), tuple(path), float(costs[path].sum()), confidence)
 
 
 def viterbi(nodes: int, arcs: Arcs, costs: Doubles) -> list[int]:
