@@ -29,7 +29,7 @@ check: lint ## what CI runs
 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
 	$(BIN)/python -m benchmarks.bad_inputs
-	$(BIN)/python -m benchmarks.mnist_over_http
+	$(BIN)/python -m benchmarks.accuracy_over_http lenet5-mnist --data mnist
 
 docker: ## the image vestibule:latest
 	docker build --tag vestibule .
