@@ -22,6 +22,7 @@ from training import data
 from training.cost import interleaved_medians, macs
 from training.drawing import COLOURS, INK, Dot, blank, place_labels, png
 from training.errors import DataError, TrainingError
+from training.metrics import measure_classifier
 from training.run import hardware, versions
 
 if TYPE_CHECKING:
@@ -93,10 +94,8 @@ def measure(folders: Sequence[Path], dataset: str, rounds: int) -> list[Entry]:
     """The models in those folders, best accuracy first; the figures are of the files as they lie there.
 
     Raises:
-        CheckpointError, DataError: see `evaluate.measure_classifier`.
+        CheckpointError, DataError: see `metrics.measure_classifier`.
     """
-    from training.evaluate import measure_classifier  # which itself imports this file, for its command
-
     latencies = _latencies(folders, dataset, rounds)
     entries = []
     for folder in folders:

@@ -8,18 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import typer
 
 from models import checkpoint
-from models.card import Metric, ModelCard
-from models.runtime import prepare
-from models.tta import VIEWS
-from training import data
 from training.compare import compare
-from training.errors import DataError, TrainingError
-from training.metrics import classification, predict, probabilities
+from training.errors import TrainingError
+from training.metrics import measure_classifier
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
@@ -47,27 +41,6 @@ def classify(
         measured = {(metric.name, metric.data) for metric in metrics}
         kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
         checkpoint.write_card(folder, card.model_copy(update={"metrics": (*kept, *metrics)}))
-
-
-def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metric]]:
-    """The model's card and its figures on the data set's test split.
-
-    Raises:
-        CheckpointError: see `checkpoint.load`. DataError: see `data.load`; other classes than the card's.
-    """
-    module, card = checkpoint.load(folder)
-    test = data.load(dataset, "test", card.preprocess)
-    if test.classes != card.classes:
-        raise DataError(f"{dataset} has the classes {test.classes}, the card {card.classes}")
-    runtime, rows = prepare(module), np.arange(len(test.labels))
-    logits = predict(runtime, test, rows, card.preprocess, tta=card.tta)
-    labels = torch.from_numpy(test.labels)
-    figures = classification(probabilities(logits[: VIEWS["none"]], card.temperature), labels)
-    if card.tta != "none":
-        averaged = classification(probabilities(logits, card.temperature), labels)
-        figures |= {f"{name}_tta": value for name, value in averaged.items()}
-    where = f"{dataset} test ({len(test.labels):,})"
-    return card, [Metric(name=name, value=value, data=where) for name, value in figures.items()]
 
 
 cli.command()(compare)

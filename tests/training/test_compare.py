@@ -27,7 +27,8 @@ from training.compare import BEGIN, END
 from training.cost import interleaved_medians, macs
 from training.drawing import COLOURS, Dot, blank, place_labels
 from training.errors import DataError
-from training.evaluate import cli, measure_classifier
+from training.evaluate import cli
+from training.metrics import measure_classifier
 
 COLOUR = Preprocess(size=(32, 32), mean=(33.3,) * 3, std=(78.6,) * 3)
 LIGHT = {"num_classes": 3, "widths": [4, 4, 4]}

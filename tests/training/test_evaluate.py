@@ -15,7 +15,8 @@ from models import checkpoint
 from models.card import Metric, ModelCard
 from models.registry import build
 from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
-from training.evaluate import cli, measure_classifier
+from training.evaluate import cli
+from training.metrics import measure_classifier
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 FRAME = ((4, 4), (4, 4), (0, 0))
