@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
+# What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
+# a detector's, whose maps are large.
+MOST_PIXELS = 32 * 256 * 256
+
 
 class LoadedModel:
     """One model, warm, behind its own queue."""
@@ -71,12 +75,17 @@ class Engine:
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
         self._compute = ThreadPoolExecutor(1, "compute")
         self._decode = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._defaults: dict[Task, str] = {"classify": settings.default_classifier, "detect": settings.default_detector}
         self._card_of(settings.default_classifier, "classify")
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         """Every model that can be asked for, by name."""
         return MappingProxyType({name: card for name, (card, _) in self._folders.items()})
+
+    def is_default(self, card: ModelCard) -> bool:
+        """Whether this model answers where none is named."""
+        return self._defaults.get(card.task) == card.name
 
     def loaded(self, name: str) -> LoadedModel | None:
         """The model, if it is loaded now."""
@@ -107,7 +116,7 @@ class Engine:
         Raises:
             UnknownModel: no such name, or a model for another task. NotReady: its files do not fit together.
         """
-        card = self._card_of(self._settings.default_classifier if name is None else name, task)
+        card = self._card_of(self._defaults[task] if name is None else name, task)
         load = self._loads.get(card.name)
         if load is None:
             load = self._loads[card.name] = asyncio.create_task(self._load(card.name))
@@ -133,10 +142,10 @@ class Engine:
 
         async def run(pictures: Sequence[Tensor]) -> list[Tensor]:
             clock = time.perf_counter()
-            outputs = await loop.run_in_executor(self._compute, lambda: ready(torch.stack(list(pictures))))
+            outputs = await loop.run_in_executor(self._compute, _run, ready, pictures)
             self._metrics.computed.labels(name).observe(time.perf_counter() - clock)
             self._metrics.batch_size.labels(name).observe(len(pictures))
-            return list(outputs)
+            return outputs
 
         batcher = Batcher(run, self._settings.max_batch, self._settings.queue_size)
         self._metrics.loaded.labels(name, card.version).set(1)
@@ -159,6 +168,20 @@ def _read_cards(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
             continue
         found[card.name] = (card, path.parent)
     return found
+
+
+def _run(ready: runtime.Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """The network's output for each picture, in their order; pictures of one shape go through together."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        shapes.setdefault(picture.shape, []).append(index)
+    outputs: dict[int, Tensor] = {}
+    for shape, indices in shapes.items():
+        size = max(1, MOST_PIXELS // (shape[-2] * shape[-1]))
+        for first in range(0, len(indices), size):
+            group = indices[first : first + size]
+            outputs |= zip(group, ready(torch.stack([pictures[index] for index in group])), strict=True)
+    return [outputs[index] for index in range(len(pictures))]
 
 
 def _prepare(folder: Path) -> tuple[ModelCard, runtime.Runtime]:

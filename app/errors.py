@@ -192,3 +192,21 @@ def describe(*errors: type[VestibuleError]) -> dict[int | str, dict[str, Any]]:
         schema = {"$ref": "#/components/schemas/Problem"}
         described[error.status] = {"description": title, "content": {PROBLEM_JSON: {"schema": schema}}}
     return described
+
+
+# What can go wrong with any request that carries pictures to a model.
+OF_PICTURES: tuple[type[VestibuleError], ...] = (
+    BadRequest,
+    DamagedImage,
+    OriginNotAllowed,
+    BodyTooLarge,
+    ImageTooLarge,
+    TooManyImages,
+    UnsupportedImage,
+    UnsupportedMediaType,
+    InvalidParameters,
+    UnknownModel,
+    Overloaded,
+    NotReady,
+    DeadlineExceeded,
+)

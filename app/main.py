@@ -15,7 +15,7 @@ from app.deps import Admission
 from app.engine import Engine
 from app.metrics import Metrics
 from app.observe import Observe
-from app.routes import classify, models, ops
+from app.routes import classify, faces, models, ops
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = Services(settings, engine)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for router in (classify.router, models.router, ops.router):
+    for router in (classify.router, faces.router, models.router, ops.router):
         app.include_router(router)
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

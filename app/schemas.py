@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.align import Reason
 from models.card import ModelCard
 
 
@@ -93,6 +94,67 @@ class ClassifyResponse(_Schema):
     model: str
     version: str
     data: list[Classified | DigitString | Failed]
+
+
+class DetectParams(_Schema):
+    """The query of `POST /faces/detect`."""
+
+    model: str | None = Field(None, description="A detector from /models; left out: the service's default.")
+    threshold: Annotated[float, Field(ge=0.1, le=1, description="Faces less sure than this are not told of.")] = 0.5
+
+
+class Landmarks(_Schema):
+    """Five points of a face, left and right as seen in the picture: (x, y) in pixels from its top left corner."""
+
+    left_eye: tuple[float, float]
+    right_eye: tuple[float, float]
+    nose: tuple[float, float]
+    left_mouth: tuple[float, float]
+    right_mouth: tuple[float, float]
+
+
+class FaceQuality(_Schema):
+    """Measures of a face; yaw and pitch are null where the landmarks show no face's shape.
+
+    `side`: the box's shorter side in pixels. `sharpness`: above 0, blurred faces below 0.01. `yaw`: 0 from the front,
+    positive to the picture's right. `pitch`: about 0.5 from the front, less looking up. `brightness`: 0..255.
+    """
+
+    side: float
+    sharpness: float
+    yaw: float | None
+    pitch: float | None
+    brightness: float
+
+
+class DetectedFace(_Schema):
+    """One face: its box (left, top, right, bottom) in the upright picture's pixels, how sure the detector is of it.
+
+    `reasons` say why the face should not be enrolled; none for a good one.
+    """
+
+    box: tuple[float, float, float, float]
+    confidence: float
+    landmarks: Landmarks
+    quality: FaceQuality
+    reasons: list[Reason]
+
+
+class Detected(_Schema):
+    """The faces of one picture, the surest first, and the upright picture's size in pixels."""
+
+    index: int
+    width: int
+    height: int
+    faces: list[DetectedFace]
+
+
+class DetectResponse(_Schema):
+    """The pictures in the order they were sent."""
+
+    model: str
+    version: str
+    data: list[Detected | Failed]
 
 
 class ModelSummary(_Schema):

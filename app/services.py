@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
 from typing import TypeVar
 
 import numpy as np
@@ -23,15 +24,22 @@ from app.schemas import (
     Classified,
     ClassifyParams,
     ClassifyResponse,
+    Detected,
+    DetectedFace,
+    DetectParams,
+    DetectResponse,
     Digit,
     DigitString,
+    FaceQuality,
     Failed,
+    Landmarks,
     ModelDetail,
     ModelList,
     ModelSummary,
     Prediction,
 )
 from app.settings import Settings
+from models import align, detector
 from models.card import ModelCard
 from models.decode import Lattice, lattice, read
 from models.tta import Tta, views
@@ -78,6 +86,28 @@ class Services:
         answers = await self._each(pictures, string) if params.sequence else await self._each(pictures, one)
         return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
 
+    async def detect(self, pictures: Pictures, params: DetectParams, timings: Timings) -> DetectResponse:
+        """The faces in each picture, with what speaks against enrolling them.
+
+        Raises:
+            VestibuleError: as `classify`.
+        """
+        model = await self._engine.model(params.model, "detect")
+        card = model.card
+
+        async def one(index: int, data: bytes) -> Detected:
+            started = time.perf_counter()
+            image, prepared = await self._engine.decoded(lambda: _prepared(card, decode(data, self._limits)))
+            timings.record("decode", time.perf_counter() - started)
+            result = await model.infer(prepared, self._settings.deadline_s)
+            timings.record("queue", result.queued_s)
+            timings.record("infer", result.computed_s)
+            faces = await self._engine.decoded(lambda: _faces(card, image, result.output, params.threshold))
+            return Detected(index=index, width=image.width, height=image.height, faces=faces)
+
+        data = await self._each(pictures, one)
+        return DetectResponse(model=card.name, version=card.version, data=data)
+
     def models(self) -> ModelList:
         """Every model, in the order of names."""
         return ModelList(data=[self._summary(card) for card in self._engine.cards.values()])
@@ -94,7 +124,7 @@ class Services:
         loaded = self._engine.loaded(name)
         return ModelDetail(
             version=card.version,
-            default=name == self._settings.default_classifier,
+            default=self._engine.is_default(card),
             loaded=loaded is not None,
             runtime=loaded.runtime if loaded else None,
             card=card,
@@ -109,7 +139,7 @@ class Services:
             license=card.license,
             parameters=card.parameters,
             classes=len(card.classes),
-            default=card.name == self._settings.default_classifier,
+            default=self._engine.is_default(card),
             loaded=self._engine.loaded(card.name) is not None,
         )
 
@@ -154,7 +184,7 @@ class Services:
         timings.record("decode", time.perf_counter() - started)
         logits = await self._logits(model, crops, self._strings, timings) if crops else torch.empty(0, len(DIGITS))
         reading = await self._engine.decoded(lambda: read(found, logits, card.temperature))
-        digits = [Digit(class_=card.classes[digit.class_id], **dataclasses.asdict(digit)) for digit in reading.digits]
+        digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
 
     async def _logits(
@@ -187,6 +217,30 @@ def _candidates(card: ModelCard, picture: Image.Image) -> tuple[Lattice, list[Te
     except ValueError as error:
         raise Unprocessable(str(error)) from error
     return found, [card.preprocess(Image.fromarray(crop)) for crop in found.crops]
+
+
+def _prepared(card: ModelCard, picture: Image.Image) -> tuple[Image.Image, Tensor]:
+    """The picture in RGB, and as the detector wants it."""
+    picture = picture.convert("RGB")
+    return picture, detector.prepare(picture, card.preprocess)
+
+
+def _faces(card: ModelCard, picture: Image.Image, maps: Tensor, threshold: float) -> list[DetectedFace]:
+    (found,) = detector.decode(maps[None], threshold)
+    faces = []
+    for face in detector.restore(found, picture.size, card.preprocess):
+        quality = align.measure(face, align.align(picture, face.landmarks))
+        measures = {name: value if math.isfinite(value) else None for name, value in asdict(quality).items()}
+        faces.append(
+            DetectedFace(
+                box=face.box,
+                confidence=measures.pop("confidence"),
+                landmarks=Landmarks(**dict(zip(Landmarks.model_fields, face.landmarks, strict=True))),
+                quality=FaceQuality(**measures),
+                reasons=list(align.reasons(quality)),
+            )
+        )
+    return faces
 
 
 def _top(card: ModelCard, probabilities: Tensor, k: int) -> list[Prediction]:

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
 
     weights: Path = PROJECT / "weights"
     default_classifier: str = "efficientnet-lite0"
+    default_detector: str = "centerface"
 
     max_body_bytes: Positive = 64 * 2**20
     max_image_bytes: Positive = 32 * 2**20

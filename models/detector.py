@@ -267,8 +267,34 @@ class Detector(Protocol):
         ...
 
 
+def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """The picture as the network reads it: float32 [3, H, W], black at the right and bottom to multiples of 32."""
+    pixels = preprocess.pixels(image)
+    down, right = (-side % COARSEST for side in pixels.shape[:2])
+    padded = np.pad(pixels, ((0, down), (0, right), (0, 0)))
+    return preprocess.normalise(torch.from_numpy(padded))
+
+
+def restore(found: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
+    """What `decode` found in the prepared picture, in pixels of the original of `size` (width, height)."""
+    width, height = size
+    seen_width, seen_height = preprocess.fitted(width, height)
+    scale = torch.tensor([width / seen_width, height / seen_height])
+    corners = found.boxes.cpu().reshape(-1, 2, 2) * scale  # [K, 2, 2]
+    corners = corners.clamp(min=torch.zeros(2), max=torch.tensor([width, height]))
+    points = found.landmarks.cpu() * scale
+    faces = []
+    for ((left, top), (right, bottom)), score, landmarks in zip(
+        corners.tolist(), found.scores.tolist(), points.tolist(), strict=True
+    ):
+        # What was found in the padding alone has nothing left.
+        if left < right and top < bottom:
+            faces.append(Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks)))
+    return faces
+
+
 class CenterFaceDetector:
-    """CenterFace from picture to faces. Its three steps can be called apart, to run many pictures as one batch.
+    """CenterFace from picture to faces: `prepare`, the network, `decode`, `restore`.
 
     `run` is the network, bare or as a runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its
     card. Faces less sure than `threshold` are not told of.
@@ -285,32 +311,8 @@ class CenterFaceDetector:
     def __call__(self, picture: Image.Image | Pixels) -> list[Face]:
         """See `Detector`."""
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        (found,) = decode(self._run(self.prepare(image)[None]), self._threshold)
-        return self.faces(found, image.size)
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """The picture as the network reads it: float32 [3, H, W], black at the right and bottom to multiples of 32."""
-        pixels = self._preprocess.pixels(image)
-        down, right = (-side % COARSEST for side in pixels.shape[:2])
-        padded = np.pad(pixels, ((0, down), (0, right), (0, 0)))
-        return self._preprocess.normalise(torch.from_numpy(padded))
-
-    def faces(self, found: Detections, size: tuple[int, int]) -> list[Face]:
-        """What `decode` found in the prepared picture, in pixels of the original of `size` (width, height)."""
-        width, height = size
-        seen_width, seen_height = self._preprocess.fitted(width, height)
-        scale = torch.tensor([width / seen_width, height / seen_height])
-        corners = found.boxes.cpu().reshape(-1, 2, 2) * scale  # [K, 2, 2]
-        corners = corners.clamp(min=torch.zeros(2), max=torch.tensor([width, height]))
-        points = found.landmarks.cpu() * scale
-        faces = []
-        for ((left, top), (right, bottom)), score, landmarks in zip(
-            corners.tolist(), found.scores.tolist(), points.tolist(), strict=True
-        ):
-            # What was found in the padding alone has nothing left.
-            if left < right and top < bottom:
-                faces.append(Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks)))
-        return faces
+        (found,) = decode(self._run(prepare(image, self._preprocess)[None]), self._threshold)
+        return restore(found, image.size, self._preprocess)
 
 
 VARIANTS = {"centerface": CenterFaceConfig()}

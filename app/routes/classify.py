@@ -13,22 +13,7 @@ from app.schemas import ClassifyParams, ClassifyResponse
 
 router = APIRouter(tags=["classify"])
 
-PROBLEMS = errors.describe(
-    errors.BadRequest,
-    errors.DamagedImage,
-    errors.OriginNotAllowed,
-    errors.BodyTooLarge,
-    errors.ImageTooLarge,
-    errors.TooManyImages,
-    errors.UnsupportedImage,
-    errors.UnsupportedMediaType,
-    errors.InvalidParameters,
-    errors.Unprocessable,
-    errors.UnknownModel,
-    errors.Overloaded,
-    errors.NotReady,
-    errors.DeadlineExceeded,
-)
+PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 
 
 @router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)

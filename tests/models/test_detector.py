@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from models import checkpoint
-from models.detector import CHANNELS, VARIANTS, CenterFace, CenterFaceDetector, Detector, Face, Maps, decode
+from models.detector import CHANNELS, VARIANTS, CenterFace, CenterFaceDetector, Detector, Face, Maps, decode, prepare
 from models.importers import import_weights
 from models.preprocess import Preprocess
 from models.registry import build
@@ -209,7 +209,7 @@ def test_places_are_told_in_the_pictures_own_pixels(size: tuple[int, int], seen:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (33, 31), (3000, 20), (20, 3000), (4000, 3000)])
 def test_every_size(size: tuple[int, int], detector: CenterFaceDetector) -> None:
-    prepared = detector.prepare(photo("coffee").resize(size))
+    prepared = prepare(photo("coffee").resize(size), detector._preprocess)
     assert prepared.dtype == torch.float32
     assert prepared.shape[0] == 3
     assert all(side % 32 == 0 and 32 <= side <= 640 for side in prepared.shape[1:])
@@ -219,7 +219,7 @@ def test_every_size(size: tuple[int, int], detector: CenterFaceDetector) -> None
 
 def test_pixels_are_put_in_the_corner_as_they_are(detector: CenterFaceDetector) -> None:
     picture = photo("astronaut").crop((0, 0, 50, 70))
-    prepared = detector.prepare(picture)
+    prepared = prepare(picture, detector._preprocess)
     assert prepared.shape == (3, 96, 64)
     assert np.array_equal(prepared[:, :70, :50].numpy(), np.asarray(picture, np.float32).transpose(2, 0, 1))
     assert not prepared[:, 70:].any()
