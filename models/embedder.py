@@ -20,6 +20,7 @@ two or three inputs. They do not know what the inputs are.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,9 +73,8 @@ class FaceResNet(nn.Module):
         if not config.depths or len(config.depths) != len(config.widths) or min(config.depths + config.widths) < 1:
             raise ValueError(f"depths {config.depths} and widths {config.widths} need one number >= 1 for each stage")
         self.config = config
-        side = -(
-            -config.image_size // 2 ** len(config.widths)
-        )  # every stage halves, and so does the stem but the first
+        halvings = len(config.widths)  # by the stem and by every stage but the first
+        side = math.ceil(config.image_size / 2**halvings)
         width = config.widths[-1]
         self.features = nn.Sequential(
             ConvNormAct(config.in_channels, config.widths[0], 3, stride=2, activation=RELU),  # [N, 32, 56, 56]
