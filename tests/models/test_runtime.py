@@ -51,3 +51,21 @@ def test_the_default_device(available: bool, device: str, monkeypatch: pytest.Mo
 def test_without_a_device_it_takes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "default_device", lambda: CPU)
     assert prepare(Watcher()).name == "torch-cpu-float32"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name", ["efficientnet-b0", "resnet18", "vgg11-bn", "densenet121", "inception-v3", "centerface"]
+)
+def test_the_same_outputs_on_a_gpu(name: str) -> None:
+    torch.manual_seed(0)
+    overrides = {"auxiliary": False} if name == "inception-v3" else {}
+    module = build(name, overrides).eval()
+    images = torch.randn(4, 3, 96, 96)
+    expected = prepare(module, CPU)(images)
+    ready = prepare(module, torch.device("cuda"))
+    assert ready.name == "torch-cuda-float32"
+    outputs = ready(images)
+    assert outputs.device == CPU
+    # cuDNN's convolutions take TF32's 10 bits of mantissa by default.
+    assert float((outputs - expected).abs().max()) <= 1e-2 * float(expected.abs().max())

@@ -227,3 +227,16 @@ def test_two_processes_train_what_one_does(workshop: Path) -> None:
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
         assert not np.allclose(value, start[name], atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) -> None:
+    options = ["--set", f"train.precision={precision}", "--set", "train.channels_last=true", "--set", "train.epochs=8"]
+    result = invoke(workshop, *options)
+    assert result.exit_code == 0, result.output
+    card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
+    assert card.training is not None
+    assert card.training.hardware == torch.cuda.get_device_name()
+    assert next(metric.value for metric in card.metrics if metric.name == "accuracy") > 0.8
+    assert invoke(workshop, *options, "--resume").exit_code == 0
