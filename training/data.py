@@ -55,7 +55,11 @@ class Source(Protocol):
 
 
 class _Parquet:
-    """Hugging Face image parquet: columns `image` {bytes, path} and `label`, class names in the schema's metadata."""
+    """Hugging Face image parquet: `image` {bytes, path} and what is in it, as a `label` or as an `identity`.
+
+    `label` is a number whose names stand in the schema's metadata. `identity` is a name itself, as `pins:nobody`; the
+    classes are then all names that occur, in their order.
+    """
 
     def __init__(self, files: tuple[Path, ...]):
         import pyarrow.parquet
@@ -64,20 +68,33 @@ class _Parquet:
         self._open = pyarrow.parquet.ParquetFile
         try:
             described = [self._open(file) for file in files]
-            features = json.loads(described[0].schema_arrow.metadata[b"huggingface"])["info"]["features"]
-            self.classes = tuple(features["label"]["names"])
+            self._column = "identity" if "identity" in described[0].schema_arrow.names else "label"
+            self.classes = self._names(described) if self._column == "identity" else _label_names(described[0])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{files[0]}: not Hugging Face image parquet with named labels: {error!r}") from error
+            raise DataError(
+                f"{files[0]}: not Hugging Face image parquet with named labels or identities: {error!r}"
+            ) from error
         self.count = sum(file.metadata.num_rows for file in described)
 
+    def _names(self, described: list[Any]) -> tuple[str, ...]:
+        columns = (file.read(columns=["identity"]).column("identity") for file in described)
+        return tuple(sorted({name for column in columns for name in column.unique().to_pylist() if name is not None}))
+
     def rows(self) -> Iterator[tuple[str, Picture, int]]:
+        number = {name: index for index, name in enumerate(self.classes)}
         for file in self.files:
             row = 0
-            for batch in self._open(file).iter_batches(_ROWS_AT_ONCE, columns=["image", "label"]):
-                images, labels = batch.column("image").field("bytes"), batch.column("label")
-                for data, label in zip(images, labels.to_pylist(), strict=True):
+            for batch in self._open(file).iter_batches(_ROWS_AT_ONCE, columns=["image", self._column]):
+                images, labels = batch.column("image").field("bytes"), batch.column(self._column)
+                for data, value in zip(images, labels.to_pylist(), strict=True):
+                    label = number.get(value, -1) if self._column == "identity" else value
                     yield f"{file}, row {row}", io.BytesIO(data.as_py() or b""), -1 if label is None else label
                     row += 1
+
+
+def _label_names(described: Any) -> tuple[str, ...]:
+    features = json.loads(described.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+    return tuple(features["label"]["names"])
 
 
 class _Folder:
