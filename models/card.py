@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from models.matching import Matching
 from models.preprocess import Preprocess
 from models.registry import Task, configure, lookup
 from models.tta import Tta
@@ -54,6 +55,7 @@ class ModelCard(_Part):
     classes: tuple[str, ...] = ()
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tta: Tta = "none"
+    matching: Matching | None = None
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
     training: Training | None = None
@@ -71,6 +73,8 @@ class ModelCard(_Part):
             raise ValueError(f"{len(self.classes)} class names for a network with {config.num_classes} outputs")
         if self.task != "classify" and (self.classes or self.temperature != 1):
             raise ValueError(f"classes and a temperature are a classifier's, not those of a network to {self.task}")
+        if self.task != "embed" and self.matching:
+            raise ValueError(f"matching is an embedder's, not that of a network to {self.task}")
         if self.preprocess.channels != config.in_channels:
             raise ValueError(f"preprocessing makes {self.preprocess.channels} channels, not {config.in_channels}")
         return self

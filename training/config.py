@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -127,7 +127,91 @@ class Recipe(_Section):
     card: CardSection
 
 
+class EmbedModelSection(ModelSection):
+    """As `ModelSection`; `init` names the run whose exported network this one goes on from, "" for none."""
+
+    init: str = ""
+
+
+class EmbedDataSection(_Section):
+    """A data set of identities under VESTIBULE_DATASETS, and how a batch is drawn from it.
+
+    A batch has `images` pictures of each of batch_size / images identities. `positives` are other pictures of an
+    identity, or other augmentations of one picture. `mated` is how many pairs of each identity of the calibration split
+    are compared, `impostors` how many pairs of strangers.
+    """
+
+    name: Name
+    images: Annotated[int, Field(ge=2)] = 4
+    positives: Literal["identity", "augment"] = "identity"
+    mated: Annotated[int, Field(ge=1)] = 10
+    impostors: Annotated[int, Field(ge=1000)] = 100_000
+
+
+class LossSection(_Section):
+    """What pulls and pushes: see `training.losses` and `training.mining`.
+
+    `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
+    `relations` the weight of distillation's relational half. `teacher` names a file of vectors under
+    VESTIBULE_RUNS/teachers, a row for each picture of the data set; `distillation` is the weight of its loss beside the
+    others.
+    """
+
+    kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    mining: Literal["random", "batch-all", "semi-hard", "batch-hard"] = "batch-hard"
+    margin: NotNegative = 0.3
+    squared: bool = False
+    active_only: bool = False
+    scale: Positive = 30.0
+    relations: NotNegative = 1.0
+    teacher: str = ""
+    distillation: NotNegative = 0.0
+
+    @property
+    def learns_from_a_teacher(self) -> bool:
+        """Whether any part of the loss needs the teacher's vectors."""
+        return self.kind == "distillation" or self.distillation > 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.learns_from_a_teacher != bool(self.teacher):
+            raise ValueError("distillation needs the name of a teacher, and nothing else does")
+        return self
+
+
+class EmbedRecipe(_Section):
+    """One embedder's recipe. `name` is that of the run's folder and of the exported model."""
+
+    name: Name
+    description: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: EmbedModelSection
+    data: EmbedDataSection
+    preprocess: Preprocess
+    augment: AugmentSection = AugmentSection()
+    loss: LossSection
+    train: TrainSection
+    card: CardSection
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.augment.mixup or self.augment.cutmix:
+            raise ValueError("a blend of two identities is neither: mixup and cutmix are a classifier's")
+        if self.train.batch_size % self.data.images:
+            raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, EmbedRecipe)
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A classifier's recipe; see `read_recipe`."""
+    return read_recipe(Recipe, path, overrides)
+
+
+def read_recipe(form: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """The recipe in `path` with `overrides` put in, each as `train.epochs=1` (the value in TOML, or bare text).
 
     Raises:
@@ -140,7 +224,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(content, override)
     try:
-        return Recipe.model_validate(content)
+        return form.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from error
 

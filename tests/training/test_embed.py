@@ -1,0 +1,226 @@
+"""An embedder from recipe to served file, on people whose faces are a hue and a stripe."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from training import data, embed
+from training.config import EmbedRecipe, read_recipe
+from training.errors import RecipeError
+from training.faces import rows_of, split_of
+from training.losses import unit
+from training.run import Run
+from training.verification import Scores
+
+RECIPE = """
+name = "people"
+description = "Made-up people"
+seed = 5
+
+[model]
+architecture = "embedder"
+
+[model.config]
+backbone = "resnet20"
+backbone_config = { depths = [1, 1], widths = [8, 16], stem = "small-pool", shortcut = "projection" }
+dimensions = 16
+image_size = 16
+
+[data]
+name = "people"
+images = 4
+impostors = 1000
+
+[preprocess]
+size = [16, 16]
+mean = [127.5, 127.5, 127.5]
+std = [127.5, 127.5, 127.5]
+
+[augment]
+flip = true
+crop = 1
+
+[loss]
+kind = "triplet"
+mining = "batch-hard"
+margin = 0.3
+
+[train]
+epochs = 4
+batch_size = 32
+optimizer = "adamw"
+lr = 0.01
+warmup_epochs = 1
+checkpoint_steps = 3
+
+[card]
+data = "people"
+source = "a test"
+license = "Apache-2.0"
+"""
+
+
+@pytest.fixture
+def workshop(folders: Path) -> Path:
+    """120 people of one source with five pictures each, and the recipe."""
+    random = np.random.default_rng(0)
+    rows = []
+    for person in range(120):
+        colour = random.uniform(40, 215, 3)
+        stripe = int(random.integers(2, 12))
+        for _ in range(5):
+            pixels = colour + random.normal(0, 12, (16, 16, 3))
+            pixels[stripe : stripe + 3] = 255 - colour
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{person}"})
+    (folders / "data/people").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+    (folders / "recipe.toml").write_text(RECIPE)
+    return folders
+
+
+def invoke(workshop: Path, *options: str) -> Result:
+    return CliRunner().invoke(embed.cli, [str(workshop / "recipe.toml"), *options])
+
+
+def figures(workshop: Path, run: str = "people") -> dict[str, float]:
+    card = checkpoint.read_card(workshop / f"runs/{run}/export/people")
+    return {metric.name: metric.value for metric in card.metrics}
+
+
+def test_a_recipe_becomes_a_calibrated_embedder(workshop: Path) -> None:
+    result = invoke(workshop)
+    assert result.exit_code == 0, result.output
+    module, card = checkpoint.load(workshop / "runs/people/export/people")
+    assert (card.task, card.architecture, card.tta, card.config["dimensions"]) == ("embed", "embedder", "flip", 16)
+    assert card.training is not None
+    assert card.training.recipe == read_recipe(EmbedRecipe, workshop / "recipe.toml").model_dump(mode="json")
+
+    # The figures again, by a plain loop over the pairs of people who were not trained on.
+    images = data.load("people", "train", card.preprocess)
+    rows = rows_of(images, "calibrate")
+    assert {split_of(images.classes[label]) for label in images.labels[rows]} == {"calibrate"}
+    with torch.inference_mode():
+        pictures = card.preprocess.normalise(torch.from_numpy(images.images[rows]))
+        vectors = unit(module(pictures) + module(pictures.flip(-1))).double().numpy()
+    labels = images.labels[rows]
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
+    scores = Scores.of([vectors[i] @ vectors[j] for i, j in pairs], [labels[i] == labels[j] for i, j in pairs])
+    found = figures(workshop)
+    assert found["accuracy"] > 0.75  # it has learnt something
+    # All pairs here, a thousand drawn ones there.
+    assert found["tar@fmr=0.01"] == pytest.approx(scores.tar(0.01), abs=0.15)
+    assert card.matching is not None
+    assert scores.fmr(card.matching.threshold(0.1).similarity) == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "margin-softmax", "margin": 0.2},
+        {"kind": "contrastive", "margin": 1.0},
+        {"kind": "contrastive", "margin": 1.0, "mining": "random"},
+        {"kind": "contrastive", "margin": 0.5, "metric": "cosine", "squared": True, "mining": "batch-all"},
+        {"kind": "triplet", "mining": "random", "squared": True},
+        {"kind": "triplet", "mining": "semi-hard"},
+        {"kind": "triplet", "mining": "batch-all", "active_only": True, "metric": "cosine"},
+    ],
+    ids=lambda loss: "-".join(str(value) for value in loss.values()),
+)
+def test_every_loss_and_miner_trains(workshop: Path, loss: dict[str, object]) -> None:
+    table = ", ".join(
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in loss.items()
+    )
+    result = invoke(workshop, "--set", f"loss={{{table}}}", "--set", "train.epochs=2")
+    assert result.exit_code == 0, result.output
+    exported = checkpoint.load(workshop / "runs/people/export/people")[0].state_dict()
+    assert not [name for name in exported if "proxies" in name]
+    history = Run(workshop / "runs/people").load_last(1)["progress"].history
+    active = [row["train/active"] for row in history]
+    assert all(0 <= share <= 1 for share in active)
+    assert (max(active) > 0) == (loss["kind"] == "triplet")
+
+
+def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: Path) -> None:
+    count = 600
+    teacher = np.random.default_rng(1).normal(size=(120, 16))[np.arange(count) // 5] + 3.0  # all faces look alike
+    (workshop / "runs/teachers").mkdir(parents=True)
+    np.save(workshop / "runs/teachers/wise.npy", teacher.astype(np.float16))
+    result = invoke(workshop, "--set", 'loss={kind="distillation", teacher="wise"}', "--set", "train.epochs=6")
+    assert result.exit_code == 0, result.output
+    history = Run(workshop / "runs/people").load_last(1)["progress"].history
+    assert history[-1]["train/loss"] < 0.8 * history[0]["train/loss"]
+    before = checkpoint.load(workshop / "runs/people/export/people")[0].state_dict()
+
+    options = ["--set", "model.init=people", "--set", "train.epochs=2", "--set", "train.lr=1e-9", "--run", "next"]
+    options += ["--set", 'loss={kind="triplet", teacher="wise", distillation=0.5}', "--set", "train.weight_decay=0"]
+    result = invoke(workshop, *options)
+    assert result.exit_code == 0, result.output
+    after = checkpoint.load(workshop / "runs/next/export/people")[0].state_dict()
+    for name, value in before.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.allclose(value, after[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('loss={kind="distillation"}', "name of a teacher"),
+        ('loss={kind="triplet", teacher="wise"}', "name of a teacher"),
+        ("augment.mixup=0.2", "neither"),
+        ("train.batch_size=30", "multiple of images"),
+        ("data.split=train", "unknown key data.split"),
+    ],
+)
+def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(EmbedRecipe, workshop / "recipe.toml", [override])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (['loss={kind="distillation", teacher="nobody"}'], "teachers/nobody.npy is missing"),
+        (["model.init=nothing"], "cannot go on from nothing"),
+        (["train.batch_size=4000"], "identities"),
+    ],
+)
+def test_what_is_missing_is_named(workshop: Path, options: list[str], message: str) -> None:
+    result = invoke(workshop, *(part for option in options for part in ("--set", option)))
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--set", "loss.mining=random", "--set", "train.epochs=2"]
+    assert invoke(workshop, *options, "--run", "whole").exit_code == 0
+    step = embed.Embedding.step
+    calls = 0
+
+    def stops(self: embed.Embedding, epoch: int, index: int, generator: torch.Generator) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return step(self, epoch, index, generator)
+
+    monkeypatch.setattr(embed.Embedding, "step", stops)
+    invoke(workshop, *options, "--run", "broken")
+    assert calls == 5
+    monkeypatch.undo()
+    monkeypatch.setenv("VESTIBULE_DATASETS", str(workshop / "data"))
+    monkeypatch.setenv("VESTIBULE_RUNS", str(workshop / "runs"))
+    assert invoke(workshop, *options, "--run", "broken", "--resume").exit_code == 0
+    cards = [checkpoint.read_card(workshop / f"runs/{run}/export/people") for run in ("whole", "broken")]
+    assert cards[0].sha256 == cards[1].sha256

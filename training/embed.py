@@ -1,0 +1,294 @@
+"""Train an embedder: `python -m training.embed training/recipes/face-embedder.toml`.
+
+One recipe is one loss from beginning to end. What takes several stages (a teacher's vectors first, triplets last) is a
+recipe for each, whose `model.init` names the one before. Several processes are started as `training.classify` says;
+they mine in what all of them have embedded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.card import Metric, ModelCard, Training
+from models.registry import build, configure
+from models.runtime import TorchRuntime
+from training import data, losses, mining
+from training.augment import Colours, augment, colour_basis
+from training.calibrate import fit_matching
+from training.config import EmbedRecipe, LossSection, read_recipe, runs_folder
+from training.errors import DataError, RunError, TrainingError
+from training.faces import impostor_pairs, mated_pairs, rows_of
+from training.loop import Learner, fit, gather_rows
+from training.metrics import predict
+from training.run import Progress, Run, hardware, versions
+from training.seeds import derive, generator
+from training.verification import Scores, cross_validated_accuracy
+
+cli = typer.Typer(add_completion=False)
+
+
+class WithProxies(nn.Module):
+    """An embedder in training, with the vector of each identity that margin softmax learns beside it."""
+
+    proxies: nn.Parameter | None
+
+    def __init__(self, embedder: nn.Module, identities: int, dimensions: int):
+        super().__init__()
+        self.embedder = embedder
+        self.proxies = nn.Parameter(torch.randn(identities, dimensions) * 0.01) if identities else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [N, D] and, for DistributedDataParallel to see that they are used, the proxies."""
+        return self.embedder(images), self.proxies
+
+
+class Teacher:
+    """Another network's vectors: VESTIBULE_RUNS/teachers/<name>.npy, [pictures of the data set, D].
+
+    Raises:
+        DataError: no such file, or another shape.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int], rows: data.Indices):
+        path = runs_folder() / "teachers" / f"{name}.npy"
+        if not path.is_file():
+            raise DataError(f"{path} is missing: the teacher's vectors, a row for each picture")
+        self._vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        if self._vectors.shape != shape:
+            raise DataError(f"{path} has the shape {list(self._vectors.shape)}, expected {list(shape)}")
+        self._centre = torch.from_numpy(np.asarray(self._vectors[rows], np.float32).mean(axis=0))
+
+    def loss(self, embeddings: Tensor, rows: data.Indices, relations: float) -> Tensor:
+        """How far the embeddings [N, D] of those rows are from the teacher's, see `losses.distillation`."""
+        vectors = torch.from_numpy(np.asarray(self._vectors[rows], np.float32)).to(embeddings.device)
+        return losses.distillation(embeddings, vectors, self._centre.to(embeddings.device), relations=relations)
+
+
+class Embedding:
+    """The task: a loss over batches of P identities; the best epoch by TAR on the identities that calibrate."""
+
+    monitor = "tar"
+    mode: Literal["max", "min"] = "max"
+
+    def __init__(self, recipe: EmbedRecipe, images: data.ImageSet, accelerator: Accelerator):
+        self.recipe = recipe
+        self.images = images
+        self.accelerator = accelerator
+        self.config = configure(
+            recipe.model.architecture, recipe.model.config | {"in_channels": recipe.preprocess.channels}
+        )
+        self._rows = rows_of(images, "train")
+        _, identities = np.unique(images.labels[self._rows], return_inverse=True)
+        self._labels = data.positive_labels(identities.astype(np.int64), recipe.data.positives)
+        self._batches = data.IdentityBatches(
+            self._labels,
+            recipe.train.batch_size // recipe.data.images,
+            recipe.data.images,
+            recipe.seed,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        self.steps_per_epoch = self._batches.per_epoch
+        self._held_out = rows_of(images, "calibrate")
+        self._pairs, self._same = _pairs(recipe, images, self._held_out)
+        shape = (len(images.labels), self.config.dimensions)
+        self._teacher = Teacher(recipe.loss.teacher, shape, self._rows) if recipe.loss.teacher else None
+        torch.manual_seed(derive(recipe.seed, "weights"))
+        proxies = int(self._labels.max()) + 1 if recipe.loss.kind == "margin-softmax" else 0
+        module = WithProxies(_begin(recipe, self.config), proxies, self.config.dimensions)
+        self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
+        self.learners = {"embedder": self._learner}
+        no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
+        basis = colour_basis(images.images, self._rows) if recipe.augment.colour_pca else no_basis
+        self._colours = Colours(recipe.preprocess.mean, basis)
+
+    def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """See `Task`."""
+        places = self._batches(epoch, index)
+        rows, device = self._rows[places], self.accelerator.device
+        pixels = torch.from_numpy(np.asarray(self.images.images[rows])).to(device)  # uint8 [N, H, W, C]
+        images = augment(pixels.movedim(-1, 1).float(), self.recipe.augment, generator, self._colours)
+        images = self.recipe.preprocess.normalise(images.movedim(1, -1))
+        if self.recipe.train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        self._learner.model.train()
+        embeddings, proxies = self._learner.model(images)
+        labels = torch.from_numpy(self._labels[places]).to(device)
+        loss, active = self._loss(embeddings.float(), labels, proxies, (epoch, index))
+        if self._teacher:
+            weight = 1.0 if self.recipe.loss.kind == "distillation" else self.recipe.loss.distillation
+            loss = loss + weight * self._teacher.loss(embeddings.float(), rows, self.recipe.loss.relations)
+        self._learner.update(loss)
+        return {"loss": loss.detach(), "active": active.detach()}
+
+    def _loss(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor | None, place: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss but for distillation, and the share of triplets that are active."""
+        loss, none = self.recipe.loss, torch.zeros((), device=embeddings.device)
+        if loss.kind == "distillation":
+            return none, none
+        if proxies is not None:
+            return losses.margin_softmax(embeddings, proxies, labels, margin=loss.margin, scale=loss.scale), none
+        embeddings, labels = mining.gather_embeddings(self.accelerator, embeddings, labels)
+        distances = losses.pairwise_distances(embeddings, loss.metric)
+        # The same on every process, since all of them mine in the same batch.
+        draw = generator(self.recipe.seed, "mine", *place)
+        if loss.kind == "contrastive":
+            pairs = _mined_pairs(loss, distances, labels, draw).of(distances)
+            return losses.contrastive(*pairs, loss.margin, squared=loss.squared), none
+        triplets = _mined_triplets(loss, distances, labels, draw).of(distances)
+        value = losses.triplet(*triplets, loss.margin, squared=loss.squared, active_only=loss.active_only)
+        positive, negative = (part.square() if loss.squared else part for part in triplets)
+        return value, mining.active_fraction(positive, negative, loss.margin)
+
+    def validate(self) -> Mapping[str, float]:
+        """See `Task`."""
+        scores = self.scores(self._learner.network.get_submodule("embedder"))
+        return {"tar": scores.tar(0.01), "eer": scores.eer()}
+
+    def scores(self, network: nn.Module) -> Scores:
+        """Similarities of the calibration split's pairs."""
+        return Scores.of(self.similarities(network), self._same)
+
+    def similarities(self, network: nn.Module) -> npt.NDArray[np.float64]:
+        """Cosines [P] of the calibration split's pairs, flips averaged as serving does; the same on all processes."""
+        runtime = TorchRuntime(network, self.accelerator.device)
+
+        def compute(rows: data.Indices) -> Tensor:
+            views = predict(runtime, self.images, self._held_out[rows], self.recipe.preprocess, tta="flip")
+            return losses.unit(views.sum(dim=0))
+
+        vectors = gather_rows(self.accelerator, len(self._held_out), compute).double().numpy()
+        first, second = np.searchsorted(self._held_out, self._pairs).T
+        return np.asarray((vectors[first] * vectors[second]).sum(axis=1))
+
+    def accuracy(self, network: nn.Module) -> tuple[float, float]:
+        """Pairs decided rightly by ten folds, with the standard error; as many non-mated pairs as mated ones."""
+        similarities, count = self.similarities(network), int(self._same.sum())
+        kept = np.concatenate([np.flatnonzero(self._same), np.flatnonzero(~self._same)[:count]])
+        return cross_validated_accuracy(similarities[kept], self._same[kept])
+
+
+def _pairs(
+    recipe: EmbedRecipe, images: data.ImageSet, rows: data.Indices
+) -> tuple[data.Indices, npt.NDArray[np.bool_]]:
+    mated = mated_pairs(images, rows, recipe.data.mated, recipe.seed)
+    impostor = impostor_pairs(images, rows, recipe.data.impostors, recipe.seed)
+    return np.concatenate([mated, impostor]), np.arange(len(mated) + len(impostor)) < len(mated)
+
+
+def _mined_pairs(loss: LossSection, distances: Tensor, labels: Tensor, draw: torch.Generator) -> mining.Pairs:
+    if loss.mining == "random":
+        return mining.random_pairs(distances, labels, draw)
+    return mining.hard_pairs(distances, labels) if loss.mining == "batch-hard" else mining.all_pairs(distances, labels)
+
+
+def _mined_triplets(loss: LossSection, distances: Tensor, labels: Tensor, draw: torch.Generator) -> mining.Triplets:
+    if loss.mining == "random":
+        return mining.random_triplets(distances, labels, draw)
+    if loss.mining == "semi-hard":
+        return mining.semi_hard(distances, labels, loss.margin)
+    return mining.batch_hard(distances, labels) if loss.mining == "batch-hard" else mining.batch_all(distances, labels)
+
+
+def _begin(recipe: EmbedRecipe, config: Any) -> nn.Module:
+    """A fresh network, or the one that `model.init` exported."""
+    module = build(recipe.model.architecture, asdict(config))
+    if recipe.model.init:
+        name = recipe.model.init
+        try:
+            before, _ = checkpoint.load(runs_folder() / name / "export" / name)
+            module.load_state_dict(before.state_dict())
+        except (checkpoint.CheckpointError, RuntimeError) as error:
+            raise RunError(f"cannot go on from {name}: {error}") from error
+    return module
+
+
+def setup(recipe: EmbedRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Embedding, Run]:
+    """The run's folder with the resolved recipe in it, the data, the network."""
+    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
+    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    with accelerator.local_main_process_first():  # one decodes, the others find it done
+        images = data.load(recipe.data.name, "train", recipe.preprocess)
+    return Embedding(recipe, images, accelerator), run
+
+
+def export(task: Embedding, run: Run, progress: Progress) -> ModelCard | None:
+    """Calibrate the best epoch's network on the identities that calibrate and write it as the service reads it."""
+    recipe = task.recipe
+    best = run.load_best()["networks"]["embedder"]
+    network = build(recipe.model.architecture, asdict(task.config))
+    network.load_state_dict(
+        {name.removeprefix("embedder."): value for name, value in best.items() if name.startswith("embedder.")}
+    )
+    scores = task.scores(network)
+    accuracy, _ = task.accuracy(network)
+    if not run.main:
+        return None
+    where = f"{recipe.data.name}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
+    figures = {"accuracy": accuracy, "tar@fmr=0.01": scores.tar(0.01), "tar@fmr=0.001": scores.tar(0.001)}
+    figures["eer"] = scores.eer()
+    return checkpoint.save(
+        run.folder / "export" / recipe.name,
+        network,
+        name=recipe.name,
+        description=recipe.description,
+        task="embed",
+        architecture=recipe.model.architecture,
+        config=asdict(task.config),
+        preprocess=recipe.preprocess,
+        tta="flip",
+        matching=fit_matching(scores, where),
+        metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
+        training=Training(
+            recipe=recipe.model_dump(mode="json"),
+            seed=recipe.seed,
+            epochs=recipe.train.epochs,
+            best_epoch=progress.best_epoch,
+            wall_time_s=round(progress.wall_time_s, 1),
+            hardware=hardware(task.accelerator.device),
+            processes=task.accelerator.num_processes,
+            versions=versions(),
+        ),
+        **recipe.card.model_dump(),
+    )
+
+
+@cli.command()
+def main(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="As training/recipes/face-embedder.toml.")],
+    run: Annotated[str | None, typer.Option(help="The run's folder under VESTIBULE_RUNS; default: its name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
+) -> None:
+    """Train an embedder by its recipe; the model and its card end up in the run's export/."""
+    try:
+        recipe = read_recipe(EmbedRecipe, path, overrides or ())
+        task, folder = setup(recipe, run, resume=resume, overwrite=overwrite)
+        progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=resume)
+        card = export(task, folder, progress)
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    task.accelerator.end_training()
+    if card is not None:
+        figures = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in card.metrics)
+        typer.echo(f"{folder.folder / 'export' / card.name}: epoch {progress.best_epoch}, {figures}")
+
+
+if __name__ == "__main__":
+    cli()
