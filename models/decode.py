@@ -229,7 +229,8 @@ def _working_size(line: Floats) -> Floats:
     least, enlarged, most = WORKING_ROWS
     height, width = line.shape
     rows = enlarged if height < least else min(height, most)
-    return resize(line, rows, max(1, round(width * rows / height)))
+    resized = resize(line, rows, max(1, round(width * rows / height)))
+    return resized / resized.max()  # a thin stroke that was averaged with paper is full ink again
 
 
 def _clean(line: Floats) -> Floats:

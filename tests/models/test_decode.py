@@ -294,6 +294,15 @@ def test_any_picture_has_a_reading(height: int, width: int, seed: int, share: fl
         assert 0 <= y0 < y1 <= height
 
 
+@pytest.mark.parametrize("height", [57, 87, 300])
+def test_dots_that_fade_when_the_rows_are_averaged_are_ink_still(height: int) -> None:
+    picture = np.zeros((height, 90), np.uint8)
+    picture[0, 3] = picture[-1, 20] = 200
+    found = decode.lattice(picture)
+    assert found.segments > 0
+    assert all(c.box[0] < c.box[2] and c.box[1] < c.box[3] for c in found.candidates)
+
+
 def test_a_large_picture_is_read_like_a_small_one() -> None:
     digits = small_digits(4, 8, 7)
     picture, boxes = strip(digits, gap=4)
