@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -25,9 +27,12 @@ from app.errors import (
     VestibuleError,
     problem_response,
 )
-from app.schemas import ImageInput
+from app.schemas import EmbeddingsRequest, ImageInput, PicturePair
+
+Body = TypeVar("Body", bound=BaseModel)
 
 PART = "file"
+PAIR = ("source", "target")
 
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -49,6 +54,28 @@ IMAGE_BODY: dict[str, Any] = {
     }
 }
 
+_FILE = {"type": "string", "format": "binary"}
+
+PAIR_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Two pictures: JPEG, PNG, WebP, BMP or GIF.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, _FILE)}
+            },
+            "application/json": {"schema": PicturePair.model_json_schema()},
+        },
+    }
+}
+
+EMBEDDINGS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}},
+    }
+}
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -56,6 +83,14 @@ class Pictures:
 
     items: tuple[bytes | VestibuleError, ...]
     many: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures to be compared, still encoded."""
+
+    source: bytes
+    target: bytes
 
 
 class BodyLimit:
@@ -96,18 +131,68 @@ async def read_pictures(request: Request, max_images: int) -> Pictures:
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    try:
+    content_type = _content_type(request)
+    with _whole():
         if content_type == "multipart/form-data":
-            pictures = await _from_multipart(request)
+            files = await _from_multipart(request, (PART,))
+            pictures = Pictures(tuple(data for _, data in files), many=len(files) > 1)
         elif content_type == "application/json":
-            pictures = _from_json(await request.body())
+            pictures = _pictures(_validated(ImageInput, await request.body(), _INPUT).input)
         elif content_type.startswith("image/"):
             pictures = _from_raw(await request.body())
         else:
             raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
+    return _few(pictures, max_images)
+
+
+async def read_pair(request: Request) -> Pair:
+    """The two pictures of a request, still encoded.
+
+    Raises:
+        BadRequest, BodyTooLarge, UnsupportedMediaType.
+    """
+    content_type = _content_type(request)
+    with _whole():
+        if content_type == "multipart/form-data":
+            files = await _from_multipart(request, PAIR)
+            if sorted(name for name, _ in files) != sorted(PAIR):
+                raise BadRequest("send one part named 'source' and one named 'target'")
+            return Pair(**dict(files))
+        if content_type == "application/json":
+            sent = _validated(PicturePair, await request.body(), '{"source": "<base64>", "target": "<base64>"}')
+            return Pair(_from_base64(sent.source), _from_base64(sent.target))
+    raise UnsupportedMediaType("send multipart/form-data or application/json")
+
+
+async def read_embeddings(request: Request, max_images: int) -> tuple[EmbeddingsRequest, Pictures]:
+    """OpenAI's request for embeddings, and its pictures, still encoded.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+    """
+    if _content_type(request) != "application/json":
+        raise UnsupportedMediaType("send application/json")
+    with _whole():
+        sent = _validated(EmbeddingsRequest, await request.body(), _INPUT)
+    return sent, _few(_pictures(sent.input), max_images)
+
+
+_INPUT = '{"input": "<base64>"} or {"input": ["<base64>", ...]}'
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    try:
+        yield
     except ClientDisconnect as error:
         raise BadRequest("the connection was closed before the whole request arrived") from error
+
+
+def _few(pictures: Pictures, max_images: int) -> Pictures:
     if len(pictures.items) > max_images:
         raise TooManyImages(f"{len(pictures.items)} pictures were sent; a request may have {max_images}")
     return pictures
@@ -118,8 +203,9 @@ class _Parts:
     folder, and faces do not belong on disk. `BodyLimit` bounds what this may hold.
     """
 
-    def __init__(self, boundary: bytes):
-        self.files: list[bytearray] = []
+    def __init__(self, boundary: bytes, names: tuple[str, ...]):
+        self.files: list[tuple[str, bytearray]] = []
+        self._names = names
         self.complete = False
         self._header = bytearray()
         self._value = bytearray()
@@ -132,7 +218,7 @@ class _Parts:
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._on_header_end,
                 "on_headers_finished": self._on_headers_finished,
-                "on_part_data": lambda data, start, end: self.files[-1].extend(data[start:end]),
+                "on_part_data": lambda data, start, end: self.files[-1][1].extend(data[start:end]),
                 "on_end": self._on_end,
             },
         )
@@ -157,23 +243,25 @@ class _Parts:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name != PART:
-            raise BadRequest(f"unexpected part {name[:40]!r}; pictures are sent as parts named {PART!r}")
+        if name not in self._names:
+            known = " and ".join(map(repr, self._names))
+            raise BadRequest(f"unexpected part {name[:40]!r}; pictures are sent as parts named {known}")
         if b"filename" not in options:
-            raise BadRequest(f"the part {PART!r} has no file name, so it is not a file")
-        self.files.append(bytearray())
+            raise BadRequest(f"the part {name!r} has no file name, so it is not a file")
+        self.files.append((name, bytearray()))
 
     def _on_end(self) -> None:
         self.complete = True
 
 
-async def _from_multipart(request: Request) -> Pictures:
+async def _from_multipart(request: Request, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """Name and bytes of each file, in order."""
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary")
     if not boundary:
         raise BadRequest("the content type names no boundary")
     try:
-        parts = _Parts(boundary)
+        parts = _Parts(boundary, names)
         async for chunk in request.stream():
             parts.feed(chunk)
     except FormParserError as error:
@@ -181,8 +269,8 @@ async def _from_multipart(request: Request) -> Pictures:
     if not parts.complete:
         raise BadRequest("the body was cut short")
     if not parts.files:
-        raise BadRequest(f"there is no part named {PART!r}")
-    return Pictures(tuple(bytes(file) for file in parts.files), many=len(parts.files) > 1)
+        raise BadRequest(f"there is no part named {' or '.join(map(repr, names))}")
+    return [(name, bytes(data)) for name, data in parts.files]
 
 
 def _from_raw(body: bytes) -> Pictures:
@@ -191,14 +279,15 @@ def _from_raw(body: bytes) -> Pictures:
     return Pictures((body,), many=False)
 
 
-def _from_json(body: bytes) -> Pictures:
+def _validated(schema: type[Body], body: bytes, form: str) -> Body:
     try:
-        sent = ImageInput.model_validate_json(body).input
+        return schema.model_validate_json(body)
     except ValidationError as error:
         reasons = "; ".join(sorted({item["msg"] for item in error.errors(include_input=False)}))
-        raise BadRequest(
-            f'the body must be {{"input": "<base64>"}} or {{"input": ["<base64>", ...]}}: {reasons}'
-        ) from error
+        raise BadRequest(f"the body must be {form}: {reasons}") from error
+
+
+def _pictures(sent: str | list[str]) -> Pictures:
     if isinstance(sent, str):
         return Pictures((_from_base64(sent),), many=False)
     if not sent:

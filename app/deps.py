@@ -7,11 +7,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.body import Pictures, read_pictures
+from app.body import Pair, Pictures, read_embeddings, read_pair, read_pictures
 from app.engine import Engine
 from app.errors import Overloaded
+from app.faces import Faces
 from app.metrics import Metrics
 from app.observe import Timings
+from app.schemas import EmbeddingsRequest
 from app.services import Services
 from app.settings import Settings
 
@@ -56,6 +58,11 @@ def _services(request: Request) -> Services:
     return services
 
 
+def _faces(request: Request) -> Faces:
+    faces: Faces = request.app.state.faces
+    return faces
+
+
 def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
@@ -78,12 +85,26 @@ async def _admitted(request: Request) -> AsyncIterator[None]:
 SettingsDep = Annotated[Settings, Depends(_settings)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 ServicesDep = Annotated[Services, Depends(_services)]
+FacesDep = Annotated[Faces, Depends(_faces)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 TimingsDep = Annotated[Timings, Depends(_timings)]
 
 
-async def _pictures(request: Request, settings: SettingsDep, _: Annotated[None, Depends(_admitted)]) -> Pictures:
+AdmittedDep = Annotated[None, Depends(_admitted)]
+
+
+async def _pictures(request: Request, settings: SettingsDep, _: AdmittedDep) -> Pictures:
     return await read_pictures(request, settings.max_images)
 
 
+async def _pair(request: Request, _: AdmittedDep) -> Pair:
+    return await read_pair(request)
+
+
+async def _embeddings(request: Request, settings: SettingsDep, _: AdmittedDep) -> tuple[EmbeddingsRequest, Pictures]:
+    return await read_embeddings(request, settings.max_images)
+
+
 PicturesDep = Annotated[Pictures, Depends(_pictures)]
+PairDep = Annotated[Pair, Depends(_pair)]
+EmbeddingsDep = Annotated[tuple[EmbeddingsRequest, Pictures], Depends(_embeddings)]

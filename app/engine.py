@@ -75,7 +75,11 @@ class Engine:
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
         self._compute = ThreadPoolExecutor(1, "compute")
         self._decode = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-        self._defaults: dict[Task, str] = {"classify": settings.default_classifier, "detect": settings.default_detector}
+        self._defaults: dict[Task, str] = {
+            "classify": settings.default_classifier,
+            "detect": settings.default_detector,
+            "embed": settings.default_embedder,
+        }
         self._card_of(settings.default_classifier, "classify")
 
     @property

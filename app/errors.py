@@ -99,6 +99,12 @@ class UnknownModel(VestibuleError):
     status, type, title = 422, "unknown-model", "There is no such model"
 
 
+class NoFace(Unprocessable):
+    """A picture that must show a face shows none."""
+
+    type, title = "no-face", "There is no face in the picture"
+
+
 class Overloaded(VestibuleError):
     """All places are taken; `Retry-After` says when to come back."""
 

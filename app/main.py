@@ -13,9 +13,11 @@ from app import errors, images
 from app.body import BodyLimit
 from app.deps import Admission
 from app.engine import Engine
+from app.faces import Faces
+from app.inference import Inference
 from app.metrics import Metrics
 from app.observe import Observe
-from app.routes import classify, faces, models, ops
+from app.routes import classify, embed, faces, models, ops, verify
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
@@ -47,10 +49,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = figures
-    app.state.services = Services(settings, engine)
+    inference = Inference(settings, engine)
+    app.state.services = Services(inference)
+    app.state.faces = Faces(inference)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for router in (classify.router, faces.router, models.router, ops.router):
+    for router in (classify.router, faces.router, embed.router, verify.router, models.router, ops.router):
         app.include_router(router)
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.align import Reason
 from models.card import ModelCard
 
+EncodingFormat = Literal["float", "base64"]
+
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -155,6 +157,138 @@ class DetectResponse(_Schema):
     model: str
     version: str
     data: list[Detected | Failed]
+
+
+class EmbedParams(_Schema):
+    """The query of `POST /embed`."""
+
+    model: str | None = Field(None, description="An embedder from /models; left out: the service's default.")
+    encoding_format: EncodingFormat = Field("float", description="`base64`: the little-endian float32 numbers.")
+    aligned: bool = Field(
+        False, description="The pictures are aligned faces already, as the model was trained on: nothing is looked for."
+    )
+
+
+class EmbeddingsRequest(_Schema):
+    """OpenAI's request for embeddings, with pictures in place of texts: each base64 or a data URI."""
+
+    input: str | list[str]
+    model: str | None = None
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = Field(None, description="Only what the model has.")
+    user: str | None = Field(None, description="Not used.")
+
+
+class Embedding(_Schema):
+    """A picture's embedding, of length 1, and the face that it is of: the largest. Null for an aligned picture."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    face: DetectedFace | None = None
+
+
+class Usage(_Schema):
+    """OpenAI's count of tokens; pictures have none."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbedResponse(_Schema):
+    """OpenAI's list of embeddings, the pictures in the order they were sent."""
+
+    object: Literal["list"] = "list"
+    model: str
+    version: str
+    data: list[Embedding | Failed]
+    usage: Usage = Usage()
+
+
+class VerifyParams(_Schema):
+    """The query of `POST /verify` and `POST /verify/embeddings`."""
+
+    model: str | None = Field(None, description="An embedder from /models; left out: the service's default.")
+    fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
+        0.001, description="The false match rate: the share of pairs of strangers that may be taken for one person."
+    )
+
+
+class OperatingPoint(_Schema):
+    """Where is decided: the false match rate, by whose count, and whether it lies beyond what was counted.
+
+    `prior` is the share of pairs of one person for which `probability` is meant.
+    """
+
+    fmr: float
+    calibration: str
+    extrapolated: bool
+    prior: float
+
+
+class Comparison(_Schema):
+    """Two faces. `probability`, 0..1, that they are one person's; `distance` is 1 - cosine of their embeddings, 0..2.
+
+    `verified`: the distance is at most the threshold.
+    """
+
+    verified: bool
+    probability: float
+    distance: float
+
+
+class ComparedFace(Comparison):
+    """A face of the target, compared with the source's."""
+
+    face: DetectedFace
+
+
+class VerifyResponse(Comparison):
+    """Whether both pictures show one person: the source's largest face against every face of the target.
+
+    `verified`, `probability` and `distance` are those of the nearest face of the target.
+    """
+
+    threshold: float
+    operating_point: OperatingPoint
+    source_face: DetectedFace
+    face_matches: list[ComparedFace]
+    unmatched_faces: list[ComparedFace]
+    model: str
+    version: str
+
+
+class PicturePair(_Schema):
+    """The JSON body of `POST /verify`: two pictures, each base64 or a data URI."""
+
+    source: str
+    target: str
+
+
+Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]
+
+
+class EmbeddingPair(_Schema):
+    """The body of `POST /verify/embeddings`: one embedding against others of the same model."""
+
+    source: Vector
+    targets: Annotated[list[Vector], Field(min_length=1, max_length=1000)]
+
+
+class ComparedEmbedding(Comparison):
+    """A target by its place in the list."""
+
+    index: int
+
+
+class VerifyEmbeddingsResponse(_Schema):
+    """Each target against the source, in the order they were sent."""
+
+    threshold: float
+    operating_point: OperatingPoint
+    model: str
+    version: str
+    data: list[ComparedEmbedding]
 
 
 class ModelSummary(_Schema):

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     weights: Path = PROJECT / "weights"
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
+    default_embedder: str = "face-embedder"
 
     max_body_bytes: Positive = 64 * 2**20
     max_image_bytes: Positive = 32 * 2**20

@@ -230,7 +230,8 @@ def _working_size(line: Floats) -> Floats:
     height, width = line.shape
     rows = enlarged if height < least else min(height, most)
     resized = resize(line, rows, max(1, round(width * rows / height)))
-    return resized / resized.max()  # a thin stroke that was averaged with paper is full ink again
+    full: Floats = resized / resized.max()  # a thin stroke that was averaged with paper is full ink again
+    return full
 
 
 def _clean(line: Floats) -> Floats:

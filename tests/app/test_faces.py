@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from matplotlib import cbook
 from PIL import Image
 
 from app import engine
 from app.settings import PROJECT
 from models import align, checkpoint
 from models.detector import CenterFaceDetector
+from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 
 URL = "/faces/detect"
-
-
-@cache
-def grace_hopper() -> Image.Image:
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
-        return file.convert("RGB")
-
-
-def side_by_side() -> Image.Image:
-    """Two faces in one picture, the astronaut's to the left."""
-    left, right = photo("astronaut"), grace_hopper().resize((440, 512))
-    return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right)]))
 
 
 def detect(client: TestClient, picture: Image.Image, threshold: float = 0.5) -> dict[str, Any]:

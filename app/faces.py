@@ -1,0 +1,270 @@
+"""The use cases about faces: where they are, what they are like, and whether two are one person's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.body import Pair, Pictures
+from app.engine import Engine, LoadedModel
+from app.errors import NoFace, Unprocessable, VestibuleError
+from app.inference import Inference
+from app.observe import Timings
+from app.schemas import (
+    ComparedEmbedding,
+    ComparedFace,
+    Comparison,
+    Detected,
+    DetectedFace,
+    DetectParams,
+    DetectResponse,
+    Embedding,
+    EmbeddingPair,
+    EmbeddingsRequest,
+    EmbedParams,
+    EmbedResponse,
+    EncodingFormat,
+    FaceQuality,
+    Landmarks,
+    OperatingPoint,
+    VerifyEmbeddingsResponse,
+    VerifyParams,
+    VerifyResponse,
+)
+from models import align, detector
+from models.card import ModelCard
+from models.detector import Face, Pixels
+from models.matching import Matching, Threshold
+from models.tta import views
+
+# Less sure faces are not told of unless a caller asks for them.
+DETECTION_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face as it was found, and aligned: uint8 [112, 112, 3]."""
+
+    face: Face
+    crop: Pixels
+
+    def described(self) -> DetectedFace:
+        """With what speaks against enrolling it."""
+        quality = align.measure(self.face, self.crop)
+        measures = {name: value if math.isfinite(value) else None for name, value in asdict(quality).items()}
+        return DetectedFace(
+            box=self.face.box,
+            confidence=measures.pop("confidence"),
+            landmarks=Landmarks(**dict(zip(Landmarks.model_fields, self.face.landmarks, strict=True))),
+            quality=FaceQuality(**measures),
+            reasons=list(align.reasons(quality)),
+        )
+
+
+class Faces:
+    """Detect, embed, verify."""
+
+    def __init__(self, inference: Inference):
+        self._inference = inference
+        self._engine: Engine = inference.engine
+
+    async def detect(self, pictures: Pictures, params: DetectParams, timings: Timings) -> DetectResponse:
+        """The faces in each picture, with what speaks against enrolling them.
+
+        Raises:
+            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+        """
+        model = await self._engine.model(params.model, "detect")
+
+        async def one(index: int, data: bytes) -> Detected:
+            image, found = await self._find(model, data, params.threshold, timings)
+            faces = await self._engine.decoded(lambda: [face.described() for face in found])
+            return Detected(index=index, width=image.width, height=image.height, faces=faces)
+
+        data = await self._inference.each(pictures, one)
+        return DetectResponse(model=model.card.name, version=model.card.version, data=data)
+
+    async def embed(self, pictures: Pictures, params: EmbedParams, timings: Timings) -> EmbedResponse:
+        """The embedding of each picture's largest face.
+
+        Raises:
+            VestibuleError: as `detect`; NoFace for a picture without one.
+        """
+        model = await self._engine.model(params.model, "embed")
+        finder = None if params.aligned else await self._engine.model(None, "detect")
+
+        async def one(index: int, data: bytes) -> Embedding:
+            if finder is None:
+                picture = await self._inference.decoded(data, model.card.preprocess, timings)
+                return Embedding(
+                    index=index, embedding=_encoded(await self._embeddings(model, [picture], timings), params)
+                )
+            _, found = await self._find(finder, data, DETECTION_THRESHOLD, timings)
+            largest = _largest(found)
+            vector = await self._embedded(model, [largest], timings)
+            return Embedding(index=index, embedding=_encoded(vector, params), face=largest.described())
+
+        data = await self._inference.each(pictures, one)
+        return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
+
+    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Pictures, timings: Timings) -> EmbedResponse:
+        """`embed`, asked for in OpenAI's words.
+
+        Raises:
+            VestibuleError: as `embed`; Unprocessable: another number of dimensions than the model has.
+        """
+        params = EmbedParams(model=asked.model, encoding_format=asked.encoding_format)
+        if asked.dimensions is not None:
+            model = await self._engine.model(params.model, "embed")
+            if asked.dimensions != model.card.config["dimensions"]:
+                raise Unprocessable(f"{model.card.name} has {model.card.config['dimensions']} dimensions, no others")
+        return await self.embed(pictures, params, timings)
+
+    async def verify(self, pair: Pair, params: VerifyParams, timings: Timings) -> VerifyResponse:
+        """The largest face of the source against every face of the target.
+
+        Raises:
+            VestibuleError: about the request or one of its pictures; NoFace for a picture without one.
+        """
+        model = await self._engine.model(params.model, "embed")
+        finder = await self._engine.model(None, "detect")
+        matching, threshold = _operating(model.card, params.fmr)
+
+        async def found(name: str, data: bytes) -> list[FoundFace]:
+            try:
+                _, faces = await self._find(finder, data, DETECTION_THRESHOLD, timings)
+                _largest(faces)
+            except VestibuleError as error:
+                error.detail = f"{name}: {error.detail or error.title}"
+                raise
+            return faces
+
+        async def compared() -> tuple[FoundFace, list[FoundFace], Tensor]:
+            sources, targets = await asyncio.gather(found("source", pair.source), found("target", pair.target))
+            source = _largest(sources)
+            return source, targets, await self._embedded(model, [source, *targets], timings)
+
+        source, targets, vectors = await self._inference.in_time(compared())
+        similarities = (vectors[1:] @ vectors[0]).tolist()
+        faces = [
+            ComparedFace(face=target.described(), **_compared(similarity, matching, threshold).model_dump())
+            for target, similarity in zip(targets, similarities, strict=True)
+        ]
+        faces.sort(key=lambda face: face.distance)
+        return VerifyResponse(
+            verified=faces[0].verified,
+            probability=faces[0].probability,
+            distance=faces[0].distance,
+            threshold=1 - threshold.similarity,
+            operating_point=_operating_point(params.fmr, matching, threshold),
+            source_face=source.described(),
+            face_matches=[face for face in faces if face.verified],
+            unmatched_faces=[face for face in faces if not face.verified],
+            model=model.card.name,
+            version=model.card.version,
+        )
+
+    async def verify_embeddings(self, pair: EmbeddingPair, params: VerifyParams) -> VerifyEmbeddingsResponse:
+        """Each target against the source, whatever the vectors' lengths.
+
+        Raises:
+            UnknownModel; Unprocessable: vectors that the model cannot have made.
+        """
+        model = await self._engine.model(params.model, "embed")
+        matching, threshold = _operating(model.card, params.fmr)
+        dimensions = model.card.config["dimensions"]
+        vectors = [pair.source, *pair.targets]
+        if any(len(vector) != dimensions for vector in vectors):
+            raise Unprocessable(f"an embedding of {model.card.name} has {dimensions} numbers")
+        matrix = torch.tensor(vectors, dtype=torch.float64)
+        if not (matrix.norm(dim=1) > 0).all() or not matrix.norm(dim=1).isfinite().all():
+            raise Unprocessable("an embedding has a length above 0")
+        matrix = F.normalize(matrix, dim=1)
+        data = [
+            ComparedEmbedding(index=index, **_compared(similarity, matching, threshold).model_dump())
+            for index, similarity in enumerate((matrix[1:] @ matrix[0]).tolist())
+        ]
+        return VerifyEmbeddingsResponse(
+            threshold=1 - threshold.similarity,
+            operating_point=_operating_point(params.fmr, matching, threshold),
+            model=model.card.name,
+            version=model.card.version,
+            data=data,
+        )
+
+    async def _find(
+        self, model: LoadedModel, data: bytes, threshold: float, timings: Timings
+    ) -> tuple[Image.Image, list[FoundFace]]:
+        """The upright picture in RGB, and the faces in it, surest first."""
+        card = model.card
+
+        def prepare(picture: Image.Image) -> tuple[Image.Image, Tensor]:
+            picture = picture.convert("RGB")
+            return picture, detector.prepare(picture, card.preprocess)
+
+        image, prepared = await self._inference.decoded(data, prepare, timings)
+        maps = await self._inference.run(model, [prepared], timings, stage="detect")
+
+        def aligned() -> list[FoundFace]:
+            (found,) = detector.decode(maps, threshold)
+            faces = detector.restore(found, image.size, card.preprocess)
+            return [FoundFace(face, align.align(image, face.landmarks)) for face in faces]
+
+        return image, await self._engine.decoded(aligned)
+
+    async def _embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
+        preprocess = model.card.preprocess
+        pictures = await self._engine.decoded(lambda: [preprocess(Image.fromarray(face.crop)) for face in faces])
+        return await self._embeddings(model, pictures, timings)
+
+    async def _embeddings(self, model: LoadedModel, pictures: Sequence[Tensor], timings: Timings) -> Tensor:
+        """[N, D], each of length 1: the mean direction over the views that the card names."""
+        card = model.card
+        seen = [view for picture in pictures for view in views(picture, card.tta, card.preprocess)]
+        outputs = await self._inference.run(model, seen, timings, stage="embed")
+        return F.normalize(outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1), dim=1)
+
+
+def _largest(faces: Sequence[FoundFace]) -> FoundFace:
+    if not faces:
+        raise NoFace("no face was found")
+    return max(faces, key=lambda found: found.face.area)
+
+
+def _encoded(vectors: Tensor, params: EmbedParams) -> list[float] | str:
+    """The only one of the vectors [1, D]."""
+    encoding: EncodingFormat = params.encoding_format
+    if encoding == "base64":
+        return base64.b64encode(vectors[0].numpy().astype("<f4").tobytes()).decode()
+    values: list[float] = vectors[0].tolist()
+    return values
+
+
+def _operating(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+    if card.matching is None:
+        raise Unprocessable(f"{card.name} is not calibrated: it has embeddings, but nothing says which are near enough")
+    try:
+        return card.matching, card.matching.threshold(fmr)
+    except ValueError as error:
+        raise Unprocessable(str(error)) from error
+
+
+def _operating_point(fmr: float, matching: Matching, threshold: Threshold) -> OperatingPoint:
+    return OperatingPoint(fmr=fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior)
+
+
+def _compared(similarity: float, matching: Matching, threshold: Threshold) -> Comparison:
+    similarity = min(1.0, similarity)  # of two equal vectors it may be a rounding error more
+    return Comparison(
+        verified=similarity >= threshold.similarity,
+        probability=matching.probability(similarity),
+        distance=1 - similarity,
+    )

@@ -1,0 +1,105 @@
+"""What all use cases share: pictures answered each for itself, decoded off the event loop, run through a model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.batcher import Batched
+from app.body import Pictures
+from app.engine import Engine, LoadedModel
+from app.errors import DeadlineExceeded, VestibuleError, problem
+from app.images import Limits, decode
+from app.observe import Timings
+from app.schemas import Failed
+from app.settings import Settings
+
+T = TypeVar("T")
+
+
+class Inference:
+    """The way from a request's bytes to a network's output, over one engine."""
+
+    def __init__(self, settings: Settings, engine: Engine):
+        self.engine = engine
+        self._deadline_s = settings.deadline_s
+        self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+        # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
+        self._places = min(2 * settings.max_batch, settings.queue_size)
+
+    def room(self) -> asyncio.Semaphore:
+        """For what is queued at once by all that share it."""
+        return asyncio.Semaphore(self._places)
+
+    async def each(self, pictures: Pictures, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
+        """`one` for each picture, side by side. A list's bad picture becomes its problem and costs no neighbour.
+
+        Raises:
+            VestibuleError: about the only picture.
+        """
+
+        async def answer(index: int, item: bytes | VestibuleError) -> T | Failed:
+            try:
+                if isinstance(item, VestibuleError):
+                    raise item
+                return await self.in_time(one(index, item))
+            except VestibuleError as error:
+                if not pictures.many:
+                    raise
+                return Failed(index=index, problem=problem(error))
+
+        return await asyncio.gather(*(answer(index, item) for index, item in enumerate(pictures.items)))
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """Its result.
+
+        Raises:
+            DeadlineExceeded: there was none in time.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await work
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
+
+    async def decoded(self, data: bytes, prepare: Callable[[Image.Image], T], timings: Timings) -> T:
+        """What `prepare` makes of the picture that these bytes are.
+
+        Raises:
+            DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
+        """
+        started = time.perf_counter()
+        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits)))
+        timings.record("decode", time.perf_counter() - started)
+        return prepared
+
+    async def run(
+        self,
+        model: LoadedModel,
+        pictures: Iterable[Tensor],
+        timings: Timings,
+        stage: str = "infer",
+        room: asyncio.Semaphore | None = None,
+    ) -> Tensor:
+        """The network's outputs [N, ...] for N preprocessed pictures, as many of them queued at once as `room` has.
+
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady.
+        """
+        places = room or self.room()
+
+        async def infer(picture: Tensor) -> Batched[Tensor]:
+            async with places:
+                return await model.infer(picture, self._deadline_s)
+
+        results = await asyncio.gather(*(infer(picture) for picture in pictures))
+        for result in results:
+            timings.record("queue", result.queued_s)
+            timings.record(stage, result.computed_s)
+        return torch.stack([result.output for result in results])
