@@ -1,0 +1,27 @@
+"""What a gallery answers when it cannot do what it was asked."""
+
+from __future__ import annotations
+
+
+class GalleryError(Exception):
+    """Base of all."""
+
+
+class NotFoundError(GalleryError):
+    """No collection, subject, face or receipt of that name."""
+
+
+class ConflictError(GalleryError):
+    """There is one already, or it was made by another pipeline."""
+
+
+class InvalidError(GalleryError, ValueError):
+    """A vector or a name that cannot be stored."""
+
+
+class CorruptError(GalleryError):
+    """A file that is not what was written."""
+
+
+class TooNewError(GalleryError):
+    """Written by a later version of this program."""

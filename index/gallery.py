@@ -1,0 +1,291 @@
+"""The gallery in this process's files: the ledger, and for each collection a view that is kept up with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+
+from index import records
+from index.ann import Ivf
+from index.errors import ConflictError, CorruptError, InvalidError
+from index.ledger import Ledger
+from index.protocol import Fusion, Match
+from index.records import Collection, Face, Floats, NewFace, Receipt, Subject
+from index.segments import Segment
+from index.view import Found, Part, View
+
+LEDGER_FILE, FILES_FOLDER = "ledger.db", "files"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How far a search goes where there is an inverted file: lists looked into, faces ranked again."""
+
+    lists: int = 64
+    shortlist: int = 128
+
+
+@dataclass
+class _Entry:
+    """A view, the files it was made of (None: not made yet), and the commit up to which it has followed the ledger.
+
+    Who changes the view holds the lock.
+    """
+
+    view: View
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    version: int = -1
+    files: tuple[str, ...] | None = None
+
+
+class EmbeddedGallery:
+    """The `Gallery` in a folder, which several processes may have open.
+
+    Raises:
+        GalleryError: see `Ledger`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tuning: Tuning | None = None,
+        clock: Callable[[], float] = time.time,
+        vfs: str | None = None,
+    ):
+        self.files = folder / FILES_FOLDER
+        self.files.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
+        self.clock = clock
+        self._tuning = tuning or Tuning()
+        self._entries: dict[int, _Entry] = {}
+        self._lock = threading.Lock()
+        self._watcher = self.ledger.watcher()
+
+    def close(self) -> None:
+        """Let go of the files. Other threads must have stopped using it."""
+        self.ledger.close()
+        self._entries.clear()
+
+    def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
+        """See `Gallery`."""
+        made = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock())
+        return self.ledger.write(lambda db: records.insert_collection(db, made))
+
+    def collection(self, name: str) -> Collection:
+        """See `Gallery`."""
+        return records.collection(self.ledger.reader(), name)
+
+    def collections(self, after: str = "", limit: int = 100) -> list[Collection]:
+        """See `Gallery`."""
+        return records.collections(self.ledger.reader(), after, limit)
+
+    def drop(self, name: str) -> Receipt:
+        """See `Gallery`."""
+        return self.ledger.write(lambda db: records.remove_collection(db, records.collection(db, name), self.clock()))
+
+    def put_subject(
+        self,
+        collection: str,
+        key: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_at: float | None = None,
+    ) -> Subject:
+        """Make the subject, or give it these properties in place of those it had.
+
+        Raises:
+            NotFoundError: no such collection.
+        """
+
+        def write(db: apsw.Connection) -> Subject:
+            found = records.collection(db, collection)
+            return records.upsert_subject(
+                db, found.id, key, name=name, metadata=metadata or {}, expires_at=expires_at, now=self.clock()
+            )
+
+        return self.ledger.write(write)
+
+    def subject(self, collection: str, key: str) -> Subject:
+        """See `Gallery`."""
+        with self.ledger.snapshot() as db:
+            return records.subject(db, records.collection(db, collection).id, key)
+
+    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[Subject]:
+        """See `Gallery`."""
+        with self.ledger.snapshot() as db:
+            return records.subjects(db, records.collection(db, collection).id, after, limit)
+
+    def remove_subject(self, collection: str, key: str) -> Receipt:
+        """See `Gallery`."""
+
+        def write(db: apsw.Connection) -> Receipt:
+            found = records.collection(db, collection)
+            return records.remove_subject(db, found.id, records.subject(db, found.id, key), self.clock())
+
+        return self.ledger.write(write)
+
+    def enrol(self, collection: str, faces: Sequence[NewFace], fingerprint: str) -> list[Face]:
+        """See `Gallery`."""
+
+        def write(db: apsw.Connection) -> list[Face]:
+            found = records.collection(db, collection)
+            if found.fingerprint != fingerprint:
+                raise ConflictError(f"{collection!r} holds vectors of {found.fingerprint}, not of {fingerprint}")
+            return records.insert_faces(db, found.id, faces, self.clock())
+
+        found = self.collection(collection)
+        for face in faces:
+            _check(face.vector[None], found.dimensions)
+        return self.ledger.write(write)
+
+    def faces(self, collection: str, key: str) -> list[Face]:
+        """See `Gallery`."""
+        with self.ledger.snapshot() as db:
+            return records.faces(db, records.subject(db, records.collection(db, collection).id, key).id)
+
+    def crop(self, collection: str, face: str) -> bytes:
+        """See `Gallery`."""
+        with self.ledger.snapshot() as db:
+            return records.crop(db, records.collection(db, collection).id, face)
+
+    def remove_faces(self, collection: str, faces: Sequence[str]) -> Receipt:
+        """See `Gallery`."""
+
+        def write(db: apsw.Connection) -> Receipt:
+            found = records.collection(db, collection)
+            ids = records.faces_of(db, found.id, faces)
+            return records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
+
+        return self.ledger.write(write)
+
+    def receipt(self, token: str) -> Receipt:
+        """See `Gallery`."""
+        return records.receipt(self.ledger.reader(), token)
+
+    def size(self, collection: str) -> int:
+        """See `Gallery`."""
+        return len(self.view(self.collection(collection)))
+
+    def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:
+        """See `Gallery`."""
+        found = self.collection(collection)
+        _check(queries, found.dimensions)
+        view, queries = self.view(found), np.ascontiguousarray(queries, np.float32)
+        return [self._matches(found, view, query[None], k, fusion) for query in queries]
+
+    def _matches(self, collection: Collection, view: View, query: Floats, k: int, fusion: Fusion) -> list[Match]:
+        now, wanted = self.clock(), 2 * k + 8
+        while True:
+            found = view.search(query, wanted, self._tuning.lists, self._tuning.shortlist)
+            best = _by_subject(found)
+            exhausted = len(found.faces[0]) < wanted or found.faces[0][-1] < 0
+            with self.ledger.snapshot() as db:
+                subjects = {
+                    number: subject
+                    for number, subject in records.subjects_by_id(db, best).items()
+                    if subject.expires_at is None or subject.expires_at > now
+                }
+                if len(subjects) < k and not exhausted:
+                    wanted *= 4
+                    continue
+                tokens = records.tokens(db, [face for _, face in best.values()])
+                if fusion == "mean":
+                    best = _averaged(records.vectors_of_subjects(db, subjects, collection.dimensions), query[0], best)
+            matches = [
+                Match(subjects[number], similarity, tokens[face])
+                for number, (similarity, face) in best.items()
+                if number in subjects and face in tokens
+            ]
+            return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
+
+    def view(self, collection: Collection) -> View:
+        """The collection's vectors as the ledger has them now."""
+        with self._lock:
+            version = self._watcher.version()
+            entry = self._entries.setdefault(collection.id, _Entry(View(collection.dimensions)))
+        if entry.version != version:
+            with entry.lock:
+                if entry.version != version:
+                    if entry.files is None:
+                        self._load(collection, entry)
+                    self._follow(collection, entry.view)
+                    entry.version = version
+        return entry.view
+
+    def reload(self, collection: Collection) -> None:
+        """Take up files that were written since the view was made. Searches go on with the old ones meanwhile."""
+        with self._lock:
+            entry = self._entries.get(collection.id)
+        if entry is not None and entry.files is not None:
+            self._load(collection, entry)
+
+    def _follow(self, collection: Collection, view: View) -> None:
+        with self.ledger.snapshot() as db:
+            removed, through = records.removals_after(db, collection.id, view.applied_removal)
+            added = records.rows_after(db, collection.id, collection.dimensions, view.applied_face)
+            view.apply(added, removed, through)
+
+    def _load(self, collection: Collection, entry: _Entry) -> None:
+        with self.ledger.snapshot() as db:
+            sealed, indexed = records.segments(db, collection.id), records.index(db, collection.id)
+            names = (*(one.file for one in sealed), indexed.file if indexed else "")
+            if names == entry.files:
+                return
+            parts: list[Part] = [self._part(db, collection, one) for one in sealed]
+        ivf = self._read(indexed)
+        count = sum(one.last_face <= indexed.last_face for one in sealed) if indexed else 0
+        oldest = min((one.removals_through for one in sealed), default=0)
+        with entry.lock, self.ledger.snapshot() as db:
+            # Read after the files, so that whatever the view has forgotten since is forgotten in them, too.
+            removed, _ = records.removals_after(db, collection.id, oldest)
+            entry.view.install(parts, ivf, count, removed)
+            entry.files = names
+
+    def _read(self, indexed: records.Indexed | None) -> Ivf | None:
+        """The inverted file; without one that is what was written, every face is compared until it is built anew."""
+        try:
+            return Ivf.read(self.files / indexed.file) if indexed else None
+        except CorruptError:
+            return None
+
+    def _part(self, db: apsw.Connection, collection: Collection, one: records.Sealed) -> Part:
+        """The segment, or where its file is not what was written the same rows from the ledger."""
+        try:
+            return Segment.open(self.files / one.file)
+        except CorruptError:
+            return records.rows_after(
+                db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face
+            )
+
+
+def _by_subject(found: Found) -> dict[int, tuple[float, int]]:
+    """Of the only query, each subject's nearest face: similarity and id."""
+    best: dict[int, tuple[float, int]] = {}
+    columns = (found.subjects[0].tolist(), found.similarities[0].tolist(), found.faces[0].tolist())
+    for subject, similarity, face in zip(*columns, strict=True):
+        if subject >= 0:
+            best.setdefault(subject, (similarity, face))
+    return best
+
+
+def _averaged(
+    vectors: Mapping[int, Floats], query: Floats, best: Mapping[int, tuple[float, int]]
+) -> dict[int, tuple[float, int]]:
+    return {number: (float((rows @ query).mean()), best[number][1]) for number, rows in vectors.items()}
+
+
+def _check(vectors: Floats, dimensions: int) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != dimensions:
+        raise InvalidError(f"expected vectors of {dimensions} numbers, got the shape {list(vectors.shape)}")
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if not np.all(np.abs(lengths - 1) < 1e-3):  # not true of NaN either
+        raise InvalidError("expected vectors of length 1")

@@ -1,0 +1,237 @@
+"""The truth: one SQLite file in WAL mode, through apsw, which brings a SQLite without the WAL-reset race.
+
+Writes of all threads go to one, which commits all that wait at once (group commit): a write is durable when its future
+has a result. Reads have a connection for each thread and see the last commit.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from index.errors import GalleryError, TooNewError
+from index.migrations import STEPS
+
+T = TypeVar("T")
+
+Write = Callable[[apsw.Connection], Any]
+
+# Older ones can corrupt a WAL database that several connections write to.
+OLDEST_SQLITE = 3_051_003
+BUSY_MS = 15_000
+# What one commit takes at most, so that the first of many is not kept waiting for the last.
+AT_ONCE = 512
+
+
+class Ledger:
+    """The ledger in `path`, made or migrated when opened.
+
+    Raises:
+        GalleryError: this SQLite is too old. TooNewError: the file is of a later version.
+    """
+
+    def __init__(self, path: Path, *, vfs: str | None = None):
+        if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
+            raise GalleryError(f"SQLite {apsw.sqlite_lib_version()} can corrupt a ledger; 3.51.3 or later is needed")
+        self.path = path
+        self._vfs = vfs
+        self._local = threading.local()
+        self._readers: list[apsw.Connection] = []
+        self._lock = threading.Lock()
+        connection = self._connect()
+        try:
+            migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._waiting: queue.SimpleQueue[tuple[Write, Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._writer = threading.Thread(target=self._write_all, args=(connection,), name="ledger", daemon=True)
+        self._writer.start()
+
+    def submit(self, write: Callable[[apsw.Connection], T]) -> Future[T]:
+        """Run `write` in the next transaction; its result is there once that is durable.
+
+        What it raises undoes it alone.
+
+        Raises:
+            GalleryError: the ledger is closed.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise GalleryError("the ledger is closed")
+            self._waiting.put((write, future))
+        return future
+
+    def write(self, write: Callable[[apsw.Connection], T]) -> T:
+        """`submit`, and wait."""
+        return self.submit(write).result()
+
+    def reader(self) -> apsw.Connection:
+        """This thread's connection for reading.
+
+        Raises:
+            GalleryError: the ledger is closed.
+        """
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with self._lock:
+                if self._closed:
+                    raise GalleryError("the ledger is closed")
+                connection = self._local.connection = self._connect()
+                self._readers.append(connection)
+            connection.pragma("query_only", True)
+        return connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[apsw.Connection]:
+        """Several reads that see one commit."""
+        connection = self.reader()
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("COMMIT")
+
+    def watcher(self) -> Watcher:
+        """Tells when any connection of any process has committed.
+
+        Raises:
+            GalleryError: the ledger is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise GalleryError("the ledger is closed")
+            connection = self._connect()
+            self._readers.append(connection)
+        return Watcher(connection)
+
+    def scrub(self) -> bool:
+        """Empty the write-ahead log, which holds pages as they were; False while a reader of any process needs it."""
+        connection = self._connect()
+        try:
+            # Answers (frames in the log, frames checkpointed), or raises where a reader is in the way.
+            connection.set_busy_timeout(200)
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def close(self) -> None:
+        """Commit what waits, then let go of the file. Threads that read must have ended."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._waiting.put(None)
+        self._writer.join()
+        for connection in self._readers:
+            connection.close()
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        connection.set_busy_timeout(BUSY_MS)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full")
+        connection.pragma("foreign_keys", True)
+        connection.pragma("secure_delete", True)
+        connection.pragma("temp_store", "memory")  # what is sorted or undone must not lie in the temp folder
+        return connection
+
+    def _write_all(self, connection: apsw.Connection) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                self._commit(connection, batch)
+        finally:
+            connection.close()
+
+    def _next(self) -> list[tuple[Write, Future[Any]]] | None:
+        """All that waits, at least one; None when the ledger closes."""
+        first = self._waiting.get()
+        if first is None:
+            return None
+        batch = [first]
+        while len(batch) < AT_ONCE:
+            try:
+                more = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                self._waiting.put(None)
+                break
+            batch.append(more)
+        return batch
+
+    @staticmethod
+    def _commit(connection: apsw.Connection, batch: list[tuple[Write, Future[Any]]]) -> None:
+        running = [(write, future) for write, future in batch if future.set_running_or_notify_cancel()]
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [_alone(connection, write) for write, _ in running]
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001  disk full, or locked for too long: nobody's write is durable
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for _, future in running:
+                future.set_exception(error)
+            return
+        for (_, future), (result, failure) in zip(running, outcomes, strict=True):
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+
+
+class Watcher:
+    """A connection of its own, since SQLite tells a connection of others' commits only."""
+
+    def __init__(self, connection: apsw.Connection):
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def version(self) -> int:
+        """Another number after every commit."""
+        with self._lock:
+            return int(self._connection.pragma("data_version"))
+
+
+def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:
+    """The write's result, or what it raised; what it did is then undone."""
+    connection.execute("SAVEPOINT one")
+    try:
+        return write(connection), None
+    except Exception as error:  # noqa: BLE001  it is the caller's, and reaches it by the future
+        connection.execute("ROLLBACK TO one")
+        return None, error
+    finally:
+        connection.execute("RELEASE one")
+
+
+def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None:
+    """Bring the schema to the last of `steps`, each in a transaction of its own.
+
+    Raises:
+        TooNewError: it is beyond them already.
+    """
+    while (version := connection.pragma("user_version")) != len(steps):
+        if version > len(steps):
+            raise TooNewError(f"the ledger is of version {version}; this program knows {len(steps)}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if connection.pragma("user_version") == version:  # else another process was faster
+                connection.execute(steps[version])
+                connection.pragma("user_version", version + 1)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")

@@ -1,0 +1,246 @@
+"""What a gallery does in the background, by one process at a time: seal, build, scrub, expire.
+
+Every step ends in one transaction, that names new files and no longer names old ones. A process that dies before leaves
+files that nobody names, which the next round deletes; one that dies after leaves old files, likewise.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import apsw
+import numpy as np
+
+from index import records, segments
+from index.ann import SAMPLE, Ivf
+from index.errors import ConflictError, CorruptError
+from index.gallery import EmbeddedGallery
+from index.records import Collection, Floats, Indexed, Sealed
+from index.segments import Segment
+
+LEASE, LEASE_S = "maintenance", 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`segment`: faces of a segment. `exact_below`: sealed faces from which on there is an inverted file.
+
+    It is trained anew when there are `growth` times as many faces as it was trained for.
+    """
+
+    segment: int = 65_536
+    exact_below: int = 100_000
+    growth: float = 4.0
+
+
+class Maintenance:
+    """The background work on one gallery. `run` is one round; whoever calls it does so again and again."""
+
+    def __init__(self, gallery: EmbeddedGallery, limits: Limits | None = None):
+        self._gallery = gallery
+        self._limits = limits or Limits()
+        self._holder = secrets.token_hex(8)
+        self._verified: set[str] = set()
+
+    def run(self) -> bool:
+        """One round; False where another process does the work, whose files are then taken up."""
+        mine = self._gallery.ledger.write(self._renew)
+        if mine:
+            with self._heartbeat():
+                self._work()
+        for collection in self._collections():
+            self._gallery.reload(collection)
+        return mine
+
+    def _work(self) -> None:
+        self._expire()
+        for collection in self._collections():
+            try:
+                self._seal(collection)
+                self._scrub_segments(collection)
+                self._index(collection)
+            except ConflictError:  # it was dropped, or another process has the lease: the next round begins anew
+                continue
+        self._finish_erasures()
+
+    @contextmanager
+    def _heartbeat(self) -> Iterator[None]:
+        """Keep the lease while a step takes longer than it lasts."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(LEASE_S / 4):
+                self._gallery.ledger.write(self._renew)
+
+        thread = threading.Thread(target=beat, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def release(self) -> None:
+        """Let another process do it."""
+        self._gallery.ledger.write(lambda db: records.drop_lease(db, LEASE, self._holder))
+
+    def _renew(self, db: apsw.Connection) -> bool:
+        return records.take_lease(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
+
+    def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
+        """Name new files in place of old ones, if the lease is still ours and the collection still there.
+
+        Raises:
+            ConflictError: one of them is not.
+        """
+
+        def write(db: apsw.Connection) -> None:
+            if not self._renew(db) or not records.exists(db, collection.id):
+                raise ConflictError("the collection or the lease is gone")
+            change(db)
+
+        self._gallery.ledger.write(write)
+
+    def _collections(self) -> list[Collection]:
+        found: list[Collection] = []
+        while page := self._gallery.collections(after=found[-1].name if found else ""):
+            found += page
+        return found
+
+    def _expire(self) -> None:
+        now = self._gallery.clock()
+
+        def write(db: apsw.Connection) -> None:
+            for collection_id, subject in records.expired(db, now):
+                records.remove_subject(db, collection_id, subject, now)
+
+        self._gallery.ledger.write(write)
+
+    def _new_file(self, collection: Collection, suffix: str) -> str:
+        return f"{collection.id}-{secrets.token_hex(8)}.{suffix}"
+
+    def _seal(self, collection: Collection) -> None:
+        """Segments of what has gathered behind the last one."""
+        while True:
+            with self._gallery.ledger.snapshot() as db:
+                last = max((one.last_face for one in records.segments(db, collection.id)), default=0)
+                rows = records.rows_after(db, collection.id, collection.dimensions, last, self._limits.segment)
+                through = records.last_removal(db)
+            if len(rows.faces) < self._limits.segment:
+                return
+            new = Sealed(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
+            segments.write(self._gallery.files / new.file, rows, through)
+            self._swap(collection, partial(records.put_segment, collection_id=collection.id, new=new))
+
+    def _scrub_segments(self, collection: Collection) -> None:
+        """Write anew each segment that holds what was removed, or that is not what was written."""
+        with self._gallery.ledger.snapshot() as db:
+            through = records.last_removal(db)
+            sealed = records.segments(db, collection.id)
+            oldest = min((one.removals_through for one in sealed), default=through)
+            removed, _ = records.removals_after(db, collection.id, oldest)
+        clean = []
+        for one in sealed:
+            segment = self._whole(one)
+            if segment is not None and not np.isin(removed, segment.faces).any():
+                clean.append(one.file)
+            else:
+                self._rewrite(collection, one)
+        self._swap(collection, lambda db: records.seen_through(db, collection.id, clean, through))
+
+    def _rewrite(self, collection: Collection, old: Sealed) -> None:
+        with self._gallery.ledger.snapshot() as db:
+            dimensions, before = collection.dimensions, old.first_face - 1
+            rows = records.rows_after(db, collection.id, dimensions, before, through=old.last_face)
+            through = records.last_removal(db)
+        new = Sealed(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
+        segments.write(self._gallery.files / new.file, rows, through)
+        self._swap(collection, lambda db: records.put_segment(db, collection.id, new, old.file))
+
+    def _whole(self, one: Sealed) -> Segment | None:
+        """The segment if it is what was written; read to the end once in this process's life."""
+        try:
+            segment = Segment.open(self._gallery.files / one.file)
+            if one.file not in self._verified:
+                segment.verify()
+                self._verified.add(one.file)
+        except CorruptError:
+            return None
+        return segment
+
+    def _index(self, collection: Collection) -> None:
+        """Bring the inverted file up to the segments: train it, add what is new, take out what was removed."""
+        with self._gallery.ledger.snapshot() as db:
+            through = records.last_removal(db)
+            sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
+            removed, _ = records.removals_after(db, collection.id, old.removals_through if old else through)
+        parts = [Segment.open(self._gallery.files / one.file) for one in sealed]
+        total = sum(len(part.faces) for part in parts)
+        # Half of it for one that is there: it must not come and go with a single face.
+        if total < self._limits.exact_below // (1 if old is None else 2):
+            self._swap(collection, lambda db: records.drop_index(db, collection.id))
+            return
+        if old is not None and self._is_current(old, sealed[-1], removed):
+            self._swap(collection, lambda db: records.seen_through(db, collection.id, [old.file], through))
+            return
+        ivf = self._kept(old, total)
+        if ivf is None or old is None:
+            ivf, trained, after = Ivf.train(_sample(parts, total), total), total, 0
+        else:
+            trained, after = old.trained_rows, old.last_face
+            ivf.remove(removed)
+        for part in parts:
+            if len(part.faces) and int(part.faces[0]) > after:
+                ivf.add(part.faces, part.vectors)
+        new = Indexed(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
+        ivf.write(self._gallery.files / new.file)
+        self._swap(collection, lambda db: records.put_index(db, collection.id, new))
+
+    def _is_current(self, old: Indexed, last: Sealed, removed: records.Ints) -> bool:
+        """Whether nothing came, nothing went and the file, read once in this process's life, is what was written."""
+        if old.last_face != last.last_face or (removed <= old.last_face).any():
+            return False
+        if old.file not in self._verified and self._kept(old, 0) is not None:
+            self._verified.add(old.file)
+        return old.file in self._verified and (self._gallery.files / old.file).is_file()
+
+    def _kept(self, old: Indexed | None, total: int) -> Ivf | None:
+        """The inverted file that there is, unless it is too small or damaged."""
+        if old is None or total > self._limits.growth * old.trained_rows:
+            return None
+        try:
+            return Ivf.read(self._gallery.files / old.file)
+        except CorruptError:
+            return None
+
+    def _finish_erasures(self) -> None:
+        """Delete files that nobody names, empty the log, and say so in the receipts."""
+        ledger = self._gallery.ledger
+        if not ledger.write(self._renew):
+            return  # another process writes files now, that are not named yet
+        with ledger.snapshot() as db:
+            waiting, named = records.unscrubbed(db), records.files(db)
+            done = [name for name, collection_id, through in waiting if _is_scrubbed(db, collection_id, through)]
+        for path in self._gallery.files.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+        if done and ledger.scrub():
+            ledger.write(lambda db: records.erased(db, done, self._gallery.clock()))
+
+
+def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:
+    """Whether every file of the collection was written since that removal."""
+    sealed, indexed = records.segments(db, collection_id), records.index(db, collection_id)
+    return all(one.removals_through >= through for one in (*sealed, *((indexed,) if indexed else ())))
+
+
+def _sample(parts: list[Segment], total: int) -> Floats:
+    """What k-means sees: evenly from all, and no more than it needs."""
+    wanted = SAMPLE * 4 * int(np.sqrt(total))
+    step = max(1, total // wanted)
+    return np.ascontiguousarray(np.concatenate([part.vectors[::step] for part in parts]))

@@ -1,0 +1,110 @@
+"""What the service needs of a gallery, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from index.records import Collection, Face, Floats, NewFace, Receipt, Subject
+
+Fusion = Literal["best", "mean"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A subject, how alike it is (a cosine), and the token of its nearest face."""
+
+    subject: Subject
+    similarity: float
+    face: str
+
+
+class Gallery(Protocol):
+    """Collections of subjects, who have faces. All that changes something is durable when it returns.
+
+    Every method raises NotFoundError where a collection, a subject or a face is not there.
+    """
+
+    def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
+        """A new collection for the vectors of one pipeline.
+
+        Raises:
+            ConflictError: there is one of that name.
+        """
+        ...
+
+    def collection(self, name: str) -> Collection:
+        """The collection."""
+        ...
+
+    def collections(self, after: str = "", limit: int = 100) -> list[Collection]:
+        """In the order of names, those after `after`."""
+        ...
+
+    def drop(self, name: str) -> Receipt:
+        """Erase the collection and all in it."""
+        ...
+
+    def put_subject(
+        self,
+        collection: str,
+        key: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_at: float | None = None,
+    ) -> Subject:
+        """Make the subject, or give it these properties in place of those it had. `expires_at`: seconds since 1970."""
+        ...
+
+    def subject(self, collection: str, key: str) -> Subject:
+        """The subject."""
+        ...
+
+    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[Subject]:
+        """In the order of keys, those after `after`."""
+        ...
+
+    def remove_subject(self, collection: str, key: str) -> Receipt:
+        """Erase the subject and all its faces."""
+        ...
+
+    def enrol(self, collection: str, faces: Sequence[NewFace], fingerprint: str) -> list[Face]:
+        """Add faces that the pipeline `fingerprint` made, all or none. Subjects that are not there yet are made.
+
+        Raises:
+            ConflictError: the collection is another pipeline's. InvalidError: a vector that is not finite, not of
+            length 1 or of other dimensions.
+        """
+        ...
+
+    def faces(self, collection: str, key: str) -> list[Face]:
+        """The subject's faces in the order they were enrolled."""
+        ...
+
+    def crop(self, collection: str, face: str) -> bytes:
+        """The encoded picture that was kept of a face."""
+        ...
+
+    def remove_faces(self, collection: str, faces: Sequence[str]) -> Receipt:
+        """Erase these faces; their subjects stay. Where one is not there, all stay."""
+        ...
+
+    def receipt(self, token: str) -> Receipt:
+        """What became of an erasure."""
+        ...
+
+    def size(self, collection: str) -> int:
+        """How many faces a search looks at."""
+        ...
+
+    def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:
+        """For each query [N, D], of length 1, the `k` likest subjects, likest first.
+
+        A subject is as like as its likest face, or (`mean`) as all its faces on average.
+
+        Raises:
+            InvalidError: see `enrol`.
+        """
+        ...

@@ -1,0 +1,470 @@
+"""What the ledger holds, row by row: each function is one statement or a few, on a connection it is given.
+
+Those that change something are called in a write of `index.ledger`. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apsw
+import numpy as np
+import numpy.typing as npt
+
+from index.errors import ConflictError, NotFoundError
+
+Row = tuple[Any, ...]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Vectors of one pipeline: `fingerprint` names detector, alignment, preprocessing and weights of the `embedder`."""
+
+    id: int
+    name: str
+    embedder: str
+    fingerprint: str
+    dimensions: int
+    settings: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Someone, or something, by the caller's own `key`."""
+
+    id: int
+    key: str
+    name: str | None
+    metadata: dict[str, Any]
+    created_at: float
+    expires_at: float | None
+    faces: int
+
+
+@dataclass(frozen=True)
+class Face:
+    """One enrolled picture; `token` is what the caller knows it by, `details` what was measured of it."""
+
+    id: int
+    token: str
+    subject: str
+    details: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True)
+class NewFace:
+    """A vector to enrol: float32 [D], of length 1. `crop`, an encoded picture, is kept if there is one."""
+
+    subject: str
+    vector: Floats
+    details: Mapping[str, Any] = field(default_factory=dict)
+    crop: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was erased; `erased_at` is None while files still hold some of it."""
+
+    token: str
+    subjects: int
+    faces: int
+    requested_at: float
+    erased_at: float | None
+
+
+def token() -> str:
+    """A name that nobody can guess and that says nothing."""
+    return secrets.token_hex(16)
+
+
+def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
+    """With an id of the ledger's; that of `made` does not count.
+
+    Raises:
+        ConflictError: there is one of that name.
+    """
+    row = db.execute(
+        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
+        (made.name, made.embedder, made.fingerprint, made.dimensions, json.dumps(made.settings), made.created_at),
+    ).fetchone()
+    if row is None:
+        raise ConflictError(f"there is a collection {made.name!r} already")
+    return Collection(**{**made.__dict__, "id": row[0]})
+
+
+_COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at FROM collections"
+
+
+def _collection(row: Row) -> Collection:
+    number, name, embedder, fingerprint, dimensions, settings, created_at = row
+    return Collection(number, name, embedder, fingerprint, dimensions, json.loads(settings), created_at)
+
+
+def collection(db: apsw.Connection, name: str) -> Collection:
+    """The collection.
+
+    Raises:
+        NotFoundError.
+    """
+    row: Row | None = db.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"there is no collection {name!r}")
+    return _collection(row)
+
+
+def exists(db: apsw.Connection, collection_id: int) -> bool:
+    """Whether the collection was not dropped."""
+    return db.execute("SELECT 1 FROM collections WHERE id = ?", (collection_id,)).get is not None
+
+
+def collections(db: apsw.Connection, after: str, limit: int) -> list[Collection]:
+    """In the order of names, those after `after`."""
+    rows = db.execute(f"{_COLLECTION} WHERE name > ? ORDER BY name LIMIT ?", (after, limit))
+    return [_collection(row) for row in rows]
+
+
+_SUBJECT = (
+    "SELECT subjects.id, subjects.key, name, metadata, created_at, expires_at,"
+    " (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"
+)
+
+
+def _subject(row: Row) -> Subject:
+    number, key, name, metadata, created_at, expires_at, count = row
+    return Subject(number, key, name, json.loads(metadata), created_at, expires_at, count)
+
+
+def subject(db: apsw.Connection, collection_id: int, key: str) -> Subject:
+    """The subject.
+
+    Raises:
+        NotFoundError.
+    """
+    row = db.execute(f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?", (collection_id, key)).fetchone()
+    if row is None:
+        raise NotFoundError(f"there is no subject {key!r}")
+    return _subject(row)
+
+
+def subjects(db: apsw.Connection, collection_id: int, after: str, limit: int) -> list[Subject]:
+    """In the order of keys, those after `after`."""
+    rows = db.execute(
+        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key > ? ORDER BY subjects.key LIMIT ?",
+        (collection_id, after, limit),
+    )
+    return [_subject(row) for row in rows]
+
+
+def subjects_by_id(db: apsw.Connection, ids: Iterable[int]) -> dict[int, Subject]:
+    """Those of the ids that there are."""
+    rows = db.execute(f"{_SUBJECT} JOIN json_each(?) ON value = subjects.id", (json.dumps(list(ids)),))
+    return {row[0]: _subject(row) for row in rows}
+
+
+def upsert_subject(
+    db: apsw.Connection,
+    collection_id: int,
+    key: str,
+    *,
+    name: str | None,
+    metadata: Mapping[str, Any],
+    expires_at: float | None,
+    now: float,
+) -> Subject:
+    """Make the subject, or give it these properties in place of those it had."""
+    db.execute(
+        "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (collection_id, key) DO UPDATE"
+        " SET name = excluded.name, metadata = excluded.metadata, expires_at = excluded.expires_at",
+        (collection_id, key, name, json.dumps(metadata), now, expires_at),
+    )
+    return subject(db, collection_id, key)
+
+
+def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
+    """Enrol them all; a subject that is not there yet is made."""
+    db.executemany(
+        "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (?, ?, '{}', ?) ON CONFLICT DO NOTHING",
+        [(collection_id, key, now) for key in dict.fromkeys(face.subject for face in faces)],
+    )
+    made = []
+    for face in faces:
+        name, details = token(), json.dumps(dict(face.details))
+        face_id = db.execute(
+            "INSERT INTO faces (collection_id, subject_id, token, details, created_at)"
+            " SELECT collection_id, id, ?, ?, ? FROM subjects WHERE collection_id = ? AND key = ? RETURNING id",
+            (name, details, now, collection_id, face.subject),
+        ).get
+        db.execute("INSERT INTO vectors VALUES (?, ?)", (face_id, face.vector.astype("<f4").tobytes()))
+        if face.crop is not None:
+            db.execute("INSERT INTO crops VALUES (?, ?)", (face_id, face.crop))
+        made.append(Face(face_id, name, face.subject, dict(face.details), now))
+    return made
+
+
+def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
+    """The subject's faces in the order they were enrolled."""
+    rows = db.execute(
+        "SELECT faces.id, token, key, details, faces.created_at FROM faces JOIN subjects ON subjects.id = subject_id"
+        " WHERE subject_id = ? ORDER BY faces.id",
+        (subject_id,),
+    )
+    return [Face(number, name, key, json.loads(details), made) for number, name, key, details, made in rows]
+
+
+def tokens(db: apsw.Connection, ids: Iterable[int]) -> dict[int, str]:
+    """The tokens of those of the faces that there are."""
+    return dict(
+        db.execute("SELECT faces.id, token FROM faces JOIN json_each(?) ON value = faces.id", (json.dumps(list(ids)),))
+    )
+
+
+def crop(db: apsw.Connection, collection_id: int, face_token: str) -> bytes:
+    """The encoded picture that was kept of a face.
+
+    Raises:
+        NotFoundError: no such face, or no picture of it.
+    """
+    row = db.execute(
+        "SELECT data FROM crops JOIN faces ON faces.id = face_id WHERE collection_id = ? AND token = ?",
+        (collection_id, face_token),
+    ).fetchone()
+    if row is None:
+        raise NotFoundError("there is no crop of that face")
+    return bytes(row[0])
+
+
+def vectors_of_subjects(db: apsw.Connection, ids: Iterable[int], dimensions: int) -> dict[int, Floats]:
+    """All vectors of each subject, [faces, D]."""
+    found: dict[int, list[Floats]] = {}
+    rows = db.execute(
+        "SELECT subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
+        " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY faces.id",
+        (json.dumps(list(ids)),),
+    )
+    for subject_id, data in rows:
+        found.setdefault(subject_id, []).append(np.frombuffer(data, "<f4", dimensions))
+    return {subject_id: np.stack(vectors) for subject_id, vectors in found.items()}
+
+
+def faces_of(db: apsw.Connection, collection_id: int, tokens: Sequence[str]) -> list[int]:
+    """Ids of the faces with these tokens.
+
+    Raises:
+        NotFoundError: there is none of that token in the collection.
+    """
+    found: list[Row] = db.execute(
+        "SELECT faces.id FROM faces JOIN json_each(?) ON value = token WHERE collection_id = ?",
+        (json.dumps(list(tokens)), collection_id),
+    ).fetchall()
+    if len(found) != len(set(tokens)):
+        raise NotFoundError("there is no such face")
+    return [row[0] for row in found]
+
+
+def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
+    """Delete these faces of the collection, and note it for other processes. `subjects` is for the receipt."""
+    db.execute("DELETE FROM faces WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+    db.executemany("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", [(collection_id, id_) for id_ in ids])
+    through = last_removal(db)
+    made = Receipt(token(), subjects, len(ids), now, None)
+    db.execute(
+        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        (made.token, collection_id, subjects, made.faces, through, now),
+    )
+    return made
+
+
+def remove_subject(db: apsw.Connection, collection_id: int, found: Subject, now: float) -> Receipt:
+    """Delete the subject and all its faces."""
+    ids = [face.id for face in faces(db, found.id)]
+    made = remove_faces(db, collection_id, ids, subjects=1, now=now)
+    db.execute("DELETE FROM subjects WHERE id = ?", (found.id,))
+    return made
+
+
+def remove_collection(db: apsw.Connection, found: Collection, now: float) -> Receipt:
+    """Delete the collection and all that is in it."""
+    subjects = db.execute("SELECT count(*) FROM subjects WHERE collection_id = ?", (found.id,)).get
+    faces = db.execute("SELECT count(*) FROM faces WHERE collection_id = ?", (found.id,)).get
+    made = Receipt(token(), subjects, faces, now, None)
+    db.execute("DELETE FROM collections WHERE id = ?", (found.id,))
+    db.execute("DELETE FROM removals WHERE collection_id = ?", (found.id,))
+    db.execute(
+        "INSERT INTO receipts VALUES (?, ?, ?, ?, 0, ?, NULL)", (made.token, found.id, made.subjects, made.faces, now)
+    )
+    return made
+
+
+def receipt(db: apsw.Connection, name: str) -> Receipt:
+    """The receipt.
+
+    Raises:
+        NotFoundError.
+    """
+    row = db.execute(
+        "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token = ?", (name,)
+    ).fetchone()
+    if row is None:
+        raise NotFoundError("there is no such receipt")
+    return Receipt(*row)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Faces as an index wants them: ids [N] ascending, subjects' ids [N], vectors [N, D]."""
+
+    faces: Ints
+    subjects: Ints
+    vectors: Floats
+
+
+def rows_after(
+    db: apsw.Connection, collection_id: int, dimensions: int, after: int, limit: int = -1, through: int | None = None
+) -> Rows:
+    """The collection's faces whose id is greater than `after` (and at most `through`), at most `limit` of them."""
+    found = list(_rows(db, collection_id, after, limit, through))
+    count = len(found)
+    vectors = np.frombuffer(b"".join(row[2] for row in found), "<f4").reshape(count, dimensions)
+    ids = np.fromiter((row[0] for row in found), np.int64, count)
+    return Rows(ids, np.fromiter((row[1] for row in found), np.int64, count), vectors)
+
+
+def _rows(
+    db: apsw.Connection, collection_id: int, after: int, limit: int, through: int | None
+) -> Iterator[tuple[int, int, bytes]]:
+    return db.execute(
+        "SELECT faces.id, subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
+        " WHERE collection_id = ? AND faces.id > ? AND faces.id <= ? ORDER BY faces.id LIMIT ?",
+        (collection_id, after, 2**63 - 1 if through is None else through, limit),
+    )
+
+
+def removals_after(db: apsw.Connection, collection_id: int, after: int) -> tuple[Ints, int]:
+    """Ids of faces removed since, and the number of the last removal."""
+    rows: list[Row] = db.execute(
+        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? ORDER BY seq", (collection_id, after)
+    ).fetchall()
+    return np.array([row[0] for row in rows], np.int64), rows[-1][1] if rows else after
+
+
+def last_removal(db: apsw.Connection) -> int:
+    """The number of the last removal of all."""
+    return int(db.execute("SELECT coalesce(max(seq), 0) FROM removals").get)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A segment's file, and the ids it is about: all of the collection's from `first_face` to `last_face`."""
+
+    file: str
+    first_face: int
+    last_face: int
+    removals_through: int
+
+
+def segments(db: apsw.Connection, collection_id: int) -> list[Sealed]:
+    """The collection's, in the order of ids."""
+    columns = "SELECT file, first_face, last_face, removals_through FROM segments"
+    rows = db.execute(f"{columns} WHERE collection_id = ? ORDER BY first_face", (collection_id,))
+    return [Sealed(*row) for row in rows]
+
+
+def put_segment(db: apsw.Connection, collection_id: int, new: Sealed, old: str | None = None) -> None:
+    """A new one, in place of the `old` file if there is one."""
+    db.execute("DELETE FROM segments WHERE file = ?", (old,))
+    db.execute(
+        "INSERT INTO segments (file, collection_id, first_face, last_face, removals_through) VALUES (?, ?, ?, ?, ?)",
+        (new.file, collection_id, new.first_face, new.last_face, new.removals_through),
+    )
+
+
+def seen_through(db: apsw.Connection, collection_id: int, files: Sequence[str], through: int) -> None:
+    """These files hold nothing of what was removed up to `through`."""
+    values = [(through, collection_id, file) for file in files]
+    sets = "SET removals_through = max(removals_through, ?) WHERE collection_id = ? AND file = ?"
+    db.executemany(f"UPDATE segments {sets}", values)
+    db.executemany(f"UPDATE indexes {sets}", values)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An inverted file: what it has is in the segments up to `last_face`. It was trained for `trained_rows`."""
+
+    file: str
+    last_face: int
+    removals_through: int
+    trained_rows: int
+
+
+def index(db: apsw.Connection, collection_id: int) -> Indexed | None:
+    """The collection's inverted file, if it has one."""
+    row: Row | None = db.execute(
+        "SELECT file, last_face, removals_through, trained_rows FROM indexes WHERE collection_id = ?", (collection_id,)
+    ).fetchone()
+    return Indexed(*row) if row else None
+
+
+def put_index(db: apsw.Connection, collection_id: int, new: Indexed) -> None:
+    """In place of the one there was."""
+    db.execute(
+        "INSERT OR REPLACE INTO indexes (collection_id, file, last_face, removals_through, trained_rows)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (collection_id, new.file, new.last_face, new.removals_through, new.trained_rows),
+    )
+
+
+def drop_index(db: apsw.Connection, collection_id: int) -> None:
+    """Every face is compared from now on."""
+    db.execute("DELETE FROM indexes WHERE collection_id = ?", (collection_id,))
+
+
+def files(db: apsw.Connection) -> set[str]:
+    """Every file that the ledger knows."""
+    return {row[0] for row in db.execute("SELECT file FROM segments UNION ALL SELECT file FROM indexes")}
+
+
+def unscrubbed(db: apsw.Connection) -> list[tuple[str, int, int]]:
+    """Receipts of what may lie in files still: (token, collection's id, the removal it goes up to)."""
+    return [
+        (row[0], row[1], row[2])
+        for row in db.execute("SELECT token, collection_id, removals_through FROM receipts WHERE erased_at IS NULL")
+    ]
+
+
+def erased(db: apsw.Connection, tokens: Sequence[str], now: float) -> None:
+    """These are done."""
+    db.executemany("UPDATE receipts SET erased_at = ? WHERE token = ?", [(now, name) for name in tokens])
+
+
+def expired(db: apsw.Connection, now: float, limit: int = 1000) -> list[tuple[int, Subject]]:
+    """Subjects whose time is over, each with its collection's id."""
+    rows: list[Row] = db.execute(
+        "SELECT collection_id, key FROM subjects WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
+    ).fetchall()
+    return [(row[0], subject(db, row[0], row[1])) for row in rows]
+
+
+def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
+    """Get the lease or keep it; False while another holds it."""
+    db.execute(
+        "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+        " SET holder = excluded.holder, expires_at = excluded.expires_at"
+        " WHERE holder = excluded.holder OR expires_at <= ?",
+        (name, holder, now + seconds, now),
+    )
+    return bool(db.execute("SELECT holder = ? FROM leases WHERE name = ?", (holder, name)).get)
+
+
+def drop_lease(db: apsw.Connection, name: str, holder: str) -> None:
+    """Let another have it."""
+    db.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, holder))

@@ -1,0 +1,261 @@
+"""What one process knows of one collection's vectors, to search them: a cache, kept up with the ledger.
+
+What an inverted file has is found by it and ranked again by the segments' exact vectors. What is younger is compared
+one by one: segments that it does not have yet, and the last faces, in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from index import ann
+from index.records import Floats, Ints, Rows
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+class ReadWriteLock:
+    """Many that read, or one that changes. Who wants to change keeps new readers out, so that it gets its turn."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writers = 0  # who waits, too
+        self._writing = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Beside other readers."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writers)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone."""
+        with self._changed:
+            self._writers += 1
+            self._changed.wait_for(lambda: not self._readers and not self._writing)
+            self._writing = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing = False
+                self._writers -= 1
+                self._changed.notify_all()
+
+
+class Recent:
+    """Faces in memory, ids ascending. A removed one stays as zeros until enough of them have gathered."""
+
+    def __init__(self, dimensions: int):
+        self.faces: Ints = np.empty(0, np.int64)
+        self.subjects: Ints = np.empty(0, np.int64)
+        self._vectors: Floats = np.empty((0, dimensions), np.float32)
+        self.count = 0
+        self.removed = 0
+
+    @property
+    def vectors(self) -> Floats:
+        """[count, D]."""
+        return self._vectors[: self.count]
+
+    def append(self, rows: Rows) -> None:
+        """More faces, whose ids are greater than all before."""
+        needed = self.count + len(rows.faces)
+        if needed > len(self.faces):
+            room = max(needed, 2 * len(self.faces), 1024)
+            self.faces, self.subjects = (_grown(a, self.count, room) for a in (self.faces, self.subjects))
+            self._vectors = _grown(self._vectors, self.count, room)
+        for array, new in ((self.faces, rows.faces), (self.subjects, rows.subjects), (self._vectors, rows.vectors)):
+            array[self.count : needed] = new
+        self.count = needed
+
+    def remove(self, ids: Ints) -> None:
+        """Forget these, as far as they are here."""
+        places = np.flatnonzero(np.isin(self.faces[: self.count], ids))
+        if not len(places):
+            return
+        self._vectors[places] = 0
+        self.subjects[places] = -1
+        self.removed = int((self.subjects[: self.count] < 0).sum())
+        if self.removed > max(64, self.count // 64):
+            self._keep(self.subjects[: self.count] >= 0)
+
+    def drop_through(self, face: int) -> None:
+        """Forget those up to `face`, which a segment has now."""
+        self._keep(self.faces[: self.count] > face)
+
+    def _keep(self, kept: Mask) -> None:
+        self.faces, self.subjects = self.faces[: self.count][kept], self.subjects[: self.count][kept]
+        self._vectors = np.ascontiguousarray(self._vectors[: self.count][kept])
+        self.count = len(self.faces)
+        self.removed = int((self.subjects < 0).sum())
+
+
+def _grown(array: Array, count: int, room: int) -> Array:
+    grown = np.zeros((room, *array.shape[1:]), array.dtype)
+    grown[:count] = array[:count]
+    return grown
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nearest faces of each query, likest first, [N, K] each; where there are fewer, -1 and minus infinity."""
+
+    similarities: Floats
+    faces: Ints
+    subjects: Ints
+
+
+class Part(Protocol):
+    """Vectors that are compared one by one: a segment, or rows as the ledger has them."""
+
+    @property
+    def faces(self) -> Ints: ...  # noqa: D102  [rows], ascending
+
+    @property
+    def subjects(self) -> Ints: ...  # noqa: D102  [rows]
+
+    @property
+    def vectors(self) -> Floats: ...  # noqa: D102  [rows, D]
+
+
+class View:
+    """One collection. `applied_face` and `applied_removal` say how far the ledger has been followed."""
+
+    def __init__(self, dimensions: int):
+        self.dimensions = dimensions
+        self.applied_face = 0
+        self.applied_removal = 0
+        self._lock = ReadWriteLock()
+        self._recent = Recent(dimensions)
+        self._sealed: tuple[Part, ...] = ()
+        self._ivf: ann.Ivf | None = None
+        self._indexed = 0  # how many of the sealed parts the inverted file has
+        # Of all sealed parts together: ids, subjects, where each part begins.
+        self._faces: Ints = np.empty(0, np.int64)
+        self._subjects: Ints = np.empty(0, np.int64)
+        self._starts: Ints = np.zeros(1, np.int64)
+        self._dead: Ints = np.empty(0, np.int64)  # removed, but in a sealed part still; ascending
+
+    def __len__(self) -> int:
+        """How many faces can be found."""
+        with self._lock.reading():
+            return len(self._faces) - len(self._dead) + self._recent.count - self._recent.removed
+
+    @property
+    def exact(self) -> bool:
+        """Whether every face is compared."""
+        return not self._indexed
+
+    def install(self, sealed: Sequence[Part], ivf: ann.Ivf | None, indexed: int, removed: Ints) -> None:
+        """These sealed parts from now on, in the order of ids, of which the first `indexed` are in `ivf`.
+
+        `removed`: ids of what was removed since the oldest of them was written.
+        """
+        faces = np.concatenate([np.empty(0, np.int64), *(part.faces for part in sealed)])
+        subjects = np.concatenate([np.empty(0, np.int64), *(part.subjects for part in sealed)])
+        starts = np.cumsum([0, *(len(part.faces) for part in sealed)])
+        with self._lock.writing():
+            self._sealed, self._ivf, self._indexed = tuple(sealed), ivf, indexed if ivf else 0
+            self._faces, self._subjects, self._starts = faces, subjects, starts
+            gone = np.union1d(self._dead, removed)
+            self._dead = gone[np.isin(gone, faces)]
+            if len(faces):
+                self._recent.drop_through(int(faces[-1]))
+                self.applied_face = max(self.applied_face, int(faces[-1]))
+
+    def apply(self, added: Rows, removed: Ints, through: int) -> None:
+        """Follow the ledger: faces added since `applied_face`, then ids removed since, up to removal `through`."""
+        with self._lock.writing():
+            if len(added.faces):
+                self._recent.append(added)
+                self.applied_face = int(added.faces[-1])
+            self._recent.remove(removed)
+            self._dead = np.union1d(self._dead, removed[np.isin(removed, self._faces)])
+            self.applied_removal = max(self.applied_removal, through)
+
+    def search(self, queries: Floats, k: int, lists: int, shortlist: int) -> Found:
+        """The `k` nearest faces of each query [N, D].
+
+        Where there is an inverted file, `lists` of its lists are looked into and the best `shortlist` of what is there
+        ranked again; all else is compared.
+        """
+        with self._lock.reading():
+            found = [self._compared(queries, part, k) for part in self._sealed[self._indexed :]]
+            found.append(self._recently(queries, k))
+            if self._ivf is not None and self._indexed and len(self._faces):
+                found.append(self._approximately(self._ivf.search(queries, max(shortlist, k), lists), queries))
+        return _best(found, k)
+
+    def _recently(self, queries: Floats, k: int) -> Found:
+        recent = self._recent
+        similarities, rows = ann.exact(queries, recent.vectors, k + recent.removed)
+        found = Found(similarities, recent.faces[rows], recent.subjects[rows])
+        return _without(found, found.subjects < 0)
+
+    def _compared(self, queries: Floats, part: Part, k: int) -> Found:
+        first, last = (int(part.faces[0]), int(part.faces[-1])) if len(part.faces) else (0, -1)
+        low, high = np.searchsorted(self._dead, [first, last + 1])
+        similarities, rows = ann.exact(queries, part.vectors, k + int(high - low))
+        found = Found(similarities, part.faces[rows], part.subjects[rows])
+        return _without(found, self._is_dead(found.faces))
+
+    def _approximately(self, ids: Ints, queries: Floats) -> Found:
+        places = np.searchsorted(self._faces, ids)
+        np.minimum(places, len(self._faces) - 1, out=places)
+        gone = (ids < 0) | (self._faces[places] != ids) | self._is_dead(ids)
+        vectors = self._gather(places.ravel()).reshape(*ids.shape, self.dimensions)
+        similarities = np.einsum("nkd,nd->nk", vectors, queries)
+        return _without(Found(similarities, ids, self._subjects[places]), gone)
+
+    def _gather(self, places: Ints) -> Floats:
+        """The exact vectors [M, D] at these places of the sealed parts."""
+        parts = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[parts]
+        vectors = np.empty((len(places), self.dimensions), np.float32)
+        sealed = self._sealed
+        for place, (part, row) in enumerate(zip(parts.tolist(), rows.tolist(), strict=True)):
+            vectors[place] = sealed[part].vectors[row]
+        return vectors
+
+    def _is_dead(self, ids: Ints) -> Mask:
+        if not len(self._dead):
+            return np.zeros(ids.shape, np.bool_)
+        places = np.minimum(np.searchsorted(self._dead, ids), len(self._dead) - 1)
+        return np.asarray(self._dead[places] == ids)
+
+
+def _without(found: Found, gone: Mask) -> Found:
+    if not gone.any():
+        return found
+    return Found(
+        np.where(gone, np.float32(-np.inf), found.similarities),
+        np.where(gone, -1, found.faces),
+        np.where(gone, -1, found.subjects),
+    )
+
+
+def _best(found: Sequence[Found], k: int) -> Found:
+    """The k best of several answers, equal ones in the order of their ids."""
+    similarities = np.concatenate([part.similarities for part in found], axis=1)
+    faces = np.concatenate([part.faces for part in found], axis=1)
+    subjects = np.concatenate([part.subjects for part in found], axis=1)
+    order = np.lexsort((faces, -similarities), axis=1)[:, :k]
+    return Found(*(np.take_along_axis(array, order, axis=1) for array in (similarities, faces, subjects)))

@@ -1,0 +1,246 @@
+"""The ledger: what is durable when, what a failure undoes, who sees what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apsw
+import pytest
+
+from index import ledger as module
+from index.errors import GalleryError, TooNewError
+from index.ledger import Ledger, migrate
+from index.migrations import STEPS
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.db")
+
+
+def note(text: str) -> module.Write:
+    return lambda db: db.execute("INSERT INTO leases VALUES (?, '', 0)", (text,)).fetchall()
+
+
+def notes(path: Path) -> list[str]:
+    """As another process sees them."""
+    connection = apsw.Connection(str(path))
+    try:
+        return [row[0] for row in connection.execute("SELECT name FROM leases ORDER BY name")]
+    finally:
+        connection.close()
+
+
+def test_a_write_is_there_for_others_when_it_returns(ledger: Ledger) -> None:
+    ledger.write(note("a"))
+    assert notes(ledger.path) == ["a"]
+    ledger.close()
+
+
+def test_what_one_write_raises_undoes_that_one_alone(ledger: Ledger) -> None:
+    def fails(db: apsw.Connection) -> None:
+        note("lost")(db)
+        raise ValueError("no")
+
+    go = threading.Event()
+    blocked = ledger.submit(lambda db: go.wait(10))  # the others gather behind it, and are one transaction
+    futures = [ledger.submit(note("a")), ledger.submit(fails), ledger.submit(note("b"))]
+    go.set()
+    assert blocked.result()
+    with pytest.raises(ValueError, match="no"):
+        futures[1].result()
+    futures[2].result()
+    assert notes(ledger.path) == ["a", "b"]
+    ledger.close()
+
+
+def test_writes_that_wait_are_committed_together(ledger: Ledger) -> None:
+    commits: list[bool] = []
+
+    def count() -> bool:
+        commits.append(True)
+        return False
+
+    ledger.write(lambda db: db.set_commit_hook(count))
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note(f"{i:03}")) for i in range(100)]
+    go.set()
+    for future in futures:
+        future.result()
+    assert len(notes(ledger.path)) == 100
+    assert len(commits) <= 3  # the hook's own, the blocked one's, that of the hundred
+    ledger.close()
+
+
+def test_nobodys_write_is_durable_where_the_commit_fails(ledger: Ledger) -> None:
+    go = threading.Event()
+    with pytest.raises(apsw.ConstraintError):
+        ledger.write(lambda db: db.set_commit_hook(lambda: True))  # refuses to commit, this one already
+    first = ledger.submit(lambda db: go.wait(10))
+    futures = [first, ledger.submit(note("a")), ledger.submit(note("b"))]
+    go.set()
+    for future in futures:
+        with pytest.raises(apsw.ConstraintError):
+            future.result()
+    assert notes(ledger.path) == []
+    ledger.close()
+
+
+def test_an_error_outside_of_any_write_undoes_all(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(db: apsw.Connection, write: module.Write) -> None:
+        write(db)
+        raise apsw.IOError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_alone", broken)
+        with pytest.raises(apsw.IOError, match="the disk"):
+            ledger.write(note("a"))
+    ledger.write(note("b"))
+    assert notes(ledger.path) == ["b"]
+    ledger.close()
+
+
+def test_a_cancelled_write_is_not_made(ledger: Ledger) -> None:
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    cancelled, kept = ledger.submit(note("cancelled")), ledger.submit(note("kept"))
+    assert cancelled.cancel()
+    go.set()
+    kept.result()
+    assert notes(ledger.path) == ["kept"]
+    ledger.close()
+
+
+def test_a_snapshot_sees_one_commit(ledger: Ledger) -> None:
+    with ledger.snapshot() as db:
+        assert db.execute("SELECT count(*) FROM leases").get == 0
+        ledger.write(note("a"))
+        assert db.execute("SELECT count(*) FROM leases").get == 0
+    assert ledger.reader().execute("SELECT count(*) FROM leases").get == 1
+    ledger.close()
+
+
+def test_readers_cannot_write(ledger: Ledger) -> None:
+    with pytest.raises(apsw.ReadOnlyError):
+        note("a")(ledger.reader())
+    ledger.close()
+
+
+def test_a_watcher_sees_commits_of_this_process_and_of_others(ledger: Ledger) -> None:
+    watcher = ledger.watcher()
+    first = watcher.version()
+    assert watcher.version() == first
+    ledger.write(note("a"))
+    second = watcher.version()
+    assert second != first
+    other = Ledger(ledger.path)
+    other.write(note("b"))
+    assert watcher.version() != second
+    other.close()
+    ledger.close()
+
+
+def test_the_log_is_emptied_unless_a_reader_needs_it(ledger: Ledger) -> None:
+    ledger.write(note("a"))
+    wal = ledger.path.with_name("ledger.db-wal")
+    with ledger.snapshot() as db:
+        db.execute("SELECT count(*) FROM leases").fetchall()
+        ledger.write(note("b"))
+        assert not ledger.scrub()
+    assert ledger.scrub()
+    assert wal.stat().st_size == 0
+    ledger.close()
+
+
+def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note(str(i))) for i in range(5)]
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(ledger.close)
+        while not ledger._closed:  # and so its end waits behind the others
+            time.sleep(0.001)
+        go.set()
+        closing.result(timeout=10)
+    assert all(future.done() for future in futures)
+    assert len(notes(ledger.path)) == 5
+    ledger.close()  # twice does no harm
+    for use in (lambda: ledger.submit(note("late")), ledger.watcher):
+        with pytest.raises(GalleryError, match="closed"):
+            use()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(GalleryError, match="closed"):
+        pool.submit(ledger.reader).result()
+
+
+def test_more_than_one_batch(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note(str(i))) for i in range(8)]
+    go.set()
+    for future in futures:
+        future.result()
+    assert len(notes(ledger.path)) == 8
+    ledger.close()
+
+
+def test_deleted_text_is_not_in_the_file_any_more(ledger: Ledger) -> None:
+    secret = "Ferdinandea Isabella Quartz"
+    ledger.write(note(secret * 20))
+    ledger.write(lambda db: db.execute("DELETE FROM leases").fetchall())
+    assert ledger.scrub()
+    assert secret.encode() not in ledger.path.read_bytes()
+    ledger.close()
+
+
+def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apsw, "SQLITE_VERSION_NUMBER", 3_051_002)
+    with pytest.raises(GalleryError, match=r"3\.51\.3"):
+        Ledger(tmp_path / "ledger.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_later_versions_ledger_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.db").close()
+    connection = apsw.Connection(str(tmp_path / "ledger.db"))
+    connection.pragma("user_version", len(STEPS) + 1)
+    connection.close()
+    with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}"):
+        Ledger(tmp_path / "ledger.db")
+
+
+def test_a_step_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
+    connection = apsw.Connection(str(tmp_path / "a.db"))
+    good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
+    with pytest.raises(apsw.SQLError):
+        migrate(connection, (good, bad))
+    assert connection.pragma("user_version") == 1
+    assert connection.execute("SELECT count(*) FROM a").get == 1
+    migrate(connection, (good, "INSERT INTO a VALUES (2)"))
+    migrate(connection, (good, "INSERT INTO a VALUES (2)"))
+    assert connection.execute("SELECT count(*) FROM a").get == 2
+    connection.close()
+
+
+def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
+    step = "CREATE TABLE a (x); INSERT INTO a VALUES (1)"
+    barrier = threading.Barrier(2)
+
+    def run() -> None:
+        connection = apsw.Connection(str(tmp_path / "a.db"))
+        connection.set_busy_timeout(5000)
+        # Both have read version 0 before either begins.
+        connection.set_exec_trace(lambda _, sql, __: bool(barrier.wait(10) + 1) if sql.startswith("BEGIN") else True)
+        migrate(connection, (step,))
+        connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(run), pool.submit(run)]:
+            future.result()
+    connection = apsw.Connection(str(tmp_path / "a.db"))
+    assert connection.execute("SELECT count(*) FROM a").get == 1
+    connection.close()

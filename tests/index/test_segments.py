@@ -1,0 +1,94 @@
+"""Segments: the same numbers again, and no byte of the file that could change unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import segments
+from index.errors import CorruptError, TooNewError
+from index.files import write_atomically
+from index.records import Rows
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "segment-1.seg"
+
+
+def rows(count: int = 50, dimensions: int = 6) -> Rows:
+    random = np.random.default_rng(0)
+    faces = np.cumsum(random.integers(1, 5, count))
+    return Rows(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_what_was_written_is_read(tmp_path: Path, count: int) -> None:
+    expected = rows(count)
+    written = segments.write(tmp_path / "a.seg", expected, removals_through=7)
+    read = segments.Segment.open(tmp_path / "a.seg")
+    for segment in (written, read):
+        segment.verify()
+        assert np.array_equal(segment.faces, expected.faces)
+        assert np.array_equal(segment.subjects, expected.subjects)
+        assert np.array_equal(segment.vectors, expected.vectors)
+        assert segment.removals_through == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["a.seg"]
+
+
+def test_the_golden_file_of_version_1_is_read() -> None:
+    segment = segments.Segment.open(GOLDEN)
+    segment.verify()
+    expected = rows()
+    assert np.array_equal(segment.faces, expected.faces)
+    assert np.array_equal(segment.subjects, expected.subjects)
+    assert np.array_equal(segment.vectors, expected.vectors)
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "CHUNK", 128)
+    segments.write(tmp_path / "a.seg", rows(5, 3), 0)
+    whole = (tmp_path / "a.seg").read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        (tmp_path / "b.seg").write_bytes(changed)
+        with pytest.raises((CorruptError, TooNewError)):
+            segments.Segment.open(tmp_path / "b.seg").verify()
+
+
+@pytest.mark.parametrize("length", [0, 10, 63, 64, 200])
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, length: int) -> None:
+    segments.write(tmp_path / "a.seg", rows(), 0)
+    (tmp_path / "b.seg").write_bytes((tmp_path / "a.seg").read_bytes()[:length])
+    with pytest.raises(CorruptError, match=r"b\.seg"):
+        segments.Segment.open(tmp_path / "b.seg")
+
+
+def test_a_missing_file_and_one_that_is_too_long_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match=r"a\.seg"):
+        segments.Segment.open(tmp_path / "a.seg")
+    segments.write(tmp_path / "a.seg", rows(), 0)
+    with (tmp_path / "a.seg").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(CorruptError, match="cut short"):
+        segments.Segment.open(tmp_path / "a.seg")
+
+
+def test_a_later_versions_segment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "VERSION", 2)
+    segments.write(tmp_path / "a.seg", rows(), 0)
+    monkeypatch.undo()
+    with pytest.raises(TooNewError, match="version 2"):
+        segments.Segment.open(tmp_path / "a.seg")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def broken() -> object:
+        yield b"new"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "a", broken())  # type: ignore[arg-type]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
