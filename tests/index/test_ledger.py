@@ -157,12 +157,18 @@ def test_the_log_is_emptied_unless_a_reader_needs_it(ledger: Ledger) -> None:
 
 
 def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
+    started, go = threading.Event(), threading.Event()
+
+    def block(db: apsw.Connection) -> None:
+        started.set()
+        go.wait(10)
+
+    ledger.submit(block)
+    assert started.wait(10)
     futures = [ledger.submit(note(str(i))) for i in range(5)]
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(ledger.close)
-        while not ledger._closed:  # and so its end waits behind the others
+        while ledger._waiting.qsize() < 6:  # the end waits behind the five
             time.sleep(0.001)
         go.set()
         closing.result(timeout=10)
