@@ -16,6 +16,7 @@ Floats = npt.NDArray[np.float64]
 RATES = tuple(m * 10.0**-e for e in range(1, 8) for m in (1.0, 0.5, 0.2))
 # A rate is counted when this many strangers reach its threshold: their number is then known to about a third.
 FEWEST = 10
+FEWEST_IMPOSTORS = 1000
 # The share of strangers whose similarities the tail is fitted to.
 TAIL = 0.02
 
@@ -24,11 +25,11 @@ def fit_matching(scores: Scores, data: str, prior: float = 0.5) -> Matching:
     """Thresholds, impostor tail and probability, from the mated and the non-mated pairs of `data`.
 
     Raises:
-        ValueError: fewer than a thousand non-mated pairs, or similarities that tell nothing apart.
+        ValueError: fewer than `FEWEST_IMPOSTORS` non-mated pairs, or similarities that tell nothing apart.
     """
     count = len(scores.impostor)
-    if count < 1000:
-        raise ValueError(f"calibration needs 1,000 non-mated pairs or more, got {count}")
+    if count < FEWEST_IMPOSTORS:
+        raise ValueError(f"calibration needs {FEWEST_IMPOSTORS} non-mated pairs or more, got {count}")
     counted = [rate for rate in RATES if rate * count >= FEWEST]
     points = [OperatingPoint(fmr=rate, similarity=scores.threshold_at(rate)) for rate in counted]
     slope, intercept = _logistic(scores, prior)

@@ -25,7 +25,7 @@ from models.registry import build, configure
 from models.runtime import TorchRuntime
 from training import data, losses, mining
 from training.augment import Colours, augment, colour_basis
-from training.calibrate import fit_matching
+from training.calibrate import FEWEST_IMPOSTORS, fit_matching
 from training.config import EmbedRecipe, LossSection, read_recipe, runs_folder
 from training.errors import DataError, RunError, TrainingError
 from training.faces import impostor_pairs, mated_pairs, rows_of
@@ -186,6 +186,10 @@ def _pairs(
 ) -> tuple[data.Indices, npt.NDArray[np.bool_]]:
     mated = mated_pairs(images, rows, recipe.data.mated, recipe.seed)
     impostor = impostor_pairs(images, rows, recipe.data.impostors, recipe.seed)
+    if len(impostor) < FEWEST_IMPOSTORS:
+        raise DataError(
+            f"calibration needs {FEWEST_IMPOSTORS} non-mated pairs; {recipe.data.name} has {len(impostor)} in its split"
+        )
     return np.concatenate([mated, impostor]), np.arange(len(mated) + len(impostor)) < len(mated)
 
 

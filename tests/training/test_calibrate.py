@@ -89,7 +89,7 @@ def test_pairs_that_never_overlap_still_give_a_curve() -> None:
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:
-    with pytest.raises(ValueError, match="1,000 non-mated pairs"):
+    with pytest.raises(ValueError, match="1000 non-mated pairs"):
         fit_matching(scores(impostors=999), "made up")
     with pytest.raises(ValueError, match="not more alike"):
         fit_matching(Scores(np.linspace(-1, 0, 500), np.linspace(0, 1, 2_000)), "made up")

@@ -224,3 +224,13 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: p
     assert invoke(workshop, *options, "--run", "broken", "--resume").exit_code == 0
     cards = [checkpoint.read_card(workshop / f"runs/{run}/export/people") for run in ("whole", "broken")]
     assert cards[0].sha256 == cards[1].sha256
+
+
+def test_too_few_strangers_to_calibrate_are_told_of_before_training(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "FEWEST_IMPOSTORS", 10**6)
+    result = invoke(workshop)
+    assert result.exit_code == 1
+    assert "calibration needs 1000000 non-mated pairs" in result.output
+    assert not (workshop / "runs/people/last.pt").exists()
