@@ -170,10 +170,11 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 def markdown(experiment: Experiment, rows: Sequence[Row]) -> str:
     """The plot's link, and a table of where each cell ended."""
     cells = of_experiment(rows, experiment)
+    each = ", each in brackets" if len({row.seed for row in rows}) > 1 else ""
     lines = [
         f"![{experiment.title}: training and validation error over epochs](pictures/ideas-{experiment.name}.png)",
         "",
-        f"After {max(row.epoch for row in rows)} epochs; {_seeds(cells).partition(', their')[0]}, each in brackets.",
+        f"After {max(row.epoch for row in rows)} epochs; {_seeds(cells).partition(', their')[0]}{each}.",
         "",
         "| cell | peak rate | parameters | MMACs | training error, % | validation error, % | minutes a run |",
         "|---|--:|--:|--:|--:|--:|--:|",
