@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
+from app.gallery_cli import gallery_cli
 from app.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
     import uvicorn
 
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
+cli.add_typer(gallery_cli)
 
 
 @cli.command()

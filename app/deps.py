@@ -11,6 +11,7 @@ from app.body import Pair, Pictures, read_embeddings, read_pair, read_pictures
 from app.engine import Engine
 from app.errors import Overloaded
 from app.faces import Faces
+from app.gallery import Galleries
 from app.metrics import Metrics
 from app.observe import Timings
 from app.schemas import EmbeddingsRequest
@@ -63,6 +64,11 @@ def _faces(request: Request) -> Faces:
     return faces
 
 
+def _galleries(request: Request) -> Galleries:
+    galleries: Galleries = request.app.state.galleries
+    return galleries
+
+
 def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
@@ -86,6 +92,7 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 ServicesDep = Annotated[Services, Depends(_services)]
 FacesDep = Annotated[Faces, Depends(_faces)]
+GalleriesDep = Annotated[Galleries, Depends(_galleries)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 TimingsDep = Annotated[Timings, Depends(_timings)]
 

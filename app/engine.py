@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -27,17 +29,31 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
+# Of a model that is loaded for what it sees in a picture, without its classes.
+FEATURES = ":features"
+STORE_THREADS = 8
+
 # What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
 # a detector's, whose maps are large.
 MOST_PIXELS = 32 * 256 * 256
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model that has run once; `dimensions` is how many numbers, or maps, it answers a picture with."""
+
+    card: ModelCard
+    engine: runtime.Runtime
+    dimensions: int
+
+
 class LoadedModel:
     """One model, warm, behind its own queue."""
 
-    def __init__(self, card: ModelCard, engine: runtime.Runtime, batcher: Batcher[Tensor, Tensor], metrics: Metrics):
-        self.card = card
-        self.runtime = engine.name
+    def __init__(self, prepared: Prepared, batcher: Batcher[Tensor, Tensor], metrics: Metrics):
+        self.card = prepared.card
+        self.runtime = prepared.engine.name
+        self.dimensions = prepared.dimensions
         self._batcher = batcher
         self._metrics = metrics
 
@@ -75,6 +91,8 @@ class Engine:
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
         self._compute = ThreadPoolExecutor(1, "compute")
         self._decode = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        # What waits for a disk must not keep pictures from being decoded.
+        self._store = ThreadPoolExecutor(STORE_THREADS, "store")
         self._defaults: dict[Task, str] = {
             "classify": settings.default_classifier,
             "detect": settings.default_detector,
@@ -109,10 +127,26 @@ class Engine:
                 await model.stop()
         self._compute.shutdown()
         self._decode.shutdown()
+        self._store.shutdown()
 
     async def decoded(self, function: Callable[[], T]) -> T:
         """Run something that decodes pictures off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decode, function)
+
+    async def stored(self, function: Callable[[], T]) -> T:
+        """Run something that waits for files off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._store, function)
+
+    async def embedder(self, name: str | None) -> LoadedModel:
+        """The model as one that embeds: the named embedder (None: the default), or a classifier's features.
+
+        Raises:
+            UnknownModel: no such name, or a model that does neither. NotReady: its files do not fit together.
+        """
+        card = self.cards.get(self._defaults["embed"] if name is None else name)
+        if card is None or card.task != "classify":
+            return await self.model(name, "embed")
+        return await self._loaded(card, FEATURES)
 
     async def model(self, name: str | None, task: Task) -> LoadedModel:
         """The named model (None: the default for the task), loaded if it was not.
@@ -120,15 +154,18 @@ class Engine:
         Raises:
             UnknownModel: no such name, or a model for another task. NotReady: its files do not fit together.
         """
-        card = self._card_of(self._defaults[task] if name is None else name, task)
-        load = self._loads.get(card.name)
+        return await self._loaded(self._card_of(self._defaults[task] if name is None else name, task))
+
+    async def _loaded(self, card: ModelCard, suffix: str = "") -> LoadedModel:
+        key = card.name + suffix
+        load = self._loads.get(key)
         if load is None:
-            load = self._loads[card.name] = asyncio.create_task(self._load(card.name))
+            load = self._loads[key] = asyncio.create_task(self._load(card.name, suffix))
         try:
             # Shielded: a caller that leaves must not take the load from those who wait with it.
             return await asyncio.shield(load)
         except ValueError as error:  # a CheckpointError, or a card whose preprocessing the network cannot read
-            self._loads.pop(card.name, None)
+            self._loads.pop(key, None)
             log.error("model_refused", model=card.name, error=str(error))
             raise NotReady(f"the files of {card.name} are not whole") from error
 
@@ -139,10 +176,12 @@ class Engine:
             raise UnknownModel(f"{name[:64]!r} is not a model for this task; there are: {known}")
         return card
 
-    async def _load(self, name: str) -> LoadedModel:
+    async def _load(self, name: str, suffix: str) -> LoadedModel:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        card, ready = await loop.run_in_executor(self._compute, _prepare, self._folders[name][1])
+        folder, features = self._folders[name][1], suffix == FEATURES
+        prepared = await loop.run_in_executor(self._compute, partial(_prepare, folder, features=features))
+        card, ready = prepared.card, prepared.engine
 
         async def run(pictures: Sequence[Tensor]) -> list[Tensor]:
             clock = time.perf_counter()
@@ -155,7 +194,7 @@ class Engine:
         self._metrics.loaded.labels(name, card.version).set(1)
         seconds = round(time.perf_counter() - started, 3)
         log.info("model_loaded", model=name, version=card.version, runtime=ready.name, seconds=seconds)
-        return LoadedModel(card, ready, batcher, self._metrics)
+        return LoadedModel(prepared, batcher, self._metrics)
 
 
 def _read_cards(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
@@ -188,9 +227,9 @@ def _run(ready: runtime.Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
     return [outputs[index] for index in range(len(pictures))]
 
 
-def _prepare(folder: Path) -> tuple[ModelCard, runtime.Runtime]:
+def _prepare(folder: Path, *, features: bool) -> Prepared:
     """Load, and run once, so that no user pays for the first call."""
     module, card = checkpoint.load(folder)
-    ready = runtime.prepare(module)
-    ready(torch.zeros(1, *card.preprocess.shape))
-    return card, ready
+    ready = runtime.prepare(module.get_submodule("features") if features else module)
+    answer = ready(torch.zeros(1, *card.preprocess.shape))
+    return Prepared(card, ready, answer.shape[1])

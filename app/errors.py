@@ -57,6 +57,12 @@ class NotFound(VestibuleError):
     status, type, title = 404, "not-found", "There is nothing here"
 
 
+class Conflict(VestibuleError):
+    """There is one already, or it was made by other models."""
+
+    status, type, title = 409, "conflict", "This does not fit with what is there"
+
+
 class BodyTooLarge(VestibuleError):
     """More bytes than one request may have."""
 
@@ -171,9 +177,14 @@ async def _on_vestibule_error(_: Request, error: Exception) -> JSONResponse:
     return problem_response(error)
 
 
-async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
-    return problem_response(FrameworkError(error))
+    answer = problem_response(FrameworkError(error))
+    # Of all operations with this path; the framework names those of the route that it tried first.
+    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and operations:
+        answer.headers["allow"] = ", ".join(sorted(method.upper() for method in operations))
+    return answer
 
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:

@@ -85,7 +85,7 @@ class Faces:
         model = await self._engine.model(params.model, "detect")
 
         async def one(index: int, data: bytes) -> Detected:
-            image, found = await self._find(model, data, params.threshold, timings)
+            image, found = await self.find(model, data, params.threshold, timings)
             faces = await self._engine.decoded(lambda: [face.described() for face in found])
             return Detected(index=index, width=image.width, height=image.height, faces=faces)
 
@@ -103,13 +103,10 @@ class Faces:
 
         async def one(index: int, data: bytes) -> Embedding:
             if finder is None:
-                picture = await self._inference.decoded(data, model.card.preprocess, timings)
-                return Embedding(
-                    index=index, embedding=_encoded(await self._embeddings(model, [picture], timings), params)
-                )
-            _, found = await self._find(finder, data, DETECTION_THRESHOLD, timings)
+                return Embedding(index=index, embedding=_encoded(await self.whole(model, data, timings), params))
+            _, found = await self.find(finder, data, DETECTION_THRESHOLD, timings)
             largest = _largest(found)
-            vector = await self._embedded(model, [largest], timings)
+            (vector,) = await self.embedded(model, [largest], timings)
             return Embedding(index=index, embedding=_encoded(vector, params), face=largest.described())
 
         data = await self._inference.each(pictures, one)
@@ -140,7 +137,7 @@ class Faces:
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
             try:
-                _, faces = await self._find(finder, data, DETECTION_THRESHOLD, timings)
+                _, faces = await self.find(finder, data, DETECTION_THRESHOLD, timings)
                 _largest(faces)
             except VestibuleError as error:
                 error.detail = f"{name}: {error.detail or error.title}"
@@ -150,7 +147,7 @@ class Faces:
         async def compared() -> tuple[FoundFace, list[FoundFace], Tensor]:
             sources, targets = await asyncio.gather(found("source", pair.source), found("target", pair.target))
             source = _largest(sources)
-            return source, targets, await self._embedded(model, [source, *targets], timings)
+            return source, targets, await self.embedded(model, [source, *targets], timings)
 
         source, targets, vectors = await self._inference.in_time(compared())
         similarities = (vectors[1:] @ vectors[0]).tolist()
@@ -200,7 +197,7 @@ class Faces:
             data=data,
         )
 
-    async def _find(
+    async def find(
         self, model: LoadedModel, data: bytes, threshold: float, timings: Timings
     ) -> tuple[Image.Image, list[FoundFace]]:
         """The upright picture in RGB, and the faces in it, surest first."""
@@ -220,10 +217,17 @@ class Faces:
 
         return image, await self._engine.decoded(aligned)
 
-    async def _embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
+    async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
+        """The faces' embeddings [N, D], each of length 1."""
         preprocess = model.card.preprocess
         pictures = await self._engine.decoded(lambda: [preprocess(Image.fromarray(face.crop)) for face in faces])
         return await self._embeddings(model, pictures, timings)
+
+    async def whole(self, model: LoadedModel, data: bytes, timings: Timings) -> Tensor:
+        """What a model makes of the picture as it is, [D], of length 1."""
+        picture = await self._inference.decoded(data, model.card.preprocess, timings)
+        vectors = await self._embeddings(model, [picture], timings)
+        return vectors[0]
 
     async def _embeddings(self, model: LoadedModel, pictures: Sequence[Tensor], timings: Timings) -> Tensor:
         """[N, D], each of length 1: the mean direction over the views that the card names."""
@@ -239,12 +243,11 @@ def _largest(faces: Sequence[FoundFace]) -> FoundFace:
     return max(faces, key=lambda found: found.face.area)
 
 
-def _encoded(vectors: Tensor, params: EmbedParams) -> list[float] | str:
-    """The only one of the vectors [1, D]."""
+def _encoded(vector: Tensor, params: EmbedParams) -> list[float] | str:
     encoding: EncodingFormat = params.encoding_format
     if encoding == "base64":
-        return base64.b64encode(vectors[0].numpy().astype("<f4").tobytes()).decode()
-    values: list[float] = vectors[0].tolist()
+        return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+    values: list[float] = vector.tolist()
     return values
 
 

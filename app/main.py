@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,13 +15,16 @@ from app.body import BodyLimit
 from app.deps import Admission
 from app.engine import Engine
 from app.faces import Faces
+from app.gallery import Galleries
 from app.inference import Inference
 from app.metrics import Metrics
 from app.observe import Observe
-from app.routes import classify, embed, faces, models, ops, verify
+from app.routes import classify, collections, embed, faces, models, ops, search, verify
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
+from app.upkeep import Upkeep
+from index.gallery import EmbeddedGallery
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -33,11 +37,20 @@ def create_app(settings: Settings) -> FastAPI:
     figures = Metrics()
     engine = Engine(settings, figures)
 
+    inference = Inference(settings, engine)
+    of_faces = Faces(inference)
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        gallery = EmbeddedGallery(settings.state / "gallery")
+        app.state.galleries = Galleries(inference, of_faces, gallery)
+        upkeep = Upkeep(gallery, settings.upkeep_s)
+        upkeep.start()
         yield
+        await asyncio.to_thread(upkeep.stop)
         await engine.stop()
+        gallery.close()
 
     app = FastAPIOffline(
         title="Vestibule",
@@ -49,13 +62,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = figures
-    inference = Inference(settings, engine)
     app.state.services = Services(inference)
-    app.state.faces = Faces(inference)
+    app.state.faces = of_faces
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for router in (classify.router, faces.router, embed.router, verify.router, models.router, ops.router):
-        app.include_router(router)
+    for routes in (classify, faces, embed, verify, search, collections, models, ops):
+        app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Door, hosts=settings.allowed_hosts, origins=settings.allowed_origins)

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     allowed_origins: tuple[str, ...] = ()  # foreign web pages that may call, as "https://example.org"
 
     weights: Path = PROJECT / "weights"
+    state: Path = PROJECT / "state"  # what the service keeps: the gallery
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
     default_embedder: str = "face-embedder"
@@ -49,6 +50,7 @@ class Settings(BaseSettings):
     queue_size: Positive = 1024  # pictures waiting for one model
     max_batch: Positive = 32
     deadline_s: Annotated[float, Field(gt=0)] = 30.0
+    upkeep_s: Annotated[float, Field(gt=0)] = 5.0  # between two rounds of the gallery's background work
     drain_s: Positive = 20  # how long SIGTERM waits for requests under way
 
     @model_validator(mode="after")

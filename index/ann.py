@@ -60,6 +60,8 @@ class Ivf:
         index = faiss.IndexIVFScalarQuantizer(
             quantizer, dimensions, len(centroids), faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
         )
+        # The range of the codes is in the file: a little wider than the sample's, so that no number of it is there raw.
+        index.sq.rangestat_arg = 1 / 256
         quantizer.this.disown()
         index.own_fields = True
         index.train(sample)
@@ -78,6 +80,13 @@ class Ivf:
     def centroids(self) -> Floats:
         """[lists, D]."""
         return np.asarray(self._index.quantizer.reconstruct_n(0, self._index.nlist), np.float32)
+
+    @property
+    def ids(self) -> Ints:
+        """Of all it holds, [M], in no order."""
+        lists = self._index.invlists
+        parts = [faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in range(self.lists)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def add(self, ids: Ints, vectors: Floats) -> None:
         """Put vectors [M, D] in under ids [M] that are not in yet."""

@@ -22,6 +22,14 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder, and what is missing above it, so that a power cut does not take it away again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed and deleted in it durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

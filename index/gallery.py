@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ from typing import Any
 import apsw
 import numpy as np
 
-from index import records
+from index import locks, records
 from index.ann import Ivf
-from index.errors import ConflictError, CorruptError, InvalidError
+from index.errors import ConflictError, CorruptError, GalleryError, InvalidError
+from index.files import make_folder
 from index.ledger import Ledger
-from index.protocol import Fusion, Match
+from index.protocol import Fusion, Match, Usage
 from index.records import Collection, Face, Floats, NewFace, Receipt, Subject
 from index.segments import Segment
+from index.tombstones import Tombstones
 from index.view import Found, Part, View
 
-LEDGER_FILE, FILES_FOLDER = "ledger.db", "files"
+LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE = "ledger.db", "files", "tombstones"
+# Of a restore that is under way, or was when its process died.
+RESTORING_FILE = f"{LEDGER_FILE}.restoring"
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,10 @@ class _Entry:
 class EmbeddedGallery:
     """The `Gallery` in a folder, which several processes may have open.
 
+    An erasure has failed where writing it down beside the ledger raises OSError; it is written down later all the same.
+
     Raises:
-        GalleryError: see `Ledger`.
+        GalleryError: see `Ledger`; or a restore is under way, or the ledger is lost. CorruptError: see `Tombstones`.
     """
 
     def __init__(
@@ -61,8 +68,18 @@ class EmbeddedGallery:
         vfs: str | None = None,
     ):
         self.files = folder / FILES_FOLDER
-        self.files.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
+        make_folder(self.files)
+        self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
+        with ExitStack() as opened:
+            opened.enter_context(locks.held(folder, alone=False))
+            for path in folder.glob(f"{RESTORING_FILE}*"):
+                path.unlink(missing_ok=True)
+            if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
+                raise GalleryError(f"the ledger in {folder} is lost; put a backup back by `restore`")
+            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
+            opened.callback(self.ledger.close)
+            self.remember_erasures()
+            self._opened = opened.pop_all()
         self.clock = clock
         self._tuning = tuning or Tuning()
         self._entries: dict[int, _Entry] = {}
@@ -71,8 +88,17 @@ class EmbeddedGallery:
 
     def close(self) -> None:
         """Let go of the files. Other threads must have stopped using it."""
-        self.ledger.close()
+        self._opened.close()
         self._entries.clear()
+
+    def remember_erasures(self) -> None:
+        """Write down beside the ledger, durably, what has been erased, so that a restore erases it again."""
+        self.tombstones.follow(self.ledger.reader())
+
+    def _erase(self, write: Callable[[apsw.Connection], Receipt]) -> Receipt:
+        made = self.ledger.write(write)
+        self.remember_erasures()
+        return made
 
     def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
         """See `Gallery`."""
@@ -89,7 +115,7 @@ class EmbeddedGallery:
 
     def drop(self, name: str) -> Receipt:
         """See `Gallery`."""
-        return self.ledger.write(lambda db: records.remove_collection(db, records.collection(db, name), self.clock()))
+        return self._erase(lambda db: records.remove_collection(db, records.collection(db, name), self.clock()))
 
     def put_subject(
         self,
@@ -131,7 +157,7 @@ class EmbeddedGallery:
             found = records.collection(db, collection)
             return records.remove_subject(db, found.id, records.subject(db, found.id, key), self.clock())
 
-        return self.ledger.write(write)
+        return self._erase(write)
 
     def enrol(self, collection: str, faces: Sequence[NewFace], fingerprint: str) -> list[Face]:
         """See `Gallery`."""
@@ -144,7 +170,7 @@ class EmbeddedGallery:
 
         found = self.collection(collection)
         for face in faces:
-            _check(face.vector[None], found.dimensions)
+            check_vectors(face.vector[None], found.dimensions)
         return self.ledger.write(write)
 
     def faces(self, collection: str, key: str) -> list[Face]:
@@ -165,7 +191,7 @@ class EmbeddedGallery:
             ids = records.faces_of(db, found.id, faces)
             return records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
 
-        return self.ledger.write(write)
+        return self._erase(write)
 
     def receipt(self, token: str) -> Receipt:
         """See `Gallery`."""
@@ -178,7 +204,7 @@ class EmbeddedGallery:
     def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:
         """See `Gallery`."""
         found = self.collection(collection)
-        _check(queries, found.dimensions)
+        check_vectors(queries, found.dimensions)
         view, queries = self.view(found), np.ascontiguousarray(queries, np.float32)
         return [self._matches(found, view, query[None], k, fusion) for query in queries]
 
@@ -206,6 +232,16 @@ class EmbeddedGallery:
                 if number in subjects and face in tokens
             ]
             return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
+
+    def usage(self, collection: str) -> Usage:
+        """See `Gallery`."""
+        with self.ledger.snapshot() as db:
+            found = records.collection(db, collection)
+            indexed = records.index(db, found.id)
+            names = [one.file for one in records.segments(db, found.id)] + ([indexed.file] if indexed else [])
+            subjects, faces = records.counts(db, found.id)
+        paths = [path for name in names if (path := self.files / name).exists()]
+        return Usage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
 
     def view(self, collection: Collection) -> View:
         """The collection's vectors as the ledger has them now."""
@@ -283,7 +319,12 @@ def _averaged(
     return {number: (float((rows @ query).mean()), best[number][1]) for number, rows in vectors.items()}
 
 
-def _check(vectors: Floats, dimensions: int) -> None:
+def check_vectors(vectors: Floats, dimensions: int) -> None:
+    """See that these are of `dimensions` numbers each, [N, D], finite, and of length 1.
+
+    Raises:
+        InvalidError: one of them is not.
+    """
     if vectors.ndim != 2 or vectors.shape[1] != dimensions:
         raise InvalidError(f"expected vectors of {dimensions} numbers, got the shape {list(vectors.shape)}")
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)

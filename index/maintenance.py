@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import numpy as np
 from index import records, segments
 from index.ann import SAMPLE, Ivf
 from index.errors import ConflictError, CorruptError
+from index.files import sync_folder
 from index.gallery import EmbeddedGallery
 from index.records import Collection, Floats, Indexed, Sealed
 from index.segments import Segment
@@ -56,6 +57,23 @@ class Maintenance:
         for collection in self._collections():
             self._gallery.reload(collection)
         return mine
+
+    def rebuild(self, collections: Sequence[Collection]) -> bool:
+        """Make every file of these anew from the ledger, one after the other, then a round; False as `run`.
+
+        Raises:
+            ConflictError: a collection was dropped meanwhile, or the lease was lost.
+        """
+        if not self._gallery.ledger.write(self._renew):
+            return False
+        with self._heartbeat():
+            for collection in collections:
+                with self._gallery.ledger.snapshot() as db:
+                    sealed = records.segments(db, collection.id)
+                for one in sealed:
+                    self._rewrite(collection, one)
+                self._swap(collection, partial(records.drop_index, collection_id=collection.id))
+        return self.run()
 
     def _work(self) -> None:
         self._expire()
@@ -113,13 +131,8 @@ class Maintenance:
         return found
 
     def _expire(self) -> None:
-        now = self._gallery.clock()
-
-        def write(db: apsw.Connection) -> None:
-            for collection_id, subject in records.expired(db, now):
-                records.remove_subject(db, collection_id, subject, now)
-
-        self._gallery.ledger.write(write)
+        if self._gallery.ledger.write(partial(records.remove_expired, now=self._gallery.clock())):
+            self._gallery.remember_erasures()
 
     def _new_file(self, collection: Collection, suffix: str) -> str:
         return f"{collection.id}-{secrets.token_hex(8)}.{suffix}"
@@ -178,7 +191,9 @@ class Maintenance:
         with self._gallery.ledger.snapshot() as db:
             through = records.last_removal(db)
             sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
-            removed, _ = records.removals_after(db, collection.id, old.removals_through if old else through)
+            # Since the oldest segment was looked at, too: what it holds of it still must not get into the index.
+            seen = [one.removals_through for one in sealed] + ([old.removals_through] if old else [])
+            removed, _ = records.removals_after(db, collection.id, min(seen, default=through))
         parts = [Segment.open(self._gallery.files / one.file) for one in sealed]
         total = sum(len(part.faces) for part in parts)
         # Half of it for one that is there: it must not come and go with a single face.
@@ -193,10 +208,10 @@ class Maintenance:
             ivf, trained, after = Ivf.train(_sample(parts, total), total), total, 0
         else:
             trained, after = old.trained_rows, old.last_face
-            ivf.remove(removed)
         for part in parts:
             if len(part.faces) and int(part.faces[0]) > after:
                 ivf.add(part.faces, part.vectors)
+        ivf.remove(removed)
         new = Indexed(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
         ivf.write(self._gallery.files / new.file)
         self._swap(collection, lambda db: records.put_index(db, collection.id, new))
@@ -229,8 +244,10 @@ class Maintenance:
         for path in self._gallery.files.iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
-        if done and ledger.scrub():
-            ledger.write(lambda db: records.erased(db, done, self._gallery.clock()))
+        if done:
+            sync_folder(self._gallery.files)  # a power cut must not bring back what a receipt says is erased
+            if ledger.scrub():
+                ledger.write(lambda db: records.erased(db, done, self._gallery.clock()))
 
 
 def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:

@@ -82,4 +82,11 @@ STEPS: tuple[str, ...] = (
         expires_at REAL NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    # Removals are of faces, or of a whole subject (no face), or of a whole collection (neither), so that each can be
+    # told to a ledger that comes back from a backup; the gallery's id says whose removals they are.
+    """
+    ALTER TABLE removals ADD COLUMN subject_id INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE gallery (id TEXT NOT NULL) STRICT;
+    INSERT INTO gallery VALUES (lower(hex(randomblob(16))));
+    """,
 )

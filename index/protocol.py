@@ -20,6 +20,16 @@ class Match:
     face: str
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How much a collection holds; `exact` where every face is compared. `file_bytes` are its segments' and index's."""
+
+    subjects: int
+    faces: int
+    exact: bool
+    file_bytes: int
+
+
 class Gallery(Protocol):
     """Collections of subjects, who have faces. All that changes something is durable when it returns.
 
@@ -97,6 +107,10 @@ class Gallery(Protocol):
 
     def size(self, collection: str) -> int:
         """How many faces a search looks at."""
+        ...
+
+    def usage(self, collection: str) -> Usage:
+        """How much the collection holds."""
         ...
 
     def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:

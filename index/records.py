@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,25 @@ def collection(db: apsw.Connection, name: str) -> Collection:
     if row is None:
         raise NotFoundError(f"there is no collection {name!r}")
     return _collection(row)
+
+
+def counts(db: apsw.Connection, collection_id: int) -> tuple[int, int]:
+    """How many subjects and how many faces there are."""
+    subjects = db.execute("SELECT count(*) FROM subjects WHERE collection_id = ?", (collection_id,)).get
+    return subjects, db.execute("SELECT count(*) FROM faces WHERE collection_id = ?", (collection_id,)).get
+
+
+def totals(db: apsw.Connection) -> tuple[int, int, int]:
+    """How many collections, subjects and faces there are in all."""
+    collections, subjects, faces = db.execute(
+        "SELECT (SELECT count(*) FROM collections), (SELECT count(*) FROM subjects), (SELECT count(*) FROM faces)"
+    ).get
+    return collections, subjects, faces
+
+
+def gallery_id(db: apsw.Connection) -> str:
+    """What tells this gallery from all others; a backup of it has the same."""
+    return str(db.execute("SELECT id FROM gallery").get)
 
 
 def exists(db: apsw.Connection, collection_id: int) -> bool:
@@ -289,20 +308,27 @@ def remove_subject(db: apsw.Connection, collection_id: int, found: Subject, now:
     ids = [face.id for face in faces(db, found.id)]
     made = remove_faces(db, collection_id, ids, subjects=1, now=now)
     db.execute("DELETE FROM subjects WHERE id = ?", (found.id,))
+    _note(db, collection_id, found.id)
     return made
 
 
 def remove_collection(db: apsw.Connection, found: Collection, now: float) -> Receipt:
     """Delete the collection and all that is in it."""
-    subjects = db.execute("SELECT count(*) FROM subjects WHERE collection_id = ?", (found.id,)).get
-    faces = db.execute("SELECT count(*) FROM faces WHERE collection_id = ?", (found.id,)).get
-    made = Receipt(token(), subjects, faces, now, None)
+    made = Receipt(token(), *counts(db, found.id), now, None)
     db.execute("DELETE FROM collections WHERE id = ?", (found.id,))
     db.execute("DELETE FROM removals WHERE collection_id = ?", (found.id,))
+    _note(db, found.id)
     db.execute(
         "INSERT INTO receipts VALUES (?, ?, ?, ?, 0, ?, NULL)", (made.token, found.id, made.subjects, made.faces, now)
     )
     return made
+
+
+def _note(db: apsw.Connection, collection_id: int, subject_id: int = 0) -> None:
+    """The removal of a whole subject, or of a whole collection."""
+    db.execute(
+        "INSERT INTO removals (collection_id, subject_id, face_id) VALUES (?, ?, 0)", (collection_id, subject_id)
+    )
 
 
 def receipt(db: apsw.Connection, name: str) -> Receipt:
@@ -352,7 +378,8 @@ def _rows(
 def removals_after(db: apsw.Connection, collection_id: int, after: int) -> tuple[Ints, int]:
     """Ids of faces removed since, and the number of the last removal."""
     rows: list[Row] = db.execute(
-        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? ORDER BY seq", (collection_id, after)
+        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? AND face_id != 0 ORDER BY seq",
+        (collection_id, after),
     ).fetchall()
     return np.array([row[0] for row in rows], np.int64), rows[-1][1] if rows else after
 
@@ -360,6 +387,169 @@ def removals_after(db: apsw.Connection, collection_id: int, after: int) -> tuple
 def last_removal(db: apsw.Connection) -> int:
     """The number of the last removal of all."""
     return int(db.execute("SELECT coalesce(max(seq), 0) FROM removals").get)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What was erased: a face; where `face_id` is 0 a whole subject; where both are 0 a whole collection."""
+
+    seq: int
+    collection_id: int
+    subject_id: int
+    face_id: int
+
+
+def removals(db: apsw.Connection, after: int, through: int = 2**63 - 1, limit: int = -1) -> list[Removal]:
+    """Those of all collections whose numbers are greater than `after` and at most `through`, in their order."""
+    rows = db.execute(
+        "SELECT seq, collection_id, subject_id, face_id FROM removals WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+        (after, through, limit),
+    )
+    return [Removal(*row) for row in rows]
+
+
+def is_there(db: apsw.Connection, removal: Removal) -> bool:
+    """Whether what was to be removed is in the ledger."""
+    if removal.face_id:
+        return db.execute("SELECT 1 FROM faces WHERE id = ?", (removal.face_id,)).get is not None
+    if removal.subject_id:
+        return db.execute("SELECT 1 FROM subjects WHERE id = ?", (removal.subject_id,)).get is not None
+    return exists(db, removal.collection_id)
+
+
+def replay(db: apsw.Connection, removal: Removal) -> None:
+    """Erase what was erased before, if it is there."""
+    db.execute(
+        "INSERT OR IGNORE INTO removals (seq, collection_id, subject_id, face_id) VALUES (?, ?, ?, ?)",
+        (removal.seq, removal.collection_id, removal.subject_id, removal.face_id),
+    )
+    if removal.face_id:
+        db.execute("DELETE FROM faces WHERE id = ?", (removal.face_id,))
+    elif removal.subject_id:
+        db.execute("DELETE FROM subjects WHERE id = ?", (removal.subject_id,))
+    else:
+        db.execute("DELETE FROM collections WHERE id = ?", (removal.collection_id,))
+
+
+def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:
+    """Let the next ids be greater than all there were, those removed among them, by more than the next `gap`."""
+    greatest = db.execute(
+        "SELECT coalesce(max(collection_id), 0), coalesce(max(subject_id), 0), coalesce(max(face_id), 0),"
+        " coalesce(max(seq), 0) FROM removals"
+    ).get
+    for table, removed in zip(("collections", "subjects", "faces", "removals"), greatest, strict=True):
+        given = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).get
+        db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, max(removed, given) + gap()))
+
+
+def forget_files(db: apsw.Connection) -> None:
+    """No segment and no inverted file is there any more, and nobody works on them."""
+    db.execute("DELETE FROM segments; DELETE FROM indexes; DELETE FROM leases")
+
+
+@dataclass(frozen=True)
+class WholeFace:
+    """A face with all that is known of it and of its subject. Metadata and details are JSON, the vector float32."""
+
+    id: int
+    subject: str
+    name: str | None
+    metadata: str
+    expires_at: float | None
+    token: str
+    details: str
+    created_at: float
+    vector: bytes
+    crop: bytes | None
+
+
+def whole_faces(
+    db: apsw.Connection, collection_id: int, after: int, through: int, limit: int, now: float
+) -> list[WholeFace]:
+    """At most `limit` faces, whose ids are greater than `after` and at most `through`; not who has expired."""
+    rows = db.execute(
+        "SELECT faces.id, key, name, metadata, expires_at, token, details, faces.created_at, vectors.data, crops.data"
+        " FROM faces JOIN subjects ON subjects.id = subject_id JOIN vectors ON vectors.face_id = faces.id"
+        " LEFT JOIN crops ON crops.face_id = faces.id"
+        " WHERE faces.collection_id = ? AND faces.id > ? AND faces.id <= ? AND (expires_at IS NULL OR expires_at > ?)"
+        " ORDER BY faces.id LIMIT ?",
+        (collection_id, after, through, now, limit),
+    )
+    return [WholeFace(*row) for row in rows]
+
+
+def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> bool:
+    """Enrol the face under its token; False where it is enrolled already. A subject that is there stays as it is.
+
+    Raises:
+        ConflictError: the token is that of another face.
+    """
+    there: Row | None = db.execute(
+        "SELECT faces.collection_id, key, data FROM faces JOIN subjects ON subjects.id = subject_id"
+        " JOIN vectors ON face_id = faces.id WHERE token = ?",
+        (face.token,),
+    ).fetchone()
+    if there is not None:
+        if there != (collection_id, face.subject, face.vector):
+            raise ConflictError(f"face {face.token} is enrolled with another collection, subject or vector")
+        return False
+    db.execute(
+        "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        (collection_id, face.subject, face.name, face.metadata, face.created_at, face.expires_at),
+    )
+    face_id = db.execute(
+        "INSERT INTO faces (collection_id, subject_id, token, details, created_at)"
+        " SELECT collection_id, id, ?, ?, ? FROM subjects WHERE collection_id = ? AND key = ? RETURNING id",
+        (face.token, face.details, face.created_at, collection_id, face.subject),
+    ).get
+    db.execute("INSERT INTO vectors VALUES (?, ?)", (face_id, face.vector))
+    if face.crop is not None:
+        db.execute("INSERT INTO crops VALUES (?, ?)", (face_id, face.crop))
+    return True
+
+
+def face_ids(db: apsw.Connection, collection_id: int, through: int) -> Ints:
+    """Ids of the collection's faces up to `through`, ascending."""
+    rows = db.execute("SELECT id FROM faces WHERE collection_id = ? AND id <= ? ORDER BY id", (collection_id, through))
+    return np.fromiter((row[0] for row in rows), np.int64)
+
+
+def faces_without_vector(db: apsw.Connection, collection_id: int, size: int) -> int:
+    """How many of the collection's faces have no vector of `size` bytes."""
+    return int(
+        db.execute(
+            "SELECT count(*) FROM faces LEFT JOIN vectors ON face_id = id"
+            " WHERE collection_id = ? AND length(data) IS NOT ?",
+            (collection_id, size),
+        ).get
+    )
+
+
+def faces_of_strangers(db: apsw.Connection) -> int:
+    """How many faces are in another collection than their subject."""
+    return int(
+        db.execute(
+            "SELECT count(*) FROM faces JOIN subjects ON subjects.id = subject_id"
+            " WHERE faces.collection_id != subjects.collection_id"
+        ).get
+    )
+
+
+def rows_without_json(db: apsw.Connection) -> dict[str, int]:
+    """How many rows of a table have something else than JSON where that should be; of those that have any."""
+    rows = db.execute(
+        "SELECT 'collections', count(*) FROM collections WHERE NOT json_valid(settings)"
+        " UNION ALL SELECT 'subjects', count(*) FROM subjects WHERE NOT json_valid(metadata)"
+        " UNION ALL SELECT 'faces', count(*) FROM faces WHERE NOT json_valid(details)"
+    )
+    return {table: count for table, count in rows if count}
+
+
+def last_face(db: apsw.Connection, collection_id: int) -> int:
+    """The greatest id of the collection's faces."""
+    return int(db.execute("SELECT coalesce(max(id), 0) FROM faces WHERE collection_id = ?", (collection_id,)).get)
 
 
 @dataclass(frozen=True)
@@ -446,12 +636,20 @@ def erased(db: apsw.Connection, tokens: Sequence[str], now: float) -> None:
     db.executemany("UPDATE receipts SET erased_at = ? WHERE token = ?", [(now, name) for name in tokens])
 
 
-def expired(db: apsw.Connection, now: float, limit: int = 1000) -> list[tuple[int, Subject]]:
+def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, Subject]]:
     """Subjects whose time is over, each with its collection's id."""
     rows: list[Row] = db.execute(
         "SELECT collection_id, key FROM subjects WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
     ).fetchall()
     return [(row[0], subject(db, row[0], row[1])) for row in rows]
+
+
+def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
+    """Delete at most `limit` of the subjects whose time is over, and their faces; how many."""
+    over = expired(db, now, limit)
+    for collection_id, found in over:
+        remove_subject(db, collection_id, found, now)
+    return len(over)
 
 
 def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
@@ -463,6 +661,11 @@ def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds:
         (name, holder, now + seconds, now),
     )
     return bool(db.execute("SELECT holder = ? FROM leases WHERE name = ?", (holder, name)).get)
+
+
+def is_leased(db: apsw.Connection, name: str, now: float) -> bool:
+    """Whether somebody holds the lease."""
+    return db.execute("SELECT 1 FROM leases WHERE name = ? AND expires_at > ?", (name, now)).get is not None
 
 
 def drop_lease(db: apsw.Connection, name: str, holder: str) -> None:

@@ -15,6 +15,7 @@ router = APIRouter(prefix="/verify", tags=["faces"])
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessable)
 EMBEDDING_PROBLEMS = errors.describe(
+    errors.BadRequest,
     errors.OriginNotAllowed,
     errors.BodyTooLarge,
     errors.InvalidParameters,

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,53 +20,17 @@ from app.main import create_app
 from app.settings import PROJECT, Settings
 from models import align, checkpoint
 from models.detector import CenterFaceDetector
-from models.matching import Matching, OperatingPoint, Tail
-from models.preprocess import Preprocess
-from models.registry import build, configure
 from tests.app.conftest import BASE_URL
+from tests.app.embedder import MATCHING, PREPROCESS, random_embedder
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
-
-MATCHING = Matching(
-    points=(
-        OperatingPoint(fmr=0.1, similarity=0.2),
-        OperatingPoint(fmr=0.01, similarity=0.9),
-        OperatingPoint(fmr=0.001, similarity=0.9999),
-    ),
-    tail=Tail(start=0.8, rate=0.02, shape=-0.1, scale=0.1),
-    slope=8.0,
-    intercept=-6.0,
-    impostors=10_000,
-    data="nobody",
-)
-PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     weights = tmp_path_factory.mktemp("weights")
-    for name in ("centerface", "lenet5-mnist"):
-        (weights / name).symlink_to(PROJECT / "weights" / name)
-    torch.manual_seed(0)
-    changes = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": 32}
-    card: dict[str, Any] = {
-        "description": "random",
-        "task": "embed",
-        "architecture": "embedder",
-        "config": asdict(configure("embedder", changes)),
-        "preprocess": PREPROCESS,
-        "tta": "flip",
-        "data": "none",
-        "source": "this test",
-        "license": "Apache-2.0",
-    }
-    network = build("embedder", changes)
-    with torch.no_grad():  # statistics of real faces, or every face lies on one spot
-        network.train()
-        network(torch.randn(64, 3, 112, 112))
-    checkpoint.save(weights / "face-embedder", network.eval(), name="face-embedder", matching=MATCHING, **card)
-    checkpoint.save(weights / "uncalibrated", network, name="uncalibrated", **card)
-    settings = Settings(weights=weights, default_classifier="lenet5-mnist")
+    random_embedder(weights)
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=tmp_path_factory.mktemp("state"))
     with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as running:
         running.app_state["weights"] = weights
         yield running

@@ -39,6 +39,7 @@ def test_it_finds_the_nearest() -> None:
     ivf = ann.Ivf.train(vectors, len(vectors))
     ivf.add(ids, vectors)
     assert len(ivf) == len(vectors)
+    assert sorted(ivf.ids) == ids.tolist()
     queries = people(1000, seed=0)[::25]
     nearest = ids[(queries @ vectors.T).argmax(axis=1)]
     found = ivf.search(queries, 20, lists=ivf.lists // 4)
@@ -53,6 +54,7 @@ def test_what_was_taken_out_is_not_found() -> None:
     ivf.add(np.arange(500), vectors)
     assert ivf.remove(np.array([3, 4, 9999])) == 2
     assert len(ivf) == 498
+    assert sorted(ivf.ids) == [0, 1, 2, *range(5, 500)]
     assert not {3, 4} & set(ivf.search(vectors[3:4], 500, lists=10**6)[0].tolist())
 
 

@@ -1,0 +1,188 @@
+"""`vestibule gallery`: what an operator does with the gallery on this machine, while the service runs or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from index.gallery import EmbeddedGallery
+
+gallery_cli = typer.Typer(name="gallery", help="The gallery: list, move, check, repair, back up.", no_args_is_help=True)
+
+
+@gallery_cli.command("list")
+def list_collections(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; sizes in bytes.")] = False,
+) -> None:
+    """List the collections: what they hold and how they are searched."""
+    with _opened() as gallery:
+        rows = [
+            {
+                "name": found.name,
+                "embedder": found.embedder,
+                "fingerprint": found.fingerprint,
+                "dimensions": found.dimensions,
+                **gallery.usage(found.name).__dict__,
+            }
+            for found in gallery.collections(limit=-1)
+        ]
+        ledger = gallery.ledger.path
+        size = sum(path.stat().st_size for path in ledger.parent.glob(f"{ledger.name}*"))
+    if as_json:
+        typer.echo(json.dumps({"ledger_bytes": size, "collections": rows}, indent=2))
+        return
+    for row in rows:
+        search = "exact" if row["exact"] else "indexed"
+        typer.echo(
+            f"{row['name']:24} {row['subjects']:>10,} subjects {row['faces']:>12,} faces  {search:7}"
+            f" {_megabytes(row['file_bytes'])} of files  {row['embedder']} {row['fingerprint']} x{row['dimensions']}"
+        )
+    typer.echo(f"{len(rows)} collections; the ledger has {_megabytes(size)}")
+
+
+@gallery_cli.command("export")
+def export_parquet(
+    collection: str,
+    file: Annotated[Path, typer.Argument(help="A new .parquet file. It holds faces: keep it as you keep those.")],
+) -> None:
+    """Write a collection to a parquet file, one row a face."""
+    from index.transfer import export_collection
+
+    with _opened() as gallery:
+        count = export_collection(gallery, collection, file)
+    typer.echo(f"{count:,} faces are in {file}")
+
+
+@gallery_cli.command("import")
+def import_parquet(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    collection: Annotated[str | None, typer.Option(help="Its name here; by default the name it had.")] = None,
+) -> None:
+    """Enrol the faces of a parquet file; run it again after a crash, no face is enrolled twice."""
+    from index.transfer import import_collection
+
+    with _opened(new=True) as gallery:
+        done = import_collection(gallery, file, collection)
+    typer.echo(f"{done.enrolled:,} faces enrolled in {done.collection}; {done.present:,} were there already")
+
+
+@gallery_cli.command()
+def verify() -> None:
+    """Read everything and compare it; the exit status is 1 if something is not what was written."""
+    from index.integrity import faults
+
+    count = 0
+    with _opened() as gallery:
+        for count, fault in enumerate(faults(gallery), 1):  # noqa: B007  the last number is how many there were
+            typer.echo(fault)
+    if count:
+        raise typer.Exit(1)
+    typer.echo("all is as it was written")
+
+
+@gallery_cli.command()
+def compact() -> None:
+    """Do the background work now and give free space back; nobody can enrol or erase meanwhile."""
+    from index import upkeep
+
+    with _opened() as gallery:
+        done = upkeep.compact(gallery)
+    typer.echo(f"{done.before:,} bytes before, {done.after:,} after")
+    if not done.emptied:
+        typer.echo("the ledger's log is still read by others; the service empties it as soon as it can")
+
+
+@gallery_cli.command()
+def rebuild(collection: Annotated[str | None, typer.Argument(help="By default all.")] = None) -> None:
+    """Throw segments and inverted files away and make them anew from the ledger."""
+    from index import upkeep
+
+    with _opened() as gallery:
+        names = upkeep.rebuild(gallery, collection)
+    typer.echo(f"made anew: {', '.join(names) or 'nothing, there is no collection'}")
+
+
+@gallery_cli.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="New or empty. It will hold faces: keep it as you keep those.")],
+) -> None:
+    """Copy the ledger as it is now; the service may go on."""
+    from index.backup import back_up
+
+    with _opened() as gallery:
+        made = back_up(gallery, folder)
+    typer.echo(f"{made.faces:,} faces of {made.collections:,} collections are in {folder}, sha256 {made.sha256}")
+
+
+@gallery_cli.command()
+def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]) -> None:
+    """Put a backup in place of the ledger, and erase again what was erased since; the service must be stopped."""
+    from index.backup import restore as put_back
+
+    with _failing():
+        done = put_back(_folder(), folder)
+    made = datetime.fromtimestamp(done.manifest.created_at, UTC)
+    typer.echo(
+        f"the ledger is that of {made:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
+        f" {done.erased_subjects:,} subjects, {done.erased_collections:,} collections"
+    )
+    typer.echo("the ledger that was there before is deleted, and so are its segments and inverted files")
+    if not done.remembered:
+        typer.echo("nothing here tells what was erased after the backup was made: that is back", err=True)
+
+
+def _folder() -> Path:
+    return Settings().state / "gallery"
+
+
+@contextmanager
+def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
+    """The gallery, which must be there unless it may be `new`."""
+    from index.errors import NotFoundError
+    from index.gallery import EmbeddedGallery
+
+    with _failing():
+        folder = _folder()
+        if not new and not folder.is_dir():
+            raise NotFoundError(f"there is no gallery in {folder}")
+        gallery = EmbeddedGallery(folder)
+        try:
+            yield gallery
+        finally:
+            gallery.close()
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """What went wrong is one line, not a traceback."""
+    import apsw
+
+    from index.errors import GalleryError
+
+    try:
+        yield
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+    except apsw.Error as error:
+        _fail(f"the ledger: {error}")
+    except (GalleryError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"vestibule: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,199 @@
+"""What goes in and out of the gallery's routes, as typed models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
+from models.align import Reason
+
+# What a caller names things by: no slashes, no controls, as it stands in a path.
+Key = Annotated[str, StringConstraints(pattern=r"^[\w.@:+ -]{1,128}$")]
+
+RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
+
+
+class NewCollection(_Schema):
+    """The body of `PUT /collections/{c}`."""
+
+    embedder: str | None = Field(
+        None, description="A face embedder, or any classifier: its features of whole pictures."
+    )
+    keep_crops: bool = Field(False, description="Keep each aligned face, so that a later embedder can embed it anew.")
+
+
+class CollectionInfo(_Schema):
+    """A collection: `fingerprint` names the whole way from picture to vector; vectors of another are refused."""
+
+    name: str
+    embedder: str
+    fingerprint: str
+    dimensions: int
+    keep_crops: bool
+    created_at: AwareDatetime
+
+
+class CollectionDetail(CollectionInfo):
+    """With how much is in it, and whether a search compares every face (`exact`)."""
+
+    subjects: int
+    faces: int
+    exact: bool
+
+
+class CollectionPage(_Schema):
+    """Some collections in the order of names; `next` is the `after` of the following page."""
+
+    data: list[CollectionInfo]
+    next: str | None
+
+
+class SubjectProperties(_Schema):
+    """The body of `PUT /collections/{c}/subjects/{s}`: what the subject has from now on."""
+
+    name: Annotated[str, Field(max_length=256)] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    expires_at: AwareDatetime | None = Field(None, description="From then on it is not found, and then erased.")
+
+
+class SubjectInfo(SubjectProperties):
+    """Someone, or something, by the caller's own `id`."""
+
+    id: str
+    created_at: AwareDatetime
+    faces: int
+
+
+class SubjectPage(_Schema):
+    """Some subjects in the order of ids; `next` is the `after` of the following page."""
+
+    data: list[SubjectInfo]
+    next: str | None
+
+
+class EnrolledFace(_Schema):
+    """A face in the gallery: `details` has what was measured of it when it was enrolled."""
+
+    id: str
+    created_at: AwareDatetime
+    details: dict[str, Any]
+
+
+class FaceList(_Schema):
+    """A subject's faces in the order they were enrolled."""
+
+    data: list[EnrolledFace]
+
+
+class EnrolParams(_Schema):
+    """The query of `POST /collections/{c}/subjects/{s}/faces`."""
+
+    max_faces: Annotated[int, Field(ge=1, le=100, description="Of one picture, the largest first.")] = 1
+    quality_gate: bool = Field(True, description="Reject faces that have something against them.")
+
+
+class IndexedFace(_Schema):
+    """A face that was enrolled from picture `index`; `face` is null where pictures are taken whole."""
+
+    index: int
+    face_id: str
+    face: DetectedFace | None
+
+
+class RejectedFace(_Schema):
+    """A face of picture `index` that was not enrolled, and why."""
+
+    index: int
+    face: DetectedFace
+    reasons: list[RejectedReason]
+
+
+class EnrolResponse(_Schema):
+    """What became of each picture: faces `indexed`, faces `rejected`, or `failed` as a whole."""
+
+    indexed: list[IndexedFace]
+    rejected: list[RejectedFace]
+    failed: list[Failed]
+
+
+class ErasureReceipt(_Schema):
+    """What is erased. `scrubbing` while files still hold some of it, `erased` when none does."""
+
+    id: str
+    status: Literal["scrubbing", "erased"]
+    subjects: int
+    faces: int
+    requested_at: AwareDatetime
+    erased_at: AwareDatetime | None
+
+
+class SearchParams(_Schema):
+    """The query of `POST /search`."""
+
+    collection: str
+    limit: Annotated[int, Field(ge=1, le=100, description="How many candidates to name for each face.")] = 5
+    fpir: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
+        0.01, description="The false positive identification rate: of searches for somebody who is not enrolled."
+    )
+    fusion: Literal["best", "mean"] = Field("best", description="How several faces of a subject count.")
+    quality_gate: bool = Field(False, description="Do not search with faces that have something against them.")
+    extrapolate: bool = Field(False, description="Decide beyond what the calibration can vouch for.")
+    repeated: bool = Field(False, description="Several faces of one picture may be the same subject.")
+
+
+class Candidate(_Schema):
+    """A subject that may be the one: its nearest face, at `distance` 1 - cosine, 0..2.
+
+    `probability`, 0..1, is that two pictures show one person, at the operating point's prior; null without calibration.
+    """
+
+    subject_id: str
+    name: str | None
+    face_id: str
+    probability: float | None
+    distance: float
+
+
+SearchReason = Literal["BEYOND_CALIBRATION", "NOT_CALIBRATED"] | Reason
+
+
+class SearchedFace(_Schema):
+    """One face (null: the whole picture) and who it may be, likest first.
+
+    `match`: the first candidate is near enough for the promised rate. `unknown`: none is. `rejected`: not searched.
+    """
+
+    face: DetectedFace | None
+    status: Literal["match", "unknown", "rejected"]
+    reasons: list[SearchReason]
+    candidates: list[Candidate]
+
+
+class Searched(_Schema):
+    """The faces of one picture, the surest first."""
+
+    index: int
+    faces: list[SearchedFace]
+
+
+class SearchedCollection(_Schema):
+    """What was searched: how many faces of how many subjects; `exact` where every one was compared."""
+
+    name: str
+    subjects: int
+    faces: int
+    exact: bool
+
+
+class SearchResponse(_Schema):
+    """The pictures in the order they were sent; `threshold` is the largest distance of a match, null for none."""
+
+    collection: SearchedCollection
+    threshold: float | None
+    operating_point: OperatingPoint | None
+    fpir: float
+    model: str
+    version: str
+    data: list[Searched | Failed]

@@ -1,0 +1,82 @@
+"""The open-set decision: which candidates are near enough that strangers are told to be somebody no oftener than asked.
+
+ISO/IEC 19795-1: FPIR is the share of searches for somebody who is not enrolled that name a candidate nevertheless. A
+stranger is compared with each of N subjects. As if those comparisons were independent, FPIR = 1 - (1 - FMR)^N: the
+threshold is that of the FMR which follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from index.protocol import Match
+from models.matching import Matching, Threshold
+
+# Below a tenth of the smallest false match rate that was counted, nobody vouches for a match.
+HONEST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Of one face: who it may be, likest first. `matched`: the first of them is the one."""
+
+    matched: bool
+    candidates: list[Match]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """From which similarity on a candidate is a match, at which FMR. Without calibration nothing is known of either.
+
+    `beyond`: the FMR is so small that nothing that was counted vouches for it.
+    """
+
+    fmr: float | None
+    threshold: Threshold | None
+    beyond: bool
+    extrapolate: bool
+
+    @classmethod
+    def of(cls, matching: Matching | None, fpir: float, subjects: int, *, extrapolate: bool = False) -> Rule:
+        """The rule for a gallery of so many subjects.
+
+        Where the FMR that follows is larger than any that was counted, the largest one counted stands for it, which
+        alarms less often than asked.
+        """
+        if matching is None:
+            return cls(None, None, beyond=False, extrapolate=extrapolate)
+        follows = -math.expm1(math.log1p(-fpir) / max(subjects, 1))
+        fmr = min(follows, matching.points[0].fmr)
+        return cls(fmr, matching.threshold(fmr), fmr < HONEST_SHARE * matching.counted, extrapolate)
+
+    @property
+    def decides(self) -> bool:
+        """Whether it ever says match."""
+        return self.threshold is not None and (self.extrapolate or not self.beyond)
+
+    def decide(self, faces: Sequence[Sequence[Match]], *, repeated: bool) -> list[Decision]:
+        """For each face of one picture, from its matches, likest first.
+
+        Unless `repeated`, a subject is that face of the picture which is likest to it, and no other.
+        """
+        if repeated:
+            return [Decision(bool(found) and self._is_near(found[0]), list(found)) for found in faces]
+        pairs = [(match.similarity, face, match) for face, found in enumerate(faces) for match in found]
+        taken: dict[int, Match] = {}
+        for _, face, match in sorted(pairs, key=lambda pair: (-pair[0], pair[1])):
+            others = {other.subject.id for other in taken.values()}
+            if face not in taken and match.subject.id not in others and self._is_near(match):
+                taken[face] = match
+        return [self._of_face(found, face, taken) for face, found in enumerate(faces)]
+
+    def _is_near(self, match: Match) -> bool:
+        return self.decides and self.threshold is not None and match.similarity >= self.threshold.similarity
+
+    @staticmethod
+    def _of_face(found: Sequence[Match], face: int, taken: dict[int, Match]) -> Decision:
+        own = taken.get(face)
+        others = {match.subject.id for other, match in taken.items() if other != face}
+        rest = [match for match in found if match is not own and match.subject.id not in others]
+        return Decision(own is not None, ([own] if own else []) + rest)

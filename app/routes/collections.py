@@ -1,0 +1,126 @@
+"""The gallery: /collections, their subjects, and the faces of those; /erasures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app import errors
+from app.body import IMAGE_BODY
+from app.deps import GalleriesDep, PicturesDep, TimingsDep
+from app.gallery_schemas import (
+    CollectionDetail,
+    CollectionInfo,
+    CollectionPage,
+    EnrolParams,
+    EnrolResponse,
+    ErasureReceipt,
+    FaceList,
+    Key,
+    NewCollection,
+    SubjectInfo,
+    SubjectPage,
+    SubjectProperties,
+)
+
+router = APIRouter(tags=["gallery"])
+
+COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
+PROBLEMS = errors.describe(*COMMON)
+MAKING = errors.describe(
+    *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
+)
+ENROLLING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace)
+
+Collection = Annotated[Key, Path(description="The collection's name.")]
+SubjectId = Annotated[Key, Path(description="The subject's id, which is the caller's.")]
+After = Annotated[str, Query(max_length=128, description="Where the page begins: `next` of the one before.")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.get("/collections", responses=PROBLEMS)
+async def collections(galleries: GalleriesDep, after: After = "", limit: Limit = 100) -> CollectionPage:
+    """Every collection, by page."""
+    return await galleries.list_collections(after, limit)
+
+
+@router.put("/collections/{collection}", status_code=201, responses=MAKING)
+async def create(
+    collection: Collection, asked: NewCollection, galleries: GalleriesDep, response: Response
+) -> CollectionInfo:
+    """Make a collection; 200 where there is one already that was made in the same way."""
+    made, new = await galleries.create(collection, asked)
+    response.status_code = 201 if new else 200
+    return made
+
+
+@router.get("/collections/{collection}", responses=PROBLEMS)
+async def read(collection: Collection, galleries: GalleriesDep) -> CollectionDetail:
+    """A collection, and how much is in it."""
+    return await galleries.collection(collection)
+
+
+@router.delete("/collections/{collection}", responses=PROBLEMS)
+async def drop(collection: Collection, galleries: GalleriesDep) -> ErasureReceipt:
+    """Erase a collection and all that is in it."""
+    return await galleries.drop(collection)
+
+
+@router.get("/collections/{collection}/subjects", responses=PROBLEMS)
+async def subjects(
+    collection: Collection, galleries: GalleriesDep, after: After = "", limit: Limit = 100
+) -> SubjectPage:
+    """A collection's subjects, by page."""
+    return await galleries.list_subjects(collection, after, limit)
+
+
+@router.put("/collections/{collection}/subjects/{subject}", responses=MAKING)
+async def put_subject(
+    collection: Collection, subject: SubjectId, asked: SubjectProperties, galleries: GalleriesDep
+) -> SubjectInfo:
+    """Make a subject, or give it these properties in place of those it had."""
+    return await galleries.put_subject(collection, subject, asked)
+
+
+@router.get("/collections/{collection}/subjects/{subject}", responses=PROBLEMS)
+async def subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> SubjectInfo:
+    """A subject."""
+    return await galleries.subject(collection, subject)
+
+
+@router.delete("/collections/{collection}/subjects/{subject}", responses=PROBLEMS)
+async def remove_subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> ErasureReceipt:
+    """Erase a subject and all its faces."""
+    return await galleries.remove_subject(collection, subject)
+
+
+@router.get("/collections/{collection}/subjects/{subject}/faces", responses=PROBLEMS)
+async def faces(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FaceList:
+    """A subject's faces."""
+    return await galleries.list_faces(collection, subject)
+
+
+@router.post("/collections/{collection}/subjects/{subject}/faces", openapi_extra=IMAGE_BODY, responses=ENROLLING)
+async def enrol(
+    collection: Collection,
+    subject: SubjectId,
+    params: Annotated[EnrolParams, Query()],
+    galleries: GalleriesDep,
+    pictures: PicturesDep,
+    timings: TimingsDep,
+) -> EnrolResponse:
+    """Enrol one picture of a subject, or up to 64; the subject is made if it is not there yet."""
+    return await galleries.enrol(collection, subject, pictures, params, timings)
+
+
+@router.delete("/collections/{collection}/faces/{face}", responses=PROBLEMS)
+async def remove_face(collection: Collection, face: Key, galleries: GalleriesDep) -> ErasureReceipt:
+    """Erase one face; its subject stays."""
+    return await galleries.remove_face(collection, face)
+
+
+@router.get("/erasures/{receipt}", responses=PROBLEMS)
+async def erasure(receipt: Key, galleries: GalleriesDep) -> ErasureReceipt:
+    """What became of an erasure: `scrubbing`, then `erased`."""
+    return await galleries.receipt(receipt)

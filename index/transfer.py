@@ -1,0 +1,246 @@
+"""A collection as a parquet file, one row a face, and such a file as a collection.
+
+What the collection is (embedder, fingerprint, ...) stands in the file's own metadata under `vestibule`, as JSON. Faces
+keep their tokens, so that a file which is read again, after a crash or by mistake, enrols nobody twice. A subject
+without faces has no row. Needs pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+
+from index import records
+from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.files import sync_folder
+from index.gallery import EmbeddedGallery, check_vectors
+from index.records import Collection, WholeFace
+
+KEY, VERSION = b"vestibule", 1
+# Faces of a row group, and of a transaction.
+AT_ONCE = 4096
+_TOKEN = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many faces were enrolled, and how many had been before."""
+
+    collection: str
+    enrolled: int
+    present: int
+
+
+def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
+    """Write the faces that the collection has now to a new file; how many. Each row group is of one commit.
+
+    Who is erased meanwhile, and who has expired, is left out as far as possible.
+
+    Raises:
+        NotFoundError: no such collection. GalleryError: there is a file of that name, or no pyarrow.
+    """
+    arrow, parquet = _pyarrow()
+    found = gallery.collection(name)
+    schema = _schema(arrow, found.dimensions).with_metadata({KEY: json.dumps(_described(found))})
+    count = 0
+    with _new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
+        for faces in _all_faces(gallery, found):
+            writer.write_batch(_batch(arrow, schema, faces, found.dimensions))
+            count += len(faces)
+    return count
+
+
+def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = None) -> Imported:
+    """Enrol the faces of a file in the collection `name` (by default of the name it had), which is made if need be.
+
+    All rows are checked before the first face is enrolled. Then each transaction enrols some thousand; after a crash
+    the same call enrols the rest.
+
+    Raises:
+        InvalidError: not such a file, or damaged, or some row cannot be a face. ConflictError: the collection is of
+        another pipeline, or a token is that of another face. GalleryError: no pyarrow. TooNewError.
+    """
+    arrow, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            wanted = _wanted(file.schema_arrow.metadata or {}, name)
+            _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))
+            row = 1
+            for batch in file.iter_batches(AT_ONCE):
+                _check(batch, wanted.dimensions, row)
+                row += batch.num_rows
+            gallery.ledger.write(partial(_target, wanted=wanted))
+            enrolled = 0
+            for batch in file.iter_batches(AT_ONCE):
+                enrolled += gallery.ledger.write(partial(_enrol, wanted=wanted, faces=_faces(batch)))
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{path.name} cannot be read as parquet: {error}") from error
+    return Imported(wanted.name, enrolled, row - 1 - enrolled)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise GalleryError("parquet files need pyarrow, which is not installed: `pip install pyarrow`") from error
+
+
+def _schema(arrow: Any, dimensions: int) -> Any:
+    return arrow.schema(
+        [
+            arrow.field("subject", arrow.string(), nullable=False),
+            arrow.field("name", arrow.string()),
+            arrow.field("metadata", arrow.string(), nullable=False),
+            arrow.field("expires_at", arrow.float64()),
+            arrow.field("face", arrow.string(), nullable=False),
+            arrow.field("details", arrow.string(), nullable=False),
+            arrow.field("created_at", arrow.float64(), nullable=False),
+            arrow.field("vector", arrow.list_(arrow.float32(), dimensions), nullable=False),
+            arrow.field("crop", arrow.binary()),
+        ]
+    )
+
+
+def _described(found: Collection) -> dict[str, Any]:
+    properties = {key: value for key, value in found.__dict__.items() if key != "id"}
+    return {"version": VERSION, "collection": properties}
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Where to write; it is in `path` when it is whole. Only its owner may read it."""
+    if path.exists():
+        raise GalleryError(f"{path} is there already")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.touch(mode=0o600)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _all_faces(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[WholeFace]]:
+    """Not in one snapshot: that would keep erasures in the ledger's log for as long as it takes."""
+    with gallery.ledger.snapshot() as db:
+        after, through = 0, records.last_face(db, collection.id)
+    while True:
+        with gallery.ledger.snapshot() as db:
+            faces = records.whole_faces(db, collection.id, after, through, AT_ONCE, gallery.clock())
+        if not faces:
+            return
+        after = faces[-1].id
+        yield faces
+
+
+def _batch(arrow: Any, schema: Any, faces: list[WholeFace], dimensions: int) -> Any:
+    numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
+    columns: list[list[Any]] = [
+        [face.subject for face in faces],
+        [face.name for face in faces],
+        [face.metadata for face in faces],
+        [face.expires_at for face in faces],
+        [face.token for face in faces],
+        [face.details for face in faces],
+        [face.created_at for face in faces],
+        [face.crop for face in faces],
+    ]
+    fields = [field for field in schema if field.name != "vector"]
+    arrays = [arrow.array(values, field.type) for values, field in zip(columns, fields, strict=True)]
+    return arrow.record_batch([*arrays[:-1], vectors, arrays[-1]], schema=schema)
+
+
+def _wanted(metadata: dict[bytes, bytes], name: str | None) -> Collection:
+    """The collection that the file is of, under the name it is to have; its id does not count."""
+    try:
+        described = json.loads(metadata[KEY])
+        version, properties = described["version"], described["collection"]
+        found = Collection(0, **properties)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InvalidError("the file does not say of which collection it is; was it written by export?") from error
+    if version > VERSION:
+        raise TooNewError(f"the file is of version {version}; this program knows {VERSION}")
+    texts = (found.name, found.embedder, found.fingerprint)
+    if not all(isinstance(text, str) and text for text in texts) or not isinstance(found.settings, dict):
+        raise InvalidError("the file describes its collection with values of a wrong kind")
+    if not isinstance(found.dimensions, int) or not 0 < found.dimensions < 2**31:
+        raise InvalidError(f"a collection of {found.dimensions} dimensions cannot be")
+    return Collection(**{**found.__dict__, "name": name or found.name})
+
+
+def _check_schema(actual: Any, expected: Any) -> None:
+    if actual.names != expected.names:
+        raise InvalidError(f"expected the columns {', '.join(expected.names)}; got {', '.join(actual.names)}")
+    for field in expected:
+        if actual.field(field.name).type != field.type:
+            kind = actual.field(field.name).type
+            raise InvalidError(f"expected the column {field.name!r} to be {field.type}; it is {kind}")
+
+
+def _check(batch: Any, dimensions: int, first: int) -> None:
+    """See that each row can be a face; `first` is the number of the first one, for the message."""
+    columns = [name for name in batch.schema.names if name not in ("name", "expires_at", "crop")]
+    for name in columns:
+        if batch.column(name).null_count:
+            raise InvalidError(f"a row from {first} on has no {name}")
+    for number, face in enumerate(_faces(batch), first):
+        try:
+            _check_face(face, dimensions)
+        except ValueError as error:  # of JSON, too
+            raise InvalidError(f"row {number}: {error}") from error
+
+
+def _check_face(face: WholeFace, dimensions: int) -> None:
+    if not face.subject:
+        raise InvalidError("expected a subject, got nothing")
+    if not _TOKEN.fullmatch(face.token):
+        raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
+    if not all(isinstance(json.loads(text), dict) for text in (face.metadata, face.details)):
+        raise InvalidError("expected metadata and details to be JSON objects")
+    if not math.isfinite(face.created_at) or not math.isfinite(face.expires_at or 0):
+        raise InvalidError("expected times in seconds since 1970")
+    check_vectors(np.frombuffer(face.vector, "<f4")[None], dimensions)
+
+
+def _faces(batch: Any) -> list[WholeFace]:
+    vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
+    others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
+    rows: Iterable[tuple[Any, ...]] = zip(*others, vectors.reshape(batch.num_rows, -1), strict=True)
+    return [
+        WholeFace(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
+        for subject, name, metadata, expires_at, token, details, created_at, crop, vector in rows
+    ]
+
+
+def _target(db: apsw.Connection, wanted: Collection) -> Collection:
+    """The collection to enrol in, made unless it is there."""
+    try:
+        found = records.collection(db, wanted.name)
+    except NotFoundError:
+        return records.insert_collection(db, wanted)
+    for what in ("embedder", "fingerprint", "dimensions"):
+        theirs, ours = getattr(wanted, what), getattr(found, what)
+        if theirs != ours:
+            raise ConflictError(f"{wanted.name!r} has the {what} {ours!r}; the file has {theirs!r}")
+    return found
+
+
+def _enrol(db: apsw.Connection, wanted: Collection, faces: list[WholeFace]) -> int:
+    found = _target(db, wanted)
+    return sum(records.put_whole_face(db, found.id, face) for face in faces)

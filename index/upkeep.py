@@ -1,0 +1,75 @@
+"""What an operator has done now and then: the ledger made smaller, the cache made anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import apsw
+
+from index.errors import GalleryError
+from index.gallery import EmbeddedGallery
+from index.ledger import BUSY_MS
+from index.maintenance import LEASE_S, Limits, Maintenance
+
+# How often the log is tried to be emptied, a fifth of a second each: others may read from it.
+_TRIES = 25
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """Bytes of all files of the gallery; not `emptied` where others kept on reading from the log."""
+
+    before: int
+    after: int
+    emptied: bool
+
+
+def compact(gallery: EmbeddedGallery, limits: Limits | None = None) -> Compacted:
+    """A round of maintenance, then the ledger without its free pages. Others can read meanwhile, but not write.
+
+    Raises:
+        apsw.BusyError: another kept the ledger locked. apsw.FullError: no room for a second ledger, in the temporary
+        folder or here.
+    """
+    before = _size(gallery)
+    maintenance = Maintenance(gallery, limits)
+    maintenance.run()
+    maintenance.release()
+    _vacuum(gallery)
+    emptied = any(gallery.ledger.scrub() for _ in range(_TRIES))
+    return Compacted(before, _size(gallery), emptied)
+
+
+def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: Limits | None = None) -> list[str]:
+    """Make all segments and inverted files anew from the ledger, of one collection or of all; their names.
+
+    Searches go on: each old file is there until the new one is.
+
+    Raises:
+        NotFoundError: no such collection. GalleryError: another process does the background work. ConflictError.
+    """
+    collections = gallery.collections(limit=-1) if name is None else [gallery.collection(name)]
+    maintenance = Maintenance(gallery, limits)
+    if not maintenance.rebuild(collections):
+        raise GalleryError(
+            f"another process does the gallery's background work; stop it, or wait {LEASE_S:.0f} s where it died"
+        )
+    maintenance.release()
+    return [collection.name for collection in collections]
+
+
+def _vacuum(gallery: EmbeddedGallery) -> None:
+    # Not a connection of the ledger's: those keep temporary data in memory, where a second ledger may not fit. Its
+    # temporary file has no name, and nothing in it that was erased.
+    connection = apsw.Connection(str(gallery.ledger.path))
+    try:
+        connection.set_busy_timeout(BUSY_MS)
+        connection.pragma("synchronous", "full")
+        connection.pragma("secure_delete", True)
+        connection.execute("VACUUM")
+    finally:
+        connection.close()
+
+
+def _size(gallery: EmbeddedGallery) -> int:
+    return sum(path.stat().st_size for path in gallery.files.parent.rglob("*") if path.is_file())

@@ -1,0 +1,54 @@
+"""A weights folder with a face embedder of random weights: what it says of a face means nothing, but is repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.settings import PROJECT
+from models import checkpoint
+from models.matching import Matching, OperatingPoint, Tail
+from models.preprocess import Preprocess
+from models.registry import build, configure
+
+MATCHING = Matching(
+    points=(
+        OperatingPoint(fmr=0.1, similarity=0.2),
+        OperatingPoint(fmr=0.01, similarity=0.9),
+        OperatingPoint(fmr=0.001, similarity=0.9999),
+    ),
+    tail=Tail(start=0.8, rate=0.02, shape=-0.1, scale=0.02),
+    slope=8.0,
+    intercept=-6.0,
+    impostors=10_000,
+    data="nobody",
+)
+PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
+
+
+def random_embedder(weights: Path) -> None:
+    """`face-embedder`, the same without calibration as `uncalibrated`, and what they need, in the folder `weights`."""
+    for name in ("centerface", "lenet5-mnist"):
+        (weights / name).symlink_to(PROJECT / "weights" / name)
+    torch.manual_seed(0)
+    changes = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": 32}
+    card: dict[str, Any] = {
+        "description": "random",
+        "task": "embed",
+        "architecture": "embedder",
+        "config": asdict(configure("embedder", changes)),
+        "preprocess": PREPROCESS,
+        "tta": "flip",
+        "data": "none",
+        "source": "this test",
+        "license": "Apache-2.0",
+    }
+    network = build("embedder", changes)
+    with torch.no_grad():  # statistics of real faces, or every face lies on one spot
+        network.train()
+        network(torch.randn(64, 3, 112, 112))
+    checkpoint.save(weights / "face-embedder", network.eval(), name="face-embedder", matching=MATCHING, **card)
+    checkpoint.save(weights / "uncalibrated", network, name="uncalibrated", **card)

@@ -1,0 +1,253 @@
+"""The gallery over HTTP, with a face embedder of random weights: the same picture is found again, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from app.identification import Rule
+from app.main import create_app
+from app.settings import PROJECT, Settings
+from index.protocol import Match
+from index.records import Subject
+from tests.app.conftest import BASE_URL
+from tests.app.embedder import MATCHING, random_embedder
+from tests.app.face_pictures import grace_hopper, side_by_side
+from tests.conftest import encode, photo
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
+    random_embedder(weights)
+    (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
+    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as client:
+        client.app_state["state"] = state
+        yield client
+
+
+@pytest.fixture
+def gallery(running: TestClient) -> Iterator[TestClient]:
+    """With an empty collection `doors`."""
+    assert running.put("/collections/doors", json={"keep_crops": True}).status_code == 201
+    yield running
+    assert running.delete("/collections/doors").status_code == 200
+
+
+def enrol(client: TestClient, subject: str, picture: Image.Image, **query: int) -> dict[str, Any]:
+    response = client.post(
+        f"/collections/doors/subjects/{subject}/faces",
+        params=query,
+        content=encode(picture),
+        headers={"content-type": "image/png"},
+    )
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def search(client: TestClient, picture: Image.Image, **query: float | str) -> dict[str, Any]:
+    response = client.post(
+        "/search",
+        params={"collection": "doors", "fpir": 0.001, **query},
+        content=encode(picture),
+        headers={"content-type": "image/png"},
+    )
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def test_a_collection_is_made_once(gallery: TestClient) -> None:
+    again = gallery.put("/collections/doors", json={"keep_crops": True})
+    assert again.status_code == 200
+    assert again.json()["embedder"] == "face-embedder"
+    assert again.json()["dimensions"] == 32
+    other = gallery.put("/collections/doors", json={"embedder": "vgg-cifar10"})
+    assert (other.status_code, other.json()["type"]) == (409, "urn:vestibule:problem:conflict")
+    assert [c["name"] for c in gallery.get("/collections").json()["data"]] == ["doors"]
+    detail = gallery.get("/collections/doors").json()
+    assert (detail["subjects"], detail["faces"], detail["exact"]) == (0, 0, True)
+
+
+def test_who_was_enrolled_is_found(gallery: TestClient) -> None:
+    (first,) = enrol(gallery, "eileen", photo("astronaut"))["indexed"]
+    enrol(gallery, "grace", grace_hopper())
+    gallery.put("/collections/doors/subjects/eileen", json={"name": "Eileen", "metadata": {"pass": 7}})
+    answer = search(gallery, photo("astronaut"))
+    assert answer["collection"] == {"name": "doors", "subjects": 2, "faces": 2, "exact": True}
+    ((face,),) = (item["faces"] for item in answer["data"])
+    assert face["status"] == "match"
+    best, other = face["candidates"]
+    assert (best["subject_id"], best["name"], best["face_id"]) == ("eileen", "Eileen", first["face_id"])
+    assert best["distance"] == pytest.approx(0, abs=1e-5)
+    assert other["subject_id"] == "grace"
+    assert answer["operating_point"]["fmr"] == pytest.approx(0.0005, rel=1e-3)
+    assert 1 - answer["threshold"] == pytest.approx(MATCHING.threshold(answer["operating_point"]["fmr"]).similarity)
+    subject = gallery.get("/collections/doors/subjects/eileen").json()
+    assert (subject["name"], subject["metadata"], subject["faces"]) == ("Eileen", {"pass": 7}, 1)
+    (enrolled,) = gallery.get("/collections/doors/subjects/eileen/faces").json()["data"]
+    assert enrolled["id"] == first["face_id"]
+    assert enrolled["details"]["confidence"] > 0.5
+
+
+def test_two_faces_of_one_picture_are_two_people(gallery: TestClient) -> None:
+    enrol(gallery, "grace", grace_hopper())
+    picture = side_by_side()
+    (item,) = search(gallery, picture, fpir=0.5)["data"]
+    one = [face["candidates"][0]["subject_id"] for face in item["faces"] if face["status"] == "match"]
+    assert len(one) <= 1
+    both = search(gallery, picture, fpir=0.5, repeated=True)["data"][0]["faces"]
+    assert [face["candidates"][0]["subject_id"] for face in both] == ["grace", "grace"]
+
+
+def test_faces_that_have_something_against_them_are_not_enrolled(gallery: TestClient) -> None:
+    dark = Image.eval(photo("astronaut").resize((128, 128)), lambda value: value // 6)
+    answer = enrol(gallery, "shade", dark)
+    assert answer["indexed"] == []
+    assert "LOW_BRIGHTNESS" in answer["rejected"][0]["reasons"]
+    assert gallery.get("/collections/doors/subjects/shade").status_code == 404
+    assert len(enrol(gallery, "shade", dark, quality_gate=0)["indexed"]) == 1
+    (item,) = search(gallery, dark, quality_gate="true")["data"]
+    assert [(face["status"], face["candidates"]) for face in item["faces"]] == [("rejected", [])]
+
+
+def test_a_picture_has_as_many_faces_as_the_caller_allows(gallery: TestClient) -> None:
+    one = enrol(gallery, "crowd", side_by_side())
+    assert [face["reasons"] for face in one["rejected"]] == [["EXCEEDS_MAX_FACES"]]
+    assert one["indexed"][0]["face"]["box"][0] > 512  # the larger face is to the right
+    both = enrol(gallery, "crowd", side_by_side(), max_faces=2)
+    assert (len(both["indexed"]), both["rejected"]) == (2, [])
+
+
+def test_of_several_pictures_each_answers_for_itself(gallery: TestClient) -> None:
+    files = [("file", ("a.png", encode(p))) for p in (photo("astronaut"), photo("coffee"), grace_hopper())]
+    files.insert(1, ("file", ("b.png", b"no picture")))
+    answer = gallery.post("/collections/doors/subjects/x/faces", files=files).json()
+    assert [face["index"] for face in answer["indexed"]] == [0, 3]
+    assert [(one["index"], one["problem"]["status"]) for one in answer["failed"]] == [(1, 415), (2, 422)]
+    found = gallery.post("/search?collection=doors&fpir=0.001", files=files).json()["data"]
+    assert [len(item["faces"]) if "faces" in item else item["problem"]["status"] for item in found] == [1, 415, 0, 1]
+
+
+def test_a_picture_without_a_face_is_not_enrolled(gallery: TestClient) -> None:
+    response = gallery.post(
+        "/collections/doors/subjects/cup/faces", content=encode(photo("coffee")), headers={"content-type": "image/png"}
+    )
+    assert (response.status_code, response.json()["type"]) == (422, "urn:vestibule:problem:no-face")
+
+
+def test_who_was_erased_is_gone(gallery: TestClient) -> None:
+    enrol(gallery, "eileen", photo("astronaut"))
+    (grace,) = enrol(gallery, "grace", grace_hopper())["indexed"]
+    receipts = [
+        gallery.delete("/collections/doors/subjects/eileen").json(),
+        gallery.delete(f"/collections/doors/faces/{grace['face_id']}").json(),
+    ]
+    assert [(one["subjects"], one["faces"]) for one in receipts] == [(1, 1), (0, 1)]
+    ((face,),) = (item["faces"] for item in search(gallery, photo("astronaut"))["data"])
+    assert (face["status"], face["candidates"]) == ("unknown", [])
+    deadline = time.monotonic() + 30
+    for receipt in receipts:
+        while gallery.get(f"/erasures/{receipt['id']}").json()["status"] != "erased":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    state: Path = gallery.app_state["state"]
+    assert not any(
+        b"eileen" in path.read_bytes() for path in state.rglob("*") if path.is_file() and "db" not in path.name
+    )
+    assert [s["id"] for s in gallery.get("/collections/doors/subjects").json()["data"]] == ["grace"]
+
+
+def test_subjects_are_listed_by_page(gallery: TestClient) -> None:
+    for name in ("b", "a", "c"):
+        assert gallery.put(f"/collections/doors/subjects/{name}", json={}).status_code == 200
+    first = gallery.get("/collections/doors/subjects", params={"limit": 2}).json()
+    assert ([s["id"] for s in first["data"]], first["next"]) == (["a", "b"], "b")
+    second = gallery.get("/collections/doors/subjects", params={"limit": 2, "after": first["next"]}).json()
+    assert ([s["id"] for s in second["data"]], second["next"]) == (["c"], None)
+
+
+def test_a_classifiers_features_find_like_pictures(running: TestClient) -> None:
+    made = running.put("/collections/things", json={"embedder": "vgg-cifar10"})
+    assert (made.status_code, made.json()["dimensions"]) == (201, 256)
+    for name in ("coffee", "chelsea", "rocket"):
+        response = running.post(
+            f"/collections/things/subjects/{name}/faces",
+            content=encode(photo(name)),
+            headers={"content-type": "image/png"},
+        )
+        assert response.json()["indexed"][0]["face"] is None
+    smaller = encode(photo("chelsea").resize((200, 133)))
+    answer = running.post("/search?collection=things", content=smaller, headers={"content-type": "image/png"}).json()
+    ((whole,),) = (item["faces"] for item in answer["data"])
+    assert (whole["status"], whole["reasons"]) == ("unknown", ["NOT_CALIBRATED"])
+    assert whole["candidates"][0]["subject_id"] == "chelsea"
+    assert whole["candidates"][0]["probability"] is None
+    assert (answer["threshold"], answer["operating_point"]) == (None, None)
+    assert running.delete("/collections/things").json()["subjects"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind"),
+    [
+        ("get", "/collections/nothing", None, 404, "not-found"),
+        ("delete", "/collections/nothing", None, 404, "not-found"),
+        ("get", "/collections/doors/subjects/nobody", None, 404, "not-found"),
+        ("delete", "/collections/doors/subjects/nobody", None, 404, "not-found"),
+        ("delete", "/collections/doors/faces/0123", None, 404, "not-found"),
+        ("get", "/erasures/0123", None, 404, "not-found"),
+        ("put", "/collections/a%2Fb", {}, 404, "not-found"),
+        ("put", "/collections/new", {"embedder": "nobody"}, 422, "unknown-model"),
+        ("put", "/collections/new", {"embedder": "centerface"}, 422, "unknown-model"),
+        ("put", "/collections/new", {"color": "red"}, 422, "invalid-parameters"),
+        ("put", "/collections/doors/subjects/x", {"expires_at": "soon"}, 422, "invalid-parameters"),
+        ("put", "/collections/doors/subjects/x", {"expires_at": "2030-01-01T00:00:00"}, 422, "invalid-parameters"),
+        ("get", "/collections/doors/subjects?limit=0", None, 422, "invalid-parameters"),
+    ],
+)
+def test_bad_requests(
+    gallery: TestClient, method: str, path: str, body: dict[str, Any] | None, status: int, kind: str
+) -> None:
+    response = gallery.request(method, path, json=body)
+    assert (response.status_code, response.json()["type"]) == (status, f"urn:vestibule:problem:{kind}")
+
+
+def test_a_wrong_method_is_told_all_right_ones(running: TestClient) -> None:
+    response = running.request("PATCH", "/collections/doors/subjects/x")
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET, PUT")
+    assert running.get("/classify").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("query", ["", "?collection=nothing", "?collection=doors&fpir=0", "?collection=doors&fpir=nan"])
+def test_bad_searches(gallery: TestClient, query: str) -> None:
+    response = gallery.post(f"/search{query}", content=encode(photo("coffee")), headers={"content-type": "image/png"})
+    assert response.status_code in {404, 422}
+
+
+def match(key: int, similarity: float) -> Match:
+    return Match(Subject(key, str(key), None, {}, 0.0, None, 1), similarity, "")
+
+
+def test_the_threshold_follows_the_number_of_subjects() -> None:
+    few, many = (Rule.of(MATCHING, 0.01, subjects) for subjects in (1, 10))
+    assert few.fmr == pytest.approx(0.01)
+    assert many.fmr is not None
+    assert 1 - (1 - many.fmr) ** 10 == pytest.approx(0.01)
+    beyond = Rule.of(MATCHING, 0.01, 1000)
+    assert beyond.beyond
+    assert not beyond.decide([[match(1, 1.0)]], repeated=False)[0].matched
+    assert Rule.of(MATCHING, 0.01, 1000, extrapolate=True).decide([[match(1, 1.0)]], repeated=False)[0].matched
+    assert Rule.of(MATCHING, 0.9, 1).fmr == 0.1
+
+
+def test_a_subject_is_the_face_likest_to_it() -> None:
+    rule = Rule.of(MATCHING, 0.1, 1)
+    first, second = rule.decide([[match(1, 0.8), match(2, 0.7)], [match(1, 0.9), match(2, 0.1)]], repeated=False)
+    assert ([m.subject.id for m in first.candidates], first.matched) == ([2], True)
+    assert ([m.subject.id for m in second.candidates], second.matched) == ([1, 2][:1], True)
