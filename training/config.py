@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.card import Name
 from models.preprocess import Preprocess
 from models.registry import configure
+from models.words import VARIANTS
 from training.errors import RecipeError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -203,7 +204,64 @@ class EmbedRecipe(_Section):
         return self
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, EmbedRecipe)
+class WordsModelSection(_Section):
+    """A variant of `models.words`."""
+
+    architecture: str
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.architecture not in VARIANTS:
+            raise ValueError(f"unknown architecture {self.architecture!r}; known: {', '.join(sorted(VARIANTS))}")
+        return self
+
+
+class WordsDataSection(_Section):
+    """Where names come from, how many are trained on, and how they are misspelt: see `training.words`.
+
+    `identities` and `test` are folders under VESTIBULE_DATASETS. A batch has `spellings` of each of batch_size /
+    spellings names, each with 0 to `edits` edits of the kinds that are `trained`; the `held_out` ones are for the
+    evaluation.
+    """
+
+    identities: Name
+    test: Name
+    names: Annotated[int, Field(ge=1)]
+    spellings: Annotated[int, Field(ge=2)] = 4
+    edits: Annotated[int, Field(ge=1)] = 4
+    trained: Annotated[tuple[str, ...], Field(min_length=1)]
+    held_out: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if both := set(self.trained) & set(self.held_out):
+            raise ValueError(f"trained on and held out: {', '.join(sorted(both))}")
+        return self
+
+
+class WordsRecipe(_Section):
+    """A name encoder's recipe. `name` is that of the run's folder."""
+
+    name: Name
+    description: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: WordsModelSection
+    data: WordsDataSection
+    loss: LossSection
+    train: TrainSection
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
+            raise ValueError("names are learnt from semi-hard or batch-hard triplets")
+        if self.train.batch_size % self.data.spellings:
+            raise ValueError(
+                f"batch_size ({self.train.batch_size}) must be a multiple of spellings ({self.data.spellings})"
+            )
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, EmbedRecipe, WordsRecipe)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -13,6 +13,7 @@ import typer
 from models import checkpoint
 from training.compare import compare
 from training.errors import TrainingError
+from training.measure_faces import faces
 from training.metrics import measure_classifier
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
@@ -44,6 +45,7 @@ def classify(
 
 
 cli.command()(compare)
+cli.command()(faces)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-from training.config import EmbedRecipe, Recipe, datasets_folder, load_recipe, read_recipe, runs_folder
+from training.config import EmbedRecipe, Recipe, WordsRecipe, datasets_folder, load_recipe, read_recipe, runs_folder
 from training.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.toml"))
 # Of those that are no classifier's.
-FORMS: dict[str, type[Any]] = {"face-distilled": EmbedRecipe, "face-embedder": EmbedRecipe}
+FORMS: dict[str, type[Any]] = {"face-distilled": EmbedRecipe, "face-embedder": EmbedRecipe, "names": WordsRecipe}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,0 +1,413 @@
+"""Names misspelt and found again: the noise, the edit distances by hand, a small encoder that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from typer.testing import CliRunner, Result
+
+from models.words import VARIANTS, WordEncoder, fold
+from training import words
+from training.config import WordsRecipe, read_recipe
+from training.errors import DatasetNotFoundError, RecipeError
+from training.faces import split_of
+from training.run import Run
+from training.words import (
+    KEYS,
+    KINDS,
+    Hits,
+    Letters,
+    Probes,
+    Spelling,
+    bare,
+    edit_distances,
+    jaro_winkler_distances,
+    misspell,
+    over_gallery,
+    probe_sets,
+    read_names,
+    recombine,
+    search,
+    table,
+    times,
+)
+
+SMALL = [
+    'model.architecture="word-cnn-small"',
+    "data.names=600",
+    "train.epochs=2",
+    "train.batch_size=80",
+    "train.lr=0.004",
+]
+PEOPLE = ("Ada_Lovelace", "Grace_Hopper", "Émilie_du_Châtelet", "Jean-Luc_Ponty", "Mary_Somerville", "Kurt_Gödel")
+
+
+@pytest.fixture
+def workshop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """LFW's layout with six people, faces of three sources, two of which spell names, and some of the authors."""
+    authors = words._authors()[:400]
+    monkeypatch.setattr(words, "_authors", lambda: authors)
+    for person in PEOPLE:
+        (folders / "data/lfw-view1/lfw" / person).mkdir(parents=True)
+    identities = ["pins:adalovelace", "pins:maryanning", "fiw:F0001/MID1", "glint:kurtgodel"]
+    rows = [{"image": {"bytes": b"", "path": None}, "identity": identity} for identity in identities]
+    (folders / "data/faces").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folders / "data/faces/train.parquet")
+    return folders
+
+
+def recipe(*overrides: str) -> WordsRecipe:
+    return read_recipe(WordsRecipe, Path("training/recipes/names.toml"), [*SMALL, *overrides])
+
+
+def invoke(*options: str) -> Result:
+    return CliRunner().invoke(words.cli, list(options))
+
+
+def train(*options: str) -> Result:
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    return invoke("training/recipes/names.toml", *overrides, *options)
+
+
+# The names.
+
+
+def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path) -> None:
+    names = read_names(recipe().data, seed=1)
+    splits = (names.train, names.made, names.calibrate, names.test)
+    letters = [bare(name) for split in splits for name in split]
+    assert len(letters) == len(set(letters))
+    people = {fold(person) for person in PEOPLE}
+    assert people < set(names.test)
+    # Ada Lovelace is a face's identity, too, without her space.
+    assert "adalovelace" not in {*names.train, *names.calibrate}
+    assert not {"f0001/mid1", "mid1"} & {*names.train, *names.calibrate, *names.test}
+    assert "maryanning" in {*names.train, *names.calibrate, *names.test}
+    for split, part in (("train", names.train), ("calibrate", names.calibrate)):
+        assert {split_of(name) for name in part} == {split}
+    assert {split_of(name) for name in set(names.test) - people} == {"test"}
+    assert len(names.train) + len(names.made) == 600
+    assert all(fold(name) == name for split in splits for name in split)
+    firsts, lasts = ({name.rpartition(" ")[part] for name in names.train} for part in (0, 2))
+    assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.made)
+
+
+def test_names_are_made_of_two_people_and_none_is_a_known_one() -> None:
+    people = ["ada lovelace", "jean-luc ponty", "hypatia"]
+    expected = {"ada ponty", "jean-luc lovelace"}
+    assert set(recombine(people, 50, {bare(name) for name in people}, seed=1)) == expected
+    assert len(recombine(people, 1, set(), seed=1)) == 1
+    assert recombine(people, 0, set(), seed=1) == recombine(["hypatia"], 5, set(), seed=1) == ()
+
+
+def test_a_missing_data_set_is_named(folders: Path) -> None:
+    with pytest.raises(DatasetNotFoundError, match=r"no lfw/<First_Last>/ in .*lfw-view1"):
+        read_names(recipe().data, seed=1)
+
+
+@pytest.mark.data
+def test_the_real_names(datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    people = {fold(path.name) for path in (datasets("lfw-view1") / "lfw").iterdir()}
+    names = read_names(read_recipe(WordsRecipe, Path("training/recipes/names.toml")).data, seed=1)
+    assert people <= set(names.test)
+    assert len(people) > 900
+    assert len(names.train) > 900
+    assert not people & {*names.train, *names.made, *names.calibrate}
+
+
+# The noise.
+
+
+def test_keys_that_touch() -> None:
+    assert {key: set(KEYS[key]) for key in "gqlm"} == {
+        "g": set("ftyhvb"),
+        "q": set("wa"),
+        "l": set("okp"),
+        "m": set("njk"),
+    }
+    assert all(key in KEYS[other] for key, others in KEYS.items() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "spellings"),
+    [
+        ("neighbour", "q-", {"w-", "a-"}),
+        ("stray", "q-", {"qw-", "qa-"}),
+        ("drop", "a bo", {" bo", "a o", "a b"}),
+        ("drop", "a", set()),
+        ("double", "a-b", {"aa-b", "a-bb"}),
+        ("swap", "abb c", {"bab c"}),
+        ("ph-f", "phil fay", {"fil fay", "phil phay"}),
+        ("c-k", "ck", {"c", "k"}),
+        ("sch-sh", "schwa", {"shwa"}),
+        ("ov-off", "ovidov petrov", {"ovidoff petrov", "ovidow petrov", "ovidov petroff", "ovidov petrow"}),
+        ("umlaut", "mueller", {"muller"}),
+        ("umlaut", "mo", {"moe"}),
+        ("kh-h", "khan", {"han"}),
+        ("joined", "al-din shah", {"aldin shah", "al-dinshah"}),
+        ("order", "anna maria luisa", {"luisa anna maria"}),
+        ("order", "hypatia", set()),
+    ],
+)
+def test_each_kind_makes_just_these(kind: str, name: str, spellings: set[str]) -> None:
+    assert set(KINDS[kind](name)) == spellings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_answers_folded_names_that_differ(kind: str) -> None:
+    name = "yakob kazoov-schmueth phitz"
+    spellings = KINDS[kind](name)
+    assert spellings
+    assert name not in spellings
+    assert all(spelling.strip() == spelling == fold(spelling) for spelling in spellings)
+
+
+def test_misspelling_is_a_function_of_the_seed() -> None:
+    def spelt(seed: int) -> list[str]:
+        random = np.random.default_rng(seed)
+        return [misspell("gerhard schroeder", list(KINDS), edits, random) for edits in range(6)]
+
+    assert spelt(1) == spelt(1)
+    assert spelt(1) != spelt(2)
+    assert spelt(1)[0] == "gerhard schroeder"
+
+
+def test_edits_are_counted_and_never_undone() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        spelt = misspell("ab", ["swap", "drop"], 2, random)
+        assert spelt in {"a", "b"}  # never back to "ab" by a second swap
+        assert 1 <= plain("ada lovelace", misspell("ada lovelace", ["neighbour", "drop"], 3, random)) <= 3
+    assert misspell("hypatia", ["order"], 3, random) == "hypatia"
+    drawn = {misspell("phil", ["ph-f", "neighbour"], 1, random) for _ in range(200)}
+    assert "fil" in drawn
+    assert len(drawn) > 10
+
+
+# Edit distances.
+
+
+def plain(one: str, other: str, *, swaps: bool = False) -> int:
+    """By the definition, cell by cell."""
+    cost = [[i + j if i * j == 0 else 0 for j in range(len(other) + 1)] for i in range(len(one) + 1)]
+    for i in range(1, len(one) + 1):
+        for j in range(1, len(other) + 1):
+            replaced = cost[i - 1][j - 1] + (one[i - 1] != other[j - 1])
+            cost[i][j] = min(cost[i - 1][j] + 1, cost[i][j - 1] + 1, replaced)
+            if swaps and min(i, j) > 1 and one[i - 2 : i] == other[j - 2 : j][::-1]:
+                cost[i][j] = min(cost[i][j], cost[i - 2][j - 2] + 1)
+    return cost[-1][-1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "levenshtein", "alignment"),
+    [
+        ("kitten", "sitting", 3, 3),
+        ("flaw", "lawn", 2, 2),
+        ("saturday", "sunday", 3, 3),
+        ("ab", "ba", 2, 1),
+        ("ca", "abc", 3, 3),  # the unrestricted distance is 2
+        ("ada", "ada", 0, 0),
+        ("a", "bcd", 3, 3),
+    ],
+)
+def test_edit_distances_by_hand(one: str, other: str, levenshtein: int, alignment: int) -> None:
+    gallery = Letters.of([other, "somebody longer"])
+    assert edit_distances(one, gallery)[0] == levenshtein == plain(one, other)
+    assert edit_distances(one, gallery, swaps=True)[0] == alignment == plain(one, other, swaps=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "similarity"),
+    [
+        ("martha", "marhta", 0.9611),
+        ("dixon", "dicksonx", 0.8133),
+        ("dwayne", "duane", 0.84),
+        ("jones", "johnson", 0.8324),
+        ("crate", "trace", 0.7333),
+        ("abc", "xyz", 0.0),
+        ("ada", "ada", 1.0),
+        ("a", "b", 0.0),
+    ],
+)
+def test_jaro_winkler_by_hand(one: str, other: str, similarity: float) -> None:
+    """Winkler's own examples."""
+    for a, b in ((one, other), (other, one)):
+        answer = jaro_winkler_distances(a, Letters.of([b, "somebody longer"]))[0]
+        assert 1 - answer == pytest.approx(similarity, abs=1e-4)
+
+
+def test_a_gallery_is_cut_and_put_together_again() -> None:
+    random = np.random.default_rng(0)
+    names = [fold("".join(random.choice(list("ab -"), size)) + "a") for size in random.integers(0, 9, size=60)]
+    for probe in names[:12]:
+        for swaps in (False, True):
+            ranking = over_gallery(lambda name, part: edit_distances(name, part, swaps=swaps), names, at_once=7)  # noqa: B023
+            assert ranking(probe).tolist() == [plain(probe, name, swaps=swaps) for name in names]
+        alone = [jaro_winkler_distances(probe, Letters.of([name]))[0] for name in names]
+        assert over_gallery(jaro_winkler_distances, names, at_once=7)(probe) == pytest.approx(alone, abs=1e-12)
+
+
+def test_names_too_long_for_the_bits_are_refused() -> None:
+    gallery = Letters.of(["ada"])
+    assert edit_distances("a" * 64, gallery)[0] == 62
+    assert edit_distances("ada", Letters.of(["a" * 200]))[0] == 198
+    for distances in (edit_distances, jaro_winkler_distances):
+        assert np.isfinite(distances("ad" * 32, gallery)).all()
+        with pytest.raises(ValueError, match="at most 64 letters, got 65"):
+            distances("a" * 65, gallery)
+
+
+# The evaluation.
+
+
+def test_names_that_lie_equally_near_share_the_hit() -> None:
+    distances = {"one": [0.0, 1.0, 1.0], "two": [2.0, 1.0, 1.0], "three": [1.0, 1.0, 1.0]}
+    probes = Probes("trained", 1, tuple(distances), np.array([0, 1, 2]))
+    hits = search("table", lambda name: np.array(distances[name]), probes)
+    assert hits.values.tolist() == [1.0, 0.5, pytest.approx(1 / 3)]
+    assert hits.recall == pytest.approx(11 / 18)
+    low, high = hits.interval()
+    assert 1 / 3 <= low < hits.recall < high <= 1
+
+
+def test_the_table_and_the_times() -> None:
+    probes = [Probes("trained", edits, ("a", "b"), np.array([0, 1])) for edits in (1, 2)]
+    results = [
+        Hits(part, method, np.array([1.0, value]), seconds)
+        for part, value in zip(probes, (1.0, 0.0), strict=True)
+        for method, seconds in (("encoder", 0.5), ("Levenshtein", 2.0))
+    ]
+    assert table(results).splitlines() == [
+        "| kinds | edits | probes | encoder | Levenshtein |",
+        "|---|---|---|---|---|",
+        "| trained | 1 | 2 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |",
+        "| trained | 2 | 2 | 0.500 (0.000-1.000) | 0.500 (0.000-1.000) |",
+    ]
+    assert times(results) == {"encoder": 1.0, "Levenshtein": 4.0}
+
+
+def test_probes_are_of_their_kinds_and_unlike_those_of_training() -> None:
+    names = ["ada lovelace", "sofya kovalevskaya", "hypatia"]
+    section = recipe().data
+    sets = probe_sets(names, section, seed=1)
+    assert [(part.kinds, part.edits) for part in sets[:12]] == [
+        (kinds, edits) for kinds in ("trained", "held out") for edits in range(1, 7)
+    ]
+    by_kind = {part.kinds: part for part in sets[12:]}
+    assert by_kind["order"].names == ("lovelace ada", "kovalevskaya sofya")
+    assert by_kind["order"].targets.tolist() == [0, 1]
+    assert "th-t" in by_kind
+    assert "ov-off" not in by_kind  # no name ends so
+    for part in sets:
+        for spelt, target in zip(part.names, part.targets, strict=True):
+            assert spelt != names[target]
+
+
+# The encoder.
+
+
+def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop: Path) -> None:
+    small = recipe()
+    untrained = Spelling(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
+    result = train()
+    assert result.exit_code == 0, result.output
+    history = Run(workshop / "runs/names").load_last(1)["progress"].history
+    trained = [row["validation/recall"] for row in history]
+    assert max(trained) > untrained + 0.1
+    assert 0 < history[-1]["train/active"] < history[0]["train/active"] <= 1
+
+    result = invoke("evaluate", "--relatives", "40", "--names", "12")
+    assert result.exit_code == 0, result.output
+    assert "| trained | 1 | 12 |" in result.output
+    assert "| order | 1 |" in result.output
+    for plot in ("names-trained.png", "names-held-out.png"):
+        assert (workshop / "runs/names" / plot).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--set", "data.names=1", "--set", "train.epochs=2", "--set", "train.checkpoint_steps=2"]
+    options += ["--set", "data.trained=['drop']", "--set", "train.batch_size=240"]
+    assert train(*options, "--run", "whole").exit_code == 0
+    step, calls = Spelling.step, 0
+
+    def stops(self: Spelling, epoch: int, index: int, generator: torch.Generator) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return step(self, epoch, index, generator)
+
+    monkeypatch.setattr(Spelling, "step", stops)
+    train(*options, "--run", "broken")
+    assert calls == 4
+    monkeypatch.setattr(Spelling, "step", step)
+    assert train(*options, "--run", "broken", "--resume").exit_code == 0
+    whole, broken = (Run(workshop / "runs" / run).load_last(1)["learners"]["encoder"] for run in ("whole", "broken"))
+    assert whole["model"].keys() == broken["model"].keys()
+    assert all(torch.equal(value, broken["model"][name]) for name, value in whole["model"].items())
+
+
+@pytest.mark.parametrize("mining", ["semi-hard", "batch-hard"])
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(12, 4, dtype=torch.float64))
+    labels = torch.arange(12) // 3
+    section = recipe(f"loss.mining={mining}", f"loss.squared={str(squared).lower()}", "loss.metric=euclidean").loss
+    value, active = words.triplet_loss(section, vectors, labels)
+    expected = []
+    for anchor in range(12):
+        distance = (vectors - vectors[anchor]).norm(dim=1).tolist()
+        others = [distance[k] for k in range(12) if labels[k] != labels[anchor]]
+        positives = [distance[k] for k in range(12) if labels[k] == labels[anchor] and k != anchor]
+        if mining == "batch-hard":
+            expected.append((max(positives), min(others)))
+        else:
+            fitting = [(d, [n for n in others if d < n < d + section.margin]) for d in positives]
+            expected += [(d, min(near)) for d, near in fitting if near]
+    power = 2 if squared else 1
+    parts = [max(0.0, section.margin + positive**power - negative**power) for positive, negative in expected]
+    counted = [part for part in parts if part > 0]
+    assert float(value) == pytest.approx(sum(counted) / len(counted))
+    assert float(active) == pytest.approx(len(counted) / len(parts))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.kind=contrastive", "semi-hard or batch-hard triplets"),
+        ("loss.mining=random", "semi-hard or batch-hard triplets"),
+        ("train.batch_size=31", "multiple of spellings"),
+        ("model.architecture=word-rnn", "unknown architecture 'word-rnn'; known: word-cnn, word-cnn-small"),
+        ("data.held_out=['drop']", "trained on and held out: drop"),
+        ("data.trained=[]", "data.trained"),
+    ],
+)
+def test_recipes_that_do_not_fit_together(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(override)
+
+
+def test_what_is_missing_is_named(workshop: Path) -> None:
+    result = train("--set", "data.trained=['drop', 'sneeze']")
+    assert result.exit_code == 1
+    assert "no kind of edit: sneeze" in result.output
+    assert not (workshop / "runs/names").exists()
+    result = invoke("evaluate", "--run", "nobody")
+    assert result.exit_code == 1
+    assert "nobody/recipe.toml" in result.output
+
+
+def test_the_recipe_names_every_kind() -> None:
+    section = read_recipe(WordsRecipe, Path("training/recipes/names.toml")).data
+    assert {*section.trained, *section.held_out} == KINDS.keys()
+    assert all(variant == WordEncoder(variant).config for variant in VARIANTS.values())
