@@ -32,6 +32,7 @@ from training.metrics import predict
 Choice = Literal["largest", "centre"]
 Outcome = Literal["kept", "unreadable", "no-face", "low-quality", "duplicate", "far", "too-few"]
 _PHOTOS_AT_ONCE = 16
+_MOST_PIXELS = 89_000_000  # of one photo
 _PIXELS_AT_ONCE = 16_000_000  # decoded and held, beside the last photo
 _DETECTION_THRESHOLD = 0.5
 _WEBP_QUALITY = 90
@@ -174,20 +175,22 @@ def _windows(folder: Path, photos: Sequence[Photo]) -> Iterator[list[tuple[Photo
 def read_photo(path: Path) -> Image.Image | str:
     """A photo as RGB, turned upright by its EXIF, transparency on white; or why there is none.
 
-    A file whose header names more pixels than Pillow thinks safe (89 million) is not decoded.
+    A file whose header names more than `_MOST_PIXELS` is not decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not path.is_file():  # a pipe would be waited for
                 return "not a file"
             with Image.open(path, formats=_FORMATS) as image:
+                # Pillow's own limit is the process's, and somebody may have turned it off.
+                if image.width * image.height > _MOST_PIXELS:
+                    return "too many pixels"
                 image.load()
                 return _rgb(_upright(image))
     except UnidentifiedImageError:
         return f"none of {', '.join(_FORMATS)}"
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         return "too many pixels"
     except Exception as error:  # noqa: BLE001  damaged files raise anything, and one of them is no reason to stop
         # No message: it may name this machine's folders.

@@ -247,7 +247,11 @@ def test_other_modes_are_rgb(tmp_path: Path) -> None:
         ("a.ppm", b"P6 10000 10000 255\n", "too many pixels"),
     ],
 )
-def test_what_is_no_photo_says_why(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_what_is_no_photo_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, why: str, limit: int | None
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     (tmp_path / name).write_bytes(content)
     answer = face_photos.read_photo(tmp_path / name)
     assert isinstance(answer, str)
