@@ -1,0 +1,391 @@
+"""A gallery that is killed, or whose power is cut, and the harness that does it: what it must find, it finds."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import numpy as np
+import pytest
+
+from benchmarks.gallery_kills import (
+    BREAKAGES,
+    CUT_AIMS,
+    DIMENSIONS,
+    FINGERPRINT,
+    KILL_AIMS,
+    LIMITS,
+    Deaths,
+    Erased,
+    Model,
+    check,
+    clock,
+    crop,
+    listing,
+    remains,
+    summary,
+    vector,
+)
+from benchmarks.power_cut_vfs import SECTOR, Disk, PowerCutVFS
+from index import records
+from index.ann import Ivf
+from index.files import make_folder, sync_folder, write_atomically
+from index.gallery import EmbeddedGallery
+from index.ledger import Ledger
+from index.maintenance import Maintenance
+from index.records import Collection, NewFace
+from index.segments import Segment
+
+VFS = "tests-power-cut"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Of an empty folder. Files are watched, and SQLite's are through `VFS`."""
+    root = tmp_path.resolve() / "disk"
+    root.mkdir()
+    made = Disk(root)
+    registered = PowerCutVFS(made, VFS)
+    with made.watching():
+        yield made
+    registered.unregister()
+
+
+def survivors(disk: Disk, share: float = 0.0, seed: int = 0) -> Path:
+    """What is there when the power is back."""
+    image = disk.root.with_name(f"image-{share}-{seed}")
+    disk.write_survivors(image, random.Random(seed), share)
+    return image
+
+
+def rows(path: Path) -> list[int]:
+    with closing(apsw.Connection(str(path))) as connection:
+        return [row[0] for row in connection.execute("SELECT x FROM t")]
+
+
+@pytest.mark.parametrize(("synchronous", "kept"), [("full", [1, 2]), ("off", [])])
+def test_a_commit_outlives_the_power_where_sqlite_syncs(disk: Disk, synchronous: str, kept: list[int]) -> None:
+    connection = apsw.Connection(str(disk.root / "l.db"), vfs=VFS)
+    connection.pragma("journal_mode", "wal")
+    connection.execute("CREATE TABLE t (x)")
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    connection.pragma("synchronous", synchronous)
+    connection.execute("INSERT INTO t VALUES (1)")
+    connection.execute("INSERT INTO t VALUES (2)")
+    assert rows(survivors(disk) / "l.db") == kept
+    assert rows(survivors(disk, 1.0) / "l.db") == [1, 2]
+    connection.close()
+
+
+def test_what_was_not_synced_is_kept_by_sectors(disk: Disk) -> None:
+    path = disk.root / "f"
+    write_atomically(path, [bytes(8 * SECTOR)])
+    with path.open("r+b") as file:
+        file.write(b"\1" * 8 * SECTOR)
+    content = (survivors(disk, 0.5) / "f").read_bytes()
+    sectors = [content[start : start + SECTOR] for start in range(0, 8 * SECTOR, SECTOR)]
+    assert set(sectors) == {bytes(SECTOR), b"\1" * SECTOR}
+    assert (survivors(disk) / "f").read_bytes() == bytes(8 * SECTOR)
+
+
+def test_a_file_that_was_cut_is_long_again(disk: Disk) -> None:
+    path = disk.root / "f"
+    write_atomically(path, [b"long"])
+    path.write_bytes(b"")
+    assert [(survivors(disk, share) / "f").read_bytes() for share in (0.0, 1.0)] == [b"long", b""]
+
+
+def test_names_are_sure_when_their_folder_is_synced(disk: Disk) -> None:
+    old, new = disk.root / "old", disk.root / "new"
+    write_atomically(old, [b"1"])
+    old.replace(new)
+    assert [path.name for path in survivors(disk).iterdir()] == ["old"]
+    sync_folder(disk.root)
+    assert [path.name for path in survivors(disk, seed=1).iterdir()] == ["new"]
+    new.unlink()
+    assert [path.name for path in survivors(disk, seed=2).iterdir()] == ["new"]
+    assert list(survivors(disk, 1.0).iterdir()) == []
+
+
+def test_a_folder_is_there_with_all_above_it_or_not_at_all(disk: Disk) -> None:
+    (disk.root / "a" / "b").mkdir(parents=True)
+    write_atomically(disk.root / "a" / "b" / "f", [b"1"])
+    assert list(survivors(disk).iterdir()) == []
+    make_folder(disk.root / "c" / "d")
+    make_folder(disk.root / "c" / "d")
+    assert (survivors(disk, seed=1) / "c" / "d").is_dir()
+
+
+def test_files_elsewhere_are_left_alone(disk: Disk, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write_atomically(elsewhere / "f", [b"1"])
+    (elsewhere / "f").unlink()
+    assert list(survivors(disk, 1.0).iterdir()) == []
+
+
+class Filled:
+    """A gallery of one collection with sealed and indexed faces, and what must be there."""
+
+    def __init__(self, folder: Path, vfs: str | None = None):
+        self.gallery = EmbeddedGallery(folder, vfs=vfs, clock=clock(1))
+        self.gallery.create("a0", "e", FINGERPRINT, DIMENSIONS)
+        self.faces = self.enrol(range(60))
+        self.maintenance = Maintenance(self.gallery, LIMITS)
+        self.maintenance.run()
+
+    def enrol(self, seeds: range) -> list[str]:
+        new = [NewFace(f"p{seed % 5}", vector(seed), {"seed": seed}, crop(seed)) for seed in seeds]
+        return [face.token for face in self.gallery.enrol("a0", new, FINGERPRINT)]
+
+    @property
+    def model(self) -> Model:
+        return Model(listing(self.gallery))
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        ("the ledger is not synced", "lost: "),
+        ("files are not synced", "named, but not whole: "),
+        ("folders are not synced", "named, but not whole: "),
+    ],
+)
+def test_a_sync_that_is_left_out_is_found(disk: Disk, monkeypatch: pytest.MonkeyPatch, broken: str, fault: str) -> None:
+    filled = Filled(disk.root / "gallery", VFS)
+    model = filled.model
+    assert check(survivors(disk) / "gallery", model, 2) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", os.fsync)
+        patch.setattr(Ledger, "_connect", Ledger._connect)
+        BREAKAGES[broken]()
+        filled.gallery.close()
+        other = EmbeddedGallery(disk.root / "gallery", vfs=VFS, clock=clock(3))
+        new = [NewFace("p1", vector(seed), {"seed": seed}, crop(seed)) for seed in range(60, 80)]
+        other.enrol("a0", new, FINGERPRINT)
+        Maintenance(other, LIMITS).run()
+        model = Model(listing(other))
+        image = survivors(disk, seed=1)
+        other.close()
+    assert any(found.startswith(fault) for found in check(image / "gallery", model, 4))
+
+
+def _loses_one(filled: Filled, model: Model) -> None:
+    filled.gallery.remove_faces("a0", filled.faces[:1])
+
+
+def _brings_one_back(filled: Filled, model: Model) -> None:
+    token = filled.faces[0]
+    del model.there.faces[token]
+    model.tokens.add(token)
+
+
+def _has_one_that_nobody_enrolled(filled: Filled, model: Model) -> None:
+    filled.enrol(range(100, 101))
+
+
+def _enrols_by_half(filled: Filled, model: Model) -> None:
+    filled.enrol(range(100, 101))
+    model.undecided.append({"do": "enrol", "collection": "a0", "faces": [["p0", 100], ["p1", 101]]})
+
+
+def _erases_by_half(filled: Filled, model: Model) -> None:
+    filled.gallery.remove_faces("a0", filled.faces[:1])
+    model.undecided.append({"do": "remove_faces", "collection": "a0", "tokens": filled.faces[:2]})
+
+
+def _drops_by_half(filled: Filled, model: Model) -> None:
+    filled.gallery.remove_subject("a0", "p1")
+    model.undecided.append({"do": "drop", "collection": "a0"})
+
+
+def _loses_a_subject(filled: Filled, model: Model) -> None:
+    model.there.subjects["a0"].add("p9")
+
+
+def _swaps_vectors(filled: Filled, model: Model) -> None:
+    change = "UPDATE vectors SET data = (SELECT data FROM vectors WHERE face_id = 2) WHERE face_id = 1"
+    filled.gallery.ledger.write(lambda db: db.execute(change).fetchall())
+    for path in filled.gallery.files.iterdir():
+        path.write_bytes(b"")
+
+
+def _damages_a_file(filled: Filled, model: Model) -> None:
+    path = next(filled.gallery.files.glob("*.seg"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+
+def _loses_a_receipt(filled: Filled, model: Model) -> None:
+    face = model.there.faces.pop(filled.faces[0])
+    filled.gallery.remove_faces("a0", filled.faces[:1])
+    model.erased.append(Erased(face, "of an erasure that never was"))
+
+
+def _erases_too_early(filled: Filled, model: Model) -> None:
+    face = model.there.faces.pop(filled.faces[0])
+    receipt = filled.gallery.remove_faces("a0", filled.faces[:1]).token
+    filled.gallery.ledger.write(lambda db: records.erased(db, [receipt], 1.0))
+    model.erased.append(Erased(face, receipt))
+
+
+def _damages_the_ledger(filled: Filled, model: Model) -> None:
+    filled.gallery.close()
+    filled.gallery.ledger.path.write_bytes(b"SQLite format 3\0" + bytes(5000))
+
+
+FAULTS: list[tuple[Callable[[Filled, Model], None], str]] = [
+    (_loses_one, "lost: "),
+    (_brings_one_back, "came back: "),
+    (_has_one_that_nobody_enrolled, "never enrolled: "),
+    (_enrols_by_half, "done by half: "),
+    (_erases_by_half, "done by half: "),
+    (_drops_by_half, "done by half: "),
+    (_loses_a_subject, "subjects: "),
+    (_swaps_vectors, "not found: "),
+    (_damages_a_file, "named, but not whole: "),
+    (_loses_a_receipt, "receipt lost: "),
+    (_erases_too_early, "in spite of the receipt, bytes of "),
+    (_damages_the_ledger, "cannot be opened: "),
+]
+
+
+@pytest.mark.parametrize(("do", "fault"), FAULTS, ids=[do.__name__.strip("_") for do, _ in FAULTS])
+def test_what_is_wrong_is_found(tmp_path: Path, do: Callable[[Filled, Model], None], fault: str) -> None:
+    filled = Filled(tmp_path)
+    model = filled.model
+    do(filled, model)
+    filled.gallery.close()
+    assert any(found.startswith(fault) for found in check(tmp_path, model, 2))
+
+
+def test_what_is_right_is_no_fault_and_an_undecided_request_is_either(tmp_path: Path) -> None:
+    filled = Filled(tmp_path)
+    model = filled.model
+    filled.gallery.remove_subject("a0", "p1")
+    for subject in ("p1", "p2"):
+        model.undecided.append({"do": "remove_subject", "collection": "a0", "subject": subject})
+    filled.enrol(range(102, 104))
+    for faces in ([["p2", 102], ["p3", 103]], [["p0", 105]]):
+        model.undecided.append({"do": "enrol", "collection": "a0", "faces": faces})
+    filled.gallery.create("b0", "e", FINGERPRINT, DIMENSIONS)
+    model.undecided += [{"do": "create", "collection": name} for name in ("b0", "b1")]
+    filled.gallery.close()
+    assert check(tmp_path, model, 2) == []
+    assert (model.counts["undecided, done"], model.counts["undecided, not done"]) == (3, 3)
+    assert len(model.erased) == 12
+
+
+# What the harness has found.
+
+
+@pytest.mark.parametrize("built_before", [False, True])
+def test_what_is_removed_while_the_index_is_built_is_not_in_it(tmp_path: Path, built_before: bool) -> None:
+    filled = Filled(tmp_path)
+    gallery, name = filled.gallery, "a0" if built_before else "b0"
+    if not built_before:
+        gallery.create(name, "e", FINGERPRINT, DIMENSIONS)
+    more = [NewFace("p", vector(seed)) for seed in range(100, 100 + 4 * LIMITS.segment)]
+    late = [face.token for face in gallery.enrol(name, more, FINGERPRINT)[4:10]]
+
+    class RemovesLate(Maintenance):
+        def _index(self, collection: Collection) -> None:
+            if collection.name == name:
+                gallery.remove_faces(name, late)
+            super()._index(collection)
+
+    filled.maintenance.release()
+    RemovesLate(gallery, LIMITS).run()
+    with gallery.ledger.snapshot() as db:
+        collection = gallery.collection(name)
+        index, sealed = records.index(db, collection.id), records.segments(db, collection.id)
+        assert index is not None
+        count = sum(len(Segment.open(gallery.files / one.file).faces) for one in sealed)
+    assert len(Ivf.read(gallery.files / index.file)) == count - len(late)
+    gallery.close()
+
+
+def test_no_number_of_a_vector_is_in_the_index_as_it_was(tmp_path: Path) -> None:
+    sample = np.stack([vector(seed) for seed in range(64)])
+    Ivf.train(sample, 64).write(tmp_path / "i")
+    content = (tmp_path / "i").read_bytes()
+    assert not any(number.tobytes() in content for number in sample.ravel())
+
+
+def test_what_a_receipt_says_is_erased_does_not_come_back_with_the_power(disk: Disk) -> None:
+    filled = Filled(disk.root / "gallery", VFS)
+    model = filled.model
+    receipt = filled.gallery.remove_faces("a0", filled.faces[:5]).token
+    model.asked["a"] = {"do": "remove_faces", "collection": "a0", "tokens": filled.faces[:5]}
+    model.hear({"thread": "a", "answer": [receipt]})
+    filled.maintenance.run()
+    assert filled.gallery.receipt(receipt).erased_at is not None
+    image = survivors(disk)
+    files = b"".join(path.read_bytes() for path in (image / "gallery" / "files").iterdir())
+    assert files
+    assert list(remains(files, model.erased)) == []
+    assert check(image / "gallery", model, 2) == []
+    filled.gallery.close()
+
+
+def test_a_new_gallery_does_not_go_with_the_power(disk: Disk) -> None:
+    filled = Filled(disk.root / "new" / "gallery", VFS)
+    assert check(survivors(disk) / "new" / "gallery", filled.model, 2) == []
+    filled.gallery.close()
+
+
+# The harness itself.
+
+
+def died(deaths: Deaths, how: str, aims: tuple[str, ...]) -> list[str]:
+    """All of these deaths, unless one shows a fault, have their row; the faults."""
+    found = list(deaths.kills(aims) if how == "kill -9" else deaths.power_cuts(aims))
+    assert [row.aim for row in found] == list(aims[: len(found)])
+    assert len(found) == len(aims) or deaths.faults
+    assert f"| all | {len(found)} |" in summary(found)
+    assert threading.active_count() < 20
+    return deaths.faults
+
+
+def test_a_few_kills(tmp_path: Path) -> None:
+    assert died(Deaths(tmp_path / "work"), "kill -9", ("enrolling", "opening")) == []
+
+
+def test_a_few_power_cuts(tmp_path: Path) -> None:
+    assert died(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
+
+
+@pytest.mark.slow
+def test_a_kill_of_each_kind(tmp_path: Path) -> None:
+    assert died(Deaths(tmp_path / "work", seed=1), "kill -9", KILL_AIMS) == []
+
+
+@pytest.mark.slow
+def test_a_power_cut_of_each_kind(tmp_path: Path) -> None:
+    assert died(Deaths(tmp_path / "work", seed=1), "power cut", tuple(CUT_AIMS)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "how", "aims", "faults"),
+    [
+        ("the ledger is not synced", "power cut", ("write log", "sync folder"), ("lost: ", "cannot be opened: ")),
+        ("files are not synced", "power cut", ("sync folder", "sync log"), ("named, but not whole: ",)),
+        (
+            "folders are not synced",
+            "power cut",
+            ("rename file", "sync log"),
+            ("named, but not whole: ", "lost: ", "receipt lost: "),
+        ),
+        ("answers before it is durable", "kill -9", ("enrolling", "deleting"), ("lost: ", "came back: ", "subjects: ")),
+    ],
+)
+def test_a_broken_gallery_is_found_out(
+    tmp_path: Path, broken: str, how: str, aims: tuple[str, ...], faults: tuple[str, ...]
+) -> None:
+    found = died(Deaths(tmp_path / "work", broken=broken), how, 5 * aims)
+    assert any(fault.startswith(faults) for fault in found), found
