@@ -80,7 +80,7 @@ KILL_AIMS = ("enrolling", "deleting", "sealing", "rewriting", "building", "erasi
 # What a power cut comes just before: a step on the disk, and how many such steps are let pass at most; or any of the
 # first steps of opening and of migrating.
 CUT_AIMS = {
-    "write log": 1000,
+    "write log": 500,
     "sync log": 50,
     "write ledger": 50,
     "sync ledger": 3,
@@ -89,7 +89,7 @@ CUT_AIMS = {
     "rename file": 10,
     "sync folder": 10,
     "delete file": 30,
-    "opening": 100,
+    "opening": 10,
     "migrating": 100,
 }
 LATEST_S = 60.0
@@ -772,7 +772,7 @@ class Deaths:
     def _cut(self, aim: str, disk: Path, image: Path) -> Cut:
         share = self._rng.choice([0.0, self._rng.random(), self._rng.random(), 1.0])
         kind = None if aim in ("opening", "migrating") else aim
-        return Cut(disk, image, kind, int((1 + CUT_AIMS[aim]) ** self._rng.random()) - 1, share)
+        return Cut(disk, image, kind, self._rng.randrange(1 + CUT_AIMS[aim]), share)
 
     def _until_dead(self, order: Order, aim: str, model: Model) -> dict[str, dict[str, Any]]:
         """Run a child till it is killed; the last message of each thread."""

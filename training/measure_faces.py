@@ -78,8 +78,10 @@ class Embedder:
 
     def __init__(self, folder: Path):
         module, self.card = checkpoint.load(folder)
-        if self.card.task != "embed" or self.card.matching is None:
-            raise DataError(f"{folder} is not a calibrated embedder: it is a network to {self.card.task}")
+        if self.card.task != "embed":
+            raise DataError(f"{folder} is a network to {self.card.task}, not to embed")
+        if self.card.matching is None:
+            raise DataError(f"{folder} is not calibrated: its card has no thresholds to measure")
         self.matching = self.card.matching
         self._runtime = prepare(module)
 
@@ -161,7 +163,12 @@ def _face(path: Path, detector: Detector, enlarged: int) -> Pixels | None:
         size = (enlarged * picture.width, enlarged * picture.height)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     faces = detector(picture)
-    return align(picture, choose(faces, picture.size, "centre").landmarks) if faces else None
+    if not faces:
+        return None
+    try:
+        return align(picture, choose(faces, picture.size, "centre").landmarks)
+    except ValueError:  # landmarks in one point
+        return None
 
 
 @dataclass(frozen=True)

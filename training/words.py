@@ -248,7 +248,7 @@ def misspell(name: str, kinds: Sequence[str], edits: int, random: np.random.Gene
             if fresh:
                 spellings.append(fresh[random.integers(len(fresh))])
                 break
-    return spellings[-1]
+    return " ".join(spellings[-1].split())  # of "j lo" a dropped letter may leave a space in front
 
 
 # Edit distances, each from one name to a whole gallery at once.
@@ -641,7 +641,7 @@ def train(
     if folder.main:
         typer.echo(
             f"{folder.folder}: epoch {progress.best_epoch}, recall@1 {progress.best_value:.4f} of "
-            f"{len(task.names.calibrate)} in {progress.wall_time_s:.0f} s"
+            f"{len(task.names.calibrate)} names in {progress.wall_time_s:.0f} s"
         )
 
 

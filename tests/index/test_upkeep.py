@@ -74,9 +74,12 @@ def test_compact_beside_one_who_reads_says_that_the_log_stays(
     reader = EmbeddedGallery(tmp_path)
     with reader.ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM faces").fetchall()
+        receipt = gallery.remove_subject("doors", "p0").token
         assert not compact(gallery).emptied
+        assert gallery.receipt(receipt).erased_at is None
     reader.close()
     assert compact(gallery).emptied
+    assert gallery.receipt(receipt).erased_at is not None
 
 
 @pytest.mark.parametrize("name", [None, "doors"])

@@ -234,9 +234,11 @@ def face(box: Box) -> Face:
 
 
 def beside(picture: Image.Image | Pixels) -> list[Face]:
-    """A large face at the left, a small one in the middle; none in the dark."""
+    """A large face at the left, a small one in the middle; none in the dark, one of no size in the white."""
     assert isinstance(picture, Image.Image)
     width, height = picture.size
+    if np.asarray(picture).min() == 255:
+        return [face((0, 0, 0, 0))]
     if not np.asarray(picture).any():
         return []
     small = (0.45 * width, 0.4 * height, 0.55 * width, 0.6 * height)
@@ -255,10 +257,11 @@ def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> No
     pixels[:, 85:] = (0, 255, 0)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.new("RGB", (200, 100)).save(tmp_path / "b.png")
-    people = People((tmp_path / "b.png", tmp_path / "a.png"), np.array([0, 1]), ("b", "a"))
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "c.png")
+    people = People(tuple(tmp_path / name for name in ("b.png", "a.png", "c.png")), np.arange(3), ("b", "a", "c"))
     photos = embed_photos(people, beside, mean_colour, enlarged)
-    assert photos.found.tolist() == [False, True]
-    assert photos.vectors == pytest.approx(np.array([[0, 0, 0], [0, 1, 0]]), abs=0.05)
+    assert photos.found.tolist() == [False, True, False]
+    assert photos.vectors == pytest.approx(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), abs=0.05)
     with pytest.raises(DataError, match="no face was found in any of 1 pictures"):
         embed_photos(People(people.paths[:1], np.array([0]), ("b",)), beside, mean_colour)
     (tmp_path / "a.png").write_bytes(b"no picture")
@@ -387,7 +390,10 @@ def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, 
     fails("neither pairsDevTest.txt nor pairs.txt", "--lfw", str(lfw))
     fails("nobody", "--data", "nobody")
     save_embedder(studio / "weights", None)
-    fails("is not a calibrated embedder")
+    fails("is not calibrated")
+    result = CliRunner().invoke(cli, ["faces", str(WEIGHTS / "centerface"), "--data", "people"])
+    assert result.exit_code == 1
+    assert "is a network to detect, not to embed" in result.output
 
 
 @pytest.mark.parametrize(

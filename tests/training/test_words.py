@@ -186,6 +186,7 @@ def test_edits_are_counted_and_never_undone() -> None:
         assert spelt in {"a", "b"}  # never back to "ab" by a second swap
         assert 1 <= plain("ada lovelace", misspell("ada lovelace", ["neighbour", "drop"], 3, random)) <= 3
     assert misspell("hypatia", ["order"], 3, random) == "hypatia"
+    assert {misspell("j lo", ["drop"], 1, random) for _ in range(50)} == {"lo", "j o", "j l"}
     drawn = {misspell("phil", ["ph-f", "neighbour"], 1, random) for _ in range(200)}
     assert "fil" in drawn
     assert len(drawn) > 10
