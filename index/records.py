@@ -281,8 +281,9 @@ def faces_of(db: apsw.Connection, collection_id: int, tokens: Sequence[str]) -> 
     Raises:
         NotFoundError: there is none of that token in the collection.
     """
+    # The plus keeps SQLite from going through the whole collection instead of the index of tokens.
     found: list[Row] = db.execute(
-        "SELECT faces.id FROM faces JOIN json_each(?) ON value = token WHERE collection_id = ?",
+        "SELECT id FROM faces WHERE token IN (SELECT value FROM json_each(?)) AND +collection_id = ? ORDER BY id",
         (json.dumps(list(tokens)), collection_id),
     ).fetchall()
     if len(found) != len(set(tokens)):

@@ -103,6 +103,23 @@ def test_a_face_keeps_its_crop_and_what_was_measured(gallery: EmbeddedGallery) -
         gallery.receipt("unknown")
 
 
+def test_faces_are_looked_up_without_going_through_the_collection(gallery: EmbeddedGallery) -> None:
+    made = gallery.enrol("doors", random_faces(1500), "f1")
+    steps: list[int] = []
+
+    def count() -> bool:
+        steps.append(100)
+        return False
+
+    db = gallery.ledger.reader()
+    db.set_progress_handler(count, 100)
+    try:
+        assert records.faces_of(db, 1, [made[7].token, made[3].token]) == [made[3].id, made[7].id]
+    finally:
+        db.set_progress_handler(None)
+    assert sum(steps) < 1000  # of SQLite's instructions; there are more faces than that
+
+
 def test_many_removals_are_made_room_of(gallery: EmbeddedGallery) -> None:
     made = gallery.enrol("doors", random_faces(300), "f1")
     assert gallery.size("doors") == 300
