@@ -89,8 +89,8 @@ CUT_AIMS = {
     "rename file": 10,
     "sync folder": 10,
     "delete file": 30,
-    "opening": 10,
-    "migrating": 100,
+    "opening": 6,
+    "migrating": 50,
 }
 LATEST_S = 60.0
 
@@ -818,7 +818,7 @@ class Deaths:
         begin = time.monotonic() + (0 if aim in ("opening", "migrating") else self._rng.uniform(0, 0.5))
         for message in messages:
             if message["phase"] == aim and message["at"] >= begin:
-                time.sleep(self._rng.uniform(0, sum(self._spans[aim]) / len(self._spans[aim])))
+                time.sleep(self._rng.uniform(0, self._rng.choice(self._spans[aim])))
                 return
 
 
