@@ -25,13 +25,13 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from benchmarks.ideas_report import put
 from models.card import ModelCard
 from models.checkpoint import write_atomically
 from training.config import EmbedRecipe, read_recipe, runs_folder
 from training.drawing import COLOURS, blank, png
 from training.embed import export, setup
 from training.loop import fit
+from training.pages import put
 
 RECIPE = Path("benchmarks/face-losses.toml")
 RESULTS = Path("benchmarks/results/face_losses.csv")
@@ -226,7 +226,7 @@ def table(rows: list[dict[str, str]]) -> str:
 def report() -> None:
     """Redraw the plot and rewrite the table, from the CSV files."""
     write_atomically(PICTURE, draw(_read(ACTIVE)))
-    write_atomically(PAGE, put(PAGE.read_text(encoding="utf-8"), "face-losses", table(_read(RESULTS))).encode())
+    put(PAGE, "face-losses", table(_read(RESULTS)), heading="Losses for faces, side by side")
 
 
 if __name__ == "__main__":

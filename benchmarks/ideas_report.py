@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from benchmarks.ideas_cells import Cell, Experiment
 from models.checkpoint import write_atomically
 from training.drawing import COLOURS, blank, png
+from training.pages import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,20 +205,6 @@ def _errors(accuracies: Sequence[float]) -> str:
     return f"{fmean(errors):.1f} ({each})" if len(errors) > 1 else each
 
 
-def put(page: str, name: str, text: str) -> str:
-    """The page with `text` between the markers of that name in place of what was there.
-
-    Raises:
-        ValueError: the page does not have both markers, in their order.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found_begin, rest = page.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found_begin and found_end):
-        raise ValueError(f"the page has no {begin} with {end} after it")
-    return f"{before}{begin}\n{text}\n{end}{after}"
-
-
 def report(experiments: Sequence[Experiment], rows: Sequence[Row], page: Path, pictures: Path) -> list[Path]:
     """Redraw and rewrite what there are rows of; the pictures that were written."""
     text = page.read_text(encoding="utf-8")
@@ -228,7 +215,7 @@ def report(experiments: Sequence[Experiment], rows: Sequence[Row], page: Path, p
             continue
         path = pictures / f"ideas-{experiment.name}.png"
         write_atomically(path, draw(experiment, mine))
-        text = put(text, experiment.name, markdown(experiment, mine))
+        text = replaced(text, experiment.name, markdown(experiment, mine))
         written.append(path)
     write_atomically(page, text.encode())
     return written

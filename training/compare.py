@@ -18,7 +18,7 @@ from models.card import ModelCard
 from models.checkpoint import write_atomically
 from models.runtime import Runtime, TorchRuntime, default_device
 from models.tta import VIEWS
-from training import data
+from training import data, pages
 from training.cost import interleaved_medians, macs
 from training.drawing import COLOURS, INK, Dot, blank, place_labels, png
 from training.errors import DataError, TrainingError
@@ -28,7 +28,6 @@ from training.run import hardware, versions
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
 BATCHES = (1, 32)
 
 Engine = Callable[[nn.Module], Runtime]
@@ -68,7 +67,7 @@ def compare(
         table = markdown(entries, dataset, rounds)
         typer.echo(table)
         if write is not None:
-            write_between_markers(write / "zoo.md", table)
+            pages.put(write / "zoo.md", "compare", table, heading="The zoo")
             write_atomically(write / "pictures" / "zoo.png", draw(entries, dataset))
     except (TrainingError, checkpoint.CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -162,22 +161,6 @@ def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
 
 def _tta(card: ModelCard) -> str:
     return f"{card.tta}, {VIEWS[card.tta]} views"
-
-
-def write_between_markers(path: Path, text: str) -> None:
-    """Put `text` between the file's markers; a file without them gets them at its end, and no file a heading.
-
-    Raises:
-        DataError: the file has one marker, or the second before the first.
-    """
-    old = path.read_text(encoding="utf-8") if path.is_file() else "# The zoo\n"
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if bool(begin) != bool(end) or (not begin and END in old):
-        raise DataError(f"{path}: {BEGIN} and {END} must both be there, in this order, or neither")
-    if not begin:
-        before, after = f"{old.rstrip()}\n\n", "\n"
-    write_atomically(path, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
 
 
 def draw(entries: Sequence[Entry], dataset: str) -> bytes:

@@ -13,8 +13,9 @@ import typer
 from models import checkpoint
 from training.compare import compare
 from training.errors import TrainingError
-from training.measure_faces import faces
+from training.measure_faces import measure
 from training.metrics import measure_classifier
+from training.report_faces import markdown, publish
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
@@ -44,8 +45,28 @@ def classify(
         checkpoint.write_card(folder, card.model_copy(update={"metrics": (*kept, *metrics)}))
 
 
+@cli.command()
+def faces(
+    folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],
+    dataset: Annotated[str, typer.Option("--data", help="A data set of aligned faces under VESTIBULE_DATASETS.")],
+    lfw: Annotated[Path | None, typer.Option(help="LFW's pictures with pairsDevTest.txt, pairs.txt or both.")] = None,
+    orl: Annotated[Path | None, typer.Option(help="ORL's pictures, s1/1.pgm to s40/10.pgm.")] = None,
+    detector: Annotated[Path, typer.Option(help="The weights folder of a detector.")] = Path("weights/centerface"),
+    write: Annotated[Path | None, typer.Option(help="Put faces.md and its pictures into this folder.")] = None,
+) -> None:
+    """Verification, identification and calibration of a face embedder, as tables and plots."""
+    try:
+        figures = measure(folder, dataset, lfw, orl, detector)
+        text = markdown(figures)
+        typer.echo(text)
+        if write is not None:
+            publish(figures, text, write)
+    except (TrainingError, checkpoint.CheckpointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 cli.command()(compare)
-cli.command()(faces)
 
 
 if __name__ == "__main__":

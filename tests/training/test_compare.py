@@ -23,13 +23,14 @@ from models.registry import build
 from models.tta import Tta
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
 from training import compare
-from training.compare import BEGIN, END
 from training.cost import interleaved_medians, macs
 from training.drawing import COLOURS, Dot, blank, place_labels
 from training.errors import DataError
 from training.evaluate import cli
 from training.metrics import measure_classifier
+from training.pages import markers
 
+BEGIN, END = markers("compare")
 COLOUR = Preprocess(size=(32, 32), mean=(33.3,) * 3, std=(78.6,) * 3)
 LIGHT = {"num_classes": 3, "widths": [4, 4, 4]}
 
@@ -158,25 +159,6 @@ def test_the_command_writes_table_and_plot(zoo: Path, folders: Path) -> None:
     drawn = (docs / "pictures/zoo.png").read_bytes()
     assert Image.open(io.BytesIO(drawn)).size == (1200, 750)
     assert len(drawn) < 150_000
-
-
-def test_a_file_without_markers_keeps_what_it_holds(tmp_path: Path) -> None:
-    path = tmp_path / "zoo.md"
-    compare.write_between_markers(path, "one")
-    assert path.read_text() == f"# The zoo\n\n{BEGIN}\none\n{END}\n"
-    path.write_text("mine\n")
-    compare.write_between_markers(path, "one")
-    compare.write_between_markers(path, "two")
-    assert path.read_text() == f"mine\n\n{BEGIN}\ntwo\n{END}\n"
-
-
-@pytest.mark.parametrize("text", [BEGIN, END, f"{END} {BEGIN}"])
-def test_broken_markers_are_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "zoo.md"
-    path.write_text(text)
-    with pytest.raises(DataError, match="neither"):
-        compare.write_between_markers(path, "one")
-    assert path.read_text() == text
 
 
 def test_a_zoo_without_a_model_for_the_data_is_refused(zoo: Path, folders: Path) -> None:

@@ -24,9 +24,8 @@ from models.matching import Matching
 from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import encode, photo
-from training import data, measure_faces
+from training import data, measure_faces, report_faces
 from training.calibrate import fit_matching
-from training.compare import BEGIN, END
 from training.drawing import ACCENT, COLOURS, INK
 from training.errors import DataError
 from training.evaluate import cli
@@ -41,9 +40,11 @@ from training.measure_faces import (
     on_identities,
     verify,
 )
+from training.pages import markers
 from training.protocols import Pairs, People, Search, read_orl
 from training.verification import Floats, Scores
 
+BEGIN, END = markers("faces")
 WEIGHTS = Path(__file__).parents[2] / "weights"
 SMALL = Preprocess(size=(16, 16), mean=(127.5,) * 3, std=(127.5,) * 3)
 CONFIG = {
@@ -367,9 +368,9 @@ def test_plots_show_every_set(studio: Path) -> None:
         Scores(np.sort(random.normal(number / 2, 1, 3000)), np.sort(random.normal(0, 1, 3000))) for number in range(6)
     ]
     figures.verifications = [Verification(f"set {number}", scores, 10) for number, scores in enumerate(sets)]
-    for draw in (measure_faces.draw_roc, measure_faces.draw_det):
+    for draw in (report_faces.draw_roc, report_faces.draw_det):
         assert colours(draw(figures)) > {INK, *COLOURS[:5]}
-    assert ACCENT in colours(measure_faces.draw_reliability(figures))
+    assert ACCENT in colours(report_faces.draw_reliability(figures))
 
 
 def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, orl: Path) -> None:
