@@ -51,6 +51,11 @@ def fold(name: str) -> str:
     return "".join(letter if letter in ALPHABET else UNKNOWN for letter in " ".join(kept.split()))
 
 
+def bare(name: str) -> str:
+    """The folded name's letters alone."""
+    return "".join(letter for letter in name if letter.isalpha())
+
+
 def encode(names: Sequence[str]) -> Tensor:
     """Names, folded or not, as letter numbers: int64 [N, L], L the longest, the others padded at their ends.
 

@@ -217,7 +217,7 @@ class WordsModelSection(_Section):
 
 
 class WordsDataSection(_Section):
-    """Where names come from, how many are trained on, and how they are misspelt: see `training.words`.
+    """Where names come from (`training.names`), how many are trained on, how misspelt (`training.misspellings`).
 
     `identities` and `test` are folders under VESTIBULE_DATASETS. A batch has `spellings` of each of batch_size /
     spellings names, each with 0 to `edits` edits of the kinds that are `trained`; the `held_out` ones are for the

@@ -12,10 +12,13 @@ import typer
 
 from models import checkpoint
 from training.compare import compare
+from training.config import runs_folder
 from training.errors import TrainingError
 from training.measure_faces import measure
+from training.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics import measure_classifier
 from training.report_faces import markdown, publish
+from training.run import Run
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
@@ -64,6 +67,28 @@ def faces(
     except (TrainingError, checkpoint.CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@cli.command()
+def words(
+    run: Annotated[str, typer.Option(help="The run's folder under VESTIBULE_RUNS.")] = "names",
+    relatives: Annotated[int, typer.Option(min=0, help="Made-up names in the gallery beside the real ones.")] = 7500,
+    most: Annotated[int, typer.Option("--names", min=0, help="At most how many test names; 0 for all.")] = 0,
+) -> None:
+    """Recall@1 against edit distances: tables on the terminal, plots in the run's folder."""
+    folder = Run(runs_folder() / run)
+    try:
+        results, gallery = evaluate_run(folder, relatives, most)
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{recall_table(results)}\n\nprocessor time in a gallery of {gallery:,}, in the encoder's:")
+    for method, ratio in times(results).items():
+        typer.echo(f"{ratio:6.2f}  {method}")
+    for kinds in ("trained", "held out"):
+        path = folder.folder / f"names-{kinds.replace(' ', '-')}.png"
+        checkpoint.write_atomically(path, draw_recall(results, kinds, gallery))
+        typer.echo(path)
 
 
 cli.command()(compare)

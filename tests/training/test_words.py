@@ -11,33 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
-from models.words import VARIANTS, WordEncoder, fold
-from training import words
+from models.words import VARIANTS, WordEncoder, bare, fold
+from training import evaluate, words
+from training import names as sources
 from training.config import WordsRecipe, read_recipe
 from training.errors import DatasetNotFoundError, RecipeError
 from training.faces import split_of
+from training.measure_words import Hits, Probes, probe_sets, recall_table, search, times
+from training.misspellings import KEYS, KINDS, misspell
+from training.names import read_names, recombine
 from training.run import Run
-from training.words import (
-    KEYS,
-    KINDS,
-    Hits,
-    Letters,
-    Probes,
-    Spelling,
-    bare,
-    edit_distances,
-    jaro_winkler_distances,
-    misspell,
-    over_gallery,
-    probe_sets,
-    read_names,
-    recombine,
-    search,
-    table,
-    times,
-)
+from training.words import Spelling
 
 SMALL = [
     'model.architecture="word-cnn-small"',
@@ -52,8 +39,8 @@ PEOPLE = ("Ada_Lovelace", "Grace_Hopper", "Émilie_du_Châtelet", "Jean-Luc_Pont
 @pytest.fixture
 def workshop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """LFW's layout with six people, faces of three sources, two of which spell names, and some of the authors."""
-    authors = words._authors()[:400]
-    monkeypatch.setattr(words, "_authors", lambda: authors)
+    authors = sources._authors()[:400]
+    monkeypatch.setattr(sources, "_authors", lambda: authors)
     for person in PEOPLE:
         (folders / "data/lfw-view1/lfw" / person).mkdir(parents=True)
     identities = ["pins:adalovelace", "pins:maryanning", "fiw:F0001/MID1", "glint:kurtgodel"]
@@ -69,6 +56,10 @@ def recipe(*overrides: str) -> WordsRecipe:
 
 def invoke(*options: str) -> Result:
     return CliRunner().invoke(words.cli, list(options))
+
+
+def measure(*options: str) -> Result:
+    return CliRunner().invoke(evaluate.cli, ["words", *options])
 
 
 def train(*options: str) -> Result:
@@ -184,7 +175,9 @@ def test_edits_are_counted_and_never_undone() -> None:
     for _ in range(300):
         spelt = misspell("ab", ["swap", "drop"], 2, random)
         assert spelt in {"a", "b"}  # never back to "ab" by a second swap
-        assert 1 <= plain("ada lovelace", misspell("ada lovelace", ["neighbour", "drop"], 3, random)) <= 3
+        assert (
+            1 <= Levenshtein.distance("ada lovelace", misspell("ada lovelace", ["neighbour", "drop"], 3, random)) <= 3
+        )
     assert misspell("hypatia", ["order"], 3, random) == "hypatia"
     assert {misspell("j lo", ["drop"], 1, random) for _ in range(50)} == {"lo", "j o", "j l"}
     drawn = {misspell("phil", ["ph-f", "neighbour"], 1, random) for _ in range(200)}
@@ -193,77 +186,6 @@ def test_edits_are_counted_and_never_undone() -> None:
 
 
 # Edit distances.
-
-
-def plain(one: str, other: str, *, swaps: bool = False) -> int:
-    """By the definition, cell by cell."""
-    cost = [[i + j if i * j == 0 else 0 for j in range(len(other) + 1)] for i in range(len(one) + 1)]
-    for i in range(1, len(one) + 1):
-        for j in range(1, len(other) + 1):
-            replaced = cost[i - 1][j - 1] + (one[i - 1] != other[j - 1])
-            cost[i][j] = min(cost[i - 1][j] + 1, cost[i][j - 1] + 1, replaced)
-            if swaps and min(i, j) > 1 and one[i - 2 : i] == other[j - 2 : j][::-1]:
-                cost[i][j] = min(cost[i][j], cost[i - 2][j - 2] + 1)
-    return cost[-1][-1]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "levenshtein", "alignment"),
-    [
-        ("kitten", "sitting", 3, 3),
-        ("flaw", "lawn", 2, 2),
-        ("saturday", "sunday", 3, 3),
-        ("ab", "ba", 2, 1),
-        ("ca", "abc", 3, 3),  # the unrestricted distance is 2
-        ("ada", "ada", 0, 0),
-        ("a", "bcd", 3, 3),
-    ],
-)
-def test_edit_distances_by_hand(one: str, other: str, levenshtein: int, alignment: int) -> None:
-    gallery = Letters.of([other, "somebody longer"])
-    assert edit_distances(one, gallery)[0] == levenshtein == plain(one, other)
-    assert edit_distances(one, gallery, swaps=True)[0] == alignment == plain(one, other, swaps=True)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "similarity"),
-    [
-        ("martha", "marhta", 0.9611),
-        ("dixon", "dicksonx", 0.8133),
-        ("dwayne", "duane", 0.84),
-        ("jones", "johnson", 0.8324),
-        ("crate", "trace", 0.7333),
-        ("abc", "xyz", 0.0),
-        ("ada", "ada", 1.0),
-        ("a", "b", 0.0),
-    ],
-)
-def test_jaro_winkler_by_hand(one: str, other: str, similarity: float) -> None:
-    """Winkler's own examples."""
-    for a, b in ((one, other), (other, one)):
-        answer = jaro_winkler_distances(a, Letters.of([b, "somebody longer"]))[0]
-        assert 1 - answer == pytest.approx(similarity, abs=1e-4)
-
-
-def test_a_gallery_is_cut_and_put_together_again() -> None:
-    random = np.random.default_rng(0)
-    names = [fold("".join(random.choice(list("ab -"), size)) + "a") for size in random.integers(0, 9, size=60)]
-    for probe in names[:12]:
-        for swaps in (False, True):
-            ranking = over_gallery(lambda name, part: edit_distances(name, part, swaps=swaps), names, at_once=7)  # noqa: B023
-            assert ranking(probe).tolist() == [plain(probe, name, swaps=swaps) for name in names]
-        alone = [jaro_winkler_distances(probe, Letters.of([name]))[0] for name in names]
-        assert over_gallery(jaro_winkler_distances, names, at_once=7)(probe) == pytest.approx(alone, abs=1e-12)
-
-
-def test_names_too_long_for_the_bits_are_refused() -> None:
-    gallery = Letters.of(["ada"])
-    assert edit_distances("a" * 64, gallery)[0] == 62
-    assert edit_distances("ada", Letters.of(["a" * 200]))[0] == 198
-    for distances in (edit_distances, jaro_winkler_distances):
-        assert np.isfinite(distances("ad" * 32, gallery)).all()
-        with pytest.raises(ValueError, match="at most 64 letters, got 65"):
-            distances("a" * 65, gallery)
 
 
 # The evaluation.
@@ -286,7 +208,7 @@ def test_the_table_and_the_times() -> None:
         for part, value in zip(probes, (1.0, 0.0), strict=True)
         for method, seconds in (("encoder", 0.5), ("Levenshtein", 2.0))
     ]
-    assert table(results).splitlines() == [
+    assert recall_table(results).splitlines() == [
         "| kinds | edits | probes | encoder | Levenshtein |",
         "|---|---|---|---|---|",
         "| trained | 1 | 2 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |",
@@ -325,7 +247,7 @@ def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop
     assert max(trained) > untrained + 0.1
     assert 0 < history[-1]["train/active"] < history[0]["train/active"] <= 1
 
-    result = invoke("evaluate", "--relatives", "40", "--names", "12")
+    result = measure("--relatives", "40", "--names", "12")
     assert result.exit_code == 0, result.output
     assert "| trained | 1 | 12 |" in result.output
     assert "| order | 1 |" in result.output
@@ -402,7 +324,7 @@ def test_what_is_missing_is_named(workshop: Path) -> None:
     assert result.exit_code == 1
     assert "no kind of edit: sneeze" in result.output
     assert not (workshop / "runs/names").exists()
-    result = invoke("evaluate", "--run", "nobody")
+    result = measure("--run", "nobody")
     assert result.exit_code == 1
     assert "nobody/recipe.toml" in result.output
 
