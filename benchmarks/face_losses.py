@@ -49,8 +49,8 @@ LOSSES = {
     "triplet, batch-hard": ("loss.mining='batch-hard'",),
 }
 STAGES = {
-    "margin softmax": ("loss.kind='margin-softmax'",),
     "distillation": ("loss.kind='distillation'", "loss.teacher='dlib'"),
+    "margin softmax": ("loss.kind='margin-softmax'",),
 }
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -90,12 +90,19 @@ class Cell:
         return runs_folder() / self.name
 
 
-def cells() -> list[Cell]:
-    """The stages first, which others go on from."""
+def waves() -> list[list[Cell]]:
+    """Every cell; each wave has the stage that the next one's cells go on from."""
+    stages = list(STAGES)
+    before = [[Cell(stage=stage)] for stage in stages]
     return [
-        *(Cell(stage=stage) for stage in STAGES),
-        *(Cell(loss, stage) for loss in LOSSES for stage in ("", *STAGES)),
+        [*following, *(Cell(loss, stage) for loss in LOSSES)]
+        for stage, following in zip(["", *stages], [*before, []], strict=True)
     ]
+
+
+def cells() -> list[Cell]:
+    """Every cell, each after the one that it goes on from."""
+    return [cell for wave in waves() for cell in wave]
 
 
 def card_of(cell: Cell) -> ModelCard | None:
@@ -149,7 +156,7 @@ def run(
         typer.echo(cell.name)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for wave in ([cell for cell in cells() if not cell.loss], [cell for cell in cells() if cell.loss]):
+        for wave in waves():
             list(pool.map(start, wave))
             write_results()
 
@@ -192,7 +199,7 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     """A PNG of the share of active triplets over the steps of a cell's own: a colour a mining, a dash a pretraining."""
     figure, axes = blank(
         "Triplets that still teach",
-        f"share with a loss above zero, {_WINDOW} steps' mean; dashed: after margin softmax, dotted: distillation",
+        f"share with a loss above zero, {_WINDOW} steps' mean; dashed: after distillation, dotted: margin softmax",
         "step",
         "active triplets",
     )
