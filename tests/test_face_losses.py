@@ -55,7 +55,7 @@ def test_the_table_names_the_whole_budget_and_puts_stages_last() -> None:
         {"loss": "contrastive", "pretraining": "distillation", "epochs": "2", **figures},
     ]
     assert table(rows).splitlines()[2:] == [
-        "| contrastive | distillation | 4, 2 | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
+        "| contrastive | distillation | 3, 2 | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
         "| (the stage alone) | distillation | 2, - | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
     ]
 
