@@ -47,7 +47,7 @@ def markdown(figures: Figures) -> str:
         ["set", "subjects", "pictures", "rank-1", "mated searches", "non-mated", *heads, "no face"],
         [_identification_row(part) for part in figures.identifications],
     )
-    command = f"python -m training.evaluate faces {card.name} --data {figures.dataset}"
+    command = f"python -m training.evaluate faces weights/{card.name} --data {figures.dataset}"
     assert card.matching is not None  # noqa: S101  `Embedder` has refused it
     return f"""\
 `{card.name}`, version {card.version}, by `{command}`: the
