@@ -39,7 +39,7 @@ ACTIVE = Path("benchmarks/results/face_losses_active.csv")
 PAGE = Path("docs/face-losses.md")
 PICTURE = Path("docs/pictures/face-losses-active.png")
 
-EPOCHS, PRETRAINING = 3, 2
+EPOCHS, PRETRAINING = 2, 1
 _WINDOW = 30  # steps that a point of the plot is the mean of
 
 LOSSES = {

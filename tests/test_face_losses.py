@@ -51,12 +51,12 @@ def test_names_tell_cells_apart_and_a_cell_that_never_ran_has_no_card(
 def test_the_table_names_the_whole_budget_and_puts_stages_last() -> None:
     figures = {"minutes": "5.0", "accuracy": "0.9", "tar@fmr=0.01": "0.5", "tar@fmr=0.001": "0.25", "eer": "0.1"}
     rows = [
-        {"loss": "", "pretraining": "distillation", "epochs": "2", **figures},
+        {"loss": "", "pretraining": "distillation", "epochs": "1", **figures},
         {"loss": "contrastive", "pretraining": "distillation", "epochs": "1", **figures},
     ]
     assert table(rows).splitlines()[2:] == [
-        "| contrastive | distillation | 3, 2 | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
-        "| (the stage alone) | distillation | 2, - | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
+        "| contrastive | distillation | 2, 1 | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
+        "| (the stage alone) | distillation | 1, - | 0.9000 | 0.5000 | 0.2500 | 0.1000 | 5.0 |",
     ]
 
 
