@@ -48,10 +48,7 @@ LOSSES = {
     "triplet, semi-hard": ("loss.mining='semi-hard'",),
     "triplet, batch-hard": ("loss.mining='batch-hard'",),
 }
-STAGES = {
-    "distillation": ("loss.kind='distillation'", "loss.teacher='dlib'"),
-    "margin softmax": ("loss.kind='margin-softmax'",),
-}
+STAGES = {"distillation": ("loss.kind='distillation'", "loss.teacher='dlib'")}
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -199,17 +196,17 @@ def draw(rows: list[dict[str, str]]) -> bytes:
     """A PNG of the share of active triplets over the steps of a cell's own: a colour a mining, a dash a pretraining."""
     figure, axes = blank(
         "Triplets that still teach",
-        f"share with a loss above zero, {_WINDOW} steps' mean; dashed: after distillation, dotted: margin softmax",
+        f"share with a loss above zero, {_WINDOW} steps' mean; dashed: after distillation",
         "step",
         "active triplets",
     )
-    styles = dict(zip(("", *STAGES), ("-", "--", ":"), strict=True))
+    styles = dict(zip(("", *STAGES), ("-", "--"), strict=True))
     for loss, colour in zip([loss for loss in LOSSES if loss.startswith("triplet")], COLOURS, strict=False):
         for stage, style in styles.items():
             curve = [row for row in rows if row["loss"] == loss and row["pretraining"] == stage]
             places, shares = [int(row["step"]) for row in curve], [float(row["active"]) for row in curve]
             axes.plot(places, shares, style, color=colour, linewidth=1.6, label=loss if not stage else None)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02)  # room for half a line
     axes.legend(frameon=False)
     return png(figure)
 
