@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, Field, StrictBool, StringConstraints
 
 from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
 from models.align import Reason
 
 # What a caller names things by: no slashes, no controls, as it stands in a path.
 Key = Annotated[str, StringConstraints(pattern=r"^[\w.@:+ -]{1,128}$")]
+
+
+def _no_number(value: object) -> object:
+    """Text, as the schema says: seconds since 1970 would be accepted, too, and milliseconds by their size."""
+    if isinstance(value, int | float):
+        raise ValueError("expected a date and time as text")
+    return value
+
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
@@ -21,7 +29,9 @@ class NewCollection(_Schema):
     embedder: str | None = Field(
         None, description="A face embedder, or any classifier: its features of whole pictures."
     )
-    keep_crops: bool = Field(False, description="Keep each aligned face, so that a later embedder can embed it anew.")
+    keep_crops: StrictBool = Field(
+        False, description="Keep each aligned face, so that a later embedder can embed it anew."
+    )
 
 
 class CollectionInfo(_Schema):
@@ -55,7 +65,9 @@ class SubjectProperties(_Schema):
 
     name: Annotated[str, Field(max_length=256)] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
-    expires_at: AwareDatetime | None = Field(None, description="From then on it is not found, and then erased.")
+    expires_at: Annotated[AwareDatetime, BeforeValidator(_no_number)] | None = Field(
+        None, description="From then on it is not found, and then erased."
+    )
 
 
 class SubjectInfo(SubjectProperties):

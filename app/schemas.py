@@ -265,7 +265,9 @@ class PicturePair(_Schema):
     target: str
 
 
-Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False, strict=True)]], Field(min_length=1, max_length=4096)
+]
 
 
 class EmbeddingPair(_Schema):
