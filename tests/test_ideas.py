@@ -20,6 +20,7 @@ from benchmarks.ideas_report import Row, curve, draw, markdown, of_experiment, r
 from models.registry import build
 from tests.training.conftest import RECIPE, png, strokes, write_parquet
 from training.drawing import COLOURS
+from training.errors import DataError
 from training.pages import replaced
 
 SEEDS = 2
@@ -188,7 +189,7 @@ def test_the_table_says_where_each_cell_ended() -> None:
 def test_a_report_replaces_what_is_between_the_markers_only(tmp_path: Path) -> None:
     page = tmp_path / "ideas.md"
     page.write_text((ideas_report.PAGE).read_text())
-    activation = EXPERIMENTS[0]
+    activation, switches, *_ = EXPERIMENTS
     for epochs in (2, 3):
         written = report(EXPERIMENTS, rows(activation, epochs), page, tmp_path)
         assert written == [tmp_path / "ideas-activation.png"]
@@ -196,6 +197,8 @@ def test_a_report_replaces_what_is_between_the_markers_only(tmp_path: Path) -> N
     assert "After 3 epochs" in text
     assert "After 2 epochs" not in text
     assert replaced(text, "activation", "") == replaced((ideas_report.PAGE).read_text(), "activation", "")
+    with pytest.raises(DataError, match="switches:begin"):
+        replaced("<!-- switches:end --> <!-- switches:begin -->", switches.name, "")
 
 
 LENETS = Experiment(

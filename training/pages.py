@@ -14,29 +14,30 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def replaced(page: str, name: str, text: str) -> str:
-    """The page with `text` between the markers of that name in place of what was there; without them, at its end.
+    """The page with `text` between the markers of that name in place of what was there.
 
     Raises:
-        DataError: the page has one marker, or the second before the first.
+        DataError: the page does not have both markers, in their order.
     """
     begin, end = markers(name)
     before, found_begin, rest = page.partition(begin)
     _, found_end, after = rest.partition(end)
-    if bool(found_begin) != bool(found_end) or (not found_begin and end in page):
-        raise DataError(f"{begin} and {end} must both be there, in this order, or neither")
-    if not found_begin:
-        before, after = f"{page.rstrip()}\n\n", "\n"
+    if not (found_begin and found_end):
+        raise DataError(f"the page has no {begin} with {end} after it")
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def put(path: Path, name: str, text: str, *, heading: str) -> None:
-    """`replaced` in a file; where there is none, in a new one with that heading.
+    """`replaced` in a file; one without markers gets them at its end, and where there is none, one with that heading.
 
     Raises:
-        DataError: see `replaced`; the file is as it was.
+        DataError: the file has one marker, or the second before the first; it is as it was.
     """
     page = path.read_text(encoding="utf-8") if path.is_file() else f"# {heading}\n"
+    if not any(marker in page for marker in markers(name)):
+        page = "\n".join([page.rstrip(), "", *markers(name), ""])
     try:
-        write_atomically(path, replaced(page, name, text).encode())
+        page = replaced(page, name, text)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    write_atomically(path, page.encode())

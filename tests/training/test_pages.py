@@ -22,15 +22,20 @@ def test_a_page_without_markers_keeps_what_it_holds(tmp_path: Path) -> None:
     assert path.read_text() == f"mine\n\n{BEGIN}\ntwo\n{END}\n"
 
 
-def test_other_parts_and_what_a_person_wrote_stay() -> None:
-    page = replaced(replaced("# A\n", "table", "one"), "other", "two")
+def test_other_parts_and_what_a_person_wrote_stay(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    put(path, "table", "one", heading="A")
+    put(path, "other", "two", heading="A")
+    page = path.read_text()
     assert replaced(page, "table", "three") == page.replace("one", "three")
+    with pytest.raises(DataError, match="third:begin"):
+        replaced(page, "third", "three")
 
 
 @pytest.mark.parametrize("text", [BEGIN, END, f"{END} {BEGIN}"])
 def test_broken_markers_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "page.md"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"page\.md: .*neither"):
+    with pytest.raises(DataError, match=r"page\.md: .*table:begin"):
         put(path, "table", "one", heading="The zoo")
     assert path.read_text() == text
