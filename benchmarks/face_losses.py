@@ -10,7 +10,6 @@ the vectors of `training.teach`. A cell that has ended is left alone, any other 
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -25,6 +24,8 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
+from benchmarks import tables
+from benchmarks.runs import RunFailedError, card_made_by
 from models.card import ModelCard
 from models.checkpoint import write_atomically
 from training.config import EmbedRecipe, read_recipe, runs_folder
@@ -40,6 +41,7 @@ PAGE = Path("docs/face-losses.md")
 PICTURE = Path("docs/pictures/face-losses-active.png")
 
 EPOCHS, PRETRAINING = 2, 1
+FIGURES = ("accuracy", "tar@fmr=0.01", "tar@fmr=0.001", "eer")
 _WINDOW = 30  # steps that a point of the plot is the mean of
 
 LOSSES = {
@@ -88,13 +90,9 @@ class Cell:
 
 
 def waves() -> list[list[Cell]]:
-    """Every cell; each wave has the stage that the next one's cells go on from."""
-    stages = list(STAGES)
-    before = [[Cell(stage=stage)] for stage in stages]
-    return [
-        [*following, *(Cell(loss, stage) for loss in LOSSES)]
-        for stage, following in zip(["", *stages], [*before, []], strict=True)
-    ]
+    """Every cell; the second wave goes on from the stages, which are in the first."""
+    first = [*(Cell(stage=stage) for stage in STAGES), *(Cell(loss) for loss in LOSSES)]
+    return [first, [Cell(loss, stage) for stage in STAGES for loss in LOSSES]]
 
 
 def cells() -> list[Cell]:
@@ -104,17 +102,13 @@ def cells() -> list[Cell]:
 
 def card_of(cell: Cell) -> ModelCard | None:
     """Of the network that this very recipe made, where it was made."""
-    path = cell.folder / "export" / cell.name / "card.json"
-    if not path.is_file():
-        return None
-    card = ModelCard.model_validate_json(path.read_bytes())
-    return card if card.training and card.training.recipe == cell.recipe.model_dump(mode="json") else None
+    return card_made_by(cell.recipe, cell.folder)
 
 
+@cli.command("cell", hidden=True)
 def train(name: str) -> None:
-    """One cell; active.json beside its history has the share of active triplets at every step."""
-    cell = next(cell for cell in cells() if cell.name == name)
-    recipe = cell.recipe
+    """Train one cell in this process; its active.json has the share of active triplets at every step."""
+    recipe = next(cell for cell in cells() if cell.name == name).recipe
     task, run = setup(recipe, None, resume=False, overwrite=True)
     active: list[float] = []
     step = task.step
@@ -130,32 +124,30 @@ def train(name: str) -> None:
     export(task, run, progress)
 
 
-@cli.command("cell", hidden=True)
-def one(name: str) -> None:
-    """Train one cell in this process."""
-    train(name)
-
-
 @cli.command()
 def run(
     jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, each on one thread.")] = 1,
 ) -> None:
     """Train what is not trained yet and write the CSV files."""
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            for wave in waves():
+                list(pool.map(_start, wave))
+                write_results()
+    except RunFailedError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _start(cell: Cell) -> None:
+    if card_of(cell):
+        return
+    command = [sys.executable, "-m", "benchmarks.face_losses", "cell", cell.name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def start(cell: Cell) -> None:
-        if card_of(cell):
-            return
-        command = [sys.executable, "-m", "benchmarks.face_losses", "cell", cell.name]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise typer.BadParameter(f"{cell.name} failed: {ended.stderr.strip()[-400:]}")
-        typer.echo(cell.name)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for wave in waves():
-            list(pool.map(start, wave))
-            write_results()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise RunFailedError(f"{cell.name} ended with {ended.returncode}: {ended.stderr.strip()[-400:]}")
+    typer.echo(cell.name)
 
 
 def write_results() -> None:
@@ -166,30 +158,17 @@ def write_results() -> None:
         card = card_of(cell)
         if card is None or card.training is None:
             continue
-        figures = {metric.name: round(metric.value, 4) for metric in card.metrics}
         about = {"loss": cell.loss, "pretraining": cell.stage}
         minutes = round(card.training.wall_time_s / 60, 1)
+        figures = {metric.name: round(metric.value, 4) for metric in card.metrics}
         rows.append({**about, "epochs": cell.epochs, "minutes": minutes, **figures})
-        shares = json.loads((cell.folder / "active.json").read_text())
-        if not cell.loss.startswith("triplet"):
-            continue
-        for first in range(0, len(shares), _WINDOW):
-            share = round(fmean(shares[first : first + _WINDOW]), 4)
-            curves.append({**about, "step": min(first + _WINDOW, len(shares)), "active": share})
-    _write(RESULTS, rows)
-    _write(ACTIVE, curves)
-
-
-def _write(path: Path, rows: list[dict[str, object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        if cell.loss.startswith("triplet"):
+            shares = json.loads((cell.folder / "active.json").read_text())
+            for first in range(0, len(shares), _WINDOW):
+                share = round(fmean(shares[first : first + _WINDOW]), 4)
+                curves.append({**about, "step": min(first + _WINDOW, len(shares)), "active": share})
+    tables.write(RESULTS, ["loss", "pretraining", "epochs", "minutes", *FIGURES], rows)
+    tables.write(ACTIVE, ["loss", "pretraining", "step", "active"], curves)
 
 
 def draw(rows: list[dict[str, str]]) -> bytes:
@@ -219,7 +198,7 @@ def table(rows: list[dict[str, str]]) -> str:
     ]
     for row in sorted(rows, key=lambda row: not row["loss"]):
         before = PRETRAINING if row["pretraining"] and row["loss"] else 0
-        figures = [f"{float(row[name]):.4f}" for name in ("accuracy", "tar@fmr=0.01", "tar@fmr=0.001", "eer")]
+        figures = [f"{float(row[name]):.4f}" for name in FIGURES]
         epochs = f"{int(row['epochs']) + before}, {before or '-'}"
         columns = [row["loss"] or "(the stage alone)", row["pretraining"] or "-", epochs, *figures, row["minutes"]]
         lines.append(f"| {' | '.join(columns)} |")
@@ -229,8 +208,8 @@ def table(rows: list[dict[str, str]]) -> str:
 @cli.command()
 def report() -> None:
     """Redraw the plot and rewrite the table, from the CSV files."""
-    write_atomically(PICTURE, draw(_read(ACTIVE)))
-    put(PAGE, "face-losses", table(_read(RESULTS)), heading="Losses for faces, side by side")
+    write_atomically(PICTURE, draw(tables.read(ACTIVE)))
+    put(PAGE, "face-losses", table(tables.read(RESULTS)), heading="Losses for faces, side by side")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ A run that has ended is left alone, one that was killed is resumed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -24,10 +22,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import tables
 from benchmarks.ideas_cells import PILOT_EPOCHS, Experiment, Job, cost, find, minutes, pilots, runs
 from benchmarks.ideas_report import PAGE, PICTURES, Row, read, report, write
-from models.card import ModelCard
-from models.checkpoint import write_atomically
+from benchmarks.runs import RunFailedError, card_made_by
 from training.config import runs_folder
 
 RESULTS = Path("benchmarks/results/ideas.csv")
@@ -38,10 +36,6 @@ Only = Annotated[list[str] | None, typer.Option("--only", help="An experiment's 
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each cell, with seeds 1, 2, ...")]
 
 
-class RunFailedError(Exception):
-    """A run ended without a model; the message says where its log is."""
-
-
 def folder_of(job: Job) -> Path:
     """The run's folder."""
     return runs_folder() / "ideas" / job.name
@@ -49,11 +43,7 @@ def folder_of(job: Job) -> Path:
 
 def is_done(job: Job) -> bool:
     """Whether there is the model that this very recipe makes."""
-    path = folder_of(job) / "export" / job.name / "card.json"
-    if not path.is_file():
-        return False
-    training = ModelCard.model_validate_json(path.read_bytes()).training
-    return training is not None and training.recipe == job.recipe.model_dump(mode="json")
+    return card_made_by(job.recipe, folder_of(job)) is not None
 
 
 def command(job: Job) -> list[str]:
@@ -113,7 +103,8 @@ def history(job: Job) -> list[dict[str, float]]:
 
 def rows_of(job: Job) -> list[Row]:
     """The CSV's rows of a run that is done."""
-    card = ModelCard.model_validate_json((folder_of(job) / "export" / job.name / "card.json").read_bytes())
+    card = card_made_by(job.recipe, folder_of(job))
+    assert card is not None
     assert card.training is not None
     network, epochs = cost(job.recipe), history(job)
     return [
@@ -157,8 +148,7 @@ def choose_rates(experiments: Sequence[Experiment]) -> dict[tuple[str, str], flo
 def write_pilots(experiments: Sequence[Experiment]) -> None:
     """What the rates were chosen by, in place of these experiments' rows before."""
     names = {experiment.name for experiment in experiments}
-    old = list(csv.DictReader(PILOTS.read_text().splitlines())) if PILOTS.is_file() else []
-    kept = [row for row in old if row["experiment"] not in names]
+    kept = [row for row in tables.read(PILOTS) if row["experiment"] not in names]
     new = [
         {
             "experiment": job.experiment.name,
@@ -170,11 +160,7 @@ def write_pilots(experiments: Sequence[Experiment]) -> None:
         for experiment in experiments
         for job in pilots(experiment)
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["experiment", "cell", "lr", "epochs", "train_loss"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept + new)
-    write_atomically(PILOTS, text.getvalue().encode())
+    tables.write(PILOTS, ["experiment", "cell", "lr", "epochs", "train_loss"], kept + new)
 
 
 def collect(experiments: Sequence[Experiment], jobs: Sequence[Job]) -> None:

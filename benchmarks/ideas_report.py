@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from benchmarks import tables
 from benchmarks.ideas_cells import Cell, Experiment
 from models.checkpoint import write_atomically
 from training.drawing import COLOURS, blank, png
@@ -63,19 +62,12 @@ def read(path: Path) -> list[Row]:
     Raises:
         ValidationError: a column is missing, or a value is not of its type.
     """
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return TypeAdapter(list[Row]).validate_python(list(csv.DictReader(file)))
+    return TypeAdapter(list[Row]).validate_python(tables.read(path))
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Replace the CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    tables.write(path, [field.name for field in fields(Row)], [asdict(row) for row in rows])
 
 
 def of_experiment(rows: Sequence[Row], experiment: Experiment) -> dict[str, list[list[Row]]]:

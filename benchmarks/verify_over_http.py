@@ -11,8 +11,6 @@ Each prints a summary and writes its rows to benchmarks/results/verify_<command>
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -25,9 +23,8 @@ import httpx
 import numpy as np
 import typer
 
-from benchmarks import bad_pairs
+from benchmarks import bad_pairs, tables
 from benchmarks.dlib_pipeline import DlibPipeline
-from models.checkpoint import write_atomically
 from training.config import datasets_folder
 from training.errors import TrainingError
 from training.measure_faces import FAILED, RATES
@@ -266,13 +263,11 @@ def asking(url: str) -> Iterator[None]:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """A table, its columns those of the first row; fractions with six digits."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, table.getvalue().encode())
+    tables.write(path, list(rows[0]), [{name: _six(value) for name, value in row.items()} for row in rows])
+
+
+def _six(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def fail(message: str) -> NoReturn:

@@ -71,9 +71,3 @@ def test_the_plot_is_drawn_from_the_rows(tmp_path: Path) -> None:
     path.write_bytes(draw(rows))
     with Image.open(path) as picture:
         assert len(picture.getcolors(1 << 20) or []) > len(LOSSES)
-
-
-def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
-    rows = [{"loss": "a, b", "active": 0.5}]
-    face_losses._write(tmp_path / "x.csv", rows)
-    assert face_losses._read(tmp_path / "x.csv") == [{"loss": "a, b", "active": "0.5"}]
