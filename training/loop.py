@@ -70,6 +70,19 @@ def make_scheduler(
     return lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def _warming(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The moving average's update, with a decay of at most (1 + n) / (10 + n) after n updates.
+
+    So a short run's average is not that of its first weights. As TensorFlow's ExponentialMovingAverage has it.
+    """
+
+    def update(averages: Any, currents: Any, count: Any) -> None:
+        n = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, count)  # type: ignore[no-untyped-call]
+
+    return update
+
+
 class Learner:
     """One network in training: its optimizer, its schedule, the moving average of its weights.
 
@@ -86,7 +99,7 @@ class Learner:
         self._module = module
         self._average = None
         if train.ema:
-            self._average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(module, multi_avg_fn=_warming(train.ema), use_buffers=True)
         self._optimizer = make_optimizer(module, train)
         # On the bare optimizer: accelerate's wrapped scheduler would step once for every process.
         self._scheduler = make_scheduler(self._optimizer, train, steps_per_epoch)

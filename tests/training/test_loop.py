@@ -176,7 +176,9 @@ def test_fit_is_the_plain_loop(tmp_path: Path, optimizer: Literal["sgd", "adamw"
         plain.step()
         losses.append(loss.item())
         state = {k: v.clone().double() for k, v in model.state_dict().items()}
-        averages = state if averages is None else {k: 0.8 * averages[k] + 0.2 * v for k, v in state.items()}
+        decay = min(0.8, (1 + step) / (10 + step))
+        averages = averages or state
+        averages = {k: decay * averages[k] + (1 - decay) * v for k, v in state.items()}
     assert averages is not None
     for name, value in task.learners["first"].network.state_dict().items():
         if value.is_floating_point():
