@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BeforeValidator, Field, StrictBool, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, Json, StrictBool, StringConstraints
 
 from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
 from models.align import Reason
@@ -12,12 +14,42 @@ from models.align import Reason
 # What a caller names things by: no slashes, no controls, as it stands in a path.
 Key = Annotated[str, StringConstraints(pattern=r"^[\w.@:+ -]{1,128}$")]
 
+MOST_METADATA = 16 * 1024
+
+
+def moment(seconds: float) -> datetime:
+    """Seconds since 1970 as a time."""
+    return datetime.fromtimestamp(seconds, UTC)
+
 
 def _no_number(value: object) -> object:
     """Text, as the schema says: seconds since 1970 would be accepted, too, and milliseconds by their size."""
     if isinstance(value, int | float):
         raise ValueError("expected a date and time as text")
     return value
+
+
+def _universal(sent: datetime) -> datetime:
+    """In UTC, where its year must be one of 1 to 9999, too."""
+    try:
+        return sent.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("expected a time in UTC's years 1 to 9999") from error
+
+
+def _plain(sent: dict[str, Any]) -> dict[str, Any]:
+    """What is JSON for everybody, and not too much of it: no NaN, no half of a surrogate pair."""
+    try:
+        size = len(json.dumps(sent, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as error:
+        raise ValueError("expected JSON in UTF-8 with finite numbers") from error
+    if size > MOST_METADATA:
+        raise ValueError(f"expected at most {MOST_METADATA} bytes")
+    return sent
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_universal)]
 
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
@@ -64,10 +96,8 @@ class SubjectProperties(_Schema):
     """The body of `PUT /collections/{c}/subjects/{s}`: what the subject has from now on."""
 
     name: Annotated[str, Field(max_length=256)] | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    expires_at: Annotated[AwareDatetime, BeforeValidator(_no_number)] | None = Field(
-        None, description="From then on it is not found, and then erased."
-    )
+    metadata: Metadata = Field(default_factory=dict)
+    expires_at: Moment | None = Field(None, description="From then on it is not found, and then erased.")
 
 
 class SubjectInfo(SubjectProperties):
@@ -141,6 +171,19 @@ class ErasureReceipt(_Schema):
     erased_at: AwareDatetime | None
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Value = bool | int | Finite | str
+
+
+class OneOf(_Schema):
+    """Any of these values."""
+
+    in_: Annotated[list[Value], Field(alias="in", min_length=1, max_length=1000)]
+
+
+Wanted = Annotated[dict[str, Value | OneOf], Field(min_length=1, max_length=16)]
+
+
 class SearchParams(_Schema):
     """The query of `POST /search`."""
 
@@ -153,6 +196,20 @@ class SearchParams(_Schema):
     quality_gate: bool = Field(False, description="Do not search with faces that have something against them.")
     extrapolate: bool = Field(False, description="Decide beyond what the calibration can vouch for.")
     repeated: bool = Field(False, description="Several faces of one picture may be the same subject.")
+    where: Json[Wanted] | None = Field(
+        None,
+        description=(
+            "Search only subjects with these values in the first level of their metadata, as JSON: "
+            '`{"site": "north", "level": {"in": [1, 2]}}`.'
+        ),
+    )
+
+    @property
+    def chosen(self) -> dict[str, list[Value]] | None:
+        """`where`, as the values allowed of each key."""
+        if self.where is None:
+            return None
+        return {key: value.in_ if isinstance(value, OneOf) else [value] for key, value in self.where.items()}
 
 
 class Candidate(_Schema):
@@ -191,12 +248,16 @@ class Searched(_Schema):
 
 
 class SearchedCollection(_Schema):
-    """What was searched: how many faces of how many subjects; `exact` where every one was compared."""
+    """What was searched: how many faces of how many subjects; `exact` where every one was compared.
+
+    `chosen`: to how many of the subjects `where` applies, whose number the threshold follows; null without it.
+    """
 
     name: str
     subjects: int
     faces: int
     exact: bool
+    chosen: int | None
 
 
 class SearchResponse(_Schema):
@@ -209,3 +270,43 @@ class SearchResponse(_Schema):
     model: str
     version: str
     data: list[Searched | Failed]
+
+
+class SubjectVerifyParams(_Schema):
+    """The query of `POST /collections/{c}/subjects/{s}/verify`."""
+
+    fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
+        0.001, description="The false match rate: of comparisons with somebody else."
+    )
+    fusion: Literal["best", "mean"] = Field("best", description="How several faces of the subject count.")
+
+
+class SubjectVerification(_Schema):
+    """Whether the picture's largest face (null: the whole picture) is the subject, whose nearest face is `face_id`.
+
+    `denied`: feedback says that it is somebody else; then it is not verified, however near it is.
+    """
+
+    verified: bool
+    denied: bool
+    probability: float
+    distance: float
+    threshold: float
+    operating_point: OperatingPoint
+    face: DetectedFace | None
+    face_id: str
+    model: str
+    version: str
+
+
+class FeedbackInfo(_Schema):
+    """A face that is not the subject's."""
+
+    id: str
+    created_at: AwareDatetime
+
+
+class FeedbackList(_Schema):
+    """All that was said of a subject, in the order of time."""
+
+    data: list[FeedbackInfo]

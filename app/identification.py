@@ -11,11 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
 from index.protocol import Match
 from models.matching import Matching, Threshold
 
 # Below a tenth of the smallest false match rate that was counted, nobody vouches for a match.
 HONEST_SHARE = 0.1
+# What a match is worth beside its margin, which may be none.
+_A_MATCH = 1e-9
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,30 @@ class Rule:
     def decide(self, faces: Sequence[Sequence[Match]], *, repeated: bool) -> list[Decision]:
         """For each face of one picture, from its matches, likest first.
 
-        Unless `repeated`, a subject is that face of the picture which is likest to it, and no other.
+        Unless `repeated`, no subject is two faces of the picture: of all ways to give each face at most one subject
+        that is near enough, that with the largest sum of margins over the threshold is taken.
         """
         if repeated:
             return [Decision(bool(found) and self._is_near(found[0]), list(found)) for found in faces]
-        pairs = [(match.similarity, face, match) for face, found in enumerate(faces) for match in found]
-        taken: dict[int, Match] = {}
-        for _, face, match in sorted(pairs, key=lambda pair: (-pair[0], pair[1])):
-            others = {other.subject.id for other in taken.values()}
-            if face not in taken and match.subject.id not in others and self._is_near(match):
-                taken[face] = match
+        taken = self._assigned(faces)
         return [self._of_face(found, face, taken) for face, found in enumerate(faces)]
+
+    def _assigned(self, faces: Sequence[Sequence[Match]]) -> dict[int, Match]:
+        near = {
+            (face, match.subject.id): match
+            for face, found in enumerate(faces)
+            for match in found
+            if self._is_near(match)
+        }
+        if self.threshold is None or not near:
+            return {}
+        columns = {subject: column for column, subject in enumerate(dict.fromkeys(subject for _, subject in near))}
+        gains = np.zeros((len(faces), len(columns)))
+        for (face, subject), match in near.items():
+            gains[face, columns[subject]] = match.similarity - self.threshold.similarity + _A_MATCH
+        subjects = list(columns)
+        pairs = zip(*(places.tolist() for places in linear_sum_assignment(gains, maximize=True)), strict=True)
+        return {face: near[face, subjects[column]] for face, column in pairs if (face, subjects[column]) in near}
 
     def _is_near(self, match: Match) -> bool:
         return self.decides and self.threshold is not None and match.similarity >= self.threshold.similarity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import apsw
 import structlog
 
 from index.errors import GalleryError
@@ -36,7 +37,7 @@ class Upkeep:
         while not self._stopping.is_set():
             try:
                 self._maintenance.run()
-            except (GalleryError, OSError) as error:
-                # A full disk or a damaged file: what is stored is safe, and the next round tries again.
+            except (GalleryError, apsw.Error, OSError) as error:
+                # A full disk, a locked ledger, a damaged file: what is stored is safe, and the next round tries again.
                 log.error("upkeep_failed", error=str(error))
             self._stopping.wait(self._interval_s)

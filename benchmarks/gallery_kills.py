@@ -42,7 +42,7 @@ from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index import ledger, records
 from index.ann import Ivf
 from index.errors import CorruptError, GalleryError, NotFoundError
-from index.gallery import FILES_FOLDER, LEDGER_FILE, EmbeddedGallery, Tuning
+from index.gallery import EmbeddedGallery, Tuning
 from index.ledger import Ledger
 from index.maintenance import LEASE_S, Limits, Maintenance
 from index.migrations import STEPS
@@ -624,13 +624,13 @@ def denied(gallery: EmbeddedGallery, model: Model, before: bytes) -> Iterator[st
 
 
 def contents(folder: Path) -> bytes:
-    """Of all files in the folder, if it is there."""
-    return b"\0".join(path.read_bytes() for path in sorted(folder.glob("*")))
+    """Of all files in the folder, if it is there, and in those in it."""
+    return b"\0".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def check(folder: Path, model: Model, number: int, steps: tuple[str, ...] = STEPS) -> list[str]:
     """Open the gallery after a death, see what there is, maintain it once, and see again; the faults."""
-    before = contents(folder / FILES_FOLDER)
+    before = contents(folder)
     try:
         with schema(steps):
             gallery = EmbeddedGallery(folder, tuning=EVERYTHING, clock=clock(number))
@@ -653,8 +653,7 @@ def check(folder: Path, model: Model, number: int, steps: tuple[str, ...] = STEP
         faults.append(f"cannot be read: {error!r}")
     finally:
         gallery.close()
-    model.counts["left in the ledger"] = len([*remains((folder / LEDGER_FILE).read_bytes(), model.erased)])
-    return [*faults, *remains(contents(folder / FILES_FOLDER), model.erased)]
+    return [*faults, *remains(contents(folder), model.erased)]
 
 
 @dataclass(frozen=True)
@@ -662,8 +661,7 @@ class Row:
     """One death. Counts are of what was acknowledged, or left undecided, since the last look at the gallery.
 
     `requests`, `maintenance`: what those threads were at. `in_the_act`: whether one was at what was aimed at. `faces`:
-    those there afterwards. `left_in_ledger`: of the last 200 that were erased, those of which bytes were in its unused
-    space. A power cut left `unsynced` writes and names, of which about `share` were there afterwards.
+    those there afterwards. A power cut left `unsynced` writes and names, of which about `share` were there afterwards.
     """
 
     how: str
@@ -677,7 +675,6 @@ class Row:
     undecided_done: int
     undecided_not_done: int
     faces: int
-    left_in_ledger: int
     unsynced: int | None
     share: float | None
     seconds: float
@@ -762,7 +759,6 @@ class Deaths:
             counts["undecided, done"],
             counts["undecided, not done"],
             len(model.there.faces),
-            counts["left in the ledger"],
             phases["disk"]["unsynced"] if cut else None,
             round(cut.share, 2) if cut else None,
             round(time.monotonic() - began, 1),

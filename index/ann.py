@@ -24,8 +24,6 @@ FEWEST = 8
 SAMPLE = 64
 ROUNDS = 10
 _MAGIC = b"VIVF"
-# Added at once while searches wait: a few milliseconds.
-_PIECE = 512
 
 
 def exact(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:

@@ -1,9 +1,9 @@
 """A copy of the ledger elsewhere, made while it is used, and the ledger put back from such a copy.
 
 A backup is a folder with the ledger and a manifest. Segments and inverted files are not in it: the ledger makes them
-anew. What was erased after the backup was made is erased again when it is put back, as the tombstones beside the
-ledger tell (`index.tombstones`). The ledger that was there is gone then: the new one takes its name, with whatever was
-erased in between nowhere in it.
+anew. Nor is the audit log, which stays where it is and goes on. What was erased after the backup was made is erased
+again when it is put back, as the tombstones beside the ledger tell (`index.tombstones`). The ledger that was there is
+gone then: the new one takes its name, with whatever was erased in between nowhere in it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ from typing import Any
 
 import apsw
 
-from index import locks, records
+from index import audit, locks, records
+from index.acts import Act
+from index.audit import Audit
 from index.errors import ConflictError, CorruptError, GalleryError, TooNewError
 from index.files import sync_folder, write_atomically
-from index.gallery import FILES_FOLDER, LEDGER_FILE, RESTORING_FILE, TOMBSTONES_FILE, EmbeddedGallery
+from index.gallery import (
+    AUDIT_FILE,
+    FILES_FOLDER,
+    LEDGER_FILE,
+    RESTORING_FILE,
+    TOMBSTONES_FILE,
+    EmbeddedGallery,
+    remove_expired,
+)
 from index.ledger import Ledger
 from index.tombstones import Tombstones
 
@@ -104,7 +114,7 @@ def restore(
         try:
             _copy(folder / LEDGER_FILE, copy, manifest.sha256)
             _settle(gallery_folder, tombstones, manifest.gallery, clock())
-            restored = _forget(copy, tombstones, manifest, gap or _random_gap)
+            restored = _forget(copy, tombstones, manifest, gap or _random_gap, clock())
             _swap(gallery_folder, copy)
         finally:
             for suffix in ("", "-wal", "-shm"):
@@ -186,8 +196,9 @@ def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> N
                 others = records.gallery_id(ledger.reader()) != gallery and bool(
                     records.collections(ledger.reader(), "", 1)
                 )
-                ledger.write(partial(records.remove_expired, now=now, limit=-1))
+                ledger.write(partial(remove_expired, now=now, limit=-1))
                 tombstones.follow(ledger.reader())
+                Audit(folder / AUDIT_FILE, ledger).flush(recover=True)
             finally:
                 ledger.close()
     told = tombstones.read()
@@ -195,7 +206,7 @@ def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> N
         raise ConflictError(f"{folder} holds another gallery than the backup; put it back into an empty folder")
 
 
-def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callable[[], int]) -> Restored:
+def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callable[[], int], now: float) -> Restored:
     """Make the copy a ledger that knows nothing of what was erased, and that gives no id a second time."""
     told = tombstones.read()
     remembered = told is not None and told[0] == manifest.gallery
@@ -205,6 +216,7 @@ def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callabl
             records.replay(db, removal)
         records.skip_ids(db, gap)
         records.forget_files(db)
+        audit.note(db, Act("restore", now))
 
     ledger = Ledger(copy)
     try:
@@ -213,6 +225,7 @@ def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callabl
         collections, subjects, faces = (a - b for a, b in zip(before, records.totals(ledger.reader()), strict=True))
         # Before the ledger takes its place: a crash in between must not cost what only one of the two knows.
         tombstones.rewrite(ledger.reader())
+        Audit(copy.with_name(AUDIT_FILE), ledger).adopt()
     finally:
         ledger.close()  # empties the log, too
     with copy.open("rb+") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 import apsw
 import numpy as np
 
-from index import locks, records
+from index import audit, locks, records
+from index.acts import Act
 from index.ann import Ivf
+from index.audit import Audit
 from index.errors import ConflictError, CorruptError, GalleryError, InvalidError
 from index.files import make_folder
 from index.ledger import Ledger
@@ -24,16 +26,21 @@ from index.segments import Segment
 from index.tombstones import Tombstones
 from index.view import Found, Part, View
 
-LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE = "ledger.db", "files", "tombstones"
+LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE, AUDIT_FILE = "ledger.db", "files", "tombstones", "audit.log"
+RETENTION = "retention"  # the actor where a subject's time was over
 # Of a restore that is under way, or was when its process died.
 RESTORING_FILE = f"{LEDGER_FILE}.restoring"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How far a search goes where there is an inverted file: lists looked into, faces ranked again."""
+    """How far a search goes where there is an inverted file: lists looked into, faces ranked again.
 
-    lists: int = 64
+    At a million faces, several of each subject, 64 lists find the nearest one for .90 of the queries, 256 for .99 and
+    384 for .99 and more (docs/gallery-peers.md).
+    """
+
+    lists: int = 384
     shortlist: int = 128
 
 
@@ -79,6 +86,9 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
             opened.callback(self.ledger.close)
             self.remember_erasures()
+            self.audit = Audit(folder / AUDIT_FILE, self.ledger)
+            self.audit.flush(recover=True)
+            opened.callback(self.audit.flush)
             self._opened = opened.pop_all()
         self.clock = clock
         self._tuning = tuning or Tuning()
@@ -113,9 +123,16 @@ class EmbeddedGallery:
         """See `Gallery`."""
         return records.collections(self.ledger.reader(), after, limit)
 
-    def drop(self, name: str) -> Receipt:
+    def drop(self, name: str, *, actor: str | None = None) -> Receipt:
         """See `Gallery`."""
-        return self._erase(lambda db: records.remove_collection(db, records.collection(db, name), self.clock()))
+
+        def write(db: apsw.Connection) -> Receipt:
+            found = records.collection(db, name)
+            made = records.remove_collection(db, found, self.clock())
+            audit.note(db, Act("erase", made.requested_at, actor, found.id, id=made.token))
+            return made
+
+        return self._erase(write)
 
     def put_subject(
         self,
@@ -150,23 +167,28 @@ class EmbeddedGallery:
         with self.ledger.snapshot() as db:
             return records.subjects(db, records.collection(db, collection).id, after, limit)
 
-    def remove_subject(self, collection: str, key: str) -> Receipt:
+    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Receipt:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
             found = records.collection(db, collection)
-            return records.remove_subject(db, found.id, records.subject(db, found.id, key), self.clock())
+            return remove_subject(db, found.id, records.subject(db, found.id, key), self.clock(), actor)
 
         return self._erase(write)
 
-    def enrol(self, collection: str, faces: Sequence[NewFace], fingerprint: str) -> list[Face]:
+    def enrol(
+        self, collection: str, faces: Sequence[NewFace], fingerprint: str, *, actor: str | None = None
+    ) -> list[Face]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> list[Face]:
             found = records.collection(db, collection)
             if found.fingerprint != fingerprint:
                 raise ConflictError(f"{collection!r} holds vectors of {found.fingerprint}, not of {fingerprint}")
-            return records.insert_faces(db, found.id, faces, self.clock())
+            made = records.insert_faces(db, found.id, faces, self.clock())
+            ids = [face.id for face in made]
+            audit.note(db, Act("enrol", self.clock(), actor, found.id, audit.subjects_of(db, ids), ids))
+            return made
 
         found = self.collection(collection)
         for face in faces:
@@ -183,13 +205,16 @@ class EmbeddedGallery:
         with self.ledger.snapshot() as db:
             return records.crop(db, records.collection(db, collection).id, face)
 
-    def remove_faces(self, collection: str, faces: Sequence[str]) -> Receipt:
+    def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Receipt:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
             found = records.collection(db, collection)
             ids = records.faces_of(db, found.id, faces)
-            return records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
+            subjects = audit.subjects_of(db, ids)
+            made = records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
+            audit.note(db, Act("erase", made.requested_at, actor, found.id, subjects, ids, made.token))
+            return made
 
         return self._erase(write)
 
@@ -208,30 +233,43 @@ class EmbeddedGallery:
         view, queries = self.view(found), np.ascontiguousarray(queries, np.float32)
         return [self._matches(found, view, query[None], k, fusion) for query in queries]
 
+    def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
+        """See `Gallery`."""
+        subjects = sorted({subject.id for subject in found})
+        self.audit.add(Act("search", self.clock(), actor, self.collection(collection).id, subjects))
+
     def _matches(self, collection: Collection, view: View, query: Floats, k: int, fusion: Fusion) -> list[Match]:
-        now, wanted = self.clock(), 2 * k + 8
+        wanted = 2 * k + 8
         while True:
             found = view.search(query, wanted, self._tuning.lists, self._tuning.shortlist)
             best = _by_subject(found)
             exhausted = len(found.faces[0]) < wanted or found.faces[0][-1] < 0
-            with self.ledger.snapshot() as db:
-                subjects = {
-                    number: subject
-                    for number, subject in records.subjects_by_id(db, best).items()
-                    if subject.expires_at is None or subject.expires_at > now
-                }
-                if len(subjects) < k and not exhausted:
-                    wanted *= 4
-                    continue
-                tokens = records.tokens(db, [face for _, face in best.values()])
-                if fusion == "mean":
-                    best = _averaged(records.vectors_of_subjects(db, subjects, collection.dimensions), query[0], best)
-            matches = [
-                Match(subjects[number], similarity, tokens[face])
-                for number, (similarity, face) in best.items()
-                if number in subjects and face in tokens
-            ]
-            return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
+            # A mean may put any of them first; else the nearest are enough, unless some of them are gone.
+            likeliest = list(best)[: None if fusion == "mean" else k]
+            owners = self._owners(likeliest)
+            if len(owners) < k:
+                owners |= self._owners(list(best)[len(likeliest) :])
+            if len(owners) >= k or exhausted:
+                break
+            wanted *= 4
+        if fusion == "mean":
+            ids = [subject.id for _, subject in owners.values()]
+            vectors = records.vectors_of_subjects(self.ledger.reader(), ids, collection.dimensions)
+            best = {
+                face: float((vectors[subject.id] @ query[0]).mean())
+                for face, (_, subject) in owners.items()
+                if subject.id in vectors
+            }
+        matches = [Match(subject, best[face], token) for face, (token, subject) in owners.items() if face in best]
+        return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
+
+    def _owners(self, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
+        """Token and subject of those of the faces that there are and whose subjects' time is not over."""
+        if not faces:
+            return {}
+        now = self.clock()
+        there = records.owners(self.ledger.reader(), faces)
+        return {face: own for face, own in there.items() if (until := own[1].expires_at) is None or until > now}
 
     def usage(self, collection: str) -> Usage:
         """See `Gallery`."""
@@ -263,6 +301,13 @@ class EmbeddedGallery:
             entry = self._entries.get(collection.id)
         if entry is not None and entry.files is not None:
             self._load(collection, entry)
+
+    def graft(self, collection: Collection) -> None:
+        """Let the inverted file find what was enrolled since it was written, if this process has searched it at all."""
+        with self._lock:
+            entry = self._entries.get(collection.id)
+        if entry is not None:
+            entry.view.graft()
 
     def _follow(self, collection: Collection, view: View) -> None:
         with self.ledger.snapshot() as db:
@@ -303,20 +348,32 @@ class EmbeddedGallery:
             )
 
 
-def _by_subject(found: Found) -> dict[int, tuple[float, int]]:
-    """Of the only query, each subject's nearest face: similarity and id."""
-    best: dict[int, tuple[float, int]] = {}
-    columns = (found.subjects[0].tolist(), found.similarities[0].tolist(), found.faces[0].tolist())
-    for subject, similarity, face in zip(*columns, strict=True):
+def remove_subject(
+    db: apsw.Connection, collection_id: int, found: Subject, now: float, actor: str | None = None
+) -> Receipt:
+    """Delete the subject and all its faces, and note it for the audit log."""
+    faces = [face.id for face in records.faces(db, found.id)]
+    made = records.remove_subject(db, collection_id, found, now)
+    audit.note(db, Act("erase", now, actor, collection_id, [found.id], faces, made.token))
+    return made
+
+
+def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
+    """Delete at most `limit` of the subjects whose time is over, and their faces; how many. `RETENTION` did it."""
+    over = records.expired(db, now, limit)
+    for collection_id, found in over:
+        remove_subject(db, collection_id, found, now, RETENTION)
+    return len(over)
+
+
+def _by_subject(found: Found) -> dict[int, float]:
+    """Of the only query, each subject's nearest face: its id and its similarity, likest first."""
+    best: dict[int, tuple[int, float]] = {}
+    columns = (found.subjects[0].tolist(), found.faces[0].tolist(), found.similarities[0].tolist())
+    for subject, face, similarity in zip(*columns, strict=True):
         if subject >= 0:
-            best.setdefault(subject, (similarity, face))
-    return best
-
-
-def _averaged(
-    vectors: Mapping[int, Floats], query: Floats, best: Mapping[int, tuple[float, int]]
-) -> dict[int, tuple[float, int]]:
-    return {number: (float((rows @ query).mean()), best[number][1]) for number, rows in vectors.items()}
+            best.setdefault(subject, (face, similarity))
+    return dict(best.values())
 
 
 def check_vectors(vectors: Floats, dimensions: int) -> None:
@@ -327,6 +384,6 @@ def check_vectors(vectors: Floats, dimensions: int) -> None:
     """
     if vectors.ndim != 2 or vectors.shape[1] != dimensions:
         raise InvalidError(f"expected vectors of {dimensions} numbers, got the shape {list(vectors.shape)}")
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    if not np.all(np.abs(lengths - 1) < 1e-3):  # not true of NaN either
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    if not np.all(np.abs(squares - 1) < 2e-3):  # not true of NaN either
         raise InvalidError("expected vectors of length 1")

@@ -1,7 +1,8 @@
 """Whether a gallery is what was written: the ledger in itself, and all files against it.
 
-Nothing is changed, and others may use the gallery meanwhile. The ledger's rows have no checksums of their own: a bit
-that flips in a vector that is in no segment yet is only noticed where the vector's length shows it.
+Nothing is changed, but that the audit log is brought up to the ledger; others may use the gallery meanwhile. The
+ledger's rows have no checksums of their own: a bit that flips in a vector that is in no segment yet is only noticed
+where the vector's length shows it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def faults(gallery: EmbeddedGallery) -> Iterator[str]:
         for collection in gallery.collections(limit=-1):
             yield from (f"{collection.name}: {what}" for what in _collection_faults(gallery, collection))
         yield from _tombstone_faults(gallery)
+        yield from _audit_faults(gallery)
         yield from _strangers(gallery, there)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield f"ledger: {error}"
@@ -156,6 +158,15 @@ def _tombstone_faults(gallery: EmbeddedGallery) -> Iterator[str]:
             if strange or known - set(page):
                 yield f"{gallery.tombstones.path.name} differs from the ledger's removals up to {last}"
     except GalleryError as error:
+        yield str(error)
+
+
+def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
+    """The first line of the audit log that is not what was written; those after it may be wrong, too."""
+    try:
+        if fault := gallery.audit.verify():
+            yield f"{gallery.audit.path.name}: entry {fault.sequence}: {fault.reason}"
+    except TooNewError as error:
         yield str(error)
 
 

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import apsw
 
 from index.errors import GalleryError, TooNewError
 from index.migrations import STEPS
+from index.scrub import MOST_PAGES, Pages, opened
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ Write = Callable[[apsw.Connection], Any]
 # Older ones can corrupt a WAL database that several connections write to.
 OLDEST_SQLITE = 3_051_003
 BUSY_MS = 15_000
+# How long a scrub waits for readers, and how often it tries to be the first to write after it has emptied the log.
+SCRUB_BUSY_MS, SCRUB_TRIES = 200, 10
 # What one commit takes at most, so that the first of many is not kept waiting for the last.
 AT_ONCE = 512
 
@@ -114,17 +117,44 @@ class Ledger:
             self._readers.append(connection)
         return Watcher(connection)
 
-    def scrub(self) -> bool:
-        """Empty the write-ahead log, which holds pages as they were; False while a reader of any process needs it."""
+    def scrub(self, then: Callable[[apsw.Connection], object] = lambda db: None) -> bool:
+        """Leave nothing of deleted rows in the file and in the log; False while a reader of any process is in the way.
+
+        `then` is part of the same: either both are done, durably, or it has not happened. What is deleted meanwhile may
+        be left.
+        """
         connection = self._connect()
         try:
-            # Answers (frames in the log, frames checkpointed), or raises where a reader is in the way.
-            connection.set_busy_timeout(200)
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            connection.set_busy_timeout(SCRUB_BUSY_MS)
+            size = connection.pragma("page_size")
+            with opened(self.path, size, self._vfs) as pages:
+                _commit_something(connection)
+                _empty_log(connection)  # which holds pages as they were
+                # What is left of a row never moves to another page: whatever is to be found is found now.
+                dirty = pages.dirty()
+                return any(self._clean(connection, pages, dirty, then) for _ in range(SCRUB_TRIES))
         except apsw.BusyError:
             return False
         finally:
             connection.close()
+
+    def _clean(
+        self, connection: apsw.Connection, pages: Pages, dirty: list[int], then: Callable[[apsw.Connection], object]
+    ) -> bool:
+        """Clean the pages while nobody writes; False where somebody wrote just before."""
+        _empty_log(connection)
+
+        def alone(db: apsw.Connection) -> bool:
+            if self.path.with_name(f"{self.path.name}-wal").stat().st_size:
+                return False
+            pages.clean(dirty)
+            then(db)
+            return True
+
+        if not _commit_something(connection, alone):
+            return False
+        with suppress(apsw.BusyError):
+            _empty_log(connection)
         return True
 
     def close(self) -> None:
@@ -145,6 +175,7 @@ class Ledger:
         connection.pragma("synchronous", "full")
         connection.pragma("foreign_keys", True)
         connection.pragma("secure_delete", True)
+        connection.pragma("max_page_count", MOST_PAGES)
         connection.pragma("temp_store", "memory")  # what is sorted or undone must not lie in the temp folder
         return connection
 
@@ -203,6 +234,32 @@ class Watcher:
         """Another number after every commit."""
         with self._lock:
             return int(self._connection.pragma("data_version"))
+
+
+def _commit_something(connection: apsw.Connection, write: Callable[[apsw.Connection], bool] = lambda db: True) -> bool:
+    """Make every connection forget the pages it keeps, with what is left in them; after `write`, if that says so.
+
+    Raises:
+        apsw.BusyError: others write.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if done := write(connection):
+            connection.pragma("user_version", connection.pragma("user_version"))
+            connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return done
+
+
+def _empty_log(connection: apsw.Connection) -> None:
+    """Put all of the write-ahead log into the file.
+
+    Raises:
+        apsw.BusyError: a reader needs the log.
+    """
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
 def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:

@@ -20,7 +20,7 @@ from index import records, segments
 from index.ann import SAMPLE, Ivf
 from index.errors import ConflictError, CorruptError
 from index.files import sync_folder
-from index.gallery import EmbeddedGallery
+from index.gallery import EmbeddedGallery, remove_expired
 from index.records import Collection, Floats, Indexed, Sealed
 from index.segments import Segment
 
@@ -50,12 +50,14 @@ class Maintenance:
 
     def run(self) -> bool:
         """One round; False where another process does the work, whose files are then taken up."""
+        self._gallery.audit.flush()
         mine = self._gallery.ledger.write(self._renew)
         if mine:
             with self._heartbeat():
                 self._work()
         for collection in self._collections():
             self._gallery.reload(collection)
+            self._gallery.graft(collection)
         return mine
 
     def rebuild(self, collections: Sequence[Collection]) -> bool:
@@ -131,7 +133,7 @@ class Maintenance:
         return found
 
     def _expire(self) -> None:
-        if self._gallery.ledger.write(partial(records.remove_expired, now=self._gallery.clock())):
+        if self._gallery.ledger.write(partial(remove_expired, now=self._gallery.clock())):
             self._gallery.remember_erasures()
 
     def _new_file(self, collection: Collection, suffix: str) -> str:
@@ -234,7 +236,7 @@ class Maintenance:
             return None
 
     def _finish_erasures(self) -> None:
-        """Delete files that nobody names, empty the log, and say so in the receipts."""
+        """Delete files that nobody names, scrub the ledger, and say so in the receipts."""
         ledger = self._gallery.ledger
         if not ledger.write(self._renew):
             return  # another process writes files now, that are not named yet
@@ -246,8 +248,7 @@ class Maintenance:
                 path.unlink(missing_ok=True)
         if done:
             sync_folder(self._gallery.files)  # a power cut must not bring back what a receipt says is erased
-            if ledger.scrub():
-                ledger.write(lambda db: records.erased(db, done, self._gallery.clock()))
+            ledger.scrub(lambda db: records.erased(db, done, self._gallery.clock()))
 
 
 def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:

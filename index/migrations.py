@@ -89,4 +89,87 @@ STEPS: tuple[str, ...] = (
     CREATE TABLE gallery (id TEXT NOT NULL) STRICT;
     INSERT INTO gallery VALUES (lower(hex(randomblob(16))));
     """,
+    # Bulk jobs, with what is still to be enrolled. An item that is done, or whose subject was erased meanwhile, keeps
+    # nothing of what was sent.
+    """
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        collection_id INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+        token TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL,
+        settings TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        finished_at REAL,
+        problem TEXT
+    ) STRICT;
+    CREATE INDEX jobs_by_collection ON jobs (collection_id, id);
+    CREATE TABLE job_items (
+        job_id INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        result TEXT,
+        subject TEXT,
+        properties TEXT,
+        kind TEXT,
+        data BLOB,
+        PRIMARY KEY (job_id, number)
+    ) STRICT;
+    CREATE INDEX job_items_by_status ON job_items (job_id, status, number);
+    CREATE INDEX job_items_by_subject ON job_items (subject) WHERE subject IS NOT NULL;
+    CREATE TRIGGER subjects_leave_jobs AFTER DELETE ON subjects BEGIN
+        UPDATE job_items SET status = 'erased', subject = NULL, properties = NULL, kind = NULL, data = NULL
+        WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
+    END;
+    CREATE TRIGGER jobs_leave_leases AFTER DELETE ON jobs BEGIN
+        DELETE FROM leases WHERE name = 'job:' || old.token;
+    END;
+    """,
+    # What was done and is not in the audit log yet, and how far that goes (index/audit.py): its last line, of which
+    # `start` is the place.
+    """
+    CREATE TABLE acts (seq INTEGER PRIMARY KEY, act TEXT NOT NULL) STRICT;
+    CREATE TABLE audit (sequence INTEGER NOT NULL, hash TEXT NOT NULL, start INTEGER) STRICT;
+    """,
+    # Values in subjects' metadata, to choose subjects by: each a text, a number or a boolean (1 or 0).
+    """
+    CREATE TABLE subject_values (
+        collection_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        value ANY NOT NULL,
+        subject_id INTEGER NOT NULL REFERENCES subjects (id) ON DELETE CASCADE,
+        PRIMARY KEY (collection_id, key, kind, value, subject_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX subject_values_by_subject ON subject_values (subject_id);
+    CREATE VIEW metadata_values AS
+        SELECT collection_id, json.key AS key,
+            CASE type WHEN 'text' THEN 'text' WHEN 'integer' THEN 'number' WHEN 'real' THEN 'number' ELSE 'boolean' END
+                AS kind,
+            value, subjects.id AS subject_id
+        FROM subjects, json_each(CASE WHEN json_valid(metadata) THEN metadata ELSE '{}' END) AS json
+        WHERE type IN ('text', 'integer', 'real', 'true', 'false');
+    INSERT OR IGNORE INTO subject_values SELECT * FROM metadata_values;
+    CREATE TRIGGER subjects_bring_values AFTER INSERT ON subjects WHEN new.metadata != '{}' BEGIN
+        INSERT OR IGNORE INTO subject_values SELECT * FROM metadata_values WHERE subject_id = new.id;
+    END;
+    CREATE TRIGGER subjects_change_values AFTER UPDATE OF metadata ON subjects BEGIN
+        DELETE FROM subject_values WHERE subject_id = new.id;
+        INSERT OR IGNORE INTO subject_values SELECT * FROM metadata_values WHERE subject_id = new.id;
+    END;
+    """,
+    # Faces that were said not to be a subject's. Their ids are random, and negative where they stand among removals:
+    # so a ledger that comes back from a backup is told of those that were taken back since.
+    """
+    CREATE TABLE rejections (
+        id INTEGER PRIMARY KEY,
+        subject_id INTEGER NOT NULL REFERENCES subjects (id) ON DELETE CASCADE,
+        token TEXT NOT NULL UNIQUE,
+        created_at REAL NOT NULL,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX rejections_by_subject ON rejections (subject_id, id);
+    CREATE TRIGGER removals_of_rejections AFTER INSERT ON removals WHEN new.face_id < 0 BEGIN
+        DELETE FROM rejections WHERE id = -new.face_id;
+    END;
+    """,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,7 +33,8 @@ class Usage:
 class Gallery(Protocol):
     """Collections of subjects, who have faces. All that changes something is durable when it returns.
 
-    Every method raises NotFoundError where a collection, a subject or a face is not there.
+    Every method raises NotFoundError where a collection, a subject or a face is not there. What enrols and erases is in
+    the audit log; `actor` is the id of the key by which it was asked for, or InvalidError is raised.
     """
 
     def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
@@ -52,7 +53,7 @@ class Gallery(Protocol):
         """In the order of names, those after `after`."""
         ...
 
-    def drop(self, name: str) -> Receipt:
+    def drop(self, name: str, *, actor: str | None = None) -> Receipt:
         """Erase the collection and all in it."""
         ...
 
@@ -76,11 +77,13 @@ class Gallery(Protocol):
         """In the order of keys, those after `after`."""
         ...
 
-    def remove_subject(self, collection: str, key: str) -> Receipt:
+    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Receipt:
         """Erase the subject and all its faces."""
         ...
 
-    def enrol(self, collection: str, faces: Sequence[NewFace], fingerprint: str) -> list[Face]:
+    def enrol(
+        self, collection: str, faces: Sequence[NewFace], fingerprint: str, *, actor: str | None = None
+    ) -> list[Face]:
         """Add faces that the pipeline `fingerprint` made, all or none. Subjects that are not there yet are made.
 
         Raises:
@@ -97,7 +100,7 @@ class Gallery(Protocol):
         """The encoded picture that was kept of a face."""
         ...
 
-    def remove_faces(self, collection: str, faces: Sequence[str]) -> Receipt:
+    def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Receipt:
         """Erase these faces; their subjects stay. Where one is not there, all stay."""
         ...
 
@@ -121,4 +124,8 @@ class Gallery(Protocol):
         Raises:
             InvalidError: see `enrol`.
         """
+        ...
+
+    def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
+        """Put a search into the audit log, with the subjects that the caller was told of; durable within seconds."""
         ...

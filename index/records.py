@@ -151,10 +151,15 @@ def collections(db: apsw.Connection, after: str, limit: int) -> list[Collection]
     return [_collection(row) for row in rows]
 
 
-_SUBJECT = (
-    "SELECT subjects.id, subjects.key, name, metadata, created_at, expires_at,"
-    " (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"
+_COLUMNS = (
+    "subjects.id, subjects.key, name, metadata, subjects.created_at, expires_at,"
+    " (SELECT count(*) FROM faces AS theirs WHERE theirs.subject_id = subjects.id)"
 )
+_SUBJECT = f"SELECT {_COLUMNS} FROM subjects"  # noqa: S608  of constants
+_OWNER = f"""
+SELECT faces.id, token, {_COLUMNS}
+FROM json_each(?) CROSS JOIN faces ON faces.id = value CROSS JOIN subjects ON subjects.id = subject_id
+"""  # noqa: S608  likewise
 
 
 def _subject(row: Row) -> Subject:
@@ -240,11 +245,10 @@ def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
     return [Face(number, name, key, json.loads(details), made) for number, name, key, details, made in rows]
 
 
-def tokens(db: apsw.Connection, ids: Iterable[int]) -> dict[int, str]:
-    """The tokens of those of the faces that there are."""
-    return dict(
-        db.execute("SELECT faces.id, token FROM faces JOIN json_each(?) ON value = faces.id", (json.dumps(list(ids)),))
-    )
+def owners(db: apsw.Connection, faces: Iterable[int]) -> dict[int, tuple[str, Subject]]:
+    """The token and the subject of those of the faces that there are."""
+    rows = db.execute(_OWNER, (json.dumps(list(faces)),))
+    return {row[0]: (row[1], _subject(row[2:])) for row in rows}
 
 
 def crop(db: apsw.Connection, collection_id: int, face_token: str) -> bytes:
@@ -643,14 +647,6 @@ def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, Subj
         "SELECT collection_id, key FROM subjects WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
     ).fetchall()
     return [(row[0], subject(db, row[0], row[1])) for row in rows]
-
-
-def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
-    """Delete at most `limit` of the subjects whose time is over, and their faces; how many."""
-    over = expired(db, now, limit)
-    for collection_id, found in over:
-        remove_subject(db, collection_id, found, now)
-    return len(over)
 
 
 def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:

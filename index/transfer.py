@@ -22,7 +22,8 @@ from typing import Any
 import apsw
 import numpy as np
 
-from index import records
+from index import audit, records
+from index.acts import Act
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.files import sync_folder
 from index.gallery import EmbeddedGallery, check_vectors
@@ -84,7 +85,9 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
             gallery.ledger.write(partial(_target, wanted=wanted))
             enrolled = 0
             for batch in file.iter_batches(AT_ONCE):
-                enrolled += gallery.ledger.write(partial(_enrol, wanted=wanted, faces=_faces(batch)))
+                enrolled += gallery.ledger.write(
+                    partial(_enrol, wanted=wanted, faces=_faces(batch), now=gallery.clock())
+                )
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path.name} cannot be read as parquet: {error}") from error
     return Imported(wanted.name, enrolled, row - 1 - enrolled)
@@ -241,6 +244,10 @@ def _target(db: apsw.Connection, wanted: Collection) -> Collection:
     return found
 
 
-def _enrol(db: apsw.Connection, wanted: Collection, faces: list[WholeFace]) -> int:
+def _enrol(db: apsw.Connection, wanted: Collection, faces: list[WholeFace], now: float) -> int:
     found = _target(db, wanted)
-    return sum(records.put_whole_face(db, found.id, face) for face in faces)
+    enrolled = [face.token for face in faces if records.put_whole_face(db, found.id, face)]
+    if enrolled:
+        ids = records.faces_of(db, found.id, enrolled)
+        audit.note(db, Act("enrol", now, None, found.id, audit.subjects_of(db, ids), ids))
+    return len(enrolled)

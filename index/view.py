@@ -1,7 +1,8 @@
 """What one process knows of one collection's vectors, to search them: a cache, kept up with the ledger.
 
-What an inverted file has is found by it and ranked again by the segments' exact vectors. What is younger is compared
-one by one: segments that it does not have yet, and the last faces, in memory.
+What an inverted file has is found by it and ranked again by the exact vectors. What is younger is compared one by one:
+segments that it does not have yet, and the last faces, in memory, until they are put into this process's own inverted
+file (`graft`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from index import ann
 from index.records import Floats, Ints, Rows
 
 Array = npt.NDArray[Any]
+
+# Faces that are put into the inverted file at once, while searches wait: a few milliseconds.
+PIECE = 512
 Mask = npt.NDArray[np.bool_]
 
 
@@ -75,6 +79,10 @@ class Recent:
         """[count, D]."""
         return self._vectors[: self.count]
 
+    def after(self, face: int) -> int:
+        """The first row whose id is greater."""
+        return int(np.searchsorted(self.faces[: self.count], face, side="right"))
+
     def append(self, rows: Rows) -> None:
         """More faces, whose ids are greater than all before."""
         needed = self.count + len(rows.faces)
@@ -123,6 +131,34 @@ class Found:
     subjects: Ints
 
 
+class ScatteredRows:
+    """Rows of several arrays [*, D], taken as if they lay in one; a loop over the arrays takes five times as long.
+
+    A window of D numbers begins at every number between the first array and the last, and only windows that are rows
+    are ever read.
+    """
+
+    def __init__(self, arrays: Sequence[Floats]):
+        self._arrays = [np.ascontiguousarray(array) for array in arrays]  # which must outlive the windows
+        if not any(array.size for array in arrays):
+            return
+        lowest = min((array for array in self._arrays if array.size), key=_address)
+        offsets = [(_address(array) - _address(lowest)) // lowest.itemsize for array in self._arrays]
+        ends = [offset + array.size for offset, array in zip(offsets, self._arrays, strict=True) if array.size]
+        self._offsets, self._width = np.array(offsets, np.int64), lowest.shape[1]
+        self._windows = np.lib.stride_tricks.as_strided(
+            lowest.reshape(-1), (max(ends) - self._width + 1, self._width), 2 * (lowest.itemsize,), writeable=False
+        )
+
+    def take(self, arrays: Ints, rows: Ints) -> Floats:
+        """Of these arrays [...], by their number, those rows [...]: [..., D]."""
+        return np.asarray(self._windows[self._offsets[arrays] + rows * self._width])
+
+
+def _address(array: Floats) -> int:
+    return int(array.ctypes.data)
+
+
 class Part(Protocol):
     """Vectors that are compared one by one: a segment, or rows as the ledger has them."""
 
@@ -148,10 +184,13 @@ class View:
         self._sealed: tuple[Part, ...] = ()
         self._ivf: ann.Ivf | None = None
         self._indexed = 0  # how many of the sealed parts the inverted file has
-        # Of all sealed parts together: ids, subjects, where each part begins.
+        self._grafted = 0  # the recent faces up to this one are in it, too
+        # Of all sealed parts together: ids, subjects, where each part begins, with which id.
         self._faces: Ints = np.empty(0, np.int64)
         self._subjects: Ints = np.empty(0, np.int64)
         self._starts: Ints = np.zeros(1, np.int64)
+        self._firsts: Ints = np.empty(0, np.int64)
+        self._rows = ScatteredRows([])
         self._dead: Ints = np.empty(0, np.int64)  # removed, but in a sealed part still; ascending
 
     def __len__(self) -> int:
@@ -172,9 +211,11 @@ class View:
         faces = np.concatenate([np.empty(0, np.int64), *(part.faces for part in sealed)])
         subjects = np.concatenate([np.empty(0, np.int64), *(part.subjects for part in sealed)])
         starts = np.cumsum([0, *(len(part.faces) for part in sealed)])
+        firsts = faces[np.minimum(starts[:-1], len(faces) - 1)] if len(faces) else faces
         with self._lock.writing():
-            self._sealed, self._ivf, self._indexed = tuple(sealed), ivf, indexed if ivf else 0
-            self._faces, self._subjects, self._starts = faces, subjects, starts
+            self._sealed, self._ivf, self._indexed, self._grafted = tuple(sealed), ivf, indexed if ivf else 0, 0
+            self._faces, self._subjects, self._starts, self._firsts = faces, subjects, starts, firsts
+            self._rows = ScatteredRows([part.vectors for part in sealed])
             gone = np.union1d(self._dead, removed)
             self._dead = gone[np.isin(gone, faces)]
             if len(faces):
@@ -201,13 +242,27 @@ class View:
             found = [self._compared(queries, part, k) for part in self._sealed[self._indexed :]]
             found.append(self._recently(queries, k))
             if self._ivf is not None and self._indexed and len(self._faces):
-                found.append(self._approximately(self._ivf.search(queries, max(shortlist, k), lists), queries))
+                found += self._approximately(self._ivf.search(queries, max(shortlist, k), lists), queries)
         return _best(found, k)
 
+    def graft(self, size: int = PIECE) -> None:
+        """Put the recent faces into this process's inverted file, if there is one: pieces of `size`, not the rest.
+
+        Searches wait for a piece at a time.
+        """
+        while True:
+            with self._lock.writing():
+                start = self._recent.after(self._grafted)
+                if self._ivf is None or not self._indexed or self._recent.count - start < size:
+                    return
+                piece = slice(start, start + size)
+                self._ivf.add(self._recent.faces[piece], self._recent.vectors[piece])
+                self._grafted = int(self._recent.faces[piece][-1])
+
     def _recently(self, queries: Floats, k: int) -> Found:
-        recent = self._recent
-        similarities, rows = ann.exact(queries, recent.vectors, k + recent.removed)
-        found = Found(similarities, recent.faces[rows], recent.subjects[rows])
+        recent, start = self._recent, self._recent.after(self._grafted)
+        similarities, rows = ann.exact(queries, recent.vectors[start:], k + recent.removed)
+        found = Found(similarities, recent.faces[start + rows], recent.subjects[start + rows])
         return _without(found, found.subjects < 0)
 
     def _compared(self, queries: Floats, part: Part, k: int) -> Found:
@@ -217,29 +272,45 @@ class View:
         found = Found(similarities, part.faces[rows], part.subjects[rows])
         return _without(found, self._is_dead(found.faces))
 
-    def _approximately(self, ids: Ints, queries: Floats) -> Found:
-        places = np.searchsorted(self._faces, ids)
-        np.minimum(places, len(self._faces) - 1, out=places)
-        gone = (ids < 0) | (self._faces[places] != ids) | self._is_dead(ids)
-        vectors = self._gather(places.ravel()).reshape(*ids.shape, self.dimensions)
-        similarities = np.einsum("nkd,nd->nk", vectors, queries)
-        return _without(Found(similarities, ids, self._subjects[places]), gone)
+    def _approximately(self, ids: Ints, queries: Floats) -> list[Found]:
+        """What the inverted file found, ids [N, K], ranked by the exact vectors: what is sealed, what is not."""
+        places = self._places(ids)
+        gone = (self._faces[places] != ids) | self._is_dead(ids)
+        found = [_without(_ranked(queries, self._gather(places), ids, self._subjects[places]), gone)]
+        recent = self._recent
+        if self._grafted and recent.count and (young := ids > self._faces[-1]).any():
+            rows = np.minimum(np.searchsorted(recent.faces[: recent.count], ids), recent.count - 1)
+            lost = ~young | (recent.faces[rows] != ids) | (recent.subjects[rows] < 0)
+            found.append(_without(_ranked(queries, recent.vectors[rows], ids, recent.subjects[rows]), lost))
+        return found
+
+    def _places(self, ids: Ints) -> Ints:
+        """Where these ids are among the sealed, if they are: somewhere, if they are not.
+
+        Where nothing was removed, ids follow one another. That is tried first: to look one up in millions is several
+        misses of the cache.
+        """
+        parts = np.maximum(np.searchsorted(self._firsts, ids, side="right") - 1, 0)
+        places = np.clip(self._starts[parts] + ids - self._firsts[parts], 0, len(self._faces) - 1)
+        elsewhere = self._faces[places] != ids
+        if elsewhere.any():
+            places[elsewhere] = np.minimum(np.searchsorted(self._faces, ids[elsewhere]), len(self._faces) - 1)
+        return np.asarray(places)
 
     def _gather(self, places: Ints) -> Floats:
-        """The exact vectors [M, D] at these places of the sealed parts."""
+        """The exact vectors [..., D] at these places [...] of the sealed parts."""
         parts = np.searchsorted(self._starts, places, side="right") - 1
-        rows = places - self._starts[parts]
-        vectors = np.empty((len(places), self.dimensions), np.float32)
-        sealed = self._sealed
-        for place, (part, row) in enumerate(zip(parts.tolist(), rows.tolist(), strict=True)):
-            vectors[place] = sealed[part].vectors[row]
-        return vectors
+        return self._rows.take(parts, places - self._starts[parts])
 
     def _is_dead(self, ids: Ints) -> Mask:
         if not len(self._dead):
             return np.zeros(ids.shape, np.bool_)
         places = np.minimum(np.searchsorted(self._dead, ids), len(self._dead) - 1)
         return np.asarray(self._dead[places] == ids)
+
+
+def _ranked(queries: Floats, vectors: Floats, faces: Ints, subjects: Ints) -> Found:
+    return Found(np.einsum("nkd,nd->nk", vectors, queries), faces, subjects)
 
 
 def _without(found: Found, gone: Mask) -> Found:
@@ -254,8 +325,10 @@ def _without(found: Found, gone: Mask) -> Found:
 
 def _best(found: Sequence[Found], k: int) -> Found:
     """The k best of several answers, equal ones in the order of their ids."""
+    found = [part for part in found if part.faces.shape[1]] or found[:1]
     similarities = np.concatenate([part.similarities for part in found], axis=1)
     faces = np.concatenate([part.faces for part in found], axis=1)
     subjects = np.concatenate([part.subjects for part in found], axis=1)
     order = np.lexsort((faces, -similarities), axis=1)[:, :k]
-    return Found(*(np.take_along_axis(array, order, axis=1) for array in (similarities, faces, subjects)))
+    queries = np.arange(len(order))[:, None]
+    return Found(*(array[queries, order] for array in (similarities, faces, subjects)))

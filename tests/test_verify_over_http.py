@@ -16,9 +16,8 @@ from typer.testing import CliRunner, Result
 
 from benchmarks import bad_pairs
 from benchmarks.verify_over_http import Row, cli, latency_figures, lfw_figures, server_timing
-from tests.app.embedder import random_embedder
 from tests.app.face_pictures import grace_hopper
-from tests.app.test_process import serving
+from tests.app.face_service import serving_faces
 from tests.conftest import photo
 
 PEOPLE = {
@@ -29,14 +28,7 @@ PEOPLE = {
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    weights = tmp_path_factory.mktemp("weights")
-    random_embedder(weights)
-    environment = {
-        "VESTIBULE_WEIGHTS": str(weights),
-        "VESTIBULE_STATE": str(tmp_path_factory.mktemp("state")),
-        "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist",
-    }
-    with serving(**environment) as (_, url, _):
+    with serving_faces(tmp_path_factory) as url:
         yield url
 
 

@@ -17,20 +17,27 @@ from app.gallery_schemas import (
     EnrolResponse,
     ErasureReceipt,
     FaceList,
+    FeedbackInfo,
+    FeedbackList,
     Key,
     NewCollection,
     SubjectInfo,
     SubjectPage,
     SubjectProperties,
+    SubjectVerification,
+    SubjectVerifyParams,
 )
+from app.routes import jobs
 
 router = APIRouter(tags=["gallery"])
+router.include_router(jobs.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON)
 MAKING = errors.describe(
     *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
 )
+COMPARING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
 ENROLLING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
@@ -91,8 +98,8 @@ async def subject(collection: Collection, subject: SubjectId, galleries: Galleri
 
 @router.delete("/collections/{collection}/subjects/{subject}", responses=PROBLEMS)
 async def remove_subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> ErasureReceipt:
-    """Erase a subject and all its faces."""
-    return await galleries.remove_subject(collection, subject)
+    """Erase a subject and all its faces, those that wait in jobs among them."""
+    return await galleries.jobs.remove_subject(collection, subject)
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", responses=PROBLEMS)
@@ -112,6 +119,46 @@ async def enrol(
 ) -> EnrolResponse:
     """Enrol one picture of a subject, or up to 64; the subject is made if it is not there yet."""
     return await galleries.enrol(collection, subject, pictures, params, timings)
+
+
+@router.post("/collections/{collection}/subjects/{subject}/verify", openapi_extra=IMAGE_BODY, responses=COMPARING)
+async def verify(
+    collection: Collection,
+    subject: SubjectId,
+    params: Annotated[SubjectVerifyParams, Query()],
+    galleries: GalleriesDep,
+    pictures: PicturesDep,
+    timings: TimingsDep,
+) -> SubjectVerification:
+    """Is this the subject? The picture's largest face against the subject's faces."""
+    return await galleries.recognition.verify(collection, subject, pictures, params, timings)
+
+
+@router.post(
+    "/collections/{collection}/subjects/{subject}/feedback",
+    status_code=201,
+    openapi_extra=IMAGE_BODY,
+    responses=COMPARING,
+)
+async def deny(
+    collection: Collection, subject: SubjectId, galleries: GalleriesDep, pictures: PicturesDep, timings: TimingsDep
+) -> FeedbackInfo:
+    """This is not the subject: searches do not name it for the picture's largest face, nor for what is like it."""
+    return await galleries.recognition.deny(collection, subject, pictures, timings)
+
+
+@router.get("/collections/{collection}/subjects/{subject}/feedback", responses=PROBLEMS)
+async def denials(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FeedbackList:
+    """What was said not to be the subject."""
+    return await galleries.recognition.denials(collection, subject)
+
+
+@router.delete("/collections/{collection}/subjects/{subject}/feedback/{feedback}", responses=PROBLEMS)
+async def take_back(
+    collection: Collection, subject: SubjectId, feedback: Key, galleries: GalleriesDep
+) -> ErasureReceipt:
+    """Take it back, and erase the face that was kept for it."""
+    return await galleries.recognition.take_back(collection, subject, feedback)
 
 
 @router.delete("/collections/{collection}/faces/{face}", responses=PROBLEMS)

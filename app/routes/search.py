@@ -21,4 +21,4 @@ async def search(
     params: Annotated[SearchParams, Query()], galleries: GalleriesDep, pictures: PicturesDep, timings: TimingsDep
 ) -> SearchResponse:
     """Who is this? Each face of each picture: a `match`, `unknown`, or `rejected`, and the likest subjects."""
-    return await galleries.search(pictures, params, timings)
+    return await galleries.recognition.search(pictures, params, timings)

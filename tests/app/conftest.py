@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings import PROJECT, Settings
+from tests.app.embedder import random_embedder
 
 BASE_URL = "http://127.0.0.1:8000"
 
@@ -28,3 +29,15 @@ def client() -> Iterator[TestClient]:
     """A client of the running service; its lifespan is up. Errors of the service are answers, not exceptions."""
     with TestClient(create_app(Settings()), base_url=BASE_URL, raise_server_exceptions=False) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of a service with a face embedder of random weights, whose gallery is this module's alone."""
+    weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
+    random_embedder(weights)
+    (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
+    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as client:
+        client.app_state["state"] = state
+        yield client

@@ -12,25 +12,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.identification import Rule
-from app.main import create_app
-from app.settings import PROJECT, Settings
 from index.protocol import Match
 from index.records import Subject
-from tests.app.conftest import BASE_URL
-from tests.app.embedder import MATCHING, random_embedder
+from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
-    random_embedder(weights)
-    (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
-    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
-    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as client:
-        client.app_state["state"] = state
-        yield client
 
 
 @pytest.fixture
@@ -80,7 +66,7 @@ def test_who_was_enrolled_is_found(gallery: TestClient) -> None:
     enrol(gallery, "grace", grace_hopper())
     gallery.put("/collections/doors/subjects/eileen", json={"name": "Eileen", "metadata": {"pass": 7}})
     answer = search(gallery, photo("astronaut"))
-    assert answer["collection"] == {"name": "doors", "subjects": 2, "faces": 2, "exact": True}
+    assert answer["collection"] == {"name": "doors", "subjects": 2, "faces": 2, "exact": True, "chosen": None}
     ((face,),) = (item["faces"] for item in answer["data"])
     assert face["status"] == "match"
     best, other = face["candidates"]

@@ -125,6 +125,11 @@ class Congruence(RuleBasedStateMachine):
         for collection in self.galleries[which].collections():
             self.galleries[which].reload(collection)
 
+    @rule(which=st.integers(0, 1), size=st.integers(1, 4))
+    def graft(self, which: int, size: int) -> None:
+        for collection in self.galleries[which].collections():
+            self.galleries[which].view(collection).graft(size)
+
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:
         self.galleries[which].close()

@@ -233,6 +233,13 @@ def _erases_too_early(filled: Filled, model: Model) -> None:
     model.erased.append(Erased(face, receipt))
 
 
+def _leaves_a_copy(filled: Filled, model: Model) -> None:
+    face = model.there.faces.pop(filled.faces[0])
+    receipt = filled.gallery.remove_faces("a0", filled.faces[:1]).token
+    (filled.gallery.files.parent / "copy").write_bytes(b"..." + vector(face.seed).tobytes()[:16])
+    model.erased.append(Erased(face, receipt))
+
+
 def _damages_the_ledger(filled: Filled, model: Model) -> None:
     filled.gallery.close()
     filled.gallery.ledger.path.write_bytes(b"SQLite format 3\0" + bytes(5000))
@@ -250,6 +257,7 @@ FAULTS: list[tuple[Callable[[Filled, Model], None], str]] = [
     (_damages_a_file, "named, but not whole: "),
     (_loses_a_receipt, "receipt lost: "),
     (_erases_too_early, "in spite of the receipt, bytes of "),
+    (_leaves_a_copy, "bytes of "),
     (_damages_the_ledger, "cannot be opened: "),
 ]
 

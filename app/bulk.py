@@ -1,0 +1,254 @@
+"""Bulk enrolment: jobs are taken in, told of, and done in the background by one task of each process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import structlog
+from fastapi import FastAPI
+
+from app.bulk_schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
+from app.errors import (
+    Conflict,
+    DeadlineExceeded,
+    NoFace,
+    NotFound,
+    NotReady,
+    Overloaded,
+    UnknownModel,
+    VestibuleError,
+)
+from app.gallery_schemas import EnrolParams, ErasureReceipt, moment
+from app.observe import Timings
+from app.pipeline import Pipeline, described, gated, new_face
+from app.uploads import Upload, refused
+from index.gallery import EmbeddedGallery
+from index.job_records import LEASE_S, Found, Item, Job, Outcome, Status
+from index.jobs import Jobs, Worker
+from index.records import NewFace
+
+log = structlog.get_logger()
+
+POLL_S = 1.0
+# At once, so that those who wait for an answer get theirs in between.
+PICTURES = 8
+# Of what is written down at once while a job is taken in: items, and bytes beyond which no more are read.
+MOST_ITEMS, MOST_BYTES = 1024, 4 * 2**20
+# They pass: what they hit is tried again.
+TRANSIENT = (Overloaded, DeadlineExceeded, NotReady)
+
+
+class BulkJobs:
+    """The bulk jobs of one gallery."""
+
+    def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
+        self._pipeline = pipeline
+        self._ask = pipeline.ask
+        self._gallery = gallery
+        self._jobs = Jobs(gallery)
+        self._worker = Worker(gallery)
+        self._sent = asyncio.Event()
+
+    async def submit(self, collection: str, upload: Upload, params: BulkParams) -> JobInfo:
+        """A job that is sure to be done once this returns.
+
+        Raises:
+            NotFound: no such collection. Conflict: its vectors are another pipeline's. See `Upload.items`.
+        """
+        found = await self._ask(lambda: self._gallery.collection(collection))
+        if params.fingerprint not in (None, found.fingerprint):
+            raise Conflict(f"{collection!r} holds vectors of {found.fingerprint}, not of {params.fingerprint}")
+        job = await self._ask(lambda: self._jobs.begin(collection, params.model_dump()))
+        try:
+            chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
+            while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None)):
+                await self._ask(partial(self._jobs.append, job, chunk))
+            job = await self._ask(lambda: self._jobs.ready(job))
+        except Exception:
+            await self._ask(lambda: self._jobs.abandon(job))
+            raise
+        self._sent.set()
+        return await self._ask(lambda: self._described(job))
+
+    async def job(self, collection: str, token: str) -> JobInfo:
+        """How far the job is.
+
+        Raises:
+            NotFound.
+        """
+        return await self._ask(lambda: self._described(self._jobs.job(collection, token)))
+
+    async def list_jobs(self, collection: str, after: int, limit: int) -> JobPage:
+        """A page of the collection's jobs.
+
+        Raises:
+            NotFound: no such collection.
+        """
+
+        def read() -> JobPage:
+            found = self._jobs.list_jobs(collection, after, limit)
+            data = [self._described(job) for job in found if job.state != "receiving"]
+            return JobPage(data=data, next=found[-1].id if len(found) == limit else None)
+
+        return await self._ask(read)
+
+    async def items(self, collection: str, token: str, after: int, limit: int) -> JobItemPage:
+        """What became of each item, by page.
+
+        Raises:
+            NotFound.
+        """
+
+        def read() -> JobItemPage:
+            found = self._jobs.outcomes(self._jobs.job(collection, token), after, limit)
+            data = [JobItem(index=one.number, status=one.status, **one.result) for one in found]
+            return JobItemPage(data=data, next=found[-1].number if len(found) == limit else None)
+
+        return await self._ask(read)
+
+    async def cancel(self, collection: str, token: str) -> JobInfo:
+        """Enrol no more of it; a job that is over stays as it is.
+
+        Raises:
+            NotFound.
+        """
+        return await self._ask(lambda: self._described(self._jobs.cancel(collection, token)))
+
+    async def remove_subject(self, collection: str, key: str) -> ErasureReceipt:
+        """Erase the subject and all its faces, those that wait in jobs among them.
+
+        Raises:
+            NotFound.
+        """
+        return described(await self._ask(lambda: self._jobs.remove_subject(collection, key)))
+
+    async def work(self) -> None:
+        """Do one job after the other, until cancelled."""
+        while True:
+            self._sent.clear()
+            try:
+                job = await self._ask(self._worker.claim)
+                if job is not None:
+                    await self._do(job)
+                    continue
+            except Exception:
+                # A full queue or a full disk: what is not enrolled is there still, and the next round tries again.
+                log.exception("bulk_failed")
+            await _wait(self._sent)
+
+    async def _do(self, job: Job) -> None:
+        beat = asyncio.create_task(self._keep(job))
+        try:
+            await self._enrol_all(job)
+        except (Conflict, UnknownModel) as error:
+            problem = error.detail
+            await self._ask(lambda: self._worker.finish(job, "failed", problem))
+        except NotFound:  # the collection was dropped, and the job with it
+            pass
+        finally:
+            beat.cancel()
+            await asyncio.gather(beat, return_exceptions=True)
+            await self._ask(lambda: self._worker.release(job))
+
+    async def _keep(self, job: Job) -> None:
+        """Hold the lease while a batch takes longer than it lasts."""
+        held = True
+        while held:
+            await asyncio.sleep(LEASE_S / 4)
+            held = await self._ask(lambda: self._worker.keep(job))
+
+    async def _enrol_all(self, job: Job) -> None:
+        while items := await self._ask(lambda: self._worker.pending(job, PICTURES)):
+            if items[0].kind == "vector":
+                found, fingerprint = list(map(_given, items)), job.settings["fingerprint"]
+            else:
+                found, fingerprint = await self._pictured(job, items)
+            if not await self._ask(partial(self._worker.enrol, job, found, fingerprint)):
+                return  # cancelled, or another process has it
+        await self._ask(lambda: self._worker.finish(job, "done"))
+
+    async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[Found], str]:
+        """What is in the pictures, and the fingerprint of what saw it.
+
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady: of all of them nothing could be seen.
+        """
+        collection = await self._ask(lambda: self._gallery.collection(job.collection))
+        model = await self._pipeline.model(collection)
+        params = EnrolParams(max_faces=job.settings["max_faces"], quality_gate=job.settings["quality_gate"])
+
+        async def one(item: Item) -> Found | None:
+            try:
+                seen = await self._pipeline.seen(model, item.data, Timings())
+                if not seen:
+                    raise NoFace("no face was found")
+            except TRANSIENT:
+                return None
+            except VestibuleError as error:
+                return Found(item, refused(item.number, error))
+            except Exception:
+                log.exception("bulk_item_failed", job=job.token, index=item.number)
+                return Found(item, refused(item.number, VestibuleError()))
+            good, rejected = gated(item.number, seen, params)
+            reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
+            faces = [new_face(item.subject, face, keep_crop=collection.settings["keep_crops"]) for face in good]
+            return Found(item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces)
+
+        found = [answer for answer in await asyncio.gather(*map(one, items)) if answer is not None]
+        if not found:
+            raise NotReady("no picture of the job could be looked at")
+        return found, collection.fingerprint
+
+    def _described(self, job: Job) -> JobInfo:
+        counts = self._jobs.counts(job)
+        return JobInfo(
+            id=job.token,
+            collection=job.collection,
+            state=job.state,
+            problem=job.problem,
+            created_at=moment(job.created_at),
+            finished_at=None if job.finished_at is None else moment(job.finished_at),
+            total=sum(counts.values()),
+            items={status: counts.get(status, 0) for status in get_args(Status)},
+        )
+
+
+@asynccontextmanager
+async def working(app: FastAPI) -> AsyncIterator[None]:
+    """The service's jobs are done for as long as this lasts."""
+    jobs: BulkJobs = app.state.galleries.jobs
+    task = asyncio.create_task(jobs.work())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    """For the event, but not for long: other processes take jobs in, too, and may die over theirs."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), POLL_S)
+
+
+def _given(item: Item) -> Found:
+    """Of a vector that was sent."""
+    face = NewFace(item.subject, np.frombuffer(item.data, "<f4"))
+    return Found(item, Outcome(item.number, "enrolled"), [face])
+
+
+def _chunks(items: Iterator[Item | Outcome]) -> Iterator[list[Item | Outcome]]:
+    """The items in pieces of a bearable size."""
+    chunk: list[Item | Outcome] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += len(item.data) if isinstance(item, Item) else 0
+        if len(chunk) == MOST_ITEMS or size > MOST_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,150 @@
+"""From a picture to what a collection can hold: the faces in it, or all of it, as vectors of one fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from app.engine import LoadedModel
+from app.errors import Conflict, NotFound
+from app.faces import DETECTION_THRESHOLD, Faces, FoundFace
+from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
+from app.inference import Inference
+from app.observe import Timings
+from app.schemas import DetectedFace
+from index import errors as index_errors
+from index.records import Collection, NewFace, Receipt
+from models import align
+from models.card import ModelCard
+
+T = TypeVar("T")
+
+CROP_QUALITY = 90  # of WebP
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A face of a picture (None: the whole picture) and its vector, float32 [D] of length 1."""
+
+    found: FoundFace | None
+    described: DetectedFace | None
+    vector: Tensor
+
+    @property
+    def area(self) -> float:
+        """In pixels of the picture; 0 for the whole one."""
+        return self.found.face.area if self.found else 0.0
+
+
+class Pipeline:
+    """What the use cases of the gallery share: its answers, and what a collection's embedder makes of a picture."""
+
+    def __init__(self, inference: Inference, faces: Faces):
+        self.inference = inference
+        self.engine = inference.engine
+        self._faces = faces
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """What the gallery answers, off the event loop.
+
+        Raises:
+            NotFound, Conflict.
+        """
+        try:
+            return await self.engine.stored(question)
+        except index_errors.NotFoundError as error:
+            raise NotFound(str(error)) from error
+        except index_errors.ConflictError as error:
+            raise Conflict(str(error)) from error
+
+    async def fingerprint(self, card: ModelCard) -> str:
+        """Of all that lies between a picture and its vector."""
+        parts: dict[str, object] = {
+            "weights": card.sha256,
+            "preprocess": card.preprocess.model_dump(mode="json"),
+            "tta": card.tta,
+        }
+        if card.task == "embed":
+            finder = (await self.engine.model(None, "detect")).card
+            parts |= {"detector": finder.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
+        text = json.dumps(parts, sort_keys=True)
+        return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    async def model(self, collection: Collection) -> LoadedModel:
+        """The collection's embedder.
+
+        Raises:
+            Conflict: what it makes of pictures now is not what the collection holds.
+        """
+        model = await self.engine.embedder(collection.embedder)
+        if await self.fingerprint(model.card) != collection.fingerprint:
+            raise Conflict(f"{collection.name!r} holds vectors of another version of {collection.embedder}")
+        return model
+
+    async def seen(self, model: LoadedModel, data: bytes, timings: Timings) -> list[Seen]:
+        """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
+        if model.card.task != "embed":
+            vector = await self._faces.whole(model, data, timings)
+            return [Seen(None, None, vector)]
+        finder = await self.engine.model(None, "detect")
+        _, found = await self._faces.find(finder, data, DETECTION_THRESHOLD, timings)
+        if not found:
+            return []
+        vectors = await self._faces.embedded(model, found, timings)
+        return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
+
+
+def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[Seen], list[RejectedFace]]:
+    """Which faces of a picture may be enrolled, and which not: the largest good ones may."""
+    good: list[Seen] = []
+    rejected: list[RejectedFace] = []
+    for one in sorted(seen, key=lambda one: one.area, reverse=True):
+        if one.described is None:
+            good.append(one)
+            continue
+        reasons: list[RejectedReason] = list(one.described.reasons) if params.quality_gate else []
+        if not reasons and len(good) == params.max_faces:
+            reasons = ["EXCEEDS_MAX_FACES"]
+        if reasons:
+            rejected.append(RejectedFace(index=index, face=one.described, reasons=reasons))
+        else:
+            good.append(one)
+    return good, rejected
+
+
+def new_face(subject: str, seen: Seen, *, keep_crop: bool) -> NewFace:
+    """What is to be enrolled of a face."""
+    return NewFace(subject, seen.vector.numpy(), _details(seen), _crop(seen) if keep_crop else None)
+
+
+def described(found: Receipt) -> ErasureReceipt:
+    """The receipt of an erasure, as a caller sees it."""
+    return ErasureReceipt(
+        id=found.token,
+        status="scrubbing" if found.erased_at is None else "erased",
+        subjects=found.subjects,
+        faces=found.faces,
+        requested_at=moment(found.requested_at),
+        erased_at=None if found.erased_at is None else moment(found.erased_at),
+    )
+
+
+def _details(seen: Seen) -> dict[str, object]:
+    if seen.described is None:
+        return {}
+    return {"confidence": seen.described.confidence, **seen.described.quality.model_dump()}
+
+
+def _crop(seen: Seen) -> bytes | None:
+    if seen.found is None:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(seen.found.crop).save(buffer, "WEBP", quality=CROP_QUALITY)
+    return buffer.getvalue()

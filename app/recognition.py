@@ -1,0 +1,229 @@
+"""Who is this? The use cases that compare a picture with who is enrolled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.body import Pictures
+from app.engine import LoadedModel
+from app.errors import BadRequest, NoFace, Unprocessable, VestibuleError
+from app.gallery_schemas import (
+    Candidate,
+    ErasureReceipt,
+    FeedbackInfo,
+    FeedbackList,
+    Searched,
+    SearchedCollection,
+    SearchedFace,
+    SearchParams,
+    SearchReason,
+    SearchResponse,
+    SubjectVerification,
+    SubjectVerifyParams,
+    moment,
+)
+from app.identification import Decision, Rule
+from app.observe import Timings
+from app.pipeline import Pipeline, Seen, described
+from app.schemas import OperatingPoint
+from index import selection
+from index.feedback import Feedback, Rejection
+from index.gallery import EmbeddedGallery
+from index.protocol import Match
+from index.records import Collection
+from index.search import compare, search
+from index.selection import Where
+from models.matching import Matching
+
+
+class Recognition:
+    """Search, verify, and be told of errors, over one gallery."""
+
+    def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
+        self._pipeline = pipeline
+        self._ask = pipeline.ask
+        self._gallery = gallery
+        self._feedback = Feedback(gallery)
+
+    async def search(self, pictures: Pictures, params: SearchParams, timings: Timings) -> SearchResponse:
+        """Who in the collection is each face of each picture?
+
+        Raises:
+            VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
+        """
+        found = await self._ask(lambda: self._gallery.collection(params.collection))
+        model = await self._pipeline.model(found)
+        usage = await self._ask(lambda: self._gallery.usage(params.collection))
+        chosen = await self._ask(lambda: self._count(found, where)) if (where := params.chosen) else None
+        searched = usage.subjects if chosen is None else chosen
+        rule = Rule.of(model.card.matching, params.fpir, searched, extrapolate=params.extrapolate)
+
+        async def one(index: int, data: bytes) -> Searched:
+            seen = await self._pipeline.seen(model, data, timings)
+            wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
+            matches: list[list[Match]] = []
+            if wanted:
+                queries = np.stack([face.vector.numpy() for face in wanted])
+                limit = params.limit + len(wanted) - 1  # others of the picture may take the first ones
+                matches = await self._ask(
+                    lambda: search(self._gallery, params.collection, queries, limit, fusion=params.fusion, where=where)
+                )
+            decisions = iter(rule.decide(matches, repeated=params.repeated))
+            decided = {id(face): next(decisions) for face in wanted}
+            describe = _Describer(rule, model.card.matching, params.limit)
+            faces = [describe(face, decided.get(id(face))) for face in seen]
+            named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
+            await self._ask(lambda: self._gallery.note_search(params.collection, named))
+            return Searched(index=index, faces=faces)
+
+        data = await self._pipeline.inference.each(pictures, one)
+        return SearchResponse(
+            collection=SearchedCollection(
+                name=found.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
+            ),
+            threshold=1 - rule.threshold.similarity if rule.threshold else None,
+            operating_point=_point(rule, model.card.matching),
+            fpir=params.fpir,
+            model=model.card.name,
+            version=model.card.version,
+            data=data,
+        )
+
+    async def verify(
+        self, collection: str, key: str, pictures: Pictures, params: SubjectVerifyParams, timings: Timings
+    ) -> SubjectVerification:
+        """Is the picture's largest face the subject?
+
+        Raises:
+            VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
+            subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
+        """
+        found = await self._ask(lambda: self._gallery.collection(collection))
+        await self._ask(lambda: self._gallery.subject(collection, key))
+        model = await self._pipeline.model(found)
+        matching = model.card.matching
+        if matching is None:
+            raise Unprocessable(f"{model.card.name} is not calibrated: nothing says which pictures are near enough")
+        try:
+            threshold = matching.threshold(params.fmr)
+        except ValueError as error:
+            raise Unprocessable(str(error)) from error
+        seen = await self._largest(model, pictures, timings)
+        query = seen.vector.numpy()
+        match, denied = await self._ask(lambda: compare(self._gallery, collection, key, query, fusion=params.fusion))
+        if match is None:
+            raise Unprocessable("the subject has no face to compare with")
+        await self._ask(lambda: self._gallery.note_search(collection, [match.subject]))
+        return SubjectVerification(
+            verified=match.similarity >= threshold.similarity and not denied,
+            denied=denied,
+            probability=matching.probability(match.similarity),
+            distance=max(0.0, 1 - match.similarity),
+            threshold=1 - threshold.similarity,
+            operating_point=OperatingPoint(
+                fmr=params.fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior
+            ),
+            face=seen.described,
+            face_id=match.face,
+            model=model.card.name,
+            version=model.card.version,
+        )
+
+    async def deny(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
+        """The picture's largest face is not the subject: it is not named for it again.
+
+        Raises:
+            VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
+        """
+        found = await self._ask(lambda: self._gallery.collection(collection))
+        await self._ask(lambda: self._gallery.subject(collection, key))
+        seen = await self._largest(await self._pipeline.model(found), pictures, timings)
+        (made,) = await self._ask(lambda: self._feedback.add(collection, key, seen.vector.numpy()[None]))
+        return _feedback(made)
+
+    async def denials(self, collection: str, key: str) -> FeedbackList:
+        """What was said of the subject.
+
+        Raises:
+            NotFound.
+        """
+        found = await self._ask(lambda: self._feedback.of_subject(collection, key))
+        return FeedbackList(data=[_feedback(one) for one in found])
+
+    async def take_back(self, collection: str, key: str, token: str) -> ErasureReceipt:
+        """Erase what was said.
+
+        Raises:
+            NotFound.
+        """
+        return described(await self._ask(lambda: self._feedback.remove(collection, key, token)))
+
+    def _count(self, found: Collection, where: Where) -> int:
+        with self._gallery.ledger.snapshot() as db:
+            return selection.count(db, found.id, where)
+
+    async def _largest(self, model: LoadedModel, pictures: Pictures, timings: Timings) -> Seen:
+        """The largest face of the only picture.
+
+        Raises:
+            BadRequest: there are more. NoFace. See `Pipeline.seen`.
+        """
+        if len(pictures.items) != 1:
+            raise BadRequest("send one picture")
+        (data,) = pictures.items
+        if isinstance(data, VestibuleError):
+            raise data
+        seen = await self._pipeline.inference.in_time(self._pipeline.seen(model, data, timings))
+        if not seen:
+            raise NoFace("no face was found")
+        return max(seen, key=lambda one: one.area)
+
+
+def _feedback(made: Rejection) -> FeedbackInfo:
+    return FeedbackInfo(id=made.token, created_at=moment(made.created_at))
+
+
+@dataclass(frozen=True)
+class _Describer:
+    """How a decision is told."""
+
+    rule: Rule
+    matching: Matching | None
+    limit: int
+
+    def __call__(self, seen: Seen, decision: Decision | None) -> SearchedFace:
+        if decision is None:
+            assert seen.described is not None  # noqa: S101  only a face can have something against it
+            return SearchedFace(
+                face=seen.described, status="rejected", reasons=list(seen.described.reasons), candidates=[]
+            )
+        reasons: list[SearchReason] = []
+        if self.matching is None:
+            reasons = ["NOT_CALIBRATED"]
+        elif not self.rule.decides:
+            reasons = ["BEYOND_CALIBRATION"]
+        return SearchedFace(
+            face=seen.described,
+            status="match" if decision.matched else "unknown",
+            reasons=reasons,
+            candidates=[self._candidate(match) for match in decision.candidates[: self.limit]],
+        )
+
+    def _candidate(self, match: Match) -> Candidate:
+        return Candidate(
+            subject_id=match.subject.key,
+            name=match.subject.name,
+            face_id=match.face,
+            probability=self.matching.probability(match.similarity) if self.matching else None,
+            distance=max(0.0, 1 - match.similarity),
+        )
+
+
+def _point(rule: Rule, matching: Matching | None) -> OperatingPoint | None:
+    if matching is None or rule.fmr is None or rule.threshold is None:
+        return None
+    return OperatingPoint(
+        fmr=rule.fmr, calibration=matching.data, extrapolated=rule.threshold.extrapolated, prior=matching.prior
+    )

@@ -1,0 +1,125 @@
+"""Faces that were said not to be a subject's, and what follows: who is not named for them again.
+
+A subject is not named for a face that is at least as like to one of these as it is to the subject. So the same picture
+is never given that name again, others of the same stranger mostly are not, and the subject's own pictures, which are
+liker to the subject, still are.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import apsw
+import numpy as np
+
+from index import audit, records
+from index.acts import Act
+from index.errors import NotFoundError
+from index.gallery import EmbeddedGallery, check_vectors
+from index.protocol import Match
+from index.records import Floats, Receipt
+
+# By how much two computations of one cosine may differ.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A face that is not the subject's; `token` is what the caller knows it by."""
+
+    token: str
+    created_at: float
+
+
+class Feedback:
+    """What a gallery was told of who is not who."""
+
+    def __init__(self, gallery: EmbeddedGallery):
+        self._gallery = gallery
+
+    def add(self, collection: str, key: str, vectors: Floats) -> list[Rejection]:
+        """None of these faces [N, D] is the subject; durable when it returns, and erased with the subject.
+
+        Raises:
+            NotFoundError: no such collection or subject. InvalidError: see `Gallery.enrol`.
+        """
+        check_vectors(vectors, self._gallery.collection(collection).dimensions)
+
+        def write(db: apsw.Connection) -> list[Rejection]:
+            subject = records.subject(db, records.collection(db, collection).id, key)
+            made = [Rejection(records.token(), self._gallery.clock()) for _ in vectors]
+            db.executemany(
+                "INSERT INTO rejections VALUES (?, ?, ?, ?, ?)",
+                [
+                    (
+                        secrets.randbelow(2**62) + 1,
+                        subject.id,
+                        one.token,
+                        one.created_at,
+                        vector.astype("<f4").tobytes(),
+                    )
+                    for one, vector in zip(made, vectors, strict=True)
+                ],
+            )
+            return made
+
+        return self._gallery.ledger.write(write)
+
+    def of_subject(self, collection: str, key: str) -> list[Rejection]:
+        """In the order of time.
+
+        Raises:
+            NotFoundError.
+        """
+        with self._gallery.ledger.snapshot() as db:
+            subject = records.subject(db, records.collection(db, collection).id, key)
+            rows = db.execute(
+                "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
+            )
+            return [Rejection(*row) for row in rows]
+
+    def remove(self, collection: str, key: str, token: str) -> Receipt:
+        """Take it back: the face is erased.
+
+        Raises:
+            NotFoundError.
+        """
+
+        def write(db: apsw.Connection) -> Receipt:
+            found = records.collection(db, collection)
+            subject = records.subject(db, found.id, key)
+            row = db.execute(
+                "SELECT id FROM rejections WHERE subject_id = ? AND token = ?", (subject.id, token)
+            ).fetchone()
+            if row is None:
+                raise NotFoundError("there is no such feedback")
+            made = records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
+            audit.note(db, Act("erase", made.requested_at, None, found.id, [subject.id], [-row[0]], made.token))
+            return made
+
+        made = self._gallery.ledger.write(write)
+        self._gallery.remember_erasures()
+        return made
+
+
+def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -> set[int]:
+    """Ids of those subjects that are said not to be this face [D]."""
+    similarities = {match.subject.id: match.similarity for match in matches}
+    rows = db.execute(
+        "SELECT subject_id, data FROM rejections WHERE subject_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(similarities)),),
+    )
+    return {
+        subject
+        for subject, data in rows
+        if float(np.frombuffer(data, "<f4") @ query) >= similarities[subject] - ROUNDING
+    }
+
+
+def without(db: apsw.Connection, matches: Sequence[Match], query: Floats) -> list[Match]:
+    """The matches whose subjects may be this face."""
+    gone = contradicted(db, matches, query)
+    return [match for match in matches if match.subject.id not in gone]

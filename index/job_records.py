@@ -1,0 +1,244 @@
+"""What the ledger holds of bulk jobs, row by row: as `index.records`, on a connection that is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import apsw
+
+from index import records
+from index.errors import NotFoundError
+from index.records import NewFace, Row
+
+Finished = Literal["done", "failed", "cancelled"]
+State = Literal["receiving", "queued", "running"] | Finished
+Status = Literal["pending", "enrolled", "rejected", "failed", "erased", "cancelled"]
+Kind = Literal["picture", "vector"]
+
+LEASE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What a subject has from now on, in place of what it had."""
+
+    name: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to enrol: an encoded picture, or a vector as little-endian float32."""
+
+    number: int
+    subject: str
+    kind: Kind
+    data: bytes
+    properties: Properties | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item; `result` is JSON's, and names nobody."""
+
+    number: int
+    status: Status
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is to become of an item: these faces enrolled for its subject, or none."""
+
+    item: Item
+    outcome: Outcome
+    faces: Sequence[NewFace] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a collection; `settings` are the caller's, `problem` says why it failed."""
+
+    id: int
+    collection: str
+    collection_id: int
+    token: str
+    state: State
+    settings: dict[str, Any]
+    created_at: float
+    finished_at: float | None
+    problem: str | None
+
+
+_JOB = (
+    "SELECT jobs.id, name, collection_id, token, state, jobs.settings, jobs.created_at, finished_at, problem"
+    " FROM jobs JOIN collections ON collections.id = collection_id"
+)
+
+
+def _read(row: Row) -> Job:
+    number, collection, collection_id, token, state, settings, created_at, finished_at, problem = row
+    return Job(number, collection, collection_id, token, state, json.loads(settings), created_at, finished_at, problem)
+
+
+def job(db: apsw.Connection, collection_id: int, token: str) -> Job:
+    """The job.
+
+    Raises:
+        NotFoundError.
+    """
+    row = db.execute(f"{_JOB} WHERE collection_id = ? AND token = ?", (collection_id, token)).fetchone()
+    if row is None:
+        raise NotFoundError("there is no such job")
+    return _read(row)
+
+
+def jobs(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[Job]:
+    """In the order they were sent, those whose id is greater than `after`."""
+    rows = db.execute(
+        f"{_JOB} WHERE collection_id = ? AND jobs.id > ? ORDER BY jobs.id LIMIT ?", (collection_id, after, limit)
+    )
+    return [_read(row) for row in rows]
+
+
+def unfinished(db: apsw.Connection) -> list[Job]:
+    """Of all collections, the oldest first."""
+    return [_read(row) for row in db.execute(f"{_JOB} WHERE finished_at IS NULL ORDER BY jobs.id")]
+
+
+def insert_job(db: apsw.Connection, collection_id: int, settings: Mapping[str, Any], holder: str, now: float) -> Job:
+    """A new one, that `holder` receives."""
+    token = records.token()
+    db.execute(
+        "INSERT INTO jobs (collection_id, token, state, settings, created_at) VALUES (?, ?, 'receiving', ?, ?)",
+        (collection_id, token, json.dumps(dict(settings)), now),
+    )
+    made = job(db, collection_id, token)
+    take(db, made, holder, now)
+    return made
+
+
+def set_state(db: apsw.Connection, found: Job, state: State) -> Job:
+    """The job as it is then."""
+    db.execute("UPDATE jobs SET state = ? WHERE id = ?", (state, found.id))
+    return job(db, found.collection_id, found.token)
+
+
+def remove_job(db: apsw.Connection, found: Job) -> None:
+    """As if there had been none."""
+    db.execute("DELETE FROM jobs WHERE id = ?", (found.id,))
+
+
+def forget_finished(db: apsw.Connection, until: float) -> None:
+    """Those that ended then or before."""
+    db.execute("DELETE FROM jobs WHERE finished_at <= ?", (until,))
+
+
+def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None, now: float) -> None:
+    """The job is over; nothing of what was sent stays."""
+    db.execute("UPDATE jobs SET state = ?, finished_at = ?, problem = ? WHERE id = ?", (state, now, problem, found.id))
+    db.execute(
+        "UPDATE job_items SET status = ?, subject = NULL, properties = NULL, kind = NULL, data = NULL"
+        " WHERE job_id = ? AND status = 'pending'",
+        (state, found.id),
+    )
+    db.execute("DELETE FROM leases WHERE name = ?", (_lease(found),))
+
+
+def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome]) -> None:
+    """More of what was sent; an Outcome is of what cannot be enrolled."""
+    db.executemany("INSERT INTO job_items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [_row(found, item) for item in items])
+
+
+def _row(found: Job, item: Item | Outcome) -> Row:
+    if isinstance(item, Outcome):
+        return (found.id, item.number, item.status, json.dumps(dict(item.result)), None, None, None, None)
+    properties = None if item.properties is None else json.dumps(item.properties.__dict__)
+    return (found.id, item.number, "pending", None, item.subject, properties, item.kind, item.data)
+
+
+def counts(db: apsw.Connection, found: Job) -> dict[Status, int]:
+    """How many items there are of each status; of others there are none."""
+    return dict(db.execute("SELECT status, count(*) FROM job_items WHERE job_id = ? GROUP BY status", (found.id,)))
+
+
+def outcomes(db: apsw.Connection, found: Job, after: int, limit: int) -> list[Outcome]:
+    """In the order they were sent, those whose number is greater than `after`."""
+    rows = db.execute(
+        "SELECT number, status, result FROM job_items WHERE job_id = ? AND number > ? ORDER BY number LIMIT ?",
+        (found.id, after, limit),
+    )
+    return [Outcome(number, status, json.loads(result or "{}")) for number, status, result in rows]
+
+
+def pending(db: apsw.Connection, found: Job) -> Generator[Item, None, None]:
+    """In the order they were sent. To be closed: it holds a lock."""
+    rows = db.execute(
+        "SELECT number, subject, kind, data, properties FROM job_items"
+        " WHERE job_id = ? AND status = 'pending' ORDER BY number",
+        (found.id,),
+    )
+    try:
+        for number, subject, kind, data, properties in rows:
+            made = None if properties is None else Properties(**json.loads(properties))
+            yield Item(number, subject, kind, data, made)
+    finally:
+        rows.close()
+
+
+def still_pending(db: apsw.Connection, found: Job, numbers: Sequence[int]) -> set[int]:
+    """Those of the numbers."""
+    rows = db.execute(
+        "SELECT number FROM job_items"
+        " WHERE job_id = ? AND number IN (SELECT value FROM json_each(?)) AND status = 'pending'",
+        (found.id, json.dumps(numbers)),
+    )
+    return {row[0] for row in rows}
+
+
+def settle_items(db: apsw.Connection, found: Job, done: Sequence[Outcome]) -> None:
+    """What became of these; nothing of what was sent stays."""
+    db.executemany(
+        "UPDATE job_items SET status = ?, result = ?, subject = NULL, properties = NULL, kind = NULL, data = NULL"
+        " WHERE job_id = ? AND number = ?",
+        [(one.status, json.dumps(dict(one.result)), found.id, one.number) for one in done],
+    )
+
+
+def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
+    """What waits to become this subject's is not enrolled, and nothing of it stays; how many items."""
+    db.execute(
+        "UPDATE job_items SET status = 'erased', subject = NULL, properties = NULL, kind = NULL, data = NULL"
+        " WHERE subject = ? AND job_id IN (SELECT id FROM jobs WHERE collection_id = ?)",
+        (subject, collection_id),
+    )
+    return db.changes()
+
+
+def _lease(found: Job) -> str:
+    return f"job:{found.token}"
+
+
+def has_lease(db: apsw.Connection, found: Job) -> bool:
+    """Whether somebody has, had or can have the job's lease: not in a ledger that was restored."""
+    return db.execute("SELECT 1 FROM leases WHERE name = ?", (_lease(found),)).get is not None
+
+
+def take(db: apsw.Connection, found: Job, holder: str, now: float) -> bool:
+    """Get the job's lease, or keep it; False while another has it."""
+    return records.take_lease(db, _lease(found), holder, now, LEASE_S)
+
+
+def renew(db: apsw.Connection, found: Job, holder: str, now: float) -> bool:
+    """Keep the lease for longer; False where it is not held."""
+    db.execute("UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?", (now + LEASE_S, _lease(found), holder))
+    return db.changes() > 0
+
+
+def free(db: apsw.Connection, found: Job, holder: str) -> None:
+    """Let another have it."""
+    db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (_lease(found), holder))

@@ -1,0 +1,25 @@
+"""A service of its own with a face embedder of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.app.embedder import random_embedder
+from tests.app.test_process import serving
+
+
+@contextmanager
+def serving_faces(folders: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service of its own with such an embedder, over real HTTP."""
+    weights = folders.mktemp("weights")
+    random_embedder(weights)
+    environment = {
+        "VESTIBULE_WEIGHTS": str(weights),
+        "VESTIBULE_STATE": str(folders.mktemp("state")),
+        "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist",
+    }
+    with serving(**environment) as (_, url, _):
+        yield url

@@ -1,0 +1,41 @@
+"""The gallery's background work goes on after what passes by itself."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+from structlog.testing import capture_logs
+
+from app.upkeep import Upkeep
+from index.errors import CorruptError
+from index.gallery import EmbeddedGallery
+from index.maintenance import Maintenance
+
+
+@pytest.mark.parametrize("error", [apsw.BusyError("locked"), CorruptError("damaged"), OSError("no space")])
+def test_a_round_that_fails_is_logged_and_the_next_one_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run, failures, done = Maintenance.run, [error], threading.Event()
+
+    def once(self: Maintenance) -> bool:
+        if failures:
+            raise failures.pop()
+        mine = run(self)
+        done.set()
+        return mine
+
+    monkeypatch.setattr(Maintenance, "run", once)
+    gallery = EmbeddedGallery(tmp_path)
+    upkeep = Upkeep(gallery, 0.01)
+    with capture_logs() as logs:
+        upkeep.start()
+        assert done.wait(10)
+        upkeep.stop()
+    gallery.close()
+    assert [(line["event"], line["log_level"], line["error"]) for line in logs] == [
+        ("upkeep_failed", "error", str(error))
+    ]
