@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import get_args
 
@@ -12,20 +12,12 @@ import numpy as np
 import structlog
 from fastapi import FastAPI
 
+from app.background import kept, running, wait
 from app.bulk_schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
-from app.errors import (
-    Conflict,
-    DeadlineExceeded,
-    NoFace,
-    NotFound,
-    NotReady,
-    Overloaded,
-    UnknownModel,
-    VestibuleError,
-)
+from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery_schemas import EnrolParams, ErasureReceipt, moment
 from app.observe import Timings
-from app.pipeline import Pipeline, described, gated, new_face
+from app.pipeline import TRANSIENT, Pipeline, described, gated, new_face
 from app.uploads import Upload, refused
 from index.gallery import EmbeddedGallery
 from index.job_records import LEASE_S, Found, Item, Job, Outcome, Status
@@ -39,8 +31,6 @@ POLL_S = 1.0
 PICTURES = 8
 # Of what is written down at once while a job is taken in: items, and bytes beyond which no more are read.
 MOST_ITEMS, MOST_BYTES = 1024, 4 * 2**20
-# They pass: what they hit is tried again.
-TRANSIENT = (Overloaded, DeadlineExceeded, NotReady)
 
 
 class BulkJobs:
@@ -139,28 +129,19 @@ class BulkJobs:
             except Exception:
                 # A full queue or a full disk: what is not enrolled is there still, and the next round tries again.
                 log.exception("bulk_failed")
-            await _wait(self._sent)
+            await wait(self._sent, POLL_S)
 
     async def _do(self, job: Job) -> None:
-        beat = asyncio.create_task(self._keep(job))
         try:
-            await self._enrol_all(job)
+            async with kept(lambda: self._ask(lambda: self._worker.keep(job)), LEASE_S / 4):
+                await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail
             await self._ask(lambda: self._worker.finish(job, "failed", problem))
         except NotFound:  # the collection was dropped, and the job with it
             pass
         finally:
-            beat.cancel()
-            await asyncio.gather(beat, return_exceptions=True)
             await self._ask(lambda: self._worker.release(job))
-
-    async def _keep(self, job: Job) -> None:
-        """Hold the lease while a batch takes longer than it lasts."""
-        held = True
-        while held:
-            await asyncio.sleep(LEASE_S / 4)
-            held = await self._ask(lambda: self._worker.keep(job))
 
     async def _enrol_all(self, job: Job) -> None:
         while items := await self._ask(lambda: self._worker.pending(job, PICTURES)):
@@ -168,8 +149,13 @@ class BulkJobs:
                 found, fingerprint = list(map(_given, items)), job.settings["fingerprint"]
             else:
                 found, fingerprint = await self._pictured(job, items)
-            if not await self._ask(partial(self._worker.enrol, job, found, fingerprint)):
-                return  # cancelled, or another process has it
+            try:
+                if not await self._ask(partial(self._worker.enrol, job, found, fingerprint)):
+                    return  # cancelled, or another process has it
+            except Conflict:
+                if items[0].kind == "vector":
+                    raise
+                # The collection was embedded anew meanwhile: the pictures are looked at once more.
         await self._ask(lambda: self._worker.finish(job, "done"))
 
     async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[Found], str]:
@@ -222,16 +208,8 @@ class BulkJobs:
 async def working(app: FastAPI) -> AsyncIterator[None]:
     """The service's jobs are done for as long as this lasts."""
     jobs: BulkJobs = app.state.galleries.jobs
-    task = asyncio.create_task(jobs.work())
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def _wait(event: asyncio.Event) -> None:
-    """For the event, but not for long: other processes take jobs in, too, and may die over theirs."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), POLL_S)
+    async with running(jobs.work()):
+        yield
 
 
 def _given(item: Item) -> Found:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from app.body import Pictures
 from app.bulk import BulkJobs
+from app.engine import LoadedModel
 from app.errors import NoFace
 from app.faces import Faces
 from app.gallery_schemas import (
@@ -27,12 +28,13 @@ from app.gallery_schemas import (
 )
 from app.inference import Inference
 from app.observe import Timings
-from app.pipeline import Pipeline, described, gated, new_face
+from app.pipeline import Pipeline, described, gated, new_face, settled
 from app.recognition import Recognition
+from app.reembedding import Reembedder
 from app.schemas import Failed
 from index import errors as index_errors
 from index.gallery import EmbeddedGallery
-from index.records import Collection, Subject
+from index.records import Collection, CountedSubject
 
 
 class Galleries:
@@ -44,6 +46,7 @@ class Galleries:
         self._gallery = gallery
         self.recognition = Recognition(self._pipeline, gallery)
         self.jobs = BulkJobs(self._pipeline, gallery)
+        self.reembedder = Reembedder(self._pipeline, gallery)
 
     async def create(self, name: str, asked: NewCollection) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.
@@ -74,11 +77,12 @@ class Galleries:
         return CollectionPage(data=[_collection(one) for one in found], next=_next([c.name for c in found], limit))
 
     async def collection(self, name: str) -> CollectionDetail:
-        """The collection and how much is in it.
+        """The collection, how much is in it, and what it is to become.
 
         Raises:
             NotFound.
         """
+        reembedding = await self.reembedder.told(name)
 
         def read() -> CollectionDetail:
             usage = self._gallery.usage(name)
@@ -87,6 +91,7 @@ class Galleries:
                 subjects=usage.subjects,
                 faces=usage.faces,
                 exact=usage.exact,
+                reembedding=reembedding,
             )
 
         return await self._ask(read)
@@ -166,29 +171,35 @@ class Galleries:
             VestibuleError: about the request, or about its only picture. NotFound: no such collection. Conflict: the
             models are others than those the collection was made with.
         """
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        model = await self._pipeline.model(found)
-        rejected: list[RejectedFace] = []
+        await self._embedder(collection)
 
-        async def one(index: int, data: bytes) -> list[IndexedFace]:
+        async def one(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
+            found, model = await self._embedder(collection)
             seen = await self._pipeline.seen(model, data, timings)
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)
-            rejected.extend(bad)
             news = [new_face(key, one, keep_crop=found.settings["keep_crops"]) for one in good]
             if not news:
-                return []
-            faces = await self._ask(lambda: self._gallery.enrol(collection, news, found.fingerprint))
-            return [
+                return [], bad
+            faces = await self._pipeline.compared(lambda: self._gallery.enrol(collection, news, found.fingerprint))
+            indexed = [
                 IndexedFace(index=index, face_id=face.token, face=one.described)
                 for face, one in zip(faces, good, strict=True)
             ]
+            return indexed, bad
 
-        answers = await self._pipeline.inference.each(pictures, one)
-        indexed = [face for answer in answers if not isinstance(answer, Failed) for face in answer]
-        failed = [answer for answer in answers if isinstance(answer, Failed)]
-        return EnrolResponse(indexed=indexed, rejected=sorted(rejected, key=lambda face: face.index), failed=failed)
+        answers = await self._pipeline.inference.each(pictures, lambda index, data: settled(lambda: one(index, data)))
+        seen = [answer for answer in answers if not isinstance(answer, Failed)]
+        return EnrolResponse(
+            indexed=[face for indexed, _ in seen for face in indexed],
+            rejected=[face for _, rejected in seen for face in rejected],
+            failed=[answer for answer in answers if isinstance(answer, Failed)],
+        )
+
+    async def _embedder(self, collection: str) -> tuple[Collection, LoadedModel]:
+        found = await self._ask(lambda: self._gallery.collection(collection))
+        return found, await self._pipeline.model(found)
 
 
 def _next(names: Sequence[str], limit: int) -> str | None:
@@ -207,7 +218,7 @@ def _collection(found: Collection) -> CollectionInfo:
     )
 
 
-def _subject(found: Subject) -> SubjectInfo:
+def _subject(found: CountedSubject) -> SubjectInfo:
     return SubjectInfo(
         id=found.key,
         name=found.name,

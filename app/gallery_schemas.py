@@ -77,12 +77,40 @@ class CollectionInfo(_Schema):
     created_at: AwareDatetime
 
 
+class NewEmbedder(_Schema):
+    """The body of `POST /collections/{c}/reembed`."""
+
+    embedder: str | None = Field(None, description="A face embedder; null: the same, whose weights are others now.")
+
+
+class ReembeddingInfo(_Schema):
+    """What a collection is to become, and how far that is: `done` of its `faces` have a new vector.
+
+    Of its `feedback`, `feedback_lost` has no crop, and is forgotten when the new vectors take the place of the old.
+    From then on `/erasures/{erasure}` says when nothing of those is left in any file. `blocked`: see `problem`; it goes
+    on by itself when that is gone.
+    """
+
+    embedder: str
+    fingerprint: str
+    dimensions: int
+    state: Literal["queued", "running", "blocked", "cancelled"]
+    problem: str | None
+    faces: int
+    done: int
+    feedback: int
+    feedback_lost: int
+    requested_at: AwareDatetime
+    erasure: str
+
+
 class CollectionDetail(CollectionInfo):
     """With how much is in it, and whether a search compares every face (`exact`)."""
 
     subjects: int
     faces: int
     exact: bool
+    reembedding: ReembeddingInfo | None
 
 
 class CollectionPage(_Schema):

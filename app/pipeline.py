@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import quote
 
 from PIL import Image
 from torch import Tensor
 
 from app.engine import LoadedModel
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, DeadlineExceeded, NotFound, NotReady, Overloaded
 from app.faces import DETECTION_THRESHOLD, Faces, FoundFace
 from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference import Inference
@@ -27,6 +29,12 @@ from models.card import ModelCard
 T = TypeVar("T")
 
 CROP_QUALITY = 90  # of WebP
+# They pass: what they hit in the background is tried again.
+TRANSIENT = (Overloaded, DeadlineExceeded, NotReady)
+
+
+class Switched(Exception):
+    """The collection was embedded anew between a picture's vector and what it was made for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,17 @@ class Pipeline:
         except index_errors.ConflictError as error:
             raise Conflict(str(error)) from error
 
+    async def compared(self, question: Callable[[], T]) -> T:
+        """`ask`, with vectors of the collection's pipeline.
+
+        Raises:
+            NotFound. Switched: they are not, any more.
+        """
+        try:
+            return await self.ask(question)
+        except Conflict as error:
+            raise Switched from error
+
     async def fingerprint(self, card: ModelCard) -> str:
         """Of all that lies between a picture and its vector."""
         parts: dict[str, object] = {
@@ -85,8 +104,19 @@ class Pipeline:
         """
         model = await self.engine.embedder(collection.embedder)
         if await self.fingerprint(model.card) != collection.fingerprint:
-            raise Conflict(f"{collection.name!r} holds vectors of another version of {collection.embedder}")
+            raise Conflict(
+                f"{collection.name!r} holds vectors of another version of {collection.embedder};"
+                f" POST /collections/{quote(collection.name)}/reembed makes them anew from the crops that were kept"
+            )
         return model
+
+    async def of_crop(self, model: LoadedModel, crop: bytes, timings: Timings) -> Tensor:
+        """The vector of an aligned face that was kept, float32 [D] of length 1.
+
+        Raises:
+            VestibuleError: see `Faces.whole`.
+        """
+        return await self._faces.whole(model, crop, timings)
 
     async def seen(self, model: LoadedModel, data: bytes, timings: Timings) -> list[Seen]:
         """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
@@ -99,6 +129,18 @@ class Pipeline:
             return []
         vectors = await self._faces.embedded(model, found, timings)
         return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
+
+
+async def settled(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What it answers; made once more where the collection was embedded anew meanwhile.
+
+    Raises:
+        Conflict: that happened twice.
+    """
+    for _ in range(2):
+        with suppress(Switched):
+            return await attempt()
+    raise Conflict("the collection is not what it was a moment ago; ask again")
 
 
 def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[Seen], list[RejectedFace]]:
@@ -121,7 +163,7 @@ def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[S
 
 def new_face(subject: str, seen: Seen, *, keep_crop: bool) -> NewFace:
     """What is to be enrolled of a face."""
-    return NewFace(subject, seen.vector.numpy(), _details(seen), _crop(seen) if keep_crop else None)
+    return NewFace(subject, seen.vector.numpy(), _details(seen), crop_of(seen) if keep_crop else None)
 
 
 def described(found: Receipt) -> ErasureReceipt:
@@ -142,7 +184,8 @@ def _details(seen: Seen) -> dict[str, object]:
     return {"confidence": seen.described.confidence, **seen.described.quality.model_dump()}
 
 
-def _crop(seen: Seen) -> bytes | None:
+def crop_of(seen: Seen) -> bytes | None:
+    """The aligned face as it is kept, WebP of 112x112 pixels; None of a whole picture."""
     if seen.found is None:
         return None
     buffer = io.BytesIO()

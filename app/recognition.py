@@ -26,7 +26,7 @@ from app.gallery_schemas import (
 )
 from app.identification import Decision, Rule
 from app.observe import Timings
-from app.pipeline import Pipeline, Seen, described
+from app.pipeline import Pipeline, Seen, crop_of, described, settled
 from app.schemas import OperatingPoint
 from index import selection
 from index.feedback import Feedback, Rejection
@@ -53,6 +53,9 @@ class Recognition:
         Raises:
             VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
         """
+        return await settled(lambda: self._searched(pictures, params, timings))
+
+    async def _searched(self, pictures: Pictures, params: SearchParams, timings: Timings) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
         model = await self._pipeline.model(found)
         usage = await self._ask(lambda: self._gallery.usage(params.collection))
@@ -67,8 +70,16 @@ class Recognition:
             if wanted:
                 queries = np.stack([face.vector.numpy() for face in wanted])
                 limit = params.limit + len(wanted) - 1  # others of the picture may take the first ones
-                matches = await self._ask(
-                    lambda: search(self._gallery, params.collection, queries, limit, fusion=params.fusion, where=where)
+                matches = await self._pipeline.compared(
+                    lambda: search(
+                        self._gallery,
+                        params.collection,
+                        queries,
+                        limit,
+                        fusion=params.fusion,
+                        where=where,
+                        fingerprint=found.fingerprint,
+                    )
                 )
             decisions = iter(rule.decide(matches, repeated=params.repeated))
             decided = {id(face): next(decisions) for face in wanted}
@@ -100,6 +111,11 @@ class Recognition:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
             subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
         """
+        return await settled(lambda: self._verified(collection, key, pictures, params, timings))
+
+    async def _verified(
+        self, collection: str, key: str, pictures: Pictures, params: SubjectVerifyParams, timings: Timings
+    ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
         model = await self._pipeline.model(found)
@@ -112,7 +128,9 @@ class Recognition:
             raise Unprocessable(str(error)) from error
         seen = await self._largest(model, pictures, timings)
         query = seen.vector.numpy()
-        match, denied = await self._ask(lambda: compare(self._gallery, collection, key, query, fusion=params.fusion))
+        match, denied = await self._pipeline.compared(
+            lambda: compare(self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint)
+        )
         if match is None:
             raise Unprocessable("the subject has no face to compare with")
         await self._ask(lambda: self._gallery.note_search(collection, [match.subject]))
@@ -137,10 +155,16 @@ class Recognition:
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
         """
+        return await settled(lambda: self._denied(collection, key, pictures, timings))
+
+    async def _denied(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
         seen = await self._largest(await self._pipeline.model(found), pictures, timings)
-        (made,) = await self._ask(lambda: self._feedback.add(collection, key, seen.vector.numpy()[None]))
+        crop, vector = crop_of(seen) if found.settings["keep_crops"] else None, seen.vector.numpy()
+        (made,) = await self._pipeline.compared(
+            lambda: self._feedback.add(collection, key, vector[None], [crop], found.fingerprint)
+        )
         return _feedback(made)
 
     async def denials(self, collection: str, key: str) -> FeedbackList:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from index.errors import InvalidError
 from index.records import token
 
-Action = Literal["enrol", "search", "erase", "restore"]
+Action = Literal["enrol", "search", "erase", "restore", "reembed"]
 _ACTOR = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2
 
@@ -26,8 +26,8 @@ HASH_LENGTH = hashlib.sha256().digest_size * 2
 class Act:
     """What was done, by whom (`actor`: an API key's id), and to what: ids of the ledger's.
 
-    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. `at`: seconds
-    since 1970.
+    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. Re-embedding is
+    of all its faces; those it names are feedback that went. `at`: seconds since 1970.
 
     Raises:
         InvalidError: the actor may be a name.

@@ -1,4 +1,4 @@
-"""The audit log: who enrolled, searched, erased, in lines that nobody can change without its being seen.
+"""The audit log: who enrolled, searched, erased, embedded anew, in lines that nobody can change without its being seen.
 
 A text file beside the ledger that only grows, not a table: a backup of the ledger that is put back leaves it as it is,
 nothing in SQLite writes over it, and it can be followed and checked without this program. The first line names format,

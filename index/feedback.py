@@ -3,6 +3,9 @@
 A subject is not named for a face that is at least as like to one of these as it is to the subject. So the same picture
 is never given that name again, others of the same stranger mostly are not, and the subject's own pictures, which are
 liker to the subject, still are.
+
+Where the collection keeps crops, one is kept of such a face, too, and erased with it: without it the face is forgotten
+when the collection is embedded anew (index/reembedding.py), since its vector means nothing then.
 """
 
 from __future__ import annotations
@@ -40,19 +43,29 @@ class Feedback:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
 
-    def add(self, collection: str, key: str, vectors: Floats) -> list[Rejection]:
+    def add(
+        self,
+        collection: str,
+        key: str,
+        vectors: Floats,
+        crops: Sequence[bytes | None] | None = None,
+        fingerprint: str | None = None,
+    ) -> list[Rejection]:
         """None of these faces [N, D] is the subject; durable when it returns, and erased with the subject.
 
         Raises:
-            NotFoundError: no such collection or subject. InvalidError: see `Gallery.enrol`.
+            NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Gallery.search`.
         """
-        check_vectors(vectors, self._gallery.collection(collection).dimensions)
+        found = self._gallery.collection(collection)
+        records.check_fingerprint(found, fingerprint)
+        check_vectors(vectors, found.dimensions)
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            subject = records.subject(db, records.collection(db, collection).id, key)
+            records.check_current(db, found)
+            subject = records.subject(db, found.id, key)
             made = [Rejection(records.token(), self._gallery.clock()) for _ in vectors]
             db.executemany(
-                "INSERT INTO rejections VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
                 [
                     (
                         secrets.randbelow(2**62) + 1,
@@ -60,8 +73,9 @@ class Feedback:
                         one.token,
                         one.created_at,
                         vector.astype("<f4").tobytes(),
+                        crop,
                     )
-                    for one, vector in zip(made, vectors, strict=True)
+                    for one, vector, crop in zip(made, vectors, crops or [None] * len(vectors), strict=True)
                 ],
             )
             return made

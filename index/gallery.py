@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import numpy as np
@@ -21,10 +21,12 @@ from index.errors import ConflictError, CorruptError, GalleryError, InvalidError
 from index.files import make_folder
 from index.ledger import Ledger
 from index.protocol import Fusion, Match, Usage
-from index.records import Collection, Face, Floats, NewFace, Receipt, Subject
+from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 from index.segments import Segment
 from index.tombstones import Tombstones
 from index.view import Found, Part, View
+
+T = TypeVar("T")
 
 LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE, AUDIT_FILE = "ledger.db", "files", "tombstones", "audit.log"
 RETENTION = "retention"  # the actor where a subject's time was over
@@ -48,10 +50,11 @@ class Tuning:
 class _Entry:
     """A view, the files it was made of (None: not made yet), and the commit up to which it has followed the ledger.
 
-    Who changes the view holds the lock.
+    It has the vectors of one generation of the collection, and no others. Who changes the view holds the lock.
     """
 
     view: View
+    generation: int
     lock: threading.RLock = field(default_factory=threading.RLock)
     version: int = -1
     files: tuple[str, ...] | None = None
@@ -142,14 +145,14 @@ class EmbeddedGallery:
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
-    ) -> Subject:
+    ) -> CountedSubject:
         """Make the subject, or give it these properties in place of those it had.
 
         Raises:
             NotFoundError: no such collection.
         """
 
-        def write(db: apsw.Connection) -> Subject:
+        def write(db: apsw.Connection) -> CountedSubject:
             found = records.collection(db, collection)
             return records.upsert_subject(
                 db, found.id, key, name=name, metadata=metadata or {}, expires_at=expires_at, now=self.clock()
@@ -157,12 +160,12 @@ class EmbeddedGallery:
 
         return self.ledger.write(write)
 
-    def subject(self, collection: str, key: str) -> Subject:
+    def subject(self, collection: str, key: str) -> CountedSubject:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             return records.subject(db, records.collection(db, collection).id, key)
 
-    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[Subject]:
+    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             return records.subjects(db, records.collection(db, collection).id, after, limit)
@@ -183,14 +186,14 @@ class EmbeddedGallery:
 
         def write(db: apsw.Connection) -> list[Face]:
             found = records.collection(db, collection)
-            if found.fingerprint != fingerprint:
-                raise ConflictError(f"{collection!r} holds vectors of {found.fingerprint}, not of {fingerprint}")
+            records.check_fingerprint(found, fingerprint)
             made = records.insert_faces(db, found.id, faces, self.clock())
             ids = [face.id for face in made]
             audit.note(db, Act("enrol", self.clock(), actor, found.id, audit.subjects_of(db, ids), ids))
             return made
 
         found = self.collection(collection)
+        records.check_fingerprint(found, fingerprint)
         for face in faces:
             check_vectors(face.vector[None], found.dimensions)
         return self.ledger.write(write)
@@ -224,14 +227,32 @@ class EmbeddedGallery:
 
     def size(self, collection: str) -> int:
         """See `Gallery`."""
-        return len(self.view(self.collection(collection)))
+        return self._current(collection, None, lambda found: len(self.view(found)))
 
-    def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:
+    def search(
+        self,
+        collection: str,
+        queries: Floats,
+        k: int = 5,
+        fusion: Fusion = "best",
+        fingerprint: str | None = None,
+    ) -> list[list[Match]]:
         """See `Gallery`."""
-        found = self.collection(collection)
-        check_vectors(queries, found.dimensions)
-        view, queries = self.view(found), np.ascontiguousarray(queries, np.float32)
-        return [self._matches(found, view, query[None], k, fusion) for query in queries]
+
+        def answer(found: Collection) -> list[list[Match]]:
+            check_vectors(queries, found.dimensions)
+            view, rows = self.view(found), np.ascontiguousarray(queries, np.float32)
+            return [self._matches(found, view, query[None], k, fusion) for query in rows]
+
+        return self._current(collection, fingerprint, answer)
+
+    def _current(self, name: str, fingerprint: str | None, answer: Callable[[Collection], T]) -> T:
+        """What is answered for the collection as it is; asked again where it was embedded anew meanwhile."""
+        while True:
+            found = self.collection(name)
+            records.check_fingerprint(found, fingerprint)
+            with suppress(ConflictError):
+                return answer(found)
 
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""
@@ -254,7 +275,8 @@ class EmbeddedGallery:
             wanted *= 4
         if fusion == "mean":
             ids = [subject.id for _, subject in owners.values()]
-            vectors = records.vectors_of_subjects(self.ledger.reader(), ids, collection.dimensions)
+            with self.snapshot_of(collection) as db:
+                vectors = records.vectors_of_subjects(db, ids, collection.dimensions)
             best = {
                 face: float((vectors[subject.id] @ query[0]).mean())
                 for face, (_, subject) in owners.items()
@@ -281,11 +303,30 @@ class EmbeddedGallery:
         paths = [path for name in names if (path := self.files / name).exists()]
         return Usage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
 
+    @contextmanager
+    def snapshot_of(self, collection: Collection) -> Iterator[apsw.Connection]:
+        """Several reads that see one commit, in which the collection has the vectors it had when it was read.
+
+        Raises:
+            ConflictError: see `records.check_current`.
+        """
+        with self.ledger.snapshot() as db:
+            records.check_current(db, collection)
+            yield db
+
     def view(self, collection: Collection) -> View:
-        """The collection's vectors as the ledger has them now."""
+        """The collection's vectors as the ledger has them now.
+
+        Raises:
+            ConflictError: see `records.check_current`.
+        """
         with self._lock:
             version = self._watcher.version()
-            entry = self._entries.setdefault(collection.id, _Entry(View(collection.dimensions)))
+            entry = self._entries.get(collection.id)
+            if entry is None or entry.generation < collection.generation:
+                entry = self._entries[collection.id] = _Entry(View(collection.dimensions), collection.generation)
+        if entry.generation != collection.generation:
+            raise ConflictError(f"{collection.name!r} was embedded anew meanwhile")
         if entry.version != version:
             with entry.lock:
                 if entry.version != version:
@@ -296,11 +337,18 @@ class EmbeddedGallery:
         return entry.view
 
     def reload(self, collection: Collection) -> None:
-        """Take up files that were written since the view was made. Searches go on with the old ones meanwhile."""
+        """Take up files that were written since the view was made. Searches go on with the old ones meanwhile.
+
+        A view of vectors that the collection has no more is let go, with the files that it was made of.
+        """
         with self._lock:
             entry = self._entries.get(collection.id)
+            if entry is not None and entry.generation < collection.generation:
+                entry = None
+                del self._entries[collection.id]
         if entry is not None and entry.files is not None:
-            self._load(collection, entry)
+            with suppress(ConflictError):  # the next round takes them up
+                self._load(collection, entry)
 
     def graft(self, collection: Collection) -> None:
         """Let the inverted file find what was enrolled since it was written, if this process has searched it at all."""
@@ -310,13 +358,13 @@ class EmbeddedGallery:
             entry.view.graft()
 
     def _follow(self, collection: Collection, view: View) -> None:
-        with self.ledger.snapshot() as db:
+        with self.snapshot_of(collection) as db:
             removed, through = records.removals_after(db, collection.id, view.applied_removal)
             added = records.rows_after(db, collection.id, collection.dimensions, view.applied_face)
             view.apply(added, removed, through)
 
     def _load(self, collection: Collection, entry: _Entry) -> None:
-        with self.ledger.snapshot() as db:
+        with self.snapshot_of(collection) as db:
             sealed, indexed = records.segments(db, collection.id), records.index(db, collection.id)
             names = (*(one.file for one in sealed), indexed.file if indexed else "")
             if names == entry.files:
@@ -325,7 +373,7 @@ class EmbeddedGallery:
         ivf = self._read(indexed)
         count = sum(one.last_face <= indexed.last_face for one in sealed) if indexed else 0
         oldest = min((one.removals_through for one in sealed), default=0)
-        with entry.lock, self.ledger.snapshot() as db:
+        with entry.lock, self.snapshot_of(collection) as db:
             # Read after the files, so that whatever the view has forgotten since is forgotten in them, too.
             removed, _ = records.removals_after(db, collection.id, oldest)
             entry.view.install(parts, ivf, count, removed)

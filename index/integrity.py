@@ -16,9 +16,9 @@ from itertools import islice, pairwise
 import apsw
 import numpy as np
 
-from index import records
+from index import records, reembedding
 from index.ann import Ivf
-from index.errors import CorruptError, GalleryError, InvalidError, TooNewError
+from index.errors import ConflictError, CorruptError, GalleryError, InvalidError, TooNewError
 from index.gallery import EmbeddedGallery, check_vectors
 from index.maintenance import LEASE, LEASE_S
 from index.records import Collection, Indexed, Ints, Sealed
@@ -35,7 +35,7 @@ def faults(gallery: EmbeddedGallery) -> Iterator[str]:
     try:
         yield from _ledger_faults(gallery)
         for collection in gallery.collections(limit=-1):
-            yield from (f"{collection.name}: {what}" for what in _collection_faults(gallery, collection))
+            yield from (f"{collection.name}: {what}" for what in _current_faults(gallery, collection))
         yield from _tombstone_faults(gallery)
         yield from _audit_faults(gallery)
         yield from _strangers(gallery, there)
@@ -54,11 +54,23 @@ def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
             found.append(f"{count} faces are in another collection than their subject")
         for table, count in records.rows_without_json(db).items():
             found.append(f"{count} rows of {table} have something else where JSON should be")
+        found += reembedding.faults(db)
     return [f"ledger: {what}" for what in found]
 
 
+def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
+    """Of the collection as it is now; nothing where it was dropped."""
+    there: list[Collection] = [collection]
+    while there:
+        try:
+            yield from _collection_faults(gallery, there[0])
+            return
+        except ConflictError:  # dropped, or embedded anew, meanwhile
+            there = [one for one in gallery.collections(limit=-1) if one.id == collection.id]
+
+
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    with gallery.ledger.snapshot() as db:
+    with gallery.snapshot_of(collection) as db:
         wrong = records.faces_without_vector(db, collection.id, 4 * collection.dimensions)
         sealed, indexed = records.segments(db, collection.id), records.index(db, collection.id)
     if wrong:  # they cannot be compared with anything
@@ -77,7 +89,7 @@ def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iter
 def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     after, dimensions = 0, collection.dimensions
     while True:
-        with gallery.ledger.snapshot() as db:
+        with gallery.snapshot_of(collection) as db:
             rows = records.rows_after(db, collection.id, dimensions, after, AT_ONCE)
         if not len(rows.faces):
             return
@@ -90,7 +102,7 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
 
 def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Sealed) -> list[str]:
     """The segment's bytes, and its rows against the ledger's."""
-    with gallery.ledger.snapshot() as db:
+    with gallery.snapshot_of(collection) as db:
         rows = records.rows_after(db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face)
         removed, _ = records.removals_after(db, collection.id, one.removals_through)
     try:
@@ -112,7 +124,7 @@ def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Seale
 
 def _index_faults(gallery: EmbeddedGallery, collection: Collection, indexed: Indexed) -> list[str]:
     """The inverted file's bytes, and whom it holds against the ledger; segments are held against it, too."""
-    with gallery.ledger.snapshot() as db:
+    with gallery.snapshot_of(collection) as db:
         faces = records.face_ids(db, collection.id, indexed.last_face)
         removed, _ = records.removals_after(db, collection.id, indexed.removals_through)
     try:

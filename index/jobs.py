@@ -17,7 +17,7 @@ import apsw
 from index import audit, job_records, records
 from index.acts import Act
 from index.enrolment import insert_faces
-from index.errors import ConflictError, NotFoundError
+from index.errors import NotFoundError
 from index.gallery import EmbeddedGallery, remove_subject
 from index.job_records import Finished, Found, Item, Job, Outcome, Status
 from index.records import Receipt
@@ -187,9 +187,7 @@ class Worker:
         def write(db: apsw.Connection) -> bool:
             if not job_records.renew(db, job, self._holder, self._gallery.clock()):
                 return False
-            theirs = records.collection(db, job.collection).fingerprint
-            if theirs != fingerprint:
-                raise ConflictError(f"{job.collection!r} holds vectors of {theirs}, not of {fingerprint}")
+            records.check_fingerprint(records.collection(db, job.collection), fingerprint)
             waiting = job_records.still_pending(db, job, [one.item.number for one in found])
             self._insert(db, job, [one for one in found if one.item.number in waiting])
             return True

@@ -64,13 +64,13 @@ class Maintenance:
         """Make every file of these anew from the ledger, one after the other, then a round; False as `run`.
 
         Raises:
-            ConflictError: a collection was dropped meanwhile, or the lease was lost.
+            ConflictError: a collection was dropped or embedded anew meanwhile, or the lease was lost.
         """
         if not self._gallery.ledger.write(self._renew):
             return False
         with self._heartbeat():
             for collection in collections:
-                with self._gallery.ledger.snapshot() as db:
+                with self._gallery.snapshot_of(collection) as db:
                     sealed = records.segments(db, collection.id)
                 for one in sealed:
                     self._rewrite(collection, one)
@@ -84,7 +84,9 @@ class Maintenance:
                 self._seal(collection)
                 self._scrub_segments(collection)
                 self._index(collection)
-            except ConflictError:  # it was dropped, or another process has the lease: the next round begins anew
+            except (
+                ConflictError
+            ):  # dropped, embedded anew, or another process has the lease: the next round begins anew
                 continue
         self._finish_erasures()
 
@@ -113,15 +115,16 @@ class Maintenance:
         return records.take_lease(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
-        """Name new files in place of old ones, if the lease is still ours and the collection still there.
+        """Name new files in place of old ones, if the lease is still ours and the collection's vectors still those.
 
         Raises:
-            ConflictError: one of them is not.
+            ConflictError: one of them is not so.
         """
 
         def write(db: apsw.Connection) -> None:
-            if not self._renew(db) or not records.exists(db, collection.id):
-                raise ConflictError("the collection or the lease is gone")
+            if not self._renew(db):
+                raise ConflictError("the lease is gone")
+            records.check_current(db, collection)
             change(db)
 
         self._gallery.ledger.write(write)
@@ -142,7 +145,7 @@ class Maintenance:
     def _seal(self, collection: Collection) -> None:
         """Segments of what has gathered behind the last one."""
         while True:
-            with self._gallery.ledger.snapshot() as db:
+            with self._gallery.snapshot_of(collection) as db:
                 last = max((one.last_face for one in records.segments(db, collection.id)), default=0)
                 rows = records.rows_after(db, collection.id, collection.dimensions, last, self._limits.segment)
                 through = records.last_removal(db)
@@ -154,7 +157,7 @@ class Maintenance:
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Write anew each segment that holds what was removed, or that is not what was written."""
-        with self._gallery.ledger.snapshot() as db:
+        with self._gallery.snapshot_of(collection) as db:
             through = records.last_removal(db)
             sealed = records.segments(db, collection.id)
             oldest = min((one.removals_through for one in sealed), default=through)
@@ -169,7 +172,7 @@ class Maintenance:
         self._swap(collection, lambda db: records.seen_through(db, collection.id, clean, through))
 
     def _rewrite(self, collection: Collection, old: Sealed) -> None:
-        with self._gallery.ledger.snapshot() as db:
+        with self._gallery.snapshot_of(collection) as db:
             dimensions, before = collection.dimensions, old.first_face - 1
             rows = records.rows_after(db, collection.id, dimensions, before, through=old.last_face)
             through = records.last_removal(db)
@@ -190,7 +193,7 @@ class Maintenance:
 
     def _index(self, collection: Collection) -> None:
         """Bring the inverted file up to the segments: train it, add what is new, take out what was removed."""
-        with self._gallery.ledger.snapshot() as db:
+        with self._gallery.snapshot_of(collection) as db:
             through = records.last_removal(db)
             sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
             # Since the oldest segment was looked at, too: what it holds of it still must not get into the index.

@@ -172,4 +172,31 @@ STEPS: tuple[str, ...] = (
         DELETE FROM rejections WHERE id = -new.face_id;
     END;
     """,
+    # Collections whose vectors are made anew by another pipeline, and what there is of that: a vector for each face,
+    # and for each face that is said not to be a subject's, if a crop was kept of it.
+    """
+    CREATE TABLE reembeddings (
+        collection_id INTEGER PRIMARY KEY REFERENCES collections (id) ON DELETE CASCADE,
+        token TEXT NOT NULL UNIQUE,
+        embedder TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        dimensions INTEGER NOT NULL CHECK (dimensions > 0),
+        actor TEXT,
+        requested_at REAL NOT NULL,
+        problem TEXT
+    ) STRICT;
+    CREATE TABLE reembedded (
+        face_id INTEGER PRIMARY KEY REFERENCES faces (id) ON DELETE CASCADE,
+        collection_id INTEGER NOT NULL REFERENCES reembeddings (collection_id) ON DELETE CASCADE,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX reembedded_by_collection ON reembedded (collection_id);
+    ALTER TABLE rejections ADD COLUMN crop BLOB;
+    ALTER TABLE rejections ADD COLUMN reembedded BLOB;
+    CREATE TRIGGER reembeddings_end AFTER DELETE ON reembeddings BEGIN
+        UPDATE rejections SET reembedded = NULL
+        WHERE subject_id IN (SELECT id FROM subjects WHERE collection_id = old.collection_id);
+        DELETE FROM leases WHERE name = 'reembed:' || old.token;
+    END;
+    """,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from index.records import Collection, Face, Floats, NewFace, Receipt, Subject
+from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 
 Fusion = Literal["best", "mean"]
 
@@ -65,15 +65,15 @@ class Gallery(Protocol):
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
-    ) -> Subject:
+    ) -> CountedSubject:
         """Make the subject, or give it these properties in place of those it had. `expires_at`: seconds since 1970."""
         ...
 
-    def subject(self, collection: str, key: str) -> Subject:
+    def subject(self, collection: str, key: str) -> CountedSubject:
         """The subject."""
         ...
 
-    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[Subject]:
+    def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
         """In the order of keys, those after `after`."""
         ...
 
@@ -116,13 +116,21 @@ class Gallery(Protocol):
         """How much the collection holds."""
         ...
 
-    def search(self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best") -> list[list[Match]]:
+    def search(
+        self,
+        collection: str,
+        queries: Floats,
+        k: int = 5,
+        fusion: Fusion = "best",
+        fingerprint: str | None = None,
+    ) -> list[list[Match]]:
         """For each query [N, D], of length 1, the `k` likest subjects, likest first.
 
-        A subject is as like as its likest face, or (`mean`) as all its faces on average.
+        A subject is as like as its likest face, or (`mean`) as all its faces on average. `fingerprint` is that of
+        the pipeline which made the queries (None: the collection's, whichever it is).
 
         Raises:
-            InvalidError: see `enrol`.
+            InvalidError, ConflictError: see `enrol`.
         """
         ...
 

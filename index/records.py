@@ -24,7 +24,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Collection:
-    """Vectors of one pipeline: `fingerprint` names detector, alignment, preprocessing and weights of the `embedder`."""
+    """Vectors of one pipeline: `fingerprint` names detector, alignment, preprocessing and weights of the `embedder`.
+
+    `generation` is another number after each time that all its vectors were made anew (index/reembedding.py).
+    """
 
     id: int
     name: str
@@ -33,6 +36,7 @@ class Collection:
     dimensions: int
     settings: dict[str, Any]
     created_at: float
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Subject:
     metadata: dict[str, Any]
     created_at: float
     expires_at: float | None
+
+
+@dataclass(frozen=True)
+class CountedSubject(Subject):
+    """With how many faces there are."""
+
     faces: int
 
 
@@ -101,12 +111,12 @@ def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
     return Collection(**{**made.__dict__, "id": row[0]})
 
 
-_COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at FROM collections"
+_COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation FROM collections"
 
 
 def _collection(row: Row) -> Collection:
-    number, name, embedder, fingerprint, dimensions, settings, created_at = row
-    return Collection(number, name, embedder, fingerprint, dimensions, json.loads(settings), created_at)
+    number, name, embedder, fingerprint, dimensions, settings, created_at, generation = row
+    return Collection(number, name, embedder, fingerprint, dimensions, json.loads(settings), created_at, generation)
 
 
 def collection(db: apsw.Connection, name: str) -> Collection:
@@ -140,6 +150,26 @@ def gallery_id(db: apsw.Connection) -> str:
     return str(db.execute("SELECT id FROM gallery").get)
 
 
+def check_fingerprint(found: Collection, fingerprint: str | None) -> None:
+    """See that vectors of this pipeline (None: whichever) can be compared with the collection's.
+
+    Raises:
+        ConflictError: they cannot.
+    """
+    if fingerprint not in (None, found.fingerprint):
+        raise ConflictError(f"{found.name!r} holds vectors of {found.fingerprint}, not of {fingerprint}")
+
+
+def check_current(db: apsw.Connection, known: Collection) -> None:
+    """See that the collection is there, with the vectors that it had when it was read.
+
+    Raises:
+        ConflictError: it was dropped, or has others by now.
+    """
+    if db.execute("SELECT generation FROM collections WHERE id = ?", (known.id,)).get != known.generation:
+        raise ConflictError(f"{known.name!r} was dropped, or embedded anew, meanwhile")
+
+
 def exists(db: apsw.Connection, collection_id: int) -> bool:
     """Whether the collection was not dropped."""
     return db.execute("SELECT 1 FROM collections WHERE id = ?", (collection_id,)).get is not None
@@ -151,23 +181,21 @@ def collections(db: apsw.Connection, after: str, limit: int) -> list[Collection]
     return [_collection(row) for row in rows]
 
 
-_COLUMNS = (
-    "subjects.id, subjects.key, name, metadata, subjects.created_at, expires_at,"
-    " (SELECT count(*) FROM faces AS theirs WHERE theirs.subject_id = subjects.id)"
-)
-_SUBJECT = f"SELECT {_COLUMNS} FROM subjects"  # noqa: S608  of constants
+_COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.created_at, expires_at"
+_SUBJECT = f"SELECT {_COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
+# Faces first: a search has a few of them, and nothing is to be read but their rows and those of their subjects.
 _OWNER = f"""
 SELECT faces.id, token, {_COLUMNS}
 FROM json_each(?) CROSS JOIN faces ON faces.id = value CROSS JOIN subjects ON subjects.id = subject_id
-"""  # noqa: S608  likewise
+"""  # noqa: S608
 
 
-def _subject(row: Row) -> Subject:
+def _subject(row: Row) -> CountedSubject:
     number, key, name, metadata, created_at, expires_at, count = row
-    return Subject(number, key, name, json.loads(metadata), created_at, expires_at, count)
+    return CountedSubject(number, key, name, json.loads(metadata), created_at, expires_at, count)
 
 
-def subject(db: apsw.Connection, collection_id: int, key: str) -> Subject:
+def subject(db: apsw.Connection, collection_id: int, key: str) -> CountedSubject:
     """The subject.
 
     Raises:
@@ -179,7 +207,7 @@ def subject(db: apsw.Connection, collection_id: int, key: str) -> Subject:
     return _subject(row)
 
 
-def subjects(db: apsw.Connection, collection_id: int, after: str, limit: int) -> list[Subject]:
+def subjects(db: apsw.Connection, collection_id: int, after: str, limit: int) -> list[CountedSubject]:
     """In the order of keys, those after `after`."""
     rows = db.execute(
         f"{_SUBJECT} WHERE collection_id = ? AND subjects.key > ? ORDER BY subjects.key LIMIT ?",
@@ -203,7 +231,7 @@ def upsert_subject(
     metadata: Mapping[str, Any],
     expires_at: float | None,
     now: float,
-) -> Subject:
+) -> CountedSubject:
     """Make the subject, or give it these properties in place of those it had."""
     db.execute(
         "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -248,7 +276,10 @@ def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
 def owners(db: apsw.Connection, faces: Iterable[int]) -> dict[int, tuple[str, Subject]]:
     """The token and the subject of those of the faces that there are."""
     rows = db.execute(_OWNER, (json.dumps(list(faces)),))
-    return {row[0]: (row[1], _subject(row[2:])) for row in rows}
+    return {
+        face: (token, Subject(number, key, name, json.loads(metadata), created_at, expires_at))
+        for face, token, number, key, name, metadata, created_at, expires_at in rows
+    }
 
 
 def crop(db: apsw.Connection, collection_id: int, face_token: str) -> bytes:

@@ -32,16 +32,19 @@ def search(
     *,
     fusion: Fusion = "best",
     where: Where | None = None,
+    fingerprint: str | None = None,
 ) -> list[list[Match]]:
     """For each query [N, D], of length 1, the `k` likest subjects of those chosen, likest first.
 
     Raises:
-        NotFoundError: no such collection. InvalidError: see `Gallery.search`.
+        NotFoundError: no such collection. InvalidError: see `Gallery.search`. ConflictError: the queries are not of the
+        collection's pipeline, or not any more.
     """
     found = gallery.collection(collection)
+    records.check_fingerprint(found, fingerprint)
     check_vectors(queries, found.dimensions)
     if where:
-        with gallery.ledger.snapshot() as db:
+        with gallery.snapshot_of(found) as db:
             few = selection.subjects(db, found.id, where, ONE_BY_ONE + 1)
             if len(few) <= ONE_BY_ONE:
                 return _compared(gallery, db, found, few, queries, k, fusion)
@@ -49,16 +52,23 @@ def search(
 
 
 def compare(
-    gallery: EmbeddedGallery, collection: str, key: str, query: Floats, *, fusion: Fusion = "best"
+    gallery: EmbeddedGallery,
+    collection: str,
+    key: str,
+    query: Floats,
+    *,
+    fusion: Fusion = "best",
+    fingerprint: str | None = None,
 ) -> tuple[Match | None, bool]:
     """How like the subject is to a face [D], None where it has none, and whether it is said to be somebody else.
 
     Raises:
-        NotFoundError: also where the subject's time is over. InvalidError: see `Gallery.search`.
+        NotFoundError: also where the subject's time is over. InvalidError, ConflictError: see `search`.
     """
     found = gallery.collection(collection)
+    records.check_fingerprint(found, fingerprint)
     check_vectors(query[None], found.dimensions)
-    with gallery.ledger.snapshot() as db:
+    with gallery.snapshot_of(found) as db:
         subject = records.subject(db, found.id, key)
         if subject.expires_at is not None and subject.expires_at <= gallery.clock():
             raise NotFoundError(f"there is no subject {key!r}")
@@ -71,8 +81,8 @@ def _widened(
 ) -> list[Match]:
     wanted = 4 * k if where else k
     while True:
-        (matches,) = gallery.search(found.name, query, wanted, fusion)
-        with gallery.ledger.snapshot() as db:
+        (matches,) = gallery.search(found.name, query, wanted, fusion, found.fingerprint)
+        with gallery.snapshot_of(found) as db:
             kept = without(db, matches, query[0])
             if where:
                 chosen = selection.among(db, found.id, where, [match.subject.id for match in kept])

@@ -50,7 +50,8 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
     Who is erased meanwhile, and who has expired, is left out as far as possible.
 
     Raises:
-        NotFoundError: no such collection. GalleryError: there is a file of that name, or no pyarrow.
+        NotFoundError: no such collection. GalleryError: there is a file of that name, or no pyarrow. ConflictError: the
+        collection was embedded anew meanwhile.
     """
     arrow, parquet = _pyarrow()
     found = gallery.collection(name)
@@ -117,7 +118,7 @@ def _schema(arrow: Any, dimensions: int) -> Any:
 
 
 def _described(found: Collection) -> dict[str, Any]:
-    properties = {key: value for key, value in found.__dict__.items() if key != "id"}
+    properties = {key: value for key, value in found.__dict__.items() if key not in ("id", "generation")}
     return {"version": VERSION, "collection": properties}
 
 
@@ -140,10 +141,10 @@ def _new_file(path: Path) -> Iterator[Path]:
 
 def _all_faces(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[WholeFace]]:
     """Not in one snapshot: that would keep erasures in the ledger's log for as long as it takes."""
-    with gallery.ledger.snapshot() as db:
+    with gallery.snapshot_of(collection) as db:
         after, through = 0, records.last_face(db, collection.id)
     while True:
-        with gallery.ledger.snapshot() as db:
+        with gallery.snapshot_of(collection) as db:
             faces = records.whole_faces(db, collection.id, after, through, AT_ONCE, gallery.clock())
         if not faces:
             return

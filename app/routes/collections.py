@@ -27,10 +27,11 @@ from app.gallery_schemas import (
     SubjectVerification,
     SubjectVerifyParams,
 )
-from app.routes import jobs
+from app.routes import jobs, reembed
 
 router = APIRouter(tags=["gallery"])
 router.include_router(jobs.router)
+router.include_router(reembed.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON)

@@ -217,7 +217,7 @@ def test_bad_searches(gallery: TestClient, query: str) -> None:
 
 
 def match(key: int, similarity: float) -> Match:
-    return Match(Subject(key, str(key), None, {}, 0.0, None, 1), similarity, "")
+    return Match(Subject(key, str(key), None, {}, 0.0, None), similarity, "")
 
 
 def test_the_threshold_follows_the_number_of_subjects() -> None:

@@ -1,11 +1,12 @@
-"""Congruence: whatever is enrolled, erased, sealed, indexed, damaged, closed or opened twice, a search answers as numpy
-does that compares everything.
+"""Congruence: whatever is enrolled, erased, embedded anew, sealed, indexed, damaged, closed or opened twice, a search
+answers as numpy does that compares everything.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from index.errors import NotFoundError
+from index.errors import ConflictError, NotFoundError
 from index.gallery import EmbeddedGallery, Tuning
 from index.maintenance import Limits, Maintenance
 from index.records import NewFace
+from index.reembedding import FIRST, Reembeddings, Worker
 
 Vector = npt.NDArray[np.float32]
 
@@ -29,13 +31,14 @@ NAMES = st.sampled_from(["doors", "trains"])
 PEOPLE = st.sampled_from([f"p{i}" for i in range(12)])
 
 
-def vector(seed: int) -> Vector:
-    values = np.random.default_rng(seed).normal(size=DIMENSIONS)
+def vector(seed: int, pipeline: int = 1) -> Vector:
+    """What the pipeline of that number makes of a crop: they take turns in how many numbers that are."""
+    values = np.random.default_rng((seed, pipeline)).normal(size=DIMENSIONS + 4 * (pipeline % 2))
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
 class Congruence(RuleBasedStateMachine):
-    """Two galleries on one folder (as two processes have it), and what they should hold: token -> (person, vector)."""
+    """Two galleries on one folder (as two processes have it), and what they should hold: token -> (person, crop)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +46,8 @@ class Congruence(RuleBasedStateMachine):
         self.now = 1000.0
         self.seeds = 10**6
         self.galleries = [self.opened(), self.opened()]
-        self.model: dict[str, dict[str, tuple[str, Vector]]] = {}
+        self.model: dict[str, dict[str, tuple[str, int]]] = {}
+        self.pipelines = {"doors": 1, "trains": 1}
         self.receipts: list[str] = []
 
     def opened(self) -> EmbeddedGallery:
@@ -56,8 +60,7 @@ class Congruence(RuleBasedStateMachine):
 
     @initialize(count=st.integers(0, 60), maintained=st.booleans())
     def one_collection(self, count: int, maintained: bool) -> None:
-        self.galleries[0].create("doors", "face-embedder", "f1", DIMENSIONS)
-        self.model["doors"] = {}
+        self.create("doors", 0)
         for person in range(count):
             self.enrol("doors", f"p{person % 12}", 1, person % 2)
         if maintained:
@@ -66,7 +69,8 @@ class Congruence(RuleBasedStateMachine):
     @rule(name=NAMES, which=st.integers(0, 1))
     def create(self, name: str, which: int) -> None:
         if name not in self.model:
-            self.galleries[which].create(name, "face-embedder", "f1", DIMENSIONS)
+            pipeline = self.pipelines[name]
+            self.galleries[which].create(name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline)))
             self.model[name] = {}
 
     @rule(which=st.integers(0, 1))
@@ -78,14 +82,37 @@ class Congruence(RuleBasedStateMachine):
 
     @rule(name=NAMES, person=PEOPLE, count=st.integers(1, 20), which=st.integers(0, 1))
     def enrol(self, name: str, person: str, count: int, which: int) -> None:
-        faces = [NewFace(person, vector(self.seeds + number)) for number in range(count)]  # no two alike
+        pipeline, crops = self.pipelines[name], range(self.seeds, self.seeds + count)  # no two alike
+        faces = [NewFace(person, vector(crop, pipeline), crop=str(crop).encode()) for crop in crops]
         self.seeds += count
         if name not in self.model:
             with pytest.raises(NotFoundError):
-                self.galleries[which].enrol(name, faces, "f1")
+                self.galleries[which].enrol(name, faces, f"f{pipeline}")
             return
-        made = self.galleries[which].enrol(name, faces, "f1")
-        self.model[name] |= {face.token: (person, new.vector) for face, new in zip(made, faces, strict=True)}
+        made = self.galleries[which].enrol(name, faces, f"f{pipeline}")
+        self.model[name] |= {face.token: (person, crop) for face, crop in zip(made, crops, strict=True)}
+
+    @rule(name=NAMES, which=st.integers(0, 1))
+    def begin_anew(self, name: str, which: int) -> None:
+        pipeline = self.pipelines[name] + 1
+        with suppress(NotFoundError, ConflictError):  # it is not there, or under way already
+            Reembeddings(self.galleries[which]).begin(name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline)))
+
+    @rule(name=NAMES, which=st.integers(0, 1), count=st.integers(1, 60))
+    def embed_anew(self, name: str, which: int, count: int) -> None:
+        worker = Worker(self.galleries[which])
+        for one in worker.waiting():
+            if one.collection == name:
+                assert worker.claim(one)
+                pipeline = self.pipelines[name] + 1
+                items = worker.pending(one, FIRST, count)
+                assert worker.stage(one, {item.id: vector(int(item.crop), pipeline) for item in items})
+                left = len(worker.pending(one, FIRST, 10**6))
+                assert worker.switch(one) == left
+                worker.release(one)
+                if not left:
+                    self.pipelines[name] = pipeline
+                    self.receipts.append(one.token)
 
     @precondition(lambda self: any(self.model.values()))
     @rule(data=st.data(), which=st.integers(0, 1))
@@ -151,10 +178,11 @@ class Congruence(RuleBasedStateMachine):
     @invariant()
     def searches_agree(self) -> None:
         for name, faces in self.model.items():
-            query = vector(len(faces) + 1)
+            pipeline = self.pipelines[name]
+            query = vector(len(faces) + 1, pipeline)
             best: dict[str, float] = {}
-            for person, known in faces.values():
-                best[person] = max(best.get(person, -2.0), float(known @ query))
+            for person, crop in faces.values():
+                best[person] = max(best.get(person, -2.0), float(vector(crop, pipeline) @ query))
             expected = sorted(best.items(), key=lambda item: -item[1])[:3]
             for gallery in self.galleries:
                 assert gallery.size(name) == len(faces)

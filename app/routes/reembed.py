@@ -1,0 +1,40 @@
+"""Collections embedded anew: /collections/{c}/reembed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from app import errors
+from app.deps import GalleriesDep
+from app.gallery_schemas import Key, NewEmbedder, ReembeddingInfo
+from app.reembedding import working
+
+router = APIRouter(tags=["gallery"], lifespan=working)
+
+COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
+PROBLEMS = errors.describe(*COMMON)
+BEGINNING = errors.describe(
+    *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
+)
+
+Collection = Annotated[Key, Path(description="The collection's name.")]
+
+
+@router.post("/collections/{collection}/reembed", status_code=202, responses=BEGINNING)
+async def begin(collection: Collection, asked: NewEmbedder, galleries: GalleriesDep) -> ReembeddingInfo:
+    """Make all vectors of a collection anew, in the background, from the crops that were kept, and then switch."""
+    return await galleries.reembedder.begin(collection, asked)
+
+
+@router.get("/collections/{collection}/reembed", responses=PROBLEMS)
+async def progress(collection: Collection, galleries: GalleriesDep) -> ReembeddingInfo:
+    """How far that is; 404 where it is over, or was not asked for."""
+    return await galleries.reembedder.progress(collection)
+
+
+@router.delete("/collections/{collection}/reembed", responses=PROBLEMS)
+async def cancel(collection: Collection, galleries: GalleriesDep) -> ReembeddingInfo:
+    """Leave the collection as it is."""
+    return await galleries.reembedder.cancel(collection)
