@@ -27,12 +27,13 @@ from app.errors import (
     VestibuleError,
     problem_response,
 )
-from app.schemas import EmbeddingsRequest, ImageInput, PicturePair
+from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
 
 Body = TypeVar("Body", bound=BaseModel)
 
 PART = "file"
 PAIR = ("source", "target")
+REFERENCE = "reference"
 
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -69,6 +70,25 @@ PAIR_BODY: dict[str, Any] = {
     }
 }
 
+_FILES = {"type": "array", "minItems": 1, "items": _FILE}
+
+NOISY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": (
+            "One picture or a list of them: JPEG, PNG, WebP, BMP or GIF; and to measure against, if there are any, "
+            "as many references, of the same sizes."
+        ),
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": [PART], "properties": {PART: _FILES, REFERENCE: _FILES}}
+            },
+            "image/*": {"schema": _FILE},
+            "application/json": {"schema": NoisyInput.model_json_schema()},
+        },
+    }
+}
+
 EMBEDDINGS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -91,6 +111,14 @@ class Pair:
 
     source: bytes
     target: bytes
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Pictures to be cleaned and, for each, what it should become: None where nothing was sent to measure against."""
+
+    pictures: Pictures
+    references: tuple[bytes | VestibuleError | None, ...]
 
 
 class BodyLimit:
@@ -162,6 +190,35 @@ async def read_pair(request: Request) -> Pair:
             sent = _validated(PicturePair, await request.body(), '{"source": "<base64>", "target": "<base64>"}')
             return Pair(_from_base64(sent.source), _from_base64(sent.target))
     raise UnsupportedMediaType("send multipart/form-data or application/json")
+
+
+async def read_noisy(request: Request, max_images: int) -> Noisy:
+    """The pictures of a request and their references, still encoded.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+    """
+    content_type = _content_type(request)
+    references: tuple[bytes | VestibuleError | None, ...] = ()
+    with _whole():
+        if content_type == "multipart/form-data":
+            files = await _from_multipart(request, (PART, REFERENCE))
+            items = tuple(data for name, data in files if name == PART)
+            references = tuple(data for name, data in files if name == REFERENCE)
+            pictures = Pictures(items, many=len(items) > 1)
+        elif content_type == "application/json":
+            sent = _validated(NoisyInput, await request.body(), _INPUT)
+            pictures = _pictures(sent.input)
+            references = () if sent.reference is None else _pictures(sent.reference).items
+        elif content_type.startswith("image/"):
+            pictures = _from_raw(await request.body())
+        else:
+            raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
+    if not pictures.items:
+        raise BadRequest(f"there is no part named {PART!r}")
+    if references and len(references) != len(pictures.items):
+        raise BadRequest(f"{len(references)} references for {len(pictures.items)} pictures: send one for each, or none")
+    return Noisy(_few(pictures, max_images), references or (None,) * len(pictures.items))
 
 
 async def read_embeddings(request: Request, max_images: int) -> tuple[EmbeddingsRequest, Pictures]:

@@ -7,13 +7,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.body import Pair, Pictures, read_embeddings, read_pair, read_pictures
+from app.body import Noisy, Pair, Pictures, read_embeddings, read_noisy, read_pair, read_pictures
 from app.engine import Engine
 from app.errors import Overloaded
 from app.faces import Faces
 from app.gallery import Galleries
+from app.generation import Generation
 from app.metrics import Metrics
 from app.observe import Timings
+from app.restoration import Restoration
 from app.schemas import EmbeddingsRequest
 from app.services import Services
 from app.settings import Settings
@@ -69,6 +71,16 @@ def _galleries(request: Request) -> Galleries:
     return galleries
 
 
+def _generation(request: Request) -> Generation:
+    generation: Generation = request.app.state.generation
+    return generation
+
+
+def _restoration(request: Request) -> Restoration:
+    restoration: Restoration = request.app.state.restoration
+    return restoration
+
+
 def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
@@ -92,6 +104,8 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 ServicesDep = Annotated[Services, Depends(_services)]
 FacesDep = Annotated[Faces, Depends(_faces)]
+GenerationDep = Annotated[Generation, Depends(_generation)]
+RestorationDep = Annotated[Restoration, Depends(_restoration)]
 GalleriesDep = Annotated[Galleries, Depends(_galleries)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 TimingsDep = Annotated[Timings, Depends(_timings)]
@@ -108,10 +122,15 @@ async def _pair(request: Request, _: AdmittedDep) -> Pair:
     return await read_pair(request)
 
 
+async def _noisy(request: Request, settings: SettingsDep, _: AdmittedDep) -> Noisy:
+    return await read_noisy(request, settings.max_images)
+
+
 async def _embeddings(request: Request, settings: SettingsDep, _: AdmittedDep) -> tuple[EmbeddingsRequest, Pictures]:
     return await read_embeddings(request, settings.max_images)
 
 
 PicturesDep = Annotated[Pictures, Depends(_pictures)]
+NoisyDep = Annotated[Noisy, Depends(_noisy)]
 PairDep = Annotated[Pair, Depends(_pair)]
 EmbeddingsDep = Annotated[tuple[EmbeddingsRequest, Pictures], Depends(_embeddings)]

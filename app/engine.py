@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from app.batcher import Batched, Batcher, Expired, QueueFull, Stopped
 from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
 from app.metrics import Metrics
+from app.parts import FEATURES, WHOLE, Part
 from app.settings import Settings
 from models import checkpoint, runtime
 from models.card import ModelCard
@@ -29,8 +31,6 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-# Of a model that is loaded for what it sees in a picture, without its classes.
-FEATURES = ":features"
 STORE_THREADS = 8
 
 # What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
@@ -40,7 +40,7 @@ MOST_PIXELS = 32 * 256 * 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that has run once; `dimensions` is how many numbers, or maps, it answers a picture with."""
+    """A model or a part of it that has run once; `dimensions` is how many numbers, or maps, it answers an item with."""
 
     card: ModelCard
     engine: runtime.Runtime
@@ -57,14 +57,14 @@ class LoadedModel:
         self._batcher = batcher
         self._metrics = metrics
 
-    async def infer(self, picture: Tensor, wait_s: float) -> Batched[Tensor]:
-        """One preprocessed picture [C, H, W] -> the network's output for it.
+    async def infer(self, item: Tensor, wait_s: float) -> Batched[Tensor]:
+        """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady.
         """
         try:
-            batched = await self._batcher.submit(picture, wait_s)
+            batched = await self._batcher.submit(item, wait_s)
         except QueueFull as error:
             self._metrics.shed.labels("queue").inc()
             raise Overloaded(f"the queue of {self.card.name} is full", {"Retry-After": "1"}) from error
@@ -97,8 +97,11 @@ class Engine:
             "classify": settings.default_classifier,
             "detect": settings.default_detector,
             "embed": settings.default_embedder,
+            "generate": settings.default_generator,
+            "denoise": settings.default_denoiser,
+            "reconstruct": settings.default_autoencoder,
         }
-        self._card_of(settings.default_classifier, "classify")
+        self.card(None, "classify")
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
@@ -110,8 +113,12 @@ class Engine:
         return self._defaults.get(card.task) == card.name
 
     def loaded(self, name: str) -> LoadedModel | None:
-        """The model, if it is loaded now."""
-        load = self._loads.get(name)
+        """The model, or a part of it, if one is loaded now."""
+        keys = (key for key in list(self._loads) if key.partition(":")[0] == name)
+        return next(filter(None, map(self._ready, keys)), None)
+
+    def _ready(self, key: str) -> LoadedModel | None:
+        load = self._loads.get(key)
         return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
 
     async def start(self) -> None:
@@ -122,8 +129,8 @@ class Engine:
         """Answer what waits, then let go of everything."""
         for load in list(self._loads.values()):
             await asyncio.wait([load])
-        for name in list(self._loads):
-            if model := self.loaded(name):
+        for key in list(self._loads):
+            if model := self._ready(key):
                 await model.stop()
         self._compute.shutdown()
         self._decode.shutdown()
@@ -146,7 +153,7 @@ class Engine:
         card = self.cards.get(self._defaults["embed"] if name is None else name)
         if card is None or card.task != "classify":
             return await self.model(name, "embed")
-        return await self._loaded(card, FEATURES)
+        return await self.part(card, FEATURES)
 
     async def model(self, name: str | None, task: Task) -> LoadedModel:
         """The named model (None: the default for the task), loaded if it was not.
@@ -154,13 +161,31 @@ class Engine:
         Raises:
             UnknownModel: no such name, or a model for another task. NotReady: its files do not fit together.
         """
-        return await self._loaded(self._card_of(self._defaults[task] if name is None else name, task))
+        return await self.part(self.card(name, task), WHOLE)
 
-    async def _loaded(self, card: ModelCard, suffix: str = "") -> LoadedModel:
-        key = card.name + suffix
+    def card(self, name: str | None, *tasks: Task) -> ModelCard:
+        """The card of the named model (None: the default for the first task), of a model for one of the tasks.
+
+        Raises:
+            UnknownModel: no such name, or a model for another task.
+        """
+        asked = self._defaults[tasks[0]] if name is None else name
+        card = self.cards.get(asked)
+        if card is None or card.task not in tasks:
+            known = ", ".join(sorted(card.name for card in self.cards.values() if card.task in tasks)) or "none"
+            raise UnknownModel(f"{asked[:64]!r} is not a model for this task; there are: {known}")
+        return card
+
+    async def part(self, card: ModelCard, part: Part) -> LoadedModel:
+        """A part of the model that has this card, loaded if it was not.
+
+        Raises:
+            UnknownModel: a network without such a part. NotReady: its files do not fit together.
+        """
+        key = f"{card.name}:{part.name}"
         load = self._loads.get(key)
         if load is None:
-            load = self._loads[key] = asyncio.create_task(self._load(card.name, suffix))
+            load = self._loads[key] = asyncio.create_task(self._load(card.name, part))
         try:
             # Shielded: a caller that leaves must not take the load from those who wait with it.
             return await asyncio.shield(load)
@@ -169,28 +194,21 @@ class Engine:
             log.error("model_refused", model=card.name, error=str(error))
             raise NotReady(f"the files of {card.name} are not whole") from error
 
-    def _card_of(self, name: str, task: Task) -> ModelCard:
-        card = self.cards.get(name)
-        if card is None or card.task != task:
-            known = ", ".join(sorted(card.name for card in self.cards.values() if card.task == task)) or "none"
-            raise UnknownModel(f"{name[:64]!r} is not a model for this task; there are: {known}")
-        return card
-
-    async def _load(self, name: str, suffix: str) -> LoadedModel:
+    async def _load(self, name: str, part: Part) -> LoadedModel:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        folder, features = self._folders[name][1], suffix == FEATURES
-        prepared = await loop.run_in_executor(self._compute, partial(_prepare, folder, features=features))
+        prepared = await loop.run_in_executor(self._compute, _prepare, self._folders[name][1], part)
         card, ready = prepared.card, prepared.engine
+        compute = _run if part.rows is None else partial(run_filled, part)
 
-        async def run(pictures: Sequence[Tensor]) -> list[Tensor]:
+        async def run(items: Sequence[Tensor]) -> list[Tensor]:
             clock = time.perf_counter()
-            outputs = await loop.run_in_executor(self._compute, _run, ready, pictures)
+            outputs = await loop.run_in_executor(self._compute, compute, ready, items)
             self._metrics.computed.labels(name).observe(time.perf_counter() - clock)
-            self._metrics.batch_size.labels(name).observe(len(pictures))
+            self._metrics.batch_size.labels(name).observe(len(items))
             return outputs
 
-        batcher = Batcher(run, self._settings.max_batch, self._settings.queue_size)
+        batcher = Batcher(run, part.rows or self._settings.max_batch, self._settings.queue_size)
         self._metrics.loaded.labels(name, card.version).set(1)
         seconds = round(time.perf_counter() - started, 3)
         log.info("model_loaded", model=name, version=card.version, runtime=ready.name, seconds=seconds)
@@ -227,9 +245,19 @@ def _run(ready: runtime.Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
     return [outputs[index] for index in range(len(pictures))]
 
 
-def _prepare(folder: Path, *, features: bool) -> Prepared:
+def run_filled(part: Part, ready: runtime.Runtime, items: Sequence[Tensor]) -> list[Tensor]:
+    """The part's output for each of at most `part.rows` items of one shape; zeros fill the batch."""
+    missing = (part.rows or 0) - len(items)
+    batch = torch.stack([*items, *(torch.zeros_like(items[0]) for _ in range(missing))])
+    with runtime.one_thread() if part.exact else nullcontext():
+        return list(ready(batch)[: len(items)])
+
+
+def _prepare(folder: Path, part: Part) -> Prepared:
     """Load, and run once, so that no user pays for the first call."""
     module, card = checkpoint.load(folder)
-    ready = runtime.prepare(module.get_submodule("features") if features else module)
-    answer = ready(torch.zeros(1, *card.preprocess.shape))
-    return Prepared(card, ready, answer.shape[1])
+    if not part.fits(module):
+        raise UnknownModel(f"{card.name} has no {part.name}")
+    ready = runtime.prepare(part.cut(module))
+    (answer,) = run_filled(part, ready, [torch.zeros(part.example(card))])
+    return Prepared(card, ready, answer.shape[0])

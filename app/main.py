@@ -16,10 +16,12 @@ from app.deps import Admission
 from app.engine import Engine
 from app.faces import Faces
 from app.gallery import Galleries
+from app.generation import Generation
 from app.inference import Inference
 from app.metrics import Metrics
 from app.observe import Observe
-from app.routes import classify, collections, embed, faces, models, ops, search, verify
+from app.restoration import Restoration
+from app.routes import classify, collections, denoise, embed, encode, faces, generate, models, ops, search, verify
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
@@ -64,9 +66,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = figures
     app.state.services = Services(inference)
     app.state.faces = of_faces
+    app.state.generation = Generation(inference)
+    app.state.restoration = Restoration(settings, inference)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for routes in (classify, faces, embed, verify, search, collections, models, ops):
+    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models, ops):
         app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

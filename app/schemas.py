@@ -39,6 +39,12 @@ class ImageInput(_Schema):
     input: str | list[str]
 
 
+class NoisyInput(ImageInput):
+    """The same with what the pictures should become, to measure against: one reference for each."""
+
+    reference: str | list[str] | None = None
+
+
 class ClassifyParams(_Schema):
     """The query of `POST /classify`."""
 

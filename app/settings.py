@@ -40,11 +40,15 @@ class Settings(BaseSettings):
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
     default_embedder: str = "face-embedder"
+    default_generator: str = "cvae-mnist"
+    default_denoiser: str = "denoiser-photo"
+    default_autoencoder: str = "ae-mnist"  # of /encode and /reconstruct
 
     max_body_bytes: Positive = 64 * 2**20
     max_image_bytes: Positive = 32 * 2**20
     max_image_pixels: Positive = 50_000_000
     max_images: Positive = 64  # in one request
+    max_denoise_pixels: Positive = 4_000_000  # of a picture that is cleaned: all of it goes through the network
 
     max_requests: Positive = 256  # admitted at once; one more is answered 429
     queue_size: Positive = 1024  # pictures waiting for one model

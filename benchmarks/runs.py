@@ -6,16 +6,18 @@ from pathlib import Path
 
 from models.card import ModelCard
 from training.config import EmbedRecipe, Recipe
+from training.generative_config import AutoencodeRecipe
 
 
 class RunFailedError(Exception):
     """A run ended without a model; the message says where its log is."""
 
 
-def card_made_by(recipe: Recipe | EmbedRecipe, folder: Path) -> ModelCard | None:
+def card_made_by(recipe: Recipe | EmbedRecipe | AutoencodeRecipe, folder: Path) -> ModelCard | None:
     """Of the model that this very recipe exported in the run's folder; None while there is none."""
     path = folder / "export" / recipe.name / "card.json"
     if not path.is_file():
         return None
     card = ModelCard.model_validate_json(path.read_bytes())
-    return card if card.training and card.training.recipe == recipe.model_dump(mode="json") else None
+    made_by = recipe.model_dump(mode="json", exclude_none=True)  # as TOML has it
+    return card if card.training and card.training.recipe == made_by else None

@@ -69,10 +69,11 @@ class ModelCard(_Part):
         config = configure(self.architecture, self.config)
         if self.task != lookup(self.architecture).task:
             raise ValueError(f"{self.architecture} is built to {lookup(self.architecture).task}, not to {self.task}")
-        if self.task == "classify" and len(self.classes) != config.num_classes:
-            raise ValueError(f"{len(self.classes)} class names for a network with {config.num_classes} outputs")
-        if self.task != "classify" and (self.classes or self.temperature != 1):
-            raise ValueError(f"classes and a temperature are a classifier's, not those of a network to {self.task}")
+        classes = getattr(config, "num_classes", 0)
+        if len(self.classes) != classes:
+            raise ValueError(f"{len(self.classes)} class names for a network with {classes} classes")
+        if self.task != "classify" and self.temperature != 1:
+            raise ValueError(f"a temperature is a classifier's, not that of a network to {self.task}")
         if self.task != "embed" and self.matching:
             raise ValueError(f"matching is an embedder's, not that of a network to {self.task}")
         if self.preprocess.channels != config.in_channels:

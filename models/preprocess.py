@@ -91,6 +91,12 @@ class Preprocess(BaseModel):
         std = torch.tensor(self.std, device=pixels.device)
         return ((pixels.float() - mean) / std).movedim(-1, -3).contiguous()
 
+    def denormalise(self, pictures: Tensor) -> Tensor:
+        """`normalise` undone, on any device: float [..., C, H, W] -> uint8 [..., H, W, C], in whole 0..255."""
+        mean = torch.tensor(self.mean, device=pictures.device)
+        std = torch.tensor(self.std, device=pictures.device)
+        return (pictures.float().movedim(-3, -1) * std + mean).round().clamp(0, 255).to(torch.uint8)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """A picture -> float32 [C, H, W]."""
         return self.normalise(torch.from_numpy(self.pixels(image).copy()))

@@ -10,9 +10,23 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from torch import nn
 
-from models import alexnet, densenet, detector, efficientnet, embedder, inception, lenet, resnet, vgg
+from models import (
+    alexnet,
+    autoencoder,
+    denoiser,
+    densenet,
+    detector,
+    efficientnet,
+    embedder,
+    gan,
+    inception,
+    lenet,
+    resnet,
+    vae,
+    vgg,
+)
 
-Task = Literal["classify", "detect", "embed"]
+Task = Literal["classify", "detect", "embed", "reconstruct", "generate", "denoise"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,13 @@ REGISTRY: dict[str, Architecture] = {
     **_family(detector.VARIANTS, detector.CenterFace, "detect"),
     "face-resnet": Architecture(embedder.FaceResNetConfig(), embedder.FaceResNet, "classify"),
     "embedder": Architecture(embedder.EmbedderConfig(), _embedder, "embed"),
+    "autoencoder": Architecture(autoencoder.AutoencoderConfig(), autoencoder.Autoencoder, "reconstruct"),
+    "vae": Architecture(vae.VAEConfig(), vae.VAE, "generate"),
+    "vae-denoiser": Architecture(vae.VAEConfig(), vae.VAE, "denoise"),
+    "denoiser": Architecture(denoiser.DenoiserConfig(), denoiser.Denoiser, "denoise"),
+    # What serves; the discriminator or critic stays in the run's checkpoint.
+    "gan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
+    "wgan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
 }
 
 

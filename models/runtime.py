@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -39,6 +41,24 @@ class TorchRuntime:
 def default_device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it the caller's torch computes on one thread: shared among several, rows of a batch round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def signature() -> str:
+    """What the bits of an answer may depend on beside the runtime's name: torch's version, and what it computes on."""
+    device = default_device()
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"torch-{torch.__version__} {processor}"
 
 
 def prepare(module: nn.Module, device: torch.device | None = None) -> Runtime:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import compression, tables
 from benchmarks.compression import KINDS, LATENTS, Cell, Yardstick, cells, measure, samples
-from benchmarks.runs import RunFailedError
 from models.generative import latents
 from models.vae import VAE, VAEConfig
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
@@ -65,15 +65,17 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def desk(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small data set and its recipe, two sizes of latents, an untrained judge."""
+    """A small data set and its recipe, one size of latents, an untrained judge."""
     for split, count, seed in (("train", 90, 1), ("test", 20, 2)):
         pictures, labels = strokes(count, seed)
         write_parquet(folders / f"data/strokes/{split}.parquet", [png(p) for p in pictures], labels)
     (folders / "recipe.toml").write_text(SMALL)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     settings = {"RECIPE": "recipe.toml", "RESULTS": "x.csv", "PAGE": "docs/x.md", "PICTURES": "docs/pictures"}
     for name, path in settings.items():
         monkeypatch.setattr(compression, name, folders / path)
-    monkeypatch.setattr(compression, "LATENTS", (2, 4))
+    monkeypatch.setattr(compression, "LATENTS", (4,))
     monkeypatch.setattr(compression, "SHOWN", (4,))
     monkeypatch.setattr(compression, "EPOCHS", 1)
     save(folders / "judge", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES)
@@ -97,7 +99,7 @@ def test_from_nothing_to_a_page_and_no_run_twice(desk: Path) -> None:
     assert done.exit_code == 0, done.output
     rows = tables.read(compression.RESULTS)
     assert [(row["kind"], row["latent"]) for row in rows] == [(c.kind, str(c.latent)) for c in cells()]
-    assert [bool(row["elbo"]) for row in rows] == [False, True, False, True]
+    assert [bool(row["elbo"]) for row in rows] == [False, True]
     times = [(cell.folder / "last.pt").stat().st_mtime_ns for cell in cells()]
     assert CliRunner().invoke(compression.cli, arguments).output == done.output
     assert [(cell.folder / "last.pt").stat().st_mtime_ns for cell in cells()] == times
@@ -152,9 +154,11 @@ def test_fitted_latents_have_the_moments_of_the_codes() -> None:
 
 def test_a_run_that_fails_says_why(desk: Path) -> None:
     (desk / "data/strokes/train.parquet").write_bytes(b"not parquet")
-    with pytest.raises(RunFailedError, match=r"compression-vae-2 ended with 1: .*parquet"):
-        compression.train(Cell("vae", 2))
-    assert CliRunner().invoke(compression.cli, ["run"]).exit_code == 1
+    result = CliRunner().invoke(compression.cli, ["run"])
+    assert result.exit_code == 1
+    assert "error: " in result.output
+    assert "train.parquet" in result.output
+    assert not compression.RESULTS.exists()
 
 
 def test_the_plot_shows_both_kinds() -> None:
@@ -163,8 +167,8 @@ def test_the_plot_shows_both_kinds() -> None:
         for place, kind in enumerate(KINDS)
         for latent in LATENTS
     ]
-    both = Image.open(io.BytesIO(compression.draw(rows, "psnr", "title", "dB"))).convert("RGB")
-    one = Image.open(io.BytesIO(compression.draw(rows[:6], "psnr", "title", "dB"))).convert("RGB")
-    for colour in ((0x40, 0x65, 0x8F), (0xB5, 0x56, 0x3C)):
-        assert (np.asarray(both) == colour).all(axis=2).sum() > 100
-    assert (np.asarray(one) == (0xB5, 0x56, 0x3C)).all(axis=2).sum() < 100
+    both = np.asarray(Image.open(io.BytesIO(compression.draw(rows, "psnr", "title", "dB"))).convert("RGB"))
+    lines = [(both == colour).all(axis=2) for colour in ((0x40, 0x65, 0x8F), (0xB5, 0x56, 0x3C))]
+    assert all(line.any(axis=0).sum() > 800 for line in lines)  # from one side to the other
+    heights = [np.argwhere(line[:, :600]).mean(axis=0)[0] for line in lines]
+    assert heights[0] > heights[1]  # rows count from above

@@ -21,11 +21,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """A registry name and changes to its config. Class count and channels follow from the data and `preprocess`."""
 
     architecture: str
@@ -37,7 +39,7 @@ class ModelSection(_Section):
         return self
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation.
 
     `train` is at most how many of the others are trained on, each class keeping its share; 0 for all of them.
@@ -48,7 +50,7 @@ class DataSection(_Section):
     train: Annotated[int, Field(ge=0)] = 0
 
 
-class AugmentSection(_Section):
+class AugmentSection(Section):
     """What `training.augment` does to a batch; the defaults do nothing.
 
     `rotate` and `shear` are in degrees to either side, `translate` in fractions of a side, `scale` in factors of size;
@@ -70,7 +72,7 @@ class AugmentSection(_Section):
     cutmix: NotNegative = 0.0
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """How the weights move. `batch_size` is of all processes together; `momentum` is AdamW's first beta, too.
 
     `warmup_epochs` is the way up to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`.
@@ -106,7 +108,7 @@ class TrainSection(_Section):
         return self
 
 
-class CardSection(_Section):
+class CardSection(Section):
     """What the card says that no program can know."""
 
     data: str
@@ -114,7 +116,7 @@ class CardSection(_Section):
     license: str
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One classifier's recipe. `name` is that of the run's folder and of the exported model."""
 
     name: Name
@@ -134,7 +136,7 @@ class EmbedModelSection(ModelSection):
     init: str = ""
 
 
-class EmbedDataSection(_Section):
+class EmbedDataSection(Section):
     """A data set of identities under VESTIBULE_DATASETS, and how a batch is drawn from it.
 
     A batch has `images` pictures of each of batch_size / images identities. `positives` are other pictures of an
@@ -149,7 +151,7 @@ class EmbedDataSection(_Section):
     impostors: Annotated[int, Field(ge=1000)] = 100_000
 
 
-class LossSection(_Section):
+class LossSection(Section):
     """What pulls and pushes: see `training.losses` and `training.mining`.
 
     `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
@@ -181,7 +183,7 @@ class LossSection(_Section):
         return self
 
 
-class EmbedRecipe(_Section):
+class EmbedRecipe(Section):
     """One embedder's recipe. `name` is that of the run's folder and of the exported model."""
 
     name: Name
@@ -204,7 +206,7 @@ class EmbedRecipe(_Section):
         return self
 
 
-class WordsModelSection(_Section):
+class WordsModelSection(Section):
     """A variant of `models.words`."""
 
     architecture: str
@@ -216,7 +218,7 @@ class WordsModelSection(_Section):
         return self
 
 
-class WordsDataSection(_Section):
+class WordsDataSection(Section):
     """Where names come from (`training.names`), how many are trained on, how misspelt (`training.misspellings`).
 
     `identities` and `test` are folders under VESTIBULE_DATASETS. A batch has `spellings` of each of batch_size /
@@ -239,7 +241,7 @@ class WordsDataSection(_Section):
         return self
 
 
-class WordsRecipe(_Section):
+class WordsRecipe(Section):
     """A name encoder's recipe. `name` is that of the run's folder."""
 
     name: Name
@@ -261,7 +263,7 @@ class WordsRecipe(_Section):
         return self
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, EmbedRecipe, WordsRecipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=Section)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

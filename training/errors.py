@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class TrainingError(Exception):
     """The root: a command shows the message alone and exits with 1."""
@@ -25,3 +27,11 @@ class RunError(TrainingError):
 
 class DivergedError(TrainingError):
     """A loss that is not a finite number any more."""
+
+
+class CollapsedError(TrainingError):
+    """A generator that draws a few pictures again and again; `figures` are those of the epoch it was seen in."""
+
+    def __init__(self, message: str, figures: Mapping[str, float]):
+        super().__init__(message)
+        self.figures = dict(figures)

@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from models import checkpoint
+from training import report_generators
 from training.compare import compare
 from training.config import runs_folder
 from training.errors import TrainingError
 from training.measure_faces import measure
+from training.measure_generators import measure as measure_generators
 from training.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics import measure_classifier
 from training.report_faces import markdown, publish
@@ -64,6 +66,31 @@ def faces(
         typer.echo(text)
         if write is not None:
             publish(figures, text, write)
+    except (TrainingError, checkpoint.CheckpointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@cli.command()
+def generate(
+    folders: Annotated[list[Path], typer.Argument(metavar="WEIGHTS...", help="Folders of networks that draw.")],
+    dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
+    judge: Annotated[Path, typer.Option(help="Whose features: a classifier or a face embedder.")],
+    samples: Annotated[int, typer.Option(min=2, help="Pictures of each.")] = 10_000,
+    held_out: Annotated[int, typer.Option(min=0, help="Test pictures for a VAE's bounds; 0 for all.")] = 0,
+    write: Annotated[Path | None, typer.Option(help="Put generators.md and its pictures into this folder.")] = None,
+    cards: Annotated[bool, typer.Option("--cards", help="Put the figures into the cards.")] = False,
+) -> None:
+    """Frechet distance, precision, recall and variety of what generators draw; bounds on a VAE's likelihood."""
+    try:
+        figures = measure_generators(folders, dataset, judge, samples, held_out)
+        text = report_generators.markdown(figures)
+        typer.echo(text)
+        weights = {checkpoint.read_card(folder).name: folder for folder in folders}
+        if write is not None:
+            report_generators.publish(figures, text, weights, write)
+        if cards:
+            report_generators.write_cards(figures, weights)
     except (TrainingError, checkpoint.CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.checkpoint import write_atomically
@@ -41,3 +42,9 @@ def put(path: Path, name: str, text: str, *, heading: str) -> None:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     write_atomically(path, page.encode())
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 def markdown(figures: Figures) -> str:
     """The tables, each with a line before it that says how it came about."""
     card, rates = figures.card, [f"TAR at {_rate(rate)}" for rate in RATES]
-    verification = _table(
+    verification = pages.table(
         ["set", "mated", "non-mated", "accuracy", "EER", *rates, "no face"],
         [_verification_row(part) for part in figures.verifications],
     )
-    promises = _table(
+    promises = pages.table(
         ["set", "FMR promised", "similarity", "FMR measured", "95 % interval", "measured / promised"],
         [_promise_row(part) for part in figures.promises],
     )
     heads = [f"FNIR at {_rate(rate)}" for rate in FPIRS]
-    identification = _table(
+    identification = pages.table(
         ["set", "subjects", "pictures", "rank-1", "mated searches", "non-mated", *heads, "no face"],
         [_identification_row(part) for part in figures.identifications],
     )
@@ -90,11 +90,6 @@ photos of each subject in turn, all enrolled.
 
 def _rate(rate: float) -> str:
     return f"{100 * rate:g} %"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _verification_row(part: Verification) -> list[str]:

@@ -117,8 +117,8 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_card_of_an_embedder_has_no_classes(tmp_path: Path) -> None:
     module = small()
     for changes, message in (
-        ({"classes": ("a",)}, "a classifier's, not those of a network to embed"),
-        ({"temperature": 2.0}, "a classifier's, not those of a network to embed"),
+        ({"classes": ("a",)}, "1 class names for a network with 0 classes"),
+        ({"temperature": 2.0}, "a classifier's, not that of a network to embed"),
         ({"task": "classify"}, "embedder is built to embed, not to classify"),
     ):
         with pytest.raises(ValidationError, match=message):

@@ -63,6 +63,15 @@ def test_normalising_is_one_line_of_numpy() -> None:
     torch.testing.assert_close(IMAGENET.normalise(torch.from_numpy(pixels)), torch.from_numpy(expected).float())
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 255.0), (127.5, 127.5), (116.3, 58.4)])
+def test_denormalising_gives_every_pixel_back(mean: float, std: float) -> None:
+    preprocess = Preprocess(size=(16, 16), mean=(mean,) * 3, std=(std, std / 2, std))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, -1, -1, 3)
+    assert torch.equal(preprocess.denormalise(preprocess.normalise(pixels)), pixels)
+    assert preprocess.denormalise(torch.full((3, 1, 1), 99.0)).tolist() == [[[255] * 3]]
+    assert preprocess.denormalise(torch.full((3, 1, 1), -99.0)).tolist() == [[[0] * 3]]
+
+
 @pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1)])
 def test_an_absurd_picture_costs_no_more_than_a_square_one(size: tuple[int, int]) -> None:
     grey = Image.new("RGB", size, (10, 200, 30))

@@ -11,10 +11,19 @@ import tomli_w
 
 from training.config import EmbedRecipe, Recipe, WordsRecipe, datasets_folder, load_recipe, read_recipe, runs_folder
 from training.errors import RecipeError
+from training.gan_config import GanRecipe
+from training.generative_config import AutoencodeRecipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.toml"))
 # Of those that are no classifier's.
-FORMS: dict[str, type[Any]] = {"face-distilled": EmbedRecipe, "face-embedder": EmbedRecipe, "names": WordsRecipe}
+AUTOENCODERS = ("ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces")
+FORMS: dict[str, type[Any]] = {
+    "face-distilled": EmbedRecipe,
+    "face-embedder": EmbedRecipe,
+    "names": WordsRecipe,
+    **dict.fromkeys(AUTOENCODERS, AutoencodeRecipe),
+    **dict.fromkeys(("gan-mnist", "wgan-mnist", "wgan-faces"), GanRecipe),
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -23,7 +32,9 @@ def test_a_shipped_recipe_is_whole_and_named_as_its_file(path: Path) -> None:
     recipe = read_recipe(form, path)
     assert recipe.name == path.stem
     # The resolved recipe is TOML again, and the same recipe.
-    assert form.model_validate(tomllib.loads(tomli_w.dumps(recipe.model_dump(mode="json")))) == recipe
+    assert (
+        form.model_validate(tomllib.loads(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))) == recipe
+    )
 
 
 def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:

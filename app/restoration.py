@@ -1,0 +1,261 @@
+"""The use cases that send pictures through a network for other pictures or latents: denoise, reconstruct, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app import encoding, labels
+from app.body import Noisy, Pictures
+from app.encoding import PNG, File, Pixels
+from app.engine import LoadedModel
+from app.errors import ImageTooLarge, Unprocessable, VestibuleError
+from app.generation_schemas import (
+    Denoised,
+    DenoiseParams,
+    DenoiseResponse,
+    Encoded,
+    EncodeParams,
+    EncodeResponse,
+    Reconstructed,
+    ReconstructParams,
+    ReconstructResponse,
+)
+from app.inference import Inference
+from app.observe import Timings
+from app.parts import DENOISER, ENCODER, RECONSTRUCTOR, multiple_of
+from app.settings import Settings
+from app.tiling import Tiling
+from models.card import ModelCard
+from models.generative import with_label_planes
+from models.preprocess import Preprocess
+from models.registry import Task
+
+# Whole pictures are held while their tiles are computed, each in several copies.
+PICTURES_AT_ONCE = 4
+# What may have an encoder; the first names whose default answers.
+ENCODING: tuple[Task, ...] = ("reconstruct", "generate", "denoise")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A picture as the bytes of a PNG, and what was measured of it, in dB."""
+
+    png: bytes
+    width: int
+    height: int
+    psnr: float | None = None
+    psnr_before: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The bytes in base64."""
+        return base64.b64encode(self.png).decode()
+
+    def file(self) -> File:
+        """With what was measured in headers."""
+        measures = {"X-PSNR": self.psnr, "X-PSNR-Before": self.psnr_before}
+        return File(self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None})
+
+
+class Restoration:
+    """Denoise, reconstruct, encode."""
+
+    def __init__(self, settings: Settings, inference: Inference):
+        self._inference = inference
+        self._engine = inference.engine
+        self._most_pixels = settings.max_denoise_pixels
+        self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
+        self._tiles = inference.room()
+
+    async def denoise(self, sent: Noisy, params: DenoiseParams, timings: Timings) -> File:
+        """Each picture without its noise, in its own size: in tiles, or resized for a network of one size.
+
+        Raises:
+            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+        """
+        card = self._engine.card(params.model, "denoise")
+        tiled = multiple_of(card) > 0
+        only = _only(sent.pictures) if params.format == "png" else None
+        model = await self._engine.part(card, DENOISER if tiled else RECONSTRUCTOR)
+        through = self._in_tiles if tiled else self._resized
+
+        async def cleaned(index: int, data: bytes) -> _Made:
+            async with self._pictures:
+                noisy = await self._inference.decoded(data, lambda image: self._pixels(card, image), timings)
+                reference = await self._reference(card, sent.references[index], noisy, timings)
+                clean = await through(model, noisy, timings)
+                return await self._engine.decoded(lambda: _blended(noisy, clean, params.strength, reference))
+
+        async def one(index: int, data: bytes) -> Denoised:
+            made = await cleaned(index, data)
+            psnr, before = _finite(made.psnr), _finite(made.psnr_before)
+            return Denoised(
+                index=index, width=made.width, height=made.height, b64_json=made.text, psnr=psnr, psnr_before=before
+            )
+
+        if only is not None:
+            return (await self._inference.in_time(cleaned(0, only))).file()
+        answers = await self._inference.each(sent.pictures, one)
+        return encoding.document(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
+
+    async def reconstruct(self, pictures: Pictures, params: ReconstructParams, timings: Timings) -> File:
+        """What is left of each picture on its way through the latent space, in the network's size.
+
+        Raises:
+            VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
+        """
+        card = self._engine.card(params.model, *ENCODING)
+        only = _only(pictures) if params.format == "png" else None
+        planes = self._planes(card, params.label, len(pictures.items))
+        model = await self._engine.part(card, RECONSTRUCTOR)
+
+        async def made(index: int, data: bytes) -> _Made:
+            item = await self._inference.decoded(data, lambda image: planes(index, image), timings)
+            (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            return await self._engine.decoded(lambda: _png(_unpadded(card.preprocess, answer)))
+
+        async def one(index: int, data: bytes) -> Reconstructed:
+            found = await made(index, data)
+            return Reconstructed(index=index, width=found.width, height=found.height, b64_json=found.text)
+
+        if only is not None:
+            return (await self._inference.in_time(made(0, only))).file()
+        answers = await self._inference.each(pictures, one)
+        return encoding.document(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
+
+    async def encode(self, pictures: Pictures, params: EncodeParams, timings: Timings) -> EncodeResponse:
+        """Each picture as a point of the latent space.
+
+        Raises:
+            VestibuleError: as `reconstruct`.
+        """
+        card = self._engine.card(params.model, *ENCODING)
+        planes = self._planes(card, params.label, len(pictures.items))
+        model = await self._engine.part(card, ENCODER)
+
+        async def one(index: int, data: bytes) -> Encoded:
+            item = await self._inference.decoded(data, lambda image: planes(index, image), timings)
+            (latent,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            return Encoded(index=index, latent=latent.tolist())
+
+        answers = await self._inference.each(pictures, one)
+        return EncodeResponse(model=card.name, version=card.version, data=answers)
+
+    def _planes(self, card: ModelCard, sent: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
+        """What makes a network's item [C + classes, H, W] of a picture and its place."""
+        chosen = labels.one_hot(card, labels.needed(card, sent, count), count)
+        return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
+
+    def _pixels(self, card: ModelCard, image: Image.Image) -> Pixels:
+        """uint8 [H, W, C], grey or in colour as the network has it."""
+        if image.width * image.height > self._most_pixels:
+            raise ImageTooLarge(
+                f"the picture has {image.width} x {image.height} pixels; at most {self._most_pixels} are cleaned"
+            )
+        pixels = np.asarray(image.convert(card.preprocess.mode), dtype=np.uint8)
+        return pixels.reshape(image.height, image.width, card.preprocess.channels)
+
+    async def _reference(
+        self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: Pixels, timings: Timings
+    ) -> Pixels | None:
+        if isinstance(sent, VestibuleError):
+            raise sent
+        if sent is None:
+            return None
+        reference = await self._inference.decoded(sent, lambda image: self._pixels(card, image), timings)
+        if reference.shape != noisy.shape:
+            sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (noisy, reference))
+            raise Unprocessable(f"the picture and its reference differ in size: {sizes}")
+        return reference
+
+    async def _in_tiles(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+        """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
+        preprocess = model.card.preprocess
+        height, width, _ = noisy.shape
+        tiling = Tiling(height, width, multiple_of(model.card))
+        tiles = await self._engine.decoded(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
+        answers = await self._inference.run(model, tiles, timings, room=self._tiles)
+        return await self._engine.decoded(lambda: _scaled(preprocess, tiling.join(answers)))
+
+    async def _resized(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+        """The same by way of the network's own size, stretched to it and back; nothing is cut off."""
+        preprocess = model.card.preprocess
+        size, own = preprocess.size[::-1], noisy.shape[1::-1]
+
+        def prepared() -> Tensor:
+            small = _resize(preprocess, noisy, size)
+            framed = np.pad(small, ((preprocess.pad, preprocess.pad), (preprocess.pad, preprocess.pad), (0, 0)))
+            return preprocess.normalise(_tensor(framed))
+
+        item = await self._engine.decoded(prepared)
+        (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
+        return await self._engine.decoded(
+            lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
+        )
+
+
+def _only(pictures: Pictures) -> bytes:
+    """The picture of a request that sent just one.
+
+    Raises:
+        Unprocessable: it sent a list.
+    """
+    first = pictures.items[0]
+    if pictures.many or isinstance(first, VestibuleError):
+        raise Unprocessable("a list of pictures is answered as JSON: format=json")
+    return first
+
+
+def _tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels.copy())
+
+
+def _scaled(preprocess: Preprocess, picture: Tensor) -> Tensor:
+    """A network's picture [C, H, W] on the scale of 0..255, neither rounded nor clipped, [H, W, C]."""
+    return picture.movedim(0, -1) * torch.tensor(preprocess.std) + torch.tensor(preprocess.mean)
+
+
+def _unpadded(preprocess: Preprocess, picture: Tensor) -> Pixels:
+    """A network's picture [C, H, W] -> uint8 [H, W, C] without the frame that preprocessing puts around."""
+    pad = preprocess.pad
+    pixels: Pixels = preprocess.denormalise(picture).numpy()
+    return pixels[pad : pixels.shape[0] - pad, pad : pixels.shape[1] - pad]
+
+
+def _resize(preprocess: Preprocess, pixels: Pixels, size: Sequence[int]) -> Pixels:
+    """uint8 [h, w, C] -> uint8 [H, W, C]; `size` is (W, H)."""
+    width, height = size
+    resized = encoding.image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
+    return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1)
+
+
+def _blended(noisy: Pixels, clean: Tensor, strength: float, reference: Pixels | None) -> _Made:
+    """So much of the cleaned picture [H, W, C], the rest as it was; measured where there is a reference."""
+    mixed = torch.lerp(_tensor(noisy).float(), clean, strength).round().clamp(0, 255)
+    pixels: Pixels = mixed.to(torch.uint8).numpy()
+    if reference is None:
+        return _png(pixels)
+    return replace(_png(pixels), psnr=_psnr(pixels, reference), psnr_before=_psnr(noisy, reference))
+
+
+def _png(pixels: Pixels) -> _Made:
+    return _Made(encoding.png(pixels), pixels.shape[1], pixels.shape[0])
+
+
+def _psnr(pixels: Pixels, reference: Pixels) -> float:
+    """Peak signal-to-noise ratio over all channels, in dB; infinite for equal pictures."""
+    error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

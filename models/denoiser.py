@@ -1,0 +1,128 @@
+"""The denoising autoencoder: convolutional, with skips, residual, blind to how much noise there is.
+
+That an autoencoder is shown a corrupted picture and asked for the clean one: Vincent, Larochelle, Bengio, Manzagol,
+"Extracting and Composing Robust Features with Denoising Autoencoders", ICML 2008. The network is the DRUNet of Zhang,
+Li, Zuo, Zhang, Van Gool, Timofte, "Plug-and-Play Image Restoration with Deep Denoiser Prior", TPAMI 2021: residual
+blocks of two convolutions without batch normalisation, skips that add, and no bias anywhere, so that what is learnt at
+one strength of noise holds at others (Mohan, Kadkhodaie, Simoncelli, Fernandez-Granda, "Robust and Interpretable Blind
+Image Denoising via Bias-Free Convolutional Neural Networks", ICLR 2020).
+    Input [N, in_channels, H, W], H and W multiples of `multiple`, values in 0..1 plus noise; output the same without.
+    Deviations: it answers the noise, which is subtracted (Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017); there
+    is no map of the noise's strength; it begins by rearranging pixels to channels (Zhang, Zuo, Zhang, "FFDNet", TIP
+    2018), a quarter of the work at full resolution; fewer and narrower blocks, for two CPU cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import check_images
+
+# What a new block's branch and the new answer are shrunk by: it begins near the identity, and so learns at a high rate.
+_QUIET = 0.1
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """`unshuffle` x `unshuffle` pixels become channels; `widths` are the channels at each size, the next half as large.
+
+    `blocks` counts the residual blocks at each size on the way down, and as many on the way up; `image_size` is the
+    side of the pictures that it was trained on, though it takes any whose sides are multiples of `multiple`.
+    """
+
+    in_channels: int = 3
+    image_size: int = 32
+    unshuffle: int = 2
+    widths: tuple[int, ...] = (64, 96, 128)
+    blocks: int = 2
+
+    @property
+    def multiple(self) -> int:
+        """What both sides must be multiples of."""
+        return self.unshuffle << (len(self.widths) - 1)
+
+
+class ResidualBlock(nn.Module):
+    """x + two convolutions of x: [N, channels, H, W] to the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum."""
+        total: Tensor = x + self.convs(x)
+        return total
+
+
+class Denoiser(nn.Module):
+    """[N, in_channels, H, W] -> [N, in_channels, H, W], about in 0..1: what noise hid may overshoot a little."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        self.config = config
+        widths, pixels = config.widths, config.in_channels * config.unshuffle**2
+        self.head = nn.Sequential(
+            nn.PixelUnshuffle(config.unshuffle), nn.Conv2d(pixels, widths[0], 3, padding=1, bias=False)
+        )  # [N, widths[0], H/u, W/u]
+        self.down = nn.ModuleList(
+            nn.Sequential(*_blocks(config, before), nn.Conv2d(before, after, 2, stride=2, bias=False))
+            for before, after in itertools.pairwise(widths)
+        )
+        self.bottom = nn.Sequential(*_blocks(config, widths[-1]))
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.ConvTranspose2d(after, before, 2, stride=2, bias=False), *_blocks(config, before))
+            for before, after in reversed(list(itertools.pairwise(widths)))
+        )
+        self.tail = nn.Sequential(
+            nn.Conv2d(widths[0], pixels, 3, padding=1, bias=False), nn.PixelShuffle(config.unshuffle)
+        )
+        self._initialise()
+
+    def noise(self, pictures: Tensor) -> Tensor:
+        """What is taken to be noise [N, in_channels, H, W]."""
+        x = self.head(pictures)
+        skips = []
+        for stage in self.down:
+            skips.append(x)
+            x = stage(x)
+        x = self.bottom(x)
+        for stage, skip in zip(self.up, reversed(skips), strict=True):
+            x = stage(x) + skip
+        answer: Tensor = self.tail(x)
+        return answer
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """The clean pictures.
+
+        Raises:
+            ValueError: other channels, or sides that are no multiples of `config.multiple`.
+        """
+        multiple = self.config.multiple
+        check_images(pictures, self.config.in_channels, multiple)
+        if pictures.shape[2] % multiple or pictures.shape[3] % multiple:
+            raise ValueError(f"expected images whose sides are multiples of {multiple}, got {list(pictures.shape)}")
+        return pictures - self.noise(pictures)
+
+    def _initialise(self) -> None:
+        """He et al., ICCV 2015, and quiet at first."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, ResidualBlock):
+                    module.convs.get_submodule("2").get_parameter("weight").mul_(_QUIET)
+            self.tail.get_submodule("0").get_parameter("weight").mul_(_QUIET)
+
+
+def _blocks(config: DenoiserConfig, channels: int) -> list[nn.Module]:
+    return [ResidualBlock(channels) for _ in range(config.blocks)]

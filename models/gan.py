@@ -1,0 +1,197 @@
+"""Generative adversarial networks: DCGAN's generator and discriminator, conditional ones, and WGAN's critic.
+
+Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks",
+ICLR 2016. Labels: in the generator conditional batch normalisation (de Vries et al., "Modulating early visual
+processing by language", NIPS 2017), in the discriminator a projection (Miyato, Koyama, "cGANs with Projection
+Discriminator", ICLR 2018). A critic is a discriminator without batch normalisation, as its gradient with respect to
+each picture counts (Gulrajani et al., "Improved Training of Wasserstein GANs", NIPS 2017). Spectral normalisation as
+Miyato et al., ICLR 2018.
+    Generator: latents [N, latent] with labels [N, num_classes] -> pictures [N, in_channels, S, S] in -1..1.
+    Discriminator: such pictures with labels -> scores [N], the higher the more real; logits, no probabilities.
+    Deviations: kernels of 4x4, which a stride of 2 divides, where the paper's 5x5 weave checkerboards; S is any
+    multiple of 2^len(widths), where the paper has 64; labels stand beside the latent, too; the projected features are
+    the whole last map, where Miyato and Koyama sum over its places.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models.blocks import check_images
+from models.generative import check_latents
+
+Norm = Literal["none", "batch", "layer"]
+
+_SLOPE = 0.2  # of the leaky ReLU, below zero
+
+
+def _smallest(image_size: int, steps: int) -> int:
+    """The side of a map that `steps` doublings make a picture of.
+
+    Raises:
+        ValueError: it is no whole number of pixels, or there are no doublings.
+    """
+    side, rest = divmod(image_size, 1 << steps)
+    if rest or not side or not steps:
+        raise ValueError(f"{image_size} pixels cannot be halved {steps} times, at least once")
+    return side
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """`widths` are the channels from the smallest map on; each doubling leads to the next, the last to the picture."""
+
+    in_channels: int = 1
+    image_size: int = 28
+    latent: int = 64
+    num_classes: int = 0
+    widths: tuple[int, ...] = (128, 64)
+
+    @property
+    def side(self) -> int:
+        """Of the smallest map; ValueError where doublings do not lead to `image_size`."""
+        return _smallest(self.image_size, len(self.widths))
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """`widths` are the channels after each halving; `norm` follows all convolutions but the first.
+
+    With `spectral` every layer's largest singular value is held at 1.
+    """
+
+    in_channels: int = 1
+    image_size: int = 28
+    num_classes: int = 0
+    widths: tuple[int, ...] = (64, 128)
+    norm: Norm = "batch"
+    spectral: bool = False
+
+    @property
+    def side(self) -> int:
+        """Of the smallest map; ValueError where `image_size` cannot be halved so often."""
+        return _smallest(self.image_size, len(self.widths))
+
+
+class LabelledNorm(nn.Module):
+    """Batch normalisation with a gain and a bias for each class: [N, C, H, W] with [N, num_classes] -> [N, C, H, W].
+
+    Without classes it is plain batch normalisation.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.by_label = nn.Linear(num_classes, 2 * channels, bias=False) if num_classes else None
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Each channel to mean 0 and variance 1 over the batch, then as its class has it."""
+        normal: Tensor = self.norm(x)
+        if self.by_label is None:
+            return normal
+        parameters: Tensor = self.by_label(labels)
+        gain, bias = parameters[:, :, None, None].chunk(2, dim=1)
+        return normal * gain + bias
+
+
+class Generator(nn.Module):
+    """Latents [N, latent] with labels [N, num_classes], one-hot -> pictures [N, in_channels, S, S] in -1..1."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        side, widths = config.side, config.widths
+        self.seed = nn.Sequential(
+            nn.Linear(config.latent + config.num_classes, widths[0] * side**2, bias=False),
+            nn.Unflatten(1, (widths[0], side, side)),  # [N, widths[0], side, side]
+        )
+        self.norms = nn.ModuleList(LabelledNorm(width, config.num_classes) for width in widths)
+        self.doublings = nn.ModuleList(_doubling(before, after) for before, after in itertools.pairwise(widths))
+        self.pixels = nn.ConvTranspose2d(widths[-1], config.in_channels, 4, stride=2, padding=1)
+        self.apply(_initialise)
+
+    def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Pictures [N, in_channels, S, S] in -1..1."""
+        check_latents(latents, labels, self.config)
+        labels = labels.to(latents.dtype)
+        x = self.seed(torch.cat([latents, labels], dim=1))
+        x = self.norms[0](x, labels).relu()
+        for doubling, norm in zip(self.doublings, self.norms[1:], strict=True):
+            x = norm(doubling(x), labels).relu()  # [N, widths[i], 2^i side, 2^i side]
+        pictures: Tensor = self.pixels(x).tanh()
+        return pictures
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """The same as `decode`."""
+        return self.decode(latents, labels)
+
+
+class Discriminator(nn.Module):
+    """Pictures [N, in_channels, S, S] with labels [N, num_classes] -> scores [N]; a critic unless `norm` is batch."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.config = config
+        side, channels = config.side, (config.in_channels, *config.widths)
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(itertools.pairwise(channels)):
+            norm = config.norm if number else "none"
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=norm == "none"))
+            layers += [*_norm(norm, after), nn.LeakyReLU(_SLOPE)]
+        self.features = nn.Sequential(*layers, nn.Flatten())  # [N, widths[-1] * side^2]
+        width = config.widths[-1] * side**2
+        self.head = nn.Linear(width, 1)
+        self.by_label = nn.Linear(config.num_classes, width, bias=False) if config.num_classes else None
+        self.apply(_initialise)
+        if config.spectral:
+            for part in list(self.modules()):
+                if isinstance(part, nn.Conv2d | nn.Linear):
+                    spectral_norm(part)
+
+    def score(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """[N]: how real each picture looks as one of its class."""
+        check_images(pictures, self.config.in_channels, self.config.image_size, exact=True)
+        if tuple(labels.shape) != (len(pictures), self.config.num_classes):
+            expected = [len(pictures), self.config.num_classes]
+            raise ValueError(f"expected labels of shape {expected}, got {list(labels.shape)}")
+        features: Tensor = self.features(pictures)
+        scores: Tensor = self.head(features)[:, 0]
+        if self.by_label is None:
+            return scores
+        directions: Tensor = self.by_label(labels.to(features.dtype))
+        return scores + (directions * features).sum(dim=1)
+
+    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """The same as `score`, which is never wrapped for mixed precision: a gradient penalty wants float32."""
+        return self.score(pictures, labels)
+
+
+def _doubling(before: int, after: int) -> nn.Module:
+    return nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+
+
+def _norm(kind: Norm, channels: int) -> list[nn.Module]:
+    if kind == "none":
+        return []
+    return [nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)]
+
+
+def _initialise(module: nn.Module) -> None:
+    """The paper's: weights N(0, 0.02), gains N(1, 0.02), biases 0."""
+    if isinstance(module, LabelledNorm) and module.by_label is not None:
+        gains, biases = module.by_label.weight.detach().chunk(2, dim=0)
+        nn.init.normal_(gains, 1.0, 0.02)
+        nn.init.zeros_(biases)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm) and module.weight is not None:
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,279 @@
+"""The script of autoencoders and denoisers, from a recipe to a served folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.nn import functional as F
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from models.card import ModelCard
+from models.generative import ReconstructPart
+from models.vae import VAE
+from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from training import autoencode
+from training.config import read_recipe
+from training.generative_config import AutoencodeRecipe
+from training.pictures import Pictures, add_fixed_noise
+from training.run import Run
+from training.seeds import generator
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """
+name = "lines"
+description = "Strokes"
+seed = 3
+
+[model]
+architecture = "autoencoder"
+config = { latent = 6, widths = [8, 12], hidden = 0, blocks = 1 }
+
+[[data]]
+name = "strokes"
+validation = 30
+
+[preprocess]
+mode = "L"
+size = [28, 28]
+mean = [0]
+std = [255]
+
+[train]
+epochs = 2
+batch_size = 10
+optimizer = "adamw"
+lr = 0.01
+warmup_epochs = 1
+ema = 0.9
+
+[card]
+data = "strokes"
+source = "a test"
+license = "Apache-2.0"
+"""
+VAE_RECIPE = ["model.architecture=vae", "model.conditional=true"]
+NOISE = "noise={sigma=[20, 100], validation=[40, 80]}"
+DENOISER = ["model.architecture=denoiser", "model.config={widths=[8, 12], blocks=1}", NOISE, "train.lr=0.003"]
+
+
+@pytest.fixture
+def workshop(workshop: Path) -> Path:
+    """The classifier's data with this recipe beside it."""
+    (workshop / "recipe.toml").write_text(RECIPE)
+    return workshop
+
+
+def invoke(workshop: Path, *changes: str, options: tuple[str, ...] = ()) -> Result:
+    sets = (part for change in changes for part in ("--set", change))
+    return CliRunner().invoke(autoencode.cli, [str(workshop / "recipe.toml"), *sets, *options])
+
+
+def trained(workshop: Path, *changes: str) -> tuple[torch.nn.Module, ModelCard, dict[str, float]]:
+    result = invoke(workshop, *changes)
+    assert result.exit_code == 0, result.output
+    module, card = checkpoint.load(workshop / "runs/lines/export/lines")
+    return module, card, {metric.name: metric.value for metric in card.metrics}
+
+
+def held_out(workshop: Path, *changes: str) -> tuple[AutoencodeRecipe, Pictures]:
+    recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
+    return recipe, Pictures(recipe.data[0], recipe.preprocess, 10, recipe.seed)
+
+
+def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    pairs = zip(outputs.clamp(0, 1).double(), targets.double(), strict=True)
+    return sum(-10 * float(((one - other) ** 2).mean().log10()) for one, other in pairs) / len(targets)
+
+
+def test_an_autoencoder_becomes_a_served_model(workshop: Path) -> None:
+    module, card, figures = trained(workshop, "train.epochs=5")
+    assert (card.task, card.architecture, card.classes) == ("reconstruct", "autoencoder", ())
+    assert (card.config["image_size"], card.config["in_channels"], card.config["num_classes"]) == (28, 1, 0)
+    recipe, pictures = held_out(workshop, "train.epochs=5")
+    assert card.preprocess == recipe.preprocess
+    assert card.training is not None
+    assert AutoencodeRecipe.model_validate(card.training.recipe) == recipe
+    clean = pictures.clean(pictures.held_out)
+    with torch.inference_mode():
+        answer = ReconstructPart(module)(clean)
+    assert figures == {"psnr": pytest.approx(psnr(answer, clean), abs=1e-3)}
+    mean = clean.mean(dim=0, keepdim=True).expand_as(clean)
+    assert figures["psnr"] > psnr(mean, clean) + 0.5  # it has learnt more than the mean picture
+    best = Run(workshop / "runs/lines").load_best()
+    history = json.loads((workshop / "runs/lines/history.json").read_text())
+    assert history[best["epoch"] - 1]["validation/psnr"] == max(row["validation/psnr"] for row in history)
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in best["networks"]["autoencoder"].items())
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_conditional_vae_and_its_bound(workshop: Path, likelihood: str) -> None:
+    changes = [*VAE_RECIPE, f"model.config.likelihood={likelihood}", "loss.beta_epochs=1", "loss.beta=0.8"]
+    module, card, figures = trained(workshop, *changes)
+    assert (card.task, card.classes, card.config["num_classes"]) == ("generate", CLASSES, 3)
+    assert isinstance(module, VAE)
+    recipe, pictures = held_out(workshop, *changes)
+    bounds, divergences = [], []
+    for row in pictures.held_out:
+        picture = pictures.clean(row[None])
+        label = F.one_hot(torch.tensor([pictures.set.labels[row]]), 3).float()
+        noise = torch.randn(6, generator=generator(recipe.seed, "latent", int(row)))
+        with torch.inference_mode():
+            mean, log_variance = module.posterior(picture, label)
+            posterior = Normal(mean, (log_variance / 2).exp())
+            logits = module.decode_logits(mean + posterior.scale * noise, label)
+        if module.log_scale is None:
+            likely = Bernoulli(logits=logits, validate_args=False).log_prob(picture).sum()  # type: ignore[no-untyped-call]
+        else:
+            likely = Normal(logits.sigmoid(), module.log_scale.detach().exp()).log_prob(picture).sum()  # type: ignore[no-untyped-call]
+        divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum()
+        bounds.append(float(likely - divergence))
+        divergences.append(float(divergence))
+    assert figures["elbo"] == pytest.approx(sum(bounds) / 30, rel=1e-4)
+    assert figures["kl"] == pytest.approx(sum(divergences) / 30, rel=1e-4)
+    history = json.loads((workshop / "runs/lines/history.json").read_text())
+    assert history[-1]["validation/elbo"] > history[0]["validation/elbo"]
+    if module.log_scale is not None:
+        assert float(module.log_scale.detach()) != pytest.approx(-1.609, abs=0.02)  # it has moved from 0.2
+
+
+def test_a_denoiser_takes_noise_off(workshop: Path) -> None:
+    module, card, figures = trained(workshop, *DENOISER, "train.epochs=8")
+    assert (card.task, card.architecture, card.config["image_size"]) == ("denoise", "denoiser", 28)
+    recipe, pictures = held_out(workshop, *DENOISER)
+    clean = pictures.clean(pictures.held_out)
+    names = {"psnr_strokes_40": 40.0, "psnr_strokes_80": 80.0}
+    assert figures.keys() == {"psnr", *names}
+    for name, sigma in names.items():
+        noisy = add_fixed_noise(clean, pictures.held_out, sigma, recipe.seed)
+        with torch.inference_mode():
+            assert figures[name] == pytest.approx(psnr(module(noisy), clean), abs=1e-3)
+        assert figures[name] > psnr(noisy, clean) + 2
+    assert figures["psnr"] == pytest.approx((figures["psnr_strokes_40"] + figures["psnr_strokes_80"]) / 2)
+
+
+def test_a_vae_may_denoise_too(workshop: Path) -> None:
+    module, card, figures = trained(workshop, "model.architecture=vae-denoiser", NOISE)
+    assert (card.task, card.architecture) == ("denoise", "vae-denoiser")
+    assert figures.keys() == {"psnr", "elbo", "kl", "psnr_strokes_40", "psnr_strokes_80"}
+    assert isinstance(module, VAE)
+
+
+def test_data_sets_take_turns(workshop: Path) -> None:
+    pictures, labels = strokes(70, seed=9)
+    write_parquet(workshop / "data/more/train.parquet", [png(picture) for picture in pictures], labels)
+    first, second = "name='strokes', validation=30, size=28, crop=24", "name='more', validation=10, size=16"
+    data = f"data=[{{{first}}}, {{{second}, batch_size=30}}]"
+    changes = [*DENOISER, data, "preprocess.fit=within"]
+    recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
+    task, _ = autoencode.setup(recipe, "turns", resume=False, overwrite=False)
+    assert task.steps_per_epoch == 2 * 2  # the second has two batches of 30, and the first waits for it
+    shapes: list[tuple[int, ...]] = []
+    model = task.learners["autoencoder"].model
+    model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    for index in range(4):
+        task.step(0, index, torch.Generator().manual_seed(index))
+    assert shapes == [(10, 1, 24, 24), (30, 1, 16, 16)] * 2
+    assert task.figures(task.learners["autoencoder"].network).keys() == {
+        "psnr",
+        *(f"psnr_{name}_{sigma}" for name in ("strokes", "more") for sigma in (40, 80)),
+    }
+    _, card, _ = trained(workshop, *changes)
+    assert card.config["image_size"] == 24
+    assert card.preprocess.fit == "within"
+
+
+def test_the_weight_of_the_divergence_rises(workshop: Path) -> None:
+    for change, expected in (("loss.beta=2", 2.0), ("loss.beta_epochs=0.5", 0.0)):
+        recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", [*VAE_RECIPE, change])
+        task, _ = autoencode.setup(recipe, "beta", resume=False, overwrite=True)
+        first = task.step(0, 0, torch.Generator().manual_seed(0))
+        surprise = (expected - 1) * first["kl"] - first["elbo"]
+        assert float(first["loss"]) == pytest.approx(float(surprise) / 28**2, rel=1e-5)
+    last = task.step(0, 7, torch.Generator().manual_seed(0))
+    assert float(last["loss"]) == pytest.approx(-float(last["elbo"]) / 28**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["l1", "mse"])
+def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path, distance: str) -> None:
+    switches = ["train.precision=bf16", "train.channels_last=true", "augment.flip=true", "augment.translate=0.05"]
+    _, card, _ = trained(workshop, *DENOISER, *switches, f"loss.distance={distance}")
+    assert card.training is not None
+    assert card.training.recipe["loss"]["distance"] == distance
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model={architecture='lenet5'}"], "is built to classify, which is not learnt like this"),
+        (["model.architecture=denoiser", "model.config={}"], "a network to denoise needs noise"),
+        ([NOISE], "a network to denoise needs noise, and no other does"),
+        ([*DENOISER, "noise.sigma=[3, 2]"], "is not (low, high)"),
+        (["preprocess.mean=[33]"], "these pictures are in 0..1"),
+        (["augment.mixup=1"], "a blend of two pictures is no picture"),
+        (["preprocess.fit=within"], "each data set needs its own"),
+        (
+            ["model.conditional=true", "data=[{name='a', validation=1}, {name='b', validation=1}]"],
+            "labels are those of one data set",
+        ),
+        (["loss.beta=0"], "greater than 0"),
+        (["data=[]"], "at least 1 item"),
+        (["data=[{name='ants', validation=1}]"], "no train*.parquet"),
+        (["train.lr=1e30", "train.optimizer=sgd", "loss.distance=mse"], "the loss is nan"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(workshop: Path, changes: list[str], message: str) -> None:
+    result = invoke(workshop, *changes)
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("changes", [VAE_RECIPE, DENOISER], ids=["vae", "denoiser"])
+def test_a_resumed_run_ends_with_the_same_weights(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
+) -> None:
+    changes = [*changes, "train.checkpoint_steps=5"]
+    assert invoke(workshop, *changes, options=("--run", "whole")).exit_code == 0
+    step, calls = autoencode.Autoencoding.step, 0
+
+    def stops(self: autoencode.Autoencoding, epoch: int, index: int, generator: torch.Generator) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 18:
+            raise KeyboardInterrupt
+        return step(self, epoch, index, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(autoencode.Autoencoding, "step", stops)
+        invoke(workshop, *changes, options=("--run", "broken"))
+    assert calls == 18
+    assert invoke(workshop, *changes, options=("--run", "broken", "--resume")).exit_code == 0
+    cards = [checkpoint.read_card(workshop / f"runs/{run}/export/lines") for run in ("whole", "broken")]
+    assert cards[0].sha256 == cards[1].sha256
+    assert cards[0].metrics == cards[1].metrics
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(workshop: Path) -> None:
+    # Without batch norm, which sees each process's share alone, and without what each process draws for itself.
+    changes = ["model.architecture=denoiser", "model.config={widths=[8], blocks=1}"]
+    changes += ["noise={sigma=[0, 0], clipped=0, validation=[40]}"]
+    options = [part for change in changes for part in ("--set", change)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = ["-m", "training.autoencode", str(workshop / "recipe.toml"), "--run", "two", *options]
+    subprocess.run([*launch, *command], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert invoke(workshop, *changes, options=("--run", "one")).exit_code == 0
+    histories = [json.loads((workshop / "runs" / run / "history.json").read_text()) for run in ("one", "two")]
+    for alone, shared in zip(*histories, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-2)

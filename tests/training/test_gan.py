@@ -1,0 +1,409 @@
+"""The adversaries' script: whose turn it is, from a recipe to a served folder, killed and resumed, collapsed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from models.generative import latents
+from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from training import gan, losses_adversarial
+from training.config import read_recipe
+from training.errors import CollapsedError, RecipeError
+from training.gan_config import GanRecipe
+from training.loop import fit
+from training.run import Run
+from training.seeds import generator
+from training.sheets import sheet
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = f"""
+name = "stroke-maker"
+description = "Draws strokes"
+seed = 3
+
+[model]
+architecture = "gan"
+conditional = true
+config = {{ latent = 8, widths = [16, 8] }}
+
+[discriminator]
+widths = [8, 16]
+
+[data]
+name = "strokes"
+validation = 100
+
+[preprocess]
+mode = "L"
+size = [28, 28]
+mean = [127.5]
+std = [127.5]
+
+[game]
+loss = "non-saturating"
+
+[watch]
+extractor = "{ROOT / "weights/lenet5-mnist"}"
+samples = 100
+modes = 5
+grace = 99
+
+[train]
+epochs = 2
+batch_size = 10
+optimizer = "adamw"
+lr = 0.002
+momentum = 0.5
+schedule = "constant"
+ema = 0.9
+checkpoint_steps = 1
+
+[card]
+data = "strokes"
+source = "a test"
+license = "Apache-2.0"
+"""
+WASSERSTEIN = ["model.architecture=wgan", "model.conditional=false", "discriminator.norm=none"]
+WASSERSTEIN += ["game.loss=wasserstein", "game.turns=2"]
+SPECTRAL = ["discriminator.norm=none", "discriminator.spectral=true", "game.loss=hinge"]
+PENALTY = [*WASSERSTEIN, "game.penalty=10"]
+
+
+@pytest.fixture
+def makers(workshop: Path) -> Path:
+    """`workshop` with more strokes, so that a hundred of them can be looked at, and this recipe."""
+    pictures, labels = strokes(160)
+    write_parquet(workshop / "data/strokes/train.parquet", [png(picture) for picture in pictures], labels)
+    (workshop / "recipe.toml").write_text(RECIPE)
+    return workshop
+
+
+def changed(changes: list[str]) -> list[str]:
+    return [part for change in changes for part in ("--set", change)]
+
+
+def invoke(makers: Path, *options: str) -> Result:
+    return CliRunner().invoke(gan.cli, [str(makers / "recipe.toml"), *options])
+
+
+def adversaries(makers: Path, *changes: str) -> gan.Adversaries:
+    recipe = read_recipe(GanRecipe, makers / "recipe.toml", changes)
+    return gan.setup(recipe, None, resume=False, overwrite=True)[0]
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "still"),
+    [
+        pytest.param([], set(), id="batch norm"),
+        # The left singular vector of a single row is 1.
+        pytest.param(SPECTRAL, {"head.parametrizations.weight.0._u"}, id="spectral norm"),
+        # A critic's scores of real and generated pictures rise alike with its last bias.
+        pytest.param(PENALTY, {"head.bias"}, id="penalty"),
+    ],
+)
+def test_each_turn_leaves_the_other_player_untouched(makers: Path, changes: list[str], still: set[str]) -> None:
+    task = adversaries(makers, *changes)
+    players = {name: learner.model for name, learner in task.learners.items()}
+    task.step(0, 0, generator(1))  # every optimizer has something in it now
+    before = {name: state(player) for name, player in players.items()}
+    task._generate(generator(2))
+    assert moved(before["discriminator"], players["discriminator"]) == set()
+    assert moved(before["generator"], players["generator"]) == before["generator"].keys()
+
+    before = {name: state(player) for name, player in players.items()}
+    task._discriminate(0, 1, generator(3))
+    assert moved(before["generator"], players["generator"]) == set()
+    assert moved(before["discriminator"], players["discriminator"]) == before["discriminator"].keys() - still
+    for player in players.values():
+        assert player.training
+        assert all(parameter.requires_grad for parameter in player.parameters())
+
+
+def test_untouched_computes_what_training_does_and_lets_gradients_through() -> None:
+    torch.manual_seed(0)
+    config = DiscriminatorConfig(widths=(8, 16), spectral=True)
+    pictures = torch.randn(6, 1, 28, 28, requires_grad=True)
+    labels = torch.zeros(6, 0)
+    plain = Discriminator(DiscriminatorConfig(widths=(8, 16)))
+    before = state(plain)
+    with gan.untouched(plain):
+        inside = plain(pictures, labels)
+        (gradient,) = torch.autograd.grad(inside.sum(), pictures)
+    assert moved(before, plain) == set()
+    assert gradient.any()
+    assert torch.equal(plain(pictures, labels), inside)  # not what `eval` would answer
+    assert any("running_mean" in name for name in moved(before, plain))
+    held = Discriminator(config)
+    before = state(held)
+    with pytest.raises(RuntimeError, match="in the middle"), gan.untouched(held):  # noqa: PT012
+        held(pictures, labels)
+        raise RuntimeError("in the middle")
+    assert moved(before, held) == set()
+    held(pictures, labels)
+    names = moved(before, held)
+    assert any(name.endswith("_u") for name in names)
+    assert any("running_var" in name for name in names)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
+def test_a_step_is_the_plain_alternation(makers: Path, loss: losses_adversarial.Adversarial) -> None:
+    changes = ["discriminator.norm=none", "game.turns=2", "train.ema=0", f"game.loss={loss}", "game.rate=0.5"]
+    task = adversaries(makers, *changes, "game.penalty=10", "game.penalty_every=2")
+    torch.manual_seed(0)
+    g, d = Generator(task.config), Discriminator(task.recipe.configs(3)[1])
+    g.load_state_dict(task.learners["generator"].model.state_dict())
+    d.load_state_dict(task.learners["discriminator"].model.state_dict())
+    task.step(0, 0, generator(5))
+
+    draw = generator(5)
+    adam: dict[nn.Module, torch.optim.Optimizer] = {
+        g: torch.optim.AdamW(g.parameters(), lr=0.002, betas=(0.5, 0.999), weight_decay=0)
+    }
+    adam[d] = torch.optim.AdamW(d.parameters(), lr=0.001, betas=(0.5, 0.999), weight_decay=0)
+    for turn in range(2):
+        real, numbers = task.pictures.batch(0, turn, task.recipe.augment, draw)
+        labels = torch.nn.functional.one_hot(torch.from_numpy(numbers), 3).float()
+        fake = g(torch.randn(10, 8, generator=draw), labels).detach()
+        value = losses_adversarial.discriminator_loss(loss, d(real, labels), d(fake, labels))
+        if turn == 0:
+            shares = torch.rand(10, generator=draw)[:, None, None, None]
+            points = (shares * real + (1 - shares) * fake).requires_grad_()
+            (slope,) = torch.autograd.grad(d(points, labels).sum(), points, create_graph=True)
+            value = value + 2 * 10 * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
+        adam[d].zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        adam[d].step()
+    labels = torch.nn.functional.one_hot(torch.randint(3, (10,), generator=draw), 3).float()
+    value = losses_adversarial.generator_loss(loss, d(g(torch.randn(10, 8, generator=draw), labels), labels))
+    adam[g].zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]
+    adam[g].step()
+    for name, mine in (("generator", g), ("discriminator", d)):
+        theirs = task.learners[name].model.state_dict()
+        for key, weight in mine.state_dict().items():
+            if "running" not in key and "num_batches" not in key:  # these move in the generator's turn only
+                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=2e-5)
+
+
+def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:
+    task = adversaries(makers, *WASSERSTEIN, "game.clip=0.01")
+    task.step(0, 0, generator(1))
+    values = torch.cat([p.flatten() for p in task.learners["discriminator"].model.parameters()])
+    assert values.abs().max().item() == pytest.approx(0.01)
+
+
+def test_settled_statistics_are_those_of_the_weights() -> None:
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(latent=8, widths=(16, 8)))
+    for _ in range(5):
+        network(torch.randn(16, 8) * 3, torch.zeros(16, 0))  # statistics of something else
+    batches = [(torch.randn(200, 8), torch.zeros(200, 0)) for _ in range(10)]
+    gan.settle(network, iter(batches))
+    norm = network.get_submodule("norms.0.norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.momentum == 0.1
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        maps = [network.seed(noise) for noise, _ in batches]
+    torch.testing.assert_close(norm.running_mean, torch.cat(maps).mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    means = torch.stack([part.var(dim=(0, 2, 3)) for part in maps]).mean(dim=0)
+    torch.testing.assert_close(norm.running_var, means, rtol=1e-4, atol=1e-5)
+    # So the pictures are those of training, where each batch has statistics of its own.
+    with torch.no_grad():
+        training, serving = network(*batches[0]), network.eval()(*batches[0])
+    torch.testing.assert_close(serving, training, rtol=0, atol=0.02)
+
+
+def test_a_recipe_becomes_a_served_generator(makers: Path) -> None:
+    result = invoke(makers)
+    assert result.exit_code == 0, result.output
+    run = makers / "runs/stroke-maker"
+    network, card = checkpoint.load(run / "export/stroke-maker")
+    assert (card.task, card.architecture, card.classes) == ("generate", "gan", CLASSES)
+    assert (card.config["num_classes"], card.config["image_size"]) == (3, 28)
+    assert card.training is not None
+    assert card.training.recipe == read_recipe(GanRecipe, makers / "recipe.toml").model_dump(mode="json")
+    best = Run(run).load_best()
+    assert best["networks"].keys() == {"generator", "discriminator"}
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in best["networks"]["generator"].items())
+    history = json.loads((run / "history.json").read_text())
+    assert best["epoch"] == min(history, key=lambda row: row["validation/frechet"])["epoch"]
+    figures = {metric.name: metric.value for metric in card.metrics}
+    assert figures.keys() == {"frechet", "precision", "recall", "modes", "diversity", "classes", "asked"}
+    assert {metric.data for metric in card.metrics} == {"100 samples, strokes validation, lenet5-mnist features"}
+    for name, value in figures.items():
+        assert history[best["epoch"] - 1][f"validation/{name}"] == pytest.approx(value, rel=1e-6)
+    seen = {name.partition("/")[2] for name in history[0]}
+    assert seen >= {"accuracy", "lead", "slope", "steepest", "generator_gradient", "discriminator_gradient"}
+
+    # The album's last sheet, drawn again one by one from the seed.
+    pictures = [network(latents(3, index, 8)[None], torch.eye(3)[index % 3][None]).detach()[0] for index in range(100)]
+    expected = np.stack([((p.numpy() * 127.5 + 127.5).round().clip(0, 255)).astype(np.uint8) for p in pictures])
+    shown = np.asarray(Image.open(run / f"samples/epoch-{best['epoch']:03d}.png"), dtype=int)
+    (makers / "again.png").write_bytes(sheet(np.moveaxis(expected, 1, -1), 10, 2))
+    assert np.abs(shown - np.asarray(Image.open(makers / "again.png"), dtype=int)).max() <= 1
+
+
+def test_a_critic_is_measured(makers: Path) -> None:
+    assert invoke(makers, *changed([*PENALTY, "train.precision=bf16", "train.channels_last=true"])).exit_code == 0
+    run = makers / "runs/stroke-maker"
+    history = json.loads((run / "history.json").read_text())
+    assert len(history) == 2
+    for row in history:
+        assert 0 < row["validation/slope"] <= row["validation/steepest"]
+        assert row.keys() >= {"train/earth_mover", "validation/earth_mover"}
+        assert "train/accuracy" not in row
+    network, card = checkpoint.load(run / "export/stroke-maker")
+    assert card.classes == ()
+    assert "asked" not in {metric.name for metric in card.metrics}
+    assert network.get_submodule("seed") is not None
+
+
+@pytest.mark.slow
+def test_the_generator_learns_strokes(makers: Path) -> None:
+    changes = [*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95"]
+    assert invoke(makers, *changed(changes)).exit_code == 0
+    history = json.loads((makers / "runs/stroke-maker/history.json").read_text())
+    best = min(row["validation/frechet"] for row in history)
+    assert best < 0.5 * history[0]["validation/frechet"]
+
+
+def command(makers: Path, run: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "training.gan", str(makers / "recipe.toml"), "--run", run, *options]
+
+
+def digest(makers: Path, run: str) -> str:
+    folder = makers / "runs" / run
+    weights = (folder / "export/stroke-maker/model.safetensors").read_bytes()
+    return hashlib.sha256(weights + (folder / "history.json").read_bytes()).hexdigest()
+
+
+def test_killed_in_mid_epoch_it_ends_with_the_same_weights(makers: Path) -> None:
+    options = changed(["train.epochs=4"])
+    assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
+    total = Run(makers / "runs/unbroken").load_last(1)["progress"].step
+    broken = Run(makers / "runs/broken")
+    process = subprocess.Popen(command(makers, "broken", *options), cwd=ROOT)
+    while not ((broken.folder / "last.pt").exists() and broken.load_last(1)["progress"].step > total * 0.3):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert broken.load_last(1)["progress"].step < total
+    assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
+    assert digest(makers, "broken") == digest(makers, "unbroken")
+
+
+class Crash(Exception):
+    """Nothing is tidied on the way out."""
+
+
+def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(makers: Path) -> None:
+    options = changed([*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
+    assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
+    turns, plain = [0], gan.Adversaries._generate
+
+    def dies(task: gan.Adversaries, draw: torch.Generator) -> dict[str, Tensor]:
+        turns[0] += 1
+        if turns[0] == 5:  # of three steps an epoch
+            raise Crash
+        return plain(task, draw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan.Adversaries, "_generate", dies)
+        assert isinstance(invoke(makers, "--run", "broken", *options).exception, Crash)
+    assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
+    assert digest(makers, "broken") == digest(makers, "unbroken")
+
+
+def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = gan.Adversaries.samples
+
+    def one_picture(task: gan.Adversaries, network: nn.Module, count: int) -> Any:
+        pixels = drawn(task, network, count)
+        return np.repeat(pixels[:1], count, axis=0) + (np.arange(count) % 2 * (task._epoch > 1))[
+            :, None, None, None
+        ].astype(np.uint8)
+
+    monkeypatch.setattr(gan.Adversaries, "samples", one_picture)
+    result = invoke(makers, *changed(["watch.grace=1", "train.epochs=5"]))
+    assert result.exit_code == 1
+    assert result.output.startswith("error: the generator has collapsed in epoch 2: ")
+    assert "of 5 kinds of pictures are drawn" in result.output
+    run = makers / "runs/stroke-maker"
+    assert len(json.loads((run / "history.json").read_text())) == 1  # stopped early
+    assert not (run / "export").exists()
+    recipe = read_recipe(GanRecipe, makers / "recipe.toml", ["watch.grace=0"])
+    task, folder = gan.setup(recipe, "again", resume=False, overwrite=False)
+    with pytest.raises(CollapsedError) as caught:
+        fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+    assert caught.value.figures.keys() >= {"modes", "diversity", "recall", "slope"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.architecture=vae"], "vae is no generator that plays"),
+        (["preprocess.mean=[0]"], "mean 127.5, std 127.5"),
+        (["augment.mixup=0.2"], "a blend of two pictures is no picture"),
+        (["watch.samples=101"], "101 samples are compared with as many of 100 real"),
+        (["game.loss=wasserstein", "discriminator.norm=none"], "needs a penalty, a clip or spectral"),
+        (["game.loss=wasserstein", "game.clip=0.1"], "no picture has a score of its own"),
+        (["game.penalty=10"], "no picture has a score of its own"),
+        (["model.config.widths=[8, 8, 8]"], "28 pixels cannot be halved 3 times"),
+        (["watch.extractor=nowhere"], "watch.extractor: nowhere/card.json: No such file"),
+        (["game.turn=2"], "unknown key game.turn"),
+        (["data.validation=160"], "cannot cut 160 validation pictures from 160"),
+        (["train.lr=1e30"], "the loss is"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(makers: Path, changes: list[str], message: str) -> None:
+    result = invoke(makers, *changed(changes))
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_several_processes_are_refused(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(RecipeError, match="in one process, not in 2"):
+        adversaries(makers)
+
+
+@pytest.mark.parametrize("name", ["gan-mnist", "wgan-mnist", "wgan-faces"])
+def test_the_recipes_make_networks_that_fit(name: str) -> None:
+    recipe = read_recipe(GanRecipe, ROOT / f"training/recipes/{name}.toml")
+    assert recipe.name == name
+    config, other = recipe.configs(10)
+    labels = torch.zeros(2, config.num_classes)
+    pictures = Generator(config)(torch.randn(2, config.latent), labels)
+    assert Discriminator(other)(pictures, labels).shape == (2,)
+    assert (ROOT / recipe.watch.extractor / "card.json").is_file()
