@@ -96,6 +96,7 @@ class EmbeddedGallery:
         self.clock = clock
         self._tuning = tuning or Tuning()
         self._entries: dict[int, _Entry] = {}
+        self._known: tuple[int, dict[str, Collection]] = (-1, {})
         self._lock = threading.Lock()
         self._watcher = self.ledger.watcher()
 
@@ -249,10 +250,21 @@ class EmbeddedGallery:
     def _current(self, name: str, fingerprint: str | None, answer: Callable[[Collection], T]) -> T:
         """What is answered for the collection as it is; asked again where it was embedded anew meanwhile."""
         while True:
-            found = self.collection(name)
+            found = self._read_once(name)
             records.check_fingerprint(found, fingerprint)
             with suppress(ConflictError):
                 return answer(found)
+
+    def _read_once(self, name: str) -> Collection:
+        """The collection as the ledger has it now, read again only after a commit."""
+        version = self._watcher.version()
+        known, collections = self._known
+        if known != version:
+            collections = {}
+            self._known = version, collections
+        if name not in collections:
+            collections[name] = self.collection(name)  # not older than the version, which was asked for before
+        return collections[name]
 
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""

@@ -246,16 +246,16 @@ class View:
         return _best(found, k)
 
     def graft(self, size: int = PIECE) -> None:
-        """Put the recent faces into this process's inverted file, if there is one: pieces of `size`, not the rest.
+        """Put the recent faces into this process's inverted file, if there is one.
 
-        Searches wait for a piece at a time.
+        Searches wait for `size` of them at a time.
         """
         while True:
             with self._lock.writing():
                 start = self._recent.after(self._grafted)
-                if self._ivf is None or not self._indexed or self._recent.count - start < size:
+                if self._ivf is None or not self._indexed or start == self._recent.count:
                     return
-                piece = slice(start, start + size)
+                piece = slice(start, min(start + size, self._recent.count))
                 self._ivf.add(self._recent.faces[piece], self._recent.vectors[piece])
                 self._grafted = int(self._recent.faces[piece][-1])
 

@@ -14,6 +14,7 @@ from index import ledger as module
 from index.errors import GalleryError, TooNewError
 from index.ledger import Ledger, migrate
 from index.migrations import STEPS
+from index.scrub import MOST_PAGES
 
 
 @pytest.fixture
@@ -130,6 +131,54 @@ def test_readers_cannot_write(ledger: Ledger) -> None:
     ledger.close()
 
 
+def test_a_thread_has_one_connection_for_reading(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ledger.reader).result() is not ledger.reader()
+    assert ledger.reader() is ledger.reader()
+    ledger.close()
+
+
+def test_connections_are_durable_and_leave_nothing_behind(ledger: Ledger) -> None:
+    expected = {
+        "journal_mode": "wal",
+        "synchronous": 2,  # full
+        "foreign_keys": 1,
+        "secure_delete": 1,
+        "max_page_count": MOST_PAGES,
+        "temp_store": 2,  # memory
+        "busy_timeout": module.BUSY_MS,
+    }
+
+    def settings(db: apsw.Connection) -> dict[str, object]:
+        return {name: db.pragma(name) for name in expected}
+
+    assert settings(ledger.reader()) == expected
+    assert ledger.write(settings) == expected
+    ledger.close()
+
+
+def test_every_file_is_opened_through_the_given_vfs(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    class Noting(apsw.VFS):
+        def __init__(self) -> None:
+            super().__init__("noting", base="")
+
+        def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+            opened.append(name.filename() if isinstance(name, apsw.URIFilename) else str(name))
+            return super().xOpen(name, flags)
+
+    vfs = Noting()
+    ledger = Ledger(tmp_path / "ledger.db", vfs="noting")
+    ledger.write(note("a"))
+    for use in (ledger.reader, ledger.watcher, ledger.scrub):
+        opened.clear()
+        use()
+        assert str(ledger.path) in opened
+    ledger.close()
+    vfs.unregister()
+
+
 def test_a_watcher_sees_commits_of_this_process_and_of_others(ledger: Ledger) -> None:
     watcher = ledger.watcher()
     first = watcher.version()
@@ -176,9 +225,9 @@ def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
     assert len(notes(ledger.path)) == 5
     ledger.close()  # twice does no harm
     for use in (lambda: ledger.submit(note("late")), ledger.watcher):
-        with pytest.raises(GalleryError, match="closed"):
+        with pytest.raises(GalleryError, match="^the ledger is closed$"):
             use()
-    with ThreadPoolExecutor(1) as pool, pytest.raises(GalleryError, match="closed"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(GalleryError, match="^the ledger is closed$"):
         pool.submit(ledger.reader).result()
 
 

@@ -56,6 +56,15 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
             segments.Segment.open(tmp_path / "b.seg").verify()
 
 
+@pytest.mark.parametrize(("chunks", "table"), [(1, 64), (16, 64), (17, 128), (32, 128), (33, 192)])
+def test_the_table_has_4_bytes_for_each_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int, table: int
+) -> None:
+    monkeypatch.setattr(segments, "CHUNK", 20)  # the bytes of a row of one dimension
+    segments.write(tmp_path / "a.seg", rows(chunks, 1), 0).verify()
+    assert (tmp_path / "a.seg").stat().st_size == 64 + table + 20 * chunks
+
+
 @pytest.mark.parametrize("length", [0, 10, 63, 64, 200])
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, length: int) -> None:
     segments.write(tmp_path / "a.seg", rows(), 0)
