@@ -1,4 +1,4 @@
-"""Many faces at once into the ledger: as `records.insert_faces`, statement by statement instead of face by face.
+"""Faces into the ledger: all that come at once, statement by statement instead of face by face.
 
 Three times as fast, since SQLite is called once for each table.
 """
@@ -36,4 +36,5 @@ def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFac
     both = list(zip(made, faces, strict=True))
     db.executemany("INSERT INTO vectors VALUES (?, ?)", [(a.id, b.vector.astype("<f4").tobytes()) for a, b in both])
     db.executemany("INSERT INTO crops VALUES (?, ?)", [(a.id, b.crop) for a, b in both if b.crop is not None])
+    db.execute("UPDATE collections SET faces = faces + ? WHERE id = ?", (len(made), collection_id))
     return made

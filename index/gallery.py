@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import apsw
 import numpy as np
 
-from index import audit, locks, records
+from index import audit, enrolment, locks, records
 from index.acts import Act
 from index.ann import Ivf
 from index.audit import Audit
@@ -188,7 +188,7 @@ class EmbeddedGallery:
         def write(db: apsw.Connection) -> list[Face]:
             found = records.collection(db, collection)
             records.check_fingerprint(found, fingerprint)
-            made = records.insert_faces(db, found.id, faces, self.clock())
+            made = enrolment.insert_faces(db, found.id, faces, self.clock())
             ids = [face.id for face in made]
             audit.note(db, Act("enrol", self.clock(), actor, found.id, audit.subjects_of(db, ids), ids))
             return made
@@ -444,6 +444,5 @@ def check_vectors(vectors: Floats, dimensions: int) -> None:
     """
     if vectors.ndim != 2 or vectors.shape[1] != dimensions:
         raise InvalidError(f"expected vectors of {dimensions} numbers, got the shape {list(vectors.shape)}")
-    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-    if not np.all(np.abs(squares - 1) < 2e-3):  # not true of NaN either
+    if not (abs(np.vecdot(vectors, vectors) - 1) < 2e-3).all():  # not true of NaN either
         raise InvalidError("expected vectors of length 1")

@@ -52,6 +52,8 @@ def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
             found.append(f"row {row} of {table} belongs to nothing in {parent}")
         if count := records.faces_of_strangers(db):
             found.append(f"{count} faces are in another collection than their subject")
+        if count := records.miscounted(db):
+            found.append(f"{count} collections have another number of subjects or faces than they say")
         for table, count in records.rows_without_json(db).items():
             found.append(f"{count} rows of {table} have something else where JSON should be")
         found += reembedding.faults(db)

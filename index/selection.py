@@ -24,10 +24,16 @@ _FURTHER = (
 _AMONG = " AND subject_id IN (SELECT value FROM json_each(?))"
 
 
-def count(db: apsw.Connection, collection_id: int, where: Where) -> int:
-    """How many subjects of the collection there are."""
+def counts(db: apsw.Connection, collection_id: int, where: Where) -> tuple[int, int]:
+    """How many subjects of the collection there are, and how many faces of theirs."""
     condition, values = _condition(collection_id, where)
-    return int(db.execute("SELECT count(DISTINCT subject_id) " + condition, values).get)
+    chosen = f"SELECT DISTINCT subject_id {condition}"
+    subjects, faces = db.execute(
+        f"WITH chosen AS MATERIALIZED ({chosen}) SELECT (SELECT count(*) FROM chosen),"  # noqa: S608
+        " (SELECT count(*) FROM chosen JOIN faces USING (subject_id))",
+        values,
+    ).get
+    return subjects, faces
 
 
 def subjects(db: apsw.Connection, collection_id: int, where: Where, limit: int = -1) -> list[int]:

@@ -240,7 +240,8 @@ class View:
         """
         with self._lock.reading():
             found = [self._compared(queries, part, k) for part in self._sealed[self._indexed :]]
-            found.append(self._recently(queries, k))
+            if (start := self._recent.after(self._grafted)) < self._recent.count or not self._indexed:
+                found.append(self._recently(queries, start, k))
             if self._ivf is not None and self._indexed and len(self._faces):
                 found += self._approximately(self._ivf.search(queries, max(shortlist, k), lists), queries)
         return _best(found, k)
@@ -259,8 +260,8 @@ class View:
                 self._ivf.add(self._recent.faces[piece], self._recent.vectors[piece])
                 self._grafted = int(self._recent.faces[piece][-1])
 
-    def _recently(self, queries: Floats, k: int) -> Found:
-        recent, start = self._recent, self._recent.after(self._grafted)
+    def _recently(self, queries: Floats, start: int, k: int) -> Found:
+        recent = self._recent
         similarities, rows = ann.exact(queries, recent.vectors[start:], k + recent.removed)
         found = Found(similarities, recent.faces[start + rows], recent.subjects[start + rows])
         return _without(found, found.subjects < 0)
@@ -274,33 +275,33 @@ class View:
 
     def _approximately(self, ids: Ints, queries: Floats) -> list[Found]:
         """What the inverted file found, ids [N, K], ranked by the exact vectors: what is sealed, what is not."""
-        places = self._places(ids)
-        gone = (self._faces[places] != ids) | self._is_dead(ids)
-        found = [_without(_ranked(queries, self._gather(places), ids, self._subjects[places]), gone)]
+        parts, places, gone = self._places(ids)
+        vectors = self._rows.take(parts, places - self._starts[parts])
+        if len(self._dead):
+            gone |= self._is_dead(ids)
+        found = [_without(_ranked(queries, vectors, ids, self._subjects[places]), gone)]
         recent = self._recent
-        if self._grafted and recent.count and (young := ids > self._faces[-1]).any():
+        if self._grafted and recent.count and (young := (ids > self._faces[-1]).any(axis=0)).any():
+            ids = ids[:, young]
             rows = np.minimum(np.searchsorted(recent.faces[: recent.count], ids), recent.count - 1)
-            lost = ~young | (recent.faces[rows] != ids) | (recent.subjects[rows] < 0)
+            lost = (recent.faces[rows] != ids) | (recent.subjects[rows] < 0)
             found.append(_without(_ranked(queries, recent.vectors[rows], ids, recent.subjects[rows]), lost))
         return found
 
-    def _places(self, ids: Ints) -> Ints:
-        """Where these ids are among the sealed, if they are: somewhere, if they are not.
+    def _places(self, ids: Ints) -> tuple[Ints, Ints, Mask]:
+        """Of these ids the sealed parts, the places among all that is sealed, and whether they are not there.
 
         Where nothing was removed, ids follow one another. That is tried first: to look one up in millions is several
         misses of the cache.
         """
-        parts = np.maximum(np.searchsorted(self._firsts, ids, side="right") - 1, 0)
-        places = np.clip(self._starts[parts] + ids - self._firsts[parts], 0, len(self._faces) - 1)
+        parts = np.maximum(self._firsts.searchsorted(ids, side="right") - 1, 0)
+        places = np.minimum(np.maximum(self._starts[parts] + ids - self._firsts[parts], 0), len(self._faces) - 1)
         elsewhere = self._faces[places] != ids
         if elsewhere.any():
-            places[elsewhere] = np.minimum(np.searchsorted(self._faces, ids[elsewhere]), len(self._faces) - 1)
-        return np.asarray(places)
-
-    def _gather(self, places: Ints) -> Floats:
-        """The exact vectors [..., D] at these places [...] of the sealed parts."""
-        parts = np.searchsorted(self._starts, places, side="right") - 1
-        return self._rows.take(parts, places - self._starts[parts])
+            places[elsewhere] = np.minimum(self._faces.searchsorted(ids[elsewhere]), len(self._faces) - 1)
+            parts[elsewhere] = self._starts.searchsorted(places[elsewhere], side="right") - 1
+            elsewhere[elsewhere] = self._faces[places[elsewhere]] != ids[elsewhere]
+        return parts, places, elsewhere
 
     def _is_dead(self, ids: Ints) -> Mask:
         if not len(self._dead):
@@ -310,17 +311,13 @@ class View:
 
 
 def _ranked(queries: Floats, vectors: Floats, faces: Ints, subjects: Ints) -> Found:
-    return Found(np.einsum("nkd,nd->nk", vectors, queries), faces, subjects)
+    return Found(np.vecdot(vectors, queries[:, None]), faces, subjects)
 
 
 def _without(found: Found, gone: Mask) -> Found:
-    if not gone.any():
-        return found
-    return Found(
-        np.where(gone, np.float32(-np.inf), found.similarities),
-        np.where(gone, -1, found.faces),
-        np.where(gone, -1, found.subjects),
-    )
+    """With those that are gone at the end of any order."""
+    found.similarities[gone] = -np.inf
+    return found
 
 
 def _best(found: Sequence[Found], k: int) -> Found:
@@ -331,4 +328,7 @@ def _best(found: Sequence[Found], k: int) -> Found:
     subjects = np.concatenate([part.subjects for part in found], axis=1)
     order = np.lexsort((faces, -similarities), axis=1)[:, :k]
     queries = np.arange(len(order))[:, None]
-    return Found(*(array[queries, order] for array in (similarities, faces, subjects)))
+    similarities, faces, subjects = (array[queries, order] for array in (similarities, faces, subjects))
+    gone = similarities == -np.inf
+    faces[gone] = subjects[gone] = -1
+    return Found(similarities, faces, subjects)

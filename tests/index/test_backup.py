@@ -11,6 +11,7 @@ import pytest
 
 from index import backup, locks, records
 from index.backup import Manifest, back_up, restore
+from index.enrolment import insert_faces
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.gallery import EmbeddedGallery
 from index.integrity import faults
@@ -319,4 +320,4 @@ def test_a_backup_is_of_one_commit_while_others_write(folder: Path, tmp_path: Pa
 
 def pair(db: apsw.Connection, number: int) -> None:
     faces = [NewFace(f"pair-{number}", vector) for vector in vectors(2, seed=number)]
-    records.insert_faces(db, 1, faces, 0.0)
+    insert_faces(db, 1, faces, 0.0)

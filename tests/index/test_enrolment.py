@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import apsw
 import pytest
 
 from index import records
 from index.enrolment import insert_faces
 from index.gallery import EmbeddedGallery
 from index.integrity import faults
-from index.records import NewFace
+from index.records import Face, NewFace
 from tests.index.people import vectors
 
 
-def test_it_does_what_records_does(tmp_path: Path) -> None:
+def one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
+    return [made for face in faces for made in insert_faces(db, collection_id, [face], now)]
+
+
+def test_many_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
     gallery = EmbeddedGallery(tmp_path, clock=lambda: 5.0)
     sent = [
         NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
         for n, vector in enumerate(vectors(10))
     ]
     rows = {}
-    for name, insert in (("one by one", records.insert_faces), ("at once", insert_faces)):
+    for name, insert in (("one by one", one_by_one), ("at once", insert_faces)):
         found = gallery.create(name, "face-embedder", "f1", 4)
         gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
         made = gallery.ledger.write(partial(insert, collection_id=found.id, faces=sent[:6], now=5.0))

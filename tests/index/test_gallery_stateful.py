@@ -185,7 +185,7 @@ class Congruence(RuleBasedStateMachine):
                 best[person] = max(best.get(person, -2.0), float(vector(crop, pipeline) @ query))
             expected = sorted(best.items(), key=lambda item: -item[1])[:3]
             for gallery in self.galleries:
-                assert gallery.size(name) == len(faces)
+                assert gallery.size(name) == gallery.usage(name).faces == len(faces)
                 (matches,) = gallery.search(name, query[None], k=3)
                 assert [match.subject.key for match in matches] == [person for person, _ in expected]
                 assert [match.similarity for match in matches] == pytest.approx([s for _, s in expected], abs=1e-5)

@@ -126,7 +126,11 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     ),
     (
         sql("UPDATE faces SET collection_id = 2 WHERE id = 27"),
-        ["ledger: 1 faces are in another collection than their subject"],
+        ["ledger: 1 faces are in another collection than their subject", "ledger: 2 collections have another number"],
+    ),
+    (
+        sql("UPDATE collections SET subjects = subjects - 1 WHERE id = 1"),
+        ["ledger: 1 collections have another number of subjects or faces than they say"],
     ),
     (sql("INSERT INTO vectors VALUES (900, zeroblob(16))"), ["ledger: row 900 of vectors belongs to nothing in faces"]),
     (sql("UPDATE subjects SET metadata = '{' WHERE id < 3"), ["ledger: 2 rows of subjects have something else"]),
@@ -168,7 +172,8 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     ),
     (
         sql(
-            "INSERT INTO faces VALUES (2, 1, 2, 'a', '{}', 0); INSERT INTO vectors SELECT 2, data FROM vectors LIMIT 1"
+            "INSERT INTO faces VALUES (2, 1, 2, 'a', '{}', 0); INSERT INTO vectors SELECT 2, data FROM vectors LIMIT 1;"
+            "UPDATE collections SET faces = faces + 1 WHERE id = 1"
         ),
         ["doors: .*seg lacks 1", "doors: .*ivf lacks 1", "1 erasures were not made in the ledger, the first is 1"],
     ),
@@ -203,7 +208,7 @@ def test_erased_subjects_and_collections_that_are_there_are_found(gallery: Embed
     gallery.drop("empty")
     assert list(faults(gallery)) == []
     sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL)")(gallery)
-    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0)")(gallery)
+    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0)")(gallery)
     assert [fault[:26] for fault in faults(gallery)] == ["2 erasures were not made i"]
 
 

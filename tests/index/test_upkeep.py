@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from index import upkeep
 from index.errors import GalleryError, NotFoundError
 from index.gallery import EmbeddedGallery, Tuning
 from index.integrity import faults
+from index.ledger import migrate
 from index.maintenance import Limits, Maintenance
+from index.migrations import STEPS
 from index.protocol import Usage
 from index.records import NewFace
 from index.upkeep import compact, rebuild
@@ -36,6 +39,31 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 def answers(gallery: EmbeddedGallery) -> list[list[tuple[str, str]]]:
     found = [gallery.search(name, vectors(5, seed=3), k=3) for name in ("doors", "trains")]
     return [[(match.subject.key, match.face) for match in matches] for each in found for matches in each]
+
+
+def test_an_older_ledger_is_counted(tmp_path: Path) -> None:
+    connection = apsw.Connection(str(tmp_path / "ledger.db"))
+    migrate(connection, STEPS[:7])
+    for number, name in enumerate(("doors", "trains", "empty"), 1):
+        connection.execute("INSERT INTO collections VALUES (?, ?, 'e', 'f1', 4, '{}', 0, 0)", (number, name))
+    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, 'a', '{}', 0)")
+    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (2, 'a', '{}', 0)")
+    for number, subject in enumerate((1, 1, 1, 2)):
+        connection.execute(
+            "INSERT INTO faces (collection_id, subject_id, token, details, created_at) VALUES (?, ?, ?, '{}', 0)",
+            (subject, subject, str(number)),
+        )
+        connection.execute("INSERT INTO vectors VALUES (?, ?)", (number + 1, vectors(1)[0].tobytes()))
+    connection.close()
+    gallery = EmbeddedGallery(tmp_path)
+    counted = {
+        one.name: (gallery.usage(one.name).subjects, gallery.usage(one.name).faces) for one in gallery.collections()
+    }
+    assert counted == {"doors": (1, 3), "trains": (1, 1), "empty": (0, 0)}
+    assert list(faults(gallery)) == []
+    gallery.remove_subject("doors", "a")
+    assert (gallery.usage("doors").subjects, gallery.usage("doors").faces) == (0, 0)
+    gallery.close()
 
 
 def test_usage_tells_what_there_is(gallery: EmbeddedGallery) -> None:
