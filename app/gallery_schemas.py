@@ -275,17 +275,25 @@ class Searched(_Schema):
     faces: list[SearchedFace]
 
 
+class Chosen(_Schema):
+    """The subjects to which `where` applies."""
+
+    subjects: int
+    faces: int
+
+
 class SearchedCollection(_Schema):
     """What was searched: how many faces of how many subjects; `exact` where every one was compared.
 
-    `chosen`: to how many of the subjects `where` applies, whose number the threshold follows; null without it.
+    `chosen`: how many of them `where` leaves; null without it. The threshold follows the number of comparisons: of
+    faces by the fusion `best`, of subjects by `mean`.
     """
 
     name: str
     subjects: int
     faces: int
     exact: bool
-    chosen: int | None
+    chosen: Chosen | None
 
 
 class SearchResponse(_Schema):
@@ -304,7 +312,7 @@ class SubjectVerifyParams(_Schema):
     """The query of `POST /collections/{c}/subjects/{s}/verify`."""
 
     fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
-        0.001, description="The false match rate: of comparisons with somebody else."
+        0.001, description="The false match rate: of claims by somebody else, however many faces the subject has."
     )
     fusion: Literal["best", "mean"] = Field("best", description="How several faces of the subject count.")
 

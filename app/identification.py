@@ -1,8 +1,9 @@
 """The open-set decision: which candidates are near enough that strangers are told to be somebody no oftener than asked.
 
 ISO/IEC 19795-1: FPIR is the share of searches for somebody who is not enrolled that name a candidate nevertheless. A
-stranger is compared with each of N subjects. As if those comparisons were independent, FPIR = 1 - (1 - FMR)^N: the
-threshold is that of the FMR which follows.
+stranger is compared with N faces. As if those comparisons were independent, FPIR = 1 - (1 - FMR)^N: the threshold is
+that of the FMR which follows. Where a subject is as like as its likest face, N is the number of faces, not of subjects,
+by which strangers are named up to three times as often as promised when each has five (docs/identification.md).
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ class Decision:
     candidates: list[Match]
 
 
+def of_each(rate: float, comparisons: int) -> float:
+    """The false match rate of each of so many comparisons, at which this share of all those together has one or more.
+
+    As if they were independent of one another.
+    """
+    if comparisons <= 1:
+        return rate  # to the last digit: a calibration's largest rate must not become larger
+    return -math.expm1(math.log1p(-rate) / comparisons)
+
+
 @dataclass(frozen=True)
 class Rule:
     """From which similarity on a candidate is a match, at which FMR. Without calibration nothing is known of either.
@@ -44,16 +55,15 @@ class Rule:
     extrapolate: bool
 
     @classmethod
-    def of(cls, matching: Matching | None, fpir: float, subjects: int, *, extrapolate: bool = False) -> Rule:
-        """The rule for a gallery of so many subjects.
+    def of(cls, matching: Matching | None, fpir: float, comparisons: int, *, extrapolate: bool = False) -> Rule:
+        """The rule for so many comparisons of a face in one search.
 
         Where the FMR that follows is larger than any that was counted, the largest one counted stands for it, which
         alarms less often than asked.
         """
         if matching is None:
             return cls(None, None, beyond=False, extrapolate=extrapolate)
-        follows = -math.expm1(math.log1p(-fpir) / max(subjects, 1))
-        fmr = min(follows, matching.points[0].fmr)
+        fmr = min(of_each(fpir, comparisons), matching.points[0].fmr)
         return cls(fmr, matching.threshold(fmr), fmr < HONEST_SHARE * matching.counted, extrapolate)
 
     @property

@@ -11,6 +11,7 @@ from app.engine import LoadedModel
 from app.errors import BadRequest, NoFace, Unprocessable, VestibuleError
 from app.gallery_schemas import (
     Candidate,
+    Chosen,
     ErasureReceipt,
     FeedbackInfo,
     FeedbackList,
@@ -24,7 +25,7 @@ from app.gallery_schemas import (
     SubjectVerifyParams,
     moment,
 )
-from app.identification import Decision, Rule
+from app.identification import Decision, Rule, of_each
 from app.observe import Timings
 from app.pipeline import Pipeline, Seen, crop_of, described, settled
 from app.schemas import OperatingPoint
@@ -60,8 +61,9 @@ class Recognition:
         model = await self._pipeline.model(found)
         usage = await self._ask(lambda: self._gallery.usage(params.collection))
         chosen = await self._ask(lambda: self._count(found, where)) if (where := params.chosen) else None
-        searched = usage.subjects if chosen is None else chosen
-        rule = Rule.of(model.card.matching, params.fpir, searched, extrapolate=params.extrapolate)
+        searched = chosen or usage
+        comparisons = searched.faces if params.fusion == "best" else searched.subjects
+        rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
 
         async def one(index: int, data: bytes) -> Searched:
             seen = await self._pipeline.seen(model, data, timings)
@@ -92,7 +94,11 @@ class Recognition:
         data = await self._pipeline.inference.each(pictures, one)
         return SearchResponse(
             collection=SearchedCollection(
-                name=found.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
+                name=found.name,
+                subjects=usage.subjects,
+                faces=usage.faces,
+                exact=usage.exact,
+                chosen=chosen,
             ),
             threshold=1 - rule.threshold.similarity if rule.threshold else None,
             operating_point=_point(rule, model.card.matching),
@@ -117,13 +123,14 @@ class Recognition:
         self, collection: str, key: str, pictures: Pictures, params: SubjectVerifyParams, timings: Timings
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
-        await self._ask(lambda: self._gallery.subject(collection, key))
+        subject = await self._ask(lambda: self._gallery.subject(collection, key))
         model = await self._pipeline.model(found)
         matching = model.card.matching
         if matching is None:
             raise Unprocessable(f"{model.card.name} is not calibrated: nothing says which pictures are near enough")
         try:
-            threshold = matching.threshold(params.fmr)
+            comparisons = subject.faces if params.fusion == "best" else 1
+            threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
         seen = await self._largest(model, pictures, timings)
@@ -184,9 +191,10 @@ class Recognition:
         """
         return described(await self._ask(lambda: self._feedback.remove(collection, key, token)))
 
-    def _count(self, found: Collection, where: Where) -> int:
+    def _count(self, found: Collection, where: Where) -> Chosen:
         with self._gallery.ledger.snapshot() as db:
-            return selection.count(db, found.id, where)
+            subjects, faces = selection.counts(db, found.id, where)
+        return Chosen(subjects=subjects, faces=faces)
 
     async def _largest(self, model: LoadedModel, pictures: Pictures, timings: Timings) -> Seen:
         """The largest face of the only picture.

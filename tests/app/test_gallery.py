@@ -220,8 +220,8 @@ def match(key: int, similarity: float) -> Match:
     return Match(Subject(key, str(key), None, {}, 0.0, None), similarity, "")
 
 
-def test_the_threshold_follows_the_number_of_subjects() -> None:
-    few, many = (Rule.of(MATCHING, 0.01, subjects) for subjects in (1, 10))
+def test_the_threshold_follows_the_number_of_comparisons() -> None:
+    few, many = (Rule.of(MATCHING, 0.01, comparisons) for comparisons in (1, 10))
     assert few.fmr == pytest.approx(0.01)
     assert many.fmr is not None
     assert 1 - (1 - many.fmr) ** 10 == pytest.approx(0.01)
