@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.batcher import Batched, Batcher, Expired, QueueFull, Stopped
 from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
@@ -25,6 +25,7 @@ from app.parts import FEATURES, WHOLE, Part
 from app.settings import Settings
 from models import checkpoint, runtime
 from models.card import ModelCard
+from models.choice import Kind, prepare
 from models.registry import Task
 
 T = TypeVar("T")
@@ -197,7 +198,7 @@ class Engine:
     async def _load(self, name: str, part: Part) -> LoadedModel:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._compute, _prepare, self._folders[name][1], part)
+        prepared = await loop.run_in_executor(self._compute, _prepare, self._folders[name][1], part, self._settings)
         card, ready = prepared.card, prepared.engine
         compute = _run if part.rows is None else partial(run_filled, part)
 
@@ -253,11 +254,23 @@ def run_filled(part: Part, ready: runtime.Runtime, items: Sequence[Tensor]) -> l
         return list(ready(batch)[: len(items)])
 
 
-def _prepare(folder: Path, part: Part) -> Prepared:
+def _prepare(folder: Path, part: Part, settings: Settings) -> Prepared:
     """Load, and run once, so that no user pays for the first call."""
     module, card = checkpoint.load(folder)
     if not part.fits(module):
         raise UnknownModel(f"{card.name} has no {part.name}")
-    ready = runtime.prepare(part.cut(module))
+    ready = _runtime(part.cut(module), card, part, settings)
     (answer,) = run_filled(part, ready, [torch.zeros(part.example(card))])
     return Prepared(card, ready, answer.shape[0])
+
+
+def _runtime(module: nn.Module, card: ModelCard, part: Part, settings: Settings) -> runtime.Runtime:
+    """The fastest that agrees with torch where pictures have one shape, and torch for all else."""
+    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
+    if (card.task, part) not in {("classify", WHOLE), ("classify", FEATURES), ("embed", WHOLE)}:
+        return runtime.prepare(module)
+    key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
+    ready, verdict = prepare(module, card.preprocess, kind, key, settings.probes, folder, settings.runtime)
+    if verdict is not None:
+        log.info("runtime_chosen", model=card.name, part=part.name, runtime=ready.name, **verdict.model_dump())
+    return ready

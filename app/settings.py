@@ -9,6 +9,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.choice import Wanted
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Field(ge=1)]
@@ -37,6 +39,8 @@ class Settings(BaseSettings):
 
     weights: Path = PROJECT / "weights"
     state: Path = PROJECT / "state"  # what the service keeps: the gallery
+    probes: Path = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
+    runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
     default_embedder: str = "face-embedder"

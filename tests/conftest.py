@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,14 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 def photo(name: str) -> Image.Image:
     """One of scikit-image's pictures: astronaut, chelsea, coffee, rocket."""
     return Image.fromarray(getattr(skimage.data, name)())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_serves() -> Iterator[None]:
+    """Unless a test's settings say otherwise: to choose a runtime takes seconds a model, and torch is the reference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VESTIBULE_RUNTIME", "torch")
+        yield
 
 
 @pytest.fixture(scope="session")

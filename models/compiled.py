@@ -1,0 +1,124 @@
+"""OpenVINO on the CPU: a network converted as it is, then compiled for a few sizes of batch.
+
+What OpenVINO makes of a network is kept in a folder, since that takes seconds; a file's name says all it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import openvino
+
+Precision = Literal["f32", "bf16"]
+
+# Batches run at these sizes only, filled up with zeros: each is planned and laid out ahead.
+SIZES = (1, 2, 4, 8, 16, 32)
+# From this share of a size on it is cheaper to fill it up than to run what is there in smaller ones.
+FULL_ENOUGH = 0.75
+
+
+def pieces(count: int) -> Iterator[tuple[int, int]]:
+    """How so many items run: each time (items, size of their batch)."""
+    while count > 0:
+        below = max(size for size in SIZES if size <= count)
+        above = min((size for size in SIZES if size >= count), default=below)
+        size = above if count >= FULL_ENOUGH * above else below
+        yield min(count, size), size
+        count -= size
+
+
+class OpenVinoRuntime:
+    """A network on the CPU's OpenVINO at a named precision; see `Runtime`.
+
+    `shape` is that of an item, [C, H, W]. `key` names the network's numbers and what of it `module` is: what was made
+    of them before is found again in `folder`.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], precision: Precision, key: str, folder: Path):
+        self.name = f"openvino-cpu-{precision}"
+        self._shape = shape
+        model = _converted(module, shape, key, folder)
+        self._requests = {size: _compiled(model, (size, *shape), precision, folder) for size in SIZES}
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """See `Runtime`.
+
+        Raises:
+            ValueError: items of another shape.
+        """
+        if batch.shape[1:] != self._shape:
+            raise ValueError(f"expected items of the shape {list(self._shape)}, got {list(batch.shape[1:])}")
+        outputs, start = [], 0
+        for count, size in pieces(len(batch)):
+            rows = np.zeros((size, *self._shape), np.float32)
+            rows[:count] = batch[start : start + count].numpy()
+            # Not shared: OpenVINO writes the next answer where this one is.
+            (answer,) = self._requests[size].infer([rows], share_inputs=True, share_outputs=False).values()
+            outputs.append(torch.from_numpy(answer[:count]))
+            start += count
+        return torch.cat(outputs)
+
+
+def precisions() -> tuple[Precision, ...]:
+    """Those that this processor has instructions for, the fastest first."""
+    capabilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "f32") if "BF16" in capabilities else ("f32",)
+
+
+def signature() -> str:
+    """What a compiled network depends on beside its numbers: OpenVINO's version and the processor."""
+    ov = _openvino()
+    flags = ",".join(sorted(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    return f"openvino-{ov.__version__} {ov.Core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
+
+
+def _openvino() -> Any:
+    """The package, without what tells its makers over the network that it is used: a stub stands in for that."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # cannot be imported then
+    import openvino
+
+    return openvino
+
+
+def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path) -> openvino.Model:
+    ov = _openvino()
+    name = hashlib.sha256(f"{key} {shape} torch-{torch.__version__} openvino-{ov.__version__}".encode()).hexdigest()
+    path = folder / f"{name[:32]}.xml"
+    if path.is_file():
+        return ov.Core().read_model(path)
+    with torch.inference_mode(), warnings.catch_warnings():
+        # The checks of shapes are traced as what they find; every batch has the shape that they find good.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace is OpenVINO's way in so far
+        model = ov.convert_model(module.eval(), example_input=torch.zeros(2, *shape), input=[-1, *shape])
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{name[:32]}.{os.getpid()}.xml"
+    ov.save_model(model, temporary, compress_to_fp16=False)
+    # The weights first: where the .xml is, all of it is.
+    temporary.with_suffix(".bin").rename(path.with_suffix(".bin"))
+    temporary.rename(path)
+    return ov.Core().read_model(path)
+
+
+def _compiled(model: openvino.Model, shape: tuple[int, ...], precision: Precision, folder: Path) -> Any:
+    fixed = model.clone()
+    fixed.reshape(list(shape))
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,  # never its default, which differs from processor to processor
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,  # one batch at a time, on all cores
+        "CACHE_DIR": str(folder),
+    }
+    return _openvino().Core().compile_model(fixed, "CPU", settings).create_infer_request()

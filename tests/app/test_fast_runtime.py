@@ -1,0 +1,61 @@
+"""The service with OpenVINO behind it answers what it answers with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import PROJECT, Settings
+from models.choice import Verdict, Wanted
+from tests.app.conftest import BASE_URL
+from tests.conftest import encode, photo
+
+PICTURES = ("coffee", "chelsea", "rocket", "astronaut")
+
+
+def client(tmp_path: Path, wanted: Wanted) -> TestClient:
+    weights = tmp_path / "weights"
+    weights.mkdir(exist_ok=True)
+    for name in ("lenet5-mnist", "resnet-cifar10"):
+        if not (weights / name).exists():
+            (weights / name).symlink_to(PROJECT / "weights" / name)
+    settings = Settings(
+        weights=weights, default_classifier="lenet5-mnist", state=tmp_path / "state", runtime=wanted, upkeep_s=60
+    )
+    return TestClient(create_app(settings), base_url=BASE_URL)
+
+
+def answers(tmp_path: Path, wanted: Wanted) -> tuple[str, list[dict[int, float]], list[float]]:
+    """The runtime's name, each picture's probabilities, and how far one picture's features are from the others'."""
+    with client(tmp_path, wanted) as service:
+        files = [("file", (f"{name}.png", encode(photo(name)))) for name in PICTURES]
+        classes = service.post("/classify?model=resnet-cifar10&top_k=10", files=files).json()["data"]
+        service.put(f"/collections/{wanted}", json={"embedder": "resnet-cifar10"})
+        for name, file in zip(PICTURES, files, strict=True):
+            enrolled = service.post(f"/collections/{wanted}/subjects/{name}/faces", files=[file])
+            assert enrolled.json()["indexed"], enrolled.text
+        found = service.post(f"/search?collection={wanted}&limit=4", files=files[:1]).json()["data"][0]["faces"][0]
+        runtime = service.get("/models/resnet-cifar10").json()["runtime"]
+    seen = [{one["class_id"]: one["confidence"] for one in each["predictions"]} for each in classes]
+    return runtime, seen, [candidate["distance"] for candidate in found["candidates"]]
+
+
+def test_the_same_classes_and_features(tmp_path: Path) -> None:
+    runtime, classes, distances = answers(tmp_path, "torch")
+    assert runtime == "torch-cpu-float32"
+    assert len(distances) == len(PICTURES)
+    fast, fast_classes, fast_distances = answers(tmp_path, "openvino-f32")
+    assert fast == "openvino-cpu-f32"
+    assert fast_classes == [pytest.approx(one, abs=1e-4) for one in classes]
+    assert fast_distances == pytest.approx(distances, abs=1e-4)
+    assert len(list((tmp_path / "state" / "compiled").glob("*.xml"))) == 3  # two wholes, and one's features
+
+
+def test_the_fastest_is_chosen_by_itself(tmp_path: Path) -> None:
+    with client(tmp_path, "auto") as service:
+        runtime = service.get("/models/lenet5-mnist").json()["runtime"]
+    (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
+    assert Verdict.model_validate_json(verdict.read_bytes()).fastest == runtime

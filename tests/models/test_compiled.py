@@ -1,0 +1,87 @@
+"""OpenVINO's answers against torch's, whatever the number of pictures, and what is kept of a conversion."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.compiled import SIZES, OpenVinoRuntime, pieces, precisions, signature
+from models.registry import build
+
+
+@given(st.integers(0, 200))
+def test_pieces_are_all_there_is(count: int) -> None:
+    found = list(pieces(count))
+    assert sum(items for items, _ in found) == count
+    for items, size in found:
+        assert size in SIZES
+        assert 0.75 * size <= items <= size
+    assert [size for _, size in found] == sorted((size for _, size in found), reverse=True)
+
+
+@pytest.mark.parametrize("name", ["lenet5-relu", "resnet20", "efficientnet-lite0"])
+def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = build(name, {}).eval()
+    shape = (1, 32, 32) if name == "lenet5-relu" else (3, 32, 32)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    ready = OpenVinoRuntime(module, shape, "f32", "weights", tmp_path)
+    assert ready.name == "openvino-cpu-f32"
+    for count in (1, 3, 7, 37):
+        images = torch.randn(count, *shape)
+        with torch.inference_mode():
+            expected = module(images)
+        outputs = ready(images)
+        assert outputs.shape == expected.shape
+        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_an_answer_outlives_the_next(tmp_path: Path) -> None:
+    ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
+    first = ready(torch.ones(1, 1, 32, 32))
+    kept = first.clone()
+    ready(torch.zeros(1, 1, 32, 32))
+    assert torch.equal(first, kept)
+
+
+def test_another_shape_is_refused(tmp_path: Path) -> None:
+    ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
+    with pytest.raises(ValueError, match=r"expected items of the shape \[1, 32, 32\], got \[1, 28, 28\]"):
+        ready(torch.zeros(2, 1, 28, 28))
+
+
+def test_a_conversion_is_kept_and_found_by_its_key(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = build("lenet5-relu", {}), build("lenet5-relu", {})
+    images = torch.randn(2, 1, 32, 32)
+    one = OpenVinoRuntime(first, (1, 32, 32), "f32", "first", tmp_path)(images)
+    assert len(list(tmp_path.glob("*.xml"))) == 1
+    again = OpenVinoRuntime(second, (1, 32, 32), "f32", "first", tmp_path)(images)  # who says it is the first gets it
+    assert torch.equal(again, one)
+    other = OpenVinoRuntime(second, (1, 32, 32), "f32", "second", tmp_path)(images)
+    assert not torch.equal(other, one)
+    assert len(list(tmp_path.glob("*.xml"))) == 2
+
+
+def test_it_names_versions_and_processor() -> None:
+    assert signature().startswith("openvino-")
+    assert "f32" in precisions()
+
+
+def test_openvino_tells_nobody_that_it_is_used() -> None:
+    """In a process of its own: its import would send an event."""
+    code = (
+        "from models import compiled; compiled.signature(); "
+        "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
