@@ -65,7 +65,7 @@ class MilvusLite(Engine):
         parameters = self.client.prepare_index_params()
         build = {"M": M, "efConstruction": EF_CONSTRUCTION}
         parameters.add_index("vector", index_type="HNSW", metric_type="IP", params=build)
-        self.client.create_index(NAME, parameters)
+        self.client.create_index(NAME, parameters, timeout=7200)  # or it asks again, and fails
         self.client.load_collection(NAME)
 
     def open(self, folder: Path) -> None:

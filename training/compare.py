@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from models import checkpoint
 from models.card import ModelCard
 from models.checkpoint import write_atomically
+from models.compiled import OpenVinoRuntime
 from models.runtime import Runtime, TorchRuntime, default_device
 from models.tta import VIEWS
 from training import data, pages
+from training.config import runs_folder
 from training.cost import interleaved_medians, macs
 from training.drawing import COLOURS, INK, Dot, blank, place_labels, png
 from training.errors import DataError, TrainingError
@@ -30,16 +32,20 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 32)
 
-Engine = Callable[[nn.Module], Runtime]
+Engine = Callable[[nn.Module, ModelCard], Runtime]
 Timed = tuple[str, int]  # engine, batch size
 
 
-def _torch(module: nn.Module) -> Runtime:
+def _torch(module: nn.Module, _: ModelCard) -> Runtime:
     return TorchRuntime(module, default_device())
 
 
+def _openvino(module: nn.Module, card: ModelCard) -> Runtime:
+    return OpenVinoRuntime(module, card.preprocess.shape, "f32", card.sha256, runs_folder() / "cache" / "compiled")
+
+
 # The first one's latency is drawn.
-ENGINES: dict[str, Engine] = {"torch float32": _torch}
+ENGINES: dict[str, Engine] = {"OpenVINO float32": _openvino, "torch float32": _torch}
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _latencies(folders: Sequence[Path], dataset: str, rounds: int) -> dict[Path,
     for folder in folders:
         for name, engine in ENGINES.items():
             module, card = checkpoint.load(folder)
-            runtime, test = engine(module), data.load(dataset, "test", card.preprocess)
+            runtime, test = engine(module, card), data.load(dataset, "test", card.preprocess)
             for size in BATCHES:
                 pixels = np.asarray(test.images[np.arange(size) % len(test.labels)])
                 batch = card.preprocess.normalise(torch.from_numpy(pixels))
