@@ -266,9 +266,9 @@ def _prepare(folder: Path, part: Part, settings: Settings) -> Prepared:
 
 def _runtime(module: nn.Module, card: ModelCard, part: Part, settings: Settings) -> runtime.Runtime:
     """The fastest that agrees with torch where pictures have one shape, and torch for all else."""
-    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
     if (card.task, part) not in {("classify", WHOLE), ("classify", FEATURES), ("embed", WHOLE)}:
         return runtime.prepare(module)
+    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
     key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
     ready, verdict = prepare(module, card.preprocess, kind, key, settings.probes, folder, settings.runtime)
     if verdict is not None:

@@ -23,7 +23,7 @@ import typer
 
 from app.identification import Rule
 from benchmarks import tables
-from benchmarks.open_set import NOBODY, Rate, Searched, figures
+from benchmarks.open_set import NOBODY, Rate, Searched, figures, joined
 from index.gallery import EmbeddedGallery
 from index.protocol import Fusion
 from index.records import Floats as Vectors
@@ -94,8 +94,7 @@ class Found:
     @classmethod
     def pooled(cls, parts: Sequence[Found]) -> Found:
         """The searches of one part or more."""
-        names = ("person", "candidate", "similarity", "mated")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return joined(cls, parts)
 
     def decided(self, threshold: float) -> Searched:
         """Who reaches it matches."""

@@ -7,8 +7,8 @@ the share of searches for somebody enrolled that do not end in a match with that
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,15 @@ from training.protocols import Search, random_search
 from training.seeds import derive
 from training.verification import Flags, fmr_interval
 
+T = TypeVar("T")
+
 NOBODY = -1  # the first candidate of a photo in which no face was found
+
+
+def joined(kind: type[T], parts: Sequence[T]) -> T:
+    """One part or more, dataclasses of arrays, end to end."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,7 @@ class Searched:
     @classmethod
     def pooled(cls, draws: Sequence[Searched]) -> Searched:
         """The searches of one draw or more."""
-        names = ("person", "candidate", "match", "mated")
-        return cls(*(np.concatenate([getattr(draw, name) for draw in draws]) for name in names))
+        return joined(cls, draws)
 
     @property
     def first(self) -> Flags:

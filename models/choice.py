@@ -97,16 +97,15 @@ def prepare(
     }
     about = f"{key} {wanted} {kind} torch-{torch.__version__} {compiled.signature()} {torch.get_num_threads()}"
     path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
-    verdict = _known(path)
-    if verdict is None:
-        shown = windows(pictures, preprocess)
-        made = {name: runtime() for name, runtime in candidates.items()} if len(shown) else {}
-        verdict = compare(reference, made, shown, kind, own=wanted == "auto")
-        if made:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, verdict.model_dump_json(indent=1).encode())
-        candidates = {name: lambda runtime=runtime: runtime for name, runtime in made.items()}  # type: ignore[misc]
-    return candidates.get(verdict.fastest, lambda: reference)(), verdict
+    if (known := _known(path)) is not None:
+        return candidates.get(known.fastest, lambda: reference)(), known
+    shown = windows(pictures, preprocess)
+    made = {name: runtime() for name, runtime in candidates.items()} if len(shown) else {}
+    verdict = compare(reference, made, shown, kind, own=wanted == "auto")
+    if made:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, verdict.model_dump_json(indent=1).encode())
+    return made.get(verdict.fastest, reference), verdict
 
 
 def compare(

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,15 +73,15 @@ class OpenVinoRuntime:
 
 def precisions() -> tuple[Precision, ...]:
     """Those that this processor has instructions for, the fastest first."""
-    capabilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "f32") if "BF16" in capabilities else ("f32",)
 
 
 def signature() -> str:
     """What a compiled network depends on beside its numbers: OpenVINO's version and the processor."""
     ov = _openvino()
-    flags = ",".join(sorted(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
-    return f"openvino-{ov.__version__} {ov.Core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
+    flags = ",".join(sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    return f"openvino-{ov.__version__} {_core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
 
 
 def _openvino() -> Any:
@@ -92,12 +93,18 @@ def _openvino() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """One for all: each would look for the processor and its plugins anew."""
+    return _openvino().Core()
+
+
 def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path) -> openvino.Model:
     ov = _openvino()
     name = hashlib.sha256(f"{key} {shape} torch-{torch.__version__} openvino-{ov.__version__}".encode()).hexdigest()
     path = folder / f"{name[:32]}.xml"
     if path.is_file():
-        return ov.Core().read_model(path)
+        return _core().read_model(path)
     with torch.inference_mode(), warnings.catch_warnings():
         # The checks of shapes are traced as what they find; every batch has the shape that they find good.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -109,7 +116,7 @@ def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path
     # The weights first: where the .xml is, all of it is.
     temporary.with_suffix(".bin").rename(path.with_suffix(".bin"))
     temporary.rename(path)
-    return ov.Core().read_model(path)
+    return _core().read_model(path)
 
 
 def _compiled(model: openvino.Model, shape: tuple[int, ...], precision: Precision, folder: Path) -> Any:
@@ -121,4 +128,4 @@ def _compiled(model: openvino.Model, shape: tuple[int, ...], precision: Precisio
         "NUM_STREAMS": 1,  # one batch at a time, on all cores
         "CACHE_DIR": str(folder),
     }
-    return _openvino().Core().compile_model(fixed, "CPU", settings).create_infer_request()
+    return _core().compile_model(fixed, "CPU", settings).create_infer_request()
