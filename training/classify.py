@@ -29,6 +29,7 @@ from training import data
 from training.augment import Colours, augment, blend, colour_basis
 from training.config import Recipe, load_recipe, runs_folder
 from training.errors import TrainingError
+from training.initialise import whiten
 from training.loop import Learner, fit, gather_rows
 from training.metrics import classification, predict, probabilities
 from training.run import Progress, Run, hardware, versions
@@ -64,6 +65,8 @@ class Classification:
         self.steps_per_epoch = self._batches.per_epoch
         torch.manual_seed(derive(recipe.seed, "weights"))
         module = build(recipe.model.architecture, asdict(self.config))
+        if recipe.train.whiten:
+            whiten(module, images, self._rows, recipe.preprocess)
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"classifier": self._learner}
         no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)

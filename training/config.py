@@ -79,6 +79,7 @@ class TrainSection(Section):
     `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
     weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
     epoch, 0 for at its end only. `auxiliary_weight` is that of each auxiliary classifier's loss, where there are some.
+    `whiten` lets a classifier's first convolution begin as `training.initialise.whiten` has it.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -97,6 +98,7 @@ class TrainSection(Section):
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
     clip_norm: NotNegative = 0.0
+    whiten: bool = False
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -77,7 +77,13 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
 def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
     switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
     switches += ["augment.cutmix=1", "augment.cutout=8", "augment.colour_pca=0.1", "augment.rand_augment=[2, 9]"]
-    switches += ["train.precision=bf16", "train.channels_last=true", "train.clip_norm=1", "train.ema=0"]
+    switches += [
+        "train.precision=bf16",
+        "train.channels_last=true",
+        "train.whiten=true",
+        "train.clip_norm=1",
+        "train.ema=0",
+    ]
     switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
     result = invoke(
         workshop,

@@ -1,0 +1,58 @@
+"""Where a network starts: what the training pictures say of its first convolution, before any step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.preprocess import Preprocess
+from training.data import ImageSet, Indices
+
+_SAMPLE = 5000
+# Of the patches' mean variance: directions with less, as JPEG leaves them in the colours, are noise to be left small.
+_NOISE = 1e-2
+
+
+def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> None:
+    """Let the first convolution begin as a whitening of its patches: what follows sees directions that are unrelated.
+
+    Its filters become the eigenvectors of the covariance of patches of at most 5,000 of `rows`, each over the standard
+    deviation along it and with both signs, so that a ReLU loses neither half. The directions of most variance come
+    first; filters beyond two for each direction that is more than noise stay as they were. After Jordan, "94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024; there the layer is never trained, here it is.
+
+    Raises:
+        ValueError: no convolution, or one that does not read `preprocess`'s channels.
+    """
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != preprocess.channels:
+        raise ValueError(f"there is no first convolution of {preprocess.channels} channels to begin as a whitening")
+    filters = whitening(_patches(first, images, rows, preprocess))[: first.out_channels // 2]
+    with torch.no_grad():
+        pairs = torch.stack([filters, -filters], dim=1).view(-1, *first.weight.shape[1:])
+        first.weight[: len(pairs)] = pairs.to(first.weight)
+        if first.bias is not None:
+            first.bias.zero_()
+
+
+def whitening(patches: Tensor) -> Tensor:
+    """Rows [M, D] that take patches [N, D] to M <= D unrelated numbers of variance about 1, most variance first.
+
+    Directions with less than a hundredth of the mean variance are left out; the rest are damped by as much.
+    """
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    floor = _NOISE * values.mean()
+    kept = values > floor
+    rows = (vectors[:, kept] / (values[kept] + floor).sqrt()).T
+    return rows.flip(0)
+
+
+def _patches(convolution: nn.Conv2d, images: ImageSet, rows: Indices, preprocess: Preprocess) -> Tensor:
+    """Float64 [N, C * kernel height * kernel width] of normalised pictures, one place in so many that N stays small."""
+    chosen = rows[:: -(-len(rows) // _SAMPLE)]
+    pictures = preprocess.normalise(torch.from_numpy(np.array(images.images[chosen])))
+    size = (convolution.kernel_size[0], convolution.kernel_size[1])
+    step = max(1, min(pictures.shape[-2:]) // 8)
+    return F.unfold(pictures, size, stride=step).movedim(1, -1).flatten(0, 1).double()
