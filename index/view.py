@@ -211,7 +211,7 @@ class View:
         faces = np.concatenate([np.empty(0, np.int64), *(part.faces for part in sealed)])
         subjects = np.concatenate([np.empty(0, np.int64), *(part.subjects for part in sealed)])
         starts = np.cumsum([0, *(len(part.faces) for part in sealed)])
-        firsts = faces[np.minimum(starts[:-1], len(faces) - 1)] if len(faces) else faces
+        firsts = np.append(faces, np.iinfo(np.int64).max)[starts[:-1]]  # empty parts at the end are beyond all ids
         with self._lock.writing():
             self._sealed, self._ivf, self._indexed, self._grafted = tuple(sealed), ivf, indexed if ivf else 0, 0
             self._faces, self._subjects, self._starts, self._firsts = faces, subjects, starts, firsts
