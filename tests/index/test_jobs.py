@@ -285,7 +285,7 @@ def test_who_is_erased_meanwhile_is_not_enrolled_and_nothing_is_left(
     Maintenance(gallery).run()
     assert gallery.receipt(receipt.token).erased_at is not None
     left = folder_bytes(gallery.files.parent)
-    for secret in (b"ferdinandea", b"Ferdinandea", b"7781", *(VECTORS[n].tobytes() for n in (0, 1, 5))):
+    for secret in (b"ferdinandea", b"Ferdinandea", b"Quartz", *(VECTORS[n].tobytes() for n in (0, 1, 5))):
         assert secret not in left
 
 
