@@ -5,28 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 import structlog
-import torch
-from torch import Tensor, nn
 
-from app.batcher import Batched, Batcher, Expired, QueueFull, Stopped
-from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
+from app import loading
+from app.errors import NotReady, UnknownModel
+from app.loaded import LoadedModel, Runner
 from app.metrics import Metrics
 from app.parts import FEATURES, WHOLE, Part
 from app.settings import Settings
-from models import checkpoint, runtime
+from models import checkpoint
 from models.card import ModelCard
-from models.choice import Kind, prepare
+from models.choice import Choice
 from models.registry import Task
+from models.runtime import Runtime
+
+__all__ = ["Engine", "LoadedModel"]
 
 T = TypeVar("T")
 
@@ -34,51 +33,9 @@ log = structlog.get_logger()
 
 STORE_THREADS = 8
 
-# What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
-# a detector's, whose maps are large.
-MOST_PIXELS = 32 * 256 * 256
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model or a part of it that has run once; `dimensions` is how many numbers, or maps, it answers an item with."""
-
-    card: ModelCard
-    engine: runtime.Runtime
-    dimensions: int
-
-
-class LoadedModel:
-    """One model, warm, behind its own queue."""
-
-    def __init__(self, prepared: Prepared, batcher: Batcher[Tensor, Tensor], metrics: Metrics):
-        self.card = prepared.card
-        self.runtime = prepared.engine.name
-        self.dimensions = prepared.dimensions
-        self._batcher = batcher
-        self._metrics = metrics
-
-    async def infer(self, item: Tensor, wait_s: float) -> Batched[Tensor]:
-        """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
-
-        Raises:
-            Overloaded, DeadlineExceeded, NotReady.
-        """
-        try:
-            batched = await self._batcher.submit(item, wait_s)
-        except QueueFull as error:
-            self._metrics.shed.labels("queue").inc()
-            raise Overloaded(f"the queue of {self.card.name} is full", {"Retry-After": "1"}) from error
-        except Expired as error:
-            raise DeadlineExceeded(f"{self.card.name} was not free within {wait_s:.0f} s") from error
-        except Stopped as error:
-            raise NotReady("the service is stopping") from error
-        self._metrics.queued.labels(self.card.name).observe(batched.queued_s)
-        return batched
-
-    async def stop(self) -> None:
-        """Answer what waits, then take no more."""
-        await self._batcher.stop()
+class _Abandoned(Exception):
+    """The service stops before a runtime is chosen."""
 
 
 class Engine:
@@ -89,8 +46,13 @@ class Engine:
         self._metrics = metrics
         self._folders = _read_cards(settings.weights)
         self._loads: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._choices: set[asyncio.Task[None]] = set()
+        self._stopping = False
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
         self._compute = ThreadPoolExecutor(1, "compute")
+        # What reads weights and what compiles them keep nobody from being answered, nor each other from going on.
+        self._load_thread = ThreadPoolExecutor(1, "load")
+        self._choose_thread = ThreadPoolExecutor(1, "choose")
         self._decode = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
@@ -115,27 +77,50 @@ class Engine:
 
     def loaded(self, name: str) -> LoadedModel | None:
         """The model, or a part of it, if one is loaded now."""
-        keys = (key for key in list(self._loads) if key.partition(":")[0] == name)
-        return next(filter(None, map(self._ready, keys)), None)
+        return next(iter(self.parts(name)), None)
+
+    def parts(self, name: str) -> list[LoadedModel]:
+        """What of the model is loaded now."""
+        keys = [key for key in self._loads if key.partition(":")[0] == name]
+        return [model for model in map(self._ready, keys) if model]
 
     def _ready(self, key: str) -> LoadedModel | None:
         load = self._loads.get(key)
         return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
 
+    @property
+    def required(self) -> list[tuple[str, Task]]:
+        """What readiness asks for: the default classifier and, as far as their weights are there, the face pair."""
+        tasks: tuple[Task, ...] = ("classify", "detect", "embed")
+        wanted: list[tuple[str, Task]] = [(self._defaults[task], task) for task in tasks]
+        return [(name, task) for name, task in wanted if name in self._folders]
+
     async def start(self) -> None:
-        """Load and warm what readiness asks for."""
-        await self.model(None, "classify")
+        """Load and warm what readiness asks for.
+
+        Raises:
+            NotReady: the default classifier's files do not fit together. Without the face pair the service starts; it
+            is not ready then.
+        """
+        loads = (self.model(name, task) for name, task in self.required)
+        classifier, *faces = await asyncio.gather(*loads, return_exceptions=True)
+        if isinstance(classifier, BaseException):
+            raise classifier
+        for error in faces:
+            if isinstance(error, BaseException):
+                log.error("not_ready", error=str(error))
 
     async def stop(self) -> None:
         """Answer what waits, then let go of everything."""
+        self._stopping = True
         for load in list(self._loads.values()):
             await asyncio.wait([load])
         for key in list(self._loads):
             if model := self._ready(key):
                 await model.stop()
-        self._compute.shutdown()
-        self._decode.shutdown()
-        self._store.shutdown()
+        await asyncio.gather(*self._choices)
+        for executor in (self._compute, self._load_thread, self._choose_thread, self._decode, self._store):
+            executor.shutdown()
 
     async def decoded(self, function: Callable[[], T]) -> T:
         """Run something that decodes pictures off the event loop."""
@@ -198,22 +183,45 @@ class Engine:
     async def _load(self, name: str, part: Part) -> LoadedModel:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._compute, _prepare, self._folders[name][1], part, self._settings)
-        card, ready = prepared.card, prepared.engine
-        compute = _run if part.rows is None else partial(run_filled, part)
-
-        async def run(items: Sequence[Tensor]) -> list[Tensor]:
-            clock = time.perf_counter()
-            outputs = await loop.run_in_executor(self._compute, compute, ready, items)
-            self._metrics.computed.labels(name).observe(time.perf_counter() - clock)
-            self._metrics.batch_size.labels(name).observe(len(items))
-            return outputs
-
-        batcher = Batcher(run, part.rows or self._settings.max_batch, self._settings.queue_size)
+        card, folder = self._folders[name]
+        prepared = await loop.run_in_executor(self._load_thread, loading.prepare, folder, card, part, self._settings)
+        dimensions = await loop.run_in_executor(self._compute, loading.dimensions, prepared)
+        runner = Runner(prepared, self._compute, self._metrics)
+        model = LoadedModel(prepared, dimensions, runner, self._settings, self._metrics)
         self._metrics.loaded.labels(name, card.version).set(1)
         seconds = round(time.perf_counter() - started, 3)
-        log.info("model_loaded", model=name, version=card.version, runtime=ready.name, seconds=seconds)
-        return LoadedModel(prepared, batcher, self._metrics)
+        log.info("model_loaded", model=name, part=part.name, version=card.version, seconds=seconds)
+        if prepared.choice is not None:
+            model.choosing = True
+            choosing = asyncio.create_task(self._choose(model, prepared.choice, prepared.runtime))
+            self._choices.add(choosing)
+            choosing.add_done_callback(self._choices.discard)
+        return model
+
+    async def _choose(self, model: LoadedModel, choice: Choice, reference: Runtime) -> None:
+        """Let the fastest runtime that agrees with torch answer for the model, which is served meanwhile."""
+
+        def turn(work: Callable[[], T]) -> T:
+            """Between the batches of those who are served."""
+            if self._stopping:
+                raise _Abandoned
+            return self._compute.submit(work).result()
+
+        loop = asyncio.get_running_loop()
+        try:
+            runtime, verdict = await loop.run_in_executor(
+                self._choose_thread, choice.made, reference, self._settings.probes, turn
+            )
+        except _Abandoned:
+            return
+        except Exception:
+            # Whatever a compiler or a full disk does to it: torch serves.
+            log.exception("runtime_not_chosen", model=model.card.name)
+        else:
+            model.switch(runtime)
+            figures = verdict.model_dump() if verdict else {}
+            log.info("runtime_chosen", model=model.card.name, runtime=runtime.name, **figures)
+        model.choosing = False
 
 
 def _read_cards(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
@@ -230,47 +238,3 @@ def _read_cards(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
             continue
         found[card.name] = (card, path.parent)
     return found
-
-
-def _run(ready: runtime.Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
-    """The network's output for each picture, in their order; pictures of one shape go through together."""
-    shapes: dict[torch.Size, list[int]] = {}
-    for index, picture in enumerate(pictures):
-        shapes.setdefault(picture.shape, []).append(index)
-    outputs: dict[int, Tensor] = {}
-    for shape, indices in shapes.items():
-        size = max(1, MOST_PIXELS // (shape[-2] * shape[-1]))
-        for first in range(0, len(indices), size):
-            group = indices[first : first + size]
-            outputs |= zip(group, ready(torch.stack([pictures[index] for index in group])), strict=True)
-    return [outputs[index] for index in range(len(pictures))]
-
-
-def run_filled(part: Part, ready: runtime.Runtime, items: Sequence[Tensor]) -> list[Tensor]:
-    """The part's output for each of at most `part.rows` items of one shape; zeros fill the batch."""
-    missing = (part.rows or 0) - len(items)
-    batch = torch.stack([*items, *(torch.zeros_like(items[0]) for _ in range(missing))])
-    with runtime.one_thread() if part.exact else nullcontext():
-        return list(ready(batch)[: len(items)])
-
-
-def _prepare(folder: Path, part: Part, settings: Settings) -> Prepared:
-    """Load, and run once, so that no user pays for the first call."""
-    module, card = checkpoint.load(folder)
-    if not part.fits(module):
-        raise UnknownModel(f"{card.name} has no {part.name}")
-    ready = _runtime(part.cut(module), card, part, settings)
-    (answer,) = run_filled(part, ready, [torch.zeros(part.example(card))])
-    return Prepared(card, ready, answer.shape[0])
-
-
-def _runtime(module: nn.Module, card: ModelCard, part: Part, settings: Settings) -> runtime.Runtime:
-    """The fastest that agrees with torch where pictures have one shape, and torch for all else."""
-    if (card.task, part) not in {("classify", WHOLE), ("classify", FEATURES), ("embed", WHOLE)}:
-        return runtime.prepare(module)
-    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
-    key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
-    ready, verdict = prepare(module, card.preprocess, kind, key, settings.probes, folder, settings.runtime)
-    if verdict is not None:
-        log.info("runtime_chosen", model=card.name, part=part.name, runtime=ready.name, **verdict.model_dump())
-    return ready

@@ -326,11 +326,12 @@ class ModelDetail(_Schema):
     default: bool
     loaded: bool
     runtime: str | None
+    choosing: bool = Field(description="Whether a faster runtime is still looked for, while this one answers.")
     card: ModelCard
 
 
 class Health(_Schema):
-    """Probes: `live` means the process answers, `ready` that the default model does."""
+    """Probes: `live` means the process answers, `ready` that its default classifier and its face pair do."""
 
     status: Literal["live", "ready"]
     models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")

@@ -91,6 +91,7 @@ class Services:
             default=self._engine.is_default(card),
             loaded=loaded is not None,
             runtime=loaded.runtime if loaded else None,
+            choosing=any(part.choosing for part in self._engine.parts(name)),
             card=card,
         )
 

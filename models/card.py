@@ -42,6 +42,18 @@ class Training(_Part):
     versions: dict[str, str]
 
 
+class Tolerance(_Part):
+    """How far a runtime's answers may be from those of torch in float32 before it does not serve.
+
+    Of logits: `top1` is the share of pictures whose likeliest class is the same, at least; `probability` how far a
+    class's may be off. Of vectors: `direction` is how far 1 - cosine may be.
+    """
+
+    top1: Annotated[float, Field(ge=0, le=1)] = 0.995
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.02
+    direction: Annotated[float, Field(ge=0, le=2)] = 0.001
+
+
 class ModelCard(_Part):
     """One served model. `sha256` binds the card to its `model.safetensors`."""
 
@@ -56,6 +68,7 @@ class ModelCard(_Part):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     tta: Tta = "none"
     matching: Matching | None = None
+    tolerance: Tolerance = Tolerance()
     parameters: Annotated[int, Field(ge=0)]
     metrics: tuple[Metric, ...] = ()
     training: Training | None = None

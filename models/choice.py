@@ -1,17 +1,18 @@
 """Which runtime answers for a network: the fastest whose answers are those of torch in float32, on real pictures.
 
-That takes seconds, so the verdict is kept in a file, whose name says all it depends on.
+That takes seconds, so it is done while torch serves, and the verdict is kept in a file, whose name says all it depends
+on.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
-import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Literal
 
 import torch
@@ -20,20 +21,20 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from models import compiled
+from models.card import Tolerance
 from models.checkpoint import write_atomically
 from models.compiled import OpenVinoRuntime
 from models.preprocess import Preprocess
-from models.runtime import Runtime, TorchRuntime, default_device
+from models.runtime import Runtime, default_device
+from models.timing import Turn, at_once, interleaved_medians
 
 Wanted = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
 # What answers mean: logits are compared as probabilities, all else by direction.
 Kind = Literal["logits", "vectors"]
 
 WINDOWS = 12  # of each picture
-# How far an answer may be from torch's: of a class's probability, and of 1 - cosine of a vector.
-PROBABILITY, DIRECTION = 0.02, 0.001
-TOP1 = 0.995  # the share of pictures whose likeliest class is the same, at least
 ROUNDS, TIMED = 5, (1, 16)
+AT_ONCE = 16  # pictures compared, so that who waits for an answer gets it in between
 
 
 class Verdict(BaseModel):
@@ -62,84 +63,119 @@ def windows(folder: Path, preprocess: Preprocess) -> Tensor:
     return torch.stack(found) if found else torch.empty(0, *preprocess.shape)
 
 
-def disagreement(expected: Tensor, answers: Tensor, kind: Kind) -> str | None:
+def disagreement(expected: Tensor, answers: Tensor, kind: Kind, tolerance: Tolerance) -> str | None:
     """How answers [N, D] are not those expected; None: they are, within what is tolerated."""
     if not answers.isfinite().all():
         return "an answer is not finite"
     if kind == "logits":
         same = float((expected.argmax(dim=1) == answers.argmax(dim=1)).float().mean())
-        if same < TOP1:
+        if same < tolerance.top1:
             return f"the likeliest class is the same in {same:.2%} of the pictures"
         furthest = float((expected.softmax(dim=1) - answers.softmax(dim=1)).abs().max())
-        return f"a probability differs by {furthest:.4f}" if furthest > PROBABILITY else None
+        return f"a probability differs by {furthest:.4f}" if furthest > tolerance.probability else None
     cosine = float(torch.cosine_similarity(expected, answers).min())
-    return f"a vector has a cosine of {cosine:.5f} to torch's" if cosine < 1 - DIRECTION else None
+    return f"a vector has a cosine of {cosine:.5f} to torch's" if cosine < 1 - tolerance.direction else None
 
 
-def prepare(
-    module: nn.Module, preprocess: Preprocess, kind: Kind, key: str, pictures: Path, folder: Path, wanted: Wanted
-) -> tuple[Runtime, Verdict | None]:
-    """The runtime for `module`, and why it is that; None where there was nothing to choose.
+@dataclass(frozen=True)
+class Choice:
+    """Of a runtime for `module`, whose answers are of a `kind`.
 
-    `key` names the network's numbers and what of it `module` is. `pictures` is a folder of photos to compare answers
-    on, without which torch serves; `folder` is where verdicts and what OpenVINO makes are kept. What is `wanted` is
-    refused, too, where it does not agree.
+    `key` names the network's numbers and what of it `module` is; `folder` is where verdicts and what OpenVINO makes are
+    kept. What is `wanted` is refused, too, where it does not agree.
     """
-    device = default_device()
-    reference = TorchRuntime(module, device)
-    if wanted == "torch" or device.type != "cpu":
-        return reference, None
-    make = partial(OpenVinoRuntime, module, preprocess.shape, key=key, folder=folder)
-    candidates: dict[str, Callable[[], Runtime]] = {
-        f"openvino-cpu-{precision}": partial(make, precision=precision)
-        for precision in compiled.precisions()
-        if wanted in {"auto", f"openvino-{precision}"}
-    }
-    about = f"{key} {wanted} {kind} torch-{torch.__version__} {compiled.signature()} {torch.get_num_threads()}"
-    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
-    if (known := _known(path)) is not None:
-        return candidates.get(known.fastest, lambda: reference)(), known
-    shown = windows(pictures, preprocess)
-    made = {name: runtime() for name, runtime in candidates.items()} if len(shown) else {}
-    verdict = compare(reference, made, shown, kind, own=wanted == "auto")
-    if made:
-        folder.mkdir(parents=True, exist_ok=True)
+
+    module: nn.Module
+    preprocess: Preprocess
+    kind: Kind
+    tolerance: Tolerance
+    key: str
+    folder: Path
+    wanted: Wanted = "auto"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything but torch may serve."""
+        return self.wanted != "torch" and default_device().type == "cpu"
+
+    def made(self, reference: Runtime, pictures: Path, turn: Turn = at_once) -> tuple[Runtime, Verdict | None]:
+        """The runtime chosen, `reference` or another, and why; None where there was nothing to compare.
+
+        `pictures` is a folder of photos to compare answers on, without which the reference serves. All that runs a
+        network waits for its `turn`; what makes one ready does not.
+        """
+        candidates = self._candidates() if self.is_open else {}
+        shown = windows(pictures, self.preprocess) if candidates else torch.empty(0)
+        if not len(shown):
+            return reference, None
+        path = self._path(turn(torch.get_num_threads))
+        if (known := _known(path)) is not None:
+            return candidates.get(known.fastest, lambda: reference)(), known
+        runtimes = {name: make() for name, make in candidates.items()}
+        own = self.wanted == "auto"
+        verdict = compare(reference, runtimes, shown, self.kind, self.tolerance, own=own, turn=turn)
         write_atomically(path, verdict.model_dump_json(indent=1).encode())
-    return made.get(verdict.fastest, reference), verdict
+        return runtimes.get(verdict.fastest, reference), verdict
+
+    def _candidates(self) -> dict[str, Callable[[], Runtime]]:
+        def make(precision: compiled.Precision) -> Runtime:
+            # A copy: while it is converted the network itself answers.
+            return OpenVinoRuntime(
+                copy.deepcopy(self.module), self.preprocess.shape, precision, key=self.key, folder=self.folder
+            )
+
+        return {
+            f"openvino-cpu-{precision}": partial(make, precision)
+            for precision in compiled.precisions()
+            if self.wanted in {"auto", f"openvino-{precision}"}
+        }
+
+    def _path(self, threads: int) -> Path:
+        asked = f"{self.key} {self.wanted} {self.kind} {self.tolerance.model_dump_json()}"
+        about = f"{asked} torch-{torch.__version__} {compiled.signature()} {threads}"
+        return self.folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
 
 
 def compare(
-    reference: Runtime, candidates: Mapping[str, Runtime], shown: Tensor, kind: Kind, *, own: bool = True
+    reference: Runtime,
+    candidates: Mapping[str, Runtime],
+    shown: Tensor,
+    kind: Kind,
+    tolerance: Tolerance,
+    *,
+    own: bool = True,
+    turn: Turn = at_once,
 ) -> Verdict:
     """Which candidates agree with the reference on pictures [N, C, H, W], and how fast they are.
 
     The reference itself competes if it is `own` or if nothing else agrees.
     """
-    if not candidates:
-        return Verdict(seconds={reference.name: 0}, refused={})
-    expected, refused, agreeing = reference(shown), {}, {}
+    expected, refused, agreeing = _answers(reference, shown, turn), {}, {}
     for name, runtime in candidates.items():
-        reason = disagreement(expected, runtime(shown), kind)
+        reason = disagreement(expected, _answers(runtime, shown, turn), kind, tolerance)
         if reason is None:
             agreeing[name] = runtime
         else:
             refused[name] = reason
     if own or not agreeing:
         agreeing[reference.name] = reference
-    return Verdict(seconds=_timed(agreeing, shown), refused=refused)
+    return Verdict(seconds=_timed(agreeing, shown, turn), refused=refused)
 
 
-def _timed(runtimes: Mapping[str, Runtime], shown: Tensor) -> dict[str, float]:
-    """Seconds a picture, in turn so that what else the machine does hits all alike: of each batch size the median."""
-    taken: dict[tuple[str, int], list[float]] = {}
-    for _ in range(ROUNDS):
-        for size in TIMED:
-            batch = shown.repeat(-(-size // len(shown)), 1, 1, 1)[:size]
-            for name, runtime in runtimes.items():
-                clock = perf_counter()
-                runtime(batch)
-                taken.setdefault((name, size), []).append((perf_counter() - clock) / size)
-    return {name: sum(statistics.median(taken[name, size]) for size in TIMED) for name in runtimes}
+def _answers(runtime: Runtime, shown: Tensor, turn: Turn) -> Tensor:
+    return torch.cat(
+        [turn(partial(runtime, shown[first : first + AT_ONCE])) for first in range(0, len(shown), AT_ONCE)]
+    )
+
+
+def _timed(runtimes: Mapping[str, Runtime], shown: Tensor, turn: Turn) -> dict[str, float]:
+    """Seconds a picture of each, added up over sizes of batches."""
+    calls: dict[tuple[str, int], Callable[[], object]] = {}
+    for size in TIMED:
+        batch = shown.repeat(-(-size // len(shown)), 1, 1, 1)[:size]
+        calls |= {(name, size): partial(runtime, batch) for name, runtime in runtimes.items()}
+    taken = interleaved_medians(calls, ROUNDS, turn)
+    return {name: sum(taken[name, size] / size for size in TIMED) for name in runtimes}
 
 
 def _known(path: Path) -> Verdict | None:

@@ -18,10 +18,11 @@ from models.card import ModelCard
 from models.checkpoint import write_atomically
 from models.compiled import OpenVinoRuntime
 from models.runtime import Runtime, TorchRuntime, default_device
+from models.timing import interleaved_medians
 from models.tta import VIEWS
 from training import data, pages
 from training.config import runs_folder
-from training.cost import interleaved_medians, macs
+from training.cost import macs
 from training.drawing import COLOURS, INK, Dot, blank, place_labels, png
 from training.errors import DataError, TrainingError
 from training.metrics import measure_classifier

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
 
 from app import errors
-from app.deps import EngineDep, MetricsDep, SettingsDep
+from app.deps import EngineDep, MetricsDep
 from app.metrics import CONTENT_TYPE
 from app.schemas import Health
 
@@ -20,11 +20,11 @@ async def live() -> Health:
 
 
 @router.get("/health/ready", responses=errors.describe(errors.HostNotAllowed, errors.NotReady))
-async def ready(engine: EngineDep, settings: SettingsDep) -> Health:
-    """The default model is loaded and warm."""
+async def ready(engine: EngineDep) -> Health:
+    """The default classifier and, where their weights are there, the face pair are loaded and warm."""
     loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
-    if settings.default_classifier not in loaded:
-        raise errors.NotReady(f"{settings.default_classifier} is not loaded")
+    if missing := [name for name, _ in engine.required if name not in loaded]:
+        raise errors.NotReady(f"not loaded: {', '.join(missing)}")
     return Health(status="ready", models=loaded)
 
 

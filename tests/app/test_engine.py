@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import ten_crop
 
-from app.engine import Engine
+from app.engine import Engine, LoadedModel
 from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import PROJECT, Settings
 from models import checkpoint
 from models.card import ModelCard
+from models.choice import Choice, Verdict
 from models.preprocess import Preprocess
 from models.registry import build
+from models.runtime import Runtime
+from models.timing import Turn
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
@@ -42,6 +48,15 @@ def tiny_model(folder: Path, name: str = "tiny") -> None:
         source="this test",
         license="Apache-2.0",
     )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, for ten seconds at most."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it never came to be")
 
 
 @pytest.fixture
@@ -80,6 +95,92 @@ def test_a_caller_that_leaves_does_not_stop_the_load(settings: Settings) -> None
         first.cancel()
         assert (await engine.model("tiny", "classify")).card.name == "tiny"
         await engine.stop()
+
+    asyncio.run(scenario())
+
+
+class Chosen:
+    """A runtime that takes over; it answers its number."""
+
+    name = "chosen"
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        return torch.full((len(batch), 10), 7.0)
+
+
+def test_torch_serves_until_another_runtime_is_chosen_and_the_switch_loses_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def made(choice: Choice, reference: Runtime, pictures: Path, turn: Turn) -> tuple[Runtime, Verdict | None]:
+        asked.set()
+        assert go.wait(10)
+        assert turn(lambda: threading.current_thread().name).startswith("compute")
+        return Chosen(), None
+
+    monkeypatch.setattr(Choice, "made", made)
+    fast = settings.model_copy(update={"runtime": "auto"})
+    picture = torch.zeros(1, 16, 16)
+
+    async def asks(model: LoadedModel, answers: list[float]) -> None:
+        while not answers or (answers[-1] != 7 and len(answers) < 10_000):
+            answers.append(float((await model.infer(picture, 10)).output[0]))
+
+    async def scenario() -> None:
+        engine = Engine(fast, Metrics())
+        model = await engine.model(None, "classify")
+        assert (model.runtime, model.choosing) == ("torch-cpu-float32", True)
+        first = float((await model.infer(picture, 10)).output[0])
+        await asyncio.to_thread(asked.wait, 10)
+        answers: list[list[float]] = [[] for _ in range(20)]
+        asking = asyncio.gather(*(asks(model, seen) for seen in answers))
+        await asyncio.sleep(0.02)
+        go.set()
+        await asking
+        assert (model.runtime, model.choosing) == ("chosen", False)
+        for seen in answers:
+            assert seen[:-1] == [pytest.approx(first, abs=1e-5)] * (len(seen) - 1)
+            assert seen[-1] == 7
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_choice_that_fails_leaves_torch_serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Choice, "made", made)
+
+    async def scenario() -> None:
+        engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
+        model = await engine.model(None, "classify")
+        await until(lambda: not model.choosing)
+        assert model.runtime == "torch-cpu-float32"
+        assert (await model.infer(torch.zeros(1, 16, 16), 10)).output.shape == (10,)
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_service_that_stops_chooses_no_more(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+
+    def made(choice: Choice, reference: Runtime, pictures: Path, turn: Turn) -> None:
+        for number in range(10_000):
+            turn(lambda number=number: turns.append(number))  # type: ignore[misc]
+            time.sleep(0.001)
+        pytest.fail("it went on to its end")
+
+    monkeypatch.setattr(Choice, "made", made)
+
+    async def scenario() -> None:
+        engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
+        model = await engine.model(None, "classify")
+        await until(lambda: bool(turns))
+        await engine.stop()
+        assert model.runtime == "torch-cpu-float32"
 
     asyncio.run(scenario())
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app import encoding
-from app.engine import run_filled
 from app.generation import between
+from app.loading import run_filled
 from app.main import create_app
 from app.parts import DECODER, DECODER_ROWS
 from app.settings import PROJECT, Settings

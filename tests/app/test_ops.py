@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings import PROJECT, Settings
 from tests.app import bad_inputs
 from tests.app.conftest import BASE_URL
 from tests.app.test_process import serving
+from tests.conftest import encode, photo
 
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 
@@ -39,7 +42,7 @@ def test_probes(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "live", "models": {}}
     ready = client.get("/health/ready").json()
     assert ready["status"] == "ready"
-    assert "efficientnet-lite0" in ready["models"]
+    assert {"efficientnet-lite0", "centerface", "face-embedder"} <= ready["models"].keys()
 
 
 def test_not_ready_before_the_weights_are_loaded() -> None:
@@ -47,6 +50,21 @@ def test_not_ready_before_the_weights_are_loaded() -> None:
     response = client.get("/health/ready")
     assert (response.status_code, response.json()["type"]) == (503, "urn:vestibule:problem:not-ready")
     assert client.get("/health/live").status_code == 200
+
+
+def test_a_face_pair_that_is_there_but_not_whole_is_not_ready_and_the_rest_serves(tmp_path: Path) -> None:
+    for name in ("lenet5-mnist", "centerface"):
+        (tmp_path / name).symlink_to(PROJECT / "weights" / name)
+    settings = Settings(weights=tmp_path, default_classifier="lenet5-mnist")
+    with TestClient(create_app(settings), base_url=BASE_URL) as whole:
+        assert whole.get("/health/ready").json()["models"].keys() == {"lenet5-mnist", "centerface"}
+    shutil.copytree(PROJECT / "weights" / "face-embedder", tmp_path / "face-embedder")
+    (tmp_path / "face-embedder" / "model.safetensors").write_bytes(b"not weights")
+    with TestClient(create_app(settings), base_url=BASE_URL) as broken:
+        refused = broken.get("/health/ready")
+        assert (refused.status_code, refused.json()["detail"]) == (503, "not loaded: face-embedder")
+        picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
+        assert broken.post("/classify", **picture).status_code == 200  # type: ignore[arg-type]
 
 
 def test_models_are_listed_with_their_cards(client: TestClient) -> None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from models import checkpoint
-from models.card import Metric, ModelCard, Training
+from models.card import Metric, ModelCard, Tolerance, Training
 from models.checkpoint import CheckpointError
 from models.preprocess import Preprocess
 from models.registry import build
@@ -39,6 +39,13 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
     card = changed(training=TRAINING, metrics=(metric,), temperature=1 / 3, tta="flip")
     checkpoint.write_card(tmp_path, card)
     assert checkpoint.read_card(tmp_path) == card
+
+
+def test_a_card_that_says_nothing_of_tolerance_tolerates_what_was_tolerated_then(tmp_path: Path) -> None:
+    assert "tolerance" not in json.loads((GOLDEN / "card.json").read_text())
+    assert checkpoint.read_card(GOLDEN).tolerance == Tolerance(top1=0.995, probability=0.02, direction=0.001)
+    checkpoint.write_card(tmp_path, changed(tolerance={"direction": 0.1}))
+    assert checkpoint.read_card(tmp_path).tolerance == Tolerance(direction=0.1)
 
 
 def test_saving_returns_the_card_as_it_will_be_read(tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import choice, compiled
-from models.choice import Verdict, compare, disagreement, prepare, windows
+from models import choice, compiled, timing
+from models.card import Tolerance
+from models.choice import Choice, Verdict, compare, disagreement, windows
+from models.compiled import OpenVinoRuntime
 from models.preprocess import Preprocess
 from models.registry import build
+from models.runtime import Runtime, TorchRuntime
+
+T = TypeVar("T")
 
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
+TOLERANCE = Tolerance()
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -51,25 +59,25 @@ def test_without_pictures_there_are_none(tmp_path: Path) -> None:
 
 def test_logits_agree_as_probabilities() -> None:
     expected = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    assert disagreement(expected, expected + 5, "logits") is None  # a softmax does not see it
-    assert disagreement(expected, expected * 1.01, "logits") is None
-    assert "a probability differs by 0.1012" in (disagreement(expected, expected * 2, "logits") or "")
+    assert disagreement(expected, expected + 5, "logits", TOLERANCE) is None  # a softmax does not see it
+    assert disagreement(expected, expected * 1.01, "logits", TOLERANCE) is None
+    assert "a probability differs by 0.1012" in (disagreement(expected, expected * 2, "logits", TOLERANCE) or "")
     assert "the same in 50.00%" in (
-        disagreement(expected, expected.flip(1) * torch.tensor([[1.0], [-1.0]]), "logits") or ""
+        disagreement(expected, expected.flip(1) * torch.tensor([[1.0], [-1.0]]), "logits", TOLERANCE) or ""
     )
-    assert disagreement(expected, expected * float("nan"), "logits") == "an answer is not finite"
+    assert disagreement(expected, expected * float("nan"), "logits", TOLERANCE) == "an answer is not finite"
 
 
 def test_vectors_agree_as_directions() -> None:
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert disagreement(expected, expected * 7, "vectors") is None
-    assert disagreement(expected, expected + 0.01, "vectors") is None
-    assert "cosine of 0.995" in (disagreement(expected, expected + 0.1, "vectors") or "")
+    assert disagreement(expected, expected * 7, "vectors", TOLERANCE) is None
+    assert disagreement(expected, expected + 0.01, "vectors", TOLERANCE) is None
+    assert "cosine of 0.995" in (disagreement(expected, expected + 0.1, "vectors", TOLERANCE) or "")
 
 
 def test_the_fastest_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(choice, "perf_counter", clock)
+    monkeypatch.setattr(timing, "perf_counter", clock)
     shown = windows(EXAMPLES, GREY)
     reference = Pretended("torch", clock, seconds=2)
     candidates = {
@@ -77,45 +85,100 @@ def test_the_fastest_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         "faster but wrong": Pretended("faster but wrong", clock, change=3.0),
         "slow": Pretended("slow", clock, seconds=4),
     }
-    verdict = compare(reference, candidates, shown, "vectors")
+    verdict = compare(reference, candidates, shown, "vectors", TOLERANCE)
     assert verdict.fastest == "fast"
     assert set(verdict.seconds) == {"torch", "fast", "slow"}
     assert set(verdict.refused) == {"faster but wrong"}
     assert verdict.seconds["slow"] == pytest.approx(4 * (1 + 1 / 16))
-    assert set(compare(reference, {"slow": candidates["slow"]}, shown, "vectors", own=False).seconds) == {"slow"}
-    alone = compare(reference, {"wrong": candidates["faster but wrong"]}, shown, "vectors", own=False)
+    assert set(compare(reference, {"slow": candidates["slow"]}, shown, "vectors", TOLERANCE, own=False).seconds) == {
+        "slow"
+    }
+    alone = compare(reference, {"wrong": candidates["faster but wrong"]}, shown, "vectors", TOLERANCE, own=False)
     assert (alone.fastest, list(alone.refused)) == ("torch", ["wrong"])
+
+
+def test_what_is_tolerated_is_the_cards_to_say() -> None:
+    expected = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    assert disagreement(expected, expected * 2, "logits", Tolerance(probability=0.11)) is None
+    assert disagreement(expected, -expected, "logits", Tolerance(probability=1, top1=0)) is None
+    assert disagreement(expected, expected + 0.1, "vectors", Tolerance(direction=0.01)) is None
+    assert "a probability" in (disagreement(expected, expected * 1.01, "logits", Tolerance(probability=1e-5)) or "")
+
+
+def chosen(
+    module: nn.Module,
+    folder: Path,
+    wanted: choice.Wanted = "openvino-f32",
+    tolerance: Tolerance = TOLERANCE,
+    pictures: Path = EXAMPLES,
+    turn: timing.Turn = timing.at_once,
+) -> tuple[Runtime, Verdict | None]:
+    reference = TorchRuntime(module, torch.device("cpu"))
+    return Choice(module, GREY, "logits", tolerance, "weights", folder, wanted).made(reference, pictures, turn)
 
 
 def test_a_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module = build("lenet5-relu", {})
     images = windows(EXAMPLES, GREY)[:5]
-
-    def choose(key: str = "weights", wanted: choice.Wanted = "openvino-f32") -> tuple[str, Verdict | None, Tensor]:
-        ready, verdict = prepare(module, GREY, "logits", key, EXAMPLES, tmp_path, wanted)
-        return ready.name, verdict, ready(images)
-
-    name, verdict, answers = choose()
-    assert name == "openvino-cpu-f32"
+    ready, verdict = chosen(module, tmp_path)
+    assert ready.name == "openvino-cpu-f32"
     assert verdict is not None
     assert not verdict.refused
     assert len(list(tmp_path.glob("*.json"))) == 1
-    torch.testing.assert_close(answers, choose(wanted="torch")[2], rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(choice, "compare", lambda *_, **__: pytest.fail("it was compared already"))
-    again = choose()
-    assert again[:2] == (name, verdict)
-    assert torch.equal(again[2], answers)
-    monkeypatch.undo()
+    answers = ready(images)
+    with torch.inference_mode():
+        torch.testing.assert_close(answers, module.eval()(images), rtol=1e-4, atol=1e-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(choice, "compare", lambda *_, **__: pytest.fail("it was compared already"))
+        again, kept = chosen(module, tmp_path)
+        assert (again.name, kept) == (ready.name, verdict)
+        assert torch.equal(again(images), answers)
+    assert chosen(module, tmp_path, tolerance=Tolerance(probability=0.5))[0].name == ready.name
+    assert len(list(tmp_path.glob("*.json"))) == 2  # more was tolerated: another question
     for path in tmp_path.glob("*.json"):
         path.write_text("{")
-    assert choose()[0] == name
+    assert chosen(module, tmp_path)[0].name == ready.name
+
+
+def test_the_networks_run_in_turn_and_are_made_ready_out_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    within = False
+    batches: list[tuple[bool, int]] = []
+    torch_answers, openvino_answers = TorchRuntime.__call__, OpenVinoRuntime.__call__
+
+    def one_by_one(work: Callable[[], T]) -> T:
+        nonlocal within
+        within = True
+        try:
+            return work()
+        finally:
+            within = False
+
+    def noted(answers: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+        def call(runtime: Any, batch: Tensor) -> Tensor:
+            batches.append((within, len(batch)))
+            return answers(runtime, batch)
+
+        return call
+
+    monkeypatch.setattr(TorchRuntime, "__call__", noted(torch_answers))
+    monkeypatch.setattr(OpenVinoRuntime, "__call__", noted(openvino_answers))
+    made = OpenVinoRuntime.__init__
+
+    def watched(*given: Any, **named: Any) -> None:
+        assert not within
+        made(*given, **named)
+
+    monkeypatch.setattr(OpenVinoRuntime, "__init__", watched)
+    chosen(build("lenet5-relu", {}), tmp_path, turn=one_by_one)
+    assert {turn for turn, _ in batches} == {True}
+    assert max(size for _, size in batches) == choice.AT_ONCE
 
 
 def test_what_does_not_agree_does_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "disagreement", lambda *_: "too far")
     for _ in range(2):  # the second by the verdict that was kept
-        ready, verdict = prepare(build("lenet5-relu", {}), GREY, "logits", "w", EXAMPLES, tmp_path, "openvino-f32")
+        ready, verdict = chosen(build("lenet5-relu", {}), tmp_path)
         assert ready.name == "torch-cpu-float32"
         assert verdict is not None
         assert verdict.refused == {"openvino-cpu-f32": "too far"}
@@ -126,10 +189,9 @@ def test_torch_serves_where_there_is_nothing_to_compare_on_or_with(
 ) -> None:
     module = build("lenet5-relu", {})
     (tmp_path / "empty").mkdir()
-    ready, _ = prepare(module, GREY, "logits", "w", tmp_path / "empty", tmp_path, "auto")
-    assert ready.name == "torch-cpu-float32"
+    assert chosen(module, tmp_path, "auto", pictures=tmp_path / "empty")[1] is None
     monkeypatch.setattr(compiled, "precisions", lambda: ("f32",))
-    ready, _ = prepare(module, GREY, "logits", "w", EXAMPLES, tmp_path, "openvino-bf16")
-    assert ready.name == "torch-cpu-float32"
+    assert chosen(module, tmp_path, "openvino-bf16")[0].name == "torch-cpu-float32"
+    assert chosen(module, tmp_path, "torch")[1] is None
+    assert not Choice(module, GREY, "logits", TOLERANCE, "weights", tmp_path, "torch").is_open
     assert not list(tmp_path.glob("*.json"))
-    assert prepare(module, GREY, "logits", "w", EXAMPLES, tmp_path, "torch")[1] is None

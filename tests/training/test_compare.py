@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from models.registry import build
 from models.tta import Tta
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
 from training import compare
-from training.cost import interleaved_medians, macs
+from training.cost import macs
 from training.drawing import COLOURS, Dot, blank, place_labels
 from training.errors import DataError
 from training.evaluate import cli
@@ -115,24 +113,6 @@ def test_macs_agree_with_the_paper_of_resnet() -> None:
     with torch.device("meta"):
         module = build("resnet50").eval()
     assert macs(module, (3, 224, 224)) == pytest.approx(4.1e9, rel=0.02)  # He et al. 2016: 3.8, stride in the 1x1
-
-
-def test_latencies_are_medians_of_calls_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = 0.0, []
-
-    def call(name: str, seconds: Callable[[], float]) -> Callable[[], None]:
-        def run() -> None:
-            nonlocal now
-            calls.append(name)
-            now += seconds()
-
-        return run
-
-    monkeypatch.setattr("training.cost.time", SimpleNamespace(perf_counter=lambda: now))
-    # One call in five, and all of the warm-up, are slow.
-    slow = {"a": call("a", lambda: 9.0 if len(calls) < 7 or len(calls) % 10 == 9 else 1.0), "b": call("b", lambda: 2.0)}
-    assert interleaved_medians(slow, rounds=5) == {"a": 1.0, "b": 2.0}
-    assert calls == ["a", "b"] * 8
 
 
 def test_the_command_writes_table_and_plot(zoo: Path, folders: Path) -> None:

@@ -1,0 +1,84 @@
+"""A model that is loaded: its queue, and the runtime that answers for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from torch import Tensor
+
+from app import loading
+from app.batcher import Batched, Batcher, Expired, QueueFull, Stopped
+from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.loading import Prepared
+from app.metrics import Metrics
+from app.settings import Settings
+from models.runtime import Runtime
+
+
+class Runner:
+    """What a batcher runs: whichever runtime is the model's when a batch begins, on the compute thread."""
+
+    def __init__(self, prepared: Prepared, compute: Executor, metrics: Metrics):
+        self.runtime: Runtime = prepared.runtime
+        self._part = prepared.part
+        self._name = prepared.card.name
+        self._compute = compute
+        self._metrics = metrics
+
+    async def __call__(self, items: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of the items, in their order."""
+        clock = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._compute, loading.run, self._part, self.runtime, items)
+        self._metrics.computed.labels(self._name).observe(time.perf_counter() - clock)
+        self._metrics.batch_size.labels(self._name).observe(len(items))
+        return outputs
+
+
+class LoadedModel:
+    """A model or a part of one, warm, behind its own queue; `dimensions` is how many numbers, or maps, it answers with.
+
+    `choosing`: whether a faster runtime than that which answers is still looked for.
+    """
+
+    def __init__(self, prepared: Prepared, dimensions: int, runner: Runner, settings: Settings, metrics: Metrics):
+        self.card = prepared.card
+        self.dimensions = dimensions
+        self.choosing = False
+        self._runner = runner
+        self._batcher = Batcher(runner, prepared.part.rows or settings.max_batch, settings.queue_size)
+        self._metrics = metrics
+
+    @property
+    def runtime(self) -> str:
+        """The name of what answers."""
+        return self._runner.runtime.name
+
+    def switch(self, runtime: Runtime) -> None:
+        """From the next batch on this one answers."""
+        self._runner.runtime = runtime
+
+    async def infer(self, item: Tensor, wait_s: float) -> Batched[Tensor]:
+        """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
+
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady.
+        """
+        try:
+            batched = await self._batcher.submit(item, wait_s)
+        except QueueFull as error:
+            self._metrics.shed.labels("queue").inc()
+            raise Overloaded(f"the queue of {self.card.name} is full", {"Retry-After": "1"}) from error
+        except Expired as error:
+            raise DeadlineExceeded(f"{self.card.name} was not free within {wait_s:.0f} s") from error
+        except Stopped as error:
+            raise NotReady("the service is stopping") from error
+        self._metrics.queued.labels(self.card.name).observe(batched.queued_s)
+        return batched
+
+    async def stop(self) -> None:
+        """Answer what waits, then take no more."""
+        await self._batcher.stop()

@@ -1,0 +1,91 @@
+"""From a model's folder to a part of it that answers, and how a batch goes through that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import UnknownModel
+from app.parts import FEATURES, WHOLE, Part
+from app.settings import Settings
+from models import checkpoint, runtime
+from models.card import ModelCard
+from models.choice import Choice, Kind
+from models.runtime import Runtime
+
+# What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
+# a detector's, whose maps are large.
+MOST_PIXELS = 32 * 256 * 256
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model or a part of it, on torch, and what there is to choose instead; None: nothing."""
+
+    card: ModelCard
+    part: Part
+    runtime: Runtime
+    choice: Choice | None
+
+
+def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Prepared:
+    """Read the weights that the card is of.
+
+    Raises:
+        CheckpointError: the files do not fit together, or hold another card by now. UnknownModel: no such part.
+    """
+    module, found = checkpoint.load(folder)
+    if found != card:
+        raise checkpoint.CheckpointError(f"{folder}: the card is not the one that was read before")
+    if not part.fits(module):
+        raise UnknownModel(f"{card.name} has no {part.name}")
+    network = part.cut(module)
+    choice = _choice(network, card, part, settings)
+    return Prepared(card, part, runtime.prepare(network), choice if choice and choice.is_open else None)
+
+
+def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> Choice | None:
+    """Where pictures have one shape and answers are compared; torch serves all else."""
+    if (card.task, part) not in {("classify", WHOLE), ("classify", FEATURES), ("embed", WHOLE)}:
+        return None
+    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
+    key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
+    return Choice(network, card.preprocess, kind, card.tolerance, key, folder, settings.runtime)
+
+
+def dimensions(prepared: Prepared) -> int:
+    """How many numbers, or maps, an item is answered with, by running it once: so no user pays for the first call."""
+    (answer,) = run_filled(prepared.part, prepared.runtime, [torch.zeros(prepared.part.example(prepared.card))])
+    return answer.shape[0]
+
+
+def run(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
+    """The part's output for each item, in their order."""
+    return run_shaped(ready, items) if part.rows is None else run_filled(part, ready, items)
+
+
+def run_shaped(ready: Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """The network's output for each picture, in their order; pictures of one shape go through together."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        shapes.setdefault(picture.shape, []).append(index)
+    outputs: dict[int, Tensor] = {}
+    for shape, indices in shapes.items():
+        size = max(1, MOST_PIXELS // (shape[-2] * shape[-1]))
+        for first in range(0, len(indices), size):
+            group = indices[first : first + size]
+            outputs |= zip(group, ready(torch.stack([pictures[index] for index in group])), strict=True)
+    return [outputs[index] for index in range(len(pictures))]
+
+
+def run_filled(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
+    """The part's output for each of at most `part.rows` items of one shape; zeros fill the batch."""
+    missing = (part.rows or 0) - len(items)
+    batch = torch.stack([*items, *(torch.zeros_like(items[0]) for _ in range(missing))])
+    with runtime.one_thread() if part.exact else nullcontext():
+        return list(ready(batch)[: len(items)])
