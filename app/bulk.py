@@ -59,7 +59,7 @@ class BulkJobs:
             while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None)):
                 await self._ask(partial(self._jobs.append, job, chunk))
             job = await self._ask(lambda: self._jobs.ready(job))
-        except Exception:
+        except BaseException:  # also of a client that left
             await self._ask(lambda: self._jobs.abandon(job))
             raise
         self._sent.set()

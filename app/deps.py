@@ -35,7 +35,7 @@ class Admission:
             Overloaded: there is none.
         """
         if self._free <= 0:
-            self._metrics.shed.labels("admission").inc()
+            self._metrics.shed.labels("admission", "").inc()
             raise Overloaded("as many requests as fit are under way", {"Retry-After": "1"})
         self._free -= 1
         self._metrics.in_flight.inc()

@@ -8,7 +8,6 @@ from app.body import Pictures
 from app.bulk import BulkJobs
 from app.engine import LoadedModel
 from app.errors import NoFace
-from app.faces import Faces
 from app.gallery_schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -40,13 +39,14 @@ from index.records import Collection, CountedSubject
 class Galleries:
     """The use cases over one gallery; those that compare are `recognition`'s, those of bulk jobs `jobs`'."""
 
-    def __init__(self, inference: Inference, faces: Faces, gallery: EmbeddedGallery):
-        self._pipeline = Pipeline(inference, faces)
+    def __init__(self, inference: Inference, gallery: EmbeddedGallery):
+        self._pipeline = Pipeline(inference)
+        background = Pipeline(inference.in_bulk())
         self._ask = self._pipeline.ask
         self._gallery = gallery
         self.recognition = Recognition(self._pipeline, gallery)
-        self.jobs = BulkJobs(self._pipeline, gallery)
-        self.reembedder = Reembedder(self._pipeline, gallery)
+        self.jobs = BulkJobs(background, gallery)
+        self.reembedder = Reembedder(background, gallery)
 
     async def create(self, name: str, asked: NewCollection) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.batcher import Batched
+from app.batcher import Batched, Lane
 from app.body import Pictures
 from app.engine import Engine, LoadedModel
 from app.errors import DeadlineExceeded, VestibuleError, problem
@@ -24,14 +24,20 @@ T = TypeVar("T")
 
 
 class Inference:
-    """The way from a request's bytes to a network's output, over one engine."""
+    """The way from bytes to a network's output, over one engine, in one of its lanes."""
 
-    def __init__(self, settings: Settings, engine: Engine):
+    def __init__(self, settings: Settings, engine: Engine, lane: Lane = "interactive"):
         self.engine = engine
+        self._settings = settings
+        self._lane: Lane = lane
         self._deadline_s = settings.deadline_s
         self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
         # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
         self._places = min(2 * settings.max_batch, settings.queue_size)
+
+    def in_bulk(self) -> Inference:
+        """The same for work in the background, which lets those go first who wait for an answer."""
+        return Inference(self._settings, self.engine, "bulk")
 
     def room(self) -> asyncio.Semaphore:
         """For what is queued at once by all that share it."""
@@ -96,7 +102,7 @@ class Inference:
 
         async def infer(picture: Tensor) -> Batched[Tensor]:
             async with places:
-                return await model.infer(picture, self._deadline_s)
+                return await model.infer(picture, self._deadline_s, self._lane)
 
         results = await asyncio.gather(*(infer(picture) for picture in pictures))
         for result in results:

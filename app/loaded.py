@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from torch import Tensor
 
 from app import loading
-from app.batcher import Batched, Batcher, Expired, QueueFull, Stopped
+from app.batcher import Batched, Batcher, Expired, Lane, QueueFull, Stopped
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.loading import Prepared
 from app.metrics import Metrics
@@ -61,22 +61,28 @@ class LoadedModel:
         """From the next batch on this one answers."""
         self._runner.runtime = runtime
 
-    async def infer(self, item: Tensor, wait_s: float) -> Batched[Tensor]:
+    async def infer(self, item: Tensor, wait_s: float, lane: Lane = "interactive") -> Batched[Tensor]:
         """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady.
         """
+        name = self.card.name
         try:
-            batched = await self._batcher.submit(item, wait_s)
+            with self._metrics.queue_depth.labels(name).track_inprogress():
+                batched = await self._batcher.submit(item, wait_s, lane)
+        except asyncio.CancelledError:
+            self._metrics.cancelled.labels(name).inc()
+            raise
         except QueueFull as error:
-            self._metrics.shed.labels("queue").inc()
-            raise Overloaded(f"the queue of {self.card.name} is full", {"Retry-After": "1"}) from error
+            self._metrics.shed.labels("queue", name).inc()
+            raise Overloaded(f"the queue of {name} is full", {"Retry-After": "1"}) from error
         except Expired as error:
-            raise DeadlineExceeded(f"{self.card.name} was not free within {wait_s:.0f} s") from error
+            self._metrics.shed.labels("deadline", name).inc()
+            raise DeadlineExceeded(f"{name} was not free within {wait_s:.0f} s") from error
         except Stopped as error:
             raise NotReady("the service is stopping") from error
-        self._metrics.queued.labels(self.card.name).observe(batched.queued_s)
+        self._metrics.queued.labels(name).observe(batched.queued_s)
         return batched
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import errors, images
 from app.body import BodyLimit
+from app.departure import Departure
 from app.deps import Admission
 from app.engine import Engine
 from app.faces import Faces
@@ -38,15 +39,13 @@ def create_app(settings: Settings) -> FastAPI:
     images.own_limits()
     figures = Metrics()
     engine = Engine(settings, figures)
-
     inference = Inference(settings, engine)
-    of_faces = Faces(inference)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
         gallery = EmbeddedGallery(settings.state / "gallery")
-        app.state.galleries = Galleries(inference, of_faces, gallery)
+        app.state.galleries = Galleries(inference, gallery)
         upkeep = Upkeep(gallery, settings.upkeep_s)
         upkeep.start()
         yield
@@ -65,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = engine
     app.state.metrics = figures
     app.state.services = Services(inference)
-    app.state.faces = of_faces
+    app.state.faces = Faces(inference)
     app.state.generation = Generation(inference)
     app.state.restoration = Restoration(settings, inference)
     app.state.admission = Admission(settings.max_requests, figures)
@@ -73,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models, ops):
         app.include_router(routes.router)
     # The last added is the outermost.
+    app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Door, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
     app.add_middleware(Observe, metrics=figures)

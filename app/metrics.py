@@ -28,7 +28,21 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge("vestibule_requests_in_flight", "Admitted and not yet answered", registry=self.registry)
-        self.shed = Counter("vestibule_shed", "Requests and pictures answered 429", ["where"], registry=self.registry)
+        self.shed = Counter(
+            "vestibule_shed",
+            "Refused for want of room: requests at the door (admission), pictures by a model (queue, deadline, memory)",
+            ["where", "model"],
+            registry=self.registry,
+        )
+        self.cancelled = Counter(
+            "vestibule_cancelled",
+            "Pictures whose caller left, or whose time was over, before the model had answered",
+            ["model"],
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "vestibule_queue_depth", "Pictures that wait for the model or are in it", ["model"], registry=self.registry
+        )
         self.batch_size = Histogram(
             "vestibule_batch_size", "Pictures run together", ["model"], buckets=_SIZES, registry=self.registry
         )

@@ -16,6 +16,8 @@ from app.errors import VestibuleError, problem_response
 from app.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# What is noted of a request whose client did not wait for an answer, as nginx has it.
+CLIENT_LEFT = 499
 _QUIET = ("/health/live", "/health/ready", "/metrics")
 
 log = structlog.get_logger()
@@ -73,7 +75,7 @@ class Observe:
                 if not status:
                     await problem_response(VestibuleError())(scope, receive, observed)
             finally:
-                self._note(scope, status, time.perf_counter() - started)
+                self._note(scope, status or CLIENT_LEFT, time.perf_counter() - started)
 
     def _note(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         # The route's template, never the path: a label's values must not grow with what clients think of.

@@ -54,10 +54,10 @@ class Seen:
 class Pipeline:
     """What the use cases of the gallery share: its answers, and what a collection's embedder makes of a picture."""
 
-    def __init__(self, inference: Inference, faces: Faces):
+    def __init__(self, inference: Inference):
         self.inference = inference
         self.engine = inference.engine
-        self._faces = faces
+        self._faces = Faces(inference)
 
     async def ask(self, question: Callable[[], T]) -> T:
         """What the gallery answers, off the event loop.

@@ -203,6 +203,45 @@ def test_outputs_are_the_networks_own(settings: Settings) -> None:
     asyncio.run(scenario())
 
 
+class Noting:
+    """A runtime that notes whose batch it ran, and how large it was."""
+
+    def __init__(self, name: str, batches: list[tuple[str, int]], gate: threading.Event):
+        self.name, self._batches, self._gate = name, batches, gate
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        self._batches.append((self.name, len(batch)))
+        assert self._gate.wait(10)
+        return torch.zeros(len(batch), 10)
+
+
+def test_a_flooded_model_does_not_starve_another(settings: Settings) -> None:
+    tiny_model(settings.weights, "other")
+    batches: list[tuple[str, int]] = []
+
+    async def scenario() -> None:
+        engine = Engine(settings.model_copy(update={"max_batch": 4}), Metrics())
+        picture, gate = torch.zeros(1, 16, 16), threading.Event()
+        models = {name: await engine.model(name, "classify") for name in ("tiny", "other")}
+        for name, model in models.items():
+            model.switch(Noting(name, batches, gate))
+        flood = [asyncio.create_task(models["tiny"].infer(picture, 10)) for _ in range(400)]
+        await until(lambda: len(batches) == 1)
+        few = [asyncio.create_task(models["other"].infer(picture, 10)) for _ in range(12)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*few)
+        assert not all(task.done() for task in flood)
+        await asyncio.gather(*flood)
+        await engine.stop()
+
+    asyncio.run(scenario())
+    # The flood's first was alone with the compute thread; from then on they take turns, batch by batch.
+    turns = [name for name, _ in batches]
+    last = max(index for index, name in enumerate(turns) if name == "other")
+    assert turns[: last + 1] == ["tiny", "other", "tiny", "other", "tiny", "other"]
+
+
 def test_a_full_queue_and_a_passed_deadline_have_their_errors(settings: Settings) -> None:
     async def scenario() -> None:
         engine = Engine(settings.model_copy(update={"queue_size": 2, "max_batch": 1}), Metrics())

@@ -18,8 +18,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app import bulk, reembedding
+from app.batcher import Lane
 from app.errors import DamagedImage, Overloaded
 from app.gallery_schemas import NewEmbedder
+from app.loaded import LoadedModel
 from app.main import create_app
 from app.pipeline import Pipeline
 from app.settings import PROJECT, Settings
@@ -184,6 +186,28 @@ def test_the_same_people_are_found_before_meanwhile_and_after(gallery: TestClien
     while gallery.get(f"/erasures/{now['erasure']}").json()["status"] != "erased":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes: set[tuple[str, str]] = set()
+    infer = LoadedModel.infer
+
+    async def noted(self: LoadedModel, item: torch.Tensor, wait_s: float, lane: Lane) -> Any:
+        lanes.add((self.card.name, lane))
+        return await infer(self, item, wait_s, lane)
+
+    monkeypatch.setattr(LoadedModel, "infer", noted)
+    enrol(gallery, "eileen")
+    assert lanes == {("centerface", "interactive"), ("face-embedder", "interactive")}
+    lanes.clear()
+    finished(gallery, send(gallery, zipped({"grace/1.png": encode(picture("grace"))}), ZIP))
+    assert lanes == {("centerface", "bulk"), ("face-embedder", "bulk")}
+    lanes.clear()
+    gallery.post("/collections/doors/reembed", json={"embedder": "better"})
+    switched(gallery)
+    assert lanes == {("better", "bulk")}
 
 
 def test_without_crops_it_says_what_is_needed(service: TestClient) -> None:

@@ -1,0 +1,78 @@
+"""A client that left is not worked for: what its request was about to do is cancelled, and its place is free."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Departure:
+    """Pure ASGI. Notices that the client leaves while its request is worked on, which the framework does not.
+
+    What a request has begun off the event loop, as to write to the ledger, goes on to its end.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; return without an answer where nobody waits for one any more."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        line = _Line(receive, whole=_is_without_body(scope))
+        left = asyncio.create_task(line.left())
+
+        async def told(message: Message) -> None:
+            left.cancel()  # what was to be computed is
+            await send(message)
+
+        work = asyncio.ensure_future(self.app(scope, line.receive, told))
+        try:
+            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            if left.done() and not left.cancelled():
+                work.cancel()
+            await asyncio.wait([work])
+        finally:
+            left.cancel()
+            work.cancel()
+        if not work.cancelled():
+            work.result()
+
+
+class _Line:
+    """From the client. Nobody listens ahead of the application: a body is not read before that asks for it."""
+
+    def __init__(self, receive: Receive, *, whole: bool):
+        self._receive = receive
+        self._empty = whole
+        self._whole, self._gone = asyncio.Event(), asyncio.Event()
+        if whole:
+            self._whole.set()
+
+    async def receive(self) -> Message:
+        """The next part of the body; after the last one, that the client left."""
+        if self._empty:
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
+        if self._whole.is_set():
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._whole.set()
+        return message
+
+    async def left(self) -> None:
+        """Return when the client, whose request is whole, has left."""
+        await self._whole.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone.set()
+
+
+def _is_without_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
