@@ -165,12 +165,12 @@ class BulkJobs:
             Overloaded, DeadlineExceeded, NotReady: of all of them nothing could be seen.
         """
         collection = await self._ask(lambda: self._gallery.collection(job.collection))
-        model = await self._pipeline.model(collection)
+        sight = await self._pipeline.model(collection)
         params = EnrolParams(max_faces=job.settings["max_faces"], quality_gate=job.settings["quality_gate"])
 
         async def one(item: Item) -> Found | None:
             try:
-                seen = await self._pipeline.seen(model, item.data, Timings())
+                seen = await self._pipeline.seen(sight, item.data, Timings())
                 if not seen:
                     raise NoFace("no face was found")
             except TRANSIENT:

@@ -7,19 +7,21 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import structlog
 
-from app import loading
-from app.errors import NotReady, UnknownModel
+from app import cards, loading
+from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.loaded import LoadedModel, Runner
+from app.loading import Prepared
 from app.metrics import Metrics
-from app.parts import FEATURES, WHOLE, Part
+from app.parts import FEATURES, WHOLE, Part, first_part
 from app.settings import Settings
-from models import checkpoint
+from app.shelf import Shelf
 from models.card import ModelCard
 from models.choice import Choice
 from models.registry import Task
@@ -32,10 +34,23 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 STORE_THREADS = 8
+BYTES = 4  # of a parameter
 
 
 class _Abandoned(Exception):
-    """The service stops before a runtime is chosen."""
+    """The service stops, or the model is let go of, before a runtime is chosen."""
+
+
+Change = Literal["added", "reloaded", "unchanged", "removed"]
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What became of a model that was asked to be read anew; the cards are None where there was none, or is none."""
+
+    change: Change
+    before: ModelCard | None
+    now: ModelCard | None
 
 
 class Engine:
@@ -44,8 +59,11 @@ class Engine:
     def __init__(self, settings: Settings, metrics: Metrics):
         self._settings = settings
         self._metrics = metrics
-        self._folders = _read_cards(settings.weights)
-        self._loads: dict[str, asyncio.Task[LoadedModel]] = {}
+        self._folders = cards.read_all(settings.weights)
+        kept = (settings.default_classifier, settings.default_detector, settings.default_embedder)
+        budget = None if settings.model_memory_mb is None else settings.model_memory_mb * 2**20
+        self.shelf = Shelf(budget, [(name, WHOLE.name) for name in kept], metrics)
+        self._reloading = asyncio.Lock()
         self._choices: set[asyncio.Task[None]] = set()
         self._stopping = False
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
@@ -81,12 +99,7 @@ class Engine:
 
     def parts(self, name: str) -> list[LoadedModel]:
         """What of the model is loaded now."""
-        keys = [key for key in self._loads if key.partition(":")[0] == name]
-        return [model for model in map(self._ready, keys) if model]
-
-    def _ready(self, key: str) -> LoadedModel | None:
-        load = self._loads.get(key)
-        return load.result() if load and load.done() and not load.cancelled() and not load.exception() else None
+        return self.shelf.parts(name)
 
     @property
     def required(self) -> list[tuple[str, Task]]:
@@ -113,11 +126,11 @@ class Engine:
     async def stop(self) -> None:
         """Answer what waits, then let go of everything."""
         self._stopping = True
-        for load in list(self._loads.values()):
-            await asyncio.wait([load])
-        for key in list(self._loads):
-            if model := self._ready(key):
-                await model.stop()
+        async with self._reloading:
+            for load in self.shelf.loads():
+                await asyncio.wait([load])
+        for model in self.shelf.alive():
+            await model.stop()
         await asyncio.gather(*self._choices)
         for executor in (self._compute, self._load_thread, self._choose_thread, self._decode, self._store):
             executor.shutdown()
@@ -168,42 +181,130 @@ class Engine:
         Raises:
             UnknownModel: a network without such a part. NotReady: its files do not fit together.
         """
-        key = f"{card.name}:{part.name}"
-        load = self._loads.get(key)
+        key = card.name, part.name
+        load = self.shelf.get(key)
         if load is None:
-            load = self._loads[key] = asyncio.create_task(self._load(card.name, part))
+            load = asyncio.create_task(self._load(card.name, part))
+            self.shelf.put(key, load)
         try:
             # Shielded: a caller that leaves must not take the load from those who wait with it.
             return await asyncio.shield(load)
-        except ValueError as error:  # a CheckpointError, or a card whose preprocessing the network cannot read
-            self._loads.pop(key, None)
+        except Exception as error:
+            self.shelf.drop(key, load)
+            if not isinstance(error, ValueError):
+                raise
+            # A CheckpointError, or a card whose preprocessing the network cannot read.
             log.error("model_refused", model=card.name, error=str(error))
-            raise NotReady(f"the files of {card.name} are not whole") from error
+            raise NotReady(
+                f"the files of {card.name} are not whole, or were exchanged: "
+                f"POST /models/{card.name}/reload says more, and takes them in"
+            ) from error
 
     async def _load(self, name: str, part: Part) -> LoadedModel:
+        load = asyncio.current_task()
+        assert load is not None  # noqa: S101  it is one
+        card, folder = self._folders[name]
+        self.shelf.make_room(card.parameters * BYTES)
+        model, prepared = await self._made(card, folder, part)
+        self.shelf.arrived((name, part.name), load, model)
+        self._begin_choice(model, prepared)
+        return model
+
+    async def _made(self, card: ModelCard, folder: Path, part: Part) -> tuple[LoadedModel, Prepared]:
+        """A part of the model, warm."""
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        card, folder = self._folders[name]
         prepared = await loop.run_in_executor(self._load_thread, loading.prepare, folder, card, part, self._settings)
         dimensions = await loop.run_in_executor(self._compute, loading.dimensions, prepared)
         runner = Runner(prepared, self._compute, self._metrics)
         model = LoadedModel(prepared, dimensions, runner, self._settings, self._metrics)
-        self._metrics.loaded.labels(name, card.version).set(1)
         seconds = round(time.perf_counter() - started, 3)
-        log.info("model_loaded", model=name, part=part.name, version=card.version, seconds=seconds)
-        if prepared.choice is not None:
-            model.choosing = True
-            choosing = asyncio.create_task(self._choose(model, prepared.choice, prepared.runtime))
-            self._choices.add(choosing)
-            choosing.add_done_callback(self._choices.discard)
-        return model
+        log.info("model_loaded", model=card.name, part=part.name, version=card.version, seconds=seconds)
+        return model, prepared
+
+    async def reload(self, name: str) -> Reloaded:
+        """Read what lies in the weights folder under this name by now, and serve that from the next request on.
+
+        It is loaded beside what serves, and checked by running it once; only then it takes over. Who was given the old
+        one goes on with it.
+
+        Raises:
+            NotFound: nothing is there, nor was. ModelRefused: it is not whole, or fits not together. Conflict: without
+            it there would be no default classifier. In all these cases all stays as it was.
+        """
+        # Shielded: it is done wholly or not at all, whether or not somebody waits for that.
+        return await asyncio.shield(asyncio.ensure_future(self._reload(name)))
+
+    async def _reload(self, name: str) -> Reloaded:
+        async with self._reloading:
+            try:
+                reloaded = await self._exchanged(name)
+            except (ModelRefused, Conflict):
+                self._metrics.reloads.labels(name, "refused").inc()
+                raise
+        self._metrics.reloads.labels(name, reloaded.change).inc()
+        log.info("model_reloaded", model=name, change=reloaded.change)
+        return reloaded
+
+    async def _exchanged(self, name: str) -> Reloaded:
+        folder = self._settings.weights / name
+        before, _ = self._folders.get(name, (None, folder))
+        card = await self.stored(lambda: cards.read(folder))
+        if card is None and before is None:
+            raise NotFound(f"there is no model {name!r} in the weights folder")
+        if name == self._settings.default_classifier and (card is None or card.task != "classify"):
+            raise Conflict(f"{name} is the default classifier, and what lies in its place by now is none")
+        if card is None:
+            del self._folders[name]
+            self.shelf.take_off(name)
+            return Reloaded("removed", before, None)
+        if loads := self.shelf.loads(name):
+            await asyncio.wait(loads)
+        fresh = await self._checked(card, folder)
+        # From here on nobody else has a say before all of it is done.
+        if card != before:
+            self.shelf.take_off(name)
+            self._folders = dict(sorted((self._folders | {name: (card, folder)}).items()))
+        for model, prepared in fresh:
+            if model.part not in [part.part for part in self.parts(name)]:
+                self.shelf.add(model)
+                self._begin_choice(model, prepared)
+        change: Change = "added" if before is None else "unchanged" if card == before else "reloaded"
+        return Reloaded(change, before, card)
+
+    async def _checked(self, card: ModelCard, folder: Path) -> list[tuple[LoadedModel, Prepared]]:
+        """What answers for the model, and its parts that are loaded of what is there so far.
+
+        Raises:
+            ModelRefused.
+        """
+        first = first_part(card)
+        made = []
+        for part in dict.fromkeys([first, *(model.part for model in self.parts(card.name))]):
+            try:
+                made.append(await self._made(card, folder, part))
+            except UnknownModel as error:
+                if part == first:
+                    raise ModelRefused(error.detail) from error
+            except (ValueError, RuntimeError) as error:
+                log.error("model_refused", model=card.name, error=str(error))
+                raise ModelRefused(cards.told(error, folder)) from error
+        return made
+
+    def _begin_choice(self, model: LoadedModel, prepared: Prepared) -> None:
+        if prepared.choice is None:
+            return
+        model.choosing = True
+        choosing = asyncio.create_task(self._choose(model, prepared.choice, prepared.runtime))
+        self._choices.add(choosing)
+        choosing.add_done_callback(self._choices.discard)
 
     async def _choose(self, model: LoadedModel, choice: Choice, reference: Runtime) -> None:
         """Let the fastest runtime that agrees with torch answer for the model, which is served meanwhile."""
 
         def turn(work: Callable[[], T]) -> T:
             """Between the batches of those who are served."""
-            if self._stopping:
+            if self._stopping or model.retired:
                 raise _Abandoned
             return self._compute.submit(work).result()
 
@@ -219,22 +320,7 @@ class Engine:
             log.exception("runtime_not_chosen", model=model.card.name)
         else:
             model.switch(runtime)
+            self.shelf.make_room(0)
             figures = verdict.model_dump() if verdict else {}
             log.info("runtime_chosen", model=model.card.name, runtime=runtime.name, **figures)
         model.choosing = False
-
-
-def _read_cards(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
-    """Cards and folders by name; a folder that is refused is told of in the log and is not served."""
-    found: dict[str, tuple[ModelCard, Path]] = {}
-    for path in sorted(weights.glob(f"*/{checkpoint.CARD_FILE}")):
-        try:
-            card = checkpoint.read_card(path.parent)
-        except checkpoint.CheckpointError as error:
-            log.error("model_refused", folder=path.parent.name, error=str(error))
-            continue
-        if card.name != path.parent.name:
-            log.error("model_refused", folder=path.parent.name, error=f"its card is that of {card.name}")
-            continue
-        found[card.name] = (card, path.parent)
-    return found

@@ -105,6 +105,12 @@ class UnknownModel(VestibuleError):
     status, type, title = 422, "unknown-model", "There is no such model"
 
 
+class ModelRefused(Unprocessable):
+    """What lies in the weights folder under that name is no whole model, or not one that can stand there."""
+
+    type, title = "model-refused", "The files of the model are refused"
+
+
 class NoFace(Unprocessable):
     """A picture that must show a face shows none."""
 

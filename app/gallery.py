@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from app.body import Pictures
 from app.bulk import BulkJobs
-from app.engine import LoadedModel
 from app.errors import NoFace
 from app.gallery_schemas import (
     CollectionDetail,
@@ -27,7 +26,7 @@ from app.gallery_schemas import (
 )
 from app.inference import Inference
 from app.observe import Timings
-from app.pipeline import Pipeline, described, gated, new_face, settled
+from app.pipeline import Pipeline, Sight, described, gated, new_face, settled
 from app.recognition import Recognition
 from app.reembedding import Reembedder
 from app.schemas import Failed
@@ -54,13 +53,14 @@ class Galleries:
         Raises:
             UnknownModel; Conflict: there is another of that name.
         """
-        model = await self._pipeline.engine.embedder(asked.embedder)
-        card = model.card
-        fingerprint = await self._pipeline.fingerprint(card)
+        sight = await self._pipeline.sight(asked.embedder)
+        model, fingerprint = sight.model, sight.fingerprint
 
         def make() -> tuple[Collection, bool]:
             try:
-                made = self._gallery.create(name, card.name, fingerprint, model.dimensions, keep_crops=asked.keep_crops)
+                made = self._gallery.create(
+                    name, model.card.name, fingerprint, model.dimensions, keep_crops=asked.keep_crops
+                )
             except index_errors.ConflictError:
                 found = self._gallery.collection(name)
                 if (found.fingerprint, found.settings.get("keep_crops")) != (fingerprint, asked.keep_crops):
@@ -171,11 +171,11 @@ class Galleries:
             VestibuleError: about the request, or about its only picture. NotFound: no such collection. Conflict: the
             models are others than those the collection was made with.
         """
-        await self._embedder(collection)
+        await self._sight(collection)
 
         async def one(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
-            found, model = await self._embedder(collection)
-            seen = await self._pipeline.seen(model, data, timings)
+            found, sight = await self._sight(collection)
+            seen = await self._pipeline.seen(sight, data, timings)
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)
@@ -197,7 +197,7 @@ class Galleries:
             failed=[answer for answer in answers if isinstance(answer, Failed)],
         )
 
-    async def _embedder(self, collection: str) -> tuple[Collection, LoadedModel]:
+    async def _sight(self, collection: str) -> tuple[Collection, Sight]:
         found = await self._ask(lambda: self._gallery.collection(collection))
         return found, await self._pipeline.model(found)
 

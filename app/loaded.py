@@ -41,13 +41,15 @@ class Runner:
 class LoadedModel:
     """A model or a part of one, warm, behind its own queue; `dimensions` is how many numbers, or maps, it answers with.
 
-    `choosing`: whether a faster runtime than that which answers is still looked for.
+    `choosing`: whether a faster runtime than that which answers is still looked for. `retired`: whether it answers only
+    those who have it already.
     """
 
     def __init__(self, prepared: Prepared, dimensions: int, runner: Runner, settings: Settings, metrics: Metrics):
         self.card = prepared.card
+        self.part = prepared.part
         self.dimensions = dimensions
-        self.choosing = False
+        self.choosing = self.retired = False
         self._runner = runner
         self._batcher = Batcher(runner, prepared.part.rows or settings.max_batch, settings.queue_size)
         self._metrics = metrics
@@ -56,6 +58,11 @@ class LoadedModel:
     def runtime(self) -> str:
         """The name of what answers."""
         return self._runner.runtime.name
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes; see `Runtime`."""
+        return self._runner.runtime.size
 
     def switch(self, runtime: Runtime) -> None:
         """From the next batch on this one answers."""

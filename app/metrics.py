@@ -56,6 +56,13 @@ class Metrics:
             "vestibule_model_loaded", "1 for each loaded model", ["model", "version"], registry=self.registry
         )
 
+        self.reloads = Counter(
+            "vestibule_reloads", "What reloading came to", ["model", "outcome"], registry=self.registry
+        )
+        self.evictions = Counter(
+            "vestibule_evictions", "Models let go of for want of memory", ["model"], registry=self.registry
+        )
+
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self.registry)

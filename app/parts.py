@@ -75,3 +75,16 @@ DECODER = Part("decoder", DecoderPart, _latent, (Decodes,), DECODER_ROWS, exact=
 ENCODER = Part("encoder", EncoderPart, _labelled_picture, (Encodes,), 1)
 RECONSTRUCTOR = Part("reconstructor", ReconstructPart, _labelled_picture, (Encodes, Decodes), 1)
 DENOISER = Part("denoiser", _whole, _smallest_picture, rows=1)
+
+
+def first_part(card: ModelCard) -> Part:
+    """What answers for the model where only its name is given."""
+    match card.task:
+        case "generate":
+            return DECODER
+        case "reconstruct":
+            return RECONSTRUCTOR
+        case "denoise":
+            return DENOISER if multiple_of(card) else RECONSTRUCTOR
+        case _:
+            return WHOLE

@@ -24,7 +24,6 @@ from app.schemas import DetectedFace
 from index import errors as index_errors
 from index.records import Collection, NewFace, Receipt
 from models import align
-from models.card import ModelCard
 
 T = TypeVar("T")
 
@@ -49,6 +48,31 @@ class Seen:
     def area(self) -> float:
         """In pixels of the picture; 0 for the whole one."""
         return self.found.face.area if self.found else 0.0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What makes vectors of one fingerprint: an embedder and, where it sees faces, the detector before it.
+
+    Who holds it goes on with the same two, whatever is reloaded meanwhile.
+    """
+
+    model: LoadedModel
+    finder: LoadedModel | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that lies between a picture and its vector."""
+        card = self.model.card
+        parts: dict[str, object] = {
+            "weights": card.sha256,
+            "preprocess": card.preprocess.model_dump(mode="json"),
+            "tta": card.tta,
+        }
+        if self.finder is not None:
+            parts |= {"detector": self.finder.card.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
+        text = json.dumps(parts, sort_keys=True)
+        return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class Pipeline:
@@ -83,32 +107,29 @@ class Pipeline:
         except Conflict as error:
             raise Switched from error
 
-    async def fingerprint(self, card: ModelCard) -> str:
-        """Of all that lies between a picture and its vector."""
-        parts: dict[str, object] = {
-            "weights": card.sha256,
-            "preprocess": card.preprocess.model_dump(mode="json"),
-            "tta": card.tta,
-        }
-        if card.task == "embed":
-            finder = (await self.engine.model(None, "detect")).card
-            parts |= {"detector": finder.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
-        text = json.dumps(parts, sort_keys=True)
-        return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    async def sight(self, embedder: str | None) -> Sight:
+        """What the embedder (None: the default) sees by now.
 
-    async def model(self, collection: Collection) -> LoadedModel:
-        """The collection's embedder.
+        Raises:
+            UnknownModel: no such name, or a model that does not embed. NotReady: its files do not fit together.
+        """
+        model = await self.engine.embedder(embedder)
+        finder = await self.engine.model(None, "detect") if model.card.task == "embed" else None
+        return Sight(model, finder)
+
+    async def model(self, collection: Collection) -> Sight:
+        """What the collection's vectors are made by.
 
         Raises:
             Conflict: what it makes of pictures now is not what the collection holds.
         """
-        model = await self.engine.embedder(collection.embedder)
-        if await self.fingerprint(model.card) != collection.fingerprint:
+        sight = await self.sight(collection.embedder)
+        if sight.fingerprint != collection.fingerprint:
             raise Conflict(
                 f"{collection.name!r} holds vectors of another version of {collection.embedder};"
                 f" POST /collections/{quote(collection.name)}/reembed makes them anew from the crops that were kept"
             )
-        return model
+        return sight
 
     async def of_crop(self, model: LoadedModel, crop: bytes, timings: Timings) -> Tensor:
         """The vector of an aligned face that was kept, float32 [D] of length 1.
@@ -118,16 +139,15 @@ class Pipeline:
         """
         return await self._faces.whole(model, crop, timings)
 
-    async def seen(self, model: LoadedModel, data: bytes, timings: Timings) -> list[Seen]:
+    async def seen(self, sight: Sight, data: bytes, timings: Timings) -> list[Seen]:
         """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
-        if model.card.task != "embed":
-            vector = await self._faces.whole(model, data, timings)
+        if sight.finder is None:
+            vector = await self._faces.whole(sight.model, data, timings)
             return [Seen(None, None, vector)]
-        finder = await self.engine.model(None, "detect")
-        _, found = await self._faces.find(finder, data, DETECTION_THRESHOLD, timings)
+        _, found = await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, timings)
         if not found:
             return []
-        vectors = await self._faces.embedded(model, found, timings)
+        vectors = await self._faces.embedded(sight.model, found, timings)
         return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.body import Pictures
-from app.engine import LoadedModel
 from app.errors import BadRequest, NoFace, Unprocessable, VestibuleError
 from app.gallery_schemas import (
     Candidate,
@@ -27,7 +26,7 @@ from app.gallery_schemas import (
 )
 from app.identification import Decision, Rule, of_each
 from app.observe import Timings
-from app.pipeline import Pipeline, Seen, crop_of, described, settled
+from app.pipeline import Pipeline, Seen, Sight, crop_of, described, settled
 from app.schemas import OperatingPoint
 from index import selection
 from index.feedback import Feedback, Rejection
@@ -58,7 +57,8 @@ class Recognition:
 
     async def _searched(self, pictures: Pictures, params: SearchParams, timings: Timings) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
-        model = await self._pipeline.model(found)
+        sight = await self._pipeline.model(found)
+        model = sight.model
         usage = await self._ask(lambda: self._gallery.usage(params.collection))
         chosen = await self._ask(lambda: self._count(found, where)) if (where := params.chosen) else None
         searched = chosen or usage
@@ -66,7 +66,7 @@ class Recognition:
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
 
         async def one(index: int, data: bytes) -> Searched:
-            seen = await self._pipeline.seen(model, data, timings)
+            seen = await self._pipeline.seen(sight, data, timings)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
             matches: list[list[Match]] = []
             if wanted:
@@ -124,7 +124,8 @@ class Recognition:
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
         subject = await self._ask(lambda: self._gallery.subject(collection, key))
-        model = await self._pipeline.model(found)
+        sight = await self._pipeline.model(found)
+        model = sight.model
         matching = model.card.matching
         if matching is None:
             raise Unprocessable(f"{model.card.name} is not calibrated: nothing says which pictures are near enough")
@@ -133,7 +134,7 @@ class Recognition:
             threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._largest(model, pictures, timings)
+        seen = await self._largest(sight, pictures, timings)
         query = seen.vector.numpy()
         match, denied = await self._pipeline.compared(
             lambda: compare(self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint)
@@ -196,7 +197,7 @@ class Recognition:
             subjects, faces = selection.counts(db, found.id, where)
         return Chosen(subjects=subjects, faces=faces)
 
-    async def _largest(self, model: LoadedModel, pictures: Pictures, timings: Timings) -> Seen:
+    async def _largest(self, sight: Sight, pictures: Pictures, timings: Timings) -> Seen:
         """The largest face of the only picture.
 
         Raises:
@@ -207,7 +208,7 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        seen = await self._pipeline.inference.in_time(self._pipeline.seen(model, data, timings))
+        seen = await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings))
         if not seen:
             raise NoFace("no face was found")
         return max(seen, key=lambda one: one.area)

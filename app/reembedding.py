@@ -54,13 +54,13 @@ class Reembedder:
             or there is a face without a crop; or the model sees no faces.
         """
         found = await self._ask(lambda: self._gallery.collection(collection))
-        model = await self._pipeline.engine.embedder(asked.embedder or found.embedder)
-        card = model.card
+        sight = await self._pipeline.sight(asked.embedder or found.embedder)
+        model, card = sight.model, sight.model.card
         if card.task != "embed":
             raise Conflict(
                 f"crops are kept of faces only, and {card.name} sees whole pictures: enrol those in a new collection"
             )
-        fingerprint = await self._pipeline.fingerprint(card)
+        fingerprint = sight.fingerprint
         begun = await self._ask(lambda: self._reembeddings.begin(collection, card.name, fingerprint, model.dimensions))
         self._asked.set()
         return _described(begun, able=True)
@@ -107,10 +107,10 @@ class Reembedder:
     async def _model(self, one: Reembedding) -> LoadedModel | None:
         """What the new vectors are made by; None where this process has it not, or with other weights."""
         try:
-            model = await self._pipeline.engine.embedder(one.embedder)
+            sight = await self._pipeline.sight(one.embedder)
         except (UnknownModel, NotReady):
             return None
-        return model if await self._pipeline.fingerprint(model.card) == one.fingerprint else None
+        return sight.model if sight.fingerprint == one.fingerprint else None
 
     async def _do(self, one: Reembedding, model: LoadedModel) -> None:
         blocked = False

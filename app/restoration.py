@@ -82,10 +82,11 @@ class Restoration:
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        card = self._engine.card(params.model, "denoise")
-        tiled = multiple_of(card) > 0
+        asked = self._engine.card(params.model, "denoise")
+        tiled = multiple_of(asked) > 0
         only = _only(sent.pictures) if params.format == "png" else None
-        model = await self._engine.part(card, DENOISER if tiled else RECONSTRUCTOR)
+        model = await self._engine.part(asked, DENOISER if tiled else RECONSTRUCTOR)
+        card = model.card
         through = self._in_tiles if tiled else self._resized
 
         async def cleaned(index: int, data: bytes) -> _Made:
@@ -113,10 +114,11 @@ class Restoration:
         Raises:
             VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
         """
-        card = self._engine.card(params.model, *ENCODING)
+        asked = self._engine.card(params.model, *ENCODING)
         only = _only(pictures) if params.format == "png" else None
+        model = await self._engine.part(asked, RECONSTRUCTOR)
+        card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
-        model = await self._engine.part(card, RECONSTRUCTOR)
 
         async def made(index: int, data: bytes) -> _Made:
             item = await self._inference.decoded(data, lambda image: planes(index, image), timings)
@@ -138,9 +140,9 @@ class Restoration:
         Raises:
             VestibuleError: as `reconstruct`.
         """
-        card = self._engine.card(params.model, *ENCODING)
+        model = await self._engine.part(self._engine.card(params.model, *ENCODING), ENCODER)
+        card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
-        model = await self._engine.part(card, ENCODER)
 
         async def one(index: int, data: bytes) -> Encoded:
             item = await self._inference.decoded(data, lambda image: planes(index, image), timings)

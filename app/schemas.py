@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.align import Reason
-from models.card import ModelCard
+from models.card import ModelCard, Name
 
+ModelName = Name
 EncodingFormat = Literal["float", "base64"]
 
 
@@ -311,12 +312,31 @@ class ModelSummary(_Schema):
     classes: int
     default: bool
     loaded: bool
+    memory_bytes: int = Field(description="What its loaded parts take, about.")
+
+
+class ModelMemory(_Schema):
+    """What models take, about, in bytes."""
+
+    used: int = Field(description="By those that are loaded.")
+    leaving: int = Field(description="By those that were reloaded or evicted, and still have requests under way.")
+    budget: int | None = Field(description="Beyond it the least recently used are evicted; null: there is none.")
 
 
 class ModelList(_Schema):
     """Every model that can be asked for."""
 
     data: list[ModelSummary]
+    memory: ModelMemory
+
+
+class ModelReloaded(_Schema):
+    """What became of a model whose files were read anew."""
+
+    model: str
+    change: Literal["added", "reloaded", "unchanged", "removed"]
+    version: str | None = Field(description="What answers from now on; null: the model is gone.")
+    previous: str | None = Field(description="What answered before; null: nothing did.")
 
 
 class ModelDetail(_Schema):
@@ -325,6 +345,7 @@ class ModelDetail(_Schema):
     version: str
     default: bool
     loaded: bool
+    memory_bytes: int
     runtime: str | None
     choosing: bool = Field(description="Whether a faster runtime is still looked for, while this one answers.")
     card: ModelCard

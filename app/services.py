@@ -25,6 +25,8 @@ from app.schemas import (
     DigitString,
     ModelDetail,
     ModelList,
+    ModelMemory,
+    ModelReloaded,
     ModelSummary,
     Prediction,
 )
@@ -74,7 +76,9 @@ class Services:
 
     def models(self) -> ModelList:
         """Every model, in the order of names."""
-        return ModelList(data=[self._summary(card) for card in self._engine.cards.values()])
+        shelf = self._engine.shelf
+        memory = ModelMemory(used=shelf.used, leaving=shelf.leaving, budget=shelf.budget)
+        return ModelList(data=[self._summary(card) for card in self._engine.cards.values()], memory=memory)
 
     def model(self, name: str) -> ModelDetail:
         """One model's card.
@@ -90,10 +94,21 @@ class Services:
             version=card.version,
             default=self._engine.is_default(card),
             loaded=loaded is not None,
+            memory_bytes=self._memory(card),
             runtime=loaded.runtime if loaded else None,
             choosing=any(part.choosing for part in self._engine.parts(name)),
             card=card,
         )
+
+    async def reload(self, name: str) -> ModelReloaded:
+        """The model as its files are now.
+
+        Raises:
+            NotFound, ModelRefused, Conflict: see `Engine.reload`.
+        """
+        done = await self._engine.reload(name)
+        now, before = (card.version if card else None for card in (done.now, done.before))
+        return ModelReloaded(model=name, change=done.change, version=now, previous=before)
 
     def _summary(self, card: ModelCard) -> ModelSummary:
         return ModelSummary(
@@ -106,7 +121,11 @@ class Services:
             classes=len(card.classes),
             default=self._engine.is_default(card),
             loaded=self._engine.loaded(card.name) is not None,
+            memory_bytes=self._memory(card),
         )
+
+    def _memory(self, card: ModelCard) -> int:
+        return sum(part.size for part in self._engine.parts(card.name))
 
     async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
         card = model.card

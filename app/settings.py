@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     state: Path = PROJECT / "state"  # what the service keeps: the gallery
     probes: Path = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
     runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
+    model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
     default_embedder: str = "face-embedder"

@@ -6,6 +6,7 @@ What OpenVINO makes of a network is kept in a folder, since that takes seconds; 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import warnings
@@ -50,7 +51,9 @@ class OpenVinoRuntime:
         self.name = f"openvino-cpu-{precision}"
         self._shape = shape
         model = _converted(module, shape, key, folder)
-        self._requests = {size: _compiled(model, (size, *shape), precision, folder) for size in SIZES}
+        sized = {size: _of_size(model, (size, *shape)) for size in SIZES}
+        self.size = sum(_room(one, 2 if precision == "bf16" else 4) for one in sized.values())
+        self._requests = {size: _compiled(one, precision, folder) for size, one in sized.items()}
 
     def __call__(self, batch: Tensor) -> Tensor:
         """See `Runtime`.
@@ -119,9 +122,30 @@ def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path
     return _core().read_model(path)
 
 
-def _compiled(model: openvino.Model, shape: tuple[int, ...], precision: Precision, folder: Path) -> Any:
+def _of_size(model: openvino.Model, shape: tuple[int, ...]) -> openvino.Model:
     fixed = model.clone()
     fixed.reshape(list(shape))
+    return fixed
+
+
+def _room(model: openvino.Model, width: int) -> int:
+    """Bytes that it takes once compiled, about: all weights, and what flows through the operation with most of that.
+
+    `width` is that of a number. Seen with efficientnet-lite0: 0.49 GB for 0.42, at half the width 0.25 for 0.27.
+    """
+    weights, most = 0, 0
+    for operation in model.get_ops():
+        outputs = sum(math.prod(output.get_shape()) for output in operation.outputs())
+        if operation.get_type_name() == "Constant":
+            weights += outputs
+            continue
+        sources = (one.get_source_output() for one in operation.inputs())
+        flowing = (one for one in sources if one.get_node().get_type_name() != "Constant")
+        most = max(most, outputs + sum(math.prod(one.get_shape()) for one in flowing))
+    return (weights + most) * width
+
+
+def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": precision,  # never its default, which differs from processor to processor
         "PERFORMANCE_HINT": "LATENCY",
@@ -131,4 +155,4 @@ def _compiled(model: openvino.Model, shape: tuple[int, ...], precision: Precisio
         # 1 MB instead of 112, and a second more until it can take over from torch.
         "CACHE_MODE": "OPTIMIZE_SIZE",
     }
-    return _core().compile_model(fixed, "CPU", settings).create_infer_request()
+    return _core().compile_model(model, "CPU", settings).create_infer_request()

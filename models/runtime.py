@@ -18,6 +18,11 @@ class Runtime(Protocol):
         """Engine, device and precision, as `torch-cpu-float32`."""
         ...
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes between two calls, as far as is known: of its weights, and of room held for answers."""
+        ...
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Outputs of the batch; rows in order. Safe to call from one thread at a time."""
         ...
@@ -30,6 +35,7 @@ class TorchRuntime:
         self._device = device
         self._module = module.eval().to(device)
         self.name = f"torch-{device.type}-float32"
+        self.size = sum(value.nbytes for value in self._module.state_dict().values())
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:

@@ -1,14 +1,25 @@
-"""GET /models and GET /models/{name}."""
+"""GET /models, GET /models/{name} and POST /models/{name}/reload."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from app import errors
 from app.deps import ServicesDep
-from app.schemas import ModelDetail, ModelList
+from app.schemas import ModelDetail, ModelList, ModelName, ModelReloaded
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+RELOADING = errors.describe(
+    errors.HostNotAllowed,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.Conflict,
+    errors.ModelRefused,
+    errors.InvalidParameters,
+)
 
 
 @router.get("", responses=errors.describe(errors.HostNotAllowed))
@@ -21,3 +32,11 @@ async def models(services: ServicesDep) -> ModelList:
 async def model(name: str, services: ServicesDep) -> ModelDetail:
     """One model's card: what it is, what it was trained on, how good it measured, its licence."""
     return services.model(name)
+
+
+@router.post("/{name}/reload", responses=RELOADING)
+async def reload(
+    name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")], services: ServicesDep
+) -> ModelReloaded:
+    """Serve what lies in the weights folder under this name by now; requests under way end with what was there."""
+    return await services.reload(name)

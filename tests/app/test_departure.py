@@ -30,7 +30,7 @@ from tests.conftest import encode, photo
 class Gated:
     """Answers nothing before it is let; it counts what it is asked for."""
 
-    name = "gated"
+    name, size = "gated", 0
 
     def __init__(self) -> None:
         self.entered, self.gate = threading.Event(), threading.Event()

@@ -31,9 +31,9 @@ from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
 
-def tiny_model(folder: Path, name: str = "tiny") -> None:
+def tiny_model(folder: Path, name: str = "tiny", seed: int = 0) -> None:
     """An untrained LeNet-1989 as a served model."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     checkpoint.save(
         folder / name,
         build("lenet1989"),
@@ -102,7 +102,7 @@ def test_a_caller_that_leaves_does_not_stop_the_load(settings: Settings) -> None
 class Chosen:
     """A runtime that takes over; it answers its number."""
 
-    name = "chosen"
+    name, size = "chosen", 0
 
     def __call__(self, batch: Tensor) -> Tensor:
         return torch.full((len(batch), 10), 7.0)
@@ -205,6 +205,8 @@ def test_outputs_are_the_networks_own(settings: Settings) -> None:
 
 class Noting:
     """A runtime that notes whose batch it ran, and how large it was."""
+
+    size = 0
 
     def __init__(self, name: str, batches: list[tuple[str, int]], gate: threading.Event):
         self.name, self._batches, self._gate = name, batches, gate

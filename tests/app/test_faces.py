@@ -10,7 +10,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app import engine
+from app import loading
 from app.settings import PROJECT
 from models import align, checkpoint
 from models.detector import CenterFaceDetector
@@ -97,14 +97,14 @@ def test_no_more_pixels_go_through_at_once_than_are_allowed(monkeypatch: pytest.
     seen: list[tuple[int, ...]] = []
 
     class Sums:
-        name = "sums"
+        name, size = "sums", 0
 
         def __call__(self, batch: torch.Tensor) -> torch.Tensor:
             seen.append(tuple(batch.shape))
             return batch.sum(dim=(1, 2, 3))
 
-    monkeypatch.setattr(engine, "MOST_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(loading, "MOST_PIXELS", 2 * 8 * 8)
     pictures = [torch.full((3, side, 8), float(i)) for i, side in enumerate((8, 4, 8, 8, 40, 4))]
-    outputs = engine._run(Sums(), pictures)
+    outputs = loading.run_shaped(Sums(), pictures)
     assert [float(output) for output in outputs] == [float(picture.sum()) for picture in pictures]
     assert sorted(seen) == [(1, 3, 8, 8), (1, 3, 40, 8), (2, 3, 4, 8), (2, 3, 8, 8)]

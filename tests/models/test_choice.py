@@ -37,6 +37,8 @@ class Clock:
 class Pretended:
     """The same answers as another, but for a `change`, after some seconds by the clock."""
 
+    size = 0
+
     def __init__(self, name: str, clock: Clock, change: float = 0.0, seconds: float = 0.0):
         self.name, self._clock, self._change, self._seconds = name, clock, change, seconds
 
