@@ -15,7 +15,8 @@ from typing import Literal, TypeVar
 import structlog
 
 from app import cards, loading
-from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
+from app.batcher import TooLarge
+from app.errors import Conflict, ModelRefused, NotFound, NotReady, OutOfMemory, UnknownModel
 from app.loaded import LoadedModel, Runner
 from app.loading import Prepared
 from app.metrics import Metrics
@@ -100,6 +101,11 @@ class Engine:
     def parts(self, name: str) -> list[LoadedModel]:
         """What of the model is loaded now."""
         return self.shelf.parts(name)
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why the service does not answer all that it should, as of the last minute."""
+        return sorted({model.trouble for model in self.shelf.alive() if model.trouble})
 
     @property
     def required(self) -> list[tuple[str, Task]]:
@@ -211,11 +217,19 @@ class Engine:
         return model
 
     async def _made(self, card: ModelCard, folder: Path, part: Part) -> tuple[LoadedModel, Prepared]:
-        """A part of the model, warm."""
+        """A part of the model, warm.
+
+        Raises:
+            ValueError, RuntimeError: its files do not fit together. UnknownModel: no such part. OutOfMemory.
+        """
         started = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._load_thread, loading.prepare, folder, card, part, self._settings)
-        dimensions = await loop.run_in_executor(self._compute, loading.dimensions, prepared)
+        loop, given = asyncio.get_running_loop(), (folder, card, part, self._settings)
+        try:
+            prepared = await loop.run_in_executor(self._load_thread, loading.prepare, *given)
+            dimensions = await loop.run_in_executor(self._compute, loading.dimensions, prepared)
+        except TooLarge as error:
+            log.error("out_of_memory", model=card.name, error=str(error))
+            raise OutOfMemory(f"{card.name} does not fit into the device's memory beside what is loaded") from error
         runner = Runner(prepared, self._compute, self._metrics)
         model = LoadedModel(prepared, dimensions, runner, self._settings, self._metrics)
         seconds = round(time.perf_counter() - started, 3)
@@ -230,7 +244,8 @@ class Engine:
 
         Raises:
             NotFound: nothing is there, nor was. ModelRefused: it is not whole, or fits not together. Conflict: without
-            it there would be no default classifier. In all these cases all stays as it was.
+            it there would be no default classifier. OutOfMemory: it does not fit beside what is loaded. In all these
+            cases all stays as it was.
         """
         # Shielded: it is done wholly or not at all, whether or not somebody waits for that.
         return await asyncio.shield(asyncio.ensure_future(self._reload(name)))
@@ -320,7 +335,7 @@ class Engine:
             log.exception("runtime_not_chosen", model=model.card.name)
         else:
             model.switch(runtime)
-            self.shelf.make_room(0)
+            self.shelf.resized(model.card.name)
             figures = verdict.model_dump() if verdict else {}
             log.info("runtime_chosen", model=model.card.name, runtime=runtime.name, **figures)
         model.choosing = False

@@ -129,6 +129,12 @@ class NotReady(VestibuleError):
     status, type, title = 503, "not-ready", "The service is not ready"
 
 
+class OutOfMemory(NotReady):
+    """What was asked for does not fit into the memory of the device that computes."""
+
+    type, title = "out-of-memory", "There is not enough memory for this"
+
+
 class DeadlineExceeded(VestibuleError):
     """The answer would have come too late."""
 

@@ -7,15 +7,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
+import structlog
 from torch import Tensor
 
 from app import loading
-from app.batcher import Batched, Batcher, Expired, Lane, QueueFull, Stopped
-from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.batcher import Batched, Batcher, Expired, Lane, QueueFull, Stopped, TooLarge
+from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded
 from app.loading import Prepared
 from app.metrics import Metrics
 from app.settings import Settings
 from models.runtime import Runtime
+
+log = structlog.get_logger()
+
+# For how long it is told that something did not fit into memory.
+TROUBLE_S = 60.0
 
 
 class Runner:
@@ -53,6 +59,14 @@ class LoadedModel:
         self._runner = runner
         self._batcher = Batcher(runner, prepared.part.rows or settings.max_batch, settings.queue_size)
         self._metrics = metrics
+        self._short: tuple[str, float] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it does not answer all that it should, as of the last minute."""
+        if self._short is None or time.monotonic() - self._short[1] > TROUBLE_S:
+            return None
+        return self._short[0]
 
     @property
     def runtime(self) -> str:
@@ -72,7 +86,7 @@ class LoadedModel:
         """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady.
+            Overloaded, DeadlineExceeded, NotReady. OutOfMemory: the item alone does not fit.
         """
         name = self.card.name
         try:
@@ -87,6 +101,11 @@ class LoadedModel:
         except Expired as error:
             self._metrics.shed.labels("deadline", name).inc()
             raise DeadlineExceeded(f"{name} was not free within {wait_s:.0f} s") from error
+        except TooLarge as error:
+            self._metrics.shed.labels("memory", name).inc()
+            self._short = f"a picture alone does not fit into the memory of {name}'s device", time.monotonic()
+            log.error("out_of_memory", model=name, error=str(error))
+            raise OutOfMemory(self._short[0], {"Retry-After": str(round(TROUBLE_S))}) from error
         except Stopped as error:
             raise NotReady("the service is stopping") from error
         self._metrics.queued.labels(name).observe(batched.queued_s)

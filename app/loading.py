@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from app.batcher import TooLarge
 from app.errors import UnknownModel
 from app.parts import FEATURES, WHOLE, Part
 from app.settings import Settings
@@ -17,6 +19,8 @@ from models import checkpoint, runtime
 from models.card import ModelCard
 from models.choice import Choice, Kind
 from models.runtime import Runtime
+
+T = TypeVar("T")
 
 # What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
 # a detector's, whose maps are large.
@@ -38,6 +42,7 @@ def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Pr
 
     Raises:
         CheckpointError: the files do not fit together, or hold another card by now. UnknownModel: no such part.
+        TooLarge: it does not fit into the device's memory.
     """
     module, found = checkpoint.load(folder)
     if found != card:
@@ -46,7 +51,8 @@ def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Pr
         raise UnknownModel(f"{card.name} has no {part.name}")
     network = part.cut(module)
     choice = _choice(network, card, part, settings)
-    return Prepared(card, part, runtime.prepare(network), choice if choice and choice.is_open else None)
+    ready = fitting(lambda: runtime.prepare(network))
+    return Prepared(card, part, ready, choice if choice and choice.is_open else None)
 
 
 def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> Choice | None:
@@ -60,13 +66,34 @@ def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings)
 
 def dimensions(prepared: Prepared) -> int:
     """How many numbers, or maps, an item is answered with, by running it once: so no user pays for the first call."""
-    (answer,) = run_filled(prepared.part, prepared.runtime, [torch.zeros(prepared.part.example(prepared.card))])
+    example = torch.zeros(prepared.part.example(prepared.card))
+    (answer,) = fitting(lambda: run_filled(prepared.part, prepared.runtime, [example]))
     return answer.shape[0]
 
 
 def run(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
-    """The part's output for each item, in their order."""
-    return run_shaped(ready, items) if part.rows is None else run_filled(part, ready, items)
+    """The part's output for each item, in their order.
+
+    Raises:
+        TooLarge: it does not fit into the device's memory.
+    """
+    return fitting(lambda: run_shaped(ready, items) if part.rows is None else run_filled(part, ready, items))
+
+
+def fitting(work: Callable[[], T]) -> T:
+    """What comes of it.
+
+    Raises:
+        TooLarge: it does not fit into the device's memory.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        reason = str(error)
+    # Only here: the error's traceback holds all that was in memory, and is gone by now.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise TooLarge(reason)
 
 
 def run_shaped(ready: Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:

@@ -56,6 +56,9 @@ class Metrics:
             "vestibule_model_loaded", "1 for each loaded model", ["model", "version"], registry=self.registry
         )
 
+        self.memory = Gauge(
+            "vestibule_model_bytes", "What the loaded parts of a model take, about", ["model"], registry=self.registry
+        )
         self.reloads = Counter(
             "vestibule_reloads", "What reloading came to", ["model", "outcome"], registry=self.registry
         )

@@ -352,7 +352,11 @@ class ModelDetail(_Schema):
 
 
 class Health(_Schema):
-    """Probes: `live` means the process answers, `ready` that its default classifier and its face pair do."""
+    """Probes: `live` means the process answers, `ready` that its default classifier and its face pair do.
 
-    status: Literal["live", "ready"]
+    `degraded`: they do, but within the last minute something did not fit into a device's memory.
+    """
+
+    status: Literal["live", "ready", "degraded"]
+    reasons: list[str] = Field([], description="Why it is degraded.")
     models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")

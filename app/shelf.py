@@ -62,8 +62,13 @@ class Shelf:
         if self._loads.get(key) is not load:  # it was taken off meanwhile: it is for those who wait for it
             model.retired = True
             return
-        self.make_room(0)
         self._metrics.loaded.labels(model.card.name, model.card.version).set(1)
+        self.resized(model.card.name)
+
+    def resized(self, name: str) -> None:
+        """The model takes more or less than before; what is too much now is evicted."""
+        self._tell(name)
+        self.make_room(0)
 
     def add(self, model: LoadedModel) -> None:
         """One that was loaded beside it."""
@@ -110,6 +115,11 @@ class Shelf:
         if not any(part.card.version == card.version for part in self.parts(card.name)):
             with suppress(KeyError):
                 self._metrics.loaded.remove(card.name, card.version)
+        self._tell(card.name)
+
+    def _tell(self, name: str) -> None:
+        size = sum(model.size for model in self._alive if model.card.name == name and not model.retired)
+        self._metrics.memory.labels(name).set(size)
 
 
 def _is_loaded(load: asyncio.Future[LoadedModel]) -> bool:

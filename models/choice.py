@@ -20,12 +20,13 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from models import compiled
+from models import compiled, graphs
 from models.card import Tolerance
 from models.checkpoint import write_atomically
 from models.compiled import OpenVinoRuntime
+from models.graphs import GraphRuntime
 from models.preprocess import Preprocess
-from models.runtime import Runtime, default_device
+from models.runtime import Runtime, default_device, signature
 from models.timing import Turn, at_once, interleaved_medians
 
 Wanted = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
@@ -96,7 +97,7 @@ class Choice:
     @property
     def is_open(self) -> bool:
         """Whether anything but torch may serve."""
-        return self.wanted != "torch" and default_device().type == "cpu"
+        return self.wanted == "auto" or (self.wanted != "torch" and default_device().type == "cpu")
 
     def made(self, reference: Runtime, pictures: Path, turn: Turn = at_once) -> tuple[Runtime, Verdict | None]:
         """The runtime chosen, `reference` or another, and why; None where there was nothing to compare.
@@ -118,6 +119,15 @@ class Choice:
         return runtimes.get(verdict.fastest, reference), verdict
 
     def _candidates(self) -> dict[str, Callable[[], Runtime]]:
+        device = default_device()
+        if device.type == "cuda":
+            return {
+                f"torch-cuda-graph-{precision}": partial(
+                    GraphRuntime, self.module, self.preprocess.shape, precision, device
+                )
+                for precision in graphs.precisions(device)
+            }
+
         def make(precision: compiled.Precision) -> Runtime:
             # A copy: while it is converted the network itself answers.
             return OpenVinoRuntime(
@@ -132,7 +142,8 @@ class Choice:
 
     def _path(self, threads: int) -> Path:
         asked = f"{self.key} {self.wanted} {self.kind} {self.tolerance.model_dump_json()}"
-        about = f"{asked} torch-{torch.__version__} {compiled.signature()} {threads}"
+        runs_on = compiled.signature() if default_device().type == "cpu" else ""
+        about = f"{asked} {signature()} {runs_on} {threads}"
         return self.folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
 
 

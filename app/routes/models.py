@@ -19,6 +19,7 @@ RELOADING = errors.describe(
     errors.Conflict,
     errors.ModelRefused,
     errors.InvalidParameters,
+    errors.OutOfMemory,
 )
 
 

@@ -25,7 +25,8 @@ async def ready(engine: EngineDep) -> Health:
     loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
     if missing := [name for name, _ in engine.required if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
-    return Health(status="ready", models=loaded)
+    troubles = engine.troubles
+    return Health(status="degraded" if troubles else "ready", models=loaded, reasons=troubles)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -15,12 +15,13 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import ten_crop
 
+from app import loaded
 from app.engine import Engine, LoadedModel
-from app.errors import DeadlineExceeded, NotReady, Overloaded, UnknownModel
+from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded, UnknownModel
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import PROJECT, Settings
-from models import checkpoint
+from models import checkpoint, runtime
 from models.card import ModelCard
 from models.choice import Choice, Verdict
 from models.preprocess import Preprocess
@@ -255,6 +256,82 @@ def test_a_full_queue_and_a_passed_deadline_have_their_errors(settings: Settings
         assert refused[0].headers == {"Retry-After": "1"}
         late = await asyncio.gather(*(model.infer(picture, -1) for _ in range(2)), return_exceptions=True)
         assert all(isinstance(result, DeadlineExceeded) for result in late)
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+class Small:
+    """A runtime on a device that has room for so many pictures at once."""
+
+    name, size = "small", 0
+
+    def __init__(self, room: int):
+        self.room = room
+        self.batches: list[int] = []
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        self.batches.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return batch.flatten(1).sum(dim=1, keepdim=True)
+
+
+def test_what_does_not_fit_into_memory_is_run_in_halves(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        model = await engine.model("tiny", "classify")
+        runtime = Small(room=5)
+        model.switch(runtime)
+        pictures = torch.randn(40, 1, 16, 16)
+        results = await asyncio.gather(*(model.infer(picture, 10) for picture in pictures))
+        for picture, result in zip(pictures, results, strict=True):
+            assert float(result.output) == pytest.approx(float(picture.sum()), abs=1e-3)
+        assert runtime.batches[:4] == [32, 16, 8, 4]
+        assert runtime.batches[-2:] == [4, 4]  # those that came after: they stay small
+        assert engine.troubles == []
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_picture_that_alone_does_not_fit_is_a_503_and_the_service_degraded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(settings)
+    with TestClient(app, base_url=BASE_URL) as client:
+        app.state.engine.loaded("tiny").switch(Small(room=0))
+        picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
+        refused = client.post("/classify", **picture)  # type: ignore[arg-type]
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:vestibule:problem:out-of-memory")
+        assert refused.headers["retry-after"] == "60"
+        health = client.get("/health/ready")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        (reason,) = health.json()["reasons"]
+        assert "tiny" in reason
+        assert 'vestibule_shed_total{model="tiny",where="memory"} 1.0' in client.get("/metrics").text
+        monkeypatch.setattr(loaded, "TROUBLE_S", 0.0)
+        assert client.get("/health/ready").json()["status"] == "ready"
+
+
+def test_a_model_that_does_not_fit_beside_the_others_is_a_503_until_it_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Runtime:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tiny_model(settings.weights, "other")
+
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        await engine.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(runtime, "prepare", full)
+            for attempt in (lambda: engine.model("other", "classify"), lambda: engine.reload("tiny")):
+                with pytest.raises(OutOfMemory, match="does not fit"):
+                    await attempt()
+        assert (await engine.model("tiny", "classify")).card.name == "tiny"
+        assert (await engine.model("other", "classify")).card.name == "other"
         await engine.stop()
 
     asyncio.run(scenario())

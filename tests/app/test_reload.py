@@ -467,6 +467,7 @@ def test_models_say_what_they_take(client: TestClient, settings: Settings) -> No
     assert told["memory"] == {"used": 2 * size, "leaving": 0, "budget": None}
     assert [model["memory_bytes"] for model in told["data"]] == [size, size]
     assert client.get("/models/other").json()["memory_bytes"] == size
+    assert f'vestibule_model_bytes{{model="other"}} {float(size)}' in client.get("/metrics").text
 
 
 def test_the_budget_is_a_setting(settings: Settings) -> None:
