@@ -209,6 +209,8 @@ class Engine:
     async def _load(self, name: str, part: Part) -> LoadedModel:
         load = asyncio.current_task()
         assert load is not None  # noqa: S101  it is one
+        if name not in self._folders:
+            raise UnknownModel(f"{name} was removed")
         card, folder = self._folders[name]
         self.shelf.make_room(card.parameters * BYTES)
         model, prepared = await self._made(card, folder, part)

@@ -31,7 +31,7 @@ from app.generation_schemas import (
 )
 from app.inference import Inference
 from app.observe import Timings
-from app.parts import DENOISER, ENCODER, RECONSTRUCTOR, multiple_of
+from app.parts import ENCODER, RECONSTRUCTOR, first_part, multiple_of
 from app.settings import Settings
 from app.tiling import Tiling
 from models.card import ModelCard
@@ -85,7 +85,7 @@ class Restoration:
         asked = self._engine.card(params.model, "denoise")
         tiled = multiple_of(asked) > 0
         only = _only(sent.pictures) if params.format == "png" else None
-        model = await self._engine.part(asked, DENOISER if tiled else RECONSTRUCTOR)
+        model = await self._engine.part(asked, first_part(asked))
         card = model.card
         through = self._in_tiles if tiled else self._resized
 

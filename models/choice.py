@@ -106,12 +106,14 @@ class Choice:
         network waits for its `turn`; what makes one ready does not.
         """
         candidates = self._candidates() if self.is_open else {}
-        shown = windows(pictures, self.preprocess) if candidates else torch.empty(0)
-        if not len(shown):
+        if not candidates:
             return reference, None
         path = self._path(turn(torch.get_num_threads))
         if (known := _known(path)) is not None:
             return candidates.get(known.fastest, lambda: reference)(), known
+        shown = windows(pictures, self.preprocess)
+        if not len(shown):
+            return reference, None
         runtimes = {name: make() for name, make in candidates.items()}
         own = self.wanted == "auto"
         verdict = compare(reference, runtimes, shown, self.kind, self.tolerance, own=own, turn=turn)

@@ -23,7 +23,7 @@ from app.errors import DamagedImage, Overloaded
 from app.gallery_schemas import NewEmbedder
 from app.loaded import LoadedModel
 from app.main import create_app
-from app.pipeline import Pipeline
+from app.pipeline import Pipeline, Sight
 from app.settings import PROJECT, Settings
 from index.gallery import EmbeddedGallery
 from index.reembedding import Worker
@@ -295,10 +295,10 @@ def test_a_request_that_is_overtaken_by_the_switch_is_answered_after_it(
     seen = Pipeline.seen
     overtaken: list[str] = []
 
-    async def after_the_switch(self: Pipeline, model: Any, data: bytes, timings: Any) -> Any:
-        answer = await seen(self, model, data, timings)
+    async def after_the_switch(self: Pipeline, sight: Sight, data: bytes, timings: Any) -> Any:
+        answer = await seen(self, sight, data, timings)
         if not overtaken:
-            overtaken.append(model.card.name)
+            overtaken.append(sight.model.card.name)
             begun = gallery.app.state.galleries.reembedder  # type: ignore[attr-defined]
             await begun.begin("doors", NewEmbedder(embedder="better"))
             while await begun.told("doors") is not None:  # noqa: ASYNC110  it has no event for what others wait for

@@ -39,7 +39,7 @@ def address() -> Iterator[str]:
 
 
 def test_probes(client: TestClient) -> None:
-    assert client.get("/health/live").json() == {"status": "live", "models": {}}
+    assert client.get("/health/live").json() == {"status": "live", "models": {}, "reasons": []}
     ready = client.get("/health/ready").json()
     assert ready["status"] == "ready"
     assert {"efficientnet-lite0", "centerface", "face-embedder"} <= ready["models"].keys()

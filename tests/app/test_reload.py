@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from app.batcher import Batcher
 from app.engine import Engine, LoadedModel
-from app.errors import Conflict, ModelRefused, NotFound, NotReady
+from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.inference import Inference
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import Timings
+from app.parts import WHOLE
 from app.pipeline import Pipeline
 from app.settings import Settings
 from models import checkpoint
@@ -270,6 +271,19 @@ def test_a_load_under_way_ends_with_what_it_began_with(settings: Settings) -> No
         old = await first
         assert (await reloading).change == "unchanged"
         assert await engine.model("other", "classify") is old
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_is_removed_before_it_is_loaded_is_unknown(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        card = engine.card("other", "classify")
+        shutil.rmtree(settings.weights / "other")
+        assert (await engine.reload("other")).change == "removed"
+        with pytest.raises(UnknownModel, match="removed"):
+            await engine.part(card, WHOLE)
         await engine.stop()
 
     asyncio.run(scenario())
