@@ -25,7 +25,7 @@ from app.errors import (
     TooManyImages,
     UnsupportedMediaType,
     VestibuleError,
-    problem_response,
+    error_response,
 )
 from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
 
@@ -135,7 +135,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.limit:
-            await problem_response(self._error())(scope, receive, send)
+            await error_response(scope["path"], self._error())(scope, receive, send)
             return
         received = 0
 
@@ -188,7 +188,7 @@ async def read_pair(request: Request) -> Pair:
             return Pair(**dict(files))
         if content_type == "application/json":
             sent = _validated(PicturePair, await request.body(), '{"source": "<base64>", "target": "<base64>"}')
-            return Pair(_from_base64(sent.source), _from_base64(sent.target))
+            return Pair(from_base64(sent.source), from_base64(sent.target))
     raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
@@ -346,7 +346,7 @@ def _validated(schema: type[Body], body: bytes, form: str) -> Body:
 
 def _pictures(sent: str | list[str]) -> Pictures:
     if isinstance(sent, str):
-        return Pictures((_from_base64(sent),), many=False)
+        return Pictures((from_base64(sent),), many=False)
     if not sent:
         raise BadRequest("the list of pictures is empty")
     return Pictures(tuple(_or_error(text) for text in sent), many=True)
@@ -354,12 +354,17 @@ def _pictures(sent: str | list[str]) -> Pictures:
 
 def _or_error(text: str) -> bytes | VestibuleError:
     try:
-        return _from_base64(text)
+        return from_base64(text)
     except BadRequest as error:
         return error
 
 
-def _from_base64(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
+    """The bytes of base64, or of a data URI of it.
+
+    Raises:
+        BadRequest: neither, or no bytes at all.
+    """
     if text.startswith("data:"):
         header, _, text = text.partition(",")
         if not header.endswith(";base64"):

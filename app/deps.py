@@ -15,6 +15,8 @@ from app.gallery import Galleries
 from app.generation import Generation
 from app.metrics import Metrics
 from app.observe import Timings
+from app.oip import OpenInference
+from app.oip_messages import Message, read_message
 from app.restoration import Restoration
 from app.schemas import EmbeddingsRequest
 from app.services import Services
@@ -81,6 +83,11 @@ def _restoration(request: Request) -> Restoration:
     return restoration
 
 
+def _open_inference(request: Request) -> OpenInference:
+    open_inference: OpenInference = request.app.state.open_inference
+    return open_inference
+
+
 def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
@@ -106,6 +113,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 FacesDep = Annotated[Faces, Depends(_faces)]
 GenerationDep = Annotated[Generation, Depends(_generation)]
 RestorationDep = Annotated[Restoration, Depends(_restoration)]
+OpenInferenceDep = Annotated[OpenInference, Depends(_open_inference)]
 GalleriesDep = Annotated[Galleries, Depends(_galleries)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 TimingsDep = Annotated[Timings, Depends(_timings)]
@@ -130,7 +138,12 @@ async def _embeddings(request: Request, settings: SettingsDep, _: AdmittedDep) -
     return await read_embeddings(request, settings.max_images)
 
 
+async def _message(request: Request, _: AdmittedDep) -> Message:
+    return await read_message(request)
+
+
 PicturesDep = Annotated[Pictures, Depends(_pictures)]
 NoisyDep = Annotated[Noisy, Depends(_noisy)]
 PairDep = Annotated[Pair, Depends(_pair)]
+MessageDep = Annotated[Message, Depends(_message)]
 EmbeddingsDep = Annotated[tuple[EmbeddingsRequest, Pictures], Depends(_embeddings)]

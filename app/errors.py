@@ -1,4 +1,7 @@
-"""What can go wrong, as one short tree with status codes, and the one place that turns it into RFC 9457."""
+"""What can go wrong, as one short tree with status codes, and the one place that turns it into an answer.
+
+That is RFC 9457, but for the Open Inference Protocol under /v2, whose clients read `{"error": "..."}`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.oip_schemas import InferenceError
 from app.schemas import FieldError, Problem
 
 
@@ -148,6 +153,8 @@ class InvalidParameters(Unprocessable):
 
 
 PROBLEM_JSON = "application/problem+json"
+# Where the Open Inference Protocol is spoken.
+OIP = "/v2"
 
 
 def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Problem:
@@ -161,8 +168,12 @@ def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Pr
     )
 
 
-def problem_response(error: VestibuleError, errors: list[FieldError] | None = None) -> JSONResponse:
-    """The HTTP answer of an error."""
+def error_response(path: str, error: VestibuleError, errors: list[FieldError] | None = None) -> JSONResponse:
+    """The HTTP answer of an error, in the form that clients of this path read."""
+    if path == OIP or path.startswith(f"{OIP}/"):
+        told = [error.title, error.detail, *(f"{field.parameter}: {field.detail}" for field in errors or [])]
+        answer = InferenceError(error=": ".join(filter(None, told)))
+        return JSONResponse(answer.model_dump(), error.status, error.headers)
     body = problem(error, errors).model_dump(exclude_none=True)
     return JSONResponse(body, error.status, error.headers, media_type=PROBLEM_JSON)
 
@@ -184,14 +195,14 @@ def _field_errors(error: RequestValidationError) -> list[FieldError]:
     ]
 
 
-async def _on_vestibule_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_vestibule_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, VestibuleError)  # noqa: S101  registered for this class only
-    return problem_response(error)
+    return error_response(request.scope["path"], error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
-    answer = problem_response(FrameworkError(error))
+    answer = error_response(request.scope["path"], FrameworkError(error))
     # Of all operations with this path; the framework names those of the route that it tried first.
     operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and operations:
@@ -199,27 +210,29 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     return answer
 
 
-async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    return problem_response(InvalidParameters(), _field_errors(error))
+    return error_response(request.scope["path"], InvalidParameters(), _field_errors(error))
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` as a problem. What is none of these is caught in `observe`, as a 500."""
+    """Answer every error of `app` in this one way. What is none of these is caught in `observe`, as a 500."""
     app.add_exception_handler(VestibuleError, _on_vestibule_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
 
 
-def describe(*errors: type[VestibuleError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for a route that can fail in these ways."""
+def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for a route that can fail in these ways, as problems or in a schema of its own."""
+    form: dict[str, Any] = {"content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    if schema is not None:
+        form = {"model": schema}
     described: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         title = error.title
         if error.status in described:
             title = f"{described[error.status]['description']}; {title[0].lower()}{title[1:]}"
-        schema = {"$ref": "#/components/schemas/Problem"}
-        described[error.status] = {"description": title, "content": {PROBLEM_JSON: {"schema": schema}}}
+        described[error.status] = {"description": title, **form}
     return described
 
 

@@ -21,8 +21,9 @@ from app.generation import Generation
 from app.inference import Inference
 from app.metrics import Metrics
 from app.observe import Observe
+from app.oip import OpenInference
 from app.restoration import Restoration
-from app.routes import classify, collections, denoise, embed, encode, faces, generate, models, ops, search, verify
+from app.routes import classify, collections, denoise, embed, encode, faces, generate, models, oip, ops, search, verify
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
@@ -67,9 +68,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.faces = Faces(inference)
     app.state.generation = Generation(inference)
     app.state.restoration = Restoration(settings, inference)
+    app.state.open_inference = OpenInference(settings, inference)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models, ops):
+    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models, oip, ops):
         app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(Departure)

@@ -12,13 +12,13 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import VestibuleError, problem_response
+from app.errors import VestibuleError, error_response
 from app.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What is noted of a request whose client did not wait for an answer, as nginx has it.
 CLIENT_LEFT = 499
-_QUIET = ("/health/live", "/health/ready", "/metrics")
+_QUIET = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class Observe:
             except Exception:
                 log.exception("unexpected_error", path=scope["path"])
                 if not status:
-                    await problem_response(VestibuleError())(scope, receive, observed)
+                    await error_response(scope["path"], VestibuleError())(scope, receive, observed)
             finally:
                 self._note(scope, status or CLIENT_LEFT, time.perf_counter() - started)
 

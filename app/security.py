@@ -7,7 +7,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import HostNotAllowed, OriginNotAllowed, VestibuleError, problem_response
+from app.errors import HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
 
 _READING = ("GET", "HEAD", "OPTIONS")
 
@@ -24,7 +24,7 @@ class Door:
         """Pass the request on, or refuse it."""
         error = self._refusal(scope) if scope["type"] == "http" else None
         if error is not None:
-            await problem_response(error)(scope, receive, send)
+            await error_response(scope["path"], error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

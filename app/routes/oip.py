@@ -1,0 +1,117 @@
+"""The Open Inference Protocol, so that its clients (`tritonclient`, KServe's) talk to the service unchanged."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from app import errors
+from app.deps import MessageDep, OpenInferenceDep, TimingsDep
+from app.oip_messages import INFER_BODY, OCTETS
+from app.oip_schemas import (
+    IndexedModel,
+    InferenceError,
+    InferenceResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+from app.routes import ops
+from app.routes.answer import answer, describe
+from app.schemas import Health
+
+router = APIRouter(prefix=errors.OIP, tags=["open inference protocol"])
+
+Name = Annotated[str, Path(description="A name from /v2/repository/index.", examples=["lenet5-mnist"])]
+Version = Annotated[str, Path(description="What the model's metadata names; there is one.")]
+
+READING = errors.describe(errors.HostNotAllowed, schema=InferenceError)
+PROBES = errors.describe(errors.HostNotAllowed, errors.NotReady, schema=InferenceError)
+NAMED = errors.describe(errors.HostNotAllowed, errors.NotFound, errors.InvalidParameters, schema=InferenceError)
+SENDING = errors.describe(errors.OriginNotAllowed, errors.BodyTooLarge, schema=InferenceError)
+INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
+    errors.BadRequest,
+    errors.DamagedImage,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.BodyTooLarge,
+    errors.ImageTooLarge,
+    errors.TooManyImages,
+    errors.UnsupportedImage,
+    errors.UnsupportedMediaType,
+    errors.Unprocessable,
+    errors.Overloaded,
+    errors.NotReady,
+    errors.DeadlineExceeded,
+    schema=InferenceError,
+)
+
+
+@router.get("", responses=READING)
+async def server(oip: OpenInferenceDep) -> ServerMetadata:
+    """What answers here, and which extensions of the protocol it knows."""
+    return oip.server()
+
+
+@router.get("/health/live", responses=READING)
+async def live() -> ServerLive:
+    """The process answers."""
+    return ServerLive()
+
+
+@router.get("/health/ready", responses=PROBES)
+async def ready(_: Annotated[Health, Depends(ops.ready)]) -> ServerReady:
+    """The default model is loaded and warm."""
+    return ServerReady()
+
+
+@router.post("/repository/index", responses=SENDING)
+async def index(oip: OpenInferenceDep) -> list[IndexedModel]:
+    """Every model that can be asked; a body is not read: all are ready, and load with their first request."""
+    return oip.index()
+
+
+@router.get("/models/{name}", responses=NAMED, response_model_exclude_none=True)
+async def metadata(name: Name, oip: OpenInferenceDep) -> ModelMetadata:
+    """A model's inputs and outputs."""
+    return oip.metadata(name, None)
+
+
+@router.get("/models/{name}/versions/{version}", responses=NAMED, response_model_exclude_none=True)
+async def metadata_of_version(name: Name, version: Version, oip: OpenInferenceDep) -> ModelMetadata:
+    """The same, if this is its version."""
+    return oip.metadata(name, version)
+
+
+@router.get("/models/{name}/ready", responses=NAMED)
+async def model_ready(name: Name, oip: OpenInferenceDep) -> ModelReady:
+    """Whether a model can be asked."""
+    return oip.ready(name, None)
+
+
+@router.get("/models/{name}/versions/{version}/ready", responses=NAMED)
+async def version_ready(name: Name, version: Version, oip: OpenInferenceDep) -> ModelReady:
+    """The same of a version."""
+    return oip.ready(name, version)
+
+
+@router.post("/models/{name}/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRING)
+async def infer(name: Name, oip: OpenInferenceDep, message: MessageDep, timings: TimingsDep) -> Response:
+    """What a network answers to tensors, at most 64 rows of them."""
+    return answer(await oip.infer(name, None, message, timings))
+
+
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    response_class=Response,
+    openapi_extra=INFER_BODY,
+    responses=INFERRING,
+)
+async def infer_version(
+    name: Name, version: Version, oip: OpenInferenceDep, message: MessageDep, timings: TimingsDep
+) -> Response:
+    """The same of a version."""
+    return answer(await oip.infer(name, version, message, timings))
