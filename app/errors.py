@@ -1,6 +1,7 @@
 """What can go wrong, as one short tree with status codes, and the one place that turns it into an answer.
 
-That is RFC 9457, but for the Open Inference Protocol under /v2, whose clients read `{"error": "..."}`.
+That is RFC 9457; but for the Open Inference Protocol under /v2, whose clients read `{"error": "..."}`, and with a
+`message` under /v1, which is all that OpenAI's clients show of it.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ class InvalidParameters(Unprocessable):
 
 
 PROBLEM_JSON = "application/problem+json"
-# Where the Open Inference Protocol is spoken.
-OIP = "/v2"
+# Where the Open Inference Protocol is spoken, and OpenAI's.
+OIP, OPENAI = "/v2", "/v1"
 
 
 def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Problem:
@@ -170,12 +171,14 @@ def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Pr
 
 def error_response(path: str, error: VestibuleError, errors: list[FieldError] | None = None) -> JSONResponse:
     """The HTTP answer of an error, in the form that clients of this path read."""
-    if path == OIP or path.startswith(f"{OIP}/"):
-        told = [error.title, error.detail, *(f"{field.parameter}: {field.detail}" for field in errors or [])]
-        answer = InferenceError(error=": ".join(filter(None, told)))
-        return JSONResponse(answer.model_dump(), error.status, error.headers)
-    body = problem(error, errors).model_dump(exclude_none=True)
-    return JSONResponse(body, error.status, error.headers, media_type=PROBLEM_JSON)
+    parts = [error.title, error.detail, *(f"{field.parameter}: {field.detail}" for field in errors or [])]
+    told = ": ".join(filter(None, parts))
+    protocol = path[:3] if path[3:4] in ("", "/") else ""
+    if protocol == OIP:
+        return JSONResponse(InferenceError(error=told).model_dump(), error.status, error.headers)
+    answer = problem(error, errors)
+    answer.message = told if protocol == OPENAI else None
+    return JSONResponse(answer.model_dump(exclude_none=True), error.status, error.headers, media_type=PROBLEM_JSON)
 
 
 class FrameworkError(VestibuleError):

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from app.generation_schemas import (
     GeneratedImage,
     GenerateParams,
     GenerateResponse,
+    ImagesRequest,
+    ImagesResponse,
     InterpolateParams,
     LatentsRequest,
+    ListedImage,
 )
 from app.inference import Inference
 from app.observe import Timings
@@ -77,11 +80,29 @@ class Generation:
             headers = {"X-Seed": str(seed), **_kept(model, "generate", asked)}
             if encoding.is_known(headers["ETag"], known):
                 return File(None, PNG, headers)
-        noise = torch.stack([latents(seed, index, _width(model.card)) for index in range(params.n)])
+        noise = _noise(model.card, seed, params.n)
         samples = await self._drawn(model, noise * params.truncation, classes, timings)
         if params.format == "json":
             return await self._listed(samples, created, seed, headers, timings)
         return await self._sheet(samples, params.format, params.grid, headers, timings)
+
+    async def images(self, asked: ImagesRequest, timings: Timings) -> ImagesResponse:
+        """Samples, asked for in OpenAI's words.
+
+        Raises:
+            Unprocessable: a prompt that is no label of the model, or a size that is not its own; as `generate`.
+        """
+        model = await self._engine.part(self._engine.card(asked.model, "generate"), DECODER)
+        card, count = model.card, asked.n or 1
+        classes = labels.needed(card, [asked.prompt] if asked.prompt.strip() else [], count)
+        size = _own_size(card, asked.size)
+        seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
+        samples = await self._drawn(model, _noise(card, seed, count), classes, timings)
+        texts = await self._texts(samples, timings)
+        names = labels.names(card, classes, count)
+        images = [_listed(*pair, asked.response_format) for pair in zip(texts, names, strict=True)]
+        created = int(time.time()) if asked.seed is None else 0
+        return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
 
     async def decode(self, sent: LatentsRequest, timings: Timings) -> File:
         """What lies at latents that the caller chose, of any model that decodes.
@@ -135,14 +156,17 @@ class Generation:
         self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str], timings: Timings
     ) -> File:
         card = samples.card
-        files = await self._encoded(lambda: [encoding.png(one) for one in samples.pixels], timings)
-        names = labels.names(card, samples.classes, len(files))
-        images = [
-            GeneratedImage(b64_json=base64.b64encode(file).decode(), label=name)
-            for file, name in zip(files, names, strict=True)
-        ]
+        texts = await self._texts(samples, timings)
+        names = labels.names(card, samples.classes, len(texts))
+        images = [GeneratedImage(b64_json=text, label=name) for text, name in zip(texts, names, strict=True)]
         answer = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
         return encoding.document(answer, headers)
+
+    async def _texts(self, samples: _Samples, timings: Timings) -> list[str]:
+        """Each sample as PNG in base64."""
+        return await self._encoded(
+            lambda: [base64.b64encode(encoding.png(one)).decode() for one in samples.pixels], timings
+        )
 
     async def _encoded(self, function: Callable[[], T], timings: Timings) -> T:
         started = time.perf_counter()
@@ -172,6 +196,25 @@ def between(start: Tensor, end: Tensor, steps: int) -> Tensor:
 def _width(card: ModelCard) -> int:
     width: int = configure(card.architecture, card.config).latent
     return width
+
+
+def _noise(card: ModelCard, seed: int, count: int) -> Tensor:
+    """The latents of a seed's first samples, [count, width]."""
+    return torch.stack([latents(seed, index, _width(card)) for index in range(count)])
+
+
+def _listed(text: str, label: str | None, form: Literal["b64_json", "url"] | None) -> ListedImage:
+    if form == "url":
+        return ListedImage(url=f"data:{PNG};base64,{text}", label=label)
+    return ListedImage(b64_json=text, label=label)
+
+
+def _own_size(card: ModelCard, asked: str | None) -> str:
+    _, height, width = card.preprocess.shape
+    own = f"{width}x{height}"
+    if asked not in (None, "auto", own):
+        raise Unprocessable(f"{card.name} draws pictures of {own}, not of {asked}")
+    return own
 
 
 def _in_turn(card: ModelCard, sent: list[str], count: int) -> list[int] | None:

@@ -90,6 +90,48 @@ class GenerateResponse(_Schema):
     seed: int | None = None
 
 
+class ImagesRequest(_Schema):
+    """OpenAI's request for images; `prompt` names what a model draws: a class, or one for each picture.
+
+    `seed` is not OpenAI's: with it the same pictures are answered again.
+    """
+
+    prompt: Annotated[str, Field(max_length=1024)] = Field(
+        description="Of a conditional model: a label, or `n` of them joined by commas. Of any other: empty.",
+        examples=["2,0,2,6"],
+    )
+    model: Model = None
+    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES, strict=True)] | None = Field(None, description="Left out: 1.")
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
+        None, description="Width and height as `28x28`: only the model's own, which is also `auto`."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="`url`: data URIs, which nothing has to be fetched for. Left out: `b64_json`."
+    )
+    seed: Annotated[Seed, Field(strict=True)] | None = None
+    user: str | None = Field(None, description="Not used.")
+
+
+class ListedImage(_Schema):
+    """A sample as PNG, in base64 or as a data URI, and its class where the model is conditional."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    label: str | None = None
+
+
+class ImagesResponse(_Schema):
+    """OpenAI's list of images; `created` and `seed` are those of `GET /generate?format=json`."""
+
+    created: int
+    data: list[ListedImage]
+    output_format: Literal["png"] = "png"
+    size: str = Field(examples=["28x28"])
+    model: str
+    version: str
+    seed: int
+
+
 class DenoiseParams(_Schema):
     """The query of `POST /denoise`."""
 

@@ -20,7 +20,7 @@ def chosen(card: ModelCard, sent: Sequence[str], count: int) -> list[int] | None
     Raises:
         Unprocessable: an unknown name, another number of names, or a network without classes.
     """
-    names = [name for text in sent for name in ([text] if text in card.classes else text.split(","))]
+    names = [name.strip() for text in sent for name in ([text] if text in card.classes else text.split(","))]
     if not names:
         return None
     if not card.classes:

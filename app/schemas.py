@@ -32,6 +32,9 @@ class Problem(_Schema):
     status: int
     detail: str | None = None
     errors: list[FieldError] | None = None
+    message: str | None = Field(
+        None, exclude_if=lambda value: value is None, description="All of it in a line, under /v1: what OpenAI's show."
+    )
 
 
 class ImageInput(_Schema):

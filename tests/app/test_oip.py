@@ -35,9 +35,8 @@ from app.settings import Settings
 from app.tensors import Form
 from models import checkpoint
 from models.generative import Decodes, Encodes
+from tests.app.all_models import random_models
 from tests.app.conftest import BASE_URL
-from tests.app.embedder import random_embedder
-from tests.app.generators import random_generators
 from tests.app.threaded import serving_here
 from tests.conftest import encode, photo
 
@@ -48,12 +47,7 @@ CLASSIFIER, EMBEDDER, GENERATOR = "lenet5-mnist", "face-embedder", "cvae-mnist"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, other = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("embedder")
-    random_generators(folder)
-    random_embedder(other)
-    for name in (EMBEDDER, "centerface"):
-        (folder / name).symlink_to(other / name)
-    return folder
+    return random_models(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,20 @@
+"""A weights folder with a classifier, an embedder and networks that make pictures, nearly all of them random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.app.embedder import random_embedder
+from tests.app.generators import random_generators
+
+
+def random_models(folders: pytest.TempPathFactory) -> Path:
+    """`lenet5-mnist`, `centerface`, `face-embedder` and all of `generators.NETWORKS`."""
+    folder, other = folders.mktemp("weights"), folders.mktemp("embedder")
+    random_generators(folder)
+    random_embedder(other)
+    for name in ("face-embedder", "centerface"):
+        (folder / name).symlink_to(other / name)
+    return folder
