@@ -180,8 +180,12 @@ def _object(data: bytes) -> InferenceRequest:
         return InferenceRequest.model_validate_json(data)
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
-        reasons = sorted({f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found})
+        reasons = sorted({": ".join(filter(None, [_place(item["loc"]), item["msg"]])) for item in found})
         raise BadRequest(f"the body is no inference request: {'; '.join(reasons)}") from error
+
+
+def _place(keys: Sequence[int | str]) -> str:
+    return ".".join(map(str, keys))
 
 
 def _wanted(sent: InferenceRequest, known: Mapping[str, Form]) -> list[Wanted]:
@@ -228,7 +232,7 @@ def _blobs(sent: Sequence[RequestInput], data: memoryview) -> Iterator[tuple[Req
             continue
         left = len(data) - start
         if type(size) is not int or not 0 <= size <= left:
-            raise BadRequest(f"binary_data_size of {tensor.name} is {str(size)[:32]}; {left} bytes are left")
+            raise BadRequest(f"binary_data_size of {tensor.name} is a number of bytes, of which {left} are left")
         yield tensor, data[start : start + size]
         start += size
     if start != len(data):

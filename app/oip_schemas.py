@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 # By name; values are strings, numbers or booleans. Which mean something here is said where they are read.
 Parameters = dict[str, Any]
 
-Dimension = Annotated[int, Field(ge=0, strict=True)]
+Dimension = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
 class InferenceError(BaseModel):
