@@ -23,12 +23,32 @@ from app.metrics import Metrics
 from app.observe import Observe
 from app.oip import OpenInference
 from app.restoration import Restoration
-from app.routes import classify, collections, denoise, embed, encode, faces, generate, models, oip, ops, search, verify
+from app.routes import (
+    classify,
+    collections,
+    denoise,
+    embed,
+    encode,
+    faces,
+    generate,
+    models,
+    oip,
+    ops,
+    search,
+    verify,
+    web,
+)
 from app.security import Door
 from app.services import Services
 from app.settings import Settings
 from app.upkeep import Upkeep
 from index.gallery import EmbeddedGallery
+
+
+_ROUTES = (
+    *(classify, faces, embed, verify, generate, denoise, encode),
+    *(search, collections, models, oip, ops, web),
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -71,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.open_inference = OpenInference(settings, inference)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models, oip, ops):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(Departure)

@@ -1,9 +1,9 @@
-"""Probes, metrics, and the front page."""
+"""Probes and metrics."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import Response
 
 from app import errors
 from app.deps import EngineDep, MetricsDep
@@ -33,9 +33,3 @@ async def ready(engine: EngineDep) -> Health:
 async def metrics(figures: MetricsDep) -> Response:
     """Prometheus."""
     return Response(figures.exposition(), media_type=CONTENT_TYPE)
-
-
-@router.get("/", include_in_schema=False)
-async def front() -> RedirectResponse:
-    """The API's own page."""
-    return RedirectResponse("/docs")

@@ -98,7 +98,7 @@ def test_paths_that_clients_think_of_make_no_labels(client: TestClient) -> None:
 
 
 def test_docs_need_no_other_host(client: TestClient) -> None:
-    page = client.get("/", follow_redirects=True)
+    page = client.get("/docs")
     assert page.status_code == 200
     links = re.findall(r"(?:src|href)=[\"']([^\"']+)", page.text)
     assert links
