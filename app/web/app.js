@@ -3,6 +3,7 @@
 import { announce, h } from "./dom.js";
 import { listenForPictures } from "./pictures.js";
 import classify from "./tabs/classify.js";
+import gallery from "./tabs/gallery.js";
 import verify from "./tabs/verify.js";
 
 /**
@@ -11,7 +12,7 @@ import verify from "./tabs/verify.js";
  */
 
 /** @type {Record<string, () => Tab>} */
-const TABS = { classify, verify };
+const TABS = { classify, verify, gallery };
 const FIRST = "classify";
 
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
