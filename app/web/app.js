@@ -3,7 +3,11 @@
 import { announce, h } from "./dom.js";
 import { listenForPictures } from "./pictures.js";
 import classify from "./tabs/classify.js";
+import denoise from "./tabs/denoise.js";
 import gallery from "./tabs/gallery.js";
+import generate from "./tabs/generate.js";
+import models from "./tabs/models.js";
+import status from "./tabs/status.js";
 import verify from "./tabs/verify.js";
 
 /**
@@ -12,7 +16,7 @@ import verify from "./tabs/verify.js";
  */
 
 /** @type {Record<string, () => Tab>} */
-const TABS = { classify, verify, gallery };
+const TABS = { classify, verify, gallery, generate, denoise, models, status };
 const FIRST = "classify";
 
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));

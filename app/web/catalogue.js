@@ -56,7 +56,7 @@ export function forget() {
 export function headline(card) {
   const metrics = /** @type {Metric[]} */ (card.metrics);
   const rank = (/** @type {Metric} */ metric) =>
-    (metric.name === "accuracy" ? 0 : 10) + (metric.data.includes("test") ? 0 : 1);
+    (["accuracy", "asked"].includes(metric.name) ? 0 : 10) + (metric.data.includes("test") ? 0 : 1);
   return [...metrics].sort((a, b) => rank(a) - rank(b))[0];
 }
 

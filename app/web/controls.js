@@ -79,7 +79,8 @@ export function slider({ label, min, max, step, value, format = String, onInput,
   const tell = () => {
     output.textContent = format(input.valueAsNumber);
     input.setAttribute("aria-valuetext", output.textContent);
-    input.style.setProperty("--at", `${((input.valueAsNumber - min) / (max - min)) * 100}%`);
+    const [low, high] = [Number(input.min), Number(input.max)];
+    input.style.setProperty("--at", `${((input.valueAsNumber - low) / (high - low || 1)) * 100}%`);
   };
   input.addEventListener("input", () => {
     tell();
@@ -103,6 +104,11 @@ export function slider({ label, min, max, step, value, format = String, onInput,
     },
     set value(next) {
       input.value = String(next);
+      tell();
+    },
+    /** @param {number} high */
+    set max(high) {
+      input.max = String(high);
       tell();
     },
   };

@@ -57,9 +57,10 @@ let touched;
 /**
  * A place where pictures come in.
  * @param {{label: string, multiple?: boolean, examples?: string[], wants?: () => boolean,
- *   onPictures: (pictures: Picture[]) => void}} options `wants`: whether a pasted picture is rather for this one
+ *   onPictures: (pictures: Picture[]) => void, extra?: HTMLElement}} options `wants`: whether a pasted picture is rather
+ *   for this one; `extra`: shown below the examples
  */
-export function picker({ label, multiple = false, examples: wanted = [], wants = () => true, onPictures }) {
+export function picker({ label, multiple = false, examples: wanted = [], wants = () => true, onPictures, extra }) {
   const id = uniqueId("choose");
   const refused = h("p", { class: "hint warn", role: "status" });
   const input = h("input", { type: "file", accept: "image/*", multiple, id, class: "heard" });
@@ -92,6 +93,7 @@ export function picker({ label, multiple = false, examples: wanted = [], wants =
     ),
     h("p", { class: "hint" }, "or drop, or paste"),
     shelf,
+    extra,
     refused,
   );
   const self = { element, take, wants };

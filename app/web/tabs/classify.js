@@ -90,8 +90,7 @@ export default function classify() {
     if (tta.box.disabled) tta.box.checked = false;
     top.input.disabled = string;
     const classes = chosen?.card.classes.length ?? 10;
-    top.input.max = String(Math.min(10, classes));
-    top.value = Math.min(top.value, classes);
+    top.max = Math.min(10, classes);
     hint.textContent = string ? "White on black or black on white; the digits may touch." : "";
     terminal.update();
   }

@@ -1,0 +1,54 @@
+/** What GET /metrics says, and what happened between two times that it was asked. */
+
+/** @typedef {{name: string, labels: Record<string, string>, value: number}} Sample */
+
+/**
+ * @param {string} text Prometheus' text format
+ * @returns {Sample[]}
+ */
+export function parse(text) {
+  return text
+    .split("\n")
+    .filter((line) => line && !line.startsWith("#"))
+    .flatMap((line) => {
+      const found = line.match(/^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/);
+      if (!found) return [];
+      const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]));
+      return [{ name: found[1], labels, value: Number(found[3]) }];
+    });
+}
+
+/**
+ * The sum of all samples of this name that have these labels.
+ * @param {Sample[]} samples
+ * @param {string} name
+ * @param {(labels: Record<string, string>) => boolean} [chosen]
+ */
+export function total(samples, name, chosen = () => true) {
+  return samples.reduce((sum, sample) => sum + (sample.name === name && chosen(sample.labels) ? sample.value : 0), 0);
+}
+
+/**
+ * The quantile of what a histogram counted between two samplings, within its bucket as if evenly spread; null for none.
+ * @param {Sample[]} before
+ * @param {Sample[]} after
+ * @param {string} name without `_bucket`
+ * @param {number} share 0..1
+ * @param {(labels: Record<string, string>) => boolean} [chosen]
+ * @returns {number | null}
+ */
+export function quantile(before, after, name, share, chosen = () => true) {
+  const bounds = [...new Set(after.filter((one) => one.name === `${name}_bucket`).map((one) => one.labels.le))];
+  const buckets = bounds
+    .map((le) => {
+      const of = (/** @type {Sample[]} */ samples) => total(samples, `${name}_bucket`, (labels) => labels.le === le && chosen(labels));
+      return { le: le === "+Inf" ? Infinity : Number(le), count: of(after) - of(before) };
+    })
+    .sort((a, b) => a.le - b.le);
+  const all = buckets.at(-1)?.count ?? 0;
+  if (all <= 0) return null;
+  const at = buckets.findIndex((bucket) => bucket.count >= all * share);
+  const [below, bucket] = [buckets[at - 1] ?? { le: 0, count: 0 }, buckets[at]];
+  if (bucket.le === Infinity) return below.le;
+  return below.le + ((bucket.le - below.le) * (all * share - below.count)) / (bucket.count - below.count || 1);
+}
