@@ -44,10 +44,18 @@ function open(name) {
   return made;
 }
 
+/** What the hash says, between its slashes. */
+function place() {
+  try {
+    return location.hash.slice(1).split("/").map(decodeURIComponent);
+  } catch {
+    return [FIRST]; // no such encoding
+  }
+}
+
 function route() {
-  const [asked, ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
-  if (asked === "main") return;
-  const name = asked in TABS ? asked : FIRST;
+  const [asked, ...rest] = place();
+  const name = Object.hasOwn(TABS, asked) ? asked : FIRST;
   if (current && current !== name) {
     const left = open(current);
     left.section.hidden = true;

@@ -153,18 +153,17 @@ export function waiting(text, lines = 3) {
 }
 
 /**
- * A button cannot be pressed again until its work is done.
+ * A button has no effect again until its work is done. It is not disabled: it would lose the keyboard's focus.
  * @param {HTMLButtonElement} button
  * @param {() => Promise<void>} work
  */
 export async function during(button, work) {
+  if (button.hasAttribute("aria-busy")) return;
   button.setAttribute("aria-busy", "true");
-  button.disabled = true;
   try {
     await work();
   } finally {
     button.removeAttribute("aria-busy");
-    button.disabled = false;
   }
 }
 

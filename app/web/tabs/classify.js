@@ -41,8 +41,12 @@ export default function classify() {
   const terminal = command(curl);
 
   select.addEventListener("change", async () => {
-    await choose(select.value);
-    run();
+    try {
+      await choose(select.value);
+      await run();
+    } catch (error) {
+      put(summary, trouble(error));
+    }
   });
 
   const element = h(
@@ -59,7 +63,7 @@ export default function classify() {
   );
   settle();
   rest();
-  start();
+  const started = start();
 
   async function start() {
     try {
@@ -206,10 +210,10 @@ export default function classify() {
     lead: "What is in a picture, and how sure is the model? Or which digits stand there?",
     element,
     async show(name) {
-      if (name && (await models("classify")).some((model) => model.name === name)) {
-        await choose(name);
-        await run();
-      }
+      await started;
+      if (![...select.options].some((option) => option.value === name)) return;
+      await choose(name);
+      await run();
     },
   };
 }

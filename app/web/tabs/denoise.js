@@ -59,8 +59,12 @@ export default function denoise() {
   );
 
   select.addEventListener("change", async () => {
-    await choose(select.value);
-    run();
+    try {
+      await choose(select.value);
+      await run();
+    } catch (error) {
+      put(summary, trouble(error));
+    }
   });
   const element = h(
     "div",

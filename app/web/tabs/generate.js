@@ -44,8 +44,12 @@ export default function generate() {
   const way = interpolation(() => ({ model: select.value, classes: chosen?.card.classes ?? [] }));
 
   select.addEventListener("change", async () => {
-    await choose(select.value);
-    if (drawn) draw();
+    try {
+      await choose(select.value);
+      if (drawn) await draw();
+    } catch (error) {
+      put(summary, trouble(error));
+    }
   });
   label.addEventListener("change", soon);
   seed.addEventListener("input", () => {

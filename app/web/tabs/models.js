@@ -192,6 +192,7 @@ function shownCard(model) {
       ? h("div", { class: "figure" }, h("strong", {}, value), h("span", {}, `${name}, ${best.data}${best.origin === "reported" ? ", as its authors report" : ""}`))
       : null,
     h("p", { class: "licence" }, card.license),
+    card.task === "classify" ? h("a", { href: `#classify/${card.name}` }, "Try it") : null,
     h("details", {}, h("summary", {}, "The whole card"), ...whole(model)),
   );
 }

@@ -79,6 +79,7 @@ export default function verify() {
   /** Two photos that are there for the trying. @param {string} first @param {() => Promise<Picture>} second */
   function offer(first, second) {
     return async () => {
+      [source, target].forEach((side) => release(side.picture));
       source.show(await example(first), false);
       target.show(await second(), false);
       run();
