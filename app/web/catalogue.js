@@ -69,16 +69,18 @@ export function readsDigits(card) {
 }
 
 /**
- * The distance below which `fmr` of the strangers lie, between the points that were counted; null beyond them.
+ * The distance below which `fmr` of the strangers lie, as `models.matching` has it; null beyond what was counted.
  * @param {any} matching of an embedder's card
  * @param {number} fmr
  * @returns {number | null}
  */
 export function distanceAt(matching, fmr) {
   const points = /** @type {Point[]} */ (matching.points);
-  const after = points.findIndex((point) => point.fmr <= fmr * 1.000001);
+  const near = 1 + 1e-9; // rates in a card are sums of floats
+  if (fmr > points[0].fmr * near) return null;
+  const after = points.findIndex((point) => point.fmr <= fmr * near);
   if (after < 0) return null;
-  const [low, high] = [points[Math.max(0, after - 1)], points[after]];
-  const share = low === high ? 1 : (Math.log(low.fmr) - Math.log(fmr)) / (Math.log(low.fmr) - Math.log(high.fmr));
-  return 1 - (low.similarity + (high.similarity - low.similarity) * Math.min(1, share));
+  const [high, low] = [points[Math.max(0, after - 1)], points[after]];
+  const share = high === low ? 0 : Math.log(high.fmr / fmr) / Math.log(high.fmr / low.fmr);
+  return 1 - (high.similarity + share * (low.similarity - high.similarity));
 }

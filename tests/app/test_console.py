@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 import httpx
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
 from app.settings import PROJECT
+from models.checkpoint import read_card
 from tests.app.test_process import serving
 
 pytestmark = pytest.mark.slow
@@ -109,11 +111,12 @@ def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Ite
 
 
 @pytest.fixture
-def emptied(address: str) -> str:
-    """The service with no collection in its gallery."""
-    for collection in httpx.get(f"{address}/collections").json()["data"]:
-        httpx.delete(f"{address}/collections/{collection['name']}").raise_for_status()
-    return address
+def api(address: str) -> Iterator[httpx.Client]:
+    """The service as a program calls it, with no collection in its gallery."""
+    with httpx.Client(base_url=address, timeout=WAIT_MS / 1000) as client:
+        for collection in client.get("/collections").json()["data"]:
+            client.delete(f"/collections/{collection['name']}").raise_for_status()
+        yield client
 
 
 everywhere = pytest.mark.parametrize("visit", SIZES, indirect=True)
@@ -162,7 +165,7 @@ def test_verify(visit: Visit) -> None:
 
 
 @everywhere
-def test_gallery(visit: Visit, emptied: str) -> None:
+def test_gallery(visit: Visit, api: httpx.Client) -> None:
     page = visit.open("gallery")
     expect(page.get_by_text("No collection yet: make one")).to_be_visible()
     visit.accept()
@@ -191,7 +194,7 @@ def test_gallery(visit: Visit, emptied: str) -> None:
     page.get_by_role("link", name="All collections").click()
     expect(page.get_by_role("link", name=re.compile("doors"))).to_be_visible()
     visit.accept()
-    receipts = httpx.get(f"{emptied}/collections/doors").json()
+    receipts = api.get("/collections/doors").json()
     assert (receipts["subjects"], receipts["faces"]) == (1, 1)
 
 
@@ -252,11 +255,11 @@ def test_models(visit: Visit) -> None:
 
 
 @everywhere
-def test_status(visit: Visit) -> None:
+def test_status(visit: Visit, api: httpx.Client) -> None:
     page = visit.open("status")
     expect(page.get_by_text("The service is ready")).to_be_visible()
     picture = (EXAMPLES / "coffee.jpg").read_bytes()
-    httpx.post(f"{visit.address}/classify", files={"file": picture}).raise_for_status()
+    api.post("/classify", files={"file": picture}).raise_for_status()
     expect(page.get_by_role("row").filter(has_text="/classify")).to_be_visible()
     expect(page.locator(".tile").filter(has_text="Memory").locator("strong")).to_contain_text("MiB")
     visit.accept()
@@ -346,10 +349,10 @@ def test_a_service_that_is_gone_is_told_of_and_asked_again(visit: Visit) -> None
     visit.errors.clear()
 
 
-def test_reasons_are_words_and_names_are_text(visit: Visit, emptied: str) -> None:
-    httpx.put(f"{emptied}/collections/doors", json={}).raise_for_status()
+def test_reasons_are_words_and_names_are_text(visit: Visit, api: httpx.Client) -> None:
+    api.put("/collections/doors", json={}).raise_for_status()
     name = "<img src=x onerror=alert(1)>"
-    httpx.put(f"{emptied}/collections/doors/subjects/eve", json={"name": name}).raise_for_status()
+    api.put("/collections/doors/subjects/eve", json={"name": name}).raise_for_status()
     page = visit.open("gallery/doors")
     expect(visit.region("Subjects").get_by_text(name)).to_be_visible()
     enrol = visit.region("Enrol")
@@ -373,10 +376,10 @@ SMALL = """async (url) => {
 }"""
 
 
-def test_subjects_by_page(visit: Visit, emptied: str) -> None:
-    httpx.put(f"{emptied}/collections/crowd", json={}).raise_for_status()
+def test_subjects_by_page(visit: Visit, api: httpx.Client) -> None:
+    api.put("/collections/crowd", json={}).raise_for_status()
     for number in range(23):
-        httpx.put(f"{emptied}/collections/crowd/subjects/{number:02}", json={}).raise_for_status()
+        api.put(f"/collections/crowd/subjects/{number:02}", json={}).raise_for_status()
     visit.open("gallery/crowd")
     subjects = visit.region("Subjects")
     expect(subjects.get_by_text("1 to 10", exact=True)).to_be_visible()
@@ -387,6 +390,34 @@ def test_subjects_by_page(visit: Visit, emptied: str) -> None:
     expect(subjects.get_by_role("button", name="Next")).to_be_disabled()
     subjects.get_by_role("button", name="Before").click()
     expect(subjects.get_by_text("11 to 20", exact=True)).to_be_visible()
+
+
+def test_the_page_reckons_as_others_do(visit: Visit) -> None:
+    page = visit.open("status")
+    matching = read_card(PROJECT / "weights" / "face-embedder").matching
+    assert matching is not None
+    rates = [0.1, 0.03, 0.01, 0.004, 0.001, 0.0001, 0.00003]
+    found = page.evaluate(
+        "async ([card, rates]) => rates.map((await import('/web/catalogue.js')).distanceAt.bind(null, card))",
+        [matching.model_dump(mode="json"), [*rates, 0.2, 0.00001]],
+    )
+    assert found == [pytest.approx(1 - matching.threshold(rate).similarity) for rate in rates] + [None, None]
+
+    noise = page.evaluate("import('/web/noise.js').then(({ gaussian }) => Array.from({ length: 1e5 }, gaussian(1)))")
+    shares = map(NormalDist().cdf, sorted(noise))
+    # Kolmogorov and Smirnov: one in a hundred true Gaussians is further off than this.
+    assert max(abs(share - place / 1e5) for place, share in enumerate(shares)) < 1.63 / 1e5**0.5
+
+    text = "\n".join(f'wait_bucket{{route="/a",le="{le}"}} {n}' for le, n in (("1.0", 2), ("2.0", 6), ("+Inf", 8)))
+    quantiles = page.evaluate(
+        """async (text) => {
+            const { parse, quantile } = await import('/web/prometheus.js');
+            return [0.25, 0.5, 0.75, 0.9].map((share) => quantile([], parse(text), 'wait', share));
+        }""",
+        text,
+    )
+    # As Prometheus' histogram_quantile: evenly spread within a bucket, the last bound for what lies beyond it.
+    assert quantiles == [pytest.approx(one) for one in (1.0, 1.5, 2.0, 2.0)]
 
 
 def focused(page: Page) -> str:

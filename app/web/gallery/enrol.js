@@ -30,7 +30,7 @@ export function enrol({ path, whole, onEnrolled }) {
   const id = h("input", { type: "text", required: true, maxlength: 128, pattern: "[\\w.@:+ \\-]{1,128}", autocomplete: "off", autocapitalize: "off", spellcheck: "false" });
   const name = h("input", { type: "text", maxlength: 256, autocomplete: "off" });
   const gate = checkbox("Refuse faces of poor quality", true);
-  const chosen = h("div", { class: "chosen" });
+  const chosen = h("div", { class: "picked" });
   const send = h("button", { type: "button", class: "primary", disabled: true }, "Enrol");
   const told = h("div", { class: "stack", "aria-live": "polite" });
   const examples = whole ? ["coffee.jpg", "cat.jpg"] : ["astronaut.jpg", "hopper.jpg"];

@@ -24,8 +24,8 @@ export function search({ name, whole }) {
   let pictures = [];
   const latest = new Latest();
   const rate = segmented(
-    "Strangers taken for somebody, at most",
-    [0.1, 0.01, 0.001].map((value) => ({ value: String(value), label: `${oneIn(value)} searches` })),
+    "Searches for a stranger that name somebody, at most",
+    [0.1, 0.01, 0.001].map((value) => ({ value: String(value), label: oneIn(value) })),
     "0.01",
     run,
   );
