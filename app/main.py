@@ -45,12 +45,6 @@ from app.upkeep import Upkeep
 from index.gallery import EmbeddedGallery
 
 
-_ROUTES = (
-    *(classify, faces, embed, verify, generate, denoise, encode),
-    *(search, collections, models, oip, ops, web),
-)
-
-
 def create_app(settings: Settings) -> FastAPI:
     """The service, not yet started: weights load when the server runs the lifespan.
 
@@ -91,7 +85,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.open_inference = OpenInference(settings, inference)
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
-    for routes in _ROUTES:
+    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models):
+        app.include_router(routes.router)
+    for routes in (oip, ops, web):
         app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(Departure)
