@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from models.compiled import SIZES, OpenVinoRuntime, pieces, precisions, signature
 from models.registry import build
@@ -43,6 +44,14 @@ def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
         outputs = ready(images)
         assert outputs.shape == expected.shape
         assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_what_it_takes_is_weights_and_room_for_each_size(tmp_path: Path) -> None:
+    module = nn.Conv2d(1, 4, 3, bias=False)  # [1, 8, 8] -> [4, 6, 6]
+    weights, answer = 4 * 9, 4 * 6 * 6
+    rows = sum(SIZES)
+    full, half = (OpenVinoRuntime(module, (1, 8, 8), p, "weights", tmp_path).size for p in ("f32", "bf16"))
+    assert full == 4 * (weights * len(SIZES) + answer * rows) == 2 * half
 
 
 def test_an_answer_outlives_the_next(tmp_path: Path) -> None:
