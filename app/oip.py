@@ -83,17 +83,19 @@ class OpenInference:
             UnsupportedImage: a picture. Unprocessable: numbers that the network cannot compute with.
             Overloaded, NotReady, DeadlineExceeded.
         """
-        card, found = self._model(name, version)
-        return await self._inference.in_time(self._inferred(card, found, message, timings))
+        return await self._inference.in_time(self._inferred(name, version, message, timings))
 
-    async def _inferred(self, card: ModelCard, found: Interface, message: Message, timings: Timings) -> File:
+    async def _inferred(self, name: str, version: str | None, message: Message, timings: Timings) -> File:
+        known, found = self._model(name, version)
+        model = await self._engine.part(known, found.part)
+        # These weights answer, whatever is reloaded from here on; while they were loaded others may have come.
+        card, found = _of_version(model.card, version)
         started = time.perf_counter()
         asked = await self._engine.decoded(
             lambda: oip_messages.parse(message, found.inputs, found.outputs, self._limits)
         )
         timings.record("decode", time.perf_counter() - started)
         items = await self._items(card, asked.inputs, timings)
-        model = await self._engine.part(card, found.part)
         answer = await self._inference.run(model, items, timings)
 
         def document() -> File:
@@ -130,17 +132,20 @@ class OpenInference:
             raise
 
     def _model(self, name: str, version: str | None) -> tuple[ModelCard, Interface]:
-        card = self._engine.cards.get(name)
-        found = interface(card) if card else None
-        if card is None or found is None:
-            raise NotFound("no model of that name is served here; POST /v2/repository/index lists them")
-        if version not in (None, card.version):
-            raise NotFound(f"{card.name} has the version {card.version}, no others")
-        return card, found
+        return _of_version(self._engine.cards.get(name), version)
 
     def _indexed(self, card: ModelCard) -> IndexedModel:
         reason = "" if self._engine.loaded(card.name) else "its first request loads it"
         return IndexedModel(name=card.name, version=card.version, reason=reason)
+
+
+def _of_version(card: ModelCard | None, version: str | None) -> tuple[ModelCard, Interface]:
+    found = interface(card) if card else None
+    if card is None or found is None:
+        raise NotFound("no model of that name is served here; POST /v2/repository/index lists them")
+    if version not in (None, card.version):
+        raise NotFound(f"{card.name} has the version {card.version}, no others")
+    return card, found
 
 
 def _ids(card: ModelCard, sent: Array) -> list[int]:

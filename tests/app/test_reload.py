@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
@@ -121,6 +122,32 @@ def test_who_asked_before_gets_the_old_weights_and_who_asks_after_the_new(settin
         await engine.stop()
 
     asyncio.run(scenario())
+
+
+def test_a_tensor_is_answered_by_the_version_that_is_named(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+    engine: Engine = app.state.engine
+    part = engine.part
+
+    async def exchanged_meanwhile(*asked: Any) -> LoadedModel:
+        await engine.reload("tiny")
+        return await part(*asked)
+
+    pixels = {"name": "pictures", "shape": [1, 1, 16, 16], "datatype": "FP32", "data": PICTURE.flatten().tolist()}
+    body = {"inputs": [pixels], "outputs": [{"name": "logits"}]}
+    before = version(settings)
+    tiny_model(settings.weights, seed=5)
+    monkeypatch.setattr(engine, "part", exchanged_meanwhile)
+    answer = client.post("/v2/models/tiny/infer", json=body).json()
+    assert before != answer["model_version"] == version(settings)
+    (logits,) = answer["outputs"]
+    torch.testing.assert_close(torch.tensor(logits["data"]), expected(settings), rtol=1e-4, atol=1e-5)
+    tiny_model(settings.weights, seed=6)
+    gone = client.post(f"/v2/models/tiny/versions/{answer['model_version']}/infer", json=body)
+    assert (gone.status_code, version(settings) in gone.json()["error"]) == (404, True)
 
 
 def test_no_request_is_lost_while_models_are_exchanged(client: TestClient, settings: Settings) -> None:

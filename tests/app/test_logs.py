@@ -1,0 +1,49 @@
+"""What is logged on a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from app import logs
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def _as_it_was() -> Iterator[None]:
+    """The logging of this process, afterwards."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    structlog.configure(**before)
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("_as_it_was")
+def test_a_traceback_tells_where_and_not_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    logs.configure()
+
+    def fails(picture: str) -> None:
+        raise ValueError(f"{len(picture)} characters are none of ours")
+
+    try:
+        fails("somebody's face")
+    except ValueError:
+        structlog.get_logger().exception("unexpected_error", path="/verify")
+    told = terminal.getvalue()
+    assert "unexpected_error" in told
+    assert "/verify" in told
+    assert "in fails" in told
+    assert "ValueError: 15 characters" in told
+    assert "face" not in told.replace("somebody's face\")", "")  # the line of the call is the program's
