@@ -135,6 +135,7 @@ def _welcome(host: str, port: int) -> str:
     return (
         f"\nVestibule is ready on http://{name}:{port}\n"
         f"  try:   curl -F file=@{shown} 'http://{name}:{port}/classify?top_k=3'\n"
+        f"  look:  http://{name}:{port}/ in a browser\n"
         f"  docs:  http://{name}:{port}/docs\n"
     )
 

@@ -13,7 +13,14 @@ export function compare(before, after) {
   const left = h("span", { class: "side-name left", "aria-hidden": "true" }, before.name);
   const right = h("span", { class: "side-name right", "aria-hidden": "true" }, after.name);
   const picture = h("div", { class: "compared" }, under, over, edge, left, right);
-  const input = h("input", { type: "range", min: 0, max: 100, step: 0.5, value: 50, "aria-label": `Edge between ${before.name} and ${after.name}` });
+  const input = h("input", {
+    type: "range",
+    min: 0,
+    max: 100,
+    step: 0.5,
+    value: 50,
+    "aria-label": `Edge between ${before.name} and ${after.name}`,
+  });
   const move = () => {
     const at = `${input.value}%`;
     over.style.clipPath = `inset(0 0 0 ${at})`;

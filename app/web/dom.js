@@ -8,7 +8,16 @@ const SVG = "http://www.w3.org/2000/svg";
  *   `value`, `checked` and the like are properties
  */
 
-const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "selected", "htmlFor", "srcObject", "indeterminate"]);
+const PROPERTIES = new Set([
+  "value",
+  "checked",
+  "disabled",
+  "hidden",
+  "selected",
+  "htmlFor",
+  "srcObject",
+  "indeterminate",
+]);
 
 /**
  * @param {Element} element
@@ -124,7 +133,9 @@ export function many(number, one, several = `${one}s`) {
  * @param {number} value
  */
 export function short(value) {
-  return Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(value).replace(/([A-Z])$/, "\u00a0$1");
+  return Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 })
+    .format(value)
+    .replace(/([A-Z])$/, "\u00a0$1");
 }
 
 /**

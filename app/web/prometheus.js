@@ -13,7 +13,9 @@ export function parse(text) {
     .flatMap((line) => {
       const found = line.match(/^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/);
       if (!found) return [];
-      const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]));
+      const labels = Object.fromEntries(
+        [...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]),
+      );
       return [{ name: found[1], labels, value: Number(found[3]) }];
     });
 }
@@ -41,7 +43,8 @@ export function quantile(before, after, name, share, chosen = () => true) {
   const bounds = [...new Set(after.filter((one) => one.name === `${name}_bucket`).map((one) => one.labels.le))];
   const buckets = bounds
     .map((le) => {
-      const of = (/** @type {Sample[]} */ samples) => total(samples, `${name}_bucket`, (labels) => labels.le === le && chosen(labels));
+      const of = (/** @type {Sample[]} */ samples) =>
+        total(samples, `${name}_bucket`, (labels) => labels.le === le && chosen(labels));
       return { le: le === "+Inf" ? Infinity : Number(le), count: of(after) - of(before) };
     })
     .sort((a, b) => a.le - b.le);

@@ -24,20 +24,35 @@ export function scale({ distance, threshold, fmr, marks }) {
   const all = [...others, { fmr, distance: threshold }].sort((a, b) => b.fmr - a.fmr);
   const near = h("span", { class: "near" });
   near.style.width = `${(Math.min(threshold, MOST) / MOST) * 100}%`;
-  const found = h("span", { class: `found ${distance <= threshold ? "good" : "warn"}` }, h("b", {}, distance.toFixed(3)));
+  const found = h(
+    "span",
+    { class: `found ${distance <= threshold ? "good" : "warn"}` },
+    h("b", {}, distance.toFixed(3)),
+  );
   const line = h(
     "div",
     { class: "line", "aria-hidden": "true" },
     near,
-    ...all.map((mark) => placed(h("span", { class: mark.fmr === fmr ? "tick chosen" : "tick" }, power(mark.fmr)), mark.distance)),
+    ...all.map((mark) =>
+      placed(h("span", { class: mark.fmr === fmr ? "tick chosen" : "tick" }, power(mark.fmr)), mark.distance),
+    ),
     placed(found, distance),
   );
   return h(
     "div",
     { class: "scale" },
     line,
-    h("div", { class: "ends hint", "aria-hidden": "true" }, h("span", {}, "0: the same"), h("span", {}, "about 1: strangers")),
-    h("p", { class: "hint" }, `Thresholds: ${all.map((mark) => `${oneIn(mark.fmr)} at ${mark.distance.toFixed(3)}`).join(" · ")}`),
+    h(
+      "div",
+      { class: "ends hint", "aria-hidden": "true" },
+      h("span", {}, "0: the same"),
+      h("span", {}, "about 1: strangers"),
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      `Thresholds: ${all.map((mark) => `${oneIn(mark.fmr)} at ${mark.distance.toFixed(3)}`).join(" · ")}`,
+    ),
   );
 }
 

@@ -14,7 +14,9 @@ const MARGIN = { left: 64, right: 24, top: 16, bottom: 48 };
  */
 export function scatter(plot) {
   const element = h("div", { class: "scatter" });
-  new ResizeObserver(() => element.replaceChildren(draw(plot, Math.max(280, element.clientWidth)), table(plot))).observe(element);
+  new ResizeObserver(() =>
+    element.replaceChildren(draw(plot, Math.max(280, element.clientWidth)), table(plot)),
+  ).observe(element);
   return element;
 }
 
@@ -55,51 +57,82 @@ function draw({ x, y, writeX, writeY, points }, width) {
   const highY = Math.min(1, Math.max(...points.map((one) => one.y)) + spread * 0.25);
   const right = width - MARGIN.right;
   const bottom = HEIGHT - MARGIN.bottom;
-  const atX = (/** @type {number} */ value) => MARGIN.left + (Math.log(value / lowX) / Math.log(highX / lowX)) * (right - MARGIN.left);
+  const atX = (/** @type {number} */ value) =>
+    MARGIN.left + (Math.log(value / lowX) / Math.log(highX / lowX)) * (right - MARGIN.left);
   const atY = (/** @type {number} */ value) => bottom - ((value - lowY) / (highY - lowY)) * (bottom - MARGIN.top);
   return s(
     "svg",
     { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "group", "aria-label": `${y} over ${x}` },
     ...decades(lowX, highX).map((value) =>
-      s("g", { class: "grid" }, s("line", { x1: atX(value), x2: atX(value), y1: MARGIN.top, y2: bottom }), s("text", { x: atX(value), y: bottom + 18, "text-anchor": "middle" }, writeX(value))),
+      s(
+        "g",
+        { class: "grid" },
+        s("line", { x1: atX(value), x2: atX(value), y1: MARGIN.top, y2: bottom }),
+        s("text", { x: atX(value), y: bottom + 18, "text-anchor": "middle" }, writeX(value)),
+      ),
     ),
     ...rounds(lowY, highY).map((value) =>
-      s("g", { class: "grid" }, s("line", { x1: MARGIN.left, x2: right, y1: atY(value), y2: atY(value) }), s("text", { x: MARGIN.left - 8, y: atY(value) + 4, "text-anchor": "end" }, writeY(value))),
+      s(
+        "g",
+        { class: "grid" },
+        s("line", { x1: MARGIN.left, x2: right, y1: atY(value), y2: atY(value) }),
+        s("text", { x: MARGIN.left - 8, y: atY(value) + 4, "text-anchor": "end" }, writeY(value)),
+      ),
     ),
     s("text", { class: "axis", x: right, y: HEIGHT - 6, "text-anchor": "end" }, `${x}, logarithmic →`),
     s("text", { class: "axis", x: 4, y: MARGIN.top - 4 }, `↑ ${y}`),
-    ...labelled(points.map((one) => ({ ...one, left: atX(one.x), top: atY(one.y) })), right).map((one) =>
+    ...labelled(
+      points.map((one) => ({ ...one, left: atX(one.x), top: atY(one.y) })),
+      right,
+    ).map((one) =>
       s(
         "a",
         { href: one.href, "aria-label": `${one.name}: ${y} ${writeY(one.y)}, ${x} ${writeX(one.x)}` },
         s("circle", { cx: one.left, cy: one.top, r: 6 }),
-        s("text", { x: one.left + (one.end ? -11 : 11), y: one.label, "text-anchor": one.end ? "end" : "start" }, one.name),
+        s(
+          "text",
+          { x: one.left + (one.end ? -11 : 11), y: one.label, "text-anchor": one.end ? "end" : "start" },
+          one.text,
+        ),
       ),
     ),
   );
 }
 
 /**
- * Names beside their points, on the side where there is room, and none over another.
+ * Names beside their points, on the side where there is room, and over nothing that is there already.
  * @template {Point & {left: number, top: number}} T
  * @param {T[]} points
  * @param {number} right
- * @returns {(T & {label: number, end: boolean})[]}
+ * @returns {(T & {text: string, label: number, end: boolean})[]}
  */
 function labelled(points, right) {
-  /** @type {{from: number, to: number, y: number}[]} */
-  const taken = [];
-  return [...points]
-    .sort((a, b) => a.top - b.top)
-    .map((one) => {
-      const width = one.name.length * 7 + 14;
-      const end = one.left + width > right;
-      const [from, to] = end ? [one.left - width, one.left] : [one.left, one.left + width];
-      let label = one.top + 4;
-      while (taken.some((other) => from < other.to && to > other.from && Math.abs(other.y - label) < 15)) label += 3;
-      taken.push({ from, to, y: label });
-      return { ...one, label, end };
-    });
+  const taken = points.map((one) => ({ from: one.left - 7, to: one.left + 7, y: one.top + 4 }));
+  const shared = sharedEnd(points.map((one) => one.name));
+  return points.map((one) => {
+    const text = one.name.slice(0, one.name.length - shared.length);
+    const width = text.length * 7.5;
+    const places = [0, 15, -15, 30, -30].flatMap((shift) => [
+      { from: one.left + 9, to: one.left + 9 + width, y: one.top + 4 + shift, end: false },
+      { from: one.left - 9 - width, to: one.left - 9, y: one.top + 4 + shift, end: true },
+    ]);
+    const free = (/** @type {typeof places[number]} */ place) =>
+      place.to <= right + MARGIN.right &&
+      place.from >= MARGIN.left &&
+      !taken.some((other) => place.from < other.to && place.to > other.from && Math.abs(other.y - place.y) < 14);
+    const place = places.find(free) ?? places[0];
+    taken.push(place);
+    return { ...one, text, label: place.y, end: place.end };
+  });
+}
+
+/**
+ * What all names end with, from a hyphen on: what tells nothing apart need not be read.
+ * @param {string[]} names
+ */
+function sharedEnd(names) {
+  const end = names[0]?.match(/-[^-]+$/)?.[0] ?? "";
+  return names.length > 1 && names.every((name) => name.endsWith(end)) ? end : "";
 }
 
 /** @param {Plot} plot */
@@ -108,6 +141,12 @@ function table({ x, y, writeX, writeY, points }) {
     "table",
     { class: "heard" },
     h("caption", {}, `${y} over ${x}`),
-    h("tbody", {}, ...points.map((one) => h("tr", {}, h("th", { scope: "row" }, one.name), h("td", {}, writeX(one.x)), h("td", {}, writeY(one.y))))),
+    h(
+      "tbody",
+      {},
+      ...points.map((one) =>
+        h("tr", {}, h("th", { scope: "row" }, one.name), h("td", {}, writeX(one.x)), h("td", {}, writeY(one.y))),
+      ),
+    ),
   );
 }

@@ -17,9 +17,21 @@ export function sparkline(name, write, hint) {
   const value = h("strong", {}, "–");
   const line = s("polyline", { points: "", class: "curve" });
   const area = s("polygon", { points: "", class: "area" });
-  const drawing = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, area, line);
+  const drawing = s(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    area,
+    line,
+  );
   const most = h("span", { class: "hint most" });
-  const element = h("div", { class: "panel tile" }, h("div", { class: "row spread" }, h("h3", {}, name), most), value, drawing, h("p", { class: "hint" }, hint));
+  const element = h(
+    "div",
+    { class: "panel tile" },
+    h("div", { class: "row spread" }, h("h3", {}, name), most),
+    value,
+    drawing,
+    h("p", { class: "hint" }, hint),
+  );
 
   /** @param {number | null} next null: nothing happened that could be measured */
   function push(next) {

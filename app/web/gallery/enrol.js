@@ -27,7 +27,15 @@ const KNOWN = {
 export function enrol({ path, whole, onEnrolled }) {
   /** @type {Picture[]} */
   let pictures = [];
-  const id = h("input", { type: "text", required: true, maxlength: 128, pattern: "[\\w.@:+ \\-]{1,128}", autocomplete: "off", autocapitalize: "off", spellcheck: "false" });
+  const id = h("input", {
+    type: "text",
+    required: true,
+    maxlength: 128,
+    pattern: "[\\w.@:+ \\-]{1,128}",
+    autocomplete: "off",
+    autocapitalize: "off",
+    spellcheck: "false",
+  });
   const name = h("input", { type: "text", maxlength: 256, autocomplete: "off" });
   const gate = checkbox("Refuse faces of poor quality", true);
   const chosen = h("div", { class: "picked" });
@@ -38,7 +46,13 @@ export function enrol({ path, whole, onEnrolled }) {
     "section",
     { class: "panel", "aria-label": "Enrol" },
     h("h2", {}, "Enrol"),
-    picker({ label: whole ? "Pictures of one subject" : "Photos of one person", multiple: true, examples, onPictures: add, wants: () => false }).element,
+    picker({
+      label: whole ? "Pictures of one subject" : "Photos of one person",
+      multiple: true,
+      examples,
+      onPictures: add,
+      wants: () => false,
+    }).element,
     chosen,
     field("Subject id", id, "Yours to choose: letters, digits and . @ : + - _"),
     field("Name (optional)", name),
@@ -64,15 +78,22 @@ export function enrol({ path, whole, onEnrolled }) {
   }
 
   function show() {
-    put(chosen, ...pictures.map((picture) => {
-      const drop = h("button", { type: "button", class: "thumb", title: "Leave it out", "aria-label": `Leave out ${picture.name}` }, h("img", { src: picture.url, alt: "" }));
-      drop.addEventListener("click", () => {
-        pictures = pictures.filter((other) => other !== picture);
-        release(picture);
-        show();
-      });
-      return drop;
-    }));
+    put(
+      chosen,
+      ...pictures.map((picture) => {
+        const drop = h(
+          "button",
+          { type: "button", class: "thumb", title: "Leave it out", "aria-label": `Leave out ${picture.name}` },
+          h("img", { src: picture.url, alt: "" }),
+        );
+        drop.addEventListener("click", () => {
+          pictures = pictures.filter((other) => other !== picture);
+          release(picture);
+          show();
+        });
+        return drop;
+      }),
+    );
     settle();
   }
 
@@ -84,7 +105,9 @@ export function enrol({ path, whole, onEnrolled }) {
       const answer = /** @type {Enrolled} */ (await ask(`${subject}/faces`, { method: "POST", query, body }));
       if (name.value && answer.indexed.length) await call(subject, name.value);
       put(told, ...pictures.map((picture, index) => outcome(picture, index, answer)));
-      announce(`${many(answer.indexed.length, "face")} enrolled, ${answer.rejected.length + answer.failed.length} refused`);
+      announce(
+        `${many(answer.indexed.length, "face")} enrolled, ${answer.rejected.length + answer.failed.length} refused`,
+      );
       pictures = [];
       [id.value, name.value] = ["", ""];
       show();
@@ -120,7 +143,9 @@ function outcome(picture, index, answer) {
   const frame = framed(picture.url, picture.name);
   frame.mark([
     ...rejected.map((one) => ({ ...one.face, tone: /** @type {import("../drawing.js").Tone} */ ("rejected") })),
-    ...indexed.flatMap((one) => (one.face ? [{ ...one.face, tone: /** @type {import("../drawing.js").Tone} */ ("match") }] : [])),
+    ...indexed.flatMap((one) =>
+      one.face ? [{ ...one.face, tone: /** @type {import("../drawing.js").Tone} */ ("match") }] : [],
+    ),
   ]);
   const words = [
     indexed.length ? badge("✓ enrolled", "good") : badge("✕ not enrolled", "bad"),

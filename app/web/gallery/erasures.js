@@ -14,7 +14,11 @@ export function erasures() {
     "section",
     { class: "panel", hidden: true, "aria-label": "Erasures" },
     h("h2", {}, "Erasures"),
-    h("p", { class: "hint" }, "Gone from searches at once. The receipt turns to “erased” when no file holds anything of it any more."),
+    h(
+      "p",
+      { class: "hint" },
+      "Gone from searches at once. The receipt turns to “erased” when no file holds anything of it any more.",
+    ),
     list,
   );
 
@@ -45,7 +49,13 @@ async function follow(what, receipt, row) {
       badge(done ? "✓ erased" : "scrubbing …", done ? "good" : "warn"),
       h("strong", {}, what),
       h("span", {}, `${many(now.subjects, "subject")}, ${many(now.faces, "face")}`),
-      h("span", { class: "hint" }, done && now.erased_at ? `${moment(now.erased_at)} · ` : "", "receipt ", h("code", {}, now.id)),
+      h(
+        "span",
+        { class: "hint" },
+        done && now.erased_at ? `${moment(now.erased_at)} · ` : "",
+        "receipt ",
+        h("code", {}, now.id),
+      ),
     );
     if (done) return announce(`${what} is erased`);
     await new Promise((resolve) => setTimeout(resolve, EVERY_MS));

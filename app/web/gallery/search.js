@@ -32,7 +32,8 @@ export function search({ name, whole }) {
   const gate = checkbox("Do not ask about faces of poor quality", false, run);
   const results = h("div", { class: "stack", "aria-live": "polite" });
   const terminal = command(
-    () => `curl -F file=@${pictures[0]?.name ?? "camera.jpg"} '${location.origin}/search?${new URLSearchParams(query())}'`,
+    () =>
+      `curl -F file=@${pictures[0]?.name ?? "camera.jpg"} '${location.origin}/search?${new URLSearchParams(query())}'`,
   );
   const element = h(
     "section",
@@ -87,7 +88,10 @@ export function search({ name, whole }) {
   /** @param {any} answer */
   function summary({ collection, threshold }) {
     const among = `Searched ${many(collection.faces, whole ? "picture" : "face")} of ${many(collection.subjects, "subject")}${collection.exact ? ", each of them compared" : ", by an index"}.`;
-    const limit = threshold === null ? "" : ` A match is at most ${threshold.toFixed(3)} away; that follows how many faces there are.`;
+    const limit =
+      threshold === null
+        ? ""
+        : ` A match is at most ${threshold.toFixed(3)} away; that follows how many faces there are.`;
     return h("p", { class: "hint" }, among, limit);
   }
 
@@ -135,7 +139,13 @@ function told({ face, status, reasons, candidates }, index, faces) {
     h("strong", {}, faces > 1 ? `${index + 1}. ` : "", titles[status]),
   );
   const why = reasons.length ? h("p", { class: "hint" }, sentence(reasons)) : null;
-  return h("div", { class: `found-face ${status}` }, heading, why, candidates.length ? ranked(candidates, status) : null);
+  return h(
+    "div",
+    { class: `found-face ${status}` },
+    heading,
+    why,
+    candidates.length ? ranked(candidates, status) : null,
+  );
 }
 
 /**
@@ -154,7 +164,9 @@ function ranked(candidates, status) {
         h(
           "span",
           { class: "number hint" },
-          one.probability === null ? `${one.distance.toFixed(3)} away` : `${percent(one.probability)} · ${one.distance.toFixed(3)} away`,
+          one.probability === null
+            ? `${one.distance.toFixed(3)} away`
+            : `${percent(one.probability)} · ${one.distance.toFixed(3)} away`,
         ),
         bar(one.probability ?? 1 - one.distance / 2, rank === 0 && status === "match" ? "good" : "faint"),
       ),

@@ -54,7 +54,10 @@ export function subjects({ path, onErased }) {
     const first = (starts.length - 1) * PAGE + 1;
     place.textContent = `${count(first)} to ${count(first + found.length - 1)}`;
     if (!found.length) {
-      put(body, empty("Nobody is enrolled yet", h("p", {}, "Give a subject an id of your own and a photo or several, above.")));
+      put(
+        body,
+        empty("Nobody is enrolled yet", h("p", {}, "Give a subject an id of your own and a photo or several, above.")),
+      );
       return;
     }
     put(body, h("ul", { class: "people" }, ...found.map(row)));

@@ -262,7 +262,10 @@ function string(picture, text, confidence, digits) {
     h("strong", { class: "digits" }, text),
     h("p", {}, `${percent(confidence)} over all ways to cut and read the picture`),
     bar(confidence),
-    h("p", { class: "hint" }, `Weakest digit: ${percent(Math.min(...digits.map((digit) => digit.confidence)))}, its box taken for granted.`),
+    h(
+      "p",
+      { class: "hint" },
+      `Weakest digit: ${percent(Math.min(...digits.map((digit) => digit.confidence)))}, its box taken for granted.`,
+    ),
   ];
 }
-

@@ -40,7 +40,15 @@ export default function denoise() {
     onInput: soon,
     hint: "Gaussian, made in this page. None: the picture is cleaned of what it has.",
   });
-  const strength = slider({ label: "Strength", min: 0, max: 1, step: 0.05, value: 1, format: (value) => `${Math.round(value * 100)} %`, onInput: soon });
+  const strength = slider({
+    label: "Strength",
+    min: 0,
+    max: 1,
+    step: 0.05,
+    value: 1,
+    format: (value) => `${Math.round(value * 100)} %`,
+    onInput: soon,
+  });
   const left = segmented(
     "Left of the edge",
     [
@@ -72,7 +80,12 @@ export default function denoise() {
     h(
       "div",
       { class: "side" },
-      picker({ label: "A picture", examples: ["coffee.jpg", "cat.jpg", "astronaut.jpg"], onPictures: ([one]) => take(one), extra: shelf }).element,
+      picker({
+        label: "A picture",
+        examples: ["coffee.jpg", "cat.jpg", "astronaut.jpg"],
+        onPictures: ([one]) => take(one),
+        extra: shelf,
+      }).element,
       h("div", { class: "panel" }, field("Model", select), summary, sigma.element, strength.element, left.element),
       terminal.element,
     ),
@@ -82,7 +95,11 @@ export default function denoise() {
     place,
     empty(
       "How much noise comes off again?",
-      h("p", {}, "Choose a clean picture: this page adds the noise, the service takes it off, and the clean one says how near it came."),
+      h(
+        "p",
+        {},
+        "Choose a clean picture: this page adds the noise, the service takes it off, and the clean one says how near it came.",
+      ),
     ),
   );
   start();
@@ -91,7 +108,13 @@ export default function denoise() {
     try {
       const found = await models("denoise");
       if (!found.length) {
-        put(place, empty("No model cleans pictures here", h("p", {}, "Put one that does into the weights folder and start the service again.")));
+        put(
+          place,
+          empty(
+            "No model cleans pictures here",
+            h("p", {}, "Put one that does into the weights folder and start the service again."),
+          ),
+        );
         return;
       }
       put(select, ...found.map((model) => h("option", { value: model.name }, model.name)));
@@ -197,7 +220,9 @@ export default function denoise() {
   /** @param {string} which */
   function showLeft(which) {
     if (!urls) return;
-    compared?.setBefore(which === "clean" ? { url: urls.clean, name: "without noise" } : { url: urls.sent, name: "as sent" });
+    compared?.setBefore(
+      which === "clean" ? { url: urls.clean, name: "without noise" } : { url: urls.sent, name: "as sent" },
+    );
   }
 
   /**
@@ -208,7 +233,10 @@ export default function denoise() {
     const [before, after] = ["x-psnr-before", "x-psnr"].map((name) => Number(response.headers.get(name)) || null);
     const took = `${duration(timings(response).total)}${scaled ? "; the picture was made smaller for this page" : ""}`;
     if (before === null || after === null) {
-      put(gained, h("p", { class: "hint" }, `Cleaned in ${took}. Without added noise there is nothing to measure against.`));
+      put(
+        gained,
+        h("p", { class: "hint" }, `Cleaned in ${took}. Without added noise there is nothing to measure against.`),
+      );
       return;
     }
     const gain = after - before;
@@ -216,7 +244,11 @@ export default function denoise() {
       gained,
       figure("as sent", `${before.toFixed(1)} dB`),
       figure("cleaned", `${after.toFixed(1)} dB`),
-      figure(gain < 0 ? "lost" : "gained", `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(1)} dB`, gain < 0 ? "bad" : "good"),
+      figure(
+        gain < 0 ? "lost" : "gained",
+        `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(1)} dB`,
+        gain < 0 ? "bad" : "good",
+      ),
       h("p", { class: "hint" }, `Peak signal-to-noise ratio against the picture without noise; ${took}.`),
     );
     announce(`From ${before.toFixed(1)} to ${after.toFixed(1)} decibels`);

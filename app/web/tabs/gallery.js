@@ -43,7 +43,15 @@ export default function gallery() {
 
 function overview() {
   const list = h("div", { class: "stage" }, waiting("Asking for the collections …"));
-  const name = h("input", { type: "text", required: true, maxlength: 128, pattern: "[\\w.@:+ \\-]{1,128}", autocomplete: "off", autocapitalize: "off", spellcheck: "false" });
+  const name = h("input", {
+    type: "text",
+    required: true,
+    maxlength: 128,
+    pattern: "[\\w.@:+ \\-]{1,128}",
+    autocomplete: "off",
+    autocapitalize: "off",
+    spellcheck: "false",
+  });
   const embedder = h("select");
   const crops = checkbox("Keep aligned faces, so that a later model can embed them anew", false);
   const make = h("button", { type: "submit", class: "primary" }, "Make it");
@@ -62,7 +70,10 @@ function overview() {
     event.preventDefault();
     during(make, async () => {
       try {
-        await ask(pathOf(name.value), { method: "PUT", json: { embedder: embedder.value || null, keep_crops: crops.box.checked } });
+        await ask(pathOf(name.value), {
+          method: "PUT",
+          json: { embedder: embedder.value || null, keep_crops: crops.box.checked },
+        });
         location.hash = hashOf(name.value);
       } catch (error) {
         put(told, trouble(error));
@@ -74,7 +85,8 @@ function overview() {
     if (crops.box.disabled) crops.box.checked = false;
   });
   const terminal = command(
-    () => `curl -X PUT --json '{"embedder": "${embedder.value}"}' '${location.origin}/${pathOf(name.value || "doors")}'`,
+    () =>
+      `curl -X PUT --json '{"embedder": "${embedder.value}"}' '${location.origin}/${pathOf(name.value || "doors")}'`,
   );
   const element = h("div", { class: "split" }, h("div", { class: "side" }, maker, terminal.element), list);
   offer(embedder);
@@ -88,7 +100,11 @@ async function offer(embedder) {
   put(
     embedder,
     ...found.map((model) =>
-      h("option", { value: model.name, "data-task": model.task }, `${model.task === "embed" ? "Faces" : "Whole pictures"}: ${model.name}`),
+      h(
+        "option",
+        { value: model.name, "data-task": model.task },
+        `${model.task === "embed" ? "Faces" : "Whole pictures"}: ${model.name}`,
+      ),
     ),
   );
 }
@@ -109,15 +125,26 @@ async function load(list) {
     if (await page("")) put(list, rows, more);
     else put(list, nothing());
   } catch (error) {
-    put(list, trouble(error, () => load(list)));
+    put(
+      list,
+      trouble(error, () => load(list)),
+    );
   }
 }
 
 function nothing() {
   return empty(
     "No collection yet: make one",
-    h("p", {}, "A collection holds faces, or whole pictures, under ids of your own. For a first look, make one named “doors”, enrol one of the two example photos, and search with the other."),
-    h("p", {}, "Enrol only people who agreed. Whoever is erased is gone from searches at once and from the disk soon after."),
+    h(
+      "p",
+      {},
+      "A collection holds faces, or whole pictures, under ids of your own. For a first look, make one named “doors”, enrol one of the two example photos, and search with the other.",
+    ),
+    h(
+      "p",
+      {},
+      "Enrol only people who agreed. Whoever is erased is gone from searches at once and from the disk soon after.",
+    ),
   );
 }
 
@@ -166,7 +193,14 @@ function collection(name, onErased) {
       h(
         "div",
         { class: "row spread" },
-        h("div", { class: "row" }, h("h2", {}, name), badge(many(detail.subjects, "subject")), badge(many(detail.faces, "face")), badge(detail.embedder)),
+        h(
+          "div",
+          { class: "row" },
+          h("h2", {}, name),
+          badge(many(detail.subjects, "subject")),
+          badge(many(detail.faces, "face")),
+          badge(detail.embedder),
+        ),
         drop,
       ),
     );

@@ -81,7 +81,12 @@ export default function generate() {
       ),
       terminal.element,
     ),
-    h("div", { class: "stage" }, h("div", { class: "panel drawn" }, h("div", { class: "row spread" }, told, download), grid), way.element),
+    h(
+      "div",
+      { class: "stage" },
+      h("div", { class: "panel drawn" }, h("div", { class: "row spread" }, told, download), grid),
+      way.element,
+    ),
   );
   put(
     grid,
@@ -102,7 +107,15 @@ export default function generate() {
     } catch (error) {
       fresh.disabled = again.disabled = true;
       const none = error instanceof Error && error.message === "no generator";
-      put(grid, none ? empty("No model draws here", h("p", {}, "Put one that does into the weights folder and start the service again.")) : trouble(error, start));
+      put(
+        grid,
+        none
+          ? empty(
+              "No model draws here",
+              h("p", {}, "Put one that does into the weights folder and start the service again."),
+            )
+          : trouble(error, start),
+      );
     }
   }
 
@@ -166,7 +179,10 @@ export default function generate() {
   /** @param {{b64_json: string, label: string | null}[]} data */
   function show(data) {
     const samples = data.map(({ b64_json, label: of }, index) =>
-      h("img", { src: `data:image/png;base64,${b64_json}`, alt: of ? `Sample ${index + 1}: ${of}` : `Sample ${index + 1}` }),
+      h("img", {
+        src: `data:image/png;base64,${b64_json}`,
+        alt: of ? `Sample ${index + 1}: ${of}` : `Sample ${index + 1}`,
+      }),
     );
     const sheet = h("div", { class: "sheet" }, ...samples);
     sheet.style.setProperty("--columns", String(Math.min(data.length, 10)));
@@ -196,10 +212,24 @@ function interpolation(asking) {
     "section",
     { class: "panel", "aria-label": "From one sample to another" },
     h("h2", {}, "From one sample to another"),
-    h("div", { class: "fields" }, field("From seed", from), field("To seed", to), labelled, h("div", { class: "field bottom" }, go)),
+    h(
+      "div",
+      { class: "fields" },
+      field("From seed", from),
+      field("To seed", to),
+      labelled,
+      h("div", { class: "field bottom" }, go),
+    ),
     place,
   );
-  put(place, h("p", { class: "hint" }, "The first sample of one seed turns into that of the other, on the sphere where such noise lies."));
+  put(
+    place,
+    h(
+      "p",
+      { class: "hint" },
+      "The first sample of one seed turns into that of the other, on the sphere where such noise lies.",
+    ),
+  );
 
   function stop() {
     clearInterval(playing);
@@ -209,7 +239,13 @@ function interpolation(asking) {
   async function walk() {
     stop();
     const { model, classes } = asking();
-    const query = { model, from_seed: from.value, to_seed: to.value, steps: FRAMES, label: classes.length ? label.value : null };
+    const query = {
+      model,
+      from_seed: from.value,
+      to_seed: to.value,
+      steps: FRAMES,
+      label: classes.length ? label.value : null,
+    };
     try {
       const strip = await (await call("generate/interpolate", { query, signal: latest.next() })).blob();
       show(await createImageBitmap(strip), strip);
@@ -224,7 +260,13 @@ function interpolation(asking) {
    */
   function show(bitmap, strip) {
     const [width, height] = [bitmap.width / FRAMES, bitmap.height];
-    const canvas = h("canvas", { width, height, class: "frame", role: "img", "aria-label": "The sample at this place of the way" });
+    const canvas = h("canvas", {
+      width,
+      height,
+      class: "frame",
+      role: "img",
+      "aria-label": "The sample at this place of the way",
+    });
     const context = canvas.getContext("2d");
     const at = slider({
       label: "Place on the way",
@@ -242,20 +284,29 @@ function interpolation(asking) {
     const play = h("button", { type: "button" }, "Play");
     play.addEventListener("click", () => {
       if (playing !== undefined) stop();
-      else playing = setInterval(() => {
-        if (!canvas.isConnected) return stop();
-        // There and back again.
-        step = at.value + step < 0 || at.value + step >= FRAMES ? -step : step;
-        at.value += step;
-        paint(at.value);
-      }, FRAME_MS);
+      else
+        playing = setInterval(() => {
+          if (!canvas.isConnected) return stop();
+          // There and back again.
+          step = at.value + step < 0 || at.value + step >= FRAMES ? -step : step;
+          at.value += step;
+          paint(at.value);
+        }, FRAME_MS);
       play.textContent = playing === undefined ? "Play" : "Pause";
     });
     let step = 1;
     const url = URL.createObjectURL(strip);
     const film = h("img", { src: url, alt: `All ${FRAMES} steps side by side`, class: "film" });
     film.addEventListener("load", () => URL.revokeObjectURL(url));
-    put(place, h("div", { class: "walk" }, canvas, h("div", { class: "stack" }, at.element, h("div", { class: "row" }, play), film)));
+    put(
+      place,
+      h(
+        "div",
+        { class: "walk" },
+        canvas,
+        h("div", { class: "stack" }, at.element, h("div", { class: "row" }, play), film),
+      ),
+    );
     paint(0);
   }
 

@@ -36,7 +36,10 @@ export default function modelsTab() {
       put(cards, ...byTask(details));
     } catch (error) {
       loaded = undefined;
-      put(plot, trouble(error, () => (loaded = load())));
+      put(
+        plot,
+        trouble(error, () => (loaded = load())),
+      );
     }
   }
 
@@ -85,10 +88,15 @@ function compared(details) {
   const told = h("p", { class: "hint", role: "status" });
   const measure = h("button", { type: "button", class: "primary" }, "Measure here");
   measure.addEventListener("click", () => during(measure, measureAll));
-  const choose = segmented("Measured on", sets.map((set) => ({ value: set, label: set })), shown, (set) => {
-    shown = set;
-    draw();
-  });
+  const choose = segmented(
+    "Measured on",
+    sets.map((set) => ({ value: set, label: set })),
+    shown,
+    (set) => {
+      shown = set;
+      draw();
+    },
+  );
 
   function draw() {
     const found = ofSet(shown);
@@ -167,7 +175,9 @@ function byTask(details) {
   return Object.entries(TASKS).flatMap(([task, title]) => {
     const found = details.filter(({ card }) => card.task === task);
     if (!found.length) return [];
-    return [h("section", { class: "stack" }, h("h2", {}, title), h("div", { class: "cards" }, ...found.map(shownCard)))];
+    return [
+      h("section", { class: "stack" }, h("h2", {}, title), h("div", { class: "cards" }, ...found.map(shownCard))),
+    ];
   });
 }
 
@@ -189,7 +199,12 @@ function shownCard(model) {
     ),
     h("p", {}, card.description),
     best
-      ? h("div", { class: "figure" }, h("strong", {}, value), h("span", {}, `${name}, ${best.data}${best.origin === "reported" ? ", as its authors report" : ""}`))
+      ? h(
+          "div",
+          { class: "figure" },
+          h("strong", {}, value),
+          h("span", {}, `${name}, ${best.data}${best.origin === "reported" ? ", as its authors report" : ""}`),
+        )
       : null,
     h("p", { class: "licence" }, card.license),
     card.task === "classify" ? h("a", { href: `#classify/${card.name}` }, "Try it") : null,
@@ -206,8 +221,16 @@ function whole({ card, version, runtime }) {
       ["From", card.source],
       ["Architecture", `${card.architecture}, ${count(card.parameters)} parameters`],
       ["Sees", `${card.preprocess.size.join(" × ")} pixels, ${card.preprocess.mode === "L" ? "grey" : "colour"}`],
-      ["Classes", card.classes.length ? (card.classes.length <= 20 ? card.classes.join(", ") : count(card.classes.length)) : ""],
-      ["Trained for", training ? `${training.epochs} epochs, ${duration(training.wall_time_s * 1000)} on ${training.hardware}; seed ${training.seed}` : ""],
+      [
+        "Classes",
+        card.classes.length ? (card.classes.length <= 20 ? card.classes.join(", ") : count(card.classes.length)) : "",
+      ],
+      [
+        "Trained for",
+        training
+          ? `${training.epochs} epochs, ${duration(training.wall_time_s * 1000)} on ${training.hardware}; seed ${training.seed}`
+          : "",
+      ],
       ["Weights", version],
       ["Runs by", runtime ?? "not loaded yet"],
     ]),
@@ -220,14 +243,24 @@ function whole({ card, version, runtime }) {
 
 /** @param {[string, string][]} rows */
 function facts(rows) {
-  return h("dl", { class: "facts" }, ...rows.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "facts" },
+    ...rows.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }
 
 /** @param {any} card */
 function measured(card) {
   const rows = card.metrics.map((/** @type {import("../catalogue.js").Metric} */ metric) => {
     const [name, value] = figure(metric);
-    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number" }, value), h("td", {}, metric.data, metric.origin === "reported" ? " (reported)" : ""));
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, name),
+      h("td", { class: "number" }, value),
+      h("td", {}, metric.data, metric.origin === "reported" ? " (reported)" : ""),
+    );
   });
   return table(`What was measured of ${card.name}`, ["Figure", "Value", "On"], rows);
 }
@@ -236,7 +269,12 @@ function measured(card) {
 function calibration(card) {
   if (card.matching) {
     const rows = card.matching.points.map((/** @type {import("../catalogue.js").Point} */ point) =>
-      h("tr", {}, h("th", { scope: "row" }, oneIn(point.fmr)), h("td", { class: "number" }, (1 - point.similarity).toFixed(3))),
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, oneIn(point.fmr)),
+        h("td", { class: "number" }, (1 - point.similarity).toFixed(3)),
+      ),
     );
     return [
       h("p", { class: "hint" }, `Thresholds as counted on ${card.matching.data}.`),

@@ -88,8 +88,10 @@ export default function status() {
    */
   function push(before, after) {
     const seconds = (after.at - before.at) / 1000;
-    const since = (/** @type {string} */ name, /** @type {any} */ chosen) => total(after.samples, name, chosen) - total(before.samples, name, chosen);
-    const latency = (/** @type {number} */ share) => quantile(before.samples, after.samples, "vestibule_request_seconds", share, asked);
+    const since = (/** @type {string} */ name, /** @type {any} */ chosen) =>
+      total(after.samples, name, chosen) - total(before.samples, name, chosen);
+    const latency = (/** @type {number} */ share) =>
+      quantile(before.samples, after.samples, "vestibule_request_seconds", share, asked);
     const waited = since("vestibule_queue_seconds_count", undefined);
     tiles.rate.push(since("vestibule_requests_total", asked) / seconds);
     tiles.median.push(latency(0.5));
@@ -131,9 +133,21 @@ async function showHealth(place) {
   const well = ready.status === "ready";
   put(
     place,
-    h("div", { class: "row" }, badge(well ? "✓ ready" : "✕ not ready", well ? "good" : "bad"), h("strong", {}, well ? "The service is ready" : "The service answers, and is not ready"), words),
+    h(
+      "div",
+      { class: "row" },
+      badge(well ? "✓ ready" : "✕ not ready", well ? "good" : "bad"),
+      h("strong", {}, well ? "The service is ready" : "The service answers, and is not ready"),
+      words,
+    ),
     h("p", { class: "hint" }, `${many(loaded.length, "model")} loaded; the others are when they are first asked for.`),
-    h("ul", { class: "row" }, ...loaded.map(([name, version]) => h("li", {}, h("a", { class: "chip", href: `#models/${name}`, title: `weights ${version}` }, name)))),
+    h(
+      "ul",
+      { class: "row" },
+      ...loaded.map(([name, version]) =>
+        h("li", {}, h("a", { class: "chip", href: `#models/${name}`, title: `weights ${version}` }, name)),
+      ),
+    ),
   );
 }
 
@@ -144,7 +158,8 @@ function table(samples) {
     const here = (/** @type {Record<string, string>} */ labels) => labels.route === route;
     const requests = total(counts, "vestibule_requests_total", here);
     const failed = total(counts, "vestibule_requests_total", (labels) => here(labels) && Number(labels.status) >= 400);
-    const seconds = total(samples, "vestibule_request_seconds_sum", here) / total(samples, "vestibule_request_seconds_count", here);
+    const seconds =
+      total(samples, "vestibule_request_seconds_sum", here) / total(samples, "vestibule_request_seconds_count", here);
     return { route, requests, failed, seconds, p95: quantile([], samples, "vestibule_request_seconds", 0.95, here) };
   });
   routes.sort((a, b) => b.requests - a.requests);
@@ -159,12 +174,30 @@ function table(samples) {
       h(
         "table",
         { class: "wide" },
-        h("thead", {}, h("tr", {}, ...["Route", "Requests", "Refused or failed", "Mean", "95 %"].map((name) => h("th", { scope: "col" }, name)))),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ...["Route", "Requests", "Refused or failed", "Mean", "95 %"].map((name) =>
+              h("th", { scope: "col" }, name),
+            ),
+          ),
+        ),
         h(
           "tbody",
           {},
           ...routes.map((one) =>
-            h("tr", {}, h("th", { scope: "row" }, h("code", {}, one.route)), number(count(one.requests)), number(count(one.failed)), number(took(one.seconds)), number(one.p95 === null ? "–" : took(one.p95))),
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, h("code", {}, one.route)),
+              number(count(one.requests)),
+              number(count(one.failed)),
+              number(took(one.seconds)),
+              number(one.p95 === null ? "–" : took(one.p95)),
+            ),
           ),
         ),
       ),

@@ -3,7 +3,7 @@
 import { Latest, ask, form, isAbort } from "../api.js";
 import { detail, distanceAt, models } from "../catalogue.js";
 import { badge, bar, command, empty, segmented, trouble, waiting } from "../controls.js";
-import { announce, h, many, oneIn, percent, put } from "../dom.js";
+import { announce, h, oneIn, percent, put } from "../dom.js";
 import { framed } from "../drawing.js";
 import { example, picker, pictureOf, release } from "../pictures.js";
 import { scale } from "../scale.js";
@@ -131,18 +131,32 @@ export default function verify() {
         label: several ? String(index + 1) : one.verified ? "match" : "no match",
       })),
     );
-    const marks = RATES.map((fmr) => ({ fmr, distance: matching && distanceAt(matching, fmr) })).filter((mark) => mark.distance !== null);
+    const marks = RATES.map((fmr) => ({ fmr, distance: matching && distanceAt(matching, fmr) })).filter(
+      (mark) => mark.distance !== null,
+    );
     const { fmr, extrapolated, prior, calibration } = answer.operating_point;
     const title = answer.verified ? "The same person" : "Not shown to be the same person";
     put(
       verdict,
-      h("div", { class: "row" }, badge(answer.verified ? "✓ match" : "✕ no match", answer.verified ? "good" : "warn"), h("h2", {}, title)),
+      h(
+        "div",
+        { class: "row" },
+        badge(answer.verified ? "✓ match" : "✕ no match", answer.verified ? "good" : "warn"),
+        h("h2", {}, title),
+      ),
       h("p", {}, explained(answer)),
       scale({ distance: answer.distance, threshold: answer.threshold, fmr, marks }),
       several ? faces(compared) : null,
-      warnings(answer.source_face, compared.map((one) => one.face)),
+      warnings(
+        answer.source_face,
+        compared.map((one) => one.face),
+      ),
       extrapolated
-        ? h("p", { class: "notice warn" }, `${oneIn(fmr)} lies beyond what was counted; the threshold is an extrapolation.`)
+        ? h(
+            "p",
+            { class: "notice warn" },
+            `${oneIn(fmr)} lies beyond what was counted; the threshold is an extrapolation.`,
+          )
         : null,
       h(
         "p",
@@ -153,7 +167,11 @@ export default function verify() {
     announce(`${title}. Distance ${answer.distance.toFixed(3)}, threshold ${answer.threshold.toFixed(3)}.`);
   }
 
-  return { title: "Verify", lead: "Do two photos show one person, at the rate of mistakes that you can live with?", element };
+  return {
+    title: "Verify",
+    lead: "Do two photos show one person, at the rate of mistakes that you can live with?",
+    element,
+  };
 }
 
 /** @param {Verification} answer */
@@ -229,7 +247,12 @@ function slot(title, hint, onChange) {
     return h(
       "figure",
       { class: "panel" },
-      h("figcaption", { class: "row spread" }, h("span", {}, h("strong", {}, title), h("span", { class: "hint" }, ` · ${hint}`)), other),
+      h(
+        "figcaption",
+        { class: "row spread" },
+        h("span", {}, h("strong", {}, title), h("span", { class: "hint" }, ` · ${hint}`)),
+        other,
+      ),
       frame,
     );
   }
