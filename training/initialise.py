@@ -45,7 +45,7 @@ def whitening(patches: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     floor = _NOISE * values.mean()
     kept = values > floor
-    rows = (vectors[:, kept] / (values[kept] + floor).sqrt()).T
+    rows: Tensor = (vectors[:, kept] / (values[kept] + floor).sqrt()).T
     return rows.flip(0)
 
 

@@ -1,11 +1,11 @@
-"""The first convolution as a whitening, against numpy's covariance and scipy's whitened coordinates."""
+"""The first convolution as a whitening, against numpy's covariance and correlations."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 from torch import nn
 
 from models.preprocess import Preprocess
