@@ -98,8 +98,8 @@ class Audit:
             OSError: it is written by the next flush. TooNewError.
         """
         with self._flushing:
-            more = recover
-            while self._take() or more:
+            more = recover or self._take()
+            while more:
                 with self._open() as file:
                     more = self._append(file)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import apsw
 import pytest
@@ -189,6 +190,27 @@ def test_more_than_are_written_at_once(log: Audit, monkeypatch: pytest.MonkeyPat
     log.flush()
     assert log.head().sequence == 17
     assert log.verify() is None
+
+
+def test_it_ends_where_this_threads_reads_are_of_an_older_commit(log: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    appended: list[int] = []
+    append = Audit._append
+
+    def count(self: Audit, file: BinaryIO) -> bool:
+        appended.append(1)
+        assert len(appended) < 5
+        return append(self, file)
+
+    fill(log, 3)
+    read = log._ledger.reader().execute("SELECT act FROM acts")  # not to its end: an error's traceback may keep that
+    next(read)
+    with monkeypatch.context() as patched:
+        patched.setattr(Audit, "_append", count)
+        log.flush()
+    assert len(lines(log)) == 4
+    read.close()
+    assert log.verify() is None
+    assert [one.subjects for one in acts(log)] == [(0,), (1,), (2,)]
 
 
 def test_several_processes_write_one_chain(gallery: EmbeddedGallery, tmp_path: Path) -> None:
