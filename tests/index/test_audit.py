@@ -268,7 +268,7 @@ def after(log: Audit, change: Callable[[list[bytes]], list[bytes]]) -> Fault | N
 def test_one_changed_byte_is_seen(whole: Audit, number: int, data: st.DataObject) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
         line = bytearray(lines[number])
-        place = data.draw(st.integers(0, len(line) - 2))
+        place = data.draw(st.integers(0, len(line) - 1))
         new = data.draw(st.integers(0, 255).filter(lambda byte: byte not in (line[place], 10)))
         line[place] = new
         return [*lines[:number], bytes(line), *lines[number + 1 :]]
@@ -276,6 +276,41 @@ def test_one_changed_byte_is_seen(whole: Audit, number: int, data: st.DataObject
     fault = after(whole, change)
     assert fault is not None
     assert fault.sequence == number
+
+
+def test_a_changed_byte_of_the_first_line_is_seen(whole: Audit) -> None:
+    def change(lines: list[bytes], place: int) -> list[bytes]:
+        line = bytearray(lines[0])
+        line[place] ^= 1
+        return [bytes(line), *lines[1:]]
+
+    for place in range(len(lines(whole)[0])):
+        assert after(whole, partial(change, place=place)) == Fault(0, "the first line is not this gallery's")
+
+
+@pytest.mark.parametrize("number", [1, 7, 11, 12])
+def test_a_line_with_a_hash_that_fits_it_is_seen_at_the_next(whole: Audit, number: int) -> None:
+    def change(lines: list[bytes]) -> list[bytes]:
+        new = forged(lines, number).splitlines(keepends=True)[number]
+        return [*lines[:number], new, *lines[number + 1 :]]
+
+    in_between = Fault(number + 1, "it was changed, or something before it")
+    at_the_end = Fault(number, "it is not what is known of it elsewhere")  # the ledger knows it
+    assert after(whole, change) == (at_the_end if number == 12 else in_between)
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_one_line_removed_or_moved_is_seen(whole: Audit, number: int) -> None:
+    def moved(lines: list[bytes], to: int) -> list[bytes]:
+        others = lines[:number] + lines[number + 1 :]
+        return [*others[:to], lines[number], *others[to:]]
+
+    fault = after(whole, lambda lines: lines[:number] + lines[number + 1 :])
+    assert fault == Fault(number, "the end was cut off" if number == 12 else f"{number + 1} stands in its place")
+    for to in {1, number - 1, number + 1, 12} - {0, number, 13}:
+        fault = after(whole, partial(moved, to=to))
+        assert fault is not None
+        assert fault.sequence == min(number, to)
 
 
 @given(st.integers(1, 12), st.integers(1, 3))
@@ -304,6 +339,34 @@ def test_an_end_cut_off_is_seen(whole: Audit, kept: int, more: int) -> None:
     fault = after(whole, lambda lines: [*lines[: kept + 1], lines[kept + 1][:more]])
     reason = "it is not what was written" if more else "the end was cut off"
     assert fault == Fault(kept + 1, reason)
+
+
+def test_an_end_cut_off_with_the_ledger_put_back_is_seen_by_who_kept_a_head(log: Audit) -> None:
+    def end() -> tuple[int, str, int]:
+        return log._ledger.reader().execute("SELECT sequence, hash, start FROM audit").get  # type: ignore[no-any-return]
+
+    fill(log, 3)
+    log.flush()
+    before, content = end(), log.path.read_bytes()
+    fill(log, 2, 3)
+    kept = log.head()
+    log.path.write_bytes(content)
+    assert log.verify() == Fault(4, "the end was cut off")
+    log._ledger.write(lambda db: db.execute("UPDATE audit SET sequence = ?, hash = ?, start = ?", before))
+    assert log.verify() is None
+    assert log.verify([kept]) == Fault(4, "the end was cut off")
+    fill(log, 2, 5)  # as many as there were
+    assert log.verify() is None
+    assert log.verify([kept]) == Fault(5, "it is not what is known of it elsewhere")
+
+
+def test_what_is_not_in_the_file_yet_can_be_taken_away_unseen(log: Audit) -> None:
+    fill(log, 3)
+    log.flush()
+    fill(log, 2, 3)
+    log._ledger.write(lambda db: db.execute("DELETE FROM acts"))
+    assert log.verify() is None
+    assert log.head().sequence == 3
 
 
 def forged(lines: list[bytes], number: int) -> bytes:
