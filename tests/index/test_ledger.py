@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +140,7 @@ def test_a_thread_has_one_connection_for_reading(ledger: Ledger) -> None:
     ledger.close()
 
 
-def test_connections_are_durable_and_leave_nothing_behind(ledger: Ledger) -> None:
+def test_connections_are_durable_and_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {
         "journal_mode": "wal",
         "synchronous": 2,  # full
@@ -152,6 +154,9 @@ def test_connections_are_durable_and_leave_nothing_behind(ledger: Ledger) -> Non
     def settings(db: apsw.Connection) -> dict[str, object]:
         return {name: db.pragma(name) for name in expected}
 
+    # Whatever SQLite was built to begin with.
+    monkeypatch.setattr(apsw, "connection_hooks", [lambda db: db.pragma("synchronous", "off")])
+    ledger = Ledger(tmp_path / "ledger.db")
     assert settings(ledger.reader()) == expected
     assert ledger.write(settings) == expected
     ledger.close()
@@ -199,7 +204,9 @@ def test_the_log_is_emptied_unless_a_reader_needs_it(ledger: Ledger) -> None:
     with ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM leases").fetchall()
         ledger.write(note("b"))
+        begun = time.monotonic()
         assert not ledger.scrub()
+        assert time.monotonic() - begun < module.BUSY_MS / 2000  # it waits for readers, but not as long as writers do
     assert ledger.scrub()
     assert wal.stat().st_size == 0
     ledger.close()
@@ -219,6 +226,8 @@ def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
         closing = pool.submit(ledger.close)
         while ledger._waiting.qsize() < 6:  # the end waits behind the five
             time.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            closing.result(timeout=0.05)
         go.set()
         closing.result(timeout=10)
     assert all(future.done() for future in futures)
@@ -231,16 +240,44 @@ def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
         pool.submit(ledger.reader).result()
 
 
+def test_nothing_can_be_read_when_it_is_closed(ledger: Ledger) -> None:
+    reader, watcher = ledger.reader(), ledger.watcher()
+    ledger.close()
+    for use in (lambda: reader.execute("SELECT 1"), watcher.version):
+        with pytest.raises(apsw.ConnectionClosedError):
+            use()
+
+
 def test_more_than_one_batch(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 3)
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
+    started, go = threading.Event(), threading.Event()
+    commits: list[bool] = []
+
+    def count() -> bool:
+        commits.append(True)
+        return False
+
+    def block(db: apsw.Connection) -> None:
+        started.set()
+        go.wait(10)
+
+    ledger.write(lambda db: db.set_commit_hook(count))
+    ledger.submit(block)
+    assert started.wait(10)
+    commits.clear()
     futures = [ledger.submit(note(str(i))) for i in range(8)]
     go.set()
     for future in futures:
         future.result()
     assert len(notes(ledger.path)) == 8
+    assert len(commits) == 1 + 3  # what blocked them; three, three and two
     ledger.close()
+
+
+def test_a_process_ends_without_closing_it(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from index.ledger import Ledger; Ledger(Path(sys.argv[1]))"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "ledger.db")], cwd=root, check=True, timeout=60)
 
 
 def test_deleted_text_is_not_in_the_file_any_more(ledger: Ledger) -> None:
@@ -257,6 +294,8 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(GalleryError, match=r"3\.51\.3"):
         Ledger(tmp_path / "ledger.db")
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(apsw, "SQLITE_VERSION_NUMBER", 3_051_003)
+    Ledger(tmp_path / "ledger.db").close()
 
 
 def test_a_later_versions_ledger_is_refused(tmp_path: Path) -> None:
@@ -264,8 +303,10 @@ def test_a_later_versions_ledger_is_refused(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
     connection.pragma("user_version", len(STEPS) + 1)
     connection.close()
-    with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}"):
+    with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}") as refused:
         Ledger(tmp_path / "ledger.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]  # no log: nobody has it open
+    assert refused.tb is not None  # which would keep what was not closed
 
 
 def test_a_step_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
@@ -285,11 +326,17 @@ def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
     step = "CREATE TABLE a (x); INSERT INTO a VALUES (1)"
     barrier = threading.Barrier(2)
 
+    def trace(_: apsw.Cursor, sql: str, __: object) -> bool:
+        if sql.startswith("BEGIN"):
+            barrier.wait(10)  # both have read version 0 before either begins
+        elif sql.startswith("CREATE"):
+            time.sleep(0.1)  # the other would be here, too, if it did not have to wait for its turn
+        return True
+
     def run() -> None:
         connection = apsw.Connection(str(tmp_path / "a.db"))
         connection.set_busy_timeout(5000)
-        # Both have read version 0 before either begins.
-        connection.set_exec_trace(lambda _, sql, __: bool(barrier.wait(10) + 1) if sql.startswith("BEGIN") else True)
+        connection.set_exec_trace(trace)
         migrate(connection, (step,))
         connection.close()
 

@@ -91,6 +91,17 @@ def test_it_does_not_come_back_from_another_connections_memory(
     other.close()
 
 
+def test_nobody_else_writes_while_pages_are_cleaned(ledger: Ledger) -> None:
+    other = apsw.Connection(str(ledger.path))
+
+    def write(db: apsw.Connection) -> None:
+        with pytest.raises(apsw.BusyError):
+            other.execute("BEGIN IMMEDIATE")
+
+    assert ledger.scrub(write)
+    other.close()
+
+
 def test_others_write_and_read_meanwhile(ledger: Ledger) -> None:
     other, stop = Ledger(ledger.path), threading.Event()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,23 @@ def test_the_golden_file_of_version_1_is_read() -> None:
     assert np.array_equal(segment.vectors, expected.vectors)
 
 
+def test_what_is_written_is_version_1_byte_for_byte(tmp_path: Path) -> None:
+    segments.write(tmp_path / "a.seg", rows(), segments.Segment.open(GOLDEN).removals_through)
+    assert (tmp_path / "a.seg").read_bytes() == GOLDEN.read_bytes()
+    segments.write(tmp_path / "a.seg", rows(0), 7)
+    fields = struct.unpack_from("<4sHHIIqqq", (tmp_path / "a.seg").read_bytes())
+    assert fields == (b"VSEG", 1, 0, 6, 0, 0, 0, 7)  # of no rows: neither a first face nor a last
+
+
+def test_a_checksum_is_of_a_mebibyte_of_the_body(tmp_path: Path) -> None:
+    segments.write(tmp_path / "a.seg", rows(20_000, 20), 0)
+    content = (tmp_path / "a.seg").read_bytes()
+    body = content[64 + 64 :]
+    assert len(body) == 20_000 * (16 + 4 * 20)
+    checksums = [zlib.crc32(body[: 2**20]), zlib.crc32(body[2**20 :])]
+    assert content[64:128] == struct.pack("<2I56x", *checksums)
+
+
 def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "CHUNK", 128)
     segments.write(tmp_path / "a.seg", rows(5, 3), 0)
@@ -54,6 +73,16 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "b.seg").write_bytes(changed)
         with pytest.raises((CorruptError, TooNewError)):
             segments.Segment.open(tmp_path / "b.seg").verify()
+
+
+def test_where_it_changed_is_told_to_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "CHUNK", 128)
+    segments.write(tmp_path / "a.seg", rows(), 0)
+    content = bytearray((tmp_path / "a.seg").read_bytes())
+    content[384 - 50 * (16 + 4 * 6)] ^= 1  # the first byte of the fourth chunk
+    (tmp_path / "a.seg").write_bytes(content)
+    with pytest.raises(CorruptError, match=r"^a\.seg changed at byte 384 of its body or after$"):
+        segments.Segment.open(tmp_path / "a.seg").verify()
 
 
 @pytest.mark.parametrize(("chunks", "table"), [(1, 64), (16, 64), (17, 128), (32, 128), (33, 192)])
