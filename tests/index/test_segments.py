@@ -71,7 +71,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
         changed = bytearray(whole)
         changed[place] ^= 0x10
         (tmp_path / "b.seg").write_bytes(changed)
-        with pytest.raises((CorruptError, TooNewError)):
+        with pytest.raises((CorruptError, TooNewError), match=r"^b\.seg "):
             segments.Segment.open(tmp_path / "b.seg").verify()
 
 
