@@ -28,8 +28,6 @@ from models.choice import Choice
 from models.registry import Task
 from models.runtime import Runtime
 
-__all__ = ["Engine", "LoadedModel"]
-
 T = TypeVar("T")
 
 log = structlog.get_logger()

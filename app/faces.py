@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.body import Pair, Pictures
-from app.engine import Engine, LoadedModel
+from app.engine import Engine
 from app.errors import NoFace, Unprocessable, VestibuleError
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import (
     ComparedEmbedding,

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from app import encoding, labels
 from app.encoding import PNG, WEBP, File, Pixels
-from app.engine import LoadedModel
 from app.errors import Unprocessable
 from app.generation_schemas import (
     GeneratedImage,
@@ -33,6 +32,7 @@ from app.generation_schemas import (
     ListedImage,
 )
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.parts import DECODER
 from models import runtime

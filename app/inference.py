@@ -13,9 +13,10 @@ from torch import Tensor
 
 from app.batcher import Batched, Lane
 from app.body import Pictures
-from app.engine import Engine, LoadedModel
+from app.engine import Engine
 from app.errors import DeadlineExceeded, VestibuleError, problem
 from app.images import Limits, decode
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import Failed
 from app.settings import Settings

@@ -14,11 +14,11 @@ from urllib.parse import quote
 from PIL import Image
 from torch import Tensor
 
-from app.engine import LoadedModel
 from app.errors import Conflict, DeadlineExceeded, NotFound, NotReady, Overloaded
 from app.faces import DETECTION_THRESHOLD, Faces, FoundFace
 from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import DetectedFace
 from index import errors as index_errors

@@ -19,9 +19,9 @@ import structlog
 from fastapi import FastAPI
 
 from app.background import kept, running, wait
-from app.engine import LoadedModel
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery_schemas import NewEmbedder, ReembeddingInfo, moment
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.pipeline import TRANSIENT, Pipeline
 from index.gallery import EmbeddedGallery

@@ -16,7 +16,6 @@ from torch import Tensor
 from app import encoding, labels
 from app.body import Noisy, Pictures
 from app.encoding import PNG, File, Pixels
-from app.engine import LoadedModel
 from app.errors import ImageTooLarge, Unprocessable, VestibuleError
 from app.generation_schemas import (
     Denoised,
@@ -30,6 +29,7 @@ from app.generation_schemas import (
     ReconstructResponse,
 )
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.parts import ENCODER, RECONSTRUCTOR, first_part, multiple_of
 from app.settings import Settings

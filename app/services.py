@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from app.body import Pictures
-from app.engine import LoadedModel
 from app.errors import NotFound, Unprocessable
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import (
     Classified,

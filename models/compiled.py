@@ -10,12 +10,11 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +39,25 @@ def pieces(count: int) -> Iterator[tuple[int, int]]:
         count -= size
 
 
+def in_pieces(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `run` answers to the items [N, *shape], in batches of `SIZES` filled up with zeros: float32 on the CPU.
+
+    An answer need only last until the next call.
+
+    Raises:
+        ValueError: items of another shape.
+    """
+    if batch.shape[1:] != shape:
+        raise ValueError(f"expected items of the shape {list(shape)}, got {list(batch.shape[1:])}")
+    outputs, start = [], 0
+    for count, size in pieces(len(batch)):
+        rows = torch.zeros(size, *shape)
+        rows[:count] = batch[start : start + count]
+        outputs.append(run(rows)[:count].to("cpu", torch.float32, copy=True))
+        start += count
+    return torch.cat(outputs)
+
+
 class OpenVinoRuntime:
     """A network on the CPU's OpenVINO at a named precision; see `Runtime`.
 
@@ -61,17 +79,12 @@ class OpenVinoRuntime:
         Raises:
             ValueError: items of another shape.
         """
-        if batch.shape[1:] != self._shape:
-            raise ValueError(f"expected items of the shape {list(self._shape)}, got {list(batch.shape[1:])}")
-        outputs, start = [], 0
-        for count, size in pieces(len(batch)):
-            rows = np.zeros((size, *self._shape), np.float32)
-            rows[:count] = batch[start : start + count].numpy()
-            # Not shared: OpenVINO writes the next answer where this one is.
-            (answer,) = self._requests[size].infer([rows], share_inputs=True, share_outputs=False).values()
-            outputs.append(torch.from_numpy(answer[:count]))
-            start += count
-        return torch.cat(outputs)
+        return in_pieces(batch, self._shape, self._infer)
+
+    def _infer(self, rows: Tensor) -> Tensor:
+        # Shared: OpenVINO writes the next answer where this one is, which `in_pieces` has copied by then.
+        (answer,) = self._requests[len(rows)].infer([rows.numpy()], share_inputs=True, share_outputs=True).values()
+        return torch.from_numpy(answer)
 
 
 def precisions() -> tuple[Precision, ...]:

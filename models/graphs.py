@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.compiled import pieces
+from models.compiled import in_pieces
 
 Precision = Literal["f32", "bf16", "f16"]
 
@@ -43,16 +43,7 @@ class GraphRuntime:
         Raises:
             ValueError: items of another shape.
         """
-        if batch.shape[1:] != self._shape:
-            raise ValueError(f"expected items of the shape {list(self._shape)}, got {list(batch.shape[1:])}")
-        outputs, start = [], 0
-        for count, size in pieces(len(batch)):
-            rows = torch.zeros(size, *self._shape)
-            rows[:count] = batch[start : start + count]
-            # To the CPU at once: the next answer is written where this one is.
-            outputs.append(self._of_size(size)(rows)[:count].float().cpu())
-            start += count
-        return torch.cat(outputs)
+        return in_pieces(batch, self._shape, lambda rows: self._of_size(len(rows))(rows))
 
     def _of_size(self, size: int) -> Callable[[Tensor], Tensor]:
         if size not in self._recorded:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import ten_crop
 
 from app import loaded
-from app.engine import Engine, LoadedModel
+from app.engine import Engine
 from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded, UnknownModel
+from app.loaded import LoadedModel
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import PROJECT, Settings

@@ -19,9 +19,10 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 from app.batcher import Batcher
-from app.engine import Engine, LoadedModel
+from app.engine import Engine
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.inference import Inference
+from app.loaded import LoadedModel
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import Timings
