@@ -160,7 +160,7 @@ async def read_pictures(request: Request, max_images: int) -> Pictures:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
     content_type = _content_type(request)
-    with _whole():
+    with whole():
         if content_type == "multipart/form-data":
             files = await _from_multipart(request, (PART,))
             pictures = Pictures(tuple(data for _, data in files), many=len(files) > 1)
@@ -180,7 +180,7 @@ async def read_pair(request: Request) -> Pair:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
     """
     content_type = _content_type(request)
-    with _whole():
+    with whole():
         if content_type == "multipart/form-data":
             files = await _from_multipart(request, PAIR)
             if sorted(name for name, _ in files) != sorted(PAIR):
@@ -200,7 +200,7 @@ async def read_noisy(request: Request, max_images: int) -> Noisy:
     """
     content_type = _content_type(request)
     references: tuple[bytes | VestibuleError | None, ...] = ()
-    with _whole():
+    with whole():
         if content_type == "multipart/form-data":
             files = await _from_multipart(request, (PART, REFERENCE))
             items = tuple(data for name, data in files if name == PART)
@@ -229,7 +229,7 @@ async def read_embeddings(request: Request, max_images: int) -> tuple[Embeddings
     """
     if _content_type(request) != "application/json":
         raise UnsupportedMediaType("send application/json")
-    with _whole():
+    with whole():
         sent = _validated(EmbeddingsRequest, await request.body(), _INPUT)
     return sent, _few(_pictures(sent.input), max_images)
 
@@ -242,7 +242,12 @@ def _content_type(request: Request) -> str:
 
 
 @contextmanager
-def _whole() -> Iterator[None]:
+def whole() -> Iterator[None]:
+    """Around what reads a body.
+
+    Raises:
+        BadRequest: the client left before all of it had come.
+    """
     try:
         yield
     except ClientDisconnect as error:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from app import tensors
+from app.body import whole
 from app.encoding import JSON, File
 from app.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 from app.oip_schemas import InferenceRequest, InferenceResponse, Parameters, RequestInput, RequestOutput, ResponseOutput
@@ -104,10 +105,8 @@ async def read_message(request: Request) -> Message:
     head = request.headers.get(HEAD)
     if head is not None and not (head.isascii() and head.isdigit() and len(head) < 20):
         raise BadRequest(f"{HEAD} is a number of bytes")
-    try:
+    with whole():
         body = await request.body()
-    except ClientDisconnect as error:
-        raise BadRequest("the connection was closed before the whole request arrived") from error
     return Message(body, encoding, None if head is None else int(head))
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from app.body import whole
 from app.bulk_schemas import BulkLine
 from app.errors import (
     BadRequest,
@@ -79,10 +80,8 @@ async def read_upload(request: Request) -> Upload:
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type not in (ZIP, LINES):
         raise UnsupportedMediaType(f"send {ZIP} or {LINES}")
-    try:
+    with whole():
         data = await request.body()
-    except ClientDisconnect as error:
-        raise BadRequest("the connection was closed before the whole request arrived") from error
     if not data.strip():
         raise BadRequest("the body is empty")
     return Upload(content_type, data)
