@@ -19,6 +19,35 @@ export function field(name, control, hint) {
 }
 
 /**
+ * Do something with what is chosen from now on; what goes wrong is told in `place`.
+ * @param {HTMLSelectElement} select
+ * @param {HTMLElement} place
+ * @param {(value: string) => Promise<void>} act
+ */
+export function onChoice(select, place, act) {
+  select.addEventListener("change", async () => {
+    try {
+      await act(select.value);
+    } catch (error) {
+      put(place, trouble(error));
+    }
+  });
+}
+
+/** Where a name is written that goes into addresses: a collection's or a subject's. */
+export function keyInput() {
+  return h("input", {
+    type: "text",
+    required: true,
+    maxlength: 128,
+    pattern: "[\\w.@:+ \\-]{1,128}",
+    autocomplete: "off",
+    autocapitalize: "off",
+    spellcheck: "false",
+  });
+}
+
+/**
  * A box to tick, with what it means.
  * @param {string} name
  * @param {boolean} checked

@@ -1,7 +1,7 @@
 /** A subject's photos into a collection, and what became of each. */
 
 import { ask, form } from "../api.js";
-import { badge, checkbox, during, field, trouble } from "../controls.js";
+import { badge, checkbox, during, field, keyInput, trouble } from "../controls.js";
 import { announce, h, many, put } from "../dom.js";
 import { framed } from "../drawing.js";
 import { picker, release } from "../pictures.js";
@@ -27,15 +27,7 @@ const KNOWN = {
 export function enrol({ path, whole, onEnrolled }) {
   /** @type {Picture[]} */
   let pictures = [];
-  const id = h("input", {
-    type: "text",
-    required: true,
-    maxlength: 128,
-    pattern: "[\\w.@:+ \\-]{1,128}",
-    autocomplete: "off",
-    autocapitalize: "off",
-    spellcheck: "false",
-  });
+  const id = keyInput();
   const name = h("input", { type: "text", maxlength: 256, autocomplete: "off" });
   const gate = checkbox("Refuse faces of poor quality", true);
   const chosen = h("div", { class: "picked" });

@@ -2,7 +2,7 @@
 
 import { Latest, Problem, call, form, isAbort, timings } from "../api.js";
 import { detail, models, readsDigits } from "../catalogue.js";
-import { bar, checkbox, command, empty, field, slider, trouble, waiting } from "../controls.js";
+import { bar, checkbox, command, empty, field, onChoice, slider, trouble, waiting } from "../controls.js";
 import { announce, duration, h, many, percent, put } from "../dom.js";
 import { framed } from "../drawing.js";
 import { modelSummary } from "../model_summary.js";
@@ -40,13 +40,9 @@ export default function classify() {
   const results = h("div", { class: "results" });
   const terminal = command(curl);
 
-  select.addEventListener("change", async () => {
-    try {
-      await choose(select.value);
-      await run();
-    } catch (error) {
-      put(summary, trouble(error));
-    }
+  onChoice(select, summary, async (name) => {
+    await choose(name);
+    await run();
   });
 
   const element = h(

@@ -3,7 +3,7 @@
 import { Latest, address, call, form, isAbort, timings } from "../api.js";
 import { detail, models } from "../catalogue.js";
 import { compare } from "../compare.js";
-import { command, empty, field, segmented, slider, trouble, waiting } from "../controls.js";
+import { command, empty, field, onChoice, segmented, slider, trouble, waiting } from "../controls.js";
 import { announce, duration, h, put } from "../dom.js";
 import { modelSummary } from "../model_summary.js";
 import { noisy, pixels, png } from "../noise.js";
@@ -66,13 +66,9 @@ export default function denoise() {
       `curl -F file=@noisy.png${sigma.value ? " -F reference=@clean.png" : ""} -o clean-again.png '${address("denoise", query())}'`,
   );
 
-  select.addEventListener("change", async () => {
-    try {
-      await choose(select.value);
-      await run();
-    } catch (error) {
-      put(summary, trouble(error));
-    }
+  onChoice(select, summary, async (name) => {
+    await choose(name);
+    await run();
   });
   const element = h(
     "div",

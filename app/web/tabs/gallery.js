@@ -2,7 +2,7 @@
 
 import { ask } from "../api.js";
 import { models } from "../catalogue.js";
-import { badge, checkbox, command, confirmed, during, empty, field, trouble, waiting } from "../controls.js";
+import { badge, checkbox, command, confirmed, during, empty, field, keyInput, trouble, waiting } from "../controls.js";
 import { h, many, moment, put } from "../dom.js";
 import { enrol } from "../gallery/enrol.js";
 import { erasures } from "../gallery/erasures.js";
@@ -43,15 +43,7 @@ export default function gallery() {
 
 function overview() {
   const list = h("div", { class: "stage" }, waiting("Asking for the collections …"));
-  const name = h("input", {
-    type: "text",
-    required: true,
-    maxlength: 128,
-    pattern: "[\\w.@:+ \\-]{1,128}",
-    autocomplete: "off",
-    autocapitalize: "off",
-    spellcheck: "false",
-  });
+  const name = keyInput();
   const embedder = h("select");
   const crops = checkbox("Keep aligned faces, so that a later model can embed them anew", false);
   const make = h("button", { type: "submit", class: "primary" }, "Make it");

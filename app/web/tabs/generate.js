@@ -2,7 +2,7 @@
 
 import { Latest, address, ask, call, isAbort } from "../api.js";
 import { detail, models } from "../catalogue.js";
-import { command, during, empty, field, slider, trouble, waiting } from "../controls.js";
+import { command, during, empty, field, onChoice, slider, trouble, waiting } from "../controls.js";
 import { announce, h, many, put } from "../dom.js";
 import { modelSummary } from "../model_summary.js";
 
@@ -43,13 +43,9 @@ export default function generate() {
   const terminal = command(() => `curl -o samples.png '${address("generate", query())}'`);
   const way = interpolation(() => ({ model: select.value, classes: chosen?.card.classes ?? [] }));
 
-  select.addEventListener("change", async () => {
-    try {
-      await choose(select.value);
-      if (drawn) await draw();
-    } catch (error) {
-      put(summary, trouble(error));
-    }
+  onChoice(select, summary, async (name) => {
+    await choose(name);
+    if (drawn) await draw();
   });
   label.addEventListener("change", soon);
   seed.addEventListener("input", () => {
