@@ -105,7 +105,7 @@ class Choice:
         `pictures` is a folder of photos to compare answers on, without which the reference serves. All that runs a
         network waits for its `turn`; what makes one ready does not.
         """
-        candidates = self._candidates() if self.is_open else {}
+        candidates = self.candidates() if self.is_open else {}
         if not candidates:
             return reference, None
         path = self._path(turn(torch.get_num_threads))
@@ -120,7 +120,8 @@ class Choice:
         write_atomically(path, verdict.model_dump_json(indent=1).encode())
         return runtimes.get(verdict.fastest, reference), verdict
 
-    def _candidates(self) -> dict[str, Callable[[], Runtime]]:
+    def candidates(self) -> dict[str, Callable[[], Runtime]]:
+        """What makes each runtime that may be chosen here beside torch, by its name."""
         device = default_device()
         if device.type == "cuda":
             return {
