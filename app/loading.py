@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from app.batcher import TooLarge
 from app.errors import UnknownModel
-from app.parts import FEATURES, WHOLE, Part
+from app.parts import DENOISER, FEATURES, WHOLE, Part, multiple_of
 from app.settings import Settings
-from models import checkpoint, runtime
+from app.tiling import SIDE
+from models import checkpoint, detector, runtime
 from models.card import ModelCard
-from models.choice import Choice, Kind
+from models.choice import Choice, Kind, Prepare
 from models.runtime import Runtime
 
 T = TypeVar("T")
@@ -56,12 +60,35 @@ def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Pr
 
 
 def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> Choice | None:
-    """Where pictures have one shape and answers are compared; torch serves all else."""
-    if (card.task, part) not in {("classify", WHOLE), ("classify", FEATURES), ("embed", WHOLE)}:
+    compared = _compared(card, part)
+    if compared is None:
         return None
-    kind: Kind = "logits" if card.task == "classify" and part == WHOLE else "vectors"
+    kind, prepare, shape = compared
     key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
-    return Choice(network, card.preprocess, kind, card.tolerance, key, folder, settings.runtime)
+    return Choice(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
+
+
+def _compared(card: ModelCard, part: Part) -> tuple[Kind, Prepare, tuple[int, ...]] | None:
+    """What answers to photos are, how photos are shown, and their (largest) shape; None: torch serves in any case."""
+    preprocess = card.preprocess
+    match card.task, part.name:
+        case "classify", WHOLE.name:
+            return "logits", preprocess, preprocess.shape
+        case ("classify", FEATURES.name) | ("embed", WHOLE.name):
+            return "vectors", preprocess, preprocess.shape
+        case "detect", WHOLE.name:
+            return "maps", partial(detector.prepare, preprocess=preprocess), preprocess.shape
+        case "denoise", DENOISER.name:
+            return "maps", partial(_tile, card), (preprocess.channels, SIDE, SIDE)
+    return None
+
+
+def _tile(card: ModelCard, picture: Image.Image) -> Tensor:
+    """The first tile of a picture for a denoiser, [C, H, W]."""
+    multiple, preprocess = multiple_of(card), card.preprocess
+    width, height = (min(length, SIDE) // multiple * multiple for length in picture.size)
+    pixels = np.array(picture.convert(preprocess.mode).crop((0, 0, width, height)))
+    return preprocess.normalise(torch.from_numpy(pixels.reshape(height, width, preprocess.channels)))
 
 
 def dimensions(prepared: Prepared) -> int:

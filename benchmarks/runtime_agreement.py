@@ -79,7 +79,7 @@ def measure(folder: Path, card: ModelCard, compiled: Path) -> list[dict[str, obj
     network, _ = checkpoint.load(folder)
     pictures = shown_to(card)
     kind: Kind = "logits" if card.task == "classify" else "vectors"
-    choice = Choice(network, card.preprocess, kind, card.tolerance, card.sha256, compiled)
+    choice = Choice(network, card.preprocess, card.preprocess.shape, kind, card.tolerance, card.sha256, compiled)
     expected = answers(runtime.prepare(network), pictures)
     rows = []
     for name, make in choice.candidates().items():

@@ -46,12 +46,14 @@ class Tolerance(_Part):
     """How far a runtime's answers may be from those of torch in float32 before it does not serve.
 
     Of logits: `top1` is the share of pictures whose likeliest class is the same, at least; `probability` how far a
-    class's may be off. Of vectors: `direction` is how far 1 - cosine may be.
+    class's may be off. Of vectors: `direction` is how far 1 - cosine may be. Of maps: `maps` is how far a value may be
+    off.
     """
 
     top1: Annotated[float, Field(ge=0, le=1)] = 0.995
     probability: Annotated[float, Field(ge=0, le=1)] = 0.02
     direction: Annotated[float, Field(ge=0, le=2)] = 0.001
+    maps: Annotated[float, Field(ge=0)] = 0.001
 
 
 class ModelCard(_Part):

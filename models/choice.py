@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,19 +23,24 @@ from torch import Tensor, nn
 from models import compiled, graphs
 from models.card import Tolerance
 from models.checkpoint import write_atomically
-from models.compiled import OpenVinoRuntime
+from models.compiled import AnySizeRuntime, OpenVinoRuntime
 from models.graphs import GraphRuntime
-from models.preprocess import Preprocess
 from models.runtime import Runtime, default_device, signature
 from models.timing import Turn, at_once, interleaved_medians
 
 Wanted = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
-# What answers mean: logits are compared as probabilities, all else by direction.
-Kind = Literal["logits", "vectors"]
+# What answers mean: logits are compared as probabilities, vectors by direction, maps value by value. Pictures may have
+# any size where answers are maps, else they have one.
+Kind = Literal["logits", "vectors", "maps"]
 
 WINDOWS = 12  # of each picture
 ROUNDS, TIMED = 5, (1, 16)
 AT_ONCE = 16  # pictures compared, so that who waits for an answer gets it in between
+MAPS_TIMED = 4  # pictures, each by itself
+
+
+# Makes of a picture what a network takes: float32 [C, H, W].
+Prepare = Callable[[Image.Image], Tensor]
 
 
 class Verdict(BaseModel):
@@ -50,24 +55,27 @@ class Verdict(BaseModel):
         return min(self.seconds, key=lambda name: self.seconds[name])
 
 
-def windows(folder: Path, preprocess: Preprocess) -> Tensor:
-    """Each picture of the folder whole, and windows of it: float32 [N, C, H, W], always the same; N may be 0."""
+def windows(folder: Path, prepare: Prepare) -> list[Tensor]:
+    """Each picture of the folder whole, and windows of it, as a network takes them: always the same, maybe none."""
     lots = random.Random(0)  # noqa: S311  not a secret
     found = []
     for path in sorted(folder.glob("*.jpg")):
         with Image.open(path) as picture:
-            found.append(preprocess(picture))
+            found.append(prepare(picture))
             for _ in range(WINDOWS):
                 side = round(min(picture.size) * lots.uniform(0.3, 1.0))
                 left, top = (lots.randrange(length - side + 1) for length in picture.size)
-                found.append(preprocess(picture.crop((left, top, left + side, top + side))))
-    return torch.stack(found) if found else torch.empty(0, *preprocess.shape)
+                found.append(prepare(picture.crop((left, top, left + side, top + side))))
+    return found
 
 
 def disagreement(expected: Tensor, answers: Tensor, kind: Kind, tolerance: Tolerance) -> str | None:
-    """How answers [N, D] are not those expected; None: they are, within what is tolerated."""
+    """How answers [N, D], or maps [N], are not those expected; None: they are, within what is tolerated."""
     if not answers.isfinite().all():
         return "an answer is not finite"
+    if kind == "maps":
+        furthest = float((expected - answers).abs().max())
+        return f"a value differs by {furthest:.5f}" if furthest > tolerance.maps else None
     if kind == "logits":
         same = float((expected.argmax(dim=1) == answers.argmax(dim=1)).float().mean())
         if same < tolerance.top1:
@@ -82,12 +90,14 @@ def disagreement(expected: Tensor, answers: Tensor, kind: Kind, tolerance: Toler
 class Choice:
     """Of a runtime for `module`, whose answers are of a `kind`.
 
+    `prepare` makes its input of a photo, [C, H, W] of this `shape`; where answers are maps that is a large one's.
     `key` names the network's numbers and what of it `module` is; `folder` is where verdicts and what OpenVINO makes are
     kept. What is `wanted` is refused, too, where it does not agree.
     """
 
     module: nn.Module
-    preprocess: Preprocess
+    prepare: Prepare
+    shape: tuple[int, ...]
     kind: Kind
     tolerance: Tolerance
     key: str
@@ -111,8 +121,8 @@ class Choice:
         path = self._path(turn(torch.get_num_threads))
         if (known := _known(path)) is not None:
             return candidates.get(known.fastest, lambda: reference)(), known
-        shown = windows(pictures, self.preprocess)
-        if not len(shown):
+        shown = windows(pictures, self.prepare)
+        if not shown:
             return reference, None
         runtimes = {name: make() for name, make in candidates.items()}
         own = self.wanted == "auto"
@@ -124,18 +134,17 @@ class Choice:
         """What makes each runtime that may be chosen here beside torch, by its name."""
         device = default_device()
         if device.type == "cuda":
+            # What is recorded there is one size of picture.
+            recorded = () if self.kind == "maps" else graphs.precisions(device)
             return {
-                f"torch-cuda-graph-{precision}": partial(
-                    GraphRuntime, self.module, self.preprocess.shape, precision, device
-                )
-                for precision in graphs.precisions(device)
+                f"torch-cuda-graph-{precision}": partial(GraphRuntime, self.module, self.shape, precision, device)
+                for precision in recorded
             }
 
         def make(precision: compiled.Precision) -> Runtime:
+            kind = AnySizeRuntime if self.kind == "maps" else OpenVinoRuntime
             # A copy: while it is converted the network itself answers.
-            return OpenVinoRuntime(
-                copy.deepcopy(self.module), self.preprocess.shape, precision, key=self.key, folder=self.folder
-            )
+            return kind(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
 
         return {
             f"openvino-cpu-{precision}": partial(make, precision)
@@ -153,43 +162,54 @@ class Choice:
 def compare(
     reference: Runtime,
     candidates: Mapping[str, Runtime],
-    shown: Tensor,
+    shown: Sequence[Tensor],
     kind: Kind,
     tolerance: Tolerance,
     *,
     own: bool = True,
     turn: Turn = at_once,
 ) -> Verdict:
-    """Which candidates agree with the reference on pictures [N, C, H, W], and how fast they are.
+    """Which candidates agree with the reference on pictures [C, H, W], and how fast they are.
 
     The reference itself competes if it is `own` or if nothing else agrees.
     """
-    expected, refused, agreeing = _answers(reference, shown, turn), {}, {}
+    batches = _batches(shown, 1 if kind == "maps" else AT_ONCE)
+    expected, refused, agreeing = _answers(reference, batches, turn), {}, {}
     for name, runtime in candidates.items():
-        reason = disagreement(expected, _answers(runtime, shown, turn), kind, tolerance)
+        reason = disagreement(expected, _answers(runtime, batches, turn), kind, tolerance)
         if reason is None:
             agreeing[name] = runtime
         else:
             refused[name] = reason
     if own or not agreeing:
         agreeing[reference.name] = reference
-    return Verdict(seconds=_timed(agreeing, shown, turn), refused=refused)
+    timed = batches[:MAPS_TIMED] if kind == "maps" else [_repeated(shown, size) for size in TIMED]
+    return Verdict(seconds=_timed(agreeing, timed, turn), refused=refused)
 
 
-def _answers(runtime: Runtime, shown: Tensor, turn: Turn) -> Tensor:
-    return torch.cat(
-        [turn(partial(runtime, shown[first : first + AT_ONCE])) for first in range(0, len(shown), AT_ONCE)]
-    )
+def _batches(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
+    return [torch.stack(list(pictures[first : first + size])) for first in range(0, len(pictures), size)]
 
 
-def _timed(runtimes: Mapping[str, Runtime], shown: Tensor, turn: Turn) -> dict[str, float]:
-    """Seconds a picture of each, added up over sizes of batches."""
-    calls: dict[tuple[str, int], Callable[[], object]] = {}
-    for size in TIMED:
-        batch = shown.repeat(-(-size // len(shown)), 1, 1, 1)[:size]
-        calls |= {(name, size): partial(runtime, batch) for name, runtime in runtimes.items()}
+def _repeated(pictures: Sequence[Tensor], count: int) -> Tensor:
+    return torch.stack([pictures[place % len(pictures)] for place in range(count)])
+
+
+def _answers(runtime: Runtime, batches: Sequence[Tensor], turn: Turn) -> Tensor:
+    """[N, D]; maps, of any sizes, one after the other: [all their values]."""
+    answers = [turn(partial(runtime, batch)) for batch in batches]
+    return torch.cat(answers) if answers[0].ndim == 2 else torch.cat([answer.flatten() for answer in answers])
+
+
+def _timed(runtimes: Mapping[str, Runtime], batches: Sequence[Tensor], turn: Turn) -> dict[str, float]:
+    """Seconds a picture of each, added up over batches."""
+    calls = {
+        (name, place): partial(runtime, batch)
+        for place, batch in enumerate(batches)
+        for name, runtime in runtimes.items()
+    }
     taken = interleaved_medians(calls, ROUNDS, turn)
-    return {name: sum(taken[name, size] / size for size in TIMED) for name in runtimes}
+    return {name: sum(taken[name, place] / len(batch) for place, batch in enumerate(batches)) for name in runtimes}
 
 
 def _known(path: Path) -> Verdict | None:

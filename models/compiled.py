@@ -27,6 +27,8 @@ Precision = Literal["f32", "bf16"]
 SIZES = (1, 2, 4, 8, 16, 32)
 # From this share of a size on it is cheaper to fill it up than to run what is there in smaller ones.
 FULL_ENOUGH = 0.75
+# The side in pixels of pictures that a network of any size is shown when it is converted: a multiple that all take.
+EXAMPLE = 64
 
 
 def pieces(count: int) -> Iterator[tuple[int, int]]:
@@ -87,6 +89,25 @@ class OpenVinoRuntime:
         return torch.from_numpy(answer)
 
 
+class AnySizeRuntime:
+    """The same for a network whose answers are maps [N, ...] of pictures of any size; see `Runtime`.
+
+    `largest` is the shape of a large picture, [C, H, W]: so much room is reckoned with. OpenVINO plans a size when it
+    first comes, in about the time of an inference, and keeps the plan.
+    """
+
+    def __init__(self, module: nn.Module, largest: tuple[int, ...], precision: Precision, key: str, folder: Path):
+        self.name = f"openvino-cpu-{precision}"
+        model = _converted(module, (largest[0], -1, -1), key, folder)
+        self.size = _room(_of_size(model, (1, *largest)), 2 if precision == "bf16" else 4)
+        self._request = _compiled(model, precision, folder)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """See `Runtime`."""
+        (answer,) = self._request.infer([batch.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
+        return torch.from_numpy(answer).to(torch.float32, copy=True)
+
+
 def precisions() -> tuple[Precision, ...]:
     """Those that this processor has instructions for, the fastest first."""
     capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -116,6 +137,7 @@ def _core() -> Any:
 
 
 def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path) -> openvino.Model:
+    """The network for items of that shape; -1: of any size."""
     ov = _openvino()
     name = hashlib.sha256(f"{key} {shape} torch-{torch.__version__} openvino-{ov.__version__}".encode()).hexdigest()
     path = folder / f"{name[:32]}.xml"
@@ -125,7 +147,8 @@ def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path
         # The checks of shapes are traced as what they find; every batch has the shape that they find good.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace is OpenVINO's way in so far
-        model = ov.convert_model(module.eval(), example_input=torch.zeros(2, *shape), input=[-1, *shape])
+        example = torch.zeros(2, *(EXAMPLE if side < 0 else side for side in shape))
+        model = ov.convert_model(module.eval(), example_input=example, input=[-1, *shape])
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name[:32]}.{os.getpid()}.xml"
     ov.save_model(model, temporary, compress_to_fp16=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -17,14 +20,15 @@ from tests.conftest import encode, photo
 PICTURES = ("coffee", "chelsea", "rocket", "astronaut")
 
 
-def client(tmp_path: Path, wanted: Wanted) -> TestClient:
+def client(tmp_path: Path, wanted: Wanted, probes: Path = PROJECT / "examples") -> TestClient:
     weights = tmp_path / "weights"
     weights.mkdir(exist_ok=True)
     for name in ("lenet5-mnist", "resnet-cifar10"):
         if not (weights / name).exists():
             (weights / name).symlink_to(PROJECT / "weights" / name)
+    state = tmp_path / "state"
     settings = Settings(
-        weights=weights, default_classifier="lenet5-mnist", state=tmp_path / "state", runtime=wanted, upkeep_s=60
+        weights=weights, default_classifier="lenet5-mnist", state=state, probes=probes, runtime=wanted, upkeep_s=60
     )
     return TestClient(create_app(settings), base_url=BASE_URL)
 
@@ -71,3 +75,25 @@ def test_the_fastest_is_chosen_by_itself(tmp_path: Path) -> None:
         runtime = settled(service, "lenet5-mnist")
     (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
     assert Verdict.model_validate_json(verdict.read_bytes()).fastest == runtime
+
+
+def test_faces_and_clean_pictures_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "probe.jpg").write_bytes(encode(photo("chelsea").resize((160, 128)), "JPEG"))
+    (tmp_path / "weights").mkdir()
+    for name in ("centerface", "denoiser-photo"):
+        (tmp_path / "weights" / name).symlink_to(PROJECT / "weights" / name)
+    found, clean = [], []
+    wanted: Wanted
+    for wanted, expected in (("torch", "torch-cpu-float32"), ("openvino-f32", "openvino-cpu-f32")):
+        with client(tmp_path, wanted, probes=tmp_path) as service:
+            small = encode(photo("astronaut").resize((200, 200)))
+            assert service.post("/denoise", files={"file": small}).status_code == 200
+            assert (settled(service, "centerface"), settled(service, "denoiser-photo")) == (expected, expected)
+            pictures = [("file", ("a.png", encode(photo("astronaut")))), ("file", ("b.png", small))]
+            found.append(service.post("/faces/detect", files=pictures).json()["data"])
+            cleaned = Image.open(io.BytesIO(service.post("/denoise", files={"file": small}).content))
+            clean.append(np.asarray(cleaned, dtype=int))
+    assert [len(one["faces"]) for one in found[0]] == [1, 1]
+    for one, other in zip(*found, strict=True):
+        assert other["faces"][0]["box"] == pytest.approx(one["faces"][0]["box"], abs=0.01)
+    assert np.abs(clean[0] - clean[1]).max() <= 1

@@ -448,9 +448,8 @@ def test_nothing_is_left_of_fifty_models_that_were_reloaded(
         try:
             for seed in range(4, 54):
                 await once(engine, seed)
-            await asyncio.sleep(0.05)
-            # Their users were the last to hold them: no collector of cycles had to find them.
-            assert len(engine.shelf.alive()) == 1
+            # Their users were the last to hold them: no collector of cycles has to find them.
+            await until(lambda: len(engine.shelf.alive()) == 1)
         finally:
             gc.enable()
         gc.collect()

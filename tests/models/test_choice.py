@@ -50,13 +50,14 @@ class Pretended:
 
 def test_windows_are_whole_pictures_and_parts_of_them() -> None:
     shown = windows(EXAMPLES, GREY)
-    assert shown.shape == (len(list(EXAMPLES.glob("*.jpg"))) * (1 + choice.WINDOWS), 1, 32, 32)
-    assert torch.equal(shown, windows(EXAMPLES, GREY))
+    assert len(shown) == len(list(EXAMPLES.glob("*.jpg"))) * (1 + choice.WINDOWS)
+    assert {picture.shape for picture in shown} == {(1, 32, 32)}
+    assert torch.equal(torch.stack(shown), torch.stack(windows(EXAMPLES, GREY)))
     assert len({picture.numpy().tobytes() for picture in shown}) == len(shown)
 
 
 def test_without_pictures_there_are_none(tmp_path: Path) -> None:
-    assert windows(tmp_path, GREY).shape == (0, 1, 32, 32)
+    assert windows(tmp_path, GREY) == []
 
 
 def test_logits_agree_as_probabilities() -> None:
@@ -99,6 +100,27 @@ def test_the_fastest_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatch) -> N
     assert (alone.fastest, list(alone.refused)) == ("torch", ["wrong"])
 
 
+def test_maps_are_compared_value_by_value_whatever_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", clock)
+    shown = [torch.zeros(1, 4, 4), torch.ones(1, 6, 2), torch.ones(1, 2, 2)]
+    seen: list[torch.Size] = []
+
+    class Maps(Pretended):
+        def __call__(self, batch: Tensor) -> Tensor:
+            self._clock.now += self._seconds
+            seen.append(batch.shape)
+            return batch + (self._change if batch.shape[2:] == (6, 2) else 0)
+
+    candidates = {"near": Maps("near", clock, 0.0009, 1), "off": Maps("off", clock, 0.0011, 0.5)}
+    verdict = compare(Maps("torch", clock, seconds=2), candidates, shown, "maps", TOLERANCE)
+    assert verdict.seconds == {"near": pytest.approx(3), "torch": pytest.approx(6)}
+    assert verdict.refused == {"off": "a value differs by 0.00110"}
+    assert {shape[0] for shape in seen} == {1}
+    verdict = compare(Maps("torch", clock, seconds=2), candidates, shown, "maps", Tolerance(maps=0.002))
+    assert verdict.fastest == "off"
+
+
 def test_what_is_tolerated_is_the_cards_to_say() -> None:
     expected = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     assert disagreement(expected, expected * 2, "logits", Tolerance(probability=0.11)) is None
@@ -116,13 +138,15 @@ def chosen(
     turn: timing.Turn = timing.at_once,
 ) -> tuple[Runtime, Verdict | None]:
     reference = TorchRuntime(module, torch.device("cpu"))
-    return Choice(module, GREY, "logits", tolerance, "weights", folder, wanted).made(reference, pictures, turn)
+    return Choice(module, GREY, GREY.shape, "logits", tolerance, "weights", folder, wanted).made(
+        reference, pictures, turn
+    )
 
 
 def test_a_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module = build("lenet5-relu", {})
-    images = windows(EXAMPLES, GREY)[:5]
+    images = torch.stack(windows(EXAMPLES, GREY)[:5])
     ready, verdict = chosen(module, tmp_path)
     assert ready.name == "openvino-cpu-f32"
     assert verdict is not None
@@ -195,5 +219,5 @@ def test_torch_serves_where_there_is_nothing_to_compare_on_or_with(
     monkeypatch.setattr(compiled, "precisions", lambda: ("f32",))
     assert chosen(module, tmp_path, "openvino-bf16")[0].name == "torch-cpu-float32"
     assert chosen(module, tmp_path, "torch")[1] is None
-    assert not Choice(module, GREY, "logits", TOLERANCE, "weights", tmp_path, "torch").is_open
+    assert not Choice(module, GREY, GREY.shape, "logits", TOLERANCE, "weights", tmp_path, "torch").is_open
     assert not list(tmp_path.glob("*.json"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.compiled import SIZES, OpenVinoRuntime, pieces, precisions, signature
+from models.compiled import SIZES, AnySizeRuntime, OpenVinoRuntime, pieces, precisions, signature
 from models.registry import build
 
 
@@ -44,6 +44,32 @@ def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
         outputs = ready(images)
         assert outputs.shape == expected.shape
         assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("name", "config"), [("centerface", {}), ("denoiser", {"widths": [8, 8], "blocks": 1})])
+def test_maps_of_pictures_of_any_size_are_torchs(name: str, config: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = build(name, config).eval()
+    ready = AnySizeRuntime(module, (3, 256, 256), "f32", "weights", tmp_path)
+    assert ready.name == "openvino-cpu-f32"
+    before = None
+    for count, height, width in ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64)):
+        images = torch.rand(count, 3, height, width)
+        with torch.inference_mode():
+            expected = module(images)
+        outputs = ready(images)
+        assert outputs.shape == expected.shape
+        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+        if before is not None:
+            assert torch.equal(*before)  # what was answered outlives the next
+        before = outputs, outputs.clone()
+    assert len(list(tmp_path.glob("*.xml"))) == 1
+
+
+def test_what_maps_take_is_weights_and_room_for_a_large_picture(tmp_path: Path) -> None:
+    module = nn.Conv2d(1, 4, 3, bias=False)
+    ready = AnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
+    assert ready.size == 4 * (4 * 9 + 4 * 8 * 10)
 
 
 def test_what_it_takes_is_weights_and_room_for_each_size(tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ def test_on_a_gpu_they_are_what_is_chosen_from(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(choice, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     module = build("lenet5-relu", {})
-    question = Choice(module, GREY, "logits", Tolerance(), "weights", tmp_path)
+    question = Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
     assert question.is_open
-    assert set(question._candidates()) == {f"torch-cuda-graph-{p}" for p in graphs.precisions(CPU)}
-    assert not Choice(module, GREY, "logits", Tolerance(), "weights", tmp_path, "openvino-f32").is_open
+    assert set(question.candidates()) == {f"torch-cuda-graph-{p}" for p in graphs.precisions(CPU)}
+    assert not Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path, "openvino-f32").is_open
+    assert not Choice(module, GREY, GREY.shape, "maps", Tolerance(), "weights", tmp_path).candidates()  # of any size
 
 
 @pytest.mark.gpu
@@ -105,7 +106,7 @@ def test_the_choice_on_a_gpu_agrees_with_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build("lenet5-relu", {})
     reference = TorchRuntime(module, torch.device("cuda"))
-    question = Choice(module, GREY, "logits", Tolerance(), "weights", tmp_path)
+    question = Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
     ready, verdict = question.made(reference, EXAMPLES)
     assert verdict is not None
     assert "torch-cuda-graph-f32" in verdict.seconds
