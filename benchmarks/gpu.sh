@@ -1,12 +1,13 @@
 #!/bin/bash
-# Everything that wants a GPU, unattended: the tests marked gpu, the CIFAR-10 networks at the length that two processor
-# cores have no time for, their figures on the test pictures, and the latency of each.
+# Everything that wants a GPU, unattended: the tests marked gpu; how fast its runtimes are and how near to torch's; the
+# service on it; the CIFAR-10 networks at the length that two processor cores have no time for, their figures on the test
+# pictures, and the latency of each.
 #
 #     VESTIBULE_DATASETS=... benchmarks/gpu.sh RESULTS [EPOCHS]
 #
 # Needs an environment with the `train` and `dev` dependencies and a CUDA build of torch in front of PATH. RESULTS then
-# holds gpu.log, for each network its weights and card, and zoo.md with the table. EPOCHS (default 60) is for each of
-# the six; a network that is done already is not trained again.
+# holds gpu.log, the CSV files of speed and agreement, for each network its weights and card, and zoo.md with the table.
+# EPOCHS (default 60) is for each of the six; a network that is done already is not trained again.
 set -euo pipefail
 
 results=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -30,6 +31,8 @@ train() { # name, then what a GPU has time for
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
     python3 -m pytest -q -m gpu
+    python3 -m benchmarks.runtime_agreement --results "$results/runtime_agreement.csv"
+    python3 -m benchmarks.runtime_speed --results "$results/runtime_speed.csv"
     # The same blocks as the recipe's with more of them, at the resolution and widths of the papers' CIFAR networks.
     train resnet-cifar10 --set 'model.config={depths=[2,2,2],widths=[64,128,256],stem="small",shortcut="projection"}'
     train vgg-cifar10 --set \

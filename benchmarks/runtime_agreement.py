@@ -110,6 +110,7 @@ def _figures(expected: Tensor, found: Tensor, kind: Kind) -> dict[str, str]:
 def run(
     weights: Annotated[Path, typer.Option(help="A folder of models.")] = Path("weights"),
     only: Annotated[list[str] | None, typer.Option(help="Names of models; default: all.")] = None,
+    results: Annotated[Path, typer.Option(help="A CSV file.")] = RESULTS,
 ) -> None:
     """Measure, and write the CSV."""
     cards = [checkpoint.read_card(path.parent) for path in sorted(weights.glob(f"*/{checkpoint.CARD_FILE}"))]
@@ -117,8 +118,8 @@ def run(
     for card in chosen:
         with tempfile.TemporaryDirectory() as compiled:
             new = measure(weights / card.name, card, Path(compiled))
-        kept = [row for row in tables.read(RESULTS) if row["model"] != card.name]
-        tables.write(RESULTS, COLUMNS, [*kept, *new])
+        kept = [row for row in tables.read(results) if row["model"] != card.name]
+        tables.write(results, COLUMNS, [*kept, *new])
         for row in new:
             typer.echo("  ".join(str(row[column]) for column in COLUMNS))
 
