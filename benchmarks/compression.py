@@ -45,7 +45,7 @@ RESULTS = Path("benchmarks/results/compression.csv")
 PAGE = Path("docs/compression.md")
 PICTURES = Path("docs/pictures")
 
-EPOCHS, SEED = 5, 0
+EPOCHS, SEED = 3, 0
 LATENTS = (2, 4, 8, 16, 32, 64)
 SHOWN, ACROSS = (2, 8, 32), 16  # latents that samples are shown of, and how many
 CODES = 10_000  # training pictures that the normal distribution of the latents is fitted to
