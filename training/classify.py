@@ -29,7 +29,7 @@ from training import data
 from training.augment import Colours, augment, blend, colour_basis
 from training.config import Recipe, load_recipe, runs_folder
 from training.errors import TrainingError
-from training.initialise import whiten
+from training.initialise import Start, whiten
 from training.loop import Learner, fit, gather_rows
 from training.metrics import classification, predict, probabilities
 from training.run import Progress, Run, hardware, versions
@@ -47,9 +47,11 @@ class Classification:
     def __init__(self, recipe: Recipe, images: data.ImageSet, accelerator: Accelerator):
         self.recipe = recipe
         self.images = images
+        self.start = Start(recipe) if recipe.model.start else None
         self.config = configure(
             recipe.model.architecture,
-            recipe.model.config | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
+            (self.start.config(recipe) if self.start else recipe.model.config)
+            | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
         )
         self.accelerator = accelerator
         rows, self._held_out = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
@@ -67,6 +69,11 @@ class Classification:
         module = build(recipe.model.architecture, asdict(self.config))
         if recipe.train.whiten:
             whiten(module, images, self._rows, recipe.preprocess)
+        if self.start:
+            self.start.give(module)
+        self._features = module.get_submodule("features")
+        if recipe.model.freeze:
+            self._features.requires_grad_(False)
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"classifier": self._learner}
         no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
@@ -88,6 +95,8 @@ class Classification:
         if self.recipe.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self._learner.model.train()
+        if self.recipe.model.freeze:
+            self._features.eval()  # or batch norm would go on counting, and what is dropped out would be missed
         logits, loss = self._logits_and_loss(images, targets)
         self._learner.update(loss)
         return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
@@ -163,7 +172,7 @@ def export(task: Classification, run: Run, progress: Progress) -> ModelCard | No
         tta=tta,
         metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
         training=_account(task, progress),
-        **recipe.card.model_dump(),
+        **_provenance(task),
     )
 
 
@@ -179,6 +188,16 @@ def _served(task: Classification, state: Mapping[str, Tensor]) -> tuple[nn.Modul
     network = build(task.recipe.model.architecture, asdict(config))
     network.load_state_dict(dict(state))
     return network, config
+
+
+def _provenance(task: Classification) -> dict[str, str]:
+    """The card's data, source and licence: the recipe's words, and those of the card that the network started from."""
+    said: dict[str, str] = task.recipe.card.model_dump()
+    if task.start:
+        card = task.start.card
+        said["data"] += f"; started from {card.name} {card.version}, trained on: {card.data}"
+        said["license"] += f"; of {card.name}, which it started from: {card.license}"
+    return said
 
 
 def _account(task: Classification, progress: Progress) -> Training:

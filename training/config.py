@@ -39,6 +39,23 @@ class ModelSection(Section):
         return self
 
 
+class ClassifyModelSection(ModelSection):
+    """As `ModelSection`; `start` is a model's folder, as "weights/efficientnet-lite0", whose features are begun with.
+
+    What `config` does not say is then as in that model's card. `freeze` keeps the features as they are, so that the
+    head alone is trained.
+    """
+
+    start: str = ""
+    freeze: bool = False
+
+    @model_validator(mode="after")
+    def _is_of_something(self) -> Self:
+        if self.freeze and not self.start:
+            raise ValueError("freeze keeps what start names, and there is no start")
+        return self
+
+
 class DataSection(Section):
     """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation.
 
@@ -124,12 +141,18 @@ class Recipe(Section):
     name: Name
     description: str
     seed: Annotated[int, Field(ge=0)] = 0
-    model: ModelSection
+    model: ClassifyModelSection
     data: DataSection
     preprocess: Preprocess
     augment: AugmentSection = AugmentSection()
     train: TrainSection
     card: CardSection
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        if self.model.start and self.train.whiten:
+            raise ValueError("a first convolution begins as a whitening or as model.start has it, not as both")
+        return self
 
 
 class EmbedModelSection(ModelSection):

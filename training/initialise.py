@@ -1,18 +1,64 @@
-"""Where a network starts: what the training pictures say of its first convolution, before any step."""
+"""Where a network starts, before any step: at another one's features, or at what the pictures say of patches."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import checkpoint
 from models.preprocess import Preprocess
+from training.config import Recipe
 from training.data import ImageSet, Indices
+from training.errors import RecipeError
 
 _SAMPLE = 5000
 # Of the patches' mean variance: directions with less, as JPEG leaves them in the colours, are noise to be left small.
 _NOISE = 1e-2
+# What features expect of their pictures: other values, and they are of no use.
+_NORMALISATION = {"mode", "mean", "std"}
+
+
+class Start:
+    """The classifier that a recipe's `model.start` names: its card, and its features for another network.
+
+    Raises:
+        RecipeError: no whole model in that folder, no classifier, another architecture than the recipe's, or one whose
+            pictures were of another mode, mean or deviation. Their size may differ.
+    """
+
+    def __init__(self, recipe: Recipe):
+        try:
+            self._network, self.card = checkpoint.load(Path(recipe.model.start))
+        except checkpoint.CheckpointError as error:
+            raise RecipeError(f"model.start: {error}") from error
+        if self.card.task != "classify":
+            raise RecipeError(f"model.start: {self.card.name} is no classifier: it is there to {self.card.task}")
+        known = {"architecture": self.card.architecture} | self.card.preprocess.model_dump(include=_NORMALISATION)
+        asked = {"architecture": recipe.model.architecture} | recipe.preprocess.model_dump(include=_NORMALISATION)
+        for part, value in known.items():
+            if asked[part] != value:
+                raise RecipeError(f"model.start: {self.card.name} has the {part} {value}, the recipe {asked[part]}")
+
+    def config(self, recipe: Recipe) -> dict[str, Any]:
+        """The card's config with the recipe's changes."""
+        return self.card.config | recipe.model.config
+
+    def give(self, network: nn.Module) -> None:
+        """Let the network's features be this one's. Its head stays as it was.
+
+        Raises:
+            RecipeError: they have another form, by the recipe's changes to the config.
+        """
+        try:
+            network.get_submodule("features").load_state_dict(self._network.get_submodule("features").state_dict())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"model.config asks for other features than {self.card.name} has: {reason}") from error
 
 
 def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> None:

@@ -32,10 +32,15 @@ log = logging.getLogger(__name__)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the weights of convolutions and linear layers; none for biases, norms and gains."""
+    """Weight decay for the weights of convolutions and linear layers; none for biases, norms and gains.
+
+    What needs no gradient is in no group.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (decayed if name.endswith("weight") and parameter.ndim > 1 else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
