@@ -31,6 +31,8 @@ Picture = io.BytesIO | Path | Image.Image  # decoded, or what PIL opens
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".pgm", ".ppm"}
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 _ROWS_AT_ONCE = 1024
+# Photos that are not read. Passed over like any other file, all that a phone took would be missed without a word.
+UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,26 @@ def _label_names(described: Any) -> tuple[str, ...]:
     return tuple(features["label"]["names"])
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, in the order of their names. Hidden files are passed over, and what is no picture.
+
+    Raises:
+        DataError: a photo of a format that is not read.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        raise DataError(f"{unread[0]}: {unread[0].suffix} is not read ({len(unread)} in this folder); save it as JPEG")
+    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
 class _Folder:
-    """`<split>/<class>/<picture>`, classes in the order of their names."""
+    """`<split>/<class>/<picture>`, classes in the order of their names. See `picture_files`."""
 
     def __init__(self, root: Path):
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         self.classes = tuple(path.name for path in folders)
-        self._labelled = [
-            (path, label)
-            for label, folder in enumerate(folders)
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
+        self._labelled = [(path, label) for label, folder in enumerate(folders) for path in picture_files(folder)]
         self.files = tuple(path for path, _ in self._labelled)
         self.count = len(self.files)
 
@@ -167,7 +177,7 @@ def load(dataset: str, split: Split, preprocess: Preprocess) -> ImageSet:
     """
     source = find(dataset, split)
     if source.count == 0:
-        raise DataError(f"{dataset}: the {split} split holds no pictures")
+        raise DataError(f"{dataset}: the {split} split holds no pictures; expected are {split}/<class>/*.jpg")
     folder = runs_folder() / "cache" / f"{dataset}-{split}-{_fingerprint(source, preprocess)}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +216,15 @@ def _decode(source: Source, preprocess: Preprocess, folder: Path) -> None:
 
 
 def _pixels(where: str, picture: Picture, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    return preprocess.pixels(decoded(where, picture))
+
+
+def decoded(where: str, picture: Picture) -> Image.Image:
+    """The whole picture, upright, L or RGB.
+
+    Raises:
+        DataError: it cannot be decoded, or has more than 8 bits a channel.
+    """
     try:
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
         image = ImageOps.exif_transpose(image)
@@ -214,7 +233,7 @@ def _pixels(where: str, picture: Picture, preprocess: Preprocess) -> npt.NDArray
         raise DataError(f"{where}: cannot be decoded: {error}") from error
     if image.mode.startswith(("I", "F")):  # PIL would clip, not scale
         raise DataError(f"{where}: {image.mode} pictures (more than 8 bits a channel) are not supported")
-    return preprocess.pixels(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
+    return image if image.mode in {"L", "RGB"} else image.convert("RGB")
 
 
 def stratified_split(labels: Indices, validation: int, seed: int) -> tuple[Indices, Indices]:
