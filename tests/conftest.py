@@ -45,3 +45,13 @@ def datasets() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with the shipped weights, over real HTTP; its gallery is shared by all tests."""
+    from app.settings import Settings
+    from tests.app.threaded import serving_here
+
+    with serving_here(Settings(state=tmp_path_factory.mktemp("live"))) as url:
+        yield url

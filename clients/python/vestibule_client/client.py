@@ -1,0 +1,292 @@
+"""The clients: every call of `calls` and `gallery_calls` as a method, to wait for or to await."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from vestibule_client import calls, gallery_calls
+from vestibule_client.call import Call
+from vestibule_client.errors import TimedOut, Unreachable
+from vestibule_client.files import File
+from vestibule_client.retries import WHEN_BUSY, Retries
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# A server that closes a connection after five idle seconds must not do so while the next request is on its way.
+_LIMITS = httpx.Limits(keepalive_expiry=3)
+
+P = ParamSpec("P")
+T = TypeVar("T", bound=BaseModel | File)
+Sent = TypeVar("Sent")
+
+
+def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.send(build(*args, **kwargs))
+
+    return _named(method, build)
+
+
+def _awaitable(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.send(build(*args, **kwargs))
+
+    return _named(method, build)
+
+
+def _named(method: Callable[P, Sent], build: Callable[..., Any]) -> Callable[P, Sent]:
+    """With the name and the description of what it calls, and with its parameters after `self`."""
+    signature = inspect.signature(build)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    named = wraps(build)(method)
+    named.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[itself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
+    return named
+
+
+class Client:
+    """Asks the service at `url`, else at VESTIBULE_URL, else at 127.0.0.1:8000; the key likewise (VESTIBULE_API_KEY).
+
+    `timeout` in seconds, of each of connecting, sending and waiting for the next bytes. What is busy is asked again:
+    `retries` says how often, and `vestibule_client.retries.NEVER` that it is not. Every call may raise a
+    `VestibuleError`. Use it in a `with`, or `close` it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: Retries = WHEN_BUSY,
+        transport: httpx.BaseTransport | None = None,
+    ):
+        self._http = httpx.Client(**_options(url, api_key, timeout), transport=transport)
+        self._retries = retries
+
+    def send(self, call: Call[T]) -> T:
+        """Make one call, and again where the service is busy.
+
+        Raises:
+            VestibuleError.
+        """
+        request = self._http.build_request(**call.request())
+        attempt = 0
+        while True:
+            with _translated(self._http.base_url):
+                response = self._http.send(request)
+            wait = self._retries.wait(response, attempt)
+            if wait is None:
+                return call.read(response)
+            time.sleep(wait)
+            attempt += 1
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        """Itself, which is closed at the end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    classify = _blocking(calls.classify)
+    classify_sequence = _blocking(calls.classify_sequence)
+    detect = _blocking(calls.detect)
+    embed = _blocking(calls.embed)
+    verify = _blocking(calls.verify)
+    verify_embeddings = _blocking(calls.verify_embeddings)
+    generate = _blocking(calls.generate)
+    generate_each = _blocking(calls.generate_each)
+    decode = _blocking(calls.decode)
+    decode_each = _blocking(calls.decode_each)
+    interpolate = _blocking(calls.interpolate)
+    denoise = _blocking(calls.denoise)
+    reconstruct = _blocking(calls.reconstruct)
+    encode = _blocking(calls.encode)
+    models = _blocking(calls.models)
+    model = _blocking(calls.model)
+    reload = _blocking(calls.reload)
+    live = _blocking(calls.live)
+    ready = _blocking(calls.ready)
+    search = _blocking(gallery_calls.search)
+    collections = _blocking(gallery_calls.collections)
+    collection = _blocking(gallery_calls.collection)
+    create_collection = _blocking(gallery_calls.create_collection)
+    erase_collection = _blocking(gallery_calls.erase_collection)
+    subjects = _blocking(gallery_calls.subjects)
+    subject = _blocking(gallery_calls.subject)
+    put_subject = _blocking(gallery_calls.put_subject)
+    erase_subject = _blocking(gallery_calls.erase_subject)
+    enrol = _blocking(gallery_calls.enrol)
+    faces = _blocking(gallery_calls.faces)
+    erase_face = _blocking(gallery_calls.erase_face)
+    erasure = _blocking(gallery_calls.erasure)
+    verify_subject = _blocking(gallery_calls.verify_subject)
+    deny = _blocking(gallery_calls.deny)
+    denials = _blocking(gallery_calls.denials)
+    take_back = _blocking(gallery_calls.take_back)
+    enrol_zip = _blocking(gallery_calls.enrol_zip)
+    enrol_lines = _blocking(gallery_calls.enrol_lines)
+    jobs = _blocking(gallery_calls.jobs)
+    job = _blocking(gallery_calls.job)
+    job_items = _blocking(gallery_calls.job_items)
+    cancel_job = _blocking(gallery_calls.cancel_job)
+    reembed = _blocking(gallery_calls.reembed)
+    reembedding = _blocking(gallery_calls.reembedding)
+    cancel_reembedding = _blocking(gallery_calls.cancel_reembedding)
+
+
+class AsyncClient:
+    """The same to await, with any number of calls under way at once; use it in an `async with`, or await `aclose`.
+
+    Files are read before a call is made, without letting go of the loop; where that matters, hand over their bytes.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: Retries = WHEN_BUSY,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ):
+        self._http = httpx.AsyncClient(**_options(url, api_key, timeout), transport=transport)
+        self._retries = retries
+
+    async def send(self, call: Call[T]) -> T:
+        """Make one call, and again where the service is busy.
+
+        Raises:
+            VestibuleError.
+        """
+        request = self._http.build_request(**call.request())
+        attempt = 0
+        while True:
+            with _translated(self._http.base_url):
+                response = await self._http.send(request)
+            wait = self._retries.wait(response, attempt)
+            if wait is None:
+                return call.read(response)
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Itself, which is closed at the end."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.aclose()
+
+    classify = _awaitable(calls.classify)
+    classify_sequence = _awaitable(calls.classify_sequence)
+    detect = _awaitable(calls.detect)
+    embed = _awaitable(calls.embed)
+    verify = _awaitable(calls.verify)
+    verify_embeddings = _awaitable(calls.verify_embeddings)
+    generate = _awaitable(calls.generate)
+    generate_each = _awaitable(calls.generate_each)
+    decode = _awaitable(calls.decode)
+    decode_each = _awaitable(calls.decode_each)
+    interpolate = _awaitable(calls.interpolate)
+    denoise = _awaitable(calls.denoise)
+    reconstruct = _awaitable(calls.reconstruct)
+    encode = _awaitable(calls.encode)
+    models = _awaitable(calls.models)
+    model = _awaitable(calls.model)
+    reload = _awaitable(calls.reload)
+    live = _awaitable(calls.live)
+    ready = _awaitable(calls.ready)
+    search = _awaitable(gallery_calls.search)
+    collections = _awaitable(gallery_calls.collections)
+    collection = _awaitable(gallery_calls.collection)
+    create_collection = _awaitable(gallery_calls.create_collection)
+    erase_collection = _awaitable(gallery_calls.erase_collection)
+    subjects = _awaitable(gallery_calls.subjects)
+    subject = _awaitable(gallery_calls.subject)
+    put_subject = _awaitable(gallery_calls.put_subject)
+    erase_subject = _awaitable(gallery_calls.erase_subject)
+    enrol = _awaitable(gallery_calls.enrol)
+    faces = _awaitable(gallery_calls.faces)
+    erase_face = _awaitable(gallery_calls.erase_face)
+    erasure = _awaitable(gallery_calls.erasure)
+    verify_subject = _awaitable(gallery_calls.verify_subject)
+    deny = _awaitable(gallery_calls.deny)
+    denials = _awaitable(gallery_calls.denials)
+    take_back = _awaitable(gallery_calls.take_back)
+    enrol_zip = _awaitable(gallery_calls.enrol_zip)
+    enrol_lines = _awaitable(gallery_calls.enrol_lines)
+    jobs = _awaitable(gallery_calls.jobs)
+    job = _awaitable(gallery_calls.job)
+    job_items = _awaitable(gallery_calls.job_items)
+    cancel_job = _awaitable(gallery_calls.cancel_job)
+    reembed = _awaitable(gallery_calls.reembed)
+    reembedding = _awaitable(gallery_calls.reembedding)
+    cancel_reembedding = _awaitable(gallery_calls.cancel_reembedding)
+
+
+def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:
+    """What both kinds of httpx's clients take.
+
+    Raises:
+        ValueError: no address, or no key that a header can carry.
+    """
+    address = url or os.environ.get("VESTIBULE_URL") or DEFAULT_URL
+    key = (api_key or os.environ.get("VESTIBULE_API_KEY") or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the API key has characters that no key has")  # and is not repeated here
+    headers = {"user-agent": f"vestibule-client/{_version()}"} | ({"authorization": f"Bearer {key}"} if key else {})
+    try:
+        base_url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{address!r} is no address: {error}") from error
+    if base_url.scheme not in ("http", "https") or not base_url.host or (base_url.port or 1) > 65535:
+        raise ValueError(f"{address!r} is no address: expected http://... or https://...")
+    return {"base_url": base_url, "headers": headers, "timeout": timeout, "limits": _LIMITS}
+
+
+def _version() -> str:
+    try:
+        return version("vestibule-client")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"
+
+
+@contextmanager
+def _translated(url: httpx.URL) -> Iterator[None]:
+    """Errors of httpx as our own."""
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise Unreachable(f"nothing answers at {url}") from error
+    except httpx.TimeoutException as error:
+        raise TimedOut(f"no answer from {url} in the time allowed") from error
+    except httpx.ConnectError as error:
+        raise Unreachable(f"nothing answers at {url}: {error}") from error
+    except httpx.HTTPError as error:
+        raise Unreachable(f"the connection to {url} broke: {error}") from error

@@ -1,0 +1,219 @@
+"""The client asks the real service about real pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.settings import PROJECT
+from vestibule_client import AsyncClient, Client, Conflict, Failed, NoFace, NotFound, UnknownModel, Unprocessable
+
+EXAMPLES = PROJECT / "examples"
+COFFEE, CAT, DIGITS = EXAMPLES / "coffee.jpg", EXAMPLES / "cat.jpg", EXAMPLES / "digits.png"
+ASTRONAUT, HOPPER = EXAMPLES / "astronaut.jpg", EXAMPLES / "hopper.jpg"
+
+
+@pytest.fixture(scope="module")
+def client(live: str) -> Iterator[Client]:
+    with Client(live) as connected:
+        yield connected
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_classify(client: Client) -> None:
+    answer = client.classify(COFFEE, top_k=2)
+    assert answer.model == "efficientnet-lite0"
+    assert [one.class_ for one in answer.first.predictions] == ["espresso", "cup"]
+    assert answer.first.predictions[0].confidence == pytest.approx(0.953, abs=0.02)
+
+
+def test_a_bad_picture_costs_its_neighbours_nothing(client: Client) -> None:
+    with CAT.open("rb") as file:
+        coffee, bad, cat = client.classify([str(COFFEE), b"no picture", file], top_k=1).data
+    assert not isinstance(coffee, Failed)
+    assert not isinstance(cat, Failed)
+    assert isinstance(bad, Failed)
+    assert (coffee.predictions[0].class_, cat.predictions[0].class_) == ("espresso", "Egyptian cat")
+    assert (bad.index, bad.problem.type) == (1, "urn:vestibule:problem:unsupported-image")
+    with pytest.raises(UnknownModel, match="nobody") as caught:
+        client.classify(COFFEE, model="nobody")
+    assert caught.value.request_id
+
+
+def test_digits(client: Client) -> None:
+    read = client.classify_sequence(DIGITS, model="lenet5-mnist").first
+    assert read.sequence == "64798"
+    assert [digit.class_ for digit in read.digits] == list("64798")
+    with pytest.raises(Unprocessable):
+        client.classify_sequence(DIGITS, model="vgg-cifar10")
+
+
+def test_faces(client: Client) -> None:
+    found = client.detect(ASTRONAUT).first
+    (face,) = found.faces
+    assert (found.width, found.height) == (512, 512)
+    assert 0 < face.box[0] < face.landmarks.left_eye[0] < face.landmarks.right_eye[0] < face.box[2] < 512
+    one, other = client.embed([ASTRONAUT, HOPPER]).data
+    assert not isinstance(one, Failed)
+    assert not isinstance(other, Failed)
+    assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-4)
+    strangers = client.verify(ASTRONAUT, HOPPER)
+    assert not strangers.verified
+    assert strangers.distance == pytest.approx(1 - np.dot(one.embedding, other.embedding), abs=1e-3)
+    assert client.verify(ASTRONAUT, ASTRONAUT, fmr=0.01).verified
+    compared = client.verify_embeddings(one.embedding, [one.embedding, other.embedding])
+    assert [item.verified for item in compared.data] == [True, False]
+    with pytest.raises(NoFace):
+        client.verify(COFFEE, ASTRONAUT)
+    with pytest.raises(NoFace):
+        assert client.embed([COFFEE, ASTRONAUT]).first
+
+
+def test_new_pictures(client: Client, tmp_path: Path) -> None:
+    grid = client.generate(n=4, seed=1, label=[2, 0, 2, 6], grid=4)
+    assert (grid.seed, grid.media_type, opened(grid.content).size) == (1, "image/png", (112, 28))
+    grid.save(tmp_path / "year.png")
+    each = client.generate_each(n=4, seed=1, label=["2", "0", "2", "6"])
+    assert np.array_equal(
+        np.hstack([np.asarray(opened(one.png)) for one in each.data]), np.asarray(Image.open(tmp_path / "year.png"))
+    )
+    assert [one.label for one in each.data] == ["2", "0", "2", "6"]
+    assert client.generate(n=1, label=7).seed is not None
+    strip = client.interpolate(1, 2, label=3, steps=4)
+    assert opened(strip.content).size == (112, 28)
+    film = client.interpolate(1, 2, label=3, steps=4, format="webp")
+    assert (film.media_type, getattr(opened(film.content), "n_frames", 1)) == ("image/webp", 4)
+
+
+def test_there_and_back_through_the_latent_space(client: Client) -> None:
+    seven = client.generate(n=1, seed=7, label=7).content
+    latent = client.encode(seven, model="ae-mnist").first.latent
+    decoded = np.asarray(opened(client.decode([latent], model="ae-mnist").content), float)
+    (each,) = client.decode_each([latent], model="ae-mnist").data
+    reconstructed = np.asarray(opened(client.reconstruct(seven, model="ae-mnist").first.png), float)
+    assert np.array_equal(decoded, np.asarray(opened(each.png)))
+    assert np.abs(decoded - reconstructed).max() <= 1
+    assert np.abs(reconstructed - np.asarray(opened(seven))).mean() < 25
+
+
+def test_clean_pictures(client: Client) -> None:
+    clean = np.asarray(Image.open(CAT).resize((96, 64)), float)
+    noisy = (clean + np.random.default_rng(0).normal(0, 25, clean.shape)).clip(0, 255).astype(np.uint8)
+    files = []
+    for pixels in (noisy, clean.astype(np.uint8)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    answer = client.denoise(files[0], reference=files[1]).first
+    assert opened(answer.png).size == (answer.width, answer.height) == (96, 64)
+    assert answer.psnr is not None
+    assert answer.psnr_before is not None
+    assert answer.psnr > answer.psnr_before + 3
+
+
+def test_the_gallery(client: Client) -> None:
+    made = client.create_collection("sdk doors", keep_crops=True)
+    assert (made.name, made.keep_crops) == ("sdk doors", True)
+    enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE])
+    (face,), (failed,) = enrolled.indexed, enrolled.failed
+    assert failed.problem.type == "urn:vestibule:problem:no-face"
+    until = datetime(2130, 1, 1, tzinfo=UTC)
+    put = client.put_subject("sdk doors", "eileen@1", name="Eileen", metadata={"site": "north"}, expires_at=until)
+    assert (put.name, put.metadata, put.expires_at, put.faces) == ("Eileen", {"site": "north"}, until, 1)
+    assert client.subject("sdk doors", "eileen@1") == put
+    assert client.subjects("sdk doors", limit=1).data == [put]
+    assert [one.id for one in client.faces("sdk doors", "eileen@1").data] == [face.face_id]
+
+    found = client.search(ASTRONAUT, "sdk doors", where={"site": {"in": ["north", "south"]}})
+    (searched,) = found.first.faces
+    assert (searched.status, searched.candidates[0].name) == ("match", "Eileen")
+    assert client.search(HOPPER, "sdk doors").first.faces[0].status == "unknown"
+    assert client.search(ASTRONAUT, "sdk doors", where={"site": "south"}).first.faces[0].candidates == []
+    assert client.verify_subject("sdk doors", "eileen@1", ASTRONAUT).verified
+
+    denied = client.deny("sdk doors", "eileen@1", ASTRONAUT)
+    assert client.verify_subject("sdk doors", "eileen@1", ASTRONAUT).denied
+    assert client.denials("sdk doors", "eileen@1").data == [denied]
+    assert client.take_back("sdk doors", "eileen@1", denied.id).faces == 1
+
+    assert client.erase_face("sdk doors", face.face_id).faces == 1
+    receipt = client.erase_subject("sdk doors", "eileen@1")
+    assert client.erasure(receipt.id).id == receipt.id
+    with pytest.raises(NotFound):
+        client.subject("sdk doors", "eileen@1")
+    with pytest.raises(NotFound):
+        client.reembedding("sdk doors")
+    assert client.collection("sdk doors").faces == 0
+    assert "sdk doors" in [one.name for one in client.collections().data]
+    client.erase_collection("sdk doors")
+
+
+def finished(client: Client, collection: str, job: str) -> str:
+    deadline = time.monotonic() + 20
+    while (state := client.job(collection, job).state) not in ("done", "failed") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return state
+
+
+def test_many_at_once(client: Client) -> None:
+    fingerprint = client.create_collection("sdk-bulk").fingerprint
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(ASTRONAUT, "eileen/1.jpg")
+        file.write(COFFEE, "eileen/2.jpg")
+    archive.seek(0)
+    job = client.enrol_zip("sdk-bulk", archive)
+    assert (job.total, finished(client, "sdk-bulk", job.id)) == (2, "done")
+    enrolled, failed = client.job_items("sdk-bulk", job.id).data
+    assert (enrolled.status, len(enrolled.faces)) == ("enrolled", 1)
+    assert failed.problem is not None
+    assert failed.problem.type == "urn:vestibule:problem:no-face"
+
+    vector = client.embed(HOPPER).first.embedding
+    lines: list[dict[str, Any]] = [
+        {"subject_id": "grace", "vector": vector, "name": "Grace"},
+        {"subject_id": "grace", "image": HOPPER},
+    ]
+    job = client.enrol_lines("sdk-bulk", lines, fingerprint=fingerprint)
+    assert finished(client, "sdk-bulk", job.id) == "done"
+    assert client.jobs("sdk-bulk").data[-1].items["enrolled"] == 2
+    assert client.subject("sdk-bulk", "grace").name == "Grace"
+    assert client.cancel_job("sdk-bulk", job.id).state == "done"
+    with pytest.raises(Conflict):  # a vector has no crop to be embedded anew
+        client.reembed("sdk-bulk")
+    client.erase_collection("sdk-bulk")
+
+
+def test_models_and_health(client: Client) -> None:
+    assert client.live().status == "live"
+    assert client.ready().models["efficientnet-lite0"]
+    listed = {one.name: one for one in client.models().data}
+    assert listed["efficientnet-lite0"].default
+    detail = client.model("lenet5-mnist")
+    assert (detail.card.task, detail.card.classes) == ("classify", list("0123456789"))
+    assert next(metric for metric in detail.card.metrics if metric.name == "accuracy").value > 0.99
+    assert client.reload("lenet5-mnist").change == "unchanged"
+    with pytest.raises(NotFound):
+        client.model("nobody")
+
+
+def test_many_calls_at_once(live: str) -> None:
+    async def ask() -> list[str]:
+        async with AsyncClient(live) as connected:
+            answers = await asyncio.gather(*(connected.classify(one, top_k=1) for one in (COFFEE, CAT, COFFEE)))
+            return [answer.first.predictions[0].class_ for answer in answers]
+
+    assert asyncio.run(ask()) == ["espresso", "Egyptian cat", "espresso"]
