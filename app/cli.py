@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
+from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
-from app.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from app.settings import Settings
+
+# What asks a service must not wait for torch: the settings, which know models, are imported by what needs them.
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
+cli.add_typer(client_cli)
 cli.add_typer(gallery_cli)
 
 
@@ -99,6 +103,8 @@ def _fail(message: str) -> NoReturn:
 
 def _settings(**given: object) -> Settings:
     """Settings from the environment, with the command line's own on top."""
+    from app.settings import Settings
+
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -129,6 +135,8 @@ def _server(app: object, settings: Settings) -> uvicorn.Server:
 
 
 def _welcome(host: str, port: int) -> str:
+    from app.settings import PROJECT
+
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
     picture = PROJECT / "examples" / "coffee.jpg"
     shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from app.settings import Settings
-
 if TYPE_CHECKING:
     from index.gallery import EmbeddedGallery
 
@@ -142,6 +140,8 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]
 
 
 def _folder() -> Path:
+    from app.settings import Settings
+
     return Settings().state / "gallery"
 
 
