@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
+from app.keys_cli import keys_cli
 
 if TYPE_CHECKING:
     import uvicorn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
 cli.add_typer(client_cli)
 cli.add_typer(gallery_cli)
+cli.add_typer(keys_cli)
 
 
 @cli.command()
@@ -32,6 +34,7 @@ def serve(
     from app import logs
     from app.errors import VestibuleError
     from app.main import create_app
+    from app.security import Exposed
 
     settings = _settings(host=host, port=port)
     logs.configure()
@@ -39,6 +42,8 @@ def serve(
         app = create_app(settings)
     except VestibuleError as error:
         _fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
+    except Exposed as error:
+        _fail(str(error))
     server = _server(app, settings)
     server.run()
     if not server.started:

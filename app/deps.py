@@ -98,6 +98,11 @@ def _timings(request: Request) -> Timings:
     return timings
 
 
+def _caller(request: Request) -> str | None:
+    caller: str | None = request.state.caller
+    return caller
+
+
 async def _admitted(request: Request) -> AsyncIterator[None]:
     admission: Admission = request.app.state.admission
     admission.enter()
@@ -118,6 +123,9 @@ GalleriesDep = Annotated[Galleries, Depends(_galleries)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 TimingsDep = Annotated[Timings, Depends(_timings)]
 
+
+# The id of the key that the request came with; None while the service is open.
+CallerDep = Annotated[str | None, Depends(_caller)]
 
 AdmittedDep = Annotated[None, Depends(_admitted)]
 

@@ -45,6 +45,18 @@ class DamagedImage(VestibuleError):
     status, type, title = 400, "damaged-image", "The picture is damaged"
 
 
+class Unauthorized(VestibuleError):
+    """No key, or none that holds; which of these is not told."""
+
+    status, type, title = 401, "unauthorized", "A valid API key is needed"
+
+
+class ScopeMissing(VestibuleError):
+    """A key that holds, but not for this."""
+
+    status, type, title = 403, "scope-missing", "This API key is not for that"
+
+
 class HostNotAllowed(VestibuleError):
     """The Host header names somebody else (DNS rebinding looks like this)."""
 
@@ -127,6 +139,12 @@ class Overloaded(VestibuleError):
     """All places are taken; `Retry-After` says when to come back."""
 
     status, type, title = 429, "overloaded", "The service is busy"
+
+
+class RateLimited(VestibuleError):
+    """A key's share is used up; `Retry-After` says when to come back."""
+
+    status, type, title = 429, "rate-limited", "This API key has asked for as much as it may"
 
 
 class NotReady(VestibuleError):
@@ -238,6 +256,9 @@ def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = Non
         described[error.status] = {"description": title, **form}
     return described
 
+
+# What can go wrong with any request that needs a key.
+OF_KEYS: tuple[type[VestibuleError], ...] = (Unauthorized, ScopeMissing, RateLimited)
 
 # What can go wrong with any request that carries pictures to a model.
 OF_PICTURES: tuple[type[VestibuleError], ...] = (

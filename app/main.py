@@ -17,11 +17,15 @@ from app.deps import Admission
 from app.engine import Engine
 from app.faces import Faces
 from app.gallery import Galleries
+from app.gate import Gate
 from app.generation import Generation
 from app.inference import Inference
+from app.keys import FOLDER as KEYS_FOLDER
+from app.keys import Keys
 from app.metrics import Metrics
 from app.observe import Observe
 from app.oip import OpenInference
+from app.oip_schemas import InferenceError
 from app.restoration import Restoration
 from app.routes import (
     classify,
@@ -38,7 +42,8 @@ from app.routes import (
     verify,
     web,
 )
-from app.security import Door
+from app.scopes import guarded
+from app.security import Door, refuse_exposure
 from app.services import Services
 from app.settings import Settings
 from app.upkeep import Upkeep
@@ -49,9 +54,11 @@ def create_app(settings: Settings) -> FastAPI:
     """The service, not yet started: weights load when the server runs the lifespan.
 
     Raises:
-        UnknownModel: the default classifier is not in the weights folder.
+        UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
     """
     images.own_limits()
+    keys = Keys(settings.state / KEYS_FOLDER)
+    refuse_exposure(settings, keys)
     figures = Metrics()
     engine = Engine(settings, figures)
     inference = Inference(settings, engine)
@@ -59,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        keys.known()  # a ledger that cannot be read is told of now, not to each request
         gallery = EmbeddedGallery(settings.state / "gallery")
         app.state.galleries = Galleries(inference, gallery)
         upkeep = Upkeep(gallery, settings.upkeep_s)
@@ -67,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.to_thread(upkeep.stop)
         await engine.stop()
         gallery.close()
+        keys.close()
 
     app = FastAPIOffline(
         title="Vestibule",
@@ -78,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = figures
-    app.state.services = Services(inference)
+    app.state.services = Services(inference, keys)
     app.state.faces = Faces(inference)
     app.state.generation = Generation(inference)
     app.state.restoration = Restoration(settings, inference)
@@ -86,12 +95,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.admission = Admission(settings.max_requests, figures)
     errors.install(app)
     for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models):
-        app.include_router(routes.router)
-    for routes in (oip, ops, web):
+        app.include_router(routes.router, responses=errors.describe(*errors.OF_KEYS))
+    app.include_router(oip.router, responses=errors.describe(*errors.OF_KEYS, schema=InferenceError))
+    for routes in (ops, web):
         app.include_router(routes.router)
     # The last added is the outermost.
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Gate, keys=keys, routes=guarded(app), settings=settings, metrics=figures)
     app.add_middleware(Door, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
     app.add_middleware(Observe, metrics=figures)
     return app

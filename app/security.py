@@ -1,4 +1,4 @@
-"""Who may call: the Host allow-list and the Origin rule. Both look at headers only, before anything is read."""
+"""Who may call: where the service listens, the Host allow-list, the Origin rule. Keys are judged in `app.gate`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,29 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
+from app.keys import Keys
+from app.settings import Settings, is_loopback
 
 _READING = ("GET", "HEAD", "OPTIONS")
+
+
+class Exposed(Exception):
+    """Whoever reaches the port could use the service."""
+
+
+def refuse_exposure(settings: Settings, keys: Keys) -> None:
+    """See that where the service is to listen only those can use it who may.
+
+    Raises:
+        Exposed.
+    """
+    if is_loopback(settings.host) or settings.allow_public or settings.require_keys or keys.known():
+        return
+    raise Exposed(
+        f"refusing to listen on {settings.host}: without API keys anybody who reaches this port could use it; "
+        "make one (vestibule keys create), keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true where something in front "
+        "of it keeps strangers out"
+    )
 
 
 class Door:

@@ -5,6 +5,7 @@ Those about faces are in `app.faces`.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from app.body import Pictures
 from app.errors import NotFound, Unprocessable
 from app.inference import Inference
+from app.keys import Keys
 from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import (
@@ -40,8 +42,9 @@ DIGITS = tuple("0123456789")
 class Services:
     """Classifying, and what models there are."""
 
-    def __init__(self, inference: Inference):
+    def __init__(self, inference: Inference, keys: Keys):
         self._inference = inference
+        self._keys = keys
         self._engine = inference.engine
         # A string has hundreds of candidates, so all requests for strings share one room.
         self._strings = inference.room()
@@ -100,14 +103,16 @@ class Services:
             card=card,
         )
 
-    async def reload(self, name: str) -> ModelReloaded:
-        """The model as its files are now.
+    async def reload(self, name: str, actor: str | None) -> ModelReloaded:
+        """The model as its files are now; `actor`: the id of the key by which it was asked for.
 
         Raises:
             NotFound, ModelRefused, Conflict: see `Engine.reload`.
         """
         done = await self._engine.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
+        if done.change != "unchanged":
+            await asyncio.to_thread(self._keys.note_reload, now, actor)
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
 
     def _summary(self, card: ModelCard) -> ModelSummary:

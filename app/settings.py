@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.choice import Wanted
@@ -34,11 +34,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allow_public: bool = False  # listen beyond loopback although there are no keys
+    require_keys: bool = False  # also while there are none; else they are needed once the first was made
+    rate_per_minute: Positive | None = None  # requests of a key that has no limit of its own
+    key_concurrency: Positive | None = None  # the same of its requests that are under way at once
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
     allowed_origins: tuple[str, ...] = ()  # foreign web pages that may call, as "https://example.org"
 
     weights: Path = PROJECT / "weights"
-    state: Path = PROJECT / "state"  # what the service keeps: the gallery
+    state: Path = PROJECT / "state"  # what the service keeps: the gallery, keys
     probes: Path = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
     runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
     model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
@@ -61,12 +64,3 @@ class Settings(BaseSettings):
     deadline_s: Annotated[float, Field(gt=0)] = 30.0
     upkeep_s: Annotated[float, Field(gt=0)] = 5.0  # between two rounds of the gallery's background work
     drain_s: Positive = 20  # how long SIGTERM waits for requests under way
-
-    @model_validator(mode="after")
-    def _closed_by_default(self) -> Self:
-        if not is_loopback(self.host) and not self.allow_public:
-            raise ValueError(
-                f"refusing to listen on {self.host}: without API keys anybody who reaches this port could use it; "
-                "keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true where something in front of it keeps strangers out"
-            )
-        return self

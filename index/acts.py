@@ -17,8 +17,8 @@ from typing import Any, Literal
 from index.errors import InvalidError
 from index.records import token
 
-Action = Literal["enrol", "search", "erase", "restore", "reembed"]
-_ACTOR = re.compile(r"[0-9A-Za-z_-]{1,64}")
+Action = Literal["enrol", "search", "erase", "restore", "reembed", "create_key", "revoke_key", "reload"]
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2
 
 
@@ -27,10 +27,11 @@ class Act:
     """What was done, by whom (`actor`: an API key's id), and to what: ids of the ledger's.
 
     An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. Re-embedding is
-    of all its faces; those it names are feedback that went. `at`: seconds since 1970.
+    of all its faces; those it names are feedback that went. `at`: seconds since 1970. What is not of a gallery says
+    what it is `of`: a key's id, or a model's version.
 
     Raises:
-        InvalidError: the actor may be a name.
+        InvalidError: the actor, or what it is of, may be a name.
     """
 
     action: Action
@@ -40,10 +41,12 @@ class Act:
     subjects: Sequence[int] = ()
     faces: Sequence[int] = ()
     id: str = field(default_factory=token)
+    of: str | None = None
 
     def __post_init__(self) -> None:
-        if self.actor is not None and not _ACTOR.fullmatch(self.actor):
-            raise InvalidError("expected an actor of up to 64 letters, digits, _ or -: the id of a key, not a name")
+        for what, value in (("actor", self.actor), ("of", self.of)):
+            if value is not None and not _ID.fullmatch(value):
+                raise InvalidError(f"{what}: expected up to 64 letters, digits, _ or -: an id, not a name")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ def _dumped(content: dict[str, Any]) -> str:
 
 
 def _content(act: Act) -> dict[str, Any]:
-    return {**act.__dict__, "at": datetime.fromtimestamp(act.at, UTC).isoformat(timespec="microseconds")}
+    content = {**act.__dict__, "at": datetime.fromtimestamp(act.at, UTC).isoformat(timespec="microseconds")}
+    if act.of is None:
+        del content["of"]  # which the gallery's lines never had
+    return content
 
 
 def _act(content: dict[str, Any]) -> Act:

@@ -1,4 +1,5 @@
 """The audit log: who enrolled, searched, erased, embedded anew, in lines that nobody can change without its being seen.
+The service keeps another one of its keys and models, beside a ledger of their own.
 
 A text file beside the ledger that only grows, not a table: a backup of the ledger that is put back leaves it as it is,
 nothing in SQLite writes over it, and it can be followed and checked without this program. The first line names format,
@@ -73,15 +74,15 @@ def note(db: apsw.Connection, act: Act) -> None:
 
 
 class Audit:
-    """The log in `path`, of the gallery whose ledger it is, to which several processes may write."""
+    """The log in `path`, to which several processes may write, beside the ledger of `owner`: a gallery's id, say."""
 
-    def __init__(self, path: Path, ledger: Ledger):
+    def __init__(self, path: Path, ledger: Ledger, owner: str):
         self.path = path
         self._ledger = ledger
         self._waiting: list[Act] = []
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._header = f"{MAGIC} {VERSION} {records.gallery_id(ledger.reader())}\n".encode()
+        self._header = f"{MAGIC} {VERSION} {owner}\n".encode()
 
     def add(self, act: Act) -> None:
         """Note an act that changed nothing in the ledger; it is durable after the next flush."""

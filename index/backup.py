@@ -198,7 +198,7 @@ def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> N
                 )
                 ledger.write(partial(remove_expired, now=now, limit=-1))
                 tombstones.follow(ledger.reader())
-                Audit(folder / AUDIT_FILE, ledger).flush(recover=True)
+                Audit(folder / AUDIT_FILE, ledger, records.gallery_id(ledger.reader())).flush(recover=True)
             finally:
                 ledger.close()
     told = tombstones.read()
@@ -225,7 +225,7 @@ def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callabl
         collections, subjects, faces = (a - b for a, b in zip(before, records.totals(ledger.reader()), strict=True))
         # Before the ledger takes its place: a crash in between must not cost what only one of the two knows.
         tombstones.rewrite(ledger.reader())
-        Audit(copy.with_name(AUDIT_FILE), ledger).adopt()
+        Audit(copy.with_name(AUDIT_FILE), ledger, records.gallery_id(ledger.reader())).adopt()
     finally:
         ledger.close()  # empties the log, too
     with copy.open("rb+") as file:

@@ -89,7 +89,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            self.audit = Audit(folder / AUDIT_FILE, self.ledger)
+            self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
             self._opened = opened.pop_all()

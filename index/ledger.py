@@ -34,13 +34,13 @@ AT_ONCE = 512
 
 
 class Ledger:
-    """The ledger in `path`, made or migrated when opened.
+    """The ledger in `path`, made or migrated when opened; `steps` are its schema, by default the gallery's.
 
     Raises:
         GalleryError: this SQLite is too old. TooNewError: the file is of a later version.
     """
 
-    def __init__(self, path: Path, *, vfs: str | None = None):
+    def __init__(self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None):
         if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
             raise GalleryError(f"SQLite {apsw.sqlite_lib_version()} can corrupt a ledger; 3.51.3 or later is needed")
         self.path = path
@@ -50,7 +50,7 @@ class Ledger:
         self._lock = threading.Lock()
         connection = self._connect()
         try:
-            migrate(connection)
+            migrate(connection, steps)
         except BaseException:
             connection.close()
             raise

@@ -6,6 +6,13 @@ Ids are never used again (AUTOINCREMENT): what another process knows as deleted 
 
 from __future__ import annotations
 
+# What was done and is not in the audit log yet, and how far that goes (index/audit.py): its last line, of which `start`
+# is the place.
+AUDITED = """
+    CREATE TABLE acts (seq INTEGER PRIMARY KEY, act TEXT NOT NULL) STRICT;
+    CREATE TABLE audit (sequence INTEGER NOT NULL, hash TEXT NOT NULL, start INTEGER) STRICT;
+    """
+
 STEPS: tuple[str, ...] = (
     """
     CREATE TABLE collections (
@@ -124,12 +131,7 @@ STEPS: tuple[str, ...] = (
         DELETE FROM leases WHERE name = 'job:' || old.token;
     END;
     """,
-    # What was done and is not in the audit log yet, and how far that goes (index/audit.py): its last line, of which
-    # `start` is the place.
-    """
-    CREATE TABLE acts (seq INTEGER PRIMARY KEY, act TEXT NOT NULL) STRICT;
-    CREATE TABLE audit (sequence INTEGER NOT NULL, hash TEXT NOT NULL, start INTEGER) STRICT;
-    """,
+    AUDITED,
     # Values in subjects' metadata, to choose subjects by: each a text, a number or a boolean (1 or 0).
     """
     CREATE TABLE subject_values (

@@ -10,8 +10,9 @@ from app import errors
 from app.body import IMAGE_BODY
 from app.deps import PicturesDep, ServicesDep, TimingsDep
 from app.schemas import ClassifyParams, ClassifyResponse
+from app.scopes import INFER
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["classify"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 

@@ -28,6 +28,7 @@ from app.gallery_schemas import (
     SubjectVerifyParams,
 )
 from app.routes import jobs, reembed
+from app.scopes import ENROL, INFER
 
 router = APIRouter(tags=["gallery"])
 router.include_router(jobs.router)
@@ -47,13 +48,13 @@ After = Annotated[str, Query(max_length=128, description="Where the page begins:
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-@router.get("/collections", responses=PROBLEMS)
+@router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
 async def collections(galleries: GalleriesDep, after: After = "", limit: Limit = 100) -> CollectionPage:
     """Every collection, by page."""
     return await galleries.list_collections(after, limit)
 
 
-@router.put("/collections/{collection}", status_code=201, responses=MAKING)
+@router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING)
 async def create(
     collection: Collection, asked: NewCollection, galleries: GalleriesDep, response: Response
 ) -> CollectionInfo:
@@ -63,19 +64,19 @@ async def create(
     return made
 
 
-@router.get("/collections/{collection}", responses=PROBLEMS)
+@router.get("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
 async def read(collection: Collection, galleries: GalleriesDep) -> CollectionDetail:
     """A collection, and how much is in it."""
     return await galleries.collection(collection)
 
 
-@router.delete("/collections/{collection}", responses=PROBLEMS)
+@router.delete("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
 async def drop(collection: Collection, galleries: GalleriesDep) -> ErasureReceipt:
     """Erase a collection and all that is in it."""
     return await galleries.drop(collection)
 
 
-@router.get("/collections/{collection}/subjects", responses=PROBLEMS)
+@router.get("/collections/{collection}/subjects", dependencies=ENROL, responses=PROBLEMS)
 async def subjects(
     collection: Collection, galleries: GalleriesDep, after: After = "", limit: Limit = 100
 ) -> SubjectPage:
@@ -83,7 +84,7 @@ async def subjects(
     return await galleries.list_subjects(collection, after, limit)
 
 
-@router.put("/collections/{collection}/subjects/{subject}", responses=MAKING)
+@router.put("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=MAKING)
 async def put_subject(
     collection: Collection, subject: SubjectId, asked: SubjectProperties, galleries: GalleriesDep
 ) -> SubjectInfo:
@@ -91,25 +92,30 @@ async def put_subject(
     return await galleries.put_subject(collection, subject, asked)
 
 
-@router.get("/collections/{collection}/subjects/{subject}", responses=PROBLEMS)
+@router.get("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
 async def subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> SubjectInfo:
     """A subject."""
     return await galleries.subject(collection, subject)
 
 
-@router.delete("/collections/{collection}/subjects/{subject}", responses=PROBLEMS)
+@router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
 async def remove_subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> ErasureReceipt:
     """Erase a subject and all its faces, those that wait in jobs among them."""
     return await galleries.jobs.remove_subject(collection, subject)
 
 
-@router.get("/collections/{collection}/subjects/{subject}/faces", responses=PROBLEMS)
+@router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
 async def faces(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FaceList:
     """A subject's faces."""
     return await galleries.list_faces(collection, subject)
 
 
-@router.post("/collections/{collection}/subjects/{subject}/faces", openapi_extra=IMAGE_BODY, responses=ENROLLING)
+@router.post(
+    "/collections/{collection}/subjects/{subject}/faces",
+    openapi_extra=IMAGE_BODY,
+    dependencies=ENROL,
+    responses=ENROLLING,
+)
 async def enrol(
     collection: Collection,
     subject: SubjectId,
@@ -122,7 +128,12 @@ async def enrol(
     return await galleries.enrol(collection, subject, pictures, params, timings)
 
 
-@router.post("/collections/{collection}/subjects/{subject}/verify", openapi_extra=IMAGE_BODY, responses=COMPARING)
+@router.post(
+    "/collections/{collection}/subjects/{subject}/verify",
+    openapi_extra=IMAGE_BODY,
+    dependencies=INFER,
+    responses=COMPARING,
+)
 async def verify(
     collection: Collection,
     subject: SubjectId,
@@ -138,6 +149,7 @@ async def verify(
 @router.post(
     "/collections/{collection}/subjects/{subject}/feedback",
     status_code=201,
+    dependencies=ENROL,
     openapi_extra=IMAGE_BODY,
     responses=COMPARING,
 )
@@ -148,13 +160,15 @@ async def deny(
     return await galleries.recognition.deny(collection, subject, pictures, timings)
 
 
-@router.get("/collections/{collection}/subjects/{subject}/feedback", responses=PROBLEMS)
+@router.get("/collections/{collection}/subjects/{subject}/feedback", dependencies=ENROL, responses=PROBLEMS)
 async def denials(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FeedbackList:
     """What was said not to be the subject."""
     return await galleries.recognition.denials(collection, subject)
 
 
-@router.delete("/collections/{collection}/subjects/{subject}/feedback/{feedback}", responses=PROBLEMS)
+@router.delete(
+    "/collections/{collection}/subjects/{subject}/feedback/{feedback}", dependencies=ENROL, responses=PROBLEMS
+)
 async def take_back(
     collection: Collection, subject: SubjectId, feedback: Key, galleries: GalleriesDep
 ) -> ErasureReceipt:
@@ -162,13 +176,13 @@ async def take_back(
     return await galleries.recognition.take_back(collection, subject, feedback)
 
 
-@router.delete("/collections/{collection}/faces/{face}", responses=PROBLEMS)
+@router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=PROBLEMS)
 async def remove_face(collection: Collection, face: Key, galleries: GalleriesDep) -> ErasureReceipt:
     """Erase one face; its subject stays."""
     return await galleries.remove_face(collection, face)
 
 
-@router.get("/erasures/{receipt}", responses=PROBLEMS)
+@router.get("/erasures/{receipt}", dependencies=ENROL, responses=PROBLEMS)
 async def erasure(receipt: Key, galleries: GalleriesDep) -> ErasureReceipt:
     """What became of an erasure: `scrubbing`, then `erased`."""
     return await galleries.receipt(receipt)

@@ -12,8 +12,9 @@ from app.deps import NoisyDep, RestorationDep, TimingsDep
 from app.encoding import PNG
 from app.generation_schemas import DenoiseParams, DenoiseResponse
 from app.routes.answer import answer, describe
+from app.scopes import INFER
 
-router = APIRouter(tags=["denoise"])
+router = APIRouter(tags=["denoise"], dependencies=INFER)
 
 RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 

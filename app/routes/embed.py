@@ -10,8 +10,9 @@ from app import errors
 from app.body import EMBEDDINGS_BODY, IMAGE_BODY
 from app.deps import EmbeddingsDep, FacesDep, PicturesDep, TimingsDep
 from app.schemas import EmbedParams, EmbedResponse
+from app.scopes import INFER
 
-router = APIRouter(tags=["faces"])
+router = APIRouter(tags=["faces"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessable)
 

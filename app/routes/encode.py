@@ -12,8 +12,9 @@ from app.deps import PicturesDep, RestorationDep, TimingsDep
 from app.encoding import PNG
 from app.generation_schemas import EncodeParams, EncodeResponse, ReconstructParams, ReconstructResponse
 from app.routes.answer import answer, describe
+from app.scopes import INFER
 
-router = APIRouter(tags=["encode"])
+router = APIRouter(tags=["encode"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 RESPONSES = describe(PNG, schema=ReconstructResponse) | PROBLEMS

@@ -10,8 +10,9 @@ from app import errors
 from app.body import IMAGE_BODY
 from app.deps import FacesDep, PicturesDep, TimingsDep
 from app.schemas import DetectParams, DetectResponse
+from app.scopes import INFER
 
-router = APIRouter(prefix="/faces", tags=["faces"])
+router = APIRouter(prefix="/faces", tags=["faces"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES)
 

@@ -18,8 +18,9 @@ from app.generation_schemas import (
     LatentsRequest,
 )
 from app.routes.answer import UNCHANGED, answer, describe
+from app.scopes import INFER
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], dependencies=INFER)
 
 PROBLEMS = errors.describe(
     errors.HostNotAllowed,

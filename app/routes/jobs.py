@@ -11,9 +11,10 @@ from app.bulk import working
 from app.bulk_schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.deps import AdmittedDep, GalleriesDep
 from app.gallery_schemas import Key
+from app.scopes import ENROL
 from app.uploads import BULK_BODY, Upload, read_upload
 
-router = APIRouter(tags=["gallery"], lifespan=working)
+router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
 
 PROBLEMS = errors.describe(errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 SENDING = errors.describe(

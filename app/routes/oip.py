@@ -22,6 +22,7 @@ from app.oip_schemas import (
 from app.routes import ops
 from app.routes.answer import answer, describe
 from app.schemas import Health
+from app.scopes import INFER
 
 router = APIRouter(prefix=errors.OIP, tags=["open inference protocol"])
 
@@ -50,7 +51,7 @@ INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
 )
 
 
-@router.get("", responses=READING)
+@router.get("", dependencies=INFER, responses=READING)
 async def server(oip: OpenInferenceDep) -> ServerMetadata:
     """What answers here, and which extensions of the protocol it knows."""
     return oip.server()
@@ -68,37 +69,39 @@ async def ready(_: Annotated[Health, Depends(ops.ready)]) -> ServerReady:
     return ServerReady()
 
 
-@router.post("/repository/index", responses=SENDING)
+@router.post("/repository/index", dependencies=INFER, responses=SENDING)
 async def index(oip: OpenInferenceDep) -> list[IndexedModel]:
     """Every model that can be asked; a body is not read: all are ready, and load with their first request."""
     return oip.index()
 
 
-@router.get("/models/{name}", responses=NAMED, response_model_exclude_none=True)
+@router.get("/models/{name}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata(name: Name, oip: OpenInferenceDep) -> ModelMetadata:
     """A model's inputs and outputs."""
     return oip.metadata(name, None)
 
 
-@router.get("/models/{name}/versions/{version}", responses=NAMED, response_model_exclude_none=True)
+@router.get("/models/{name}/versions/{version}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata_of_version(name: Name, version: Version, oip: OpenInferenceDep) -> ModelMetadata:
     """The same, if this is its version."""
     return oip.metadata(name, version)
 
 
-@router.get("/models/{name}/ready", responses=NAMED)
+@router.get("/models/{name}/ready", dependencies=INFER, responses=NAMED)
 async def model_ready(name: Name, oip: OpenInferenceDep) -> ModelReady:
     """Whether a model can be asked."""
     return oip.ready(name, None)
 
 
-@router.get("/models/{name}/versions/{version}/ready", responses=NAMED)
+@router.get("/models/{name}/versions/{version}/ready", dependencies=INFER, responses=NAMED)
 async def version_ready(name: Name, version: Version, oip: OpenInferenceDep) -> ModelReady:
     """The same of a version."""
     return oip.ready(name, version)
 
 
-@router.post("/models/{name}/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRING)
+@router.post(
+    "/models/{name}/infer", dependencies=INFER, response_class=Response, openapi_extra=INFER_BODY, responses=INFERRING
+)
 async def infer(name: Name, oip: OpenInferenceDep, message: MessageDep, timings: TimingsDep) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
     return answer(await oip.infer(name, None, message, timings))
@@ -106,6 +109,7 @@ async def infer(name: Name, oip: OpenInferenceDep, message: MessageDep, timings:
 
 @router.post(
     "/models/{name}/versions/{version}/infer",
+    dependencies=INFER,
     response_class=Response,
     openapi_extra=INFER_BODY,
     responses=INFERRING,

@@ -9,8 +9,12 @@ from app import errors
 from app.deps import EngineDep, MetricsDep
 from app.metrics import CONTENT_TYPE
 from app.schemas import Health
+from app.scopes import ADMIN
 
 router = APIRouter(tags=["operations"])
+
+FIGURES = errors.describe(errors.HostNotAllowed, *errors.OF_KEYS)
+FIGURES[200] = {"content": {"text/plain": {}}}
 
 
 @router.get("/health/live", responses=errors.describe(errors.HostNotAllowed))
@@ -29,7 +33,7 @@ async def ready(engine: EngineDep) -> Health:
     return Health(status="degraded" if troubles else "ready", models=loaded, reasons=troubles)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)
 async def metrics(figures: MetricsDep) -> Response:
     """Prometheus."""
     return Response(figures.exposition(), media_type=CONTENT_TYPE)

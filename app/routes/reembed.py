@@ -10,8 +10,9 @@ from app import errors
 from app.deps import GalleriesDep
 from app.gallery_schemas import Key, NewEmbedder, ReembeddingInfo
 from app.reembedding import working
+from app.scopes import ENROL
 
-router = APIRouter(tags=["gallery"], lifespan=working)
+router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON)

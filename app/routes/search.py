@@ -10,8 +10,9 @@ from app import errors
 from app.body import IMAGE_BODY
 from app.deps import GalleriesDep, PicturesDep, TimingsDep
 from app.gallery_schemas import SearchParams, SearchResponse
+from app.scopes import INFER
 
-router = APIRouter(tags=["gallery"])
+router = APIRouter(tags=["gallery"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict)
 

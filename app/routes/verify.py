@@ -10,8 +10,9 @@ from app import errors
 from app.body import PAIR_BODY
 from app.deps import FacesDep, PairDep, TimingsDep
 from app.schemas import EmbeddingPair, VerifyEmbeddingsResponse, VerifyParams, VerifyResponse
+from app.scopes import INFER
 
-router = APIRouter(prefix="/verify", tags=["faces"])
+router = APIRouter(prefix="/verify", tags=["faces"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessable)
 EMBEDDING_PROBLEMS = errors.describe(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -15,17 +13,6 @@ from app import logs
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture
-def _as_it_was() -> Iterator[None]:
-    """The logging of this process, afterwards."""
-    before, root = structlog.get_config(), logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    structlog.configure(**before)
-    root.handlers = handlers
-    root.setLevel(level)
 
 
 @pytest.mark.usefixtures("_as_it_was")

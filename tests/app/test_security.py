@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
 
+from app.keys import Keys
 from app.main import create_app
+from app.security import Exposed, refuse_exposure
 from app.settings import Settings, is_loopback
 from tests.app.conftest import BASE_URL
+
+
+@pytest.fixture(scope="module")
+def friendly() -> TestClient:
+    """The service, not started, that another site's pages may call."""
+    return TestClient(create_app(Settings(allowed_origins=("https://friend.example",))), base_url=BASE_URL)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +53,8 @@ def test_host_allow_list(client: TestClient, host: str, status: int) -> None:
         ({"origin": "https://friend.example", "sec-fetch-site": "cross-site"}, 400),
     ],
 )
-def test_origin_rule(headers: dict[str, str], status: int) -> None:
-    app = create_app(Settings(allowed_origins=("https://friend.example",)))
-    with TestClient(app, base_url=BASE_URL) as client:
-        response = client.post("/classify", content=b"", headers={"content-type": "image/png"} | headers)
+def test_origin_rule(friendly: TestClient, headers: dict[str, str], status: int) -> None:
+    response = friendly.post("/classify", content=b"", headers={"content-type": "image/png"} | headers)
     assert response.status_code == status
 
 
@@ -69,11 +76,22 @@ def test_reading_is_open_to_links_from_other_pages(client: TestClient) -> None:
         ("example.org", False),
     ],
 )
-def test_only_loopback_needs_no_keys(host: str, loopback: bool) -> None:
+def test_only_loopback_needs_no_keys(host: str, loopback: bool, tmp_path: Path) -> None:
     assert is_loopback(host) == loopback
+    keys = Keys(tmp_path / "keys")
     if loopback:
-        assert Settings(host=host).host == host
-    else:
-        with pytest.raises(ValidationError, match="refusing to listen"):
-            Settings(host=host)
-        assert Settings(host=host, allow_public=True).host == host
+        refuse_exposure(Settings(host=host), keys)
+        return
+    with pytest.raises(Exposed, match="refusing to listen"):
+        refuse_exposure(Settings(host=host), keys)
+    refuse_exposure(Settings(host=host, allow_public=True), keys)
+    refuse_exposure(Settings(host=host, require_keys=True), keys)
+
+
+def test_where_there_was_a_key_it_may_listen_anywhere(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys")
+    made, _ = keys.create("one", ["infer"])
+    refuse_exposure(Settings(host="0.0.0.0"), keys)
+    keys.revoke(made.id)
+    refuse_exposure(Settings(host="0.0.0.0"), keys)  # closed to all it is
+    keys.close()

@@ -26,6 +26,7 @@ from index.gallery import RETENTION, EmbeddedGallery
 from index.integrity import faults
 from index.ledger import Ledger
 from index.maintenance import Maintenance
+from index.records import gallery_id
 from tests.index.people import enrol
 
 NOW = 1_700_000_000.25
@@ -42,7 +43,7 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Audit]:
     ledger = Ledger(tmp_path / "ledger.db")
-    made = Audit(tmp_path / "audit.log", ledger)
+    made = Audit(tmp_path / "audit.log", ledger, gallery_id(ledger.reader()))
     made.flush(recover=True)
     yield made
     ledger.close()
@@ -243,7 +244,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
     """A log of 12 entries."""
     folder = tmp_path_factory.mktemp("audit")
     ledger = Ledger(folder / "ledger.db")
-    made = Audit(folder / "audit.log", ledger)
+    made = Audit(folder / "audit.log", ledger, gallery_id(ledger.reader()))
     fill(made, 12)
     made.flush()
     yield made
@@ -564,3 +565,16 @@ def test_a_restore_elsewhere_begins_another(saved: Path, tmp_path: Path) -> None
     for folder in ("new", "elsewhere"):
         restore(tmp_path / folder, saved, clock=lambda: NOW)
         assert summary(tmp_path / folder) == ([("enrol", 1), ("restore", 0)], None)
+
+
+def test_an_act_that_is_of_no_gallery_says_what_it_is_of_and_the_lines_of_others_are_as_ever(log: Audit) -> None:
+    made = Act("create_key", NOW, None, id="a" * 32, of="0123abcd")
+    log._ledger.write(partial(module.note, act=made))
+    log._ledger.write(partial(module.note, act=act(1)))
+    assert acts(log)[0] == made
+    first, second = (json.loads(line[65:]) for line in lines(log)[1:])
+    assert first["of"] == "0123abcd"
+    assert "of" not in second
+    assert log.verify() is None
+    with pytest.raises(InvalidError, match=r"of: .* not a name"):
+        Act("reload", NOW, of="somebody's model")

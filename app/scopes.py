@@ -1,0 +1,91 @@
+"""Which key opens what: each route states one scope where it is declared, or stands among those that are open to all.
+
+A route states it by its dependencies, because FastAPI writes those into the OpenAPI document; they refuse nobody. That
+is done by `Gate`, before anything of the body is read, and from the table that is made here of all routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from re import Pattern
+
+from fastapi import FastAPI, Security
+from fastapi.params import Security as Stated
+from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.security import HTTPBearer
+from starlette.types import Scope as Asgi
+
+from app.keys import PREFIX, SCOPES, Scope
+
+BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    bearerFormat=f"{PREFIX}...",
+    description="A key of `vestibule keys create`. A service that never had one is open to whoever reaches it.",
+)
+
+# Security's argument has OAuth's name; since OpenAPI 3.1 these are the roles that a key must have.
+INFER: Sequence[Stated] = (Security(BEARER, scopes=["infer"]),)
+ENROL: Sequence[Stated] = (Security(BEARER, scopes=["enrol"]),)
+ADMIN: Sequence[Stated] = (Security(BEARER, scopes=["admin"]),)
+
+# What is answered without a key: whether the service is up, and pages that hold nothing of anybody's.
+OPEN = frozenset(
+    {
+        "/health/live",
+        "/health/ready",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/",
+        "/web/{name:path}",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/static-offline-docs",
+        "/openapi.json",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A route, and the scope that a key must have for it; None: none is needed. `methods`: None for all."""
+
+    route: RouteContext
+    path: Pattern[str]
+    methods: Collection[str] | None
+    scope: Scope | None
+
+
+class Unguarded(Exception):
+    """A route states no scope, or several; or one although it is open."""
+
+
+def guarded(app: FastAPI) -> list[Guarded]:
+    """Every route of the application, in the order in which it looks for one.
+
+    Raises:
+        Unguarded.
+    """
+    return [Guarded(route, route.path_regex, route.methods, _scope(route)) for route in iter_route_contexts(app.routes)]
+
+
+def find(routes: Sequence[Guarded], scope: Asgi) -> Guarded | None:
+    """The route that answers this; None for a path or a method that no route has."""
+    path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
+    return next(
+        (one for one in routes if one.path.match(path) and (one.methods is None or method in one.methods)), None
+    )
+
+
+def _scope(route: RouteContext) -> Scope | None:
+    stated = [
+        scope
+        for dependency in getattr(route, "dependencies", ())
+        if isinstance(dependency, Stated) and dependency.dependency is BEARER
+        for scope in SCOPES
+        if scope in (dependency.scopes or ())
+    ]
+    if len(stated) != (route.path not in OPEN):
+        raise Unguarded(f"{route.path} must state one scope, or be open and state none; it states {stated}")
+    return stated[0] if stated else None
