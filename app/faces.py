@@ -205,7 +205,6 @@ class Faces:
         card = model.card
 
         def prepare(picture: Image.Image) -> tuple[Image.Image, Tensor]:
-            picture = picture.convert("RGB")
             return picture, detector.prepare(picture, card.preprocess)
 
         image, prepared = await self._inference.decoded(data, prepare, timings)
@@ -226,7 +225,10 @@ class Faces:
 
     async def whole(self, model: LoadedModel, data: bytes, timings: Timings) -> Tensor:
         """What a model makes of the picture as it is, [D], of length 1."""
-        picture = await self._inference.decoded(data, model.card.preprocess, timings)
+        preprocess = model.card.preprocess
+        # A face that was aligned is as large as it should be, or taken at its word.
+        enough = preprocess.enough if model.card.task == "classify" else None
+        picture = await self._inference.decoded(data, preprocess, timings, enough)
         vectors = await self._embeddings(model, [picture], timings)
         return vectors[0]
 

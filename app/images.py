@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,11 @@ def own_limits() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, limits: Limits) -> Image.Image:
+def decode(data: bytes, limits: Limits, enough: int | None = None) -> Image.Image:
     """A JPEG, PNG, WebP, BMP or GIF (its first frame) as RGB, turned upright by its EXIF, transparency on white.
+
+    Where so many pixels of the shorter side are `enough` (None: no fewer than there are), a JPEG may come out at a
+    half, a quarter or an eighth of its size, which costs a fraction of the time.
 
     Raises:
         UnsupportedImage: none of these formats. DamagedImage: broken or cut short. ImageTooLarge: over a limit.
@@ -39,8 +43,11 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
     if width * height > limits.pixels:
         raise ImageTooLarge(f"the picture has {width} x {height} pixels; at most {limits.pixels} are decoded")
     try:
+        if enough is not None:
+            _reduce(image, enough)
         image.load()
-        return _rgb(_upright(image))
+        _turn_upright(image)
+        return _rgb(image)
     except Exception as error:
         raise DamagedImage(f"the {image.format} data cannot be decoded") from error
 
@@ -54,11 +61,23 @@ def _open(data: bytes) -> Image.Image:
         raise DamagedImage("the picture's header cannot be read") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  damaged EXIF raises anything, and the picture itself is fine
-        return image
+def _reduce(image: Image.Image, enough: int) -> None:
+    """Have libjpeg make fewer pixels of the same coefficients; of other formats nothing changes.
+
+    Both sides are whole multiples of what comes out: half a pixel at an edge would move the whole picture against what
+    is decoded in full, which costs a network more than the lower resolution does.
+    """
+    width, height = image.size
+    for factor in (8, 4, 2):
+        if min(width, height) >= factor * enough and width % factor == height % factor == 0:
+            image.draft("RGB", (width // factor, height // factor))
+            return
+
+
+def _turn_upright(image: Image.Image) -> None:
+    # Damaged EXIF raises anything, and the picture itself is fine.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -68,4 +87,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -20,6 +20,7 @@ from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import Failed
 from app.settings import Settings
+from models.preprocess import Preprocess
 
 T = TypeVar("T")
 
@@ -75,16 +76,26 @@ class Inference:
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
 
-    async def decoded(self, data: bytes, prepare: Callable[[Image.Image], T], timings: Timings) -> T:
-        """What `prepare` makes of the picture that these bytes are.
+    async def decoded(
+        self, data: bytes, prepare: Callable[[Image.Image], T], timings: Timings, enough: int | None = None
+    ) -> T:
+        """What `prepare` makes of the picture that these bytes are; how many pixels are `enough` for it, see `decode`.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
         started = time.perf_counter()
-        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits)))
+        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits, enough)))
         timings.record("decode", time.perf_counter() - started)
         return prepared
+
+    async def preprocessed(self, data: bytes, preprocess: Preprocess, timings: Timings) -> Tensor:
+        """The whole picture that these bytes are, as a network takes it.
+
+        Raises:
+            DamagedImage, ImageTooLarge, UnsupportedImage.
+        """
+        return await self.decoded(data, preprocess, timings, preprocess.enough)
 
     async def run(
         self,

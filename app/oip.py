@@ -124,7 +124,7 @@ class OpenInference:
         """A picture as the network wants it, from a file's bytes or from pixels."""
         try:
             if isinstance(row, bytes):
-                return await self._inference.decoded(row, card.preprocess, timings)
+                return await self._inference.preprocessed(row, card.preprocess, timings)
             pixels = row[..., 0] if row.shape[-1] == 1 else row
             return await self._engine.decoded(lambda: card.preprocess(Image.fromarray(pixels)))
         except VestibuleError as error:

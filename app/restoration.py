@@ -121,7 +121,9 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def made(index: int, data: bytes) -> _Made:
-            item = await self._inference.decoded(data, lambda image: planes(index, image), timings)
+            item = await self._inference.decoded(
+                data, lambda image: planes(index, image), timings, card.preprocess.enough
+            )
             (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
             return await self._engine.decoded(lambda: _png(_unpadded(card.preprocess, answer)))
 
@@ -145,7 +147,9 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def one(index: int, data: bytes) -> Encoded:
-            item = await self._inference.decoded(data, lambda image: planes(index, image), timings)
+            item = await self._inference.decoded(
+                data, lambda image: planes(index, image), timings, card.preprocess.enough
+            )
             (latent,) = await self._inference.run(model, [item], timings, room=self._tiles)
             return Encoded(index=index, latent=latent.tolist())
 

