@@ -11,14 +11,12 @@ same engine or measure and the same number of vectors. What cannot be measured i
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,30 +27,13 @@ from benchmarks.gallery_peers_databases import ENGINES
 from benchmarks.gallery_peers_group import Plan, measured
 from benchmarks.gallery_peers_report import ingest_table, peers_table
 from benchmarks.gallery_peers_worker import Bounds
+from benchmarks.tables import machine, merge
 
 RESULTS = Path("benchmarks/results/gallery_peers.csv")
 INGEST = Path("benchmarks/results/gallery_ingest.csv")
 PAGE = Path("docs/gallery-peers.md")
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
-
-
-def machine() -> str:
-    """The processor and the memory."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model or platform.machine()}, {memory:.0f} GiB"
-
-
-def merge(path: Path, rows: Iterable[Any], key: Sequence[str]) -> None:
-    """Write rows, of one dataclass, in place of those in the file that have the same key."""
-    new = [{name: "" if value is None else str(value) for name, value in asdict(row).items()} for row in rows]
-    keys = {tuple(row[name] for name in key) for row in new}
-    columns = list(new[0])
-    old = [{name: row.get(name, "") for name in columns} for row in tables.read(path)]
-    tables.write(path, columns, [*(row for row in old if tuple(row[name] for name in key) not in keys), *new])
 
 
 Vectors = Annotated[int, typer.Option(min=100, help="How many are in the gallery.")]

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from benchmarks import gallery_peers, tables
 from benchmarks.gallery_clustered import BLOCK, DIMENSIONS, Clustered, Ints, Questions, nearest, questions, recall
 from benchmarks.gallery_ingest import Ingest, measure
-from benchmarks.gallery_peers import cli, merge
+from benchmarks.gallery_peers import cli
 from benchmarks.gallery_peers_child import Job
 from benchmarks.gallery_peers_engines import Engine, Faiss, Vestibule
 from benchmarks.gallery_peers_group import Row
 from benchmarks.gallery_peers_report import ingest_table, peers_table
 from benchmarks.gallery_peers_worker import Bounds, EngineError, Worker
+from benchmarks.tables import merge
 
 SMALL = Clustered(4000)
 
