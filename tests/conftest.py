@@ -53,5 +53,5 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from app.settings import Settings
     from tests.app.threaded import serving_here
 
-    with serving_here(Settings(state=tmp_path_factory.mktemp("live"))) as url:
+    with serving_here(Settings(state=tmp_path_factory.mktemp("live"), upkeep_s=0.25)) as url:
         yield url
