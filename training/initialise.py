@@ -49,7 +49,10 @@ class Start:
         return self.card.config | recipe.model.config
 
     def give(self, network: nn.Module) -> None:
-        """Let the network's features be this one's. Its head stays as it was.
+        """Let the network's features be this one's, and its last linear layer begin at zero.
+
+        A random one's logits of such features are large and wrong, and few pictures do not unlearn them: after ten
+        epochs of 115 pictures of three classes 0.48 of 29 others were right, instead of 0.93.
 
         Raises:
             RecipeError: they have another form, by the recipe's changes to the config.
@@ -59,6 +62,9 @@ class Start:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"model.config asks for other features than {self.card.name} has: {reason}") from error
+        linear = [module for module in network.get_submodule("head").modules() if isinstance(module, nn.Linear)]
+        for parameter in linear[-1].parameters() if linear else ():
+            nn.init.zeros_(parameter)
 
 
 def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> None:

@@ -17,7 +17,6 @@ from tests.training.conftest import CLASSES, GREY
 from training import classify
 from training.config import Recipe, load_recipe
 from training.run import Run
-from training.seeds import derive
 
 # With batch norm, whose counts are no parameters, in a form of which the recipe says nothing.
 TINY = {"depths": [1, 1], "widths": [4, 8], "in_channels": 1, "num_classes": 4, "image_size": 32}
@@ -27,9 +26,9 @@ def begun(folder: Path, architecture: str = "resnet20", preprocess: Preprocess =
     """A network as another training left it: weights and counts of its own."""
     torch.manual_seed(11)
     module = build(architecture, TINY)
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5)
+    for name, buffer in module.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5) if name.endswith("var") else buffer.uniform_(-0.5, 0.5)
     return checkpoint.save(
         folder,
         module,
@@ -64,7 +63,7 @@ def features(module: nn.Module) -> dict[str, torch.Tensor]:
     return module.get_submodule("features").state_dict()
 
 
-def test_the_features_are_the_other_ones_and_the_head_is_new(workshop: Path) -> None:
+def test_the_features_are_the_other_one_s_and_the_head_is_new(workshop: Path) -> None:
     begun(workshop / "elder")
     elder, _ = checkpoint.load(workshop / "elder")
     task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
@@ -73,10 +72,9 @@ def test_the_features_are_the_other_ones_and_the_head_is_new(workshop: Path) -> 
     pictures = GREY.normalise(torch.from_numpy(task.images.images[:5].copy()))
     with torch.inference_mode():
         expected = elder.get_submodule("features")(pictures)
+        assert expected.any()
         assert torch.equal(network.eval().get_submodule("features")(pictures), expected)
-        head = network.get_submodule("head.1")
-        assert isinstance(head, nn.Linear)
-        torch.testing.assert_close(network(pictures), expected @ head.weight.T + head.bias)
+        assert torch.equal(network(pictures), torch.zeros(5, 3))  # no class is likelier before it has learnt
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -91,9 +89,7 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
     assert any("running_mean" in name for name in kept)
     last = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
     assert freeze == all(torch.equal(last[f"features.{name}"], value) for name, value in features(elder).items())
-    torch.manual_seed(derive(3, "weights"))
-    fresh = build("resnet20", said.config).state_dict()
-    assert not torch.equal(made.state_dict()["head.1.weight"], fresh["head.1.weight"])
+    assert made.state_dict()["head.1.weight"].any()
 
     assert said.classes == CLASSES
     assert said.config == said.config | card.config | {"num_classes": 3}
