@@ -18,7 +18,9 @@ from models.runtime import Runtime, prepare
 def chosen_runtime(model: Path, compiled: Path) -> Runtime:
     """As Vestibule chose it, by the verdict that it left in the folder `compiled`."""
     module, card = checkpoint.load(model)
-    choice = Choice(module, card.preprocess, "logits", card.tolerance, f"{card.sha256} ", compiled)
+    choice = Choice(
+        module, card.preprocess, card.preprocess.shape, "logits", card.tolerance, f"{card.sha256} ", compiled
+    )
     runtime, _ = choice.made(prepare(module), Path("examples"))
     return runtime
 

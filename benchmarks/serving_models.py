@@ -110,13 +110,13 @@ def calibrate(module: nn.Module, images: Tensor, labels: Tensor) -> None:
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # type: ignore[assignment]  # the mean over all batches
+        norm.momentum = None  # the mean over all batches
     features = module.get_submodule("features")
     module.train()
-    for batch in images.split(BATCH):
+    for batch in torch.split(images, BATCH):
         features(batch)
     module.eval()
-    found = torch.cat([features(batch) for batch in images.split(BATCH)]).double()  # [N, D]
+    found = torch.cat([features(batch) for batch in torch.split(images, BATCH)]).double()  # [N, D]
     targets = F.one_hot(labels).double()
     centred = found - found.mean(dim=0)
     covariance = centred.T @ centred / len(found)

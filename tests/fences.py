@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -82,9 +81,10 @@ class Shell:
                 files.append(_part(next(rest)))
             else:
                 url = word
-        response: httpx.Response = self._service.request(method, url, files=files or None)
+        response = self._service.request(method, url, files=files or None)
         assert response.is_success, response.text
-        return response.text
+        text: str = response.text
+        return text
 
 
 def _part(field: str) -> tuple[str, bytes]:

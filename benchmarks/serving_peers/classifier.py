@@ -54,7 +54,9 @@ class Classifier:
         self._layout = torch.channels_last
         if runtime == "openvino":
             compiled = Path(os.environ[STATE]) / "compiled"
-            choice = Choice(module, card.preprocess, "logits", card.tolerance, f"{card.sha256} ", compiled)
+            choice = Choice(
+                module, card.preprocess, card.preprocess.shape, "logits", card.tolerance, f"{card.sha256} ", compiled
+            )
             self._run, _ = choice.made(self._run, Path("examples"))
             self._layout = torch.contiguous_format
         with Path(os.environ[PIDS]).open("a") as file:
