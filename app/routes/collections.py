@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
@@ -39,6 +39,9 @@ PROBLEMS = errors.describe(*COMMON)
 MAKING = errors.describe(
     *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
 )
+THERE_ALREADY: dict[int | str, dict[str, Any]] = {
+    200: {"model": CollectionInfo, "description": "There is one already, made in the same way"}
+}
 COMPARING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
 ENROLLING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace)
 
@@ -54,7 +57,7 @@ async def collections(galleries: GalleriesDep, after: After = "", limit: Limit =
     return await galleries.list_collections(after, limit)
 
 
-@router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING)
+@router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING | THERE_ALREADY)
 async def create(
     collection: Collection, asked: NewCollection, galleries: GalleriesDep, response: Response
 ) -> CollectionInfo:

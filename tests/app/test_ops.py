@@ -121,3 +121,9 @@ def test_the_openapi_document_keeps_its_word(address: str, case: schemathesis.Ca
     assert response.status_code < 500 or response.status_code == 503
     # That a string of bytes is a picture is nothing a schema can say; and this service has no keys.
     case.validate_response(response, excluded_checks=[positive_data_acceptance, ignored_auth])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
+def test_a_collection_that_is_there_already_is_answered_as_the_document_says(address: str) -> None:
+    case = schema["/collections/{collection}"]["PUT"].Case(path_parameters={"collection": "there"}, body={})
+    assert [case.call_and_validate(base_url=address).status_code for _ in range(2)] == [201, 200]
