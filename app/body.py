@@ -70,7 +70,8 @@ PAIR_BODY: dict[str, Any] = {
     }
 }
 
-_FILES = {"type": "array", "minItems": 1, "items": _FILE}
+_FILES_OR_NONE = {"type": "array", "items": _FILE}
+_FILES = {**_FILES_OR_NONE, "minItems": 1}
 
 NOISY_BODY: dict[str, Any] = {
     "requestBody": {
@@ -81,7 +82,11 @@ NOISY_BODY: dict[str, Any] = {
         ),
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": [PART], "properties": {PART: _FILES, REFERENCE: _FILES}}
+                "schema": {
+                    "type": "object",
+                    "required": [PART],
+                    "properties": {PART: _FILES, REFERENCE: _FILES_OR_NONE},
+                }
             },
             "image/*": {"schema": _FILE},
             "application/json": {"schema": NoisyInput.model_json_schema()},
