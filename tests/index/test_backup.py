@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -316,6 +321,54 @@ def test_a_backup_is_of_one_commit_while_others_write(folder: Path, tmp_path: Pa
         restored = EmbeddedGallery(tmp_path / f"restored-{number}")
         assert {one.faces for one in restored.subjects("doors", after="pair", limit=1000) if one.key > "pair"} <= {2}
         restored.close()
+
+
+class Crowd:
+    """Enrols and erases in two threads, and knows what was acknowledged of it."""
+
+    def __init__(self, gallery: EmbeddedGallery, there: set[str]):
+        self._gallery, self._stop = gallery, threading.Event()
+        self.enrolled, self.erased = there, set[str]()
+        self._threads = ThreadPoolExecutor(2)
+        self._work = [self._threads.submit(self._enrol), self._threads.submit(self._erase)]
+
+    def work_until(self, seen: Callable[[], object]) -> None:
+        while not seen() and not any(one.done() for one in self._work):
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        self._stop.set()
+        for one in self._work:
+            one.result()
+        self._threads.shutdown()
+
+    def _enrol(self) -> None:
+        for seed in itertools.takewhile(lambda _: not self._stop.wait(0.001), itertools.count(100)):
+            self.enrolled.update(face.token for face in enrol(self._gallery, "doors", 3, seed))
+
+    def _erase(self) -> None:
+        while not self._stop.wait(0.001):
+            token = next(iter(self.enrolled.copy() - self.erased))
+            self._gallery.remove_faces("doors", [token])
+            self.erased.add(token)
+
+
+def test_a_backup_among_enrolments_and_erasures_keeps_its_word(folder: Path, tmp_path: Path) -> None:
+    """What was acknowledged before it began is there, and what was erased is gone: before it, during it, or after."""
+    gallery = EmbeddedGallery(folder)
+    crowd = Crowd(gallery, tokens(folder))
+    crowd.work_until(lambda: len(crowd.enrolled) > 30 and crowd.erased)
+    before, gone = crowd.enrolled.copy(), crowd.erased.copy()
+    back_up(gallery, tmp_path / "backup")
+    crowd.work_until(lambda: before & (crowd.erased - gone))
+    crowd.end()
+    gallery.close()
+    assert before - crowd.erased
+    restore(tmp_path / "elsewhere", tmp_path / "backup")  # where nothing tells of what was erased later
+    assert before - crowd.erased <= tokens(tmp_path / "elsewhere") <= crowd.enrolled - gone
+    restore(folder, tmp_path / "backup")
+    assert before - crowd.erased <= tokens(folder) <= crowd.enrolled - crowd.erased
+    sound(folder)
 
 
 def pair(db: apsw.Connection, number: int) -> None:
