@@ -52,7 +52,7 @@ def serving(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str, li
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        yield process, ready.get(timeout=60), lines
+        yield process, ready.get(timeout=300), lines  # a busy machine takes minutes to import torch
     finally:
         process.kill()
         process.wait()
