@@ -48,8 +48,8 @@ class Admission:
         self._metrics.in_flight.dec()
 
 
-# All of these are coroutines although they wait for nothing: FastAPI calls plain functions in threads, one after another,
-# which took half of a small request's time.
+# All of these are coroutines although they wait for nothing: FastAPI calls plain functions in threads, one after
+# another, which took half of a small request's time.
 async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
