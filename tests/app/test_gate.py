@@ -360,3 +360,14 @@ def test_a_window_lets_just_so_many_pass_whenever_it_begins(limit: int, steps: l
             assert wait == pytest.approx(within[0] + 60.0 - now)
         else:
             passed.append(now)
+
+
+def test_the_openapi_document_says_what_each_call_needs(service: Service) -> None:
+    service.app.openapi_schema = None
+    document = service.app.openapi()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for at, operations in document["paths"].items():
+        for method, operation in operations.items():
+            (scope,) = (scope for known, path, scope in CALLS if (known, path) == (method.upper(), at))
+            assert operation.get("security", []) == ([{"key": [scope]}] if scope else [])
+            assert not scope or {"401", "403", "429"} <= operation["responses"].keys()
