@@ -120,6 +120,8 @@ def _server(app: object, settings: Settings) -> uvicorn.Server:
     """A uvicorn server that says what to try once it listens."""
     import uvicorn
 
+    from app.protocol import Limits, PatientProtocol, room_for
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
             await super().startup(sockets)  # type: ignore[arg-type]
@@ -127,8 +129,16 @@ def _server(app: object, settings: Settings) -> uvicorn.Server:
                 port = self.servers[0].sockets[0].getsockname()[1]
                 typer.echo(_welcome(settings.host, port))
 
+    limits = Limits(
+        head_s=settings.head_timeout_s,
+        answer_s=settings.answer_timeout_s,
+        head_bytes=settings.max_head_bytes,
+        connections=room_for(settings.max_connections),
+    )
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=partial(PatientProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
+        ws="none",
         host=settings.host,
         port=settings.port,
         log_config=None,

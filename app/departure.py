@@ -22,7 +22,7 @@ class Departure:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        line = _Line(receive, whole=_is_without_body(scope))
+        line = _Line(receive, whole=is_without_body(scope))
         left = asyncio.create_task(line.left())
 
         async def told(message: Message) -> None:
@@ -73,6 +73,7 @@ class _Line:
         self._gone.set()
 
 
-def _is_without_body(scope: Scope) -> bool:
+def is_without_body(scope: Scope) -> bool:
+    """Whether the request's head says that nothing follows."""
     headers = Headers(scope=scope)
     return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers

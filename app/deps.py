@@ -17,6 +17,7 @@ from app.metrics import Metrics
 from app.observe import Timings
 from app.oip import OpenInference
 from app.oip_messages import Message, read_message
+from app.patience import Arrival
 from app.restoration import Restoration
 from app.schemas import EmbeddingsRequest
 from app.services import Services
@@ -29,21 +30,31 @@ class Admission:
     def __init__(self, places: int, metrics: Metrics):
         self._free = places
         self._metrics = metrics
+        self._arriving: dict[Arrival, None] = {}
 
-    def enter(self) -> None:
-        """Take a place.
+    def enter(self, arrival: Arrival | None = None) -> None:
+        """Take a place; where there is none, that of a body which comes too slowly, whose request is over then.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: there is none of these either.
         """
         if self._free <= 0:
-            self._metrics.shed.labels("admission", "").inc()
-            raise Overloaded("as many requests as fit are under way", {"Retry-After": "1"})
+            slow = next((one for one in self._arriving if one.is_slow), None)
+            if slow is None:
+                self._metrics.shed.labels("admission", "").inc()
+                raise Overloaded("as many requests as fit are under way", {"Retry-After": "1"})
+            self._metrics.shed.labels("slow-body", "").inc()
+            del self._arriving[slow]
+            slow.give_way()
+        if arrival is not None:
+            self._arriving[arrival] = None
         self._free -= 1
         self._metrics.in_flight.inc()
 
-    def leave(self) -> None:
+    def leave(self, arrival: Arrival | None = None) -> None:
         """Give the place back."""
+        if arrival is not None:
+            self._arriving.pop(arrival, None)
         self._free += 1
         self._metrics.in_flight.dec()
 
@@ -107,11 +118,12 @@ def _caller(request: Request) -> str | None:
 
 async def _admitted(request: Request) -> AsyncIterator[None]:
     admission: Admission = request.app.state.admission
-    admission.enter()
+    arrival: Arrival | None = request.scope["state"].get("arrival")
+    admission.enter(arrival)
     try:
         yield
     finally:
-        admission.leave()
+        admission.leave(arrival)
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]

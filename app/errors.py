@@ -75,6 +75,18 @@ class NotFound(VestibuleError):
     status, type, title = 404, "not-found", "There is nothing here"
 
 
+class BodyTooSlow(VestibuleError):
+    """The rest of the body did not come in time."""
+
+    status, type, title = 408, "body-too-slow", "The request came too slowly"
+
+
+class HeadTooLarge(VestibuleError):
+    """More header fields than a request may have, or larger ones."""
+
+    status, type, title = 431, "head-too-large", "The header fields are too large"
+
+
 class Conflict(VestibuleError):
     """There is one already, or it was made by other models."""
 

@@ -26,6 +26,7 @@ from app.metrics import Metrics
 from app.observe import Observe
 from app.oip import OpenInference
 from app.oip_schemas import InferenceError
+from app.patience import Patience
 from app.restoration import Restoration
 from app.routes import (
     classify,
@@ -102,7 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=guarded(app), settings=settings, metrics=figures)
-    app.add_middleware(Door, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    app.add_middleware(Door, settings=settings)
     app.add_middleware(Observe, metrics=figures)
     return app

@@ -30,8 +30,8 @@ class Metrics:
         self.in_flight = Gauge("vestibule_requests_in_flight", "Admitted and not yet answered", registry=self.registry)
         self.shed = Counter(
             "vestibule_shed",
-            "Refused for want of room: requests at the door (admission, key-rate, key-concurrency), pictures by a model"
-            " (queue, deadline, memory)",
+            "Refused for want of room: requests at the door (admission, slow-body, key-rate, key-concurrency), pictures"
+            " by a model (queue, deadline, memory)",
             ["where", "model"],
             registry=self.registry,
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
+from app.errors import HeadTooLarge, HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
 from app.keys import Keys
 from app.settings import Settings, is_loopback
 
@@ -34,12 +32,16 @@ def refuse_exposure(settings: Settings, keys: Keys) -> None:
 
 
 class Door:
-    """Pure ASGI. Answers 403 to a foreign Host, and to a state-changing request that a foreign page sends."""
+    """Pure ASGI. Answers 403 to a foreign Host, and to a state-changing request that a foreign page sends; 431 to too
+    large a head.
+    """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]):
+    def __init__(self, app: ASGIApp, settings: Settings):
         self.app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._origins = frozenset(origins)
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
+        self._origins = frozenset(settings.allowed_origins)
+        self._max_head_bytes = settings.max_head_bytes
+        self._max_headers = settings.max_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -50,6 +52,10 @@ class Door:
         await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> VestibuleError | None:
+        sent = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in sent) + len(scope["path"]) + len(scope["query_string"])
+        if len(sent) > self._max_headers or size > self._max_head_bytes:
+            return HeadTooLarge(f"a request may have {self._max_headers} fields, {self._max_head_bytes} bytes in all")
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if _hostname(host) not in self._hosts:

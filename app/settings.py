@@ -14,6 +14,7 @@ from models.choice import Wanted
 PROJECT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 def is_loopback(host: str) -> bool:
@@ -58,9 +59,17 @@ class Settings(BaseSettings):
     max_images: Positive = 64  # in one request
     max_denoise_pixels: Positive = 4_000_000  # of a picture that is cleaned: all of it goes through the network
 
+    head_timeout_s: Seconds = 10.0  # from the connection, or a head's first byte, until the head is whole
+    max_head_bytes: Positive = 32 * 2**10
+    max_headers: Positive = 100
+    body_timeout_s: Seconds = 20.0  # from the head until the body is whole; and, for each so many bytes that have come,
+    body_bytes_per_s: Positive = 16 * 2**10  # a second more
+    answer_timeout_s: Seconds = 60.0  # for which a client may take none of its answer
+    max_connections: Positive = 2048  # beyond it the one that has waited longest for a request is closed
+
     max_requests: Positive = 256  # admitted at once; one more is answered 429
     queue_size: Positive = 1024  # pictures waiting for one model
     max_batch: Positive = 32
-    deadline_s: Annotated[float, Field(gt=0)] = 30.0
-    upkeep_s: Annotated[float, Field(gt=0)] = 5.0  # between two rounds of the gallery's background work
+    deadline_s: Seconds = 30.0
+    upkeep_s: Seconds = 5.0  # between two rounds of the gallery's background work
     drain_s: Positive = 20  # how long SIGTERM waits for requests under way
