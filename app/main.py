@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, images
 from app.body import BodyLimit
@@ -44,7 +45,7 @@ from app.routes import (
     web,
 )
 from app.scopes import guarded
-from app.security import Door, refuse_exposure
+from app.security import CROSS_ORIGIN, Door, refuse_exposure
 from app.services import Services
 from app.settings import Settings
 from app.upkeep import Upkeep
@@ -100,11 +101,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(oip.router, responses=errors.describe(*errors.OF_KEYS, schema=InferenceError))
     for routes in (ops, web):
         app.include_router(routes.router)
-    # The last added is the outermost.
+    _guard(app, settings, keys, figures)
+    return app
+
+
+def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> None:
+    """What stands before the routes, of which there are no more from now on. The last added is the outermost."""
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=guarded(app), settings=settings, metrics=figures)
+    if settings.allowed_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, **CROSS_ORIGIN)
     app.add_middleware(Door, settings=settings)
     app.add_middleware(Observe, metrics=figures)
-    return app

@@ -18,6 +18,14 @@ from app.metrics import Metrics
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What is noted of a request whose client did not wait for an answer, as nginx has it.
 CLIENT_LEFT = 499
+# What holds for every answer that does not say otherwise: most are about somebody's face, and none is for the page of
+# another site to show or to frame.
+_UNLESS_SAID = {
+    "cache-control": "no-store",
+    "content-security-policy": "frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+}
 _QUIET = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
 
 log = structlog.get_logger()
@@ -65,6 +73,8 @@ class Observe:
                 headers["x-request-id"] = request_id
                 headers["server-timing"] = timings.header(time.perf_counter() - started)
                 headers["x-content-type-options"] = "nosniff"
+                for name, value in _UNLESS_SAID.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -56,6 +57,45 @@ def test_host_allow_list(client: TestClient, host: str, status: int) -> None:
 def test_origin_rule(friendly: TestClient, headers: dict[str, str], status: int) -> None:
     response = friendly.post("/classify", content=b"", headers={"content-type": "image/png"} | headers)
     assert response.status_code == status
+
+
+def preflight(client: TestClient, origin: str) -> Any:
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    return client.options("/classify", headers={"origin": origin, "sec-fetch-site": "cross-site", **asked})
+
+
+def test_a_page_of_an_allowed_origin_may_ask_and_read(friendly: TestClient) -> None:
+    asked = preflight(friendly, "https://friend.example")
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://friend.example"
+    assert "authorization" in asked.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in asked.headers
+    got = friendly.get("/health/live", headers={"origin": "https://friend.example"})
+    assert got.headers["access-control-allow-origin"] == "https://friend.example"
+    assert "x-request-id" in got.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://friend.example.evil.example"])
+def test_a_page_of_another_origin_may_not(friendly: TestClient, origin: str) -> None:
+    assert preflight(friendly, origin).status_code == 400
+    assert "access-control-allow-origin" not in preflight(friendly, origin).headers
+    assert "access-control-allow-origin" not in friendly.get("/health/live", headers={"origin": origin}).headers
+
+
+def test_without_allowed_origins_no_page_may(client: TestClient) -> None:
+    answer = preflight(client, "https://friend.example")
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/models", "/nothing", "/docs", "/v2", "/metrics"])
+def test_answers_are_kept_by_nobody_and_shown_in_no_other_page(client: TestClient, path: str) -> None:
+    headers = client.get(path).headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_reading_is_open_to_links_from_other_pages(client: TestClient) -> None:
