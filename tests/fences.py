@@ -83,8 +83,7 @@ class Shell:
                 url = word
         response = self._service.request(method, url, files=files or None)
         assert response.is_success, response.text
-        text: str = response.text
-        return text
+        return str(response.text)
 
 
 def _part(field: str) -> tuple[str, bytes]:
