@@ -40,7 +40,7 @@ GOOD, GOOD_EVERY = "good", 10
 AT_ONCE = 1000  # requests between two entries in the files
 ANSWERS = ("200", "400", "413", "415", "422", "429", "other", "5xx", "no answer", "wrong")
 TYPES = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"RI": "webp", b"BM": "bmp", b"GI": "gif"}
-TIMEOUT_S = 300
+TIMEOUT_S = 3600
 MOST_CLEANED = 128 * 128  # pixels
 
 Counts = defaultdict[tuple[str, str], Counter[str]]

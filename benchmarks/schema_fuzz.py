@@ -31,7 +31,7 @@ RESULTS = Path("benchmarks/results/schema_fuzz.csv")
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 ANSWERS = ("2xx", "3xx", "4xx", "5xx", "no answer")
 FAILED = "failed: "
-DEADLINE_S = 300
+DEADLINE_S = 3600
 
 
 def run(url: str, examples: int, seed: int, report: Path) -> int:
