@@ -1,5 +1,7 @@
 /** The one way from this page to the service. */
 
+import { held } from "./keyring.js";
+
 /**
  * @typedef {{type?: string, title: string, status?: number, detail?: string,
  *   errors?: {parameter: string, detail: string}[]}} ProblemDetails RFC 9457
@@ -27,6 +29,18 @@ const SILENT = {
   detail: "It may have stopped, or the network is down. What you entered here is kept; try again.",
 };
 
+const NO_KEY = {
+  title: "This service asks for an API key",
+  status: 401,
+  detail: "Enter one with the button “Key” at the top. Whoever runs the service makes them.",
+};
+
+const WRONG_KEY = {
+  title: "The API key is not accepted",
+  status: 401,
+  detail: "It is not known here, or holds no longer. Enter another one with the button “Key” at the top.",
+};
+
 /**
  * A path of the API as an address, beside wherever this page lies.
  * @param {string} path
@@ -49,12 +63,14 @@ export function address(path, query = {}) {
  * @throws {Problem} also where nothing answers; an aborted call throws as `fetch` does
  */
 export async function call(path, { method = "GET", query = {}, body, json, signal } = {}) {
-  /** @type {RequestInit} */
-  const asked = { method, signal };
+  /** @type {RequestInit & {headers: Record<string, string>}} */
+  const asked = { method, signal, headers: {} };
+  const key = held();
+  if (key) asked.headers.authorization = `Bearer ${key}`;
   if (body) asked.body = body;
   if (json !== undefined) {
     asked.body = JSON.stringify(json);
-    asked.headers = { "content-type": "application/json" };
+    asked.headers["content-type"] = "application/json";
   }
   let response;
   try {
@@ -64,6 +80,10 @@ export async function call(path, { method = "GET", query = {}, body, json, signa
     throw new Problem(SILENT);
   }
   if (response.ok) return response;
+  if (response.status === 401) {
+    dispatchEvent(new Event("keyneeded"));
+    throw new Problem(key ? WRONG_KEY : NO_KEY);
+  }
   throw new Problem(await problemOf(response), response.headers.get("retry-after"));
 }
 
@@ -75,6 +95,21 @@ export async function call(path, { method = "GET", query = {}, body, json, signa
  */
 export async function ask(path, options) {
   return (await call(path, options)).json();
+}
+
+/**
+ * Let the browser save an answer as a file: a link alone would be followed without the key.
+ * @param {string} path
+ * @param {Query} query
+ * @param {string} name
+ */
+export async function save(path, query, name) {
+  const url = URL.createObjectURL(await (await call(path, { query })).blob());
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 /**

@@ -1,6 +1,7 @@
 /** The page: one tab at a time, by the address's hash; a tab keeps what is in it while others are looked at. */
 
 import { announce, h } from "./dom.js";
+import { listenForKey } from "./key.js";
 import { listenForPictures } from "./pictures.js";
 import classify from "./tabs/classify.js";
 import denoise from "./tabs/denoise.js";
@@ -101,6 +102,7 @@ document.getElementById("skip")?.addEventListener("click", (event) => {
   main.focus();
 });
 addEventListener("hashchange", route);
+listenForKey();
 listenForPictures();
 main.replaceChildren();
 route();

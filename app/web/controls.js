@@ -2,6 +2,7 @@
 
 import { Problem } from "./api.js";
 import { announce, h, put, uniqueId } from "./dom.js";
+import { held } from "./keyring.js";
 
 /** @typedef {import("./dom.js").Child} Child */
 
@@ -251,7 +252,8 @@ export function command(write) {
     h("div", { class: "code" }, h("pre", { tabindex: "0", "aria-label": "Command" }, text), copy),
   );
   const update = () => {
-    text.textContent = write();
+    // The key itself is not shown: it would be on pictures of the screen.
+    text.textContent = held() ? write().replaceAll("curl ", 'curl -H "Authorization: Bearer $KEY" ') : write();
   };
   element.addEventListener("toggle", update);
   update();

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
+from app.keys import FOLDER, Keys
 from app.settings import PROJECT
 from models.checkpoint import read_card
 from tests.app.test_process import serving
@@ -436,3 +438,37 @@ def painted(canvas: Locator) -> bool:
         "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
     )
     return found
+
+
+@everywhere
+def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
+    keys = Keys(tmp_path / FOLDER)
+    with serving(VESTIBULE_STATE=str(tmp_path)) as (_, address, _):
+        _, right = keys.create("console", ["infer"])
+        visit.address, page = address, visit.page
+        page.goto(f"{address}/#generate")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_text("This service asks for an API key")).to_be_visible()
+        visit.accept()
+        for key, told in (("vst_wrong", "The API key is not accepted"), (right, "Nothing is drawn yet")):
+            page.get_by_role("dialog").or_(page.get_by_role("button", name="Key")).first.wait_for()
+            if not page.get_by_role("dialog").is_visible():
+                page.get_by_role("button", name="Key").click()
+            page.get_by_label("Key", exact=True).fill(key)
+            visit.accept()
+            page.get_by_role("button", name="Use it").click()
+            expect(page.get_by_text(told)).to_be_visible()
+        page.get_by_role("button", name="Draw new ones").click()
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save as PNG").click()
+        assert saved.value.suggested_filename == "samples.png"
+        page.get_by_text("The same in a terminal").first.click()
+        expect(page.locator(".command pre").first).to_contain_text('-H "Authorization: Bearer $KEY"')
+        page.goto(f"{address}/#gallery")
+        expect(page.get_by_text("this takes a key with the scope enrol").first).to_be_visible()
+        assert right not in page.content()
+        refused = [error for error in visit.errors if error.startswith((f"{REFUSED} 401", f"{REFUSED} 403"))]
+        assert visit.errors == refused
+        visit.errors.clear()
+    keys.close()

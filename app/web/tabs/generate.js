@@ -1,6 +1,6 @@
 /** New pictures of a seed, and the way from one seed's sample to another's. */
 
-import { Latest, address, ask, call, isAbort } from "../api.js";
+import { Latest, address, ask, call, isAbort, save } from "../api.js";
 import { detail, models } from "../catalogue.js";
 import { command, during, empty, field, onChoice, slider, trouble, waiting } from "../controls.js";
 import { announce, h, many, put } from "../dom.js";
@@ -18,6 +18,8 @@ export default function generate() {
   /** @type {Detail | undefined} */
   let chosen;
   let drawn = false;
+  /** @type {import("../api.js").Query} what is to be seen was asked for by this */
+  let shown = {};
 
   const select = h("select", { disabled: true });
   const summary = h("div", { class: "summary" });
@@ -38,7 +40,7 @@ export default function generate() {
   const again = h("button", { type: "button" }, "Draw this seed");
   const fresh = h("button", { type: "button", class: "primary" }, "Draw new ones");
   const told = h("p", { class: "hint took" });
-  const download = h("a", { class: "quiet", download: "samples.png", hidden: true }, "Save as PNG");
+  const download = h("button", { type: "button", class: "quiet", hidden: true }, "Save as PNG");
   const grid = h("div");
   const terminal = command(() => `curl -o samples.png '${address("generate", query())}'`);
   const way = interpolation(() => ({ model: select.value, classes: chosen?.card.classes ?? [] }));
@@ -53,6 +55,15 @@ export default function generate() {
     terminal.update();
   });
   again.addEventListener("click", () => during(again, draw));
+  download.addEventListener("click", () =>
+    during(download, async () => {
+      try {
+        await save("generate", shown, "samples.png");
+      } catch (error) {
+        put(grid, trouble(error, draw));
+      }
+    }),
+  );
   fresh.addEventListener("click", () => {
     seed.value = "";
     return during(fresh, draw);
@@ -160,7 +171,7 @@ export default function generate() {
       again.disabled = false;
       show(answer.data);
       told.textContent = `Seed ${seed.value} · ${many(answer.data.length, "sample")} by ${answer.model}`;
-      download.href = address("generate", query());
+      shown = query();
       download.hidden = false;
       announce(told.textContent);
     } catch (error) {
