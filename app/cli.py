@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,6 +15,8 @@ from app.gallery_cli import gallery_cli
 from app.keys_cli import keys_cli
 
 if TYPE_CHECKING:
+    from socket import socket
+
     import uvicorn
 
     from app.settings import Settings
@@ -29,25 +32,30 @@ cli.add_typer(keys_cli)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback see the README.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes behind the port: one for each GPU.")] = None,
 ) -> None:
     """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
     from app import logs
-    from app.errors import VestibuleError
-    from app.main import create_app
-    from app.security import Exposed
+    from app.workers import Workers
 
-    settings = _settings(host=host, port=port)
+    settings = _settings(host=host, port=port, workers=workers)
+    if settings.workers == 1:
+        _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
+        return
     logs.configure()
-    try:
-        app = create_app(settings)
-    except VestibuleError as error:
-        _fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
-    except Exposed as error:
-        _fail(str(error))
-    server = _server(app, settings)
-    server.run()
-    if not server.started:
-        raise typer.Exit(1)
+    status = Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run()
+    raise typer.Exit(status)
+
+
+@cli.command(hidden=True)
+def worker(listening: int, parent: int) -> None:
+    """One of the processes of `serve --workers`, on two sockets that it is given open."""
+    import socket
+
+    from app.workers import tie
+
+    ready = tie(parent)
+    _serve(_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
 
 
 @cli.command()
@@ -116,8 +124,28 @@ def _settings(**given: object) -> Settings:
         _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
 
 
-def _server(app: object, settings: Settings) -> uvicorn.Server:
-    """A uvicorn server that says what to try once it listens."""
+def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:
+    """Serve on these sockets, None: on those that the settings name, until told to stop."""
+    from app import logs
+    from app.errors import VestibuleError
+    from app.main import create_app
+    from app.security import Exposed
+
+    logs.configure()
+    try:
+        app = create_app(settings)
+    except VestibuleError as error:
+        _fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
+    except Exposed as error:
+        _fail(str(error))
+    server = _server(app, settings, ready)
+    server.run(sockets)
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uvicorn.Server:
+    """A uvicorn server that calls `ready` with its port once it listens."""
     import uvicorn
 
     from app.protocol import Limits, PatientProtocol, room_for
@@ -126,8 +154,7 @@ def _server(app: object, settings: Settings) -> uvicorn.Server:
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.started:
-                port = self.servers[0].sockets[0].getsockname()[1]
-                typer.echo(_welcome(settings.host, port))
+                ready(self.servers[0].sockets[0].getsockname()[1])
 
     limits = Limits(
         head_s=settings.head_timeout_s,

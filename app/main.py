@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, images
+from app.background import running
 from app.body import BodyLimit
 from app.departure import Departure
 from app.deps import Admission
@@ -28,6 +29,7 @@ from app.observe import Observe
 from app.oip import OpenInference
 from app.oip_schemas import InferenceError
 from app.patience import Patience
+from app.reloads import Reloads
 from app.restoration import Restoration
 from app.routes import (
     classify,
@@ -62,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     keys = Keys(settings.state / KEYS_FOLDER)
     refuse_exposure(settings, keys)
     figures = Metrics()
+    reloads = Reloads(settings.state / "reloads")
     engine = Engine(settings, figures)
     inference = Inference(settings, engine)
 
@@ -73,7 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.galleries = Galleries(inference, gallery)
         upkeep = Upkeep(gallery, settings.upkeep_s)
         upkeep.start()
-        yield
+        async with running(reloads.follow(engine)) if settings.workers > 1 else nullcontext():
+            yield
         await asyncio.to_thread(upkeep.stop)
         await engine.stop()
         gallery.close()
@@ -89,7 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = figures
-    app.state.services = Services(inference, keys)
+    app.state.services = Services(inference, keys, reloads)
     app.state.faces = Faces(inference)
     app.state.generation = Generation(inference)
     app.state.restoration = Restoration(settings, inference)

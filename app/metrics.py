@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 
+# prometheus_client's own switch, read when it is imported: the folder in which several processes keep their figures.
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+# Of several processes: a gauge is the sum over those that live, or what any of them has.
+_SUM: Literal["livesum"] = "livesum"
+_ANY: Literal["livemax"] = "livemax"
+
 
 class Metrics:
-    """All figures the service keeps of itself. Times in seconds."""
+    """All figures the service keeps of itself, or all workers of theirs together. Times in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._shared = SHARED in os.environ
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "vestibule_requests", "Answers by route and status", ["route", "method", "status"], registry=self.registry
@@ -27,7 +39,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.in_flight = Gauge("vestibule_requests_in_flight", "Admitted and not yet answered", registry=self.registry)
+        self.in_flight = Gauge(
+            "vestibule_requests_in_flight",
+            "Admitted and not yet answered",
+            registry=self.registry,
+            multiprocess_mode=_SUM,
+        )
         self.shed = Counter(
             "vestibule_shed",
             "Refused for want of room: requests at the door (admission, slow-body, key-rate, key-concurrency), pictures"
@@ -42,7 +59,11 @@ class Metrics:
             registry=self.registry,
         )
         self.queue_depth = Gauge(
-            "vestibule_queue_depth", "Pictures that wait for the model or are in it", ["model"], registry=self.registry
+            "vestibule_queue_depth",
+            "Pictures that wait for the model or are in it",
+            ["model"],
+            registry=self.registry,
+            multiprocess_mode=_SUM,
         )
         self.batch_size = Histogram(
             "vestibule_batch_size", "Pictures run together", ["model"], buckets=_SIZES, registry=self.registry
@@ -54,11 +75,19 @@ class Metrics:
             "vestibule_compute_seconds", "A batch in the model", ["model"], buckets=_SECONDS, registry=self.registry
         )
         self.loaded = Gauge(
-            "vestibule_model_loaded", "1 for each loaded model", ["model", "version"], registry=self.registry
+            "vestibule_model_loaded",
+            "1 for each loaded model",
+            ["model", "version"],
+            registry=self.registry,
+            multiprocess_mode=_ANY,
         )
 
         self.memory = Gauge(
-            "vestibule_model_bytes", "What the loaded parts of a model take, about", ["model"], registry=self.registry
+            "vestibule_model_bytes",
+            "What the loaded parts of a model take, about",
+            ["model"],
+            registry=self.registry,
+            multiprocess_mode=_SUM,
         )
         self.reloads = Counter(
             "vestibule_reloads", "What reloading came to", ["model", "outcome"], registry=self.registry
@@ -67,6 +96,18 @@ class Metrics:
             "vestibule_evictions", "Models let go of for want of memory", ["model"], registry=self.registry
         )
 
+    def unloaded(self, model: str, version: str) -> None:
+        """The model is not loaded any more."""
+        if self._shared:  # where nothing can be taken out
+            self.loaded.labels(model, version).set(0)
+            return
+        with suppress(KeyError):
+            self.loaded.remove(model, version)
+
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
-        return generate_latest(self.registry)
+        if not self._shared:
+            return generate_latest(self.registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
+        return generate_latest(everybody)

@@ -19,6 +19,7 @@ from app.inference import Inference
 from app.keys import Keys
 from app.loaded import LoadedModel
 from app.observe import Timings
+from app.reloads import Reloads
 from app.schemas import (
     Classified,
     ClassifyParams,
@@ -42,9 +43,10 @@ DIGITS = tuple("0123456789")
 class Services:
     """Classifying, and what models there are."""
 
-    def __init__(self, inference: Inference, keys: Keys):
+    def __init__(self, inference: Inference, keys: Keys, reloads: Reloads):
         self._inference = inference
         self._keys = keys
+        self._reloads = reloads
         self._engine = inference.engine
         # A string has hundreds of candidates, so all requests for strings share one room.
         self._strings = inference.room()
@@ -104,12 +106,13 @@ class Services:
         )
 
     async def reload(self, name: str, actor: str | None) -> ModelReloaded:
-        """The model as its files are now; `actor`: the id of the key by which it was asked for.
+        """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
 
         Raises:
             NotFound, ModelRefused, Conflict: see `Engine.reload`.
         """
         done = await self._engine.reload(name)
+        await self._engine.stored(lambda: self._reloads.tell(name))
         now, before = (card.version if card else None for card in (done.now, done.before))
         if done.change != "unchanged":
             await asyncio.to_thread(self._keys.note_reload, now, actor)

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Positive = 1  # processes behind the port, each with all limits below for itself: one for each GPU
     allow_public: bool = False  # listen beyond loopback although there are no keys
     require_keys: bool = False  # also while there are none; else they are needed once the first was made
     rate_per_minute: Positive | None = None  # requests of a key that has no limit of its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from contextlib import suppress
 from weakref import WeakSet
 
 import structlog
@@ -113,8 +112,7 @@ class Shelf:
         model.retired = True
         card = model.card
         if not any(part.card.version == card.version for part in self.parts(card.name)):
-            with suppress(KeyError):
-                self._metrics.loaded.remove(card.name, card.version)
+            self._metrics.unloaded(card.name, card.version)
         self._tell(card.name)
 
     def _tell(self, name: str) -> None:
