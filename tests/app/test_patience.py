@@ -40,7 +40,7 @@ def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
 
-    server = _server(unstarted, Settings(port=0, **settings))
+    server = _server(unstarted, Settings(port=0, **settings), lambda port: None)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
