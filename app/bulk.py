@@ -109,13 +109,13 @@ class BulkJobs:
         """
         return await self._ask(lambda: self._described(self._jobs.cancel(collection, token)))
 
-    async def remove_subject(self, collection: str, key: str) -> ErasureReceipt:
-        """Erase the subject and all its faces, those that wait in jobs among them.
+    async def remove_subject(self, collection: str, key: str, actor: str | None) -> ErasureReceipt:
+        """Erase the subject and all its faces, those that wait in jobs among them; `actor` as in `Galleries`.
 
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._jobs.remove_subject(collection, key)))
+        return described(await self._ask(lambda: self._jobs.remove_subject(collection, key, actor=actor)))
 
     async def work(self) -> None:
         """Do one job after the other, until cancelled."""

@@ -36,7 +36,10 @@ from index.records import Collection, CountedSubject
 
 
 class Galleries:
-    """The use cases over one gallery; those that compare are `recognition`'s, those of bulk jobs `jobs`'."""
+    """The use cases over one gallery; those that compare are `recognition`'s, those of bulk jobs `jobs`'.
+
+    `actor` is the id of the key by which something is asked for, for the audit log; None while the service is open.
+    """
 
     def __init__(self, inference: Inference, gallery: EmbeddedGallery):
         self._pipeline = Pipeline(inference)
@@ -96,13 +99,13 @@ class Galleries:
 
         return await self._ask(read)
 
-    async def drop(self, name: str) -> ErasureReceipt:
+    async def drop(self, name: str, actor: str | None) -> ErasureReceipt:
         """Erase the collection and all in it.
 
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._gallery.drop(name)))
+        return described(await self._ask(lambda: self._gallery.drop(name, actor=actor)))
 
     async def put_subject(self, collection: str, key: str, asked: SubjectProperties) -> SubjectInfo:
         """Make the subject, or give it these properties in place of those it had.
@@ -146,13 +149,13 @@ class Galleries:
             data=[EnrolledFace(id=f.token, created_at=moment(f.created_at), details=f.details) for f in found]
         )
 
-    async def remove_face(self, collection: str, face: str) -> ErasureReceipt:
+    async def remove_face(self, collection: str, face: str, actor: str | None) -> ErasureReceipt:
         """Erase one face; its subject stays.
 
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._gallery.remove_faces(collection, [face])))
+        return described(await self._ask(lambda: self._gallery.remove_faces(collection, [face], actor=actor)))
 
     async def receipt(self, token: str) -> ErasureReceipt:
         """What became of an erasure.
@@ -163,7 +166,7 @@ class Galleries:
         return described(await self._ask(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, pictures: Pictures, params: EnrolParams, timings: Timings
+        self, collection: str, key: str, pictures: Pictures, params: EnrolParams, timings: Timings, actor: str | None
     ) -> EnrolResponse:
         """The faces of each picture become the subject's, as far as nothing is against them.
 
@@ -182,7 +185,9 @@ class Galleries:
             news = [new_face(key, one, keep_crop=found.settings["keep_crops"]) for one in good]
             if not news:
                 return [], bad
-            faces = await self._pipeline.compared(lambda: self._gallery.enrol(collection, news, found.fingerprint))
+            faces = await self._pipeline.compared(
+                lambda: self._gallery.enrol(collection, news, found.fingerprint, actor=actor)
+            )
             indexed = [
                 IndexedFace(index=index, face_id=face.token, face=one.described)
                 for face, one in zip(faces, good, strict=True)

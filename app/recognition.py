@@ -39,7 +39,7 @@ from models.matching import Matching
 
 
 class Recognition:
-    """Search, verify, and be told of errors, over one gallery."""
+    """Search, verify, and be told of errors, over one gallery; `actor` as in `Galleries`."""
 
     def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
         self._pipeline = pipeline
@@ -47,15 +47,19 @@ class Recognition:
         self._gallery = gallery
         self._feedback = Feedback(gallery)
 
-    async def search(self, pictures: Pictures, params: SearchParams, timings: Timings) -> SearchResponse:
+    async def search(
+        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+    ) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
         Raises:
             VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
         """
-        return await settled(lambda: self._searched(pictures, params, timings))
+        return await settled(lambda: self._searched(pictures, params, timings, actor))
 
-    async def _searched(self, pictures: Pictures, params: SearchParams, timings: Timings) -> SearchResponse:
+    async def _searched(
+        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+    ) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
         sight = await self._pipeline.model(found)
         model = sight.model
@@ -88,7 +92,7 @@ class Recognition:
             describe = _Describer(rule, model.card.matching, params.limit)
             faces = [describe(face, decided.get(id(face))) for face in seen]
             named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
-            await self._ask(lambda: self._gallery.note_search(params.collection, named))
+            await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
             return Searched(index=index, faces=faces)
 
         data = await self._pipeline.inference.each(pictures, one)
@@ -109,7 +113,13 @@ class Recognition:
         )
 
     async def verify(
-        self, collection: str, key: str, pictures: Pictures, params: SubjectVerifyParams, timings: Timings
+        self,
+        collection: str,
+        key: str,
+        pictures: Pictures,
+        params: SubjectVerifyParams,
+        timings: Timings,
+        actor: str | None,
     ) -> SubjectVerification:
         """Is the picture's largest face the subject?
 
@@ -117,10 +127,16 @@ class Recognition:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
             subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
         """
-        return await settled(lambda: self._verified(collection, key, pictures, params, timings))
+        return await settled(lambda: self._verified(collection, key, pictures, params, timings, actor))
 
     async def _verified(
-        self, collection: str, key: str, pictures: Pictures, params: SubjectVerifyParams, timings: Timings
+        self,
+        collection: str,
+        key: str,
+        pictures: Pictures,
+        params: SubjectVerifyParams,
+        timings: Timings,
+        actor: str | None,
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
         subject = await self._ask(lambda: self._gallery.subject(collection, key))
@@ -141,7 +157,7 @@ class Recognition:
         )
         if match is None:
             raise Unprocessable("the subject has no face to compare with")
-        await self._ask(lambda: self._gallery.note_search(collection, [match.subject]))
+        await self._ask(lambda: self._gallery.note_search(collection, [match.subject], actor=actor))
         return SubjectVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,

@@ -46,8 +46,8 @@ class Reembedder:
         self._worker = Worker(gallery)
         self._asked = asyncio.Event()
 
-    async def begin(self, collection: str, asked: NewEmbedder) -> ReembeddingInfo:
-        """From now on it is done, sure to be so once this returns.
+    async def begin(self, collection: str, asked: NewEmbedder, actor: str | None) -> ReembeddingInfo:
+        """From now on it is done, sure to be so once this returns; `actor` as in `Galleries`.
 
         Raises:
             NotFound: no such collection. UnknownModel. Conflict: it has such vectors already, is embedded anew already,
@@ -61,7 +61,9 @@ class Reembedder:
                 f"crops are kept of faces only, and {card.name} sees whole pictures: enrol those in a new collection"
             )
         fingerprint = sight.fingerprint
-        begun = await self._ask(lambda: self._reembeddings.begin(collection, card.name, fingerprint, model.dimensions))
+        begun = await self._ask(
+            lambda: self._reembeddings.begin(collection, card.name, fingerprint, model.dimensions, actor=actor)
+        )
         self._asked.set()
         return _described(begun, able=True)
 

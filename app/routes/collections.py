@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from app import errors
 from app.body import IMAGE_BODY
-from app.deps import GalleriesDep, PicturesDep, TimingsDep
+from app.deps import CallerDep, GalleriesDep, PicturesDep, TimingsDep
 from app.gallery_schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -74,9 +74,9 @@ async def read(collection: Collection, galleries: GalleriesDep) -> CollectionDet
 
 
 @router.delete("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
-async def drop(collection: Collection, galleries: GalleriesDep) -> ErasureReceipt:
+async def drop(collection: Collection, galleries: GalleriesDep, caller: CallerDep) -> ErasureReceipt:
     """Erase a collection and all that is in it."""
-    return await galleries.drop(collection)
+    return await galleries.drop(collection, caller)
 
 
 @router.get("/collections/{collection}/subjects", dependencies=ENROL, responses=PROBLEMS)
@@ -102,9 +102,11 @@ async def subject(collection: Collection, subject: SubjectId, galleries: Galleri
 
 
 @router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
-async def remove_subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> ErasureReceipt:
+async def remove_subject(
+    collection: Collection, subject: SubjectId, galleries: GalleriesDep, caller: CallerDep
+) -> ErasureReceipt:
     """Erase a subject and all its faces, those that wait in jobs among them."""
-    return await galleries.jobs.remove_subject(collection, subject)
+    return await galleries.jobs.remove_subject(collection, subject, caller)
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
@@ -126,9 +128,10 @@ async def enrol(
     galleries: GalleriesDep,
     pictures: PicturesDep,
     timings: TimingsDep,
+    caller: CallerDep,
 ) -> EnrolResponse:
     """Enrol one picture of a subject, or up to 64; the subject is made if it is not there yet."""
-    return await galleries.enrol(collection, subject, pictures, params, timings)
+    return await galleries.enrol(collection, subject, pictures, params, timings, caller)
 
 
 @router.post(
@@ -144,9 +147,10 @@ async def verify(
     galleries: GalleriesDep,
     pictures: PicturesDep,
     timings: TimingsDep,
+    caller: CallerDep,
 ) -> SubjectVerification:
     """Is this the subject? The picture's largest face against the subject's faces."""
-    return await galleries.recognition.verify(collection, subject, pictures, params, timings)
+    return await galleries.recognition.verify(collection, subject, pictures, params, timings, caller)
 
 
 @router.post(
@@ -180,9 +184,9 @@ async def take_back(
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=PROBLEMS)
-async def remove_face(collection: Collection, face: Key, galleries: GalleriesDep) -> ErasureReceipt:
+async def remove_face(collection: Collection, face: Key, galleries: GalleriesDep, caller: CallerDep) -> ErasureReceipt:
     """Erase one face; its subject stays."""
-    return await galleries.remove_face(collection, face)
+    return await galleries.remove_face(collection, face, caller)
 
 
 @router.get("/erasures/{receipt}", dependencies=ENROL, responses=PROBLEMS)

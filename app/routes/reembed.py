@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from app import errors
-from app.deps import GalleriesDep
+from app.deps import CallerDep, GalleriesDep
 from app.gallery_schemas import Key, NewEmbedder, ReembeddingInfo
 from app.reembedding import working
 from app.scopes import ENROL
@@ -24,9 +24,11 @@ Collection = Annotated[Key, Path(description="The collection's name.")]
 
 
 @router.post("/collections/{collection}/reembed", status_code=202, responses=BEGINNING)
-async def begin(collection: Collection, asked: NewEmbedder, galleries: GalleriesDep) -> ReembeddingInfo:
+async def begin(
+    collection: Collection, asked: NewEmbedder, galleries: GalleriesDep, caller: CallerDep
+) -> ReembeddingInfo:
     """Make all vectors of a collection anew, in the background, from the crops that were kept, and then switch."""
-    return await galleries.reembedder.begin(collection, asked)
+    return await galleries.reembedder.begin(collection, asked, caller)
 
 
 @router.get("/collections/{collection}/reembed", responses=PROBLEMS)

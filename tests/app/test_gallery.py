@@ -12,6 +12,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.identification import Rule
+from app.keys import FOLDER, Keys
+from index.audit import Audit
 from index.protocol import Match
 from index.records import Subject
 from tests.app.embedder import MATCHING
@@ -237,3 +239,22 @@ def test_a_subject_is_the_face_likest_to_it() -> None:
     first, second = rule.decide([[match(1, 0.8), match(2, 0.7)], [match(1, 0.9), match(2, 0.1)]], repeated=False)
     assert ([m.subject.id for m in first.candidates], first.matched) == ([2], True)
     assert ([m.subject.id for m in second.candidates], second.matched) == ([1, 2][:1], True)
+
+
+def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
+    keys = Keys(gallery.app_state["state"] / FOLDER)
+    made, secret = keys.create("one", ["infer", "enrol"])
+    gallery.headers["authorization"] = f"Bearer {secret}"
+    log: Audit = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]
+    known = len(log.read(limit=1000)[0])
+    first, second = (enrol(gallery, "eileen", photo("astronaut"))["indexed"][0]["face_id"] for _ in range(2))
+    search(gallery, photo("astronaut"))
+    picture = {"content": encode(photo("astronaut")), "headers": {"content-type": "image/png"}}
+    assert gallery.post("/collections/doors/subjects/eileen/verify", **picture).status_code == 200  # type: ignore[arg-type]
+    assert first != second
+    assert gallery.delete(f"/collections/doors/faces/{first}").status_code == 200
+    assert gallery.delete("/collections/doors/subjects/eileen").status_code == 200
+    done = [entry.act for entry in log.read(limit=1000)[0][known:]]
+    assert sorted(act.action for act in done) == ["enrol", "enrol", "erase", "erase", "search", "search"]
+    assert {act.actor for act in done} == {made.id}
+    keys.close()

@@ -300,7 +300,7 @@ def test_a_request_that_is_overtaken_by_the_switch_is_answered_after_it(
         if not overtaken:
             overtaken.append(sight.model.card.name)
             begun = gallery.app.state.galleries.reembedder  # type: ignore[attr-defined]
-            await begun.begin("doors", NewEmbedder(embedder="better"))
+            await begun.begin("doors", NewEmbedder(embedder="better"), None)
             while await begun.told("doors") is not None:  # noqa: ASYNC110  it has no event for what others wait for
                 await asyncio.sleep(0.02)
         return answer
