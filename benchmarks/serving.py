@@ -15,11 +15,12 @@ from __future__ import annotations
 import io
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -34,7 +35,7 @@ from benchmarks.serving_bare import bare, chosen_runtime
 from benchmarks.serving_models import CASES, Case, pictures
 from benchmarks.serving_report import generator_line, limit_table, parts_table, run_tables, same_table
 from benchmarks.serving_same import Same, compared, expected
-from benchmarks.serving_servers import KINDS, Bench, Running, ServerError
+from benchmarks.serving_servers import HOST, KINDS, Bench, Running, ServerError
 from benchmarks.tables import machine, merge
 from training.config import runs_folder
 
@@ -371,7 +372,7 @@ def generator(seconds: Seconds = 4, work: Work = None, port: Port = 8600, result
     place, request = bench(work), KINDS["vestibule"].request(coffee())
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving_trivial", str(port)])
     try:
-        time.sleep(2)
+        listens(port)
         rows = []
         for clients in (1, 64):
             load = serving_load.closed(port, request, clients, seconds, place.work)
@@ -382,6 +383,14 @@ def generator(seconds: Seconds = 4, work: Work = None, port: Port = 8600, result
         process.terminate()
         process.wait()
     merge(results / "serving_generator.csv", rows, KEY)
+
+
+def listens(port: int) -> None:
+    """Return when somebody takes connections on this port."""
+    while True:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=10):
+            return
+        time.sleep(0.1)
 
 
 @cli.command()

@@ -47,7 +47,8 @@ def _line(name: str, loads: Sequence[Rows], ours: Rows) -> list[str]:
     for windows in loads:
         forms = (("per_s", ",.0f"), ("p50_ms", ",.1f"), ("p99_ms", ",.1f"))
         cells += [format(_median(windows, column), form) if windows else "-" for column, form in forms]
-    ratio = f"{_median(ours, 'per_s') / _median(loads[-1], 'per_s'):.2f}" if ours and loads[-1] else "-"
+    theirs = _median(loads[-1], "per_s")
+    ratio = f"{_median(ours, 'per_s') / theirs:.2f}" if ours and theirs else "-"
     failed = sum(int(row["failed"]) for windows in loads for row in windows)
     return [*cells, ratio, f"{failed:,}", str(len(loads[-1]))]
 
@@ -131,6 +132,7 @@ def generator_line(rows: Rows) -> str:
         f"{float(row['per_s']):,.0f} requests/s by {row['clients']} client{'s'[: int(row['clients']) > 1]}"
         f" ({1e6 * float(row['generator_cores']) / float(row['per_s']):.0f} µs of a core each)"
         for row in rows
+        if float(row["per_s"])
     ]
     return f"The generator against a server that computes nothing: {', '.join(said)}." if said else ""
 
@@ -140,7 +142,8 @@ def faults_table(rows: Rows) -> str:
     if not rows:
         return ""
     servers = list(dict.fromkeys(row["server"] for row in rows))
-    figures = list(dict.fromkeys((row["fault"], row["measure"], row["unit"], row["wanted"]) for row in rows))
+    faults = list(dict.fromkeys(row["fault"] for row in rows))
+    figures = sorted(dict.fromkeys(map(_figure, rows)), key=lambda figure: faults.index(figure[0]))
     lines = []
     for figure in figures:
         cells = []

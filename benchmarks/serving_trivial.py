@@ -10,8 +10,7 @@ import sys
 
 import uvloop
 
-from benchmarks.serving_servers import HOST
-
+HOST = "127.0.0.1"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
 
 

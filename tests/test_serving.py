@@ -204,12 +204,14 @@ def test_the_page_is_written_from_the_files(tmp_path: Path) -> None:
     windows = [
         *(replace(about, round=i, per_s=per_s, p50_ms=5, p99_ms=9) for i, per_s in enumerate((100.0, 300, 200), 1)),
         replace(about, server="mosec", per_s=50, p50_ms=5, p99_ms=9, failed=2),
+        replace(about, server="kserve", per_s=0, p50_ms=0, p99_ms=0),
         replace(about, server="ray", clients=0, round=0, status="ray ended by itself"),
     ]
     merge(path, windows, serving.KEY)
     page = run_tables(read(path))
     assert "| vestibule | 200 | 5.0 | 9.0 | 1.00 | 0 | 3 |" in page
     assert "| mosec | 50 | 5.0 | 9.0 | 4.00 | 2 | 1 |" in page
+    assert "| kserve | 0 | 0.0 | 0.0 | - | 0 | 1 |" in page
     assert "**Not measured: ray ended by itself.**" in page
     loop = replace(about, case="resnet224", server="bare runtime", per_s=125, settings="in batches of 8")
     merge(tmp_path / "serving_limit.csv", [replace(about, case="resnet224", per_s=100), loop], serving.KEY)
