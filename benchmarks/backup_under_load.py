@@ -45,7 +45,7 @@ RESULTS = Path("benchmarks/results/backup_under_load.csv")
 COLLECTION, EMBEDDER = "crowd", "lenet5-mnist"  # whole pictures, which take a millisecond or two each
 PICTURES = 3  # of one enrolment, at most
 MOST_SUBJECTS = 30  # of one client, beyond which it only erases
-TIMEOUT_S = 300
+TIMEOUT_S = 3600
 
 
 @dataclass
