@@ -25,3 +25,7 @@ class CorruptError(GalleryError):
 
 class TooNewError(GalleryError):
     """Written by a later version of this program."""
+
+
+class LockedError(GalleryError):
+    """Encrypted, and the operator's key for it is not here."""
