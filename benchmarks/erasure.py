@@ -4,6 +4,9 @@
 says `erased`, writes benchmarks/results/erasure.csv, and ends with 1 where 16 bytes in a row of an erased vector (as
 float32, float16, 8-bit codes or base64), crop, name, key or metadata are left under the gallery's or the temporary
 folder. There are some rounds of it: neighbours of what one round erased, which SQLite moves then, go in the next.
+
+With `--encrypted` the collection is an encrypted one, and the same is searched for before anything is erased, too:
+there must be nothing of it in any file, although all of it is enrolled.
 """
 
 from __future__ import annotations
@@ -30,11 +33,16 @@ import typer
 from benchmarks import tables
 from index import records
 from index.ann import Ivf
+from index.collection_keys import cipher_of
 from index.gallery import EmbeddedGallery
 from index.maintenance import Limits, Maintenance
 from index.records import Floats, NewFace
+from index.sealing import OperatorKey
 
-RESULTS = Path("benchmarks/results/erasure.csv")
+RESULTS = {
+    False: Path("benchmarks/results/erasure.csv"),
+    True: Path("benchmarks/results/erasure_encrypted.csv"),
+}
 COLLECTION, FINGERPRINT = "metro", "f1"
 SLICE, WORD = 16, 8
 FACES_OF_SUBJECT = 5
@@ -196,6 +204,13 @@ def fill(gallery: EmbeddedGallery, people: Iterable[Person]) -> list[str]:
     return tokens
 
 
+def indexes(gallery: EmbeddedGallery) -> list[Ivf]:
+    """The inverted files that there are, all of the one collection."""
+    with gallery.ledger.snapshot() as db:
+        cipher = cipher_of(db, records.collection(db, COLLECTION).id)
+    return [Ivf.read(path, cipher) for path in gallery.files.glob("*.ivf")]
+
+
 def erase(gallery: EmbeddedGallery, maintenance: Maintenance, tokens: Sequence[str], keys: Sequence[str]) -> float:
     """Seconds from the first request until every receipt says `erased`."""
     began = time.perf_counter()
@@ -224,22 +239,41 @@ class Row:
     left: int
 
 
+@dataclass(frozen=True)
+class EncryptedRow(Row):
+    """Of an encrypted collection. `open`: slices found of what is to be erased, before it is."""
+
+    open: int
+
+
 def _limits(vectors: int) -> Limits:
     """As shipped, unless there are too few vectors for segments and an index to be made of them."""
     return Limits(segment=min(65_536, vectors // 16), exact_below=min(100_000, vectors // 2))
 
 
-def _chosen(total: int, faces: int, subjects: int, rounds: int) -> Iterator[tuple[list[int], list[int]]]:
-    """For each round the faces' and subjects' numbers: half of the faces anywhere, half in a row, that goes on."""
-    rng = np.random.default_rng(0)
-    people = rng.permutation(total // FACES_OF_SUBJECT)
-    whole, others = people[: subjects * rounds], np.sort(people[subjects * rounds :])
-    ones = others[:, None] * FACES_OF_SUBJECT + np.arange(FACES_OF_SUBJECT)
-    row, anywhere = ones.ravel()[: faces // 2 * rounds], rng.permutation(ones.ravel()[faces // 2 * rounds :])
-    for number in range(rounds):
-        some = anywhere[number * (faces - faces // 2) :][: faces - faces // 2]
-        chosen = np.concatenate((row[number * (faces // 2) :][: faces // 2], some))
-        yield chosen.tolist(), whole[number * subjects :][:subjects].tolist()
+@dataclass(frozen=True)
+class Plan:
+    """What is enrolled, and what of it is erased in each round."""
+
+    vectors: int
+    dimensions: int
+    faces: int
+    subjects: int
+    rounds: int
+    encrypted: bool
+
+    def chosen(self) -> Iterator[tuple[list[int], list[int]]]:
+        """For each round the faces' and subjects' numbers: half of the faces anywhere, half in a row, that goes on."""
+        rng = np.random.default_rng(0)
+        people = rng.permutation(self.vectors // FACES_OF_SUBJECT)
+        whole, others = people[: self.subjects * self.rounds], np.sort(people[self.subjects * self.rounds :])
+        ones = (others[:, None] * FACES_OF_SUBJECT + np.arange(FACES_OF_SUBJECT)).ravel()
+        in_a_row = self.faces // 2
+        row, anywhere = ones[: in_a_row * self.rounds], rng.permutation(ones[in_a_row * self.rounds :])
+        for number in range(self.rounds):
+            some = anywhere[number * (self.faces - in_a_row) :][: self.faces - in_a_row]
+            chosen = np.concatenate((row[number * in_a_row :][:in_a_row], some))
+            yield chosen.tolist(), whole[number * self.subjects :][: self.subjects].tolist()
 
 
 def _forms(faces: Iterable[int], subjects: Iterable[int], dimensions: int, indexes: Sequence[Ivf]) -> Iterator[bytes]:
@@ -254,40 +288,41 @@ def _forms(faces: Iterable[int], subjects: Iterable[int], dimensions: int, index
         yield one.crops[face % FACES_OF_SUBJECT] or b""
 
 
-def measure(root: Path, vectors: int, dimensions: int, faces: int, subjects: int, rounds: int) -> tuple[Row, list[str]]:
+def measure(plan: Plan, root: Path) -> tuple[Row, list[str]]:
     """In an empty folder; what was found is told, too."""
     state, temporary = root / "state", root / "temp"
     temporary.mkdir()
     os.environ["TMPDIR"] = os.environ["SQLITE_TMPDIR"] = tempfile.tempdir = str(temporary)
-    gallery = EmbeddedGallery(state)
+    gallery = EmbeddedGallery(state, key=OperatorKey(os.urandom(32)) if plan.encrypted else None)
     try:
-        gallery.create(COLLECTION, "face-embedder", FINGERPRINT, dimensions)
+        gallery.create(COLLECTION, "face-embedder", FINGERPRINT, plan.dimensions, encrypted=plan.encrypted)
         began = time.perf_counter()
-        tokens = fill(gallery, (person(number, dimensions) for number in range(vectors // FACES_OF_SUBJECT)))
+        people = (person(number, plan.dimensions) for number in range(plan.vectors // FACES_OF_SUBJECT))
+        tokens = fill(gallery, people)
         filled = time.perf_counter()
-        maintenance = Maintenance(gallery, _limits(vectors))
+        maintenance = Maintenance(gallery, _limits(plan.vectors))
         maintenance.run()
         built = time.perf_counter()
         if gallery.usage(COLLECTION).exact:
             raise RuntimeError("there is no index")
         ledger_bytes = sum(path.stat().st_size for path in state.glob("ledger.db*"))
         files_bytes = gallery.usage(COLLECTION).file_bytes
+        found_open = _found_open(plan, gallery, [state, temporary]) if plan.encrypted else []
         seconds, forms = [], set[bytes]()
-        for ones, whole in _chosen(vectors, faces, subjects, rounds):
-            before = [Ivf.read(path) for path in gallery.files.glob("*.ivf")]
-            keys = [person(number, dimensions).key for number in whole]
+        for ones, whole in plan.chosen():
+            before = indexes(gallery)
+            keys = [person(number, plan.dimensions).key for number in whole]
             seconds.append(erase(gallery, maintenance, [tokens[number] for number in ones], keys))
-            after = [Ivf.read(path) for path in gallery.files.glob("*.ivf")]
-            forms.update(_forms(ones, whole, dimensions, before + after))
+            forms.update(_forms(ones, whole, plan.dimensions, before + indexes(gallery)))
         searched, found = search_elsewhere(sorted(forms), [state, temporary])
     finally:
         gallery.close()
     row = Row(
-        vectors,
-        dimensions,
-        rounds,
-        faces,
-        subjects,
+        plan.vectors,
+        plan.dimensions,
+        plan.rounds,
+        plan.faces,
+        plan.subjects,
         fill_s=round(filled - began, 2),
         build_s=round(built - filled, 2),
         ledger_mb=round(ledger_bytes / 1e6, 1),
@@ -296,22 +331,33 @@ def measure(root: Path, vectors: int, dimensions: int, faces: int, subjects: int
         searched_mb=round(searched / 1e6, 1),
         left=len(found),
     )
-    return row, found
+    if plan.encrypted:
+        row = EncryptedRow(**asdict(row), open=len(found_open))
+    return row, found_open + found
 
 
-def main(
+def _found_open(plan: Plan, gallery: EmbeddedGallery, folders: Sequence[Path]) -> list[str]:
+    """What is found of who is to be erased, and is there still."""
+    there = indexes(gallery)
+    forms = {form for ones, whole in plan.chosen() for form in _forms(ones, whole, plan.dimensions, there)}
+    return search_elsewhere(sorted(forms), folders)[1]
+
+
+def main(  # noqa: PLR0913, PLR0917  options of a command
     vectors: Annotated[int, typer.Option(help="Faces to enrol, 5 of each subject.")] = 1_000_000,
     dimensions: Annotated[int, typer.Option(help="Of each vector.")] = 128,
     faces: Annotated[int, typer.Option(help="To erase in each round.")] = 1000,
     subjects: Annotated[int, typer.Option(help="To erase in each round, with all their faces.")] = 20,
     rounds: Annotated[int, typer.Option(help="Of erasing.")] = 3,
     folder: Annotated[Path | None, typer.Option(help="Where to work; a temporary folder unless told.")] = None,
-    results: Annotated[Path, typer.Option(help="The file to write.")] = RESULTS,
+    results: Annotated[Path | None, typer.Option(help="The file to write, instead of that in benchmarks/.")] = None,
+    encrypted: Annotated[bool, typer.Option(help="Search an encrypted collection, also before erasing.")] = False,
 ) -> None:
     """Measure it once; end with 1 where something was found."""
+    plan = Plan(vectors, dimensions, faces, subjects, rounds, encrypted)
     with tempfile.TemporaryDirectory(dir=folder) as root:
-        row, found = measure(Path(root).resolve(), vectors, dimensions, faces, subjects, rounds)
-    tables.write(results, [field.name for field in fields(Row)], [asdict(row)])
+        row, found = measure(plan, Path(root).resolve())
+    tables.write(results or RESULTS[encrypted], [field.name for field in fields(row)], [asdict(row)])
     for name, value in asdict(row).items():
         print(f"{name:20} {value}")
     for line in found[:20]:

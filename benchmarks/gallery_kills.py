@@ -47,6 +47,7 @@ from index.ledger import Ledger
 from index.maintenance import LEASE_S, Limits, Maintenance
 from index.migrations import STEPS
 from index.records import Collection, Floats, Indexed, NewFace
+from index.sealing import Cipher
 from index.segments import Segment
 
 RESULTS = Path("benchmarks/results/gallery_kills.csv")
@@ -282,10 +283,10 @@ class ToldMaintenance(Maintenance):
         self._enter("rewriting")
         super()._rewrite(collection, old)
 
-    def _kept(self, old: Indexed | None, total: int) -> Ivf | None:
+    def _kept(self, old: Indexed | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole
             self._enter("building")
-        return super()._kept(old, total)
+        return super()._kept(old, total, cipher)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         super()._swap(collection, change)

@@ -17,13 +17,14 @@ import numpy.typing as npt
 from index.errors import CorruptError
 from index.files import write_atomically
 from index.records import Floats, Ints
+from index.sealing import PLAIN, Cipher
 
 # A centroid is a mean of at least so many vectors, so that none of them can be read off it.
 FEWEST = 8
 # Vectors that k-means sees for each centroid.
 SAMPLE = 64
 ROUNDS = 10
-_MAGIC = b"VIVF"
+_MAGIC, _SEALED = b"VIVF", b"VIVS"
 
 
 def exact(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
@@ -101,13 +102,16 @@ class Ivf:
         _, ids = self._index.search(queries, k, params=parameters)
         return np.asarray(ids, np.int64)
 
-    def write(self, path: Path) -> None:
-        """To a file, durably and with a checksum, which FAISS's own form has none of."""
-        data = faiss.serialize_index(self._index)
-        write_atomically(path, [_MAGIC, zlib.crc32(data).to_bytes(4, "little"), memoryview(data)])
+    def write(self, path: Path, cipher: Cipher = PLAIN) -> None:
+        """To a file, durably and with a checksum, which FAISS's own form has none of; sealed, under its name."""
+        pieces = list(cipher.seal_file(faiss.serialize_index(self._index).data, path.name.encode()))
+        checksum = 0
+        for piece in pieces:
+            checksum = zlib.crc32(piece, checksum)
+        write_atomically(path, [_magic(cipher), checksum.to_bytes(4, "little"), *pieces])
 
     @classmethod
-    def read(cls, path: Path) -> Ivf:
+    def read(cls, path: Path, cipher: Cipher = PLAIN) -> Ivf:
         """What `write` wrote.
 
         Raises:
@@ -118,9 +122,14 @@ class Ivf:
         except OSError as error:
             raise CorruptError(f"{path.name}: {error}") from error
         body = data[8:]
-        if bytes(data[:4]) != _MAGIC or zlib.crc32(body.data) != int.from_bytes(bytes(data[4:8]), "little"):
+        if bytes(data[:4]) != _magic(cipher) or zlib.crc32(body.data) != int.from_bytes(bytes(data[4:8]), "little"):
             raise CorruptError(f"{path.name} is not the index that was written")
-        return cls(faiss.deserialize_index(body))
+        unsealed = cipher.unseal_file(body.data, path.name.encode())
+        return cls(faiss.deserialize_index(np.frombuffer(unsealed, np.uint8)))
+
+
+def _magic(cipher: Cipher) -> bytes:
+    return _SEALED if cipher.encrypted else _MAGIC
 
 
 def _well_filled(sample: Floats, quantizer: faiss.IndexFlatIP) -> npt.NDArray[np.float32]:

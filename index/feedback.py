@@ -20,6 +20,7 @@ import numpy as np
 
 from index import audit, records
 from index.acts import Act
+from index.collection_keys import cipher_of, ciphers
 from index.errors import NotFoundError
 from index.gallery import EmbeddedGallery, check_vectors
 from index.protocol import Match
@@ -62,22 +63,16 @@ class Feedback:
 
         def write(db: apsw.Connection) -> list[Rejection]:
             records.check_current(db, found)
-            subject = records.subject(db, found.id, key)
+            subject, cipher = records.subject(db, found.id, key), cipher_of(db, found.id)
             made = [Rejection(records.token(), self._gallery.clock()) for _ in vectors]
-            db.executemany(
-                "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        secrets.randbelow(2**62) + 1,
-                        subject.id,
-                        one.token,
-                        one.created_at,
-                        vector.astype("<f4").tobytes(),
-                        crop,
-                    )
-                    for one, vector, crop in zip(made, vectors, crops or [None] * len(vectors), strict=True)
-                ],
-            )
+            for one, vector, crop in zip(made, vectors, crops or [None] * len(vectors), strict=True):
+                number = secrets.randbelow(2**62) + 1
+                data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
+                kept = None if crop is None else cipher.seal(crop, "crop", -number)
+                db.execute(
+                    "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
+                    (number, subject.id, one.token, one.created_at, data, kept),
+                )
             return made
 
         return self._gallery.ledger.write(write)
@@ -123,13 +118,16 @@ def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -
     """Ids of those subjects that are said not to be this face [D]."""
     similarities = {match.subject.id: match.similarity for match in matches}
     rows = db.execute(
-        "SELECT subject_id, data FROM rejections WHERE subject_id IN (SELECT value FROM json_each(?))",
+        "SELECT collection_id, subject_id, rejections.id, data FROM rejections"
+        " JOIN subjects ON subjects.id = subject_id WHERE subject_id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(similarities)),),
     )
+    of = ciphers(db)
     return {
         subject
-        for subject, data in rows
-        if float(np.frombuffer(data, "<f4") @ query) >= similarities[subject] - ROUNDING
+        for collection_id, subject, number, data in rows
+        if float(np.frombuffer(of(collection_id).unseal(data, "vector", -number), "<f4") @ query)
+        >= similarities[subject] - ROUNDING
     }
 
 

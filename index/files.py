@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def write_atomically(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
     """Write beside, sync, rename, sync the folder: after a power cut there is the old file, the new one, or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -17,11 +17,13 @@ from index import audit, enrolment, locks, records
 from index.acts import Act
 from index.ann import Ivf
 from index.audit import Audit
+from index.collection_keys import Keys, cipher_of
 from index.errors import ConflictError, CorruptError, GalleryError, InvalidError
 from index.files import make_folder
 from index.ledger import Ledger
 from index.protocol import Fusion, Match, Usage
 from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
+from index.sealing import Cipher, OperatorKey
 from index.segments import Segment
 from index.tombstones import Tombstones
 from index.view import Found, Part, View
@@ -61,7 +63,7 @@ class _Entry:
 
 
 class EmbeddedGallery:
-    """The `Gallery` in a folder, which several processes may have open.
+    """The `Gallery` in a folder, which several processes may have open. `key`: the operator's, for what is encrypted.
 
     An erasure has failed where writing it down beside the ledger raises OSError; it is written down later all the same.
 
@@ -76,6 +78,7 @@ class EmbeddedGallery:
         tuning: Tuning | None = None,
         clock: Callable[[], float] = time.time,
         vfs: str | None = None,
+        key: OperatorKey | None = None,
     ):
         self.files = folder / FILES_FOLDER
         make_folder(self.files)
@@ -86,7 +89,7 @@ class EmbeddedGallery:
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
                 raise GalleryError(f"the ledger in {folder} is lost; put a backup back by `restore`")
-            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs)
+            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
@@ -114,9 +117,11 @@ class EmbeddedGallery:
         self.remember_erasures()
         return made
 
-    def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
+    def create(
+        self, name: str, embedder: str, fingerprint: str, dimensions: int, *, encrypted: bool = False, **settings: Any
+    ) -> Collection:
         """See `Gallery`."""
-        made = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock())
+        made = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
         return self.ledger.write(lambda db: records.insert_collection(db, made))
 
     def collection(self, name: str) -> Collection:
@@ -176,7 +181,7 @@ class EmbeddedGallery:
 
         def write(db: apsw.Connection) -> Receipt:
             found = records.collection(db, collection)
-            return remove_subject(db, found.id, records.subject(db, found.id, key), self.clock(), actor)
+            return remove_subject(db, found.id, records.subject(db, found.id, key).id, self.clock(), actor)
 
         return self._erase(write)
 
@@ -381,8 +386,9 @@ class EmbeddedGallery:
             names = (*(one.file for one in sealed), indexed.file if indexed else "")
             if names == entry.files:
                 return
-            parts: list[Part] = [self._part(db, collection, one) for one in sealed]
-        ivf = self._read(indexed)
+            cipher = cipher_of(db, collection.id)
+            parts: list[Part] = [self._part(db, collection, one, cipher) for one in sealed]
+        ivf = self._read(indexed, cipher)
         count = sum(one.last_face <= indexed.last_face for one in sealed) if indexed else 0
         oldest = min((one.removals_through for one in sealed), default=0)
         with entry.lock, self.snapshot_of(collection) as db:
@@ -391,17 +397,17 @@ class EmbeddedGallery:
             entry.view.install(parts, ivf, count, removed)
             entry.files = names
 
-    def _read(self, indexed: records.Indexed | None) -> Ivf | None:
+    def _read(self, indexed: records.Indexed | None, cipher: Cipher) -> Ivf | None:
         """The inverted file; without one that is what was written, every face is compared until it is built anew."""
         try:
-            return Ivf.read(self.files / indexed.file) if indexed else None
+            return Ivf.read(self.files / indexed.file, cipher) if indexed else None
         except CorruptError:
             return None
 
-    def _part(self, db: apsw.Connection, collection: Collection, one: records.Sealed) -> Part:
+    def _part(self, db: apsw.Connection, collection: Collection, one: records.Sealed, cipher: Cipher) -> Part:
         """The segment, or where its file is not what was written the same rows from the ledger."""
         try:
-            return Segment.open(self.files / one.file)
+            return Segment.open(self.files / one.file, cipher).unsealed()
         except CorruptError:
             return records.rows_after(
                 db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face
@@ -409,20 +415,23 @@ class EmbeddedGallery:
 
 
 def remove_subject(
-    db: apsw.Connection, collection_id: int, found: Subject, now: float, actor: str | None = None
+    db: apsw.Connection, collection_id: int, subject_id: int, now: float, actor: str | None = None
 ) -> Receipt:
     """Delete the subject and all its faces, and note it for the audit log."""
-    faces = [face.id for face in records.faces(db, found.id)]
-    made = records.remove_subject(db, collection_id, found, now)
-    audit.note(db, Act("erase", now, actor, collection_id, [found.id], faces, made.token))
+    faces = records.faces_of_subject(db, subject_id)
+    made = records.remove_subject(db, collection_id, subject_id, now)
+    audit.note(db, Act("erase", now, actor, collection_id, [subject_id], faces, made.token))
     return made
 
 
 def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
-    """Delete at most `limit` of the subjects whose time is over, and their faces; how many. `RETENTION` did it."""
+    """Delete at most `limit` of the subjects whose time is over, and their faces; how many. `RETENTION` did it.
+
+    That needs no key of an encrypted collection's.
+    """
     over = records.expired(db, now, limit)
-    for collection_id, found in over:
-        remove_subject(db, collection_id, found, now, RETENTION)
+    for collection_id, subject_id in over:
+        remove_subject(db, collection_id, subject_id, now, RETENTION)
     return len(over)
 
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import apsw
 
 from index import records
+from index.collection_keys import cipher_of
 from index.errors import NotFoundError
 from index.records import NewFace, Row
+from index.sealing import Cipher
 
 Finished = Literal["done", "failed", "cancelled"]
 State = Literal["receiving", "queued", "running"] | Finished
@@ -19,6 +21,9 @@ Status = Literal["pending", "enrolled", "rejected", "failed", "erased", "cancell
 Kind = Literal["picture", "vector"]
 
 LEASE_S = 15.0
+# Nothing of what was sent, in an item that is over.
+_OPENLY = "subject = NULL, properties = NULL, kind = NULL, data = NULL"
+_NOTHING = f"{_OPENLY}, sealed = NULL"
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,7 @@ def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None
     """The job is over; nothing of what was sent stays."""
     db.execute("UPDATE jobs SET state = ?, finished_at = ?, problem = ? WHERE id = ?", (state, now, problem, found.id))
     db.execute(
-        "UPDATE job_items SET status = ?, subject = NULL, properties = NULL, kind = NULL, data = NULL"
-        " WHERE job_id = ? AND status = 'pending'",
+        f"UPDATE job_items SET status = ?, {_NOTHING} WHERE job_id = ? AND status = 'pending'",  # noqa: S608  constants
         (state, found.id),
     )
     db.execute("DELETE FROM leases WHERE name = ?", (_lease(found),))
@@ -151,14 +155,34 @@ def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None
 
 def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome]) -> None:
     """More of what was sent; an Outcome is of what cannot be enrolled."""
-    db.executemany("INSERT INTO job_items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [_row(found, item) for item in items])
+    cipher = cipher_of(db, found.collection_id)
+    db.executemany(
+        "INSERT INTO job_items (job_id, number, status, result, subject, properties, kind, data, sealed)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_row(cipher, found, item) for item in items],
+    )
 
 
-def _row(found: Job, item: Item | Outcome) -> Row:
+def _row(cipher: Cipher, found: Job, item: Item | Outcome) -> Row:
     if isinstance(item, Outcome):
-        return (found.id, item.number, item.status, json.dumps(dict(item.result)), None, None, None, None)
-    properties = None if item.properties is None else json.dumps(item.properties.__dict__)
-    return (found.id, item.number, "pending", None, item.subject, properties, item.kind, item.data)
+        result, sealed = _result(cipher, found, item)
+        return (found.id, item.number, item.status, result, None, None, None, None, sealed)
+    properties = None if item.properties is None else item.properties.__dict__
+    data = cipher.seal(item.data, "sent data", found.id, item.number)
+    key, sealed = cipher.lookup(item.subject), None
+    if cipher.encrypted:
+        sealed = cipher.seal(json.dumps((item.subject, properties)).encode(), "sent", found.id, item.number)
+        properties = None
+    text = None if properties is None else json.dumps(properties)
+    return (found.id, item.number, "pending", None, key, text, item.kind, data, sealed)
+
+
+def _result(cipher: Cipher, found: Job, one: Outcome) -> tuple[str | None, bytes | None]:
+    """What became of an item, for the two columns that it may lie in."""
+    text = json.dumps(dict(one.result))
+    if cipher.encrypted:
+        return None, cipher.seal(text.encode(), "result", found.id, one.number)
+    return text, None
 
 
 def counts(db: apsw.Connection, found: Job) -> dict[Status, int]:
@@ -169,23 +193,38 @@ def counts(db: apsw.Connection, found: Job) -> dict[Status, int]:
 def outcomes(db: apsw.Connection, found: Job, after: int, limit: int) -> list[Outcome]:
     """In the order they were sent, those whose number is greater than `after`."""
     rows = db.execute(
-        "SELECT number, status, result FROM job_items WHERE job_id = ? AND number > ? ORDER BY number LIMIT ?",
+        "SELECT number, status, result, sealed FROM job_items WHERE job_id = ? AND number > ? ORDER BY number LIMIT ?",
         (found.id, after, limit),
     )
-    return [Outcome(number, status, json.loads(result or "{}")) for number, status, result in rows]
+    cipher = cipher_of(db, found.collection_id)
+    return [
+        Outcome(
+            number, status, json.loads(_told(cipher, found, number, result, None if status == "pending" else sealed))
+        )
+        for number, status, result, sealed in rows
+    ]
+
+
+def _told(cipher: Cipher, found: Job, number: int, result: str | None, sealed: bytes | None) -> str | bytes:
+    """What `_result` put there, JSON."""
+    return result or "{}" if sealed is None else cipher.unseal(sealed, "result", found.id, number)
 
 
 def pending(db: apsw.Connection, found: Job) -> Generator[Item, None, None]:
     """In the order they were sent. To be closed: it holds a lock."""
+    cipher = cipher_of(db, found.collection_id)
     rows = db.execute(
-        "SELECT number, subject, kind, data, properties FROM job_items"
+        "SELECT number, subject, kind, data, properties, sealed FROM job_items"
         " WHERE job_id = ? AND status = 'pending' ORDER BY number",
         (found.id,),
     )
     try:
-        for number, subject, kind, data, properties in rows:
-            made = None if properties is None else Properties(**json.loads(properties))
-            yield Item(number, subject, kind, data, made)
+        for number, subject, kind, data, properties, sealed in rows:
+            who, made = subject, None if properties is None else json.loads(properties)
+            if cipher.encrypted:
+                who, made = json.loads(cipher.unseal(sealed, "sent", found.id, number))
+            sent = cipher.unseal(data, "sent data", found.id, number)
+            yield Item(number, who, kind, sent, None if made is None else Properties(**made))
     finally:
         rows.close()
 
@@ -202,19 +241,20 @@ def still_pending(db: apsw.Connection, found: Job, numbers: Sequence[int]) -> se
 
 def settle_items(db: apsw.Connection, found: Job, done: Sequence[Outcome]) -> None:
     """What became of these; nothing of what was sent stays."""
+    cipher = cipher_of(db, found.collection_id)
     db.executemany(
-        "UPDATE job_items SET status = ?, result = ?, subject = NULL, properties = NULL, kind = NULL, data = NULL"
+        f"UPDATE job_items SET status = ?, {_OPENLY}, result = ?, sealed = ?"  # noqa: S608  of constants
         " WHERE job_id = ? AND number = ?",
-        [(one.status, json.dumps(dict(one.result)), found.id, one.number) for one in done],
+        [(one.status, *_result(cipher, found, one), found.id, one.number) for one in done],
     )
 
 
 def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
     """What waits to become this subject's is not enrolled, and nothing of it stays; how many items."""
     db.execute(
-        "UPDATE job_items SET status = 'erased', subject = NULL, properties = NULL, kind = NULL, data = NULL"
+        f"UPDATE job_items SET status = 'erased', {_NOTHING}"  # noqa: S608  of constants
         " WHERE subject = ? AND job_id IN (SELECT id FROM jobs WHERE collection_id = ?)",
-        (subject, collection_id),
+        (cipher_of(db, collection_id).lookup(subject), collection_id),
     )
     return db.changes()
 

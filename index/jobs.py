@@ -16,6 +16,7 @@ import apsw
 
 from index import audit, job_records, records
 from index.acts import Act
+from index.collection_keys import is_locked
 from index.enrolment import insert_faces
 from index.errors import NotFoundError
 from index.gallery import EmbeddedGallery, remove_subject
@@ -131,7 +132,7 @@ class Jobs:
         def write(db: apsw.Connection) -> Receipt:
             found, now = records.collection(db, collection), self._gallery.clock()
             try:
-                return remove_subject(db, found.id, records.subject(db, found.id, key), now, actor)
+                return remove_subject(db, found.id, records.subject(db, found.id, key).id, now, actor)
             except NotFoundError:
                 if not job_records.erase_items(db, found.id, key):
                     raise
@@ -208,6 +209,8 @@ class Worker:
         now = self._gallery.clock()
         job_records.forget_finished(db, now - KEEP_S)
         for job in job_records.unfinished(db):
+            if is_locked(db, job.collection_id):
+                continue  # until somebody has the key
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; send it again"
                 job_records.finish(db, job, "failed", problem, now)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import apsw
 
+from index.collection_keys import Connection, Keys
 from index.errors import GalleryError, TooNewError
 from index.migrations import STEPS
 from index.scrub import MOST_PAGES, Pages, opened
@@ -36,15 +37,18 @@ AT_ONCE = 512
 class Ledger:
     """The ledger in `path`, made or migrated when opened; `steps` are its schema, by default the gallery's.
 
+    Its connections have the `keys` of encrypted collections.
+
     Raises:
         GalleryError: this SQLite is too old. TooNewError: the file is of a later version.
     """
 
-    def __init__(self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None):
+    def __init__(self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None, keys: Keys | None = None):
         if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
             raise GalleryError(f"SQLite {apsw.sqlite_lib_version()} can corrupt a ledger; 3.51.3 or later is needed")
         self.path = path
         self._vfs = vfs
+        self.keys = keys or Keys()
         self._local = threading.local()
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
@@ -169,7 +173,8 @@ class Ledger:
             connection.close()
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        connection = Connection(str(self.path), vfs=self._vfs)
+        connection.keys = self.keys
         connection.set_busy_timeout(BUSY_MS)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")

@@ -18,10 +18,12 @@ import numpy as np
 
 from index import records, segments
 from index.ann import SAMPLE, Ivf
-from index.errors import ConflictError, CorruptError
+from index.collection_keys import cipher_of
+from index.errors import ConflictError, CorruptError, LockedError
 from index.files import sync_folder
 from index.gallery import EmbeddedGallery, remove_expired
 from index.records import Collection, Floats, Indexed, Sealed
+from index.sealing import Cipher
 from index.segments import Segment
 
 LEASE, LEASE_S = "maintenance", 60.0
@@ -84,9 +86,8 @@ class Maintenance:
                 self._seal(collection)
                 self._scrub_segments(collection)
                 self._index(collection)
-            except (
-                ConflictError
-            ):  # dropped, embedded anew, or another process has the lease: the next round begins anew
+            except (ConflictError, LockedError):
+                # Dropped, embedded anew, locked, or another process has the lease: a later round begins anew.
                 continue
         self._finish_erasures()
 
@@ -147,24 +148,25 @@ class Maintenance:
         while True:
             with self._gallery.snapshot_of(collection) as db:
                 last = max((one.last_face for one in records.segments(db, collection.id)), default=0)
+                if not records.has_rows_after(db, collection.id, last, self._limits.segment):
+                    return
+                cipher = cipher_of(db, collection.id)
                 rows = records.rows_after(db, collection.id, collection.dimensions, last, self._limits.segment)
                 through = records.last_removal(db)
-            if len(rows.faces) < self._limits.segment:
-                return
             new = Sealed(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
-            segments.write(self._gallery.files / new.file, rows, through)
+            segments.write(self._gallery.files / new.file, rows, through, cipher)
             self._swap(collection, partial(records.put_segment, collection_id=collection.id, new=new))
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Write anew each segment that holds what was removed, or that is not what was written."""
         with self._gallery.snapshot_of(collection) as db:
-            through = records.last_removal(db)
+            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
             sealed = records.segments(db, collection.id)
             oldest = min((one.removals_through for one in sealed), default=through)
             removed, _ = records.removals_after(db, collection.id, oldest)
         clean = []
         for one in sealed:
-            segment = self._whole(one)
+            segment = self._whole(one, cipher)
             if segment is not None and not np.isin(removed, segment.faces).any():
                 clean.append(one.file)
             else:
@@ -175,15 +177,15 @@ class Maintenance:
         with self._gallery.snapshot_of(collection) as db:
             dimensions, before = collection.dimensions, old.first_face - 1
             rows = records.rows_after(db, collection.id, dimensions, before, through=old.last_face)
-            through = records.last_removal(db)
+            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
         new = Sealed(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
-        segments.write(self._gallery.files / new.file, rows, through)
+        segments.write(self._gallery.files / new.file, rows, through, cipher)
         self._swap(collection, lambda db: records.put_segment(db, collection.id, new, old.file))
 
-    def _whole(self, one: Sealed) -> Segment | None:
+    def _whole(self, one: Sealed, cipher: Cipher) -> Segment | None:
         """The segment if it is what was written; read to the end once in this process's life."""
         try:
-            segment = Segment.open(self._gallery.files / one.file)
+            segment = Segment.open(self._gallery.files / one.file, cipher)
             if one.file not in self._verified:
                 segment.verify()
                 self._verified.add(one.file)
@@ -194,21 +196,21 @@ class Maintenance:
     def _index(self, collection: Collection) -> None:
         """Bring the inverted file up to the segments: train it, add what is new, take out what was removed."""
         with self._gallery.snapshot_of(collection) as db:
-            through = records.last_removal(db)
+            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
             sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
             # Since the oldest segment was looked at, too: what it holds of it still must not get into the index.
             seen = [one.removals_through for one in sealed] + ([old.removals_through] if old else [])
             removed, _ = records.removals_after(db, collection.id, min(seen, default=through))
-        parts = [Segment.open(self._gallery.files / one.file) for one in sealed]
+        parts = [Segment.open(self._gallery.files / one.file, cipher) for one in sealed]
         total = sum(len(part.faces) for part in parts)
         # Half of it for one that is there: it must not come and go with a single face.
         if total < self._limits.exact_below // (1 if old is None else 2):
             self._swap(collection, lambda db: records.drop_index(db, collection.id))
             return
-        if old is not None and self._is_current(old, sealed[-1], removed):
+        if old is not None and self._is_current(old, sealed[-1], removed, cipher):
             self._swap(collection, lambda db: records.seen_through(db, collection.id, [old.file], through))
             return
-        ivf = self._kept(old, total)
+        ivf = self._kept(old, total, cipher)
         if ivf is None or old is None:
             ivf, trained, after = Ivf.train(_sample(parts, total), total), total, 0
         else:
@@ -218,23 +220,23 @@ class Maintenance:
                 ivf.add(part.faces, part.vectors)
         ivf.remove(removed)
         new = Indexed(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
-        ivf.write(self._gallery.files / new.file)
+        ivf.write(self._gallery.files / new.file, cipher)
         self._swap(collection, lambda db: records.put_index(db, collection.id, new))
 
-    def _is_current(self, old: Indexed, last: Sealed, removed: records.Ints) -> bool:
+    def _is_current(self, old: Indexed, last: Sealed, removed: records.Ints, cipher: Cipher) -> bool:
         """Whether nothing came, nothing went and the file, read once in this process's life, is what was written."""
         if old.last_face != last.last_face or (removed <= old.last_face).any():
             return False
-        if old.file not in self._verified and self._kept(old, 0) is not None:
+        if old.file not in self._verified and self._kept(old, 0, cipher) is not None:
             self._verified.add(old.file)
         return old.file in self._verified and (self._gallery.files / old.file).is_file()
 
-    def _kept(self, old: Indexed | None, total: int) -> Ivf | None:
+    def _kept(self, old: Indexed | None, total: int, cipher: Cipher) -> Ivf | None:
         """The inverted file that there is, unless it is too small or damaged."""
         if old is None or total > self._limits.growth * old.trained_rows:
             return None
         try:
-            return Ivf.read(self._gallery.files / old.file)
+            return Ivf.read(self._gallery.files / old.file, cipher)
         except CorruptError:
             return None
 

@@ -220,4 +220,24 @@ STEPS: tuple[str, ...] = (
         UPDATE collections SET faces = faces - 1 WHERE id = old.collection_id;
     END;
     """,
+    # Encrypted collections: their data keys, wrapped by the operator's (index/collection_keys.py), and what stands in
+    # sealed columns instead of others. A subject's key, there and in jobs, is then an HMAC of what the caller calls it.
+    """
+    ALTER TABLE collections ADD COLUMN encrypted INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE collection_keys (
+        collection_id INTEGER PRIMARY KEY REFERENCES collections (id) ON DELETE CASCADE,
+        name TEXT NOT NULL UNIQUE,
+        wrapped_by TEXT NOT NULL,
+        wrapped BLOB NOT NULL
+    ) STRICT;
+    ALTER TABLE subjects ADD COLUMN sealed BLOB;
+    ALTER TABLE faces ADD COLUMN sealed BLOB;
+    ALTER TABLE job_items ADD COLUMN sealed BLOB;
+    DROP TRIGGER subjects_leave_jobs;
+    CREATE TRIGGER subjects_leave_jobs AFTER DELETE ON subjects BEGIN
+        UPDATE job_items
+        SET status = 'erased', subject = NULL, properties = NULL, kind = NULL, data = NULL, sealed = NULL
+        WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
+    END;
+    """,
 )

@@ -33,15 +33,18 @@ class Usage:
 class Gallery(Protocol):
     """Collections of subjects, who have faces. All that changes something is durable when it returns.
 
-    Every method raises NotFoundError where a collection, a subject or a face is not there. What enrols and erases is in
-    the audit log; `actor` is the id of the key by which it was asked for, or InvalidError is raised.
+    Every method raises NotFoundError where a collection, a subject or a face is not there, and LockedError where it
+    needs a key that is not here. What enrols and erases is in the audit log; `actor` is the id of the key by which it
+    was asked for, or InvalidError is raised.
     """
 
-    def create(self, name: str, embedder: str, fingerprint: str, dimensions: int, **settings: Any) -> Collection:
-        """A new collection for the vectors of one pipeline.
+    def create(
+        self, name: str, embedder: str, fingerprint: str, dimensions: int, *, encrypted: bool = False, **settings: Any
+    ) -> Collection:
+        """A new collection for the vectors of one pipeline. `encrypted`: nothing of who is in it is written openly.
 
         Raises:
-            ConflictError: there is one of that name.
+            ConflictError: there is one of that name. LockedError: it is to be encrypted, and there is no key for that.
         """
         ...
 

@@ -1,6 +1,7 @@
 """What the ledger holds, row by row: each function is one statement or a few, on a connection it is given.
 
-Those that change something are called in a write of `index.ledger`. Times are seconds since 1970.
+Those that change something are called in a write of `index.ledger`. Times are seconds since 1970. What is of an
+encrypted collection is sealed and unsealed here, so that its rows are the only ones that look otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
+from index.collection_keys import cipher_of, ciphers, insert_key
 from index.errors import ConflictError, NotFoundError
+from index.sealing import Cipher
 
 Row = tuple[Any, ...]
 Floats = npt.NDArray[np.float32]
@@ -27,6 +30,7 @@ class Collection:
     """Vectors of one pipeline: `fingerprint` names detector, alignment, preprocessing and weights of the `embedder`.
 
     `generation` is another number after each time that all its vectors were made anew (index/reembedding.py).
+    `encrypted`: nothing of who is in it is written openly (index/sealing.py).
     """
 
     id: int
@@ -37,6 +41,7 @@ class Collection:
     settings: dict[str, Any]
     created_at: float
     generation: int = 0
+    encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,24 +104,30 @@ def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
     """With an id of the ledger's; that of `made` does not count.
 
     Raises:
-        ConflictError: there is one of that name.
+        ConflictError: there is one of that name. LockedError: it is to be encrypted, and there is no operator's key.
     """
+    settings = json.dumps(made.settings)
     row = db.execute(
-        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
-        (made.name, made.embedder, made.fingerprint, made.dimensions, json.dumps(made.settings), made.created_at),
+        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at, encrypted)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
+        (made.name, made.embedder, made.fingerprint, made.dimensions, settings, made.created_at, made.encrypted),
     ).fetchone()
     if row is None:
         raise ConflictError(f"there is a collection {made.name!r} already")
+    if made.encrypted:
+        insert_key(db, row[0])
     return Collection(**{**made.__dict__, "id": row[0]})
 
 
-_COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation FROM collections"
+_COLLECTION = (
+    "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted FROM collections"
+)
 
 
 def _collection(row: Row) -> Collection:
-    number, name, embedder, fingerprint, dimensions, settings, created_at, generation = row
-    return Collection(number, name, embedder, fingerprint, dimensions, json.loads(settings), created_at, generation)
+    number, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted = row
+    kept = json.loads(settings)
+    return Collection(number, name, embedder, fingerprint, dimensions, kept, created_at, generation, bool(encrypted))
 
 
 def collection(db: apsw.Connection, name: str) -> Collection:
@@ -181,7 +192,10 @@ def collections(db: apsw.Connection, after: str, limit: int) -> list[Collection]
     return [_collection(row) for row in rows]
 
 
-_COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.created_at, expires_at"
+_COLUMNS = (
+    "subjects.collection_id, subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at,"
+    " expires_at"
+)
 _SUBJECT = f"SELECT {_COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 # Faces first: a search has a few of them, and nothing is to be read but their rows and those of their subjects.
 _OWNER = f"""
@@ -192,9 +206,28 @@ CROSS JOIN faces ON faces.id = wanted.column1 CROSS JOIN subjects ON subjects.id
 _OWNERS_AT_ONCE = 256
 
 
-def _subject(row: Row) -> CountedSubject:
-    number, key, name, metadata, created_at, expires_at, count = row
+def _subject(cipher: Cipher, row: Row) -> CountedSubject:
+    _, number, *who, created_at, expires_at, count = row
+    key, name, metadata = _who(cipher, number, *who)
     return CountedSubject(number, key, name, json.loads(metadata), created_at, expires_at, count)
+
+
+def _who(
+    cipher: Cipher, number: int, key: str, name: str | None, metadata: str, sealed: bytes | None
+) -> tuple[str, str | None, str]:
+    """The caller's key of a subject, its name, and its metadata, JSON."""
+    if cipher.encrypted:
+        key, name, metadata = json.loads(cipher.unseal(sealed, "subject", key, number))
+    return key, name, metadata
+
+
+def seal_subjects(db: apsw.Connection, cipher: Cipher, rows: Iterable[Row]) -> None:
+    """Write what subjects of an encrypted collection are: of each its id, key, name and metadata, JSON."""
+    values = [
+        (cipher.seal(json.dumps((key, *what)).encode(), "subject", cipher.lookup(key), number), number)
+        for number, key, *what in rows
+    ]
+    db.executemany("UPDATE subjects SET sealed = ? WHERE id = ?", values)
 
 
 def subject(db: apsw.Connection, collection_id: int, key: str) -> CountedSubject:
@@ -203,25 +236,42 @@ def subject(db: apsw.Connection, collection_id: int, key: str) -> CountedSubject
     Raises:
         NotFoundError.
     """
-    row = db.execute(f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?", (collection_id, key)).fetchone()
+    cipher = cipher_of(db, collection_id)
+    row = db.execute(
+        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?", (collection_id, cipher.lookup(key))
+    ).fetchone()
     if row is None:
         raise NotFoundError(f"there is no subject {key!r}")
-    return _subject(row)
+    return _subject(cipher, row)
 
 
 def subjects(db: apsw.Connection, collection_id: int, after: str, limit: int) -> list[CountedSubject]:
-    """In the order of keys, those after `after`."""
+    """In the order of keys, those after `after`; of an encrypted collection in an order that means nothing."""
+    cipher = cipher_of(db, collection_id)
     rows = db.execute(
         f"{_SUBJECT} WHERE collection_id = ? AND subjects.key > ? ORDER BY subjects.key LIMIT ?",
-        (collection_id, after, limit),
+        (collection_id, after and cipher.lookup(after), limit),
     )
-    return [_subject(row) for row in rows]
+    return [_subject(cipher, row) for row in rows]
 
 
 def subjects_by_id(db: apsw.Connection, ids: Iterable[int]) -> dict[int, Subject]:
     """Those of the ids that there are."""
+    of = ciphers(db)
     rows = db.execute(f"{_SUBJECT} JOIN json_each(?) ON value = subjects.id", (json.dumps(list(ids)),))
-    return {row[0]: _subject(row) for row in rows}
+    return {row[1]: _subject(of(row[0]), row) for row in rows}
+
+
+def metadata_of(
+    db: apsw.Connection, cipher: Cipher, collection_id: int, ids: Iterable[int] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The metadata of these subjects of the collection, or of all; ids ascending."""
+    among = "" if ids is None else " AND id IN (SELECT value FROM json_each(?))"
+    rows = db.execute(
+        f"SELECT id, key, name, metadata, sealed FROM subjects WHERE collection_id = ?{among} ORDER BY id",  # noqa: S608
+        (collection_id,) if ids is None else (collection_id, json.dumps(list(ids))),
+    )
+    return ((number, json.loads(_who(cipher, number, *who)[2])) for number, *who in rows)
 
 
 def upsert_subject(
@@ -235,33 +285,55 @@ def upsert_subject(
     now: float,
 ) -> CountedSubject:
     """Make the subject, or give it these properties in place of those it had."""
-    db.execute(
+    cipher = cipher_of(db, collection_id)
+    openly = (None, "{}") if cipher.encrypted else (name, json.dumps(metadata))
+    number = db.execute(
         "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (collection_id, key) DO UPDATE"
-        " SET name = excluded.name, metadata = excluded.metadata, expires_at = excluded.expires_at",
-        (collection_id, key, name, json.dumps(metadata), now, expires_at),
-    )
+        " SET name = excluded.name, metadata = excluded.metadata, expires_at = excluded.expires_at RETURNING id",
+        (collection_id, cipher.lookup(key), *openly, now, expires_at),
+    ).get
+    if cipher.encrypted:
+        seal_subjects(db, cipher, [(number, key, name, json.dumps(metadata))])
     return subject(db, collection_id, key)
 
 
 def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
     """The subject's faces in the order they were enrolled."""
-    rows = db.execute(
-        "SELECT faces.id, token, key, details, faces.created_at FROM faces JOIN subjects ON subjects.id = subject_id"
-        " WHERE subject_id = ? ORDER BY faces.id",
+    found: list[Row] = db.execute(
+        "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? ORDER BY id",
         (subject_id,),
-    )
-    return [Face(number, name, key, json.loads(details), made) for number, name, key, details, made in rows]
+    ).fetchall()
+    if not found:
+        return []
+    cipher, key = cipher_of(db, found[0][0]), subjects_by_id(db, [subject_id])[subject_id].key
+    return [
+        Face(number, name, key, json.loads(unsealed_details(cipher, name, details, sealed)), made)
+        for _, number, name, details, sealed, made in found
+    ]
+
+
+def sealed_details(cipher: Cipher, face: str, details: str) -> tuple[str, bytes | None]:
+    """What was measured of the face of this token, JSON, for the two columns that it may lie in."""
+    if cipher.encrypted and details != "{}":
+        return "{}", cipher.seal(details.encode(), "details", face)
+    return details, None
+
+
+def unsealed_details(cipher: Cipher, face: str, details: str, sealed: bytes | None) -> str:
+    """What `sealed_details` put there."""
+    return details if sealed is None else cipher.unseal(sealed, "details", face).decode()
 
 
 def owners(db: apsw.Connection, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
     """The token and the subject of those of the faces that there are."""
-    found = {}
+    found, of = {}, ciphers(db)
     for start in range(0, len(faces), _OWNERS_AT_ONCE):
         some = faces[start : start + _OWNERS_AT_ONCE]
-        for face, token, number, key, name, metadata, made, until in db.execute(
+        for face, token, collection_id, number, *who, made, until in db.execute(
             _OWNER % ",".join(["(?)"] * len(some)), some
         ):
+            key, name, metadata = _who(of(collection_id), number, *who)
             found[face] = token, Subject(number, key, name, json.loads(metadata), made, until)
     return found
 
@@ -273,24 +345,26 @@ def crop(db: apsw.Connection, collection_id: int, face_token: str) -> bytes:
         NotFoundError: no such face, or no picture of it.
     """
     row = db.execute(
-        "SELECT data FROM crops JOIN faces ON faces.id = face_id WHERE collection_id = ? AND token = ?",
+        "SELECT face_id, data FROM crops JOIN faces ON faces.id = face_id WHERE collection_id = ? AND token = ?",
         (collection_id, face_token),
     ).fetchone()
     if row is None:
         raise NotFoundError("there is no crop of that face")
-    return bytes(row[0])
+    return cipher_of(db, collection_id).unseal(row[1], "crop", row[0])
 
 
 def vectors_of_subjects(db: apsw.Connection, ids: Iterable[int], dimensions: int) -> dict[int, Floats]:
     """All vectors of each subject, [faces, D]."""
     found: dict[int, list[Floats]] = {}
+    of = ciphers(db)
     rows = db.execute(
-        "SELECT subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
+        "SELECT collection_id, subject_id, faces.id, data FROM faces JOIN vectors ON face_id = faces.id"
         " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY faces.id",
         (json.dumps(list(ids)),),
     )
-    for subject_id, data in rows:
-        found.setdefault(subject_id, []).append(np.frombuffer(data, "<f4", dimensions))
+    for collection_id, subject_id, face_id, data in rows:
+        vector = of(collection_id).unseal(data, "vector", face_id)
+        found.setdefault(subject_id, []).append(np.frombuffer(vector, "<f4", dimensions))
     return {subject_id: np.stack(vectors) for subject_id, vectors in found.items()}
 
 
@@ -323,12 +397,16 @@ def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *,
     return made
 
 
-def remove_subject(db: apsw.Connection, collection_id: int, found: Subject, now: float) -> Receipt:
+def faces_of_subject(db: apsw.Connection, subject_id: int) -> list[int]:
+    """Ids of the subject's faces, ascending."""
+    return [row[0] for row in db.execute("SELECT id FROM faces WHERE subject_id = ? ORDER BY id", (subject_id,))]
+
+
+def remove_subject(db: apsw.Connection, collection_id: int, subject_id: int, now: float) -> Receipt:
     """Delete the subject and all its faces."""
-    ids = [face.id for face in faces(db, found.id)]
-    made = remove_faces(db, collection_id, ids, subjects=1, now=now)
-    db.execute("DELETE FROM subjects WHERE id = ?", (found.id,))
-    _note(db, collection_id, found.id)
+    made = remove_faces(db, collection_id, faces_of_subject(db, subject_id), subjects=1, now=now)
+    db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
+    _note(db, collection_id, subject_id)
     return made
 
 
@@ -378,9 +456,10 @@ def rows_after(
     db: apsw.Connection, collection_id: int, dimensions: int, after: int, limit: int = -1, through: int | None = None
 ) -> Rows:
     """The collection's faces whose id is greater than `after` (and at most `through`), at most `limit` of them."""
-    found = list(_rows(db, collection_id, after, limit, through))
+    found, cipher = list(_rows(db, collection_id, after, limit, through)), cipher_of(db, collection_id)
     count = len(found)
-    vectors = np.frombuffer(b"".join(row[2] for row in found), "<f4").reshape(count, dimensions)
+    data = b"".join(cipher.unseal(row[2], "vector", row[0]) for row in found)
+    vectors = np.frombuffer(data, "<f4").reshape(count, dimensions)
     ids = np.fromiter((row[0] for row in found), np.int64, count)
     return Rows(ids, np.fromiter((row[1] for row in found), np.int64, count), vectors)
 
@@ -393,6 +472,12 @@ def _rows(
         " WHERE collection_id = ? AND faces.id > ? AND faces.id <= ? ORDER BY faces.id LIMIT ?",
         (collection_id, after, 2**63 - 1 if through is None else through, limit),
     )
+
+
+def has_rows_after(db: apsw.Connection, collection_id: int, after: int, count: int) -> bool:
+    """Whether there are `count` faces whose id is greater than `after`, which is faster than to read their vectors."""
+    found = "SELECT 1 FROM faces WHERE collection_id = ? AND id > ? ORDER BY id LIMIT 1 OFFSET ?"
+    return db.execute(found, (collection_id, after, count - 1)).get is not None
 
 
 def removals_after(db: apsw.Connection, collection_id: int, after: int) -> tuple[Ints, int]:
@@ -489,14 +574,32 @@ def whole_faces(
 ) -> list[WholeFace]:
     """At most `limit` faces, whose ids are greater than `after` and at most `through`; not who has expired."""
     rows = db.execute(
-        "SELECT faces.id, key, name, metadata, expires_at, token, details, faces.created_at, vectors.data, crops.data"
+        f"SELECT {_COLUMNS}, faces.id, token, details, faces.sealed, faces.created_at, vectors.data, crops.data"  # noqa: S608
         " FROM faces JOIN subjects ON subjects.id = subject_id JOIN vectors ON vectors.face_id = faces.id"
         " LEFT JOIN crops ON crops.face_id = faces.id"
         " WHERE faces.collection_id = ? AND faces.id > ? AND faces.id <= ? AND (expires_at IS NULL OR expires_at > ?)"
         " ORDER BY faces.id LIMIT ?",
         (collection_id, after, through, now, limit),
     )
-    return [WholeFace(*row) for row in rows]
+    cipher = cipher_of(db, collection_id)
+    return [_whole_face(cipher, row) for row in rows]
+
+
+def _whole_face(cipher: Cipher, row: Row) -> WholeFace:
+    _, subject_id, *who, _, expires_at, number, name, details, sealed, created_at, vector, crop = row
+    key, called, metadata = _who(cipher, subject_id, *who)
+    return WholeFace(
+        number,
+        key,
+        called,
+        metadata,
+        expires_at,
+        name,
+        unsealed_details(cipher, name, details, sealed),
+        created_at,
+        cipher.unseal(vector, "vector", number),
+        None if crop is None else cipher.unseal(crop, "crop", number),
+    )
 
 
 def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> bool:
@@ -505,30 +608,48 @@ def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> 
     Raises:
         ConflictError: the token is that of another face.
     """
+    cipher = cipher_of(db, collection_id)
     there: Row | None = db.execute(
-        "SELECT faces.collection_id, key, data FROM faces JOIN subjects ON subjects.id = subject_id"
+        "SELECT faces.collection_id, key, faces.id, data FROM faces JOIN subjects ON subjects.id = subject_id"
         " JOIN vectors ON face_id = faces.id WHERE token = ?",
         (face.token,),
     ).fetchone()
     if there is not None:
-        if there != (collection_id, face.subject, face.vector):
+        *where, number, vector = there
+        if where != [collection_id, cipher.lookup(face.subject)] or (
+            cipher.unseal(vector, "vector", number) != face.vector
+        ):
             raise ConflictError(f"face {face.token} is enrolled with another collection, subject or vector")
         return False
+    subject_id = _whole_subject(db, cipher, collection_id, face)
+    details = sealed_details(cipher, face.token, face.details)
+    face_id = db.execute(
+        "INSERT INTO faces (collection_id, subject_id, token, details, sealed, created_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " RETURNING id",
+        (collection_id, subject_id, face.token, *details, face.created_at),
+    ).get
+    db.execute("INSERT INTO vectors VALUES (?, ?)", (face_id, cipher.seal(face.vector, "vector", face_id)))
+    if face.crop is not None:
+        db.execute("INSERT INTO crops VALUES (?, ?)", (face_id, cipher.seal(face.crop, "crop", face_id)))
+    db.execute("UPDATE collections SET faces = faces + 1 WHERE id = ?", (collection_id,))
+    return True
+
+
+def _whole_subject(db: apsw.Connection, cipher: Cipher, collection_id: int, face: WholeFace) -> int:
+    """The face's subject, made unless it is there; its id."""
+    openly = (None, "{}") if cipher.encrypted else (face.name, face.metadata)
+    key = cipher.lookup(face.subject)
     db.execute(
         "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING",
-        (collection_id, face.subject, face.name, face.metadata, face.created_at, face.expires_at),
+        (collection_id, key, *openly, face.created_at, face.expires_at),
     )
-    face_id = db.execute(
-        "INSERT INTO faces (collection_id, subject_id, token, details, created_at)"
-        " SELECT collection_id, id, ?, ?, ? FROM subjects WHERE collection_id = ? AND key = ? RETURNING id",
-        (face.token, face.details, face.created_at, collection_id, face.subject),
+    number, sealed = db.execute(
+        "SELECT id, sealed FROM subjects WHERE collection_id = ? AND key = ?", (collection_id, key)
     ).get
-    db.execute("INSERT INTO vectors VALUES (?, ?)", (face_id, face.vector))
-    if face.crop is not None:
-        db.execute("INSERT INTO crops VALUES (?, ?)", (face_id, face.crop))
-    db.execute("UPDATE collections SET faces = faces + 1 WHERE id = ?", (collection_id,))
-    return True
+    if cipher.encrypted and sealed is None:
+        seal_subjects(db, cipher, [(number, face.subject, face.name, face.metadata)])
+    return int(number)
 
 
 def face_ids(db: apsw.Connection, collection_id: int, through: int) -> Ints:
@@ -668,12 +789,12 @@ def erased(db: apsw.Connection, tokens: Sequence[str], now: float) -> None:
     db.executemany("UPDATE receipts SET erased_at = ? WHERE token = ?", [(now, name) for name in tokens])
 
 
-def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, Subject]]:
-    """Subjects whose time is over, each with its collection's id."""
-    rows: list[Row] = db.execute(
-        "SELECT collection_id, key FROM subjects WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
-    ).fetchall()
-    return [(row[0], subject(db, row[0], row[1])) for row in rows]
+def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, int]]:
+    """Subjects whose time is over: each one's collection's id, and its own."""
+    rows = db.execute(
+        "SELECT collection_id, id FROM subjects WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:

@@ -13,7 +13,7 @@ One process works on a collection: who holds its lease.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,11 @@ import apsw
 
 from index import audit, records
 from index.acts import Act
+from index.collection_keys import cipher_of, is_locked
 from index.errors import ConflictError, NotFoundError
 from index.gallery import EmbeddedGallery, check_vectors
 from index.records import Collection, Floats, Row
+from index.sealing import OVERHEAD
 
 LEASE_S = 15.0
 FIRST = -(2**63)  # is less than every id
@@ -138,11 +140,12 @@ class Worker:
         self._holder = records.token()
 
     def waiting(self) -> list[Reembedding]:
-        """Those that nobody works on, the oldest first."""
+        """Those that nobody works on and whose keys are here, the oldest first."""
         now = self._gallery.clock()
         with self._ledger.snapshot() as db:
             under_way = [_read(row) for row in db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")]
-            return [one for one in under_way if not records.is_leased(db, _lease(one), now)]
+            free = [one for one in under_way if not records.is_leased(db, _lease(one), now)]
+            return [one for one in free if not is_locked(db, one.collection_id)]
 
     def claim(self, one: Reembedding) -> bool:
         """Whether it is this worker's from now on; False where it is another's, or over."""
@@ -178,11 +181,15 @@ class Worker:
         """
         for vector in made.values():
             check_vectors(vector[None], one.dimensions)
-        rows = [(vector.astype("<f4").tobytes(), one.collection_id, number) for number, vector in made.items()]
 
         def write(db: apsw.Connection) -> bool:
             if not self._renew(db, one):
                 return False
+            cipher = cipher_of(db, one.collection_id)
+            rows = [
+                (cipher.seal(vector.astype("<f4").tobytes(), "vector", number), one.collection_id, number)
+                for number, vector in made.items()
+            ]
             db.executemany(
                 "INSERT INTO reembedded (data, collection_id, face_id)"
                 " SELECT ?1, ?2, id FROM faces WHERE id = ?3 AND collection_id = ?2 ON CONFLICT DO NOTHING",
@@ -257,14 +264,18 @@ def faults(db: apsw.Connection) -> list[str]:
     """What is wrong with what is staged, and with the vectors of feedback, in words."""
     staged: int = db.execute(
         "SELECT count(*) FROM reembedded JOIN reembeddings USING (collection_id) JOIN faces ON faces.id = face_id"
-        " WHERE length(data) != 4 * dimensions OR faces.collection_id != reembedded.collection_id"
+        " JOIN collections ON collections.id = reembedded.collection_id"
+        " WHERE length(data) != 4 * reembeddings.dimensions + ? * encrypted"
+        " OR faces.collection_id != reembedded.collection_id",
+        (OVERHEAD,),
     ).get
     feedback: int = db.execute(
         "SELECT count(*) FROM rejections JOIN subjects ON subjects.id = subject_id"
         " JOIN collections ON collections.id = subjects.collection_id"
         " LEFT JOIN reembeddings ON reembeddings.collection_id = collections.id"
-        " WHERE length(data) != 4 * collections.dimensions"
-        " OR reembedded IS NOT NULL AND length(reembedded) IS NOT 4 * reembeddings.dimensions"
+        " WHERE length(data) != 4 * collections.dimensions + ?1 * encrypted"
+        " OR reembedded IS NOT NULL AND length(reembedded) IS NOT 4 * reembeddings.dimensions + ?1 * encrypted",
+        (OVERHEAD,),
     ).get
     told = [(staged, "new vectors of faces"), (feedback, "vectors of feedback")]
     return [f"{count} {what} do not fit their collection" for count, what in told if count]
@@ -326,7 +337,7 @@ def _pending_faces(db: apsw.Connection, collection_id: int, after: int, limit: i
         " WHERE faces.collection_id = ? AND faces.id > ? AND reembedded.face_id IS NULL ORDER BY faces.id LIMIT ?",
         (collection_id, after, limit),
     )
-    return [Pending(*row) for row in rows]
+    return _pending(db, collection_id, rows)
 
 
 def _pending_feedback(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[Pending]:
@@ -335,7 +346,12 @@ def _pending_feedback(db: apsw.Connection, collection_id: int, after: int, limit
         " AND -id > ? AND crop IS NOT NULL AND reembedded IS NULL ORDER BY id DESC LIMIT ?",
         (collection_id, after, limit),
     )
-    return [Pending(*row) for row in rows]
+    return _pending(db, collection_id, rows)
+
+
+def _pending(db: apsw.Connection, collection_id: int, rows: Iterable[Row]) -> list[Pending]:
+    cipher = cipher_of(db, collection_id)
+    return [Pending(number, cipher.unseal(crop, "crop", number)) for number, crop in rows]
 
 
 def _switch(db: apsw.Connection, one: Reembedding, now: float) -> None:

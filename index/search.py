@@ -13,6 +13,7 @@ import apsw
 import numpy as np
 
 from index import records, selection
+from index.collection_keys import cipher_of
 from index.errors import NotFoundError
 from index.feedback import contradicted, without
 from index.gallery import EmbeddedGallery, check_vectors
@@ -130,13 +131,15 @@ def _matches(
         if subject.expires_at is None or subject.expires_at > now
     }
     rows: list[records.Row] = db.execute(
-        "SELECT subject_id, token, data FROM faces JOIN vectors ON face_id = faces.id"
+        "SELECT subject_id, token, data, faces.id FROM faces JOIN vectors ON face_id = faces.id"
         " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY subject_id, faces.id",
         (json.dumps(list(there)),),
     ).fetchall()
     if not rows:
         return [[] for _ in queries]
-    vectors = np.frombuffer(b"".join(row[2] for row in rows), "<f4").reshape(len(rows), found.dimensions)
+    cipher = cipher_of(db, found.id)
+    data = b"".join(cipher.unseal(row[2], "vector", row[3]) for row in rows)
+    vectors = np.frombuffer(data, "<f4").reshape(len(rows), found.dimensions)
     owners = np.array([row[0] for row in rows], np.int64)
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     ends = np.append(starts[1:], len(rows))

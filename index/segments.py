@@ -5,7 +5,9 @@
     table               a CRC-32 for each `CHUNK` bytes of the body, padded to 64 bytes
     body                face ids int64 [rows], subject ids int64 [rows], vectors float32 [rows, dimensions]
 
-`flags` is 0; it is there for encryption. The ledger can make every segment anew, so a file in doubt is thrown away.
+`flags` is 0, or 1 where the vectors are sealed (index/sealing.py), bound to the file's name, its header and its ids.
+Those are unsealed into memory when they are asked for. The ledger can make every segment anew, so a file in doubt is
+thrown away.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +25,32 @@ import numpy as np
 from index.errors import CorruptError, TooNewError
 from index.files import write_atomically
 from index.records import Floats, Ints, Rows
+from index.sealing import PLAIN, Cipher
 
-MAGIC, VERSION = b"VSEG", 1
+MAGIC, VERSION, SEALED = b"VSEG", 1, 1
 _HEADER = struct.Struct("<4sHHIIqqq16xII")
 CHUNK = 2**20
 _ALIGNMENT = 64
+_CHECKSUMS = 8  # the last bytes of the header
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One mapped file; the arrays are views of it."""
+    """One mapped file; ids are views of it."""
 
     path: Path
     faces: Ints
     subjects: Ints
-    vectors: Floats
+    dimensions: int
     removals_through: int
+    _cipher: Cipher
+    _header: memoryview
     _body: memoryview
     _checksums: memoryview
 
     @classmethod
-    def open(cls, path: Path) -> Segment:
-        """Map the file. Header and size are checked, the body by `verify`.
+    def open(cls, path: Path, cipher: Cipher = PLAIN) -> Segment:
+        """Map the file, which the collection's `cipher` wrote. Header and size are checked, the body by `verify`.
 
         Raises:
             CorruptError: missing, cut short, or with another header than was written. TooNewError.
@@ -55,12 +62,14 @@ class Segment:
             raise CorruptError(f"{path.name}: {error}") from error
         if len(mapped) < _HEADER.size:
             raise CorruptError(f"{path.name} is cut short")
-        magic, version, _, dimensions, rows, _, _, removals, table_crc, header_crc = _HEADER.unpack_from(mapped)
+        magic, version, flags, dimensions, rows, _, _, removals, table_crc, header_crc = _HEADER.unpack_from(mapped)
         if magic != MAGIC or zlib.crc32(mapped[: _HEADER.size - 4]) != header_crc:
             raise CorruptError(f"{path.name} has no segment's header")
         if version > VERSION:
             raise TooNewError(f"{path.name} is of version {version}; this program knows {VERSION}")
-        size = rows * (16 + 4 * dimensions)
+        if flags != (SEALED if cipher.encrypted else 0):
+            raise CorruptError(f"{path.name} is sealed where its collection is not, or the other way round")
+        size = rows * 16 + cipher.file_size(rows * 4 * dimensions)
         start = _HEADER.size + _table_size(size)
         table = mapped[_HEADER.size : start]
         if len(mapped) != start + size or zlib.crc32(table) != table_crc:
@@ -70,11 +79,25 @@ class Segment:
             path,
             np.frombuffer(body, "<i8", rows),
             np.frombuffer(body, "<i8", rows, 8 * rows),
-            np.frombuffer(body, "<f4", rows * dimensions, 16 * rows).reshape(rows, dimensions),
+            dimensions,
             removals,
+            cipher,
+            mapped[: _HEADER.size - _CHECKSUMS],
             body,
             table,
         )
+
+    @cached_property
+    def vectors(self) -> Floats:
+        """[rows, dimensions]: a view of the file, or what is sealed there.
+
+        Raises:
+            CorruptError: that was changed, or put there from elsewhere.
+        """
+        ids = 16 * len(self.faces)
+        about = (self.path.name.encode(), self._header, self._body[:ids])
+        data = self._cipher.unseal_file(self._body[ids:], *about)
+        return np.frombuffer(data, "<f4").reshape(-1, self.dimensions)
 
     def verify(self) -> None:
         """Read all of it.
@@ -85,26 +108,32 @@ class Segment:
         for number, chunk in enumerate(_chunks(self._body)):
             if struct.unpack_from("<I", self._checksums, 4 * number)[0] != zlib.crc32(chunk):
                 raise CorruptError(f"{self.path.name} changed at byte {number * CHUNK} of its body or after")
+        self.unsealed()
+
+    def unsealed(self) -> Segment:
+        """This, with its vectors in memory if they are sealed.
+
+        Raises:
+            CorruptError: see `vectors`.
+        """
+        assert self.vectors is not None  # noqa: S101  which unseals them
+        return self
 
 
-def write(path: Path, rows: Rows, removals_through: int) -> Segment:
+def write(path: Path, rows: Rows, removals_through: int, cipher: Cipher = PLAIN) -> Segment:
     """Write the rows durably, and map them."""
-    body = b"".join(
-        (
-            rows.faces.astype("<i8").tobytes(),
-            rows.subjects.astype("<i8").tobytes(),
-            rows.vectors.astype("<f4").tobytes(),
-        )
-    )
-    checksums = b"".join(struct.pack("<I", zlib.crc32(chunk)) for chunk in _chunks(memoryview(body)))
-    table = checksums.ljust(_table_size(len(body)), b"\0")
     count, dimensions = rows.vectors.shape
     first, last = (int(rows.faces[0]), int(rows.faces[-1])) if count else (0, 0)
-    header = _HEADER.pack(MAGIC, VERSION, 0, dimensions, count, first, last, removals_through, zlib.crc32(table), 0)[
-        :-4
-    ]
+    flags = SEALED if cipher.encrypted else 0
+    fields = _HEADER.pack(MAGIC, VERSION, flags, dimensions, count, first, last, removals_through, 0, 0)[:-_CHECKSUMS]
+    ids = rows.faces.astype("<i8").tobytes() + rows.subjects.astype("<i8").tobytes()
+    vectors = rows.vectors.astype("<f4").tobytes()
+    body = b"".join((ids, *cipher.seal_file(vectors, path.name.encode(), fields, ids)))
+    checksums = b"".join(struct.pack("<I", zlib.crc32(chunk)) for chunk in _chunks(memoryview(body)))
+    table = checksums.ljust(_table_size(len(body)), b"\0")
+    header = fields + struct.pack("<I", zlib.crc32(table))
     write_atomically(path, [header + struct.pack("<I", zlib.crc32(header)), table, body])
-    return Segment.open(path)
+    return Segment.open(path, cipher)
 
 
 def _chunks(body: memoryview) -> Iterator[memoryview]:

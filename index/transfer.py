@@ -2,7 +2,8 @@
 
 What the collection is (embedder, fingerprint, ...) stands in the file's own metadata under `vestibule`, as JSON. Faces
 keep their tokens, so that a file which is read again, after a crash or by mistake, enrols nobody twice. A subject
-without faces has no row. Needs pyarrow.
+without faces has no row. The file of an encrypted collection is encrypted, too (index/parquet_keys.py), and can only
+become one. Needs pyarrow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from index.acts import Act
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.files import sync_folder
 from index.gallery import EmbeddedGallery, check_vectors
+from index.parquet_keys import decryption, encryption, is_encrypted
 from index.records import Collection, WholeFace
 
 KEY, VERSION = b"vestibule", 1
@@ -51,13 +53,17 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
 
     Raises:
         NotFoundError: no such collection. GalleryError: there is a file of that name, or no pyarrow. ConflictError: the
-        collection was embedded anew meanwhile.
+        collection was embedded anew meanwhile. LockedError.
     """
     arrow, parquet = _pyarrow()
     found = gallery.collection(name)
     schema = _schema(arrow, found.dimensions).with_metadata({KEY: json.dumps(_described(found))})
     count = 0
-    with _new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
+    sealed = {"encryption_properties": encryption(gallery.ledger.keys)} if found.encrypted else {}
+    with (
+        _new_file(path) as temporary,
+        parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **sealed) as writer,
+    ):
         for faces in _all_faces(gallery, found):
             writer.write_batch(_batch(arrow, schema, faces, found.dimensions))
             count += len(faces)
@@ -72,12 +78,15 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
 
     Raises:
         InvalidError: not such a file, or damaged, or some row cannot be a face. ConflictError: the collection is of
-        another pipeline, or a token is that of another face. GalleryError: no pyarrow. TooNewError.
+        another pipeline or not encrypted as the file is, or a token is that of another face. GalleryError: no pyarrow.
+        LockedError, TooNewError.
     """
     arrow, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            wanted = _wanted(file.schema_arrow.metadata or {}, name)
+        encrypted = is_encrypted(path)
+        sealed = {"decryption_properties": decryption(gallery.ledger.keys)} if encrypted else {}
+        with parquet.ParquetFile(path, page_checksum_verification=True, **sealed) as file:
+            wanted = replace(_wanted(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))
             row = 1
             for batch in file.iter_batches(AT_ONCE):
@@ -118,7 +127,7 @@ def _schema(arrow: Any, dimensions: int) -> Any:
 
 
 def _described(found: Collection) -> dict[str, Any]:
-    properties = {key: value for key, value in found.__dict__.items() if key not in ("id", "generation")}
+    properties = {key: value for key, value in found.__dict__.items() if key not in ("id", "generation", "encrypted")}
     return {"version": VERSION, "collection": properties}
 
 
@@ -242,6 +251,8 @@ def _target(db: apsw.Connection, wanted: Collection) -> Collection:
         theirs, ours = getattr(wanted, what), getattr(found, what)
         if theirs != ours:
             raise ConflictError(f"{wanted.name!r} has the {what} {ours!r}; the file has {theirs!r}")
+    if wanted.encrypted and not found.encrypted:
+        raise ConflictError(f"the file is encrypted, and {wanted.name!r} is not")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an operator has done now and then: the ledger made smaller, the cache made anew."""
+"""What an operator has done now and then: the ledger made smaller, the cache made anew, another key."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import apsw
 
+from index.collection_keys import rewrap
 from index.errors import GalleryError
 from index.gallery import EmbeddedGallery
 from index.ledger import BUSY_MS
 from index.maintenance import LEASE_S, Limits, Maintenance
+from index.sealing import OperatorKey
 
 # How often the log is tried to be emptied, a fifth of a second each: others may read from it.
 _TRIES = 25
@@ -56,6 +58,21 @@ def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: Limits | 
         )
     maintenance.release()
     return [collection.name for collection in collections]
+
+
+def rekey(gallery: EmbeddedGallery, new: OperatorKey) -> int:
+    """Let the `new` operator's key wrap the data keys of all encrypted collections, and nothing but it; how many.
+
+    Data keys stay, so nothing is encrypted anew: a copy of the ledger from before can be read with the old key still.
+    Who has used a collection can go on with it; else the service needs the new key from now on. Afterwards nothing in
+    the ledger's files is wrapped by the old one, unless somebody keeps on reading from the log.
+
+    Raises:
+        LockedError: the gallery was opened with another key than wrapped them; then nothing has changed.
+    """
+    count = gallery.ledger.write(lambda db: rewrap(db, new))
+    any(gallery.ledger.scrub() for _ in range(_TRIES))
+    return count
 
 
 def _vacuum(gallery: EmbeddedGallery) -> None:

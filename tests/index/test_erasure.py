@@ -27,12 +27,12 @@ from benchmarks.erasure import (
     erase,
     fill,
     forms_of_vector,
+    indexes,
     main,
     person,
     search_elsewhere,
 )
 from index import records
-from index.ann import Ivf
 from index.gallery import EmbeddedGallery
 from index.maintenance import Limits, Maintenance
 from index.scrub import Pages
@@ -67,17 +67,17 @@ def left(gallery: EmbeddedGallery, folder: Path, rounds: int) -> list[str]:
         people = [person(200 * number + each, DIMENSIONS, 1, (50, 1500)) for each in range(200)]
         there |= dict(zip(fill(gallery, people), ((one, face) for one in people for face in range(5)), strict=True))
         maintenance.run()
-        before = [Ivf.read(path) for path in gallery.files.glob("*.ivf")]
+        before = indexes(gallery)
         keys = rng.sample(sorted({one.key for one, _ in there.values()}), 15)
         whole = {token for token, (one, _) in there.items() if one.key in keys}
         tokens = rng.sample([token for token in there if token not in whole], len(there) * 3 // 4)
         gallery.ledger.write(partial(one_by_one, tokens=tokens[20:]))
         erase(gallery, maintenance, tokens[:20], keys)
-        indexes = before + [Ivf.read(path) for path in gallery.files.glob("*.ivf")]
-        assert indexes
+        all_indexes = before + indexes(gallery)
+        assert all_indexes
         for token in (*tokens, *whole):
             one, face = there.pop(token)
-            forms.update((*forms_of_vector(one.vectors[face], indexes), one.crops[face] or b""))
+            forms.update((*forms_of_vector(one.vectors[face], all_indexes), one.crops[face] or b""))
             forms.update(one.forms if token in whole else ())
     # What is not to be found, and something that is.
     survivor, face = next(iter(there.values()))
@@ -136,8 +136,10 @@ def test_forms_are_what_others_write() -> None:
     assert json.dumps({"n": one.name}, ensure_ascii=False).encode().count(list(one.forms)[2]) == 1
 
 
-@pytest.mark.parametrize("forgetful", [False, True])
-def test_the_benchmark_measures_and_can_fail(tmp_path: Path, forgetful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("forgetful", "encrypted"), [(True, False), (False, True)])
+def test_the_benchmark_measures_and_can_fail(
+    tmp_path: Path, forgetful: bool, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -149,10 +151,11 @@ def test_the_benchmark_measures_and_can_fail(tmp_path: Path, forgetful: bool, mo
     if forgetful:
         monkeypatch.setattr(erasure, "erase", leaves_one)
     with pytest.raises(typer.Exit) as ended:
-        main(2000, DIMENSIONS, 300, 20, 2, tmp_path, tmp_path / "erasure.csv")
+        main(2000, DIMENSIONS, 300, 20, 2, tmp_path, tmp_path / "erasure.csv", encrypted)
     with (tmp_path / "erasure.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (ended.value.exit_code, int(row["left"]) > 0) == ((1, True) if forgetful else (0, False))
+    assert row.get("open") == ("0" if encrypted else None)
     assert 0 < float(row["erased_s"]) < 60
     assert float(row["searched_mb"]) > float(row["files_mb"]) > 0.5
     assert float(row["ledger_mb"]) > 1

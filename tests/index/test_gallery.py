@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -233,10 +234,10 @@ def test_a_collection_dropped_meanwhile_is_left_alone(
     gallery.enrol("other", random_faces(20), "f1")
     write = segments.write
 
-    def drop_first(path: Path, rows: records.Rows, removals_through: int) -> segments.Segment:
+    def drop_first(*given: Any) -> segments.Segment:
         if [c.name for c in gallery.collections()] == ["doors", "other"]:
             gallery.drop("doors")
-        return write(path, rows, removals_through)
+        return write(*given)
 
     monkeypatch.setattr(segments, "write", drop_first)
     Maintenance(gallery, LIMITS).run()

@@ -21,9 +21,11 @@ from index.gallery import EmbeddedGallery, Tuning
 from index.maintenance import Limits, Maintenance
 from index.records import NewFace
 from index.reembedding import FIRST, Reembeddings, Worker
+from index.sealing import OperatorKey
 
 Vector = npt.NDArray[np.float32]
 
+KEY = OperatorKey(b"k" * 32)
 DIMENSIONS = 8
 EVERYTHING = Tuning(lists=10_000, shortlist=10_000)  # so that the inverted file, too, must find all
 LIMITS = Limits(segment=4, exact_below=8, growth=2.0)
@@ -46,20 +48,22 @@ class Congruence(RuleBasedStateMachine):
         self.now = 1000.0
         self.seeds = 10**6
         self.galleries = [self.opened(), self.opened()]
+        self.encrypted = False
         self.model: dict[str, dict[str, tuple[str, int]]] = {}
         self.pipelines = {"doors": 1, "trains": 1}
         self.receipts: list[str] = []
 
     def opened(self) -> EmbeddedGallery:
-        return EmbeddedGallery(self.folder, tuning=EVERYTHING, clock=lambda: self.now)
+        return EmbeddedGallery(self.folder, tuning=EVERYTHING, clock=lambda: self.now, key=KEY)
 
     def teardown(self) -> None:
         for gallery in self.galleries:
             gallery.close()
         shutil.rmtree(self.folder)
 
-    @initialize(count=st.integers(0, 60), maintained=st.booleans())
-    def one_collection(self, count: int, maintained: bool) -> None:
+    @initialize(count=st.integers(0, 60), maintained=st.booleans(), encrypted=st.booleans())
+    def one_collection(self, count: int, maintained: bool, encrypted: bool) -> None:
+        self.encrypted = encrypted
         self.create("doors", 0)
         for person in range(count):
             self.enrol("doors", f"p{person % 12}", 1, person % 2)
@@ -70,7 +74,8 @@ class Congruence(RuleBasedStateMachine):
     def create(self, name: str, which: int) -> None:
         if name not in self.model:
             pipeline = self.pipelines[name]
-            self.galleries[which].create(name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline)))
+            made = name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline))
+            self.galleries[which].create(*made, encrypted=self.encrypted)
             self.model[name] = {}
 
     @rule(which=st.integers(0, 1))

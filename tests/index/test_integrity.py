@@ -172,7 +172,8 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     ),
     (
         sql(
-            "INSERT INTO faces VALUES (2, 1, 2, 'a', '{}', 0); INSERT INTO vectors SELECT 2, data FROM vectors LIMIT 1;"
+            "INSERT INTO faces VALUES (2, 1, 2, 'a', '{}', 0, NULL);"
+            "INSERT INTO vectors SELECT 2, data FROM vectors LIMIT 1;"
             "UPDATE collections SET faces = faces + 1 WHERE id = 1"
         ),
         ["doors: .*seg lacks 1", "doors: .*ivf lacks 1", "1 erasures were not made in the ledger, the first is 1"],
@@ -207,8 +208,8 @@ def test_erased_subjects_and_collections_that_are_there_are_found(gallery: Embed
     gallery.remove_subject("doors", "p0")
     gallery.drop("empty")
     assert list(faults(gallery)) == []
-    sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL)")(gallery)
-    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0)")(gallery)
+    sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL, NULL)")(gallery)
+    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0)")(gallery)
     assert [fault[:26] for fault in faults(gallery)] == ["2 erasures were not made i"]
 
 
@@ -219,7 +220,7 @@ def test_what_a_dropped_collection_had_removed_is_no_fault(gallery: EmbeddedGall
 
 
 def test_many_erasures_are_compared_page_by_page(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integrity, "REMOVALS_AT_ONCE", 2)
+    monkeypatch.setattr(integrity, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(integrity, "AT_ONCE", 10)
     gallery.remove_subject("doors", "p0")
     assert list(faults(gallery)) == []

@@ -101,9 +101,10 @@ def test_who_expires_does_so_at_that_very_time_and_the_first_first(db: apsw.Conn
     for key, at in (("p0", NOW + 2), ("p1", NOW + 1)):
         records.upsert_subject(db, doors, key, name=None, metadata={}, expires_at=at, now=NOW)
     assert records.expired(db, NOW + 0.9, 9) == []
-    assert records.expired(db, NOW + 1, 9) == [(doors, records.subject(db, doors, "p1"))]
-    assert [one.key for _, one in records.expired(db, NOW + 2, 9)] == ["p1", "p0"]
-    assert [one.key for _, one in records.expired(db, NOW + 2, 1)] == ["p1"]
+    p0, p1 = (records.subject(db, doors, key).id for key in ("p0", "p1"))
+    assert records.expired(db, NOW + 1, 9) == [(doors, p1)]
+    assert records.expired(db, NOW + 2, 9) == [(doors, p1), (doors, p0)]
+    assert records.expired(db, NOW + 2, 1) == [(doors, p1)]
 
 
 def test_vectors_are_compared_with_those_of_their_pipeline_and_generation(db: apsw.Connection, doors: int) -> None:
@@ -202,7 +203,7 @@ def test_removed_faces_are_noted_and_others_stay(db: apsw.Connection, doors: int
 
 
 def test_a_removed_subject_is_noted_behind_its_faces(db: apsw.Connection, doors: int) -> None:
-    made = records.remove_subject(db, doors, records.subject(db, doors, "p0"), NOW)
+    made = records.remove_subject(db, doors, records.subject(db, doors, "p0").id, NOW)
     assert (made.subjects, made.faces) == (1, 2)
     assert records.removals(db, 0) == [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
     assert [one.key for one in records.subjects(db, doors, "", 9)] == ["p1"]

@@ -13,8 +13,11 @@ from index import segments
 from index.errors import CorruptError, TooNewError
 from index.files import write_atomically
 from index.records import Rows
+from index.sealing import OVERHEAD, PLAIN, Aead, Cipher
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "segment-1.seg"
+SEALED = GOLDEN.with_name("segment-1-sealed.seg")
+AEAD = Aead(bytes(range(32)))
 
 
 def rows(count: int = 50, dimensions: int = 6) -> Rows:
@@ -23,11 +26,12 @@ def rows(count: int = 50, dimensions: int = 6) -> Rows:
     return Rows(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
 
 
+@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["open", "sealed"])
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_what_was_written_is_read(tmp_path: Path, count: int) -> None:
+def test_what_was_written_is_read(tmp_path: Path, count: int, cipher: Cipher) -> None:
     expected = rows(count)
-    written = segments.write(tmp_path / "a.seg", expected, removals_through=7)
-    read = segments.Segment.open(tmp_path / "a.seg")
+    written = segments.write(tmp_path / "a.seg", expected, 7, cipher)
+    read = segments.Segment.open(tmp_path / "a.seg", cipher)
     for segment in (written, read):
         segment.verify()
         assert np.array_equal(segment.faces, expected.faces)
@@ -37,8 +41,9 @@ def test_what_was_written_is_read(tmp_path: Path, count: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.seg"]
 
 
-def test_the_golden_file_of_version_1_is_read() -> None:
-    segment = segments.Segment.open(GOLDEN)
+@pytest.mark.parametrize(("path", "cipher"), [(GOLDEN, PLAIN), (SEALED, AEAD)], ids=["open", "sealed"])
+def test_the_golden_files_of_version_1_are_read(path: Path, cipher: Cipher) -> None:
+    segment = segments.Segment.open(path, cipher)
     segment.verify()
     expected = rows()
     assert np.array_equal(segment.faces, expected.faces)
@@ -54,6 +59,19 @@ def test_what_is_written_is_version_1_byte_for_byte(tmp_path: Path) -> None:
     assert fields == (b"VSEG", 1, 0, 6, 0, 0, 0, 7)  # of no rows: neither a first face nor a last
 
 
+def test_a_sealed_one_is_the_same_but_for_its_vectors(tmp_path: Path) -> None:
+    segments.write(tmp_path / "a.seg", rows(), 7, AEAD)
+    sealed, (whole, ids) = (tmp_path / "a.seg").read_bytes(), (GOLDEN.read_bytes(), 128 + 16 * 50)
+    assert struct.unpack_from("<4sHH", sealed) == (b"VSEG", 1, 1)
+    assert sealed[128:ids] == whole[128:ids]
+    assert len(sealed) == len(whole) + OVERHEAD
+    assert whole[ids : ids + 8] not in sealed
+    with pytest.raises(CorruptError, match=r"^a\.seg is sealed where its collection is not, or the other way round$"):
+        segments.Segment.open(tmp_path / "a.seg")
+    with pytest.raises(CorruptError, match="sealed"):
+        segments.Segment.open(GOLDEN, AEAD)
+
+
 def test_a_checksum_is_of_a_mebibyte_of_the_body(tmp_path: Path) -> None:
     segments.write(tmp_path / "a.seg", rows(20_000, 20), 0)
     content = (tmp_path / "a.seg").read_bytes()
@@ -63,16 +81,34 @@ def test_a_checksum_is_of_a_mebibyte_of_the_body(tmp_path: Path) -> None:
     assert content[64:128] == struct.pack("<2I56x", *checksums)
 
 
-def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["open", "sealed"])
+def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cipher: Cipher) -> None:
     monkeypatch.setattr(segments, "CHUNK", 128)
-    segments.write(tmp_path / "a.seg", rows(5, 3), 0)
+    segments.write(tmp_path / "a.seg", rows(5, 3), 0, cipher)
     whole = (tmp_path / "a.seg").read_bytes()
     for place in range(len(whole)):
         changed = bytearray(whole)
         changed[place] ^= 0x10
-        (tmp_path / "b.seg").write_bytes(changed)
-        with pytest.raises((CorruptError, TooNewError), match=r"^b\.seg "):
-            segments.Segment.open(tmp_path / "b.seg").verify()
+        (tmp_path / "a.seg").write_bytes(changed)
+        with pytest.raises((CorruptError, TooNewError), match=r"^a\.seg "):
+            segments.Segment.open(tmp_path / "a.seg", cipher).verify()
+
+
+@pytest.mark.parametrize("place", [24, 128, 168])  # of the header: the first id; of the body: a face's, a subject's
+def test_what_is_not_sealed_cannot_be_changed_either(tmp_path: Path, place: int) -> None:
+    """Not even with all checksums made anew."""
+    path = tmp_path / "a.seg"
+    segments.write(path, rows(5, 3), 0, AEAD)
+    changed = bytearray(path.read_bytes())
+    changed[place] ^= 1
+    struct.pack_into("<I", changed, 64, zlib.crc32(changed[128:]))
+    struct.pack_into("<I", changed, 56, zlib.crc32(changed[64:128]))
+    struct.pack_into("<I", changed, 60, zlib.crc32(changed[:60]))
+    path.write_bytes(changed)
+    segment = segments.Segment.open(path, AEAD)
+    for read in (segment.verify, segment.unsealed):
+        with pytest.raises(CorruptError, match=r"^a\.seg has something sealed that was not written there$"):
+            read()
 
 
 def test_where_it_changed_is_told_to_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
