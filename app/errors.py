@@ -171,6 +171,12 @@ class OutOfMemory(NotReady):
     type, title = "out-of-memory", "There is not enough memory for this"
 
 
+class Locked(NotReady):
+    """An encrypted collection, and this service has not its key."""
+
+    type, title = "collection-locked", "The collection is locked"
+
+
 class DeadlineExceeded(VestibuleError):
     """The answer would have come too late."""
 

@@ -54,7 +54,7 @@ class Galleries:
         """The collection, and whether it was made now; the same call again finds it.
 
         Raises:
-            UnknownModel; Conflict: there is another of that name.
+            UnknownModel; Conflict: there is another of that name; Locked: there is no key to encrypt it by.
         """
         sight = await self._pipeline.sight(asked.embedder)
         model, fingerprint = sight.model, sight.fingerprint
@@ -62,11 +62,17 @@ class Galleries:
         def make() -> tuple[Collection, bool]:
             try:
                 made = self._gallery.create(
-                    name, model.card.name, fingerprint, model.dimensions, keep_crops=asked.keep_crops
+                    name,
+                    model.card.name,
+                    fingerprint,
+                    model.dimensions,
+                    encrypted=asked.encrypted,
+                    keep_crops=asked.keep_crops,
                 )
             except index_errors.ConflictError:
                 found = self._gallery.collection(name)
-                if (found.fingerprint, found.settings.get("keep_crops")) != (fingerprint, asked.keep_crops):
+                there = (found.fingerprint, found.settings.get("keep_crops"), found.encrypted)
+                if there != (fingerprint, asked.keep_crops, asked.encrypted):
                     raise
                 return found, False
             return made, True
@@ -219,6 +225,7 @@ def _collection(found: Collection) -> CollectionInfo:
         fingerprint=found.fingerprint,
         dimensions=found.dimensions,
         keep_crops=found.settings["keep_crops"],
+        encrypted=found.encrypted,
         created_at=moment(found.created_at),
     )
 

@@ -30,6 +30,7 @@ def list_collections(
                 "embedder": found.embedder,
                 "fingerprint": found.fingerprint,
                 "dimensions": found.dimensions,
+                "encrypted": found.encrypted,
                 **gallery.usage(found.name).__dict__,
             }
             for found in gallery.collections(limit=-1)
@@ -44,6 +45,7 @@ def list_collections(
         typer.echo(
             f"{row['name']:24} {row['subjects']:>10,} subjects {row['faces']:>12,} faces  {search:7}"
             f" {_megabytes(row['file_bytes'])} of files  {row['embedder']} {row['fingerprint']} x{row['dimensions']}"
+            f"{'  encrypted' if row['encrypted'] else ''}"
         )
     typer.echo(f"{len(rows)} collections; the ledger has {_megabytes(size)}")
 
@@ -111,6 +113,20 @@ def rebuild(collection: Annotated[str | None, typer.Argument(help="By default al
 
 
 @gallery_cli.command()
+def rekey(
+    file: Annotated[Path, typer.Argument(help="The new key, 32 bytes in base64; the old one is in the settings.")],
+) -> None:
+    """Let another operator's key wrap the keys of all encrypted collections; then start the service with that one."""
+    from app.encryption import read_key
+    from index import upkeep
+
+    with _opened() as gallery:
+        new = read_key(file)
+        count = upkeep.rekey(gallery, new)
+    typer.echo(f"{count} collections are by the key {new.id} now; set it in VESTIBULE_ENCRYPTION_KEY_FILE and restart")
+
+
+@gallery_cli.command()
 def backup(
     folder: Annotated[Path, typer.Argument(help="New or empty. It will hold faces: keep it as you keep those.")],
 ) -> None:
@@ -125,10 +141,11 @@ def backup(
 @gallery_cli.command()
 def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]) -> None:
     """Put a backup in place of the ledger, and erase again what was erased since; the service must be stopped."""
+    from app.settings import Settings
     from index.backup import restore as put_back
 
     with _failing():
-        done = put_back(_folder(), folder)
+        done = put_back(Settings().state / "gallery", folder)
     made = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
         f"the ledger is that of {made:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
@@ -139,23 +156,19 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]
         typer.echo("nothing here tells what was erased after the backup was made: that is back", err=True)
 
 
-def _folder() -> Path:
-    from app.settings import Settings
-
-    return Settings().state / "gallery"
-
-
 @contextmanager
 def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
     """The gallery, which must be there unless it may be `new`."""
+    from app.settings import Settings
     from index.errors import NotFoundError
     from index.gallery import EmbeddedGallery
 
     with _failing():
-        folder = _folder()
+        settings = Settings()
+        folder = settings.state / "gallery"
         if not new and not folder.is_dir():
             raise NotFoundError(f"there is no gallery in {folder}")
-        gallery = EmbeddedGallery(folder)
+        gallery = EmbeddedGallery(folder, key=settings.operator_key())
         try:
             yield gallery
         finally:

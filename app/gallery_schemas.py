@@ -64,6 +64,9 @@ class NewCollection(_Schema):
     keep_crops: StrictBool = Field(
         False, description="Keep each aligned face, so that a later embedder can embed it anew."
     )
+    encrypted: StrictBool = Field(
+        False, description="Write nothing of who is in it openly, but sealed by the operator's key. Stays so for good."
+    )
 
 
 class CollectionInfo(_Schema):
@@ -74,6 +77,7 @@ class CollectionInfo(_Schema):
     fingerprint: str
     dimensions: int
     keep_crops: bool
+    encrypted: bool
     created_at: AwareDatetime
 
 
@@ -137,7 +141,10 @@ class SubjectInfo(SubjectProperties):
 
 
 class SubjectPage(_Schema):
-    """Some subjects in the order of ids; `next` is the `after` of the following page."""
+    """Some subjects in the order of ids; `next` is the `after` of the following page.
+
+    Those of an encrypted collection come in an order that means nothing, and stays.
+    """
 
     data: list[SubjectInfo]
     next: str | None

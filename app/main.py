@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
         keys.known()  # a ledger that cannot be read is told of now, not to each request
-        gallery = EmbeddedGallery(settings.state / "gallery")
+        gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
         app.state.galleries = Galleries(inference, gallery)
         upkeep = Upkeep(gallery, settings.upkeep_s)
         upkeep.start()

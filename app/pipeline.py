@@ -14,7 +14,7 @@ from urllib.parse import quote
 from PIL import Image
 from torch import Tensor
 
-from app.errors import Conflict, DeadlineExceeded, NotFound, NotReady, Overloaded
+from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded
 from app.faces import DETECTION_THRESHOLD, Faces, FoundFace
 from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference import Inference
@@ -87,7 +87,7 @@ class Pipeline:
         """What the gallery answers, off the event loop.
 
         Raises:
-            NotFound, Conflict.
+            NotFound, Conflict, Locked.
         """
         try:
             return await self.engine.stored(question)
@@ -95,6 +95,8 @@ class Pipeline:
             raise NotFound(str(error)) from error
         except index_errors.ConflictError as error:
             raise Conflict(str(error)) from error
+        except index_errors.LockedError as error:
+            raise Locked(str(error)) from error
 
     async def compared(self, question: Callable[[], T]) -> T:
         """`ask`, with vectors of the collection's pipeline.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.encryption import operator_key
+from index.sealing import OperatorKey
 from models.choice import Wanted
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -30,7 +32,7 @@ def is_loopback(host: str) -> bool:
 class Settings(BaseSettings):
     """Sizes in bytes, pixels or counts; times in seconds. Lists are JSON in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="VESTIBULE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="VESTIBULE_", frozen=True, hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -44,6 +46,8 @@ class Settings(BaseSettings):
 
     weights: Path = PROJECT / "weights"
     state: Path = PROJECT / "state"  # what the service keeps: the gallery, keys
+    encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
+    encryption_key_file: Path | None = None  # or where it lies
     probes: Path = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
     runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
     model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
@@ -74,3 +78,12 @@ class Settings(BaseSettings):
     deadline_s: Seconds = 30.0
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's background work
     drain_s: Positive = 20  # how long SIGTERM waits for requests under way
+
+    @model_validator(mode="after")
+    def _readable_key(self) -> Self:
+        self.operator_key()
+        return self
+
+    def operator_key(self) -> OperatorKey | None:
+        """Of encrypted collections; None where none is given."""
+        return operator_key(self.encryption_key, self.encryption_key_file)

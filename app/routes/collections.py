@@ -35,7 +35,7 @@ router.include_router(jobs.router)
 router.include_router(reembed.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
-PROBLEMS = errors.describe(*COMMON)
+PROBLEMS = errors.describe(*COMMON, errors.Locked)
 MAKING = errors.describe(
     *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
 )

@@ -16,7 +16,9 @@ from app.uploads import BULK_BODY, Upload, read_upload
 
 router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
 
-PROBLEMS = errors.describe(errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
+PROBLEMS = errors.describe(
+    errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters, errors.Locked
+)
 SENDING = errors.describe(
     errors.BadRequest,
     errors.OriginNotAllowed,
@@ -27,6 +29,7 @@ SENDING = errors.describe(
     errors.InvalidParameters,
     errors.Unprocessable,
     errors.Overloaded,
+    errors.Locked,
 )
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
