@@ -123,7 +123,10 @@ def rekey(
     with _opened() as gallery:
         new = read_key(file)
         count = upkeep.rekey(gallery, new)
-    typer.echo(f"{count} collections are by the key {new.id} now; set it in VESTIBULE_ENCRYPTION_KEY_FILE and restart")
+    typer.echo(
+        f"of {count} collections the keys are wrapped by {new.id} now: start the service anew, with"
+        f" VESTIBULE_ENCRYPTION_KEY_FILE={file}; backups from before need the old key"
+    )
 
 
 @gallery_cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -50,7 +52,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
     random_embedder(weights)
     (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
-    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
+    key = SecretStr(base64.b64encode(b"k" * 32).decode())
+    settings = Settings(
+        weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05, encryption_key=key
+    )
     with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as client:
         client.app_state["state"] = state
         yield client

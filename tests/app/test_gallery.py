@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from PIL import Image
 from app.identification import Rule
 from app.keys import FOLDER, Keys
 from index.audit import Audit
+from index.gallery import EmbeddedGallery
 from index.protocol import Match
 from index.records import Subject
+from index.sealing import OperatorKey
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
@@ -61,6 +64,40 @@ def test_a_collection_is_made_once(gallery: TestClient) -> None:
     assert [c["name"] for c in gallery.get("/collections").json()["data"]] == ["doors"]
     detail = gallery.get("/collections/doors").json()
     assert (detail["subjects"], detail["faces"], detail["exact"]) == (0, 0, True)
+
+
+def test_an_encrypted_collection_is_like_any_other(running: TestClient) -> None:
+    made = running.put("/collections/vault", json={"encrypted": True})
+    assert (made.status_code, made.json()["encrypted"]) == (201, True)
+    assert running.put("/collections/vault", json={"encrypted": True}).status_code == 200
+    assert running.put("/collections/vault", json={}).status_code == 409
+    for key, picture in (("eileen-of-the-vault", photo("astronaut")), ("grace-of-the-vault", grace_hopper())):
+        sent = encode(picture), {"content-type": "image/png"}
+        answer = running.post(f"/collections/vault/subjects/{key}/faces", content=sent[0], headers=sent[1])
+        assert answer.status_code == 200, answer.text
+        properties = {"name": f"The name of {key}", "metadata": {"site": key}}
+        assert running.put(f"/collections/vault/subjects/{key}", json=properties).json()["metadata"] == {"site": key}
+    found = search(running, photo("astronaut"), collection="vault", where='{"site": "eileen-of-the-vault"}')
+    assert found["collection"]["chosen"] == {"subjects": 1, "faces": 1}
+    (candidate,) = found["data"][0]["faces"][0]["candidates"]
+    assert (candidate["subject_id"], candidate["name"]) == ("eileen-of-the-vault", "The name of eileen-of-the-vault")
+    pages = [running.get("/collections/vault/subjects", params={"limit": 1}).json()]
+    pages.append(running.get("/collections/vault/subjects", params={"after": pages[0]["next"]}).json())
+    listed = [one["id"] for page in pages for one in page["data"]]
+    assert sorted(listed) == ["eileen-of-the-vault", "grace-of-the-vault"]
+    assert running.delete("/collections/vault").status_code == 200
+
+
+def test_one_whose_key_is_not_here_is_locked_in_words(running: TestClient) -> None:
+    key = OperatorKey(b"another key, which is not here..")
+    with closing(EmbeddedGallery(running.app_state["state"] / "gallery", key=key)) as other:
+        other.create("vault", "face-embedder", "f1", 32, encrypted=True, keep_crops=False)
+    locked = running.get("/collections/vault/subjects/eileen")
+    assert (locked.status_code, locked.json()["type"]) == (503, "urn:vestibule:problem:collection-locked")
+    assert locked.json()["detail"].startswith(f"'vault' needs the operator's key {key.id}; the one that is given is ")
+    detail = running.get("/collections/vault").json()
+    assert (detail["encrypted"], detail["faces"]) == (True, 0)
+    assert running.delete("/collections/vault").status_code == 200
 
 
 def test_who_was_enrolled_is_found(gallery: TestClient) -> None:
