@@ -16,6 +16,7 @@ from app.errors import VestibuleError, error_response
 from app.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
 # What is noted of a request whose client did not wait for an answer, as nginx has it.
 CLIENT_LEFT = 499
 # What holds for every answer that does not say otherwise: most are about somebody's face, and none is for the page of
@@ -81,7 +82,7 @@ class Observe:
             try:
                 await self.app(scope, receive, observed)
             except Exception:
-                log.exception("unexpected_error", path=scope["path"])
+                log.exception("unexpected_error", path=_shown(scope["path"]))
                 if not status:
                     await error_response(scope["path"], VestibuleError())(scope, receive, observed)
             finally:
@@ -93,7 +94,13 @@ class Observe:
         self._metrics.requests.labels(route, scope["method"] if route != "unmatched" else "any", status).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if scope["path"] not in _QUIET:
-            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 2))
+            path = _shown(scope["path"])
+            log.info("request", method=scope["method"], path=path, status=status, ms=round(seconds * 1000, 2))
+
+
+def _shown(path: str) -> str:
+    """The path without the subject's id in it, which is the caller's and may be a name: logs are kept."""
+    return _SUBJECT.sub("{subject}", path)
 
 
 def _request_id(scope: Scope) -> str:

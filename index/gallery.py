@@ -18,7 +18,7 @@ from index.acts import Act
 from index.ann import Ivf
 from index.audit import Audit
 from index.collection_keys import Keys, cipher_of
-from index.errors import ConflictError, CorruptError, GalleryError, InvalidError
+from index.errors import ConflictError, CorruptError, GalleryError, InvalidError, LockedError
 from index.files import make_folder
 from index.ledger import Ledger
 from index.protocol import Fusion, Match, Usage
@@ -364,7 +364,7 @@ class EmbeddedGallery:
                 entry = None
                 del self._entries[collection.id]
         if entry is not None and entry.files is not None:
-            with suppress(ConflictError):  # the next round takes them up
+            with suppress(ConflictError, LockedError):  # a later round takes them up
                 self._load(collection, entry)
 
     def graft(self, collection: Collection) -> None:

@@ -104,7 +104,8 @@ def _unseal_all(gallery: EmbeddedGallery, collection: Collection) -> None:
     """Read whoever is in it, with crops, which fails where something sealed is not what was written."""
     key: str | None = ""
     while key is not None:
-        people = gallery.subjects(collection.name, key, ROWS_AT_ONCE)
+        with gallery.snapshot_of(collection) as db:
+            people = records.subjects(db, collection.id, key, ROWS_AT_ONCE)
         key = people[-1].key if people else None
     after: int | None = 0
     while after is not None:

@@ -4,7 +4,7 @@ AES-256-GCM (NIST SP 800-38D) by the collection's own data key. What is sealed i
 ciphertext and its tag. It can be unsealed only where it belongs: what it is, and of which row or file, is associated
 data. Random nonces are safe for 2**32 values of one key, far more than a collection has in its life.
 
-Nothing here writes: docs/adr/0003-encryption-by-collection.md says what is sealed where.
+What is sealed where: docs/adr/0003-encryption-by-collection.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 class Cipher(Protocol):
     """What becomes of a collection's values before they are written and after they are read.
 
-    `about` says what a value is and of which row: text without "|" but in the middle.
+    `about` says what a value is, and of which row: ids, or texts without "|".
     """
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from structlog.testing import capture_logs
 
 from app.identification import Rule
 from app.keys import FOLDER, Keys
@@ -98,6 +99,17 @@ def test_one_whose_key_is_not_here_is_locked_in_words(running: TestClient) -> No
     detail = running.get("/collections/vault").json()
     assert (detail["encrypted"], detail["faces"]) == (True, 0)
     assert running.delete("/collections/vault").status_code == 200
+
+
+def test_the_log_of_requests_names_no_subject(running: TestClient) -> None:
+    with capture_logs() as logs:
+        for path in ("/collections/doors/subjects/eileen", "/collections/doors/subjects/eileen/faces", "/subjects/"):
+            running.get(path)
+    assert [line["path"] for line in logs if line["event"] == "request"] == [
+        "/collections/doors/subjects/{subject}",
+        "/collections/doors/subjects/{subject}/faces",
+        "/subjects/",
+    ]
 
 
 def test_who_was_enrolled_is_found(gallery: TestClient) -> None:

@@ -38,7 +38,8 @@ FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
 # Texts that nothing else in a file is like.
 NAMES = [f"caller's-own-id-of-{number}" for number in range(5)]
-CALLED, NOTE = "Ferdinandea Isabella Zoë", "metadata that nobody else has"
+CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
+PROBLEM = "this line was no good, and said so"
 
 
 class Clock:
@@ -58,7 +59,7 @@ def filled(folder: Path, clock: Clock, *names: str) -> EmbeddedGallery:
     made = EmbeddedGallery(folder, key=KEY, clock=clock)
     for name in names:
         made.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
-        faces = [NewFace(NAMES[n % 5], vector, {"sharp": n} if n % 2 else {}, CROP) for n, vector in enumerate(FACES)]
+        faces = [NewFace(NAMES[n % 5], vector, {"n": SEEN} if n % 2 else {}, CROP) for n, vector in enumerate(FACES)]
         made.enrol(name, faces, "f1")
         made.put_subject(name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9)
         made.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
@@ -134,7 +135,7 @@ def everywhere(gallery: EmbeddedGallery) -> None:
     for name in (one.name for one in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
         bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
-        bulk.append(job, [Outcome(1, "failed", {"problem": NOTE})])
+        bulk.append(job, [Outcome(1, "failed", {"problem": PROBLEM})])
         bulk.ready(job)
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
@@ -158,7 +159,7 @@ def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
         indexes += [Ivf.read(path, cipher_of(gallery.ledger.reader(), 1)) for path in gallery.files.glob("*.ivf")]
     assert len(indexes) == 2
     forms = {form for vector in FACES for form in forms_of_vector(vector, indexes)} | {CROP}
-    forms |= {form for text in (*NAMES, CALLED, NOTE) for form in forms_of_text(text)}
+    forms |= {form for text in (*NAMES, CALLED, NOTE, SEEN, PROBLEM) for form in forms_of_text(text)}
     size, found = search_elsewhere(sorted(forms), [tmp_path])
     assert size > 500_000
     assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in found} == {"open"}
