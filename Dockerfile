@@ -42,6 +42,7 @@ WORKDIR /opt/vestibule
 VOLUME /state
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["vestibule", "health"]
-# Inside a container everything listens beyond loopback; whoever publishes the port says that this is meant, with
-# VESTIBULE_ALLOW_PUBLIC=true (docker-compose.yml does, and publishes on 127.0.0.1 only).
+# Inside a container everything listens beyond loopback. Without an API key in /state it does so only where it is told
+# that this is meant, with VESTIBULE_ALLOW_PUBLIC=true (docker-compose.yml does, and publishes on 127.0.0.1 only), or with
+# VESTIBULE_REQUIRE_KEYS=true, which lets nobody in before there is one.
 CMD ["vestibule", "serve"]
