@@ -111,7 +111,7 @@ async def _timings(request: Request) -> Timings:
     return timings
 
 
-def _caller(request: Request) -> str | None:
+async def _caller(request: Request) -> str | None:
     caller: str | None = request.state.caller
     return caller
 

@@ -22,7 +22,10 @@ PAGES = (
     "docs/protocols.md",
 )
 # Examples that need a state folder of their own, and the tests that run them.
-RUN_ELSEWHERE = {"docs/backup-and-upgrade.md": "tests/app/test_backup_and_upgrade.py"}
+RUN_ELSEWHERE = {
+    "docs/backup-and-upgrade.md": "tests/app/test_backup_and_upgrade.py",
+    "docs/security.md": "tests/app/test_keys.py",
+}
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ export function command(write) {
   );
   const update = () => {
     // The key itself is not shown: it would be on pictures of the screen.
-    text.textContent = held() ? write().replaceAll("curl ", 'curl -H "Authorization: Bearer $KEY" ') : write();
+    text.textContent = held() ? write().replaceAll("curl ", 'curl -H "Authorization: Bearer $VESTIBULE_API_KEY" ') : write();
   };
   element.addEventListener("toggle", update);
   update();

@@ -464,7 +464,7 @@ def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
             page.get_by_role("button", name="Save as PNG").click()
         assert saved.value.suggested_filename == "samples.png"
         page.get_by_text("The same in a terminal").first.click()
-        expect(page.locator(".command pre").first).to_contain_text('-H "Authorization: Bearer $KEY"')
+        expect(page.locator(".command pre").first).to_contain_text('-H "Authorization: Bearer $VESTIBULE_API_KEY"')
         page.goto(f"{address}/#gallery")
         expect(page.get_by_text("this takes a key with the scope enrol").first).to_be_visible()
         assert right not in page.content()

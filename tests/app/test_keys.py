@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.keys import FOLDER, Keys
+from app.settings import PROJECT
 from index.errors import ConflictError, InvalidError, NotFoundError
+from tests.fences import Shell, run_all
 
 NOW = 1_700_000_000.0
 SECRET = re.compile(r"vst_[\w-]{43}")
@@ -212,3 +214,16 @@ def test_a_log_that_was_changed_a_ledger_that_is_none_and_settings_that_are_wron
     assert "the keys: " in outcome.stderr
     monkeypatch.setenv("VESTIBULE_PORT", "-1")
     assert "port: " in vestibule("list").stderr
+
+
+def test_the_page_s_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_STATE", str(tmp_path))
+    with Shell() as shell:
+        kiosk, desk, listed, audit = (text for _, text in run_all(PROJECT / "docs" / "security.md", shell))
+    assert SECRET.fullmatch(kiosk.strip())
+    assert SECRET.fullmatch(desk.strip())
+    assert [line.split("at once")[1].strip() for line in listed.splitlines()] == [
+        "kiosk at the north door",
+        "front desk",
+    ]
+    assert [line.split()[2] for line in audit.splitlines()] == ["create_key", "create_key"]
