@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.body import Pictures
 from app.bulk import BulkJobs
-from app.errors import NoFace
+from app.errors import Locked, NoFace, Unprocessable
 from app.gallery_schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -54,7 +54,7 @@ class Galleries:
         """The collection, and whether it was made now; the same call again finds it.
 
         Raises:
-            UnknownModel; Conflict: there is another of that name; Locked: there is no key to encrypt it by.
+            UnknownModel; Conflict: there is another of that name; Unprocessable: there is no key to encrypt it by.
         """
         sight = await self._pipeline.sight(asked.embedder)
         model, fingerprint = sight.model, sight.fingerprint
@@ -77,7 +77,10 @@ class Galleries:
                 return found, False
             return made, True
 
-        made, new = await self._ask(make)
+        try:
+            made, new = await self._ask(make)
+        except Locked as error:
+            raise Unprocessable(error.detail) from error
         return _collection(made), new
 
     async def list_collections(self, after: str, limit: int) -> CollectionPage:

@@ -111,7 +111,11 @@ def crop(seed: int) -> bytes | None:
 def schema(steps: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
     real = ledger.migrate
-    ledger.migrate = partial(real, steps=steps)
+
+    def older(connection: apsw.Connection, _: tuple[str, ...] = steps) -> None:
+        real(connection, steps)
+
+    ledger.migrate = older
     try:
         yield
     finally:

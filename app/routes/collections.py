@@ -37,7 +37,13 @@ router.include_router(reembed.router)
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON, errors.Locked)
 MAKING = errors.describe(
-    *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
+    *COMMON,
+    errors.BadRequest,
+    errors.BodyTooLarge,
+    errors.Conflict,
+    errors.UnknownModel,
+    errors.Unprocessable,
+    errors.NotReady,
 )
 THERE_ALREADY: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "There is one already, made in the same way"}

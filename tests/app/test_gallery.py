@@ -89,6 +89,13 @@ def test_an_encrypted_collection_is_like_any_other(running: TestClient) -> None:
     assert running.delete("/collections/vault").status_code == 200
 
 
+def test_without_an_operators_key_none_can_be_made(client: TestClient) -> None:
+    refused = client.put("/collections/keyless", json={"encrypted": True, "embedder": "resnet-cifar10"})
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:vestibule:problem:unprocessable")
+    assert "VESTIBULE_ENCRYPTION_KEY" in refused.json()["detail"]
+    assert client.get("/collections/keyless").status_code == 404
+
+
 def test_one_whose_key_is_not_here_is_locked_in_words(running: TestClient) -> None:
     key = OperatorKey(b"another key, which is not here..")
     with closing(EmbeddedGallery(running.app_state["state"] / "gallery", key=key)) as other:
