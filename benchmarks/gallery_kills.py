@@ -108,14 +108,14 @@ def crop(seed: int) -> bytes | None:
 
 
 @contextmanager
-def schema(steps: tuple[str, ...]) -> Iterator[None]:
+def schema(older: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
     real = ledger.migrate
 
-    def older(connection: apsw.Connection, _: tuple[str, ...] = steps) -> None:
-        real(connection, steps)
+    def migrate(connection: apsw.Connection, steps: tuple[str, ...] = older) -> None:
+        real(connection, steps[: len(older)])
 
-    ledger.migrate = older
+    ledger.migrate = migrate
     try:
         yield
     finally:
