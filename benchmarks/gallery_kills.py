@@ -108,12 +108,12 @@ def crop(seed: int) -> bytes | None:
 
 
 @contextmanager
-def schema(older: tuple[str, ...]) -> Iterator[None]:
+def schema(wanted: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
     real = ledger.migrate
 
-    def migrate(connection: apsw.Connection, steps: tuple[str, ...] = older) -> None:
-        real(connection, steps[: len(older)])
+    def migrate(connection: apsw.Connection, steps: tuple[str, ...] = wanted) -> None:
+        real(connection, wanted)
 
     ledger.migrate = migrate
     try:
