@@ -25,6 +25,7 @@ PAGES = (
 RUN_ELSEWHERE = {
     "docs/backup-and-upgrade.md": "tests/app/test_backup_and_upgrade.py",
     "docs/security.md": "tests/app/test_keys.py",
+    "docs/training-your-own.md": "tests/training/test_training_your_own.py",
 }
 
 
