@@ -137,8 +137,12 @@ def test_one_is_killed_the_other_answers_and_it_comes_back(service: Service) -> 
 def test_sigterm_lets_the_request_under_way_finish(service: Service) -> None:
     data = DIGIT["file"][1]
 
+    def is_under_way() -> bool:
+        return "vestibule_requests_in_flight 1.0" in service.request("GET", "/metrics").text
+
     def slow_body() -> Iterator[bytes]:
         yield data[:40]
+        wait_for(is_under_way, service)
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         yield data[40:]
