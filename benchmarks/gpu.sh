@@ -5,9 +5,10 @@
 #
 #     VESTIBULE_DATASETS=... benchmarks/gpu.sh RESULTS [EPOCHS]
 #
-# Needs an environment with the `train` and `dev` dependencies and a CUDA build of torch in front of PATH. RESULTS then
-# holds gpu.log, the CSV files of speed and agreement, for each network its weights and card, and zoo.md with the table.
-# EPOCHS (default 60) is for each of the six; a network that is done already is not trained again.
+# Needs an environment with the `train` and `dev` dependencies and a CUDA build of torch in front of PATH, and wrk for
+# the service. RESULTS then holds gpu.log, the CSV files of speed, agreement and serving, for each network its weights
+# and card, and zoo.md with the table. EPOCHS (default 60) is for each of the six; a network that is done already is not
+# trained again.
 set -euo pipefail
 
 results=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -33,6 +34,11 @@ train() { # name, then what a GPU has time for
     python3 -m pytest -q -m gpu
     python3 -m benchmarks.runtime_agreement --results "$results/runtime_agreement.csv"
     python3 -m benchmarks.runtime_speed --results "$results/runtime_speed.csv"
+    if command -v wrk; then # what the service makes of it, by requests over HTTP
+        python3 -m benchmarks.serving models
+        python3 -m benchmarks.serving run --only vestibule --results "$results"
+        python3 -m benchmarks.serving limit --results "$results"
+    fi
     # The same blocks as the recipe's with more of them, at the resolution and widths of the papers' CIFAR networks.
     train resnet-cifar10 --set 'model.config={depths=[2,2,2],widths=[64,128,256],stem="small",shortcut="projection"}'
     train vgg-cifar10 --set \
