@@ -350,13 +350,13 @@ def test_a_new_gallery_does_not_go_with_the_power(disk: Disk) -> None:
 
 
 def died(deaths: Deaths, how: str, aims: tuple[str, ...]) -> list[str]:
-    """All of these deaths, unless one shows a fault, have their row; the faults. No thread of theirs is left."""
-    threads = threading.active_count()
+    """All of these deaths, unless one shows a fault, have their row; the faults. No gallery of theirs is left open."""
+    before = set(threading.enumerate())
     found = list(deaths.kills(aims) if how == "kill -9" else deaths.power_cuts(aims))
     assert [row.aim for row in found] == list(aims[: len(found)])
     assert len(found) == len(aims) or deaths.faults
     assert f"| all | {len(found)} |" in summary(found)
-    assert threading.active_count() <= threads
+    assert "ledger" not in {thread.name for thread in set(threading.enumerate()) - before}
     return deaths.faults
 
 
