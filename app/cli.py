@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
 from app.keys_cli import keys_cli
+from app.terminal import fail, invalid
 
 if TYPE_CHECKING:
     from socket import socket
@@ -67,7 +68,7 @@ def health() -> None:
     try:
         response = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=4)
     except httpx.HTTPError as error:
-        _fail(f"no answer on port {port}: {error}")
+        fail(f"no answer on port {port}: {error}")
     typer.echo(response.text)
     raise typer.Exit(0 if response.is_success else 1)
 
@@ -100,18 +101,13 @@ def import_model(
     try:
         card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
     except ImportWeightsError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
 
 
 def main() -> None:
     """Entry point of the distribution."""
     cli()
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"vestibule: {message}", err=True)
-    raise typer.Exit(1)
 
 
 def _settings(**given: object) -> Settings:
@@ -121,7 +117,7 @@ def _settings(**given: object) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+        invalid(error)
 
 
 def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:
@@ -135,9 +131,9 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
     try:
         app = create_app(settings)
     except VestibuleError as error:
-        _fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
+        fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
     except Exposed as error:
-        _fail(str(error))
+        fail(str(error))
     server = _server(app, settings, ready)
     server.run(sockets)
     if not server.started:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
+
+from app.terminal import failing
 
 if TYPE_CHECKING:
     from index.gallery import EmbeddedGallery
@@ -147,7 +148,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]
     from app.settings import Settings
     from index.backup import restore as put_back
 
-    with _failing():
+    with failing("the ledger"):
         done = put_back(Settings().state / "gallery", folder)
     made = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
@@ -166,7 +167,7 @@ def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
     from index.errors import NotFoundError
     from index.gallery import EmbeddedGallery
 
-    with _failing():
+    with failing("the ledger"):
         settings = Settings()
         folder = settings.state / "gallery"
         if not new and not folder.is_dir():
@@ -176,28 +177,6 @@ def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
             yield gallery
         finally:
             gallery.close()
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """What went wrong is one line, not a traceback."""
-    import apsw
-
-    from index.errors import GalleryError
-
-    try:
-        yield
-    except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
-    except apsw.Error as error:
-        _fail(f"the ledger: {error}")
-    except (GalleryError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"vestibule: {message}", err=True)
-    raise typer.Exit(1)
 
 
 def _megabytes(count: int) -> str:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
+
+from app.terminal import fail, failing
 
 if TYPE_CHECKING:
     from app.keys import Key, Keys
@@ -34,9 +35,9 @@ def create(
     from app.keys import SCOPES
 
     if unknown := set(scope) - set(SCOPES):
-        _fail(f"unknown scope {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
+        fail(f"unknown scope {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
     if not 0 < len(name) <= 64 or not name.isprintable():
-        _fail("expected a name of 1 to 64 printable characters")
+        fail("expected a name of 1 to 64 printable characters")
     with _opened() as keys:
         made, secret = keys.create(
             name,
@@ -84,7 +85,7 @@ def show_audit() -> None:
                 typer.echo(f"{entry.sequence:>6} {_moment(entry.act.at)} {entry.act.action} {entry.act.of or '-'}{by}")
             if not entries:
                 return
-    _fail(f"entry {fault.sequence}: {fault.reason}")
+    fail(f"entry {fault.sequence}: {fault.reason}")
 
 
 def _described(key: Key) -> dict[str, object]:
@@ -107,27 +108,13 @@ def _moment(at: float) -> str:
 
 @contextmanager
 def _opened() -> Iterator[Keys]:
-    """The keys of this machine's service; what goes wrong is one line, not a traceback."""
-    import apsw
-
+    """The keys of this machine's service."""
     from app.keys import FOLDER, Keys
     from app.settings import Settings
-    from index.errors import GalleryError
 
-    try:
+    with failing("the keys"):
         keys = Keys(Settings().state / FOLDER)
         try:
             yield keys
         finally:
             keys.close()
-    except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
-    except apsw.Error as error:
-        _fail(f"the keys: {error}")
-    except (GalleryError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"vestibule: {message}", err=True)
-    raise typer.Exit(1)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+from pydantic import ValidationError
 
 
 def put(line: str) -> None:
@@ -26,6 +27,28 @@ def fail(message: str) -> NoReturn:
     """Say what went wrong, and end with 1."""
     typer.echo(f"vestibule: {message}", err=True)
     raise typer.Exit(1)
+
+
+def invalid(error: ValidationError) -> NoReturn:
+    """Say which settings are not valid, and end with 1."""
+    fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+
+
+@contextmanager
+def failing(ledger: str) -> Iterator[None]:
+    """What goes wrong with the settings or the files of a `ledger`, so called, is one line, not a traceback."""
+    import apsw
+
+    from index.errors import GalleryError
+
+    try:
+        yield
+    except ValidationError as error:
+        invalid(error)
+    except apsw.Error as error:
+        fail(f"{ledger}: {error}")
+    except (GalleryError, OSError) as error:
+        fail(str(error))
 
 
 @contextmanager
