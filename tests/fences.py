@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,14 +20,13 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
-
-_FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```sh\n(.*?)```", re.DOTALL)
+from tests.examples import blocks
 
 
 def commands(page: Path) -> list[str]:
     """The lines of the page's `sh` blocks in their order, but of those that a comment says are not run, and why."""
-    blocks = [block for skipped, block in _FENCE.findall(page.read_text(encoding="utf-8")) if not skipped]
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    printed = [f"{block.code}\n" for block in blocks(page) if block.language == "sh" and not block.skipped]
+    lines = "".join(printed).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
