@@ -23,23 +23,29 @@ class Departure:
             await self.app(scope, receive, send)
             return
         line = _Line(receive, whole=is_without_body(scope))
-        left = asyncio.create_task(line.left())
+        work = asyncio.current_task()
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            await line.left()
+            has_left = True
+            if work is not None:
+                work.cancel()
 
         async def told(message: Message) -> None:
-            left.cancel()  # what was to be computed is
+            watching.cancel()  # what was to be computed is
             await send(message)
 
-        work = asyncio.ensure_future(self.app(scope, line.receive, told))
+        watching = asyncio.create_task(watch())
         try:
-            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
-            if left.done() and not left.cancelled():
-                work.cancel()
-            await asyncio.wait([work])
+            await self.app(scope, line.receive, told)
+        except asyncio.CancelledError:
+            # Of the two who may cancel it, the server, too, wants it to end.
+            if not has_left or (work is not None and work.uncancel()):
+                raise
         finally:
-            left.cancel()
-            work.cancel()
-        if not work.cancelled():
-            work.result()
+            watching.cancel()
 
 
 class _Line:

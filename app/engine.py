@@ -21,6 +21,7 @@ from app.loaded import LoadedModel, Runner
 from app.loading import Prepared
 from app.metrics import Metrics
 from app.parts import FEATURES, WHOLE, Part, first_part
+from app.pool import Pool
 from app.settings import Settings
 from app.shelf import Shelf
 from models.card import ModelCard
@@ -33,7 +34,15 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 STORE_THREADS = 8
+STEPS_BACK = 5  # of `nice`, for threads that compute
 BYTES = 4  # of a parameter
+
+
+def _step_back() -> None:
+    """Let other threads go before this one and those that it begins. Where requests are read and pictures decoded
+    before networks run, batches are larger; a network that has the machine to itself loses nothing.
+    """
+    os.nice(STEPS_BACK)
 
 
 class _Abandoned(Exception):
@@ -66,11 +75,11 @@ class Engine:
         self._choices: set[asyncio.Task[None]] = set()
         self._stopping = False
         # The model's own threads use the cores; one caller at a time keeps two models from fighting over them.
-        self._compute = ThreadPoolExecutor(1, "compute")
+        self._compute = ThreadPoolExecutor(1, "compute", initializer=_step_back)
         # What reads weights and what compiles them keep nobody from being answered, nor each other from going on.
         self._load_thread = ThreadPoolExecutor(1, "load")
-        self._choose_thread = ThreadPoolExecutor(1, "choose")
-        self._decode = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._choose_thread = ThreadPoolExecutor(1, "choose", initializer=_step_back)
+        self._decode = Pool(os.cpu_count() or 1, "decode")
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
         self._defaults: dict[Task, str] = {
@@ -136,12 +145,13 @@ class Engine:
         for model in self.shelf.alive():
             await model.stop()
         await asyncio.gather(*self._choices)
-        for executor in (self._compute, self._load_thread, self._choose_thread, self._decode, self._store):
+        self._decode.stop()
+        for executor in (self._compute, self._load_thread, self._choose_thread, self._store):
             executor.shutdown()
 
     async def decoded(self, function: Callable[[], T]) -> T:
         """Run something that decodes pictures off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._decode, function)
+        return await self._decode.run(function)
 
     async def stored(self, function: Callable[[], T]) -> T:
         """Run something that waits for files off the event loop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +13,7 @@ from app.errors import RateLimited, ScopeMissing, Unauthorized, VestibuleError, 
 from app.keys import Key, Keys
 from app.metrics import Metrics
 from app.rates import Share
-from app.scopes import Guarded, find
+from app.scopes import Routes
 from app.settings import Settings
 
 
@@ -28,7 +28,7 @@ class Gate:
         self,
         app: ASGIApp,
         keys: Keys,
-        routes: Sequence[Guarded],
+        routes: Routes,
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
@@ -70,7 +70,7 @@ class Gate:
         """
         if not (self._keys.known() or self._settings.require_keys):
             return None
-        found = find(self._routes, scope)
+        found = self._routes.find(scope)
         if found is not None:
             if found.scope is None:
                 return None

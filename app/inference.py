@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -17,12 +17,22 @@ from app.engine import Engine
 from app.errors import DeadlineExceeded, VestibuleError, problem
 from app.images import Limits, decode
 from app.loaded import LoadedModel
+from app.loading import Item
 from app.observe import Timings
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess
 
 T = TypeVar("T")
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What comes of all of it, side by side; of one piece without a task of its own, since most requests are for one
+    picture.
+    """
+    if len(work) == 1:
+        return [await work[0]]
+    return await asyncio.gather(*work)
 
 
 class Inference:
@@ -62,7 +72,7 @@ class Inference:
                     raise
                 return Failed(index=index, problem=problem(error))
 
-        return await asyncio.gather(*(answer(index, item) for index, item in enumerate(pictures.items)))
+        return await together([answer(index, item) for index, item in enumerate(pictures.items)])
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Its result.
@@ -89,35 +99,37 @@ class Inference:
         timings.record("decode", time.perf_counter() - started)
         return prepared
 
-    async def preprocessed(self, data: bytes, preprocess: Preprocess, timings: Timings) -> Tensor:
-        """The whole picture that these bytes are, as a network takes it.
+    async def pixels(self, data: bytes, preprocess: Preprocess, timings: Timings) -> Item:
+        """The whole picture that these bytes are, of the size that a network takes.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage.
         """
-        return await self.decoded(data, preprocess, timings, preprocess.enough)
+        return await self.decoded(data, preprocess.pixels, timings, preprocess.enough)
 
     async def run(
         self,
         model: LoadedModel,
-        pictures: Iterable[Tensor],
+        pictures: Iterable[Item],
         timings: Timings,
         stage: str = "infer",
         room: asyncio.Semaphore | None = None,
     ) -> Tensor:
-        """The network's outputs [N, ...] for N preprocessed pictures, as many of them queued at once as `room` has.
+        """The network's outputs [N, ...] for N preprocessed pictures, or the pixels of such, as many of them queued at
+        once as `room` has.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady.
         """
         places = room or self.room()
 
-        async def infer(picture: Tensor) -> Batched[Tensor]:
+        async def infer(picture: Item) -> Batched[Tensor]:
             async with places:
                 return await model.infer(picture, self._deadline_s, self._lane)
 
-        results = await asyncio.gather(*(infer(picture) for picture in pictures))
+        results = await together([infer(picture) for picture in pictures])
         for result in results:
             timings.record("queue", result.queued_s)
             timings.record(stage, result.computed_s)
+        # By numpy: torch gives the interpreter away at each call, and in the event loop that waits to have it back.
         return torch.stack([result.output for result in results])

@@ -83,6 +83,7 @@ class Keys:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
         self._folder = folder
+        self._file = folder / LEDGER_FILE
         self._clock = clock
         self._store: _Store | None = None
         self._opening = threading.Lock()
@@ -96,7 +97,7 @@ class Keys:
 
     def known(self) -> Mapping[bytes, Key]:
         """Every key there ever was, by its hash, as of the last commit of any process."""
-        if self._store is None and not (self._folder / LEDGER_FILE).exists():
+        if self._store is None and not self._file.exists():
             return {}
         store = self._opened()
         # Before the keys are read: what is committed in between is read the next time.
@@ -178,7 +179,7 @@ class Keys:
         with self._opening:
             if self._store is None:
                 make_folder(self._folder)
-                ledger = Ledger(self._folder / LEDGER_FILE, steps=STEPS)
+                ledger = Ledger(self._file, steps=STEPS)
                 log = Audit(self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get)
                 log.flush(recover=True)
                 self._store = _Store(ledger, ledger.watcher(), log)

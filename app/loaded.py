@@ -13,7 +13,7 @@ from torch import Tensor
 from app import loading
 from app.batcher import Batched, Batcher, Expired, Lane, QueueFull, Stopped, TooLarge
 from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded
-from app.loading import Prepared
+from app.loading import Item, Prepared
 from app.metrics import Metrics
 from app.settings import Settings
 from models.runtime import Runtime
@@ -30,17 +30,20 @@ class Runner:
     def __init__(self, prepared: Prepared, compute: Executor, metrics: Metrics):
         self.runtime: Runtime = prepared.runtime
         self._part = prepared.part
-        self._name = prepared.card.name
+        self._card = prepared.card
         self._compute = compute
-        self._metrics = metrics
+        name = prepared.card.name
+        self._computed, self._sizes = metrics.computed.labels(name), metrics.batch_size.labels(name)
 
-    async def __call__(self, items: Sequence[Tensor]) -> list[Tensor]:
+    async def __call__(self, items: Sequence[Item]) -> list[Tensor]:
         """The outputs of the items, in their order."""
         clock = time.perf_counter()
         loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._compute, loading.run, self._part, self.runtime, items)
-        self._metrics.computed.labels(self._name).observe(time.perf_counter() - clock)
-        self._metrics.batch_size.labels(self._name).observe(len(items))
+        outputs = await loop.run_in_executor(
+            self._compute, loading.run, self._part, self._card.preprocess, self.runtime, items
+        )
+        self._computed.observe(time.perf_counter() - clock)
+        self._sizes.observe(len(items))
         return outputs
 
 
@@ -59,6 +62,8 @@ class LoadedModel:
         self._runner = runner
         self._batcher = Batcher(runner, prepared.part.rows or settings.max_batch, settings.queue_size)
         self._metrics = metrics
+        self._depth = metrics.queue_depth.labels(prepared.card.name)
+        self._queued = metrics.queued.labels(prepared.card.name)
         self._short: tuple[str, float] | None = None
 
     @property
@@ -82,15 +87,15 @@ class LoadedModel:
         """From the next batch on this one answers."""
         self._runner.runtime = runtime
 
-    async def infer(self, item: Tensor, wait_s: float, lane: Lane = "interactive") -> Batched[Tensor]:
-        """One item, as a preprocessed picture [C, H, W] -> the network's output for it.
+    async def infer(self, item: Item, wait_s: float, lane: Lane = "interactive") -> Batched[Tensor]:
+        """One item, as a preprocessed picture [C, H, W] or the pixels of one -> the network's output for it.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady. OutOfMemory: the item alone does not fit.
         """
         name = self.card.name
         try:
-            with self._metrics.queue_depth.labels(name).track_inprogress():
+            with self._depth.track_inprogress():
                 batched = await self._batcher.submit(item, wait_s, lane)
         except asyncio.CancelledError:
             self._metrics.cancelled.labels(name).inc()
@@ -108,7 +113,7 @@ class LoadedModel:
             raise OutOfMemory(self._short[0], {"Retry-After": str(round(TROUBLE_S))}) from error
         except Stopped as error:
             raise NotReady("the service is stopping") from error
-        self._metrics.queued.labels(name).observe(batched.queued_s)
+        self._queued.observe(batched.queued_s)
         return batched
 
     async def stop(self) -> None:

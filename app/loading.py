@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -22,9 +24,13 @@ from app.tiling import SIDE
 from models import checkpoint, detector, runtime
 from models.card import ModelCard
 from models.choice import Choice, Kind, Prepare
+from models.preprocess import Preprocess
 from models.runtime import Runtime
 
 T = TypeVar("T")
+
+# What a model is asked about: what its network takes, or uint8 pixels [H, W, C], 0..255, of a picture's right size.
+Item: TypeAlias = Tensor | npt.NDArray[np.uint8]
 
 # What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
 # a detector's, whose maps are large.
@@ -98,13 +104,27 @@ def dimensions(prepared: Prepared) -> int:
     return answer.shape[0]
 
 
-def run(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
+def run(part: Part, preprocess: Preprocess, ready: Runtime, items: Sequence[Item]) -> list[Tensor]:
     """The part's output for each item, in their order.
 
     Raises:
         TooLarge: it does not fit into the device's memory.
     """
-    return fitting(lambda: run_shaped(ready, items) if part.rows is None else run_filled(part, ready, items))
+    if part.rows is None:
+        return fitting(lambda: run_shaped(preprocess, ready, items))
+    filled = [item if isinstance(item, Tensor) else stacked(preprocess, [item])[0] for item in items]
+    return fitting(lambda: run_filled(part, ready, filled))
+
+
+def stacked(preprocess: Preprocess, items: Sequence[Item]) -> Tensor:
+    """Items of one kind and shape as the network takes them, [N, C, H, W]: of pixels all at once, since one by one they
+    cost as much as to decode them.
+    """
+    with runtime.one_thread():  # others would spin for a while, on the cores that the network is about to need
+        tensors = [item for item in items if isinstance(item, Tensor)]
+        if tensors:
+            return torch.stack(tensors)
+        return preprocess.normalise(torch.from_numpy(np.stack([np.asarray(item) for item in items])))
 
 
 def fitting(work: Callable[[], T]) -> T:
@@ -123,18 +143,19 @@ def fitting(work: Callable[[], T]) -> T:
     raise TooLarge(reason)
 
 
-def run_shaped(ready: Runtime, pictures: Sequence[Tensor]) -> list[Tensor]:
-    """The network's output for each picture, in their order; pictures of one shape go through together."""
-    shapes: dict[torch.Size, list[int]] = {}
-    for index, picture in enumerate(pictures):
-        shapes.setdefault(picture.shape, []).append(index)
+def run_shaped(preprocess: Preprocess, ready: Runtime, items: Sequence[Item]) -> list[Tensor]:
+    """The network's output for each item, in their order; those of one shape go through together."""
+    shapes: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
+    for index, item in enumerate(items):
+        shapes.setdefault((isinstance(item, Tensor), tuple(item.shape)), []).append(index)
     outputs: dict[int, Tensor] = {}
-    for shape, indices in shapes.items():
-        size = max(1, MOST_PIXELS // (shape[-2] * shape[-1]))
+    for (_, shape), indices in shapes.items():
+        size = max(1, MOST_PIXELS * preprocess.channels // math.prod(shape))
         for first in range(0, len(indices), size):
             group = indices[first : first + size]
-            outputs |= zip(group, ready(torch.stack([pictures[index] for index in group])), strict=True)
-    return [outputs[index] for index in range(len(pictures))]
+            batch = stacked(preprocess, [items[index] for index in group])
+            outputs |= zip(group, ready(batch), strict=True)
+    return [outputs[index] for index in range(len(items))]
 
 
 def run_filled(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:

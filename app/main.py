@@ -12,10 +12,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, images
+from app.admission import Admission, Places
 from app.background import running
 from app.body import BodyLimit
 from app.departure import Departure
-from app.deps import Admission
 from app.engine import Engine
 from app.faces import Faces
 from app.gallery import Galleries
@@ -46,7 +46,7 @@ from app.routes import (
     verify,
     web,
 )
-from app.scopes import guarded
+from app.scopes import Routes
 from app.security import CROSS_ORIGIN, Door, refuse_exposure
 from app.services import Services
 from app.settings import Settings
@@ -98,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.generation = Generation(inference)
     app.state.restoration = Restoration(settings, inference)
     app.state.open_inference = OpenInference(settings, inference)
-    app.state.admission = Admission(settings.max_requests, figures)
+    app.state.places = Places(settings.max_requests, figures)
     errors.install(app)
     for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models):
         app.include_router(routes.router, responses=errors.describe(*errors.OF_KEYS))
@@ -111,10 +111,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> None:
     """What stands before the routes, of which there are no more from now on. The last added is the outermost."""
+    routes = Routes(app)
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Admission, places=app.state.places, routes=routes)
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
-    app.add_middleware(Gate, keys=keys, routes=guarded(app), settings=settings, metrics=figures)
+    app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)
     if settings.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, **CROSS_ORIGIN)
     app.add_middleware(Door, settings=settings)

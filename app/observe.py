@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import VestibuleError, error_response
@@ -21,12 +21,12 @@ _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
 CLIENT_LEFT = 499
 # What holds for every answer that does not say otherwise: most are about somebody's face, and none is for the page of
 # another site to show or to frame.
-_UNLESS_SAID = {
-    "cache-control": "no-store",
-    "content-security-policy": "frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-}
+_UNLESS_SAID = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+)
 _QUIET = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
 
 log = structlog.get_logger()
@@ -70,12 +70,15 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers["server-timing"] = timings.header(time.perf_counter() - started)
-                headers["x-content-type-options"] = "nosniff"
-                for name, value in _UNLESS_SAID.items():
-                    headers.setdefault(name, value)
+                said = message.get("headers", ())
+                names = {name.lower() for name, _ in said}
+                message["headers"] = [
+                    *said,
+                    (b"x-request-id", request_id.encode()),
+                    (b"server-timing", timings.header(time.perf_counter() - started).encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    *(header for header in _UNLESS_SAID if header[0] not in names),
+                ]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

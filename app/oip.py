@@ -6,7 +6,6 @@ crops of a string) is not done here.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from torch import Tensor
 from app import labels, oip_interfaces, oip_messages
 from app.encoding import File
 from app.errors import BadRequest, ImageTooLarge, NotFound, Unprocessable, VestibuleError
-from app.inference import Inference
+from app.inference import Inference, together
+from app.loading import Item
 from app.observe import Timings
 from app.oip_interfaces import LABELS, LATENTS, PICTURES, PROBABILITIES, Interface, interface
 from app.oip_messages import Limits, Message, Wanted
@@ -105,13 +105,11 @@ class OpenInference:
 
         return await self._engine.decoded(document)
 
-    async def _items(self, card: ModelCard, inputs: Mapping[str, Array], timings: Timings) -> Sequence[Tensor]:
-        """What the part takes, row by row."""
+    async def _items(self, card: ModelCard, inputs: Mapping[str, Array], timings: Timings) -> Sequence[Item]:
+        """What the part is asked about, row by row."""
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[PICTURES]
         if rows.dtype != np.float32:
-            return await asyncio.gather(
-                *(self._preprocessed(card, index, row, timings) for index, row in enumerate(rows))
-            )
+            return await together([self._pixels(card, index, row, timings) for index, row in enumerate(rows)])
         given = torch.from_numpy(rows.copy())  # what lies in the message cannot be written to, which torch wants
         ids = _ids(card, inputs[LABELS]) if LABELS in inputs else None
         chosen = labels.one_hot(card, ids, len(given))
@@ -120,13 +118,13 @@ class OpenInference:
         _check_sides(card, given)
         return with_label_planes(given, chosen).unbind()
 
-    async def _preprocessed(self, card: ModelCard, index: int, row: bytes | Array, timings: Timings) -> Tensor:
-        """A picture as the network wants it, from a file's bytes or from pixels."""
+    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array, timings: Timings) -> Item:
+        """A picture of the size that the network wants, from a file's bytes or from pixels."""
         try:
             if isinstance(row, bytes):
-                return await self._inference.preprocessed(row, card.preprocess, timings)
+                return await self._inference.pixels(row, card.preprocess, timings)
             pixels = row[..., 0] if row.shape[-1] == 1 else row
-            return await self._engine.decoded(lambda: card.preprocess(Image.fromarray(pixels)))
+            return await self._engine.decoded(lambda: card.preprocess.pixels(Image.fromarray(pixels)))
         except VestibuleError as error:
             error.detail = f"{PICTURES}[{index}]: {error.detail or error.title}"
             raise

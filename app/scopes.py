@@ -18,7 +18,13 @@ from starlette.types import Scope as Asgi
 
 from app.keys import PREFIX, SCOPES, Scope
 
-BEARER = HTTPBearer(
+
+class _Stated(HTTPBearer):
+    async def __call__(self) -> None:  # type: ignore[override]  # nothing of the request is looked at here
+        """Refuse nobody."""
+
+
+BEARER = _Stated(
     auto_error=False,
     scheme_name="key",
     bearerFormat=f"{PREFIX}...",
@@ -61,21 +67,27 @@ class Unguarded(Exception):
     """A route states no scope, or several; or one although it is open."""
 
 
-def guarded(app: FastAPI) -> list[Guarded]:
-    """Every route of the application, in the order in which it looks for one.
+class Routes:
+    """Every route of an application, found by what a request asks for.
 
     Raises:
         Unguarded.
     """
-    return [Guarded(route, route.path_regex, route.methods, _scope(route)) for route in iter_route_contexts(app.routes)]
 
+    def __init__(self, app: FastAPI):
+        self.all = [Guarded(one, one.path_regex, one.methods, _scope(one)) for one in iter_route_contexts(app.routes)]
+        # Most requests are for a path without parameters, and there are dozens of routes.
+        plain = [(method, one.route.path or "") for one in self.all for method in one.methods or ()]
+        self._plain = {(method, path): self._first(method, path) for method, path in plain if "{" not in path}
 
-def find(routes: Sequence[Guarded], scope: Asgi) -> Guarded | None:
-    """The route that answers this; None for a path or a method that no route has."""
-    path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
-    return next(
-        (one for one in routes if one.path.match(path) and (one.methods is None or method in one.methods)), None
-    )
+    def find(self, scope: Asgi) -> Guarded | None:
+        """The route that answers this, the first that does; None for a path or a method that no route has."""
+        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
+        return self._plain.get((method, path)) or self._first(method, path)
+
+    def _first(self, method: str, path: str) -> Guarded | None:
+        fitting = (one for one in self.all if one.methods is None or method in one.methods)
+        return next((one for one in fitting if one.path.match(path)), None)
 
 
 def _scope(route: RouteContext) -> Scope | None:

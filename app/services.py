@@ -6,6 +6,7 @@ Those about faces are in `app.faces`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import numpy as np
@@ -18,6 +19,7 @@ from app.errors import NotFound, Unprocessable
 from app.inference import Inference
 from app.keys import Keys
 from app.loaded import LoadedModel
+from app.loading import Item
 from app.observe import Timings
 from app.reloads import Reloads
 from app.schemas import (
@@ -65,10 +67,17 @@ class Services:
         if params.sequence:
             _check_sequence(model.card, params)
 
+        preprocess = model.card.preprocess
+
+        async def seen(data: bytes) -> Iterable[Item]:
+            if kind == "none":
+                return [await self._inference.pixels(data, preprocess, timings)]
+            return await self._inference.decoded(
+                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), timings, preprocess.enough
+            )
+
         async def one(index: int, data: bytes) -> Classified:
-            picture = await self._inference.preprocessed(data, model.card.preprocess, timings)
-            seen = views(picture, kind, model.card.preprocess)
-            logits = await self._inference.run(model, seen, timings, room=room)  # [views, classes]
+            logits = await self._inference.run(model, await seen(data), timings, room=room)  # [views, classes]
             probabilities = (logits / model.card.temperature).softmax(dim=1).mean(dim=0)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 

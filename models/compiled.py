@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -191,4 +192,6 @@ def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
         # 1 MB instead of 112, and a second more until it can take over from torch.
         "CACHE_MODE": "OPTIMIZE_SIZE",
     }
-    return _core().compile_model(model, "CPU", settings).create_infer_request()
+    # One process at a time: what one finds half written it takes away, under the hands of who writes it.
+    with FileLock(folder / "compiling.lock"):
+        return _core().compile_model(model, "CPU", settings).create_infer_request()

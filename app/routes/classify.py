@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import IMAGE_BODY
-from app.deps import PicturesDep, ServicesDep, TimingsDep
 from app.schemas import ClassifyParams, ClassifyResponse
 from app.scopes import INFER
 
@@ -18,8 +18,7 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 
 
 @router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-async def classify(
-    params: Annotated[ClassifyParams, Query()], services: ServicesDep, pictures: PicturesDep, timings: TimingsDep
-) -> ClassifyResponse:
+@admitted
+async def classify(request: Request, params: Annotated[ClassifyParams, Query()]) -> ClassifyResponse:
     """What is in this picture, or which digits (`sequence`)? One picture, or up to 64 at once."""
-    return await services.classify(pictures, params, timings)
+    return await deps.services(request).classify(await deps.pictures(request), params, deps.timings(request))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import IMAGE_BODY
-from app.deps import CallerDep, GalleriesDep, PicturesDep, TimingsDep
 from app.gallery_schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -58,67 +58,61 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
-async def collections(galleries: GalleriesDep, after: After = "", limit: Limit = 100) -> CollectionPage:
+async def collections(request: Request, after: After = "", limit: Limit = 100) -> CollectionPage:
     """Every collection, by page."""
-    return await galleries.list_collections(after, limit)
+    return await deps.galleries(request).list_collections(after, limit)
 
 
 @router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING | THERE_ALREADY)
-async def create(
-    collection: Collection, asked: NewCollection, galleries: GalleriesDep, response: Response
-) -> CollectionInfo:
+async def create(request: Request, collection: Collection, asked: NewCollection, response: Response) -> CollectionInfo:
     """Make a collection; 200 where there is one already that was made in the same way."""
-    made, new = await galleries.create(collection, asked)
+    made, new = await deps.galleries(request).create(collection, asked)
     response.status_code = 201 if new else 200
     return made
 
 
 @router.get("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
-async def read(collection: Collection, galleries: GalleriesDep) -> CollectionDetail:
+async def read(request: Request, collection: Collection) -> CollectionDetail:
     """A collection, and how much is in it."""
-    return await galleries.collection(collection)
+    return await deps.galleries(request).collection(collection)
 
 
 @router.delete("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
-async def drop(collection: Collection, galleries: GalleriesDep, caller: CallerDep) -> ErasureReceipt:
+async def drop(request: Request, collection: Collection) -> ErasureReceipt:
     """Erase a collection and all that is in it."""
-    return await galleries.drop(collection, caller)
+    return await deps.galleries(request).drop(collection, deps.caller(request))
 
 
 @router.get("/collections/{collection}/subjects", dependencies=ENROL, responses=PROBLEMS)
-async def subjects(
-    collection: Collection, galleries: GalleriesDep, after: After = "", limit: Limit = 100
-) -> SubjectPage:
+async def subjects(request: Request, collection: Collection, after: After = "", limit: Limit = 100) -> SubjectPage:
     """A collection's subjects, by page."""
-    return await galleries.list_subjects(collection, after, limit)
+    return await deps.galleries(request).list_subjects(collection, after, limit)
 
 
 @router.put("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=MAKING)
 async def put_subject(
-    collection: Collection, subject: SubjectId, asked: SubjectProperties, galleries: GalleriesDep
+    request: Request, collection: Collection, subject: SubjectId, asked: SubjectProperties
 ) -> SubjectInfo:
     """Make a subject, or give it these properties in place of those it had."""
-    return await galleries.put_subject(collection, subject, asked)
+    return await deps.galleries(request).put_subject(collection, subject, asked)
 
 
 @router.get("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
-async def subject(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> SubjectInfo:
+async def subject(request: Request, collection: Collection, subject: SubjectId) -> SubjectInfo:
     """A subject."""
-    return await galleries.subject(collection, subject)
+    return await deps.galleries(request).subject(collection, subject)
 
 
 @router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
-async def remove_subject(
-    collection: Collection, subject: SubjectId, galleries: GalleriesDep, caller: CallerDep
-) -> ErasureReceipt:
+async def remove_subject(request: Request, collection: Collection, subject: SubjectId) -> ErasureReceipt:
     """Erase a subject and all its faces, those that wait in jobs among them."""
-    return await galleries.jobs.remove_subject(collection, subject, caller)
+    return await deps.galleries(request).jobs.remove_subject(collection, subject, deps.caller(request))
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
-async def faces(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FaceList:
+async def faces(request: Request, collection: Collection, subject: SubjectId) -> FaceList:
     """A subject's faces."""
-    return await galleries.list_faces(collection, subject)
+    return await deps.galleries(request).list_faces(collection, subject)
 
 
 @router.post(
@@ -127,17 +121,14 @@ async def faces(collection: Collection, subject: SubjectId, galleries: Galleries
     dependencies=ENROL,
     responses=ENROLLING,
 )
+@admitted
 async def enrol(
-    collection: Collection,
-    subject: SubjectId,
-    params: Annotated[EnrolParams, Query()],
-    galleries: GalleriesDep,
-    pictures: PicturesDep,
-    timings: TimingsDep,
-    caller: CallerDep,
+    request: Request, collection: Collection, subject: SubjectId, params: Annotated[EnrolParams, Query()]
 ) -> EnrolResponse:
     """Enrol one picture of a subject, or up to 64; the subject is made if it is not there yet."""
-    return await galleries.enrol(collection, subject, pictures, params, timings, caller)
+    return await deps.galleries(request).enrol(
+        collection, subject, await deps.pictures(request), params, deps.timings(request), deps.caller(request)
+    )
 
 
 @router.post(
@@ -146,17 +137,14 @@ async def enrol(
     dependencies=INFER,
     responses=COMPARING,
 )
+@admitted
 async def verify(
-    collection: Collection,
-    subject: SubjectId,
-    params: Annotated[SubjectVerifyParams, Query()],
-    galleries: GalleriesDep,
-    pictures: PicturesDep,
-    timings: TimingsDep,
-    caller: CallerDep,
+    request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
 ) -> SubjectVerification:
     """Is this the subject? The picture's largest face against the subject's faces."""
-    return await galleries.recognition.verify(collection, subject, pictures, params, timings, caller)
+    return await deps.galleries(request).recognition.verify(
+        collection, subject, await deps.pictures(request), params, deps.timings(request), deps.caller(request)
+    )
 
 
 @router.post(
@@ -166,36 +154,35 @@ async def verify(
     openapi_extra=IMAGE_BODY,
     responses=COMPARING,
 )
-async def deny(
-    collection: Collection, subject: SubjectId, galleries: GalleriesDep, pictures: PicturesDep, timings: TimingsDep
-) -> FeedbackInfo:
+@admitted
+async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """This is not the subject: searches do not name it for the picture's largest face, nor for what is like it."""
-    return await galleries.recognition.deny(collection, subject, pictures, timings)
+    return await deps.galleries(request).recognition.deny(
+        collection, subject, await deps.pictures(request), deps.timings(request)
+    )
 
 
 @router.get("/collections/{collection}/subjects/{subject}/feedback", dependencies=ENROL, responses=PROBLEMS)
-async def denials(collection: Collection, subject: SubjectId, galleries: GalleriesDep) -> FeedbackList:
+async def denials(request: Request, collection: Collection, subject: SubjectId) -> FeedbackList:
     """What was said not to be the subject."""
-    return await galleries.recognition.denials(collection, subject)
+    return await deps.galleries(request).recognition.denials(collection, subject)
 
 
 @router.delete(
     "/collections/{collection}/subjects/{subject}/feedback/{feedback}", dependencies=ENROL, responses=PROBLEMS
 )
-async def take_back(
-    collection: Collection, subject: SubjectId, feedback: Key, galleries: GalleriesDep
-) -> ErasureReceipt:
+async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Take it back, and erase the face that was kept for it."""
-    return await galleries.recognition.take_back(collection, subject, feedback)
+    return await deps.galleries(request).recognition.take_back(collection, subject, feedback)
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=PROBLEMS)
-async def remove_face(collection: Collection, face: Key, galleries: GalleriesDep, caller: CallerDep) -> ErasureReceipt:
+async def remove_face(request: Request, collection: Collection, face: Key) -> ErasureReceipt:
     """Erase one face; its subject stays."""
-    return await galleries.remove_face(collection, face, caller)
+    return await deps.galleries(request).remove_face(collection, face, deps.caller(request))
 
 
 @router.get("/erasures/{receipt}", dependencies=ENROL, responses=PROBLEMS)
-async def erasure(receipt: Key, galleries: GalleriesDep) -> ErasureReceipt:
+async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
     """What became of an erasure: `scrubbing`, then `erased`."""
-    return await galleries.receipt(receipt)
+    return await deps.galleries(request).receipt(receipt)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import NOISY_BODY
-from app.deps import NoisyDep, RestorationDep, TimingsDep
 from app.encoding import PNG
 from app.generation_schemas import DenoiseParams, DenoiseResponse
 from app.routes.answer import answer, describe
@@ -20,8 +20,7 @@ RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_P
 
 
 @router.post("/denoise", response_class=Response, openapi_extra=NOISY_BODY, responses=RESPONSES)
-async def denoise(
-    params: Annotated[DenoiseParams, Query()], restoration: RestorationDep, sent: NoisyDep, timings: TimingsDep
-) -> Response:
+@admitted
+async def denoise(request: Request, params: Annotated[DenoiseParams, Query()]) -> Response:
     """A picture without its noise, in its own size; with a `reference`, how near it came."""
-    return answer(await restoration.denoise(sent, params, timings))
+    return answer(await deps.restoration(request).denoise(await deps.noisy(request), params, deps.timings(request)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import EMBEDDINGS_BODY, IMAGE_BODY
-from app.deps import EmbeddingsDep, FacesDep, PicturesDep, TimingsDep
 from app.schemas import EmbedParams, EmbedResponse
 from app.scopes import INFER
 
@@ -18,15 +18,15 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessa
 
 
 @router.post("/embed", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-async def embed(
-    params: Annotated[EmbedParams, Query()], faces: FacesDep, pictures: PicturesDep, timings: TimingsDep
-) -> EmbedResponse:
+@admitted
+async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
     """Each picture's largest face as a point on the unit sphere, where near means alike."""
-    return await faces.embed(pictures, params, timings)
+    return await deps.faces(request).embed(await deps.pictures(request), params, deps.timings(request))
 
 
 @router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_BODY, responses=PROBLEMS)
-async def embeddings(sent: EmbeddingsDep, faces: FacesDep, timings: TimingsDep) -> EmbedResponse:
+@admitted
+async def embeddings(request: Request) -> EmbedResponse:
     """`POST /embed` in OpenAI's form: `input` is a picture or a list of them, base64 or data URIs."""
-    asked, pictures = sent
-    return await faces.embed_like_openai(asked, pictures, timings)
+    asked, pictures = await deps.embeddings(request)
+    return await deps.faces(request).embed_like_openai(asked, pictures, deps.timings(request))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import IMAGE_BODY
-from app.deps import FacesDep, PicturesDep, TimingsDep
 from app.schemas import DetectParams, DetectResponse
 from app.scopes import INFER
 
@@ -18,8 +18,7 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES)
 
 
 @router.post("/detect", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-async def detect(
-    params: Annotated[DetectParams, Query()], faces: FacesDep, pictures: PicturesDep, timings: TimingsDep
-) -> DetectResponse:
+@admitted
+async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
     """Where are faces, and how good are they? One picture, or up to 64 at once; often a picture has none."""
-    return await faces.detect(pictures, params, timings)
+    return await deps.faces(request).detect(await deps.pictures(request), params, deps.timings(request))

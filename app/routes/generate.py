@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from app import errors
-from app.deps import AdmittedDep, GenerationDep, TimingsDep
+from app import deps, errors
+from app.admission import admitted
 from app.encoding import PNG, WEBP
 from app.generation_schemas import (
     GenerateParams,
@@ -38,36 +38,32 @@ IfNoneMatch = Annotated[str | None, Header(description="An `ETag` that was answe
 
 
 @router.get("/generate", response_class=Response, responses=PICTURES | UNCHANGED | PROBLEMS)
+@admitted
 async def generate(
-    params: Annotated[GenerateParams, Query()],
-    generation: GenerationDep,
-    timings: TimingsDep,
-    _: AdmittedDep,
-    if_none_match: IfNoneMatch = None,
+    request: Request, params: Annotated[GenerateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
     """New pictures. The same seed answers the same bytes; without one they are others each time."""
-    return answer(await generation.generate(params, if_none_match, timings))
+    return answer(await deps.generation(request).generate(params, if_none_match, deps.timings(request)))
 
 
 @router.post("/generate", response_class=Response, responses=PICTURES | PROBLEMS | SENDING)
-async def decode(sent: LatentsRequest, generation: GenerationDep, timings: TimingsDep, _: AdmittedDep) -> Response:
+@admitted
+async def decode(request: Request, sent: LatentsRequest) -> Response:
     """The pictures at these points of the latent space; `POST /encode` answers such points."""
-    return answer(await generation.decode(sent, timings))
+    return answer(await deps.generation(request).decode(sent, deps.timings(request)))
 
 
 @router.get("/generate/interpolate", response_class=Response, responses=describe(PNG, WEBP) | UNCHANGED | PROBLEMS)
+@admitted
 async def interpolate(
-    params: Annotated[InterpolateParams, Query()],
-    generation: GenerationDep,
-    timings: TimingsDep,
-    _: AdmittedDep,
-    if_none_match: IfNoneMatch = None,
+    request: Request, params: Annotated[InterpolateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
     """The way from the first sample of one seed to that of another, as a strip or a film."""
-    return answer(await generation.interpolate(params, if_none_match, timings))
+    return answer(await deps.generation(request).interpolate(params, if_none_match, deps.timings(request)))
 
 
 @router.post("/v1/images/generations", response_model_exclude_none=True, responses=PROBLEMS | SENDING)
-async def images(sent: ImagesRequest, generation: GenerationDep, timings: TimingsDep, _: AdmittedDep) -> ImagesResponse:
+@admitted
+async def images(request: Request, sent: ImagesRequest) -> ImagesResponse:
     """`GET /generate` in OpenAI's form: `prompt` is the label to draw, or one for each of `n` pictures."""
-    return await generation.images(sent, timings)
+    return await deps.generation(request).images(sent, deps.timings(request))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 
-from app import errors
-from app.deps import CallerDep, ServicesDep
+from app import deps, errors
 from app.schemas import ModelDetail, ModelList, ModelName, ModelReloaded
 from app.scopes import ADMIN, INFER
 
@@ -26,22 +25,20 @@ RELOADING = errors.describe(
 
 
 @router.get("", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
-async def models(services: ServicesDep) -> ModelList:
+async def models(request: Request) -> ModelList:
     """Every model that can be asked for."""
-    return services.models()
+    return deps.services(request).models()
 
 
 @router.get("/{name}", dependencies=INFER, responses=READING)
-async def model(name: str, services: ServicesDep) -> ModelDetail:
+async def model(request: Request, name: str) -> ModelDetail:
     """One model's card: what it is, what it was trained on, how good it measured, its licence."""
-    return services.model(name)
+    return deps.services(request).model(name)
 
 
 @router.post("/{name}/reload", dependencies=ADMIN, responses=RELOADING)
 async def reload(
-    name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")],
-    services: ServicesDep,
-    caller: CallerDep,
+    request: Request, name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")]
 ) -> ModelReloaded:
     """Serve what lies in the weights folder under this name by now; requests under way end with what was there."""
-    return await services.reload(name, caller)
+    return await deps.services(request).reload(name, deps.caller(request))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
-from app import errors
-from app.deps import MessageDep, OpenInferenceDep, TimingsDep
+from app import deps, errors
+from app.admission import admitted
 from app.oip_messages import INFER_BODY, OCTETS
 from app.oip_schemas import (
     IndexedModel,
@@ -52,9 +52,9 @@ INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
 
 
 @router.get("", dependencies=INFER, responses=READING)
-async def server(oip: OpenInferenceDep) -> ServerMetadata:
+async def server(request: Request) -> ServerMetadata:
     """What answers here, and which extensions of the protocol it knows."""
-    return oip.server()
+    return deps.open_inference(request).server()
 
 
 @router.get("/health/live", responses=READING)
@@ -70,41 +70,44 @@ async def ready(_: Annotated[Health, Depends(ops.ready)]) -> ServerReady:
 
 
 @router.post("/repository/index", dependencies=INFER, responses=SENDING)
-async def index(oip: OpenInferenceDep) -> list[IndexedModel]:
+async def index(request: Request) -> list[IndexedModel]:
     """Every model that can be asked; a body is not read: all are ready, and load with their first request."""
-    return oip.index()
+    return deps.open_inference(request).index()
 
 
 @router.get("/models/{name}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
-async def metadata(name: Name, oip: OpenInferenceDep) -> ModelMetadata:
+async def metadata(request: Request, name: Name) -> ModelMetadata:
     """A model's inputs and outputs."""
-    return oip.metadata(name, None)
+    return deps.open_inference(request).metadata(name, None)
 
 
 @router.get("/models/{name}/versions/{version}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
-async def metadata_of_version(name: Name, version: Version, oip: OpenInferenceDep) -> ModelMetadata:
+async def metadata_of_version(request: Request, name: Name, version: Version) -> ModelMetadata:
     """The same, if this is its version."""
-    return oip.metadata(name, version)
+    return deps.open_inference(request).metadata(name, version)
 
 
 @router.get("/models/{name}/ready", dependencies=INFER, responses=NAMED)
-async def model_ready(name: Name, oip: OpenInferenceDep) -> ModelReady:
+async def model_ready(request: Request, name: Name) -> ModelReady:
     """Whether a model can be asked."""
-    return oip.ready(name, None)
+    return deps.open_inference(request).ready(name, None)
 
 
 @router.get("/models/{name}/versions/{version}/ready", dependencies=INFER, responses=NAMED)
-async def version_ready(name: Name, version: Version, oip: OpenInferenceDep) -> ModelReady:
+async def version_ready(request: Request, name: Name, version: Version) -> ModelReady:
     """The same of a version."""
-    return oip.ready(name, version)
+    return deps.open_inference(request).ready(name, version)
 
 
 @router.post(
     "/models/{name}/infer", dependencies=INFER, response_class=Response, openapi_extra=INFER_BODY, responses=INFERRING
 )
-async def infer(name: Name, oip: OpenInferenceDep, message: MessageDep, timings: TimingsDep) -> Response:
+@admitted
+async def infer(request: Request, name: Name) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
-    return answer(await oip.infer(name, None, message, timings))
+    return answer(
+        await deps.open_inference(request).infer(name, None, await deps.message(request), deps.timings(request))
+    )
 
 
 @router.post(
@@ -114,8 +117,9 @@ async def infer(name: Name, oip: OpenInferenceDep, message: MessageDep, timings:
     openapi_extra=INFER_BODY,
     responses=INFERRING,
 )
-async def infer_version(
-    name: Name, version: Version, oip: OpenInferenceDep, message: MessageDep, timings: TimingsDep
-) -> Response:
+@admitted
+async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """The same of a version."""
-    return answer(await oip.infer(name, version, message, timings))
+    return answer(
+        await deps.open_inference(request).infer(name, version, await deps.message(request), deps.timings(request))
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app import errors
-from app.deps import EngineDep, MetricsDep
+from app import deps, errors
 from app.metrics import CONTENT_TYPE
 from app.schemas import Health
 from app.scopes import ADMIN
@@ -24,8 +23,9 @@ async def live() -> Health:
 
 
 @router.get("/health/ready", responses=errors.describe(errors.HostNotAllowed, errors.NotReady))
-async def ready(engine: EngineDep) -> Health:
+async def ready(request: Request) -> Health:
     """The default classifier and, where their weights are there, the face pair are loaded and warm."""
+    engine = deps.engine(request)
     loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
     if missing := [name for name, _ in engine.required if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
@@ -34,6 +34,6 @@ async def ready(engine: EngineDep) -> Health:
 
 
 @router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)
-async def metrics(figures: MetricsDep) -> Response:
+async def metrics(request: Request) -> Response:
     """Prometheus."""
-    return Response(figures.exposition(), media_type=CONTENT_TYPE)
+    return Response(deps.metrics(request).exposition(), media_type=CONTENT_TYPE)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 
-from app import errors
-from app.deps import CallerDep, GalleriesDep
+from app import deps, errors
 from app.gallery_schemas import Key, NewEmbedder, ReembeddingInfo
 from app.reembedding import working
 from app.scopes import ENROL
@@ -24,20 +23,18 @@ Collection = Annotated[Key, Path(description="The collection's name.")]
 
 
 @router.post("/collections/{collection}/reembed", status_code=202, responses=BEGINNING)
-async def begin(
-    collection: Collection, asked: NewEmbedder, galleries: GalleriesDep, caller: CallerDep
-) -> ReembeddingInfo:
+async def begin(request: Request, collection: Collection, asked: NewEmbedder) -> ReembeddingInfo:
     """Make all vectors of a collection anew, in the background, from the crops that were kept, and then switch."""
-    return await galleries.reembedder.begin(collection, asked, caller)
+    return await deps.galleries(request).reembedder.begin(collection, asked, deps.caller(request))
 
 
 @router.get("/collections/{collection}/reembed", responses=PROBLEMS)
-async def progress(collection: Collection, galleries: GalleriesDep) -> ReembeddingInfo:
+async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
     """How far that is; 404 where it is over, or was not asked for."""
-    return await galleries.reembedder.progress(collection)
+    return await deps.galleries(request).reembedder.progress(collection)
 
 
 @router.delete("/collections/{collection}/reembed", responses=PROBLEMS)
-async def cancel(collection: Collection, galleries: GalleriesDep) -> ReembeddingInfo:
+async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
     """Leave the collection as it is."""
-    return await galleries.reembedder.cancel(collection)
+    return await deps.galleries(request).reembedder.cancel(collection)

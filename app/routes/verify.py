@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from app import errors
+from app import deps, errors
+from app.admission import admitted
 from app.body import PAIR_BODY
-from app.deps import FacesDep, PairDep, TimingsDep
 from app.schemas import EmbeddingPair, VerifyEmbeddingsResponse, VerifyParams, VerifyResponse
 from app.scopes import INFER
 
@@ -27,16 +27,15 @@ EMBEDDING_PROBLEMS = errors.describe(
 
 
 @router.post("", openapi_extra=PAIR_BODY, responses=PROBLEMS)
-async def verify(
-    params: Annotated[VerifyParams, Query()], faces: FacesDep, pair: PairDep, timings: TimingsDep
-) -> VerifyResponse:
+@admitted
+async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
     """Do two pictures show one person? The source's largest face against every face of the target."""
-    return await faces.verify(pair, params, timings)
+    return await deps.faces(request).verify(await deps.pair(request), params, deps.timings(request))
 
 
 @router.post("/embeddings", responses=EMBEDDING_PROBLEMS)
 async def embeddings(
-    params: Annotated[VerifyParams, Query()], faces: FacesDep, pair: EmbeddingPair
+    request: Request, params: Annotated[VerifyParams, Query()], pair: EmbeddingPair
 ) -> VerifyEmbeddingsResponse:
     """The same of embeddings that were made before, by the same model."""
-    return await faces.verify_embeddings(pair, params)
+    return await deps.faces(request).verify_embeddings(pair, params)

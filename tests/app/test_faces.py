@@ -14,6 +14,7 @@ from app import loading
 from app.settings import PROJECT
 from models import align, checkpoint
 from models.detector import CenterFaceDetector
+from tests.app.embedder import PREPROCESS
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 
@@ -105,6 +106,6 @@ def test_no_more_pixels_go_through_at_once_than_are_allowed(monkeypatch: pytest.
 
     monkeypatch.setattr(loading, "MOST_PIXELS", 2 * 8 * 8)
     pictures = [torch.full((3, side, 8), float(i)) for i, side in enumerate((8, 4, 8, 8, 40, 4))]
-    outputs = loading.run_shaped(Sums(), pictures)
+    outputs = loading.run_shaped(PREPROCESS, Sums(), pictures)
     assert [float(output) for output in outputs] == [float(picture.sum()) for picture in pictures]
     assert sorted(seen) == [(1, 3, 8, 8), (1, 3, 40, 8), (2, 3, 4, 8), (2, 3, 8, 8)]

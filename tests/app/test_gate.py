@@ -25,7 +25,7 @@ from app.keys import FOLDER, SCOPES, Keys, Scope
 from app.main import create_app
 from app.metrics import Metrics
 from app.rates import SlidingWindow
-from app.scopes import ADMIN, INFER, Unguarded, find, guarded
+from app.scopes import ADMIN, INFER, Routes, Unguarded
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
 
@@ -129,7 +129,7 @@ def gated(service: Service, keys: Keys) -> Callable[..., TestClient]:
     """Makes a gate with settings and a clock of its own, and nothing behind it."""
 
     def make(clock: Callable[[], float] = time.monotonic, **given: Any) -> TestClient:
-        routes = guarded(service.app)
+        routes = Routes(service.app)
         return TestClient(Gate(nothing, keys, routes, Settings(**given), Metrics(), clock), base_url=BASE_URL)
 
     return make
@@ -137,7 +137,9 @@ def gated(service: Service, keys: Keys) -> Callable[..., TestClient]:
 
 def test_what_each_route_needs_is_what_was_decided(service: Service) -> None:
     found = [
-        (method, one.route.path, one.scope or "") for one in guarded(service.app) for method in one.methods or ["GET"]
+        (method, one.route.path, one.scope or "")
+        for one in Routes(service.app).all
+        for method in one.methods or ["GET"]
     ]
     assert sorted(found) == sorted(CALLS)
 
@@ -150,7 +152,7 @@ def test_a_route_that_states_nothing_or_two_scopes_or_opens_what_is_open_is_no_s
         router.get(at, dependencies=dependencies)(answer)
         app.include_router(router)
         with pytest.raises(Unguarded, match=at):
-            guarded(app)
+            Routes(app)
 
 
 TITLES = {
@@ -202,7 +204,7 @@ def test_a_right_key_or_none_where_it_is_open_reaches_just_the_route_that_was_ju
     client = TestClient(recorded, base_url=BASE_URL, raise_server_exceptions=False)
     answer = client.request(method, at, headers=service.headers.get(scope, {}))
     assert answer.status_code not in (401, 403)
-    judged = find(guarded(service.app), {"method": method, "path": at})
+    judged = Routes(service.app).find({"method": method, "path": at})
     assert judged is not None
     assert (judged.route.path, judged.scope) == (template, scope or None)
     assert seen[0]["endpoint"] == (judged.route.endpoint or judged.route.app)
@@ -307,7 +309,7 @@ def test_a_key_has_so_many_requests_at_once(service: Service, keys: Keys) -> Non
         await ended.wait()
         await nothing(scope, receive, send)
 
-    gate = Gate(held, keys, guarded(service.app), Settings(key_concurrency=1), Metrics())
+    gate = Gate(held, keys, Routes(service.app), Settings(key_concurrency=1), Metrics())
 
     async def scenario() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url=BASE_URL) as client:

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.responses import Response
 
+from app.admission import Places
 from app.cli import _server
-from app.deps import Admission
 from app.errors import BodyTooSlow, Overloaded
 from app.main import create_app
 from app.metrics import Metrics
@@ -279,25 +279,25 @@ def test_a_body_may_take_so_long_and_longer_the_more_of_it_has_come() -> None:
 
 def test_who_is_slow_gives_way_and_nobody_else() -> None:
     clock = Clock()
-    admission = Admission(2, Metrics())
+    places = Places(2, Metrics())
     slow, whole = Arrival(20.0, 100, clock), Arrival(20.0, 100, clock)
     for arrival in (whole, slow):
         arrival._started = clock.now
-        admission.enter(arrival)
+        places.enter(arrival)
     whole.is_whole = True
     with pytest.raises(Overloaded):
-        admission.enter()
+        places.enter()
     clock.now += 10
-    admission.enter()
+    places.enter()
     assert slow._over
     assert not whole._over
     with pytest.raises(Overloaded):  # whose place was given away has not left yet
-        admission.enter()
-    admission.leave(slow)
+        places.enter()
+    places.leave(slow)
     with pytest.raises(Overloaded):
-        admission.enter()
-    admission.leave(whole)
-    admission.enter()
+        places.enter()
+    places.leave(whole)
+    places.enter()
 
 
 @pytest.mark.parametrize("path", ["/verify/embeddings", "/classify", "/v2/models/lenet5-mnist/infer"])
