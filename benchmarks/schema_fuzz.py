@@ -5,6 +5,8 @@ phases (examples, coverage, fuzzing, stateful) over all operations, none left ou
 writes benchmarks/results/schema_fuzz.csv, and ends with 1 where anything failed or fewer cases were run than asked for.
 benchmarks/schema_fuzz_hooks.py puts real pictures and names into the cases.
 
+The service asks for keys, and every case has one with all scopes but those that are to be refused for want of it.
+
 Not checked: that all valid data is accepted. That bytes are a picture, or that a name is known, is nothing a schema
 can say. The deadline is lifted, so that a busy machine is no failure; there are no rate limits unless they are set.
 """
@@ -22,9 +24,11 @@ from typing import Annotated
 
 import typer
 
+from app.keys import FOLDER as KEYS_FOLDER
+from app.keys import SCOPES, Keys
 from app.settings import PROJECT
 from benchmarks import tables
-from benchmarks.schema_fuzz_hooks import REPORT, URL
+from benchmarks.schema_fuzz_hooks import KEY, REPORT, URL
 from tests.app.test_process import serving
 
 RESULTS = Path("benchmarks/results/schema_fuzz.csv")
@@ -34,14 +38,15 @@ FAILED = "failed: "
 DEADLINE_S = 3600
 
 
-def run(url: str, examples: int, seed: int, report: Path) -> int:
+def run(url: str, key: str, examples: int, seed: int, report: Path) -> int:
     """Schemathesis's exit status; the hooks write the report, and what it keeps for itself lies beside that."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--seed", str(seed)]
     command += ["--max-examples", str(examples), "--phases", ",".join(PHASES), "--checks", "all"]
     command += ["--exclude-checks", "positive_data_acceptance", "--continue-on-failure", "--no-color"]
     command += ["--request-timeout", str(DEADLINE_S), "--suppress-health-check", "all", "--warnings", "off"]
     command += ["--generation-database", "none", "--max-response-time", str(DEADLINE_S)]
-    told = {URL: url, REPORT: str(report), "SCHEMATHESIS_HOOKS": "benchmarks.schema_fuzz_hooks"}
+    command += ["--header", f"Authorization: Bearer {key}"]
+    told = {URL: url, KEY: key, REPORT: str(report), "SCHEMATHESIS_HOOKS": "benchmarks.schema_fuzz_hooks"}
     environment = os.environ | told | {"PYTHONPATH": str(PROJECT)}
     return subprocess.run(command, env=environment, cwd=report.parent, check=False).returncode
 
@@ -68,9 +73,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         # Choosing a runtime for every model takes minutes, and changes nothing that is looked at here.
-        settings = {"VESTIBULE_STATE": f"{folder}/state", "VESTIBULE_RUNTIME": "torch"}
+        state = Path(folder) / "state"
+        settings = {"VESTIBULE_STATE": str(state), "VESTIBULE_RUNTIME": "torch"}
+        keys = Keys(state / KEYS_FOLDER)
+        _, key = keys.create("fuzz", SCOPES)
+        keys.close()
         with serving(**settings, VESTIBULE_DEADLINE_S=str(DEADLINE_S)) as (process, url, _):
-            status = run(url, examples, seed, report)
+            status = run(url, key, examples, seed, report)
             alive = process.poll() is None
         counts = {operation: Counter(found) for operation, found in json.loads(report.read_text()).items()}
     rows = [row(operation, counts[operation]) for operation in sorted(counts)]

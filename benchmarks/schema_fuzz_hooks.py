@@ -29,7 +29,8 @@ from schemathesis.engine.recorder import ScenarioRecorder
 
 from tests.conftest import encode, photo
 
-URL, REPORT = "SCHEMA_FUZZ_URL", "SCHEMA_FUZZ_REPORT"  # in the environment: the service's address, the file to write
+# In the environment: the address of the service, a key of all scopes, the file to write.
+URL, KEY, REPORT = "SCHEMA_FUZZ_URL", "SCHEMA_FUZZ_KEY", "SCHEMA_FUZZ_REPORT"
 SHARE = 0.7  # of what may be made real
 DROPPED = 0.1  # and of collections, when they are to be erased
 KEPT = 200  # ids of each kind, the latest
@@ -109,7 +110,9 @@ _real_bodies: deque[str] = deque(maxlen=KEPT)  # the latest cases that have one
 def world() -> World:
     """The service's, asked for once."""
     if not _worlds:
-        with httpx.Client(base_url=os.environ[URL], timeout=300) as client:
+        with httpx.Client(
+            base_url=os.environ[URL], headers={"Authorization": f"Bearer {os.environ[KEY]}"}, timeout=300
+        ) as client:
             _worlds.append(World(client))
     return _worlds[0]
 
