@@ -80,8 +80,8 @@ class Window:
 class Parts:
     """A round of requests to ours, by what `Server-Timing` says of them: medians, in ms.
 
-    `explained` is the sum of decode, queue and infer as a share of the client's latency, `within` the share of requests
-    where that sum is within a tenth of it.
+    `explained` is the sum of all stages as a share of the client's latency, `within` the share of requests where that
+    sum is within a tenth of it.
     """
 
     case: str
@@ -89,16 +89,18 @@ class Parts:
     round: int
     requests: int
     latency_ms: float
+    receive_ms: float
     decode_ms: float
     queue_ms: float
     infer_ms: float
-    total_ms: float
+    app_ms: float
     explained: float
     within: float
     machine: str
     date: str
 
 
+STAGES = ("receive", "decode", "queue", "infer", "app")
 KEY = ("case", "server", "clients", "round")
 
 Only = Annotated[str, typer.Option(help="Names of servers, with commas between.")]
@@ -342,10 +344,9 @@ def parts(server: Running, picture: bytes, clients: int, number: int, requests: 
     stages = [server_timing(reply.headers["server-timing"]) for reply in replies]
     latencies = [1000 * reply.seconds for reply in replies]
     explained = [
-        (times["decode"] + times["queue"] + times["infer"]) / latency
-        for times, latency in zip(stages, latencies, strict=True)
+        sum(times[name] for name in STAGES) / latency for times, latency in zip(stages, latencies, strict=True)
     ]
-    named = {f"{name}_ms": median(times[name] for times in stages) for name in ("decode", "queue", "infer", "total")}
+    named = {f"{name}_ms": median(times[name] for times in stages) for name in STAGES}
     return Parts(
         next(name for name, case in CASES.items() if case == server.case),
         clients,

@@ -105,7 +105,8 @@ def parts_table(rows: Rows) -> str:
     """Markdown: what `Server-Timing` explains of the client's latency."""
     if not rows:
         return ""
-    columns = {"latency_ms": ".2f", "decode_ms": ".2f", "queue_ms": ".2f", "infer_ms": ".2f", "total_ms": ".2f"}
+    stages = ("receive", "decode", "queue", "infer", "app")
+    columns = dict.fromkeys(["latency_ms", *(f"{stage}_ms" for stage in stages)], ".2f")
     lines = []
     for clients in sorted({int(row["clients"]) for row in rows}):
         of = [row for row in rows if int(row["clients"]) == clients]
@@ -115,11 +116,8 @@ def parts_table(rows: Rows) -> str:
     heads = [
         "clients",
         "latency ms",
-        "decode",
-        "queue",
-        "infer",
-        "total",
-        "the three of latency",
+        *stages,
+        "all stages of latency",
         "within 10 %",
         "rounds",
     ]

@@ -216,13 +216,13 @@ def test_the_page_is_written_from_the_files(tmp_path: Path) -> None:
     loop = replace(about, case="resnet224", server="bare runtime", per_s=125, settings="in batches of 8")
     merge(tmp_path / "serving_limit.csv", [replace(about, case="resnet224", per_s=100), loop], serving.KEY)
     assert "| 1 | 100.0 | 125.0 | in batches of 8 | 0.800 |" in limit_table(read(tmp_path / "serving_limit.csv"))
-    parts = Parts("resnet224", 64, 1, 300, 10, 1, 5, 3.5, 9.8, 0.95, 0.9, "a desk", "today")
+    parts = Parts("resnet224", 64, 1, 300, 10, 0.2, 1, 5, 3.5, 0.1, 0.95, 0.9, "a desk", "today")
     merge(tmp_path / "serving_parts.csv", [parts], ("case", "clients", "round"))
     wrote = CliRunner().invoke(serving.cli, ["report", "--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert wrote.exit_code == 0, wrote.output
     written = (tmp_path / "page.md").read_text()
     assert page in written
-    assert "| 64 | 10.00 | 1.00 | 5.00 | 3.50 | 9.80 | 95.0% | 90.0% | 1 |" in written
+    assert "| 64 | 10.00 | 0.20 | 1.00 | 5.00 | 3.50 | 0.10 | 95.0% | 90.0% | 1 |" in written
 
 
 @pytest.mark.parametrize("asked", [["run", "--only", "oracle"], ["same", "--cases", "alexnet"]])

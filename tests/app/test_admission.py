@@ -23,9 +23,7 @@ LIGHT = {
     ("POST", "/models/{name}/reload"),
     ("PUT", "/collections/{collection}"),
     ("PUT", "/collections/{collection}/subjects/{subject}"),
-    ("POST", "/collections/{collection}/jobs/{job}/cancel"),
     ("POST", "/collections/{collection}/reembed"),
-    ("POST", "/collections/{collection}/reembed/cancel"),
 }
 DRAWING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
 

@@ -98,6 +98,7 @@ def test_a_grid_holds_what_the_network_draws_of_the_seeds_noise(client: TestClie
         "queue",
         "infer",
         "encode",
+        "app",
         "total",
     ]
     sheet = pixels(response.content)

@@ -482,7 +482,7 @@ def test_messages_that_go_wrong(address: str, body: bytes, headers: dict[str, st
         assert len(response.text) < 1000
     else:
         stages = [part.partition(";")[0] for part in response.headers["server-timing"].split(", ")]
-        assert stages == ["decode", "queue", "infer", "total"]
+        assert stages == ["receive", "decode", "queue", "infer", "app", "total"]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_an_embedding_is_that_of_the_largest_face(faces: TestClient) -> None:
     assert np.allclose(item["embedding"], admiral, atol=1e-4)
     assert not np.allclose(item["embedding"], astronaut, atol=1e-2)
     assert item["face"]["box"][0] > 512
-    assert {"decode", "detect", "embed", "queue"} <= {
+    assert {"receive", "decode", "detect", "embed", "queue"} <= {
         part.partition(";")[0] for part in response.headers["server-timing"].split(", ")
     }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -120,3 +122,18 @@ def test_openvino_tells_nobody_that_it_is_used() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_processes_compile_one_after_the_other(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def compile_it() -> None:
+        OpenVinoRuntime(nn.Linear(4, 2), (4,), "f32", key="a", folder=tmp_path)
+        done.set()
+
+    thread = threading.Thread(target=compile_it)
+    with FileLock(tmp_path / "compiling.lock"):  # as another process would
+        thread.start()
+        assert not done.wait(1)
+    thread.join(60)
+    assert done.is_set()
