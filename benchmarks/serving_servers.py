@@ -69,6 +69,7 @@ class Kind:
     packages: tuple[str, ...]
     runtime: str = "torch"
     settings: str = ""
+    workers: int = 1  # of ours
 
     def request(self, picture: bytes) -> Request:
         """For one picture."""
@@ -156,6 +157,10 @@ KINDS: dict[str, Kind] = {
         settings="no batches; the framework's pool of threads",
     ),
 }
+WORKERS = 2
+KINDS["vestibule-2-workers"] = replace(
+    KINDS["vestibule"], settings=f"{KINDS['vestibule'].settings}; --workers {WORKERS}", workers=WORKERS
+)
 # With the network that Vestibule chose in it.
 KINDS |= {f"{name}+openvino": replace(KINDS[name], runtime="openvino") for name in ("litserve", "mosec")}
 
@@ -316,6 +321,7 @@ class Running:
                 "VESTIBULE_DEFAULT_CLASSIFIER": self.case.name,
                 "VESTIBULE_STATE": str(self.bench.state),
                 "VESTIBULE_PORT": str(self.port),
+                "VESTIBULE_WORKERS": str(self.kind.workers),
                 **self.settings,
                 **shared,
             }

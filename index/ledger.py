@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ Write = Callable[[apsw.Connection], Any]
 # Older ones can corrupt a WAL database that several connections write to.
 OLDEST_SQLITE = 3_051_003
 BUSY_MS = 15_000
+MODE_PAUSE_S = 0.01
 # How long a scrub waits for readers, and how often it tries to be the first to write after it has emptied the log.
 SCRUB_BUSY_MS, SCRUB_TRIES = 200, 10
 # What one commit takes at most, so that the first of many is not kept waiting for the last.
@@ -176,7 +178,7 @@ class Ledger:
         connection = Connection(str(self.path), vfs=self._vfs)
         connection.keys = self.keys
         connection.set_busy_timeout(BUSY_MS)
-        connection.pragma("journal_mode", "wal")
+        _write_ahead(connection)
         connection.pragma("synchronous", "full")
         connection.pragma("foreign_keys", True)
         connection.pragma("secure_delete", True)
@@ -297,3 +299,17 @@ def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+
+
+def _write_ahead(connection: apsw.Connection) -> None:
+    """Set the mode that the file keeps. Of two that make the file, SQLite lets neither wait for the other."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            connection.pragma("journal_mode", "wal")
+        except apsw.BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(MODE_PAUSE_S)
+        else:
+            return

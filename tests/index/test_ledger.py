@@ -346,3 +346,19 @@ def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "a.db"))
     assert connection.execute("SELECT count(*) FROM a").get == 1
     connection.close()
+
+
+def test_many_may_make_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = apsw.Connection(str(tmp_path / "ledger.db"))
+    other.execute("BEGIN IMMEDIATE")  # as another process does for a moment; SQLite does not wait for that
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(Ledger, tmp_path / "ledger.db")
+        time.sleep(0.1)
+        assert not opening.done()
+        other.execute("COMMIT")
+        opening.result().close()
+    monkeypatch.setattr(module, "BUSY_MS", 100)
+    held = apsw.Connection(str(tmp_path / "other.db"))
+    held.execute("BEGIN IMMEDIATE")
+    with pytest.raises(apsw.BusyError):
+        Ledger(tmp_path / "other.db")
