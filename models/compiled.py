@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ Precision = Literal["f32", "bf16"]
 SIZES = (1, 2, 4, 8, 16, 32)
 # From this share of a size on it is cheaper to fill it up than to run what is there in smaller ones.
 FULL_ENOUGH = 0.75
+# How long one process waits for others that compile, before it does without what they keep.
+PATIENCE_S = 60.0
 # The side in pixels of pictures that a network of any size is shown when it is converted: a multiple that all take.
 EXAMPLE = 64
 
@@ -187,11 +189,14 @@ def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
         "INFERENCE_PRECISION_HINT": precision,  # never its default, which differs from processor to processor
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,  # one batch at a time, on all cores
-        "CACHE_DIR": str(folder),
         # Without the weights, which lie beside it once and are laid out anew when it is read: for efficientnet-lite0
         # 1 MB instead of 112, and a second more until it can take over from torch.
         "CACHE_MODE": "OPTIMIZE_SIZE",
     }
-    # One process at a time: what one finds half written it takes away, under the hands of who writes it.
-    with FileLock(folder / "compiling.lock"):
+    kept = settings | {"CACHE_DIR": str(folder)}
+    try:
+        # One process at a time: what one finds half written it takes away, under the hands of who writes it.
+        with FileLock(folder / "compiling.lock", timeout=PATIENCE_S):
+            return _core().compile_model(model, "CPU", kept).create_infer_request()
+    except Timeout:  # who has it may be stopped
         return _core().compile_model(model, "CPU", settings).create_infer_request()

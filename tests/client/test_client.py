@@ -126,7 +126,7 @@ def test_clean_pictures(client: Client) -> None:
 
 def test_the_gallery(client: Client) -> None:
     made = client.create_collection("sdk doors", keep_crops=True)
-    assert (made.name, made.keep_crops) == ("sdk doors", True)
+    assert (made.name, made.keep_crops, made.encrypted) == ("sdk doors", True, False)
     enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE])
     (face,), (failed,) = enrolled.indexed, enrolled.failed
     assert failed.problem.type == "urn:vestibule:problem:no-face"

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from models import compiled
 from models.compiled import SIZES, AnySizeRuntime, OpenVinoRuntime, pieces, precisions, signature
 from models.registry import build
 
@@ -137,3 +138,11 @@ def test_processes_compile_one_after_the_other(tmp_path: Path) -> None:
         assert not done.wait(1)
     thread.join(60)
     assert done.is_set()
+
+
+def test_who_has_the_lock_and_does_not_go_on_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PATIENCE_S", 0.1)
+    with FileLock(tmp_path / "compiling.lock"):
+        ready = OpenVinoRuntime(nn.Linear(4, 2), (4,), "f32", key="a", folder=tmp_path)
+    assert ready(torch.zeros(3, 4)).shape == (3, 2)
+    assert not list(tmp_path.glob("*.blob"))

@@ -10,8 +10,8 @@ import { search } from "../gallery/search.js";
 import { subjects } from "../gallery/subjects.js";
 
 /**
- * @typedef {{name: string, embedder: string, created_at: string}} Collection
- * @typedef {Collection & {subjects: number, faces: number, exact: boolean, keep_crops: boolean}} Detail
+ * @typedef {{name: string, embedder: string, encrypted: boolean, created_at: string}} Collection
+ * @typedef {Collection & {subjects: number, faces: number, exact: boolean, keep_crops: boolean, encrypted: boolean}} Detail
  */
 
 /** @param {string} name */
@@ -46,6 +46,7 @@ function overview() {
   const name = keyInput();
   const embedder = h("select");
   const crops = checkbox("Keep aligned faces, so that a later model can embed them anew", false);
+  const encrypted = checkbox("Encrypt it by the operator's key; it stays so for good", false);
   const make = h("button", { type: "submit", class: "primary" }, "Make it");
   const told = h("div");
   const maker = h(
@@ -55,6 +56,7 @@ function overview() {
     field("Name", name, "Letters, digits and . @ : + - _"),
     field("What it compares", embedder),
     crops.element,
+    encrypted.element,
     make,
     told,
   );
@@ -64,7 +66,7 @@ function overview() {
       try {
         await ask(pathOf(name.value), {
           method: "PUT",
-          json: { embedder: embedder.value || null, keep_crops: crops.box.checked },
+          json: { embedder: embedder.value || null, keep_crops: crops.box.checked, encrypted: encrypted.box.checked },
         });
         location.hash = hashOf(name.value);
       } catch (error) {
@@ -192,6 +194,7 @@ function collection(name, onErased) {
           badge(many(detail.subjects, "subject")),
           badge(many(detail.faces, "face")),
           badge(detail.embedder),
+          detail.encrypted && badge("encrypted"),
         ),
         drop,
       ),

@@ -19,6 +19,7 @@ class CollectionInfo(Answer):
     fingerprint: str
     dimensions: int
     keep_crops: bool
+    encrypted: bool
     created_at: datetime
 
 

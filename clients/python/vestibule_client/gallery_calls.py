@@ -76,12 +76,15 @@ def collection(name: str) -> Call[CollectionDetail]:
     return Call("GET", _COLLECTION, CollectionDetail, {"collection": name})
 
 
-def create_collection(name: str, *, embedder: str | None = None, keep_crops: bool = False) -> Call[CollectionInfo]:
+def create_collection(
+    name: str, *, embedder: str | None = None, keep_crops: bool = False, encrypted: bool = False
+) -> Call[CollectionInfo]:
     """Make a collection, if there is none of this name; `embedder` is one of faces, or a classifier.
 
-    `keep_crops`: each aligned face is kept, so that it can be embedded anew by a later embedder.
+    `keep_crops`: each aligned face is kept, so that it can be embedded anew by a later embedder. `encrypted`: nothing of who
+    is in it is written openly, but sealed by the service's operator's key; that cannot be changed later.
     """
-    body = {"embedder": embedder, "keep_crops": keep_crops}
+    body = {"embedder": embedder, "keep_crops": keep_crops, "encrypted": encrypted}
     return Call("PUT", _COLLECTION, CollectionInfo, {"collection": name}, json=body)
 
 
