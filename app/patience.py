@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.departure import is_without_body
 from app.errors import BodyTooSlow, error_response
 
-# So long nobody is slow: a first packet may have been lost.
-GRACE_S = 1.0
+# So long nobody is slow: a packet may have been lost, and is sent again after a fifth of a second.
+GRACE_S = 0.3
 
 
 class Arrival:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.admission import _MARK, Admission, Places
+from app.admission import _MARK, CROWDED_TURN_S, Admission, Places
+from app.errors import Overloaded
 from app.main import create_app
 from app.metrics import Metrics
 from app.scopes import Routes
@@ -66,6 +68,20 @@ def test_a_refusal_reads_nothing_and_is_counted_as_its_routes(service: FastAPI) 
     value = service.state.metrics.registry.get_sample_value
     assert value("vestibule_requests_total", {"route": "/classify", "method": "POST", "status": "429"}) == 1
     assert value("vestibule_shed_total", {"where": "admission", "model": ""}) == 1
+
+
+def test_while_requests_are_refused_threads_have_shorter_turns() -> None:
+    places, usual = Places(2, Metrics()), sys.getswitchinterval()
+    places.enter()
+    places.enter()
+    for _ in range(2):
+        with pytest.raises(Overloaded):
+            places.enter()
+    assert sys.getswitchinterval() == pytest.approx(CROWDED_TURN_S, abs=1e-6)
+    places.leave()
+    assert sys.getswitchinterval() < usual
+    places.leave()
+    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 def test_a_full_service_still_answers_what_takes_no_place(service: FastAPI) -> None:

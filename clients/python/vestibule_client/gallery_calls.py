@@ -81,8 +81,8 @@ def create_collection(
 ) -> Call[CollectionInfo]:
     """Make a collection, if there is none of this name; `embedder` is one of faces, or a classifier.
 
-    `keep_crops`: each aligned face is kept, so that it can be embedded anew by a later embedder. `encrypted`: nothing of who
-    is in it is written openly, but sealed by the service's operator's key; that cannot be changed later.
+    `keep_crops`: each aligned face is kept, so that it can be embedded anew by a later embedder. `encrypted`: nothing
+    of who is in it is written openly, but sealed by the service's operator's key; that cannot be changed later.
     """
     body = {"embedder": embedder, "keep_crops": keep_crops, "encrypted": encrypted}
     return Call("PUT", _COLLECTION, CollectionInfo, {"collection": name}, json=body)
