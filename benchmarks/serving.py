@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks import serving_load, tables
 from benchmarks.serving_bare import bare, chosen_runtime
 from benchmarks.serving_models import CASES, Case, pictures
-from benchmarks.serving_report import generator_line, limit_table, parts_table, run_tables, same_table
+from benchmarks.serving_report import generator_line, limit_table, parts_table, run_picture, run_tables, same_table
 from benchmarks.serving_same import Same, compared, expected
 from benchmarks.serving_servers import HOST, KINDS, Bench, Running, ServerError
 from benchmarks.tables import machine, merge
@@ -402,7 +402,11 @@ def report(results: Results = RESULTS, page: Path = PAGE) -> None:
     read = {
         name: tables.read(results / f"serving{name}.csv") for name in ("", "_same", "_limit", "_parts", "_generator")
     }
+    picture = page.parent / "pictures" / "serving.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(run_picture(read[""]))
     written = [
+        "![Requests a second, server by server](pictures/serving.png)",
         run_tables(read[""]),
         same_table(read["_same"]),
         limit_table(read["_limit"]),

@@ -27,6 +27,32 @@ def run_tables(rows: Rows) -> str:
     return "\n\n".join([*parts, _about(rows)])
 
 
+def run_picture(rows: Rows) -> bytes:
+    """A PNG: requests a second with the most clients, the median as a bar and each round as a dot, case by case."""
+    from matplotlib.figure import Figure
+
+    from training.drawing import ACCENT, INK, PALE, png
+
+    cases = [case for case in TITLES if any(row["case"] == case for row in rows)]
+    figure = Figure(figsize=(8, 0.4 + 2.8 * len(cases)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
+    for axes, case in zip(panels, cases, strict=True):
+        most = max(int(row["clients"]) for row in rows if row["case"] == case)
+        found: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            if row["case"] == case and int(row["clients"]) == most and row["status"] == "ok":
+                found[row["server"]].append(float(row["per_s"]))
+        names = sorted(found, key=lambda name: median(found[name]))
+        colours = [ACCENT if name.startswith(OURS) else PALE for name in names]
+        axes.barh(names, [median(found[name]) for name in names], color=colours, height=0.7)
+        for name in names:
+            axes.plot(found[name], [name] * len(found[name]), ".", color=INK, markersize=4)
+        axes.set_title(f"{TITLES[case]}: requests/s, {most} clients", loc="left", color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, length=0)
+    return png(figure)
+
+
 def _of_case(rows: Rows, case: str) -> str:
     clients = sorted({int(row["clients"]) for row in rows if int(row["clients"])})
     windows: dict[tuple[str, int], list[dict[str, str]]] = defaultdict(list)

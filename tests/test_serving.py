@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import faults, serving, serving_load
@@ -220,6 +221,8 @@ def test_the_page_is_written_from_the_files(tmp_path: Path) -> None:
     merge(tmp_path / "serving_parts.csv", [parts], ("case", "clients", "round"))
     wrote = CliRunner().invoke(serving.cli, ["report", "--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert wrote.exit_code == 0, wrote.output
+    with Image.open(tmp_path / "pictures" / "serving.png") as picture:
+        assert picture.size[0] > 500
     written = (tmp_path / "page.md").read_text()
     assert page in written
     assert "| 64 | 10.00 | 0.20 | 1.00 | 5.00 | 3.50 | 0.10 | 95.0% | 90.0% | 1 |" in written
