@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -154,9 +155,9 @@ def _lines() -> str:
 
 
 def _multipart(body: Values) -> Values:
-    """Real pictures in place of the parts that are there."""
-    sent = pictures()
-    return {name: sent[:1] if isinstance(value, list) else sent.pop() for name, value in body.items()}
+    """Real pictures in place of the parts that are there, of which a case may have any number."""
+    sent = itertools.cycle(pictures())
+    return {name: [next(sent)] if isinstance(value, list) else next(sent) for name, value in body.items()}
 
 
 def _in_base64(body: Values) -> Values:

@@ -26,6 +26,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import numpy as np
 import typer
 
@@ -98,6 +99,13 @@ def ask(port: int, picture: bytes) -> bool:
         connection.close()
 
 
+def chooses(port: int) -> bool:
+    """Whether a loaded model still looks for the runtime that answers for it."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        loaded = [row["name"] for row in client.get("/models").json()["data"] if row["loaded"]]
+        return any(client.get(f"/models/{name}").json()["choosing"] for name in loaded)
+
+
 def measure(port: int, seconds: float) -> dict[str, float]:
     """The fast client's latencies in ms, one request after the other."""
     picture, times, failed = PICTURE.read_bytes(), [], 0
@@ -139,7 +147,7 @@ def serving() -> Iterator[int]:
             assert process.stdout is not None
             found = next(filter(None, (re.search(r"ready on http://\S+:(\d+)", line) for line in process.stdout)))
             port = int(found[1])
-            while not ask(port, PICTURE.read_bytes()):
+            while not ask(port, PICTURE.read_bytes()) or chooses(port):
                 time.sleep(1)
             yield port
         finally:
@@ -155,7 +163,7 @@ def main(
     """Measure alone, beside slow heads, beside slow bodies, in turn."""
     rows: list[dict[str, object]] = []
     with serving() as port:
-        measure(port, seconds / 2)  # a runtime may still be chosen
+        measure(port, seconds / 4)
         for round_ in range(1, rounds + 1):
             figures = {"slow": "nobody", "of": 0, "held": 0, **measure(port, seconds)}
             rows.append({"round": round_, "seconds": seconds, **figures})
