@@ -26,6 +26,7 @@ _UNLESS_SAID = (
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
 )
 _QUIET = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
 
@@ -80,7 +81,6 @@ class Observe:
                     *said,
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", timings.header(time.perf_counter() - started).encode()),
-                    (b"x-content-type-options", b"nosniff"),
                     *(header for header in _UNLESS_SAID if header[0] not in names),
                 ]
             await send(message)

@@ -22,7 +22,7 @@ from app.cli import _server
 from app.errors import BodyTooSlow, Overloaded
 from app.main import create_app
 from app.metrics import Metrics
-from app.patience import Arrival
+from app.patience import GRACE_S, Arrival
 from app.protocol import OTHER_FILES, room_for
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
@@ -232,7 +232,7 @@ def test_a_body_is_slow_where_less_has_come_than_is_asked_for() -> None:
     async def scenario() -> None:
         assert not arrival.is_slow  # nobody asked for it yet
         await arrival.next(receive)
-        clock.now += 1.5
+        clock.now += GRACE_S + 0.5
         assert not arrival.is_slow
         clock.now += 0.01
         assert arrival.is_slow
