@@ -12,7 +12,9 @@ from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
 from models.align import Reason
 
 # What a caller names things by: no slashes, no controls, as it stands in a path.
-Key = Annotated[str, StringConstraints(pattern=r"^[\w.@:+ -]{1,128}$")]
+# Of any alphabet, joiners included: \w in OpenAPI's regular expressions is ASCII's alone.
+_WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
+Key = Annotated[str, StringConstraints(pattern=rf"^[{_WORD}.@:+ -]{{1,128}}$")]
 
 MOST_METADATA = 16 * 1024
 

@@ -41,7 +41,7 @@ export function keyInput() {
     type: "text",
     required: true,
     maxlength: 128,
-    pattern: "[\\w.@:+ \\-]{1,128}",
+    pattern: "[\\p{L}\\p{M}\\p{N}_\\u200c\\u200d.@:+ \\-]{1,128}",
     autocomplete: "off",
     autocapitalize: "off",
     spellcheck: "false",
