@@ -33,7 +33,15 @@ from PIL import Image
 from benchmarks import serving_load, tables
 from benchmarks.serving_bare import bare, chosen_runtime
 from benchmarks.serving_models import CASES, Case, pictures
-from benchmarks.serving_report import generator_line, limit_table, parts_table, run_picture, run_tables, same_table
+from benchmarks.serving_report import (
+    STAGES,
+    generator_line,
+    limit_table,
+    parts_table,
+    run_picture,
+    run_tables,
+    same_table,
+)
 from benchmarks.serving_same import Same, compared, expected
 from benchmarks.serving_servers import HOST, KINDS, Bench, Running, ServerError
 from benchmarks.tables import machine, merge
@@ -100,7 +108,6 @@ class Parts:
     date: str
 
 
-STAGES = ("receive", "decode", "queue", "infer", "app")
 KEY = ("case", "server", "clients", "round")
 
 Only = Annotated[str, typer.Option(help="Names of servers, with commas between.")]

@@ -16,6 +16,7 @@ TITLES = {
     "resnet224": "ResNet-18 at 224 x 224",
 }
 OURS = "vestibule"
+STAGES = ("receive", "decode", "queue", "infer", "app")  # of `Server-Timing`, which together are its total
 
 
 def run_tables(rows: Rows) -> str:
@@ -131,8 +132,7 @@ def parts_table(rows: Rows) -> str:
     """Markdown: what `Server-Timing` explains of the client's latency."""
     if not rows:
         return ""
-    stages = ("receive", "decode", "queue", "infer", "app")
-    columns = dict.fromkeys(["latency_ms", *(f"{stage}_ms" for stage in stages)], ".2f")
+    columns = dict.fromkeys(["latency_ms", *(f"{stage}_ms" for stage in STAGES)], ".2f")
     lines = []
     for clients in sorted({int(row["clients"]) for row in rows}):
         of = [row for row in rows if int(row["clients"]) == clients]
@@ -142,7 +142,7 @@ def parts_table(rows: Rows) -> str:
     heads = [
         "clients",
         "latency ms",
-        *stages,
+        *STAGES,
         "all stages of latency",
         "within 10 %",
         "rounds",
