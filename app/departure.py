@@ -24,14 +24,14 @@ class Departure:
             return
         line = _Line(receive, whole=is_without_body(scope))
         work = asyncio.current_task()
+        assert work is not None  # noqa: S101  a coroutine runs in one
         has_left = False
 
         async def watch() -> None:
             nonlocal has_left
             await line.left()
             has_left = True
-            if work is not None:
-                work.cancel()
+            work.cancel()
 
         async def told(message: Message) -> None:
             watching.cancel()  # what was to be computed is
@@ -42,7 +42,7 @@ class Departure:
             await self.app(scope, line.receive, told)
         except asyncio.CancelledError:
             # Of the two who may cancel it, the server, too, wants it to end.
-            if not has_left or (work is not None and work.uncancel()):
+            if not has_left or work.uncancel():
                 raise
         finally:
             watching.cancel()
