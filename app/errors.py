@@ -217,6 +217,11 @@ def error_response(path: str, error: VestibuleError, errors: list[FieldError] | 
     return JSONResponse(answer.model_dump(exclude_none=True), error.status, error.headers, media_type=PROBLEM_JSON)
 
 
+def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
+    """The HTTP answer to parameters that do not fit."""
+    return error_response(path, InvalidParameters(), _field_errors(error))
+
+
 class FrameworkError(VestibuleError):
     """What the framework itself answers (no such route, wrong method), under HTTP's own phrase."""
 
@@ -251,7 +256,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    return error_response(request.scope["path"], InvalidParameters(), _field_errors(error))
+    return invalid_parameters(request.scope["path"], error)
 
 
 def install(app: FastAPI) -> None:

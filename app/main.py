@@ -9,13 +9,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, images
-from app.admission import Admission, Places
+from app.admission import Admission, Places, Refusal
 from app.background import running
 from app.body import BodyLimit
 from app.departure import Departure
+from app.direct import Direct
 from app.engine import Engine
 from app.faces import Faces
 from app.gallery import Galleries
@@ -47,7 +47,7 @@ from app.routes import (
     web,
 )
 from app.scopes import Routes
-from app.security import CROSS_ORIGIN, Door, refuse_exposure
+from app.security import Door, readable_elsewhere, refuse_exposure
 from app.services import Services
 from app.settings import Settings
 from app.upkeep import Upkeep
@@ -112,12 +112,13 @@ def create_app(settings: Settings) -> FastAPI:
 def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> None:
     """What stands before the routes, of which there are no more from now on. The last added is the outermost."""
     routes = Routes(app)
+    app.add_middleware(Direct, routes=routes)
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Admission, places=app.state.places, routes=routes)
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)
-    if settings.allowed_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, **CROSS_ORIGIN)
+    app.add_middleware(readable_elsewhere, settings=settings)
     app.add_middleware(Door, settings=settings)
     app.add_middleware(Observe, metrics=figures)
+    app.add_middleware(Refusal, places=app.state.places, routes=routes, settings=settings, metrics=figures)

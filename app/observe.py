@@ -21,7 +21,7 @@ _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
 CLIENT_LEFT = 499
 # What holds for every answer that does not say otherwise: most are about somebody's face, and none is for the page of
 # another site to show or to frame.
-_UNLESS_SAID = (
+UNLESS_SAID = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -67,7 +67,7 @@ class Observe:
             return
         started = time.perf_counter()
         timings = Timings()
-        request_id = _request_id(scope)
+        known_as = request_id(scope)
         scope.setdefault("state", {})["timings"] = timings
         status = 0
 
@@ -79,13 +79,13 @@ class Observe:
                 names = {name.lower() for name, _ in said}
                 message["headers"] = [
                     *said,
-                    (b"x-request-id", request_id.encode()),
+                    (b"x-request-id", known_as.encode()),
                     (b"server-timing", timings.header(time.perf_counter() - started).encode()),
-                    *(header for header in _UNLESS_SAID if header[0] not in names),
+                    *(header for header in UNLESS_SAID if header[0] not in names),
                 ]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=known_as):
             try:
                 await self.app(scope, receive, observed)
             except Exception:
@@ -110,7 +110,7 @@ def _shown(path: str) -> str:
     return _SUBJECT.sub("{subject}", path)
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's own id where it is harmless, else a new one."""
+def request_id(scope: Scope) -> str:
+    """Of a request: the client's own id where it is harmless, else a new one."""
     sent = Headers(scope=scope).get("x-request-id", "")
     return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -53,7 +53,7 @@ OPEN = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guarded:
     """A route, and the scope that a key must have for it; None: none is needed. `methods`: None for all."""
 

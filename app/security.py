@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import HeadTooLarge, HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
@@ -12,7 +13,7 @@ from app.keys import Keys
 from app.settings import Settings, is_loopback
 
 # What a page of an allowed origin may do: send a key and a body, and read what is told in header fields. No cookies.
-CROSS_ORIGIN: dict[str, Any] = {
+_CROSS_ORIGIN: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "PUT", "PATCH", "DELETE"),
     "allow_headers": ("authorization", "content-type", "if-none-match", "x-request-id"),
     "expose_headers": (
@@ -47,6 +48,13 @@ def refuse_exposure(settings: Settings, keys: Keys) -> None:
         "make one (vestibule keys create), keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true where something in front "
         "of it keeps strangers out"
     )
+
+
+def readable_elsewhere(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The same, with answers that pages of the allowed origins may read; where there are none, just the same."""
+    if not settings.allowed_origins:
+        return app
+    return CORSMiddleware(app, allow_origins=settings.allowed_origins, **_CROSS_ORIGIN)
 
 
 class Door:
