@@ -7,11 +7,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+# A JPEG of so few bytes and pixels is decoded within a millisecond, whatever is in it.
+SHORT_BYTES, FEW_PIXELS = 32 * 1024, 256 * 256
+_JPEG = b"\xff\xd8\xff"
+# Of a progressive JPEG, in Huffman's or in arithmetic coding, each of its many scans may cost as much as the whole; and
+# EXIF may say that it does not lie upright.
+_UNUSUAL = (b"\xff\xc2", b"\xff\xca", b"Exif")
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,46 @@ def decode(data: bytes, limits: Limits, enough: int | None = None) -> Image.Imag
     Raises:
         UnsupportedImage: none of these formats. DamagedImage: broken or cut short. ImageTooLarge: over a limit.
     """
+    return _decoded(_open(data, limits), enough)
+
+
+def decode_if_quick(data: bytes, limits: Limits) -> npt.NDArray[np.uint8] | None:
+    """A picture that takes less time than to have a thread decode it, as uint8 RGB [H, W, 3], the same as `decode`'s.
+
+    None: it may be larger, or there is something about it; `decode` sees, and says what is wrong. Only a small JPEG of
+    one scan that lies upright is quick for sure, and libjpeg-turbo itself looks a tenth as long for what is in its
+    header as Pillow does.
+    """
+    if len(data) > min(SHORT_BYTES, limits.bytes) or not data.startswith(_JPEG):
+        return None
+    if any(map(data.__contains__, _UNUSUAL)):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > min(FEW_PIXELS, limits.pixels) or space not in ("Gray", "YCbCr"):
+            return None
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    return pixels
+
+
+def _open(data: bytes, limits: Limits) -> Image.Image:
     if len(data) > limits.bytes:
         raise ImageTooLarge(f"the picture has {len(data)} bytes; at most {limits.bytes} are read")
-    image = _open(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnsupportedImage(f"accepted are {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise DamagedImage("the picture's header cannot be read") from error
     width, height = image.size
     if width * height > limits.pixels:
         raise ImageTooLarge(f"the picture has {width} x {height} pixels; at most {limits.pixels} are decoded")
+    return image
+
+
+def _decoded(image: Image.Image, enough: int | None) -> Image.Image:
     try:
         if enough is not None:
             _reduce(image, enough)
@@ -50,15 +93,6 @@ def decode(data: bytes, limits: Limits, enough: int | None = None) -> Image.Imag
         return _rgb(image)
     except Exception as error:
         raise DamagedImage(f"the {image.format} data cannot be decoded") from error
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise UnsupportedImage(f"accepted are {', '.join(FORMATS)}") from error
-    except Exception as error:
-        raise DamagedImage("the picture's header cannot be read") from error
 
 
 def _reduce(image: Image.Image, enough: int) -> None:

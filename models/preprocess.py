@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+from torch.nn import functional
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 
@@ -72,14 +73,18 @@ class Preprocess(BaseModel):
         scale = min(1.0, self.size[1] / width, self.size[0] / height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The geometric half: an 8-bit L or RGB picture of any size -> uint8 [H, W, C], 0..255.
+    def pixels(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The geometric half: an 8-bit L or RGB picture of any size, or uint8 RGB [H, W, 3] -> uint8 [H, W, C], 0..255.
 
         With `fit="within"`, H and W are those of `fitted`.
 
         Crop and resize are one resampling step from a window of the source, so a picture of 1 x 30,000 pixels costs no
         more than a square one. It agrees with torchvision's Resize then CenterCrop but for their rounding to pixels.
         """
+        if not isinstance(image, Image.Image):
+            if self._is_shrunk_whole(image):
+                return self._padded(self._shrunk(image))
+            image = Image.fromarray(image)
         if self.fit == "within":
             size = self.fitted(image.width, image.height)
             image = image.convert(self.mode).resize(size, Image.Resampling[self.interpolation.upper()])
@@ -94,7 +99,27 @@ class Preprocess(BaseModel):
         if (image.width, image.height) != (width, height) or box != (0, 0, width, height):
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], box=box)
         array = np.asarray(image, dtype=np.uint8).reshape(height, width, self.channels)
-        return np.pad(array, ((self.pad, self.pad), (self.pad, self.pad), (0, 0))) if self.pad else array
+        return self._padded(array)
+
+    def _is_shrunk_whole(self, pixels: npt.NDArray[np.uint8]) -> bool:
+        height, width = self.size
+        whole = self.crop_fraction == 1.0 and pixels.shape[0] * width == pixels.shape[1] * height
+        return self.mode == "RGB" and self.fit == "crop" and whole and pixels.shape[0] >= height
+
+    def _shrunk(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The same resampling by torch, in a third of Pillow's time: at most one level off."""
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        shrunk = functional.interpolate(picture, self.size, mode=self.interpolation, antialias=True)
+        return shrunk[0].permute(1, 2, 0).numpy()
+
+    def _padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        if not self.pad:
+            return pixels
+        height, width, channels = pixels.shape
+        # numpy.pad takes as long as all the rest of a small picture.
+        padded = np.zeros((height + 2 * self.pad, width + 2 * self.pad, channels), np.uint8)
+        padded[self.pad : self.pad + height, self.pad : self.pad + width] = pixels
+        return padded
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """The numeric half, on any device: uint8 [..., H, W, C] -> float32 [..., C, H, W], (x - mean) / std."""

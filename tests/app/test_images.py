@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
-from app.images import Limits, decode, own_limits
+from app.images import FEW_PIXELS, SHORT_BYTES, Limits, decode, decode_if_quick, own_limits
 from tests.app import bad_inputs
 from tests.conftest import encode, photo
 
@@ -183,3 +183,42 @@ def test_flipped_bytes_are_a_clear_error_or_a_picture(format: str) -> None:
             assert decode(bytes(damaged), LIMITS).mode == "RGB"
         except (DamagedImage, UnsupportedImage, ImageTooLarge):
             continue
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 20}])
+def test_a_quick_picture_is_the_same_to_the_last_level(mode: str, options: dict[str, object]) -> None:
+    for size in ((224, 224), (221, 187), (33, 17), (1, 1)):
+        data = encode(photo("astronaut").resize(size).convert(mode), "JPEG", **options)
+        quick = decode_if_quick(data, LIMITS)
+        assert quick is not None
+        assert np.array_equal(quick, np.asarray(decode(data, LIMITS)))
+
+
+def test_only_a_small_upright_jpeg_of_one_scan_is_quick() -> None:
+    picture = photo("coffee").resize((200, 200))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode_if_quick(encode(picture, "JPEG"), LIMITS) is not None
+    slow = [encode(picture, format) for format in ("PNG", "WEBP", "BMP", "GIF")]
+    slow += [encode(picture, "JPEG", progressive=True), encode(picture, "JPEG", exif=turned)]
+    slow += [encode(picture.convert("CMYK"), "JPEG"), encode(picture, "JPEG", comment=b" " * SHORT_BYTES)]
+    slow += [encode(picture.resize((FEW_PIXELS // 128 + 1, 128)), "JPEG"), b"", b"\xff\xd8\xff"]
+    assert [decode_if_quick(data, LIMITS) for data in slow] == [None] * len(slow)
+    assert decode_if_quick(encode(picture, "JPEG"), Limits(bytes=2**20, pixels=200 * 200 - 1)) is None
+    assert decode_if_quick(encode(picture, "JPEG"), Limits(bytes=100, pixels=1_000_000)) is None
+
+
+def test_what_is_quick_though_damaged_is_what_it_is_otherwise() -> None:
+    data = encode(photo("coffee").resize((60, 40)), "JPEG")
+    rng = np.random.default_rng(0)
+    quick = 0
+    for number in range(3000):
+        damaged = bytearray(data[: rng.integers(2, len(data))] if number % 3 == 0 else data)
+        for position in rng.integers(0, len(damaged), rng.integers(0, 4)):
+            damaged[position] = rng.integers(0, 256)
+        pixels = decode_if_quick(bytes(damaged), LIMITS)
+        if pixels is not None:
+            quick += 1
+            assert np.array_equal(pixels, np.asarray(decode(bytes(damaged), LIMITS)))
+    assert 300 < quick < 2700

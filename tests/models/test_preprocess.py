@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,6 +47,28 @@ def test_a_square_picture_is_torchvisions_to_the_last_level() -> None:
         ]
     )(square)
     assert (IMAGENET(square) - reference).abs().max() <= 1 / 128 + 1e-6
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("seen", [(224, 224), (200, 100), (64, 64), (512, 512)])
+def test_an_array_that_is_shrunk_whole_is_what_pillow_makes_of_it(
+    interpolation: Literal["bilinear", "bicubic"], seen: tuple[int, int]
+) -> None:
+    size = (64, 64) if seen[0] == seen[1] else (50, 100)
+    preprocess = Preprocess(size=size, interpolation=interpolation, pad=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    picture = photo("astronaut").resize(seen)
+    pixels = preprocess.pixels(np.array(picture))
+    assert pixels.shape == (size[0] + 6, size[1] + 6, 3)
+    difference = np.abs(pixels.astype(int) - preprocess.pixels(picture).astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("preprocess", [IMAGENET, DIGITS, DIGITS.model_copy(update={"fit": "within", "pad": 0})])
+@pytest.mark.parametrize("seen", [(224, 224), (300, 200), (20, 20), (28, 28)])
+def test_any_other_array_is_the_picture_that_it_is(preprocess: Preprocess, seen: tuple[int, int]) -> None:
+    picture = photo("astronaut").resize(seen)
+    assert np.array_equal(preprocess.pixels(np.array(picture)), preprocess.pixels(picture))
 
 
 def test_a_picture_of_the_right_size_is_left_alone() -> None:
