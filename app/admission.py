@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ from app.settings import Settings
 E = TypeVar("E", bound=Callable[..., Any])
 
 _MARK = "takes_a_place"
-CROWDED_TURN_S = 0.0002
 # How many were refused is logged so often, in one line: a line for each would cost more than to refuse it.
 TOLD_EVERY_S = 1.0
 
@@ -35,16 +33,10 @@ def admitted(endpoint: E) -> E:
 
 
 class Places:
-    """How many there are.
-
-    Where more comes than can be answered, the event loop always has something to do, and threads that decode and
-    compute would wait 5 ms for each turn of theirs: while requests are refused it gives way sooner, which at other
-    times costs more than it is worth.
-    """
+    """How many there are."""
 
     def __init__(self, places: int, metrics: Metrics):
-        self._free = self._all = places
-        self._usual_turn_s: float | None = None
+        self._free = places
         self._metrics = metrics
         self._arriving: dict[Arrival, None] = {}
 
@@ -70,15 +62,6 @@ class Places:
             self._arriving.pop(arrival, None)
         self._free += 1
         self._metrics.in_flight.dec()
-        if self._usual_turn_s is not None and self._free > self._all / 2:
-            sys.setswitchinterval(self._usual_turn_s)
-            self._usual_turn_s = None
-
-    def give_way(self) -> None:
-        """More comes than can be answered."""
-        if self._usual_turn_s is None:
-            self._usual_turn_s = sys.getswitchinterval()
-            sys.setswitchinterval(CROWDED_TURN_S)
 
     def _slow(self) -> Arrival | None:
         for one in [*self._arriving]:
@@ -120,7 +103,6 @@ class Refusal:
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._routes.find(scope)
         assert found is not None  # noqa: S101  it takes a place
-        self._places.give_way()
         self._shed.inc()
         self._metrics.requests.labels(found.route.path, scope["method"], Overloaded.status).inc()
         if not self._refused:

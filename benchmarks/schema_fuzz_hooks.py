@@ -19,6 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import schemathesis
@@ -249,7 +250,7 @@ def filter_failure(
 
 def _is_name(value: object) -> bool:
     try:
-        NAME.validate_python(value)
+        NAME.validate_python(unquote(str(value)))
     except ValidationError:
         return False
     return True

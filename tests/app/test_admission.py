@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.admission import CROWDED_TURN_S, Admission, Places, Refusal, takes_a_place
+from app.admission import Admission, Places, Refusal, takes_a_place
 from app.main import create_app
 from app.metrics import Metrics
 from app.scopes import Routes
@@ -132,16 +131,6 @@ def test_refusals_are_told_of_in_one_line_a_while(monkeypatch: pytest.MonkeyPatc
         asyncio.run(scenario())
     places.leave()
     assert [(line["event"], line["refused"]) for line in lines] == [("overloaded", 3), ("overloaded", 1)]
-
-
-def test_while_requests_are_refused_threads_have_shorter_turns(service: FastAPI) -> None:
-    usual, places = sys.getswitchinterval(), service.state.places
-    places.enter()
-    ask(service)
-    ask(service)
-    assert sys.getswitchinterval() == pytest.approx(CROWDED_TURN_S, abs=1e-6)
-    places.leave()
-    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 def test_a_full_service_still_answers_what_takes_no_place(full: FastAPI) -> None:
