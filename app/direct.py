@@ -43,8 +43,8 @@ class Direct:
         if found is None or read is None:
             await self.app(scope, receive, send)
             return
-        scope["route"] = found.route
         endpoint: Any = found.route.endpoint
+        scope.update(route=found.route, endpoint=endpoint)
         try:
             answer = await endpoint(Request(scope, receive, send), read(scope["query_string"]))
             response = answer if isinstance(answer, Response) else _json(answer)

@@ -280,8 +280,9 @@ def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = Non
     return described
 
 
-# What can go wrong with any request that needs a key.
-OF_KEYS: tuple[type[VestibuleError], ...] = (Unauthorized, ScopeMissing, RateLimited)
+# What can go wrong with any request, and with any that needs a key.
+OF_HEADS: tuple[type[VestibuleError], ...] = (HeadTooLarge,)
+OF_KEYS: tuple[type[VestibuleError], ...] = (*OF_HEADS, Unauthorized, ScopeMissing, RateLimited)
 
 # What can go wrong with any request that carries pictures to a model.
 OF_PICTURES: tuple[type[VestibuleError], ...] = (

@@ -104,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router, responses=errors.describe(*errors.OF_KEYS))
     app.include_router(oip.router, responses=errors.describe(*errors.OF_KEYS, schema=InferenceError))
     for routes in (ops, web):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses=errors.describe(*errors.OF_HEADS))
     _guard(app, settings, keys, figures)
     return app
 

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import schemathesis
@@ -237,14 +237,20 @@ def filter_failure(
 ) -> bool:
     """Whether it counts: schemathesis takes for invalid what no request can show to be.
 
-    That is any bytes that a hook puts in place of a body, and numbers in place of a text that travels as it is. Nor
-    does it know the letters of other alphabets (`\\p{L}`) when it looks whether a name is like the document's pattern.
+    That is any bytes that a hook puts in place of a body, numbers in place of a text that travels as it is, and what of
+    a query does not travel at all, as an empty list. Nor does it know the letters of other alphabets (`\\p{L}`) when it
+    looks whether a name is like the document's pattern.
     """
-    if not isinstance(failure, AcceptedNegativeData) or case.meta is None:
+    if not isinstance(failure, AcceptedNegativeData):
         return True
+    is_ours = case.id in _real_bodies or case.body in pictures()
+    if case.meta is None:
+        return not is_ours
     doubtful = {ParameterLocation.PATH} if all(map(_is_name, case.path_parameters.values())) else set()
-    if case.id in _real_bodies or case.body in pictures() or case.media_type == LINES:
+    if is_ours or case.media_type == LINES:
         doubtful.add(ParameterLocation.BODY)
+    if set(case.query) - set(parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)):
+        doubtful.add(ParameterLocation.QUERY)
     return any(case.meta.is_negative_at(location) for location in ParameterLocation if location not in doubtful)
 
 
