@@ -153,7 +153,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
     """A uvicorn server that calls `ready` with its port once it listens."""
     import uvicorn
 
-    from app.protocol import Limits, PatientProtocol, room_for
+    from app.protocol import KEEP_ALIVE_S, Limits, PatientProtocol, room_for
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -177,6 +177,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_s,
     )
     return Server(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,61 +23,66 @@ class Departure:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        line = _Line(receive, whole=is_without_body(scope))
         work = asyncio.current_task()
         assert work is not None  # noqa: S101  a coroutine runs in one
-        has_left = False
-
-        async def watch() -> None:
-            nonlocal has_left
-            await line.left()
-            has_left = True
-            work.cancel()
+        line = _Line(receive, work.cancel)
 
         async def told(message: Message) -> None:
-            watching.cancel()  # what was to be computed is
+            line.stop()  # what was to be computed is
             await send(message)
 
-        watching = asyncio.create_task(watch())
+        if is_without_body(scope):
+            line.watch()
         try:
             await self.app(scope, line.receive, told)
         except asyncio.CancelledError:
             # Of the two who may cancel it, the server, too, wants it to end.
-            if not has_left or work.uncancel():
+            if not line.gone.is_set() or work.uncancel():
                 raise
         finally:
-            watching.cancel()
+            line.stop()
 
 
 class _Line:
-    """From the client. Nobody listens ahead of the application: a body is not read before that asks for it."""
+    """From the client. Nobody listens ahead of the application: a body is not read before that asks for it, and whether
+    the client leaves is watched from then on that its request is whole.
+    """
 
-    def __init__(self, receive: Receive, *, whole: bool):
+    def __init__(self, receive: Receive, on_departure: Callable[[], object]):
         self._receive = receive
-        self._empty = whole
-        self._whole, self._gone = asyncio.Event(), asyncio.Event()
-        if whole:
-            self._whole.set()
+        self._on_departure = on_departure
+        self._watching: asyncio.Task[None] | None = None
+        self._is_read = False
+        self.gone = asyncio.Event()
+
+    def watch(self) -> None:
+        """The request is whole."""
+        self._watching = asyncio.create_task(self._watch())
+
+    def stop(self) -> None:
+        """It is of no importance any more whether the client leaves."""
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def receive(self) -> Message:
         """The next part of the body; after the last one, that the client left."""
-        if self._empty:
-            self._empty = False
+        if self._watching is None:
+            message = await self._receive()
+            self._is_read = True
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                self.watch()
+            return message
+        if not self._is_read:
+            self._is_read = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        if self._whole.is_set():
-            await self._gone.wait()
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            self._whole.set()
-        return message
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
 
-    async def left(self) -> None:
-        """Return when the client, whose request is whole, has left."""
-        await self._whole.wait()
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone.set()
+        self.gone.set()
+        self._on_departure()
 
 
 def is_without_body(scope: Scope) -> bool:

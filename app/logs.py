@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from typing import Any
 
 import structlog
+from pydantic_core import PydanticSerializationError, to_json
 
 
 class _StandardError:
@@ -16,6 +19,14 @@ class _StandardError:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def _json(event: dict[str, Any], **_: object) -> str:
+    """By pydantic's serializer, in a fifth of the standard library's time; which writes what is no text for others."""
+    try:
+        return to_json(event, fallback=repr).decode()
+    except PydanticSerializationError:  # half of a surrogate pair
+        return json.dumps(event, default=repr)
 
 
 def configure(level: str = "INFO") -> None:
@@ -30,7 +41,7 @@ def configure(level: str = "INFO") -> None:
         # Plain: a traceback with the values of all variables takes seconds, and they are what people sent.
         final = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     handler = logging.StreamHandler(sys.stderr)
     own = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[own, *final], foreign_pre_chain=shared))

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any
 
 import structlog
@@ -58,17 +59,19 @@ class Observe:
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app = app
-        self._metrics = metrics
+        # To look for a label's figure takes as long as to count.
+        self._requests, self._latency = cache(metrics.requests.labels), cache(metrics.latency.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; give its answer an id and times; write the line when it is over."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
+        # Since its head was whole, where the protocol has noted that: others may have had their turns meanwhile.
+        started: float = scope.setdefault("state", {}).get("began") or time.perf_counter()
         timings = Timings()
         known_as = request_id(scope)
-        scope.setdefault("state", {})["timings"] = timings
+        scope["state"]["timings"] = timings
         status = 0
 
         async def observed(message: Message) -> None:
@@ -98,8 +101,8 @@ class Observe:
     def _note(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         # The route's template, never the path: a label's values must not grow with what clients think of.
         route = getattr(scope.get("route"), "path", None) or "unmatched"
-        self._metrics.requests.labels(route, scope["method"] if route != "unmatched" else "any", status).inc()
-        self._metrics.latency.labels(route).observe(seconds)
+        self._requests(route, scope["method"] if route != "unmatched" else "any", status).inc()
+        self._latency(route).observe(seconds)
         if scope["path"] not in _QUIET:
             path = _shown(scope["path"])
             log.info("request", method=scope["method"], path=path, status=status, ms=round(seconds * 1000, 2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
@@ -16,6 +17,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Descriptors for all but connections: the gallery's files, models, the listening sockets.
 OTHER_FILES = 512
+
+# How long a connection may be idle between two requests: longer than the minute for which load balancers keep theirs,
+# since who sends a request at the moment that the server closes gets no answer.
+KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """A request begins."""
+        """A request begins, as `scope["state"]["began"]` says on `time.perf_counter`."""
         self._pending = 0
         self._stop_waiting()
         super().on_headers_complete()
+        self.scope["state"]["began"] = time.perf_counter()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; not what follows a body, which would be among those that were judged already."""
