@@ -64,7 +64,7 @@ def decode_if_quick(data: bytes, limits: Limits) -> npt.NDArray[np.uint8] | None
         if height * width > min(FEW_PIXELS, limits.pixels) or space not in ("Gray", "YCbCr"):
             return None
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
+    except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
         return None
     return pixels
 

@@ -209,6 +209,17 @@ def test_only_a_small_upright_jpeg_of_one_scan_is_quick() -> None:
     assert decode_if_quick(encode(picture, "JPEG"), Limits(bytes=100, pixels=1_000_000)) is None
 
 
+def test_unusual_subsampling_is_not_quick() -> None:
+    data = bytearray(encode(photo("coffee").resize((64, 64)), "JPEG", subsampling=0))
+    factors = data.index(b"\xff\xc0") + 11
+    assert data[factors] == 0x11
+    for horizontal in range(1, 5):
+        for vertical in range(1, 5):
+            data[factors] = 16 * horizontal + vertical
+            quick = decode_if_quick(bytes(data), LIMITS)
+            assert (quick is not None) == ((horizontal, vertical) == (1, 1))
+
+
 def test_what_is_quick_though_damaged_is_what_it_is_otherwise() -> None:
     data = encode(photo("coffee").resize((60, 40)), "JPEG")
     rng = np.random.default_rng(0)

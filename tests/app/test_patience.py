@@ -359,3 +359,7 @@ def test_there_are_no_more_connections_than_files(
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits[0]))
     assert room_for(1000) == given
     assert raised == ([] if raised_to is None else [raised_to])
+
+
+def test_idle_connections_are_kept_for_longer_than_load_balancers_keep_theirs(service: FastAPI) -> None:
+    assert _server(service, Settings(), lambda port: None).config.timeout_keep_alive > 60
