@@ -18,9 +18,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # A JPEG of so few bytes and pixels is decoded within a millisecond, whatever is in it.
 SHORT_BYTES, FEW_PIXELS = 32 * 1024, 256 * 256
 _JPEG = b"\xff\xd8\xff"
-# Of a progressive JPEG, in Huffman's or in arithmetic coding, each of its many scans may cost as much as the whole; and
-# EXIF may say that it does not lie upright.
-_UNUSUAL = (b"\xff\xc2", b"\xff\xca", b"Exif")
+# Of segments between its beginning and its scan it has fewer than so many.
+FEW_SEGMENTS = 32
+_APP1, _BASELINE, _SCAN = 0xE1, 0xC0, 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # what is no frame there: tables, and one reserved
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
+# A progressive frame may have a hundred scans, each of which costs as much as the whole; EXIF (APP1) may say that the
+# picture does not lie upright; and what has no length of its own does not belong there.
+_UNUSUAL = (_FRAMES - {_BASELINE}) | _WITHOUT_LENGTH | {_APP1}
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,7 @@ def decode_if_quick(data: bytes, limits: Limits) -> npt.NDArray[np.uint8] | None
     one scan that lies upright is quick for sure, and libjpeg-turbo itself looks a tenth as long for what is in its
     header as Pillow does.
     """
-    if len(data) > min(SHORT_BYTES, limits.bytes) or not data.startswith(_JPEG):
-        return None
-    if any(map(data.__contains__, _UNUSUAL)):
+    if len(data) > min(SHORT_BYTES, limits.bytes) or not (data.startswith(_JPEG) and _is_usual(data)):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -67,6 +70,18 @@ def decode_if_quick(data: bytes, limits: Limits) -> npt.NDArray[np.uint8] | None
     except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
         return None
     return pixels
+
+
+def _is_usual(jpeg: bytes) -> bool:
+    """Whether a JPEG has, until its scan begins, what most have and nothing else."""
+    at = 2
+    for _ in range(FEW_SEGMENTS):
+        if at + 4 > len(jpeg) or jpeg[at] != 0xFF or jpeg[at + 1] in _UNUSUAL:
+            return False
+        if jpeg[at + 1] == _SCAN:
+            return True
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return False
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
