@@ -239,8 +239,8 @@ def filter_failure(
     """Whether it counts: schemathesis takes for invalid what no request can show to be.
 
     That is any bytes that a hook puts in place of a body, numbers in place of a text that travels as it is, and what of
-    a query does not travel at all, as an empty list. Nor does it know the letters of other alphabets (`\\p{L}`) when it
-    looks whether a name is like the document's pattern.
+    a query does not travel, as an empty list, or nothing of it. Nor does it know the letters of other alphabets
+    (`\\p{L}`) when it looks whether a name is like the document's pattern.
     """
     if not isinstance(failure, AcceptedNegativeData):
         return True
@@ -252,7 +252,8 @@ def filter_failure(
     doubtful = {ParameterLocation.PATH} if all(map(_is_name, case.path_parameters.values())) else set()
     if is_ours or case.media_type == LINES:
         doubtful.add(ParameterLocation.BODY)
-    if set(case.query) - set(parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)):
+    sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
+    if set(case.query) - set(sent) or not (sent or any(one.is_required for one in case.operation.query)):
         doubtful.add(ParameterLocation.QUERY)
     return any(case.meta.is_negative_at(location) for location in ParameterLocation if location not in doubtful)
 
