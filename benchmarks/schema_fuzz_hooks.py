@@ -16,7 +16,7 @@ import os
 import random
 import zipfile
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,14 @@ def real_body(case: Case) -> Any:
     return made(case, case.body) if made else _in_base64(case.body)
 
 
+def known_values() -> Mapping[str, Sequence[str | None]]:
+    """What a query may say, by its name: of what there is in the service."""
+    return {"model": [*world().models], "collection": COLLECTIONS, "label": ["7"], "fingerprint": [None]}
+
+
 def real_query(query: Values) -> Values:
     """Known names in place of those that were made up."""
-    known = {"model": [*world().models], "collection": COLLECTIONS, "label": ["7"], "fingerprint": [None]}
+    known = known_values()
     made = query | {name: _rng.choice(values) for name, values in known.items() if name in query}
     return {name: value for name, value in made.items() if value is not None or name not in known}
 
@@ -239,8 +244,8 @@ def filter_failure(
     """Whether it counts: schemathesis takes for invalid what no request can show to be.
 
     That is any bytes that a hook puts in place of a body, numbers in place of a text that travels as it is, and what of
-    a query does not travel, as an empty list, or nothing of it. Nor does it know the letters of other alphabets
-    (`\\p{L}`) when it looks whether a name is like the document's pattern.
+    a query does not travel as it is: an empty list does not at all, and a text as a list of that alone. Nor does it
+    know the letters of other alphabets (`\\p{L}`) when it looks whether a name is like the document's pattern.
     """
     if not isinstance(failure, AcceptedNegativeData):
         return True
@@ -253,9 +258,15 @@ def filter_failure(
     if is_ours or case.media_type == LINES:
         doubtful.add(ParameterLocation.BODY)
     sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
-    if set(case.query) - set(sent) or not (sent or any(one.is_required for one in case.operation.query)):
+    required = {one.name for one in case.operation.query if one.is_required}
+    if set(case.query) - set(sent) or (required <= set(sent) and _is_real(sent)):
         doubtful.add(ParameterLocation.QUERY)
     return any(case.meta.is_negative_at(location) for location in ParameterLocation if location not in doubtful)
+
+
+def _is_real(sent: Mapping[str, Sequence[str]]) -> bool:
+    known = known_values()
+    return all(value in known.get(name, ()) for name, values in sent.items() for value in values)
 
 
 def _is_name(value: object) -> bool:
