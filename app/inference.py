@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from app.batcher import Batched, Lane
 from app.body import Pictures
 from app.engine import Engine
 from app.errors import DeadlineExceeded, VestibuleError, problem
-from app.images import Limits, decode, decode_if_quick
+from app.images import FEW_PIXELS, Limits, decode, decode_if_quick
 from app.loaded import LoadedModel
 from app.loading import Item
 from app.observe import Timings
@@ -107,7 +108,8 @@ class Inference:
             DamagedImage, ImageTooLarge, UnsupportedImage.
         """
         started = time.perf_counter()
-        picture = decode_if_quick(data, self._limits)
+        # What is small and is made large would keep the event loop busy, too.
+        picture = decode_if_quick(data, self._limits) if math.prod(preprocess.size) <= FEW_PIXELS else None
         if picture is None:
             return await self.decoded(data, preprocess.pixels, timings, preprocess.enough)
         pixels = preprocess.pixels(picture)
