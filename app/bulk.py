@@ -17,7 +17,7 @@ from app.bulk_schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery_schemas import EnrolParams, ErasureReceipt, moment
 from app.observe import Timings
-from app.pipeline import TRANSIENT, Pipeline, described, gated, new_face
+from app.pipeline import TRANSIENT, Pipeline, described, gated
 from app.uploads import Upload, refused
 from index.gallery import EmbeddedGallery
 from index.job_records import LEASE_S, Found, Item, Job, Outcome, Status
@@ -182,7 +182,7 @@ class BulkJobs:
                 return Found(item, refused(item.number, VestibuleError()))
             good, rejected = gated(item.number, seen, params)
             reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
-            faces = [new_face(item.subject, face, keep_crop=collection.settings["keep_crops"]) for face in good]
+            faces = await self._pipeline.new_faces(item.subject, good, keep_crops=collection.settings["keep_crops"])
             return Found(item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces)
 
         found = [answer for answer in await asyncio.gather(*map(one, items)) if answer is not None]

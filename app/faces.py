@@ -7,6 +7,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -41,6 +42,7 @@ from app.schemas import (
     VerifyResponse,
 )
 from models import align, detector
+from models.align import Quality
 from models.card import ModelCard
 from models.detector import Face, Pixels
 from models.matching import Matching, Threshold
@@ -52,21 +54,27 @@ DETECTION_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class FoundFace:
-    """A face as it was found, and aligned: uint8 [112, 112, 3]."""
+    """A detected face, the aligned crop of it, uint8 [112, 112, 3], and its quality."""
 
     face: Face
     crop: Pixels
+    quality: Quality
+
+    @classmethod
+    def of(cls, image: Image.Image, face: Face) -> FoundFace:
+        """Align and measure a face of this picture; takes some milliseconds."""
+        crop = align.align(image, face.landmarks)
+        return cls(face, crop, align.measure(face, crop))
 
     def described(self) -> DetectedFace:
-        """With what speaks against enrolling it."""
-        quality = align.measure(self.face, self.crop)
-        measures = {name: value if math.isfinite(value) else None for name, value in asdict(quality).items()}
+        """The face as an answer has it, with the reasons against enrolling it."""
+        measures = {name: value if math.isfinite(value) else None for name, value in asdict(self.quality).items()}
         return DetectedFace(
             box=self.face.box,
             confidence=measures.pop("confidence"),
             landmarks=Landmarks(**dict(zip(Landmarks.model_fields, self.face.landmarks, strict=True))),
             quality=FaceQuality(**measures),
-            reasons=list(align.reasons(quality)),
+            reasons=list(align.reasons(self.quality)),
         )
 
 
@@ -87,7 +95,7 @@ class Faces:
 
         async def one(index: int, data: bytes) -> Detected:
             image, found = await self.find(model, data, params.threshold, timings)
-            faces = await self._engine.decoded(lambda: [face.described() for face in found])
+            faces = [face.described() for face in found]
             return Detected(index=index, width=image.width, height=image.height, faces=faces)
 
         data = await self._inference.each(pictures, one)
@@ -210,17 +218,16 @@ class Faces:
         image, prepared = await self._inference.decoded(data, prepare, timings)
         maps = await self._inference.run(model, [prepared], timings, stage="detect")
 
-        def aligned() -> list[FoundFace]:
+        def faces() -> list[Face]:
             (found,) = detector.decode(maps, threshold)
-            faces = detector.restore(found, image.size, card.preprocess)
-            return [FoundFace(face, align.align(image, face.landmarks)) for face in faces]
+            return detector.restore(found, image.size, card.preprocess)
 
-        return image, await self._engine.decoded(aligned)
+        return image, await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
 
     async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
         """The faces' embeddings [N, D], each of length 1."""
         preprocess = model.card.preprocess
-        pictures = await self._engine.decoded(lambda: [preprocess(Image.fromarray(face.crop)) for face in faces])
+        pictures = await self._inference.mapped(lambda face: preprocess(Image.fromarray(face.crop)), faces)
         return await self._embeddings(model, pictures, timings)
 
     async def whole(self, model: LoadedModel, data: bytes, timings: Timings) -> Tensor:

@@ -26,7 +26,7 @@ from app.gallery_schemas import (
 )
 from app.inference import Inference
 from app.observe import Timings
-from app.pipeline import Pipeline, Sight, described, gated, new_face, settled
+from app.pipeline import Pipeline, Sight, described, gated, settled
 from app.recognition import Recognition
 from app.reembedding import Reembedder
 from app.schemas import Failed
@@ -191,7 +191,7 @@ class Galleries:
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)
-            news = [new_face(key, one, keep_crop=found.settings["keep_crops"]) for one in good]
+            news = await self._pipeline.new_faces(key, good, keep_crops=found.settings["keep_crops"])
             if not news:
                 return [], bad
             faces = await self._pipeline.compared(

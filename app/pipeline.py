@@ -152,6 +152,11 @@ class Pipeline:
         vectors = await self._faces.embedded(sight.model, found, timings)
         return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
 
+    async def new_faces(self, subject: str, seen: Sequence[Seen], *, keep_crops: bool) -> list[NewFace]:
+        """The faces to enrol for a subject, with their crops where the collection keeps those."""
+        crops = await self.inference.mapped(crop_of, seen) if keep_crops else [None] * len(seen)
+        return [_new_face(subject, crop, face) for crop, face in zip(crops, seen, strict=True)]
+
 
 async def settled(attempt: Callable[[], Awaitable[T]]) -> T:
     """What it answers; made once more where the collection was embedded anew meanwhile.
@@ -183,9 +188,8 @@ def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[S
     return good, rejected
 
 
-def new_face(subject: str, seen: Seen, *, keep_crop: bool) -> NewFace:
-    """What is to be enrolled of a face."""
-    return NewFace(subject, seen.vector.numpy(), _details(seen), crop_of(seen) if keep_crop else None)
+def _new_face(subject: str, crop: bytes | None, seen: Seen) -> NewFace:
+    return NewFace(subject, seen.vector.numpy(), _details(seen), crop)
 
 
 def described(found: Receipt) -> ErasureReceipt:

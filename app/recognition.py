@@ -26,7 +26,7 @@ from app.gallery_schemas import (
 )
 from app.identification import Decision, Rule, of_each
 from app.observe import Timings
-from app.pipeline import Pipeline, Seen, Sight, crop_of, described, settled
+from app.pipeline import Pipeline, Seen, Sight, described, settled
 from app.schemas import OperatingPoint
 from index import selection
 from index.feedback import Feedback, Rejection
@@ -185,9 +185,9 @@ class Recognition:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
         seen = await self._largest(await self._pipeline.model(found), pictures, timings)
-        crop, vector = crop_of(seen) if found.settings["keep_crops"] else None, seen.vector.numpy()
+        (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=found.settings["keep_crops"])
         (made,) = await self._pipeline.compared(
-            lambda: self._feedback.add(collection, key, vector[None], [crop], found.fingerprint)
+            lambda: self._feedback.add(collection, key, seen.vector.numpy()[None], [face.crop], found.fingerprint)
         )
         return _feedback(made)
 

@@ -58,18 +58,18 @@ def align(picture: Image.Image | Pixels, landmarks: Sequence[Point]) -> Pixels:
     """The face with these landmarks, upright, from a picture (PIL, or uint8 [H, W, 3]): uint8 [112, 112, 3].
 
     A face larger than the template is first made smaller by averaging areas, so that nothing of it is skipped over.
-    Outside the photo its edge goes on.
+    Outside the photo its edge goes on. Only the face's own part of the picture is read, so the cost depends on the size
+    of the face, not on that of the picture.
 
     Raises:
         ValueError: landmarks without an alignment (see `similarity`).
     """
-    pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
     matrix = similarity(landmarks)
     turn = matrix[:, :2]
     scale = math.sqrt(np.linalg.det(turn))
     grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1)  # [112, 112, 2]: x, y
     places = (grid - matrix[:, 2]) @ np.linalg.inv(turn).T  # the same points, in the picture
-    photo = np.array([pixels.shape[1], pixels.shape[0]])
+    photo = np.array(picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1])
     smaller = np.maximum(1, np.rint(photo * min(scale, 1.0)))
     ratio = photo / smaller  # pixels of the photo in one of the smaller photo
     places = (places + 0.5) / ratio - 0.5
@@ -77,11 +77,11 @@ def align(picture: Image.Image | Pixels, landmarks: Sequence[Point]) -> Pixels:
     corners = np.floor(places.reshape(-1, 2))
     first = np.clip(corners.min(axis=0), 0, smaller - 1)
     last = np.clip(corners.max(axis=0) + 2, first + 1, smaller)
-    part = _reduced(pixels, first, last, ratio)
+    part = _reduced(picture, first, last, ratio)
     return np.rint(_bilinear(part, places - first)).astype(np.uint8)
 
 
-def _reduced(pixels: Pixels, first: Doubles, last: Doubles, ratio: Doubles) -> Floats:
+def _reduced(picture: Image.Image | Pixels, first: Doubles, last: Doubles, ratio: Doubles) -> Floats:
     """Pixels `first` to `last` (x, y, exclusive) of the photo made smaller by `ratio`: [H', W', C].
 
     Each is the mean of the area that it covers in the photo.
@@ -89,9 +89,21 @@ def _reduced(pixels: Pixels, first: Doubles, last: Doubles, ratio: Doubles) -> F
     across, along = (np.arange(low, high + 1) * step for low, high, step in zip(first, last, ratio, strict=True))
     left, right = int(across[0]), math.ceil(across[-1])
     top, bottom = int(along[0]), math.ceil(along[-1])
-    part = pixels[top:bottom, left:right].astype(np.float32)
+    part = _window(picture, left, top, right, bottom).astype(np.float32)
     fewer_rows = np.tensordot(_shares(along, top, part.shape[0]), part, axes=1)  # [H', W, C]
     return np.moveaxis(np.tensordot(_shares(across, left, part.shape[1]), fewer_rows, axes=(1, 1)), 0, 1)
+
+
+def _window(picture: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
+    """The pixels of a picture in these columns and rows, which may end beyond it: uint8 [rows, columns, 3].
+
+    A Pillow picture is cropped before it is converted: converting all of it costs 96 ms for 12 megapixels, for each
+    face of a group photo.
+    """
+    if isinstance(picture, Image.Image):
+        box = (left, top, min(right, picture.width), min(bottom, picture.height))
+        return np.asarray(picture.crop(box).convert("RGB"))
+    return picture[top:bottom, left:right]
 
 
 def _shares(edges: Doubles, start: int, count: int) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,6 +132,33 @@ def test_tiny_pictures(size: tuple[int, int], scale: float) -> None:
 
 def quality(crop: Pixels | None = None, face: Face = FACE) -> Quality:
     return measure(face, align(photo("astronaut"), ASTRONAUT) if crop is None else crop)
+
+
+def test_only_the_faces_own_part_of_a_picture_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converting the whole picture for each face made a group photo cost faces x pixels."""
+    large = Image.new("RGB", (6000, 4000))
+    large.paste(photo("astronaut"), (3000, 1000))
+    landmarks = [(x + 3000, y + 1000) for x, y in ASTRONAUT]
+    sizes = []
+    convert = Image.Image.convert
+
+    def noting(image: Image.Image, *given: Any, **options: Any) -> Image.Image:
+        sizes.append(image.width * image.height)
+        return convert(image, *given, **options)
+
+    monkeypatch.setattr(Image.Image, "convert", noting)
+    crop = align(large, landmarks)
+    assert 0 < sum(sizes) < photo("astronaut").width * photo("astronaut").height
+    assert np.array_equal(crop, align(np.asarray(large), landmarks))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("shift", [(0, 0), (-200, -60), (300, 400)])
+def test_pictures_of_other_modes_are_aligned_as_their_rgb(mode: str, shift: tuple[int, int]) -> None:
+    """Also where the face lies partly beyond the picture's edge."""
+    picture = photo("astronaut").convert(mode)
+    landmarks = [(x + shift[0], y + shift[1]) for x, y in ASTRONAUT]
+    assert np.array_equal(align(picture, landmarks), align(np.asarray(picture.convert("RGB")), landmarks))
 
 
 def test_a_good_face_has_nothing_against_it() -> None:
