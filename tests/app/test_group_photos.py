@@ -110,6 +110,6 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
         assert running.post(path, **png).is_success, path
     assert running.post("/search", params={"collection": "crowd"}, **png).is_success
     assert running.post("/collections/crowd/subjects/both/feedback", **png).is_success
-    files = {name: ("a.png", crowd) for name in ("source", "target")}
+    files = dict.fromkeys(("source", "target"), ("a.png", crowd))
     assert running.post("/verify", files=files).is_success
     assert threads == {"measure": {"decode"}, "align": {"decode"}, "crop": {"decode"}}
