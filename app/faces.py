@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -41,15 +42,22 @@ from app.schemas import (
     VerifyParams,
     VerifyResponse,
 )
-from models import align, detector
+from models import align, detection_scale, detector
 from models.align import Quality
 from models.card import ModelCard
+from models.detection_scale import Scan, scan
 from models.detector import Face, Pixels
 from models.matching import Matching, Threshold
+from models.preprocess import Preprocess
 from models.tta import views
 
 # Less sure faces are not told of unless a caller asks for them.
 DETECTION_THRESHOLD = 0.5
+# Of a large photo that are queued at once. A tile takes about 0.1 s on a core.
+TILES_AT_ONCE = 2
+
+# Of a photo's size, (width, height), and the detector's preprocessing: at which scales faces are looked for.
+Rule: TypeAlias = Callable[[tuple[int, int], Preprocess], Scan]
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,13 @@ class FoundFace:
     face: Face
     crop: Pixels
     quality: Quality
+    prominence: float  # see `detector.prominence`
 
     @classmethod
     def of(cls, image: Image.Image, face: Face) -> FoundFace:
         """Align and measure a face of this picture; takes some milliseconds."""
         crop = align.align(image, face.landmarks)
-        return cls(face, crop, align.measure(face, crop))
+        return cls(face, crop, align.measure(face, crop), detector.prominence(face, image.size))
 
     def described(self) -> DetectedFace:
         """The face as an answer has it, with the reasons against enrolling it."""
@@ -76,6 +85,15 @@ class FoundFace:
             quality=FaceQuality(**measures),
             reasons=list(align.reasons(self.quality)),
         )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The upright picture in RGB, how faces were looked for in it, and those that were found, surest first."""
+
+    image: Image.Image
+    scan: Scan
+    faces: list[FoundFace]
 
 
 class Faces:
@@ -94,15 +112,21 @@ class Faces:
         model = await self._engine.model(params.model, "detect")
 
         async def one(index: int, data: bytes) -> Detected:
-            image, found = await self.find(model, data, params.threshold, timings)
-            faces = [face.described() for face in found]
-            return Detected(index=index, width=image.width, height=image.height, faces=faces)
+            found = await self.find(model, data, params.threshold, timings, partial(scan, min_face=params.min_face))
+            return Detected(
+                index=index,
+                width=found.image.width,
+                height=found.image.height,
+                scale=found.scan.scale,
+                min_face=found.scan.min_face,
+                faces=[face.described() for face in found.faces],
+            )
 
         data = await self._inference.each(pictures, one)
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
     async def embed(self, pictures: Pictures, params: EmbedParams, timings: Timings) -> EmbedResponse:
-        """The embedding of each picture's largest face.
+        """The embedding of each picture's most prominent face.
 
         Raises:
             VestibuleError: as `detect`; NoFace for a picture without one.
@@ -113,10 +137,10 @@ class Faces:
         async def one(index: int, data: bytes) -> Embedding:
             if finder is None:
                 return Embedding(index=index, embedding=_encoded(await self.whole(model, data, timings), params))
-            _, found = await self.find(finder, data, DETECTION_THRESHOLD, timings)
-            largest = _largest(found)
-            (vector,) = await self.embedded(model, [largest], timings)
-            return Embedding(index=index, embedding=_encoded(vector, params), face=largest.described())
+            found = await self.find(finder, data, DETECTION_THRESHOLD, timings)
+            meant = most_prominent(found.faces)
+            (vector,) = await self.embedded(model, [meant], timings)
+            return Embedding(index=index, embedding=_encoded(vector, params), face=meant.described())
 
         data = await self._inference.each(pictures, one)
         return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
@@ -135,7 +159,7 @@ class Faces:
         return await self.embed(pictures, params, timings)
 
     async def verify(self, pair: Pair, params: VerifyParams, timings: Timings) -> VerifyResponse:
-        """The largest face of the source against every face of the target.
+        """The most prominent face of the source against every face of the target.
 
         Raises:
             VestibuleError: about the request or one of its pictures; NoFace for a picture without one.
@@ -146,8 +170,8 @@ class Faces:
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
             try:
-                _, faces = await self.find(finder, data, DETECTION_THRESHOLD, timings)
-                _largest(faces)
+                faces = (await self.find(finder, data, DETECTION_THRESHOLD, timings)).faces
+                most_prominent(faces)
             except VestibuleError as error:
                 error.detail = f"{name}: {error.detail or error.title}"
                 raise
@@ -155,7 +179,7 @@ class Faces:
 
         async def compared() -> tuple[FoundFace, list[FoundFace], Tensor]:
             sources, targets = await asyncio.gather(found("source", pair.source), found("target", pair.target))
-            source = _largest(sources)
+            source = most_prominent(sources)
             return source, targets, await self.embedded(model, [source, *targets], timings)
 
         source, targets, vectors = await self._inference.in_time(compared())
@@ -207,22 +231,35 @@ class Faces:
         )
 
     async def find(
-        self, model: LoadedModel, data: bytes, threshold: float, timings: Timings
-    ) -> tuple[Image.Image, list[FoundFace]]:
-        """The upright picture in RGB, and the faces in it, surest first."""
-        card = model.card
+        self, model: LoadedModel, data: bytes, threshold: float, timings: Timings, rule: Rule = scan
+    ) -> Found:
+        """The faces of a picture, looked for at the scales that the rule says."""
+        preprocess = model.card.preprocess
 
-        def prepare(picture: Image.Image) -> tuple[Image.Image, Tensor]:
-            return picture, detector.prepare(picture, card.preprocess)
+        def prepare(picture: Image.Image) -> tuple[Image.Image, Scan, list[list[Pixels]]]:
+            chosen = rule(picture.size, preprocess)
+            return picture, chosen, detection_scale.prepare(picture, chosen, preprocess)
 
-        image, prepared = await self._inference.decoded(data, prepare, timings)
-        maps = await self._inference.run(model, [prepared], timings, stage="detect")
+        image, chosen, levels = await self._inference.decoded(data, prepare, timings)
+        maps = [await self._maps(model, tiles, timings) for tiles in levels]
 
         def faces() -> list[Face]:
-            (found,) = detector.decode(maps, threshold)
-            return detector.restore(found, image.size, card.preprocess)
+            return detection_scale.merge(chosen, [detector.decode(level, threshold) for level in maps])
 
-        return image, await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
+        found = await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
+        return Found(image, chosen, found)
+
+    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels], timings: Timings) -> Tensor:
+        """The detector's maps of a level's tiles, [N, 15, h, w]; few at a time, so that others get in between."""
+        maps = [
+            await self._inference.run(model, tiles[first : first + TILES_AT_ONCE], timings, "detect", self._room(tiles))
+            for first in range(0, len(tiles), TILES_AT_ONCE)
+        ]
+        return torch.cat(maps)
+
+    def _room(self, tiles: Sequence[Pixels]) -> asyncio.Semaphore | None:
+        """Tiles of all requests share few places in the detector's queue; a picture that is one tile has its own."""
+        return self._inference.tiles if len(tiles) > 1 else None
 
     async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
         """The faces' embeddings [N, D], each of length 1."""
@@ -247,10 +284,32 @@ class Faces:
         return F.normalize(outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1), dim=1)
 
 
-def _largest(faces: Sequence[FoundFace]) -> FoundFace:
+class Prominent(Protocol):
+    """A face that has a prominence."""
+
+    @property
+    def prominence(self) -> float:
+        """See `detector.prominence`."""
+        ...
+
+
+P = TypeVar("P", bound=Prominent)
+
+
+def by_prominence(faces: Sequence[P]) -> list[P]:
+    """The faces of one picture, the one that the picture is most likely of first."""
+    return sorted(faces, key=lambda face: face.prominence, reverse=True)
+
+
+def most_prominent(faces: Sequence[P]) -> P:
+    """The face that is meant where a picture stands for one person.
+
+    Raises:
+        NoFace: there is none.
+    """
     if not faces:
         raise NoFace("no face was found")
-    return max(faces, key=lambda found: found.face.area)
+    return by_prominence(faces)[0]
 
 
 def _encoded(vector: Tensor, params: EmbedParams) -> list[float] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.body import Pictures
 from app.bulk import BulkJobs
@@ -58,6 +59,8 @@ class Galleries:
         """
         sight = await self._pipeline.sight(asked.embedder)
         model, fingerprint = sight.model, sight.fingerprint
+        # Also of a collection that keeps an earlier rule for detection scales: the call that made it finds it.
+        fingerprints = {fingerprint, replace(sight, scales="whole").fingerprint}
 
         def make() -> tuple[Collection, bool]:
             try:
@@ -71,8 +74,8 @@ class Galleries:
                 )
             except index_errors.ConflictError:
                 found = self._gallery.collection(name)
-                there = (found.fingerprint, found.settings.get("keep_crops"), found.encrypted)
-                if there != (fingerprint, asked.keep_crops, asked.encrypted):
+                there = (found.settings.get("keep_crops"), found.encrypted)
+                if found.fingerprint not in fingerprints or there != (asked.keep_crops, asked.encrypted):
                     raise
                 return found, False
             return made, True

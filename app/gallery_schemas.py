@@ -169,7 +169,7 @@ class FaceList(_Schema):
 class EnrolParams(_Schema):
     """The query of `POST /collections/{c}/subjects/{s}/faces`."""
 
-    max_faces: Annotated[int, Field(ge=1, le=100, description="Of one picture, the largest first.")] = 1
+    max_faces: Annotated[int, Field(ge=1, le=100, description="Of one picture, the most prominent first.")] = 1
     quality_gate: bool = Field(True, description="Reject faces that have something against them.")
 
 
@@ -327,7 +327,8 @@ class SubjectVerifyParams(_Schema):
 
 
 class SubjectVerification(_Schema):
-    """Whether the picture's largest face (null: the whole picture) is the subject, whose nearest face is `face_id`.
+    """Whether the picture's most prominent face (null: the whole picture) is the subject; `face_id` is the nearest of
+    the subject's faces.
 
     `denied`: feedback says that it is somebody else; then it is not verified, however near it is.
     """

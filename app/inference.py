@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 # Items that `Inference.mapped` gives a thread at once: some tens of milliseconds of aligning faces.
 ITEMS_AT_ONCE = 8
+# Tiles of large photos that wait for the detector, of all requests together.
+TILES_QUEUED = 2
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -55,6 +57,8 @@ class Inference:
         self._lane: Lane = lane
         self._deadline_s = settings.deadline_s
         self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+        # Places in the detector's queue for tiles of large photos, shared by all requests: a batch has few of them.
+        self.tiles = asyncio.Semaphore(TILES_QUEUED)
         # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
         self._places = min(2 * settings.max_batch, settings.queue_size)
 

@@ -7,15 +7,15 @@ import io
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from PIL import Image
 from torch import Tensor
 
 from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded
-from app.faces import DETECTION_THRESHOLD, Faces, FoundFace
+from app.faces import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
 from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference import Inference
 from app.loaded import LoadedModel
@@ -23,9 +23,11 @@ from app.observe import Timings
 from app.schemas import DetectedFace
 from index import errors as index_errors
 from index.records import Collection, NewFace, Receipt
-from models import align
+from models import align, detection_scale
 
 T = TypeVar("T")
+
+Scales = Literal["min-face", "whole"]
 
 CROP_QUALITY = 90  # of WebP
 # They pass: what they hit in the background is tried again.
@@ -45,20 +47,28 @@ class Seen:
     vector: Tensor
 
     @property
-    def area(self) -> float:
-        """In pixels of the picture; 0 for the whole one."""
-        return self.found.face.area if self.found else 0.0
+    def prominence(self) -> float:
+        """See `detector.prominence`; 0 for the whole picture, which is alone."""
+        return self.found.prominence if self.found else 0.0
 
 
 @dataclass(frozen=True)
 class Sight:
     """What makes vectors of one fingerprint: an embedder and, where it sees faces, the detector before it.
 
-    Who holds it goes on with the same two, whatever is reloaded meanwhile.
+    A request that holds one keeps the same two models, whatever is reloaded meanwhile. `scales` names the rule for
+    detection scales: "whole" detects at the detector's size only, as in all collections that were made before there was
+    another rule; "min-face" is `detection_scale.scan` with its default.
     """
 
     model: LoadedModel
     finder: LoadedModel | None
+    scales: Scales = "min-face"
+
+    @property
+    def rule(self) -> Rule:
+        """At which scales faces are looked for."""
+        return detection_scale.whole if self.scales == "whole" else detection_scale.scan
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +81,10 @@ class Sight:
         }
         if self.finder is not None:
             parts |= {"detector": self.finder.card.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
+            # The first rule is not named, so that the fingerprints of collections that keep it stay what they were.
+            if self.scales != "whole":
+                numbers = detection_scale.SMALLEST, detection_scale.MIN_FACE, detection_scale.SHARE
+                parts["detection_scale"] = [self.scales, *numbers]
         text = json.dumps(parts, sort_keys=True)
         return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -119,14 +133,24 @@ class Pipeline:
         finder = await self.engine.model(None, "detect") if model.card.task == "embed" else None
         return Sight(model, finder)
 
+    async def sight_of(self, embedder: str, fingerprint: str) -> Sight | None:
+        """The embedder with the rule that this fingerprint is of; None: it is of other models.
+
+        Raises:
+            UnknownModel, NotReady: as `sight`.
+        """
+        sight = await self.sight(embedder)
+        rules = (sight, replace(sight, scales="whole"))
+        return next((one for one in rules if one.fingerprint == fingerprint), None)
+
     async def model(self, collection: Collection) -> Sight:
         """What the collection's vectors are made by.
 
         Raises:
             Conflict: what it makes of pictures now is not what the collection holds.
         """
-        sight = await self.sight(collection.embedder)
-        if sight.fingerprint != collection.fingerprint:
+        sight = await self.sight_of(collection.embedder, collection.fingerprint)
+        if sight is None:
             raise Conflict(
                 f"{collection.name!r} holds vectors of another version of {collection.embedder};"
                 f" POST /collections/{quote(collection.name)}/reembed makes them anew from the crops that were kept"
@@ -146,7 +170,7 @@ class Pipeline:
         if sight.finder is None:
             vector = await self._faces.whole(sight.model, data, timings)
             return [Seen(None, None, vector)]
-        _, found = await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, timings)
+        found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, timings, sight.rule)).faces
         if not found:
             return []
         vectors = await self._faces.embedded(sight.model, found, timings)
@@ -171,10 +195,10 @@ async def settled(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[Seen], list[RejectedFace]]:
-    """Which faces of a picture may be enrolled, and which not: the largest good ones may."""
+    """Which faces of a picture may be enrolled, and which not: the most prominent good ones may."""
     good: list[Seen] = []
     rejected: list[RejectedFace] = []
-    for one in sorted(seen, key=lambda one: one.area, reverse=True):
+    for one in by_prominence(seen):
         if one.described is None:
             good.append(one)
             continue

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.body import Pictures
-from app.errors import BadRequest, NoFace, Unprocessable, VestibuleError
+from app.errors import BadRequest, Unprocessable, VestibuleError
+from app.faces import most_prominent
 from app.gallery_schemas import (
     Candidate,
     Chosen,
@@ -121,7 +122,7 @@ class Recognition:
         timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
-        """Is the picture's largest face the subject?
+        """Is the picture's most prominent face the subject?
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
@@ -150,7 +151,7 @@ class Recognition:
             threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._largest(sight, pictures, timings)
+        seen = await self._meant(sight, pictures, timings)
         query = seen.vector.numpy()
         match, denied = await self._pipeline.compared(
             lambda: compare(self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint)
@@ -174,7 +175,7 @@ class Recognition:
         )
 
     async def deny(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
-        """The picture's largest face is not the subject: it is not named for it again.
+        """The picture's most prominent face is not the subject: it is not named for it again.
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
@@ -184,7 +185,7 @@ class Recognition:
     async def _denied(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
-        seen = await self._largest(await self._pipeline.model(found), pictures, timings)
+        seen = await self._meant(await self._pipeline.model(found), pictures, timings)
         (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=found.settings["keep_crops"])
         (made,) = await self._pipeline.compared(
             lambda: self._feedback.add(collection, key, seen.vector.numpy()[None], [face.crop], found.fingerprint)
@@ -213,8 +214,8 @@ class Recognition:
             subjects, faces = selection.counts(db, found.id, where)
         return Chosen(subjects=subjects, faces=faces)
 
-    async def _largest(self, sight: Sight, pictures: Pictures, timings: Timings) -> Seen:
-        """The largest face of the only picture.
+    async def _meant(self, sight: Sight, pictures: Pictures, timings: Timings) -> Seen:
+        """The most prominent face of the only picture.
 
         Raises:
             BadRequest: there are more. NoFace. See `Pipeline.seen`.
@@ -224,10 +225,7 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        seen = await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings))
-        if not seen:
-            raise NoFace("no face was found")
-        return max(seen, key=lambda one: one.area)
+        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings)))
 
 
 def _feedback(made: Rejection) -> FeedbackInfo:

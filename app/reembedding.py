@@ -109,10 +109,10 @@ class Reembedder:
     async def _model(self, one: Reembedding) -> LoadedModel | None:
         """What the new vectors are made by; None where this process has it not, or with other weights."""
         try:
-            sight = await self._pipeline.sight(one.embedder)
+            sight = await self._pipeline.sight_of(one.embedder, one.fingerprint)
         except (UnknownModel, NotReady):
             return None
-        return sight.model if sight.fingerprint == one.fingerprint else None
+        return sight.model if sight else None
 
     async def _do(self, one: Reembedding, model: LoadedModel) -> None:
         blocked = False

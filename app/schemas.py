@@ -113,6 +113,11 @@ class DetectParams(_Schema):
 
     model: str | None = Field(None, description="A detector from /models; left out: the service's default.")
     threshold: Annotated[float, Field(ge=0.1, le=1, description="Faces less sure than this are not told of.")] = 0.5
+    min_face: Annotated[float, Field(ge=8, le=10_000)] | None = Field(
+        None,
+        description="The side in pixels of the smallest face to look for; left out: the smaller of 40 pixels and 1/40"
+        " of the photo's longer side. Smaller faces take longer. The answer has the side that was looked for.",
+    )
 
 
 class Landmarks(_Schema):
@@ -153,11 +158,18 @@ class DetectedFace(_Schema):
 
 
 class Detected(_Schema):
-    """The faces of one picture, the surest first, and the upright picture's size in pixels."""
+    """The faces of one picture, the surest first, and the upright picture's size in pixels.
+
+    `scale`, above 0 and at most 1, is the largest scale at which faces were looked for. `min_face` is the side in
+    pixels of the smallest faces that show at that scale, where they have 16 pixels. It is more than was asked for where
+    the photo would have to be enlarged, or would have more than 10 million pixels at that scale.
+    """
 
     index: int
     width: int
     height: int
+    scale: float
+    min_face: float
     faces: list[DetectedFace]
 
 
@@ -190,7 +202,7 @@ class EmbeddingsRequest(_Schema):
 
 
 class Embedding(_Schema):
-    """A picture's embedding, of length 1, and the face that it is of: the largest. Null for an aligned picture."""
+    """A picture's embedding, of length 1, and its face: the picture's most prominent; null for an aligned picture."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -254,7 +266,7 @@ class ComparedFace(Comparison):
 
 
 class VerifyResponse(Comparison):
-    """Whether both pictures show one person: the source's largest face against every face of the target.
+    """Whether both pictures show one person: the source's most prominent face against every face of the target.
 
     `verified`, `probability` and `distance` are those of the nearest face of the target.
     """

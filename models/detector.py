@@ -22,6 +22,7 @@ Pictures are never enlarged: faces 10 to 12 pixels wide are found as they are, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -54,6 +55,10 @@ STRIDE = 4  # pixels a cell
 COARSEST = 32  # pixels a cell of the last stage
 LANDMARKS = 5
 CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
+NMS_OVERLAP = 0.3  # of two boxes, as a share of their union; beyond it the surer one stays
+
+# How fast the prominence of a face falls with its distance from the middle of the photo, in half diagonals.
+PROMINENCE_SPREAD = 0.5
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -214,7 +219,7 @@ class Detections(NamedTuple):
     landmarks: Tensor  # [K, 5, 2]: x, y
 
 
-def decode(outputs: Tensor, threshold: float, overlap: float = 0.3, most: int = 1000) -> list[Detections]:
+def decode(outputs: Tensor, threshold: float, overlap: float = NMS_OVERLAP, most: int = 1000) -> list[Detections]:
     """The network's output [N, 15, h, w] -> the faces of each of the N pictures.
 
     A face is a cell above `threshold` that none of its eight neighbours exceeds. Of two boxes whose intersection is
@@ -259,6 +264,18 @@ class Face:
         return (right - left) * (bottom - top)
 
 
+def prominence(face: Face, size: tuple[int, int], spread: float = PROMINENCE_SPREAD) -> float:
+    """How likely a face is the one that a photo of `size` (width, height) is of; of several the highest is meant.
+
+    The box's area in square pixels, weighted by exp(-(d / spread)^2), where d is the distance of the box's centre from
+    the photo's centre, in half diagonals of the photo: 0 in the middle, 1 in a corner.
+    """
+    width, height = size
+    left, top, right, bottom = face.box
+    distance = math.dist((left + right, top + bottom), size) / math.hypot(width, height)
+    return face.area * math.exp(-((distance / spread) ** 2))
+
+
 class Detector(Protocol):
     """Whatever finds faces."""
 
@@ -269,10 +286,13 @@ class Detector(Protocol):
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
     """The picture as the network reads it: float32 [3, H, W], black at the right and bottom to multiples of 32."""
-    pixels = preprocess.pixels(image)
+    return preprocess.normalise(torch.from_numpy(padded(preprocess.pixels(image))))
+
+
+def padded(pixels: Pixels) -> Pixels:
+    """[H, W, C] -> the same, black at the right and bottom to multiples of 32."""
     down, right = (-side % COARSEST for side in pixels.shape[:2])
-    padded = np.pad(pixels, ((0, down), (0, right), (0, 0)))
-    return preprocess.normalise(torch.from_numpy(padded))
+    return np.pad(pixels, ((0, down), (0, right), (0, 0)))
 
 
 def restore(found: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
@@ -280,12 +300,16 @@ def restore(found: Detections, size: tuple[int, int], preprocess: Preprocess) ->
     width, height = size
     seen_width, seen_height = preprocess.fitted(width, height)
     scale = torch.tensor([width / seen_width, height / seen_height])
-    corners = found.boxes.cpu().reshape(-1, 2, 2) * scale  # [K, 2, 2]
-    corners = corners.clamp(min=torch.zeros(2), max=torch.tensor([width, height]))
-    points = found.landmarks.cpu() * scale
+    boxes = (found.boxes.cpu().reshape(-1, 2, 2) * scale).reshape(-1, 4)
+    return faces_within(Detections(boxes, found.scores, found.landmarks.cpu() * scale), size)
+
+
+def faces_within(found: Detections, size: tuple[int, int]) -> list[Face]:
+    """Detections in pixels of a photo of `size` (width, height) as faces, their boxes cut off at its edges."""
+    corners = found.boxes.reshape(-1, 2, 2).clamp(min=torch.zeros(2), max=torch.tensor(size))
     faces = []
     for ((left, top), (right, bottom)), score, landmarks in zip(
-        corners.tolist(), found.scores.tolist(), points.tolist(), strict=True
+        corners.tolist(), found.scores.tolist(), found.landmarks.tolist(), strict=True
     ):
         # What was found in the padding alone has nothing left.
         if left < right and top < bottom:

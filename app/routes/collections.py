@@ -141,7 +141,7 @@ async def enrol(
 async def verify(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
 ) -> SubjectVerification:
-    """Is this the subject? The picture's largest face against the subject's faces."""
+    """Is this the subject? The picture's most prominent face against the subject's faces."""
     return await deps.galleries(request).recognition.verify(
         collection, subject, await deps.pictures(request), params, deps.timings(request), deps.caller(request)
     )
@@ -156,7 +156,7 @@ async def verify(
 )
 @admitted
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
-    """This is not the subject: searches do not name it for the picture's largest face, nor for what is like it."""
+    """The picture's most prominent face is not the subject: searches do not name it for that face or similar ones."""
     return await deps.galleries(request).recognition.deny(
         collection, subject, await deps.pictures(request), deps.timings(request)
     )

@@ -20,7 +20,7 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessa
 @router.post("/embed", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @admitted
 async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
-    """Each picture's largest face as a point on the unit sphere, where near means alike."""
+    """Each picture's most prominent face as a point on the unit sphere, where near means alike."""
     return await deps.faces(request).embed(await deps.pictures(request), params, deps.timings(request))
 
 

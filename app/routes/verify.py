@@ -29,7 +29,7 @@ EMBEDDING_PROBLEMS = errors.describe(
 @router.post("", openapi_extra=PAIR_BODY, responses=PROBLEMS)
 @admitted
 async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
-    """Do two pictures show one person? The source's largest face against every face of the target."""
+    """Do two pictures show one person? The source's most prominent face against every face of the target."""
     return await deps.faces(request).verify(await deps.pair(request), params, deps.timings(request))
 
 

@@ -7,7 +7,7 @@ const REASONS = {
   EXTREME_POSE: "the face is turned too far away",
   LOW_BRIGHTNESS: "the face is too dark",
   LOW_CONFIDENCE: "it may not be a face at all",
-  EXCEEDS_MAX_FACES: "the picture has larger faces, and only the largest is enrolled",
+  EXCEEDS_MAX_FACES: "the picture has more prominent faces, and only the most prominent is enrolled",
   BEYOND_CALIBRATION: "so few false alarms were never counted for so many faces: a person has to look",
   NOT_CALIBRATED: "for this kind of picture nobody has counted which distance means the same",
 };

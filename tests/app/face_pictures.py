@@ -22,3 +22,15 @@ def side_by_side() -> Image.Image:
     """Two faces in one picture: the astronaut's to the left, the admiral's, which is larger, to the right."""
     left, right = photo("astronaut"), grace_hopper().resize((440, 512))
     return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right)]))
+
+
+@cache
+def small_faces() -> tuple[Image.Image, list[tuple[float, float]]]:
+    """A photo of 3000 x 480 pixels with 32 faces of about 50 pixels in two rows, and the faces' centres."""
+    faces = [photo("astronaut").crop((165, 45, 285, 165)), grace_hopper().crop((140, 90, 380, 330))]
+    picture, centres = Image.new("RGB", (3000, 480), (90, 110, 120)), []
+    for number in range(32):
+        left, top = 60 + number % 16 * 183, 80 + number // 16 * 220
+        picture.paste(faces[number % 2].resize((74, 74), Image.Resampling.LANCZOS), (left, top))
+        centres.append((left + 37.0, top + 37.0))
+    return picture, centres

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,13 +14,13 @@ from typing import Any, cast
 import pytest
 from fastapi.testclient import TestClient
 
-from app import pipeline
+from app import loading, pipeline
 from app.engine import Engine
-from app.inference import ITEMS_AT_ONCE, Inference
+from app.inference import ITEMS_AT_ONCE, TILES_QUEUED, Inference
 from app.pool import Pool
 from app.settings import Settings
-from models import align
-from tests.app.face_pictures import side_by_side
+from models import align, checkpoint
+from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
 from tests.conftest import encode
 
 
@@ -113,3 +116,86 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
     files = dict.fromkeys(("source", "target"), ("a.png", crowd))
     assert running.post("/verify", files=files).is_success
     assert threads == {"measure": {"decode"}, "align": {"decode"}, "crop": {"decode"}}
+
+
+def test_small_faces_of_a_large_photo_are_found_and_the_scale_is_told(running: TestClient) -> None:
+    picture, centres = small_faces()
+    png = {"content": encode(picture), "headers": {"content-type": "image/png"}}
+    (usual,) = running.post("/faces/detect", **png).json()["data"]
+    assert usual["scale"] == pytest.approx(0.4)
+    assert usual["min_face"] == pytest.approx(40, rel=1e-2)
+    assert len(usual["faces"]) >= len(centres) - 3
+    (coarse,) = running.post("/faces/detect?min_face=75", **png).json()["data"]
+    assert coarse["min_face"] == pytest.approx(75, rel=1e-2)
+    assert len(coarse["faces"]) < 5
+    small = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
+    (whole,) = running.post("/faces/detect?min_face=10", **small).json()["data"]
+    assert (whole["scale"], whole["min_face"]) == (1, 16)
+    for wrong in ("7", "0", "-40", "nan", "inf", "1e9"):
+        assert running.post(f"/faces/detect?min_face={wrong}", **small).status_code == 422, wrong
+
+
+def test_tiles_of_a_large_photo_wait_a_few_at_a_time(running: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a small photo would wait for a whole batch of them."""
+    sizes = []
+    run_shaped = loading.run_shaped
+
+    def noting(preprocess: Any, ready: Any, items: Any) -> Any:
+        sizes.append(len(items))
+        return run_shaped(preprocess, ready, items)
+
+    monkeypatch.setattr(loading, "run_shaped", noting)
+    files = [("file", (f"{number}.png", encode(small_faces()[0].resize((4000, 640))))) for number in range(2)]
+    assert running.post("/faces/detect", files=files).is_success
+    assert sum(sizes) >= 2 * (1 + 3)
+    assert max(sizes) <= 2 + 2 * TILES_QUEUED  # tiles, and each photo at the detector's size
+
+
+def first_fingerprint(client: TestClient) -> tuple[str, int]:
+    """The fingerprint that the first version of the service gave a collection, and the number of dimensions."""
+    weights = client.app.state.settings.weights  # type: ignore[attr-defined]
+    card, finder = (checkpoint.read_card(weights / name) for name in ("face-embedder", "centerface"))
+    parts = {
+        "weights": card.sha256,
+        "preprocess": card.preprocess.model_dump(mode="json"),
+        "tta": card.tta,
+        "detector": finder.sha256,
+        "alignment": [align.TEMPLATE, align.SIDE],
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"face-embedder:{digest[:16]}", card.config["dimensions"]
+
+
+def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running: TestClient) -> None:
+    gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
+    fingerprint, dimensions = first_fingerprint(running)
+    gallery.create("existing", "face-embedder", fingerprint, dimensions, keep_crops=True)
+    created = running.put("/collections/existing", json={"keep_crops": True})
+    assert (created.status_code, created.json()["fingerprint"]) == (200, fingerprint)
+    assert running.put("/collections/existing", json={"keep_crops": False}).status_code == 409
+    new = running.put("/collections/new", json={"keep_crops": True}).json()
+    assert new["fingerprint"] != fingerprint
+
+    def enrolled(collection: str) -> int:
+        response = running.post(
+            f"/collections/{collection}/subjects/crowd/faces?max_faces=100&quality_gate=false",
+            content=encode(small_faces()[0]),
+            headers={"content-type": "image/png"},
+        )
+        return len(response.json()["indexed"]) if response.is_success else 0
+
+    assert enrolled("new") > 25
+    assert enrolled("existing") < 5
+    one = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
+    for collection in ("existing", "new"):
+        assert running.post(f"/collections/{collection}/subjects/grace/faces", **one).is_success
+        found = running.post(f"/search?collection={collection}", **one).json()["data"][0]["faces"][0]
+        assert found["candidates"][0]["subject_id"] == "grace"
+        assert found["candidates"][0]["distance"] == pytest.approx(0, abs=1e-5)
+    assert running.post("/collections/existing/reembed", json={}).status_code == 202
+    deadline = time.monotonic() + 60
+    while running.get("/collections/existing").json()["fingerprint"] == fingerprint:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert running.get("/collections/existing").json()["fingerprint"] == new["fingerprint"]
+    assert enrolled("existing") > 25

@@ -28,7 +28,7 @@ export default function verify() {
   let matching = null;
 
   const verdict = h("div", { class: "panel verdict", "aria-live": "polite" });
-  const source = slot("First photo", "the largest face counts", run);
+  const source = slot("First photo", "the most prominent face counts", run);
   const target = slot("Second photo", "every face is compared", run);
   const rate = segmented(
     "Strangers taken for one person, at most",

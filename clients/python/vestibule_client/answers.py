@@ -117,11 +117,17 @@ class Face(Answer):
 
 
 class DetectedFaces(Answer):
-    """The faces of a picture, the surest first, and the upright picture's size in pixels."""
+    """The faces of a picture, the surest first, and the upright picture's size in pixels.
+
+    `scale` is the largest scale at which faces were looked for, `min_face` the side in pixels of the smallest faces
+    that show at it; None of a service that does not say so.
+    """
 
     index: int
     width: int
     height: int
+    scale: float | None = None
+    min_face: float | None = None
     faces: list[Face]
 
 
@@ -130,7 +136,7 @@ class Detection(Answers[DetectedFaces]):
 
 
 class Embedding(Answer):
-    """A picture's vector, of length 1, and the face that it is of, the largest; None for an aligned picture."""
+    """A picture's vector, of length 1, and the face that it is of, the most prominent; None for an aligned picture."""
 
     index: int
     embedding: list[float]
@@ -168,7 +174,7 @@ class ComparedFace(Comparison):
 
 
 class Verification(Comparison):
-    """The source's largest face against every face of the target; first of all, against the nearest."""
+    """The source's most prominent face against every face of the target; first of all, against the nearest."""
 
     threshold: float
     operating_point: OperatingPoint

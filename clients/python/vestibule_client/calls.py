@@ -43,14 +43,19 @@ def classify_sequence(pictures: Pictures, *, model: str | None = None) -> Call[D
     return Call("POST", "/classify", DigitStrings, query=query, files=tuple(parts("file", pictures)))
 
 
-def detect(pictures: Pictures, *, model: str | None = None, threshold: float = 0.5) -> Call[Detection]:
-    """Where are faces, and how good are they? Those less sure than `threshold` are not told of."""
-    query = {"model": model, "threshold": threshold}
+def detect(
+    pictures: Pictures, *, model: str | None = None, threshold: float = 0.5, min_face: float | None = None
+) -> Call[Detection]:
+    """Where are faces, and how good are they? Those less sure than `threshold` are not told of.
+
+    `min_face` is the side in pixels of the smallest face to look for; None: the service's default.
+    """
+    query = {"model": model, "threshold": threshold, "min_face": min_face}
     return Call("POST", "/faces/detect", Detection, query=query, files=tuple(parts("file", pictures)))
 
 
 def embed(pictures: Pictures, *, model: str | None = None, aligned: bool = False) -> Call[Embeddings]:
-    """Each picture's largest face as a vector; `aligned`: the pictures are aligned faces already."""
+    """Each picture's most prominent face as a vector; `aligned`: the pictures are aligned faces already."""
     query = {"model": model, "aligned": aligned}
     return Call("POST", "/embed", Embeddings, query=query, files=tuple(parts("file", pictures)))
 

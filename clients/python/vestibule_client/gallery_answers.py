@@ -182,7 +182,7 @@ class SearchResult(Answers[Searched]):
 
 
 class SubjectVerification(Answer):
-    """Whether the picture's largest face is the subject; `denied`: feedback says that it is somebody else."""
+    """Whether the picture's most prominent face is the subject; `denied`: feedback says that it is somebody else."""
 
     verified: bool
     denied: bool

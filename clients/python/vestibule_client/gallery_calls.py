@@ -129,7 +129,7 @@ def erase_subject(collection: str, subject: str) -> Call[ErasureReceipt]:
 def enrol(
     collection: str, subject: str, pictures: Pictures, *, max_faces: int = 1, quality_gate: bool = True
 ) -> Call[Enrolment]:
-    """Enrol pictures of a subject, which is made if it is not there: of each the largest faces, if they are good."""
+    """Enrol pictures of a subject, created if missing: of each the most prominent faces, if they are good."""
     return Call(
         "POST",
         _SUBJECT + "/faces",
@@ -171,7 +171,7 @@ def verify_subject(
 
 
 def deny(collection: str, subject: str, picture: Picture) -> Call[FeedbackInfo]:
-    """Say that the picture's largest face is not the subject's; searches respect it."""
+    """Say that the picture's most prominent face is not the subject's; searches respect it."""
     files = (("file", content(picture)),)
     return Call("POST", _SUBJECT + "/feedback", FeedbackInfo, _names(collection, subject), files=files)
 
