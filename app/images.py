@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+from models import image_decoder
+from models.image_decoder import FORMATS
 
 # A JPEG of so few bytes and pixels is decoded within a millisecond, whatever is in it.
 SHORT_BYTES, FEW_PIXELS = 32 * 1024, 256 * 256
@@ -41,16 +40,17 @@ def own_limits() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, limits: Limits, enough: int | None = None) -> Image.Image:
+def decode(data: bytes, limits: Limits, enough: int | None = None, *, keep_alpha: bool = False) -> Image.Image:
     """A JPEG, PNG, WebP, BMP or GIF (its first frame) as RGB, turned upright by its EXIF, transparency on white.
 
     Where so many pixels of the shorter side are `enough` (None: no fewer than there are), a JPEG may come out at a
-    half, a quarter or an eighth of its size, which costs a fraction of the time.
+    half, a quarter or an eighth of its size, which costs a fraction of the time. With `keep_alpha` a picture that has
+    transparency comes as RGBA instead.
 
     Raises:
         UnsupportedImage: none of these formats. DamagedImage: broken or cut short. ImageTooLarge: over a limit.
     """
-    return _decoded(_open(data, limits), enough)
+    return _decoded(_open(data, limits), enough, keep_alpha=keep_alpha)
 
 
 def decode_if_quick(data: bytes, limits: Limits) -> npt.NDArray[np.uint8] | None:
@@ -88,10 +88,10 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     if len(data) > limits.bytes:
         raise ImageTooLarge(f"the picture has {len(data)} bytes; at most {limits.bytes} are read")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
+        image = image_decoder.open_image(io.BytesIO(data), FORMATS)
+    except image_decoder.UnsupportedFormatError as error:
         raise UnsupportedImage(f"accepted are {', '.join(FORMATS)}") from error
-    except Exception as error:
+    except image_decoder.DecodeError as error:
         raise DamagedImage("the picture's header cannot be read") from error
     width, height = image.size
     if width * height > limits.pixels:
@@ -99,13 +99,11 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     return image
 
 
-def _decoded(image: Image.Image, enough: int | None) -> Image.Image:
+def _decoded(image: Image.Image, enough: int | None, *, keep_alpha: bool = False) -> Image.Image:
     try:
         if enough is not None:
             _reduce(image, enough)
-        image.load()
-        _turn_upright(image)
-        return _rgb(image)
+        return image_decoder.load(image, keep_alpha=keep_alpha)
     except Exception as error:
         raise DamagedImage(f"the {image.format} data cannot be decoded") from error
 
@@ -121,19 +119,3 @@ def _reduce(image: Image.Image, enough: int) -> None:
         if min(width, height) >= factor * enough and width % factor == height % factor == 0:
             image.draft("RGB", (width // factor, height // factor))
             return
-
-
-def _turn_upright(image: Image.Image) -> None:
-    # Damaged EXIF raises anything, and the picture itself is fine.
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
-        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,23 +17,27 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from models import image_decoder
 from models.checkpoint import write_atomically
 from models.preprocess import Preprocess
 from training.config import datasets_folder, runs_folder
 from training.errors import DataError, DatasetNotFoundError
 from training.seeds import derive, generator
 
+log = logging.getLogger(__name__)
+
 Split = Literal["train", "test"]
 Indices = npt.NDArray[np.int64]
 Picture = io.BytesIO | Path | Image.Image  # decoded, or what PIL opens
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".pgm", ".ppm"}
+# A file with such a name says that it is a picture. Others are pictures where their content is.
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm"}
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 _ROWS_AT_ONCE = 1024
-# Photos that are not read. Passed over like any other file, all that a phone took would be missed without a word.
-UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
+# Photos that are not read: a folder of them is refused, since nothing of what a phone took would be left of it.
+UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
 
 
 @dataclass(frozen=True)
@@ -99,26 +104,46 @@ def _label_names(described: Any) -> tuple[str, ...]:
     return tuple(features["label"]["names"])
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names. Hidden files are passed over, and what is no picture.
+def picture_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    """The pictures in a folder, in the order of their names: files whose content or suffix is a picture's.
+
+    `tell` is given a line for each file that is left out, with the reason; hidden files are left out without one.
+    Folders are no files.
 
     Raises:
         DataError: a photo of a format that is not read.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    unread = [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
+    pictures, unread = [], []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if (reason := why_no_picture(path)) is None:
+            pictures.append(path)
+        elif path.suffix.lower() in UNREAD_SUFFIXES and path.is_file():
+            unread.append(path)
+        elif not path.is_dir():
+            tell(f"left out: {path}: {reason}")
     if unread:
         raise DataError(f"{unread[0]}: {unread[0].suffix} is not read ({len(unread)} in this folder); save it as JPEG")
-    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    return pictures
+
+
+def why_no_picture(path: Path) -> str | None:
+    """Why this is not the path of a picture; None where it is, though a damaged one perhaps."""
+    if not path.is_file():  # a pipe would be waited for
+        return "a broken link" if path.is_symlink() and not path.exists() else "not a file"
+    if path.suffix.lower() in IMAGE_SUFFIXES or image_decoder.is_picture(path):
+        return None
+    return f"none of {', '.join(image_decoder.FILE_FORMATS)}"
 
 
 class _Folder:
-    """`<split>/<class>/<picture>`, classes in the order of their names. See `picture_files`."""
+    """`<split>/<class>/<picture>`, classes in the order of their names. Files that are left out are logged."""
 
     def __init__(self, root: Path):
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         self.classes = tuple(path.name for path in folders)
-        self._labelled = [(path, label) for label, folder in enumerate(folders) for path in picture_files(folder)]
+        self._labelled = [
+            (path, label) for label, folder in enumerate(folders) for path in picture_files(folder, log.warning)
+        ]
         self.files = tuple(path for path, _ in self._labelled)
         self.count = len(self.files)
 
@@ -194,10 +219,11 @@ def load(dataset: str, split: Split, preprocess: Preprocess) -> ImageSet:
 
 
 def _fingerprint(source: Source, preprocess: Preprocess) -> str:
-    """What the decoded bytes depend on; mean and std come later and are left out."""
+    """Hash of everything that the decoded bytes depend on; mean and std are applied later and do not count."""
     stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in source.files]
     geometry = preprocess.model_dump(mode="json", exclude={"mean", "std"})
-    return hashlib.sha256(json.dumps([stats, source.classes, geometry]).encode()).hexdigest()[:16]
+    parts = [stats, source.classes, geometry, image_decoder.VERSION]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _decode(source: Source, preprocess: Preprocess, folder: Path) -> None:
@@ -220,20 +246,15 @@ def _pixels(where: str, picture: Picture, preprocess: Preprocess) -> npt.NDArray
 
 
 def decoded(where: str, picture: Picture) -> Image.Image:
-    """The whole picture, upright, L or RGB.
+    """The whole picture, upright, RGB, as the service decodes it.
 
     Raises:
-        DataError: it cannot be decoded, or has more than 8 bits a channel.
+        DataError: it cannot be decoded; the message begins with `where`.
     """
     try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        image = ImageOps.exif_transpose(image)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return image_decoder.load(picture) if isinstance(picture, Image.Image) else image_decoder.read(picture)
+    except image_decoder.DecodeError as error:
         raise DataError(f"{where}: cannot be decoded: {error}") from error
-    if image.mode.startswith(("I", "F")):  # PIL would clip, not scale
-        raise DataError(f"{where}: {image.mode} pictures (more than 8 bits a channel) are not supported")
-    return image if image.mode in {"L", "RGB"} else image.convert("RGB")
 
 
 def stratified_split(labels: Indices, validation: int, seed: int) -> tuple[Indices, Indices]:

@@ -7,15 +7,15 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from training.data import IMAGE_SUFFIXES
+from training.data import IMAGE_SUFFIXES, why_no_picture
 from training.errors import DataError, DatasetNotFoundError
 
 Layout = Literal["people", "vggface2", "celeba"]
-LeftOut = Literal["no-identity", "missing"]
+LeftOut = Literal["no-identity", "missing", "not-a-picture", "broken-link"]
 
 CELEBA_LIST = "identity_CelebA.txt"
 # As photographed first: of the same photos the others are CelebA's own crops, made for faces of one size.
@@ -32,7 +32,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Collection:
-    """Photos by identity, then by path; and the paths that belong to nobody or are not there, with which it is."""
+    """Photos by identity, then by path; and the paths that are left out, each with the reason."""
 
     layout: Layout
     photos: tuple[Photo, ...]
@@ -52,7 +52,8 @@ def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
     `vggface2`: the same, where the folders are called n000001 and identities are these names, in train/, test/ or both.
     `celeba`: identity_CelebA.txt has a line `000001.jpg 2880` for each photo of img_celeba/, or else img_align_celeba/.
 
-    Hidden files and folders, and files without a picture's suffix, are passed over. Links are followed.
+    Hidden files and folders are passed over. Files that are no pictures by their suffix nor by their content are left
+    out and named. Links are followed.
 
     Raises:
         DatasetNotFoundError: no such folder, or nothing of the layout in it. DataError: a layout that contradicts
@@ -61,14 +62,30 @@ def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
     if not folder.is_dir():
         raise DatasetNotFoundError(f"{folder} is not a folder")
     files = sorted(_files(folder))
-    pictures = [path for path in files if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES]
     lists = [path for path in files if posixpath.basename(path) == CELEBA_LIST]
+    pictures, others = _divided(folder, [path for path in files if path not in lists])
     if not pictures:
         raise DatasetNotFoundError(f"no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
     layout = layout or _recognised(pictures, lists)
     if layout == "celeba":
-        return _celeba(folder, pictures, lists)
-    return _vggface2(folder, pictures) if layout == "vggface2" else _people(folder, pictures)
+        collection = _celeba(folder, pictures, lists)
+    else:
+        collection = _vggface2(folder, pictures) if layout == "vggface2" else _people(folder, pictures)
+    return replace(collection, left_out=collection.left_out + others)
+
+
+def _divided(folder: Path, files: Sequence[str]) -> tuple[list[str], tuple[tuple[str, LeftOut], ...]]:
+    """The pictures among these files, and what is left out."""
+    pictures: list[str] = []
+    others: list[tuple[str, LeftOut]] = []
+    for path in files:
+        if not (folder / path).exists():
+            others.append((path, "broken-link"))
+        elif why_no_picture(folder / path) is None:
+            pictures.append(path)
+        else:
+            others.append((path, "not-a-picture"))
+    return pictures, tuple(others)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -16,15 +16,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from models import checkpoint
+from models import checkpoint, image_decoder
 from models.align import Limits, align, measure, reasons
 from models.card import ModelCard
 from models.detector import Face, Pixels, decode, restore
 from models.detector import prepare as prepare_picture
 from models.runtime import Runtime, default_device, prepare
-from training.data import ImageSet
+from training.data import ImageSet, why_no_picture
 from training.face_layouts import Photo, printable
 from training.losses import unit
 from training.metrics import predict
@@ -36,7 +36,6 @@ _MOST_PIXELS = 89_000_000  # of one photo
 _PIXELS_AT_ONCE = 16_000_000  # decoded and held, beside the last photo
 _DETECTION_THRESHOLD = 0.5
 _WEBP_QUALITY = 90
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 
 
 @dataclass(frozen=True)
@@ -173,42 +172,22 @@ def _windows(folder: Path, photos: Sequence[Photo]) -> Iterator[list[tuple[Photo
 
 
 def read_photo(path: Path) -> Image.Image | str:
-    """A photo as RGB, turned upright by its EXIF, transparency on white; or why there is none.
+    """A photo as `image_decoder` reads it, or the reason why it cannot be read.
 
     A file whose header names more than `_MOST_PIXELS` is not decoded.
     """
+    if (reason := why_no_picture(path)) is not None:
+        return reason
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if not path.is_file():  # a pipe would be waited for
-                return "not a file"
-            with Image.open(path, formats=_FORMATS) as image:
+            with image_decoder.open_image(path, image_decoder.FILE_FORMATS) as image:
                 # Pillow's own limit is the process's, and somebody may have turned it off.
                 if image.width * image.height > _MOST_PIXELS:
                     return "too many pixels"
-                image.load()
-                return _rgb(_upright(image))
-    except UnidentifiedImageError:
-        return f"none of {', '.join(_FORMATS)}"
-    except Image.DecompressionBombError:
-        return "too many pixels"
-    except Exception as error:  # noqa: BLE001  damaged files raise anything, and one of them is no reason to stop
+                return image_decoder.load(image)
+    except image_decoder.DamagedError as error:
         # No message: it may name this machine's folders.
-        return f"damaged: {type(error).__name__}"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  damaged EXIF raises anything, and the picture itself is fine
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
-        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        return f"damaged: {type(error.__cause__).__name__}"
+    except image_decoder.DecodeError as error:
+        return str(error)

@@ -38,8 +38,8 @@ _VALIDATION = 0.2
 _NAMED = 10  # classes that a description lists
 
 
-def classes_in(folder: Path) -> Classes:
-    """What each class's folder holds, by name; nothing is opened.
+def classes_in(folder: Path, tell: Callable[[str], None]) -> Classes:
+    """The pictures of each class's folder, by the folder's name; `tell` as in `picture_files`.
 
     Raises:
         DataError: another layout, or photos of a format that is not read.
@@ -50,14 +50,14 @@ def classes_in(folder: Path) -> Classes:
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if {"train", "test"} <= {path.name for path in folders}:
         raise DataError(f"{folder} is split already: it is a data set as it stands, under {datasets_folder()}")
-    if loose := picture_files(folder):
+    if loose := picture_files(folder, tell):
         raise DataError(f"{loose[0]} is in no class's folder; {expected}")
     if len(folders) < 2:
         raise DataError(f"{folder} has {len(folders)} folders, and a classifier two classes or more; {expected}")
     for path in folders:
         if inner := [below for below in path.iterdir() if below.is_dir() and not below.name.startswith(".")]:
             raise DataError(f"{inner[0]} is a folder in a class's folder; {expected}")
-    return {path.name: picture_files(path) for path in folders}
+    return {path.name: picture_files(path, tell) for path in folders}
 
 
 def whole(classes: Classes, tell: Callable[[str], None]) -> Classes:
@@ -162,7 +162,11 @@ def main(
     try:
         chosen = data_set_name(folder, name)
         target = datasets_folder() / chosen
-        train, tested = split(whole(classes_in(folder), lambda line: typer.echo(line, err=True)), test)
+
+        def tell(line: str) -> None:
+            typer.echo(line, err=True)
+
+        train, tested = split(whole(classes_in(folder, tell), tell), test)
         write(target, {"train": train, "test": tested}, recipe(chosen, train, tested))
     except (TrainingError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

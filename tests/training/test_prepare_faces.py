@@ -112,7 +112,7 @@ def test_a_person_is_a_folder_below_the_one_that_all_share(tmp_path: Path) -> No
             Photo("Ann_Lee", "lfw/Ann_Lee/Ann_Lee_0002.jpg"),
             Photo("Bo", "lfw/Bo/Bo_0001.JPG"),
         ),
-        (("cover.png", "no-identity"),),
+        (("cover.png", "no-identity"), ("pairs.txt", "not-a-picture")),
     )
 
 
@@ -241,7 +241,7 @@ def test_other_modes_are_rgb(tmp_path: Path) -> None:
     [
         ("a.jpg", b"", "none of JPEG"),
         ("a.png", b"%PDF-1.7", "none of JPEG"),
-        ("a.gif", encode(Image.new("RGB", (8, 8)), "GIF"), "none of JPEG"),
+        ("a.tif", encode(Image.new("RGB", (8, 8)), "TIFF"), "none of JPEG"),
         ("a.jpg", encode(photo("coffee"), "JPEG")[:5000], "damaged: OSError"),
         ("a.ppm", b"P6 60000 60000 255\n", "too many pixels"),
         ("a.ppm", b"P6 10000 10000 255\n", "too many pixels"),
@@ -262,8 +262,22 @@ def test_what_is_no_photo_says_why(
 def test_pipes_and_dangling_links_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpg").symlink_to("nowhere")
-    for name in ("pipe.jpg", "link.jpg", "folder"):
+    assert face_photos.read_photo(tmp_path / "link.jpg") == "a broken link"
+    for name in ("pipe.jpg", "folder"):
         assert face_photos.read_photo(tmp_path / name) == "not a file"
+
+
+def test_content_decides_and_what_is_left_out_is_named(tmp_path: Path) -> None:
+    save(head("astronaut"), tmp_path / "ann/1.png")
+    (tmp_path / "ann/1.png").rename(tmp_path / "ann/1.jfif")
+    save(head("hopper"), tmp_path / "bo/1.jpg")
+    (tmp_path / "bo/1.jpg").rename(tmp_path / "bo/photo")
+    (tmp_path / "bo/notes.txt").write_text("bo, 2019")
+    (tmp_path / "bo/2.jpg").symlink_to("nowhere")
+    (tmp_path / "bo/.hidden").write_text("")
+    found = read_collection(tmp_path)
+    assert [photo.path for photo in found.photos] == ["ann/1.jfif", "bo/photo"]
+    assert found.left_out == (("bo/2.jpg", "broken-link"), ("bo/notes.txt", "not-a-picture"))
 
 
 def test_damaged_exif_costs_no_photo(tmp_path: Path) -> None:

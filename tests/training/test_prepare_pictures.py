@@ -78,15 +78,16 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
     (album / ".thumbnails").mkdir()
     (album / "espresso/cut.png").write_bytes((album / "espresso/00.png").read_bytes()[:60])
     (album / "espresso/text.jpg").write_text("no picture either")
-    Image.fromarray(np.full((8, 8), 30000, dtype=np.uint16)).save(album / "espresso/deep.png")
+    (album / "espresso/link.png").symlink_to("nowhere")
     (album / "tea cup/copy.png").write_bytes((album / "tea cup/12.png").read_bytes())
     result = prepare(album)
     assert result.exit_code == 0, result.output
     said = result.stderr.splitlines()
-    assert [line.split(":")[0] for line in said] == ["left out"] * 4
+    assert [line.split(":")[0] for line in said] == ["left out"] * 5
     expected = [
+        "link.png: a broken link",
+        "notes.txt: none of JPEG, PNG",
         "cut.png: cannot be decoded",
-        "deep.png: I;16",
         "text.jpg: cannot be decoded",
         "copy.png is 12.png again",
     ]
@@ -117,7 +118,8 @@ def one_picture(album: Path) -> None:
 
 
 def heic(album: Path) -> None:
-    (album / "espresso/00.png").rename(album / "espresso/00.HEIC")
+    (album / "espresso/00.png").unlink()
+    (album / "espresso/00.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
 
 
 def in_two_classes(album: Path) -> None:

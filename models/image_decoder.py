@@ -1,0 +1,108 @@
+"""The one image decoder: an encoded picture -> an upright 8-bit RGB picture. Serving and training both use it.
+
+The content decides about the format, never a file's name. Transparency is laid on white, 16-bit grey is scaled to 8
+bits, and the EXIF orientation is applied. Of an animation the first frame is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# Data sets have PGM and PPM as well, which nobody sends to a service.
+FILE_FORMATS = (*FORMATS, "PPM")
+# Increased when the pixels of some file change. Decoded copies of other versions are not used.
+VERSION = 2
+
+
+class DecodeError(ValueError):
+    """A picture that cannot be decoded, with the reason."""
+
+
+class UnsupportedFormatError(DecodeError):
+    """The content is of none of the formats."""
+
+
+class TooManyPixelsError(DecodeError):
+    """The header names more pixels than are decoded."""
+
+
+class DamagedError(DecodeError):
+    """The content begins as one of the formats and cannot be decoded; `__cause__` is the decoder's own error."""
+
+
+def open_image(source: BinaryIO | Path, formats: Sequence[str]) -> Image.Image:
+    """The picture with its header read and its pixels not decoded.
+
+    Raises:
+        UnsupportedFormatError, DamagedError. TooManyPixelsError: by Pillow's own limit, where that is not turned off.
+    """
+    try:
+        return Image.open(source, formats=formats)
+    except UnidentifiedImageError as error:
+        raise UnsupportedFormatError(f"none of {', '.join(formats)}") from error
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError("too many pixels") from error
+    except Exception as error:
+        raise DamagedError(f"the header cannot be read: {error}") from error
+
+
+def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
+    """Decode an opened picture: upright, RGB; with `keep_alpha` RGBA where it has transparency.
+
+    An embedded ICC profile stays in the result's `info["icc_profile"]` where the picture has no transparency or keeps
+    it; pixel values are not converted.
+
+    Raises:
+        DamagedError.
+    """
+    try:
+        image.load()
+        # Damaged EXIF raises anything, and the picture itself is fine.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image, keep_alpha=keep_alpha)
+    except Exception as error:
+        raise DamagedError(f"the data cannot be decoded: {error}") from error
+
+
+def read(source: BinaryIO | Path) -> Image.Image:
+    """A file's picture: upright, RGB.
+
+    Raises:
+        DecodeError: see `open_image` and `load`. A path that cannot be opened is a DamagedError as well.
+    """
+    with open_image(source, FILE_FORMATS) as image:
+        return load(image)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's content begins as a picture of FILE_FORMATS, whatever its name is."""
+    try:
+        open_image(path, FILE_FORMATS).close()
+    except TooManyPixelsError:
+        return True
+    except DecodeError:
+        return False
+    return True
+
+
+def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
+        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return image if keep_alpha else on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture laid on white, as RGB."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,0 +1,132 @@
+"""The decoder that serving and training share: formats by content, transparency, 16 bits, EXIF, damage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.errors import VestibuleError
+from app.images import Limits, decode
+from models import image_decoder
+from tests.conftest import encode, photo
+from training import data
+from training.errors import DataError
+from training.face_photos import read_photo
+
+LIMITS = Limits(2**24, 10**7)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    photo("coffee").resize((60, 40)).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def faded() -> Image.Image:
+    picture = photo("coffee").resize((48, 32)).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((48, 32)))
+    return picture
+
+
+PICTURES = {
+    "jpeg": encode(photo("coffee").resize((48, 32)), "JPEG"),
+    "transparent": encode(faded()),
+    "grey with alpha": encode(faded().convert("LA")),
+    "palette with transparency": encode(faded().quantize(16)),
+    "16 bits": encode(Image.fromarray(np.linspace(0, 65535, 48 * 32).astype(np.uint16).reshape(32, 48))),
+    "print colours": encode(photo("coffee").resize((48, 32)).convert("CMYK"), "JPEG"),
+    "bitmap": encode(photo("coffee").resize((48, 32)).convert("1")),
+    "turned": turned(),
+    "gif": encode(photo("coffee").resize((48, 32)), "GIF"),
+    "webp": encode(faded(), "WEBP"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("suffix", [".jpg", ".txt", ""])
+def test_serving_and_training_decode_to_the_same_pixels(name: str, suffix: str, tmp_path: Path) -> None:
+    """Whatever the file is called."""
+    served = np.asarray(decode(PICTURES[name], LIMITS))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(PICTURES[name])
+    for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(PICTURES[name])), read_photo(path)):
+        assert isinstance(trained, Image.Image)
+        assert (trained.mode, trained.size) == ("RGB", served.shape[1::-1])
+        assert np.array_equal(np.asarray(trained), served)
+
+
+def test_transparency_is_laid_on_white_and_16_bits_are_scaled() -> None:
+    clear = data.decoded("here", io.BytesIO(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))))
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    deep = data.decoded("here", io.BytesIO(encode(Image.fromarray(np.full((4, 4), 30_000, np.uint16)))))
+    assert deep.getpixel((0, 0)) == (117, 117, 117)
+
+
+def test_alpha_and_profile_are_kept_where_asked_for() -> None:
+    kept = image_decoder.load(image_decoder.open_image(io.BytesIO(PICTURES["transparent"]), ("PNG",)), keep_alpha=True)
+    assert kept.mode == "RGBA"
+    assert np.array_equal(np.asarray(kept), np.asarray(faded()))
+    assert image_decoder.on_white(kept).tobytes() == decode(PICTURES["transparent"], LIMITS).tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        PICTURES["jpeg"][:400],
+        PICTURES["transparent"][:200],
+        PICTURES["transparent"][:60],
+        b"BM" + b"\xff" * 60,
+    ],
+    ids=["empty", "text", "cut JPEG", "cut PNG", "cut header", "bad BMP"],
+)
+def test_a_corrupt_file_is_named_by_its_path(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded: "):
+        data.decoded(str(path), path)
+    assert isinstance(read_photo(path), str)
+    with pytest.raises(VestibuleError):
+        decode(content, LIMITS)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURES["transparent"])
+
+    def fails(*_: object) -> None:
+        raise IndexError("of some plugin")
+
+    for method in ("load", "convert"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Image.Image, method, fails)
+            patched.setattr("PIL.ImageFile.ImageFile.load", fails)
+            with pytest.raises(DataError, match=r"a\.png: cannot be decoded: .*of some plugin"):
+                data.decoded(str(path), path)
+
+
+def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(PICTURES["gif"])
+    (tmp_path / "b.jfif").write_bytes(PICTURES["jpeg"])
+    (tmp_path / "c").write_bytes(PICTURES["webp"])
+    (tmp_path / "d.heic").write_bytes(PICTURES["jpeg"])
+    (tmp_path / "e.doc").write_text("no picture")
+    (tmp_path / "f.png").symlink_to("nowhere")
+    (tmp_path / "g").mkdir()
+    (tmp_path / ".h").write_text("hidden")
+    told: list[str] = []
+    assert [path.name for path in data.picture_files(tmp_path, told.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
+    assert told == [
+        f"left out: {tmp_path / 'e.doc'}: none of JPEG, PNG, WEBP, BMP, GIF, PPM",
+        f"left out: {tmp_path / 'f.png'}: a broken link",
+    ]
+    (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
+        data.picture_files(tmp_path, told.append)
