@@ -36,10 +36,10 @@ def document(answer: BaseModel, headers: Mapping[str, str]) -> File:
     return File(answer.model_dump_json(by_alias=True).encode(), JSON, headers)
 
 
-def png(pixels: Pixels) -> bytes:
-    """[H, W, 1] or [H, W, 3]."""
+def png(pixels: Pixels, profile: bytes | None = None) -> bytes:
+    """[H, W, C], grey or RGB, perhaps with alpha as the last channel; with an ICC profile where one is given."""
     buffer = io.BytesIO()
-    image(pixels).save(buffer, "PNG", compress_level=_COMPRESSION)
+    image(pixels).save(buffer, "PNG", compress_level=_COMPRESSION, icc_profile=profile)
     return buffer.getvalue()
 
 
@@ -96,5 +96,5 @@ def is_known(etag: str, if_none_match: str | None) -> bool:
 
 
 def image(pixels: Pixels) -> Image.Image:
-    """[H, W, 1] or [H, W, 3] as Pillow holds it."""
+    """[H, W, C] as Pillow holds it: C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha)."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -102,15 +102,21 @@ class Inference:
             raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
 
     async def decoded(
-        self, data: bytes, prepare: Callable[[Image.Image], T], timings: Timings, enough: int | None = None
+        self,
+        data: bytes,
+        prepare: Callable[[Image.Image], T],
+        timings: Timings,
+        enough: int | None = None,
+        *,
+        keep_alpha: bool = False,
     ) -> T:
-        """What `prepare` makes of the picture that these bytes are; how many pixels are `enough` for it, see `decode`.
+        """Decode a picture and return what `prepare` makes of it; `enough` and `keep_alpha` as in `images.decode`.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
         started = time.perf_counter()
-        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits, enough)))
+        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits, enough, keep_alpha=keep_alpha)))
         timings.record("decode", time.perf_counter() - started)
         return prepared
 

@@ -34,6 +34,7 @@ from app.observe import Timings
 from app.parts import ENCODER, RECONSTRUCTOR, first_part, multiple_of
 from app.settings import Settings
 from app.tiling import Tiling
+from models import image_decoder
 from models.card import ModelCard
 from models.generative import with_label_planes
 from models.preprocess import Preprocess
@@ -41,6 +42,10 @@ from models.registry import Task
 
 # Whole pictures are held while their tiles are computed, each in several copies.
 PICTURES_AT_ONCE = 4
+# An ICC profile says in its header of which colours it is. A larger profile than this is not answered with.
+PROFILE_COLOURS = slice(16, 20)
+COLOURS = {"RGB": b"RGB ", "L": b"GRAY"}
+MOST_PROFILE_BYTES = 2**20
 # What may have an encoder; the first names whose default answers.
 ENCODING: tuple[Task, ...] = ("reconstruct", "generate", "denoise")
 
@@ -64,6 +69,28 @@ class _Made:
         """With what was measured in headers."""
         measures = {"X-PSNR": self.psnr, "X-PSNR-Before": self.psnr_before}
         return File(self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A picture as it was sent: `pixels`, uint8 [H, W, C], in the network's colours; `alpha`, uint8 [H, W], None where
+    it has none; and its ICC profile, None where there is none or one of other colours.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    profile: bytes | None = None
+
+    def on_white(self, pixels: Pixels) -> Pixels:
+        """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
+        if self.alpha is None:
+            return pixels
+        seen = image_decoder.on_white(encoding.image(self.with_alpha(pixels)).convert("RGBA"))
+        return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
+
+    def with_alpha(self, pixels: Pixels) -> Pixels:
+        """uint8 [H, W, C], or with the picture's alpha [H, W, C + 1]."""
+        return pixels if self.alpha is None else np.dstack([pixels, self.alpha])
 
 
 class Restoration:
@@ -91,9 +118,9 @@ class Restoration:
 
         async def cleaned(index: int, data: bytes) -> _Made:
             async with self._pictures:
-                noisy = await self._inference.decoded(data, lambda image: self._pixels(card, image), timings)
+                noisy = await self._sent(card, data, timings)
                 reference = await self._reference(card, sent.references[index], noisy, timings)
-                clean = await through(model, noisy, timings)
+                clean = await through(model, noisy.pixels, timings)
                 return await self._engine.decoded(lambda: _blended(noisy, clean, params.strength, reference))
 
         async def one(index: int, data: bytes) -> Denoised:
@@ -161,27 +188,37 @@ class Restoration:
         chosen = labels.one_hot(card, labels.needed(card, sent, count), count)
         return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
 
-    def _pixels(self, card: ModelCard, image: Image.Image) -> Pixels:
-        """uint8 [H, W, C], grey or in colour as the network has it."""
+    async def _sent(self, card: ModelCard, data: bytes, timings: Timings) -> _Sent:
+        return await self._inference.decoded(data, lambda image: self._split(card, image), timings, keep_alpha=True)
+
+    def _split(self, card: ModelCard, image: Image.Image) -> _Sent:
+        """The picture's colours as the network has them, apart from alpha and profile, which the answer takes over."""
         if image.width * image.height > self._most_pixels:
             raise ImageTooLarge(
                 f"the picture has {image.width} x {image.height} pixels; at most {self._most_pixels} are cleaned"
             )
-        pixels = np.asarray(image.convert(card.preprocess.mode), dtype=np.uint8)
-        return pixels.reshape(image.height, image.width, card.preprocess.channels)
+        alpha = np.asarray(image.getchannel("A"), np.uint8) if image.mode == "RGBA" else None
+        mode = card.preprocess.mode
+        pixels = np.asarray(image.convert("RGB").convert(mode), dtype=np.uint8)
+        profile: bytes = image.info.get("icc_profile") or b""
+        is_own = profile[PROFILE_COLOURS] == COLOURS[mode] and len(profile) <= MOST_PROFILE_BYTES
+        pixels = pixels.reshape(image.height, image.width, card.preprocess.channels)
+        return _Sent(pixels, alpha, profile if is_own else None)
 
     async def _reference(
-        self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: Pixels, timings: Timings
+        self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent, timings: Timings
     ) -> Pixels | None:
+        """What the picture should become, as it looks on white."""
         if isinstance(sent, VestibuleError):
             raise sent
         if sent is None:
             return None
-        reference = await self._inference.decoded(sent, lambda image: self._pixels(card, image), timings)
-        if reference.shape != noisy.shape:
-            sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (noisy, reference))
+        reference = await self._sent(card, sent, timings)
+        if reference.pixels.shape != noisy.pixels.shape:
+            shapes = (noisy.pixels.shape, reference.pixels.shape)
+            sizes = " and ".join(f"{width} x {height}" for height, width, _ in shapes)
             raise Unprocessable(f"the picture and its reference differ in size: {sizes}")
-        return reference
+        return reference.on_white(reference.pixels)
 
     async def _in_tiles(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
         """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
@@ -244,17 +281,21 @@ def _resize(preprocess: Preprocess, pixels: Pixels, size: Sequence[int]) -> Pixe
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1)
 
 
-def _blended(noisy: Pixels, clean: Tensor, strength: float, reference: Pixels | None) -> _Made:
-    """So much of the cleaned picture [H, W, C], the rest as it was; measured where there is a reference."""
-    mixed = torch.lerp(_tensor(noisy).float(), clean, strength).round().clamp(0, 255)
+def _blended(noisy: _Sent, clean: Tensor, strength: float, reference: Pixels | None) -> _Made:
+    """`strength` of the cleaned picture [H, W, C], the rest as it was, under the alpha and the profile that it had;
+    measured on white where there is a reference.
+    """
+    mixed = torch.lerp(_tensor(noisy.pixels).float(), clean, strength).round().clamp(0, 255)
     pixels: Pixels = mixed.to(torch.uint8).numpy()
+    made = _png(noisy.with_alpha(pixels), noisy.profile)
     if reference is None:
-        return _png(pixels)
-    return replace(_png(pixels), psnr=_psnr(pixels, reference), psnr_before=_psnr(noisy, reference))
+        return made
+    after, before = (_psnr(noisy.on_white(one), reference) for one in (pixels, noisy.pixels))
+    return replace(made, psnr=after, psnr_before=before)
 
 
-def _png(pixels: Pixels) -> _Made:
-    return _Made(encoding.png(pixels), pixels.shape[1], pixels.shape[0])
+def _png(pixels: Pixels, profile: bytes | None = None) -> _Made:
+    return _Made(encoding.png(pixels, profile), pixels.shape[1], pixels.shape[0])
 
 
 def _psnr(pixels: Pixels, reference: Pixels) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from app.main import create_app
 from app.settings import Settings
 from app.tiling import OVERLAP, SIDE, Tiling
-from models import checkpoint
+from models import checkpoint, image_decoder
 from models.generative import Decodes, Encodes
 from tests.app.conftest import BASE_URL
 from tests.app.generators import random_generators
@@ -126,6 +127,106 @@ def test_strength_mixes_the_cleaned_picture_with_the_one_sent(client: TestClient
     assert np.abs(answers[0.5] - mean)[inside].max() <= 1
 
 
+def srgb(picture: Image.Image) -> Pixels:
+    """A picture's colours as a colour-managed viewer shows them."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+    shown = ImageCms.profileToProfile(picture.convert("RGB"), profile, ImageCms.createProfile("sRGB"))
+    assert shown is not None
+    return np.asarray(shown)
+
+
+@pytest.fixture(scope="module")
+def display_p3() -> bytes:
+    """An ICC profile like Display P3's: its three primaries, as a matrix, and a plain gamma."""
+    red, green, blue = (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)
+    tags = {b"rXYZ": red, b"gXYZ": green, b"bXYZ": blue, b"wtpt": (0.9642, 1.0, 0.8249)}
+    data = {
+        name: b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(65536 * x)) for x in xyz)
+        for name, xyz in tags.items()
+    }
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    data |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    text = b"desc" + bytes(4) + struct.pack(">I", 3) + b"P3\0" + bytes(79)
+    data |= {b"desc": text, b"cprt": b"text" + bytes(4) + b"none\0\0\0\0"}
+    offset, table, body = 128 + 4 + 12 * len(data), b"", b""
+    for name, value in data.items():
+        table += name + struct.pack(">II", offset + len(body), len(value))
+        body += value
+    size = offset + len(body)
+    header = struct.pack(">I", size) + bytes(4) + b"\x02\x40\0\0" + b"mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    header += b"".join(struct.pack(">i", round(65536 * x)) for x in tags[b"wtpt"])
+    return header.ljust(128, b"\0") + struct.pack(">I", len(data)) + table + body
+
+
+def with_profile(picture: Image.Image, profile: bytes, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, icc_profile=profile)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_colours_are_shown_as_they_were(client: TestClient, display_p3: bytes, kind: str) -> None:
+    sent = with_profile(photo("coffee").resize((64, 48)), display_p3, kind)
+    response = client.post("/denoise?strength=0", content=sent, headers={"content-type": "image/*"})
+    answer = Image.open(io.BytesIO(response.content))
+    assert answer.info["icc_profile"] == display_p3
+    assert off_by(srgb(answer), srgb(Image.open(io.BytesIO(sent)))) == 0
+    assert off_by(answer.convert("RGB"), srgb(answer)) > 5  # the profile matters
+
+
+@pytest.mark.data
+def test_the_display_p3_picture_that_was_off(client: TestClient, datasets: Callable[[str], Path]) -> None:
+    sent = (datasets("odd-inputs") / "display-p3.png").read_bytes()
+    answer = Image.open(io.BytesIO(client.post("/denoise?strength=0", content=sent, headers=PNG).content))
+    assert off_by(srgb(answer), srgb(Image.open(io.BytesIO(sent)))) == 0
+    listed = client.post("/denoise?strength=0", json={"input": [base64.b64encode(sent).decode()]})
+    assert listed.status_code == 422  # the answer is a list: JSON
+    listed = client.post("/denoise?strength=0&format=json", json={"input": [base64.b64encode(sent).decode()]})
+    again = Image.open(io.BytesIO(base64.b64decode(listed.json()["data"][0]["b64_json"])))
+    assert again.info["icc_profile"] == answer.info["icc_profile"]
+
+
+def test_a_profile_of_other_colours_or_too_large_is_left_out(client: TestClient, display_p3: bytes) -> None:
+    other = display_p3[:16] + b"CMYK" + display_p3[20:]
+    for profile in (other, display_p3 + bytes(2**20), b"short"):
+        sent = with_profile(noisy(32, 32), profile, "JPEG")
+        response = client.post("/denoise", content=sent, headers={"content-type": "image/jpeg"})
+        assert response.status_code == 200, response.text
+        assert "icc_profile" not in Image.open(io.BytesIO(response.content)).info
+    grey = client.post("/denoise?model=denoiser-mnist", content=with_profile(noisy(32, 32), display_p3), headers=PNG)
+    assert "icc_profile" not in Image.open(io.BytesIO(grey.content)).info
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("model", ["denoiser-photo", "denoiser-mnist"])
+def test_transparency_is_kept(client: TestClient, kind: str, model: str) -> None:
+    picture = noisy(64, 48).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((64, 48)))
+    picture = picture.convert("LA") if kind == "LA" else picture.quantize(16) if kind == "P" else picture
+    truth = picture.convert("RGBA")
+    url = f"/denoise?model={model}"
+    unchanged = Image.open(io.BytesIO(client.post(f"{url}&strength=0", content=encode(picture), headers=PNG).content))
+    assert unchanged.mode == ("RGBA" if model == "denoiser-photo" else "LA")
+    colours = truth.convert("RGB") if model == "denoiser-photo" else truth.convert("RGB").convert("L")
+    assert off_by(unchanged.convert(colours.mode), colours) == 0
+    assert off_by(unchanged.getchannel("A"), truth.getchannel("A")) == 0
+    clean = Image.open(io.BytesIO(client.post(url, content=encode(picture), headers=PNG).content))
+    assert off_by(clean.getchannel("A"), truth.getchannel("A")) == 0
+    opaque = client.post(url, content=encode(truth.convert("RGB")), headers=PNG).content
+    assert off_by(clean.convert(colours.mode), pixels(opaque)) == 0
+
+
+def test_transparent_pictures_are_measured_as_they_look_on_white(client: TestClient) -> None:
+    alpha = Image.linear_gradient("L").resize((64, 48))
+    picture, clean = noisy(64, 48).convert("RGBA"), photo("coffee").resize((64, 48)).convert("RGBA")
+    for one in (picture, clean):
+        one.putalpha(alpha)
+    response = client.post("/denoise?strength=0", files={"file": encode(picture), "reference": encode(clean)})
+    seen = [np.asarray(image_decoder.on_white(one)) for one in (clean, picture)]
+    assert float(response.headers["x-psnr"]) == pytest.approx(psnr(*seen), abs=1e-3)
+    assert float(response.headers["x-psnr-before"]) == pytest.approx(psnr(*seen), abs=1e-3)
+
+
 @pytest.mark.parametrize("model", ["denoiser-photo", "denoiser-mnist", "vae-denoiser-mnist"])
 def test_with_a_reference_it_is_measured(client: TestClient, model: str) -> None:
     picture, clean = noisy(90, 70), photo("coffee").resize((90, 70))
@@ -170,13 +271,13 @@ def test_grey_and_colour_are_the_networks(client: TestClient, weights: Path) -> 
     assert off_by(colour, cleaned(weights, "denoiser-photo", np.asarray(picture.convert("RGB")))) <= 1
 
 
-def test_what_is_transparent_is_white(client: TestClient) -> None:
-    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    answers = [
-        client.post("/denoise", content=encode(picture), headers=PNG).content
-        for picture in (clear, Image.new("RGB", (16, 16), "white"))
-    ]
-    assert answers[0] == answers[1]
+def test_a_transparent_picture_stays_transparent_and_is_reconstructed_on_white(client: TestClient) -> None:
+    clear, white = Image.new("RGBA", (16, 16), (0, 0, 0, 0)), Image.new("RGB", (16, 16), "white")
+    answer = pixels(client.post("/denoise", content=encode(clear), headers=PNG).content)
+    assert answer.shape == (16, 16, 4)
+    assert not answer[..., 3].any()
+    drawn = [client.post("/reconstruct", content=encode(one), headers=PNG).content for one in (clear, white)]
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("size", [(28, 28), (100, 60), (5, 90)])
