@@ -10,7 +10,7 @@ as ellipses over a blurred photo without people, 640 x 480 or 480 x 640 pixels. 
     bystanders   1 to 3, placed uniformly where they overlap no other face by more than a tenth of either; their side is
                  log-normal with a median of 0.25 of the shorter side and a deviation of 0.5
 
-So a bystander is larger than the subject in about one photo of two, and nearer to the middle in one of eight. The
+So a bystander is larger than the subject in about one photo of three, and nearer to the middle in one of ten. The
 detector finds the faces; a rule is right where the face that it chooses is the subject. Photos in which the subject
 is not found are left out and counted. Rules: the largest face, the face nearest to the middle, and `prominence` with
 several spreads. Writes benchmarks/results/prominence.csv.

@@ -57,8 +57,9 @@ LANDMARKS = 5
 CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
 NMS_OVERLAP = 0.3  # of two boxes, as a share of their union; beyond it the surer one stays
 
-# How fast the prominence of a face falls with its distance from the middle of the photo, in half diagonals.
-PROMINENCE_SPREAD = 0.5
+# How fast the prominence of a face falls with its distance from the middle of the photo, in half diagonals; chosen by
+# benchmarks/prominence.py, see docs/faces.md.
+PROMINENCE_SPREAD = 0.3
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]

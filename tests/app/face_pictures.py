@@ -25,6 +25,15 @@ def side_by_side() -> Image.Image:
 
 
 @cache
+def passer_by() -> Image.Image:
+    """A photo of the astronaut, 1000 x 600, in whose right corner the admiral's face is larger than hers."""
+    picture = Image.new("RGB", (1000, 600), (90, 110, 120))
+    picture.paste(photo("astronaut").crop((110, 0, 350, 240)).resize((300, 300)), (350, 150))
+    picture.paste(grace_hopper().crop((100, 40, 420, 400)).resize((300, 338)), (700, 250))
+    return picture
+
+
+@cache
 def small_faces() -> tuple[Image.Image, list[tuple[float, float]]]:
     """A photo of 3000 x 480 pixels with 32 faces of about 50 pixels in two rows, and the faces' centres."""
     faces = [photo("astronaut").crop((165, 45, 285, 165)), grace_hopper().crop((140, 90, 380, 330))]

@@ -90,10 +90,10 @@ def test_a_subject_is_verified_by_its_picture_and_by_no_other(gallery: TestClien
     assert wrong["face"]["box"] == pair["face_matches" if pair["verified"] else "unmatched_faces"][0]["face"]["box"]
 
 
-def test_the_largest_face_is_verified_and_the_mean_counts_all(gallery: TestClient) -> None:
+def test_the_most_prominent_face_is_verified_and_the_mean_counts_all(gallery: TestClient) -> None:
     crowd = side_by_side()
-    largest = post(gallery, "/subjects/grace/verify", crowd)["face"]["box"]
-    assert largest[0] > 512
+    meant = post(gallery, "/subjects/grace/verify", crowd)["face"]["box"]
+    assert meant[0] > 512
     post(gallery, "/subjects/grace/faces", photo("astronaut"))
     best, mean, alone = (
         post(gallery, f"/subjects/{subject}/verify", grace_hopper(), fusion=fusion)["distance"]

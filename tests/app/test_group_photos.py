@@ -20,7 +20,7 @@ from app.inference import ITEMS_AT_ONCE, TILES_QUEUED, Inference
 from app.pool import Pool
 from app.settings import Settings
 from models import align, checkpoint
-from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
+from tests.app.face_pictures import grace_hopper, passer_by, side_by_side, small_faces
 from tests.conftest import encode
 
 
@@ -199,3 +199,22 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
         time.sleep(0.1)
     assert running.get("/collections/existing").json()["fingerprint"] == new["fingerprint"]
     assert enrolled("existing") > 25
+
+
+def test_the_face_in_the_middle_is_meant_before_a_larger_one_at_the_edge(running: TestClient) -> None:
+    picture = encode(passer_by())
+    png = {"content": picture, "headers": {"content-type": "image/png"}}
+    faces = running.post("/faces/detect", **png).json()["data"][0]["faces"]
+    middle, edge = sorted((face["box"] for face in faces), key=lambda box: box[0])
+    assert (middle[2] - middle[0]) * (middle[3] - middle[1]) < (edge[2] - edge[0]) * (edge[3] - edge[1])
+    assert running.post("/embed", **png).json()["data"][0]["face"]["box"] == middle
+    files = dict.fromkeys(("source", "target"), ("a.png", picture))
+    assert running.post("/verify", files=files).json()["source_face"]["box"] == middle
+    running.put("/collections/passers", json={})
+    subject = "/collections/passers/subjects/eileen"
+    enrolled = running.post(f"{subject}/faces?quality_gate=false", **png).json()
+    assert [face["face"]["box"] for face in enrolled["indexed"]] == [middle]
+    assert [(face["face"]["box"], face["reasons"]) for face in enrolled["rejected"]] == [(edge, ["EXCEEDS_MAX_FACES"])]
+    verified = running.post(f"{subject}/verify", **png).json()
+    assert verified["face"]["box"] == middle
+    assert verified["distance"] == pytest.approx(0, abs=1e-5)

@@ -63,7 +63,7 @@ def verify(client: TestClient, source: Image.Image, target: Image.Image, **query
     return dict(response.json())
 
 
-def test_an_embedding_is_that_of_the_largest_face(faces: TestClient) -> None:
+def test_an_embedding_is_that_of_the_most_prominent_face(faces: TestClient) -> None:
     astronaut, admiral = by_hand(faces, side_by_side())
     response = faces.post("/embed", content=encode(side_by_side()), headers={"content-type": "image/png"})
     body = response.json()
@@ -111,7 +111,7 @@ def test_one_picture_shows_the_person_it_shows(faces: TestClient) -> None:
     assert answer["unmatched_faces"] == []
 
 
-def test_the_largest_source_face_meets_every_target_face(faces: TestClient) -> None:
+def test_the_most_prominent_source_face_meets_every_target_face(faces: TestClient) -> None:
     admiral = by_hand(faces, grace_hopper())[0]
     others = by_hand(faces, side_by_side())
     answer = verify(faces, grace_hopper(), side_by_side(), fmr=0.1)

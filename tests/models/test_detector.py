@@ -14,7 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from models import checkpoint
-from models.detector import CHANNELS, VARIANTS, CenterFace, CenterFaceDetector, Detector, Face, Maps, decode, prepare
+from models.detector import (
+    CHANNELS,
+    PROMINENCE_SPREAD,
+    VARIANTS,
+    CenterFace,
+    CenterFaceDetector,
+    Detector,
+    Face,
+    Maps,
+    decode,
+    prepare,
+    prominence,
+)
 from models.importers import import_weights
 from models.preprocess import Preprocess
 from models.registry import build
@@ -244,6 +256,23 @@ def test_boxes_end_at_the_pictures_edge_and_landmarks_may_not() -> None:
     assert face.box == (0, 0, 10, 10)
     assert face.area == 100
     assert face.landmarks == ((-6, -6),) * 5
+
+
+def square(x: float, y: float, side: float) -> Face:
+    """A face around (x, y)."""
+    return Face((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 0.9, ())
+
+
+def test_prominence_is_area_weighted_by_the_distance_from_the_middle() -> None:
+    size = (800, 600)
+    assert prominence(square(400, 300, 100), size) == pytest.approx(10_000)
+    corner = prominence(square(800, 600, 100), size)
+    assert corner == pytest.approx(10_000 * math.exp(-((1 / PROMINENCE_SPREAD) ** 2)))
+    assert prominence(square(400, 300, 80), size) > prominence(square(700, 150, 160), size)
+    assert prominence(square(420, 310, 80), size) < prominence(square(300, 300, 160), size)
+    assert prominence(square(100, 300, 50), size) == pytest.approx(prominence(square(700, 300, 50), size))
+    twice = prominence(square(1400, 300, 100), (1600, 1200))
+    assert twice == pytest.approx(4 * prominence(square(700, 150, 50), size))
 
 
 def test_preprocessing_that_cuts_off_is_refused(network: CenterFace) -> None:
