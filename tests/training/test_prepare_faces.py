@@ -317,7 +317,7 @@ def test_each_photo_is_judged_by_itself(album: Path) -> None:
     judged = examiner()(album, photos)
     assert [(one.identity, one.path) for one in judged] == list(photos)
     assert {one.path: (one.outcome, one.reasons) for one in judged if one.outcome != "kept"} == {
-        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, PPM"),
+        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
         "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
         "once/cup.png": ("no-face", ""),
     }
@@ -482,7 +482,7 @@ def test_the_whole_way(album: Path, folders: Path) -> None:
         "astronaut/0.png": ("kept", ""),
         "astronaut/1.png": ("kept", ""),
         "astronaut/2.png": ("kept", ""),
-        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, PPM"),
+        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
         "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
         "hopper/0.png": ("kept", ""),
         "hopper/1.png": ("kept", ""),
