@@ -41,10 +41,9 @@ def faces() -> list[Image.Image]:
     found = []
     for name, box in boxes.items():
         with Image.open(EXAMPLES / f"{name}.jpg") as picture:
-            across, down = picture.width / 512, picture.height / (512 if name == "astronaut" else 600)
-            found.append(
-                picture.convert("RGB").crop([round(x * s) for x, s in zip(box, (across, down) * 2, strict=True)])
-            )
+            scale = picture.width / 512
+            left, top, right, bottom = (round(edge * scale) for edge in box)
+            found.append(picture.convert("RGB").crop((left, top, right, bottom)))
     return found
 
 

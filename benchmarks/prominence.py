@@ -22,6 +22,7 @@ import argparse
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,7 @@ def judged(photo: Image.Image, subject: Square, faces: Sequence[Face]) -> dict[s
         ),
     }
     for spread in SPREADS:
-        choices[f"prominence, spread {spread}"] = max(
-            faces, key=lambda face, spread=spread: prominence(face, photo.size, spread)
-        )
+        choices[f"prominence, spread {spread}"] = max(faces, key=partial(prominence, size=photo.size, spread=spread))
     return {rule: is_subject(face, subject) for rule, face in choices.items()}
 
 

@@ -6,7 +6,6 @@ bits, and the EXIF orientation is applied. Of an animation the first frame is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -37,7 +36,7 @@ class DamagedError(DecodeError):
     """The content begins as one of the formats and cannot be decoded; `__cause__` is the decoder's own error."""
 
 
-def open_image(source: BinaryIO | Path, formats: Sequence[str]) -> Image.Image:
+def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image:
     """The picture with its header read and its pixels not decoded.
 
     Raises:
