@@ -244,18 +244,20 @@ class Faces:
         maps = [await self._maps(model, tiles, timings) for tiles in levels]
 
         def faces() -> list[Face]:
-            return detection_scale.merge(chosen, [detector.decode(level, threshold) for level in maps])
+            found = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
+            return detection_scale.merge(chosen, found)
 
         found = await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
         return Found(image, chosen, found)
 
-    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels], timings: Timings) -> Tensor:
-        """The detector's maps of a level's tiles, [N, 15, h, w]; few at a time, so that others get in between."""
-        maps = [
+    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels], timings: Timings) -> list[Tensor]:
+        """The detector's maps of a level's tiles, in batches [N, 15, h, w]: few tiles at a time, so that others get in
+        between.
+        """
+        return [
             await self._inference.run(model, tiles[first : first + TILES_AT_ONCE], timings, "detect", self._room(tiles))
             for first in range(0, len(tiles), TILES_AT_ONCE)
         ]
-        return torch.cat(maps)
 
     def _room(self, tiles: Sequence[Pixels]) -> asyncio.Semaphore | None:
         """Tiles of all requests share few places in the detector's queue; a picture that is one tile has its own."""
