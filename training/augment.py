@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import AugmentSection
+from training.degradations import degrade
 
 # What `rand_augment` chooses from; the first has no effect, and those after `sharpness` have no sign.
 OPERATIONS = (
@@ -50,6 +51,8 @@ def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, 
         images = colour_pca(images, config.colour_pca, colours.basis, generator)
     if config.cutout:
         images = cutout(images, config.cutout, colours.mean, generator)
+    if config.camera.chance:
+        images = degrade(images, config.camera, generator)
     return images
 
 

@@ -67,6 +67,26 @@ class DataSection(Section):
     train: Annotated[int, Field(ge=0)] = 0
 
 
+class CameraSection(Section):
+    """Degradations of a camera at a door (`training.degradations`), each applied to a share `chance` of the pictures.
+
+    `smallest` is the smallest side in pixels that a picture is reduced to before it is enlarged again, `defocus` the
+    largest standard deviation of a Gaussian blur and `motion` the longest path of a motion blur, both in pixels;
+    `light` the darkest factor, `noise` the largest standard deviation of noise (of 255), `jpeg` the lowest quality.
+    `occlude` covers eyes or mouth, and needs aligned faces. The defaults do nothing.
+    """
+
+    chance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smallest: Annotated[int, Field(ge=0)] = 0
+    defocus: NotNegative = 0.0
+    motion: NotNegative = 0.0
+    light: Annotated[float, Field(gt=0, le=1)] = 1.0
+    noise: NotNegative = 0.0
+    jpeg: Annotated[int, Field(ge=1, le=100)] = 100
+    grey: bool = False
+    occlude: bool = False
+
+
 class AugmentSection(Section):
     """What `training.augment` does to a batch; the defaults do nothing.
 
@@ -87,6 +107,7 @@ class AugmentSection(Section):
     cutout: Annotated[int, Field(ge=0)] = 0
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
+    camera: CameraSection = CameraSection()
 
 
 class TrainSection(Section):
@@ -96,7 +117,8 @@ class TrainSection(Section):
     `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
     weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
     epoch, 0 for at its end only. `auxiliary_weight` is that of each auxiliary classifier's loss, where there are some.
-    `whiten` lets a classifier's first convolution begin as `training.initialise.whiten` has it.
+    `whiten` lets a classifier's first convolution begin as `training.initialise.whiten` has it. `precision = "bf16"` is
+    float32 on a processor without bf16 instructions, where bf16 is slower than float32 by far.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -156,9 +178,20 @@ class Recipe(Section):
 
 
 class EmbedModelSection(ModelSection):
-    """As `ModelSection`; `init` names the run whose exported network this one goes on from, "" for none."""
+    """As `ModelSection`; `init` names the model that this one starts from, "" for random weights.
+
+    It is the export of the run of that name or, where there is none, the shipped model (see `exported`). The first
+    `freeze` blocks of its features keep their weights.
+    """
 
     init: str = ""
+    freeze: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _freezes_trained_weights(self) -> Self:
+        if self.freeze and not self.init:
+            raise ValueError("freeze keeps the weights of init, and there is none")
+        return self
 
 
 class EmbedDataSection(Section):
@@ -180,9 +213,8 @@ class LossSection(Section):
     """What pulls and pushes: see `training.losses` and `training.mining`.
 
     `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
-    `relations` the weight of distillation's relational half. `teacher` names a file of vectors under
-    VESTIBULE_RUNS/teachers, a row for each picture of the data set; `distillation` is the weight of its loss beside the
-    others.
+    `relations` the weight of distillation's relational half. `teacher` names a file of vectors, a row for each picture
+    of the data set (see `training.embed.Teacher`); `distillation` is the weight of its loss beside the others.
     """
 
     kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
@@ -342,3 +374,14 @@ def datasets_folder() -> Path:
 def runs_folder() -> Path:
     """Where runs and decoded data go: VESTIBULE_RUNS, by default ./runs."""
     return Path(os.environ.get("VESTIBULE_RUNS", "runs"))
+
+
+def weights_folder() -> Path:
+    """Where shipped models lie: VESTIBULE_WEIGHTS, by default ./weights."""
+    return Path(os.environ.get("VESTIBULE_WEIGHTS", "weights"))
+
+
+def exported(name: str) -> Path:
+    """The folder of a trained model: its run's export or, where there is none, the shipped weights of that name."""
+    run = runs_folder() / name / "export" / name
+    return run if run.is_dir() else weights_folder() / name

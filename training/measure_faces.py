@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -75,7 +76,7 @@ class Embedder:
         if self.card.matching is None:
             raise DataError(f"{folder} is not calibrated: its card has no thresholds to measure")
         self.matching = self.card.matching
-        self._runtime = prepare(module)
+        self._runtime = prepare(module.to(memory_format=torch.channels_last))  # a third of the time on a CPU
 
     def __call__(self, faces: Pixels) -> Floats:
         """See `Embed`."""
