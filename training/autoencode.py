@@ -26,7 +26,7 @@ from training import data, losses_generative
 from training.config import read_recipe, runs_folder
 from training.errors import TrainingError
 from training.generative_config import AutoencodeRecipe
-from training.loop import Learner, fit, gather_rows
+from training.loop import Learner, fit, gather_rows, make_accelerator
 from training.pictures import Pictures, add_fixed_noise, add_noise
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive, generator
@@ -164,7 +164,7 @@ class Autoencoding:
 
 def setup(recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Autoencoding, Run]:
     """The run's folder with the resolved recipe in it, the data, the network."""
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
     # TOML has no null: a section that is not there is left out.
     run.begin(_document(recipe), resume=resume, overwrite=overwrite)

@@ -30,7 +30,7 @@ from training.augment import Colours, augment, blend, colour_basis
 from training.config import Recipe, load_recipe, runs_folder
 from training.errors import TrainingError
 from training.initialise import Start, whiten
-from training.loop import Learner, fit, gather_rows
+from training.loop import Learner, fit, gather_rows, make_accelerator
 from training.metrics import classification, predict, probabilities
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive
@@ -134,7 +134,7 @@ def has_auxiliary(config: Any) -> bool:
 
 def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Classification, Run]:
     """The run's folder with the resolved recipe in it, the data, the network."""
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
     run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
     with accelerator.local_main_process_first():  # one decodes, the others find it done

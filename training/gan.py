@@ -32,7 +32,7 @@ from training.data import Indices
 from training.errors import RecipeError, TrainingError
 from training.extract import Extractor
 from training.gan_config import GanRecipe
-from training.loop import Learner, fit
+from training.loop import Learner, fit, make_accelerator
 from training.pictures import Pictures
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive
@@ -262,7 +262,7 @@ def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: b
     Raises:
         TrainingError: more than one process, and see `Run.begin`, `Pictures`, `Extractor`.
     """
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
     try:

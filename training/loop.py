@@ -31,6 +31,17 @@ from training.seeds import derive, generator
 log = logging.getLogger(__name__)
 
 
+def make_accelerator(train: TrainSection) -> Accelerator:
+    """An accelerator with the recipe's precision; float32 in place of bf16 on a CPU without instructions for it."""
+    precision: str = train.precision
+    if precision == "bf16" and not torch.accelerator.is_available():
+        capabilities = torch.cpu.get_capabilities()
+        if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+            log.warning("this processor has no bf16 instructions: training in float32")
+            precision = "no"
+    return Accelerator(mixed_precision=precision)
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for the weights of convolutions and linear layers; none for biases, norms and gains.
 
