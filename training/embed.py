@@ -18,6 +18,7 @@ import torch
 import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard, Training
@@ -223,10 +224,24 @@ def _begin(recipe: EmbedRecipe, config: Any) -> nn.Module:
         name = recipe.model.init
         try:
             before, _ = checkpoint.load(exported(name))
-            module.load_state_dict(before.state_dict())
+            module.load_state_dict(_fitted(before.state_dict(), module.state_dict()))
         except (checkpoint.CheckpointError, RuntimeError) as error:
             raise RunError(f"cannot start from {name}: {error}") from error
     return module
+
+
+def _fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state whose global depthwise weights [C, S, S] are resampled to the sides of `wanted`, their sum kept.
+
+    So a network that was trained on small pictures goes on with larger ones (progressive resizing).
+    """
+    fitted = dict(state)
+    for name, value in state.items():
+        if name in wanted and value.ndim == 3 and value.shape[0] == wanted[name].shape[0]:
+            sides = wanted[name].shape[1:]
+            resized = F.interpolate(value[None], tuple(sides), mode="bilinear", align_corners=True)[0]
+            fitted[name] = resized * (value.shape[1:].numel() / sides.numel())
+    return fitted
 
 
 def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:

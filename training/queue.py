@@ -274,9 +274,9 @@ def parse_cpus(text: str) -> set[int]:
     try:
         chosen: set[int] = set()
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            chosen |= set(range(int(first), int(last or first) + 1))
-    except ValueError:
+            first, dash, last = part.partition("-")
+            chosen |= set(range(int(first), int(last if dash else first) + 1))
+    except (ValueError, OverflowError):
         chosen = set()
     if not chosen or not chosen <= set(range(os.cpu_count() or 1)):
         raise RecipeError(f"--cpus {text}: expected CPUs of 0 to {(os.cpu_count() or 1) - 1}, as 0 or 0,2 or 0-3")

@@ -18,8 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.to
 # Of those that are no classifier's.
 AUTOENCODERS = ("ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces")
 FORMS: dict[str, type[Any]] = {
-    "face-distilled": EmbedRecipe,
-    "face-embedder": EmbedRecipe,
+    **dict.fromkeys((path.stem for path in RECIPES if path.stem.startswith(("face-", "mobilefacenet-"))), EmbedRecipe),
     "names": WordsRecipe,
     **dict.fromkeys(AUTOENCODERS, AutoencodeRecipe),
     **dict.fromkeys(("gan-mnist", "wgan-mnist", "wgan-faces"), GanRecipe),
