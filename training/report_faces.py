@@ -60,7 +60,9 @@ fewer than {FEWEST_PEOPLE} people count among all only.
 At most {MATED} mated pairs of each identity; non-mated pairs are of one source. In LFW the face nearest to the middle
 is compared; a picture without a face has the similarity {FAILED:g} to all others, so that its rates are those of the
 whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on the others,
-and the standard error. A rate below one of the pairs counted here means that none is accepted.
+and the standard error. A rate below one of the pairs counted here means that none is accepted. In the line "a camera's
+photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels, blurred,
+moved, dark, noisy, compressed, grey, each on half of the photos.
 
 {verification}
 
