@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,8 @@ def expected(name: str) -> dict[str, Any]:
 def vector(text: str) -> Floats:
     """A vector [D] that is stored as base64 of little-endian float32."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+
+
+def fields(thing: object, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Those attributes of a thing that 3efbd78 stored; later versions may have more."""
+    return {name: getattr(thing, name) for name in stored}
