@@ -53,6 +53,8 @@ class Galleries:
     async def create(self, name: str, asked: NewCollection) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.
 
+        A call that names no embedder also finds a collection of an embedder that was the default earlier.
+
         Raises:
             UnknownModel; Conflict: there is another of that name; Unprocessable: there is no key to encrypt it by.
         """
@@ -71,8 +73,9 @@ class Galleries:
                 )
             except index_errors.ConflictError:
                 found = self._gallery.collection(name)
+                wanted = found.fingerprint if asked.embedder is None else fingerprint
                 there = (found.fingerprint, found.settings.get("keep_crops"), found.encrypted)
-                if there != (fingerprint, asked.keep_crops, asked.encrypted):
+                if there != (wanted, asked.keep_crops, asked.encrypted):
                     raise
                 return found, False
             return made, True

@@ -61,7 +61,11 @@ class NewCollection(_Schema):
     """The body of `PUT /collections/{c}`."""
 
     embedder: str | None = Field(
-        None, description="A face embedder, or any classifier: its features of whole pictures."
+        None,
+        description=(
+            "A face embedder, or any classifier: its features of whole pictures. null: the default, or the embedder of"
+            " the collection that is there already."
+        ),
     )
     keep_crops: StrictBool = Field(
         False, description="Keep each aligned face, so that a later embedder can embed it anew."
