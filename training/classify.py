@@ -154,13 +154,11 @@ def export(task: Classification, run: Run, progress: Progress) -> ModelCard | No
     """Calibrate the best epoch's network on the validation split and write it as the service reads it; main only."""
     recipe, labels = task.recipe, task.held_out_labels
     network, config = _served(task, run.load_best()["networks"]["classifier"])
-    logits = task.held_out_logits(network, "ten-crop")  # the other kinds' views are the first of these
+    logits = {kind: task.held_out_logits(network, kind) for kind in VIEWS}
     if not run.main:
         return None
-    temperature = fit_temperature(logits[0], labels)
-    measured = {
-        kind: classification(probabilities(logits[:count], temperature), labels) for kind, count in VIEWS.items()
-    }
+    temperature = fit_temperature(logits["none"][0], labels)
+    measured = {kind: classification(probabilities(logits[kind], temperature), labels) for kind in VIEWS}
     plain = measured["none"]
     harmless = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
     tta = min(harmless, key=lambda kind: measured[kind]["nll"])

@@ -106,16 +106,23 @@ def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
 
 @pytest.mark.parametrize(
     ("noise", "expected"),
-    [((1, 2, 2), "none"), ((1, 0, 2), "flip"), ((1, 1, 0), "ten-crop"), ((0, 1, 1), "none")],
+    [
+        ((1, 2, 2, 2), "none"),
+        ((1, 0, 2, 2), "flip"),
+        ((1, 1, 0, 1), "six-view"),
+        ((1, 1, 1, 0), "ten-crop"),
+        ((0, 1, 1, 1), "none"),
+    ],
 )
 def test_the_views_that_helped_most_are_served(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float], expected: str
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
 ) -> None:
-    # How much noise is in the picture, in its mirror image, and in each of the eight corners.
+    # How much noise is in the picture, in its mirror image, in each of four shifted views, and of the eight corners.
     def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
         right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
         other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
-        factors = torch.tensor([noise[0], noise[1], *[noise[2]] * 8])[: VIEWS[tta]]
+        more = noise[2] if tta == "six-view" else noise[3]
+        factors = torch.tensor([noise[0], noise[1], *[more] * 8])[: VIEWS[tta]]
         return right + factors[:, None, None] * other
 
     monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
