@@ -260,7 +260,7 @@ def setup(recipe: EmbedRecipe, run_name: str | None, *, resume: bool, overwrite:
     """The run's folder with the resolved recipe in it, the data, the network."""
     accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
-    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     with accelerator.local_main_process_first():  # one decodes, the others find it done
         images = data.load(recipe.data.name, "train", recipe.preprocess)
     return Embedding(recipe, images, accelerator), run

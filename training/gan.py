@@ -270,7 +270,7 @@ def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: b
     except checkpoint.CheckpointError as error:
         raise RecipeError(f"watch.extractor: {error}") from error
     run = Run(runs_folder() / (run_name or recipe.name))
-    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     pictures = Pictures(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
     real = pictures.set.images[pictures.held_out]
     watch = Watch(recipe.watch, extractor, real, derive(recipe.seed, "modes"))

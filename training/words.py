@@ -130,7 +130,7 @@ def main(
         accelerator = make_accelerator(recipe.train)
         folder = Run(runs_folder() / (run or recipe.name), main=accelerator.is_main_process)
         task = Spelling(recipe, read_names(recipe.data, recipe.seed), accelerator)
-        folder.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+        folder.begin(recipe, resume=resume, overwrite=overwrite)
         progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=accelerator, resume=resume)
     except TrainingError as error:
         typer.echo(f"error: {error}", err=True)
