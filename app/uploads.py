@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,11 +28,15 @@ from app.errors import (
     problem,
 )
 from app.gallery_schemas import Key
+from app.zip_reader import Entry, ZipReader
 from index.job_records import Item, Outcome, Properties
 
 ZIP, LINES = "application/zip", "application/x-ndjson"
 # Beyond the body's limit, of what is packed: each picture's bytes, all together, and how many.
 MOST_PACKED, MOST_UNPACKED, MOST_FILES = 32 * 2**20, 256 * 2**20, 100_000
+# What Windows, macOS and Synology's NAS put beside a user's files.
+ADDED_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+ADDED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 BULK_BODY: dict[str, object] = {
     "requestBody": {
@@ -145,41 +148,48 @@ def _base64(text: str) -> bytes:
 
 
 def _from_zip(data: bytes) -> Iterator[Item | Outcome]:
+    archive = ZipReader(data)
+    files = [(entry, parts) for entry in archive.entries if (parts := _parts(entry)) is not None]
+    if not files:
+        raise BadRequest("there is no file in the zip")
+    # What is declared bounds what is unpacked, so that one sum is the request's total.
+    if len(files) > MOST_FILES or sum(entry.size for entry, _ in files) > MOST_UNPACKED:
+        raise BodyTooLarge(f"a zip may hold {MOST_FILES} files, {MOST_UNPACKED} bytes in all")
+    for number, (entry, parts) in enumerate(files):
+        try:
+            if isinstance(parts, BadRequest):
+                raise parts
+            yield Item(number, _subject(parts), "picture", _unpacked(archive, entry))
+        except VestibuleError as error:
+            yield refused(number, error)
+
+
+def _parts(entry: Entry) -> list[str] | BadRequest | None:
+    """The parts of the entry's name, or what is wrong with it; None where it is not a photo."""
+    if entry.is_folder:
+        return None
     try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except Exception as error:  # of hostile bytes the standard library raises many kinds
-        raise BadRequest("the body is not a zip") from error
-    with archive:
-        files = [info for info in archive.infolist() if _is_photo(info.filename)]
-        if not files:
-            raise BadRequest("there is no file in the zip")
-        if len(files) > MOST_FILES or sum(info.file_size for info in files) > MOST_UNPACKED:
-            raise BodyTooLarge(f"a zip may hold {MOST_FILES} files, {MOST_UNPACKED} bytes in all")
-        for number, info in enumerate(files):
-            try:
-                yield Item(number, _folder(info.filename), "picture", _unpacked(archive, info))
-            except VestibuleError as error:
-                yield refused(number, error)
+        parts = entry.parts
+    except BadRequest as error:
+        return error
+    return parts if _is_photo(parts) else None
 
 
-def _is_photo(name: str) -> bool:
-    """Not a folder, nor what macOS puts beside each file."""
-    parts = name.split("/")
-    return bool(parts[-1]) and not parts[-1].startswith(".") and "__MACOSX" not in parts
+def _is_photo(parts: list[str]) -> bool:
+    """Whether it is not a file that an operating system adds to a user's."""
+    *folders, file = parts
+    return not (file.startswith(".") or file.lower() in ADDED_FILES or not ADDED_FOLDERS.isdisjoint(folders))
 
 
-def _folder(name: str) -> str:
+def _subject(parts: list[str]) -> str:
     """The subject that a file is of: the folder it lies in."""
     try:
-        return _KEY.validate_python(name.split("/")[-2])
+        return _KEY.validate_python(parts[-2])
     except (IndexError, ValidationError) as error:
         raise BadRequest("expected the photo in a folder that is named by the subject's id") from error
 
 
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MOST_PACKED:
-        raise ImageTooLarge(f"the picture has {info.file_size} bytes; at most {MOST_PACKED} are read")
-    try:
-        return archive.read(info)
-    except Exception as error:  # damaged, cut short, encrypted, or packed in a way that is not read here
-        raise BadRequest("the file cannot be unpacked") from error
+def _unpacked(archive: ZipReader, entry: Entry) -> bytes:
+    if entry.size > MOST_PACKED:
+        raise ImageTooLarge(f"the picture has {entry.size} bytes; at most {MOST_PACKED} are read")
+    return archive.read(entry)
