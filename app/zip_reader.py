@@ -31,6 +31,7 @@ _PATH_HEADER = struct.Struct("<BL")  # 4.6.9: version, and CRC-32 of the name th
 _MOST_COMMENT = 2**16 - 1
 _IN_EXTRA = 0xFFFFFFFF  # the value is in the ZIP64 extra field
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075  # 4.5.3, 4.6.9
+_MOST_FIELDS = 16  # of one entry; more take too long
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _UTF8 = 1 << 0 | 1 << 6 | 1 << 13, 1 << 11  # 4.4.4
 _DOS_HOSTS = (0, 10, 14)  # 4.4.2: FAT, NTFS, VFAT, where a backslash separates folders
@@ -171,13 +172,16 @@ def _entries(data: bytes, at: int, end: int, prefix: int) -> Iterator[Entry]:
 
 
 def _field(extra: bytes, wanted: int) -> bytes:
-    """The content of an extra field (4.5.1), empty where there is none."""
+    """The content of an extra field (4.5.1), empty where it is not among the first ones."""
     at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if kind == wanted:
-            return extra[at + 4 : at + 4 + length]
-        at += 4 + length
+    if struct.pack("<H", wanted) in extra:
+        for _ in range(_MOST_FIELDS):
+            kind, length = struct.unpack_from("<HH", extra, at)
+            if kind == wanted:
+                return extra[at + 4 : at + 4 + length]
+            at += 4 + length
+            if at + 4 > len(extra):
+                break
     return b""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import io
+import json
 import struct
 import tracemalloc
 import zipfile
@@ -16,7 +18,7 @@ import pytest
 
 from app import uploads, zip_reader
 from app.errors import BadRequest, BodyTooLarge
-from app.uploads import ZIP, Upload
+from app.uploads import LINES, ZIP, Upload
 from index.job_records import Item, Outcome
 
 ZEROS = bytes(20 * 2**20)
@@ -284,6 +286,10 @@ def test_name_is_decoded_only_where_its_encoding_is_known() -> None:
         assert isinstance(item, Item)
     (stale,) = read(Raw().add(cp1252, extra=unicode_path(path, b"before it was renamed")).bytes())
     assert "which encoding" in detail(stale)
+    field = unicode_path(path, cp1252)
+    assert subjects(Raw().add(cp1252, extra=b"\x99\x99\x00\x00" * 15 + field).bytes()) == [MUELLER]
+    for unread in (b"\x99\x99\x00\x00" * 16 + field, b"\x99\x99\x04\x00" + field[:4]):
+        assert subjects(Raw().add(cp1252, extra=unread).bytes()) == []
     (lying,) = read(Raw().add(cp1252, flags=1 << 11).bytes())
     assert "marked as UTF-8" in detail(lying)
 
@@ -333,3 +339,63 @@ def test_every_prefix_and_every_changed_byte_is_an_answer() -> None:
         for changed in (data[:n], data[:n] + bytes([data[n] ^ 0xFF]) + data[n + 1 :]):
             with suppress(BadRequest, BodyTooLarge):
                 assert all(isinstance(item, Item | Outcome) for item in read(changed))
+
+
+IMAGE = "eA=="  # x
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"subject_id": "eileen", "image": IMAGE} | fields).encode() + b"\n"
+
+
+def test_byte_order_marks_are_not_part_of_lines() -> None:
+    marked = codecs.BOM_UTF8 + line()
+    items = read(marked + b"\r\n" + marked + codecs.BOM_UTF8 + b"\n", LINES)
+    assert [item.number for item in items if isinstance(item, Item)] == [0, 2]
+    assert len(items) == 2
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(BadRequest, match="UTF-16"):
+            read("\ufeff{}".encode(encoding), LINES)
+
+
+def test_outcome_of_a_line_is_short_whatever_the_line_holds() -> None:
+    keys = {f"{n}{'k' * 10**6}": 1 for n in range(9)}
+    for fields in (keys, {"vector": ["x"] * 4000, "image": None}, {"metadata": {"k" * 10**6: [1] * 5000}}):
+        (item,) = read(line(**fields), LINES)
+        assert len(json.dumps(item.result)) < 2000 if isinstance(item, Outcome) else fields == {}
+    (item,) = read(line(**keys), LINES)
+    assert detail(item).count("kkk...") == 5
+    assert detail(item).endswith("; and 4 more")
+    (item,) = read(line(colour=1), LINES)
+    assert detail(item).endswith("a vector: colour: Extra inputs are not permitted")
+    (item,) = read(b"{" + b'"k":1,' * 40_000 + b'"k":1}\n', LINES)
+    assert "commas" in detail(item)
+    (item,) = read(line(image=None, vector=[0.5] * 4096), LINES, 4096, vectors=True)
+    assert isinstance(item, Item)
+
+
+def test_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_LINES", 3)
+    assert len(read(line() * 3 + b"\n\n", LINES)) == 3
+    with pytest.raises(BodyTooLarge):
+        read(line() * 4, LINES)
+
+
+@pytest.mark.parametrize(
+    ("id", "reason"),
+    [
+        ("a/b", "got U+002F (SOLIDUS)"),
+        ("o\u2019neill", "got U+2019 (RIGHT SINGLE QUOTATION MARK)"),
+        ("a\x00", "got U+0000"),
+        ("", "got 0 characters"),
+        ("a" * 129, "got 129 characters"),
+        ("a" * 200 + "/", "got 201 characters"),
+        (7, "valid string"),
+    ],
+)
+def test_error_for_an_id_names_the_character(id: object, reason: str) -> None:
+    (item,) = read(line(subject_id=id), LINES)
+    assert reason in detail(item)
+    if isinstance(id, str) and id and "/" not in id:
+        (item,) = read(Raw().add(f"{id}/1.png".encode()).bytes())
+        assert reason in detail(item)
