@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from unicodedata import normalize
 
 T = TypeVar("T")
 
-FORM = "NFC"
+FORM: Final = "NFC"
 # Characters of an id; some ids are longer in form C, and one that would be too long stays as it is.
 LONGEST = 128
 
