@@ -143,7 +143,8 @@ def test_normalised_values() -> None:
     assert normalised(longer) == longer
     assert len(normalised(longer[:64])) == LONGEST
     assert normalised_metadata({C: 1, D: 2}) == {C: 1, D: 2}
-    assert normalised_where({C: [1], D: [D, True]}) == {C: [1, C, True]}
+    where: dict[str, list[Any]] = {C: [1], D: [D, True]}
+    assert normalised_where(where) == {C: [1, C, True]}
     for same in ('{"a": 1}', json.dumps({C: C}), json.dumps({C: 1, D: 2}), '{"deep": {"\\u0308": 1}}'):
         assert normalised_json(same) is same
     assert json.loads(normalised_json(json.dumps({D: D}, ensure_ascii=False))) == {C: C}
