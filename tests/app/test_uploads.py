@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,7 +242,8 @@ def test_forms_that_other_programs_write_are_read() -> None:
         def flush(self) -> None:
             pass
 
-    with zipfile.ZipFile(Pipe(), "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]
+    pipe: Any = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("eileen/1.png", b"streamed")
     in_extra = struct.pack("<HHQ", 1, 8, 5)
     plain = Raw().add(b"eileen/1.png", b"plain")
