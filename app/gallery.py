@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+
 from app.body import Pictures
 from app.bulk import BulkJobs
 from app.errors import Locked, NoFace, Unprocessable
@@ -32,7 +34,10 @@ from app.reembedding import Reembedder
 from app.schemas import Failed
 from index import errors as index_errors
 from index.gallery import EmbeddedGallery
+from index.normalisation import count_clashes
 from index.records import Collection, CountedSubject
+
+log = structlog.get_logger()
 
 
 class Galleries:
@@ -46,6 +51,8 @@ class Galleries:
         background = Pipeline(inference.in_bulk())
         self._ask = self._pipeline.ask
         self._gallery = gallery
+        if count := count_clashes(gallery.ledger.reader()):
+            log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
         self.recognition = Recognition(self._pipeline, gallery)
         self.jobs = BulkJobs(background, gallery)
         self.reembedder = Reembedder(background, gallery)

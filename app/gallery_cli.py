@@ -98,6 +98,26 @@ def verify() -> None:
 
 
 @gallery_cli.command()
+def clashes() -> None:
+    """List subjects and collections whose names differ from another's only in their Unicode form.
+
+    DELETE of either subject erases both. A collection is dropped alone.
+    """
+    from index import normalisation
+    from index.unicode_forms import normalised
+
+    count = 0
+    with _opened() as gallery:
+        for count, clash in enumerate(normalisation.clashes(gallery.ledger.reader()), 1):  # noqa: B007  the last number
+            name = clash.collection if clash.key is None else clash.key
+            what = "a collection" if clash.key is None else f"a subject of {clash.collection!r}"
+            typer.echo(
+                f"{what}: {name!r}, in ASCII {name!a}, is {normalised(name)!a} in Unicode form C, which another has"
+            )
+    typer.echo(f"{count} names clash")
+
+
+@gallery_cli.command()
 def compact() -> None:
     """Do the background work now and give free space back; nobody can enrol or erase meanwhile."""
     from index import upkeep

@@ -375,7 +375,7 @@ def read_recipe(form: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()
         RecipeError: unreadable, not TOML, an override without "=", unknown keys (named), values that do not fit.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: {error}") from error
     for override in overrides:

@@ -100,6 +100,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None
         load_recipe(path)
 
 
+def test_byte_order_mark_of_an_editor_is_not_part_of_a_recipe(workshop: Path) -> None:
+    path = workshop / "recipe.toml"
+    recipe = load_recipe(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path) == recipe
+
+
 def test_folders_come_from_the_environment_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VESTIBULE_DATASETS", raising=False)
     monkeypatch.delenv("VESTIBULE_RUNS", raising=False)
