@@ -165,15 +165,17 @@ class Embedding:
 
     def validate(self) -> Mapping[str, float]:
         """See `Task`."""
-        scores = self.scores(self._learner.network.get_submodule("embedder"))
+        scores = self.scores(self.similarities(self._learner.network.get_submodule("embedder")))
         return {"tar": scores.tar(0.01), "eer": scores.eer()}
 
-    def scores(self, network: nn.Module) -> Scores:
-        """Similarities of the calibration split's pairs."""
-        return Scores.of(self.similarities(network), self._same)
+    def scores(self, similarities: npt.NDArray[np.float64]) -> Scores:
+        """The similarities [P] of the calibration split's pairs, as mated and non-mated ones."""
+        return Scores.of(similarities, self._same)
 
     def similarities(self, network: nn.Module) -> npt.NDArray[np.float64]:
         """Cosines [P] of the calibration split's pairs, flips averaged as serving does; the same on all processes."""
+        if self.recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)
         runtime = TorchRuntime(network, self.accelerator.device)
 
         def compute(rows: data.Indices) -> Tensor:
@@ -184,9 +186,9 @@ class Embedding:
         first, second = np.searchsorted(self._held_out, self._pairs).T
         return np.asarray((vectors[first] * vectors[second]).sum(axis=1))
 
-    def accuracy(self, network: nn.Module) -> tuple[float, float]:
+    def accuracy(self, similarities: npt.NDArray[np.float64]) -> tuple[float, float]:
         """Pairs decided rightly by ten folds, with the standard error; as many non-mated pairs as mated ones."""
-        similarities, count = self.similarities(network), int(self._same.sum())
+        count = int(self._same.sum())
         kept = np.concatenate([np.flatnonzero(self._same), np.flatnonzero(~self._same)[:count]])
         return cross_validated_accuracy(similarities[kept], self._same[kept])
 
@@ -274,8 +276,9 @@ def export(task: Embedding, run: Run, progress: Progress) -> ModelCard | None:
     network.load_state_dict(
         {name.removeprefix("embedder."): value for name, value in best.items() if name.startswith("embedder.")}
     )
-    scores = task.scores(network)
-    accuracy, _ = task.accuracy(network)
+    similarities = task.similarities(network)
+    scores = task.scores(similarities)
+    accuracy, _ = task.accuracy(similarities)
     if not run.main:
         return None
     where = f"{recipe.data.name}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
