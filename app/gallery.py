@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import structlog
+
 from app.body import Pictures
 from app.bulk import BulkJobs
 from app.errors import Locked, NoFace, Unprocessable
@@ -33,7 +35,10 @@ from app.reembedding import Reembedder
 from app.schemas import Failed
 from index import errors as index_errors
 from index.gallery import EmbeddedGallery
+from index.normalisation import count_clashes
 from index.records import Collection, CountedSubject
+
+log = structlog.get_logger()
 
 
 class Galleries:
@@ -47,12 +52,16 @@ class Galleries:
         background = Pipeline(inference.in_bulk())
         self._ask = self._pipeline.ask
         self._gallery = gallery
+        if count := count_clashes(gallery.ledger.reader()):
+            log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
         self.recognition = Recognition(self._pipeline, gallery)
         self.jobs = BulkJobs(background, gallery)
         self.reembedder = Reembedder(background, gallery)
 
     async def create(self, name: str, asked: NewCollection) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.
+
+        A call that names no embedder also finds a collection of an embedder that was the default earlier.
 
         Raises:
             UnknownModel; Conflict: there is another of that name; Unprocessable: there is no key to encrypt it by.
@@ -74,8 +83,9 @@ class Galleries:
                 )
             except index_errors.ConflictError:
                 found = self._gallery.collection(name)
+                is_same = asked.embedder is None or found.fingerprint in fingerprints
                 there = (found.settings.get("keep_crops"), found.encrypted)
-                if found.fingerprint not in fingerprints or there != (asked.keep_crops, asked.encrypted):
+                if not is_same or there != (asked.keep_crops, asked.encrypted):
                     raise
                 return found, False
             return made, True

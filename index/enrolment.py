@@ -18,7 +18,9 @@ from index.records import Face, NewFace, Row, token
 def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
     """Enrol them all; a subject that is not there yet is made."""
     cipher = cipher_of(db, collection_id)
-    keys = {cipher.lookup(key): key for key in dict.fromkeys(face.subject for face in faces)}
+    sent = dict.fromkeys(face.subject for face in faces)
+    current = {key: records.current_key(db, cipher, collection_id, key) for key in sent}
+    keys = {cipher.lookup(key): key for key in current.values()}
     db.executemany(
         "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (?, ?, '{}', ?) ON CONFLICT DO NOTHING",
         [(collection_id, key, now) for key in keys],
@@ -33,7 +35,7 @@ def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFac
     subjects = {keys[key]: number for key, number, _ in there}
     # Greater than all there were, those removed among them, as AUTOINCREMENT gives them; writers take turns.
     last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'faces'").get
-    made = [Face(last + n, token(), face.subject, dict(face.details), now) for n, face in enumerate(faces, 1)]
+    made = [Face(last + n, token(), current[face.subject], dict(face.details), now) for n, face in enumerate(faces, 1)]
     db.executemany(
         "INSERT INTO faces (id, collection_id, subject_id, token, details, sealed, created_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
