@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Data sets have PGM and PPM as well, which nobody sends to a service.
 FILE_FORMATS = (*FORMATS, "PPM")
+STRIP_PIXELS = 2**20
 # Increased when the pixels of some file change. Decoded copies of other versions are not used.
 VERSION = 2
 
@@ -97,11 +98,19 @@ def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
         grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return image if keep_alpha else on_white(image)
+        return image.convert("RGBA") if keep_alpha else on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An RGBA picture laid on white, as RGB."""
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    """A picture with transparency, laid on white, as RGB.
+
+    In strips, because Pillow holds the interpreter lock while it composites: 0.4 s for 49 megapixels.
+    """
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result

@@ -170,7 +170,7 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
     gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
     fingerprint, dimensions = first_fingerprint(running)
     gallery.create("existing", "face-embedder", fingerprint, dimensions, keep_crops=True)
-    created = running.put("/collections/existing", json={"keep_crops": True})
+    created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "face-embedder"})
     assert (created.status_code, created.json()["fingerprint"]) == (200, fingerprint)
     assert running.put("/collections/existing", json={"keep_crops": False}).status_code == 409
     new = running.put("/collections/new", json={"keep_crops": True}).json()
