@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,16 +38,23 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes behind the port: one for each GPU.")] = None,
 ) -> None:
     """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
+    import structlog
+
     from app import logs
-    from app.workers import Workers
+    from app.settings import ConfigurationError, unknown_variables
+    from app.workers import Workers, listen
 
     settings = _settings(host=host, port=port, workers=workers)
-    if settings.workers == 1:
-        _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
-        return
     logs.configure()
-    status = Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run()
-    raise typer.Exit(status)
+    if unknown := unknown_variables(os.environ):
+        structlog.get_logger().warning("unknown_variables", names=unknown)
+    try:
+        if settings.workers > 1:
+            raise typer.Exit(Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
+        listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
+    except ConfigurationError as error:
+        fail(str(error))
+    _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
 
 
 @cli.command(hidden=True)
@@ -132,7 +140,7 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
     try:
         app = create_app(settings)
     except VestibuleError as error:
-        fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
+        fail(f"{error.detail}. VESTIBULE_WEIGHTS is {settings.weights}; `make install` puts the shipped models there.")
     except Exposed as error:
         fail(str(error))
     server = _server(app, settings, ready)
@@ -172,7 +180,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
         app,  # type: ignore[arg-type]
         http=partial(PatientProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
         ws="none",
-        host=settings.host,
+        host=settings.host.strip("[]"),
         port=settings.port,
         log_config=None,
         access_log=False,

@@ -30,8 +30,15 @@ def fail(message: str) -> NoReturn:
 
 
 def invalid(error: ValidationError) -> NoReturn:
-    """Say which settings are not valid, and end with 1."""
-    fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+    """Print one line that names the variable of each invalid setting, and end with 1."""
+    fail("; ".join(_explained(detail["loc"], detail["msg"]) for detail in error.errors()))
+
+
+def _explained(location: tuple[int | str, ...], message: str) -> str:
+    from app.settings import variable
+
+    text = " ".join(message.removeprefix("Value error, ").split())
+    return f"{variable(str(location[0]))}: {text}" if location else text
 
 
 @contextmanager

@@ -6,6 +6,7 @@ again at once, for ever; and it kills a worker that is silent for five seconds, 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from app.metrics import SHARED
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings, variable
 
 log = structlog.get_logger()
 
@@ -48,6 +49,24 @@ class _Worker:
     delay: float = FIRST_DELAY_S
 
 
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        ConfigurationError: the address is in use, or is none of this machine.
+    """
+    host, port = settings.host.strip("[]"), settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        cause = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigurationError(
+            f"{variable(cause)} (or --{cause}): cannot listen on {host} port {port}: {reason}"
+        ) from error
+
+
 class Workers:
     """`settings.workers` processes on one listening socket, which is open as long as the parent is.
 
@@ -69,18 +88,13 @@ class Workers:
         shutil.rmtree(self._figures, ignore_errors=True)  # of another run
         self._figures.mkdir(parents=True)
         status: int | None = None
-        with self._listening() as listening:
+        with listen(self._settings) as listening:
             for number in range(self._settings.workers):
                 self._workers.append(self._start(number, listening))
             while status is None and not self._stopping.wait(LOOK_S):
                 status = self._look_after(listening)
         self._stop()
         return status or 0
-
-    def _listening(self) -> socket.socket:
-        host, port = self._settings.host.strip("[]"), self._settings.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
     def _start(self, number: int, listening: socket.socket) -> _Worker:
         ours, theirs = socket.socketpair()
