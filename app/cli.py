@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
 from app.keys_cli import keys_cli
-from app.terminal import fail, invalid
+from app.terminal import fail, read_settings
 
 if TYPE_CHECKING:
     from socket import socket
@@ -40,15 +39,17 @@ def serve(
     """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
     import structlog
 
-    from app import logs
+    from app import logs, state_folder
     from app.settings import ConfigurationError, unknown_variables
     from app.workers import Workers, listen
 
-    settings = _settings(host=host, port=port, workers=workers)
+    settings = read_settings(host=host, port=port, workers=workers)
     logs.configure()
     if unknown := unknown_variables(os.environ):
         structlog.get_logger().warning("unknown_variables", names=unknown)
     try:
+        if warning := state_folder.prepare(settings.state):
+            structlog.get_logger().warning("state_folder_not_private", detail=warning)
         if settings.workers > 1:
             raise typer.Exit(Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
         listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
@@ -65,7 +66,7 @@ def worker(listening: int, parent: int) -> None:
     from app.workers import tie
 
     ready = tie(parent)
-    _serve(_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
+    _serve(read_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
 
 
 @cli.command()
@@ -73,7 +74,7 @@ def health() -> None:
     """Ask the service on this machine whether it is ready; the exit status says it."""
     import httpx
 
-    port = _settings().port
+    port = read_settings().port
     try:
         response = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=4)
     except httpx.HTTPError as error:
@@ -87,7 +88,7 @@ def list_models() -> None:
     """List the models in the weights folder."""
     from models.checkpoint import CARD_FILE, CheckpointError, read_card
 
-    for path in sorted(_settings().weights.glob(f"*/{CARD_FILE}")):
+    for path in sorted(read_settings().weights.glob(f"*/{CARD_FILE}")):
         try:
             card = read_card(path.parent)
         except CheckpointError as error:
@@ -106,7 +107,7 @@ def import_model(
     """Convert published weights into a served model of the weights folder."""
     from models.importers import ImportWeightsError, import_weights
 
-    folder = _settings().weights
+    folder = read_settings().weights
     try:
         card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
     except ImportWeightsError as error:
@@ -117,16 +118,6 @@ def import_model(
 def main() -> None:
     """Entry point of the distribution."""
     cli()
-
-
-def _settings(**given: object) -> Settings:
-    """Settings from the environment, with the command line's own on top."""
-    from app.settings import Settings
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except ValidationError as error:
-        invalid(error)
 
 
 def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -70,18 +70,21 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
-        keys.known()  # a ledger that cannot be read is told of now, not to each request
-        gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
-        app.state.galleries = Galleries(inference, gallery)
-        upkeep = Upkeep(gallery, settings.upkeep_s)
-        upkeep.start()
-        async with running(reloads.follow(engine)) if settings.workers > 1 else nullcontext():
+        # Ledgers are opened before models load, so that one that cannot be read ends the start at once.
+        async with AsyncExitStack() as started:
+            started.callback(keys.close)
+            keys.known()
+            gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
+            started.callback(gallery.close)
+            started.push_async_callback(engine.stop)
+            await engine.start()
+            app.state.galleries = Galleries(inference, gallery)
+            upkeep = Upkeep(gallery, settings.upkeep_s)
+            upkeep.start()
+            started.push_async_callback(asyncio.to_thread, upkeep.stop)
+            if settings.workers > 1:
+                await started.enter_async_context(running(reloads.follow(engine)))
             yield
-        await asyncio.to_thread(upkeep.stop)
-        await engine.stop()
-        gallery.close()
-        keys.close()
 
     app = FastAPIOffline(
         title="Vestibule",
