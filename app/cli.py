@@ -74,11 +74,12 @@ def health() -> None:
     """Ask the service on this machine whether it is ready; the exit status says it."""
     import httpx
 
-    port = read_settings().port
+    settings = read_settings()
+    url = f"http://{_address(settings.host)}:{settings.port}/health/ready"
     try:
-        response = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=4)
-    except httpx.HTTPError as error:
-        fail(f"no answer on port {port}: {error}")
+        response = httpx.get(url, timeout=4, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(f"no answer from {url}: {error}")
     typer.echo(response.text)
     raise typer.Exit(0 if response.is_success else 1)
 
@@ -126,13 +127,14 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
     from app.errors import VestibuleError
     from app.main import create_app
     from app.security import Exposed
+    from app.settings import ConfigurationError
 
     logs.configure()
     try:
         app = create_app(settings)
     except VestibuleError as error:
         fail(f"{error.detail}. VESTIBULE_WEIGHTS is {settings.weights}; `make install` puts the shipped models there.")
-    except Exposed as error:
+    except (ConfigurationError, Exposed) as error:
         fail(str(error))
     server = _server(app, settings, ready)
     server.run(sockets)
@@ -182,10 +184,17 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
     return Server(config)
 
 
+def _address(host: str) -> str:
+    """The host part of an address by which this machine reaches a service that listens on `host`."""
+    bare = host.strip("[]")
+    bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104  compared, not bound
+    return f"[{bare}]" if ":" in bare else bare
+
+
 def _welcome(host: str, port: int) -> str:
     from app.settings import PROJECT
 
-    name = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
+    name = _address(host)
     picture = PROJECT / "examples" / "coffee.jpg"
     shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture
     return (

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import errors, images
+from app.addressing import HeadAsGet, SubPath
 from app.admission import Admission, Places, Refusal
 from app.background import running
 from app.body import BodyLimit
@@ -49,7 +50,7 @@ from app.routes import (
 from app.scopes import Routes
 from app.security import Door, readable_elsewhere, refuse_exposure
 from app.services import Services
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings
 from app.upkeep import Upkeep
 from index.gallery import EmbeddedGallery
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
+        ConfigurationError: the sub-path is that of a route.
     """
     images.own_limits()
     keys = Keys(settings.state / KEYS_FOLDER)
@@ -91,7 +93,9 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A self-hosted vision service.",
         version=version("vestibule"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.settings = settings
     app.state.engine = engine
@@ -115,6 +119,8 @@ def create_app(settings: Settings) -> FastAPI:
 def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> None:
     """What stands before the routes, of which there are no more from now on. The last added is the outermost."""
     routes = Routes(app)
+    if any((one.route.path or "").startswith(settings.root_path + "/") for one in routes.all if settings.root_path):
+        raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {settings.root_path} is a path of the service itself")
     app.add_middleware(Direct, routes=routes)
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -125,3 +131,5 @@ def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> No
     app.add_middleware(Door, settings=settings)
     app.add_middleware(Observe, metrics=figures)
     app.add_middleware(Refusal, places=app.state.places, routes=routes, settings=settings, metrics=figures)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(SubPath, root_path=settings.root_path)

@@ -46,7 +46,6 @@ OPEN = frozenset(
         "/",
         "/web/{name:path}",
         "/docs",
-        "/docs/oauth2-redirect",
         "/static-offline-docs",
         "/openapi.json",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -29,6 +30,11 @@ _CROSS_ORIGIN: dict[str, Any] = {
 }
 
 _READING = ("GET", "HEAD", "OPTIONS")
+
+# Probes name a pod's or a container's own address as Host, or send none, and their answers hold nothing secret.
+PROBES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d*)?", re.IGNORECASE)
 
 
 class Exposed(Exception):
@@ -58,8 +64,8 @@ def readable_elsewhere(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class Door:
-    """Pure ASGI. Answers 403 to a foreign Host, and to a state-changing request that a foreign page sends; 431 to too
-    large a head.
+    """Pure ASGI. Answers 403 to a foreign Host, to several, and to a state-changing request that a foreign page sends;
+    431 to too large a head. Health probes may name any Host.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings):
@@ -82,24 +88,28 @@ class Door:
         size = sum(len(name) + len(value) for name, value in sent) + len(scope["path"]) + len(scope["query_string"])
         if len(sent) > self._max_headers or size > self._max_head_bytes:
             return HeadTooLarge(f"a request may have {self._max_headers} fields, {self._max_head_bytes} bytes in all")
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if _hostname(host) not in self._hosts:
-            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
-        if scope["method"] in _READING:
+        reading = scope["method"] in _READING
+        if reading and scope["path"] in PROBES:
             return None
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:
+            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
+        if reading or not self._is_foreign(headers):
+            return None
+        return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page sent this that is neither the service's own nor one of the allowed origins."""
         origin = headers.get("origin")
         if origin in self._origins:
-            return None
+            return False
         # Browsers send both headers by themselves and pages cannot change them; other clients send neither.
-        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
-        if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
-        return None
+        elsewhere = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
+        return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
-def _hostname(host: str) -> str:
-    """`[::1]:8000` -> `[::1]`, `example.org:80` -> `example.org`."""
-    if host.startswith("["):
-        return host.partition("]")[0].lower() + "]"
-    return host.partition(":")[0].lower()
+def _hostname(host: str) -> str | None:
+    """`[::1]:8000` -> `[::1]`, `Example.org:80` -> `example.org`; None for what is no host with an optional port."""
+    found = _HOST.fullmatch(host)
+    return found.group(1).lower() if found else None

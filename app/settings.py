@@ -28,6 +28,8 @@ OTHER_VARIABLES = frozenset({"VESTIBULE_URL", "VESTIBULE_API_KEY", "VESTIBULE_DA
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_.])?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
 
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+
 
 class ConfigurationError(Exception):
     """The service cannot run with these settings. The message is one line that names the variable."""
@@ -69,6 +71,14 @@ def _origin(text: str) -> str:
     return text
 
 
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ValueError(f"{text!r} is not a path: expected as /vision")
+    return path
+
+
+RootPath = Annotated[str, AfterValidator(_root_path)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
 ]
@@ -97,6 +107,7 @@ class Settings(BaseSettings):
     require_keys: bool = False  # also while there are none; else they are needed once the first was made
     rate_per_minute: Positive | None = None  # requests of a key that has no limit of its own
     key_concurrency: Positive | None = None  # the same of its requests that are under way at once
+    root_path: RootPath = ""  # the sub-path below which a reverse proxy serves this, as "/vision"
     allowed_hosts: Hosts = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
     allowed_origins: Origins = ()  # foreign web pages that may call, as "https://example.org"
 

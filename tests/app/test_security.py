@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.gate import _bearer
 from app.keys import Keys
 from app.main import create_app
-from app.security import Exposed, refuse_exposure
+from app.security import PROBES, Exposed, refuse_exposure
 from app.settings import Settings, is_loopback
 from tests.app.conftest import BASE_URL
 
@@ -26,16 +27,45 @@ def friendly() -> TestClient:
     [
         ("127.0.0.1", 200),
         ("127.0.0.1:8000", 200),
+        ("127.0.0.1:", 200),
         ("LOCALHOST:1", 200),
         ("[::1]:8000", 200),
+        ("[::1]", 200),
         ("example.org", 403),
         ("127.0.0.1.evil.example", 403),
         ("[::2]:8000", 403),
         ("", 403),
+        ("[::1].evil.com", 403),
+        ("[::1]evil.com", 403),
+        ("[::1", 403),
+        ("[::1]:8000.evil.com", 403),
+        ("::1", 403),
+        ("localhost:80:evil.com", 403),
+        ("localhost:evil", 403),
+        ("evil@localhost", 403),
+        ("localhost@evil.com", 403),
+        ("localhost/evil.com", 403),
+        ("localhost,evil.com", 403),
+        ("local host", 403),
     ],
 )
 def test_host_allow_list(client: TestClient, host: str, status: int) -> None:
-    assert client.get("/health/live", headers={"host": host}).status_code == status
+    assert client.get("/models", headers={"host": host}).status_code == status
+
+
+def test_two_hosts_are_refused_and_so_are_two_keys(client: TestClient) -> None:
+    hosts = [("host", "127.0.0.1"), ("host", "127.0.0.1")]
+    assert client.get("/models", headers=hosts).status_code == 403
+    keys = [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")]
+    assert _bearer({"type": "http", "headers": keys[:1]}) == "a"
+    assert _bearer({"type": "http", "headers": keys}) is None
+
+
+@pytest.mark.parametrize("path", sorted(PROBES))
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("host", ["10.1.2.3:8000", "[fd00::1]:8000", "evil.example", ""])
+def test_probes_may_name_any_host(client: TestClient, path: str, method: str, host: str) -> None:
+    assert client.request(method, path, headers={"host": host}).status_code == 200
 
 
 # Refused requests get 403 here; the others get past the door, to the 400 of an empty body.
