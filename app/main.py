@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import errors, images
 from app.addressing import HeadAsGet, SubPath
-from app.admission import Admission, Places, Refusal
+from app.admission import Admission, Places, Refusal, takes_a_place
 from app.background import running
 from app.body import BodyLimit
 from app.departure import Departure
@@ -128,7 +128,7 @@ def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> No
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)
     app.add_middleware(readable_elsewhere, settings=settings)
-    app.add_middleware(Door, settings=settings)
+    app.add_middleware(Door, settings=settings, computes=lambda scope: takes_a_place(routes.find(scope)))
     app.add_middleware(Observe, metrics=figures)
     app.add_middleware(Refusal, places=app.state.places, routes=routes, settings=settings, metrics=figures)
     app.add_middleware(HeadAsGet)

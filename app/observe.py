@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import VestibuleError, error_response
 from app.metrics import Metrics
-from app.security import PROBES
+from app.scopes import PROBES
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import HeadTooLarge, HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
 from app.keys import Keys
+from app.scopes import PROBES
 from app.settings import Settings, is_loopback
 
 # What a page of an allowed origin may do: send a key and a body, and read what is told in header fields. No cookies.
@@ -30,9 +32,6 @@ _CROSS_ORIGIN: dict[str, Any] = {
 }
 
 _READING = ("GET", "HEAD", "OPTIONS")
-
-# Probes name a pod's or a container's own address as Host, or send none, and their answers hold nothing secret.
-PROBES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d*)?", re.IGNORECASE)
 
@@ -64,12 +63,15 @@ def readable_elsewhere(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class Door:
-    """Pure ASGI. Answers 403 to a foreign Host, to several, and to a state-changing request that a foreign page sends;
-    431 to too large a head. Health probes may name any Host.
+    """Pure ASGI. Answers 403 to a foreign Host, to several, and to a request that changes or computes something where
+    a foreign page sends it; 431 to too large a head. Health probes may name any Host.
+
+    `computes`: whether a request is for a route that computes, which a GET may be, too.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings):
+    def __init__(self, app: ASGIApp, settings: Settings, computes: Callable[[Scope], bool]):
         self.app = app
+        self._computes = computes
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(settings.allowed_origins)
         self._max_head_bytes = settings.max_head_bytes
@@ -95,7 +97,7 @@ class Door:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:
             return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
-        if reading or not self._is_foreign(headers):
+        if not self._is_foreign(headers) or (reading and not self._computes(scope)):
             return None
         return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
 
@@ -104,7 +106,8 @@ class Door:
         origin = headers.get("origin")
         if origin in self._origins:
             return False
-        # Browsers send both headers by themselves and pages cannot change them; other clients send neither.
+        # Browsers send these headers by themselves and pages cannot change them; other clients send neither. With a GET
+        # they send no Origin, and Sec-Fetch-Site only to loopback and by HTTPS.
         elsewhere = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
         return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
