@@ -32,9 +32,9 @@ sbom: .venv/tools.stamp ## sbom.cdx.json: what the service is made of, by its lo
 	$(TOOLS)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file sbom.cdx.json
 
-audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks pypi.org, so it is no part of `check`
+audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks the package index, so it is no part of `check`
 	@$(TOOLS)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock || \
-		{ echo "audit: vulnerabilities were found, or pypi.org could not be asked and nothing is known: see above"; exit 1; }
+		{ echo "audit: vulnerabilities were found, or the package index could not be asked and nothing is known: see above"; exit 1; }
 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
 	$(BIN)/python -m benchmarks.bad_inputs
