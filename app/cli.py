@@ -14,7 +14,7 @@ import typer
 from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
 from app.keys_cli import keys_cli
-from app.terminal import fail, read_settings
+from app.terminal import fail, read_settings, replace_unencodable
 
 if TYPE_CHECKING:
     from socket import socket
@@ -86,16 +86,15 @@ def health() -> None:
 
 @cli.command("models")
 def list_models() -> None:
-    """List the models in the weights folder."""
-    from models.checkpoint import CARD_FILE, CheckpointError, read_card
+    """List the models in the weights folder, and folders that are refused."""
+    from app.cards import read_each
+    from app.errors import ModelRefused
 
-    for path in sorted(read_settings().weights.glob(f"*/{CARD_FILE}")):
-        try:
-            card = read_card(path.parent)
-        except CheckpointError as error:
-            typer.echo(f"{path.parent.name}: refused: {error}", err=True)
-            continue
-        typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
+    for folder, card in read_each(read_settings().weights):
+        if isinstance(card, ModelRefused):
+            typer.echo(f"{folder.name}: refused: {card.detail}", err=True)
+        else:
+            typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
 
 
 @cli.command("import")
@@ -118,6 +117,7 @@ def import_model(
 
 def main() -> None:
     """Entry point of the distribution."""
+    replace_unencodable()
     cli()
 
 

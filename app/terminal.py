@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,13 @@ from pydantic import ValidationError
 
 if TYPE_CHECKING:
     from app.settings import Settings
+
+
+def replace_unencodable() -> None:
+    """Print `?` for characters that standard output and standard error cannot encode, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def put(line: str) -> None:
