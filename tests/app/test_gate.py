@@ -40,7 +40,8 @@ EXPECTED: dict[str, str] = {
         POST /classify  POST /faces/detect  POST /embed  POST /v1/embeddings  POST /verify  POST /verify/embeddings
         GET /generate  POST /generate  GET /generate/interpolate  POST /v1/images/generations  POST /denoise
         POST /encode  POST /reconstruct  POST /search  POST /collections/{collection}/subjects/{subject}/verify
-        GET /models  GET /models/{name}  GET /v1/models  GET /v1/models/{name}  GET /v2  POST /v2/repository/index  GET /v2/models/{name}
+        GET /models  GET /models/{name}  GET /v1/models  GET /v1/models/{name}
+        GET /v2  POST /v2/repository/index  GET /v2/models/{name}
         GET /v2/models/{name}/versions/{version}  GET /v2/models/{name}/ready
         GET /v2/models/{name}/versions/{version}/ready  POST /v2/models/{name}/infer
         POST /v2/models/{name}/versions/{version}/infer
