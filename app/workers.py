@@ -56,12 +56,14 @@ def listen(settings: Settings) -> socket.socket:
         ConfigurationError: the address is in use, or is none of this machine.
     """
     host, port = settings.host.strip("[]"), settings.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        families = {found[0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        cause = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one, as "a..b"
+        number = error.errno if isinstance(error, OSError) else None
+        cause = "port" if number in (errno.EADDRINUSE, errno.EACCES) else "host"
+        reason = os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", error)
         raise ConfigurationError(
             f"{variable(cause)} (or --{cause}): cannot listen on {host} port {port}: {reason}"
         ) from error

@@ -116,8 +116,9 @@ def test_an_address_in_use_ends_the_start_before_models_load(workers: str, tmp_p
     assert "model_loaded" not in outcome.output
 
 
-def test_a_host_that_is_none(tmp_path: Path) -> None:
-    env = {"VESTIBULE_HOST": "127.0.0.256", "VESTIBULE_ALLOW_PUBLIC": "true", "VESTIBULE_STATE": str(tmp_path)}
+@pytest.mark.parametrize("host", ["127.0.0.256", "a..b", "http://localhost", "192.0.2.1"])
+def test_a_host_that_is_none(host: str, tmp_path: Path) -> None:
+    env = {"VESTIBULE_HOST": host, "VESTIBULE_ALLOW_PUBLIC": "true", "VESTIBULE_STATE": str(tmp_path)}
     outcome = CliRunner().invoke(cli, ["serve", "--port", "0"], env=env)
     assert outcome.exit_code == 1
     assert outcome.stderr.splitlines()[-1].startswith("vestibule: VESTIBULE_HOST (or --host): cannot listen on ")

@@ -61,7 +61,7 @@ def test_the_orientation_and_the_profile_of_an_image_are_kept() -> None:
 def test_classify_them(live: str, tmp_path: Path) -> None:
     (tmp_path / "coffee.jpg").write_bytes(COFFEE)
     with Client(live) as client, Image.open(tmp_path / "coffee.jpg") as image:
-        asked = [COFFEE, bytearray(COFFEE), memoryview(COFFEE), image]
+        asked: list[Any] = [COFFEE, bytearray(COFFEE), memoryview(COFFEE), image]
         alone = [client.classify(picture, top_k=1).first.predictions[0] for picture in asked]
         together = [item.predictions[0] for item in client.classify(asked, top_k=1).data]  # type: ignore[union-attr]
     assert [one.class_ for one in alone] == [one.class_ for one in together] == ["espresso"] * 4
