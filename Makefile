@@ -35,9 +35,9 @@ sbom: .venv/tools.stamp ## sbom.cdx.json: what the service is made of, by its lo
 weights: .venv/dev.stamp ## train every shipped model that its recipe does not match; CPUS=0 or CPUS=0-3 says where
 	$(BIN)/python -m training.queue $(if $(CPUS),--cpus $(CPUS))
 
-audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks pypi.org, so it is no part of `check`
+audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks the package index, so it is no part of `check`
 	@$(TOOLS)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock || \
-		{ echo "audit: vulnerabilities were found, or pypi.org could not be asked and nothing is known: see above"; exit 1; }
+		{ echo "audit: vulnerabilities were found, or the package index could not be asked and nothing is known: see above"; exit 1; }
 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
 	$(BIN)/python -m benchmarks.bad_inputs

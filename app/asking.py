@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import typer
+
 from app.terminal import fail, plain, progress, put
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 A = TypeVar("A")
 B = TypeVar("B")
 
+MOST_SKIPPED = 100  # skipped files that are named one by one
 LONGEST_NAME = 60  # characters of a file's name in a table; longer ones push the rest of their line to the right
 
 
@@ -44,8 +47,10 @@ class Answered:
     why: str = ""
 
 
-def sources(paths: Iterable[Path]) -> Iterator[Source]:
+def sources(paths: Iterable[Path], skipped: list[Path]) -> Iterator[Source]:
     """The files named, and the pictures in the folders named and in those below, by name; no hidden ones.
+
+    Files in folders whose suffix is not that of a picture are appended to `skipped`.
 
     Raises:
         OSError: a folder that cannot be read.
@@ -57,9 +62,11 @@ def sources(paths: Iterable[Path]) -> Iterator[Source]:
         for folder, below, files in os.walk(path, onerror=_raise):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                    found = Path(folder, name)
+                found = Path(folder, name)
+                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                     yield Source(found, found.relative_to(path))
+                elif not name.startswith("."):
+                    skipped.append(found)
 
 
 def _raise(error: OSError) -> None:
@@ -144,12 +151,23 @@ class Question:
 def ask_each(files: list[Path], question: Question, asking: Asking) -> None:
     """Ask about every picture, print a line for each, and end with 1 if one failed."""
     with failing():
-        found = list(sources(files))
+        skipped: list[Path] = []
+        found = list(sources(files, skipped))
+        _report_skipped(skipped)
         if not found:
             fail("there is no picture in there")
         failed = asyncio.run(_answer_all(found, question, asking))
     if failed:
         fail(f"{failed} of {len(found)} failed")
+
+
+def _report_skipped(skipped: list[Path]) -> None:
+    """Name on standard error the files that are not asked about; of very many the first ones."""
+    accepted = " ".join(sorted(SUFFIXES))
+    for path in skipped[:MOST_SKIPPED]:
+        typer.echo(f"vestibule: skipped {plain(str(path))}: its suffix is none of {accepted}", err=True)
+    if (more := len(skipped) - MOST_SKIPPED) > 0:
+        typer.echo(f"vestibule: skipped {more} more files", err=True)
 
 
 async def _answer_all(found: list[Source], question: Question, asking: Asking) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -16,17 +17,26 @@ MOST_TOLD = 500  # characters of why a file is refused
 
 
 def read_all(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
-    """Cards and folders by name; a folder that is refused is told of in the log and is not served."""
+    """Cards and folders by name. A folder that is refused is reported in the log and not served."""
     found: dict[str, tuple[ModelCard, Path]] = {}
-    for path in sorted(weights.glob(f"*/{checkpoint.CARD_FILE}")):
-        try:
-            card = read(path.parent)
-        except ModelRefused as error:
-            log.error("model_refused", folder=path.parent.name, error=error.detail)
-            continue
-        if card is not None:
-            found[card.name] = (card, path.parent)
+    for folder, card in read_each(weights):
+        if isinstance(card, ModelRefused):
+            log.error("model_refused", folder=folder.name, error=card.detail)
+        else:
+            found[card.name] = (card, folder)
     return found
+
+
+def read_each(weights: Path) -> Iterator[tuple[Path, ModelCard | ModelRefused]]:
+    """Each folder with a card or with weights, by name, and its card or why it is refused."""
+    files = [*weights.glob(f"*/{checkpoint.CARD_FILE}"), *weights.glob(f"*/{checkpoint.WEIGHTS_FILE}")]
+    for folder in sorted({path.parent for path in files}):
+        try:
+            card = read(folder)
+        except ModelRefused as error:
+            yield folder, error
+        else:
+            yield folder, card or ModelRefused(f"it has {checkpoint.WEIGHTS_FILE} and no {checkpoint.CARD_FILE}")
 
 
 def read(folder: Path) -> ModelCard | None:
@@ -42,7 +52,7 @@ def read(folder: Path) -> ModelCard | None:
     except checkpoint.CheckpointError as error:
         raise ModelRefused(told(error, folder)) from error
     if card.name != folder.name:
-        raise ModelRefused(f"its card is that of {card.name}")
+        raise ModelRefused(f"the folder is {folder.name}, but its card is that of {card.name}: rename one of them")
     return card
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from app.client_cli import client_cli
 from app.gallery_cli import gallery_cli
 from app.keys_cli import keys_cli
-from app.terminal import fail, invalid
+from app.terminal import fail, read_settings, replace_unencodable
 
 if TYPE_CHECKING:
     from socket import socket
@@ -37,16 +37,25 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes behind the port: one for each GPU.")] = None,
 ) -> None:
     """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
-    from app import logs
-    from app.workers import Workers
+    import structlog
 
-    settings = _settings(host=host, port=port, workers=workers)
-    if settings.workers == 1:
-        _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
-        return
+    from app import logs, state_folder
+    from app.settings import ConfigurationError, unknown_variables
+    from app.workers import Workers, listen
+
+    settings = read_settings(host=host, port=port, workers=workers)
     logs.configure()
-    status = Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run()
-    raise typer.Exit(status)
+    if unknown := unknown_variables(os.environ):
+        structlog.get_logger().warning("unknown_variables", names=unknown)
+    try:
+        if warning := state_folder.prepare(settings.state):
+            structlog.get_logger().warning("state_folder_not_private", detail=warning)
+        if settings.workers > 1:
+            raise typer.Exit(Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
+        listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
+    except ConfigurationError as error:
+        fail(str(error))
+    _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
 
 
 @cli.command(hidden=True)
@@ -57,7 +66,7 @@ def worker(listening: int, parent: int) -> None:
     from app.workers import tie
 
     ready = tie(parent)
-    _serve(_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
+    _serve(read_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
 
 
 @cli.command()
@@ -65,27 +74,27 @@ def health() -> None:
     """Ask the service on this machine whether it is ready; the exit status says it."""
     import httpx
 
-    port = _settings().port
+    settings = read_settings()
+    url = f"http://{_address(settings.host)}:{settings.port}/health/ready"
     try:
-        response = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=4)
-    except httpx.HTTPError as error:
-        fail(f"no answer on port {port}: {error}")
+        response = httpx.get(url, timeout=4, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(f"no answer from {url}: {error}")
     typer.echo(response.text)
     raise typer.Exit(0 if response.is_success else 1)
 
 
 @cli.command("models")
 def list_models() -> None:
-    """List the models in the weights folder."""
-    from models.checkpoint import CARD_FILE, CheckpointError, read_card
+    """List the models in the weights folder, and folders that are refused."""
+    from app.cards import read_each
+    from app.errors import ModelRefused
 
-    for path in sorted(_settings().weights.glob(f"*/{CARD_FILE}")):
-        try:
-            card = read_card(path.parent)
-        except CheckpointError as error:
-            typer.echo(f"{path.parent.name}: refused: {error}", err=True)
-            continue
-        typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
+    for folder, card in read_each(read_settings().weights):
+        if isinstance(card, ModelRefused):
+            typer.echo(f"{folder.name}: refused: {card.detail}", err=True)
+        else:
+            typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
 
 
 @cli.command("import")
@@ -101,7 +110,7 @@ def import_model(
     """Convert published weights into a served model of the weights folder."""
     from models.importers import ImportWeightsError, import_weights
 
-    folder = _settings().weights
+    folder = read_settings().weights
     try:
         card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
     except ImportWeightsError as error:
@@ -111,17 +120,8 @@ def import_model(
 
 def main() -> None:
     """Entry point of the distribution."""
+    replace_unencodable()
     cli()
-
-
-def _settings(**given: object) -> Settings:
-    """Settings from the environment, with the command line's own on top."""
-    from app.settings import Settings
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except ValidationError as error:
-        invalid(error)
 
 
 def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:
@@ -130,13 +130,14 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
     from app.errors import VestibuleError
     from app.main import create_app
     from app.security import Exposed
+    from app.settings import ConfigurationError
 
     logs.configure()
     try:
         app = create_app(settings)
     except VestibuleError as error:
-        fail(f"{error.detail}. Looked in {settings.weights}; `make install` puts the shipped models there.")
-    except Exposed as error:
+        fail(f"{error.detail}. VESTIBULE_WEIGHTS is {settings.weights}; `make install` puts the shipped models there.")
+    except (ConfigurationError, Exposed) as error:
         fail(str(error))
     server = _server(app, settings, ready)
     server.run(sockets)
@@ -175,7 +176,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
         app,  # type: ignore[arg-type]
         http=partial(PatientProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
         ws="none",
-        host=settings.host,
+        host=settings.host.strip("[]"),
         port=settings.port,
         log_config=None,
         access_log=False,
@@ -186,10 +187,17 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
     return Server(config)
 
 
+def _address(host: str) -> str:
+    """The host part of an address by which this machine reaches a service that listens on `host`."""
+    bare = host.strip("[]")
+    bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104  compared, not bound
+    return f"[{bare}]" if ":" in bare else bare
+
+
 def _welcome(host: str, port: int) -> str:
     from app.settings import PROJECT
 
-    name = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  compared, not bound
+    name = _address(host)
     picture = PROJECT / "examples" / "coffee.jpg"
     shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture
     return (

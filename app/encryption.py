@@ -17,7 +17,9 @@ def operator_key(text: SecretStr | None, file: Path | None) -> OperatorKey | Non
         InvalidError: it is in both, the file cannot be read, or it is no key.
     """
     if text is not None and file is not None:
-        raise InvalidError("the encryption key is given twice, as itself and as a file; keep one")
+        raise InvalidError(
+            "VESTIBULE_ENCRYPTION_KEY and VESTIBULE_ENCRYPTION_KEY_FILE: the key is given twice; keep one of them"
+        )
     if text is not None:
         return OperatorKey.from_text(text.get_secret_value())
     return None if file is None else read_key(file)

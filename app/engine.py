@@ -22,7 +22,7 @@ from app.loading import Prepared
 from app.metrics import Metrics
 from app.parts import FEATURES, WHOLE, Part, first_part
 from app.pool import Pool
-from app.settings import Settings
+from app.settings import Settings, variable
 from app.shelf import Shelf
 from models.card import ModelCard
 from models.choice import Choice
@@ -36,6 +36,16 @@ log = structlog.get_logger()
 STORE_THREADS = 8
 STEPS_BACK = 5  # of `nice`, for threads that compute
 BYTES = 4  # of a parameter
+
+# The setting that names the default model of each task.
+_DEFAULTS: dict[Task, str] = {
+    "classify": "default_classifier",
+    "detect": "default_detector",
+    "embed": "default_embedder",
+    "generate": "default_generator",
+    "denoise": "default_denoiser",
+    "reconstruct": "default_autoencoder",
+}
 
 
 def _step_back() -> None:
@@ -82,15 +92,21 @@ class Engine:
         self._decode = Pool(os.cpu_count() or 1, "decode")
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
-        self._defaults: dict[Task, str] = {
-            "classify": settings.default_classifier,
-            "detect": settings.default_detector,
-            "embed": settings.default_embedder,
-            "generate": settings.default_generator,
-            "denoise": settings.default_denoiser,
-            "reconstruct": settings.default_autoencoder,
-        }
-        self.card(None, "classify")
+        self._defaults: dict[Task, str] = {task: getattr(settings, field) for task, field in _DEFAULTS.items()}
+        self._check_defaults()
+
+    def _check_defaults(self) -> None:
+        """Check that the default classifier, and every default that was set, names a model for its task.
+
+        Raises:
+            UnknownModel: the message names the variable.
+        """
+        for task, field in _DEFAULTS.items():
+            if task == "classify" or field in self._settings.model_fields_set:
+                try:
+                    self.card(None, task)
+                except UnknownModel as error:
+                    raise UnknownModel(f"{variable(field)}: {error.detail}") from None
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:

@@ -250,7 +250,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     # Of all operations with this path; the framework names those of the route that it tried first.
     operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and operations:
-        answer.headers["allow"] = ", ".join(sorted(method.upper() for method in operations))
+        methods = {method.upper() for method in operations}
+        answer.headers["allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     return answer
 
 

@@ -14,7 +14,7 @@ import typer
 
 from app.asking import Asking
 from app.client_cli import ApiKey, Url, connected
-from app.terminal import fail, failing, progress
+from app.terminal import fail, failing, progress, read_settings, state_of
 
 if TYPE_CHECKING:
     from index.gallery import EmbeddedGallery
@@ -171,11 +171,10 @@ def backup(
 @gallery_cli.command()
 def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]) -> None:
     """Put a backup in place of the ledger, and erase again what was erased since; the service must be stopped."""
-    from app.settings import Settings
     from index.backup import restore as put_back
 
     with failing("the ledger"):
-        done = put_back(Settings().state / "gallery", folder)
+        done = put_back(state_of(read_settings(), new=True) / "gallery", folder)
     made = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
         f"the ledger is that of {made:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
@@ -236,16 +235,15 @@ def _is_under_way(client: Client, collection: str, embedder: str) -> bool:
 @contextmanager
 def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
     """The gallery, which must be there unless it may be `new`."""
-    from app.settings import Settings
     from index.errors import NotFoundError
     from index.gallery import EmbeddedGallery
 
     with failing("the ledger"):
-        settings = Settings()
-        folder = settings.state / "gallery"
+        given = read_settings()
+        folder = state_of(given, new=new) / "gallery"
         if not new and not folder.is_dir():
             raise NotFoundError(f"there is no gallery in {folder}")
-        gallery = EmbeddedGallery(folder, key=settings.operator_key())
+        gallery = EmbeddedGallery(folder, key=given.operator_key())
         try:
             yield gallery
         finally:

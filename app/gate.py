@@ -108,6 +108,7 @@ class Gate:
 
 
 def _bearer(scope: Scope) -> str | None:
-    """What `Authorization` carries; None where there is no such header, or another scheme."""
-    kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+    """What `Authorization` carries; None where there is no such header, several of them, or another scheme."""
+    sent = Headers(scope=scope).getlist("authorization")
+    kind, _, secret = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
     return secret.strip() if kind.lower() == "bearer" and secret.strip() else None

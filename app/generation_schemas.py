@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.schemas import Failed, _Schema
+from app.schemas import Failed, OpenAIRequest, _Schema
 
 MOST_SAMPLES = 64
 MAX_SEED = 2**63 - 1
@@ -90,7 +90,7 @@ class GenerateResponse(_Schema):
     seed: int | None = None
 
 
-class ImagesRequest(_Schema):
+class ImagesRequest(OpenAIRequest):
     """OpenAI's request for images; `prompt` names what a model draws: a class, or one for each picture.
 
     `seed` is not OpenAI's: with it the same pictures are answered again.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.terminal import fail, failing
+from app.terminal import fail, failing, read_settings, state_of
 
 if TYPE_CHECKING:
     from app.keys import Key, Keys
@@ -38,7 +38,7 @@ def create(
         fail(f"unknown scope {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
     if not 0 < len(name) <= 64 or not name.isprintable():
         fail("expected a name of 1 to 64 printable characters")
-    with _opened() as keys:
+    with _opened(new=True) as keys:
         made, secret = keys.create(
             name,
             [known for known in SCOPES if known in scope],
@@ -107,13 +107,12 @@ def _moment(at: float) -> str:
 
 
 @contextmanager
-def _opened() -> Iterator[Keys]:
-    """The keys of this machine's service."""
+def _opened(*, new: bool = False) -> Iterator[Keys]:
+    """The keys in the state folder, which is created if it may be `new`."""
     from app.keys import FOLDER, Keys
-    from app.settings import Settings
 
     with failing("the keys"):
-        keys = Keys(Settings().state / FOLDER)
+        keys = Keys(state_of(read_settings(), new=new) / FOLDER)
         try:
             yield keys
         finally:

@@ -98,9 +98,17 @@ def _tile(card: ModelCard, picture: Image.Image) -> Tensor:
 
 
 def dimensions(prepared: Prepared) -> int:
-    """How many numbers, or maps, an item is answered with, by running it once: so no user pays for the first call."""
-    example = torch.zeros(prepared.part.example(prepared.card))
+    """How many numbers, or maps, an item is answered with, by running it once: so no user pays for the first call.
+
+    Raises:
+        CheckpointError: the output has NaN or infinity.
+    """
+    shape = prepared.part.example(prepared.card)
+    # A ramp: zeros would hide weights that overflow.
+    example = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     (answer,) = fitting(lambda: run_filled(prepared.part, prepared.runtime, [example]))
+    if not answer.isfinite().all():
+        raise checkpoint.CheckpointError(f"{prepared.card.name}: its output has NaN or infinity")
     return answer.shape[0]
 
 

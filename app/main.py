@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import errors, images
-from app.admission import Admission, Places, Refusal
+from app.addressing import HeadAsGet, SubPath
+from app.admission import Admission, Places, Refusal, takes_a_place
 from app.background import running
 from app.body import BodyLimit
 from app.departure import Departure
@@ -49,7 +50,7 @@ from app.routes import (
 from app.scopes import Routes
 from app.security import Door, readable_elsewhere, refuse_exposure
 from app.services import Services
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings
 from app.upkeep import Upkeep
 from index.gallery import EmbeddedGallery
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
+        ConfigurationError: the sub-path is that of a route.
     """
     images.own_limits()
     keys = Keys(settings.state / KEYS_FOLDER)
@@ -70,25 +72,30 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
-        keys.known()  # a ledger that cannot be read is told of now, not to each request
-        gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
-        app.state.galleries = Galleries(inference, gallery)
-        upkeep = Upkeep(gallery, settings.upkeep_s)
-        upkeep.start()
-        async with running(reloads.follow(engine)) if settings.workers > 1 else nullcontext():
+        # Ledgers are opened before models load, so that one that cannot be read ends the start at once.
+        async with AsyncExitStack() as started:
+            started.callback(keys.close)
+            keys.known()
+            gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
+            started.callback(gallery.close)
+            started.push_async_callback(engine.stop)
+            await engine.start()
+            app.state.galleries = Galleries(inference, gallery)
+            upkeep = Upkeep(gallery, settings.upkeep_s)
+            upkeep.start()
+            started.push_async_callback(asyncio.to_thread, upkeep.stop)
+            if settings.workers > 1:
+                await started.enter_async_context(running(reloads.follow(engine)))
             yield
-        await asyncio.to_thread(upkeep.stop)
-        await engine.stop()
-        gallery.close()
-        keys.close()
 
     app = FastAPIOffline(
         title="Vestibule",
         summary="A self-hosted vision service.",
         version=version("vestibule"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.settings = settings
     app.state.engine = engine
@@ -112,6 +119,8 @@ def create_app(settings: Settings) -> FastAPI:
 def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> None:
     """What stands before the routes, of which there are no more from now on. The last added is the outermost."""
     routes = Routes(app)
+    if any((one.route.path or "").startswith(settings.root_path + "/") for one in routes.all if settings.root_path):
+        raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {settings.root_path} is a path of the service itself")
     app.add_middleware(Direct, routes=routes)
     app.add_middleware(Departure)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -119,6 +128,8 @@ def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> No
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)
     app.add_middleware(readable_elsewhere, settings=settings)
-    app.add_middleware(Door, settings=settings)
+    app.add_middleware(Door, settings=settings, computes=lambda scope: takes_a_place(routes.find(scope)))
     app.add_middleware(Observe, metrics=figures)
     app.add_middleware(Refusal, places=app.state.places, routes=routes, settings=settings, metrics=figures)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(SubPath, root_path=settings.root_path)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import VestibuleError, error_response
 from app.metrics import Metrics
+from app.scopes import PROBES
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
@@ -29,7 +30,7 @@ UNLESS_SAID = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-_QUIET = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
+_QUIET = PROBES | {"/metrics"}
 
 log = structlog.get_logger()
 

@@ -191,7 +191,13 @@ class EmbedParams(_Schema):
     )
 
 
-class EmbeddingsRequest(_Schema):
+class OpenAIRequest(_Schema):
+    """A request of OpenAI's API. Fields that are not known here are ignored: its clients send new ones at any time."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class EmbeddingsRequest(OpenAIRequest):
     """OpenAI's request for embeddings, with pictures in place of texts: each base64 or a data URI."""
 
     input: str | list[str]
@@ -343,6 +349,22 @@ class ModelList(_Schema):
 
     data: list[ModelSummary]
     memory: ModelMemory
+
+
+class OpenAIModel(_Schema):
+    """A model in OpenAI's form. `created` is 0: cards do not have a date."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: Literal["vestibule"] = "vestibule"
+
+
+class OpenAIModelList(_Schema):
+    """OpenAI's list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
 
 
 class ModelReloaded(_Schema):

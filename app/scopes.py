@@ -36,17 +36,14 @@ INFER: Sequence[Stated] = (Security(BEARER, scopes=["infer"]),)
 ENROL: Sequence[Stated] = (Security(BEARER, scopes=["enrol"]),)
 ADMIN: Sequence[Stated] = (Security(BEARER, scopes=["admin"]),)
 
+# Probes need no key, and may name any Host: a kubelet names the pod's address, HTTP/1.0 none.
+PROBES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 # What is answered without a key: whether the service is up, and pages that hold nothing of anybody's.
-OPEN = frozenset(
+OPEN = PROBES | frozenset(
     {
-        "/health/live",
-        "/health/ready",
-        "/v2/health/live",
-        "/v2/health/ready",
         "/",
         "/web/{name:path}",
         "/docs",
-        "/docs/oauth2-redirect",
         "/static-offline-docs",
         "/openapi.json",
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -10,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import HeadTooLarge, HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
 from app.keys import Keys
+from app.scopes import PROBES
 from app.settings import Settings, is_loopback
 
 # What a page of an allowed origin may do: send a key and a body, and read what is told in header fields. No cookies.
@@ -29,6 +32,8 @@ _CROSS_ORIGIN: dict[str, Any] = {
 }
 
 _READING = ("GET", "HEAD", "OPTIONS")
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d*)?", re.IGNORECASE)
 
 
 class Exposed(Exception):
@@ -58,12 +63,15 @@ def readable_elsewhere(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class Door:
-    """Pure ASGI. Answers 403 to a foreign Host, and to a state-changing request that a foreign page sends; 431 to too
-    large a head.
+    """Pure ASGI. Answers 403 to a foreign Host, to several, and to a request that changes or computes something where
+    a foreign page sends it; 431 to too large a head. Health probes may name any Host.
+
+    `computes`: whether a request is for a route that computes, which a GET may be, too.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings):
+    def __init__(self, app: ASGIApp, settings: Settings, computes: Callable[[Scope], bool]):
         self.app = app
+        self._computes = computes
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(settings.allowed_origins)
         self._max_head_bytes = settings.max_head_bytes
@@ -82,24 +90,29 @@ class Door:
         size = sum(len(name) + len(value) for name, value in sent) + len(scope["path"]) + len(scope["query_string"])
         if len(sent) > self._max_headers or size > self._max_head_bytes:
             return HeadTooLarge(f"a request may have {self._max_headers} fields, {self._max_head_bytes} bytes in all")
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if _hostname(host) not in self._hosts:
-            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
-        if scope["method"] in _READING:
+        reading = scope["method"] in _READING
+        if reading and scope["path"] in PROBES:
             return None
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:
+            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
+        if not self._is_foreign(headers) or (reading and not self._computes(scope)):
+            return None
+        return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page sent this that is neither the service's own nor one of the allowed origins."""
         origin = headers.get("origin")
         if origin in self._origins:
-            return None
-        # Browsers send both headers by themselves and pages cannot change them; other clients send neither.
-        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
-        if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
-        return None
+            return False
+        # Browsers send these headers by themselves and pages cannot change them; other clients send neither. With a GET
+        # they send no Origin, and Sec-Fetch-Site only to loopback and by HTTPS.
+        elsewhere = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
+        return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
-def _hostname(host: str) -> str:
-    """`[::1]:8000` -> `[::1]`, `example.org:80` -> `example.org`."""
-    if host.startswith("["):
-        return host.partition("]")[0].lower() + "]"
-    return host.partition(":")[0].lower()
+def _hostname(host: str) -> str | None:
+    """`[::1]:8000` -> `[::1]`, `Example.org:80` -> `example.org`; None for what is no host with an optional port."""
+    found = _HOST.fullmatch(host)
+    return found.group(1).lower() if found else None

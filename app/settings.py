@@ -1,15 +1,18 @@
-"""Every knob of the service, from VESTIBULE_* in the environment. Read once, by whoever calls `create_app`."""
+"""The settings of the service, from VESTIBULE_* in the environment. Read once, by the caller of `create_app`."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.encryption import operator_key
+from app.encryption import operator_key, read_key
 from index.sealing import OperatorKey
 from models.choice import Wanted
 
@@ -17,6 +20,69 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+PREFIX = "VESTIBULE_"
+# Variables with this prefix that are not settings of the service: those of the client, and of training.
+OTHER_VARIABLES = frozenset({"VESTIBULE_URL", "VESTIBULE_API_KEY", "VESTIBULE_DATASETS", "VESTIBULE_RUNS"})
+
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_.])?", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+
+
+class ConfigurationError(Exception):
+    """The service cannot run with these settings. The message is one line that names the variable."""
+
+
+def _items(value: object) -> object:
+    """Split text at its commas; a JSON array is read as such."""
+    if not isinstance(value, str):
+        return value
+    try:
+        decoded = json.loads(value)
+    except ValueError:
+        decoded = None
+    if isinstance(decoded, list):
+        return decoded
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _host(text: str) -> str:
+    """A host as the `Host` header names it: an IPv6 address has brackets.
+
+    Raises:
+        ValueError: `text` is neither a host name nor an address.
+    """
+    try:
+        address = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        if not _HOST.fullmatch(text):
+            raise ValueError(
+                f"{text!r} is not a host: expected a name or an address, without scheme, port or wildcard"
+            ) from None
+        return text
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is not an origin: expected as https://example.org, without a path or wildcard")
+    return text
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ValueError(f"{text!r} is not a path: expected as /vision")
+    return path
+
+
+RootPath = Annotated[str, AfterValidator(_root_path)]
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
+]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_items)]
 
 
 def is_loopback(host: str) -> bool:
@@ -30,9 +96,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Settings(BaseSettings):
-    """Sizes in bytes, pixels or counts; times in seconds. Lists are JSON in the environment."""
+    """Sizes in bytes, pixels or counts; times in seconds. Lists are separated by commas, or are JSON arrays."""
 
-    model_config = SettingsConfigDict(env_prefix="VESTIBULE_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -41,8 +107,9 @@ class Settings(BaseSettings):
     require_keys: bool = False  # also while there are none; else they are needed once the first was made
     rate_per_minute: Positive | None = None  # requests of a key that has no limit of its own
     key_concurrency: Positive | None = None  # the same of its requests that are under way at once
-    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
-    allowed_origins: tuple[str, ...] = ()  # foreign web pages that may call, as "https://example.org"
+    root_path: RootPath = ""  # the sub-path below which a reverse proxy serves this, as "/vision"
+    allowed_hosts: Hosts = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
+    allowed_origins: Origins = ()  # foreign web pages that may call, as "https://example.org"
 
     weights: Path = PROJECT / "weights"
     state: Path = PROJECT / "state"  # what the service keeps: the gallery, keys
@@ -79,11 +146,45 @@ class Settings(BaseSettings):
     upkeep_s: Seconds = 5.0  # between two rounds of the gallery's background work
     drain_s: Positive = 20  # how long SIGTERM waits for requests under way
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, value: Any) -> Any:
+        """Explain the variable that Kubernetes sets in the pods beside a Service named "vestibule"."""
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "set by Kubernetes for the Service of that name; set enableServiceLinks: false in the pod's spec"
+            )
+        return value
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _valid_key(cls, value: SecretStr | None) -> SecretStr | None:
+        operator_key(value, None)
+        return value
+
+    @field_validator("encryption_key_file")
+    @classmethod
+    def _readable_key(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_key(value)
+        return value
+
     @model_validator(mode="after")
-    def _readable_key(self) -> Self:
+    def _one_key(self) -> Self:
         self.operator_key()
         return self
 
     def operator_key(self) -> OperatorKey | None:
-        """Of encrypted collections; None where none is given."""
+        """The key of encrypted collections; None if there is none."""
         return operator_key(self.encryption_key, self.encryption_key_file)
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """The variables with the prefix of the service that no program of this project reads, sorted."""
+    known = OTHER_VARIABLES | {variable(field) for field in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+
+def replace_unencodable() -> None:
+    """Print `?` for characters that standard output and standard error cannot encode, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def put(line: str) -> None:
@@ -30,24 +42,53 @@ def fail(message: str) -> NoReturn:
 
 
 def invalid(error: ValidationError) -> NoReturn:
-    """Say which settings are not valid, and end with 1."""
-    fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()))
+    """Print one line that names the variable of each invalid setting, and end with 1."""
+    fail("; ".join(_explained(detail["loc"], detail["msg"]) for detail in error.errors()))
+
+
+def _explained(location: tuple[int | str, ...], message: str) -> str:
+    from app.settings import variable
+
+    text = " ".join(message.removeprefix("Value error, ").split())
+    return f"{variable(str(location[0]))}: {text}" if location else text
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings from the environment; those that are given and not None take precedence. Ends with 1 if invalid."""
+    from app.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        invalid(error)
+
+
+def state_of(settings: Settings, *, new: bool) -> Path:
+    """The state folder, prepared for a command that works on its files; `new`: create it if it is missing.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    from app import state_folder
+
+    if warning := state_folder.prepare(settings.state, create=new):
+        typer.echo(f"vestibule: warning: {warning}", err=True)
+    return settings.state
 
 
 @contextmanager
 def failing(ledger: str) -> Iterator[None]:
-    """What goes wrong with the settings or the files of a `ledger`, so called, is one line, not a traceback."""
+    """Print an error about the state folder or its files as one line, and end with 1; `ledger` names the database."""
     import apsw
 
+    from app.settings import ConfigurationError
     from index.errors import GalleryError
 
     try:
         yield
-    except ValidationError as error:
-        invalid(error)
     except apsw.Error as error:
         fail(f"{ledger}: {error}")
-    except (GalleryError, OSError) as error:
+    except (ConfigurationError, GalleryError, OSError) as error:
         fail(str(error))
 
 

@@ -6,6 +6,7 @@ again at once, for ever; and it kills a worker that is silent for five seconds, 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from app.metrics import SHARED
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings, variable
 
 log = structlog.get_logger()
 
@@ -48,6 +49,26 @@ class _Worker:
     delay: float = FIRST_DELAY_S
 
 
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        ConfigurationError: the address is in use, or is none of this machine.
+    """
+    host, port = settings.host.strip("[]"), settings.port
+    try:
+        families = {found[0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one, as "a..b"
+        number = error.errno if isinstance(error, OSError) else None
+        cause = "port" if number in (errno.EADDRINUSE, errno.EACCES) else "host"
+        reason = os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", error)
+        raise ConfigurationError(
+            f"{variable(cause)} (or --{cause}): cannot listen on {host} port {port}: {reason}"
+        ) from error
+
+
 class Workers:
     """`settings.workers` processes on one listening socket, which is open as long as the parent is.
 
@@ -69,18 +90,13 @@ class Workers:
         shutil.rmtree(self._figures, ignore_errors=True)  # of another run
         self._figures.mkdir(parents=True)
         status: int | None = None
-        with self._listening() as listening:
+        with listen(self._settings) as listening:
             for number in range(self._settings.workers):
                 self._workers.append(self._start(number, listening))
             while status is None and not self._stopping.wait(LOOK_S):
                 status = self._look_after(listening)
         self._stop()
         return status or 0
-
-    def _listening(self) -> socket.socket:
-        host, port = self._settings.host.strip("[]"), self._settings.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
     def _start(self, number: int, listening: socket.socket) -> _Worker:
         ours, theirs = socket.socketpair()

@@ -100,7 +100,8 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     """The network in evaluation mode on the CPU, with its card.
 
     Raises:
-        CheckpointError: see `read_card`; weights missing, not the file the card names, or not this architecture's.
+        CheckpointError: see `read_card`; weights missing, not the file the card names, not this architecture's, or not
+            finite.
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
@@ -116,4 +117,6 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
         module.load_state_dict(safetensors.torch.load(data))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if not_finite := [name for name, value in module.state_dict().items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: NaN or infinity in {', '.join(not_finite[:3])}")
     return module.eval(), card

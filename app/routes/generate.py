@@ -24,6 +24,7 @@ router = APIRouter(tags=["generate"], dependencies=INFER)
 
 PROBLEMS = errors.describe(
     errors.HostNotAllowed,
+    errors.OriginNotAllowed,
     errors.InvalidParameters,
     errors.UnknownModel,
     errors.Unprocessable,
@@ -31,7 +32,7 @@ PROBLEMS = errors.describe(
     errors.NotReady,
     errors.DeadlineExceeded,
 )
-SENDING = errors.describe(errors.BadRequest, errors.OriginNotAllowed, errors.BodyTooLarge)
+SENDING = errors.describe(errors.BadRequest, errors.BodyTooLarge)
 PICTURES = describe(PNG, WEBP, schema=GenerateResponse)
 
 IfNoneMatch = Annotated[str | None, Header(description="An `ETag` that was answered before.")]

@@ -1,4 +1,4 @@
-"""GET /models, GET /models/{name} and POST /models/{name}/reload."""
+"""GET /models, GET /models/{name} and POST /models/{name}/reload; GET /v1/models for OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from app import deps, errors
-from app.schemas import ModelDetail, ModelList, ModelName, ModelReloaded
+from app.schemas import ModelDetail, ModelList, ModelName, ModelReloaded, OpenAIModel, OpenAIModelList
 from app.scopes import ADMIN, INFER
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(tags=["models"])
 
 READING = errors.describe(errors.HostNotAllowed, errors.NotFound, errors.InvalidParameters)
 RELOADING = errors.describe(
@@ -24,21 +24,33 @@ RELOADING = errors.describe(
 )
 
 
-@router.get("", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
+@router.get("/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
 async def models(request: Request) -> ModelList:
     """Every model that can be asked for."""
     return deps.services(request).models()
 
 
-@router.get("/{name}", dependencies=INFER, responses=READING)
+@router.get("/models/{name}", dependencies=INFER, responses=READING)
 async def model(request: Request, name: str) -> ModelDetail:
     """One model's card: what it is, what it was trained on, how good it measured, its licence."""
     return deps.services(request).model(name)
 
 
-@router.post("/{name}/reload", dependencies=ADMIN, responses=RELOADING)
+@router.post("/models/{name}/reload", dependencies=ADMIN, responses=RELOADING)
 async def reload(
     request: Request, name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")]
 ) -> ModelReloaded:
     """Serve what lies in the weights folder under this name by now; requests under way end with what was there."""
     return await deps.services(request).reload(name, deps.caller(request))
+
+
+@router.get("/v1/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
+async def openai_models(request: Request) -> OpenAIModelList:
+    """`GET /models` in OpenAI's form."""
+    return OpenAIModelList(data=[OpenAIModel(id=model.name) for model in deps.services(request).models().data])
+
+
+@router.get("/v1/models/{name}", dependencies=INFER, responses=READING)
+async def openai_model(request: Request, name: str) -> OpenAIModel:
+    """One model in OpenAI's form."""
+    return OpenAIModel(id=deps.services(request).model(name).card.name)

@@ -16,13 +16,13 @@ FIGURES = errors.describe(errors.HostNotAllowed, *errors.OF_KEYS)
 FIGURES[200] = {"content": {"text/plain": {}}}
 
 
-@router.get("/health/live", responses=errors.describe(errors.HostNotAllowed))
+@router.get("/health/live")
 async def live() -> Health:
     """The process answers."""
     return Health(status="live")
 
 
-@router.get("/health/ready", responses=errors.describe(errors.HostNotAllowed, errors.NotReady))
+@router.get("/health/ready", responses=errors.describe(errors.NotReady))
 async def ready(request: Request) -> Health:
     """The default classifier and, where their weights are there, the face pair are loaded and warm."""
     engine = deps.engine(request)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 
 from app import errors
 from app.encoding import JSON, is_known
@@ -66,13 +67,26 @@ class _Asset:
     etag: str
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/docs")
+async def documentation() -> Response:
+    """The OpenAPI document, to read and to try. Its links are relative, so it works below any path."""
+    offline = "static-offline-docs"
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Vestibule - Swagger UI",
+        swagger_js_url=f"{offline}/swagger-ui-bundle.js",
+        swagger_css_url=f"{offline}/swagger-ui.css",
+        swagger_favicon_url=f"{offline}/favicon.png",
+    )
+
+
+@router.get("/")
 async def page(if_none_match: IfNoneMatch = None) -> Response:
     """The console."""
     return _answer(PAGE, if_none_match)
 
 
-@router.api_route("/web/{name:path}", methods=["GET", "HEAD"])
+@router.get("/web/{name:path}")
 async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
     """One of the console's files."""
     return _answer(name, if_none_match)

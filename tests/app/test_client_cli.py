@@ -73,7 +73,9 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 def test_classify_files_and_folders_in_order(vestibule: Command, folder: Path) -> None:
     done = vestibule("classify", "--json", "--top-k", 1, folder, DIGITS, COFFEE)
-    assert (done.exit_code, done.stderr) == (1, "vestibule: 1 of 5 failed\n")
+    skipped, failed = [line for line in done.stderr.splitlines() if line.startswith("vestibule: ")]
+    assert skipped.startswith(f"vestibule: skipped {folder / 'notes.txt'}: its suffix is none of .bmp .gif ")
+    assert (done.exit_code, failed) == (1, "vestibule: 1 of 5 failed")
     broken, coffee, cat, digits, again = lines(done.stdout)
     paths = folder / "a-broken.png", folder / "b-coffee.JPG", folder / "old" / "cat.jpg", DIGITS, COFFEE
     assert [one["file"] for one in (broken, coffee, cat, digits, again)] == [str(path) for path in paths]
@@ -92,6 +94,31 @@ def test_classify_as_a_table(vestibule: Command, tmp_path: Path) -> None:
     assert missing == f"{tmp_path / 'missing.jpg'}  failed: No such file or directory"
     read = vestibule("classify", "--sequence", "--model", "lenet5-mnist", DIGITS)
     assert (read.exit_code, read.stdout.split()[1]) == (0, "64798")
+
+
+def test_of_very_many_skipped_files_the_first_are_named(vestibule: Command, tmp_path: Path) -> None:
+    for number in range(103):
+        (tmp_path / f"{number:03}.txt").write_bytes(b"")
+    (tmp_path / ".hidden.txt").write_bytes(b"")
+    told = vestibule("classify", tmp_path).stderr.splitlines()
+    assert len(told) == 102
+    assert told[-2:] == ["vestibule: skipped 3 more files", "vestibule: there is no picture in there"]
+
+
+def test_characters_that_the_terminal_cannot_encode_are_replaced(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app.cli", "classify", "--url", "http://127.0.0.1:9", str(tmp_path)]
+    (tmp_path / "Zoë 日本.txt").write_bytes(b"")
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, check=False, env=environment, cwd=PROJECT, capture_output=True)
+    assert done.returncode == 1
+    told = done.stderr.decode("cp1252").splitlines()
+    assert told[0].startswith(f"vestibule: skipped {tmp_path / 'Zoë ??.txt'}: ")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    script = "from app.terminal import put, replace_unencodable; replace_unencodable(); put('Zoë 日本 x')"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], check=True, env=environment, cwd=PROJECT, capture_output=True, text=True
+    )
+    assert shown.stdout == "Zo? ?? x\n"
 
 
 def test_verify(vestibule: Command) -> None:
@@ -194,7 +221,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError):
-        list(sources([tmp_path]))
+        list(sources([tmp_path], []))
 
 
 def test_who_reads_no_further_is_no_error(vestibule: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,7 @@ def test_a_log_that_was_changed_a_ledger_that_is_none_and_settings_that_are_wron
     assert outcome.exit_code == 1
     assert "the keys: " in outcome.stderr
     monkeypatch.setenv("VESTIBULE_PORT", "-1")
-    assert "port: " in vestibule("list").stderr
+    assert "VESTIBULE_PORT: " in vestibule("list").stderr
 
 
 def test_the_page_s_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from app.metrics import Metrics
-from app.settings import PROJECT
+from app.settings import PROJECT, Settings
 
 DEPLOY = PROJECT / "deploy"
 # What of a query's words is no metric of ours or of the process's.
@@ -81,6 +81,34 @@ def test_compose_starts_what_the_files_speak_of() -> None:
     assert host in services
     assert any(mapping.endswith(f":{port}") for mapping in services[host]["ports"])
     # Prometheus says this name in its requests' Host.
-    assert host in json.loads(services[host]["environment"]["VESTIBULE_ALLOWED_HOSTS"])
+    assert host in Settings(allowed_hosts=services[host]["environment"]["VESTIBULE_ALLOWED_HOSTS"]).allowed_hosts
     url = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]["url"]
     assert url.split("/")[-1].split(":")[0] in services
+
+
+def started(*profiles: str) -> set[str]:
+    """What `docker compose up` starts with these profiles; without any, with those of .env."""
+    default = dict(line.split("=") for line in (PROJECT / ".env").read_text().splitlines() if not line.startswith("#"))
+    active = set(profiles or default["COMPOSE_PROFILES"].split(","))
+    services = read(PROJECT / "docker-compose.yml")["services"]
+    return {name for name, one in services.items() if not one.get("profiles") or active & set(one["profiles"])}
+
+
+def test_one_service_has_the_state() -> None:
+    assert started() == started("cpu") == {"vestibule"}
+    assert started("gpu") == {"vestibule-gpu"}
+    assert started("cpu", "monitoring") == {"vestibule", "prometheus", "grafana"}
+    assert started("gpu", "monitoring") == {"vestibule-gpu", "prometheus", "grafana"}
+    services = read(PROJECT / "docker-compose.yml")["services"]
+    cpu, gpu = services["vestibule"], services["vestibule-gpu"]
+    assert cpu["ports"] == gpu["ports"]  # so the second of both cannot start
+    assert cpu["volumes"] == gpu["volumes"]
+    assert gpu["networks"]["default"]["aliases"] == ["vestibule"]  # by which Prometheus asks
+
+
+def test_nobody_logs_in_to_grafana() -> None:
+    environment = read(PROJECT / "docker-compose.yml")["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"

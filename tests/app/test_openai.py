@@ -152,7 +152,6 @@ def test_what_knows_no_labels_takes_an_empty_prompt(client: openai.OpenAI, addre
         ({"prompt": "1", "model": "dall-e-3"}, "not a model for this task"),
         ({"prompt": "1", "model": "ae-mnist"}, "not a model for this task"),
         ({"prompt": "1", "response_format": "png"}, "response_format"),
-        ({"prompt": "1", "quality": "hd"}, "quality"),
         ({"prompt": "1", "extra_body": {"seed": -1}}, "seed"),
         ({"prompt": "1" * 2000}, "prompt"),
     ],
@@ -176,3 +175,25 @@ def test_errors_of_embeddings_say_what_is_wrong(client: openai.OpenAI, address: 
         with pytest.raises(kind, match=told):
             client.embeddings.create(**asked)
     assert "message" not in httpx.get(f"{address}/models/nobody").json()
+
+
+def test_models_are_listed(client: openai.OpenAI, address: str) -> None:
+    listed = list(client.models.list())
+    assert {model.id for model in listed} == {row["name"] for row in httpx.get(f"{address}/models").json()["data"]}
+    assert {(model.object, model.owned_by, model.created) for model in listed} == {("model", "vestibule", 0)}
+    assert client.models.retrieve("cvae-mnist").id == "cvae-mnist"
+    with pytest.raises(openai.NotFoundError, match="no model of that name"):
+        client.models.retrieve("nobody")
+
+
+def test_fields_that_are_not_known_are_ignored(client: openai.OpenAI) -> None:
+    extra: dict[str, Any] = {"seed": 5, "a_field_of_tomorrow": {"deep": [1]}}
+    known: dict[str, Any] = {"quality": "hd", "background": "opaque", "moderation": "low", "output_format": "png"}
+    bare = client.images.generate(model="cvae-mnist", prompt="7", extra_body={"seed": 5})
+    full = client.images.generate(model="cvae-mnist", prompt="7", extra_body=extra, **known)
+    assert bare.data is not None
+    assert full.data is not None
+    assert bare.data[0].b64_json == full.data[0].b64_json
+    picture = data_uri(photo("astronaut"))
+    answer = client.embeddings.create(model="face-embedder", input=picture, extra_body={"input_type": "query"})
+    assert len(answer.data[0].embedding) == 32

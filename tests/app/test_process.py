@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,13 @@ def test_models_lists_what_is_there_and_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken" / "card.json").write_text("{}")
     result = CliRunner().invoke(cli, ["models"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
     assert "broken: refused" in result.output
+    shutil.copytree(Settings().weights / "lenet5-mnist", tmp_path / "digits")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.safetensors").write_bytes(b"")
+    result = CliRunner().invoke(cli, ["models"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
+    assert "digits: refused: the folder is digits, but its card is that of lenet5-mnist" in result.stderr
+    assert "bare: refused: it has model.safetensors and no card.json" in result.stderr
+    assert result.stdout == ""
 
 
 def test_importing_from_nowhere_is_a_clear_error(tmp_path: Path) -> None:

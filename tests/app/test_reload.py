@@ -516,3 +516,25 @@ def test_the_budget_is_a_setting(settings: Settings) -> None:
     small = settings.model_copy(update={"model_memory_mb": 64})
     with TestClient(create_app(small), base_url=BASE_URL) as client:
         assert client.get("/models").json()["memory"]["budget"] == 64 * 2**20
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_a_model_whose_outputs_are_no_numbers_is_refused(settings: Settings, value: float) -> None:
+    """`value` for every weight: NaN as it is, or so large that the layers overflow."""
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        before = answered(client)["version"]
+        for name in ("tiny", "other"):
+            folder = settings.weights / name
+            network, card = checkpoint.load(folder)
+            with torch.no_grad():
+                for weights in network.parameters():
+                    weights.fill_(value)
+            fields = card.model_dump(exclude={"sha256", "parameters"}, exclude_unset=True)
+            checkpoint.save(folder, network, **fields)
+        refused = client.post("/models/tiny/reload")
+        assert (refused.status_code, refused.json()["type"]) == (422, "urn:vestibule:problem:model-refused")
+        assert "NaN" in refused.json()["detail"]
+        assert answered(client)["version"] == before
+        assert client.post("/models/other/reload").status_code == 422
+    with pytest.raises(NotReady, match="tiny are not whole"), TestClient(create_app(settings)):
+        pass

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.admission import takes_a_place
+from app.gate import _bearer
 from app.keys import Keys
 from app.main import create_app
+from app.scopes import PROBES, Routes
 from app.security import Exposed, refuse_exposure
 from app.settings import Settings, is_loopback
 from tests.app.conftest import BASE_URL
@@ -26,16 +30,45 @@ def friendly() -> TestClient:
     [
         ("127.0.0.1", 200),
         ("127.0.0.1:8000", 200),
+        ("127.0.0.1:", 200),
         ("LOCALHOST:1", 200),
         ("[::1]:8000", 200),
+        ("[::1]", 200),
         ("example.org", 403),
         ("127.0.0.1.evil.example", 403),
         ("[::2]:8000", 403),
         ("", 403),
+        ("[::1].evil.com", 403),
+        ("[::1]evil.com", 403),
+        ("[::1", 403),
+        ("[::1]:8000.evil.com", 403),
+        ("::1", 403),
+        ("localhost:80:evil.com", 403),
+        ("localhost:evil", 403),
+        ("evil@localhost", 403),
+        ("localhost@evil.com", 403),
+        ("localhost/evil.com", 403),
+        ("localhost,evil.com", 403),
+        ("local host", 403),
     ],
 )
 def test_host_allow_list(client: TestClient, host: str, status: int) -> None:
-    assert client.get("/health/live", headers={"host": host}).status_code == status
+    assert client.get("/models", headers={"host": host}).status_code == status
+
+
+def test_two_hosts_are_refused_and_so_are_two_keys(client: TestClient) -> None:
+    hosts = [("host", "127.0.0.1"), ("host", "127.0.0.1")]
+    assert client.get("/models", headers=hosts).status_code == 403
+    keys = [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")]
+    assert _bearer({"type": "http", "headers": keys[:1]}) == "a"
+    assert _bearer({"type": "http", "headers": keys}) is None
+
+
+@pytest.mark.parametrize("path", sorted(PROBES))
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("host", ["10.1.2.3:8000", "[fd00::1]:8000", "evil.example", ""])
+def test_probes_may_name_any_host(client: TestClient, path: str, method: str, host: str) -> None:
+    assert client.request(method, path, headers={"host": host}).status_code == 200
 
 
 # Refused requests get 403 here; the others get past the door, to the 400 of an empty body.
@@ -96,6 +129,39 @@ def test_answers_are_kept_by_nobody_and_shown_in_no_other_page(client: TestClien
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_what_changes_or_computes_is_closed_to_other_pages_and_what_reads_is_open(client: TestClient) -> None:
+    """Each route, whatever its method: a page can send GET by an <img> alone."""
+    routes = Routes(client.app)  # type: ignore[arg-type]
+    closed = set()
+    for route in routes.all:
+        path = re.sub(r"\{[^}]+\}", "x", route.route.path or "")
+        for method in route.methods or ():
+            answer = client.request(method, path, headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"})
+            refused = answer.status_code == 403
+            assert refused == (method not in ("GET", "HEAD") or takes_a_place(route)), (method, path)
+            if refused and method == "GET":
+                closed.add(path)
+    assert closed == {"/generate", "/generate/interpolate"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+    ],
+)
+def test_drawing_by_get(client: TestClient, headers: dict[str, str], status: int) -> None:
+    for path in ("/generate?n=1&seed=1", "/generate/interpolate?from_seed=1&to_seed=2&label=2"):
+        assert client.get(path, headers=headers).status_code == status
+        assert client.head(path, headers=headers).status_code == status
 
 
 def test_reading_is_open_to_links_from_other_pages(client: TestClient) -> None:

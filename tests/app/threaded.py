@@ -15,8 +15,9 @@ from app.settings import Settings
 
 @contextmanager
 def serving_here(settings: Settings) -> Iterator[str]:
-    """The address of a service with these settings, on a free port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
+    """The address, on IPv4, of a service with these settings, on a free port."""
+    host = settings.host.strip("[]")
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), host=host, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

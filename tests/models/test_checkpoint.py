@@ -151,3 +151,13 @@ def test_card_version_1_loads_forever() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(module(ramp)[0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
     assert card.schema_version == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    network = build("lenet1989")
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[3] = value
+    save(tmp_path, network)
+    with pytest.raises(CheckpointError, match="NaN or infinity in "):
+        checkpoint.load(tmp_path)

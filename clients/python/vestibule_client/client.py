@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ipaddress
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -61,7 +62,8 @@ class Client:
 
     `timeout` in seconds, of each of connecting, sending and waiting for the next bytes. What is busy is asked again:
     `retries` says how often, and `vestibule_client.retries.NEVER` that it is not. Every call may raise a
-    `VestibuleError`. Use it in a `with`, or `close` it.
+    `VestibuleError`. Use it in a `with`, or `close` it. Proxies are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+    NO_PROXY, except for a service on loopback, which is asked directly.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class Client:
         retries: Retries = WHEN_BUSY,
         transport: httpx.BaseTransport | None = None,
     ):
-        self._http = httpx.Client(**_options(url, api_key, timeout), transport=transport)
+        with _configured():
+            self._http = httpx.Client(**_options(url, api_key, timeout), transport=transport)
         self._retries = retries
 
     def send(self, call: Call[T]) -> T:
@@ -169,7 +172,8 @@ class AsyncClient:
         retries: Retries = WHEN_BUSY,
         transport: httpx.AsyncBaseTransport | None = None,
     ):
-        self._http = httpx.AsyncClient(**_options(url, api_key, timeout), transport=transport)
+        with _configured():
+            self._http = httpx.AsyncClient(**_options(url, api_key, timeout), transport=transport)
         self._retries = retries
 
     async def send(self, call: Call[T]) -> T:
@@ -259,15 +263,43 @@ def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, 
     address = url or os.environ.get("VESTIBULE_URL") or DEFAULT_URL
     key = (api_key or os.environ.get("VESTIBULE_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ValueError("the API key has characters that no key has")  # and is not repeated here
+        raise ValueError(
+            "api_key (or VESTIBULE_API_KEY): the API key has characters that no key has"
+        )  # and is not repeated here
     headers = {"user-agent": f"vestibule-client/{_version()}"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         base_url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{address!r} is no address: {error}") from error
+        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is no address: {error}") from error
     if base_url.scheme not in ("http", "https") or not base_url.host or (base_url.port or 1) > 65535:
-        raise ValueError(f"{address!r} is no address: expected http://... or https://...")
-    return {"base_url": base_url, "headers": headers, "timeout": timeout, "limits": _LIMITS}
+        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is no address: expected http://... or https://...")
+    options = {"base_url": base_url, "headers": headers, "timeout": timeout, "limits": _LIMITS}
+    if _is_loopback(base_url.host):
+        # A proxy would get pictures and keys that never leave this machine, and would look for the service on its own.
+        options["trust_env"] = False
+        if base_url.scheme == "https":
+            options["verify"] = httpx.create_ssl_context()  # by SSL_CERT_FILE where that is set
+    return options
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether the host is this machine, by its name or address alone."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _configured() -> Iterator[None]:
+    """Raise ValueError for proxy variables that httpx cannot use: it raises ImportError for SOCKS without socksio."""
+    try:
+        yield
+    except (ImportError, httpx.InvalidURL) as error:
+        raise ValueError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
 
 
 def _version() -> str:

@@ -1,0 +1,143 @@
+"""Settings from the environment: how lists are written, and that an error is one line that names the variable."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.settings import PROJECT, Settings, unknown_variables
+
+pytestmark = pytest.mark.usefixtures("_as_it_was")
+
+THREE = ("127.0.0.1", "localhost", "[::1]")
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("a.example,b.example", ("a.example", "b.example")),
+        (" a.example , b.example ,", ("a.example", "b.example")),
+        ("vestibule", ("vestibule",)),
+        ('["127.0.0.1", "localhost", "[::1]"]', THREE),
+        ("127.0.0.1,localhost,[::1]", THREE),
+        ("[::1],localhost", ("[::1]", "localhost")),
+        ("::1", ("[::1]",)),
+        ("[0:0:0:0:0:0:0:1]", ("[::1]",)),
+        ("10.1.2.3", ("10.1.2.3",)),
+        ("my_service.example.", ("my_service.example.",)),
+    ],
+)
+def test_a_list_has_commas_or_is_json(text: str, hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_ALLOWED_HOSTS", text)
+    assert Settings().allowed_hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("[]", ()),
+        ("https://a.example,http://b.example:8080", ("https://a.example", "http://b.example:8080")),
+        ('["https://a.example"]', ("https://a.example",)),
+    ],
+)
+def test_origins_may_be_none(text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_ALLOWED_ORIGINS", text)
+    assert Settings().allowed_origins == origins
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VESTIBULE_ALLOWED_HOSTS", ""),
+        ("VESTIBULE_ALLOWED_HOSTS", "[]"),
+        ("VESTIBULE_ALLOWED_HOSTS", "*"),
+        ("VESTIBULE_ALLOWED_HOSTS", "*.example.org"),
+        ("VESTIBULE_ALLOWED_HOSTS", "https://example.org"),
+        ("VESTIBULE_ALLOWED_HOSTS", "example.org:8000"),
+        ("VESTIBULE_ALLOWED_HOSTS", '["a.example", "b.example"'),
+        ("VESTIBULE_ALLOWED_HOSTS", "[1, 2]"),
+        ("VESTIBULE_ALLOWED_ORIGINS", "*"),
+        ("VESTIBULE_ALLOWED_ORIGINS", "example.org"),
+        ("VESTIBULE_ALLOWED_ORIGINS", "https://example.org/page"),
+        ("VESTIBULE_PORT", "tcp://10.0.0.1:8000"),
+        ("VESTIBULE_PORT", ""),
+        ("VESTIBULE_PORT", "70000"),
+        ("VESTIBULE_WORKERS", "0"),
+        ("VESTIBULE_DEADLINE_S", "soon"),
+        ("VESTIBULE_REQUIRE_KEYS", "perhaps"),
+        ("VESTIBULE_RUNTIME", "tensorrt"),
+        ("VESTIBULE_ENCRYPTION_KEY", "short"),
+        ("VESTIBULE_ENCRYPTION_KEY_FILE", "/nowhere/key"),
+    ],
+)
+@pytest.mark.parametrize("command", [["serve"], ["health"], ["models"], ["keys", "list"], ["gallery", "list"]])
+def test_an_error_is_one_line_that_names_the_variable(command: list[str], name: str, value: str) -> None:
+    outcome = CliRunner().invoke(cli, command, env={name: value})
+    assert (outcome.exit_code, outcome.stdout) == (1, "")
+    assert outcome.stderr.startswith(f"vestibule: {name}: ")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert type(outcome.exception) is SystemExit
+
+
+def test_every_setting_that_is_invalid_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"VESTIBULE_PORT": "x", "VESTIBULE_ALLOWED_HOSTS": "*"}
+    told = CliRunner().invoke(cli, ["models"], env=env).stderr
+    assert "VESTIBULE_PORT: " in told
+    assert "VESTIBULE_ALLOWED_HOSTS: '*' is not a host" in told
+
+
+@pytest.mark.parametrize("field", ["CLASSIFIER", "DETECTOR", "EMBEDDER", "GENERATOR", "DENOISER", "AUTOENCODER"])
+@pytest.mark.parametrize("model", ["no-such-model", "judge-mnist"])
+def test_a_default_model_that_is_not_there_or_of_another_task(field: str, model: str, tmp_path: Path) -> None:
+    task = "denoiser-mnist" if field == "CLASSIFIER" else model
+    env = {f"VESTIBULE_DEFAULT_{field}": task, "VESTIBULE_STATE": str(tmp_path)}
+    outcome = CliRunner().invoke(cli, ["serve", "--port", "0"], env=env)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.splitlines()[-1].startswith(f"vestibule: VESTIBULE_DEFAULT_{field}: '{task}' is not a model")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_address_in_use_ends_the_start_before_models_load(workers: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = {"VESTIBULE_STATE": str(tmp_path)}
+        outcome = CliRunner().invoke(cli, ["serve", "--port", port, "--workers", workers], env=env)
+    assert outcome.exit_code == 1
+    told = f"vestibule: VESTIBULE_PORT (or --port): cannot listen on 127.0.0.1 port {port}: Address already in use"
+    assert outcome.stderr.splitlines()[-1] == told
+    assert "model_loaded" not in outcome.output
+
+
+@pytest.mark.parametrize("host", ["127.0.0.256", "a..b", "http://localhost", "192.0.2.1"])
+def test_a_host_that_is_none(host: str, tmp_path: Path) -> None:
+    env = {"VESTIBULE_HOST": host, "VESTIBULE_ALLOW_PUBLIC": "true", "VESTIBULE_STATE": str(tmp_path)}
+    outcome = CliRunner().invoke(cli, ["serve", "--port", "0"], env=env)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.splitlines()[-1].startswith("vestibule: VESTIBULE_HOST (or --host): cannot listen on ")
+
+
+def test_variables_that_nothing_reads_are_named() -> None:
+    environment = {
+        "VESTIBULE_ALOWED_HOSTS": "a",
+        "VESTIBULE_ALLOWED_HOSTS": "a",
+        "VESTIBULE_URL": "http://a",
+        "VESTIBULE_SERVICE_HOST": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert unknown_variables(environment) == ["VESTIBULE_ALOWED_HOSTS", "VESTIBULE_SERVICE_HOST"]
+
+
+def test_as_a_process_there_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "app.cli", "keys", "list"]
+    environment = os.environ | {"VESTIBULE_ALLOWED_HOSTS": ""}
+    done = subprocess.run(command, check=False, env=environment, cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("vestibule: VESTIBULE_ALLOWED_HOSTS: ")

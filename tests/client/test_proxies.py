@@ -1,0 +1,99 @@
+"""Proxy variables: loopback is asked directly, every other host through the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.settings import PROJECT
+from vestibule_client import NEVER, AsyncClient, Client, VestibuleError
+
+VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+COFFEE = PROJECT / "examples" / "coffee.jpg"
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Refuses everything, and keeps the first line of each request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Refuse)
+        self.lines: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Refuse(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Proxy)
+        self.server.lines.append(self.rfile.readline().decode().strip())
+        self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What all proxy variables name, in both spellings."""
+    with Proxy() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in VARIABLES:
+            for spelling in (name, name.lower()):
+                monkeypatch.delenv(spelling, raising=False)
+                if name != "NO_PROXY":
+                    monkeypatch.setenv(spelling, server.url)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_loopback_is_asked_directly(live: str, proxy: Proxy) -> None:
+    with Client(live) as client:
+        assert client.classify(COFFEE).first.predictions[0].class_ == "espresso"
+    with Client(live.replace("127.0.0.1", "localhost")) as client:
+        assert client.live().status == "live"
+
+    async def ask() -> str:
+        async with AsyncClient(live) as client:
+            return (await client.live()).status
+
+    assert asyncio.run(ask()) == "live"
+    told = CliRunner().invoke(cli, ["classify", "--url", live, "--top-k", "1", str(COFFEE)])
+    assert (told.exit_code, "espresso" in told.stdout) == (0, True)
+    assert proxy.lines == []
+
+
+@pytest.mark.parametrize("host", ["127.8.8.8", "[::1]", "localhost.", "LOCALHOST", "vestibule.localhost"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_name_of_loopback_reaches_a_proxy(scheme: str, host: str, proxy: Proxy) -> None:
+    with Client(f"{scheme}://{host}:1", retries=NEVER, timeout=5) as client, pytest.raises(VestibuleError):
+        client.live()
+    assert proxy.lines == []
+
+
+def test_other_hosts_are_asked_through_the_proxy(proxy: Proxy) -> None:
+    for host in ("vision.example", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example"):
+        with Client(f"http://{host}", retries=NEVER) as client, pytest.raises(VestibuleError):
+            client.live()
+    assert proxy.lines == [
+        "GET http://vision.example/health/live HTTP/1.1",
+        "GET http://10.0.0.1/health/live HTTP/1.1",
+        "GET http://localhost.evil.example/health/live HTTP/1.1",
+        "GET http://127.0.0.1.evil.example/health/live HTTP/1.1",
+    ]
+
+
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "gopher://x", "http://[x"])
+def test_a_proxy_that_cannot_be_used(live: str, monkeypatch: pytest.MonkeyPatch, proxy: Proxy, value: str) -> None:
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, value)
+    with Client(live) as client:
+        assert client.live().status == "live"
+    told = CliRunner().invoke(cli, ["classify", "--url", "http://vision.example", str(COFFEE)])
+    assert (told.exit_code, len(told.stderr.splitlines())) == (1, 1), told.stderr
+    assert type(told.exception) is SystemExit
