@@ -21,7 +21,7 @@ from app.loaded import LoadedModel, Runner
 from app.loading import Prepared
 from app.metrics import Metrics
 from app.parts import FEATURES, WHOLE, Part, first_part
-from app.pool import Pool
+from app.pool import Long, Pool
 from app.settings import Settings
 from app.shelf import Shelf
 from models.card import ModelCard
@@ -149,9 +149,9 @@ class Engine:
         for executor in (self._compute, self._load_thread, self._choose_thread, self._store):
             executor.shutdown()
 
-    async def decoded(self, function: Callable[[], T]) -> T:
-        """Run something that decodes pictures off the event loop."""
-        return await self._decode.run(function)
+    async def decoded(self, function: Callable[[], T | Long[T]], *, is_long: bool = False) -> T:
+        """Run something that decodes pictures off the event loop; see `Pool.run`."""
+        return await self._decode.run(function, is_long=is_long)
 
     async def stored(self, function: Callable[[], T]) -> T:
         """Run something that waits for files off the event loop."""

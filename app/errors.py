@@ -111,6 +111,12 @@ class TooManyImages(VestibuleError):
     status, type, title = 413, "too-many-images", "Too many pictures in one request"
 
 
+class TooManyPixels(VestibuleError):
+    """More pixels than the pictures of one request may have."""
+
+    status, type, title = 413, "too-many-pixels", "Too many pixels in one request"
+
+
 class UnsupportedImage(VestibuleError):
     """Not a picture, or not in a format that is read here."""
 
@@ -189,6 +195,9 @@ class InvalidParameters(Unprocessable):
     type, title = "invalid-parameters", "Some parameters are not valid"
 
 
+# Of what does not fit, and characters of each name and reason, in one answer.
+MOST_ERRORS, MOST_CHARACTERS = 20, 256
+
 PROBLEM_JSON = "application/problem+json"
 # Where the Open Inference Protocol is spoken, and OpenAI's.
 OIP, OPENAI = "/v2", "/v1"
@@ -234,8 +243,11 @@ class FrameworkError(VestibuleError):
 def _field_errors(error: RequestValidationError) -> list[FieldError]:
     # Pydantic's `input` is left out: an answer does not repeat what it was sent.
     return [
-        FieldError(parameter=".".join(str(part) for part in item["loc"][1:]), detail=item["msg"])
-        for item in error.errors()
+        FieldError(
+            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
+            detail=item["msg"][:MOST_CHARACTERS],
+        )
+        for item in error.errors()[:MOST_ERRORS]
     ]
 
 
@@ -292,6 +304,7 @@ OF_PICTURES: tuple[type[VestibuleError], ...] = (
     BodyTooLarge,
     ImageTooLarge,
     TooManyImages,
+    TooManyPixels,
     UnsupportedImage,
     UnsupportedMediaType,
     InvalidParameters,

@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 from app import errors, images
 from app.admission import Admission, Places, Refusal
 from app.background import running
-from app.body import BodyLimit
+from app.body_limit import BodyBudget, BodyLimit
 from app.departure import Departure
 from app.direct import Direct
 from app.engine import Engine
@@ -114,7 +114,8 @@ def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> No
     routes = Routes(app)
     app.add_middleware(Direct, routes=routes)
     app.add_middleware(Departure)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, figures)
+    app.add_middleware(BodyLimit, routes=routes, limit=settings.max_body_bytes, budget=budget)
     app.add_middleware(Admission, places=app.state.places, routes=routes)
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)
