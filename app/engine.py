@@ -45,6 +45,13 @@ def _step_back() -> None:
     os.nice(STEPS_BACK)
 
 
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Abandoned(Exception):
     """The service stops, or the model is let go of, before a runtime is chosen."""
 
@@ -79,7 +86,7 @@ class Engine:
         # What reads weights and what compiles them keep nobody from being answered, nor each other from going on.
         self._load_thread = ThreadPoolExecutor(1, "load")
         self._choose_thread = ThreadPoolExecutor(1, "choose", initializer=_step_back)
-        self._decode = Pool(os.cpu_count() or 1, "decode")
+        self._decode = Pool(_processors(), "decode", _step_back)
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
         self._defaults: dict[Task, str] = {

@@ -259,10 +259,11 @@ async def _on_vestibule_error(request: Request, error: Exception) -> JSONRespons
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
     answer = error_response(request.scope["path"], FrameworkError(error))
-    # Of all operations with this path; the framework names those of the route that it tried first.
-    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and operations:
-        answer.headers["allow"] = ", ".join(sorted(method.upper() for method in operations))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Of all operations with this path; the framework names those of the route that it tried first.
+        operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+        if operations:
+            answer.headers["allow"] = ", ".join(sorted(method.upper() for method in operations))
     return answer
 
 

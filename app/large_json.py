@@ -66,13 +66,13 @@ class Parsed(Generic[Model]):
         return text if raw is None else str(from_json(b'"%b"' % bytes(raw)))
 
 
-def parse(schema: type[Model], body: bytes, limits: Limits) -> Parsed[Model]:
+def parse(schema: type[Model], body: bytes | bytearray, limits: Limits) -> Parsed[Model]:
     """Validate a JSON body, which may begin with a byte order mark.
 
     Raises:
         TooComplex: over a limit. pydantic.ValidationError: not JSON, or not of this schema.
     """
-    body = body.removeprefix(BOM)
+    body = body.removeprefix(BOM) if body.startswith(BOM) else body  # of a bytearray it is always a copy
     if len(body) <= SMALL:
         return Parsed(schema.model_validate_json(body))
     rest, long_strings = _cut(body, limits)
@@ -90,20 +90,19 @@ def from_base64(text: str) -> bytes:
     return _from_pieces(piece.encode("utf-8", "replace") for piece in pieces)
 
 
-def _cut(body: bytes, limits: Limits) -> tuple[bytes, dict[str, memoryview]]:
+def _cut(body: bytes | bytearray, limits: Limits) -> tuple[bytes, dict[str, memoryview]]:
     """The body with placeholders in place of long strings, and these strings, still escaped."""
     prefix = secrets.token_hex(8)  # so that no string of the client's is a placeholder
     view, parts, long_strings = memoryview(body), [], {}
-    copied = quotes = 0
+    copied = steps = 0
     opening = _find_quote(body, 0)
     while opening >= 0:
-        closing = _find_quote(body, opening + 1)
-        while closing >= 0 and _is_escaped(body, closing):
-            quotes += 1
+        closing = opening
+        while closing == opening or (closing >= 0 and _is_escaped(body, closing)):
+            steps += 1
+            if steps > 2 * limits.values:  # a value and its key; an escaped quote counts as much
+                raise TooComplex(f"a body may hold {limits.values} values")
             closing = _find_quote(body, closing + 1)
-        quotes += 2
-        if quotes > 4 * limits.values:  # at most a key and a value, each with two quotes
-            raise TooComplex(f"a body may hold {limits.values} values")
         if closing < 0:
             break  # the parser reports it
         if closing - opening > LONG_STRING:
@@ -117,20 +116,24 @@ def _cut(body: bytes, limits: Limits) -> tuple[bytes, dict[str, memoryview]]:
     return b"".join([*parts, view[copied:]]), long_strings
 
 
-def _find_quote(body: bytes, start: int) -> int:
+def _find_quote(body: bytes | bytearray, start: int) -> int:
     for begin in range(start, len(body), PIECE):
         if (at := body.find(b'"', begin, begin + PIECE)) >= 0:
             return at
     return -1
 
 
-def _is_escaped(body: bytes, quote: int) -> bool:
+def _is_escaped(body: bytes | bytearray, quote: int) -> bool:
     """Whether an odd number of backslashes precedes this quote."""
-    length = 1
-    while length <= quote and not body[quote - length : quote].strip(b"\\"):
-        length *= 2  # a run of backslashes is looked at for as long as it is, whatever precedes it
-    before = body[max(0, quote - length) : quote]
-    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
+    start, window = quote, 1
+    while start > 0:
+        piece = body[max(0, start - window) : start]
+        text = piece.rstrip(b"\\")
+        start -= len(piece) - len(text)
+        if text:
+            break
+        window = min(2 * window, PIECE)
+    return (quote - start) % 2 == 1
 
 
 def _check(rest: bytes, limits: Limits) -> None:

@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.galleries = Galleries(inference, gallery)
         upkeep = Upkeep(gallery, settings.upkeep_s)
         upkeep.start()
+        app.openapi()  # made once: half a second that no request is to block the event loop for
         async with running(reloads.follow(engine)) if settings.workers > 1 else nullcontext():
             yield
         await asyncio.to_thread(upkeep.stop)

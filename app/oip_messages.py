@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from app import large_json, tensors
-from app.body import whole
+from app.body import read_whole, whole
 from app.encoding import JSON, File
 from app.errors import BadRequest, BodyTooLarge
 from app.large_json import Parsed
@@ -68,7 +68,7 @@ INFER_BODY: dict[str, Any] = {
 class Message:
     """A request as it was sent; `head` bytes of it are JSON: all if it is None."""
 
-    body: bytes
+    body: bytes | bytearray
     head: int | None
 
 
@@ -100,7 +100,7 @@ async def read_message(request: Request) -> Message:
     if head is not None and not (head.isascii() and head.isdigit() and len(head) < 20):
         raise BadRequest(f"{HEAD} is a number of bytes")
     with whole():
-        body = await request.body()
+        body = await read_whole(request)
     return Message(body, None if head is None else int(head))
 
 
@@ -114,7 +114,7 @@ def parse(message: Message, inputs: Mapping[str, Sequence[Form]], outputs: Mappi
     head = len(body) if message.head is None else message.head
     if head > len(body):
         raise BadRequest(f"{HEAD} is {head}, and the body has {len(body)} bytes")
-    parsed = _object(body[:head])
+    parsed = _object(body if head == len(body) else body[:head])
     sent = parsed.value
     names = [tensor.name for tensor in sent.inputs]
     if sorted(names) != sorted(inputs):
@@ -153,7 +153,7 @@ def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -
     return File(b"".join([head, *blobs]), OCTETS, {HEAD: str(len(head))})
 
 
-def _object(data: bytes) -> Parsed[InferenceRequest]:
+def _object(data: bytes | bytearray) -> Parsed[InferenceRequest]:
     try:
         return large_json.parse(InferenceRequest, data, JSON_LIMITS)
     except large_json.TooComplex as error:

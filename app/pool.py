@@ -89,14 +89,9 @@ class _Job(Generic[T]):
 
 
 class _Queue:
-    """Jobs in turns: of callers, of each caller's requests in turn, and of a request in the order of their arrival.
+    """Jobs in turns: of callers, of each caller's requests in turn, and of a request in the order of their arrival."""
 
-    At most `most_long` long jobs are taken at a time.
-    """
-
-    def __init__(self, most_long: int):
-        self._most_long = most_long
-        self._long = 0
+    def __init__(self) -> None:
         self._callers: dict[str | None, dict[Owner, deque[_Job[Any]]]] = {}
         self._lock = threading.Lock()
 
@@ -106,21 +101,19 @@ class _Queue:
             jobs = self._callers.setdefault(job.owner.caller, {}).setdefault(job.owner, deque())
             (jobs.appendleft if first else jobs.append)(job)
 
-    def take(self) -> tuple[_Job[Any], bool] | None:
-        """The next job that may run now, and whether it counts as long; None where there is none."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no job, not even a long one."""
+        return not self._callers
+
+    def take(self, *, only_short: bool) -> _Job[Any] | None:
+        """The next job, or the next that is short; None where there is none."""
         with self._lock:
             for caller, owners in self._callers.items():
                 for owner, jobs in owners.items():
-                    is_long = jobs[0].is_long
-                    if not is_long or self._long < self._most_long:
-                        self._long += is_long
-                        return self._taken(caller, owner), is_long
+                    if not (only_short and jobs[0].is_long):
+                        return self._taken(caller, owner)
         return None
-
-    def done(self, *, is_long: bool) -> None:
-        """A job that was taken is over."""
-        with self._lock:
-            self._long -= is_long
 
     def _taken(self, caller: str | None, owner: Owner) -> _Job[Any]:
         """The owner's first job; others have their turns before the next one of the same caller, or owner."""
@@ -135,19 +128,24 @@ class _Queue:
 
 
 class Pool:
-    """Threads beside one event loop, started with the first piece of work: one more than `long_threads`, which is how
-    many pieces of long work run at a time.
+    """Threads beside one event loop, started with the first piece of work: one for short work only, and so many
+    `workers` for all work, each of which begins with `initializer`.
 
     With an executor each piece costs a thread, and then the event loop, an awakening, which on a virtual machine may
     take as long as to decode a small picture. Here a busy thread finds what came meanwhile without being woken.
     """
 
-    def __init__(self, long_threads: int, name: str):
-        self._queue = _Queue(long_threads)
-        self._wakes: SimpleQueue[bool] = SimpleQueue()  # True: a job may be there; False: end
+    def __init__(self, workers: int, name: str, initializer: Callable[[], object] = lambda: None):
+        self._queue = _Queue()
+        # True: a job may be there; False: end.
+        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._short_wakes: SimpleQueue[bool] = SimpleQueue()
+        self._short_is_idle = False
         self._done: deque[_Job[Any]] = deque()
         self._told = False  # the event loop is about to look
-        self._names = [f"{name}_{number}" for number in range(long_threads + 1)]
+        self._name = name
+        self._workers = workers
+        self._initializer = initializer
         self._threads: list[threading.Thread] = []
         self._background = Owner(None, busy_s=2 * LONG_S)
 
@@ -159,40 +157,61 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._serve, args=(loop,), name=name, daemon=True) for name in self._names
-            ]
-            for thread in self._threads:
-                thread.start()
+            self._begin(loop)
         future: asyncio.Future[T] = loop.create_future()
         self._put(_Job(work, future, OWNER.get() or self._background, is_long=is_long))
         return await future
 
     def stop(self) -> None:
         """End the threads when all that was begun is done."""
-        for _ in self._threads:
+        self._short_wakes.put(False)
+        for _ in range(self._workers):
             self._wakes.put(False)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        targets = [self._serve_short, *[self._serve] * self._workers]
+        self._threads = [
+            threading.Thread(target=target, args=(loop,), name=f"{self._name}_{number}", daemon=True)
+            for number, target in enumerate(targets)
+        ]
+        for thread in self._threads:
+            thread.start()
+
     def _put(self, job: _Job[Any], *, first: bool = False) -> None:
         self._queue.put(job, first=first)
-        self._wakes.put(True)
+        if self._short_is_idle and not job.is_long:
+            self._short_is_idle = False
+            self._short_wakes.put(True)
+        else:
+            self._wakes.put(True)
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._initializer()
         goes_on = True
         while goes_on:
             goes_on = self._wakes.get()
-            # Long jobs that may not run now are left to the threads that run such, which look here after each.
-            while (taken := self._queue.take()) is not None:
-                job, is_long = taken
-                job.run()
-                self._queue.done(is_long=is_long)
-                if job.is_pending:
-                    self._put(job, first=True)
-                else:
-                    self._tell_of(job, loop)
+            self._work(loop, only_short=False)
+
+    def _serve_short(self, loop: asyncio.AbstractEventLoop) -> None:
+        goes_on = True
+        while goes_on:
+            self._short_is_idle = True
+            goes_on = self._short_wakes.get()
+            self._work(loop, only_short=True)
+            if not self._queue.is_empty:
+                self._wakes.put(True)  # what this thread was woken for may count as long by now
+
+    def _work(self, loop: asyncio.AbstractEventLoop, *, only_short: bool) -> None:
+        """Run jobs until there is none."""
+        while (job := self._queue.take(only_short=only_short)) is not None:
+            job.run()
+            if job.is_pending:
+                self._put(job, first=True)
+            else:
+                self._tell_of(job, loop)
 
     def _tell_of(self, job: _Job[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._done.append(job)

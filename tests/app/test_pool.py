@@ -174,30 +174,43 @@ def test_long_work_never_keeps_all_threads(how: str) -> None:
 
 
 def test_callers_have_turns_and_so_have_the_requests_of_each() -> None:
-    pool, gate, order = Pool(1, "test"), threading.Event(), []
-    alice = [Owner("alice"), Owner("alice")]
-    bob = Owner("bob")
+    pool, gate, worker_gate, order = Pool(1, "test"), threading.Event(), threading.Event(), []
+    alice, other_of_alice, bob = Owner("alice"), Owner("alice"), Owner("bob")
 
     async def scenario() -> None:
-        blocking = [begin(Owner("nobody"), pool, lambda: gate.wait(60)) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        sent = (
-            [(alice[0], name) for name in "abcde"]
-            + [(alice[1], name) for name in "AB"]
-            + [(bob, name) for name in "xy"]
-        )
-        tasks = [begin(owner, pool, partial(order.append, name)) for owner, name in sent]
-        await asyncio.sleep(0.05)
-        pool._queue._most_long = 0
-        blocking[0].cancel()
+        # Both threads are busy, and one stays so: the order is that of the queue.
+        worker = begin(Owner("nobody"), pool, lambda: worker_gate.wait(60), is_long=True)
+        short = begin(Owner("nobody"), pool, lambda: gate.wait(60))
+        await asyncio.sleep(0.1)
+        sent = [(alice, "abcde"), (other_of_alice, "AB"), (bob, "xy")]
+        tasks = [begin(owner, pool, partial(order.append, name)) for owner, names in sent for name in names]
+        await asyncio.sleep(0.1)
+        assert order == []
         gate.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(short, *tasks)
+        worker_gate.set()
+        await worker
 
-    # One thread, so that the order is that of the queue.
-    pool._names = pool._names[:1]
     asyncio.run(scenario())
     pool.stop()
     assert "".join(order) == "axAybBcde"
+
+
+def test_work_that_became_long_while_it_waited_is_done() -> None:
+    pool, gate = Pool(1, "test"), threading.Event()
+
+    async def scenario() -> list[object]:
+        blocking = [begin(Owner(None), pool, lambda: gate.wait(60)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        owner = Owner(None)
+        waiting = begin(owner, pool, lambda: 7)
+        await asyncio.sleep(0)
+        owner.busy_s = 2 * LONG_S
+        gate.set()
+        return await asyncio.wait_for(asyncio.gather(waiting, *blocking), 60)
+
+    assert asyncio.run(scenario())[0] == 7
+    pool.stop()
 
 
 def test_long_work_of_one_request_waits_while_that_of_another_has_its_turn() -> None:

@@ -139,13 +139,13 @@ def test_which_endpoints_read_their_bodies_themselves(service: FastAPI) -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (json.dumps({f"{number:x}": 1 for number in range(30_000)}), 422),
+        (json.dumps({f"{number:x}": 1 for number in range(19_000)}), 422),
         (json.dumps({"x" * 100_000: 1}), 422),
         (json.dumps({f"{number:x}": 1 for number in range(MOST_KEYS + 1)}), 413),
         ("[" + "[]," * MOST_CONTAINERS + "[]]", 413),
         ('{"a": "' + "x" * SMALL_BODY + '"}', 413),
     ],
-    ids=["30,000 unknown keys", "a long unknown key", "more keys", "many lists", "too long"],
+    ids=["19,000 unknown keys", "a long unknown key", "more keys", "many lists", "too long"],
 )
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_hostile_body_gets_a_short_answer(service: FastAPI, body: str, status: int, *, chunked: bool) -> None:
