@@ -112,12 +112,12 @@ def cases() -> Iterator[Case]:
     pair = b'{"source": [1], "targets": ['
     small = MIB - 1000
     yield "embeddings", "POST", "/verify/embeddings", JSON, repeated(pair, vector + b",", vector + b"]}", small)
-    yield "embeddings of text", "POST", "/verify/embeddings", JSON, repeated(pair, b'["a"],', b'["a"]]}', small)
+    yield "embeddings of text", "POST", "/verify/embeddings", JSON, repeated(pair, b'["a"],', b'["a"]]}', 110_000)
     metadata = b'{"metadata": {"a": ['
     path = "/collections/none/subjects/none"
-    yield "metadata of lists", "PUT", path, JSON, repeated(metadata, b"[],", b"[]]}}", 90_000)
+    yield "metadata of lists", "PUT", path, JSON, repeated(metadata, b"[],", b"[]]}}", 57_000)
     yield "metadata of numbers", "PUT", path, JSON, repeated(metadata, b"1,", b"1]}}", small)
-    yield "unknown keys", "PUT", path, JSON, lambda: json.dumps(dict.fromkeys(map(str, range(32_000)))).encode()
+    yield "unknown keys", "PUT", path, JSON, lambda: json.dumps(dict.fromkeys(map(str, range(19_000)))).encode()
     for mode in ("RGBA", "P", "I;16"):
         yield f"PNG {mode} of 49 megapixels", "POST", "/classify", raw, lambda mode=mode: png(mode)  # type: ignore[misc]
 

@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from app.patience import GRACE_S, Arrival
 from app.scopes import Routes
 from app.settings import Settings
 from tests.app import bad_inputs
+from tests.app.conftest import BASE_URL
 
 LARGE = 8 * 2**20
 PICTURES, PLAIN = "/classify", "/generate"
@@ -300,3 +302,25 @@ def test_a_list_of_more_pictures_than_a_request_may_have_is_counted_first(client
         answer = client.post(path, json={"input": ["!"] * count})
         assert answer.status_code == status, answer.text
         assert len(answer.content) < 1000
+
+
+@pytest.fixture(scope="module")
+def few_pixels() -> Iterator[TestClient]:
+    """A client of a service that takes 500,000 pixels in one request."""
+    settings = Settings(max_image_pixels=300_000, max_request_pixels=500_000, default_classifier="lenet5-mnist")
+    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as running:
+        yield running
+
+
+def test_the_pictures_of_a_request_share_a_budget_of_pixels(few_pixels: TestClient) -> None:
+    picture = bad_inputs.coffee()  # of 240,000
+    files = [("file", ("a.jpg", data)) for data in (picture, picture, b"no picture", bad_inputs.png_bomb())]
+    answer = few_pixels.post("/classify", files=files)
+    assert [("predictions" in one) for one in answer.json()["data"]] == [True, True, False, False]
+    answer = few_pixels.post("/classify", files=[*files, files[0]])
+    assert (answer.status_code, answer.json()["type"]) == (413, "urn:vestibule:problem:too-many-pixels")
+    assert "720000 pixels; a request may have 500000" in answer.json()["detail"]
+    text = base64.b64encode(picture).decode()
+    tensor = {"name": "pictures", "shape": [3], "datatype": "BYTES", "data": [text] * 3}
+    answer = few_pixels.post("/v2/models/lenet5-mnist/infer", json={"inputs": [tensor]})
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (413, "Too many pixels in one request")
