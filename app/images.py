@@ -18,6 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # A picture of more bytes or pixels may take more than 0.2 s to decode, whatever its format. So may one of several
 # scans that has fewer: a progressive JPEG has ten or so, each of which costs about a tenth of the whole.
 LARGE_BYTES, LARGE_PIXELS, USUAL_SCANS = 2**20, 4_000_000, 10
+STRIP_PIXELS = 2**20
 # A JPEG of a few kB may have thousands, each of which costs as much as its pixels.
 MOST_SCANS = 100
 # A JPEG of so few bytes and pixels is decoded within a millisecond, whatever is in it.
@@ -136,6 +137,8 @@ def _lacks_only_its_end(image: Image.Image, data: bytes) -> bool:
     """
     if image.format != "JPEG" or data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN):
         return False
+    if data.endswith(b"\0\0"):  # a download that was cut short into a file of the full size; zeros decode, too
+        return False
     try:
         simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
     except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
@@ -184,6 +187,19 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A picture with transparency as RGB on white.
+
+    In strips, because Pillow holds the interpreter lock while it composites: 0.4 s for 49 megapixels.
+    """
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result

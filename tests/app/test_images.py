@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -283,3 +285,18 @@ def test_pixels_are_counted_by_the_header_and_only_of_what_is_decoded() -> None:
     assert count_pixels(bad_inputs.coffee()[:5000], LIMITS) == 240_000
     for data in (b"no picture", bad_inputs.png_bomb(), bytes(2**20 + 1)):
         assert count_pixels(data, LIMITS) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white_in_strips_as_it_does_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo("coffee").convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    data = encode(picture.convert(mode) if mode != "P" else picture.quantize(32))
+    whole = decode(data, LIMITS)
+    at_once = Image.open(io.BytesIO(data)).convert("RGBA")
+    assert np.array_equal(
+        whole, Image.alpha_composite(Image.new("RGBA", at_once.size, "white"), at_once).convert("RGB")
+    )
+    for pixels in (1, 1000, 600 * 7):
+        monkeypatch.setattr("app.images.STRIP_PIXELS", pixels)
+        assert np.array_equal(decode(data, LIMITS), whole)
