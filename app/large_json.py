@@ -93,7 +93,9 @@ def from_base64(text: str) -> bytes:
 def _cut(body: bytes | bytearray, limits: Limits) -> tuple[bytes, dict[str, memoryview]]:
     """The body with placeholders in place of long strings, and these strings, still escaped."""
     prefix = secrets.token_hex(8)  # so that no string of the client's is a placeholder
-    view, parts, long_strings = memoryview(body), [], {}
+    view = memoryview(body)
+    parts: list[bytes | memoryview] = []
+    long_strings: dict[str, memoryview] = {}
     copied = steps = 0
     opening = _find_quote(body, 0)
     while opening >= 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from array import array
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
@@ -47,7 +48,7 @@ class _Parser(httptools.HttpRequestParser):
         super().__init__(protocol)
         self._protocol = protocol
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
         """Parse what came."""
         while True:
             try:

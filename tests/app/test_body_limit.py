@@ -7,7 +7,7 @@ import base64
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -57,7 +57,7 @@ class Exchange:
 
     async def run(self) -> int:
         """The status of the answer."""
-        await self.limit(self.scope, self._messages.get, self._send)  # type: ignore[arg-type]
+        await self.limit(self.scope, self._messages.get, self._send)
         return int(self.sent[0]["status"])
 
     @property
@@ -191,7 +191,7 @@ def test_where_there_is_no_room_the_slowest_body_gives_way() -> None:
         budget.take(2 * LARGE, 2 * LARGE)
 
 
-PACKED = {
+PACKED: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "x-gzip": gzip.compress,
     "GZIP": gzip.compress,
