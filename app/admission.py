@@ -13,6 +13,7 @@ from app.errors import Overloaded, error_response
 from app.metrics import Metrics
 from app.observe import UNLESS_SAID, request_id
 from app.patience import Arrival
+from app.pool import OWNER, Owner
 from app.scopes import Guarded, Routes
 from app.security import readable_elsewhere
 from app.settings import Settings
@@ -139,6 +140,7 @@ class Admission:
             await self.app(scope, receive, send)
             return
         arrival: Arrival | None = scope["state"].get("arrival")
+        OWNER.set(Owner(scope["state"].get("caller")))  # in the request's own task
         self._places.enter(arrival)
         try:
             await self.app(scope, receive, send)

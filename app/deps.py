@@ -90,22 +90,22 @@ def caller(request: Request) -> str | None:
 
 async def pictures(request: Request) -> body.Pictures:
     """See `read_pictures`."""
-    return await _received(request, body.read_pictures(request, _most_images(request)))
+    return await _received(request, body.read_pictures(request, _most_images(request), engine(request).decoded))
 
 
 async def pair(request: Request) -> body.Pair:
     """See `read_pair`."""
-    return await _received(request, body.read_pair(request))
+    return await _received(request, body.read_pair(request, engine(request).decoded))
 
 
 async def noisy(request: Request) -> body.Noisy:
     """See `read_noisy`."""
-    return await _received(request, body.read_noisy(request, _most_images(request)))
+    return await _received(request, body.read_noisy(request, _most_images(request), engine(request).decoded))
 
 
 async def embeddings(request: Request) -> tuple[EmbeddingsRequest, body.Pictures]:
     """See `read_embeddings`."""
-    return await _received(request, body.read_embeddings(request, _most_images(request)))
+    return await _received(request, body.read_embeddings(request, _most_images(request), engine(request).decoded))
 
 
 async def message(request: Request) -> Message:

@@ -21,7 +21,7 @@ from app.loaded import LoadedModel, Runner
 from app.loading import Prepared
 from app.metrics import Metrics
 from app.parts import FEATURES, WHOLE, Part, first_part
-from app.pool import Pool
+from app.pool import Long, Pool
 from app.settings import Settings, variable
 from app.shelf import Shelf
 from models.card import ModelCard
@@ -53,6 +53,13 @@ def _step_back() -> None:
     before networks run, batches are larger; a network that has the machine to itself loses nothing.
     """
     os.nice(STEPS_BACK)
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Abandoned(Exception):
@@ -89,7 +96,7 @@ class Engine:
         # What reads weights and what compiles them keep nobody from being answered, nor each other from going on.
         self._load_thread = ThreadPoolExecutor(1, "load")
         self._choose_thread = ThreadPoolExecutor(1, "choose", initializer=_step_back)
-        self._decode = Pool(os.cpu_count() or 1, "decode")
+        self._decode = Pool(_processors(), "decode", _step_back)
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
         self._defaults: dict[Task, str] = {task: getattr(settings, field) for task, field in _DEFAULTS.items()}
@@ -165,9 +172,9 @@ class Engine:
         for executor in (self._compute, self._load_thread, self._choose_thread, self._store):
             executor.shutdown()
 
-    async def decoded(self, function: Callable[[], T]) -> T:
-        """Run something that decodes pictures off the event loop."""
-        return await self._decode.run(function)
+    async def decoded(self, function: Callable[[], T | Long[T]], *, is_long: bool = False) -> T:
+        """Run something that decodes pictures off the event loop; see `Pool.run`."""
+        return await self._decode.run(function, is_long=is_long)
 
     async def stored(self, function: Callable[[], T]) -> T:
         """Run something that waits for files off the event loop."""

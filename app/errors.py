@@ -111,6 +111,12 @@ class TooManyImages(VestibuleError):
     status, type, title = 413, "too-many-images", "Too many pictures in one request"
 
 
+class TooManyPixels(VestibuleError):
+    """More pixels than the pictures of one request may have."""
+
+    status, type, title = 413, "too-many-pixels", "Too many pixels in one request"
+
+
 class UnsupportedImage(VestibuleError):
     """Not a picture, or not in a format that is read here."""
 
@@ -189,6 +195,9 @@ class InvalidParameters(Unprocessable):
     type, title = "invalid-parameters", "Some parameters are not valid"
 
 
+# Of what does not fit, and characters of each name and reason, in one answer.
+MOST_ERRORS, MOST_CHARACTERS = 20, 256
+
 PROBLEM_JSON = "application/problem+json"
 # Where the Open Inference Protocol is spoken, and OpenAI's.
 OIP, OPENAI = "/v2", "/v1"
@@ -234,8 +243,11 @@ class FrameworkError(VestibuleError):
 def _field_errors(error: RequestValidationError) -> list[FieldError]:
     # Pydantic's `input` is left out: an answer does not repeat what it was sent.
     return [
-        FieldError(parameter=".".join(str(part) for part in item["loc"][1:]), detail=item["msg"])
-        for item in error.errors()
+        FieldError(
+            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
+            detail=item["msg"][:MOST_CHARACTERS],
+        )
+        for item in error.errors()[:MOST_ERRORS]
     ]
 
 
@@ -247,11 +259,12 @@ async def _on_vestibule_error(request: Request, error: Exception) -> JSONRespons
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
     answer = error_response(request.scope["path"], FrameworkError(error))
-    # Of all operations with this path; the framework names those of the route that it tried first.
-    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and operations:
-        methods = {method.upper() for method in operations}
-        answer.headers["allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Of all operations with this path; the framework names those of the route that it tried first.
+        operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+        if operations:
+            methods = {method.upper() for method in operations}
+            answer.headers["allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     return answer
 
 
@@ -293,6 +306,7 @@ OF_PICTURES: tuple[type[VestibuleError], ...] = (
     BodyTooLarge,
     ImageTooLarge,
     TooManyImages,
+    TooManyPixels,
     UnsupportedImage,
     UnsupportedMediaType,
     InvalidParameters,

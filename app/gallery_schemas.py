@@ -264,7 +264,7 @@ Value = bool | int | Finite | str
 class OneOf(_Schema):
     """Any of these values."""
 
-    in_: Annotated[list[Value], Field(alias="in", min_length=1, max_length=1000)]
+    in_: Annotated[list[Value], Field(alias="in", min_length=1, max_length=1000, fail_fast=True)]
 
 
 Wanted = Annotated[dict[str, Value | OneOf], Field(min_length=1, max_length=16)]

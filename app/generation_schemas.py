@@ -15,7 +15,11 @@ Model = Annotated[str | None, Field(description="A name from /models; left out: 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Labels = Annotated[
     list[Annotated[str, Field(max_length=128)]],
-    Field(max_length=MOST_SAMPLES, description="Names of classes, repeated or joined by commas: one, or one for each."),
+    Field(
+        max_length=MOST_SAMPLES,
+        fail_fast=True,
+        description="Names of classes, repeated or joined by commas: one, or one for each.",
+    ),
 ]
 Format = Annotated[
     Literal["png", "webp", "json"],
@@ -30,7 +34,7 @@ PictureFormat = Annotated[
 # Beyond any prior or encoder, and within what float32 can square.
 Latent = Annotated[
     list[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]],
-    Field(min_length=1, max_length=4096),
+    Field(min_length=1, max_length=4096, fail_fast=True),
 ]
 
 
@@ -52,7 +56,7 @@ class LatentsRequest(_Schema):
     """The body of `POST /generate`: a point of the latent space for each picture, of the model's own width."""
 
     model: Model = None
-    latents: Annotated[list[Latent], Field(min_length=1, max_length=MOST_SAMPLES)]
+    latents: Annotated[list[Latent], Field(min_length=1, max_length=MOST_SAMPLES, fail_fast=True)]
     labels: Labels = Field([], description="Left out for a conditional model: its classes in turn.")
     format: Format = "png"
     grid: Annotated[Columns, Field(strict=True)] = None

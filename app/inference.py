@@ -17,11 +17,12 @@ from torch import Tensor
 from app.batcher import Batched, Lane
 from app.body import Pictures
 from app.engine import Engine
-from app.errors import DeadlineExceeded, VestibuleError, problem
-from app.images import FEW_PIXELS, Limits, decode, decode_if_quick
+from app.errors import DeadlineExceeded, TooManyPixels, VestibuleError, problem
+from app.images import FEW_PIXELS, LARGE_BYTES, Limits, count_pixels, decode_if_quick, is_large, load, open_image
 from app.loaded import LoadedModel
 from app.loading import Item
 from app.observe import Timings
+from app.pool import Long
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess
@@ -57,6 +58,7 @@ class Inference:
         self._lane: Lane = lane
         self._deadline_s = settings.deadline_s
         self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+        self._most_pixels = settings.max_request_pixels
         # Places in the detector's queue for tiles of large photos, shared by all requests: a batch has few of them.
         self.tiles = asyncio.Semaphore(TILES_QUEUED)
         # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
@@ -74,8 +76,9 @@ class Inference:
         """`one` for each picture, side by side. A list's bad picture becomes its problem and costs no neighbour.
 
         Raises:
-            VestibuleError: about the only picture.
+            VestibuleError: about the only picture. TooManyPixels.
         """
+        await self.check_pixels([item for item in pictures.items if isinstance(item, bytes)])
 
         async def answer(index: int, item: bytes | VestibuleError) -> T | Failed:
             try:
@@ -88,6 +91,21 @@ class Inference:
                 return Failed(index=index, problem=problem(error))
 
         return await together([answer(index, item) for index, item in enumerate(pictures.items)])
+
+    async def check_pixels(self, pictures: Sequence[bytes]) -> None:
+        """Refuse the pictures of one request where they have too many pixels together. Their headers say how many.
+
+        Raises:
+            TooManyPixels.
+        """
+        if len(pictures) * self._limits.pixels <= self._most_pixels:
+            return
+        is_long = any(len(data) > LARGE_BYTES for data in pictures)
+        total = await self.in_time(
+            self.engine.decoded(lambda: sum(count_pixels(data, self._limits) for data in pictures), is_long=is_long)
+        )
+        if total > self._most_pixels:
+            raise TooManyPixels(f"the pictures have {total} pixels; a request may have {self._most_pixels}")
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Its result.
@@ -116,7 +134,13 @@ class Inference:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
         started = time.perf_counter()
-        prepared = await self.engine.decoded(lambda: prepare(decode(data, self._limits, enough, keep_alpha=keep_alpha)))
+
+        def work() -> T | Long[T]:
+            image = open_image(data, self._limits)
+            rest = Long(lambda: prepare(load(image, enough, keep_alpha=keep_alpha)))
+            return rest if is_large(image, data) else rest.rest()
+
+        prepared = await self.engine.decoded(work, is_long=len(data) > LARGE_BYTES)
         timings.record("decode", time.perf_counter() - started)
         return prepared
 

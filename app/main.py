@@ -14,7 +14,7 @@ from app import errors, images
 from app.addressing import HeadAsGet, SubPath
 from app.admission import Admission, Places, Refusal, takes_a_place
 from app.background import running
-from app.body import BodyLimit
+from app.body_limit import BodyBudget, BodyLimit
 from app.departure import Departure
 from app.direct import Direct
 from app.engine import Engine
@@ -84,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep = Upkeep(gallery, settings.upkeep_s)
             upkeep.start()
             started.push_async_callback(asyncio.to_thread, upkeep.stop)
+            app.openapi()  # built once: half a second for which no request is to block the event loop
             if settings.workers > 1:
                 await started.enter_async_context(running(reloads.follow(engine)))
             yield
@@ -123,7 +124,8 @@ def _guard(app: FastAPI, settings: Settings, keys: Keys, figures: Metrics) -> No
         raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {settings.root_path} is a path of the service itself")
     app.add_middleware(Direct, routes=routes)
     app.add_middleware(Departure)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, figures)
+    app.add_middleware(BodyLimit, routes=routes, limit=settings.max_body_bytes, budget=budget)
     app.add_middleware(Admission, places=app.state.places, routes=routes)
     app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
     app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=figures)

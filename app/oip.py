@@ -22,7 +22,7 @@ from app.inference import Inference, together
 from app.loading import Item
 from app.observe import Timings
 from app.oip_interfaces import LABELS, LATENTS, PICTURES, PROBABILITIES, Interface, interface
-from app.oip_messages import Limits, Message, Wanted
+from app.oip_messages import Message, Wanted
 from app.oip_schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata
 from app.parts import multiple_of
 from app.settings import Settings
@@ -41,7 +41,7 @@ class OpenInference:
     def __init__(self, settings: Settings, inference: Inference):
         self._inference = inference
         self._engine = inference.engine
-        self._limits = Limits(settings.max_body_bytes, settings.max_images)
+        self._most_rows = settings.max_images
 
     def server(self) -> ServerMetadata:
         """What answers."""
@@ -92,7 +92,7 @@ class OpenInference:
         card, found = _of_version(model.card, version)
         started = time.perf_counter()
         asked = await self._engine.decoded(
-            lambda: oip_messages.parse(message, found.inputs, found.outputs, self._limits)
+            lambda: oip_messages.parse(message, found.inputs, found.outputs, self._most_rows)
         )
         timings.record("decode", time.perf_counter() - started)
         items = await self._items(card, asked.inputs, timings)
@@ -109,6 +109,7 @@ class OpenInference:
         """What the part is asked about, row by row."""
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[PICTURES]
         if rows.dtype != np.float32:
+            await self._inference.check_pixels([row for row in rows if isinstance(row, bytes)])
             return await together([self._pixels(card, index, row, timings) for index, row in enumerate(rows)])
         given = torch.from_numpy(rows.copy())  # what lies in the message cannot be written to, which torch wants
         ids = _ids(card, inputs[LABELS]) if LABELS in inputs else None

@@ -5,7 +5,6 @@ It is a JSON object and, behind it, the binary data of the tensors to which it g
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +12,26 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from app import tensors
-from app.body import whole
+from app import large_json, tensors
+from app.body import read_whole, whole
 from app.encoding import JSON, File
-from app.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
-from app.oip_schemas import InferenceRequest, InferenceResponse, Parameters, RequestInput, RequestOutput, ResponseOutput
+from app.errors import BadRequest, BodyTooLarge
+from app.large_json import Parsed
+from app.oip_schemas import (
+    MOST_NUMBERS,
+    InferenceRequest,
+    InferenceResponse,
+    Parameters,
+    RequestInput,
+    RequestOutput,
+    ResponseOutput,
+)
 from app.tensors import Array, Form
 
 HEAD = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
-# Numbers as text cost many times what they do as bytes, to read as well as to write.
-MOST_JSON, MOST_NUMBERS = 16 * 2**20, 1_000_000
-# zlib's window sizes, which also say what kind of header there is.
-_ENCODINGS = {"gzip": 31, "deflate": 15}
+# Of JSON besides pictures. Nested as its shape is, a picture of 224 x 224 pixels has 672 arrays.
+JSON_LIMITS = large_json.Limits(bytes=16 * 2**20, values=MOST_NUMBERS + 1_024, containers=65_536)
 
 
 def _schema() -> dict[str, Any]:
@@ -59,19 +65,10 @@ INFER_BODY: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of one message: bytes once it is unpacked, and rows of a tensor."""
-
-    bytes: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class Message:
-    """A request as it was sent; `head` bytes of it, unpacked, are JSON: all if it is None."""
+    """A request as it was sent; `head` bytes of it are JSON: all if it is None."""
 
-    body: bytes
-    encoding: str
+    body: bytes | bytearray
     head: int | None
 
 
@@ -97,42 +94,39 @@ async def read_message(request: Request) -> Message:
     """The request's body, whole.
 
     Raises:
-        BadRequest, BodyTooLarge, UnsupportedMediaType.
+        BadRequest, BodyTooLarge.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", *_ENCODINGS):
-        raise UnsupportedMediaType(f"send the body as it is, or packed by {' or '.join(_ENCODINGS)}")
     head = request.headers.get(HEAD)
     if head is not None and not (head.isascii() and head.isdigit() and len(head) < 20):
         raise BadRequest(f"{HEAD} is a number of bytes")
     with whole():
-        body = await request.body()
-    return Message(body, encoding, None if head is None else int(head))
+        body = await read_whole(request)
+    return Message(body, None if head is None else int(head))
 
 
-def parse(message: Message, inputs: Mapping[str, Sequence[Form]], outputs: Mapping[str, Form], limits: Limits) -> Asked:
+def parse(message: Message, inputs: Mapping[str, Sequence[Form]], outputs: Mapping[str, Form], most_rows: int) -> Asked:
     """What a message asks of a model that takes each of `inputs` in one of its forms, and answers `outputs`.
 
     Raises:
         BadRequest: not such a message, or not for this model. BodyTooLarge, TooManyImages: over a limit.
     """
-    body = _unpacked(message, limits.bytes)
+    body = message.body
     head = len(body) if message.head is None else message.head
     if head > len(body):
         raise BadRequest(f"{HEAD} is {head}, and the body has {len(body)} bytes")
-    if head > MOST_JSON:
-        raise BodyTooLarge(f"a request may have {MOST_JSON} bytes of JSON; send tensors as binary data")
-    sent = _object(body[:head])
+    parsed = _object(body if head == len(body) else body[:head])
+    sent = parsed.value
     names = [tensor.name for tensor in sent.inputs]
     if sorted(names) != sorted(inputs):
         raise BadRequest(f"expected the inputs {', '.join(inputs)}, each once; got {', '.join(names)[:256]}")
     for tensor in sent.inputs:
-        tensors.check(tensor, inputs[tensor.name], limits.rows)
+        tensors.check(tensor, inputs[tensor.name], most_rows)
     if len({tensor.shape[0] for tensor in sent.inputs}) > 1:
         raise BadRequest("the inputs differ in how many rows they have")
     wanted = _wanted(sent, outputs)
     blobs = _blobs(sent.inputs, memoryview(body)[head:])
-    return Asked(sent.id, {tensor.name: tensors.read(tensor, blob) for tensor, blob in blobs}, wanted)
+    arrays = {tensor.name: tensors.read(tensor, blob, parsed.base64) for tensor, blob in blobs}
+    return Asked(parsed.text(sent.id), arrays, wanted)
 
 
 def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -> File:
@@ -159,24 +153,11 @@ def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -
     return File(b"".join([head, *blobs]), OCTETS, {HEAD: str(len(head))})
 
 
-def _unpacked(message: Message, most: int) -> bytes:
-    if message.encoding == "identity":
-        return message.body
-    unpacker = zlib.decompressobj(_ENCODINGS[message.encoding])
+def _object(data: bytes | bytearray) -> Parsed[InferenceRequest]:
     try:
-        body = unpacker.decompress(message.body, most + 1)
-    except zlib.error as error:
-        raise BadRequest(f"the body is not {message.encoding}") from error
-    if len(body) > most:
-        raise BodyTooLarge(f"a request may have {most} bytes, and this one has more when it is unpacked")
-    if not unpacker.eof or unpacker.unused_data:
-        raise BadRequest(f"the body is not one whole {message.encoding} stream")
-    return body
-
-
-def _object(data: bytes) -> InferenceRequest:
-    try:
-        return InferenceRequest.model_validate_json(data)
+        return large_json.parse(InferenceRequest, data, JSON_LIMITS)
+    except large_json.TooComplex as error:
+        raise BodyTooLarge(f"{error}; send tensors as binary data") from error
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
         reasons = sorted({": ".join(filter(None, [_place(item["loc"]), item["msg"]])) for item in found})

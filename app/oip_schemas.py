@@ -12,6 +12,9 @@ from pydantic import BaseModel, Field
 # By name; values are strings, numbers or booleans. Which mean something here is said where they are read.
 Parameters = dict[str, Any]
 
+# Numbers as text cost many times what they do as bytes, to read as well as to write.
+MOST_NUMBERS = 1_000_000
+
 Dimension = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
@@ -84,10 +87,10 @@ class RequestInput(BaseModel):
     """A tensor that is sent: in `data`, flat or nested, or behind the JSON in `binary_data_size` bytes, a parameter."""
 
     name: str
-    shape: Annotated[list[Dimension], Field(min_length=1, max_length=8)]
+    shape: Annotated[list[Dimension], Field(min_length=1, max_length=8, fail_fast=True)]
     datatype: str
     parameters: Parameters = {}
-    data: list[Any] | None = None
+    data: Annotated[list[Any], Field(max_length=MOST_NUMBERS, fail_fast=True)] | None = None
 
 
 class RequestOutput(BaseModel):
@@ -102,8 +105,8 @@ class InferenceRequest(BaseModel):
 
     id: str = ""
     parameters: Parameters = {}
-    inputs: Annotated[list[RequestInput], Field(min_length=1, max_length=16)]
-    outputs: Annotated[list[RequestOutput], Field(max_length=16)] = []
+    inputs: Annotated[list[RequestInput], Field(min_length=1, max_length=16, fail_fast=True)]
+    outputs: Annotated[list[RequestOutput], Field(max_length=16, fail_fast=True)] = []
 
 
 class ResponseOutput(BaseModel):

@@ -30,10 +30,21 @@ class Arrival:
 
     @property
     def is_slow(self) -> bool:
-        """Whether less has come than is asked of all on the whole."""
+        """Whether the client has sent fewer bytes than the minimum rate requires."""
+        return self.is_slower_than(self._rate)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second since the application asked for the body, without the grace period."""
+        if self._started is None:
+            return 0.0
+        return self._received / max(self._clock() - self._started - GRACE_S, 1e-9)
+
+    def is_slower_than(self, rate: float) -> bool:
+        """Whether the body is still arriving, at fewer bytes a second than these."""
         if self._started is None or self.is_whole:
             return False
-        return self._received < (self._clock() - self._started - GRACE_S) * self._rate
+        return self._received < (self._clock() - self._started - GRACE_S) * rate
 
     def give_way(self) -> None:
         """Let the body be waited for no longer."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from array import array
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Descriptors for all but connections: the gallery's files, models, the listening sockets.
@@ -35,6 +37,28 @@ class Limits:
     connections: int
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Ignores `Upgrade`, as RFC 9110 allows in 7.8, and CONNECT.
+
+    httptools takes such a request to end with its head, and its body for the next request. So the head's framing is
+    parsed once more before the body.
+    """
+
+    def __init__(self, protocol: PatientProtocol):
+        super().__init__(protocol)
+        self._protocol = protocol
+
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
+        """Parse what came."""
+        while True:
+            try:
+                super().feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                super().feed_data(self._protocol.repeated_head())
+
+
 class PatientProtocol(HttpToolsProtocol):
     """HTTP/1.1 for those who get on with it.
 
@@ -49,6 +73,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
         self._pending = 0  # bytes since the last head or piece of a body
+        self._repeats_head = False  # see _Parser
+        self.parser = _Parser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Wait for a head."""
@@ -78,8 +105,27 @@ class PatientProtocol(HttpToolsProtocol):
         elif self._is_idle and self._head_timer is None:
             self._start_head_timer()
 
+    def repeated_head(self) -> bytes:
+        """A head with the framing of the last request's, which is under way already. No callback is to heed it."""
+        self._repeats_head = True
+        framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
+        return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % header for header in framing)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        if not self._repeats_head:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Some of the path and query."""
+        if not self._repeats_head:
+            super().on_url(url)
+
     def on_headers_complete(self) -> None:
         """A request begins, as `scope["state"]["began"]` says on `time.perf_counter`."""
+        if self._repeats_head:
+            self._repeats_head = False
+            return
         self._pending = 0
         self._stop_waiting()
         super().on_headers_complete()
@@ -87,13 +133,18 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; not what follows a body, which would be among those that were judged already."""
-        if self._is_idle or self.cycle.more_body is False:
+        if not self._repeats_head and (self._is_idle or self.cycle.more_body is False):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         self._pending = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole, unless its body follows a head that offers another protocol."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request's head."""

@@ -13,6 +13,10 @@ ModelName = Name
 EncodingFormat = Literal["float", "base64"]
 
 
+# Settings may allow a request fewer pictures, but no more.
+MOST_IMAGES = 1024
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -37,16 +41,21 @@ class Problem(_Schema):
     )
 
 
+# Of what a client sends, each list has `max_length` and `fail_fast`: without them pydantic validates every item, and
+# creates an error for each bad one, before anything else can refuse the list. Lists of answers have neither.
+Pictures = Annotated[list[str], Field(max_length=MOST_IMAGES, fail_fast=True)]
+
+
 class ImageInput(_Schema):
     """The JSON body: one picture or a list of them, each base64 or a data URI."""
 
-    input: str | list[str]
+    input: str | Pictures
 
 
 class NoisyInput(ImageInput):
     """The same with what the pictures should become, to measure against: one reference for each."""
 
-    reference: str | list[str] | None = None
+    reference: str | Pictures | None = None
 
 
 class ClassifyParams(_Schema):
@@ -200,7 +209,7 @@ class OpenAIRequest(_Schema):
 class EmbeddingsRequest(OpenAIRequest):
     """OpenAI's request for embeddings, with pictures in place of texts: each base64 or a data URI."""
 
-    input: str | list[str]
+    input: str | Pictures
     model: str | None = None
     encoding_format: EncodingFormat = "float"
     dimensions: int | None = Field(None, description="Only what the model has.")
@@ -294,7 +303,8 @@ class PicturePair(_Schema):
 
 
 Vector = Annotated[
-    list[Annotated[float, Field(allow_inf_nan=False, strict=True)]], Field(min_length=1, max_length=4096)
+    list[Annotated[float, Field(allow_inf_nan=False, strict=True)]],
+    Field(min_length=1, max_length=4096, fail_fast=True),
 ]
 
 
@@ -302,7 +312,7 @@ class EmbeddingPair(_Schema):
     """The body of `POST /verify/embeddings`: one embedding against others of the same model."""
 
     source: Vector
-    targets: Annotated[list[Vector], Field(min_length=1, max_length=1000)]
+    targets: Annotated[list[Vector], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class ComparedEmbedding(Comparison):

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.encryption import operator_key, read_key
+from app.schemas import MOST_IMAGES
 from index.sealing import OperatorKey
 from models.choice import Wanted
 
@@ -126,9 +127,11 @@ class Settings(BaseSettings):
     default_autoencoder: str = "ae-mnist"  # of /encode and /reconstruct
 
     max_body_bytes: Positive = 64 * 2**20
+    max_bodies_bytes: Positive = 256 * 2**20  # of all requests under way; at least two of the largest bodies
     max_image_bytes: Positive = 32 * 2**20
     max_image_pixels: Positive = 50_000_000
-    max_images: Positive = 64  # in one request
+    max_request_pixels: Positive = 400_000_000  # of all pictures of a request
+    max_images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 64  # in one request
     max_denoise_pixels: Positive = 4_000_000  # of a picture that is cleaned: all of it goes through the network
 
     head_timeout_s: Seconds = 10.0  # from the connection, or a head's first byte, until the head is whole

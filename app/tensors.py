@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.body import from_base64
 from app.errors import BadRequest, TooManyImages
 from app.oip_schemas import RequestInput
 
@@ -77,14 +76,14 @@ def check(tensor: RequestInput, forms: Sequence[Form], most_rows: int) -> None:
         raise TooManyImages(f"{tensor.name} has {tensor.shape[0]} rows; a request may have {most_rows}")
 
 
-def read(tensor: RequestInput, blob: memoryview | None) -> Array:
+def read(tensor: RequestInput, blob: memoryview | None, from_base64: Callable[[str], bytes]) -> Array:
     """The array of a tensor that was found good by `check`: of its binary data, or of its JSON where there is none.
 
     Raises:
         BadRequest: not as many elements as its shape has, or not such as its datatype has; numbers that are not finite.
     """
     datatype = DATATYPES[tensor.datatype]
-    flat = _from_json(tensor, datatype) if blob is None else _from_binary(tensor, datatype.dtype, blob)
+    flat = _from_json(tensor, datatype, from_base64) if blob is None else _from_binary(tensor, datatype.dtype, blob)
     if datatype.dtype.kind == "f" and not np.isfinite(flat).all():
         raise BadRequest(f"{tensor.name} holds numbers that are not finite")
     return flat.reshape(tensor.shape)
@@ -134,7 +133,7 @@ def _elements(tensor: RequestInput, blob: memoryview) -> Iterator[bytes]:
         raise BadRequest(f"{len(blob) - start} bytes follow the elements of {tensor.name}")
 
 
-def _from_json(tensor: RequestInput, datatype: Datatype) -> Array:
+def _from_json(tensor: RequestInput, datatype: Datatype, from_base64: Callable[[str], bytes]) -> Array:
     data, dtype = _flat(tensor), datatype.dtype
     if not set(map(type, data)) <= datatype.json:
         raise BadRequest(f"the data of {tensor.name}, {tensor.datatype}, is {datatype.words}")

@@ -41,6 +41,7 @@ INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
     errors.BodyTooLarge,
     errors.ImageTooLarge,
     errors.TooManyImages,
+    errors.TooManyPixels,
     errors.UnsupportedImage,
     errors.UnsupportedMediaType,
     errors.Unprocessable,

@@ -6,6 +6,7 @@ Used by the tests in this process, and by benchmarks/bad_inputs.py over HTTP aga
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import struct
 import zlib
@@ -40,6 +41,10 @@ class Case:
 
 def _raw(data: bytes, content_type: str = "image/jpeg", url: str = URL) -> Callable[[Client], Response]:
     return lambda client: client.post(url, content=data, headers={"content-type": content_type})
+
+
+def _packed(data: bytes) -> Callable[[Client], Response]:
+    return lambda client: client.post(URL, content=data, headers=JPEG | {"content-encoding": "gzip"})
 
 
 def _file(data: bytes, name: str = "a.jpg", part: str = "file") -> Callable[[Client], Response]:
@@ -186,14 +191,22 @@ def cases() -> tuple[Case, ...]:
         Case("data URI that is not base64", _text("data:image/png,abc"), 400, "malformed-request"),
         Case("a URL as input", _text("https://example.org/cat.jpg"), 400, "malformed-request"),
         Case("a file URL as input", _text("file:///etc/passwd"), 400, "malformed-request"),
-        Case("a path as input", _text("/etc/passwd"), 400, "malformed-request"),
+        Case("a path as input", _text("/home/me/cat.jpg"), 400, "malformed-request"),
+        Case("a path of base64's characters", _text("/etc/passwd"), 415, "unsupported-image"),
+        Case("many empty inputs", _json({"input": [""] * 300_000}), 413, "body-too-large"),
+        Case("more inputs than any request may have", _json({"input": [""] * 2_000}), 413, "too-many-images"),
+        Case("unknown content encoding", _good(**{"content-encoding": "br"}), 415, "unsupported-media-type"),
+        Case("gzip that is none", _good(**{"content-encoding": "gzip"}), 400, "malformed-request"),
+        Case("gzip bomb", _packed(gzip.compress(bytes(100 * 2**20))), 413, "body-too-large"),
+        Case("picture in gzip", _packed(gzip.compress(coffee())), 200, None),
         Case("empty input", _text(""), 400, "malformed-request"),
         Case("empty list", _json({"input": []}), 400, "malformed-request"),
         Case("nested list", _json({"input": [[b64]]}), 400, "malformed-request"),
         Case("number as input", _json({"input": 7}), 400, "malformed-request"),
         Case("extra key", _json({"input": b64, "url": "x"}), 400, "malformed-request"),
         Case("JSON null", _raw(b"null", "application/json"), 400, "malformed-request"),
-        Case("JSON nested 100,000 deep", _raw(b"[" * 100_000, "application/json"), 400, "malformed-request"),
+        Case("JSON nested 1,000 deep", _raw(b"[" * 1_000, "application/json"), 400, "malformed-request"),
+        Case("JSON nested 100,000 deep", _raw(b"[" * 100_000, "application/json"), 413, "body-too-large"),
         Case("JSON cut short", _raw(f'{{"input": "{b64}'.encode(), "application/json"), 400, "malformed-request"),
         Case("JSON that is not UTF-8", _raw(b'{"input": "\xff\xfe"}', "application/json"), 400, "malformed-request"),
         Case("foreign Origin", _good(origin="https://evil.example"), 403, "origin-not-allowed"),

@@ -387,7 +387,7 @@ def test_an_answer_that_takes_too_long_is_a_504(
 ) -> None:
     app = create_app(settings.model_copy(update={"deadline_s": 0.05}))
 
-    async def never(*_: object) -> None:
+    async def never(*_: object, **__: object) -> None:
         await asyncio.sleep(60)
 
     with TestClient(app, base_url=BASE_URL) as client:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
-from app.images import FEW_PIXELS, SHORT_BYTES, Limits, decode, decode_if_quick, own_limits
+from app.images import (
+    FEW_PIXELS,
+    SHORT_BYTES,
+    Limits,
+    count_pixels,
+    decode,
+    decode_if_quick,
+    is_large,
+    open_image,
+    own_limits,
+)
 from tests.app import bad_inputs
 from tests.conftest import encode, photo
 
@@ -233,3 +245,57 @@ def test_what_is_quick_though_damaged_is_what_it_is_otherwise() -> None:
             quick += 1
             assert np.array_equal(pixels, np.asarray(decode(bytes(damaged), LIMITS)))
     assert 300 < quick < 2700
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_read(mode: str, *, progressive: bool) -> None:
+    whole = encode(photo("coffee").convert(mode), "JPEG", progressive=progressive)
+    for cut in (1, 2):
+        assert decode(whole[:-cut], LIMITS).tobytes() == decode(whole, LIMITS).tobytes()
+    for cut in (3, 4, 10, 100, 3000):
+        with pytest.raises(DamagedImage):
+            decode(whole[:-cut], LIMITS)
+    with pytest.raises(DamagedImage):
+        decode(whole[:-3000] + bytes(100), LIMITS)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    whole = encode(photo("coffee"), "JPEG", progressive=True)
+    first = whole.index(b"\xff\xda")
+    scan = whole[first : whole.index(b"\xff", first + 20)]
+    with pytest.raises(DamagedImage, match="100 scans"):
+        decode(whole[:first] + scan * 101 + whole[first:], LIMITS)
+
+
+def test_a_picture_is_large_by_its_pixels_its_bytes_or_its_scans() -> None:
+    limits = Limits(bytes=2**25, pixels=50_000_000)
+
+    def large(data: bytes) -> bool:
+        return is_large(open_image(data, limits), data)
+
+    assert not large(bad_inputs.coffee())
+    assert not large(encode(Image.new("L", (2000, 2000))))
+    assert large(encode(Image.new("L", (2001, 2000))))
+    assert large(bad_inputs.coffee() + bytes(2**20))
+    assert large(encode(Image.new("L", (2000, 2000)), "JPEG") + b"\xff\xda" * 20 + b"\xff\xd9")
+
+
+def test_pixels_are_counted_by_the_header_and_only_of_what_is_decoded() -> None:
+    assert count_pixels(bad_inputs.coffee()[:5000], LIMITS) == 240_000
+    for data in (b"no picture", bad_inputs.png_bomb(), bytes(2**20 + 1)):
+        assert count_pixels(data, LIMITS) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white_in_strips_as_it_does_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo("coffee").convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    data = encode(picture.convert(mode) if mode != "P" else picture.quantize(32))
+    whole = decode(data, LIMITS)
+    at_once = Image.open(io.BytesIO(data)).convert("RGBA")
+    white = Image.new("RGBA", at_once.size, "white")
+    assert whole.tobytes() == Image.alpha_composite(white, at_once).convert("RGB").tobytes()
+    for pixels in (1, 1000, 600 * 7):
+        monkeypatch.setattr("models.image_decoder.STRIP_PIXELS", pixels)
+        assert decode(data, LIMITS).tobytes() == whole.tobytes()

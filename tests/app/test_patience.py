@@ -51,12 +51,21 @@ def listening(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
 
 
 async def stub(scope: Any, receive: Any, send: Any) -> None:
-    """/fast answers at once, /slow after a while, /large with megabytes; /echo tells the headers after the body."""
+    """/fast answers at once, /slow after a while, /large with megabytes; /echo tells the headers after the body, /body
+    the body.
+    """
     if scope["path"] == "/slow":
         await asyncio.sleep(0.7)
     if scope["path"] == "/echo":
         while (await receive()).get("more_body", False):
             pass
+    if scope["path"] == "/body":
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        await Response(b"<" + body + b">")(scope, receive, send)
+        return
     names = b",".join(name for name, _ in scope["headers"])
     await Response(bytes(LARGE) if scope["path"] == "/large" else names)(scope, receive, send)
 
@@ -133,6 +142,56 @@ def test_what_is_no_head_is_answered_400(quick: tuple[str, int]) -> None:
     with socket.create_connection(quick) as connection:
         connection.sendall(b"\x16\x03\x01 hello, this is TLS\r\n\r\n")
         assert everything(connection).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+UPGRADES = [b"h2c", b"websocket", b"TLS/1.0, HTTP/2.0"]
+SMUGGLED = b"GET /fast HTTP/1.1\r\nhost: evil\r\n\r\n"
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_a_body_is_read_although_its_head_offers_another_protocol(
+    quick: tuple[str, int], upgrade: bytes, step: int, *, chunked: bool
+) -> None:
+    head = b"POST /body HTTP/1.1\r\nhost: a\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: " + upgrade + b"\r\n"
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED) if chunked else SMUGGLED
+    framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(SMUGGLED)
+    request = head + framing + b"\r\n\r\n" + framed
+    # Once more on the same connection, then without a body, then a request that offers nothing.
+    sent = (
+        request
+        + request
+        + head.replace(b"POST /body", b"GET /fast")
+        + b"\r\n"
+        + HEAD[:-2]
+        + b"connection: close\r\n\r\n"
+    )
+    with socket.create_connection(quick) as connection:
+        for start in range(0, len(sent), step):
+            connection.sendall(sent[start : start + step])
+            if step == 1:
+                time.sleep(0.0001)
+        told = everything(connection)
+    assert told.count(b"<" + SMUGGLED + b">") == 2
+    assert told.count(b"HTTP/1.1 200 OK") == told.count(b"HTTP/1.1") - 2 == 4  # two more are in the bodies
+
+
+def test_a_head_that_offers_another_protocol_is_not_framed_twice(quick: tuple[str, int]) -> None:
+    head = b"POST /body HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: h2c\r\n"
+    framing = b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    with socket.create_connection(quick) as connection:
+        connection.sendall(head + framing + SMUGGLED)
+        told = everything(connection)
+    assert b"200 OK" not in told
+
+
+def test_a_tunnel_is_not_opened(quick: tuple[str, int]) -> None:
+    with socket.create_connection(quick) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n" + SMUGGLED)
+        told = everything(connection)
+    assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert told.count(b"HTTP/1.1") == 1
 
 
 def test_what_follows_a_body_has_an_end_and_is_no_header(quick: tuple[str, int]) -> None:

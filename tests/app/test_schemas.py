@@ -1,0 +1,167 @@
+"""Of everything a client sends, lists are bounded and fail at their first bad item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, TypeAdapter
+
+from app.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
+from app.bulk_schemas import BulkLine
+from app.errors import MOST_CHARACTERS, MOST_ERRORS
+from app.main import create_app
+from app.oip_schemas import InferenceRequest
+from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
+from app.scopes import Guarded, Routes
+from app.settings import Settings
+from tests.app.conftest import BASE_URL
+
+# Those of bodies that endpoints read themselves, which the framework does not know.
+OWN: tuple[type[BaseModel], ...] = (
+    ImageInput,
+    NoisyInput,
+    PicturePair,
+    EmbeddingsRequest,
+    InferenceRequest,
+    BulkLine,
+)
+
+
+@pytest.fixture(scope="module")
+def service() -> FastAPI:
+    """The service, not started."""
+    return create_app(Settings())
+
+
+def sent(service: FastAPI) -> Iterator[tuple[str, Any]]:
+    """Every type that requests are validated by, with where it is used."""
+    for schema in OWN:
+        yield schema.__name__, schema
+    for guarded in Routes(service).all:
+        dependant = getattr(guarded.route, "dependant", None)
+        if dependant is None:
+            continue
+        for kind in ("path", "query", "header", "cookie", "body"):
+            for field in getattr(dependant, f"{kind}_params"):
+                yield f"{guarded.route.path} {field.name}", field._type_adapter
+
+
+def lists(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every list in a core schema of pydantic's, with its place."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "set", "frozenset", "tuple", "generator"):
+            yield place, schema
+        for key, below in schema.items():
+            yield from lists(below, f"{place}.{key}")
+    elif isinstance(schema, list | tuple):
+        for number, below in enumerate(schema):
+            yield from lists(below, f"{place}.{number}")
+
+
+def test_every_list_that_is_sent_is_bounded_and_fails_at_its_first_bad_item(service: FastAPI) -> None:
+    seen = 0
+    for where, type_ in sent(service):
+        adapter = type_ if isinstance(type_, TypeAdapter) else TypeAdapter(type_)
+        for place, schema in lists(adapter.core_schema, where):
+            seen += 1
+            assert schema["type"] == "list", place
+            assert "max_length" in schema, f"{place} has no max_length"
+            assert schema.get("fail_fast"), f"{place} does not fail at its first bad item"
+    assert seen > 15
+
+
+def arrays(schema: Any, definitions: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
+    """Every array in a JSON schema."""
+    if isinstance(schema, list):
+        for below in schema:
+            yield from arrays(below, definitions, seen)
+    if not isinstance(schema, dict):
+        return
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    if name and name not in seen:
+        yield from arrays(definitions[name], definitions, seen | {name})
+    if schema.get("type") == "array":
+        yield schema
+    for below in schema.values():
+        yield from arrays(below, definitions, seen)
+
+
+def test_the_document_bounds_every_array_of_json_that_is_sent(service: FastAPI) -> None:
+    document = service.openapi()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            media = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for array in arrays(media.get("schema"), document["components"]["schemas"]):
+                assert "maxItems" in array, (path, array)
+
+
+def parsed_by_the_framework(service: FastAPI) -> Iterator[tuple[str, str]]:
+    """Method and path of each route with a JSON body that its endpoint does not read itself."""
+    for guarded in Routes(service).all:
+        dependant = getattr(guarded.route, "dependant", None)
+        if dependant is not None and dependant.body_params:
+            assert not reads_its_own_body(guarded)
+            (method,) = guarded.methods or ()
+            path = str(guarded.route.path)
+            for name in ("collection", "subject"):
+                path = path.replace(f"{{{name}}}", "x")
+            yield method, path
+
+
+def test_which_endpoints_read_their_bodies_themselves(service: FastAPI) -> None:
+    own = {guarded.route.path for guarded in Routes(service).all if reads_its_own_body(guarded)}
+    assert own == {
+        "/classify",
+        "/faces/detect",
+        "/embed",
+        "/v1/embeddings",
+        "/verify",
+        "/denoise",
+        "/encode",
+        "/reconstruct",
+        "/search",
+        "/collections/{collection}/subjects/{subject}/faces",
+        "/collections/{collection}/subjects/{subject}/verify",
+        "/collections/{collection}/subjects/{subject}/feedback",
+        "/collections/{collection}/faces:bulk",
+        "/v2/models/{name}/infer",
+        "/v2/models/{name}/versions/{version}/infer",
+    }
+    found: Guarded | None = None
+    assert not reads_its_own_body(found)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (json.dumps({f"{number:x}": 1 for number in range(19_000)}), 422),
+        (json.dumps({"x" * 100_000: 1}), 422),
+        (json.dumps({f"{number:x}": 1 for number in range(MOST_KEYS + 1)}), 413),
+        ("[" + "[]," * MOST_CONTAINERS + "[]]", 413),
+        ('{"a": "' + "x" * SMALL_BODY + '"}', 413),
+    ],
+    ids=["19,000 unknown keys", "a long unknown key", "more keys", "many lists", "too long"],
+)
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_hostile_body_gets_a_short_answer(service: FastAPI, body: str, status: int, *, chunked: bool) -> None:
+    client = TestClient(service, base_url=BASE_URL, raise_server_exceptions=False)
+    routes = list(parsed_by_the_framework(service))
+    assert len(routes) >= 6
+    for method, path in routes:
+        content: Any = iter([body[:1000].encode(), body[1000:].encode()]) if chunked else body
+        answer = client.request(method, path, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == status, (path, answer.text[:300])
+        assert len(answer.content) < MOST_ERRORS * (2 * MOST_CHARACTERS + 100)
+        assert len(answer.json().get("errors", [])) <= MOST_ERRORS
+
+
+def test_an_answer_names_twenty_errors_at_most(service: FastAPI) -> None:
+    client = TestClient(service, base_url=BASE_URL, raise_server_exceptions=False)
+    query = "&".join(f"x{number}=1" for number in range(1000))
+    answer = client.post(f"/classify?{query}", content=b"", headers={"content-type": "image/png"})
+    assert (answer.status_code, len(answer.json()["errors"])) == (422, MOST_ERRORS)
