@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from app.body import from_base64, whole
+from app.body import whole
 from app.bulk_schemas import BulkLine
 from app.errors import (
     BadRequest,
@@ -27,6 +27,7 @@ from app.errors import (
     problem,
 )
 from app.gallery_schemas import Key
+from app.large_json import from_base64
 from app.zip_reader import Entry, ZipReader
 from index.job_records import Item, Outcome, Properties
 

