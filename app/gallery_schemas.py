@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, Json, StrictBool, StringConstraints
 
 from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
+from index.validation import check_key, check_moment, check_object, read_moment
 from models.align import Reason
 
 # What a caller names things by: no slashes, no controls, as it stands in a path.
 # Of any alphabet, joiners included: \w in OpenAPI's regular expressions is ASCII's alone.
 _WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
-Key = Annotated[str, StringConstraints(pattern=rf"^[{_WORD}.@:+ -]{{1,128}}$")]
+_PATTERN = rf"^[{_WORD}.@:+ -]{{1,128}}$"
 
-MOST_METADATA = 16 * 1024
+moment = read_moment
 
 
-def moment(seconds: float) -> datetime:
-    """Seconds since 1970 as a time."""
-    return datetime.fromtimestamp(seconds, UTC)
+def _key(sent: str) -> str:
+    check_key(sent, "key")
+    return sent
+
+
+Key = Annotated[str, StringConstraints(pattern=_PATTERN), AfterValidator(_key)]
 
 
 def _no_number(value: object) -> object:
@@ -34,19 +37,15 @@ def _no_number(value: object) -> object:
 def _universal(sent: datetime) -> datetime:
     """In UTC, where its year must be one of 1 to 9999, too."""
     try:
-        return sent.astimezone(UTC)
+        universal = sent.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("expected a time in UTC's years 1 to 9999") from error
+    check_moment(universal.timestamp(), "it")
+    return universal
 
 
 def _plain(sent: dict[str, Any]) -> dict[str, Any]:
-    """What is JSON for everybody, and not too much of it: no NaN, no half of a surrogate pair."""
-    try:
-        size = len(json.dumps(sent, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError as error:
-        raise ValueError("expected JSON in UTF-8 with finite numbers") from error
-    if size > MOST_METADATA:
-        raise ValueError(f"expected at most {MOST_METADATA} bytes")
+    check_object(sent, "metadata")
     return sent
 
 

@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         keys.known()  # a ledger that cannot be read is told of now, not to each request
         gallery = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
         app.state.galleries = Galleries(inference, gallery)
-        upkeep = Upkeep(gallery, settings.upkeep_s)
+        upkeep = app.state.upkeep = Upkeep(gallery, settings.upkeep_s, figures)
         upkeep.start()
         async with running(reloads.follow(engine)) if settings.workers > 1 else nullcontext():
             yield

@@ -240,4 +240,11 @@ STEPS: tuple[str, ...] = (
         WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
     END;
     """,
+    # Who sent a job, for the audit log. Collections that older versions filled may have vectors of another length than
+    # 1, which maintenance scales once.
+    """
+    ALTER TABLE jobs ADD COLUMN actor TEXT;
+    ALTER TABLE collections ADD COLUMN unscaled INTEGER NOT NULL DEFAULT 0;
+    UPDATE collections SET unscaled = 1;
+    """,
 )
