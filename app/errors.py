@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from app.oip_schemas import InferenceError
 from app.schemas import FieldError, Problem
-from index.ledger import is_full
+from index.errors import is_full
 
 
 class VestibuleError(Exception):

@@ -364,6 +364,8 @@ class Health(_Schema):
     status: Literal["live", "ready", "degraded"]
     reasons: list[str] = Field([], description="Why it is degraded.")
     maintained_at: AwareDatetime | None = Field(
-        None, description="When the last round of the gallery's maintenance ended in which no step failed."
+        None,
+        exclude_if=lambda value: value is None,
+        description="When the last round of the gallery's maintenance ended in which no step failed.",
     )
     models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")

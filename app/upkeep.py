@@ -75,8 +75,8 @@ class Upkeep:
         else:
             self.completed_at = datetime.now(UTC)
             self._metrics.maintenance_completed.set(self.completed_at.timestamp())
-        for step, error in failures.items():
+        for step, failure in failures.items():
             self._metrics.maintenance_failures.labels(step.split()[0]).inc()
-            if repr(error) != repr(self._failures.get(step)):  # a fault that lasts is logged once
-                log.error("upkeep_failed", step=step, error=str(error), exc_info=error)
+            if repr(failure) != repr(self._failures.get(step)):  # a fault that lasts is logged once
+                log.error("upkeep_failed", step=step, error=str(failure), exc_info=failure)
         self._failures = failures

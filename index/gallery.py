@@ -123,6 +123,7 @@ class EmbeddedGallery:
     @committing
     def create(
         self,
+        /,  # else a setting could have its name
         name: str,
         embedder: str,
         fingerprint: str,

@@ -6,7 +6,6 @@ has a result. Reads have a connection for each thread and see the last commit.
 
 from __future__ import annotations
 
-import errno
 import queue
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import apsw
 
 from index.collection_keys import Connection, Keys
-from index.errors import GalleryError, TooNewError
+from index.errors import GalleryError, TooNewError, is_full
 from index.migrations import STEPS
 from index.scrub import MOST_PAGES, Pages, opened
 
@@ -348,13 +347,6 @@ def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | 
         failure = error
     connection.execute("RELEASE one")
     return result, failure
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a write failed because the disk, or the share of it that this user may have, is full."""
-    return isinstance(error, apsw.FullError) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    )
 
 
 def _attempt(after: Write, connection: apsw.Connection) -> Exception | None:

@@ -278,12 +278,12 @@ def subjects(
 def lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
     """Ids of those of the subjects whose time is over."""
     lookup = cipher_of(db, collection_id).lookup
-    rows = db.execute(
+    rows: list[Row] = db.execute(
         "SELECT id FROM subjects WHERE collection_id = ? AND expires_at <= ?"
         " AND key IN (SELECT value FROM json_each(?)) ORDER BY id",
         (collection_id, now, json.dumps([lookup(key) for key in keys])),
-    )
-    return [row[0] for row in rows.fetchall()]
+    ).fetchall()
+    return [row[0] for row in rows]
 
 
 def is_unscaled(db: apsw.Connection, collection_id: int) -> bool:

@@ -57,8 +57,8 @@ def unit_vectors(vectors: npt.ArrayLike, dimensions: int) -> Floats:
     largest = np.abs(numbers).max(axis=1, keepdims=True, initial=0)
     if not largest.all():
         raise InvalidError("a vector of zeros has no direction")
-    scaled = numbers / largest
-    scaled = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+    directions = numbers / largest
+    scaled: Floats = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
     if given.dtype == np.float32:
         kept = are_unit(given)
         scaled[kept] = given[kept]

@@ -96,8 +96,9 @@ def chained(gallery_id: str, contents: list[dict[str, object]]) -> bytes:
 
 def test_every_act_is_in_it_with_ids_alone(gallery: EmbeddedGallery, clock: Clock) -> None:
     enrolled = enrol(gallery, "doors", 7)
-    properties = {"name": "Ferdinandea Quartz", "metadata": {"note": "blue hat"}, "expires_at": NOW + 1}
-    gallery.put_subject("doors", "p1", **properties, actor="key6")
+    gallery.put_subject(
+        "doors", "p1", name="Ferdinandea Quartz", metadata={"note": "blue hat"}, expires_at=NOW + 1, actor="key6"
+    )
     by_faces = gallery.remove_faces("doors", [enrolled[0].token, enrolled[3].token], actor="key-7")
     by_subject = gallery.remove_subject("doors", "p2", actor="key_8")
     gallery.note_search("doors", [gallery.subject("doors", key) for key in ("p4", "p1", "p4")], actor="key9")

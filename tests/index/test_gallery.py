@@ -345,9 +345,10 @@ def test_a_damaged_row_stops_the_maintenance_of_its_collection_only(gallery: Emb
     gallery.ledger.write(damage)
     gallery.clock = lambda: 1e10
     receipt = gallery.remove_subject("trains", "p0")
+    maintenance = Maintenance(gallery)
     for _ in range(2):
         with pytest.raises(RoundError) as failed:
-            Maintenance(gallery).run()
+            maintenance.run()
         assert sorted(failed.value.failures) == ["audit log", f"collection {gallery.collection('doors').id}"]
     assert gallery.receipt(receipt.token).erased_at is not None
     assert gallery.ledger.reader().execute("SELECT count(*) FROM subjects WHERE key = 'p9'").get == 0

@@ -116,7 +116,7 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     ),
     (
         sql("UPDATE vectors SET data = zeroblob(16) WHERE face_id = 27"),
-        ["doors: of the faces 1 to 27 in the ledger: expected vectors of length 1"],
+        ["doors: 1 faces have no vector of length 1, the first is 27"],
     ),
     (sql("UPDATE vectors SET data = zeroblob(12) WHERE face_id = 27"), ["doors: 1 faces have no vector of 4"]),
     (sql("DELETE FROM vectors WHERE face_id = 27"), ["doors: 1 faces have no vector of 4"]),
@@ -137,7 +137,7 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     (sql("UPDATE faces SET details = '{' WHERE id = 4"), ["ledger: 1 rows of faces have something else"]),
     (
         sql("UPDATE collections SET settings = '{' WHERE id = 2"),
-        ["ledger: 1 rows of collections have something else", "ledger: the collections cannot be read"],
+        ["ledger: 1 rows of collections have something else"],
     ),
     (
         sql("DELETE FROM faces WHERE id = 5; DELETE FROM vectors WHERE face_id = 5"),

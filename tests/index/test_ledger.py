@@ -14,8 +14,8 @@ import apsw
 import pytest
 
 from index import ledger as module
-from index.errors import GalleryError, TooNewError
-from index.ledger import Change, Ledger, committing, is_full, migrate
+from index.errors import GalleryError, TooNewError, is_full
+from index.ledger import Change, Ledger, committing, migrate
 from index.migrations import STEPS
 from index.scrub import MOST_PAGES
 

@@ -288,7 +288,8 @@ def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery
     assert list(integrity.faults(target)) == []
     (face,) = target.faces("doors", "crop")
     (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
-    assert (match.face, match.similarity) == (face.token, pytest.approx(1))
+    assert match.face == face.token
+    assert match.similarity == pytest.approx(1)
 
 
 def test_import_leaves_out_expired_subjects(target: EmbeddedGallery, file: Path) -> None:

@@ -108,7 +108,8 @@ def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
         for found in (gallery.search("doors", query), search(gallery, "doors", query)):
             assert all(abs(match.similarity) <= 1 + 1e-6 for match in found[0])
     (likest,) = gallery.search("doors", TINY[None], 1)[0]
-    assert (likest.subject.key, likest.similarity) == ("tiny", pytest.approx(1))
+    assert likest.subject.key == "tiny"
+    assert likest.similarity == pytest.approx(1)
     match, _ = compare(gallery, "doors", "long", 1e-30 * vectors(1, 128)[0])
     assert match is not None
     assert match.similarity == pytest.approx(1)
@@ -151,7 +152,8 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
     for number, person in enumerate(people):
         if number != 4:
             (match,) = gallery.search("doors", person[None], 1)[0]
-            assert (match.face, match.similarity) == (faces[number].token, pytest.approx(1, abs=1e-5))
+            assert match.face == faces[number].token
+            assert match.similarity == pytest.approx(1, abs=1e-5)
     assert list(faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
     acts = [entry.act for entry in gallery.audit.read()[0]]
     assert [act.faces for act in acts if act.action == "scale_vectors"] == [(3,), (9,), (20,)]
@@ -280,7 +282,7 @@ def test_stored_objects_are_read_as_they_can_be_answered() -> None:
         assert read_object(text) == {}
     kept = read_object(json.dumps(deep(300)))
     assert kept == json.loads(json.dumps(deep(MAX_DEPTH)).replace("{}", '{"a": null}'))
-    many = {str(number): {} for number in range(200)}
+    many: dict[str, Any] = {str(number): {} for number in range(200)}
     assert read_object(json.dumps(many)) == many
     for seconds in (float("inf"), float("-inf"), 1e300, TOO_LATE, -1e12):
         assert 1 <= read_moment(seconds).year <= 9999
