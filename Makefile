@@ -5,7 +5,7 @@ TOOLS := .venv/tools/bin
 # (from an index of your own: PIP_EXTRA_INDEX_URL) brings none of them.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: install serve test test-slow check lint sbom audit bench docker lock clean
+.PHONY: install serve test test-slow check lint sbom weights audit bench docker lock clean
 
 install: .venv/dev.stamp ## everything: service, training, tests
 
@@ -31,6 +31,9 @@ check: lint sbom ## what CI runs
 sbom: .venv/tools.stamp ## sbom.cdx.json: what the service is made of, by its lock file, as CycloneDX 1.6; needs no network
 	$(TOOLS)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file sbom.cdx.json
+
+weights: .venv/dev.stamp ## train every shipped model that its recipe does not match; CPUS=0 or CPUS=0-3 says where
+	$(BIN)/python -m training.queue $(if $(CPUS),--cpus $(CPUS))
 
 audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks pypi.org, so it is no part of `check`
 	@$(TOOLS)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock || \

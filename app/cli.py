@@ -92,7 +92,10 @@ def list_models() -> None:
 def import_model(
     source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0 or torchvision:resnet50.")],
     file: Annotated[
-        Path | None, typer.Option("--from", help="A .pth file of torchvision's, where there is no network.")
+        Path | None,
+        typer.Option(
+            "--from", help="The file to read: a .tflite, or a .pth of torchvision's where there is no network."
+        ),
     ] = None,
 ) -> None:
     """Convert published weights into a served model of the weights folder."""

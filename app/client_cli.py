@@ -106,7 +106,7 @@ def verify(
     api_key: ApiKey = None,
 ) -> None:
     """Say whether two photos show one person; the exit status is 0 for either answer."""
-    with _connected(Asking(url, api_key)) as client:
+    with connected(Asking(url, api_key)) as client:
         answer = client.verify(source, target, fmr=fmr, model=model)
     if as_json:
         put(json.dumps({"source": str(source), "target": str(target), **answer.model_dump(mode="json")}))
@@ -134,7 +134,7 @@ def generate(  # noqa: PLR0913  options of a command
 ) -> None:
     """Draw new pictures."""
     labels = [label] if label else []
-    with _connected(Asking(url, api_key)) as client:
+    with connected(Asking(url, api_key)) as client:
         _refuse_existing(output, force=force)
         file = client.generate(n=n, seed=seed, label=labels, model=model, truncation=truncation, grid=grid)
         _write(output, file.content)
@@ -180,7 +180,8 @@ def denoise(  # noqa: PLR0913  options of a command
 
 
 @contextmanager
-def _connected(asking: Asking) -> Iterator[Client]:
+def connected(asking: Asking) -> Iterator[Client]:
+    """A client for a command; what fails is one line and exit code 1."""
     from vestibule_client import Client
 
     with failing(), Client(asking.url, api_key=asking.api_key, retries=patient()) as client:

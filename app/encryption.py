@@ -30,6 +30,6 @@ def read_key(file: Path) -> OperatorKey:
         InvalidError: the file cannot be read, or holds no key.
     """
     try:
-        return OperatorKey.from_text(file.read_text())
+        return OperatorKey.from_text(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, InvalidError) as error:
         raise InvalidError(f"the encryption key in {file}: {error}") from error

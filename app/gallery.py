@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+
 from app.body import Pictures
 from app.bulk import BulkJobs
 from app.errors import Conflict, Locked, NoFace, Unprocessable
@@ -31,7 +33,10 @@ from app.recognition import Recognition
 from app.reembedding import Reembedder
 from app.schemas import Failed
 from index.gallery import EmbeddedGallery
+from index.normalisation import count_clashes
 from index.records import Collection, CountedSubject, Face
+
+log = structlog.get_logger()
 
 
 class Galleries:
@@ -45,12 +50,16 @@ class Galleries:
         background = Pipeline(inference.in_bulk())
         self._ask = self._pipeline.ask
         self._gallery = gallery
+        if count := count_clashes(gallery.ledger.reader()):
+            log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
         self.recognition = Recognition(self._pipeline, gallery)
         self.jobs = BulkJobs(background, gallery)
         self.reembedder = Reembedder(background, gallery)
 
     async def create(self, name: str, asked: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.
+
+        A call that names no embedder also finds a collection of an embedder that was the default earlier.
 
         Raises:
             UnknownModel; Conflict: there is another of that name; Unprocessable: there is no key to encrypt it by.
@@ -73,8 +82,9 @@ class Galleries:
             raise Unprocessable(error.detail) from error
         except Conflict:
             found = _collection(await self._ask(lambda: self._gallery.collection(name)))
+            wanted = found.fingerprint if asked.embedder is None else fingerprint
             there = (found.fingerprint, found.keep_crops, found.encrypted)
-            if there != (fingerprint, asked.keep_crops, asked.encrypted):
+            if there != (wanted, asked.keep_crops, asked.encrypted):
                 raise
             return found, False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,10 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.terminal import failing
+from app.asking import Asking
+from app.client_cli import ApiKey, Url, connected
+from app.terminal import fail, failing, progress
 
 if TYPE_CHECKING:
     from index.gallery import EmbeddedGallery
+    from vestibule_client import Client
+
+_POLL_S = 0.5  # between two questions how far a re-embedding is
 
 gallery_cli = typer.Typer(name="gallery", help="The gallery: list, move, check, repair, back up.", no_args_is_help=True)
 
@@ -94,6 +100,26 @@ def verify() -> None:
 
 
 @gallery_cli.command()
+def clashes() -> None:
+    """List subjects and collections whose names differ from another's only in their Unicode form.
+
+    DELETE of either subject erases both. A collection is dropped alone.
+    """
+    from index import normalisation
+    from index.unicode_forms import normalised
+
+    count = 0
+    with _opened() as gallery:
+        for count, clash in enumerate(normalisation.clashes(gallery.ledger.reader()), 1):  # noqa: B007  the last number
+            name = clash.collection if clash.key is None else clash.key
+            what = "a collection" if clash.key is None else f"a subject of {clash.collection!r}"
+            typer.echo(
+                f"{what}: {name!r}, in ASCII {name!a}, is {normalised(name)!a} in Unicode form C, which another has"
+            )
+    typer.echo(f"{count} names clash")
+
+
+@gallery_cli.command()
 def compact() -> None:
     """Do the background work now and give free space back; nobody can enrol or erase meanwhile."""
     from index import upkeep
@@ -160,6 +186,53 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]
     typer.echo("the ledger that was there before is deleted, and so are its segments and inverted files")
     if not done.remembered:
         typer.echo("nothing here tells what was erased after the backup was made: that is back", err=True)
+
+
+@gallery_cli.command()
+def reembed(
+    collection: Annotated[str, typer.Argument(help="Its faces need crops (keep_crops).", show_default=False)],
+    embedder: Annotated[str, typer.Argument(help="The model whose vectors it is to hold.", show_default=False)],
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Move a collection to another embedder: ask the running service, and wait until it has switched.
+
+    Stopping this command does not stop the re-embedding; the same command shows its progress again.
+    """
+    from vestibule_client import Conflict, NotFound
+
+    with connected(Asking(url, api_key)) as client:
+        try:
+            state = client.reembed(collection, embedder=embedder)
+        except Conflict:
+            state = client.reembedding(collection) if _is_under_way(client, collection, embedder) else None
+            if state is None:
+                raise
+        with progress(state.faces) as advance:
+            shown = 0
+            while True:
+                for _ in range(shown, state.done):
+                    advance()
+                shown = max(shown, state.done)
+                if state.state in {"blocked", "cancelled"}:
+                    fail(f"{collection}: the re-embedding is {state.state}: {state.problem or 'by another request'}")
+                try:
+                    state = client.reembedding(collection)
+                except NotFound:  # it is over
+                    break
+                time.sleep(_POLL_S)
+        now = client.collection(collection)
+    if now.embedder != embedder:
+        fail(f"{collection} still holds vectors of {now.embedder}: the re-embedding was cancelled")
+    typer.echo(
+        f"{collection} holds vectors of {now.embedder}, {now.fingerprint}; the erasure of the old ones: {state.erasure}"
+    )
+
+
+def _is_under_way(client: Client, collection: str, embedder: str) -> bool:
+    """Whether the collection is being moved to this embedder already."""
+    running = client.collection(collection).reembedding
+    return running is not None and running.embedder == embedder
 
 
 @contextmanager

@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, Json, StrictBool, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    Json,
+    StrictBool,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
-from index.validation import check_key, check_moment, check_object, read_moment
+from index.validation import check_moment, check_object, read_moment
 from models.align import Reason
 
-# What a caller names things by: no slashes, no controls, as it stands in a path.
+# Of names in paths: no slashes, no controls.
 # Of any alphabet, joiners included: \w in OpenAPI's regular expressions is ASCII's alone.
 _WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
-_PATTERN = rf"^[{_WORD}.@:+ -]{{1,128}}$"
+_CHARACTER = rf"[{_WORD}.@:+ -]"
+_MOST_CHARACTERS = 128
+_CHARACTER_OF_KEY = TypeAdapter(Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}$")])
+
+
+def _explained(sent: Any, check: ValidatorFunctionWrapHandler) -> str:
+    """The key, or an error that names the first character that does not belong there."""
+    try:
+        return str(check(sent))
+    except ValidationError:
+        if not isinstance(sent, str):
+            raise
+        allowed = f"expected 1 to {_MOST_CHARACTERS} letters, digits, spaces and . _ @ : + -"
+        found = _first_invalid(sent) or f"{len(sent)} characters"
+        raise PydanticCustomError(
+            "invalid_key", "{allowed}; got {found}", {"allowed": allowed, "found": found}
+        ) from None
+
+
+def _first_invalid(sent: str) -> str:
+    """The first character that is not allowed, as U+002F (SOLIDUS); empty where there is none."""
+    for character in sent[:_MOST_CHARACTERS]:
+        try:
+            _CHARACTER_OF_KEY.validate_python(character)
+        except ValidationError:
+            name = unicodedata.name(character, "")
+            return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
+    return ""
+
+
+# What a caller names things by. In the ledger it is in Unicode form C (index/unicode_forms.py).
+Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MOST_CHARACTERS}}}$"), WrapValidator(_explained)]
 
 moment = read_moment
-
-
-def _key(sent: str) -> str:
-    check_key(sent, "key")
-    return sent
-
-
-Key = Annotated[str, StringConstraints(pattern=_PATTERN), AfterValidator(_key)]
 
 
 def _no_number(value: object) -> object:
@@ -60,7 +97,11 @@ class NewCollection(_Schema):
     """The body of `PUT /collections/{c}`."""
 
     embedder: str | None = Field(
-        None, description="A face embedder, or any classifier: its features of whole pictures."
+        None,
+        description=(
+            "A face embedder, or any classifier: its features of whole pictures. null: the default, or the embedder of"
+            " the collection that is there already."
+        ),
     )
     keep_crops: StrictBool = Field(
         False, description="Keep each aligned face, so that a later embedder can embed it anew."

@@ -6,10 +6,8 @@ the temporary folder, and the body's limit bounds it.
 
 from __future__ import annotations
 
-import base64
-import binascii
+import codecs
 import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from app.body import whole
+from app.body import from_base64, whole
 from app.bulk_schemas import BulkLine
 from app.errors import (
     BadRequest,
@@ -29,13 +27,26 @@ from app.errors import (
     problem,
 )
 from app.gallery_schemas import Key
+from app.zip_reader import Entry, ZipReader
 from index.errors import InvalidError
 from index.job_records import Item, Outcome, Properties
 from index.validation import unit_vectors
 
 ZIP, LINES = "application/zip", "application/x-ndjson"
+# The names that other programs use: Windows' browsers, the JSON Lines project, and others.
+CONTENT_TYPES = {
+    ZIP: (ZIP, "application/x-zip-compressed", "application/x-zip"),
+    LINES: (LINES, "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines"),
+}
+# Which of the problems of a line are reported, how long each may be, and by how many commas a line may be divided: more
+# than any valid line has, of a vector of 4096 numbers and 16 KiB of metadata.
+MOST_PROBLEMS, MOST_CHARACTERS, MOST_COMMAS = 5, 160, 32_768
+MOST_LINES = 1_000_000
 # Beyond the body's limit, of what is packed: each picture's bytes, all together, and how many.
 MOST_PACKED, MOST_UNPACKED, MOST_FILES = 32 * 2**20, 256 * 2**20, 100_000
+# What Windows, macOS and Synology's NAS put beside a user's files.
+ADDED_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+ADDED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 BULK_BODY: dict[str, object] = {
     "requestBody": {
@@ -45,8 +56,8 @@ BULK_BODY: dict[str, object] = {
             "an `image` or a `vector`, and if need be `name`, `metadata` and `expires_at`."
         ),
         "content": {
-            ZIP: {"schema": {"type": "string", "format": "binary"}},
-            LINES: {"schema": {"type": "string"}},
+            **{name: {"schema": {"type": "string", "format": "binary"}} for name in CONTENT_TYPES[ZIP]},
+            **{name: {"schema": {"type": "string"}} for name in CONTENT_TYPES[LINES]},
         },
     }
 }
@@ -79,12 +90,13 @@ async def read_upload(request: Request) -> Upload:
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type not in (ZIP, LINES):
+    sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    content_type = next((name for name, aliases in CONTENT_TYPES.items() if sent in aliases), None)
+    if content_type is None:
         raise UnsupportedMediaType(f"send {ZIP} or {LINES}")
     with whole():
         data = await request.body()
-    if not data.strip():
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise BadRequest("the body is empty")
     return Upload(content_type, data)
 
@@ -94,22 +106,38 @@ def refused(number: int, error: VestibuleError) -> Outcome:
     return Outcome(number, "failed", {"problem": problem(error).model_dump(exclude_none=True)})
 
 
+def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 0."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadRequest("the lines are in UTF-16; send them in UTF-8")
+    for number, whole_line in enumerate(io.BytesIO(data)):
+        line = whole_line.removeprefix(codecs.BOM_UTF8)  # of files that were joined, each may have one
+        if line.strip():
+            if number >= MOST_LINES:
+                raise BodyTooLarge(f"one upload may have {MOST_LINES} lines")
+            yield number, line
+
+
 def _from_lines(data: bytes, dimensions: int, *, vectors: bool) -> Iterator[Item | Outcome]:
-    for number, line in enumerate(io.BytesIO(data)):
-        if not line.strip():
-            continue
+    for number, line in _lines(data):
         try:
+            if line.count(b",") > MOST_COMMAS:
+                raise BadRequest(f"the line has more than {MOST_COMMAS} commas")
             sent = BulkLine.model_validate_json(line)
             if sent.vector is not None and not vectors:
                 raise Unprocessable("vectors need the fingerprint of the pipeline that made them: ?fingerprint=...")
             yield _item(number, sent, dimensions)
         except ValidationError as error:
-            reasons = "; ".join(
-                sorted({": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False)})
-            )
-            yield refused(number, BadRequest(f"not a line of a subject_id and an image or a vector: {reasons}"))
+            yield refused(number, BadRequest(f"not a line of a subject_id and an image or a vector: {_reasons(error)}"))
         except BadRequest as error:
             yield refused(number, error)
+
+
+def _reasons(error: ValidationError) -> str:
+    """What is wrong with a line. It is kept in the ledger, so it is short, however long the line's keys are."""
+    told = sorted({": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False)})
+    short = [one if len(one) <= MOST_CHARACTERS else f"{one[:MOST_CHARACTERS]}..." for one in told[:MOST_PROBLEMS]]
+    return "; ".join(short) + (f"; and {len(told) - len(short)} more" if len(told) > len(short) else "")
 
 
 def _item(number: int, sent: BulkLine, dimensions: int) -> Item:
@@ -120,13 +148,12 @@ def _item(number: int, sent: BulkLine, dimensions: int) -> Item:
     if sent.vector is not None:
         return Item(number, sent.subject_id, "vector", _vector(sent.vector, dimensions), properties)
     assert sent.image is not None  # noqa: S101  a line has one of both
-    text = sent.image.partition(",")[2] if sent.image.startswith("data:") else sent.image
-    return Item(number, sent.subject_id, "picture", _base64(text), properties)
+    return Item(number, sent.subject_id, "picture", from_base64(sent.image), properties)
 
 
 def _vector(sent: list[float] | str, dimensions: int) -> bytes:
     if isinstance(sent, str):
-        data = _base64(sent)
+        data = from_base64(sent)
         numbers = np.frombuffer(data, "<f4") if len(data) == 4 * dimensions else np.empty(0)
     else:
         numbers = np.array(sent, np.float64)
@@ -136,52 +163,52 @@ def _vector(sent: list[float] | str, dimensions: int) -> bytes:
         raise BadRequest(str(error)) from error
 
 
-def _base64(text: str) -> bytes:
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest("not base64; pictures are never fetched from a URL or a path") from error
-    if not data:
-        raise BadRequest("there is nothing in it")
-    return data
-
-
 def _from_zip(data: bytes) -> Iterator[Item | Outcome]:
+    archive = ZipReader(data)
+    files = [(entry, parts) for entry in archive.entries if (parts := _parts(entry)) is not None]
+    if not files:
+        raise BadRequest("there is no file in the zip")
+    # What is declared bounds what is unpacked, so that one sum is the request's total.
+    if len(files) > MOST_FILES or sum(entry.size for entry, _ in files) > MOST_UNPACKED:
+        raise BodyTooLarge(f"a zip may hold {MOST_FILES} files, {MOST_UNPACKED} bytes in all")
+    for number, (entry, parts) in enumerate(files):
+        try:
+            if isinstance(parts, BadRequest):
+                raise parts
+            yield Item(number, _subject(parts), "picture", _unpacked(archive, entry))
+        except VestibuleError as error:
+            yield refused(number, error)
+
+
+def _parts(entry: Entry) -> list[str] | BadRequest | None:
+    """The parts of the entry's name, or what is wrong with it; None where it is not a photo."""
+    if entry.is_folder:
+        return None
     try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except Exception as error:  # of hostile bytes the standard library raises many kinds
-        raise BadRequest("the body is not a zip") from error
-    with archive:
-        files = [info for info in archive.infolist() if _is_photo(info.filename)]
-        if not files:
-            raise BadRequest("there is no file in the zip")
-        if len(files) > MOST_FILES or sum(info.file_size for info in files) > MOST_UNPACKED:
-            raise BodyTooLarge(f"a zip may hold {MOST_FILES} files, {MOST_UNPACKED} bytes in all")
-        for number, info in enumerate(files):
-            try:
-                yield Item(number, _folder(info.filename), "picture", _unpacked(archive, info))
-            except VestibuleError as error:
-                yield refused(number, error)
+        parts = entry.parts
+    except BadRequest as error:
+        return error
+    return parts if _is_photo(parts) else None
 
 
-def _is_photo(name: str) -> bool:
-    """Not a folder, nor what macOS puts beside each file."""
-    parts = name.split("/")
-    return bool(parts[-1]) and not parts[-1].startswith(".") and "__MACOSX" not in parts
+def _is_photo(parts: list[str]) -> bool:
+    """Whether it is not a file that an operating system adds to a user's."""
+    *folders, file = parts
+    return not (file.startswith(".") or file.lower() in ADDED_FILES or not ADDED_FOLDERS.isdisjoint(folders))
 
 
-def _folder(name: str) -> str:
+def _subject(parts: list[str]) -> str:
     """The subject that a file is of: the folder it lies in."""
+    *folders, _ = parts
+    if not folders:
+        raise BadRequest("expected the photo in a folder that is named by the subject's id")
     try:
-        return _KEY.validate_python(name.split("/")[-2])
-    except (IndexError, ValidationError) as error:
-        raise BadRequest("expected the photo in a folder that is named by the subject's id") from error
+        return _KEY.validate_python(folders[-1])
+    except ValidationError as error:
+        raise BadRequest(f"the photo's folder is not a subject's id: {error.errors()[0]['msg']}") from error
 
 
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MOST_PACKED:
-        raise ImageTooLarge(f"the picture has {info.file_size} bytes; at most {MOST_PACKED} are read")
-    try:
-        return archive.read(info)
-    except Exception as error:  # damaged, cut short, encrypted, or packed in a way that is not read here
-        raise BadRequest("the file cannot be unpacked") from error
+def _unpacked(archive: ZipReader, entry: Entry) -> bytes:
+    if entry.size > MOST_PACKED:
+        raise ImageTooLarge(f"the picture has {entry.size} bytes; at most {MOST_PACKED} are read")
+    return archive.read(entry)

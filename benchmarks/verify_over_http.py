@@ -2,6 +2,7 @@
 
     python -m benchmarks.verify_over_http lfw       the 1,000 pairs of LFW's View 1 DevTest
     python -m benchmarks.verify_over_http latency   one pair after another, in turn with dlib's pipeline
+    python -m benchmarks.verify_over_http beside    one pair after another, in turn with another service
     python -m benchmarks.verify_over_http bad       two faces, no face, bad inputs
 
 Each prints a summary and writes its rows to benchmarks/results/verify_<command>.csv. docs/faces.md says what they mean.
@@ -229,6 +230,37 @@ def latency(
     write(results / "verify_latency.csv", rows)
     print(f"{len(rows)} pairs after {warmup} to warm up, concurrency 1; dlib {dlib.version}, {upsample} times enlarged")
     print(*latency_figures(rows), sep="\n")
+
+
+@cli.command()
+def beside(
+    other: Annotated[str, typer.Option(help="The address of the service to compare with.")],
+    url: Url = HERE,
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=1, help="Pairs that count.")] = 200,
+    warmup: Annotated[int, typer.Option(min=0, help="Pairs before, that do not.")] = 40,
+    results: Results = RESULTS,
+) -> None:
+    """Two services at concurrency 1, each pair sent to both, in alternating order: the ratio of their medians."""
+    pairs = lfw_pairs(data, limit)
+    rows: list[Row] = []
+    with asking(url), asking(other), httpx.Client(timeout=TIMEOUT_S) as client:
+        for number in range(warmup + limit):
+            pair = pairs[number % len(pairs)]
+            source, target = pair.files
+            times = {}
+            for address in (url, other) if number % 2 else (other, url):
+                started = time.perf_counter()
+                answer = client.post(f"{address}/verify", files={"source": source, "target": target})
+                times[address] = 1e3 * (time.perf_counter() - started)
+                answer.raise_for_status()
+            if number >= warmup:
+                rows.append(pair.row | {"url_ms": times[url], "other_ms": times[other]})
+    write(results / "verify_beside.csv", rows)
+    ours, theirs = ([row[name] for row in rows] for name in ("url_ms", "other_ms"))
+    for name, values in ((url, ours), (other, theirs)):
+        print(f"{name}: p50 {np.median(values):.1f} ms, p90 {np.percentile(values, 90):.1f} ms, {len(values)} pairs")
+    print(f"ratio of the medians {np.median(ours) / np.median(theirs):.3f}")
 
 
 @cli.command()

@@ -30,7 +30,9 @@ def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFac
     dimensions = db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get
     scaled = unit_vectors([face.vector for face in faces], dimensions).astype("<f4")
     cipher = cipher_of(db, collection_id)
-    keys = {cipher.lookup(key): key for key in dict.fromkeys(face.subject for face in faces)}
+    sent = dict.fromkeys(face.subject for face in faces)
+    current = {key: records.current_key(db, cipher, collection_id, key) for key in sent}
+    keys = {cipher.lookup(key): key for key in current.values()}
     db.executemany(
         "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (?, ?, '{}', ?) ON CONFLICT DO NOTHING",
         [(collection_id, key, now) for key in keys],
@@ -45,7 +47,7 @@ def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFac
     subjects = {keys[key]: number for key, number, _ in there}
     # Greater than all there were, those removed among them, as AUTOINCREMENT gives them; writers take turns.
     last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'faces'").get
-    made = [Face(last + n, token(), face.subject, dict(face.details), now) for n, face in enumerate(faces, 1)]
+    made = [Face(last + n, token(), current[face.subject], dict(face.details), now) for n, face in enumerate(faces, 1)]
     db.executemany(
         "INSERT INTO faces (id, collection_id, subject_id, token, details, sealed, created_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",

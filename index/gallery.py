@@ -20,6 +20,7 @@ from index.collection_keys import Keys, cipher_of
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
 from index.files import make_folder
 from index.ledger import Change, Ledger, committing
+from index.normalisation import normalise
 from index.protocol import Fusion, Match, Usage
 from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 from index.sealing import Cipher, OperatorKey
@@ -92,6 +93,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
+            normalise(self.ledger)
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
@@ -210,7 +212,7 @@ class EmbeddedGallery:
 
         def write(db: apsw.Connection) -> Receipt:
             found = records.collection(db, collection)
-            return remove_subject(db, found.id, records.subject(db, found.id, key).id, self.clock(), actor)
+            return remove_subjects(db, found.id, records.same_subjects(db, found.id, key), self.clock(), actor)
 
         return self.erasure(write)
 
@@ -442,13 +444,13 @@ class EmbeddedGallery:
             )
 
 
-def remove_subject(
-    db: apsw.Connection, collection_id: int, subject_id: int, now: float, actor: str | None = None
+def remove_subjects(
+    db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float, actor: str | None = None
 ) -> Receipt:
-    """Delete the subject and all its faces, and note it for the audit log."""
-    faces = records.faces_of_subject(db, subject_id)
-    made = records.remove_subject(db, collection_id, subject_id, now)
-    audit.note(db, Act("erase", now, actor, collection_id, [subject_id], faces, made.token))
+    """Delete the subjects and all their faces, and note it for the audit log."""
+    faces = [face for subject_id in subject_ids for face in records.faces_of_subject(db, subject_id)]
+    made = records.remove_subjects(db, collection_id, subject_ids, now)
+    audit.note(db, Act("erase", now, actor, collection_id, subject_ids, faces, made.token))
     return made
 
 
@@ -459,14 +461,14 @@ def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
     """
     over = records.expired(db, now, limit)
     for collection_id, subject_id in over:
-        remove_subject(db, collection_id, subject_id, now, RETENTION)
+        remove_subjects(db, collection_id, [subject_id], now, RETENTION)
     return len(over)
 
 
 def remove_lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
     """Delete those of the subjects whose time is over: what is stored under their keys now is somebody else's."""
-    for subject_id in records.lapsed(db, collection_id, keys, now):
-        remove_subject(db, collection_id, subject_id, now, RETENTION)
+    if ids := records.lapsed(db, collection_id, keys, now):
+        remove_subjects(db, collection_id, ids, now, RETENTION)
 
 
 def _by_subject(found: Found) -> dict[int, float]:

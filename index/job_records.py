@@ -14,6 +14,7 @@ from index.collection_keys import cipher_of
 from index.errors import NotFoundError
 from index.records import NewFace, Row
 from index.sealing import Cipher
+from index.unicode_forms import normalised
 from index.validation import check_subject, read_object
 
 Finished = Literal["done", "failed", "cancelled"]
@@ -177,7 +178,7 @@ def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome
     db.executemany(
         "INSERT INTO job_items (job_id, number, status, result, subject, properties, kind, data, sealed)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_row(cipher, found, item) for item in items],
+        [_row(db, cipher, found, item) for item in items],
     )
 
 
@@ -191,15 +192,16 @@ def check_item(item: Item) -> None:
     check_subject(item.subject, of.name, of.metadata, of.expires_at)
 
 
-def _row(cipher: Cipher, found: Job, item: Item | Outcome) -> Row:
+def _row(db: apsw.Connection, cipher: Cipher, found: Job, item: Item | Outcome) -> Row:
     if isinstance(item, Outcome):
         result, sealed = _result(cipher, found, item)
         return (found.id, item.number, item.status, result, None, None, None, None, sealed)
     properties = None if item.properties is None else item.properties.__dict__
     data = cipher.seal(item.data, "sent data", found.id, item.number)
-    key, sealed = cipher.lookup(item.subject), None
+    subject = records.current_key(db, cipher, found.collection_id, item.subject)
+    key, sealed = cipher.lookup(subject), None
     if cipher.encrypted:
-        sealed = cipher.seal(json.dumps((item.subject, properties)).encode(), "sent", found.id, item.number)
+        sealed = cipher.seal(json.dumps((subject, properties)).encode(), "sent", found.id, item.number)
         properties = None
     text = None if properties is None else json.dumps(properties)
     return (found.id, item.number, "pending", None, key, text, item.kind, data, sealed)
@@ -279,10 +281,11 @@ def settle_items(db: apsw.Connection, found: Job, done: Sequence[Outcome]) -> No
 
 def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
     """What waits to become this subject's is not enrolled, and nothing of it stays; how many items."""
+    cipher = cipher_of(db, collection_id)
     db.execute(
         f"UPDATE job_items SET status = 'erased', {_NOTHING}"  # noqa: S608  of constants
-        " WHERE subject = ? AND job_id IN (SELECT id FROM jobs WHERE collection_id = ?)",
-        (cipher_of(db, collection_id).lookup(subject), collection_id),
+        " WHERE subject IN (?, ?) AND job_id IN (SELECT id FROM jobs WHERE collection_id = ?)",
+        (cipher.lookup(normalised(subject)), cipher.lookup(subject), collection_id),
     )
     return db.changes()
 

@@ -19,12 +19,13 @@ from index.acts import Act
 from index.collection_keys import is_locked
 from index.enrolment import insert_faces
 from index.errors import NotFoundError
-from index.gallery import EmbeddedGallery, remove_lapsed, remove_subject
+from index.gallery import EmbeddedGallery, remove_lapsed, remove_subjects
 from index.job_records import Finished, Found, Item, Job, Outcome, Status
 from index.ledger import Change, committing
 from index.records import Receipt
 
 KEEP_S = 7 * 86_400.0  # how long outcomes can be asked for
+ALL_FAILED = "every item failed; its own problem says why"
 
 # Of one batch: rows, and bytes beyond which no more are read.
 MOST_ROWS, MOST_BYTES = 2048, 4 * 2**20
@@ -143,10 +144,11 @@ class Jobs:
 
         def write(db: apsw.Connection) -> Receipt:
             found, now = records.collection(db, collection), self._gallery.clock()
+            waiting = job_records.erase_items(db, found.id, key)
             try:
-                return remove_subject(db, found.id, records.subject(db, found.id, key).id, now, actor)
+                return remove_subjects(db, found.id, records.same_subjects(db, found.id, key), now, actor)
             except NotFoundError:
-                if not job_records.erase_items(db, found.id, key):
+                if not waiting:
                     raise
                 made = records.remove_faces(db, found.id, [], subjects=1, now=now)
                 # Its receipt names what was erased; the subject has no number yet.
@@ -209,11 +211,18 @@ class Worker:
         return self._ledger.write(write)
 
     def finish(self, job: Job, state: Finished, problem: str | None = None) -> None:
-        """The job is over; nothing of what was sent stays. Nothing happens where it is another's by now."""
+        """The job is over; nothing of what was sent stays. Nothing happens where it is another's by now.
+
+        One that is done, and of which every item failed, has failed.
+        """
 
         def write(db: apsw.Connection) -> None:
             now = self._gallery.clock()
-            if job_records.renew(db, job, self._holder, now):
+            if not job_records.renew(db, job, self._holder, now):
+                return
+            if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
+                job_records.finish(db, job, "failed", ALL_FAILED, now)
+            else:
                 job_records.finish(db, job, state, problem, now)
 
         self._ledger.write(write)

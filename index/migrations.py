@@ -240,6 +240,18 @@ STEPS: tuple[str, ...] = (
         WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
     END;
     """,
+    # Ids in Unicode form C (index/normalisation.py): collections whose ids are not looked through yet, and subjects
+    # that keep another form, since a subject has their `key` in form C.
+    """
+    ALTER TABLE collections ADD COLUMN normalised INTEGER NOT NULL DEFAULT 1;
+    UPDATE collections SET normalised = 0;
+    CREATE TABLE clashes (
+        subject_id INTEGER PRIMARY KEY REFERENCES subjects (id) ON DELETE CASCADE,
+        collection_id INTEGER NOT NULL,
+        key TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX clashes_by_key ON clashes (collection_id, key);
+    """,
     # Who sent a job, for the audit log. Collections that older versions filled may have vectors of another length than
     # 1, which maintenance scales once.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from index.collection_keys import cipher_of, ciphers, insert_key
-from index.errors import ConflictError, NotFoundError
+from index.errors import ConflictError, CorruptError, NotFoundError
 from index.sealing import Cipher
+from index.unicode_forms import normalised, normalised_json, normalised_metadata
 from index.validation import (
     check_key,
     check_moment,
@@ -110,7 +112,7 @@ def token() -> str:
 
 
 def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
-    """With an id of the ledger's; that of `made` does not count.
+    """With an id of the ledger's, that of `made` does not count; and its name in Unicode form C.
 
     Raises:
         ConflictError: there is one of that name. LockedError: it is to be encrypted, and there is no operator's key.
@@ -119,17 +121,17 @@ def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
     check_key(made.name, "collection")
     check_object(made.settings, "settings")
     check_moment(made.created_at, "created_at")
-    settings = json.dumps(made.settings)
-    row = db.execute(
-        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at, encrypted)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
-        (made.name, made.embedder, made.fingerprint, made.dimensions, settings, made.created_at, made.encrypted),
-    ).fetchone()
-    if row is None:
+    name, settings = normalised(made.name), json.dumps(made.settings)
+    if db.execute("SELECT 1 FROM collections WHERE name IN (?, ?)", (name, made.name)).get is not None:
         raise ConflictError(f"there is a collection {made.name!r} already")
+    number = db.execute(
+        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at, encrypted)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        (name, made.embedder, made.fingerprint, made.dimensions, settings, made.created_at, made.encrypted),
+    ).get
     if made.encrypted:
-        insert_key(db, row[0])
-    return Collection(**{**made.__dict__, "id": row[0]})
+        insert_key(db, number)
+    return Collection(**{**made.__dict__, "id": number, "name": name})
 
 
 _COLLECTION = (
@@ -144,12 +146,14 @@ def _collection(row: Row) -> Collection:
 
 
 def collection(db: apsw.Connection, name: str) -> Collection:
-    """The collection.
+    """The collection of exactly this name, or else of this name in Unicode form C.
 
     Raises:
         NotFoundError.
     """
-    row: Row | None = db.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
+    row: Row | None = db.execute(
+        f"{_COLLECTION} WHERE name IN (?1, ?2) ORDER BY name != ?1 LIMIT 1", (name, normalised(name))
+    ).fetchone()
     if row is None:
         raise NotFoundError(f"there is no collection {name!r}")
     return _collection(row)
@@ -243,15 +247,46 @@ def seal_subjects(db: apsw.Connection, cipher: Cipher, rows: Iterable[Row]) -> N
     db.executemany("UPDATE subjects SET sealed = ? WHERE id = ?", values)
 
 
+def current_key(db: apsw.Connection, cipher: Cipher, collection_id: int, key: str) -> str:
+    """The key under which the ledger has, or would have, this subject: its Unicode form C.
+
+    Exactly `key` only where a subject has that: one whose key could not be normalised (index/normalisation.py).
+    """
+    form_c = normalised(key)
+    there = "SELECT 1 FROM subjects WHERE collection_id = ? AND key = ?"
+    if form_c != key and db.execute(there, (collection_id, cipher.lookup(key))).get is not None:
+        return key
+    return form_c
+
+
+def same_subjects(db: apsw.Connection, collection_id: int, key: str) -> list[int]:
+    """Ids of the subjects whose keys are this one in Unicode form C: more than one where a key could not be normalised.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    found = cipher_of(db, collection_id).lookup(normalised(key))
+    rows = db.execute(
+        "SELECT id FROM subjects WHERE collection_id = ?1 AND key = ?2"
+        " UNION SELECT subject_id FROM clashes WHERE collection_id = ?1 AND key = ?2",
+        (collection_id, found),
+    )
+    ids = [row[0] for row in rows]
+    if not ids:
+        raise NotFoundError(f"there is no subject {key!r}")
+    return ids
+
+
 def subject(db: apsw.Connection, collection_id: int, key: str, now: float | None = None) -> CountedSubject:
-    """The subject.
+    """The subject; see `current_key`.
 
     Raises:
         NotFoundError: also where its time is over at `now` (None: whether or not it is over).
     """
     cipher = cipher_of(db, collection_id)
     row = db.execute(
-        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?", (collection_id, cipher.lookup(key))
+        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?",
+        (collection_id, cipher.lookup(current_key(db, cipher, collection_id, key))),
     ).fetchone()
     found = None if row is None else _subject(cipher, row)
     if found is None or (now is not None and found.expires_at is not None and found.expires_at <= now):
@@ -277,11 +312,12 @@ def subjects(
 
 def lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
     """Ids of those of the subjects whose time is over."""
-    lookup = cipher_of(db, collection_id).lookup
+    cipher = cipher_of(db, collection_id)
+    wanted = [cipher.lookup(current_key(db, cipher, collection_id, key)) for key in keys]
     rows: list[Row] = db.execute(
         "SELECT id FROM subjects WHERE collection_id = ? AND expires_at <= ?"
         " AND key IN (SELECT value FROM json_each(?)) ORDER BY id",
-        (collection_id, now, json.dumps([lookup(key) for key in keys])),
+        (collection_id, now, json.dumps(wanted)),
     ).fetchall()
     return [row[0] for row in rows]
 
@@ -328,6 +364,18 @@ def metadata_of(
     return ((number, read_object(_who(cipher, number, *who)[2])) for number, *who in rows)
 
 
+def readable_subjects(
+    db: apsw.Connection, cipher: Cipher, collection_id: int
+) -> Iterator[tuple[int, str, str | None, str]]:
+    """Id, key, name and metadata (JSON) of each subject but those that cannot be unsealed; ids ascending."""
+    rows = db.execute(
+        "SELECT id, key, name, metadata, sealed FROM subjects WHERE collection_id = ? ORDER BY id", (collection_id,)
+    )
+    for number, *who in rows:
+        with suppress(CorruptError):
+            yield number, *_who(cipher, number, *who)
+
+
 def upsert_subject(
     db: apsw.Connection,
     collection_id: int,
@@ -338,13 +386,14 @@ def upsert_subject(
     expires_at: float | None,
     now: float,
 ) -> CountedSubject:
-    """Make the subject, or give it these properties in place of those it had.
+    """Make the subject, or give it these properties in place of those it had; see `current_key`.
 
     Raises:
         InvalidError: see `check_subject`.
     """
     check_subject(key, name, metadata, expires_at)
     cipher = cipher_of(db, collection_id)
+    key, metadata = current_key(db, cipher, collection_id, key), normalised_metadata(metadata)
     openly = (None, "{}") if cipher.encrypted else (name, json.dumps(metadata))
     number = db.execute(
         "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -461,11 +510,13 @@ def faces_of_subject(db: apsw.Connection, subject_id: int) -> list[int]:
     return [row[0] for row in db.execute("SELECT id FROM faces WHERE subject_id = ? ORDER BY id", (subject_id,))]
 
 
-def remove_subject(db: apsw.Connection, collection_id: int, subject_id: int, now: float) -> Receipt:
-    """Delete the subject and all its faces."""
-    made = remove_faces(db, collection_id, faces_of_subject(db, subject_id), subjects=1, now=now)
-    db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
-    _note(db, collection_id, subject_id)
+def remove_subjects(db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float) -> Receipt:
+    """Delete the subjects and all their faces."""
+    faces = [face for subject_id in subject_ids for face in faces_of_subject(db, subject_id)]
+    made = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
+    for subject_id in subject_ids:
+        db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
+        _note(db, collection_id, subject_id)
     return made
 
 
@@ -669,6 +720,7 @@ def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> 
     """
     dimensions = db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get
     face, cipher = checked_face(face, dimensions), cipher_of(db, collection_id)
+    face = replace(face, subject=current_key(db, cipher, collection_id, face.subject))
     there: Row | None = db.execute(
         "SELECT faces.collection_id, key, faces.id, data FROM faces JOIN subjects ON subjects.id = subject_id"
         " JOIN vectors ON face_id = faces.id WHERE token = ?",
@@ -718,7 +770,8 @@ def vector_bytes(vector: npt.ArrayLike, dimensions: int) -> bytes:
 
 def _whole_subject(db: apsw.Connection, cipher: Cipher, collection_id: int, face: WholeFace) -> int:
     """The face's subject, made unless it is there; its id."""
-    openly = (None, "{}") if cipher.encrypted else (face.name, face.metadata)
+    metadata = normalised_json(face.metadata)
+    openly = (None, "{}") if cipher.encrypted else (face.name, metadata)
     key = cipher.lookup(face.subject)
     db.execute(
         "INSERT INTO subjects (collection_id, key, name, metadata, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -729,7 +782,7 @@ def _whole_subject(db: apsw.Connection, cipher: Cipher, collection_id: int, face
         "SELECT id, sealed FROM subjects WHERE collection_id = ? AND key = ?", (collection_id, key)
     ).get
     if cipher.encrypted and sealed is None:
-        seal_subjects(db, cipher, [(number, face.subject, face.name, face.metadata)])
+        seal_subjects(db, cipher, [(number, face.subject, face.name, metadata)])
     return int(number)
 
 

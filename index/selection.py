@@ -15,6 +15,7 @@ from index import records
 from index.collection_keys import cipher_of
 from index.records import Row
 from index.sealing import Cipher
+from index.unicode_forms import normalised_where
 
 # By key, the values of which a subject must have one; of several keys all.
 Where = Mapping[str, Sequence[str | float | bool]]
@@ -75,7 +76,7 @@ def _unsealed(
 
     Ids, ascending.
     """
-    found = records.metadata_of(db, cipher, collection_id, ids)
+    found, where = records.metadata_of(db, cipher, collection_id, ids), normalised_where(where)
     return [number for number, metadata in found if _is_chosen(metadata, where)]
 
 
@@ -94,5 +95,6 @@ def _kind(value: object) -> str | None:
 
 def _condition(collection_id: int, where: Where) -> tuple[str, Row]:
     """Of at least one key."""
+    where = normalised_where(where)
     values = [value for key, allowed in where.items() for value in (collection_id, key, json.dumps(list(allowed)))]
     return _FIRST + _FURTHER * (len(where) - 1), tuple(values)

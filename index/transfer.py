@@ -29,6 +29,7 @@ from index.files import sync_folder
 from index.gallery import EmbeddedGallery, remove_lapsed
 from index.parquet_keys import decryption, encryption, is_encrypted
 from index.records import Collection, WholeFace
+from index.unicode_forms import normalised
 
 KEY, VERSION = b"vestibule", 1
 # Faces of a row group, and of a transaction.
@@ -90,8 +91,10 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
             wanted = replace(_wanted(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))
             row = 1
+            forms: dict[str, str] = {}
             for batch in file.iter_batches(AT_ONCE):
                 _check(batch, wanted.dimensions, row)
+                _check_forms(batch, forms, row)
                 row += batch.num_rows
             gallery.ledger.write(partial(_target, wanted=wanted, now=gallery.clock()))
             enrolled = expired = 0
@@ -223,6 +226,16 @@ def _check(batch: Any, dimensions: int, first: int) -> None:
             records.checked_face(face, dimensions)
         except InvalidError as error:
             raise InvalidError(f"row {number}: {error}") from error
+
+
+def _check_forms(batch: Any, forms: dict[str, str], first: int) -> None:
+    """Check that no subject differs only in its Unicode form from one of `forms`, or of this batch, which joins them.
+
+    Two subjects would become one.
+    """
+    for number, subject in enumerate(batch.column("subject").to_pylist(), first):
+        if not subject.isascii() and forms.setdefault(normalised(subject), subject) != subject:
+            raise InvalidError(f"row {number}: the subject differs only in its Unicode form from that of another row")
 
 
 def _faces(batch: Any) -> list[WholeFace]:

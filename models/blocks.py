@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def check_images(images: Tensor, channels: int, height: int, width: int | None = None, *, exact: bool = False) -> None:
@@ -58,6 +60,18 @@ class ConvNormAct(nn.Sequential):
         if activation is not None:
             layers.append(activation())
         super().__init__(*layers)
+
+
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's SAME padding: output ceil(size / stride), an odd pixel of padding at the right and the bottom."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
+        pads: list[int] = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:

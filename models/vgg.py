@@ -7,12 +7,16 @@ Deviations: the last maps are averaged to `pool_size` x `pool_size`, which chang
 in; convolutions start as He et al. 2015 have it, where the paper starts the deep networks from trained shallow ones;
 `-bn` adds batch normalisation, which is younger than the paper, and keeps the convolutions' biases, as the weights that
 torchvision publishes expect. Small pictures (CIFAR) take fewer `stages`, no `hidden` layers and a `pool_size` of 1.
+For them there are further settings, after Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: a `stem`
+without padding before the stages, GELU in place of ReLU, a max-pool after the first convolution of each stage instead
+of the last, and the maximum of the last maps in place of their average.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -24,7 +28,9 @@ class VGGConfig:
     """The defaults are VGG-16. `stages` holds the output channels of each convolution, a tuple for each stage.
 
     `hidden` are the widths of the fully connected layers before the classifier; `dropout` follows each of them, or the
-    pooled features where there are none. A `pool_size` of 1 is global average pooling.
+    pooled features where there are none. A `pool_size` of 1 is global pooling, by `pool`. `stem` is the number of
+    filters and the kernel side of a first convolution without padding or normalisation; (0, 0) for none. `halve` says
+    after which of a stage's convolutions its 2x2 max-pool stands, which is before the normalisation if it is the first.
     """
 
     num_classes: int = 1000
@@ -41,11 +47,15 @@ class VGGConfig:
     hidden: tuple[int, ...] = (4096, 4096)
     dropout: float = 0.5
     pool_size: int = 7
+    stem: tuple[int, int] = (0, 0)
+    activation: Literal["relu", "gelu"] = "relu"
+    halve: Literal["first", "last"] = "last"
+    pool: Literal["average", "max"] = "average"
 
     @property
     def smallest(self) -> int:
         """The side in pixels of the smallest picture that every stage can still halve."""
-        return 1 << len(self.stages)
+        return (1 << len(self.stages)) + max(0, self.stem[1] - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -53,17 +63,28 @@ class VGGConfig:
         return (self.stages[-1][-1] * self.pool_size**2, *self.hidden)
 
 
+def _activation(config: VGGConfig) -> nn.Module:
+    return nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True)
+
+
 def _stages(config: VGGConfig) -> list[nn.Module]:
     layers: list[nn.Module] = []
     inputs = config.in_channels
+    filters, side = config.stem
+    if filters:
+        layers += [nn.Conv2d(inputs, filters, side), _activation(config)]  # [N, filters, H - side + 1, W - side + 1]
+        inputs = filters
     for stage in config.stages:
-        for outputs in stage:
+        for place, outputs in enumerate(stage):
             layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+            if config.halve == "first" and place == 0:
+                layers.append(nn.MaxPool2d(2))  # [N, stage[0], H/2, W/2]
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(_activation(config))
             inputs = outputs
-        layers.append(nn.MaxPool2d(2))  # [N, stage[-1], H/2, W/2]
+        if config.halve == "last":
+            layers.append(nn.MaxPool2d(2))  # [N, stage[-1], H/2, W/2]
     return layers
 
 
@@ -87,9 +108,10 @@ class VGG(nn.Module):
         super().__init__()
         _check(config)
         self.config = config
+        pool = nn.AdaptiveMaxPool2d if config.pool == "max" else nn.AdaptiveAvgPool2d
         self.features = nn.Sequential(
             *_stages(config),  # [N, 512, H/32, W/32]
-            nn.AdaptiveAvgPool2d(config.pool_size),  # [N, 512, 7, 7]
+            pool(config.pool_size),  # [N, 512, 7, 7]
             nn.Flatten(),  # [N, 25088]
             *_hidden(config),  # [N, 4096]
         )
@@ -110,6 +132,8 @@ def _check(config: VGGConfig) -> None:
         raise ValueError(f"hidden needs numbers >= 1, got {config.hidden}")
     if config.pool_size < 1:
         raise ValueError(f"pool_size must be >= 1, got {config.pool_size}")
+    if config.stem != (0, 0) and min(config.stem) < 1:
+        raise ValueError(f"stem needs a number of filters and a kernel side, both >= 1, got {config.stem}")
 
 
 def _initialise(module: nn.Module) -> None:

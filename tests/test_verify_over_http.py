@@ -127,6 +127,18 @@ def test_times_in_turn_with_dlib(address: str, lfw: Path) -> None:
     assert "dlib finds both faces in 4 of 4 pairs" in result.output
 
 
+def test_two_services_are_compared_in_turn(address: str, lfw: Path) -> None:
+    other = ("--url", address, "--other", address.replace("127.0.0.1", "localhost"))
+    result = run("beside", *other, "--data", lfw, "--results", lfw, "--limit", "4", "--warmup", "1")
+    assert result.exit_code == 0, result.output
+    rows = table(lfw / "verify_beside.csv")
+    assert len(rows) == 4
+    ratio = median(float(row["url_ms"]) for row in rows) / median(float(row["other_ms"]) for row in rows)
+    assert f"ratio of the medians {ratio:.3f}" in result.output
+    nobody = run("beside", "--url", address, "--other", "http://127.0.0.1:9", "--data", lfw)
+    assert (nobody.exit_code, "error: http://127.0.0.1:9" in nobody.output) == (1, True)
+
+
 def test_figures_of_pairs_by_hand() -> None:
     # The first fold holds both odd pairs; the others' threshold, 0.5, has them wrong. Elsewhere it is 0.15, all right.
     similarities = [0.2] + [0.9] * 9 + [0.6] + [0.1] * 9

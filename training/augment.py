@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import AugmentSection
+from training.degradations import degrade
+from training.seeds import generator as seeded
 
 # What `rand_augment` chooses from; the first has no effect, and those after `sharpness` have no sign.
 OPERATIONS = (
@@ -37,12 +40,15 @@ class Colours:
 
 
 def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, colours: Colours) -> Tensor:
-    """All that `config` asks for but what `blend` does, which needs the labels: [N, C, H, W] -> the same shape."""
+    """All that `config` asks for, [N, C, H, W] -> the same shape.
+
+    Except for `blend`, which needs the labels, and for the alternating flip, which needs the rows: see `first_flips`.
+    """
     if config.rotate or config.translate or config.shear or config.scale != (1.0, 1.0):
         images = affine(images, draw_affine(len(images), config, generator))
     if config.crop:
-        images = random_crop(images, config.crop, generator)
-    if config.flip:
+        images = random_crop(images, config.crop, generator, config.crop_fill)
+    if config.flip is True:
         images = random_flip(images, generator)
     if config.rand_augment[0]:
         images = rand_augment(images, *config.rand_augment, colours.mean, generator)
@@ -50,6 +56,8 @@ def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, 
         images = colour_pca(images, config.colour_pca, colours.basis, generator)
     if config.cutout:
         images = cutout(images, config.cutout, colours.mean, generator)
+    if config.camera.chance:
+        images = degrade(images, config.camera, generator)
     return images
 
 
@@ -65,17 +73,32 @@ def blend(images: Tensor, targets: Tensor, config: AugmentSection, generator: to
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each picture mirrored left to right with probability 1/2."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return mirror(images, torch.rand(len(images), generator=generator) < 0.5)
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Each picture moved by up to `padding` whole pixels both ways, black coming in from outside."""
+def first_flips(count: int, seed: int) -> Tensor:
+    """Which of a data set's `count` pictures the even epochs of an alternating flip mirror: bool [count], half of them.
+
+    The odd epochs mirror the others. After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: two epochs
+    in a row show every picture both ways, where independent flips show half of the pictures one way only.
+    """
+    return torch.rand(count, generator=seeded(seed, "flip")) < 0.5
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """The pictures for which `chosen` [N] is true, mirrored left to right; the others as they are."""
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def random_crop(
+    images: Tensor, padding: int, generator: torch.Generator, fill: Literal["black", "reflect"] = "black"
+) -> Tensor:
+    """Each picture moved by up to `padding` whole pixels both ways; `fill` comes in from outside."""
     n, _, height, width = images.shape
     shift = torch.randint(0, 2 * padding + 1, (2, n), generator=generator).to(images.device)
     rows = shift[0, :, None] + torch.arange(height, device=images.device)  # [N, H]
     columns = shift[1, :, None] + torch.arange(width, device=images.device)  # [N, W]
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4, mode="reflect" if fill == "reflect" else "constant")
     which = torch.arange(n, device=images.device)[:, None, None]
     # The channels go last and come back: indices on both sides of a slice put what they choose in front.
     return padded.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

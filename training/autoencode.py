@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -26,7 +26,7 @@ from training import data, losses_generative
 from training.config import read_recipe, runs_folder
 from training.errors import TrainingError
 from training.generative_config import AutoencodeRecipe
-from training.loop import Learner, fit, gather_rows
+from training.loop import Learner, fit, gather_rows, make_accelerator
 from training.pictures import Pictures, add_fixed_noise, add_noise
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive, generator
@@ -164,10 +164,9 @@ class Autoencoding:
 
 def setup(recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Autoencoding, Run]:
     """The run's folder with the resolved recipe in it, the data, the network."""
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
-    # TOML has no null: a section that is not there is left out.
-    run.begin(_document(recipe), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     with accelerator.local_main_process_first():  # one decodes, the others find it done
         pictures = [
             Pictures(
@@ -181,10 +180,6 @@ def setup(recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overw
             for section in recipe.data
         ]
     return Autoencoding(recipe, pictures, accelerator), run
-
-
-def _document(recipe: AutoencodeRecipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude_none=True)
 
 
 def export(task: Autoencoding, run: Run, progress: Progress) -> ModelCard | None:
@@ -208,7 +203,7 @@ def export(task: Autoencoding, run: Run, progress: Progress) -> ModelCard | None
         classes=task.classes,
         metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
         training=Training(
-            recipe=_document(recipe),
+            recipe=recipe.model_dump(mode="json", exclude_none=True),
             seed=recipe.seed,
             epochs=recipe.train.epochs,
             best_epoch=progress.best_epoch,

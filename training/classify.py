@@ -26,11 +26,11 @@ from models.registry import build, configure
 from models.runtime import TorchRuntime
 from models.tta import VIEWS, Tta
 from training import data
-from training.augment import Colours, augment, blend, colour_basis
+from training.augment import Colours, augment, blend, colour_basis, first_flips, mirror
 from training.config import Recipe, load_recipe, runs_folder
 from training.errors import TrainingError
-from training.initialise import Start, whiten
-from training.loop import Learner, fit, gather_rows
+from training.initialise import Start, begin_as_identity, set_norms, whiten
+from training.loop import Learner, fit, gather_rows, make_accelerator
 from training.metrics import classification, predict, probabilities
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive
@@ -67,8 +67,12 @@ class Classification:
         self.steps_per_epoch = self._batches.per_epoch
         torch.manual_seed(derive(recipe.seed, "weights"))
         module = build(recipe.model.architecture, asdict(self.config))
+        if recipe.train.identity:
+            begin_as_identity(module)
+        set_norms(module, recipe.train)
         if recipe.train.whiten:
-            whiten(module, images, self._rows, recipe.preprocess)
+            first = whiten(module, images, self._rows, recipe.preprocess)
+            first.weight.requires_grad_(not recipe.train.freeze_whitening)
         if self.start:
             self.start.give(module)
         self._features = module.get_submodule("features")
@@ -78,6 +82,7 @@ class Classification:
         self.learners = {"classifier": self._learner}
         no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
         basis = colour_basis(images.images, self._rows) if recipe.augment.colour_pca else no_basis
+        self._flips = first_flips(len(images.labels), recipe.seed)
         self._colours = Colours(recipe.preprocess.mean, basis)
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -86,7 +91,10 @@ class Classification:
         device = self.accelerator.device
         pixels = torch.from_numpy(np.asarray(self.images.images[rows])).to(device)  # uint8 [N, H, W, C]
         labels = torch.from_numpy(self.images.labels[rows]).to(device)
-        images = augment(pixels.movedim(-1, 1).float(), self.recipe.augment, generator, self._colours)
+        images = pixels.movedim(-1, 1).float()
+        if self.recipe.augment.flip == "alternating":
+            images = mirror(images, self._flips[rows] ^ bool(epoch % 2))
+        images = augment(images, self.recipe.augment, generator, self._colours)
         targets = labels
         if self.recipe.augment.mixup or self.recipe.augment.cutmix:
             targets = F.one_hot(labels, len(self.images.classes)).float()
@@ -134,9 +142,9 @@ def has_auxiliary(config: Any) -> bool:
 
 def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Classification, Run]:
     """The run's folder with the resolved recipe in it, the data, the network."""
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
-    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     with accelerator.local_main_process_first():  # one decodes, the others find it done
         images = data.load(recipe.data.name, "train", recipe.preprocess)
     return Classification(recipe, images, accelerator), run
@@ -146,13 +154,11 @@ def export(task: Classification, run: Run, progress: Progress) -> ModelCard | No
     """Calibrate the best epoch's network on the validation split and write it as the service reads it; main only."""
     recipe, labels = task.recipe, task.held_out_labels
     network, config = _served(task, run.load_best()["networks"]["classifier"])
-    logits = task.held_out_logits(network, "ten-crop")  # the other kinds' views are the first of these
+    logits = {kind: task.held_out_logits(network, kind) for kind in VIEWS}
     if not run.main:
         return None
-    temperature = fit_temperature(logits[0], labels)
-    measured = {
-        kind: classification(probabilities(logits[:count], temperature), labels) for kind, count in VIEWS.items()
-    }
+    temperature = fit_temperature(logits["none"][0], labels)
+    measured = {kind: classification(probabilities(logits[kind], temperature), labels) for kind in VIEWS}
     plain = measured["none"]
     harmless = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
     tta = min(harmless, key=lambda kind: measured[kind]["nll"])

@@ -67,9 +67,32 @@ class DataSection(Section):
     train: Annotated[int, Field(ge=0)] = 0
 
 
+class CameraSection(Section):
+    """Degradations of a camera at a door (`training.degradations`), each applied to a share `chance` of the pictures.
+
+    `smallest` is the smallest side in pixels that a picture is reduced to before it is enlarged again, `defocus` the
+    largest standard deviation of a Gaussian blur and `motion` the longest path of a motion blur, both in pixels;
+    `light` the darkest factor, `noise` the largest standard deviation of noise (of 255), `jpeg` the lowest quality.
+    `occlude` covers eyes or mouth, and needs aligned faces. The defaults do nothing.
+    """
+
+    chance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smallest: Annotated[int, Field(ge=0)] = 0
+    defocus: NotNegative = 0.0
+    motion: NotNegative = 0.0
+    light: Annotated[float, Field(gt=0, le=1)] = 1.0
+    noise: NotNegative = 0.0
+    jpeg: Annotated[int, Field(ge=1, le=100)] = 100
+    grey: bool = False
+    occlude: bool = False
+
+
 class AugmentSection(Section):
     """What `training.augment` does to a batch; the defaults do nothing.
 
+    `flip = true` mirrors each picture with probability 1/2. With `flip = "alternating"`, the first epoch mirrors a
+    random half of the pictures and every later epoch mirrors those that the epoch before it did not; classifiers only.
+    `crop_fill` is what `crop` pads with: black, or the picture reflected at its edges.
     `rotate` and `shear` are in degrees to either side, `translate` in fractions of a side, `scale` in factors of size;
     `crop` is in pixels of padding, `cutout` the side of its square in pixels; `mixup` and `cutmix` are the alpha of
     their Beta distribution; `colour_pca` is the standard deviation, 0.1 in AlexNet's paper; `rand_augment` is the
@@ -81,12 +104,14 @@ class AugmentSection(Section):
     scale: tuple[Positive, Positive] = (1.0, 1.0)
     shear: Annotated[float, Field(ge=0, le=60)] = 0.0
     crop: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
+    crop_fill: Literal["black", "reflect"] = "black"
+    flip: bool | Literal["alternating"] = False
     rand_augment: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, le=30)]] = (0, 0)
     colour_pca: NotNegative = 0.0
     cutout: Annotated[int, Field(ge=0)] = 0
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
+    camera: CameraSection = CameraSection()
 
 
 class TrainSection(Section):
@@ -96,17 +121,28 @@ class TrainSection(Section):
     `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
     weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
     epoch, 0 for at its end only. `auxiliary_weight` is that of each auxiliary classifier's loss, where there are some.
-    `whiten` lets a classifier's first convolution begin as `training.initialise.whiten` has it.
+    `whiten` lets a classifier's first convolution begin as `training.initialise.whiten` has it. `precision = "bf16"` is
+    float32 on a processor without bf16 instructions, where bf16 is slower than float32 by far.
+
+    `muon` moves the filters of convolutions by `training.muon.Muon` with `filter_lr` and `filter_momentum`, and the
+    rest as `sgd` does; with it, `bias_lr` is the rate of the biases of convolutions and normalisations (0: `lr`), and
+    `weight_decay` shrinks all but the filters by lr * weight_decay a step. `linear` falls in a line to 0.
+    `freeze_whitening` keeps the filters that `whiten` has made (not their biases). `identity` starts each later
+    convolution as `training.initialise.begin_as_identity` describes. `norm_momentum` is the weight of the newest batch
+    in the running statistics of batch normalisations, and `freeze_gains` keeps their gains at 1.
     """
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: Positive
+    bias_lr: NotNegative = 0.0
+    filter_lr: NotNegative = 0.0
+    filter_momentum: Fraction = 0.6
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
-    schedule: Literal["constant", "cosine", "onecycle", "plateau"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "onecycle", "plateau"] = "cosine"
     warmup_epochs: NotNegative = 0.0
     patience: Annotated[int, Field(ge=0)] = 5
     label_smoothing: Fraction = 0.0
@@ -116,6 +152,10 @@ class TrainSection(Section):
     channels_last: bool = False
     clip_norm: NotNegative = 0.0
     whiten: bool = False
+    freeze_whitening: bool = False
+    identity: bool = False
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    freeze_gains: bool = False
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -124,7 +164,24 @@ class TrainSection(Section):
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
         if self.schedule == "plateau" and self.warmup_epochs:
             raise ValueError("the plateau schedule has no warm-up")
+        if (self.optimizer == "muon") != (self.filter_lr > 0):
+            raise ValueError("muon needs a filter_lr, and no other optimizer has one")
+        if self.bias_lr and self.optimizer != "muon":
+            raise ValueError("bias_lr is a setting of muon")
+        if self.freeze_whitening and not self.whiten:
+            raise ValueError("freeze_whitening keeps what whiten has made, and whiten is false")
         return self
+
+
+def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | None = None) -> None:
+    """Raise ValueError for settings that only `training.classify` applies, so that no other script ignores them."""
+    names = ("whiten", "identity", "norm_momentum", "freeze_gains")
+    fields = TrainSection.model_fields
+    chosen = [f"train.{name}" for name in names if getattr(train, name) != fields[name].default]
+    if augment is not None and augment.flip == "alternating":
+        chosen.append('augment.flip = "alternating"')
+    if chosen:
+        raise ValueError(f"only a classifier's recipe has {', '.join(chosen)}")
 
 
 class CardSection(Section):
@@ -150,15 +207,29 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _begins_once(self) -> Self:
-        if self.model.start and self.train.whiten:
-            raise ValueError("a first convolution begins as a whitening or as model.start has it, not as both")
+        if self.model.start and (self.train.whiten or self.train.identity):
+            raise ValueError("a convolution begins as model.start has it, or by whiten and identity, not as both")
+        side = min(self.preprocess.shape[1:])
+        if self.augment.crop_fill == "reflect" and self.augment.crop >= side:
+            raise ValueError(f"a crop of {self.augment.crop} pixels cannot be reflected in a picture of {side}")
         return self
 
 
 class EmbedModelSection(ModelSection):
-    """As `ModelSection`; `init` names the run whose exported network this one goes on from, "" for none."""
+    """As `ModelSection`; `init` names the model that this one starts from, "" for random weights.
+
+    It is the export of the run of that name or, where there is none, the shipped model (see `exported`). The first
+    `freeze` blocks of its features keep their weights.
+    """
 
     init: str = ""
+    freeze: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _freezes_trained_weights(self) -> Self:
+        if self.freeze and not self.init:
+            raise ValueError("freeze keeps the weights of init, and there is none")
+        return self
 
 
 class EmbedDataSection(Section):
@@ -180,9 +251,8 @@ class LossSection(Section):
     """What pulls and pushes: see `training.losses` and `training.mining`.
 
     `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
-    `relations` the weight of distillation's relational half. `teacher` names a file of vectors under
-    VESTIBULE_RUNS/teachers, a row for each picture of the data set; `distillation` is the weight of its loss beside the
-    others.
+    `relations` the weight of distillation's relational half. `teacher` names a file of vectors, a row for each picture
+    of the data set (see `training.embed.Teacher`); `distillation` is the weight of its loss beside the others.
     """
 
     kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
@@ -226,6 +296,7 @@ class EmbedRecipe(Section):
     def _fits_together(self) -> Self:
         if self.augment.mixup or self.augment.cutmix:
             raise ValueError("a blend of two identities is neither: mixup and cutmix are a classifier's")
+        refuse_classifier_settings(self.train, self.augment)
         if self.train.batch_size % self.data.images:
             raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")
         return self
@@ -281,6 +352,7 @@ class WordsRecipe(Section):
     def _fits_together(self) -> Self:
         if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
             raise ValueError("names are learnt from semi-hard or batch-hard triplets")
+        refuse_classifier_settings(self.train)
         if self.train.batch_size % self.data.spellings:
             raise ValueError(
                 f"batch_size ({self.train.batch_size}) must be a multiple of spellings ({self.data.spellings})"
@@ -303,7 +375,7 @@ def read_recipe(form: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()
         RecipeError: unreadable, not TOML, an override without "=", unknown keys (named), values that do not fit.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: {error}") from error
     for override in overrides:
@@ -342,3 +414,14 @@ def datasets_folder() -> Path:
 def runs_folder() -> Path:
     """Where runs and decoded data go: VESTIBULE_RUNS, by default ./runs."""
     return Path(os.environ.get("VESTIBULE_RUNS", "runs"))
+
+
+def weights_folder() -> Path:
+    """Where shipped models lie: VESTIBULE_WEIGHTS, by default ./weights."""
+    return Path(os.environ.get("VESTIBULE_WEIGHTS", "weights"))
+
+
+def exported(name: str) -> Path:
+    """The folder of a trained model: its run's export or, where there is none, the shipped weights of that name."""
+    run = runs_folder() / name / "export" / name
+    return run if run.is_dir() else weights_folder() / name

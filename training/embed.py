@@ -18,6 +18,7 @@ import torch
 import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard, Training
@@ -26,10 +27,10 @@ from models.runtime import TorchRuntime
 from training import data, losses, mining
 from training.augment import Colours, augment, colour_basis
 from training.calibrate import FEWEST_IMPOSTORS, fit_matching
-from training.config import EmbedRecipe, LossSection, read_recipe, runs_folder
+from training.config import EmbedRecipe, LossSection, datasets_folder, exported, read_recipe, runs_folder
 from training.errors import DataError, RunError, TrainingError
 from training.faces import impostor_pairs, mated_pairs, rows_of
-from training.loop import Learner, fit, gather_rows
+from training.loop import Learner, fit, gather_rows, make_accelerator
 from training.metrics import predict
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive, generator
@@ -54,16 +55,19 @@ class WithProxies(nn.Module):
 
 
 class Teacher:
-    """Another network's vectors: VESTIBULE_RUNS/teachers/<name>.npy, [pictures of the data set, D].
+    """Another network's vectors [pictures of the data set, D], as `training.teach` writes them.
+
+    They are VESTIBULE_RUNS/teachers/<name>.npy or come with the data: VESTIBULE_DATASETS/<name>/<data set>-vectors.npy.
 
     Raises:
-        DataError: no such file, or another shape.
+        DataError: neither file exists, or it has another shape.
     """
 
-    def __init__(self, name: str, shape: tuple[int, int], rows: data.Indices):
-        path = runs_folder() / "teachers" / f"{name}.npy"
-        if not path.is_file():
-            raise DataError(f"{path} is missing: the teacher's vectors, a row for each picture")
+    def __init__(self, name: str, dataset: str, shape: tuple[int, int], rows: data.Indices):
+        places = (runs_folder() / "teachers" / f"{name}.npy", datasets_folder() / name / f"{dataset}-vectors.npy")
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise DataError(f"{places[0]} is missing, and so is {places[1]}: write it with `python -m training.teach`")
         self._vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r")
         if self._vectors.shape != shape:
             raise DataError(f"{path} has the shape {list(self._vectors.shape)}, expected {list(shape)}")
@@ -103,10 +107,14 @@ class Embedding:
         self._held_out = rows_of(images, "calibrate")
         self._pairs, self._same = _pairs(recipe, images, self._held_out)
         shape = (len(images.labels), self.config.dimensions)
-        self._teacher = Teacher(recipe.loss.teacher, shape, self._rows) if recipe.loss.teacher else None
+        self._teacher = (
+            Teacher(recipe.loss.teacher, recipe.data.name, shape, self._rows) if recipe.loss.teacher else None
+        )
         torch.manual_seed(derive(recipe.seed, "weights"))
         proxies = int(self._labels.max()) + 1 if recipe.loss.kind == "margin-softmax" else 0
-        module = WithProxies(_begin(recipe, self.config), proxies, self.config.dimensions)
+        embedder = _begin(recipe, self.config)
+        self._frozen = [block.requires_grad_(False) for block in _first_blocks(embedder, recipe.model.freeze)]
+        module = WithProxies(embedder, proxies, self.config.dimensions)
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"embedder": self._learner}
         no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
@@ -123,6 +131,8 @@ class Embedding:
         if self.recipe.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self._learner.model.train()
+        for block in self._frozen:
+            block.eval()  # its batch norms keep their statistics
         embeddings, proxies = self._learner.model(images)
         labels = torch.from_numpy(self._labels[places]).to(device)
         loss, active = self._loss(embeddings.float(), labels, proxies, (epoch, index))
@@ -155,15 +165,17 @@ class Embedding:
 
     def validate(self) -> Mapping[str, float]:
         """See `Task`."""
-        scores = self.scores(self._learner.network.get_submodule("embedder"))
+        scores = self.scores(self.similarities(self._learner.network.get_submodule("embedder")))
         return {"tar": scores.tar(0.01), "eer": scores.eer()}
 
-    def scores(self, network: nn.Module) -> Scores:
-        """Similarities of the calibration split's pairs."""
-        return Scores.of(self.similarities(network), self._same)
+    def scores(self, similarities: npt.NDArray[np.float64]) -> Scores:
+        """The similarities [P] of the calibration split's pairs, as mated and non-mated ones."""
+        return Scores.of(similarities, self._same)
 
     def similarities(self, network: nn.Module) -> npt.NDArray[np.float64]:
         """Cosines [P] of the calibration split's pairs, flips averaged as serving does; the same on all processes."""
+        if self.recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)
         runtime = TorchRuntime(network, self.accelerator.device)
 
         def compute(rows: data.Indices) -> Tensor:
@@ -174,9 +186,9 @@ class Embedding:
         first, second = np.searchsorted(self._held_out, self._pairs).T
         return np.asarray((vectors[first] * vectors[second]).sum(axis=1))
 
-    def accuracy(self, network: nn.Module) -> tuple[float, float]:
+    def accuracy(self, similarities: npt.NDArray[np.float64]) -> tuple[float, float]:
         """Pairs decided rightly by ten folds, with the standard error; as many non-mated pairs as mated ones."""
-        similarities, count = self.similarities(network), int(self._same.sum())
+        count = int(self._same.sum())
         kept = np.concatenate([np.flatnonzero(self._same), np.flatnonzero(~self._same)[:count]])
         return cross_validated_accuracy(similarities[kept], self._same[kept])
 
@@ -208,23 +220,49 @@ def _mined_triplets(loss: LossSection, distances: Tensor, labels: Tensor, draw: 
 
 
 def _begin(recipe: EmbedRecipe, config: Any) -> nn.Module:
-    """A fresh network, or the one that `model.init` exported."""
+    """A network with random weights, or with those of the model that `model.init` names."""
     module = build(recipe.model.architecture, asdict(config))
     if recipe.model.init:
         name = recipe.model.init
         try:
-            before, _ = checkpoint.load(runs_folder() / name / "export" / name)
-            module.load_state_dict(before.state_dict())
+            before, _ = checkpoint.load(exported(name))
+            module.load_state_dict(_fitted(before.state_dict(), module.state_dict()))
         except (checkpoint.CheckpointError, RuntimeError) as error:
-            raise RunError(f"cannot go on from {name}: {error}") from error
+            raise RunError(f"cannot start from {name}: {error}") from error
     return module
+
+
+def _fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state whose global depthwise weights [C, S, S] are resampled to the sides of `wanted`, their sum kept.
+
+    So a network that was trained on small pictures goes on with larger ones (progressive resizing).
+    """
+    fitted = dict(state)
+    for name, value in state.items():
+        if name in wanted and value.ndim == 3 and value.shape[0] == wanted[name].shape[0]:
+            sides = wanted[name].shape[1:]
+            resized = F.interpolate(value[None], tuple(sides), mode="bilinear", align_corners=True)[0]
+            fitted[name] = resized * (value.shape[1:].numel() / sides.numel())
+    return fitted
+
+
+def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:
+    """The first `count` blocks of the embedder's features.
+
+    Raises:
+        RunError: it has fewer.
+    """
+    blocks = list(embedder.get_submodule("features").children())
+    if count > len(blocks):
+        raise RunError(f"freeze is {count}, and the network has {len(blocks)} blocks of features")
+    return blocks[:count]
 
 
 def setup(recipe: EmbedRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Embedding, Run]:
     """The run's folder with the resolved recipe in it, the data, the network."""
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
-    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     with accelerator.local_main_process_first():  # one decodes, the others find it done
         images = data.load(recipe.data.name, "train", recipe.preprocess)
     return Embedding(recipe, images, accelerator), run
@@ -238,8 +276,9 @@ def export(task: Embedding, run: Run, progress: Progress) -> ModelCard | None:
     network.load_state_dict(
         {name.removeprefix("embedder."): value for name, value in best.items() if name.startswith("embedder.")}
     )
-    scores = task.scores(network)
-    accuracy, _ = task.accuracy(network)
+    similarities = task.similarities(network)
+    scores = task.scores(similarities)
+    accuracy, _ = task.accuracy(similarities)
     if not run.main:
         return None
     where = f"{recipe.data.name}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models import checkpoint
+from models.card import Metric
 from training import report_generators
 from training.compare import compare
 from training.config import runs_folder
@@ -19,7 +21,7 @@ from training.measure_faces import measure
 from training.measure_generators import measure as measure_generators
 from training.measure_words import draw_recall, evaluate_run, recall_table, times
 from training.metrics import measure_classifier
-from training.report_faces import markdown, publish
+from training.report_faces import card_metrics, markdown, publish
 from training.run import Run
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
@@ -38,16 +40,22 @@ def classify(
 ) -> None:
     """Accuracy, NLL and ECE of a classifier, at its card's temperature; `_tta` with its test-time augmentation."""
     try:
-        card, metrics = measure_classifier(folder, dataset)
+        _, metrics = measure_classifier(folder, dataset)
     except (TrainingError, checkpoint.CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     for metric in metrics:
         typer.echo(f"{metric.name:16} {metric.value:.4f}  {metric.data}")
     if write:
-        measured = {(metric.name, metric.data) for metric in metrics}
-        kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
-        checkpoint.write_card(folder, card.model_copy(update={"metrics": (*kept, *metrics)}))
+        _add_metrics(folder, metrics)
+
+
+def _add_metrics(folder: Path, metrics: Sequence[Metric]) -> None:
+    """Write figures into a model's card, in place of those of the same name and data."""
+    card = checkpoint.read_card(folder)
+    measured = {(metric.name, metric.data) for metric in metrics}
+    kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
+    checkpoint.write_card(folder, card.model_copy(update={"metrics": (*kept, *metrics)}))
 
 
 @cli.command()
@@ -58,6 +66,7 @@ def faces(
     orl: Annotated[Path | None, typer.Option(help="ORL's pictures, s1/1.pgm to s40/10.pgm.")] = None,
     detector: Annotated[Path, typer.Option(help="The weights folder of a detector.")] = Path("weights/centerface"),
     write: Annotated[Path | None, typer.Option(help="Put faces.md and its pictures into this folder.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Put the figures into the card.")] = False,
 ) -> None:
     """Verification, identification and calibration of a face embedder, as tables and plots."""
     try:
@@ -66,6 +75,8 @@ def faces(
         typer.echo(text)
         if write is not None:
             publish(figures, text, write)
+        if card:
+            _add_metrics(folder, card_metrics(figures))
     except (TrainingError, checkpoint.CheckpointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

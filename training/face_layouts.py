@@ -135,7 +135,7 @@ def _celeba(folder: Path, pictures: Sequence[str], lists: Sequence[str]) -> Coll
 
 def _celeba_identities(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}") from error
     identities = {}

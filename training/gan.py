@@ -32,7 +32,7 @@ from training.data import Indices
 from training.errors import RecipeError, TrainingError
 from training.extract import Extractor
 from training.gan_config import GanRecipe
-from training.loop import Learner, fit
+from training.loop import Learner, fit, make_accelerator
 from training.pictures import Pictures
 from training.run import Progress, Run, hardware, versions
 from training.seeds import derive
@@ -262,7 +262,7 @@ def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: b
     Raises:
         TrainingError: more than one process, and see `Run.begin`, `Pictures`, `Extractor`.
     """
-    accelerator = Accelerator(mixed_precision=recipe.train.precision)
+    accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
     try:
@@ -270,7 +270,7 @@ def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: b
     except checkpoint.CheckpointError as error:
         raise RecipeError(f"watch.extractor: {error}") from error
     run = Run(runs_folder() / (run_name or recipe.name))
-    run.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    run.begin(recipe, resume=resume, overwrite=overwrite)
     pictures = Pictures(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
     real = pictures.set.images[pictures.held_out]
     watch = Watch(recipe.watch, extractor, real, derive(recipe.seed, "modes"))

@@ -11,7 +11,16 @@ from models.card import Name
 from models.gan import DiscriminatorConfig, Norm
 from models.preprocess import Preprocess
 from models.registry import configure
-from training.config import AugmentSection, CardSection, Fraction, NotNegative, Positive, Section, TrainSection
+from training.config import (
+    AugmentSection,
+    CardSection,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    TrainSection,
+    refuse_classifier_settings,
+)
 from training.generative_config import ConditionalSection, PicturesSection
 from training.losses_adversarial import Adversarial
 
@@ -89,6 +98,7 @@ class GanRecipe(Section):
             raise ValueError("these pictures are in -1..1: mean 127.5, std 127.5")
         if self.augment.mixup or self.augment.cutmix:
             raise ValueError("a blend of two pictures is no picture: mixup and cutmix are a classifier's")
+        refuse_classifier_settings(self.train, self.augment)
         if self.data.validation < self.watch.samples:
             raise ValueError(f"{self.watch.samples} samples are compared with as many of {self.data.validation} real")
         return self

@@ -17,6 +17,7 @@ from training.config import (
     Positive,
     Section,
     TrainSection,
+    refuse_classifier_settings,
 )
 from training.losses_generative import Distance
 
@@ -108,6 +109,7 @@ class AutoencodeRecipe(Section):
             raise ValueError("pictures of one batch have one size: with fit within, each data set needs its own")
         if self.augment.mixup or self.augment.cutmix:
             raise ValueError("a blend of two pictures is no picture: mixup and cutmix are a classifier's")
+        refuse_classifier_settings(self.train, self.augment)
         if self.model.conditional and len(self.data) > 1:
             raise ValueError("labels are those of one data set")
         return self

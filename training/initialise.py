@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.preprocess import Preprocess
-from training.config import Recipe
+from training.config import Recipe, TrainSection
 from training.data import ImageSet, Indices
 from training.errors import RecipeError
 
@@ -67,13 +67,14 @@ class Start:
             nn.init.zeros_(parameter)
 
 
-def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> None:
+def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> nn.Conv2d:
     """Let the first convolution begin as a whitening of its patches: what follows sees directions that are unrelated.
 
     Its filters become the eigenvectors of the covariance of patches of at most 5,000 of `rows`, each over the standard
     deviation along it and with both signs, so that a ReLU loses neither half. The directions of most variance come
     first; filters beyond two for each direction that is more than noise stay as they were. After Jordan, "94% on
-    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024; there the layer is never trained, here it is.
+    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024; there the filters are never trained, see
+    `TrainSection.freeze_whitening`. Returns that convolution.
 
     Raises:
         ValueError: no convolution, or one that does not read `preprocess`'s channels.
@@ -87,6 +88,29 @@ def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Prep
         first.weight[: len(pairs)] = pairs.to(first.weight)
         if first.bias is not None:
             first.bias.zero_()
+    return first
+
+
+def begin_as_identity(network: nn.Module) -> None:
+    """Let each convolution after the first pass its input on: its first `in_channels` filters become a Dirac delta.
+
+    The other filters, and convolutions with fewer outputs than inputs, several groups or an even kernel, stay as they
+    are. After Jordan 2024, see `whiten`.
+    """
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for layer in convolutions[1:]:
+        odd = all(side % 2 for side in layer.kernel_size)
+        if odd and layer.groups == 1 and layer.out_channels >= layer.in_channels:
+            nn.init.dirac_(layer.weight.data[: layer.in_channels])
+
+
+def set_norms(network: nn.Module, train: TrainSection) -> None:
+    """Give every batch normalisation the recipe's `norm_momentum`, and keep its gain where `freeze_gains` says so."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = train.norm_momentum
+            if train.freeze_gains and module.weight is not None:
+                module.weight.requires_grad_(False)
 
 
 def whitening(patches: Tensor) -> Tensor:

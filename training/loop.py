@@ -25,10 +25,22 @@ from models.checkpoint import bare_state
 from training.config import TrainSection
 from training.data import Indices
 from training.errors import DivergedError, RunError
+from training.muon import Muon
 from training.run import Progress, Run
 from training.seeds import derive, generator
 
 log = logging.getLogger(__name__)
+
+
+def make_accelerator(train: TrainSection) -> Accelerator:
+    """An accelerator with the recipe's precision; float32 in place of bf16 on a CPU without instructions for it."""
+    precision: str = train.precision
+    if precision == "bf16" and not torch.accelerator.is_available():
+        capabilities = torch.cpu.get_capabilities()
+        if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+            log.warning("this processor has no bf16 instructions: training in float32")
+            precision = "no"
+    return Accelerator(mixed_precision=precision)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -46,8 +58,38 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
+def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+    """The parameters that need a gradient: all others, biases of convolutions and norms, filters of convolutions.
+
+    Depthwise and grouped filters are among the others: their matrix would mix unrelated channels.
+    """
+    others: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    filters: list[nn.Parameter] = []
+    for layer in module.modules():
+        convolution = isinstance(layer, nn.Conv2d)
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name == "weight" and isinstance(layer, nn.Conv2d) and layer.groups == 1:
+                filters.append(parameter)
+            elif name == "bias" and (convolution or isinstance(layer, nn.BatchNorm2d)):
+                biases.append(parameter)
+            else:
+                others.append(parameter)
+    bias_lr = train.bias_lr or train.lr
+    groups: list[dict[str, Any]] = [
+        {"params": others, "weight_decay": train.weight_decay},
+        {"params": biases, "lr": bias_lr, "weight_decay": train.lr * train.weight_decay / bias_lr},
+        {"params": filters, "lr": train.filter_lr, "momentum": train.filter_momentum, "orthogonal": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `parameter_groups`."""
+    """The recipe's optimizer over `parameter_groups`, or over `muon_groups`."""
+    if train.optimizer == "muon":
+        return Muon(muon_groups(module, train), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
     groups = parameter_groups(module, train.weight_decay)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
@@ -61,7 +103,8 @@ def make_scheduler(
     total, warmup = train.epochs * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
     if train.schedule == "onecycle":
         rising = warmup / total if warmup else 0.3
-        return lr_scheduler.OneCycleLR(optimizer, train.lr, total, pct_start=rising, cycle_momentum=False)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, peaks, total, pct_start=rising, cycle_momentum=False)
     if train.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, patience=train.patience, threshold_mode="abs")
 
@@ -70,6 +113,8 @@ def make_scheduler(
             return (step + 1) / (warmup + 1)
         if train.schedule == "constant":
             return 1.0
+        if train.schedule == "linear":
+            return (total - step) / (total - warmup)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
     return lr_scheduler.LambdaLR(optimizer, factor)

@@ -98,7 +98,7 @@ def read_pairs(path: Path, people: People) -> Pairs:
             the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}") from error
     try:

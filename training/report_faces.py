@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
+from models.card import Metric
 from models.checkpoint import write_atomically
 from training import pages
 from training.drawing import ACCENT, COLOURS, INK, PALE, blank, png
@@ -59,7 +60,9 @@ fewer than {FEWEST_PEOPLE} people count among all only.
 At most {MATED} mated pairs of each identity; non-mated pairs are of one source. In LFW the face nearest to the middle
 is compared; a picture without a face has the similarity {FAILED:g} to all others, so that its rates are those of the
 whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on the others,
-and the standard error. A rate below one of the pairs counted here means that none is accepted.
+and the standard error. A rate below one of the pairs counted here means that none is accepted. In the line "a camera's
+photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels, blurred,
+moved, dark, noisy, compressed, grey, each on half of the photos.
 
 {verification}
 
@@ -86,6 +89,21 @@ many of the non-mated searches have any. Mean and standard deviation over {GALLE
 photos of each subject in turn, all enrolled.
 
 {identification}"""
+
+
+def card_metrics(figures: Figures) -> list[Metric]:
+    """The figures for the card: of each set its TAR and, where it has them, accuracy, rank-1 and FNIR, all 0..1."""
+    metrics = []
+    for part in figures.verifications:
+        values = {f"tar@fmr={rate:g}": part.scores.tar(rate) for rate in RATES}
+        if part.accuracy is not None:
+            values = {"accuracy": part.accuracy[0]} | values
+        metrics += [Metric(name=name, value=value, data=f"{part.name}: test") for name, value in values.items()]
+    for search in figures.identifications:
+        values = {"rank-1": search.rank_one.mean}
+        values |= {f"fnir@fpir={rate:g}": average.mean for rate, average in search.fnir.items()}
+        metrics += [Metric(name=name, value=value, data=f"{search.name}: test") for name, value in values.items()]
+    return metrics
 
 
 def _rate(rate: float) -> str:

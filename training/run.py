@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 import torch
+from pydantic import BaseModel, ValidationError
 
 from models.checkpoint import write_atomically
 from training.errors import RunError
@@ -64,8 +65,10 @@ class Run:
         self.main = main
         self._writer: SummaryWriter | None = None
 
-    def begin(self, recipe: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+    def begin(self, recipe: BaseModel, *, resume: bool = False, overwrite: bool = False) -> None:
         """Take the folder for `recipe`, or find there the run of this very recipe.
+
+        A setting that is newer than the run has its default in the run's recipe.
 
         Raises:
             RunError: the folder holds a run (or no run, when resuming), or that of another recipe.
@@ -73,11 +76,11 @@ class Run:
         if not self.main:
             return
         path = self.folder / "recipe.toml"
-        text = tomli_w.dumps(recipe)
+        text = tomli_w.dumps(_document(recipe))
         if resume:
             if not path.is_file():
                 raise RunError(f"{path} is missing: there is no run to resume")
-            changed = _differences(tomllib.loads(path.read_text()), tomllib.loads(text))
+            changed = _differences(_resolved(type(recipe), path), tomllib.loads(text))
             if changed:
                 raise RunError(f"{path} is not the recipe given; it differs in {', '.join(changed)}")
             return
@@ -166,6 +169,20 @@ class Run:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _document(recipe: BaseModel) -> dict[str, Any]:
+    """The recipe as TOML has it, which has no null: what is None is left out."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _resolved(form: type[BaseModel], path: Path) -> dict[str, Any]:
+    """A run's recipe as today's `form` reads it, or as it is where it cannot be read so."""
+    document = tomllib.loads(path.read_text())
+    try:
+        return _document(form.model_validate(document))
+    except ValidationError:
+        return document
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from models.words import VARIANTS, WordEncoder, encode
 from training import data, losses, mining
 from training.config import LossSection, WordsRecipe, read_recipe, runs_folder
 from training.errors import RecipeError, TrainingError
-from training.loop import Learner, fit
+from training.loop import Learner, fit, make_accelerator
 from training.misspellings import KINDS, misspell
 from training.names import Names, read_names
 from training.run import Run
@@ -127,10 +127,10 @@ def main(
     """Train a name encoder by its recipe; its weights are the run's best.pt."""
     try:
         recipe = read_recipe(WordsRecipe, path, overrides or ())
-        accelerator = Accelerator(mixed_precision=recipe.train.precision)
+        accelerator = make_accelerator(recipe.train)
         folder = Run(runs_folder() / (run or recipe.name), main=accelerator.is_main_process)
         task = Spelling(recipe, read_names(recipe.data, recipe.seed), accelerator)
-        folder.begin(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+        folder.begin(recipe, resume=resume, overwrite=overwrite)
         progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=accelerator, resume=resume)
     except TrainingError as error:
         typer.echo(f"error: {error}", err=True)

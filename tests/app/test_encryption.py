@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.encryption import read_key
 from app.settings import Settings
 from index.gallery import EmbeddedGallery
 from index.sealing import OperatorKey
@@ -75,3 +76,10 @@ def test_rekey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", text(NEW))
     assert run.invoke(cli, ["gallery", "verify"]).exit_code == 0
     assert run.invoke(cli, ["gallery", "list"]).stdout.splitlines()[0].endswith("encrypted")
+
+
+def test_byte_order_mark_of_an_editor_is_not_part_of_a_key(tmp_path: Path) -> None:
+    text = base64.b64encode(bytes(range(32)))
+    for name, data in (("plain", text), ("marked", b"\xef\xbb\xbf" + text + b"\r\n")):
+        (tmp_path / name).write_bytes(data)
+    assert read_key(tmp_path / "marked").id == read_key(tmp_path / "plain").id

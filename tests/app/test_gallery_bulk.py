@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -325,6 +326,55 @@ def test_bad_uploads_make_no_job(
 def test_a_zip_that_unpacks_to_too_much_is_refused(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MOST_UNPACKED", 1000)
     assert gallery.post(URL, content=zipped({"a/1.png": bytes(1001)}), headers=ZIP).status_code == 413
+
+
+@pytest.mark.parametrize("name", [name for names in uploads.CONTENT_TYPES.values() for name in names])
+def test_content_types_that_other_programs_send(gallery: TestClient, name: str) -> None:
+    sent = zipped({"eileen/1.png": b"x"}) if "zip" in name else b"\xef\xbb\xbf" + lines({"subject_id": "x"})
+    assert send(gallery, sent, {"content-type": f"{name}; charset=utf-8"})["total"] == 1
+    content = gallery.get("/openapi.json").json()["paths"]["/collections/{collection}/faces:bulk"]["post"]
+    assert name in content["requestBody"]["content"]
+
+
+def test_a_body_of_nothing_but_a_byte_order_mark_is_empty(gallery: TestClient) -> None:
+    assert gallery.post(URL, content=b"\xef\xbb\xbf\n", headers=LINES).status_code == 400
+
+
+def test_a_job_of_which_every_item_failed_has_failed(gallery: TestClient) -> None:
+    bad = zipped({"a/1.png": b"no picture", "b/1.png": b"nor this"})
+    for sent, headers in ((bad, ZIP), (lines({"subject_id": "x"}), LINES)):
+        done = finished(gallery, send(gallery, sent, headers))
+        assert (done["state"], done["problem"]) == ("failed", "every item failed; its own problem says why")
+        assert done["items"]["failed"] == done["total"]
+    mixed = zipped({"a/1.png": b"no picture", "eileen/1.png": encode(photo("astronaut"))})
+    assert finished(gallery, send(gallery, mixed, ZIP))["state"] == "done"
+
+
+def test_both_unicode_forms_of_an_id_are_one_subject(gallery: TestClient) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
+    picture = encode(photo("astronaut"))
+    sent = zipped({f"{composed}/1.png": picture, f"{decomposed}/2.png": picture})
+    assert finished(gallery, send(gallery, sent, ZIP))["items"]["enrolled"] == 2
+    url = f"/collections/doors/subjects/{decomposed}"
+    assert gallery.post(f"{url}/faces", content=picture, headers=PNG).status_code == 200
+    assert gallery.put(url, json={"metadata": {"site": decomposed}}).json()["id"] == composed
+    assert subjects(gallery) == {composed: 3}
+    where = json.dumps({"site": composed})
+    answer = gallery.post("/search", params={"collection": "doors", "where": where}, content=picture, headers=PNG)
+    assert answer.json()["collection"]["chosen"]["subjects"] == 1
+    assert gallery.delete(url).json()["faces"] == 3
+    assert subjects(gallery) == {}
+
+
+def test_error_for_an_id_in_a_path_names_the_character(gallery: TestClient) -> None:
+    answer = gallery.put("/collections/doors/subjects/o%27neill", json={})
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [
+        {
+            "parameter": "subject",
+            "detail": "expected 1 to 128 letters, digits, spaces and . _ @ : + -; got U+0027 (APOSTROPHE)",
+        }
+    ]
 
 
 def test_there_is_no_job_of_that_name(gallery: TestClient) -> None:

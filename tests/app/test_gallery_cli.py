@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from typer.testing import CliRunner
 
@@ -102,6 +104,28 @@ def test_list(gallery_of: Command, state: Path) -> None:
     assert len(text) == 3
     assert text[0].split()[:5] == ["doors", "5", "subjects", "20", "faces"]
     assert "2 collections" in text[2]
+
+
+def test_clashes(gallery_of: Command, state: Path) -> None:
+    assert gallery_of("clashes").stdout == "0 names clash\n"
+    gallery = opened(state)
+    composed, decomposed = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
+    for name in (composed, "trains"):
+        gallery.put_subject("doors", name)
+    gallery.create(composed, "face-embedder", "f1", 4)
+    gallery.create("other", "face-embedder", "f1", 4)
+
+    def rename(db: apsw.Connection) -> None:
+        db.execute("UPDATE subjects SET key = ? WHERE key = 'trains'", (decomposed,))
+        db.execute("UPDATE collections SET name = ? WHERE name = 'other'", (decomposed,))
+        db.execute("UPDATE collections SET normalised = 0")
+
+    gallery.ledger.write(rename)
+    gallery.close()
+    told = gallery_of("clashes").stdout.splitlines()
+    assert sorted(line.partition(":")[0] for line in told[:2]) == ["a collection", "a subject of 'doors'"]
+    assert all("'mu\\u0308ller'" in line and "'m\\xfcller'" in line for line in told[:2])
+    assert told[2:] == ["2 names clash"]
 
 
 def test_export_and_import(gallery_of: Command, state: Path, tmp_path: Path) -> None:

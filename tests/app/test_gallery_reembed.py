@@ -16,9 +16,11 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from typer.testing import CliRunner
 
 from app import bulk, reembedding
 from app.batcher import Lane
+from app.cli import cli
 from app.errors import DamagedImage, Overloaded
 from app.gallery_schemas import NewEmbedder
 from app.loaded import LoadedModel
@@ -34,6 +36,7 @@ from tests.app.embedder import MATCHING, PREPROCESS, random_embedder
 from tests.app.face_pictures import grace_hopper
 from tests.app.test_gallery_bulk import ZIP, finished, send, zipped
 from tests.app.test_process import serving
+from tests.app.threaded import serving_here
 from tests.conftest import encode, photo
 
 PNG = {"content-type": "image/png"}
@@ -237,6 +240,51 @@ def test_without_crops_it_says_what_is_needed(service: TestClient) -> None:
         assert service.post(f"/collections/{name}/reembed", json=body).status_code == status
     for name in ("bare", "like"):
         service.delete(f"/collections/{name}")
+
+
+def test_the_command_moves_a_collection_and_waits(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reembedding, "POLL_S", 0.05)
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=tmp_path, upkeep_s=0.05)
+    with serving_here(settings) as url, httpx.Client(base_url=url) as client:
+        for name, crops in (("doors", True), ("bare", False)):
+            client.put(f"/collections/{name}", json={"keep_crops": crops}).raise_for_status()
+            enrol(client, "eileen", name)
+        command = ["gallery", "reembed", "--url", url]
+        result = CliRunner().invoke(cli, [*command, "doors", "better"])
+        assert result.exit_code == 0, result.output
+        assert "doors holds vectors of better, " in result.stdout
+        assert client.get("/collections/doors").json()["embedder"] == "better"
+        receipt = result.stdout.split()[-1]
+        assert client.get(f"/erasures/{receipt}").status_code == 200
+        for collection, embedder, message in (
+            ("doors", "better", "doors"),  # it has those vectors
+            ("bare", "better", "1 of 1 faces of 'bare' have no crop"),
+            ("nowhere", "better", "nowhere"),
+            ("bare", "nobody", "nobody"),
+        ):
+            result = CliRunner().invoke(cli, [*command, collection, embedder])
+            assert result.exit_code == 1
+            assert message in result.stderr
+
+
+def test_the_command_follows_one_that_is_under_way_and_names_what_blocks_it(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(*_: Any) -> Any:
+        raise DamagedImage("it is broken")
+
+    monkeypatch.setattr(reembedding, "POLL_S", 0.05)
+    monkeypatch.setattr(Pipeline, "of_crop", damaged)
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=tmp_path, upkeep_s=0.05)
+    with serving_here(settings) as url, httpx.Client(base_url=url) as client:
+        client.put("/collections/doors", json={"keep_crops": True}).raise_for_status()
+        enrol(client, "eileen")
+        client.post("/collections/doors/reembed", json={"embedder": "better"}).raise_for_status()
+        result = CliRunner().invoke(cli, ["gallery", "reembed", "doors", "better", "--url", url])
+        assert result.exit_code == 1
+        assert "the re-embedding is blocked: 1 faces have no crop that can be read" in result.stderr
 
 
 def test_it_is_cancelled(gallery: TestClient, held: Callable[[], None]) -> None:

@@ -354,3 +354,18 @@ def test_a_restored_ledger_does_not_go_on_with_what_may_hold_who_was_erased(
     assert again.ledger.scrub()
     assert VECTORS[0].tobytes() not in folder_bytes(tmp_path / "gallery")
     again.close()
+
+
+def test_a_job_of_which_every_item_failed_has_failed(jobs: Jobs, worker: Worker) -> None:
+    failed = Outcome(0, "failed", {"problem": {"status": 400}})
+    for others, state in (
+        ([], "failed"),
+        ([Outcome(1, "failed")], "failed"),
+        ([Outcome(1, "rejected")], "done"),
+        ([item(1)], "done"),
+    ):
+        job = submit(jobs, [failed, *others])
+        claimed(worker)
+        work(worker, job)
+        over = jobs.job("doors", job.token)
+        assert (over.state, over.problem is None) == (state, state == "done")

@@ -210,7 +210,7 @@ def test_removed_faces_are_noted_and_others_stay(db: apsw.Connection, doors: int
 
 
 def test_a_removed_subject_is_noted_behind_its_faces(db: apsw.Connection, doors: int) -> None:
-    made = records.remove_subject(db, doors, records.subject(db, doors, "p0").id, NOW)
+    made = records.remove_subjects(db, doors, [records.subject(db, doors, "p0").id], NOW)
     assert (made.subjects, made.faces) == (1, 2)
     assert records.removals(db, 0) == [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
     assert [one.key for one in records.subjects(db, doors, "", 9)] == ["p1"]

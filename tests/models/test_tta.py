@@ -40,22 +40,37 @@ def test_ten_crop_is_torchvisions_of_the_framed_picture(height: int, width: int,
         assert view.is_contiguous()
 
 
-def test_a_batch_has_the_views_of_its_pictures() -> None:
+@pytest.mark.parametrize("kind", ["six-view", "ten-crop"])
+def test_a_batch_has_the_views_of_its_pictures(kind: Tta) -> None:
     preprocess = preprocessing(32, 32, 0)
     pictures = torch.stack([preprocess(photo(name)) for name in ("coffee", "rocket", "chelsea")])
-    alone = [list(views(picture, "ten-crop", preprocess)) for picture in pictures]
-    for number, view in enumerate(views(pictures, "ten-crop", preprocess)):
+    alone = [list(views(picture, kind, preprocess)) for picture in pictures]
+    for number, view in enumerate(views(pictures, kind, preprocess)):
         assert torch.equal(view, torch.stack([single[number] for single in alone]))
 
 
+@pytest.mark.parametrize(("height", "width", "pad"), SIZES)
+def test_six_views_are_windows_of_numpy_s_reflection(height: int, width: int, pad: int) -> None:
+    preprocess = preprocessing(height, width, pad)
+    picture = preprocess(photo("coffee"))
+    height, width = preprocess.shape[1:]
+    down, right = max(1, height // 32), max(1, width // 32)
+    framed = np.pad(picture.numpy(), ((0, 0), (down, down), (right, right)), mode="reflect")
+    found = [view.numpy() for view in views(picture, "six-view", preprocess)]
+    assert len(found) == VIEWS["six-view"]
+    windows = [picture.numpy(), framed[:, 2 * down :, 2 * right :], framed[:, :height, :width]]
+    for number, window in enumerate(windows):
+        assert np.array_equal(found[2 * number], window)
+        assert np.array_equal(found[2 * number + 1], window[..., ::-1])
+
+
 @pytest.mark.parametrize("kind", VIEWS)
-def test_the_views_of_one_kind_begin_with_those_of_a_lesser(kind: Tta) -> None:
+def test_every_kind_begins_with_the_picture_and_its_mirror_image(kind: Tta) -> None:
     preprocess = preprocessing(32, 32, 0)
     picture = preprocess(photo("coffee"))
     found: list[Tensor] = list(views(picture, kind, preprocess))
     assert len(found) == VIEWS[kind]
-    assert torch.equal(found[0], picture)
-    for view, other in zip(found, views(picture, "ten-crop", preprocess), strict=False):
+    for view, other in zip(found, (picture, picture.flip(-1)), strict=False):
         assert torch.equal(view, other)
 
 

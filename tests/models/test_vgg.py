@@ -150,6 +150,26 @@ def test_small_pictures(batch_norm: bool) -> None:
         module(torch.randn(2, 3, 15, 15))
 
 
+def test_the_form_for_short_trainings_is_the_plain_sequence() -> None:
+    torch.manual_seed(0)
+    config = {"stem": [6, 3], "stages": [[4, 5], [7]], "activation": "gelu", "halve": "first", "pool": "max"}
+    module = build("vgg11-bn", SMALL | config).eval()
+    images = torch.randn(2, 3, 32, 32)
+    layers = layers_of(module, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+    stem, first, norm1, second, norm2, third, norm3, linear = layers
+    maps = F.gelu(F.conv2d(images, stem.weight, stem.bias))  # type: ignore[arg-type]
+    assert maps.shape == (2, 6, 30, 30)
+    maps = F.gelu(norm1(F.max_pool2d(first(maps), 2)))
+    maps = F.gelu(norm2(second(maps)))
+    maps = F.gelu(norm3(F.max_pool2d(third(maps), 2)))
+    assert maps.shape == (2, 7, 7, 7)
+    torch.testing.assert_close(module(images), linear(maps.amax(dim=(2, 3))))
+    # A stem of side 3 takes 2 pixels of 6, two stages halve 4 to one.
+    assert module(torch.randn(2, 3, 6, 6)).shape == (2, 10)
+    with pytest.raises(ValueError, match="expected images of shape"):
+        module(torch.randn(2, 3, 5, 5))
+
+
 def test_the_features_are_the_last_hidden_layer() -> None:
     torch.manual_seed(0)
     module = build("vgg11", SMALL | {"hidden": [48, 40], "pool_size": 2, "dropout": 0.25})
@@ -172,6 +192,8 @@ def test_the_features_are_the_last_hidden_layer() -> None:
         (VGGConfig(stages=((64,), ())), r"stages needs .* got \(\(64,\), \(\)\)"),
         (VGGConfig(stages=((64, 0),)), r"stages needs .* got \(\(64, 0\),\)"),
         (VGGConfig(hidden=(4096, 0)), r"hidden needs numbers >= 1, got \(4096, 0\)"),
+        (VGGConfig(stem=(0, 3)), r"stem needs a number of filters .* got \(0, 3\)"),
+        (VGGConfig(stem=(24, 0)), r"stem needs a number of filters .* got \(24, 0\)"),
         (VGGConfig(pool_size=0), "pool_size must be >= 1, got 0"),
         (
             VGGConfig(stages=((4,),), hidden=(), dropout=1.5),

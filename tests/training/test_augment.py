@@ -25,6 +25,8 @@ from training.augment import (
     cutmix,
     cutout,
     draw_affine,
+    first_flips,
+    mirror,
     mixup,
     rand_augment,
     random_crop,
@@ -112,6 +114,36 @@ def test_each_crop_is_a_window_of_the_padded_picture() -> None:
         assert len(fits) == 1
         places.add(fits[0])
     assert len(places) == 25
+
+
+def test_a_reflected_crop_is_a_window_of_numpy_s_reflection() -> None:
+    images = pictures(200, height=5, width=7)
+    config = AugmentSection(crop=2, crop_fill="reflect")
+    cropped = augment(images, config, generator(1), COLOURS)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    places = set()
+    for new, wide in zip(cropped.numpy(), padded, strict=True):
+        fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(new, wide[:, y : y + 5, x : x + 7])]
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert len(places) == 25
+
+
+def test_half_of_the_pictures_is_mirrored_first() -> None:
+    first = first_flips(10_000, 3)
+    assert 4800 < int(first.sum()) < 5200
+    assert torch.equal(first, first_flips(10_000, 3))
+    assert not torch.equal(first, first_flips(10_000, 4))
+    images = pictures(20)
+    for new, old, chosen in zip(mirror(images, first[:20]), images, first[:20], strict=True):
+        assert np.array_equal(
+            new.numpy(), np.fliplr(old.numpy().transpose(1, 2, 0)).transpose(2, 0, 1) if chosen else old
+        )
+
+
+def test_augment_leaves_the_alternating_flip_to_its_caller() -> None:
+    images = pictures()
+    assert augment(images, AugmentSection(flip="alternating"), generator(1), COLOURS) is images
 
 
 def test_mixup_blends_pictures_and_targets_by_the_same_share() -> None:
@@ -337,7 +369,8 @@ def test_all_of_the_new_repeats_with_its_generator_and_leaves_its_input_alone() 
         ({"rand_augment": [2]}, "rand_augment"),
         ({"rand_augment": [2, 31]}, "less than or equal to 30"),
         ({"rand_augment": [-1, 9]}, "rand_augment"),
-        ({"flip": "alternating"}, "flip"),
+        ({"flip": "always"}, "flip"),
+        ({"crop_fill": "white"}, "crop_fill"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from pydantic import ValidationError
 from scipy.stats import genpareto, norm  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
+from typer.testing import CliRunner
 
+from models import checkpoint
+from models.card import Metric
 from models.matching import Matching, OperatingPoint, Tail
+from models.preprocess import Preprocess
+from models.registry import build, configure
+from training import calibrate, data
 from training.calibrate import fit_matching
+from training.faces import rows_of
+from training.measure_faces import Embedder
 from training.verification import Scores
 
 # Similarities of strangers N(0, 0.1), of one person N(0.5, 0.15).
@@ -109,3 +125,71 @@ def test_points_out_of_order_are_refused(matching: Matching) -> None:
 
 def test_it_survives_json(matching: Matching) -> None:
     assert Matching.model_validate_json(matching.model_dump_json()) == matching
+
+
+@pytest.fixture
+def people(folders: Path) -> Path:
+    """The folder of an untrained embedder, and 120 people of one source with five faces each."""
+    random = np.random.default_rng(0)
+    rows = []
+    for person in range(120):
+        base = random.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        for _ in range(5):
+            face = np.clip(base.repeat(8, axis=0).repeat(8, axis=1) + random.normal(0, 20, (32, 32, 3)), 0, 255)
+            buffer = io.BytesIO()
+            Image.fromarray(face.astype(np.uint8)).save(buffer, "PNG")
+            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{person}"})
+    (folders / "data/people").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+    torch.manual_seed(0)
+    config = {"image_size": 32, "dimensions": 12, "norm": False}
+    checkpoint.save(
+        folders / "untrained",
+        build("mobilefacenet", config),
+        name="untrained",
+        description="untrained",
+        task="embed",
+        architecture="mobilefacenet",
+        config=asdict(configure("mobilefacenet", config)),
+        preprocess=Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(128.0,) * 3),
+        metrics=[Metric(name="kept", value=1.0, data="elsewhere")],
+        data="none",
+        source="this test",
+        license="Apache-2.0",
+    )
+    return folders
+
+
+def test_the_command_writes_thresholds_into_the_card(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "FEWEST_IMPOSTORS", 100)
+    command = [str(people / "untrained"), "--data", "people"]
+    sha256 = checkpoint.read_card(people / "untrained").sha256
+    for flip in ("--flip", "--no-flip", "--flip"):
+        result = CliRunner().invoke(calibrate.cli, [*command, flip])
+        assert result.exit_code == 0, result.output
+        card = checkpoint.read_card(people / "untrained")
+        assert card.tta == ("flip" if flip == "--flip" else "none")
+        assert [metric.name for metric in card.metrics] == ["kept", "tar@fmr=0.01", "tar@fmr=0.001", "eer"]
+        assert card.sha256 == sha256
+    # The thresholds again, by a plain loop over all pairs of the identities that calibrate.
+    embedder = Embedder(people / "untrained")
+    images = data.load("people", "train", card.preprocess)
+    rows = rows_of(images, "calibrate")
+    vectors, labels = embedder.rows(images, rows), images.labels[rows]
+    strangers = [vectors[i] @ vectors[j] for i in range(len(rows)) for j in range(i) if labels[i] != labels[j]]
+    assert embedder.matching.impostors == len(strangers)
+    threshold = embedder.matching.threshold(0.1)
+    assert np.mean(np.array(strangers) >= threshold.similarity) == pytest.approx(0.1, abs=2 / len(strangers))
+
+
+def test_what_cannot_be_calibrated_says_why(people: Path) -> None:
+    for folder, options, message in (
+        (people / "untrained", ["--data", "people"], "calibration needs 1000 non-mated pairs"),
+        (people / "untrained", ["--data", "nobody"], "nobody"),
+        (people / "nothing", ["--data", "people"], "No such file"),
+        (Path(__file__).parents[2] / "weights/lenet5-mnist", ["--data", "people"], "to classify, not to embed"),
+    ):
+        result = CliRunner().invoke(calibrate.cli, [str(folder), *options])
+        assert result.exit_code == 1
+        assert message in result.output
+    assert checkpoint.read_card(people / "untrained").matching is None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
@@ -106,16 +106,23 @@ def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
 
 @pytest.mark.parametrize(
     ("noise", "expected"),
-    [((1, 2, 2), "none"), ((1, 0, 2), "flip"), ((1, 1, 0), "ten-crop"), ((0, 1, 1), "none")],
+    [
+        ((1, 2, 2, 2), "none"),
+        ((1, 0, 2, 2), "flip"),
+        ((1, 1, 0, 1), "six-view"),
+        ((1, 1, 1, 0), "ten-crop"),
+        ((0, 1, 1, 1), "none"),
+    ],
 )
 def test_the_views_that_helped_most_are_served(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float], expected: str
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
 ) -> None:
-    # How much noise is in the picture, in its mirror image, and in each of the eight corners.
+    # How much noise is in the picture, in its mirror image, in each of four shifted views, and of the eight corners.
     def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
         right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
         other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
-        factors = torch.tensor([noise[0], noise[1], *[noise[2]] * 8])[: VIEWS[tta]]
+        more = noise[2] if tta == "six-view" else noise[3]
+        factors = torch.tensor([noise[0], noise[1], *[more] * 8])[: VIEWS[tta]]
         return right + factors[:, None, None] * other
 
     monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
@@ -246,3 +253,60 @@ def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) ->
     assert card.training.hardware == torch.cuda.get_device_name()
     assert next(metric.value for metric in card.metrics if metric.name == "accuracy") > 0.8
     assert invoke(workshop, *options, "--resume").exit_code == 0
+
+
+def test_two_epochs_of_an_alternating_flip_show_every_picture_both_ways(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(workshop / "recipe.toml", ["augment={flip='alternating'}"])
+    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
+    seen: list[Tensor] = []
+
+    def watch(images: Tensor, *_: object) -> Tensor:
+        seen.append(images.clone())
+        return images
+
+    monkeypatch.setattr(classify, "augment", watch)
+    shown: list[dict[int, Tensor]] = []
+    for epoch in range(3):
+        seen.clear()
+        for index in range(task.steps_per_epoch):
+            task.step(epoch, index, torch.Generator())
+        rows = [int(row) for index in range(task.steps_per_epoch) for row in task._rows[task._batches(epoch, index)]]
+        shown.append(dict(zip(rows, torch.cat(seen), strict=True)))
+    originals = torch.from_numpy(np.array(task.images.images)).movedim(-1, 1).float()
+    mirrored = []
+    for row, image in shown[0].items():
+        mirrored.append(not torch.equal(image, originals[row]))
+        assert torch.equal(image, originals[row].flip(-1) if mirrored[-1] else originals[row])
+        assert torch.equal(shown[1][row], image.flip(-1))
+        assert torch.equal(shown[2][row], image)
+    assert 0.3 < np.mean(mirrored) < 0.7
+
+
+def test_frozen_filters_stay_as_the_whitening_made_them(workshop: Path) -> None:
+    settings = ["train.whiten=true", "train.freeze_whitening=true"]
+    task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
+    layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
+    weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+    assert (
+        invoke(workshop, *[part for setting in settings for part in ("--set", setting)], "--overwrite").exit_code == 0
+    )
+    kept = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
+    assert any(torch.equal(value, weight) for value in kept.values())
+    assert bias is not None
+    assert not any(torch.equal(value, bias) for value in kept.values())
+
+
+def test_the_settings_of_short_trainings_learn(workshop: Path) -> None:
+    settings = [
+        *("train.optimizer=muon", "train.filter_lr=0.05", "train.lr=0.02", "train.bias_lr=0.05", "train.nesterov=true"),
+        *("train.schedule=linear", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"),
+        *("train.whiten=true", "train.freeze_whitening=true", "train.weight_decay=0.1"),
+        "model={architecture='vgg11-bn', config={stem=[4, 3], stages=[[8, 8]], hidden=[], pool_size=1, halve='first'}}",
+        "augment={flip='alternating', crop=2, crop_fill='reflect'}",
+    ]
+    assert invoke(workshop, *[part for setting in settings for part in ("--set", setting)]).exit_code == 0
+    history = json.loads((workshop / "runs/strokes/history.json").read_text())
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert history[-1]["validation/accuracy"] > 0.6

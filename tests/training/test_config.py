@@ -18,8 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.to
 # Of those that are no classifier's.
 AUTOENCODERS = ("ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces")
 FORMS: dict[str, type[Any]] = {
-    "face-distilled": EmbedRecipe,
-    "face-embedder": EmbedRecipe,
+    **dict.fromkeys((path.stem for path in RECIPES if path.stem.startswith(("face-", "mobilefacenet-"))), EmbedRecipe),
     "names": WordsRecipe,
     **dict.fromkeys(AUTOENCODERS, AutoencodeRecipe),
     **dict.fromkeys(("gan-mnist", "wgan-mnist", "wgan-faces"), GanRecipe),
@@ -60,11 +59,36 @@ def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
         ("model.config={depth=3}", "no setting depth"),
         ("preprocess.mean=[1, 2]", "need 1 values"),
         ("train.lr=-1", "train.lr"),
+        ("train.optimizer=muon", "muon needs a filter_lr"),
+        ("train.filter_lr=0.1", "no other optimizer has one"),
+        ("train.bias_lr=1", "bias_lr is a setting of muon"),
+        ("train.freeze_whitening=true", "whiten is false"),
+        ("train.norm_momentum=0", "train.norm_momentum"),
+        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in a picture of 32"),
     ],
 )
 def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
         load_recipe(workshop / "recipe.toml", [override])
+
+
+@pytest.mark.parametrize("name", ["face-distilled", "names", "gan-mnist", "ae-mnist"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.whiten=true", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"],
+)
+def test_what_only_a_classifier_s_script_applies_is_refused_elsewhere(name: str, override: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    setting = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"only a classifier's recipe has {setting}"):
+        read_recipe(FORMS[name], path, [override])
+
+
+@pytest.mark.parametrize("name", ["face-distilled", "gan-mnist", "ae-mnist"])
+def test_an_alternating_flip_needs_a_classifier(name: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    with pytest.raises(RecipeError, match=r"only a classifier's recipe has augment\.flip"):
+        read_recipe(FORMS[name], path, ["augment.flip=alternating"])
 
 
 @pytest.mark.parametrize("content", [None, b"name = ", b"\xff\xfe"], ids=["missing", "not TOML", "not UTF-8"])
@@ -74,6 +98,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"recipe\.toml"):
         load_recipe(path)
+
+
+def test_byte_order_mark_of_an_editor_is_not_part_of_a_recipe(workshop: Path) -> None:
+    path = workshop / "recipe.toml"
+    recipe = load_recipe(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path) == recipe
 
 
 def test_folders_come_from_the_environment_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

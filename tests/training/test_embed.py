@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
+from models.registry import build
 from training import data, embed
 from training.config import EmbedRecipe, read_recipe
 from training.errors import RecipeError
@@ -173,10 +175,57 @@ def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: P
             assert torch.allclose(value, after[name], atol=1e-5), name
 
 
+def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
+    shipped = workshop / "weights/elder"
+    shutil.copytree(workshop / "runs/people/export/people", shipped)
+    monkeypatch.setenv("VESTIBULE_WEIGHTS", str(workshop / "weights"))
+    before = checkpoint.load(shipped)[0].state_dict()
+
+    options = ["--run", "next", "--set", "model.init=elder", "--set", "model.freeze=2", "--set", "train.epochs=2"]
+    result = invoke(workshop, *options)
+    assert result.exit_code == 0, result.output
+    after = checkpoint.load(workshop / "runs/next/export/people")[0].state_dict()
+    frozen = {name for name in before if name.startswith(("features.0.", "features.1."))}
+    assert frozen
+    # Batch norms of frozen blocks keep their statistics, too.
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not any(torch.equal(before[name], after[name]) for name in before.keys() - frozen if "weight" in name)
+
+    result = invoke(workshop, "--run", "more", *options[2:4], "--set", "model.freeze=99")
+    assert result.exit_code == 1
+    assert "freeze is 99, and the network has" in result.output
+
+
+def test_a_network_of_small_pictures_goes_on_with_larger_ones() -> None:
+    small = build("mobilefacenet", {"image_size": 64, "dimensions": 8}).eval()
+    large = build("mobilefacenet", {"image_size": 112, "dimensions": 8}).eval()
+    large.load_state_dict(embed._fitted(small.state_dict(), large.state_dict()))
+    # The sum of the weights is kept: a map that is the same everywhere has one embedding, at any size.
+    column = torch.randn(3, 512, 1, 1)
+    with torch.inference_mode():
+        ours = [net.get_submodule("head")(column.expand(-1, -1, side, side)) for net, side in ((small, 4), (large, 7))]
+    torch.testing.assert_close(*ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
+    (workshop / "data/wise").mkdir()
+    np.save(workshop / "data/wise/people-vectors.npy", np.random.default_rng(1).normal(size=(600, 16)))
+    options = ["--set", 'loss={kind="distillation", teacher="wise"}', "--set", "train.epochs=2"]
+    assert invoke(workshop, *options).exit_code == 0
+    np.save(workshop / "data/wise/people-vectors.npy", np.zeros((600, 7)))
+    result = invoke(workshop, *options, "--overwrite")
+    assert result.exit_code == 1
+    assert "has the shape [600, 7], expected [600, 16]" in result.output
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ('loss={kind="distillation"}', "name of a teacher"),
+        ("model.freeze=1", "there is none"),
         ('loss={kind="triplet", teacher="wise"}', "name of a teacher"),
         ("augment.mixup=0.2", "neither"),
         ("train.batch_size=30", "multiple of images"),
@@ -192,7 +241,8 @@ def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message
     ("options", "message"),
     [
         (['loss={kind="distillation", teacher="nobody"}'], "teachers/nobody.npy is missing"),
-        (["model.init=nothing"], "cannot go on from nothing"),
+        (["model.init=nothing"], "cannot start from nothing"),
+        (["model.init=people", "model.freeze=9"], "cannot start from people"),
         (["train.batch_size=4000"], "identities"),
     ],
 )

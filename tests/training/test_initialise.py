@@ -10,8 +10,9 @@ from torch import nn
 
 from models.preprocess import Preprocess
 from models.registry import build
+from training.config import TrainSection
 from training.data import ImageSet, Indices
-from training.initialise import whiten, whitening
+from training.initialise import begin_as_identity, set_norms, whiten, whitening
 
 COLOUR = Preprocess(size=(16, 16), mean=(120, 120, 120), std=(60, 60, 60))
 
@@ -71,7 +72,7 @@ def test_a_narrow_convolution_takes_the_leading_directions() -> None:
     images, rows = pictures()
     wide, narrow = nn.Conv2d(3, 64, 3), nn.Conv2d(3, 8, 3, bias=False)
     for convolution in (wide, narrow):
-        whiten(convolution, images, rows, COLOUR)
+        assert whiten(convolution, images, rows, COLOUR) is convolution
     torch.testing.assert_close(narrow.weight, wide.weight[:8])
 
 
@@ -80,3 +81,35 @@ def test_what_has_no_such_convolution_is_refused(network: nn.Module) -> None:
     images, rows = pictures(10)
     with pytest.raises(ValueError, match="no first convolution of 3 channels"):
         whiten(network, images, rows, COLOUR)
+
+
+def test_later_convolutions_pass_their_input_on() -> None:
+    torch.manual_seed(0)
+    convolutions = [
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        nn.Conv2d(6, 5, 3),
+        nn.Conv2d(5, 8, 2),
+    ]
+    grouped = nn.Conv2d(8, 8, 3, groups=8)
+    network = nn.Sequential(*convolutions, grouped)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    begin_as_identity(network)
+    after = network.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == ["1.weight"]
+    maps = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(convolutions[1](maps)[:, :4], maps)
+    assert torch.equal(after["1.weight"][4:], before["1.weight"][4:])
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_norms_take_the_recipe_s_settings(freeze: bool) -> None:
+    norm, bare = nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False)
+    set_norms(
+        nn.Sequential(norm, bare), TrainSection(epochs=1, batch_size=1, lr=1, norm_momentum=0.4, freeze_gains=freeze)
+    )
+    maps = 5 + torch.randn(8, 2, 4, 4)
+    norm(maps)
+    torch.testing.assert_close(norm.running_mean, 0.4 * maps.mean(dim=(0, 2, 3)))
+    assert bare.momentum == 0.4
+    assert (norm.weight.requires_grad, norm.bias.requires_grad) == (not freeze, True)

@@ -17,7 +17,7 @@ from models.registry import build
 from training.config import TrainSection
 from training.data import Indices
 from training.errors import DivergedError, RunError
-from training.loop import Learner, fit, gather_rows, make_optimizer, make_scheduler, parameter_groups
+from training.loop import Learner, fit, gather_rows, make_optimizer, make_scheduler, muon_groups, parameter_groups
 from training.run import Progress, Run
 from training.seeds import derive, generator
 
@@ -104,6 +104,51 @@ def test_weight_decay_spares_biases_norms_and_gains() -> None:
     )
     assert all(p.ndim in (2, 4) for p in decayed["params"])
     assert sum(p.ndim == 3 for p in free["params"]) == 4
+
+
+MUON: dict[str, Any] = {"optimizer": "muon", "filter_lr": 0.2}
+
+
+def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Flatten(), nn.Linear(4, 2)
+    )
+    for name in ("0.bias", "1.weight"):
+        network.get_parameter(name).requires_grad_(False)
+    groups = muon_groups(network, section(**MUON, bias_lr=1.0, weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert [[names[id(parameter)] for parameter in group["params"]] for group in groups] == [
+        ["2.weight", "4.weight", "4.bias"],
+        ["1.bias"],
+        ["0.weight"],
+    ]
+    optimizer = make_optimizer(network, section(**MUON, bias_lr=1.0, weight_decay=0.1, momentum=0.8))
+    found = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert found == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
+    decays = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([0.005, 0.005, 0])
+    # A bias_lr of 0 is lr.
+    assert [group.get("lr") for group in muon_groups(network, section(**MUON))] == [None, 0.05, 0.2]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "onecycle"])
+def test_a_schedule_scales_every_rate_alike(schedule: str) -> None:
+    settings = section(**MUON, bias_lr=1.0, schedule=schedule)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    optimizer = make_optimizer(network, settings)
+    scheduler = make_scheduler(optimizer, settings, STEPS)
+    for _ in range(3 * STEPS):
+        shares = [group["lr"] / peak for group, peak in zip(optimizer.param_groups, (0.05, 1.0, 0.2), strict=True)]
+        assert shares == pytest.approx([shares[0]] * 3)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_linear_rises_and_falls_in_lines() -> None:
+    assert rates(section(schedule="linear"), 3 * STEPS) == pytest.approx([0.05 * (21 - n) / 21 for n in range(21)])
+    found = rates(section(schedule="linear", warmup_epochs=1), 3 * STEPS)
+    rising = [0.05 * (step + 1) / 8 for step in range(STEPS)]
+    assert found == pytest.approx(rising + [0.05 * (14 - step) / 14 for step in range(14)])
 
 
 def rates(settings: TrainSection, steps: int) -> list[float]:
@@ -235,8 +280,13 @@ MOMENTS: dict[str, tuple[int | None, Callable[[pytest.MonkeyPatch], None] | None
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(
     "changes",
-    [{"ema": 0.8}, {"optimizer": "adamw", "schedule": "onecycle"}, {"schedule": "plateau", "patience": 0}],
-    ids=["sgd cosine ema", "adamw onecycle", "sgd plateau"],
+    [
+        {"ema": 0.8},
+        {"optimizer": "adamw", "schedule": "onecycle"},
+        {"schedule": "plateau", "patience": 0},
+        MUON | {"schedule": "linear"},
+    ],
+    ids=["sgd cosine ema", "adamw onecycle", "sgd plateau", "muon linear"],
 )
 def test_wherever_it_dies_it_ends_the_same(tmp_path: Path, moment: str, changes: dict[str, Any]) -> None:
     settings = section(**changes)

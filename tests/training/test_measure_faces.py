@@ -110,7 +110,14 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
     images = data.load("people", "train", embedder.card.preprocess)
     figures = on_identities(embedder, "people", images, rows_of(images, "test"))
     assert figures.people == 15
-    assert [part.name for part in figures.verifications] == ["people, all", "people, film"]
+    *plain, camera = figures.verifications
+    assert [part.name for part in plain] == ["people, all", "people, film"]
+    assert camera.name == "people, all, a camera's photo"
+    assert (len(camera.scores.mated), len(camera.scores.impostor)) == (
+        len(plain[0].scores.mated),
+        len(plain[0].scores.impostor),
+    )
+    assert camera.scores.mated.mean() < plain[0].scores.mated.mean()  # a degraded photo is less like its mate
     assert [part.name for part in figures.identifications] == ["people, film"]
 
     module, _ = checkpoint.load(studio / "weights")
@@ -120,7 +127,7 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
     vectors = (both / both.norm(dim=1, keepdim=True)).numpy()
     names = [images.classes[label] for label in images.labels]
     tested = [row for row, name in enumerate(names) if split_of(name) == "test"]
-    for part, sources in zip(figures.verifications, ({"film", "street"}, {"film"}), strict=True):
+    for part, sources in zip(plain, ({"film", "street"}, {"film"}), strict=True):
         # So few that every pair within a source is drawn.
         pairs = [(a, b) for a, b in combinations(tested, 2) if names[a].split(":")[0] == names[b].split(":")[0]]
         pairs = [(a, b) for a, b in pairs if names[a].split(":")[0] in sources]
@@ -417,3 +424,13 @@ def test_a_face_is_found_in_every_picture_of_orl(datasets: Callable[[str], Path]
     people, detector = read_orl(datasets("orl")), load_detector(WEIGHTS / "centerface")
     photos = embed_photos(people, detector, mean_colour, measure_faces.ORL_ENLARGED)
     assert (photos.failures, len(photos.found)) == (0, 400)
+
+
+def test_degraded_faces_are_the_same_each_time_and_half_of_each_kind(studio: Path) -> None:
+    embedder = Embedder(studio / "weights")
+    images = data.load("people", "train", embedder.card.preprocess)
+    rows = np.arange(len(images.labels))
+    once, again = (measure_faces.degraded_faces(images, rows).images for _ in range(2))
+    assert np.array_equal(once, again)
+    changed = (once != images.images).any(axis=(1, 2, 3)).mean()
+    assert changed == pytest.approx(1 - 0.5**7, abs=0.05)  # seven kinds, each on half of the photos

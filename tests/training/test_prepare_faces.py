@@ -145,7 +145,8 @@ def test_vggface2s_people_are_one_in_train_and_test(tmp_path: Path) -> None:
 def test_celebas_people_stand_in_its_list(tmp_path: Path) -> None:
     touch(tmp_path, "img_align_celeba/img_align_celeba/000001.jpg", "img_align_celeba/img_align_celeba/000009.jpg")
     (tmp_path / "Anno").mkdir()
-    (tmp_path / "Anno/identity_CelebA.txt").write_text("000001.jpg 2880\n000002.jpg 10\n000003.jpg 2880\n")
+    identities = "000001.jpg 2880\n000002.jpg 10\n000003.jpg 2880\n"
+    (tmp_path / "Anno/identity_CelebA.txt").write_text(identities, encoding="utf-8-sig")  # as an editor may write it
     found = read_collection(tmp_path)
     assert found == Collection(
         "celeba",

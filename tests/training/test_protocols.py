@@ -35,7 +35,7 @@ def lfw(tmp_path: Path) -> Path:
         (tmp_path / "lfw" / name).mkdir(parents=True)
         for number in range(1, count + 1):
             (tmp_path / "lfw" / name / f"{name}_{number:04d}.jpg").touch()
-    (tmp_path / "pairsDevTest.txt").write_text(VIEW_1)
+    (tmp_path / "pairsDevTest.txt").write_text(VIEW_1, encoding="utf-8-sig")  # as an editor may write it
     (tmp_path / "pairs.txt").write_text(VIEW_2)
     return tmp_path
 

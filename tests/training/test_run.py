@@ -9,12 +9,29 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from pydantic import BaseModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from training.errors import RunError
 from training.run import Progress, Run, hardware, versions
 
-RECIPE = {"name": "r", "train": {"epochs": 2, "lr": 0.1}}
+
+class Train(BaseModel):
+    """Settings; `momentum` is younger than the runs."""
+
+    epochs: int = 2
+    lr: float = 0.1
+    momentum: float = 0.0
+
+
+class Form(BaseModel):
+    """A recipe."""
+
+    name: str = "r"
+    train: Train = Train()
+
+
+RECIPE = Form()
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -45,11 +62,28 @@ def test_overwrite_needs_nothing_to_overwrite(tmp_path: Path) -> None:
 
 def test_only_this_very_recipe_is_resumed(run: Run, tmp_path: Path) -> None:
     run.begin(RECIPE, resume=True)
-    other = {"name": "r", "train": {"epochs": 3, "momentum": 0.9}}
-    with pytest.raises(RunError, match=r"differs in train\.epochs, train\.lr, train\.momentum"):
+    other = Form(train=Train(epochs=3, momentum=0.9))
+    with pytest.raises(RunError, match=r"differs in train\.epochs, train\.momentum"):
         run.begin(other, resume=True)
     with pytest.raises(RunError, match="there is no run to resume"):
         Run(tmp_path / "nothing").begin(RECIPE, resume=True)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_run_that_is_older_than_a_setting_is_resumed_with_its_default(run: Run, momentum: float) -> None:
+    (run.folder / "recipe.toml").write_text('name = "r"\n[train]\nepochs = 2\nlr = 0.1\n')
+    recipe = Form(train=Train(momentum=momentum))
+    if momentum:
+        with pytest.raises(RunError, match=r"differs in train\.momentum"):
+            run.begin(recipe, resume=True)
+    else:
+        run.begin(recipe, resume=True)
+
+
+def test_a_run_whose_recipe_today_s_form_cannot_read_is_refused(run: Run) -> None:
+    (run.folder / "recipe.toml").write_text('name = "r"\n[train]\nepochs = "many"\nlr = 0.1\n')
+    with pytest.raises(RunError, match=r"differs in train\.epochs"):
+        run.begin(RECIPE, resume=True)
 
 
 def test_what_is_saved_is_loaded(run: Run) -> None:

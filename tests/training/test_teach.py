@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from training import teach
+from tests.models.aligned_faces import first_faces
+from training import data, teach
 from training.errors import DataError
+from training.measure_faces import Embedder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def faces(folders: Path) -> Path:
     """700 faces of one grey each, 0..255 in turn."""
+    return write_faces(folders, 700)
+
+
+@pytest.fixture
+def few_faces(folders: Path) -> Path:
+    """Six of them."""
+    return write_faces(folders, 6)
+
+
+def write_faces(folders: Path, count: int) -> Path:
     rows = []
-    for shade in range(700):
+    for shade in range(count):
         buffer = io.BytesIO()
         Image.new("RGB", (112, 112), (shade % 256,) * 3).save(buffer, "PNG")
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{shade // 2}"})
@@ -76,6 +92,75 @@ def test_what_is_done_is_not_done_again(faces: Path) -> None:
 def test_a_data_set_that_is_not_there(folders: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nobody"):
         teach.teach("nobody", "grey", brightness, 1)
+
+
+def means(file: Path, batch: int | str = "N", *, outputs: int = 1, layout: str = "NCHW") -> Path:
+    """An ONNX file that answers each colour's mean, and 1."""
+    sides = [3, 112, 112] if layout == "NCHW" else [112, 112, 3]
+    axes = [2, 3] if layout == "NCHW" else [1, 2]
+    rows = [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [batch, *sides])]
+    answers = [
+        onnx.helper.make_tensor_value_info(f"vectors{number}", onnx.TensorProto.FLOAT, [batch, 3])
+        for number in range(outputs)
+    ]
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["images"], [f"vectors{number}"], axes=axes, keepdims=0)
+        for number in range(outputs)
+    ]
+    graph = onnx.helper.make_graph(nodes, "means", rows, answers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, str(file))
+    return file
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 3])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_an_onnx_file_teaches(tmp_path: Path, batch: int | str, layout: str) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
+    vectors = teach.GraphTeacher(means(tmp_path / "means.onnx", batch, layout=layout), 100.0, 50.0)(faces)
+    expected = (faces.astype(float).mean(axis=(1, 2)) - 100) / 50  # a mirror image has the same means
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(DataError, match="not an ONNX or TFLite file"):
+        teach.GraphTeacher(tmp_path / "broken.onnx", 0, 1)
+    with pytest.raises(DataError, match="1 inputs and 2 outputs"):
+        teach.GraphTeacher(means(tmp_path / "two.onnx", outputs=2), 0, 1)
+    small = onnx.load(str(means(tmp_path / "small.onnx")))
+    small.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+    onnx.save(small, str(tmp_path / "small.onnx"))
+    with pytest.raises(DataError, match="expected"):
+        teach.GraphTeacher(tmp_path / "small.onnx", 0, 1)
+    with pytest.raises(DataError, match="No such file"):
+        teach.NetworkTeacher(tmp_path / "nothing")
+    with pytest.raises(DataError, match="to classify, not to embed"):
+        teach.NetworkTeacher(ROOT / "weights/lenet5-mnist")
+
+
+def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
+    model = ROOT / "weights/mobilefacenet"
+    options = ["faces", "--name", "wise", "--model", str(model)]
+    small = data.load("faces", "train", teach._ALIGNED)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
+    embedder = Embedder(model)
+    assert embedder.card.tta == "flip"
+    np.testing.assert_allclose(teach.NetworkTeacher(model)(pixels), embedder(pixels), atol=1e-5)
+    result = CliRunner().invoke(teach.cli, [*options, "--mean", "0"])
+    assert result.exit_code == 0, result.output
+    assert np.load(few_faces / "runs/teachers/wise.npy").shape == (len(small.labels), 192)
+    result = CliRunner().invoke(teach.cli, [*options[:-1], str(few_faces / "nothing.onnx")])
+    assert result.exit_code == 1
+    assert "nothing.onnx" in result.output
+
+
+@pytest.mark.data
+def test_the_published_file_teaches_what_was_published_with_it(datasets: Callable[[str], Path]) -> None:
+    folder = datasets("mobilefacenet")
+    vectors = teach.GraphTeacher(folder / "mobilefacenet.tflite", 127.5, 128.0)(first_faces(datasets("faces"), 9))
+    published = np.load(folder / "faces-vectors.npy", mmap_mode="r")[:9].astype(np.float32)
+    np.testing.assert_allclose(vectors, published, atol=1e-3)
 
 
 def test_without_the_teacher_it_says_what_to_install(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

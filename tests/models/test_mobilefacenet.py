@@ -1,0 +1,148 @@
+"""MobileFaceNet against the paper's table, plain arithmetic, and the published file run by OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import checkpoint, importers
+from models.importers import SOURCES, ImportWeightsError, import_weights
+from models.mobilefacenet import MobileFaceNetConfig
+from models.registry import build, configure
+from tests.models.aligned_faces import first_faces
+from tests.models.helpers import run
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "tflite:mobilefacenet"
+
+
+def network(**config: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build("mobilefacenet", config)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_forward_backward_save_load(tmp_path: Path, norm: bool) -> None:
+    module = network(norm=norm, image_size=32, dimensions=8)
+    images = torch.randn(4, 3, 32, 32)
+    embeddings = run(module, images, 8)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(4), atol=1e-6)
+    (embeddings[:2] * embeddings[2:]).sum().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} is not used"
+        assert parameter.grad.isfinite().all(), name
+    card = {
+        "name": "small",
+        "description": "untrained",
+        "task": "embed",
+        "architecture": "mobilefacenet",
+        "config": asdict(configure("mobilefacenet", {"norm": norm, "image_size": 32, "dimensions": 8})),
+        "preprocess": SOURCES[SOURCE].preprocess.model_copy(update={"size": (32, 32)}),
+        "data": "none",
+        "source": "this test",
+        "license": "Apache-2.0",
+    }
+    checkpoint.save(tmp_path, module, **card)
+    loaded, _ = checkpoint.load(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), module.eval()(images))
+
+
+def test_table_1_of_the_paper() -> None:
+    """The shapes after each row of the table: channels and side."""
+    module = network().eval()
+    shapes: list[tuple[int, int]] = []
+    for block in module.get_submodule("features").children():
+        block.register_forward_hook(lambda _, __, output: shapes.append((output.shape[1], output.shape[2])))
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, 112, 112))
+    stem = [(64, 56)] * 3
+    bottlenecks = [(64, 28)] * 5 + [(128, 14)] * 7 + [(128, 7)] * 3
+    assert shapes == [*stem, *bottlenecks, (512, 7)]
+
+
+def test_the_embedding_is_a_weighted_sum_then_two_linear_layers() -> None:
+    head = network(norm=False, dimensions=5).get_submodule("head").double()
+    state = {name: torch.randn_like(value) for name, value in head.state_dict().items()}
+    head.load_state_dict(state)
+    maps = torch.randn(3, 512, 7, 7, dtype=torch.float64)
+    place, bias, first, first_bias, second, second_bias = state.values()
+    pooled = torch.stack([(image * place).sum(dim=(1, 2)) for image in maps]) + bias
+    expected = (pooled @ first.T + first_bias) @ second.T + second_bias
+    actual: Tensor = head(maps)
+    torch.testing.assert_close(actual, F.normalize(expected), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [8, 100])
+def test_sides_that_are_no_multiple_of_16_are_refused(side: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        network(image_size=side)
+
+
+def test_faces_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected images of shape \[N, 3, 112, 112\]"):
+        network()(torch.zeros(1, 3, 96, 112))
+
+
+def test_the_shipped_weights_load() -> None:
+    module, card = checkpoint.load(ROOT / "weights/mobilefacenet")
+    assert card.config == asdict(MobileFaceNetConfig(norm=False))
+    assert (card.task, card.preprocess.shape) == ("embed", (3, 112, 112))
+    assert "MS-Celeb-1M" in card.data
+    assert "withdrew" in card.data
+    assert card.matching is not None
+    assert sum(parameter.numel() for parameter in module.parameters()) == card.parameters == 1_292_992
+
+
+def published_output(file: Path, pixels: Tensor) -> Tensor:
+    """The original file's vectors of normalised faces [N, 112, 112, 3], N even: [N, 192], as long as they come."""
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # The file has a batch of two in its graph; the output's memory is used again by the next pair.
+    return torch.cat([torch.from_numpy(compiled(pair.numpy())[0].copy()) for pair in pixels.split(2)])
+
+
+@pytest.mark.data
+def test_500_faces_agree_with_the_original_file(datasets: Callable[[str], Path]) -> None:
+    file = datasets("mobilefacenet") / "mobilefacenet.tflite"
+    faces = torch.from_numpy(first_faces(datasets("faces"), 500))
+    module, card = checkpoint.load(ROOT / "weights/mobilefacenet")
+    module = module.to(memory_format=torch.channels_last)
+    images = card.preprocess.normalise(faces)
+    with torch.inference_mode():
+        ours = torch.cat([module(part) for part in images.split(50)])
+    theirs = F.normalize(published_output(file, images.movedim(1, -1).contiguous()))
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-4
+    # The vectors that were published with it, of the face and its mirror image, in float16.
+    published = torch.from_numpy(np.load(datasets("mobilefacenet") / "faces-vectors.npy", mmap_mode="r")[:100].copy())
+    with torch.inference_mode():
+        mirrored = torch.cat([module(part) for part in images[:100].flip(-1).split(50)])
+    torch.testing.assert_close(F.normalize(ours[:100] + mirrored), published.float(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.data
+def test_the_import_writes_what_is_shipped(datasets: Callable[[str], Path], tmp_path: Path) -> None:
+    file = datasets("mobilefacenet") / "mobilefacenet.tflite"
+    card = import_weights(SOURCE, tmp_path, file)
+    assert card.sha256 == checkpoint.read_card(ROOT / "weights/mobilefacenet").sha256
+    assert SOURCES[SOURCE].sha256 in card.source
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImportWeightsError, match=r"name mobilefacenet\.tflite with --from"):
+        import_weights(SOURCE, tmp_path)
+    with pytest.raises(ImportWeightsError, match=r"nothing\.tflite: No such file"):
+        import_weights(SOURCE, tmp_path, tmp_path / "nothing.tflite")
+    (tmp_path / "other.tflite").write_bytes(b"another network")
+    with pytest.raises(ImportWeightsError, match="sha256 is"):
+        import_weights(SOURCE, tmp_path, tmp_path / "other.tflite")
+    with pytest.raises(ImportWeightsError, match="not a TFLite graph"):
+        importers.SOURCES[SOURCE].read(b"another network")
+    assert not (tmp_path / "mobilefacenet").exists()

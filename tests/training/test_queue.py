@@ -1,0 +1,263 @@
+"""The training queue: what is done is skipped, what was killed goes on, what failed is named."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from models import checkpoint
+from tests.training.conftest import png, strokes, write_parquet
+from training import queue
+from training.config import Recipe, read_recipe
+from training.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+
+QUEUE = """
+[[model]]
+recipe = "recipes/strokes.toml"
+script = "classify"
+evaluate = ["classify", "--data", "strokes", "--write"]
+
+[[model]]
+recipe = "recipes/more.toml"
+script = "classify"
+evaluate = ["classify", "--data", "strokes", "--write"]
+"""
+
+
+@pytest.fixture
+def small(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue of two small classifiers, and a test split to evaluate them on."""
+    pictures, labels = strokes(40, seed=1)
+    write_parquet(workshop / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
+    recipe = (workshop / "recipe.toml").read_text()
+    (workshop / "recipes").mkdir()
+    (workshop / "recipes/strokes.toml").write_text(recipe)
+    (workshop / "recipes/more.toml").write_text(
+        recipe.replace('"strokes"', '"more"', 1).replace("seed = 3", "seed = 4")
+    )
+    (workshop / "queue.toml").write_text(QUEUE)
+    monkeypatch.setenv("VESTIBULE_WEIGHTS", str(workshop / "weights"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return workshop
+
+
+@pytest.fixture(autouse=True)
+def same_process_as_before() -> Iterator[None]:
+    """The queue changes the CPUs of its process and its answer to SIGTERM."""
+    cpus, handler = os.sched_getaffinity(0), signal.getsignal(signal.SIGTERM)
+    yield
+    os.sched_setaffinity(0, cpus)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def invoke(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(queue.cli, ["--queue", str(folder / "queue.toml"), *options])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs/queue.jsonl").read_text().splitlines()]
+
+
+def test_the_shipped_queue_names_every_model_that_is_trained_here() -> None:
+    entries = queue.read_queue(queue.QUEUE)
+    names = [entry.name for entry in entries]
+    shipped = {
+        folder.name
+        for folder in (ROOT / "weights").iterdir()
+        if folder.is_dir() and checkpoint.read_card(folder).training is not None
+    }
+    stages = {entry.name for entry in entries if entry.stage_of}
+    assert shipped <= set(names) - stages
+    # What a model starts from, is taught by or is judged by comes before it.
+    for entry in entries:
+        recipe = entry.read()
+        before = names[: names.index(entry.name)]
+        needed = {getattr(recipe.model, "init", ""), getattr(getattr(recipe, "loss", None), "teacher", "")}
+        needed |= {Path(part).name for part in entry.evaluate if part.startswith("weights/")}
+        assert needed & set(names) <= set(before), entry.name
+
+
+def test_shipped_weights_of_the_same_recipe_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESTIBULE_WEIGHTS", str(ROOT / "weights"))
+    entry = next(entry for entry in queue.read_queue(queue.QUEUE) if entry.name == "lenet5-mnist")
+    recipe = read_recipe(Recipe, entry.recipe)
+    assert queue.is_trained(ROOT / "weights/lenet5-mnist", entry, recipe)
+    other = read_recipe(Recipe, entry.recipe, ["train.epochs=31"])
+    assert not queue.is_trained(ROOT / "weights/lenet5-mnist", entry, other)
+    assert not queue.is_trained(ROOT / "weights/efficientnet-lite0", entry, recipe)
+    assert not queue.is_trained(ROOT / "weights/nothing", entry, recipe)
+
+
+def test_it_trains_evaluates_skips_what_is_done_and_survives_a_failure(small: Path) -> None:
+    edit(small / "recipes/strokes.toml", "lr = 0.002", "lr = 1e30")
+    result = invoke(small, "--cpus", "0")
+    assert result.exit_code == 1
+    assert "failed: strokes" in result.output
+    steps = [(row["model"], row["step"], row["exit"]) for row in rows(small)]
+    assert steps == [("strokes", "train", 1), ("more", "train", 0), ("more", "evaluate", 0)]
+    _, train, evaluate = rows(small)
+    card = checkpoint.read_card(small / "runs/more/export/more")
+    assert (evaluate["cpus"], evaluate["version"]) == ([0], card.version)
+    assert evaluate["metrics"]["accuracy, strokes test (40)"] > 0.5
+    assert 0 < train["core_hours"] <= 1.5 * train["hours"]
+    assert train["processor"]
+    assert evaluate["started"] > train["started"]
+
+    assert (invoke(small, "more").output, len(rows(small))) == ("more: done\n", 3)
+    # The run's folder is lost; its weights were shipped.
+    shutil.copytree(small / "runs/more/export/more", small / "weights/more")
+    shutil.rmtree(small / "runs/more")
+    assert (invoke(small, "more").output, len(rows(small))) == ("more: done\n", 3)
+
+    entries = queue.read_queue(small / "queue.toml")
+    done = partial(queue.Queue, entries, queue.Log(), 0)
+    assert done().is_done(entries[1])
+    assert not done(reproduce=True).is_done(entries[1])
+    edit(small / "recipes/more.toml", "epochs = 4", "epochs = 2")
+    assert not done().is_done(entries[1])  # another recipe of the same name is another model
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
+    (small / "runs").mkdir(exist_ok=True)
+    card = checkpoint.read_card(ROOT / "weights/lenet5-mnist")
+    log = queue.Log()
+    assert not log.evaluated(card)
+    log.path.write_text('{"model": "lenet5-mn\n')
+    assert not log.evaluated(card)
+    log.write(step="evaluate", model=card.name, version=card.version, exit=0)
+    assert log.evaluated(card)
+
+
+def test_a_stage_is_skipped_when_what_follows_it_is_shipped(small: Path) -> None:
+    (small / "queue.toml").write_text(QUEUE.replace("[[model]]", '[[model]]\nstage_of = "more"', 1))
+    shutil.copytree(ROOT / "weights/lenet5-mnist", small / "weights/more")
+    shutil.copy(ROOT / "training/recipes/lenet5-mnist.toml", small / "recipes/more.toml")
+    edit(small / "recipes/more.toml", 'name = "lenet5-mnist"', 'name = "more"')
+    card = checkpoint.read_card(small / "weights/more")
+    assert card.training is not None
+    training = card.training.model_copy(update={"recipe": card.training.recipe | {"name": "more"}})
+    checkpoint.write_card(small / "weights/more", card.model_copy(update={"name": "more", "training": training}))
+    result = invoke(small)
+    assert (result.exit_code, result.output) == (0, "strokes: done\nmore: done\n")
+    assert not (small / "runs/queue.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = 3", "queue.toml"),
+        ("[[model]]\nrecipe = 'a.toml'\nscript = 'paint'", "script"),
+        ("[[model]]\nrecipe = 'a.toml'\nscript = 'gan'\ncolour = 1", "colour"),
+        ("[[model]]\nrecipe = 'a.toml'\nscript = 'gan'\nstage_of = 'b'", "stage_of names b"),
+        ("[[model]]\nrecipe = 'recipe.toml'\nscript = 'classify'", "the recipe is named strokes"),
+        ("not toml", "queue.toml"),
+    ],
+)
+def test_a_queue_that_does_not_fit_is_refused(small: Path, text: str, message: str) -> None:
+    (small / "queue.toml").write_text(text)
+    result = invoke(small)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_wrong_options_are_named(small: Path) -> None:
+    assert "has no nothing; it has strokes, more" in invoke(small, "nothing").output
+    for cpus in ("x", "9999", "", "1-0"):
+        result = invoke(small, "--cpus", cpus or ",")
+        assert result.exit_code == 1
+        assert "expected CPUs of 0 to" in result.output
+    assert queue.parse_cpus("0") == {0}
+    with pytest.raises(RecipeError, match="--cpus 0-"):
+        queue.parse_cpus("0-")
+
+
+def test_a_second_queue_waits_for_the_first(small: Path) -> None:
+    (small / "runs").mkdir(exist_ok=True)
+    with (small / "runs/queue.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = start(small)
+        assert process.stderr is not None
+        assert "waiting for it to end" in process.stderr.readline()
+        assert process.poll() is None
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The queue as a user starts it, in a process group of its own."""
+    command = [sys.executable, "-m", "training.queue", "--queue", str(folder / "queue.toml"), *options]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(folder: Path, *options: str) -> None:
+    """Run the queue to its end."""
+    process = start(folder, *options)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def wait_for(folder: Path, name: str, process: subprocess.Popen[str]) -> None:
+    while not (folder / "runs" / name).exists():
+        assert process.poll() is None, "the queue ended before it could be killed"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_in_the_same_files_as_an_unbroken_run(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    # In the middle of the first training, after it, and in the middle of the second.
+    for place in ("strokes/last.pt", "strokes/export/strokes/card.json", "more/last.pt"):
+        process = start(small)
+        wait_for(small, place, process)
+        time.sleep(draw.uniform(0, 1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    finish(small)
+    killed = small / "runs"
+    monkeypatch.setenv("VESTIBULE_RUNS", str(small / "unbroken"))
+    finish(small)
+    for name in ("strokes", "more"):
+        weights = [folder / name / "export" / name for folder in (killed, small / "unbroken")]
+        first, second = (folder / "model.safetensors" for folder in weights)
+        assert first.read_bytes() == second.read_bytes()
+        cards = [checkpoint.read_card(folder) for folder in weights]
+        assert cards[0].metrics == cards[1].metrics
+        assert cards[0].model_copy(update={"training": None}) == cards[1].model_copy(update={"training": None})
+
+
+@pytest.mark.slow
+def test_the_child_of_a_killed_queue_keeps_its_place(small: Path) -> None:
+    """Two processes must not write one run's folder: a new queue waits for the training that the old one left."""
+    process = start(small, "strokes")
+    wait_for(small, "strokes/last.pt", process)
+    process.kill()
+    process.wait()
+    finish(small, "strokes")
+    process.communicate()
+    assert [row["step"] for row in rows(small)] == ["evaluate"]  # the training was the old queue's child

@@ -1,0 +1,334 @@
+"""Train every shipped model, one after the other: `python -m training.queue`, which `make weights` runs.
+
+`training/queue.toml` states the models and their order. A model is done when a card of its run's export, or of the
+shipped weights, holds the recipe as it stands today and the export has been evaluated. A run that was stopped, in
+whatever way, goes on from its last checkpoint; a run of another recipe is started anew. What a model needs first
+(a teacher's vectors) is computed first. A failure is logged and the next model is tried.
+
+VESTIBULE_RUNS/queue.jsonl gets one line for each finished step: what ran, when, on which processor, core-hours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models import checkpoint
+from models.card import ModelCard
+from training.config import (
+    EmbedRecipe,
+    Recipe,
+    Section,
+    datasets_folder,
+    exported,
+    read_recipe,
+    runs_folder,
+    weights_folder,
+)
+from training.errors import RecipeError, TrainingError
+from training.gan_config import GanRecipe
+from training.generative_config import AutoencodeRecipe
+from training.run import hardware
+
+cli = typer.Typer(add_completion=False)
+
+QUEUE = Path(__file__).with_name("queue.toml")
+_FORMS: dict[str, type[Section]] = {
+    "classify": Recipe,
+    "embed": EmbedRecipe,
+    "autoencode": AutoencodeRecipe,
+    "gan": GanRecipe,
+}
+# glibc gives large blocks back to the kernel after each step; the page faults of the next one cost a fifth of a step
+# (MobileFaceNet on one core: 16.6 images/s, with these settings 20.6).
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+
+
+class Entry(BaseModel):
+    """One model of the queue.
+
+    `recipe` is a file beside the queue's; `script` the module of `training` that trains it; `evaluate` the arguments
+    of `training.evaluate`, its command first, between which and the rest the exported folder is put. `stage_of` names
+    the model that starts from this one; a stage is not shipped, and is skipped when that model is done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Path
+    script: Literal["classify", "embed", "autoencode", "gan"]
+    evaluate: tuple[str, ...] = ()
+    stage_of: str = ""
+
+    @property
+    def name(self) -> str:
+        """The model's name, which is that of its recipe's file."""
+        return self.recipe.stem
+
+    def read(self) -> Any:
+        """The recipe, as its script reads it.
+
+        Raises:
+            RecipeError: see `read_recipe`; the recipe's name is not its file's.
+        """
+        recipe: Any = read_recipe(_FORMS[self.script], self.recipe)
+        if recipe.name != self.name:
+            raise RecipeError(f"{self.recipe}: the recipe is named {recipe.name}")
+        return recipe
+
+
+def read_queue(path: Path) -> list[Entry]:
+    """The models of a queue file, in its order.
+
+    Raises:
+        RecipeError: unreadable, not TOML, or values that do not fit.
+    """
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["model"]
+        entries = [Entry(**row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if strangers := {entry.stage_of for entry in entries} - {entry.name for entry in entries} - {""}:
+        raise RecipeError(f"{path}: stage_of names {', '.join(sorted(strangers))}, which is not in the queue")
+    return [entry.model_copy(update={"recipe": path.parent / entry.recipe}) for entry in entries]
+
+
+def is_trained(folder: Path, entry: Entry, recipe: Section) -> bool:
+    """Whether the folder holds a model that was trained by this very recipe."""
+    try:
+        card = checkpoint.read_card(folder)
+        return card.training is not None and _FORMS[entry.script].model_validate(card.training.recipe) == recipe
+    except (checkpoint.CheckpointError, ValidationError):
+        return False
+
+
+class Log:
+    """VESTIBULE_RUNS/queue.jsonl: one JSON object for each finished step, the oldest first."""
+
+    def __init__(self) -> None:
+        self.path = runs_folder() / "queue.jsonl"
+
+    def write(self, **row: Any) -> None:
+        """Append a line and sync it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def evaluated(self, card: ModelCard) -> bool:
+        """Whether these weights have been evaluated."""
+        if not self.path.is_file():
+            return False
+        wanted = {"step": "evaluate", "model": card.name, "version": card.version, "exit": 0}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that a power cut left half-written
+                continue
+            if wanted.items() <= row.items():
+                return True
+        return False
+
+
+class Queue:
+    """Runs the steps of each model as commands, on the CPUs that this process may use."""
+
+    def __init__(self, entries: Sequence[Entry], log: Log, lock: int, *, reproduce: bool = False):
+        self._entries = {entry.name: entry for entry in entries}
+        self._log = log
+        self._lock = lock
+        self._reproduce = reproduce
+
+    def is_done(self, entry: Entry) -> bool:
+        """Whether its weights are shipped, or are trained and evaluated."""
+        recipe = entry.read()
+        if not self._reproduce and is_trained(weights_folder() / entry.name, entry, recipe):
+            return True
+        export = runs_folder() / entry.name / "export" / entry.name
+        if not is_trained(export, entry, recipe):
+            return False
+        return not entry.evaluate or self._log.evaluated(checkpoint.read_card(export))
+
+    def work(self, name: str) -> bool:
+        """Train and evaluate one model, or skip what is done; whether all of it has succeeded."""
+        entry = self._entries[name]
+        if self.is_done(entry) or (entry.stage_of and self.is_done(self._entries[entry.stage_of])):
+            typer.echo(f"{name}: done")
+            return True
+        recipe = entry.read()
+        export = runs_folder() / name / "export" / name
+        if not is_trained(export, entry, recipe) and not self._train(entry, recipe):
+            return False
+        card = checkpoint.read_card(export)
+        if entry.evaluate and not self._log.evaluated(card):
+            command, *options = entry.evaluate
+            if not self._run("evaluate", name, ["training.evaluate", command, str(export), *options]):
+                return False
+        typer.echo(f"{name}: done, {export}")
+        return True
+
+    def _train(self, entry: Entry, recipe: Any) -> bool:
+        if not self._teach(recipe):
+            return False
+        options = ["--resume"] if _can_resume(entry, recipe) else ["--overwrite"]
+        return self._run("train", recipe.name, [f"training.{entry.script}", str(entry.recipe), *options])
+
+    def _teach(self, recipe: Any) -> bool:
+        """Compute the vectors of the recipe's teacher, if it has one whose vectors are not there."""
+        if not isinstance(recipe, EmbedRecipe) or not recipe.loss.teacher:
+            return True
+        teacher, dataset = recipe.loss.teacher, recipe.data.name
+        places = (runs_folder() / "teachers" / f"{teacher}.npy", datasets_folder() / teacher / f"{dataset}-vectors.npy")
+        if any(place.is_file() for place in places):
+            return True
+        model = exported(teacher)
+        options = ["--model", str(model)] if model.is_dir() else []
+        return self._run("teach", teacher, ["training.teach", dataset, "--name", teacher, *options])
+
+    def _run(self, step: str, model: str, module: Sequence[str]) -> bool:
+        command = [sys.executable, "-m", *module]
+        typer.echo(f"{model}: {step}: {' '.join(module)}")
+        started, before = datetime.now(UTC), resource.getrusage(resource.RUSAGE_CHILDREN)
+        begun = time.monotonic()
+        cpus = _cpus()
+        threads = {"OMP_NUM_THREADS": str(len(cpus))}
+        # The child inherits the lock: if this process alone is killed, a new queue waits for the child to end.
+        process = subprocess.Popen(command, env=_ALLOCATOR | os.environ | threads, pass_fds=[self._lock])  # noqa: S603
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        card = _card(runs_folder() / model / "export" / model)
+        self._log.write(
+            model=model,
+            step=step,
+            command=" ".join(module),
+            started=started.isoformat(timespec="seconds"),
+            hours=round((time.monotonic() - begun) / 3600, 4),
+            core_hours=round(seconds / 3600, 4),
+            cpus=cpus,
+            processor=hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            version=card.version if card else None,
+            metrics={f"{metric.name}, {metric.data}": metric.value for metric in card.metrics} if card else {},
+            exit=code,
+        )
+        if code:
+            typer.echo(f"{model}: {step} has failed with exit code {code}", err=True)
+        return code == 0
+
+
+def _card(folder: Path) -> ModelCard | None:
+    try:
+        return checkpoint.read_card(folder)
+    except checkpoint.CheckpointError:
+        return None
+
+
+def _can_resume(entry: Entry, recipe: Section) -> bool:
+    """Whether the run's folder holds a checkpoint of this very recipe."""
+    folder = runs_folder() / str(getattr(recipe, "name", ""))
+    try:
+        text = (folder / "recipe.toml").read_text(encoding="utf-8")
+        same = _FORMS[entry.script].model_validate(tomllib.loads(text)) == recipe
+    except (OSError, ValueError):  # ValidationError is a ValueError
+        return False
+    return same and (folder / "last.pt").is_file()
+
+
+def _cpus() -> list[int]:
+    """The CPUs that this process may use; not every system can tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def parse_cpus(text: str) -> set[int]:
+    """`0`, `0,2` or `0-3` as a set of CPU numbers.
+
+    Raises:
+        RecipeError: another form, or CPUs that this machine does not have.
+    """
+    try:
+        chosen: set[int] = set()
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            chosen |= set(range(int(first), int(last if dash else first) + 1))
+    except (ValueError, OverflowError):
+        chosen = set()
+    if not chosen or not chosen <= set(range(os.cpu_count() or 1)):
+        raise RecipeError(f"--cpus {text}: expected CPUs of 0 to {(os.cpu_count() or 1) - 1}, as 0 or 0,2 or 0-3")
+    return chosen
+
+
+@contextmanager
+def only_queue() -> Iterator[int]:
+    """The descriptor of VESTIBULE_RUNS/queue.lock, locked; waits for another queue to end."""
+    runs_folder().mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(runs_folder() / "queue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            typer.echo("another queue, or what it has started, is at work here: waiting for it to end", err=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+@cli.command()
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Only these; default: all.")] = None,
+    queue: Annotated[Path, typer.Option(help="The file that lists the models.")] = QUEUE,
+    cpus: Annotated[str | None, typer.Option(help="CPUs to use, as 0 or 0-3; default: all.")] = None,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Train again what is shipped already.")] = False,
+) -> None:
+    """Train the recipe of every shipped model, in the stated order, one at a time."""
+    try:
+        if cpus:
+            os.sched_setaffinity(0, parse_cpus(cpus))
+        entries = read_queue(queue)
+        known = [entry.name for entry in entries]
+        if unknown := set(names or ()) - set(known):
+            raise RecipeError(f"{queue} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        signal.signal(signal.SIGTERM, _stop)
+        with only_queue() as lock:
+            trainer = Queue(entries, Log(), lock, reproduce=reproduce)
+            failed = [name for name in known if (not names or name in names) and not trainer.work(name)]
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if failed:
+        typer.echo(f"error: failed: {', '.join(failed)}; see {Log().path}", err=True)
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    cli()
