@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import structlog
@@ -14,19 +14,25 @@ from fastapi import FastAPI
 
 from app.background import kept, running, wait
 from app.bulk_schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
-from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, VestibuleError
+from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery_schemas import EnrolParams, ErasureReceipt, moment
 from app.observe import Timings
-from app.pipeline import TRANSIENT, Pipeline, described, gated
+from app.pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.uploads import Upload, refused
+from index.errors import CorruptError, InvalidError
 from index.gallery import EmbeddedGallery
-from index.job_records import LEASE_S, Found, Item, Job, Outcome, Status
+from index.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.jobs import Jobs, Worker
 from index.records import NewFace
+from index.validation import check_future, unit_vectors
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
 POLL_S = 1.0
+# What is raised for a row that is not what was written.
+UNREADABLE = (ValueError, TypeError, KeyError, CorruptError)
 # At once, so that those who wait for an answer get theirs in between.
 PICTURES = 8
 # Of what is written down at once while a job is taken in: items, and bytes beyond which no more are read.
@@ -38,14 +44,14 @@ class BulkJobs:
 
     def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
         self._pipeline = pipeline
-        self._ask = pipeline.ask
+        self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
         self._jobs = Jobs(gallery)
         self._worker = Worker(gallery)
         self._sent = asyncio.Event()
 
-    async def submit(self, collection: str, upload: Upload, params: BulkParams) -> JobInfo:
-        """A job that is sure to be done once this returns.
+    async def submit(self, collection: str, upload: Upload, params: BulkParams, actor: str | None) -> JobInfo:
+        """A job that is sure to be done once this returns; `actor` as in `Galleries`.
 
         Raises:
             NotFound: no such collection. Conflict: its vectors are another pipeline's. See `Upload.items`.
@@ -53,14 +59,15 @@ class BulkJobs:
         found = await self._ask(lambda: self._gallery.collection(collection))
         if params.fingerprint not in (None, found.fingerprint):
             raise Conflict(f"{collection!r} holds vectors of {found.fingerprint}, not of {params.fingerprint}")
-        job = await self._ask(lambda: self._jobs.begin(collection, params.model_dump()))
+        commit = self._pipeline.commit
+        job = await commit(self._jobs.begin.planned(collection, params.model_dump(), actor=actor), _itself)
         try:
             chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
             while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None)):
-                await self._ask(partial(self._jobs.append, job, chunk))
-            job = await self._ask(lambda: self._jobs.ready(job))
+                await commit(self._jobs.append.planned(job, chunk), _itself)
+            job = await commit(self._jobs.ready.planned(job), _itself)
         except BaseException:  # also of a client that left
-            await self._ask(lambda: self._jobs.abandon(job))
+            await commit(self._jobs.abandon.planned(job), _itself)
             raise
         self._sent.set()
         return await self._ask(lambda: self._described(job))
@@ -101,13 +108,14 @@ class BulkJobs:
 
         return await self._ask(read)
 
-    async def cancel(self, collection: str, token: str) -> JobInfo:
+    async def cancel(self, collection: str, token: str, actor: str | None) -> JobInfo:
         """Enrol no more of it; a job that is over stays as it is.
 
         Raises:
             NotFound.
         """
-        return await self._ask(lambda: self._described(self._jobs.cancel(collection, token)))
+        job = await self._pipeline.commit(self._jobs.cancel.planned(collection, token, actor=actor), _itself)
+        return await self._ask(lambda: self._described(job))
 
     async def remove_subject(self, collection: str, key: str, actor: str | None) -> ErasureReceipt:
         """Erase the subject and all its faces, those that wait in jobs among them; `actor` as in `Galleries`.
@@ -115,14 +123,15 @@ class BulkJobs:
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._jobs.remove_subject(collection, key, actor=actor)))
+        change = self._jobs.remove_subject.planned(collection, key, actor=actor)
+        return await self._pipeline.commit(change, described)
 
     async def work(self) -> None:
         """Do one job after the other, until cancelled."""
         while True:
             self._sent.clear()
             try:
-                job = await self._ask(self._worker.claim)
+                job = await self._work(self._worker.claim)
                 if job is not None:
                     await self._do(job)
                     continue
@@ -133,30 +142,36 @@ class BulkJobs:
 
     async def _do(self, job: Job) -> None:
         try:
-            async with kept(lambda: self._ask(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with kept(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail
-            await self._ask(lambda: self._worker.finish(job, "failed", problem))
+            await self._work(lambda: self._worker.finish(job, "failed", problem))
         except NotFound:  # the collection was dropped, and the job with it
             pass
+        except UNREADABLE:  # a damaged row, which would fail each time and keep all later jobs waiting
+            log.exception("bulk_job_unreadable", job=job.token)
+            problem = "what was sent cannot be read back; send it again"
+            await self._work(lambda: self._worker.finish(job, "failed", problem))
         finally:
-            await self._ask(lambda: self._worker.release(job))
+            await self._work(lambda: self._worker.release(job))
 
     async def _enrol_all(self, job: Job) -> None:
-        while items := await self._ask(lambda: self._worker.pending(job, PICTURES)):
+        while items := await self._work(lambda: self._worker.pending(job, PICTURES)):
             if items[0].kind == "vector":
-                found, fingerprint = list(map(_given, items)), job.settings["fingerprint"]
+                dimensions = (await self._ask(lambda: self._gallery.collection(job.collection))).dimensions
+                found = [self._given(item, dimensions) for item in items]
+                fingerprint = job.settings["fingerprint"]
             else:
                 found, fingerprint = await self._pictured(job, items)
             try:
-                if not await self._ask(partial(self._worker.enrol, job, found, fingerprint)):
+                if not await self._work(partial(self._worker.enrol, job, found, fingerprint)):
                     return  # cancelled, or another process has it
             except Conflict:
                 if items[0].kind == "vector":
                     raise
                 # The collection was embedded anew meanwhile: the pictures are looked at once more.
-        await self._ask(lambda: self._worker.finish(job, "done"))
+        await self._work(lambda: self._worker.finish(job, "done"))
 
     async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[Found], str]:
         """What is in the pictures, and the fingerprint of what saw it.
@@ -170,6 +185,7 @@ class BulkJobs:
 
         async def one(item: Item) -> Found | None:
             try:
+                self._check(item)
                 seen = await self._pipeline.seen(sight, item.data, Timings())
                 if not seen:
                     raise NoFace("no face was found")
@@ -182,13 +198,36 @@ class BulkJobs:
                 return Found(item, refused(item.number, VestibuleError()))
             good, rejected = gated(item.number, seen, params)
             reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
-            faces = await self._pipeline.new_faces(item.subject, good, keep_crops=collection.settings["keep_crops"])
+            faces = await self._pipeline.new_faces(item.subject, good, keep_crops=keeps_crops(collection))
             return Found(item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces)
 
         found = [answer for answer in await asyncio.gather(*map(one, items)) if answer is not None]
         if not found:
             raise NotReady("no picture of the job could be looked at")
         return found, collection.fingerprint
+
+    def _given(self, item: Item, dimensions: int) -> Found:
+        """Of a vector that was sent."""
+        try:
+            self._check(item)
+            (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
+        except VestibuleError as error:
+            return Found(item, refused(item.number, error))
+        except ValueError as error:  # an InvalidError, or a number of bytes that no vector has
+            return Found(item, refused(item.number, Unprocessable(str(error))))
+        return Found(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
+
+    def _check(self, item: Item) -> None:
+        """Refuse now what was accepted by an older version, or has expired while it waited.
+
+        Raises:
+            Unprocessable.
+        """
+        try:
+            check_item(item)
+            check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())
+        except InvalidError as error:
+            raise Unprocessable(str(error)) from error
 
     def _described(self, job: Job) -> JobInfo:
         counts = self._jobs.counts(job)
@@ -212,10 +251,9 @@ async def working(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _given(item: Item) -> Found:
-    """Of a vector that was sent."""
-    face = NewFace(item.subject, np.frombuffer(item.data, "<f4"))
-    return Found(item, Outcome(item.number, "enrolled"), [face])
+def _itself(made: T) -> T:
+    """What is no answer by itself."""
+    return made
 
 
 def _chunks(items: Iterator[Item | Outcome]) -> Iterator[list[Item | Outcome]]:

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class Departure:
     """Pure ASGI. Notices that the client leaves while its request is worked on, which the framework does not.
 
-    What a request has begun off the event loop, as to write to the ledger, goes on to its end.
+    What a request has begun off the event loop goes on to its end. A write that waits for its turn in the ledger is not
+    made.
     """
 
     def __init__(self, app: ASGIApp):

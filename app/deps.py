@@ -24,6 +24,7 @@ from app.restoration import Restoration
 from app.schemas import EmbeddingsRequest
 from app.services import Services
 from app.settings import Settings
+from app.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -55,6 +56,12 @@ def faces(request: Request) -> Faces:
 def galleries(request: Request) -> Galleries:
     """Collections."""
     found: Galleries = request.app.state.galleries
+    return found
+
+
+def upkeep(request: Request) -> Upkeep:
+    """The gallery's maintenance."""
+    found: Upkeep = request.app.state.upkeep
     return found
 
 

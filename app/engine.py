@@ -34,6 +34,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 STORE_THREADS = 8
+WORK_THREADS = 4  # two for each of bulk jobs and re-embedding: a step, and the renewal of its lease beside it
 STEPS_BACK = 5  # of `nice`, for threads that compute
 BYTES = 4  # of a parameter
 
@@ -99,6 +100,8 @@ class Engine:
         self._decode = Pool(_processors(), "decode", _step_back)
         # What waits for a disk must not keep pictures from being decoded.
         self._store = ThreadPoolExecutor(STORE_THREADS, "store")
+        # Background work waits for commits; on a slow disk that must not keep requests from reading.
+        self._work = ThreadPoolExecutor(WORK_THREADS, "work")
         self._defaults: dict[Task, str] = {task: getattr(settings, field) for task, field in _DEFAULTS.items()}
         self._check_defaults()
 
@@ -169,7 +172,7 @@ class Engine:
             await model.stop()
         await asyncio.gather(*self._choices)
         self._decode.stop()
-        for executor in (self._compute, self._load_thread, self._choose_thread, self._store):
+        for executor in (self._compute, self._load_thread, self._choose_thread, self._store, self._work):
             executor.shutdown()
 
     async def decoded(self, function: Callable[[], T | Long[T]], *, is_long: bool = False) -> T:
@@ -177,8 +180,12 @@ class Engine:
         return await self._decode.run(function, is_long=is_long)
 
     async def stored(self, function: Callable[[], T]) -> T:
-        """Run something that waits for files off the event loop."""
+        """Run something that reads files off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._store, function)
+
+    async def worked(self, function: Callable[[], T]) -> T:
+        """Run a step of background work, which may wait for files to be written, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._work, function)
 
     async def embedder(self, name: str | None) -> LoadedModel:
         """The model as one that embeds: the named embedder (None: the default), or a classifier's features.

@@ -6,10 +6,12 @@ That is RFC 9457; but for the Open Inference Protocol under /v2, whose clients r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+import apsw
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -18,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from app.oip_schemas import InferenceError
 from app.schemas import FieldError, Problem
+from index.errors import is_full
 
 
 class VestibuleError(Exception):
@@ -183,6 +186,12 @@ class Locked(NotReady):
     type, title = "collection-locked", "The collection is locked"
 
 
+class DiskFull(VestibuleError):
+    """There is no room for what was to be stored, so it is not acknowledged."""
+
+    status, type, title = 507, "disk-full", "The disk is full"
+
+
 class DeadlineExceeded(VestibuleError):
     """The answer would have come too late."""
 
@@ -229,6 +238,17 @@ def error_response(path: str, error: VestibuleError, errors: list[FieldError] | 
 def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
     """The HTTP answer to parameters that do not fit."""
     return error_response(path, InvalidParameters(), _field_errors(error))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Raise DiskFull where something cannot be written because the disk is full."""
+    try:
+        yield
+    except (apsw.FullError, OSError) as error:
+        if not is_full(error):
+            raise
+        raise DiskFull("free some space for the state folder, then send the request again") from error
 
 
 class FrameworkError(VestibuleError):

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from app.body import Pair, Pictures
 from app.engine import Engine
@@ -42,6 +43,8 @@ from app.schemas import (
     VerifyParams,
     VerifyResponse,
 )
+from index.errors import InvalidError
+from index.validation import unit_vectors
 from models import align, detection_scale, detector
 from models.align import Quality
 from models.card import ModelCard
@@ -214,10 +217,7 @@ class Faces:
         vectors = [pair.source, *pair.targets]
         if any(len(vector) != dimensions for vector in vectors):
             raise Unprocessable(f"an embedding of {model.card.name} has {dimensions} numbers")
-        matrix = torch.tensor(vectors, dtype=torch.float64)
-        if not (matrix.norm(dim=1) > 0).all() or not matrix.norm(dim=1).isfinite().all():
-            raise Unprocessable("an embedding has a length above 0")
-        matrix = F.normalize(matrix, dim=1)
+        matrix = _of_length_1(vectors, dimensions)
         data = [
             ComparedEmbedding(index=index, **_compared(similarity, matching, threshold).model_dump())
             for index, similarity in enumerate((matrix[1:] @ matrix[0]).tolist())
@@ -283,7 +283,20 @@ class Faces:
         card = model.card
         seen = [view for picture in pictures for view in views(picture, card.tta, card.preprocess)]
         outputs = await self._inference.run(model, seen, timings, stage="embed")
-        return F.normalize(outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1), dim=1)
+        summed = outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1)
+        return torch.from_numpy(_of_length_1(summed.numpy(), outputs.shape[1]))
+
+
+def _of_length_1(vectors: npt.ArrayLike, dimensions: int) -> npt.NDArray[np.float32]:
+    """The vectors [N, D] scaled to length 1.
+
+    Raises:
+        Unprocessable: see `unit_vectors`.
+    """
+    try:
+        return unit_vectors(vectors, dimensions)
+    except InvalidError as error:
+        raise Unprocessable(str(error)) from error
 
 
 class Prominent(Protocol):

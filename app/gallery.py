@@ -9,7 +9,7 @@ import structlog
 
 from app.body import Pictures
 from app.bulk import BulkJobs
-from app.errors import Locked, NoFace, Unprocessable
+from app.errors import Conflict, Locked, NoFace, Unprocessable
 from app.gallery_schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -29,14 +29,13 @@ from app.gallery_schemas import (
 )
 from app.inference import Inference
 from app.observe import Timings
-from app.pipeline import Pipeline, Sight, described, gated, settled
+from app.pipeline import Pipeline, Sight, compared, described, gated, keeps_crops, settled
 from app.recognition import Recognition
 from app.reembedding import Reembedder
 from app.schemas import Failed
-from index import errors as index_errors
 from index.gallery import EmbeddedGallery
 from index.normalisation import count_clashes
-from index.records import Collection, CountedSubject
+from index.records import Collection, CountedSubject, Face
 
 log = structlog.get_logger()
 
@@ -58,7 +57,7 @@ class Galleries:
         self.jobs = BulkJobs(background, gallery)
         self.reembedder = Reembedder(background, gallery)
 
-    async def create(self, name: str, asked: NewCollection) -> tuple[CollectionInfo, bool]:
+    async def create(self, name: str, asked: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
         """The collection, and whether it was made now; the same call again finds it.
 
         A call that names no embedder also finds a collection of an embedder that was the default earlier.
@@ -71,30 +70,25 @@ class Galleries:
         # Also of a collection that keeps an earlier rule for detection scales: the call that made it finds it.
         fingerprints = {fingerprint, replace(sight, scales="whole").fingerprint}
 
-        def make() -> tuple[Collection, bool]:
-            try:
-                made = self._gallery.create(
-                    name,
-                    model.card.name,
-                    fingerprint,
-                    model.dimensions,
-                    encrypted=asked.encrypted,
-                    keep_crops=asked.keep_crops,
-                )
-            except index_errors.ConflictError:
-                found = self._gallery.collection(name)
-                is_same = asked.embedder is None or found.fingerprint in fingerprints
-                there = (found.settings.get("keep_crops"), found.encrypted)
-                if not is_same or there != (asked.keep_crops, asked.encrypted):
-                    raise
-                return found, False
-            return made, True
-
+        change = self._gallery.create.planned(
+            name,
+            model.card.name,
+            fingerprint,
+            model.dimensions,
+            encrypted=asked.encrypted,
+            actor=actor,
+            keep_crops=asked.keep_crops,
+        )
         try:
-            made, new = await self._ask(make)
+            return await self._pipeline.commit(change, _collection), True
         except Locked as error:
             raise Unprocessable(error.detail) from error
-        return _collection(made), new
+        except Conflict:
+            found = _collection(await self._ask(lambda: self._gallery.collection(name)))
+            is_same = asked.embedder is None or found.fingerprint in fingerprints
+            if not is_same or (found.keep_crops, found.encrypted) != (asked.keep_crops, asked.encrypted):
+                raise
+            return found, False
 
     async def list_collections(self, after: str, limit: int) -> CollectionPage:
         """A page of collections."""
@@ -127,21 +121,19 @@ class Galleries:
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._gallery.drop(name, actor=actor)))
+        return await self._pipeline.commit(self._gallery.drop.planned(name, actor=actor), described)
 
-    async def put_subject(self, collection: str, key: str, asked: SubjectProperties) -> SubjectInfo:
+    async def put_subject(self, collection: str, key: str, asked: SubjectProperties, actor: str | None) -> SubjectInfo:
         """Make the subject, or give it these properties in place of those it had.
 
         Raises:
-            NotFound: no such collection.
+            NotFound: no such collection. Unprocessable: it would have expired already.
         """
         expires_at = asked.expires_at.timestamp() if asked.expires_at else None
-        made = await self._ask(
-            lambda: self._gallery.put_subject(
-                collection, key, name=asked.name, metadata=asked.metadata, expires_at=expires_at
-            )
+        change = self._gallery.put_subject.planned(
+            collection, key, name=asked.name, metadata=asked.metadata, expires_at=expires_at, actor=actor
         )
-        return _subject(made)
+        return await self._pipeline.commit(change, _subject)
 
     async def subject(self, collection: str, key: str) -> SubjectInfo:
         """The subject.
@@ -177,7 +169,8 @@ class Galleries:
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._gallery.remove_faces(collection, [face], actor=actor)))
+        change = self._gallery.remove_faces.planned(collection, [face], actor=actor)
+        return await self._pipeline.commit(change, described)
 
     async def receipt(self, token: str) -> ErasureReceipt:
         """What became of an erasure.
@@ -204,17 +197,19 @@ class Galleries:
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)
-            news = await self._pipeline.new_faces(key, good, keep_crops=found.settings["keep_crops"])
+            news = await self._pipeline.new_faces(key, good, keep_crops=keeps_crops(found))
             if not news:
                 return [], bad
-            faces = await self._pipeline.compared(
-                lambda: self._gallery.enrol(collection, news, found.fingerprint, actor=actor)
-            )
-            indexed = [
-                IndexedFace(index=index, face_id=face.token, face=one.described)
-                for face, one in zip(faces, good, strict=True)
-            ]
-            return indexed, bad
+
+            def indexed(faces: Sequence[Face]) -> list[IndexedFace]:
+                return [
+                    IndexedFace(index=index, face_id=face.token, face=one.described)
+                    for face, one in zip(faces, good, strict=True)
+                ]
+
+            with compared():
+                change = self._gallery.enrol.planned(collection, news, found.fingerprint, actor=actor)
+                return await self._pipeline.commit(change, indexed), bad
 
         answers = await self._pipeline.inference.each(pictures, lambda index, data: settled(lambda: one(index, data)))
         seen = [answer for answer in answers if not isinstance(answer, Failed)]
@@ -240,7 +235,7 @@ def _collection(found: Collection) -> CollectionInfo:
         embedder=found.embedder,
         fingerprint=found.fingerprint,
         dimensions=found.dimensions,
-        keep_crops=found.settings["keep_crops"],
+        keep_crops=keeps_crops(found),
         encrypted=found.encrypted,
         created_at=moment(found.created_at),
     )

@@ -81,6 +81,8 @@ def import_parquet(
     with _opened(new=True) as gallery:
         done = import_collection(gallery, file, collection)
     typer.echo(f"{done.enrolled:,} faces enrolled in {done.collection}; {done.present:,} were there already")
+    if done.expired:
+        typer.echo(f"{done.expired:,} faces were left out: their subjects have expired")
 
 
 @gallery_cli.command()

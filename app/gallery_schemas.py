@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
+from index.validation import check_moment, check_object, read_moment
 from models.align import Reason
 
 # Of names in paths: no slashes, no controls.
@@ -61,12 +61,7 @@ def _first_invalid(sent: str) -> str:
 # What a caller names things by. In the ledger it is in Unicode form C (index/unicode_forms.py).
 Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MOST_CHARACTERS}}}$"), WrapValidator(_explained)]
 
-MOST_METADATA = 16 * 1024
-
-
-def moment(seconds: float) -> datetime:
-    """Seconds since 1970 as a time."""
-    return datetime.fromtimestamp(seconds, UTC)
+moment = read_moment
 
 
 def _no_number(value: object) -> object:
@@ -79,19 +74,15 @@ def _no_number(value: object) -> object:
 def _universal(sent: datetime) -> datetime:
     """In UTC, where its year must be one of 1 to 9999, too."""
     try:
-        return sent.astimezone(UTC)
+        universal = sent.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("expected a time in UTC's years 1 to 9999") from error
+    check_moment(universal.timestamp(), "it")
+    return universal
 
 
 def _plain(sent: dict[str, Any]) -> dict[str, Any]:
-    """What is JSON for everybody, and not too much of it: no NaN, no half of a surrogate pair."""
-    try:
-        size = len(json.dumps(sent, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError as error:
-        raise ValueError("expected JSON in UTF-8 with finite numbers") from error
-    if size > MOST_METADATA:
-        raise ValueError(f"expected at most {MOST_METADATA} bytes")
+    check_object(sent, "metadata")
     return sent
 
 

@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
             started.push_async_callback(engine.stop)
             await engine.start()
             app.state.galleries = Galleries(inference, gallery)
-            upkeep = Upkeep(gallery, settings.upkeep_s)
+            upkeep = app.state.upkeep = Upkeep(gallery, settings.upkeep_s, figures)
             upkeep.start()
             started.push_async_callback(asyncio.to_thread, upkeep.stop)
             app.openapi()  # built once: half a second for which no request is to block the event loop

@@ -96,6 +96,19 @@ class Metrics:
             "vestibule_evictions", "Models let go of for want of memory", ["model"], registry=self.registry
         )
 
+        self.maintenance_failures = Counter(
+            "vestibule_maintenance_failures",
+            "Steps of the gallery's maintenance that failed (round: as a whole)",
+            ["step"],
+            registry=self.registry,
+        )
+        self.maintenance_completed = Gauge(
+            "vestibule_maintenance_completed_seconds",
+            "When the last round of the gallery's maintenance ended in which no step failed, seconds since 1970",
+            registry=self.registry,
+            multiprocess_mode=_ANY,
+        )
+
     def unloaded(self, model: str, version: str) -> None:
         """The model is not loaded any more."""
         if self._shared:  # where nothing can be taken out

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from PIL import Image
+from pydantic_core import to_jsonable_python
 from torch import Tensor
 
-from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded
+from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded, Unprocessable, full_disk
 from app.faces import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
 from app.gallery_schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference import Inference
@@ -22,10 +24,12 @@ from app.loaded import LoadedModel
 from app.observe import Timings
 from app.schemas import DetectedFace
 from index import errors as index_errors
+from index.ledger import Change
 from index.records import Collection, NewFace, Receipt
 from models import align, detection_scale
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 Scales = Literal["min-face", "whole"]
 
@@ -98,30 +102,39 @@ class Pipeline:
         self._faces = Faces(inference)
 
     async def ask(self, question: Callable[[], T]) -> T:
-        """What the gallery answers, off the event loop.
+        """Return what the gallery answers to a read, which runs in a thread.
 
         Raises:
-            NotFound, Conflict, Locked.
+            NotFound, Conflict, Locked, Unprocessable.
         """
-        try:
+        with _translated():
             return await self.engine.stored(question)
-        except index_errors.NotFoundError as error:
-            raise NotFound(str(error)) from error
-        except index_errors.ConflictError as error:
-            raise Conflict(str(error)) from error
-        except index_errors.LockedError as error:
-            raise Locked(str(error)) from error
 
-    async def compared(self, question: Callable[[], T]) -> T:
-        """`ask`, with vectors of the collection's pipeline.
+    async def work(self, step: Callable[[], T]) -> T:
+        """Run a step of background work, which may wait for commits, in a thread that no request needs.
 
         Raises:
-            NotFound. Switched: they are not, any more.
+            NotFound, Conflict, Locked, Unprocessable, DiskFull.
         """
-        try:
-            return await self.ask(question)
-        except Conflict as error:
-            raise Switched from error
+        with _translated():
+            return await self.engine.worked(step)
+
+    async def commit(self, change: Change[T], answer: Callable[[T], U]) -> U:
+        """Commit the change and return `answer` of its result. No thread waits for the disk.
+
+        The answer is made and serialised before the commit: where that fails, nothing is changed.
+
+        Raises:
+            NotFound, Conflict, Locked, Unprocessable, DiskFull.
+        """
+
+        def serialised(result: T) -> U:
+            made = answer(result)
+            json.dumps(to_jsonable_python(made), ensure_ascii=False, allow_nan=False).encode()
+            return made
+
+        with _translated():
+            return await asyncio.wrap_future(change.then(serialised).submit())
 
     async def sight(self, embedder: str | None) -> Sight:
         """What the embedder (None: the default) sees by now.
@@ -182,6 +195,35 @@ class Pipeline:
         return [_new_face(subject, crop, face) for crop, face in zip(crops, seen, strict=True)]
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise the gallery's errors as those of the API."""
+    try:
+        with full_disk():
+            yield
+    except index_errors.NotFoundError as error:
+        raise NotFound(str(error)) from error
+    except index_errors.ConflictError as error:
+        raise Conflict(str(error)) from error
+    except index_errors.LockedError as error:
+        raise Locked(str(error)) from error
+    except index_errors.InvalidError as error:
+        raise Unprocessable(str(error)) from error
+
+
+@contextmanager
+def compared() -> Iterator[None]:
+    """What is asked with vectors of the collection's pipeline.
+
+    Raises:
+        Switched: they are not, any more.
+    """
+    try:
+        yield
+    except Conflict as error:
+        raise Switched from error
+
+
 async def settled(attempt: Callable[[], Awaitable[T]]) -> T:
     """What it answers; made once more where the collection was embedded anew meanwhile.
 
@@ -210,6 +252,11 @@ def gated(index: int, seen: Sequence[Seen], params: EnrolParams) -> tuple[list[S
         else:
             good.append(one)
     return good, rejected
+
+
+def keeps_crops(collection: Collection) -> bool:
+    """Whether the collection keeps the crop of each face; imported collections may not say."""
+    return collection.settings.get("keep_crops") is True
 
 
 def _new_face(subject: str, crop: bytes | None, seen: Seen) -> NewFace:

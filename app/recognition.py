@@ -27,7 +27,7 @@ from app.gallery_schemas import (
 )
 from app.identification import Decision, Rule, of_each
 from app.observe import Timings
-from app.pipeline import Pipeline, Seen, Sight, described, settled
+from app.pipeline import Pipeline, Seen, Sight, compared, described, keeps_crops, settled
 from app.schemas import OperatingPoint
 from index import selection
 from index.feedback import Feedback, Rejection
@@ -77,17 +77,18 @@ class Recognition:
             if wanted:
                 queries = np.stack([face.vector.numpy() for face in wanted])
                 limit = params.limit + len(wanted) - 1  # others of the picture may take the first ones
-                matches = await self._pipeline.compared(
-                    lambda: search(
-                        self._gallery,
-                        params.collection,
-                        queries,
-                        limit,
-                        fusion=params.fusion,
-                        where=where,
-                        fingerprint=found.fingerprint,
+                with compared():
+                    matches = await self._ask(
+                        lambda: search(
+                            self._gallery,
+                            params.collection,
+                            queries,
+                            limit,
+                            fusion=params.fusion,
+                            where=where,
+                            fingerprint=found.fingerprint,
+                        )
                     )
-                )
             decisions = iter(rule.decide(matches, repeated=params.repeated))
             decided = {id(face): next(decisions) for face in wanted}
             describe = _Describer(rule, model.card.matching, params.limit)
@@ -153,9 +154,12 @@ class Recognition:
             raise Unprocessable(str(error)) from error
         seen = await self._meant(sight, pictures, timings)
         query = seen.vector.numpy()
-        match, denied = await self._pipeline.compared(
-            lambda: compare(self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint)
-        )
+        with compared():
+            match, denied = await self._ask(
+                lambda: compare(
+                    self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint
+                )
+            )
         if match is None:
             raise Unprocessable("the subject has no face to compare with")
         await self._ask(lambda: self._gallery.note_search(collection, [match.subject], actor=actor))
@@ -174,23 +178,27 @@ class Recognition:
             version=model.card.version,
         )
 
-    async def deny(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
+    async def deny(
+        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+    ) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
         """
-        return await settled(lambda: self._denied(collection, key, pictures, timings))
+        return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
 
-    async def _denied(self, collection: str, key: str, pictures: Pictures, timings: Timings) -> FeedbackInfo:
+    async def _denied(
+        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+    ) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
         seen = await self._meant(await self._pipeline.model(found), pictures, timings)
-        (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=found.settings["keep_crops"])
-        (made,) = await self._pipeline.compared(
-            lambda: self._feedback.add(collection, key, seen.vector.numpy()[None], [face.crop], found.fingerprint)
-        )
-        return _feedback(made)
+        (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=keeps_crops(found))
+        vector = seen.vector.numpy()[None]
+        with compared():
+            change = self._feedback.add.planned(collection, key, vector, [face.crop], found.fingerprint, actor)
+            return await self._pipeline.commit(change, lambda made: _feedback(made[0]))
 
     async def denials(self, collection: str, key: str) -> FeedbackList:
         """What was said of the subject.
@@ -201,13 +209,15 @@ class Recognition:
         found = await self._ask(lambda: self._feedback.of_subject(collection, key))
         return FeedbackList(data=[_feedback(one) for one in found])
 
-    async def take_back(self, collection: str, key: str, token: str) -> ErasureReceipt:
+    async def take_back(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
         """Erase what was said.
 
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._feedback.remove(collection, key, token)))
+        return await self._pipeline.commit(
+            self._feedback.remove.planned(collection, key, token, actor=actor), described
+        )
 
     def _count(self, found: Collection, where: Where) -> Chosen:
         with self._gallery.ledger.snapshot() as db:

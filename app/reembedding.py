@@ -40,7 +40,7 @@ class Reembedder:
 
     def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
         self._pipeline = pipeline
-        self._ask = pipeline.ask
+        self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
         self._reembeddings = Reembeddings(gallery)
         self._worker = Worker(gallery)
@@ -61,11 +61,10 @@ class Reembedder:
                 f"crops are kept of faces only, and {card.name} sees whole pictures: enrol those in a new collection"
             )
         fingerprint = sight.fingerprint
-        begun = await self._ask(
-            lambda: self._reembeddings.begin(collection, card.name, fingerprint, model.dimensions, actor=actor)
-        )
+        change = self._reembeddings.begin.planned(collection, card.name, fingerprint, model.dimensions, actor=actor)
+        begun = await self._pipeline.commit(change, partial(_described, able=True))
         self._asked.set()
-        return _described(begun, able=True)
+        return begun
 
     async def progress(self, collection: str) -> ReembeddingInfo:
         """How far it is.
@@ -83,28 +82,38 @@ class Reembedder:
         except NotFound:
             return None
 
-    async def cancel(self, collection: str) -> ReembeddingInfo:
+    async def cancel(self, collection: str, actor: str | None) -> ReembeddingInfo:
         """The collection stays as it is; how far it was.
 
         Raises:
             NotFound: as `progress`.
         """
-        reached = await self._ask(lambda: self._reembeddings.cancel(collection))
-        return _described(reached, able=True).model_copy(update={"state": "cancelled"})
+        change = self._reembeddings.cancel.planned(collection, actor=actor)
+        reached = await self._pipeline.commit(change, partial(_described, able=True))
+        return reached.model_copy(update={"state": "cancelled"})
 
     async def work(self) -> None:
         """Do one collection after the other, until cancelled."""
         while True:
             self._asked.clear()
             try:
-                for one in await self._ask(self._worker.waiting):
-                    model = await self._model(one)
-                    if model is not None and await self._ask(partial(self._worker.claim, one)):
-                        await self._do(one, model)
-            except Exception:
-                # A full queue or a full disk: what is missing is still missing, and the next round tries again.
+                waiting = await self._work(self._worker.waiting)
+            except Exception:  # a full disk: the next round tries again
                 log.exception("reembedding_failed")
+                waiting = []
+            for one in waiting:
+                await self._try(one)
             await wait(self._asked, POLL_S)
+
+    async def _try(self, one: Reembedding) -> None:
+        """Do it if this process can; what fails, as on a damaged row, keeps no other collection from being done."""
+        try:
+            model = await self._model(one)
+            if model is not None and await self._work(partial(self._worker.claim, one)):
+                await self._do(one, model)
+        except Exception:
+            # A full queue or a full disk: what is missing is still missing, and the next round tries again.
+            log.exception("reembedding_failed", collection=one.collection_id)
 
     async def _model(self, one: Reembedding) -> LoadedModel | None:
         """What the new vectors are made by; None where this process has it not, or with other weights."""
@@ -117,29 +126,29 @@ class Reembedder:
     async def _do(self, one: Reembedding, model: LoadedModel) -> None:
         blocked = False
         try:
-            async with kept(lambda: self._ask(lambda: self._worker.keep(one)), LEASE_S / 4):
+            async with kept(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
                 blocked = await self._make(one, model)
         finally:
             if not blocked:  # else nobody needs to try at once
-                await self._ask(lambda: self._worker.release(one))
+                await self._work(lambda: self._worker.release(one))
 
     async def _make(self, one: Reembedding, model: LoadedModel) -> bool:
         """Make what is missing, then switch; whether that cannot be done now."""
         while True:
             staged, after = 0, FIRST
-            while items := await self._ask(partial(self._worker.pending, one, after, CROPS)):
+            while items := await self._work(partial(self._worker.pending, one, after, CROPS)):
                 after = items[-1].id
                 made = await self._vectors(model, items)
-                if made and not await self._ask(partial(self._worker.stage, one, made)):
+                if made and not await self._work(partial(self._worker.stage, one, made)):
                     return False  # cancelled, or another process has it
                 staged += len(made)
-            missing = await self._ask(lambda: self._worker.switch(one))
+            missing = await self._work(lambda: self._worker.switch(one))
             if not missing:
                 log.info("reembedded", collection=one.collection_id, fingerprint=one.fingerprint, switched=missing == 0)
                 return False
             if not staged:
                 problem = f"{missing} faces have no crop that can be read: erase them and enrol them again, or cancel"
-                await self._ask(partial(self._worker.block, one, problem))
+                await self._work(partial(self._worker.block, one, problem))
                 return True
 
     async def _vectors(self, model: LoadedModel, items: Sequence[Pending]) -> dict[int, Floats]:

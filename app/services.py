@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.body import Pictures
-from app.errors import NotFound, Unprocessable
+from app.errors import NotFound, Unprocessable, full_disk
 from app.inference import Inference
 from app.keys import Keys
 from app.loaded import LoadedModel
@@ -119,13 +119,15 @@ class Services:
         """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
 
         Raises:
-            NotFound, ModelRefused, Conflict: see `Engine.reload`.
+            NotFound, ModelRefused, Conflict: see `Engine.reload`. DiskFull: it is reloaded here, but other workers
+            and the audit log do not know.
         """
         done = await self._engine.reload(name)
-        await self._engine.stored(lambda: self._reloads.tell(name))
         now, before = (card.version if card else None for card in (done.now, done.before))
-        if done.change != "unchanged":
-            await asyncio.to_thread(self._keys.note_reload, now, actor)
+        with full_disk():
+            await asyncio.to_thread(self._reloads.tell, name)
+            if done.change != "unchanged":
+                await asyncio.to_thread(self._keys.note_reload, now, actor)
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
 
     def _summary(self, card: ModelCard) -> ModelSummary:

@@ -29,7 +29,9 @@ from app.errors import (
 from app.gallery_schemas import Key
 from app.large_json import from_base64
 from app.zip_reader import Entry, ZipReader
+from index.errors import InvalidError
 from index.job_records import Item, Outcome, Properties
+from index.validation import unit_vectors
 
 ZIP, LINES = "application/zip", "application/x-ndjson"
 # The names that other programs use: Windows' browsers, the JSON Lines project, and others.
@@ -153,13 +155,13 @@ def _item(number: int, sent: BulkLine, dimensions: int) -> Item:
 def _vector(sent: list[float] | str, dimensions: int) -> bytes:
     if isinstance(sent, str):
         data = from_base64(sent)
-        numbers = np.frombuffer(data, "<f4").astype(np.float64) if len(data) == 4 * dimensions else np.empty(0)
+        numbers = np.frombuffer(data, "<f4") if len(data) == 4 * dimensions else np.empty(0)
     else:
         numbers = np.array(sent, np.float64)
-    length = np.linalg.norm(numbers)
-    if len(numbers) != dimensions or not (np.isfinite(length) and length > 0):
-        raise BadRequest(f"expected a vector of {dimensions} numbers and a length above 0")
-    return (numbers / length).astype("<f4").tobytes()
+    try:
+        return unit_vectors(numbers[None], dimensions).astype("<f4").tobytes()
+    except InvalidError as error:
+        raise BadRequest(str(error)) from error
 
 
 def _from_zip(data: bytes) -> Iterator[Item | Outcome]:

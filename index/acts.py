@@ -17,7 +17,26 @@ from typing import Any, Literal
 from index.errors import InvalidError
 from index.records import token
 
-Action = Literal["enrol", "search", "erase", "restore", "reembed", "create_key", "revoke_key", "reload"]
+Action = Literal[
+    "enrol",
+    "search",
+    "erase",
+    "restore",
+    "reembed",
+    "create_key",
+    "revoke_key",
+    "reload",
+    # Since 2.0.
+    "create_collection",
+    "put_subject",
+    "feedback",
+    "submit_job",
+    "cancel_job",
+    "begin_reembed",
+    "cancel_reembed",
+    "rekey",
+    "scale_vectors",
+]
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2
 
@@ -27,8 +46,9 @@ class Act:
     """What was done, by whom (`actor`: an API key's id), and to what: ids of the ledger's.
 
     An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. Re-embedding is
-    of all its faces; those it names are feedback that went. `at`: seconds since 1970. What is not of a gallery says
-    what it is `of`: a key's id, or a model's version.
+    of all its faces; those it names are feedback that went. The faces of feedback have ids less than 0. `at`: seconds
+    since 1970. What is not of a gallery says what it is `of`: a key's id, or a model's version; what is about a job or
+    a re-embedding names that by its token.
 
     Raises:
         InvalidError: the actor, or what it is of, may be a name.

@@ -13,10 +13,22 @@ import apsw
 from index import records
 from index.collection_keys import cipher_of
 from index.records import Face, NewFace, Row, token
+from index.validation import check_key, check_object, unit_vectors
 
 
 def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
-    """Enrol them all; a subject that is not there yet is made."""
+    """Enrol them all; a subject that is not there yet is made.
+
+    Raises:
+        InvalidError: see `unit_vectors`, `check_key` and `check_object`.
+    """
+    if not faces:
+        return []
+    for face in faces:
+        check_key(face.subject, "subject")
+        check_object(face.details, "details")
+    dimensions = db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get
+    scaled = unit_vectors([face.vector for face in faces], dimensions).astype("<f4")
     cipher = cipher_of(db, collection_id)
     sent = dict.fromkeys(face.subject for face in faces)
     current = {key: records.current_key(db, cipher, collection_id, key) for key in sent}
@@ -52,7 +64,9 @@ def insert_faces(db: apsw.Connection, collection_id: int, faces: Sequence[NewFac
         ],
     )
     both = list(zip(made, faces, strict=True))
-    vectors = [(one.id, cipher.seal(new.vector.astype("<f4").tobytes(), "vector", one.id)) for one, new in both]
+    vectors = [
+        (one.id, cipher.seal(vector.tobytes(), "vector", one.id)) for one, vector in zip(made, scaled, strict=True)
+    ]
     db.executemany("INSERT INTO vectors VALUES (?, ?)", vectors)
     crops = [(one.id, cipher.seal(new.crop, "crop", one.id)) for one, new in both if new.crop is not None]
     db.executemany("INSERT INTO crops VALUES (?, ?)", crops)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+import apsw
+
 
 class GalleryError(Exception):
     """Base of all."""
@@ -29,3 +33,10 @@ class TooNewError(GalleryError):
 
 class LockedError(GalleryError):
     """Encrypted, and the operator's key for it is not here."""
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a write failed because the disk, or the share of it that this user may have, is full."""
+    return isinstance(error, apsw.FullError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )

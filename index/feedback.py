@@ -22,9 +22,11 @@ from index import audit, records
 from index.acts import Act
 from index.collection_keys import cipher_of, ciphers
 from index.errors import NotFoundError
-from index.gallery import EmbeddedGallery, check_vectors
+from index.gallery import EmbeddedGallery
+from index.ledger import Change, committing
 from index.protocol import Match
 from index.records import Floats, Receipt
+from index.validation import unit_vectors
 
 # By how much two computations of one cosine may differ.
 ROUNDING = 1e-5
@@ -44,6 +46,7 @@ class Feedback:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
 
+    @committing
     def add(
         self,
         collection: str,
@@ -51,31 +54,32 @@ class Feedback:
         vectors: Floats,
         crops: Sequence[bytes | None] | None = None,
         fingerprint: str | None = None,
-    ) -> list[Rejection]:
+        actor: str | None = None,
+    ) -> Change[list[Rejection]]:
         """None of these faces [N, D] is the subject; durable when it returns, and erased with the subject.
 
         Raises:
             NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Gallery.search`.
         """
-        found = self._gallery.collection(collection)
-        records.check_fingerprint(found, fingerprint)
-        check_vectors(vectors, found.dimensions)
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            records.check_current(db, found)
-            subject, cipher = records.subject(db, found.id, key), cipher_of(db, found.id)
-            made = [Rejection(records.token(), self._gallery.clock()) for _ in vectors]
-            for one, vector, crop in zip(made, vectors, crops or [None] * len(vectors), strict=True):
-                number = secrets.randbelow(2**62) + 1
+            found, now = records.collection(db, collection), self._gallery.clock()
+            records.check_fingerprint(found, fingerprint)
+            scaled = unit_vectors(vectors, found.dimensions)
+            subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
+            made = [Rejection(records.token(), now) for _ in scaled]
+            numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
+            for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
                 data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
                 kept = None if crop is None else cipher.seal(crop, "crop", -number)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
                     (number, subject.id, one.token, one.created_at, data, kept),
                 )
+            audit.note(db, Act("feedback", now, actor, found.id, [subject.id], [-number for number in numbers]))
             return made
 
-        return self._gallery.ledger.write(write)
+        return self._gallery.change(write)
 
     def of_subject(self, collection: str, key: str) -> list[Rejection]:
         """In the order of time.
@@ -84,13 +88,14 @@ class Feedback:
             NotFoundError.
         """
         with self._gallery.ledger.snapshot() as db:
-            subject = records.subject(db, records.collection(db, collection).id, key)
+            subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
                 "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
             )
             return [Rejection(*row) for row in rows]
 
-    def remove(self, collection: str, key: str, token: str) -> Receipt:
+    @committing
+    def remove(self, collection: str, key: str, token: str, *, actor: str | None = None) -> Change[Receipt]:
         """Take it back: the face is erased.
 
         Raises:
@@ -106,12 +111,10 @@ class Feedback:
             if row is None:
                 raise NotFoundError("there is no such feedback")
             made = records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
-            audit.note(db, Act("erase", made.requested_at, None, found.id, [subject.id], [-row[0]], made.token))
+            audit.note(db, Act("erase", made.requested_at, actor, found.id, [subject.id], [-row[0]], made.token))
             return made
 
-        made = self._gallery.ledger.write(write)
-        self._gallery.remember_erasures()
-        return made
+        return self._gallery.erasure(write)
 
 
 def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -> set[int]:

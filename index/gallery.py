@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
-import numpy as np
 
 from index import audit, enrolment, locks, records
 from index.acts import Act
 from index.ann import Ivf
 from index.audit import Audit
 from index.collection_keys import Keys, cipher_of
-from index.errors import ConflictError, CorruptError, GalleryError, InvalidError, LockedError
+from index.errors import ConflictError, CorruptError, GalleryError, LockedError
 from index.files import make_folder
-from index.ledger import Ledger
+from index.ledger import Change, Ledger, committing
 from index.normalisation import normalise
 from index.protocol import Fusion, Match, Usage
 from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 from index.sealing import Cipher, OperatorKey
 from index.segments import Segment
 from index.tombstones import Tombstones
+from index.validation import check_future, unit_vectors
 from index.view import Found, Part, View
 
 T = TypeVar("T")
@@ -114,17 +114,36 @@ class EmbeddedGallery:
         """Write down beside the ledger, durably, what has been erased, so that a restore erases it again."""
         self.tombstones.follow(self.ledger.reader())
 
-    def _erase(self, write: Callable[[apsw.Connection], Receipt]) -> Receipt:
-        made = self.ledger.write(write)
-        self.remember_erasures()
-        return made
+    def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
+        """A change that erases nothing."""
+        return Change(self.ledger, write)
 
+    def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
+        """A change that erases something, which is also written down beside the ledger before its result is there."""
+        return Change(self.ledger, write, self.tombstones.follow)
+
+    @committing
     def create(
-        self, name: str, embedder: str, fingerprint: str, dimensions: int, *, encrypted: bool = False, **settings: Any
-    ) -> Collection:
+        self,
+        /,  # else a setting could have its name
+        name: str,
+        embedder: str,
+        fingerprint: str,
+        dimensions: int,
+        *,
+        encrypted: bool = False,
+        actor: str | None = None,
+        **settings: Any,
+    ) -> Change[Collection]:
         """See `Gallery`."""
-        made = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
-        return self.ledger.write(lambda db: records.insert_collection(db, made))
+        collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
+
+        def write(db: apsw.Connection) -> Collection:
+            made = records.insert_collection(db, collection)
+            audit.note(db, Act("create_collection", made.created_at, actor, made.id))
+            return made
+
+        return self.change(write)
 
     def collection(self, name: str) -> Collection:
         """See `Gallery`."""
@@ -134,7 +153,8 @@ class EmbeddedGallery:
         """See `Gallery`."""
         return records.collections(self.ledger.reader(), after, limit)
 
-    def drop(self, name: str, *, actor: str | None = None) -> Receipt:
+    @committing
+    def drop(self, name: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
@@ -143,8 +163,9 @@ class EmbeddedGallery:
             audit.note(db, Act("erase", made.requested_at, actor, found.id, id=made.token))
             return made
 
-        return self._erase(write)
+        return self.erasure(write)
 
+    @committing
     def put_subject(
         self,
         collection: str,
@@ -153,70 +174,78 @@ class EmbeddedGallery:
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
-    ) -> CountedSubject:
-        """Make the subject, or give it these properties in place of those it had.
-
-        Raises:
-            NotFoundError: no such collection.
-        """
+        actor: str | None = None,
+    ) -> Change[CountedSubject]:
+        """See `Gallery`."""
 
         def write(db: apsw.Connection) -> CountedSubject:
-            found = records.collection(db, collection)
-            return records.upsert_subject(
-                db, found.id, key, name=name, metadata=metadata or {}, expires_at=expires_at, now=self.clock()
+            found, now = records.collection(db, collection), self.clock()
+            check_future(expires_at, now)
+            remove_lapsed(db, found.id, [key], now)
+            made = records.upsert_subject(
+                db,
+                found.id,
+                key,
+                name=name,
+                metadata={} if metadata is None else metadata,
+                expires_at=expires_at,
+                now=now,
             )
+            audit.note(db, Act("put_subject", now, actor, found.id, [made.id]))
+            return made
 
-        return self.ledger.write(write)
+        return self.change(write)
 
     def subject(self, collection: str, key: str) -> CountedSubject:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subject(db, records.collection(db, collection).id, key)
+            return records.subject(db, records.collection(db, collection).id, key, self.clock())
 
     def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subjects(db, records.collection(db, collection).id, after, limit)
+            return records.subjects(db, records.collection(db, collection).id, after, limit, self.clock())
 
-    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Receipt:
+    @committing
+    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
             found = records.collection(db, collection)
             return remove_subjects(db, found.id, records.same_subjects(db, found.id, key), self.clock(), actor)
 
-        return self._erase(write)
+        return self.erasure(write)
 
+    @committing
     def enrol(
         self, collection: str, faces: Sequence[NewFace], fingerprint: str, *, actor: str | None = None
-    ) -> list[Face]:
+    ) -> Change[list[Face]]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> list[Face]:
-            found = records.collection(db, collection)
+            found, now = records.collection(db, collection), self.clock()
             records.check_fingerprint(found, fingerprint)
-            made = enrolment.insert_faces(db, found.id, faces, self.clock())
+            remove_lapsed(db, found.id, {face.subject for face in faces}, now)
+            made = enrolment.insert_faces(db, found.id, faces, now)
             ids = [face.id for face in made]
-            audit.note(db, Act("enrol", self.clock(), actor, found.id, audit.subjects_of(db, ids), ids))
+            audit.note(db, Act("enrol", now, actor, found.id, audit.subjects_of(db, ids), ids))
             return made
 
-        found = self.collection(collection)
-        records.check_fingerprint(found, fingerprint)
-        for face in faces:
-            check_vectors(face.vector[None], found.dimensions)
-        return self.ledger.write(write)
+        return self.change(write)
 
     def faces(self, collection: str, key: str) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.faces(db, records.subject(db, records.collection(db, collection).id, key).id)
+            found = records.collection(db, collection)
+            return records.faces(db, records.subject(db, found.id, key, self.clock()).id)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             return records.crop(db, records.collection(db, collection).id, face)
 
-    def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Receipt:
+    @committing
+    def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
@@ -227,7 +256,7 @@ class EmbeddedGallery:
             audit.note(db, Act("erase", made.requested_at, actor, found.id, subjects, ids, made.token))
             return made
 
-        return self._erase(write)
+        return self.erasure(write)
 
     def receipt(self, token: str) -> Receipt:
         """See `Gallery`."""
@@ -248,8 +277,7 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def answer(found: Collection) -> list[list[Match]]:
-            check_vectors(queries, found.dimensions)
-            view, rows = self.view(found), np.ascontiguousarray(queries, np.float32)
+            view, rows = self.view(found), unit_vectors(queries, found.dimensions)
             return [self._matches(found, view, query[None], k, fusion) for query in rows]
 
         return self._current(collection, fingerprint, answer)
@@ -437,6 +465,12 @@ def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
     return len(over)
 
 
+def remove_lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
+    """Delete those of the subjects whose time is over: what is stored under their keys now is somebody else's."""
+    if ids := records.lapsed(db, collection_id, keys, now):
+        remove_subjects(db, collection_id, ids, now, RETENTION)
+
+
 def _by_subject(found: Found) -> dict[int, float]:
     """Of the only query, each subject's nearest face: its id and its similarity, likest first."""
     best: dict[int, tuple[int, float]] = {}
@@ -445,15 +479,3 @@ def _by_subject(found: Found) -> dict[int, float]:
         if subject >= 0:
             best.setdefault(subject, (face, similarity))
     return dict(best.values())
-
-
-def check_vectors(vectors: Floats, dimensions: int) -> None:
-    """See that these are of `dimensions` numbers each, [N, D], finite, and of length 1.
-
-    Raises:
-        InvalidError: one of them is not.
-    """
-    if vectors.ndim != 2 or vectors.shape[1] != dimensions:
-        raise InvalidError(f"expected vectors of {dimensions} numbers, got the shape {list(vectors.shape)}")
-    if not (abs(np.vecdot(vectors, vectors) - 1) < 2e-3).all():  # not true of NaN either
-        raise InvalidError("expected vectors of length 1")

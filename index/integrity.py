@@ -7,7 +7,6 @@ where the vector's length shows it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +18,12 @@ import numpy as np
 from index import records, reembedding
 from index.ann import Ivf
 from index.collection_keys import cipher_of
-from index.errors import ConflictError, CorruptError, GalleryError, InvalidError, LockedError, TooNewError
-from index.gallery import EmbeddedGallery, check_vectors
+from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
+from index.gallery import EmbeddedGallery
 from index.maintenance import LEASE, LEASE_S
 from index.records import Collection, Indexed, Ints, Sealed
 from index.segments import Segment
+from index.validation import are_unit
 
 # Vectors that are read at once.
 AT_ONCE = 65_536
@@ -42,8 +42,6 @@ def faults(gallery: EmbeddedGallery) -> Iterator[str]:
         yield from _strangers(gallery, there)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield f"ledger: {error}"
-    except json.JSONDecodeError:
-        yield "ledger: the collections cannot be read"
 
 
 def _told(collection: Collection, found: Iterator[str]) -> Iterator[str]:
@@ -122,10 +120,8 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
         if not len(rows.faces):
             return
         after = int(rows.faces[-1])
-        try:
-            check_vectors(rows.vectors, dimensions)
-        except InvalidError as error:
-            yield f"of the faces {rows.faces[0]} to {after} in the ledger: {error}"
+        if len(wrong := rows.faces[~are_unit(rows.vectors)]):
+            yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
 
 
 def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Sealed) -> list[str]:
@@ -215,7 +211,7 @@ def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
 def _strangers(gallery: EmbeddedGallery, there: set[str]) -> Iterator[str]:
     """Files that nobody names; but another process may be about to name the youngest ones."""
     with gallery.ledger.snapshot() as db:
-        named, leased = records.files(db), records.is_leased(db, LEASE, gallery.clock())
+        named, leased = records.files(db), records.is_leased(db, LEASE, gallery.clock(), LEASE_S)
     for name in sorted(there - named):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime

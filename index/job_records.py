@@ -15,6 +15,7 @@ from index.errors import NotFoundError
 from index.records import NewFace, Row
 from index.sealing import Cipher
 from index.unicode_forms import normalised
+from index.validation import check_subject, read_object
 
 Finished = Literal["done", "failed", "cancelled"]
 State = Literal["receiving", "queued", "running"] | Finished
@@ -67,7 +68,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a collection; `settings` are the caller's, `problem` says why it failed."""
+    """A job of a collection; `settings` are the caller's, `problem` says why it failed, `actor` is who sent it."""
 
     id: int
     collection: str
@@ -78,17 +79,18 @@ class Job:
     created_at: float
     finished_at: float | None
     problem: str | None
+    actor: str | None = None
 
 
 _JOB = (
-    "SELECT jobs.id, name, collection_id, token, state, jobs.settings, jobs.created_at, finished_at, problem"
+    "SELECT jobs.id, name, collection_id, token, state, jobs.settings, jobs.created_at, finished_at, problem, actor"
     " FROM jobs JOIN collections ON collections.id = collection_id"
 )
 
 
 def _read(row: Row) -> Job:
-    number, collection, collection_id, token, state, settings, created_at, finished_at, problem = row
-    return Job(number, collection, collection_id, token, state, json.loads(settings), created_at, finished_at, problem)
+    number, collection, collection_id, token, state, settings, *rest = row
+    return Job(number, collection, collection_id, token, state, read_object(settings), *rest)
 
 
 def job(db: apsw.Connection, collection_id: int, token: str) -> Job:
@@ -116,12 +118,20 @@ def unfinished(db: apsw.Connection) -> list[Job]:
     return [_read(row) for row in db.execute(f"{_JOB} WHERE finished_at IS NULL ORDER BY jobs.id")]
 
 
-def insert_job(db: apsw.Connection, collection_id: int, settings: Mapping[str, Any], holder: str, now: float) -> Job:
+def insert_job(
+    db: apsw.Connection,
+    collection_id: int,
+    settings: Mapping[str, Any],
+    holder: str,
+    now: float,
+    actor: str | None = None,
+) -> Job:
     """A new one, that `holder` receives."""
     token = records.token()
     db.execute(
-        "INSERT INTO jobs (collection_id, token, state, settings, created_at) VALUES (?, ?, 'receiving', ?, ?)",
-        (collection_id, token, json.dumps(dict(settings)), now),
+        "INSERT INTO jobs (collection_id, token, state, settings, created_at, actor)"
+        " VALUES (?, ?, 'receiving', ?, ?, ?)",
+        (collection_id, token, json.dumps(dict(settings)), now, actor),
     )
     made = job(db, collection_id, token)
     take(db, made, holder, now)
@@ -139,9 +149,10 @@ def remove_job(db: apsw.Connection, found: Job) -> None:
     db.execute("DELETE FROM jobs WHERE id = ?", (found.id,))
 
 
-def forget_finished(db: apsw.Connection, until: float) -> None:
-    """Those that ended then or before."""
-    db.execute("DELETE FROM jobs WHERE finished_at <= ?", (until,))
+def forget_finished(db: apsw.Connection, now: float, keep_s: float) -> None:
+    """Those that ended `keep_s` ago or before. Those that ended while the clock was ahead count as ended now."""
+    db.execute("UPDATE jobs SET finished_at = ? WHERE finished_at > ?", (now, now))
+    db.execute("DELETE FROM jobs WHERE finished_at <= ?", (now - keep_s,))
 
 
 def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None, now: float) -> None:
@@ -155,13 +166,30 @@ def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None
 
 
 def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome]) -> None:
-    """More of what was sent; an Outcome is of what cannot be enrolled."""
+    """More of what was sent; an Outcome is of what cannot be enrolled.
+
+    Raises:
+        InvalidError: see `check_item`.
+    """
+    for item in items:
+        if isinstance(item, Item):
+            check_item(item)
     cipher = cipher_of(db, found.collection_id)
     db.executemany(
         "INSERT INTO job_items (job_id, number, status, result, subject, properties, kind, data, sealed)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_row(db, cipher, found, item) for item in items],
     )
+
+
+def check_item(item: Item) -> None:
+    """See that the item's subject can be stored.
+
+    Raises:
+        InvalidError: see `check_subject`.
+    """
+    of = item.properties or Properties()
+    check_subject(item.subject, of.name, of.metadata, of.expires_at)
 
 
 def _row(db: apsw.Connection, cipher: Cipher, found: Job, item: Item | Outcome) -> Row:
@@ -201,15 +229,15 @@ def outcomes(db: apsw.Connection, found: Job, after: int, limit: int) -> list[Ou
     cipher = cipher_of(db, found.collection_id)
     return [
         Outcome(
-            number, status, json.loads(_told(cipher, found, number, result, None if status == "pending" else sealed))
+            number, status, read_object(_told(cipher, found, number, result, None if status == "pending" else sealed))
         )
         for number, status, result, sealed in rows
     ]
 
 
-def _told(cipher: Cipher, found: Job, number: int, result: str | None, sealed: bytes | None) -> str | bytes:
+def _told(cipher: Cipher, found: Job, number: int, result: str | None, sealed: bytes | None) -> str:
     """What `_result` put there, JSON."""
-    return result or "{}" if sealed is None else cipher.unseal(sealed, "result", found.id, number)
+    return result or "{}" if sealed is None else cipher.unseal(sealed, "result", found.id, number).decode()
 
 
 def pending(db: apsw.Connection, found: Job) -> Generator[Item, None, None]:

@@ -19,8 +19,9 @@ from index.acts import Act
 from index.collection_keys import is_locked
 from index.enrolment import insert_faces
 from index.errors import NotFoundError
-from index.gallery import EmbeddedGallery, remove_subjects
+from index.gallery import EmbeddedGallery, remove_lapsed, remove_subjects
 from index.job_records import Finished, Found, Item, Job, Outcome, Status
+from index.ledger import Change, committing
 from index.records import Receipt
 
 KEEP_S = 7 * 86_400.0  # how long outcomes can be asked for
@@ -38,8 +39,9 @@ class Jobs:
         self._ledger = gallery.ledger
         self._holder = records.token()
 
-    def begin(self, collection: str, settings: Mapping[str, object]) -> Job:
-        """A new job, that is not worked on before `ready`.
+    @committing
+    def begin(self, collection: str, settings: Mapping[str, object], *, actor: str | None = None) -> Change[Job]:
+        """A new job, that is not worked on before `ready`; `actor` as in `Gallery`, also of what it enrols.
 
         Raises:
             NotFoundError: no such collection.
@@ -47,15 +49,17 @@ class Jobs:
 
         def write(db: apsw.Connection) -> Job:
             found = records.collection(db, collection)
-            return job_records.insert_job(db, found.id, settings, self._holder, self._gallery.clock())
+            Act("submit_job", self._gallery.clock(), actor)  # refuses what may be a name
+            return job_records.insert_job(db, found.id, settings, self._holder, self._gallery.clock(), actor)
 
-        return self._ledger.write(write)
+        return self._gallery.change(write)
 
-    def append(self, job: Job, items: Sequence[Item | Outcome]) -> None:
+    @committing
+    def append(self, job: Job, items: Sequence[Item | Outcome]) -> Change[None]:
         """More of what was sent; an Outcome is of what cannot be enrolled. Nothing is kept before `ready`.
 
         Raises:
-            NotFoundError: the collection was dropped.
+            NotFoundError: the collection was dropped. InvalidError: see `job_records.check_item`.
         """
 
         def write(db: apsw.Connection) -> None:
@@ -63,9 +67,10 @@ class Jobs:
                 raise NotFoundError("the job is gone")
             job_records.insert_items(db, job, items)
 
-        self._ledger.write(write)
+        return self._gallery.change(write)
 
-    def ready(self, job: Job) -> Job:
+    @committing
+    def ready(self, job: Job) -> Change[Job]:
         """All was sent: from now on it is sure to be done.
 
         Raises:
@@ -74,13 +79,16 @@ class Jobs:
 
         def write(db: apsw.Connection) -> Job:
             job_records.free(db, job, self._holder)
-            return job_records.set_state(db, job, "queued")
+            queued = job_records.set_state(db, job, "queued")
+            audit.note(db, Act("submit_job", self._gallery.clock(), job.actor, job.collection_id, of=job.token))
+            return queued
 
-        return self._ledger.write(write)
+        return self._gallery.change(write)
 
-    def abandon(self, job: Job) -> None:
+    @committing
+    def abandon(self, job: Job) -> Change[None]:
         """It was not sent to its end: as if there had been none."""
-        self._ledger.write(lambda db: job_records.remove_job(db, job))
+        return self._gallery.change(lambda db: job_records.remove_job(db, job))
 
     def job(self, collection: str, token: str) -> Job:
         """The job.
@@ -108,7 +116,8 @@ class Jobs:
         """In the order they were sent, those whose number is greater than `after`."""
         return job_records.outcomes(self._ledger.reader(), job, after, limit)
 
-    def cancel(self, collection: str, token: str) -> Job:
+    @committing
+    def cancel(self, collection: str, token: str, *, actor: str | None = None) -> Change[Job]:
         """Enrol no more of it; what is enrolled stays. A job that is over stays as it is.
 
         Raises:
@@ -118,12 +127,15 @@ class Jobs:
         def write(db: apsw.Connection) -> Job:
             found = job_records.job(db, records.collection(db, collection).id, token)
             if found.finished_at is None:
-                job_records.finish(db, found, "cancelled", None, self._gallery.clock())
+                now = self._gallery.clock()
+                job_records.finish(db, found, "cancelled", None, now)
+                audit.note(db, Act("cancel_job", now, actor, found.collection_id, of=found.token))
             return job_records.job(db, found.collection_id, token)
 
-        return self._ledger.write(write)
+        return self._gallery.change(write)
 
-    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Receipt:
+    @committing
+    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
         """As the gallery's; also where the subject is not enrolled yet, and something of it waits in a job.
 
         Raises:
@@ -138,11 +150,12 @@ class Jobs:
             except NotFoundError:
                 if not waiting:
                     raise
-                return records.remove_faces(db, found.id, [], subjects=1, now=now)
+                made = records.remove_faces(db, found.id, [], subjects=1, now=now)
+                # Its receipt names what was erased; the subject has no number yet.
+                audit.note(db, Act("erase", now, actor, found.id, of=made.token))
+                return made
 
-        made = self._ledger.write(write)
-        self._gallery.remember_erasures()
-        return made
+        return self._gallery.erasure(write)
 
 
 class Worker:
@@ -216,7 +229,7 @@ class Worker:
 
     def _claim(self, db: apsw.Connection) -> Job | None:
         now = self._gallery.clock()
-        job_records.forget_finished(db, now - KEEP_S)
+        job_records.forget_finished(db, now, KEEP_S)
         for job in job_records.unfinished(db):
             if is_locked(db, job.collection_id):
                 continue  # until somebody has the key
@@ -231,12 +244,13 @@ class Worker:
 
     def _insert(self, db: apsw.Connection, job: Job, found: Sequence[Found]) -> None:
         now = self._gallery.clock()
+        remove_lapsed(db, job.collection_id, {one.item.subject for one in found if one.faces}, now)
         for one in found:
             if one.faces and (properties := one.item.properties) is not None:
                 records.upsert_subject(db, job.collection_id, one.item.subject, **properties.__dict__, now=now)
         made = insert_faces(db, job.collection_id, [face for one in found for face in one.faces], now)
         if ids := [face.id for face in made]:
-            audit.note(db, Act("enrol", now, None, job.collection_id, audit.subjects_of(db, ids), ids))
+            audit.note(db, Act("enrol", now, job.actor, job.collection_id, audit.subjects_of(db, ids), ids))
         rest = iter(made)
         done = []
         for one in found:

@@ -12,17 +12,22 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import apsw
 
 from index.collection_keys import Connection, Keys
-from index.errors import GalleryError, TooNewError
+from index.errors import GalleryError, TooNewError, is_full
 from index.migrations import STEPS
 from index.scrub import MOST_PAGES, Pages, opened
 
+P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
+U = TypeVar("U")
 
 Write = Callable[[apsw.Connection], Any]
 
@@ -60,15 +65,17 @@ class Ledger:
         except BaseException:
             connection.close()
             raise
-        self._waiting: queue.SimpleQueue[tuple[Write, Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = False
+        self.full_at: float | None = None  # by the monotonic clock: when a write last failed for want of space
         self._writer = threading.Thread(target=self._write_all, args=(connection,), name="ledger", daemon=True)
         self._writer.start()
 
-    def submit(self, write: Callable[[apsw.Connection], T]) -> Future[T]:
+    def submit(self, write: Callable[[apsw.Connection], T], after: Write | None = None) -> Future[T]:
         """Run `write` in the next transaction; its result is there once that is durable.
 
-        What it raises undoes it alone.
+        What it raises undoes it alone. `after` runs once for all writes of the transaction that name it, between the
+        commit and their results; where it raises, these writes fail although they are committed.
 
         Raises:
             GalleryError: the ledger is closed.
@@ -77,7 +84,7 @@ class Ledger:
         with self._lock:
             if self._closed:
                 raise GalleryError("the ledger is closed")
-            self._waiting.put((write, future))
+            self._waiting.put((write, future, after))
         return future
 
     def write(self, write: Callable[[apsw.Connection], T]) -> T:
@@ -193,7 +200,7 @@ class Ledger:
         finally:
             connection.close()
 
-    def _next(self) -> list[tuple[Write, Future[Any]]] | None:
+    def _next(self) -> list[_Waiting] | None:
         """All that waits, at least one; None when the ledger closes."""
         first = self._waiting.get()
         if first is None:
@@ -210,24 +217,82 @@ class Ledger:
             batch.append(more)
         return batch
 
-    @staticmethod
-    def _commit(connection: apsw.Connection, batch: list[tuple[Write, Future[Any]]]) -> None:
-        running = [(write, future) for write, future in batch if future.set_running_or_notify_cancel()]
+    def _commit(self, connection: apsw.Connection, batch: list[_Waiting]) -> None:
+        running = [waiting for waiting in batch if waiting[1].set_running_or_notify_cancel()]
         try:
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [_alone(connection, write) for write, _ in running]
+            outcomes = [_alone(connection, write) for write, _, _ in running]
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  disk full, or locked for too long: nobody's write is durable
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            for _, future in running:
-                future.set_exception(error)
+            for _, future, _ in running:
+                self._fail(future, error)
             return
-        for (_, future), (result, failure) in zip(running, outcomes, strict=True):
-            if failure is None:
+        results = list(zip(running, outcomes, strict=True))
+        afterwards = {after for (_, _, after), (_, failure) in results if after and failure is None}
+        failures = {after: _attempt(after, connection) for after in afterwards}
+        for (_, future, after), (result, failure) in results:
+            problem = failure or (failures.get(after) if after else None)
+            if problem is None:
                 future.set_result(result)
             else:
-                future.set_exception(failure)
+                self._fail(future, problem)
+
+    def _fail(self, future: Future[Any], error: Exception) -> None:
+        if is_full(error):
+            self.full_at = time.monotonic()
+        future.set_exception(error)
+
+
+# A write, where its result is awaited, and what to do after the commit.
+_Waiting = tuple[Write, Future[Any], Write | None]
+
+
+@dataclass(frozen=True)
+class Change(Generic[T]):
+    """A write that is not submitted yet; `after` as in `Ledger.submit`."""
+
+    ledger: Ledger
+    write: Callable[[apsw.Connection], T]
+    after: Write | None = None
+
+    def then(self, answer: Callable[[T], U]) -> Change[U]:
+        """The same change with `answer` of its result, made before the commit: if that raises, nothing is changed."""
+        return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
+
+    def submit(self) -> Future[T]:
+        """See `Ledger.submit`."""
+        return self.ledger.submit(self.write, self.after)
+
+    def commit(self) -> T:
+        """`submit`, and wait."""
+        return self.submit().result()
+
+
+class Committing(Generic[P, T]):
+    """A bound method that `committing` decorates."""
+
+    def __init__(self, plan: Callable[P, Change[T]]):
+        self.planned = plan
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Commit the change, wait until it is durable, and return its result."""
+        return self.planned(*args, **kwargs).commit()
+
+
+class committing(Generic[S, P, T]):  # noqa: N801  a decorator
+    """Decorate a method that returns a Change: a call commits it and waits, `method.planned(...)` returns it.
+
+    The second is for callers that await the commit without holding a thread.
+    """
+
+    def __init__(self, plan: Callable[Concatenate[S, P], Change[T]]):
+        self._plan = plan
+        self.__doc__ = plan.__doc__
+
+    def __get__(self, instance: S, owner: type[S]) -> Committing[P, T]:
+        return Committing(partial(self._plan, instance))
 
 
 class Watcher:
@@ -272,13 +337,25 @@ def _empty_log(connection: apsw.Connection) -> None:
 def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:
     """The write's result, or what it raised; what it did is then undone."""
     connection.execute("SAVEPOINT one")
+    result, failure = None, None
     try:
-        return write(connection), None
-    except Exception as error:  # noqa: BLE001  it is the caller's, and reaches it by the future
+        result = write(connection)
+    except Exception as error:  # it is the caller's, and reaches it by the future
+        if not connection.in_transaction:  # for want of space, SQLite has undone the whole transaction
+            raise
         connection.execute("ROLLBACK TO one")
-        return None, error
-    finally:
-        connection.execute("RELEASE one")
+        failure = error
+    connection.execute("RELEASE one")
+    return result, failure
+
+
+def _attempt(after: Write, connection: apsw.Connection) -> Exception | None:
+    """What `after` raises."""
+    try:
+        after(connection)
+    except Exception as error:  # noqa: BLE001  it is the caller's, and reaches it by the future
+        return error
+    return None
 
 
 def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +16,20 @@ from functools import partial
 import apsw
 import numpy as np
 
-from index import records, segments
+from index import audit, records, segments
+from index.acts import Act
 from index.ann import SAMPLE, Ivf
 from index.collection_keys import cipher_of
-from index.errors import ConflictError, CorruptError, LockedError
+from index.errors import ConflictError, CorruptError, GalleryError, LockedError
 from index.files import sync_folder
 from index.gallery import EmbeddedGallery, remove_expired
 from index.records import Collection, Floats, Indexed, Sealed
 from index.sealing import Cipher
 from index.segments import Segment
+from index.validation import are_unit, unit_vectors
 
 LEASE, LEASE_S = "maintenance", 60.0
+VECTORS = 65_536  # that are checked at once
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Limits:
     growth: float = 4.0
 
 
+class RoundError(GalleryError):
+    """Some steps of a round failed; all others were done. `failures`: what each raised, by the step."""
+
+    def __init__(self, failures: Mapping[str, Exception]):
+        super().__init__("; ".join(f"{step}: {error}" for step, error in failures.items()))
+        self.failures = failures
+
+
 class Maintenance:
     """The background work on one gallery. `run` is one round; whoever calls it does so again and again."""
 
@@ -49,18 +60,40 @@ class Maintenance:
         self._limits = limits or Limits()
         self._holder = secrets.token_hex(8)
         self._verified: set[str] = set()
+        self._failures: dict[str, Exception] = {}
 
     def run(self) -> bool:
-        """One round; False where another process does the work, whose files are then taken up."""
-        self._gallery.audit.flush()
+        """One round; False where another process does the work, whose files are then taken up.
+
+        A step that fails (of a collection with a damaged row, say) keeps no other from being done.
+
+        Raises:
+            RoundError: some steps failed.
+        """
+        self._failures = {}
+        with self._step("audit log"):
+            self._gallery.audit.flush()
         mine = self._gallery.ledger.write(self._renew)
         if mine:
             with self._heartbeat():
                 self._work()
         for collection in self._collections():
-            self._gallery.reload(collection)
-            self._gallery.graft(collection)
+            with self._step(f"collection {collection.id}"):
+                self._gallery.reload(collection)
+                self._gallery.graft(collection)
+        if self._failures:
+            raise RoundError(self._failures)
         return mine
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Note what a step raises, the first of each name, and go on."""
+        try:
+            yield
+        except (ConflictError, LockedError):
+            pass  # dropped, embedded anew, locked, or another process has the lease: a later round begins anew
+        except Exception as error:  # noqa: BLE001  whatever a damaged row or a full disk leads to; told by `run`
+            self._failures.setdefault(name, error)
 
     def rebuild(self, collections: Sequence[Collection]) -> bool:
         """Make every file of these anew from the ledger, one after the other, then a round; False as `run`.
@@ -71,7 +104,7 @@ class Maintenance:
         if not self._gallery.ledger.write(self._renew):
             return False
         with self._heartbeat():
-            for collection in collections:
+            for collection in map(self._scale_vectors, collections):
                 with self._gallery.snapshot_of(collection) as db:
                     sealed = records.segments(db, collection.id)
                 for one in sealed:
@@ -80,16 +113,16 @@ class Maintenance:
         return self.run()
 
     def _work(self) -> None:
-        self._expire()
+        with self._step("retention"):
+            self._expire()
         for collection in self._collections():
-            try:
-                self._seal(collection)
-                self._scrub_segments(collection)
-                self._index(collection)
-            except (ConflictError, LockedError):
-                # Dropped, embedded anew, locked, or another process has the lease: a later round begins anew.
-                continue
-        self._finish_erasures()
+            with self._step(f"collection {collection.id}"):
+                current = self._scale_vectors(collection)
+                self._seal(current)
+                self._scrub_segments(current)
+                self._index(current)
+        with self._step("erasures"):
+            self._finish_erasures()
 
     @contextmanager
     def _heartbeat(self) -> Iterator[None]:
@@ -98,7 +131,8 @@ class Maintenance:
 
         def beat() -> None:
             while not done.wait(LEASE_S / 4):
-                self._gallery.ledger.write(self._renew)
+                with self._step("lease"):
+                    self._gallery.ledger.write(self._renew)
 
         thread = threading.Thread(target=beat, name="lease", daemon=True)
         thread.start()
@@ -137,8 +171,39 @@ class Maintenance:
         return found
 
     def _expire(self) -> None:
-        if self._gallery.ledger.write(partial(remove_expired, now=self._gallery.clock())):
-            self._gallery.remember_erasures()
+        self._gallery.ledger.write(partial(remove_expired, now=self._gallery.clock()))
+        # Also of those who expired and whose keys were used again before this.
+        self._gallery.remember_erasures()
+
+    def _scale_vectors(self, collection: Collection) -> Collection:
+        """Scale to length 1, once, what versions before 2.0 stored otherwise; the collection as it is then.
+
+        Vectors without a direction stay; `vestibule gallery verify` reports them.
+        """
+        with self._gallery.ledger.snapshot() as db:
+            if not records.is_unscaled(db, collection.id):
+                return collection
+        after = 0
+        while True:
+            with self._gallery.snapshot_of(collection) as db:
+                rows = records.rows_after(db, collection.id, collection.dimensions, after, VECTORS)
+            if not len(rows.faces):
+                break
+            after = int(rows.faces[-1])
+            wrong = np.flatnonzero(~are_unit(rows.vectors) & np.isfinite(rows.vectors).all(1) & rows.vectors.any(1))
+            if len(wrong):
+                scaled = unit_vectors(rows.vectors[wrong], collection.dimensions)
+                made = dict(zip(rows.faces[wrong].tolist(), scaled, strict=True))
+                self._swap(collection, partial(self._replace_vectors, collection=collection, made=made))
+                collection = self._gallery.collection(collection.name)
+        self._swap(collection, partial(records.set_scaled, collection_id=collection.id))
+        return collection
+
+    def _replace_vectors(self, db: apsw.Connection, collection: Collection, made: Mapping[int, Floats]) -> None:
+        """Put these vectors in place of those that the faces have; files with the old ones are made anew."""
+        faces = records.replace_vectors(db, collection, made)
+        act = Act("scale_vectors", self._gallery.clock(), None, collection.id, audit.subjects_of(db, faces), faces)
+        audit.note(db, act)
 
     def _new_file(self, collection: Collection, suffix: str) -> str:
         return f"{collection.id}-{secrets.token_hex(8)}.{suffix}"

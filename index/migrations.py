@@ -252,4 +252,11 @@ STEPS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX clashes_by_key ON clashes (collection_id, key);
     """,
+    # Who sent a job, for the audit log. Collections that older versions filled may have vectors of another length than
+    # 1, which maintenance scales once.
+    """
+    ALTER TABLE jobs ADD COLUMN actor TEXT;
+    ALTER TABLE collections ADD COLUMN unscaled INTEGER NOT NULL DEFAULT 0;
+    UPDATE collections SET unscaled = 1;
+    """,
 )

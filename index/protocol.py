@@ -34,12 +34,20 @@ class Gallery(Protocol):
     """Collections of subjects, who have faces. All that changes something is durable when it returns.
 
     Every method raises NotFoundError where a collection, a subject or a face is not there, and LockedError where it
-    needs a key that is not here. What enrols and erases is in the audit log; `actor` is the id of the key by which it
-    was asked for, or InvalidError is raised.
+    needs a key that is not here. A subject whose time is over is not there, although it can still be erased. Every
+    change is in the audit log; `actor` is the id of the key by which it was asked for, or InvalidError is raised.
     """
 
     def create(
-        self, name: str, embedder: str, fingerprint: str, dimensions: int, *, encrypted: bool = False, **settings: Any
+        self,
+        name: str,
+        embedder: str,
+        fingerprint: str,
+        dimensions: int,
+        *,
+        encrypted: bool = False,
+        actor: str | None = None,
+        **settings: Any,
     ) -> Collection:
         """A new collection for the vectors of one pipeline. `encrypted`: nothing of who is in it is written openly.
 
@@ -68,8 +76,13 @@ class Gallery(Protocol):
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
+        actor: str | None = None,
     ) -> CountedSubject:
-        """Make the subject, or give it these properties in place of those it had. `expires_at`: seconds since 1970."""
+        """Make the subject, or give it these properties in place of those it had. `expires_at`: seconds since 1970.
+
+        Raises:
+            InvalidError: see `index.validation.check_subject`; or `expires_at` is in the past.
+        """
         ...
 
     def subject(self, collection: str, key: str) -> CountedSubject:
@@ -89,9 +102,11 @@ class Gallery(Protocol):
     ) -> list[Face]:
         """Add faces that the pipeline `fingerprint` made, all or none. Subjects that are not there yet are made.
 
+        Vectors are scaled to length 1.
+
         Raises:
-            ConflictError: the collection is another pipeline's. InvalidError: a vector that is not finite, not of
-            length 1 or of other dimensions.
+            ConflictError: the collection is another pipeline's. InvalidError: a vector that is not finite, has no
+            direction or other dimensions; or a key or details that cannot be stored.
         """
         ...
 
@@ -127,10 +142,10 @@ class Gallery(Protocol):
         fusion: Fusion = "best",
         fingerprint: str | None = None,
     ) -> list[list[Match]]:
-        """For each query [N, D], of length 1, the `k` likest subjects, likest first.
+        """For each query [N, D] the `k` likest subjects, likest first.
 
         A subject is as like as its likest face, or (`mean`) as all its faces on average. `fingerprint` is that of
-        the pipeline which made the queries (None: the collection's, whichever it is).
+        the pipeline which made the queries (None: the collection's, whichever it is). Queries are scaled to length 1.
 
         Raises:
             InvalidError, ConflictError: see `enrol`.

@@ -21,6 +21,15 @@ from index.collection_keys import cipher_of, ciphers, insert_key
 from index.errors import ConflictError, CorruptError, NotFoundError
 from index.sealing import Cipher
 from index.unicode_forms import normalised, normalised_json, normalised_metadata
+from index.validation import (
+    check_key,
+    check_moment,
+    check_object,
+    check_subject,
+    parse_object,
+    read_object,
+    unit_vectors,
+)
 
 Row = tuple[Any, ...]
 Floats = npt.NDArray[np.float32]
@@ -78,7 +87,7 @@ class Face:
 
 @dataclass(frozen=True)
 class NewFace:
-    """A vector to enrol: float32 [D], of length 1. `crop`, an encoded picture, is kept if there is one."""
+    """A vector [D] to enrol, which is scaled to length 1. `crop`, an encoded picture, is kept if there is one."""
 
     subject: str
     vector: Floats
@@ -107,7 +116,11 @@ def insert_collection(db: apsw.Connection, made: Collection) -> Collection:
 
     Raises:
         ConflictError: there is one of that name. LockedError: it is to be encrypted, and there is no operator's key.
+        InvalidError: the name cannot stand in a URL, or its settings or time cannot be answered.
     """
+    check_key(made.name, "collection")
+    check_object(made.settings, "settings")
+    check_moment(made.created_at, "created_at")
     name, settings = normalised(made.name), json.dumps(made.settings)
     if db.execute("SELECT 1 FROM collections WHERE name IN (?, ?)", (name, made.name)).get is not None:
         raise ConflictError(f"there is a collection {made.name!r} already")
@@ -128,7 +141,7 @@ _COLLECTION = (
 
 def _collection(row: Row) -> Collection:
     number, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted = row
-    kept = json.loads(settings)
+    kept = read_object(settings)
     return Collection(number, name, embedder, fingerprint, dimensions, kept, created_at, generation, bool(encrypted))
 
 
@@ -213,7 +226,7 @@ _OWNERS_AT_ONCE = 256
 def _subject(cipher: Cipher, row: Row) -> CountedSubject:
     _, number, *who, created_at, expires_at, count = row
     key, name, metadata = _who(cipher, number, *who)
-    return CountedSubject(number, key, name, json.loads(metadata), created_at, expires_at, count)
+    return CountedSubject(number, key, name, read_object(metadata), created_at, expires_at, count)
 
 
 def _who(
@@ -264,30 +277,72 @@ def same_subjects(db: apsw.Connection, collection_id: int, key: str) -> list[int
     return ids
 
 
-def subject(db: apsw.Connection, collection_id: int, key: str) -> CountedSubject:
+def subject(db: apsw.Connection, collection_id: int, key: str, now: float | None = None) -> CountedSubject:
     """The subject; see `current_key`.
 
     Raises:
-        NotFoundError.
+        NotFoundError: also where its time is over at `now` (None: whether or not it is over).
     """
     cipher = cipher_of(db, collection_id)
     row = db.execute(
         f"{_SUBJECT} WHERE collection_id = ? AND subjects.key = ?",
         (collection_id, cipher.lookup(current_key(db, cipher, collection_id, key))),
     ).fetchone()
-    if row is None:
+    found = None if row is None else _subject(cipher, row)
+    if found is None or (now is not None and found.expires_at is not None and found.expires_at <= now):
         raise NotFoundError(f"there is no subject {key!r}")
-    return _subject(cipher, row)
+    return found
 
 
-def subjects(db: apsw.Connection, collection_id: int, after: str, limit: int) -> list[CountedSubject]:
-    """In the order of keys, those after `after`; of an encrypted collection in an order that means nothing."""
+def subjects(
+    db: apsw.Connection, collection_id: int, after: str, limit: int, now: float | None = None
+) -> list[CountedSubject]:
+    """In the order of keys, those after `after`; of an encrypted collection in an order that means nothing.
+
+    Without those whose time is over at `now` (None: with them).
+    """
     cipher = cipher_of(db, collection_id)
     rows = db.execute(
-        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key > ? ORDER BY subjects.key LIMIT ?",
-        (collection_id, after and cipher.lookup(after), limit),
+        f"{_SUBJECT} WHERE collection_id = ? AND subjects.key > ?"
+        " AND (?3 IS NULL OR expires_at IS NULL OR expires_at > ?3) ORDER BY subjects.key LIMIT ?4",
+        (collection_id, after and cipher.lookup(after), now, limit),
     )
     return [_subject(cipher, row) for row in rows]
+
+
+def lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
+    """Ids of those of the subjects whose time is over."""
+    cipher = cipher_of(db, collection_id)
+    wanted = [cipher.lookup(current_key(db, cipher, collection_id, key)) for key in keys]
+    rows: list[Row] = db.execute(
+        "SELECT id FROM subjects WHERE collection_id = ? AND expires_at <= ?"
+        " AND key IN (SELECT value FROM json_each(?)) ORDER BY id",
+        (collection_id, now, json.dumps(wanted)),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def is_unscaled(db: apsw.Connection, collection_id: int) -> bool:
+    """Whether the collection may have vectors, from an older version, whose length is not 1."""
+    return bool(db.execute("SELECT unscaled FROM collections WHERE id = ?", (collection_id,)).get)
+
+
+def set_scaled(db: apsw.Connection, collection_id: int) -> None:
+    """Note that all vectors of the collection have length 1."""
+    db.execute("UPDATE collections SET unscaled = 0 WHERE id = ?", (collection_id,))
+
+
+def replace_vectors(db: apsw.Connection, known: Collection, made: Mapping[int, Floats]) -> list[int]:
+    """Put these vectors in place of those that the faces have, which are erased from all files; ids of the faces."""
+    cipher = cipher_of(db, known.id)
+    rows = [
+        (cipher.seal(vector_bytes(vector, known.dimensions), "vector", face), face) for face, vector in made.items()
+    ]
+    db.executemany("UPDATE vectors SET data = ? WHERE face_id = ?", rows)
+    db.execute("UPDATE collections SET generation = generation + 1 WHERE id = ?", (known.id,))
+    db.execute("DELETE FROM segments WHERE collection_id = ?", (known.id,))
+    drop_index(db, known.id)
+    return list(made)
 
 
 def subjects_by_id(db: apsw.Connection, ids: Iterable[int]) -> dict[int, Subject]:
@@ -306,7 +361,7 @@ def metadata_of(
         f"SELECT id, key, name, metadata, sealed FROM subjects WHERE collection_id = ?{among} ORDER BY id",  # noqa: S608
         (collection_id,) if ids is None else (collection_id, json.dumps(list(ids))),
     )
-    return ((number, json.loads(_who(cipher, number, *who)[2])) for number, *who in rows)
+    return ((number, read_object(_who(cipher, number, *who)[2])) for number, *who in rows)
 
 
 def readable_subjects(
@@ -331,7 +386,12 @@ def upsert_subject(
     expires_at: float | None,
     now: float,
 ) -> CountedSubject:
-    """Make the subject, or give it these properties in place of those it had; see `current_key`."""
+    """Make the subject, or give it these properties in place of those it had; see `current_key`.
+
+    Raises:
+        InvalidError: see `check_subject`.
+    """
+    check_subject(key, name, metadata, expires_at)
     cipher = cipher_of(db, collection_id)
     key, metadata = current_key(db, cipher, collection_id, key), normalised_metadata(metadata)
     openly = (None, "{}") if cipher.encrypted else (name, json.dumps(metadata))
@@ -356,7 +416,7 @@ def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
         return []
     cipher, key = cipher_of(db, found[0][0]), subjects_by_id(db, [subject_id])[subject_id].key
     return [
-        Face(number, name, key, json.loads(unsealed_details(cipher, name, details, sealed)), made)
+        Face(number, name, key, read_object(unsealed_details(cipher, name, details, sealed)), made)
         for _, number, name, details, sealed, made in found
     ]
 
@@ -382,7 +442,7 @@ def owners(db: apsw.Connection, faces: Sequence[int]) -> dict[int, tuple[str, Su
             _OWNER % ",".join(["(?)"] * len(some)), some
         ):
             key, name, metadata = _who(of(collection_id), number, *who)
-            found[face] = token, Subject(number, key, name, json.loads(metadata), made, until)
+            found[face] = token, Subject(number, key, name, read_object(metadata), made, until)
     return found
 
 
@@ -656,9 +716,10 @@ def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> 
     """Enrol the face under its token; False where it is enrolled already. A subject that is there stays as it is.
 
     Raises:
-        ConflictError: the token is that of another face.
+        ConflictError: the token is that of another face. InvalidError: see `checked_face`.
     """
-    cipher = cipher_of(db, collection_id)
+    dimensions = db.execute("SELECT dimensions FROM collections WHERE id = ?", (collection_id,)).get
+    face, cipher = checked_face(face, dimensions), cipher_of(db, collection_id)
     face = replace(face, subject=current_key(db, cipher, collection_id, face.subject))
     there: Row | None = db.execute(
         "SELECT faces.collection_id, key, faces.id, data FROM faces JOIN subjects ON subjects.id = subject_id"
@@ -684,6 +745,27 @@ def put_whole_face(db: apsw.Connection, collection_id: int, face: WholeFace) -> 
         db.execute("INSERT INTO crops VALUES (?, ?)", (face_id, cipher.seal(face.crop, "crop", face_id)))
     db.execute("UPDATE collections SET faces = faces + 1 WHERE id = ?", (collection_id,))
     return True
+
+
+def checked_face(face: WholeFace, dimensions: int) -> WholeFace:
+    """The face with its vector scaled to length 1, if it can be enrolled.
+
+    Raises:
+        InvalidError: see `unit_vectors`, `check_subject`, `check_object` and `check_moment`.
+    """
+    check_subject(face.subject, face.name, parse_object(face.metadata, "metadata"), face.expires_at)
+    parse_object(face.details, "details")
+    check_moment(face.created_at, "created_at")
+    return replace(face, vector=vector_bytes(np.frombuffer(face.vector, "<f4"), dimensions))
+
+
+def vector_bytes(vector: npt.ArrayLike, dimensions: int) -> bytes:
+    """A vector [D] as the ledger stores it: scaled to length 1, little-endian float32.
+
+    Raises:
+        InvalidError: see `unit_vectors`.
+    """
+    return unit_vectors(np.asarray(vector)[None], dimensions).astype("<f4").tobytes()
 
 
 def _whole_subject(db: apsw.Connection, cipher: Cipher, collection_id: int, face: WholeFace) -> int:
@@ -850,19 +932,23 @@ def expired(db: apsw.Connection, now: float, limit: int) -> list[tuple[int, int]
 
 
 def take_lease(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
-    """Get the lease or keep it; False while another holds it."""
+    """Get the lease or keep it; False while another holds it.
+
+    A lease that ends later than a new one would was taken while the clock was ahead, and counts as lapsed.
+    """
     db.execute(
-        "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+        "INSERT INTO leases VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE"
         " SET holder = excluded.holder, expires_at = excluded.expires_at"
-        " WHERE holder = excluded.holder OR expires_at <= ?",
+        " WHERE holder = excluded.holder OR expires_at <= ?4 OR expires_at > ?3",
         (name, holder, now + seconds, now),
     )
     return bool(db.execute("SELECT holder = ? FROM leases WHERE name = ?", (holder, name)).get)
 
 
-def is_leased(db: apsw.Connection, name: str, now: float) -> bool:
-    """Whether somebody holds the lease."""
-    return db.execute("SELECT 1 FROM leases WHERE name = ? AND expires_at > ?", (name, now)).get is not None
+def is_leased(db: apsw.Connection, name: str, now: float, seconds: float) -> bool:
+    """Whether somebody holds the lease, which lasts `seconds` from each renewal; see `take_lease`."""
+    held = "SELECT 1 FROM leases WHERE name = ? AND expires_at > ? AND expires_at <= ?"
+    return db.execute(held, (name, now, now + seconds)).get is not None
 
 
 def drop_lease(db: apsw.Connection, name: str, holder: str) -> None:

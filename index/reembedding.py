@@ -23,7 +23,8 @@ from index import audit, records
 from index.acts import Act
 from index.collection_keys import cipher_of, is_locked
 from index.errors import ConflictError, NotFoundError
-from index.gallery import EmbeddedGallery, check_vectors
+from index.gallery import EmbeddedGallery
+from index.ledger import Change, committing
 from index.records import Collection, Floats, Row
 from index.sealing import OVERHEAD
 
@@ -80,9 +81,10 @@ class Reembeddings:
         self._gallery = gallery
         self._ledger = gallery.ledger
 
+    @committing
     def begin(
         self, collection: str, embedder: str, fingerprint: str, dimensions: int, *, actor: str | None = None
-    ) -> Progress:
+    ) -> Change[Progress]:
         """From now on the collection is made anew for these; `actor` as in `Gallery`.
 
         Raises:
@@ -92,7 +94,6 @@ class Reembeddings:
 
         def write(db: apsw.Connection) -> Progress:
             found, now = records.collection(db, collection), self._gallery.clock()
-            Act("reembed", now, actor)  # refuses what may be a name
             if found.fingerprint == fingerprint:
                 raise ConflictError(f"{collection!r} holds vectors of {fingerprint} already")
             db.execute(
@@ -102,9 +103,11 @@ class Reembeddings:
             if not db.changes():
                 raise ConflictError(f"{collection!r} is being embedded anew already; that can be cancelled")
             _check_crops(db, found, embedder)
-            return _progress(db, reembedding(db, found), now)
+            begun = reembedding(db, found)
+            audit.note(db, Act("begin_reembed", now, actor, found.id, of=begun.token))
+            return _progress(db, begun, now)
 
-        return self._ledger.write(write)
+        return self._gallery.change(write)
 
     def progress(self, collection: str) -> Progress:
         """How far it is.
@@ -115,7 +118,8 @@ class Reembeddings:
         with self._ledger.snapshot() as db:
             return _progress(db, reembedding(db, records.collection(db, collection)), self._gallery.clock())
 
-    def cancel(self, collection: str) -> Progress:
+    @committing
+    def cancel(self, collection: str, *, actor: str | None = None) -> Change[Progress]:
         """The collection stays as it is; how far it was.
 
         Raises:
@@ -123,12 +127,13 @@ class Reembeddings:
         """
 
         def write(db: apsw.Connection) -> Progress:
-            found = reembedding(db, records.collection(db, collection))
-            reached = _progress(db, found, self._gallery.clock())
+            found, now = reembedding(db, records.collection(db, collection)), self._gallery.clock()
+            reached = _progress(db, found, now)
             _end(db, found)
+            audit.note(db, Act("cancel_reembed", now, actor, found.collection_id, of=found.token))
             return reached
 
-        return self._ledger.write(write)
+        return self._gallery.change(write)
 
 
 class Worker:
@@ -144,7 +149,7 @@ class Worker:
         now = self._gallery.clock()
         with self._ledger.snapshot() as db:
             under_way = [_read(row) for row in db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")]
-            free = [one for one in under_way if not records.is_leased(db, _lease(one), now)]
+            free = [one for one in under_way if not records.is_leased(db, _lease(one), now, LEASE_S)]
             return [one for one in free if not is_locked(db, one.collection_id)]
 
     def claim(self, one: Reembedding) -> bool:
@@ -179,16 +184,14 @@ class Worker:
         Raises:
             InvalidError: see `Gallery.enrol`.
         """
-        for vector in made.values():
-            check_vectors(vector[None], one.dimensions)
+        data = {number: records.vector_bytes(vector, one.dimensions) for number, vector in made.items()}
 
         def write(db: apsw.Connection) -> bool:
             if not self._renew(db, one):
                 return False
             cipher = cipher_of(db, one.collection_id)
             rows = [
-                (cipher.seal(vector.astype("<f4").tobytes(), "vector", number), one.collection_id, number)
-                for number, vector in made.items()
+                (cipher.seal(vector, "vector", number), one.collection_id, number) for number, vector in data.items()
             ]
             db.executemany(
                 "INSERT INTO reembedded (data, collection_id, face_id)"
@@ -311,7 +314,7 @@ def _progress(db: apsw.Connection, one: Reembedding, now: float) -> Progress:
         f"SELECT count(*), count(*) - count(crop) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (one.collection_id,),
     ).get
-    running = records.is_leased(db, _lease(one), now)
+    running = records.is_leased(db, _lease(one), now, LEASE_S)
     state: State = "blocked" if one.problem else "running" if running else "queued"
     return Progress(one, state, faces, _staged(db, one.collection_id), feedback, lost)
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from index import records, selection
 from index.collection_keys import cipher_of
-from index.errors import NotFoundError
 from index.feedback import contradicted, without
-from index.gallery import EmbeddedGallery, check_vectors
+from index.gallery import EmbeddedGallery
 from index.protocol import Fusion, Match
 from index.records import Collection, Floats
 from index.selection import Where
+from index.validation import unit_vectors
 
 # So many subjects are compared one by one; so many matches are asked for before all subjects are.
 ONE_BY_ONE, MOST_WANTED = 4096, 65_536
@@ -35,7 +35,7 @@ def search(
     where: Where | None = None,
     fingerprint: str | None = None,
 ) -> list[list[Match]]:
-    """For each query [N, D], of length 1, the `k` likest subjects of those chosen, likest first.
+    """For each query [N, D] the `k` likest subjects of those chosen, likest first.
 
     Raises:
         NotFoundError: no such collection. InvalidError: see `Gallery.search`. ConflictError: the queries are not of the
@@ -43,7 +43,7 @@ def search(
     """
     found = gallery.collection(collection)
     records.check_fingerprint(found, fingerprint)
-    check_vectors(queries, found.dimensions)
+    queries = unit_vectors(queries, found.dimensions)
     if where:
         with gallery.snapshot_of(found) as db:
             few = selection.subjects(db, found.id, where, ONE_BY_ONE + 1)
@@ -68,11 +68,9 @@ def compare(
     """
     found = gallery.collection(collection)
     records.check_fingerprint(found, fingerprint)
-    check_vectors(query[None], found.dimensions)
+    (query,) = unit_vectors(query[None], found.dimensions)
     with gallery.snapshot_of(found) as db:
-        subject = records.subject(db, found.id, key)
-        if subject.expires_at is not None and subject.expires_at <= gallery.clock():
-            raise NotFoundError(f"there is no subject {key!r}")
+        subject = records.subject(db, found.id, key, gallery.clock())
         (matches,) = _matches(gallery, db, found, [subject.id], query[None], fusion)
         return (matches[0] if matches else None), bool(contradicted(db, matches, query))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,7 @@ from index import audit, records
 from index.acts import Act
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.files import sync_folder
-from index.gallery import EmbeddedGallery, check_vectors
+from index.gallery import EmbeddedGallery, remove_lapsed
 from index.parquet_keys import decryption, encryption, is_encrypted
 from index.records import Collection, WholeFace
 from index.unicode_forms import normalised
@@ -40,11 +39,12 @@ _TOKEN = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Imported:
-    """How many faces were enrolled, and how many had been before."""
+    """How many faces were enrolled, how many had been before, and of how many the subject's time is over."""
 
     collection: str
     enrolled: int
     present: int
+    expired: int = 0
 
 
 def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
@@ -74,8 +74,9 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
 def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = None) -> Imported:
     """Enrol the faces of a file in the collection `name` (by default of the name it had), which is made if need be.
 
-    All rows are checked before the first face is enrolled. Then each transaction enrols some thousand; after a crash
-    the same call enrols the rest.
+    All rows are checked before the first face is enrolled, by the rules of the API. Then each transaction enrols some
+    thousand; after a crash the same call enrols the rest. Vectors are scaled to length 1. Subjects whose time is over
+    are left out.
 
     Raises:
         InvalidError: not such a file, or damaged, or some row cannot be a face. ConflictError: the collection is of
@@ -95,15 +96,16 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
                 _check(batch, wanted.dimensions, row)
                 _check_forms(batch, forms, row)
                 row += batch.num_rows
-            gallery.ledger.write(partial(_target, wanted=wanted))
-            enrolled = 0
+            gallery.ledger.write(partial(_target, wanted=wanted, now=gallery.clock()))
+            enrolled = expired = 0
             for batch in file.iter_batches(AT_ONCE):
-                enrolled += gallery.ledger.write(
-                    partial(_enrol, wanted=wanted, faces=_faces(batch), now=gallery.clock())
-                )
+                now, faces = gallery.clock(), _faces(batch)
+                current = [face for face in faces if face.expires_at is None or face.expires_at > now]
+                expired += len(faces) - len(current)
+                enrolled += gallery.ledger.write(partial(_enrol, wanted=wanted, faces=current, now=now))
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path.name} cannot be read as parquet: {error}") from error
-    return Imported(wanted.name, enrolled, row - 1 - enrolled)
+    return Imported(wanted.name, enrolled, row - 1 - enrolled - expired, expired)
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -197,6 +199,8 @@ def _wanted(metadata: dict[bytes, bytes], name: str | None) -> Collection:
         raise InvalidError("the file describes its collection with values of a wrong kind")
     if not isinstance(found.dimensions, int) or not 0 < found.dimensions < 2**31:
         raise InvalidError(f"a collection of {found.dimensions} dimensions cannot be")
+    if not isinstance(found.created_at, int | float) or not isinstance(found.settings.get("keep_crops", False), bool):
+        raise InvalidError("the file describes its collection with values of a wrong kind")
     return Collection(**{**found.__dict__, "name": name or found.name})
 
 
@@ -217,8 +221,10 @@ def _check(batch: Any, dimensions: int, first: int) -> None:
             raise InvalidError(f"a row from {first} on has no {name}")
     for number, face in enumerate(_faces(batch), first):
         try:
-            _check_face(face, dimensions)
-        except ValueError as error:  # of JSON, too
+            if not _TOKEN.fullmatch(face.token):
+                raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
+            records.checked_face(face, dimensions)
+        except InvalidError as error:
             raise InvalidError(f"row {number}: {error}") from error
 
 
@@ -232,18 +238,6 @@ def _check_forms(batch: Any, forms: dict[str, str], first: int) -> None:
             raise InvalidError(f"row {number}: the subject differs only in its Unicode form from that of another row")
 
 
-def _check_face(face: WholeFace, dimensions: int) -> None:
-    if not face.subject:
-        raise InvalidError("expected a subject, got nothing")
-    if not _TOKEN.fullmatch(face.token):
-        raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
-    if not all(isinstance(json.loads(text), dict) for text in (face.metadata, face.details)):
-        raise InvalidError("expected metadata and details to be JSON objects")
-    if not math.isfinite(face.created_at) or not math.isfinite(face.expires_at or 0):
-        raise InvalidError("expected times in seconds since 1970")
-    check_vectors(np.frombuffer(face.vector, "<f4")[None], dimensions)
-
-
 def _faces(batch: Any) -> list[WholeFace]:
     vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
     others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
@@ -254,12 +248,14 @@ def _faces(batch: Any) -> list[WholeFace]:
     ]
 
 
-def _target(db: apsw.Connection, wanted: Collection) -> Collection:
+def _target(db: apsw.Connection, wanted: Collection, now: float) -> Collection:
     """The collection to enrol in, made unless it is there."""
     try:
         found = records.collection(db, wanted.name)
     except NotFoundError:
-        return records.insert_collection(db, wanted)
+        made = records.insert_collection(db, wanted)
+        audit.note(db, Act("create_collection", now, None, made.id))
+        return made
     for what in ("embedder", "fingerprint", "dimensions"):
         theirs, ours = getattr(wanted, what), getattr(found, what)
         if theirs != ours:
@@ -270,7 +266,8 @@ def _target(db: apsw.Connection, wanted: Collection) -> Collection:
 
 
 def _enrol(db: apsw.Connection, wanted: Collection, faces: list[WholeFace], now: float) -> int:
-    found = _target(db, wanted)
+    found = _target(db, wanted, now)
+    remove_lapsed(db, found.id, {face.subject for face in faces}, now)
     enrolled = [face.token for face in faces if records.put_whole_face(db, found.id, face)]
     if enrolled:
         ids = records.faces_of(db, found.id, enrolled)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import apsw
 
+from index import audit
+from index.acts import Act
 from index.collection_keys import rewrap
 from index.errors import GalleryError
 from index.gallery import EmbeddedGallery
@@ -70,7 +72,13 @@ def rekey(gallery: EmbeddedGallery, new: OperatorKey) -> int:
     Raises:
         LockedError: the gallery was opened with another key than wrapped them; then nothing has changed.
     """
-    count = gallery.ledger.write(lambda db: rewrap(db, new))
+
+    def write(db: apsw.Connection) -> int:
+        if count := rewrap(db, new):
+            audit.note(db, Act("rekey", gallery.clock()))
+        return count
+
+    count = gallery.ledger.write(write)
     any(gallery.ledger.scrub() for _ in range(_TRIES))
     return count
 

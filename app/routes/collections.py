@@ -36,6 +36,7 @@ router.include_router(reembed.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON, errors.Locked)
+ERASING = errors.describe(*COMMON, errors.Locked, errors.DiskFull)
 MAKING = errors.describe(
     *COMMON,
     errors.BadRequest,
@@ -44,12 +45,15 @@ MAKING = errors.describe(
     errors.UnknownModel,
     errors.Unprocessable,
     errors.NotReady,
+    errors.DiskFull,
 )
 THERE_ALREADY: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "There is one already, made in the same way"}
 }
 COMPARING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
-ENROLLING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace)
+ENROLLING = errors.describe(
+    *errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
+)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
 SubjectId = Annotated[Key, Path(description="The subject's id, which is the caller's.")]
@@ -66,7 +70,7 @@ async def collections(request: Request, after: After = "", limit: Limit = 100) -
 @router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING | THERE_ALREADY)
 async def create(request: Request, collection: Collection, asked: NewCollection, response: Response) -> CollectionInfo:
     """Make a collection; 200 where there is one already that was made in the same way."""
-    made, new = await deps.galleries(request).create(collection, asked)
+    made, new = await deps.galleries(request).create(collection, asked, deps.caller(request))
     response.status_code = 201 if new else 200
     return made
 
@@ -77,7 +81,7 @@ async def read(request: Request, collection: Collection) -> CollectionDetail:
     return await deps.galleries(request).collection(collection)
 
 
-@router.delete("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
+@router.delete("/collections/{collection}", dependencies=ENROL, responses=ERASING)
 async def drop(request: Request, collection: Collection) -> ErasureReceipt:
     """Erase a collection and all that is in it."""
     return await deps.galleries(request).drop(collection, deps.caller(request))
@@ -94,7 +98,7 @@ async def put_subject(
     request: Request, collection: Collection, subject: SubjectId, asked: SubjectProperties
 ) -> SubjectInfo:
     """Make a subject, or give it these properties in place of those it had."""
-    return await deps.galleries(request).put_subject(collection, subject, asked)
+    return await deps.galleries(request).put_subject(collection, subject, asked, deps.caller(request))
 
 
 @router.get("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
@@ -103,7 +107,7 @@ async def subject(request: Request, collection: Collection, subject: SubjectId) 
     return await deps.galleries(request).subject(collection, subject)
 
 
-@router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
+@router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=ERASING)
 async def remove_subject(request: Request, collection: Collection, subject: SubjectId) -> ErasureReceipt:
     """Erase a subject and all its faces, those that wait in jobs among them."""
     return await deps.galleries(request).jobs.remove_subject(collection, subject, deps.caller(request))
@@ -152,13 +156,13 @@ async def verify(
     status_code=201,
     dependencies=ENROL,
     openapi_extra=IMAGE_BODY,
-    responses=COMPARING,
+    responses=ENROLLING,
 )
 @admitted
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """The picture's most prominent face is not the subject: searches do not name it for that face or similar ones."""
     return await deps.galleries(request).recognition.deny(
-        collection, subject, await deps.pictures(request), deps.timings(request)
+        collection, subject, await deps.pictures(request), deps.timings(request), deps.caller(request)
     )
 
 
@@ -169,14 +173,14 @@ async def denials(request: Request, collection: Collection, subject: SubjectId) 
 
 
 @router.delete(
-    "/collections/{collection}/subjects/{subject}/feedback/{feedback}", dependencies=ENROL, responses=PROBLEMS
+    "/collections/{collection}/subjects/{subject}/feedback/{feedback}", dependencies=ENROL, responses=ERASING
 )
 async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Take it back, and erase the face that was kept for it."""
-    return await deps.galleries(request).recognition.take_back(collection, subject, feedback)
+    return await deps.galleries(request).recognition.take_back(collection, subject, feedback, deps.caller(request))
 
 
-@router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=PROBLEMS)
+@router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=ERASING)
 async def remove_face(request: Request, collection: Collection, face: Key) -> ErasureReceipt:
     """Erase one face; its subject stays."""
     return await deps.galleries(request).remove_face(collection, face, deps.caller(request))

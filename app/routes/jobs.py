@@ -19,6 +19,7 @@ router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
 PROBLEMS = errors.describe(
     errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters, errors.Locked
 )
+FULL = errors.describe(errors.DiskFull)
 SENDING = errors.describe(
     errors.BadRequest,
     errors.OriginNotAllowed,
@@ -30,6 +31,7 @@ SENDING = errors.describe(
     errors.Unprocessable,
     errors.Overloaded,
     errors.Locked,
+    errors.DiskFull,
 )
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
@@ -45,7 +47,9 @@ async def send(
     params: Annotated[BulkParams, Query()],
 ) -> JobInfo:
     """Enrol many faces in the background: a zip of photos, or lines of JSON with pictures or vectors."""
-    return await deps.galleries(request).jobs.submit(collection, await read_upload(request), params)
+    return await deps.galleries(request).jobs.submit(
+        collection, await read_upload(request), params, deps.caller(request)
+    )
 
 
 @router.get("/collections/{collection}/jobs", responses=PROBLEMS)
@@ -74,7 +78,7 @@ async def items(
     return await deps.galleries(request).jobs.items(collection, job, after, limit)
 
 
-@router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS)
+@router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS | FULL)
 async def cancel(request: Request, collection: Collection, job: Job) -> JobInfo:
     """Enrol no more of a job; what is enrolled stays."""
-    return await deps.galleries(request).jobs.cancel(collection, job)
+    return await deps.galleries(request).jobs.cancel(collection, job, deps.caller(request))

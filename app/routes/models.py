@@ -21,6 +21,7 @@ RELOADING = errors.describe(
     errors.ModelRefused,
     errors.InvalidParameters,
     errors.OutOfMemory,
+    errors.DiskFull,
 )
 
 

@@ -29,8 +29,10 @@ async def ready(request: Request) -> Health:
     loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
     if missing := [name for name, _ in engine.required if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
-    troubles = engine.troubles
-    return Health(status="degraded" if troubles else "ready", models=loaded, reasons=troubles)
+    upkeep = deps.upkeep(request)
+    troubles = [*engine.troubles, *upkeep.troubles]
+    status = "degraded" if troubles else "ready"
+    return Health(status=status, models=loaded, reasons=troubles, maintained_at=upkeep.completed_at)
 
 
 @router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)

@@ -16,8 +16,15 @@ router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON)
 BEGINNING = errors.describe(
-    *COMMON, errors.BadRequest, errors.BodyTooLarge, errors.Conflict, errors.UnknownModel, errors.NotReady
+    *COMMON,
+    errors.BadRequest,
+    errors.BodyTooLarge,
+    errors.Conflict,
+    errors.UnknownModel,
+    errors.NotReady,
+    errors.DiskFull,
 )
+CANCELLING = errors.describe(*COMMON, errors.DiskFull)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
 
@@ -34,7 +41,7 @@ async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
     return await deps.galleries(request).reembedder.progress(collection)
 
 
-@router.delete("/collections/{collection}/reembed", responses=PROBLEMS)
+@router.delete("/collections/{collection}/reembed", responses=CANCELLING)
 async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
     """Leave the collection as it is."""
-    return await deps.galleries(request).reembedder.cancel(collection)
+    return await deps.galleries(request).reembedder.cancel(collection, deps.caller(request))

@@ -96,7 +96,9 @@ def test_who_was_erased_does_not_come_back(folder: Path, saved: Path) -> None:
     (face, *_) = gallery.faces("doors", "p0")
     gallery.remove_faces("doors", [face.token])
     gallery.remove_subject("doors", "p4")
+    gallery.clock = lambda: 0.0
     gallery.put_subject("doors", "p3", expires_at=1.0)
+    gallery.clock = time.time
     gallery.drop("trains")
     Maintenance(gallery, LIMITS).run()
     expected = {face.token for one in gallery.subjects("doors") for face in gallery.faces("doors", one.key)}
@@ -144,13 +146,13 @@ def test_an_erasure_that_was_durable_but_not_written_down_counts(folder: Path, s
 
 
 def test_who_has_expired_but_was_not_erased_yet_does_not_come_back(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
+    gallery = EmbeddedGallery(folder, clock=lambda: 0.0)
     gallery.put_subject("doors", "p0", expires_at=1000.0)
     gallery.put_subject("doors", "p1", expires_at=1001.0)
     gallery.close()
     done = restore(folder, saved, clock=lambda: 1000.0)
     assert (done.erased_subjects, done.erased_faces) == (1, 4)
-    gallery = EmbeddedGallery(folder)
+    gallery = EmbeddedGallery(folder, clock=lambda: 1000.0)
     assert [one.key for one in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
     gallery.close()
 

@@ -37,7 +37,7 @@ DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
 # Texts that nothing else in a file is like.
-NAMES = [f"caller's-own-id-of-{number}" for number in range(5)]
+NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
 CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
 PROBLEM = "this line was no good, and said so"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,8 +18,9 @@ from index import records, segments
 from index.ann import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.gallery import EmbeddedGallery, Tuning
-from index.maintenance import Limits, Maintenance
+from index.maintenance import Limits, Maintenance, RoundError
 from index.records import NewFace
+from tests.index.people import enrol
 
 LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
 
@@ -131,7 +133,7 @@ def test_many_removals_are_made_room_of(gallery: EmbeddedGallery) -> None:
 
 
 @pytest.mark.parametrize(
-    "vector", [unit(1, 2, 3), np.ones(4, np.float32), np.full(4, np.nan, np.float32), np.zeros(4, np.float32)]
+    "vector", [unit(1, 2, 3), np.full(4, np.inf, np.float32), np.full(4, np.nan, np.float32), np.zeros(4, np.float32)]
 )
 def test_what_is_no_vector_of_the_pipeline_is_refused(
     gallery: EmbeddedGallery, vector: npt.NDArray[np.float32]
@@ -327,3 +329,62 @@ def test_searches_go_on_while_others_enrol_and_files_are_written(tmp_path: Path)
     assert not failures
     assert gallery.size("doors") == 1 + 15 * 6
     gallery.close()
+
+
+def test_a_damaged_row_stops_the_maintenance_of_its_collection_only(gallery: EmbeddedGallery) -> None:
+    gallery.create("trains", "face-embedder", "f1", 4)
+    enrol(gallery, "doors", 3)
+    enrol(gallery, "trains", 3)
+    gallery.put_subject("trains", "p9", expires_at=gallery.clock() + 1)
+
+    def damage(db: apsw.Connection) -> None:
+        db.execute("UPDATE collections SET unscaled = 1 WHERE name = 'doors'")
+        db.execute("UPDATE vectors SET data = x'00' WHERE face_id = 1")
+        db.execute("INSERT INTO acts (act) VALUES ('nonsense')")
+
+    gallery.ledger.write(damage)
+    gallery.clock = lambda: 1e10
+    receipt = gallery.remove_subject("trains", "p0")
+    maintenance = Maintenance(gallery)
+    for _ in range(2):
+        with pytest.raises(RoundError) as failed:
+            maintenance.run()
+        assert sorted(failed.value.failures) == ["audit log", f"collection {gallery.collection('doors').id}"]
+    assert gallery.receipt(receipt.token).erased_at is not None
+    assert gallery.ledger.reader().execute("SELECT count(*) FROM subjects WHERE key = 'p9'").get == 0
+    gallery.ledger.write(lambda db: db.execute("DELETE FROM acts WHERE act = 'nonsense'").fetchall())
+
+
+def test_a_heartbeat_that_fails_is_told_and_goes_on(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance = Maintenance(gallery)
+    renewed, renew = threading.Event(), maintenance._renew
+    failures = [ValueError("damaged")]
+
+    def beat(db: apsw.Connection) -> bool:
+        if threading.current_thread().name == "ledger" and inside.is_set():
+            if failures:
+                raise failures.pop()
+            renewed.set()
+        return renew(db)
+
+    inside = threading.Event()
+    monkeypatch.setattr(module, "LEASE_S", 0.04)
+    monkeypatch.setattr(maintenance, "_renew", beat)
+
+    def work() -> None:
+        inside.set()
+        assert renewed.wait(10)
+        inside.clear()
+
+    monkeypatch.setattr(maintenance, "_work", work)
+    with pytest.raises(RoundError, match="lease: damaged"):
+        maintenance.run()
+
+
+def test_a_lease_of_a_clock_that_was_ahead_does_not_stop_maintenance(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+    now = gallery.clock()
+    ahead = EmbeddedGallery(gallery.files.parent, clock=lambda: now + 5 * 365 * 86_400)
+    other = Maintenance(ahead)
+    assert other.run()
+    ahead.close()
+    assert Maintenance(gallery).run()

@@ -116,7 +116,7 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     ),
     (
         sql("UPDATE vectors SET data = zeroblob(16) WHERE face_id = 27"),
-        ["doors: of the faces 1 to 27 in the ledger: expected vectors of length 1"],
+        ["doors: 1 faces have no vector of length 1, the first is 27"],
     ),
     (sql("UPDATE vectors SET data = zeroblob(12) WHERE face_id = 27"), ["doors: 1 faces have no vector of 4"]),
     (sql("DELETE FROM vectors WHERE face_id = 27"), ["doors: 1 faces have no vector of 4"]),
@@ -137,7 +137,7 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
     (sql("UPDATE faces SET details = '{' WHERE id = 4"), ["ledger: 1 rows of faces have something else"]),
     (
         sql("UPDATE collections SET settings = '{' WHERE id = 2"),
-        ["ledger: 1 rows of collections have something else", "ledger: the collections cannot be read"],
+        ["ledger: 1 rows of collections have something else"],
     ),
     (
         sql("DELETE FROM faces WHERE id = 5; DELETE FROM vectors WHERE face_id = 5"),
@@ -209,7 +209,7 @@ def test_erased_subjects_and_collections_that_are_there_are_found(gallery: Embed
     gallery.drop("empty")
     assert list(faults(gallery)) == []
     sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL, NULL)")(gallery)
-    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0)")(gallery)
+    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0, 0)")(gallery)
     assert [fault[:26] for fault in faults(gallery)] == ["2 erasures were not made i"]
 
 
@@ -249,7 +249,9 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
 
 def test_files_that_another_process_is_about_to_name_are_no_strangers(gallery: EmbeddedGallery) -> None:
     orphan(gallery)
-    Maintenance(gallery, LIMITS)._gallery.ledger.write(lambda db: records.take_lease(db, "maintenance", "x", 9e9, 60.0))
+    Maintenance(gallery, LIMITS)._gallery.ledger.write(
+        lambda db: records.take_lease(db, "maintenance", "x", gallery.clock(), 60.0)
+    )
     assert list(faults(gallery)) == []
     os.utime(gallery.files / "1-0.seg", (1.0, 1.0))
     assert list(faults(gallery)) == ["1-0.seg is named by nobody"]

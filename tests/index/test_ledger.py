@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -13,8 +14,8 @@ import apsw
 import pytest
 
 from index import ledger as module
-from index.errors import GalleryError, TooNewError
-from index.ledger import Ledger, migrate
+from index.errors import GalleryError, TooNewError, is_full
+from index.ledger import Change, Ledger, committing, migrate
 from index.migrations import STEPS
 from index.scrub import MOST_PAGES
 
@@ -362,3 +363,118 @@ def test_many_may_make_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     held.execute("BEGIN IMMEDIATE")
     with pytest.raises(apsw.BusyError):
         Ledger(tmp_path / "other.db")
+
+
+def test_what_follows_a_commit_is_done_once_for_all_writes_of_it(ledger: Ledger) -> None:
+    done: list[list[str]] = []
+
+    def after(db: apsw.Connection) -> None:
+        assert not db.in_transaction
+        done.append([row[0] for row in db.execute("SELECT name FROM leases ORDER BY name")])
+
+    def fails(db: apsw.Connection) -> None:
+        raise ValueError("no")
+
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note("a"), after), ledger.submit(note("b"), after), ledger.submit(fails, after)]
+    go.set()
+    for future in futures[:2]:
+        future.result()
+    with pytest.raises(ValueError, match="no"):
+        futures[2].result()
+    assert done == [["a", "b"]]
+    with pytest.raises(ValueError, match="no"):
+        ledger.submit(fails, after).result()
+    assert done == [["a", "b"]]
+    ledger.close()
+
+
+def test_what_follows_a_commit_fails_those_who_asked_for_it(ledger: Ledger) -> None:
+    def full(db: apsw.Connection) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note("a"), full), ledger.submit(note("b"))]
+    go.set()
+    with pytest.raises(OSError, match="no space"):
+        futures[0].result()
+    futures[1].result()
+    assert notes(ledger.path) == ["a", "b"]  # it is committed all the same
+    assert ledger.full_at is not None
+    ledger.close()
+
+
+def test_a_change_is_committed_by_a_call_or_returned_as_planned(ledger: Ledger) -> None:
+    class Notes:
+        """Of a ledger."""
+
+        @committing
+        def note(self, text: str) -> Change[str]:
+            """Note it."""
+            return Change(ledger, lambda db: (note(text)(db), text)[1])
+
+    made = Notes()
+    assert made.note("a") == "a"
+    planned = made.note.planned("b")
+    assert notes(ledger.path) == ["a"]
+    assert planned.then(len).submit().result() == 1
+    with pytest.raises(ZeroDivisionError):
+        made.note.planned("c").then(lambda text: 1 / 0).commit()
+    assert notes(ledger.path) == ["a", "b"]
+    ledger.close()
+
+
+@pytest.mark.parametrize("cache_pages", [2000, 1])
+def test_a_full_disk_is_told_as_such(ledger: Ledger, cache_pages: int) -> None:
+    """With a small cache SQLite finds that out within the write, and undoes the whole transaction by itself."""
+
+    def fill(db: apsw.Connection) -> None:
+        for number in range(200):
+            note(f"{number}{'x' * 4000}")(db)
+
+    def limit(db: apsw.Connection) -> None:
+        db.pragma("cache_size", cache_pages)
+        db.pragma("max_page_count", db.pragma("page_count") + 5)
+
+    ledger.write(limit)
+    assert ledger.full_at is None
+    with pytest.raises(apsw.FullError):
+        ledger.write(fill)
+    assert ledger.full_at is not None
+    assert notes(ledger.path) == []
+    ledger.write(note("small"))
+    assert notes(ledger.path) == ["small"]
+    ledger.close()
+
+
+def test_an_error_that_undid_the_transaction_is_everybodys(ledger: Ledger) -> None:
+    def undone(db: apsw.Connection) -> None:
+        db.execute("ROLLBACK")
+        raise apsw.FullError("full")
+
+    go = threading.Event()
+    ledger.submit(lambda db: go.wait(10))
+    futures = [ledger.submit(note("a")), ledger.submit(undone)]
+    go.set()
+    for future in futures:
+        with pytest.raises(apsw.FullError, match="full"):
+            future.result()
+    ledger.write(note("b"))
+    assert notes(ledger.path) == ["b"]
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, ""), True),
+        (OSError(errno.EDQUOT, ""), True),
+        (OSError(errno.EIO, ""), False),
+        (apsw.FullError(), True),
+        (apsw.IOError(), False),
+    ],
+)
+def test_which_errors_mean_a_full_disk(error: Exception, full: bool) -> None:
+    assert is_full(error) is full

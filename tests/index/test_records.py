@@ -10,6 +10,7 @@ from typing import Any
 
 import apsw
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from index import records
@@ -35,7 +36,13 @@ def collection(db: apsw.Connection, name: str) -> int:
 
 
 def vector(number: float) -> bytes:
-    return np.array([number, 0.5], "<f4").tobytes()
+    """Of length 1; another direction for each number."""
+    return np.array([np.cos(number), np.sin(number)], "<f4").tobytes()
+
+
+def numbers(vectors: npt.NDArray[np.float32]) -> list[int]:
+    """Whose vectors these are."""
+    return [next(n for n in range(1, 20) if vector(n) == one.astype("<f4").tobytes()) for one in vectors]
 
 
 def face(subject: str, number: int, **changed: Any) -> WholeFace:
@@ -135,14 +142,14 @@ def test_faces_are_listed_in_their_order_between_two_ids(db: apsw.Connection, do
     found = records.rows_after(db, doors, 2, 1)
     assert (found.faces.tolist(), found.subjects.tolist()) == ([3, 5, 7], [3, 1, 3])
     assert found.faces.dtype == found.subjects.dtype == np.int64
-    assert found.vectors.tolist() == [[3, 0.5], [5, 0.5], [7, 0.5]]
+    assert numbers(found.vectors) == [3, 5, 7]
     assert records.rows_after(db, doors, 2, 1, limit=2).faces.tolist() == [3, 5]
     assert records.rows_after(db, doors, 2, 1, through=5).faces.tolist() == [3, 5]
     assert records.rows_after(db, doors, 2, 7).vectors.shape == (0, 2)
     assert records.faces(db, 1) == [Face(number, f"t{number}", "p0", {"b": 2}, NOW + number) for number in (1, 5)]
     assert records.faces_of(db, doors, ["t7", "t3", "t7"]) == [3, 7]
     vectors = records.vectors_of_subjects(db, [1, 99], 2)
-    assert {key: value.tolist() for key, value in vectors.items()} == {1: [[1, 0.5], [5, 0.5]]}
+    assert {key: numbers(value) for key, value in vectors.items()} == {1: [1, 5]}
 
 
 def test_whole_faces_are_as_they_were_put_without_who_has_expired(db: apsw.Connection, doors: int) -> None:
@@ -316,7 +323,7 @@ def test_all_files_are_forgotten_and_who_works_on_them(db: apsw.Connection, door
     assert records.take_lease(db, "work", "me", NOW, 10)
     records.forget_files(db)
     assert records.files(db) == set()
-    assert not records.is_leased(db, "work", NOW)
+    assert not records.is_leased(db, "work", NOW, 10)
 
 
 def test_receipts_are_done_one_by_one(db: apsw.Connection, doors: int) -> None:
@@ -331,9 +338,9 @@ def test_a_lease_is_held_by_one_until_it_ends(db: apsw.Connection) -> None:
     assert not records.take_lease(db, "a", "other", NOW + 9.9, 10)
     assert records.take_lease(db, "a", "me", NOW + 5, 10)  # kept
     assert not records.take_lease(db, "a", "other", NOW + 14.9, 10)
-    assert records.is_leased(db, "a", NOW + 14.9)
-    assert not records.is_leased(db, "a", NOW + 15)
-    assert not records.is_leased(db, "b", NOW)
+    assert records.is_leased(db, "a", NOW + 14.9, 10)
+    assert not records.is_leased(db, "a", NOW + 15, 10)
+    assert not records.is_leased(db, "b", NOW, 10)
     assert records.take_lease(db, "a", "other", NOW + 15, 10)
     assert not records.take_lease(db, "a", "me", NOW + 16, 10)
 
@@ -343,7 +350,15 @@ def test_who_lets_go_of_a_lease_keeps_others(db: apsw.Connection) -> None:
         assert records.take_lease(db, name, holder, NOW, 10)
     records.drop_lease(db, "a", "me")
     records.drop_lease(db, "c", "me")
-    assert [name for name in "abc" if records.is_leased(db, name, NOW)] == ["b", "c"]
+    assert [name for name in "abc" if records.is_leased(db, name, NOW, 10)] == ["b", "c"]
+
+
+def test_lease_taken_while_the_clock_was_ahead_has_lapsed(db: apsw.Connection) -> None:
+    assert records.take_lease(db, "a", "other", NOW + 5 * 365 * 86_400, 10)
+    assert not records.is_leased(db, "a", NOW, 10)
+    assert records.take_lease(db, "a", "me", NOW, 10)
+    assert not records.take_lease(db, "a", "other", NOW, 10)
+    assert records.is_leased(db, "a", NOW, 10)
 
 
 # What can be wrong.

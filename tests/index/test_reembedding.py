@@ -258,7 +258,7 @@ def test_what_is_no_vector_of_the_pipeline_is_not_staged(gallery: EmbeddedGaller
     (elsewhere,) = gallery.enrol("trains", [face(1)], "f1")
     one = begin(gallery)
     assert worker.claim(one)
-    for wrong in (OLD[0], 2 * NEW[0]):
+    for wrong in (OLD[0], 0 * NEW[0], np.inf * NEW[0]):
         with pytest.raises(InvalidError):
             worker.stage(one, {there.id: wrong})
     assert worker.stage(one, {elsewhere.id: NEW[1], there.id: NEW[0]})
@@ -453,7 +453,7 @@ def test_no_comparison_is_of_two_pipelines(gallery: EmbeddedGallery, monkeypatch
             use()
     # Who has read of the collection what it was before.
     monkeypatch.setattr(gallery, "collection", lambda name: before)
-    for use in uses[1:]:
+    for use in uses[1:3]:
         with pytest.raises(ConflictError, match="meanwhile"):
             use()
 

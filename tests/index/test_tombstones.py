@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ def test_every_kind_of_erasure_is_written_down_before_it_is_acknowledged(gallery
     assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)] == [(1, 0, 1), (1, 0, 6)]
     gallery.remove_subject("doors", faces[1].subject)
     assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)[2:]] == [(1, 0, 2), (1, 0, 7), (1, 2, 0)]
+    gallery.clock = lambda: 0.0
     gallery.put_subject("doors", faces[2].subject, expires_at=1.0)
+    gallery.clock = time.time
     maintenance = Maintenance(gallery)
     maintenance.run()
     assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)[5:]] == [(1, 0, 3), (1, 0, 8), (1, 3, 0)]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index import records, transfer
+from index import integrity, records, transfer
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.gallery import EmbeddedGallery
 from index.records import NewFace
@@ -160,7 +160,8 @@ def test_a_token_is_one_faces(source: EmbeddedGallery, file: Path) -> None:
 
 
 def test_who_has_expired_is_not_exported(source: EmbeddedGallery, tmp_path: Path) -> None:
-    source.put_subject("doors", "crop", expires_at=1.0)
+    source.put_subject("doors", "crop", expires_at=3e9)
+    source.clock = lambda: 3e9
     assert export_collection(source, "doors", tmp_path / "b.parquet") == 23
     assert b"crop" not in parquet.read_table(tmp_path / "b.parquet").column("subject").to_pylist()
 
@@ -203,18 +204,29 @@ def last(value: Any) -> Callable[[list[Any]], list[Any]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (column("vector", last([1.0, 1.0, 0.0, 0.0])), "row 24: .*length 1"),
-        (column("vector", last([float("nan"), 0.0, 0.0, 0.0])), "row 24: .*length 1"),
-        (column("vector", last([None, 1.0, 0.0, 0.0])), "row 24: .*length 1"),
+        (column("vector", last([0.0, 0.0, 0.0, 0.0])), "row 24: .*no direction"),
+        (column("vector", last([float("nan"), 0.0, 0.0, 0.0])), "row 24: .*finite"),
+        (column("vector", last([None, 1.0, 0.0, 0.0])), "row 24: .*finite"),
         (column("vector", last(None)), "from 21 on has no vector"),
         (column("vector", lambda v: [x[:3] for x in v], pa.list_(pa.float32(), 3)), "'vector' to be fixed_size_list"),
         (column("subject", last(None)), "from 21 on has no subject"),
-        (column("subject", last("")), "row 24: expected a subject"),
+        (column("subject", last("")), "row 24: expected the subject's id"),
+        (column("subject", last("a/b")), "row 24: .*U.002F"),
+        (column("subject", last("a" * 129)), "row 24: .*1 to 128 characters, got 129"),
+        (column("name", last("n" * 257)), "row 24: .*256 characters, got 257"),
+        (column("metadata", last("[1]")), "row 24: .*metadata to be a JSON object"),
+        (column("metadata", last('{"a": NaN}')), "row 24: .*metadata .*finite"),
+        (column("metadata", last('{"a": "\\ud800"}')), "row 24: .*metadata .*UTF-8"),
+        (column("metadata", last('{"a":' * 100 + "{}" + "}" * 100)), "row 24: .*nested at most 100"),
+        (column("metadata", last("[" * 100_000)), "row 24: .*metadata"),
+        (column("metadata", last(json.dumps({"a": "x" * 16384}))), "row 24: .*16384 bytes"),
+        (column("expires_at", last(253402300799.99997)), "row 24: .*9999-12-31"),
+        (column("created_at", last(-1e12)), "row 24: .*year 1"),
         (column("face", last("short")), "row 24: .*32 hexadecimal digits, got 'short'"),
         (column("metadata", last("{")), "row 24: "),
-        (column("details", last("[]")), "row 24: .*JSON objects"),
-        (column("created_at", last(float("nan"))), "row 24: .*seconds since 1970"),
-        (column("expires_at", last(float("inf"))), "row 24: .*seconds since 1970"),
+        (column("details", last("[]")), "row 24: .*details to be a JSON object"),
+        (column("created_at", last(float("nan"))), "row 24: .*created_at"),
+        (column("expires_at", last(float("inf"))), "row 24: .*expires_at"),
         (column("name", lambda values: [1] * len(values), pa.int64()), "'name' to be string; it is int64"),
         (lambda table: table.drop(["crop"]), "expected the columns"),
         (lambda table: table.replace_schema_metadata({}), "does not say of which collection"),
@@ -239,6 +251,10 @@ def test_what_is_no_face_is_refused_before_anybody_is_enrolled(
         ({"name": ""}, "wrong kind"),
         ({"embedder": 3}, "wrong kind"),
         ({"settings": []}, "wrong kind"),
+        ({"settings": {"keep_crops": 1}}, "wrong kind"),
+        ({"created_at": "now"}, "wrong kind"),
+        ({"created_at": 1e12}, "created_at"),
+        ({"name": "a/b"}, "U.002F"),
         ({"id": 3}, "does not say"),
     ],
 )
@@ -262,6 +278,34 @@ def test_a_later_versions_file_is_refused(
     monkeypatch.undo()
     with pytest.raises(TooNewError, match="version 2"):
         import_collection(target, tmp_path / "2.parquet")
+
+
+def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery, file: Path) -> None:
+    table = column("vector", last([1.6e-30, 1.5e-30, 0.0, 0.0]))(parquet.read_table(file))
+    parquet.write_table(table, file)
+    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert list(integrity.faults(target)) == []
+    (face,) = target.faces("doors", "crop")
+    (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
+    assert match.face == face.token
+    assert match.similarity == pytest.approx(1)
+
+
+def test_import_leaves_out_expired_subjects(target: EmbeddedGallery, file: Path) -> None:
+    target.clock = lambda: 4e9  # the end of p0's time
+    assert import_collection(target, file) == Imported("doors", 19, 0, 5)
+    assert [subject.key for subject in target.subjects("doors")] == ["crop", "p1", "p2", "p3", "p4"]
+
+
+def test_import_starts_an_expired_subject_anew(target: EmbeddedGallery, file: Path) -> None:
+    target.create("doors", "face-embedder", "f1", 4)
+    target.clock = lambda: 1e9
+    target.enrol("doors", [NewFace("p1", vectors(1, seed=3)[0])], "f1")
+    target.put_subject("doors", "p1", name="before", expires_at=2e9)
+    target.clock = lambda: 2e9
+    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert (target.subject("doors", "p1").name, target.subject("doors", "p1").faces) == (None, 5)
 
 
 def test_a_damaged_file_is_refused(target: EmbeddedGallery, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -347,8 +348,12 @@ class ModelReloaded(Answer):
 
 
 class Health(Answer):
-    """`status` is `live`, `ready` or `degraded`, and `reasons` say why; the versions of the loaded models by name."""
+    """`status` is `live`, `ready` or `degraded`, and `reasons` say why; the versions of the loaded models by name.
+
+    `maintained_at` is when the last round of the gallery's maintenance ended in which no step failed.
+    """
 
     status: str
     reasons: list[str] = Field([])
     models: dict[str, str] = Field({})
+    maintained_at: datetime | None = None

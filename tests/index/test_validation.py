@@ -1,0 +1,324 @@
+"""What may enter the ledger is checked in one place; rows that older versions stored can still be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from index.errors import ConflictError, InvalidError
+from index.feedback import Feedback
+from index.gallery import EmbeddedGallery
+from index.integrity import faults
+from index.job_records import Item, Properties
+from index.jobs import Jobs
+from index.ledger import Ledger, migrate
+from index.maintenance import Limits, Maintenance
+from index.migrations import STEPS
+from index.records import Collection, NewFace, insert_collection
+from index.reembedding import Reembeddings, Worker
+from index.sealing import OperatorKey
+from index.search import compare, search
+from index.validation import (
+    EARLIEST,
+    LATEST,
+    MAX_DEPTH,
+    are_unit,
+    check_key,
+    check_object,
+    check_subject,
+    parse_object,
+    read_moment,
+    read_object,
+    unit_vectors,
+)
+from tests.index.people import vectors
+
+TINY = np.array([1.6e-162] + 127 * [1.5e-162])
+TOO_LATE = 253402300799.99997  # 9999-12-31T23:59:59.999999Z
+
+
+def deep(depth: int) -> dict[str, Any]:
+    """Objects in one another, `depth` of them."""
+    made: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        made = {"a": made}
+    return made
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
+    made = EmbeddedGallery(tmp_path / "gallery", key=OperatorKey(b"k" * 32))
+    made.create("doors", "face-embedder", "f1", 128, keep_crops=True)
+    yield made
+    made.close()
+
+
+# Vectors.
+
+
+@given(st.integers(-307, 307), st.integers(1, 200), st.integers(0, 2**32 - 1))
+def test_vectors_of_any_scale_become_unit_vectors(exponent: int, dimensions: int, seed: int) -> None:
+    given = np.random.default_rng(seed).uniform(0.1, 1, (3, dimensions)) * np.array([[1.0], [-1.0], [1.0]])
+    expected = given / np.sqrt((given**2).sum(axis=1, keepdims=True))
+    made = unit_vectors(given * 10.0**exponent, dimensions)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, expected, atol=1e-7)
+    assert are_unit(made).all()
+    assert unit_vectors(made, dimensions).tobytes() == made.tobytes()
+
+
+def test_subnormal_and_huge_vectors_keep_their_direction() -> None:
+    for number in (5e-324, 1e-40, 1.7e308):
+        assert unit_vectors([[number, 0], [number, number]], 2).tolist() == pytest.approx(
+            np.array([[1, 0], [0.5**0.5, 0.5**0.5]]), abs=1e-7
+        )
+    subnormal = np.full((1, 4), 1e-40, np.float32)
+    assert unit_vectors(subnormal, 4).tolist() == [[0.5, 0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([[0.0, 0.0]], "no direction"),
+        ([[1.0, np.nan]], "finite"),
+        ([[1.0, np.inf]], "finite"),
+        ([[1.0]], "2 numbers, got the shape"),
+        ([1.0, 2.0], "2 numbers, got the shape"),
+        ([[1.0, 2.0], [1.0]], "2 numbers each"),
+    ],
+)
+def test_vectors_without_a_direction_are_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        unit_vectors(wrong, 2)
+
+
+def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
+    """Enrolment, feedback, re-embedding and queries; import and bulk jobs have tests of their own."""
+    gallery.enrol("doors", [NewFace("tiny", TINY), NewFace("long", 3 * vectors(1, 128)[0], crop=b"c")], "f1")
+    Feedback(gallery).add("doors", "long", TINY[None], [b"d"])
+    for query in (vectors(5, 128, seed=5)[:1], TINY[None], 9 * vectors(1, 128)):
+        for found in (gallery.search("doors", query), search(gallery, "doors", query)):
+            assert all(abs(match.similarity) <= 1 + 1e-6 for match in found[0])
+    (likest,) = gallery.search("doors", TINY[None], 1)[0]
+    assert likest.subject.key == "tiny"
+    assert likest.similarity == pytest.approx(1)
+    match, _ = compare(gallery, "doors", "long", 1e-30 * vectors(1, 128)[0])
+    assert match is not None
+    assert match.similarity == pytest.approx(1)
+    assert list(faults(gallery)) == []
+    gallery.remove_subject("doors", "tiny")
+    one, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, Worker(gallery)
+    assert worker.claim(one)
+    pending = worker.pending(one, -(2**63), 9) + worker.pending(one, 0, 9)
+    assert worker.stage(one, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
+    assert worker.switch(one) == 0
+    assert list(faults(gallery)) == []
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_vectors_that_older_versions_stored_are_scaled_once(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.maintenance.VECTORS", 7)
+    key = OperatorKey(b"k" * 32)
+    gallery = EmbeddedGallery(tmp_path, key=key)
+    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
+    people = vectors(20, 8)
+    faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
+
+    def spoil(db: apsw.Connection) -> None:
+        from index.collection_keys import cipher_of
+
+        cipher = cipher_of(db, 1)
+        for number in (3, 9, 20):
+            data = (7.6 * people[number - 1]).astype("<f4").tobytes()
+            db.execute("UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.seal(data, "vector", number), number))
+        nothing = cipher.seal(bytes(32), "vector", 5)
+        db.execute("UPDATE vectors SET data = ? WHERE face_id = 5", (nothing,))
+        db.execute("UPDATE collections SET unscaled = 1")
+
+    gallery.ledger.write(spoil)
+    first = Maintenance(gallery, Limits(segment=4, exact_below=8))
+    assert gallery.search("doors", people[:1])[0][0].similarity > 1.01
+    first.run()
+    for number, person in enumerate(people):
+        if number != 4:
+            (match,) = gallery.search("doors", person[None], 1)[0]
+            assert match.face == faces[number].token
+            assert match.similarity == pytest.approx(1, abs=1e-5)
+    assert list(faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
+    acts = [entry.act for entry in gallery.audit.read()[0]]
+    assert [act.faces for act in acts if act.action == "scale_vectors"] == [(3,), (9,), (20,)]
+    generation = gallery.collection("doors").generation
+    first.run()
+    assert gallery.collection("doors").generation == generation
+    gallery.close()
+
+
+def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -> None:
+    before = Ledger(tmp_path / "ledger.db", steps=STEPS[:-1])
+    row = ("doors", "e", "f", 4, "{}", 1.0)
+    before.write(
+        lambda db: db.execute(
+            "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            row,
+        ).fetchall()
+    )
+    before.close()
+    now = Ledger(tmp_path / "ledger.db")
+    now.write(lambda db: insert_collection(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
+    assert now.reader().execute("SELECT name, unscaled FROM collections").fetchall() == [("doors", 1), ("new", 0)]
+    now.close()
+
+
+# Subjects.
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "1 to 128"),
+        ("a" * 129, "1 to 128"),
+        ("a/b", r"U\+002F"),
+        ("a\n", r"U\+000A"),
+        ("a\ud800", r"U\+D800"),
+        ("😀", r"U\+1F600"),
+    ],
+)
+def test_keys_that_no_url_can_have_are_refused(key: str, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        check_key(key, "subject")
+
+
+def test_keys_of_any_alphabet_are_accepted() -> None:
+    for key in ("Zoë", "北", "a b-c_d.e@f:g+1", "नमस्\u200dते", "a" * 128):
+        check_key(key, "subject")
+
+
+POISON: list[tuple[dict[str, Any], str]] = [
+    ({"metadata": deep(MAX_DEPTH + 1)}, "nested at most 100"),
+    ({"metadata": {"a": [deep(MAX_DEPTH)]}}, "nested at most 100"),
+    ({"metadata": {"a": float("nan")}}, "finite"),
+    ({"metadata": {"a": "\ud800"}}, "UTF-8"),
+    ({"metadata": {"a": object()}}, "JSON"),
+    ({"metadata": {"a": "x" * 16_384}}, "16384 bytes"),
+    ({"metadata": []}, "JSON object"),
+    ({"name": "n" * 257}, "256 characters"),
+    ({"name": "\ud800"}, "UTF-8"),
+    ({"expires_at": TOO_LATE}, "9999-12-31"),
+    ({"expires_at": float("nan")}, "9999-12-31"),
+    ({"expires_at": float("inf")}, "9999-12-31"),
+]
+
+
+@pytest.mark.parametrize(("properties", "message"), POISON)
+def test_what_cannot_be_read_back_is_not_stored(
+    gallery: EmbeddedGallery, properties: dict[str, Any], message: str
+) -> None:
+    of: dict[str, Any] = {"name": None, "metadata": {}, "expires_at": None} | properties
+    with pytest.raises(InvalidError, match=message):
+        check_subject("a", **of)
+    with pytest.raises(InvalidError, match=message):
+        gallery.put_subject("doors", "a", **of)
+    jobs = Jobs(gallery)
+    job = jobs.begin("doors", {})
+    with pytest.raises(InvalidError, match=message):
+        jobs.append(job, [Item(0, "a", "vector", vectors(1, 128).tobytes(), Properties(**of))])
+    assert gallery.subjects("doors") == []
+
+
+def test_what_can_be_read_back_is_stored(gallery: EmbeddedGallery) -> None:
+    made = gallery.put_subject("doors", "a", name="n" * 256, metadata=deep(MAX_DEPTH), expires_at=LATEST)
+    assert gallery.subjects("doors") == [made]
+    assert read_moment(LATEST).isoformat() == "9999-12-31T23:59:59+00:00"
+
+
+def test_a_subject_that_has_expired_already_is_refused(gallery: EmbeddedGallery) -> None:
+    gallery.clock = lambda: 1000.0
+    for expires_at in (999.0, 1000.0, EARLIEST):
+        with pytest.raises(InvalidError, match="in the past"):
+            gallery.put_subject("doors", "a", expires_at=expires_at)
+    gallery.put_subject("doors", "a", expires_at=1000.5)
+
+
+def test_collections_and_faces_are_checked_too(gallery: EmbeddedGallery) -> None:
+    for name in ("", "a/b"):
+        with pytest.raises(InvalidError):
+            gallery.create(name, "e", "f", 4)
+    with pytest.raises(InvalidError, match="settings"):
+        gallery.create("new", "e", "f", 4, keep=float("inf"))
+    for wrong in (NewFace("a/b", vectors(1, 128)[0]), NewFace("a", vectors(1, 128)[0], {"yaw": float("nan")})):
+        with pytest.raises(InvalidError):
+            gallery.enrol("doors", [NewFace("b", vectors(1, 128)[0]), wrong], "f1")
+    assert gallery.enrol("doors", [], "f1") == []
+    assert gallery.subjects("doors") == []
+
+
+def test_text_is_parsed_as_strictly() -> None:
+    assert parse_object('{"a": 1}', "it") == {"a": 1}
+    for text in ("[" * 100_000, "{", "[]", '{"a": Infinity}', '{"a": 1e999}'):
+        with pytest.raises(InvalidError):
+            parse_object(text, "it")
+    check_object({"a": ({},)}, "it")
+
+
+def test_stored_objects_are_read_as_they_can_be_answered() -> None:
+    assert read_object('{"a": [1, "b", {"c": null}], "E": 1e10}') == {"a": [1, "b", {"c": None}], "E": 1e10}
+    assert read_object('{"a": NaN, "b": [-Infinity, 1e999, 2.5]}') == {"a": None, "b": [None, None, 2.5]}
+    assert read_object(r'{"\ud800": "a\ud800"}') == {
+        "\N{REPLACEMENT CHARACTER}" * 3: "a" + "\N{REPLACEMENT CHARACTER}" * 3
+    }
+    assert read_object(r'{"a": "😀"}') == {"a": "😀"}
+    for text in ("", "[]", "nonsense", '{"a":' * 100_000):
+        assert read_object(text) == {}
+    kept = read_object(json.dumps(deep(300)))
+    assert kept == json.loads(json.dumps(deep(MAX_DEPTH)).replace("{}", '{"a": null}'))
+    many: dict[str, Any] = {str(number): {} for number in range(200)}
+    assert read_object(json.dumps(many)) == many
+    for seconds in (float("inf"), float("-inf"), 1e300, TOO_LATE, -1e12):
+        assert 1 <= read_moment(seconds).year <= 9999
+
+
+def test_rows_that_cannot_be_stored_any_more_do_not_keep_others_from_being_listed(gallery: EmbeddedGallery) -> None:
+    gallery.enrol("doors", [NewFace(key, vector) for key, vector in zip("abcd", vectors(4, 128), strict=True)], "f1")
+
+    def poison(db: apsw.Connection) -> None:
+        db.execute("UPDATE subjects SET expires_at = ? WHERE key = 'a'", (TOO_LATE,))
+        db.execute("UPDATE subjects SET metadata = ? WHERE key = 'b'", (json.dumps(deep(300)),))
+        db.execute("UPDATE subjects SET metadata = 'nonsense' WHERE key = 'c'")
+        db.execute("UPDATE faces SET details = '{\"yaw\": NaN}'")
+        db.execute("UPDATE collections SET settings = 'nonsense'")
+
+    gallery.ledger.write(poison)
+    assert [subject.key for subject in gallery.subjects("doors")] == list("abcd")
+    assert [collection.settings for collection in gallery.collections()] == [{}]
+    assert gallery.faces("doors", "b")[0].details == {"yaw": None}
+    assert len(gallery.search("doors", vectors(1, 128), 4)[0]) == 4
+    Maintenance(gallery).run()
+
+
+def test_an_answer_that_cannot_be_made_undoes_the_change(gallery: EmbeddedGallery) -> None:
+    change = gallery.put_subject.planned("doors", "a", name="A")
+    with pytest.raises(ZeroDivisionError):
+        change.then(lambda subject: 1 / 0).commit()
+    assert gallery.subjects("doors") == []
+    assert change.then(lambda subject: subject.name).commit() == "A"
+    with pytest.raises(ConflictError):
+        gallery.create("doors", "face-embedder", "f1", 128)
+
+
+def test_schema_steps_only_grow() -> None:
+    db = apsw.Connection(":memory:")
+    for count in range(1, len(STEPS) + 1):
+        migrate(db, STEPS[:count])
+    assert db.pragma("user_version") == len(STEPS)
+    db.close()
