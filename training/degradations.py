@@ -117,8 +117,8 @@ def enlarge_small(images: Tensor, smallest: int, generator: torch.Generator) -> 
     share = torch.rand(len(images), generator=generator)
     sides = torch.exp(math.log(smallest) + share * math.log(min(height, width) / smallest)).round().int().tolist()
     results = []
-    for image, side in zip(images.split(1), sides, strict=True):
-        small = F.interpolate(image, (side, side), mode="bilinear", antialias=True)
+    for image, side in zip(images, sides, strict=True):
+        small = F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)
         results.append(F.interpolate(small, (height, width), mode="bicubic"))
     return torch.cat(results).clamp(0, 255)
 

@@ -61,16 +61,22 @@ def mated_pairs(faces: ImageSet, rows: Indices, most: int, seed: int) -> Indices
 def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Indices:
     """Pairs of pictures of two people of one source, as row numbers [P, 2]; P <= `count`, no pair twice.
 
-    Two sources may hold one person under two names, so pairs across sources prove nothing. Each source has its part in
-    proportion to its rows.
+    Two sources may hold one person under two names, so pairs across sources prove nothing. Of the sources among `rows`
+    each has a share in proportion to its rows in the whole data set: how many rows of a source with few people and many
+    photos fall into a split is chance.
 
     Raises:
         DataError: no source has two identities among these rows.
     """
     random = np.random.default_rng(derive(seed, "impostor"))
-    sources = _source_numbers(faces)[faces.labels[rows]]
+    numbers = _source_numbers(faces)
+    sources = numbers[faces.labels[rows]]
+    present = np.unique(sources)
+    counts = np.bincount(numbers[faces.labels])[present]  # rows of the whole data set
     # Some draws are of one person or come twice; half as many again are left over in all but tiny sets.
-    first = random.permutation(np.resize(np.arange(len(rows)), 3 * count))
+    draws = np.ceil(3 * count * counts / counts.sum()).astype(np.int64)
+    members = [random.permutation(np.flatnonzero(sources == source)) for source in present]
+    first = random.permutation(np.concatenate([np.resize(*part) for part in zip(members, draws, strict=True)]))
     second = np.empty_like(first)
     for source in np.unique(sources):
         members = np.flatnonzero(sources == source)

@@ -52,7 +52,15 @@ ARGUMENTS: dict[str, Any] = {
     "verify_embeddings.source": [1.0],
     "targets": [[1.0]],
 }
-BY_TYPE = {"str": "name", "str | None": "name", "bool": True, "float": 0.5, "int": 3, "int | None": 3}
+BY_TYPE = {
+    "str": "name",
+    "str | None": "name",
+    "bool": True,
+    "float": 0.5,
+    "float | None": 0.5,
+    "int": 3,
+    "int | None": 3,
+}
 
 
 def builders() -> Iterator[tuple[str, Callable[..., Call[Any]]]]:

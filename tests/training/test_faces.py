@@ -74,6 +74,19 @@ def test_impostor_pairs_are_of_two_people_of_one_source() -> None:
     assert 0.35 < sum(a == "film" for a, _ in sources) / 2000 < 0.65
 
 
+def test_a_source_weighs_what_it_weighs_in_the_whole_set() -> None:
+    """Ten of its people have many photos, and are in this split by chance."""
+    sizes = {f"film:{i}": 4 for i in range(200)} | {f"street:{i}": 40 if i < 10 else 2 for i in range(210)}
+    faces = people(sizes)
+    names = np.array(faces.classes)[faces.labels]
+    chosen = {f"film:{i}" for i in range(20)} | {f"street:{i}" for i in range(10)}
+    rows = np.flatnonzero([name in chosen for name in names])
+    of_street = np.char.startswith(names, "street")
+    assert (of_street.mean(), of_street[rows].mean()) == (0.5, pytest.approx(0.83, abs=0.01))
+    pairs = impostor_pairs(faces, rows, 1000, seed=1)
+    assert of_street[pairs[:, 0]].mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_same_seed_draws_the_same_pairs() -> None:
     faces = crowd()
     rows = rows_of(faces, "train")
