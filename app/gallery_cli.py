@@ -204,9 +204,9 @@ def reembed(
         try:
             state = client.reembed(collection, embedder=embedder)
         except Conflict:
-            state = client.reembedding(collection) if _is_under_way(client, collection, embedder) else None
-            if state is None:
+            if not _is_under_way(client, collection, embedder):
                 raise
+            state = client.reembedding(collection)
         with progress(state.faces) as advance:
             shown = 0
             while True:

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
-    default_embedder: str = "face-embedder"
+    default_embedder: str = "mobilefacenet-triplet"
     default_generator: str = "cvae-mnist"
     default_denoiser: str = "denoiser-photo"
     default_autoencoder: str = "ae-mnist"  # of /encode and /reconstruct

@@ -373,9 +373,9 @@ def _synchronous_off() -> None:
 
 
 def _answers_early() -> None:
-    def commit(connection: apsw.Connection, batch: list[tuple[ledger.Write, Any]]) -> None:
+    def commit(self: Ledger, connection: apsw.Connection, batch: list[tuple[ledger.Write, Any, Any]]) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        results = [(future, write(connection)) for write, future in batch]
+        results = [(future, write(connection)) for write, future, _ in batch]
         for future, result in results:
             if not isinstance(result, Collection):  # which the child itself would miss
                 future.set_result(result)
@@ -385,7 +385,7 @@ def _answers_early() -> None:
             if not future.done():
                 future.set_result(result)
 
-    Ledger._commit = staticmethod(commit)  # type: ignore[method-assign]
+    Ledger._commit = commit  # type: ignore[method-assign]
 
 
 # Mistakes that must be found, or else nothing is worth the table.

@@ -28,7 +28,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+    orthogonal: Tensor = x.mT if matrix.shape[0] > matrix.shape[1] else x
+    return orthogonal
 
 
 class Muon(torch.optim.SGD):

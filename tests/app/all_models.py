@@ -11,10 +11,10 @@ from tests.app.generators import random_generators
 
 
 def random_models(folders: pytest.TempPathFactory) -> Path:
-    """`lenet5-mnist`, `centerface`, `face-embedder` and all of `generators.NETWORKS`."""
+    """`lenet5-mnist`, `centerface`, `mobilefacenet-triplet` and all of `generators.NETWORKS`."""
     folder, other = folders.mktemp("weights"), folders.mktemp("embedder")
     random_generators(folder)
     random_embedder(other)
-    for name in ("face-embedder", "centerface"):
+    for name in ("mobilefacenet-triplet", "centerface"):
         (folder / name).symlink_to(other / name)
     return folder

@@ -30,7 +30,10 @@ PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
 def random_embedder(weights: Path) -> None:
-    """`face-embedder`, the same without calibration as `uncalibrated`, and what they need, in the folder `weights`."""
+    """Write a random network under the default embedder's name and, without calibration, as `uncalibrated`.
+
+    What the service needs beside them is linked into the folder.
+    """
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
     torch.manual_seed(0)
@@ -50,5 +53,6 @@ def random_embedder(weights: Path) -> None:
     with torch.no_grad():  # statistics of real faces, or every face lies on one spot
         network.train()
         network(torch.randn(64, 3, 112, 112))
-    checkpoint.save(weights / "face-embedder", network.eval(), name="face-embedder", matching=MATCHING, **card)
+    name = "mobilefacenet-triplet"
+    checkpoint.save(weights / name, network.eval(), name=name, matching=MATCHING, **card)
     checkpoint.save(weights / "uncalibrated", network, name="uncalibrated", **card)

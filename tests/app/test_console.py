@@ -243,14 +243,14 @@ def test_denoise(visit: Visit) -> None:
 @everywhere
 def test_models(visit: Visit) -> None:
     page = visit.open("models")
-    expect(page.get_by_role("article", name="face-embedder")).to_be_visible()
+    expect(page.get_by_role("article", name="mobilefacenet-triplet")).to_be_visible()
     page.get_by_role("radio", name="mnist", exact=True).check(force=True)
     expect(page.locator(".scatter a")).to_have_count(2)
     page.get_by_role("button", name="Measure here").click()
     expect(page.get_by_text("The median of 5 answers")).to_be_visible()
     visit.accept()
-    page.goto(f"{visit.address}/#models/face-embedder")
-    card = page.get_by_role("article", name="face-embedder")
+    page.goto(f"{visit.address}/#models/mobilefacenet-triplet")
+    card = page.get_by_role("article", name="mobilefacenet-triplet")
     expect(card.get_by_role("row").filter(has_text="1 in 10,000")).to_contain_text("0.259")
     expect(card.get_by_text("research and non-commercial use").first).to_be_visible()
     visit.accept()
@@ -396,7 +396,7 @@ def test_subjects_by_page(visit: Visit, api: httpx.Client) -> None:
 
 def test_the_page_reckons_as_others_do(visit: Visit) -> None:
     page = visit.open("status")
-    matching = read_card(PROJECT / "weights" / "face-embedder").matching
+    matching = read_card(PROJECT / "weights" / "mobilefacenet-triplet").matching
     assert matching is not None
     rates = [0.1, 0.03, 0.01, 0.004, 0.001, 0.0001, 0.00003]
     found = page.evaluate(

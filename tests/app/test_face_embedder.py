@@ -9,12 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, ImageEnhance
 
-from app.settings import PROJECT
+from app.settings import PROJECT, Settings
 from models import checkpoint
 from tests.app.face_pictures import grace_hopper
 from tests.conftest import encode, photo
-
-WEIGHTS = PROJECT / "weights" / "face-embedder"
 
 
 def jpeg(picture: Image.Image) -> Image.Image:
@@ -53,15 +51,38 @@ def test_one_person_is_verified_after_a_change_and_two_are_not(client: TestClien
         assert different["probability"] < 0.1
 
 
-def test_the_card_says_how_it_was_made_and_what_it_may_be_used_for() -> None:
-    network, card = checkpoint.load(WEIGHTS)
-    assert (card.task, card.architecture, card.tta) == ("embed", "embedder", "flip")
+@pytest.mark.parametrize(
+    ("name", "architecture", "data", "loss"),
+    [
+        ("mobilefacenet-triplet", "mobilefacenet", "MS-Celeb-1M", "triplet"),
+        ("mobilefacenet", "mobilefacenet", "MS-Celeb-1M", None),
+        ("face-embedder", "embedder", "dlib", "triplet"),
+    ],
+)
+def test_the_card_says_how_it_was_trained_and_what_it_may_be_used_for(
+    name: str, architecture: str, data: str, loss: str | None
+) -> None:
+    folder = PROJECT / "weights" / name
+    network, card = checkpoint.load(folder)
+    assert (card.task, card.architecture, card.tta) == ("embed", architecture, "flip")
     assert "non-commercial" in card.license
-    assert "dlib" in card.data
-    assert card.training is not None
-    assert card.training.recipe["loss"]["kind"] == "triplet"
+    assert data in card.data
+    assert (card.training.recipe["loss"]["kind"] if card.training else None) == loss
     assert card.matching is not None
     fmrs = [point.fmr for point in card.matching.points]
     assert {0.1, 0.01, 0.001} <= set(fmrs)
-    assert (WEIGHTS / "model.safetensors").stat().st_size <= 16 * 2**20
+    assert (folder / "model.safetensors").stat().st_size <= 16 * 2**20
     assert sum(parameter.numel() for parameter in network.parameters()) < 4e6
+
+
+def test_new_collections_get_the_better_embedder_and_the_old_one_is_marked() -> None:
+    default = Settings().default_embedder
+    assert default == "mobilefacenet-triplet"
+    old, new = (checkpoint.read_card(PROJECT / "weights" / name) for name in ("face-embedder", default))
+    assert old.version == "67c16412c036"  # collections hold its vectors
+    assert f"new collections use {default}" in old.description
+    rates = [
+        [metric.value for metric in card.metrics if metric.name == "tar@fmr=0.001" and "calibrate" in metric.data]
+        for card in (old, checkpoint.read_card(PROJECT / "weights/mobilefacenet"), new)
+    ]
+    assert rates == sorted(rates)

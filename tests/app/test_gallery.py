@@ -58,7 +58,7 @@ def search(client: TestClient, picture: Image.Image, **query: float | str) -> di
 def test_a_collection_is_made_once(gallery: TestClient) -> None:
     again = gallery.put("/collections/doors", json={"keep_crops": True})
     assert again.status_code == 200
-    assert again.json()["embedder"] == "face-embedder"
+    assert again.json()["embedder"] == "mobilefacenet-triplet"
     assert again.json()["dimensions"] == 32
     other = gallery.put("/collections/doors", json={"embedder": "vgg-cifar10"})
     assert (other.status_code, other.json()["type"]) == (409, "urn:vestibule:problem:conflict")
@@ -99,7 +99,7 @@ def test_without_an_operators_key_none_can_be_made(client: TestClient) -> None:
 def test_one_whose_key_is_not_here_is_locked_in_words(running: TestClient) -> None:
     key = OperatorKey(b"another key, which is not here..")
     with closing(EmbeddedGallery(running.app_state["state"] / "gallery", key=key)) as other:
-        other.create("vault", "face-embedder", "f1", 32, encrypted=True, keep_crops=False)
+        other.create("vault", "mobilefacenet-triplet", "f1", 32, encrypted=True, keep_crops=False)
     locked = running.get("/collections/vault/subjects/eileen")
     assert (locked.status_code, locked.json()["type"]) == (503, "urn:vestibule:problem:collection-locked")
     assert locked.json()["detail"].startswith(f"'vault' needs the operator's key {key.id}; the one that is given is ")

@@ -172,7 +172,7 @@ def test_the_same_people_are_found_before_meanwhile_and_after(gallery: TestClien
     gallery.delete(f"/collections/doors/faces/{face['id']}")
     told(gallery, faces=2, done=0)
     for person in PEOPLE:
-        assert found(gallery, person)["model"] == "face-embedder"
+        assert found(gallery, person)["model"] == "mobilefacenet-triplet"
     held()
     switched(gallery)
     after = gallery.get("/collections/doors").json()
@@ -203,10 +203,10 @@ def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
 
     monkeypatch.setattr(LoadedModel, "infer", noted)
     enrol(gallery, "eileen")
-    assert lanes == {("centerface", "interactive"), ("face-embedder", "interactive")}
+    assert lanes == {("centerface", "interactive"), ("mobilefacenet-triplet", "interactive")}
     lanes.clear()
     finished(gallery, send(gallery, zipped({"grace/1.png": encode(picture("grace"))}), ZIP))
-    assert lanes == {("centerface", "bulk"), ("face-embedder", "bulk")}
+    assert lanes == {("centerface", "bulk"), ("mobilefacenet-triplet", "bulk")}
     lanes.clear()
     gallery.post("/collections/doors/reembed", json={"embedder": "better"})
     switched(gallery)
@@ -294,7 +294,7 @@ def test_it_is_cancelled(gallery: TestClient, held: Callable[[], None]) -> None:
     assert (over.status_code, over.json()["state"], over.json()["done"]) == (200, "cancelled", 0)
     assert gallery.get("/collections/doors/reembed").status_code == 404
     held()
-    assert found(gallery, "eileen")["model"] == "face-embedder"
+    assert found(gallery, "eileen")["model"] == "mobilefacenet-triplet"
 
 
 def test_a_crop_that_cannot_be_read_is_told_of(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def test_a_crop_that_cannot_be_read_is_told_of(gallery: TestClient, monkeypatch:
     gallery.post("/collections/doors/reembed", json={"embedder": "better"})
     now = told(gallery, state="blocked", done=1)
     assert now["problem"].startswith("1 faces have no crop that can be read")
-    assert found(gallery, "eileen")["model"] == "face-embedder"
+    assert found(gallery, "eileen")["model"] == "mobilefacenet-triplet"
     gallery.delete("/collections/doors/reembed")
 
 
@@ -366,7 +366,7 @@ def test_a_request_that_is_overtaken_by_the_switch_is_answered_after_it(
     else:
         response = gallery.post(f"/collections/doors/subjects/eileen/{call}", **send_it)  # type: ignore[arg-type]
         assert response.status_code == (200 if call == "verify" else 201), response.text
-    assert overtaken == ["face-embedder"]
+    assert overtaken == ["mobilefacenet-triplet"]
     assert gallery.get("/collections/doors").json()["embedder"] == "better"
     if call != "feedback":
         found(gallery, "eileen")
@@ -382,9 +382,9 @@ def test_other_weights_of_the_same_name_change_nothing_by_themselves(
         folder.mkdir()
         random_embedder(folder)
         if seed:
-            (folder / "face-embedder" / "card.json").unlink()
-            (folder / "face-embedder" / "model.safetensors").unlink()
-            other_embedder(folder, "face-embedder", seed)
+            (folder / "mobilefacenet-triplet" / "card.json").unlink()
+            (folder / "mobilefacenet-triplet" / "model.safetensors").unlink()
+            other_embedder(folder, "mobilefacenet-triplet", seed)
 
     def service(name: str) -> TestClient:
         app = create_app(Settings(weights=folders[name], **settings))  # type: ignore[arg-type]
@@ -407,7 +407,7 @@ def test_other_weights_of_the_same_name_change_nothing_by_themselves(
         assert "put its weights back, or cancel" in now["problem"]
     with service("new") as client:
         switched(client)
-        assert found(client, "eileen")["model"] == "face-embedder"
+        assert found(client, "eileen")["model"] == "mobilefacenet-triplet"
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
     monkeypatch.setattr(align, "align", noting("align", align.align))
     monkeypatch.setattr(pipeline, "crop_of", noting("crop", pipeline.crop_of))
     crowd = encode(side_by_side())
-    png = {"content": crowd, "headers": {"content-type": "image/png"}}
+    png: dict[str, Any] = {"content": crowd, "headers": {"content-type": "image/png"}}
     assert running.put("/collections/crowd", json={"keep_crops": True}).status_code == 201
     for path in ("/faces/detect", "/embed", "/collections/crowd/subjects/both/faces?max_faces=2"):
         assert running.post(path, **png).is_success, path
@@ -120,7 +120,7 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
 
 def test_small_faces_of_a_large_photo_are_found_and_the_scale_is_told(running: TestClient) -> None:
     picture, centres = small_faces()
-    png = {"content": encode(picture), "headers": {"content-type": "image/png"}}
+    png: dict[str, Any] = {"content": encode(picture), "headers": {"content-type": "image/png"}}
     (usual,) = running.post("/faces/detect", **png).json()["data"]
     assert usual["scale"] == pytest.approx(0.4)
     assert usual["min_face"] == pytest.approx(40, rel=1e-2)
@@ -128,7 +128,7 @@ def test_small_faces_of_a_large_photo_are_found_and_the_scale_is_told(running: T
     (coarse,) = running.post("/faces/detect?min_face=75", **png).json()["data"]
     assert coarse["min_face"] == pytest.approx(75, rel=1e-2)
     assert len(coarse["faces"]) < 5
-    small = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
+    small: dict[str, Any] = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
     (whole,) = running.post("/faces/detect?min_face=10", **small).json()["data"]
     assert (whole["scale"], whole["min_face"]) == (1, 16)
     for wrong in ("7", "0", "-40", "nan", "inf", "1e9"):
@@ -154,7 +154,7 @@ def test_tiles_of_a_large_photo_wait_a_few_at_a_time(running: TestClient, monkey
 def first_fingerprint(client: TestClient) -> tuple[str, int]:
     """The fingerprint that the first version of the service gave a collection, and the number of dimensions."""
     weights = client.app.state.settings.weights  # type: ignore[attr-defined]
-    card, finder = (checkpoint.read_card(weights / name) for name in ("face-embedder", "centerface"))
+    card, finder = (checkpoint.read_card(weights / name) for name in ("mobilefacenet-triplet", "centerface"))
     parts = {
         "weights": card.sha256,
         "preprocess": card.preprocess.model_dump(mode="json"),
@@ -163,14 +163,14 @@ def first_fingerprint(client: TestClient) -> tuple[str, int]:
         "alignment": [align.TEMPLATE, align.SIDE],
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"face-embedder:{digest[:16]}", card.config["dimensions"]
+    return f"mobilefacenet-triplet:{digest[:16]}", card.config["dimensions"]
 
 
 def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running: TestClient) -> None:
     gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
     fingerprint, dimensions = first_fingerprint(running)
-    gallery.create("existing", "face-embedder", fingerprint, dimensions, keep_crops=True)
-    created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "face-embedder"})
+    gallery.create("existing", "mobilefacenet-triplet", fingerprint, dimensions, keep_crops=True)
+    created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "mobilefacenet-triplet"})
     assert (created.status_code, created.json()["fingerprint"]) == (200, fingerprint)
     assert running.put("/collections/existing", json={"keep_crops": False}).status_code == 409
     new = running.put("/collections/new", json={"keep_crops": True}).json()
@@ -186,7 +186,7 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
 
     assert enrolled("new") > 25
     assert enrolled("existing") < 5
-    one = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
+    one: dict[str, Any] = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
     for collection in ("existing", "new"):
         assert running.post(f"/collections/{collection}/subjects/grace/faces", **one).is_success
         found = running.post(f"/search?collection={collection}", **one).json()["data"][0]["faces"][0]
@@ -203,7 +203,7 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
 
 def test_the_face_in_the_middle_is_meant_before_a_larger_one_at_the_edge(running: TestClient) -> None:
     picture = encode(passer_by())
-    png = {"content": picture, "headers": {"content-type": "image/png"}}
+    png: dict[str, Any] = {"content": picture, "headers": {"content-type": "image/png"}}
     faces = running.post("/faces/detect", **png).json()["data"][0]["faces"]
     middle, edge = sorted((face["box"] for face in faces), key=lambda box: box[0])
     assert (middle[2] - middle[0]) * (middle[3] - middle[1]) < (edge[2] - edge[0]) * (edge[3] - edge[1])

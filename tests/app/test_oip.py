@@ -43,7 +43,7 @@ from tests.conftest import encode, photo
 
 Array = npt.NDArray[Any]
 
-CLASSIFIER, EMBEDDER, GENERATOR = "lenet5-mnist", "face-embedder", "cvae-mnist"
+CLASSIFIER, EMBEDDER, GENERATOR = "lenet5-mnist", "mobilefacenet-triplet", "cvae-mnist"
 
 
 @pytest.fixture(scope="module")

@@ -61,8 +61,9 @@ def drawn(address: str, query: str) -> list[Pixels]:
 @pytest.mark.parametrize("form", [{}, {"encoding_format": "float"}])
 def test_two_faces_are_embedded(client: openai.OpenAI, address: str, form: dict[str, Any]) -> None:
     people = [grace_hopper(), photo("astronaut")]
-    answer = client.embeddings.create(model="face-embedder", input=[data_uri(person) for person in people], **form)
-    assert (answer.model, answer.object, answer.usage.total_tokens) == ("face-embedder", "list", 0)
+    pictures = [data_uri(person) for person in people]
+    answer = client.embeddings.create(model="mobilefacenet-triplet", input=pictures, **form)
+    assert (answer.model, answer.object, answer.usage.total_tokens) == ("mobilefacenet-triplet", "list", 0)
     assert [item.index for item in answer.data] == [0, 1]
     files = [("file", ("a.png", encode(person))) for person in people]
     expected = [item["embedding"] for item in httpx.post(f"{address}/embed", files=files).json()["data"]]
@@ -73,13 +74,13 @@ def test_two_faces_are_embedded(client: openai.OpenAI, address: str, form: dict[
 
 
 def test_one_face_is_embedded(client: openai.OpenAI) -> None:
-    answer = client.embeddings.create(model="face-embedder", input=data_uri(photo("astronaut")), dimensions=32)
+    answer = client.embeddings.create(model="mobilefacenet-triplet", input=data_uri(photo("astronaut")), dimensions=32)
     assert np.linalg.norm(answer.data[0].embedding) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_picture_without_a_face_costs_its_neighbour_nothing(client: openai.OpenAI) -> None:
     pictures = [data_uri(photo("coffee")), data_uri(photo("astronaut"))]
-    coffee, astronaut = client.embeddings.create(model="face-embedder", input=pictures).data
+    coffee, astronaut = client.embeddings.create(model="mobilefacenet-triplet", input=pictures).data
     assert coffee.embedding is None
     assert coffee.model_extra is not None
     assert coffee.model_extra["problem"]["status"] == 422
@@ -168,9 +169,9 @@ def test_errors_of_embeddings_say_what_is_wrong(client: openai.OpenAI, address: 
     picture = data_uri(photo("coffee"))
     for asked, kind, told in (
         ({"model": "nobody", "input": picture}, openai.UnprocessableEntityError, "'nobody' is not a model"),
-        ({"model": "face-embedder", "input": picture}, openai.UnprocessableEntityError, "no face was found"),
-        ({"model": "face-embedder", "input": "a text"}, openai.BadRequestError, "not base64"),
-        ({"model": "face-embedder", "input": [1, 2]}, openai.BadRequestError, "the body must be"),
+        ({"model": "mobilefacenet-triplet", "input": picture}, openai.UnprocessableEntityError, "no face was found"),
+        ({"model": "mobilefacenet-triplet", "input": "a text"}, openai.BadRequestError, "not base64"),
+        ({"model": "mobilefacenet-triplet", "input": [1, 2]}, openai.BadRequestError, "the body must be"),
     ):
         with pytest.raises(kind, match=told):
             client.embeddings.create(**asked)
@@ -195,5 +196,5 @@ def test_fields_that_are_not_known_are_ignored(client: openai.OpenAI) -> None:
     assert full.data is not None
     assert bare.data[0].b64_json == full.data[0].b64_json
     picture = data_uri(photo("astronaut"))
-    answer = client.embeddings.create(model="face-embedder", input=picture, extra_body={"input_type": "query"})
+    answer = client.embeddings.create(model="mobilefacenet-triplet", input=picture, extra_body={"input_type": "query"})
     assert len(answer.data[0].embedding) == 32

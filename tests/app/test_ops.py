@@ -53,7 +53,7 @@ def test_probes(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "live", "models": {}, "reasons": []}
     ready = client.get("/health/ready").json()
     assert ready["status"] == "ready"
-    assert {"efficientnet-lite0", "centerface", "face-embedder"} <= ready["models"].keys()
+    assert {"efficientnet-lite0", "centerface", "mobilefacenet-triplet"} <= ready["models"].keys()
 
 
 def test_not_ready_before_the_weights_are_loaded() -> None:
@@ -69,11 +69,11 @@ def test_a_face_pair_that_is_there_but_not_whole_is_not_ready_and_the_rest_serve
     settings = Settings(weights=tmp_path, default_classifier="lenet5-mnist")
     with TestClient(create_app(settings), base_url=BASE_URL) as whole:
         assert whole.get("/health/ready").json()["models"].keys() == {"lenet5-mnist", "centerface"}
-    shutil.copytree(PROJECT / "weights" / "face-embedder", tmp_path / "face-embedder")
-    (tmp_path / "face-embedder" / "model.safetensors").write_bytes(b"not weights")
+    shutil.copytree(PROJECT / "weights" / "mobilefacenet-triplet", tmp_path / "mobilefacenet-triplet")
+    (tmp_path / "mobilefacenet-triplet" / "model.safetensors").write_bytes(b"not weights")
     with TestClient(create_app(settings), base_url=BASE_URL) as broken:
         refused = broken.get("/health/ready")
-        assert (refused.status_code, refused.json()["detail"]) == (503, "not loaded: face-embedder")
+        assert (refused.status_code, refused.json()["detail"]) == (503, "not loaded: mobilefacenet-triplet")
         picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
         assert broken.post("/classify", **picture).status_code == 200  # type: ignore[arg-type]
 

@@ -358,7 +358,7 @@ def test_a_generators_tag_follows_its_weights(tmp_path: Path) -> None:
         assert told == version(settings, "cvae-mnist") == client.get("/models/cvae-mnist").json()["version"]
 
 
-@pytest.mark.parametrize("name", ["face-embedder", "centerface"])
+@pytest.mark.parametrize("name", ["mobilefacenet-triplet", "centerface"])
 def test_a_collection_meets_no_vectors_of_a_reloaded_pipeline(tmp_path: Path, name: str) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()

@@ -39,7 +39,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 def by_hand(client: TestClient, picture: Image.Image) -> list[npt.NDArray[np.float32]]:
     """The embeddings of a picture's faces, left to right, by the parts of `models` alone."""
     finder, finder_card = checkpoint.load(PROJECT / "weights" / "centerface")
-    network, card = checkpoint.load(client.app_state["weights"] / "face-embedder")
+    network, card = checkpoint.load(client.app_state["weights"] / "mobilefacenet-triplet")
     vectors = []
     found = CenterFaceDetector(finder.eval(), finder_card.preprocess)(picture)
     for face in sorted(found, key=lambda face: face.box):
@@ -67,7 +67,7 @@ def test_an_embedding_is_that_of_the_most_prominent_face(faces: TestClient) -> N
     astronaut, admiral = by_hand(faces, side_by_side())
     response = faces.post("/embed", content=encode(side_by_side()), headers={"content-type": "image/png"})
     body = response.json()
-    assert (response.status_code, body["object"], body["model"]) == (200, "list", "face-embedder")
+    assert (response.status_code, body["object"], body["model"]) == (200, "list", "mobilefacenet-triplet")
     (item,) = body["data"]
     assert np.allclose(item["embedding"], admiral, atol=1e-4)
     assert not np.allclose(item["embedding"], astronaut, atol=1e-2)
@@ -81,7 +81,7 @@ def test_base64_holds_the_same_numbers(faces: TestClient) -> None:
     picture = base64.b64encode(encode(photo("astronaut"))).decode()
     plain = faces.post("/embed", json={"input": [picture, "no picture"]}).json()["data"]
     packed = faces.post(
-        "/v1/embeddings", json={"input": picture, "model": "face-embedder", "encoding_format": "base64"}
+        "/v1/embeddings", json={"input": picture, "model": "mobilefacenet-triplet", "encoding_format": "base64"}
     ).json()["data"]
     assert plain[1]["problem"]["status"] == 400
     values = np.frombuffer(base64.b64decode(packed[0]["embedding"]), "<f4")
@@ -192,7 +192,7 @@ BAD_PAIRS: dict[str, tuple[str, dict[str, Any], int, str, str]] = {
     "fmr of 0": ("?fmr=0", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "invalid-parameters", ""),
     "fmr of NaN": ("?fmr=nan", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "invalid-parameters", ""),
     "fmr above what was counted": ("?fmr=0.5", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "unprocessable", "at most"),
-    "an unknown model": ("?model=x", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "unknown-model", "face-embedder"),
+    "an unknown model": ("?model=x", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "unknown-model", "mobilefacenet-trip"),
     "a classifier": ("?model=lenet5-mnist", {"files": pair(ASTRONAUT, ASTRONAUT)}, 422, "unknown-model", ""),
     "no calibration": (
         "?model=uncalibrated",

@@ -14,7 +14,8 @@ from efficientnet_lite_pytorch import EfficientNet as IndependentLite
 from torch import nn
 
 from models import checkpoint
-from models.efficientnet import B_ROWS, SameConv2d, compound_scale
+from models.blocks import SameConv2d
+from models.efficientnet import B_ROWS, compound_scale
 from models.importers import SOURCES, import_weights
 from models.registry import build, configure
 from tests.conftest import photo

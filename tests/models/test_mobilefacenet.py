@@ -106,7 +106,7 @@ def published_output(file: Path, pixels: Tensor) -> Tensor:
     """The original file's vectors of normalised faces [N, 112, 112, 3], N even: [N, 192], as long as they come."""
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # The file has a batch of two in its graph; the output's memory is used again by the next pair.
-    return torch.cat([torch.from_numpy(compiled(pair.numpy())[0].copy()) for pair in pixels.split(2)])
+    return torch.cat([torch.from_numpy(compiled(pair.numpy())[0].copy()) for pair in torch.split(pixels, 2)])
 
 
 @pytest.mark.data
@@ -117,13 +117,13 @@ def test_500_faces_agree_with_the_original_file(datasets: Callable[[str], Path])
     module = module.to(memory_format=torch.channels_last)
     images = card.preprocess.normalise(faces)
     with torch.inference_mode():
-        ours = torch.cat([module(part) for part in images.split(50)])
+        ours = torch.cat([module(part) for part in torch.split(images, 50)])
     theirs = F.normalize(published_output(file, images.movedim(1, -1).contiguous()))
     assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-4
     # The vectors that were published with it, of the face and its mirror image, in float16.
     published = torch.from_numpy(np.load(datasets("mobilefacenet") / "faces-vectors.npy", mmap_mode="r")[:100].copy())
     with torch.inference_mode():
-        mirrored = torch.cat([module(part) for part in images[:100].flip(-1).split(50)])
+        mirrored = torch.cat([module(part) for part in torch.split(images[:100].flip(-1), 50)])
     torch.testing.assert_close(F.normalize(ours[:100] + mirrored), published.float(), rtol=0, atol=2e-3)
 
 
