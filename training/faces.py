@@ -75,8 +75,8 @@ def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Ind
     counts = np.bincount(numbers[faces.labels])[present]  # rows of the whole data set
     # Some draws are of one person or come twice; half as many again are left over in all but tiny sets.
     draws = np.ceil(3 * count * counts / counts.sum()).astype(np.int64)
-    members = [random.permutation(np.flatnonzero(sources == source)) for source in present]
-    first = random.permutation(np.concatenate([np.resize(*part) for part in zip(members, draws, strict=True)]))
+    shuffled = [random.permutation(np.flatnonzero(sources == source)) for source in present]
+    first = random.permutation(np.concatenate([np.resize(*part) for part in zip(shuffled, draws, strict=True)]))
     second = np.empty_like(first)
     for source in np.unique(sources):
         members = np.flatnonzero(sources == source)

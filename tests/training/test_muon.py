@@ -47,8 +47,8 @@ def test_filters_move_as_torch_s_muon_moves_their_matrix(channels_last: bool) ->
         matrix.grad = gradient.reshape(6, 36).clone()
         with torch.no_grad():
             matrix.mul_(6**0.5 / torch.linalg.matrix_norm(matrix))
-        optimizer.step()  # type: ignore[no-untyped-call]
-        theirs.step()
+        optimizer.step()
+        theirs.step()  # type: ignore[no-untyped-call]
     # torch's is in bfloat16, of 8 bits.
     torch.testing.assert_close(ours.detach().reshape(6, 36), matrix.detach(), rtol=0, atol=0.01)
     assert ours.grad is None
