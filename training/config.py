@@ -219,16 +219,19 @@ class EmbedModelSection(ModelSection):
     """As `ModelSection`; `init` names the model that this one starts from, "" for random weights.
 
     It is the export of the run of that name or, where there is none, the shipped model (see `exported`). The first
-    `freeze` blocks of its features keep their weights.
+    `freeze` blocks of its features keep their weights. The exported weights are a share `trained` of the trained ones
+    and for the rest those of init: a network between both forgets less of what is in no training set, and keeps most of
+    what it has learnt (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
     """
 
     init: str = ""
     freeze: Annotated[int, Field(ge=0)] = 0
+    trained: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
-    def _freezes_trained_weights(self) -> Self:
-        if self.freeze and not self.init:
-            raise ValueError("freeze keeps the weights of init, and there is none")
+    def _keeps_trained_weights(self) -> Self:
+        if (self.freeze or self.trained < 1) and not self.init:
+            raise ValueError("freeze and trained keep weights of init, and there is none")
         return self
 
 

@@ -246,6 +246,14 @@ def _fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     return fitted
 
 
+def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights a `share` of the way from one state to another; counters are those of `end`."""
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
+        for name, value in end.items()
+    }
+
+
 def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:
     """The first `count` blocks of the embedder's features.
 
@@ -273,9 +281,10 @@ def export(task: Embedding, run: Run, progress: Progress) -> ModelCard | None:
     recipe = task.recipe
     best = run.load_best()["networks"]["embedder"]
     network = build(recipe.model.architecture, asdict(task.config))
-    network.load_state_dict(
-        {name.removeprefix("embedder."): value for name, value in best.items() if name.startswith("embedder.")}
-    )
+    state = {name.removeprefix("embedder."): value for name, value in best.items() if name.startswith("embedder.")}
+    if recipe.model.trained < 1:
+        state = _between(_begin(recipe, task.config).state_dict(), state, recipe.model.trained)
+    network.load_state_dict(state)
     similarities = task.similarities(network)
     scores = task.scores(similarities)
     accuracy, _ = task.accuracy(similarities)

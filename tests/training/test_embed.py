@@ -199,6 +199,27 @@ def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
     assert "freeze is 99, and the network has" in result.output
 
 
+def test_the_export_lies_between_the_start_and_what_was_trained(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
+    shutil.copytree(workshop / "runs/people/export/people", workshop / "weights/elder")
+    monkeypatch.setenv("VESTIBULE_WEIGHTS", str(workshop / "weights"))
+    options = ["--set", "model.init=elder", "--set", "train.epochs=2"]
+    for run, share in (("whole", 1.0), ("between", 0.25)):
+        assert invoke(workshop, "--run", run, *options, "--set", f"model.trained={share}").exit_code == 0
+    before, whole, between = (
+        checkpoint.load(folder)[0].state_dict()
+        for folder in (
+            workshop / "weights/elder",
+            *(workshop / f"runs/{run}/export/people" for run in ("whole", "between")),
+        )
+    )
+    for name, value in between.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * whole[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_network_of_small_pictures_goes_on_with_larger_ones() -> None:
     small = build("mobilefacenet", {"image_size": 64, "dimensions": 8}).eval()
     large = build("mobilefacenet", {"image_size": 112, "dimensions": 8}).eval()
@@ -226,6 +247,7 @@ def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
     [
         ('loss={kind="distillation"}', "name of a teacher"),
         ("model.freeze=1", "there is none"),
+        ("model.trained=0.5", "there is none"),
         ('loss={kind="triplet", teacher="wise"}', "name of a teacher"),
         ("augment.mixup=0.2", "neither"),
         ("train.batch_size=30", "multiple of images"),
