@@ -264,7 +264,7 @@ def test_bad_requests(
 
 def test_a_wrong_method_is_told_all_right_ones(running: TestClient) -> None:
     response = running.request("PATCH", "/collections/doors/subjects/x")
-    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET, PUT")
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
     assert running.get("/classify").headers["allow"] == "POST"
 
 

@@ -231,7 +231,7 @@ def test_wrong_settings_and_a_restore_under_way_are_told_in_a_line(
         assert "being restored" in gallery_of("list").stderr
     monkeypatch.setenv("VESTIBULE_PORT", "x")
     wrong = gallery_of("list")
-    assert (wrong.exit_code, wrong.stderr.startswith("vestibule: port: ")) == (1, True)
+    assert (wrong.exit_code, wrong.stderr.startswith("vestibule: VESTIBULE_PORT: ")) == (1, True)
 
 
 @pytest.mark.slow

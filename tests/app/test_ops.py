@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -14,7 +15,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, settings
 from prometheus_client.parser import text_string_to_metric_families
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -127,11 +128,16 @@ def test_docs_need_no_other_host(client: TestClient) -> None:
     derandomize=True,
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
+# The other names of zip and NDJSON, which it cannot write.
+@pytest.mark.filterwarnings("ignore:Skipped test cases with unsupported payload media types")
 def test_the_openapi_document_keeps_its_word(address: str, case: schemathesis.Case[Any]) -> None:
     response = case.call(base_url=address)
     assert response.status_code < 500 or response.status_code == 503
     # That a string of bytes is a picture is nothing a schema can say.
-    case.validate_response(response, excluded_checks=[positive_data_acceptance])
+    excluded = [positive_data_acceptance]
+    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        excluded.append(negative_data_rejection)  # it does not know 413, with which a body of a long list is refused
+    case.validate_response(response, excluded_checks=excluded)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
