@@ -55,7 +55,7 @@ def decode(data: bytes, limits: Limits, enough: int | None = None, *, keep_alpha
     Raises:
         UnsupportedImage: none of these formats. DamagedImage: broken or cut short. ImageTooLarge: over a limit.
     """
-    return load(open_image(data, limits), enough, keep_alpha=keep_alpha)
+    return load(open_image(data, limits), data, enough, keep_alpha=keep_alpha)
 
 
 def is_large(image: Image.Image, data: bytes) -> bool:
@@ -123,8 +123,6 @@ def open_image(data: bytes, limits: Limits) -> Image.Image:
         raise ImageTooLarge(f"the picture has {width} x {height} pixels; at most {limits.pixels} are decoded")
     if _scans(image, data) > MOST_SCANS:
         raise DamagedImage(f"the JPEG has more than {MOST_SCANS} scans")
-    if _lacks_only_its_end(image, data):
-        return Image.open(io.BytesIO(data + _JPEG_END), formats=("JPEG",))
     return image
 
 
@@ -132,7 +130,7 @@ def _lacks_only_its_end(image: Image.Image, data: bytes) -> bool:
     """Whether a JPEG is whole but for the marker at its end, as some cameras and downloads leave it.
 
     Pillow refuses such a file. With the marker it reads any that is cut short, whose lower part is grey; libjpeg-turbo
-    warns of that.
+    warns of that, when it has decoded all of it.
     """
     if image.format != "JPEG" or data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN):
         return False
@@ -150,9 +148,11 @@ def _scans(image: Image.Image, data: bytes) -> int:
     return data.count(_JPEG_SCAN) if image.format == "JPEG" else 1
 
 
-def load(image: Image.Image, enough: int | None, *, keep_alpha: bool = False) -> Image.Image:
-    """Decode a picture of which the header is read. See `decode`."""
+def load(image: Image.Image, data: bytes, enough: int | None, *, keep_alpha: bool = False) -> Image.Image:
+    """Decode the picture that `open_image` made of `data`. See `decode`."""
     try:
+        if _lacks_only_its_end(image, data):
+            image = Image.open(io.BytesIO(data + _JPEG_END), formats=("JPEG",))
         if enough is not None:
             _reduce(image, enough)
         return image_decoder.load(image, keep_alpha=keep_alpha)

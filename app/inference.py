@@ -137,7 +137,7 @@ class Inference:
 
         def work() -> T | Long[T]:
             image = open_image(data, self._limits)
-            rest = Long(lambda: prepare(load(image, enough, keep_alpha=keep_alpha)))
+            rest = Long(lambda: prepare(load(image, data, enough, keep_alpha=keep_alpha)))
             return rest if is_large(image, data) else rest.rest()
 
         prepared = await self.engine.decoded(work, is_long=len(data) > LARGE_BYTES)

@@ -27,11 +27,11 @@ from app.errors import (
     problem,
 )
 from app.gallery_schemas import Key
-from app.large_json import from_base64
+from app.large_json import PIECE, from_base64
 from app.zip_reader import Entry, ZipReader
 from index.errors import InvalidError
 from index.job_records import Item, Outcome, Properties
-from index.validation import unit_vectors
+from index.validation import check_key, unit_vectors
 
 ZIP, LINES = "application/zip", "application/x-ndjson"
 # The names that other programs use: Windows' browsers, the JSON Lines project, and others.
@@ -39,9 +39,13 @@ CONTENT_TYPES = {
     ZIP: (ZIP, "application/x-zip-compressed", "application/x-zip"),
     LINES: (LINES, "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines"),
 }
-# Which of the problems of a line are reported, how long each may be, and by how many commas a line may be divided: more
-# than any valid line has, of a vector of 4096 numbers and 16 KiB of metadata.
-MOST_PROBLEMS, MOST_CHARACTERS, MOST_COMMAS = 5, 160, 32_768
+# Which of the problems of a line are reported, and how long each may be.
+MOST_PROBLEMS, MOST_CHARACTERS = 5, 160
+# Of a line, so that the parser, which holds the interpreter lock, takes no more than about 0.1 s. More commas and
+# brackets than any valid line has, of a vector of 4096 numbers and 16 KiB of metadata; more escapes than a picture in
+# base64 of 32 MiB, with each slash and each line break escaped.
+MOST_COMMAS, MOST_CONTAINERS, MOST_ESCAPES = 32_768, 20_000, 4_000_000
+# Of an upload. As many blank ones may follow.
 MOST_LINES = 1_000_000
 # Beyond the body's limit, of what is packed: each picture's bytes, all together, and how many.
 MOST_PACKED, MOST_UNPACKED, MOST_FILES = 32 * 2**20, 256 * 2**20, 100_000
@@ -113,17 +117,34 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
         raise BadRequest("the lines are in UTF-16; send them in UTF-8")
     for number, whole_line in enumerate(io.BytesIO(data)):
         line = whole_line.removeprefix(codecs.BOM_UTF8)  # of files that were joined, each may have one
-        if line.strip():
-            if number >= MOST_LINES:
-                raise BodyTooLarge(f"one upload may have {MOST_LINES} lines")
+        is_blank = not line.strip()
+        if number >= MOST_LINES * (2 if is_blank else 1):
+            raise BodyTooLarge(f"one upload may have {MOST_LINES} lines")
+        if not is_blank:
             yield number, line
+
+
+def _check_structure(line: bytes) -> None:
+    """Refuse a line that would take the parser long. It is counted in pieces, between which other threads run."""
+    commas = containers = escapes = 0
+    for begin in range(0, len(line), PIECE):
+        end = begin + PIECE
+        commas += line.count(b",", begin, end)
+        containers += line.count(b"[", begin, end) + line.count(b"{", begin, end)
+        escapes += line.count(b"\\", begin, end)
+    for count, most, what in (
+        (commas, MOST_COMMAS, "commas"),
+        (containers, MOST_CONTAINERS, "brackets"),
+        (escapes, MOST_ESCAPES, "backslashes"),
+    ):
+        if count > most:
+            raise BadRequest(f"the line has more than {most} {what}")
 
 
 def _from_lines(data: bytes, dimensions: int, *, vectors: bool) -> Iterator[Item | Outcome]:
     for number, line in _lines(data):
         try:
-            if line.count(b",") > MOST_COMMAS:
-                raise BadRequest(f"the line has more than {MOST_COMMAS} commas")
+            _check_structure(line)
             sent = BulkLine.model_validate_json(line)
             if sent.vector is not None and not vectors:
                 raise Unprocessable("vectors need the fingerprint of the pipeline that made them: ?fingerprint=...")
@@ -142,6 +163,10 @@ def _reasons(error: ValidationError) -> str:
 
 
 def _item(number: int, sent: BulkLine, dimensions: int) -> Item:
+    try:
+        check_key(sent.subject_id, "subject")
+    except InvalidError as error:
+        raise BadRequest(str(error)) from error
     properties = None
     if sent.model_fields_set & {"name", "metadata", "expires_at"}:
         expires_at = sent.expires_at.timestamp() if sent.expires_at else None

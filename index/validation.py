@@ -29,6 +29,7 @@ EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12,
 # By how much the squared length of a vector may differ from 1: float32 rounds it, and so does a network's own scaling.
 UNIT_TOLERANCE = 1e-5
 
+_UNASSIGNED = "Cn"
 _PUNCTUATION = frozenset("_.@:+ -\u200c\u200d")
 # Text that JSON's parser accepts although no answer can hold its value. Few rows have any of it.
 _SUSPECT = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{300}|\\u[dD]")
@@ -76,13 +77,20 @@ def are_unit(vectors: Floats) -> npt.NDArray[np.bool_]:
 def check_key(key: str, what: str) -> None:
     """See that `key` can name `what` (a subject, a collection) in a URL: letters, digits, `_.@:+-` and spaces.
 
+    Characters that this Python's Unicode version does not know are accepted: they may be letters of a later version,
+    which the API's pattern knows.
+
     Raises:
-        InvalidError: it is empty, longer than 128 characters, or has another character, which the message names.
+        InvalidError: it is empty, longer than 128 characters, `.` or `..`, which clients take out of a URL; or it has
+            another character, which the message names.
     """
     if not 0 < len(key) <= MAX_KEY:
         raise InvalidError(f"expected the {what}'s id to have 1 to {MAX_KEY} characters, got {len(key)}")
+    if key in (".", ".."):
+        raise InvalidError(f"the {what}'s id is {key!r}, which no URL can name")
     for character in key:
-        if unicodedata.category(character)[0] not in "LMN" and character not in _PUNCTUATION:
+        category = unicodedata.category(character)
+        if category[0] not in "LMN" and category != _UNASSIGNED and character not in _PUNCTUATION:
             raise InvalidError(f"the {what}'s id has the character U+{ord(character):04X}, which ids cannot have")
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Data sets have PGM and PPM as well, which nobody sends to a service.
 FILE_FORMATS = (*FORMATS, "PPM")
 STRIP_PIXELS = 2**20
+# Characters of a PNG's texts that are kept. XMP, which may tell the orientation, mostly has fewer.
+MOST_TEXT = 2**16
 # Increased when the pixels of some file change. Decoded copies of other versions are not used.
 VERSION = 2
 
@@ -44,13 +46,34 @@ def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image
         UnsupportedFormatError, DamagedError. TooManyPixelsError: by Pillow's own limit, where that is not turned off.
     """
     try:
-        return Image.open(source, formats=formats)
+        image = Image.open(source, formats=formats)
+        _drop_texts(image)
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(f"none of {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError("too many pixels") from error
     except Exception as error:
         raise DamagedError(f"the header cannot be read: {error}") from error
+    return image
+
+
+def _drop_texts(image: Image.Image) -> None:
+    """Let go of a PNG's texts beyond MOST_TEXT characters.
+
+    Pillow keeps 64 Mi characters of up to 4 bytes with the picture, and 70 kB of chunks may unpack to so many.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return
+    texts = image.text if image.png is None else image.png.im_text
+    kept = 0
+    for key, text in [*texts.items()]:
+        kept += len(text)
+        if kept > MOST_TEXT:
+            kept -= len(text)
+            del texts[key]
+            image.info.pop(key, None)
+            if image.png is not None:  # what an animation begins anew with
+                image.png.rewind_state.info.pop(key, None)
 
 
 def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
@@ -64,6 +87,7 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
     """
     try:
         image.load()
+        _drop_texts(image)  # those that follow the pixels
         # Damaged EXIF raises anything, and the picture itself is fine.
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)

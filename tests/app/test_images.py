@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
@@ -258,6 +259,23 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read(mode: str, *, progressive
             decode(whole[:-cut], LIMITS)
     with pytest.raises(DamagedImage):
         decode(whole[:-3000] + bytes(100), LIMITS)
+
+
+def test_nothing_is_decoded_to_read_the_header_of_a_jpeg_that_lacks_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode_jpeg = simplejpeg.decode_jpeg
+
+    def counting(data: bytes, *given: object, **options: object) -> object:
+        decoded.append(len(data))
+        return decode_jpeg(data, *given, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counting)
+    cut = bad_inputs.coffee()[:-2]
+    assert count_pixels(cut, LIMITS) == 240_000
+    assert open_image(cut, LIMITS).size == (600, 400)
+    assert not decoded
+    assert decode(cut, LIMITS).size == (600, 400)
+    assert decoded
 
 
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:

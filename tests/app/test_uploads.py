@@ -372,8 +372,19 @@ def test_outcome_of_a_line_is_short_whatever_the_line_holds() -> None:
     assert detail(item).endswith("a vector: colour: Extra inputs are not permitted")
     (item,) = read(b"{" + b'"k":1,' * 40_000 + b'"k":1}\n', LINES)
     assert "commas" in detail(item)
+    deep = b"[" * 90 + b"]" * 90
+    (item,) = read(line(metadata={"k": 0}).replace(b"0", b"[" + b",".join([deep] * 300) + b"]"), LINES)
+    assert "brackets" in detail(item)
+    (item,) = read(line(image="\n" * 4_000_001), LINES)
+    assert "backslashes" in detail(item)
     (item,) = read(line(image=None, vector=[0.5] * 4096), LINES, 4096, vectors=True)
     assert isinstance(item, Item)
+
+
+def test_id_that_no_url_can_name_costs_no_neighbour() -> None:
+    first, second = read(line(subject_id="..") + line(subject_id="..."), LINES)
+    assert "no URL can name" in detail(first)
+    assert isinstance(second, Item)
 
 
 def test_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +392,8 @@ def test_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read(line() * 3 + b"\n\n", LINES)) == 3
     with pytest.raises(BodyTooLarge):
         read(line() * 4, LINES)
+    with pytest.raises(BodyTooLarge):
+        read(line() + b"\n" * 6, LINES)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,8 @@ def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -
         ("a\n", r"U\+000A"),
         ("a\ud800", r"U\+D800"),
         ("😀", r"U\+1F600"),
+        (".", "no URL can name"),
+        ("..", "no URL can name"),
     ],
 )
 def test_keys_that_no_url_can_have_are_refused(key: str, message: str) -> None:
@@ -200,7 +202,8 @@ def test_keys_that_no_url_can_have_are_refused(key: str, message: str) -> None:
 
 
 def test_keys_of_any_alphabet_are_accepted() -> None:
-    for key in ("Zoë", "北", "a b-c_d.e@f:g+1", "नमस्\u200dते", "a" * 128):
+    newer = "\U00031350"  # a letter since Unicode 15
+    for key in ("Zoë", "北", "a b-c_d.e@f:g+1", "नमस्\u200dते", "a" * 128, "...", newer):
         check_key(key, "subject")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from app.errors import VestibuleError
 from app.images import Limits, decode
@@ -130,3 +132,26 @@ def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
         data.picture_files(tmp_path, told.append)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("is_animated", [False, True])
+def test_little_is_kept_of_texts_that_a_few_bytes_unpack_to(*, is_animated: bool) -> None:
+    others = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if is_animated else {}
+    plain = encode(Image.new("RGB", (8, 8)), **others)
+    packed = zlib.compress(b"a" * 2**20, 9)
+    before, after = (
+        b"".join(_chunk(b"zTXt", b"%s%d\0\0" % (name, n) + packed) for n in range(3)) for name in (b"a", b"b")
+    )
+    texts = plain[:33] + _chunk(b"tEXt", b"Title\0cup") + before + plain[33:-12] + after + plain[-12:]
+    opened = image_decoder.open_image(io.BytesIO(texts), ("PNG",))
+    assert isinstance(opened, PngImagePlugin.PngImageFile)
+    assert opened.png is not None
+    assert opened.png.im_text == {"Title": "cup"}
+    loaded = image_decoder.load(opened)
+    assert loaded.info["Title"] == "cup"
+    assert not [value for value in loaded.info.values() if isinstance(value, str) and len(value) > 3]
+    assert opened.text == {"Title": "cup"}
