@@ -130,3 +130,19 @@ def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
         data.picture_files(tmp_path, told.append)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_training_reads_a_jpeg_that_lacks_only_its_end_marker(mode: str, tmp_path: Path) -> None:
+    whole = encode(photo("coffee").resize((64, 48)).convert(mode), "JPEG")
+    served = decode(whole, LIMITS).tobytes()
+    path = tmp_path / "a.jpg"
+    for cut in (1, 2):
+        path.write_bytes(whole[:-cut])
+        for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(whole[:-cut])), read_photo(path)):
+            assert isinstance(trained, Image.Image)
+            assert trained.tobytes() == served
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        data.decoded("here", path)
+    assert read_photo(path) == "damaged: OSError"
