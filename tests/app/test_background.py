@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  what it waits for has no event
             await asyncio.sleep(0.001)
 
 
