@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
+import structlog
+
+log = structlog.get_logger()
+
 
 @asynccontextmanager
 async def running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
@@ -22,7 +26,10 @@ async def _beat(keep: Callable[[], Awaitable[bool]], every_s: float) -> None:
     held = True
     while held:
         await asyncio.sleep(every_s)
-        held = await keep()
+        try:
+            held = await keep()
+        except Exception as error:  # noqa: BLE001  a full disk or queue; the next attempt may come before the lease ends
+            log.warning("lease_not_renewed", error=str(error))
 
 
 def kept(keep: Callable[[], Awaitable[bool]], every_s: float) -> AbstractAsyncContextManager[None]:

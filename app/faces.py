@@ -73,9 +73,12 @@ class FoundFace:
     prominence: float  # see `detector.prominence`
 
     @classmethod
-    def of(cls, image: Image.Image, face: Face) -> FoundFace:
-        """Align and measure a face of this picture; takes some milliseconds."""
-        crop = align.align(image, face.landmarks)
+    def of(cls, image: Image.Image, face: Face) -> FoundFace | None:
+        """Align and measure a face of this picture; takes some milliseconds. None: its landmarks have no alignment."""
+        try:
+            crop = align.align(image, face.landmarks)
+        except align.NoAlignmentError:
+            return None
         return cls(face, crop, align.measure(face, crop), detector.prominence(face, image.size))
 
     def described(self) -> DetectedFace:
@@ -248,7 +251,7 @@ class Faces:
             return detection_scale.merge(chosen, found)
 
         found = await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
-        return Found(image, chosen, found)
+        return Found(image, chosen, [face for face in found if face is not None])
 
     async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels], timings: Timings) -> list[Tensor]:
         """The detector's maps of a level's tiles, in batches [N, 15, h, w]: few tiles at a time, so that others get in

@@ -80,7 +80,12 @@ class Rule:
         if repeated:
             return [Decision(bool(found) and self._is_near(found[0]), list(found)) for found in faces]
         taken = self._assigned(faces)
-        return [self._of_face(found, face, taken) for face, found in enumerate(faces)]
+        subjects = {match.subject.id for match in taken.values()}
+        rest = [[match for match in found if match.subject.id not in subjects] for found in faces]
+        return [
+            Decision(True, [taken[face], *others]) if face in taken else Decision(False, others)
+            for face, others in enumerate(rest)
+        ]
 
     def _assigned(self, faces: Sequence[Sequence[Match]]) -> dict[int, Match]:
         near = {
@@ -101,10 +106,3 @@ class Rule:
 
     def _is_near(self, match: Match) -> bool:
         return self.decides and self.threshold is not None and match.similarity >= self.threshold.similarity
-
-    @staticmethod
-    def _of_face(found: Sequence[Match], face: int, taken: dict[int, Match]) -> Decision:
-        own = taken.get(face)
-        others = {match.subject.id for other, match in taken.items() if other != face}
-        rest = [match for match in found if match is not own and match.subject.id not in others]
-        return Decision(own is not None, ([own] if own else []) + rest)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage, VestibuleError
 from models import image_decoder
-from models.image_decoder import FORMATS
+from models.image_decoder import FORMATS, JPEG_SCAN
 
 # A picture of more bytes or pixels may take more than 0.2 s to decode, whatever its format. So may one of several
 # scans that has fewer: a progressive JPEG has ten or so, each of which costs about a tenth of the whole.
@@ -21,7 +21,7 @@ LARGE_BYTES, LARGE_PIXELS, USUAL_SCANS = 2**20, 4_000_000, 10
 MOST_SCANS = 100
 # A JPEG of so few bytes and pixels is decoded within a millisecond, whatever is in it.
 SHORT_BYTES, FEW_PIXELS = 32 * 1024, 256 * 256
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_JPEG = b"\xff\xd8\xff"
 # Of segments between its beginning and its scan it has fewer than so many.
 FEW_SEGMENTS = 32
 _APP1, _BASELINE, _SCAN = 0xE1, 0xC0, 0xDA
@@ -126,33 +126,15 @@ def open_image(data: bytes, limits: Limits) -> Image.Image:
     return image
 
 
-def _lacks_only_its_end(image: Image.Image, data: bytes) -> bool:
-    """Whether a JPEG is whole but for the marker at its end, as some cameras and downloads leave it.
-
-    Pillow refuses such a file. With the marker it reads any that is cut short, whose lower part is grey; libjpeg-turbo
-    warns of that, when it has decoded all of it.
-    """
-    if image.format != "JPEG" or data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN):
-        return False
-    if data.endswith(b"\0\0"):  # a download that was cut short into a file of the full size; zeros decode, too
-        return False
-    try:
-        simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
-    except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
-        return False
-    return True
-
-
 def _scans(image: Image.Image, data: bytes) -> int:
     """How many scans a JPEG has, at most; 1 for any other format. In compressed data no marker follows 0xFF."""
-    return data.count(_JPEG_SCAN) if image.format == "JPEG" else 1
+    return data.count(JPEG_SCAN) if image.format == "JPEG" else 1
 
 
 def load(image: Image.Image, data: bytes, enough: int | None, *, keep_alpha: bool = False) -> Image.Image:
     """Decode the picture that `open_image` made of `data`. See `decode`."""
     try:
-        if _lacks_only_its_end(image, data):
-            image = Image.open(io.BytesIO(data + _JPEG_END), formats=("JPEG",))
+        image = image_decoder.with_end(image, data)
         if enough is not None:
             _reduce(image, enough)
         return image_decoder.load(image, keep_alpha=keep_alpha)

@@ -76,7 +76,8 @@ class Recognition:
             matches: list[list[Match]] = []
             if wanted:
                 queries = np.stack([face.vector.numpy() for face in wanted])
-                limit = params.limit + len(wanted) - 1  # others of the picture may take the first ones
+                # Other faces of the picture may take the first ones.
+                limit = params.limit + (0 if params.repeated else len(wanted) - 1)
                 with compared():
                     matches = await self._ask(
                         lambda: search(
@@ -89,8 +90,9 @@ class Recognition:
                             fingerprint=found.fingerprint,
                         )
                     )
-            decisions = iter(rule.decide(matches, repeated=params.repeated))
-            decided = {id(face): next(decisions) for face in wanted}
+            # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
+            decisions = await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+            decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
             describe = _Describer(rule, model.card.matching, params.limit)
             faces = [describe(face, decided.get(id(face))) for face in seen]
             named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]

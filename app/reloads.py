@@ -45,11 +45,16 @@ class Reloads:
         """Reload what the others do, for as long as this is not cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
-            for name in await engine.stored(self.news):
+            try:
+                names = await engine.stored(self.news)
+            except (VestibuleError, OSError) as error:  # as of too many open files; the next round asks again
+                log.error("reloads_not_read", error=str(error))
+                continue
+            for name in names:
                 try:
                     await engine.reload(name)
-                except (VestibuleError, OSError) as error:
-                    log.error("not_reloaded", model=name, error=str(error))
+                except Exception as error:  # whatever a damaged folder leads to; the task must go on
+                    log.exception("not_reloaded", model=name, error=str(error))
 
     def _told(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in self._folder.glob("[!.]*")}

@@ -6,15 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from app.settings import MOST_IMAGES
 from models.align import Reason
 from models.card import ModelCard, Name
 
 ModelName = Name
 EncodingFormat = Literal["float", "base64"]
-
-
-# Settings may allow a request fewer pictures, but no more.
-MOST_IMAGES = 1024
 
 
 class _Schema(BaseModel):

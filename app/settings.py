@@ -13,15 +13,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.encryption import operator_key, read_key
-from app.schemas import MOST_IMAGES
 from index.sealing import OperatorKey
-from models.choice import Wanted
+from models.runtime_names import Wanted
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+# Threads cannot wait for longer than some 292 years, nor for ever.
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
+# The most that `max_images` may allow; request schemas have it as a constant bound.
+MOST_IMAGES = 1024
 PREFIX = "VESTIBULE_"
 # Variables with this prefix that are not settings of the service: those of the client, and of training.
 OTHER_VARIABLES = frozenset({"VESTIBULE_URL", "VESTIBULE_API_KEY", "VESTIBULE_DATASETS", "VESTIBULE_RUNS"})
@@ -79,6 +81,14 @@ def _root_path(text: str) -> str:
     return path
 
 
+def _given(value: object) -> object:
+    """Refuse the empty text that an unset variable of a compose file becomes: as a path it is the current folder."""
+    if value == "":
+        raise ValueError("expected a folder; leave the variable out for the default")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_given)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
@@ -112,11 +122,11 @@ class Settings(BaseSettings):
     allowed_hosts: Hosts = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
     allowed_origins: Origins = ()  # foreign web pages that may call, as "https://example.org"
 
-    weights: Path = PROJECT / "weights"
-    state: Path = PROJECT / "state"  # what the service keeps: the gallery, keys
+    weights: Folder = PROJECT / "weights"
+    state: Folder = PROJECT / "state"  # what the service keeps: the gallery, keys
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
     encryption_key_file: Path | None = None  # or where it lies
-    probes: Path = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
+    probes: Folder = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
     runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
     model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
     default_classifier: str = "efficientnet-lite0"

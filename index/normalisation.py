@@ -67,10 +67,12 @@ def _normalise(db: apsw.Connection) -> None:
 def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
     changed = []
     for number, key, name, metadata in records.readable_subjects(db, cipher, collection_id):
-        with suppress(ValueError, AttributeError):  # damaged metadata, which `vestibule gallery verify` reports
-            new = normalised(key), normalised_json(metadata)
-            if new != (key, metadata):
-                changed.append((number, key, name, *new))
+        new = (
+            normalised(key),
+            normalised_json(metadata),
+        )  # damaged metadata stays; `vestibule gallery verify` reports it
+        if new != (key, metadata):
+            changed.append((number, key, name, *new))
     for number, key, name, new_key, metadata in changed:
         db.execute("UPDATE OR IGNORE subjects SET key = ? WHERE id = ?", (cipher.lookup(new_key), number))
         is_renamed = db.changes() > 0

@@ -38,12 +38,17 @@ def normalised_where(where: Mapping[str, Iterable[T]]) -> dict[str, list[T]]:
 
 
 def normalised_json(metadata: str) -> str:
-    """`normalised_metadata` of JSON, which is returned as it is where nothing changes."""
+    """`normalised_metadata` of JSON, which is returned as it is where nothing changes or where it is no JSON object."""
     if metadata.isascii() and "\\u" not in metadata:
         return metadata
-    before = json.loads(metadata)
-    after = normalised_metadata(before)
-    return metadata if after == before else json.dumps(after)
+    try:
+        before = json.loads(metadata)
+        if not isinstance(before, dict):
+            return metadata
+        after = normalised_metadata(before)
+        return metadata if after == before else json.dumps(after)
+    except (ValueError, RecursionError):
+        return metadata
 
 
 def _normalised_value(value: Any) -> Any:

@@ -35,11 +35,15 @@ TEMPLATE: tuple[Point, ...] = (
 INNER = (slice(36, 108), slice(26, 87))
 
 
+class NoAlignmentError(ValueError):
+    """Points that are all the same, not finite, or so placed that no similarity transform fits them."""
+
+
 def similarity(source: Sequence[Point], target: Sequence[Point] = TEMPLATE) -> Doubles:
     """The matrix [2, 3] of the similarity transform that takes `source` to `target` with the least squared error.
 
     Raises:
-        ValueError: different numbers of points, or points that are all the same or not finite.
+        ValueError: different numbers of points. NoAlignmentError.
     """
     if len(source) != len(target):
         raise ValueError(f"expected {len(target)} points, got {len(source)}")
@@ -48,8 +52,10 @@ def similarity(source: Sequence[Point], target: Sequence[Point] = TEMPLATE) -> D
     centred = z - z.mean()
     spread = float((abs(centred) ** 2).sum())
     if not (math.isfinite(spread) and spread > 0):
-        raise ValueError("points that are all the same, or not finite, have no alignment")
+        raise NoAlignmentError("points that are all the same, or not finite, have no alignment")
     a = complex((centred.conj() * (w - w.mean())).sum() / spread)
+    if a == 0:
+        raise NoAlignmentError("the best transform of these points makes one point of all")
     b = complex(w.mean() - a * z.mean())
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
@@ -62,7 +68,7 @@ def align(picture: Image.Image | Pixels, landmarks: Sequence[Point]) -> Pixels:
     of the face, not on that of the picture.
 
     Raises:
-        ValueError: landmarks without an alignment (see `similarity`).
+        ValueError: see `similarity`; NoAlignmentError is one.
     """
     matrix = similarity(landmarks)
     turn = matrix[:, :2]

@@ -26,9 +26,9 @@ from models.checkpoint import write_atomically
 from models.compiled import AnySizeRuntime, OpenVinoRuntime
 from models.graphs import GraphRuntime
 from models.runtime import Runtime, default_device, signature
+from models.runtime_names import Wanted
 from models.timing import Turn, at_once, interleaved_medians
 
-Wanted = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
 # What answers mean: logits are compared as probabilities, vectors by direction, maps value by value. Pictures may have
 # any size where answers are maps, else they have one.
 Kind = Literal["logits", "vectors", "maps"]

@@ -6,11 +6,13 @@ bits, and the EXIF orientation is applied. Of an animation the first frame is re
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -19,6 +21,7 @@ FILE_FORMATS = (*FORMATS, "PPM")
 STRIP_PIXELS = 2**20
 # Characters of a PNG's texts that are kept. XMP, which may tell the orientation, mostly has fewer.
 MOST_TEXT = 2**16
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 # Increased when the pixels of some file change. Decoded copies of other versions are not used.
 VERSION = 2
 
@@ -96,6 +99,38 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         raise DamagedError(f"the data cannot be decoded: {error}") from error
 
 
+def with_end(image: Image.Image, data: bytes) -> Image.Image:
+    """The opened picture of these bytes; a JPEG that lacks only its end marker is opened anew with one.
+
+    Some cameras and downloads leave such files. Pillow refuses them, and with the marker it would read any file that is
+    cut short, its lower part grey; libjpeg-turbo warns of that.
+    """
+    if image.format != "JPEG" or data.rfind(JPEG_END) > data.rfind(JPEG_SCAN):
+        return image
+    if data.endswith(b"\0\0"):  # a download that was cut short into a file of the full size; zeros decode, too
+        return image
+    try:
+        simplejpeg.decode_jpeg(data + JPEG_END, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
+    except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
+        return image
+    return Image.open(io.BytesIO(data + JPEG_END), formats=("JPEG",))
+
+
+def load_file(image: Image.Image) -> Image.Image:
+    """`load` of a picture that `open_image` opened and that still has its file; see `with_end`.
+
+    Raises:
+        DamagedError.
+    """
+    if image.format == "JPEG" and image.fp is not None:
+        try:
+            image.fp.seek(0)
+            image = with_end(image, image.fp.read())
+        except OSError as error:
+            raise DamagedError(f"the file cannot be read: {error}") from error
+    return load(image)
+
+
 def read(source: BinaryIO | Path) -> Image.Image:
     """A file's picture: upright, RGB.
 
@@ -103,7 +138,7 @@ def read(source: BinaryIO | Path) -> Image.Image:
         DecodeError: see `open_image` and `load`. A path that cannot be opened is a DamagedError as well.
     """
     with open_image(source, FILE_FORMATS) as image:
-        return load(image)
+        return load_file(image)
 
 
 def is_picture(path: Path) -> bool:

@@ -411,17 +411,17 @@ def _explain(error: dict[str, Any]) -> str:
 
 def datasets_folder() -> Path:
     """Where data sets lie: VESTIBULE_DATASETS, by default ./data."""
-    return Path(os.environ.get("VESTIBULE_DATASETS", "data"))
+    return Path(os.environ.get("VESTIBULE_DATASETS") or "data")
 
 
 def runs_folder() -> Path:
     """Where runs and decoded data go: VESTIBULE_RUNS, by default ./runs."""
-    return Path(os.environ.get("VESTIBULE_RUNS", "runs"))
+    return Path(os.environ.get("VESTIBULE_RUNS") or "runs")
 
 
 def weights_folder() -> Path:
     """Where shipped models lie: VESTIBULE_WEIGHTS, by default ./weights."""
-    return Path(os.environ.get("VESTIBULE_WEIGHTS", "weights"))
+    return Path(os.environ.get("VESTIBULE_WEIGHTS") or "weights")
 
 
 def exported(name: str) -> Path:

@@ -185,7 +185,7 @@ def read_photo(path: Path) -> Image.Image | str:
                 # Pillow's own limit is the process's, and somebody may have turned it off.
                 if image.width * image.height > _MOST_PIXELS:
                     return "too many pixels"
-                return image_decoder.load(image)
+                return image_decoder.load_file(image)
     except image_decoder.DamagedError as error:
         # No message: it may name this machine's folders.
         return f"damaged: {type(error.__cause__).__name__}"

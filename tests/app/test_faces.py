@@ -12,8 +12,8 @@ from PIL import Image
 
 from app import loading
 from app.settings import PROJECT
-from models import align, checkpoint
-from models.detector import CenterFaceDetector
+from models import align, checkpoint, detection_scale
+from models.detector import CenterFaceDetector, Face
 from tests.app.embedder import PREPROCESS
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
@@ -53,6 +53,17 @@ def test_landmarks_lie_where_their_names_say(client: TestClient) -> None:
     points = face["landmarks"]
     assert left < points["left_eye"][0] < points["nose"][0] < points["right_eye"][0] < right
     assert top < points["left_eye"][1] < points["nose"][1] < points["left_mouth"][1] < bottom
+
+
+def test_a_face_whose_landmarks_are_one_point_is_left_out(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = detection_scale.merge
+    odd = Face((10.0, 10.0, 60.0, 60.0), 0.99, ((30.0, 30.0),) * 5)
+    expected = detect(client, photo("astronaut"))
+    monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd, *merge(scan, found)])
+    assert detect(client, photo("astronaut")) == expected
+    monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd])
+    sent = {"content": encode(photo("astronaut")), "headers": {"content-type": "image/png"}}
+    assert client.post("/embed", **sent).json()["type"].endswith("no-face")
 
 
 def test_a_cup_of_coffee_has_no_face(client: TestClient) -> None:

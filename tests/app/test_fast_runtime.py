@@ -13,7 +13,8 @@ from PIL import Image
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from models.choice import Verdict, Wanted
+from models.choice import Verdict
+from models.runtime_names import Wanted
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -281,3 +282,20 @@ def test_at_the_threshold_itself_is_a_match() -> None:
     assert only.matched
     (nobody,) = rule.decide([[]], repeated=False)
     assert (nobody.matched, nobody.candidates) == (False, [])
+
+
+def test_faces_are_assigned_to_subjects_off_the_event_loop(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    decide = Rule.decide
+
+    def recorded(self: Rule, faces: Any, *, repeated: bool) -> Any:
+        threads.append(threading.current_thread().name)
+        return decide(self, faces, repeated=repeated)
+
+    monkeypatch.setattr(Rule, "decide", recorded)
+    params = {"collection": "doors"}
+    response = gallery.post("/search", params=params, content=encode(side_by_side()), headers=PNG)
+    assert len(response.json()["data"][0]["faces"]) == 2
+    assert [name.startswith("decode") for name in threads] == [True]

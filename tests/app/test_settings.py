@@ -72,6 +72,10 @@ def test_origins_may_be_none(text: str, origins: tuple[str, ...], monkeypatch: p
         ("VESTIBULE_PORT", "70000"),
         ("VESTIBULE_WORKERS", "0"),
         ("VESTIBULE_DEADLINE_S", "soon"),
+        ("VESTIBULE_UPKEEP_S", "inf"),
+        ("VESTIBULE_UPKEEP_S", "1e10"),
+        ("VESTIBULE_STATE", ""),
+        ("VESTIBULE_WEIGHTS", ""),
         ("VESTIBULE_REQUIRE_KEYS", "perhaps"),
         ("VESTIBULE_RUNTIME", "tensorrt"),
         ("VESTIBULE_ENCRYPTION_KEY", "short"),
@@ -85,6 +89,13 @@ def test_an_error_is_one_line_that_names_the_variable(command: list[str], name: 
     assert outcome.stderr.startswith(f"vestibule: {name}: ")
     assert len(outcome.stderr.splitlines()) == 1
     assert type(outcome.exception) is SystemExit
+
+
+def test_settings_are_read_without_torch() -> None:
+    """A container's health check reads them, and has 5 s."""
+    code = "import sys; from app import cli; cli.read_settings(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_every_setting_that_is_invalid_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.settings import PROJECT
 from vestibule_client import NEVER, AsyncClient, Client, VestibuleError
+from vestibule_client.client import _is_loopback
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 COFFEE = PROJECT / "examples" / "coffee.jpg"
@@ -52,11 +53,20 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         thread.join()
 
 
+@pytest.mark.parametrize(
+    ("host", "is_this_machine"),
+    [("::1", True), ("::", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False), ("10.0.0.1", False)],
+)
+def test_addresses_of_this_machine(host: str, *, is_this_machine: bool) -> None:
+    assert _is_loopback(host) == is_this_machine
+
+
 def test_loopback_is_asked_directly(live: str, proxy: Proxy) -> None:
     with Client(live) as client:
         assert client.classify(COFFEE).first.predictions[0].class_ == "espresso"
-    with Client(live.replace("127.0.0.1", "localhost")) as client:
-        assert client.live().status == "live"
+    for host in ("localhost", "0.0.0.0"):
+        with Client(live.replace("127.0.0.1", host)) as client:
+            assert client.live().status == "live"
 
     async def ask() -> str:
         async with AsyncClient(live) as client:

@@ -209,7 +209,7 @@ def test_erased_subjects_and_collections_that_are_there_are_found(gallery: Embed
     gallery.drop("empty")
     assert list(faults(gallery)) == []
     sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL, NULL)")(gallery)
-    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0, 0)")(gallery)
+    sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0, 0, 0)")(gallery)
     assert [fault[:26] for fault in faults(gallery)] == ["2 erasures were not made i"]
 
 

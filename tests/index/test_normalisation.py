@@ -148,6 +148,9 @@ def test_normalised_values() -> None:
     for same in ('{"a": 1}', json.dumps({C: C}), json.dumps({C: 1, D: 2}), '{"deep": {"\\u0308": 1}}'):
         assert normalised_json(same) is same
     assert json.loads(normalised_json(json.dumps({D: D}, ensure_ascii=False))) == {C: C}
+    deep = 100_000
+    for damaged in ("{" + D, f'"{D}"', f'["{D}"]', f'{{"{D}": {"[" * deep}{"]" * deep}}}'):
+        assert normalised_json(damaged) is damaged
 
 
 MARE_C, MARE_D = (unicodedata.normalize(form, "m\u00e4r") for form in ("NFC", "NFD"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from skimage.transform import SimilarityTransform
 
-from models.align import SIDE, TEMPLATE, Limits, Quality, Reason, align, measure, reasons, similarity
+from models.align import SIDE, TEMPLATE, Limits, NoAlignmentError, Quality, Reason, align, measure, reasons, similarity
 from models.detector import Face, Pixels, Point
 from tests.conftest import photo
 from tests.models import centerface
@@ -74,6 +74,11 @@ def test_the_fit_is_least_squares_and_opencv_agrees_where_all_points_fit() -> No
 def test_points_without_an_alignment(landmarks: list[Point], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         similarity(landmarks)
+
+
+def test_points_whose_best_transform_makes_one_point_of_all() -> None:
+    with pytest.raises(NoAlignmentError, match="one point"):
+        similarity([(1.0, 0.0), (-1.0, 0.0)], [(3.0, 0.0), (3.0, 0.0)])
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.3, 2.0, 3.1])

@@ -17,6 +17,7 @@ from models.compiled import OpenVinoRuntime
 from models.preprocess import Preprocess
 from models.registry import build
 from models.runtime import Runtime, TorchRuntime
+from models.runtime_names import Wanted
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ def test_what_is_tolerated_is_the_cards_to_say() -> None:
 def chosen(
     module: nn.Module,
     folder: Path,
-    wanted: choice.Wanted = "openvino-f32",
+    wanted: Wanted = "openvino-f32",
     tolerance: Tolerance = TOLERANCE,
     pictures: Path = EXAMPLES,
     turn: timing.Turn = timing.at_once,

@@ -155,3 +155,19 @@ def test_little_is_kept_of_texts_that_a_few_bytes_unpack_to(*, is_animated: bool
     assert loaded.info["Title"] == "cup"
     assert not [value for value in loaded.info.values() if isinstance(value, str) and len(value) > 3]
     assert opened.text == {"Title": "cup"}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_training_reads_a_jpeg_that_lacks_only_its_end_marker(mode: str, tmp_path: Path) -> None:
+    whole = encode(photo("coffee").resize((64, 48)).convert(mode), "JPEG")
+    served = decode(whole, LIMITS).tobytes()
+    path = tmp_path / "a.jpg"
+    for cut in (1, 2):
+        path.write_bytes(whole[:-cut])
+        for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(whole[:-cut])), read_photo(path)):
+            assert isinstance(trained, Image.Image)
+            assert trained.tobytes() == served
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        data.decoded("here", path)
+    assert read_photo(path) == "damaged: OSError"
