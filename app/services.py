@@ -122,6 +122,10 @@ class Services:
             NotFound, ModelRefused, Conflict: see `Engine.reload`. DiskFull: it is reloaded here, but other workers
             and the audit log do not know.
         """
+        # Shielded as the reload itself is: where the client leaves, the others and the audit log are told all the same.
+        return await asyncio.shield(asyncio.ensure_future(self._reloaded(name, actor)))
+
+    async def _reloaded(self, name: str, actor: str | None) -> ModelReloaded:
         done = await self._engine.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
         with full_disk():

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Data sets have PGM and PPM as well, which nobody sends to a service.
@@ -122,10 +122,10 @@ def load_file(image: Image.Image) -> Image.Image:
     Raises:
         DamagedError.
     """
-    if image.format == "JPEG" and image.fp is not None:
+    if isinstance(image, ImageFile.ImageFile) and image.format == "JPEG" and image.fp is not None:
         try:
             image.fp.seek(0)
-            image = with_end(image, image.fp.read())
+            return load(with_end(image, image.fp.read()))
         except OSError as error:
             raise DamagedError(f"the file cannot be read: {error}") from error
     return load(image)

@@ -62,7 +62,7 @@ def test_a_face_whose_landmarks_are_one_point_is_left_out(client: TestClient, mo
     monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd, *merge(scan, found)])
     assert detect(client, photo("astronaut")) == expected
     monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd])
-    sent = {"content": encode(photo("astronaut")), "headers": {"content-type": "image/png"}}
+    sent: dict[str, Any] = {"content": encode(photo("astronaut")), "headers": {"content-type": "image/png"}}
     assert client.post("/embed", **sent).json()["type"].endswith("no-face")
 
 

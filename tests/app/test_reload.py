@@ -22,12 +22,15 @@ from app.batcher import Batcher
 from app.engine import Engine
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.inference import Inference
+from app.keys import FOLDER, Keys
 from app.loaded import LoadedModel
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import Timings
 from app.parts import WHOLE
 from app.pipeline import Pipeline
+from app.reloads import Reloads
+from app.services import Services
 from app.settings import Settings
 from models import checkpoint
 from models.choice import Choice, Verdict
@@ -286,6 +289,25 @@ def test_a_reload_is_wholly_done_though_nobody_waits_for_it(settings: Settings) 
         done = await asyncio.gather(*(engine.reload("tiny") for _ in range(3)))
         assert [one.change for one in done] == ["unchanged"] * 3
         await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -> None:
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        await engine.start()
+        folder = settings.state / "reloads"
+        keys, other_worker = Keys(settings.state / FOLDER), Reloads(folder)
+        services = Services(Inference(settings, engine), keys, Reloads(folder))
+        tiny_model(settings.weights, seed=8)
+        leaves = asyncio.create_task(services.reload("tiny", "somebody"))
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await until(lambda: [entry.act.actor for entry in keys.audit.read()[0]] == ["somebody"])
+        assert other_worker.news() == ["tiny"]
+        await engine.stop()
+        keys.close()
 
     asyncio.run(scenario())
 

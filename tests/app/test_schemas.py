@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from app.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
 from app.bulk_schemas import BulkLine
 from app.errors import MOST_CHARACTERS, MOST_ERRORS
+from app.gallery_schemas import SubjectInfo
 from app.main import create_app
 from app.oip_schemas import InferenceRequest
 from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
@@ -165,3 +167,10 @@ def test_an_answer_names_twenty_errors_at_most(service: FastAPI) -> None:
     query = "&".join(f"x{number}=1" for number in range(1000))
     answer = client.post(f"/classify?{query}", content=b"", headers={"content-type": "image/png"})
     assert (answer.status_code, len(answer.json()["errors"])) == (422, MOST_ERRORS)
+
+
+def test_subjects_of_older_versions_can_be_answered() -> None:
+    """`gallery import` once took longer names and more metadata than the API does."""
+    stored = {"name": "n" * 257, "metadata": {"a": "x" * 20_000}, "expires_at": None}
+    info = SubjectInfo(id="a", created_at=datetime.now(UTC), faces=0, **stored)  # type: ignore[arg-type]
+    assert {name: getattr(info, name) for name in stored} == stored

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("is_animated", [False, True])
 def test_little_is_kept_of_texts_that_a_few_bytes_unpack_to(*, is_animated: bool) -> None:
-    others = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if is_animated else {}
+    others: dict[str, Any] = (
+        {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if is_animated else {}
+    )
     plain = encode(Image.new("RGB", (8, 8)), **others)
     packed = zlib.compress(b"a" * 2**20, 9)
     before, after = (
