@@ -172,5 +172,5 @@ def test_an_answer_names_twenty_errors_at_most(service: FastAPI) -> None:
 def test_subjects_of_older_versions_can_be_answered() -> None:
     """`gallery import` once took longer names and more metadata than the API does."""
     stored = {"name": "n" * 257, "metadata": {"a": "x" * 20_000}, "expires_at": None}
-    info = SubjectInfo(id="a", created_at=datetime.now(UTC), faces=0, **stored)  # type: ignore[arg-type]
+    info = SubjectInfo(id="a", created_at=datetime.now(UTC), faces=0, **stored)
     assert {name: getattr(info, name) for name in stored} == stored
