@@ -74,8 +74,8 @@ def test_every_published_number_is_there_under_one_name(tmp_path: Path) -> None:
 
 def test_the_sources_are_of_this_house() -> None:
     for source, row in SOURCES.items():
-        assert source.startswith("package:")
-        assert build(row.architecture)
+        assert source.startswith("package:" if row.distribution else "tflite:")
+        assert build(row.architecture, row.config)
 
 
 def test_an_unknown_source_is_told_with_those_that_are_known(tmp_path: Path) -> None:
