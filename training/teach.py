@@ -148,7 +148,7 @@ class NetworkTeacher:
 
     def __call__(self, faces: Pixels) -> Vectors:
         """Aligned faces [N, 112, 112, 3] -> unit vectors [N, D]."""
-        pixels = np.stack([self._card.preprocess.pixels(face) for face in faces])
+        pixels = np.stack([self._card.preprocess.pixels(Image.fromarray(face)) for face in faces])
         rows = np.arange(len(faces))
         views = predict(self._runtime, data.ImageSet(pixels, rows, ()), rows, self._card.preprocess, tta="flip")
         return np.asarray(unit(views.sum(dim=0)).numpy())

@@ -337,12 +337,13 @@ def test_the_command_writes_tables_and_plots(studio: Path, lfw: Path, orl: Path)
     tables = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
     assert [{len(row) for row in table} for table in tables] == [{9}, {6}, {9}]
     verified, promised, identified = [{row[0]: row for row in table[2:]} for table in tables]
-    assert list(verified) == ["people, all", "people, film", "LFW View 1", "LFW View 2"]
+    camera = "people, all, a camera's photo"
+    assert list(verified) == ["people, all", "people, film", camera, "LFW View 1", "LFW View 2"]
     assert list(promised) == ["people, all", "people, film"]
     assert list(identified) == ["people, film", "LFW", "ORL"]
     assert verified["LFW View 1"][1:3] == ["20", "20"]
     assert verified["LFW View 1"][-1] == "1 of 11"  # the cup
-    assert [row[3] == "" for row in verified.values()] == [True, True, False, False]
+    assert [row[3] == "" for row in verified.values()] == [True, True, True, False, False]
     assert identified["LFW"][1:3] == ["3", "11"]
     assert identified["ORL"][1:3] == ["2", "20"]
     assert identified["ORL"][-1] == "0 of 20"

@@ -160,7 +160,7 @@ def test_the_published_file_teaches_what_was_published_with_it(datasets: Callabl
     folder = datasets("mobilefacenet")
     vectors = teach.GraphTeacher(folder / "mobilefacenet.tflite", 127.5, 128.0)(first_faces(datasets("faces"), 9))
     published = np.load(folder / "faces-vectors.npy", mmap_mode="r")[:9].astype(np.float32)
-    np.testing.assert_allclose(vectors, published, atol=1e-3)
+    np.testing.assert_allclose(vectors, published, atol=2e-3)  # published in float16
 
 
 def test_without_the_teacher_it_says_what_to_install(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
