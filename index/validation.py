@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float32]
 MAX_KEY, MAX_NAME = 128, 256  # characters
 MAX_METADATA = 16 * 1024  # bytes of JSON
 MAX_DEPTH = 100  # objects and lists in one another; pydantic writes no answer that is nested deeper than 255
+_CONTAINERS = (dict, list, tuple)
 # Seconds since 1970. A later time may be rounded up to the year 10000, which no datetime has.
 EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -195,9 +196,6 @@ def _answerable(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return value.encode(errors="surrogatepass").decode(errors="replace")
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-_CONTAINERS = (dict, list, tuple)
 
 
 def _is_deep(value: object) -> bool:

@@ -428,3 +428,8 @@ def exported(name: str) -> Path:
     """The folder of a trained model: its run's export or, where there is none, the shipped weights of that name."""
     run = runs_folder() / name / "export" / name
     return run if run.is_dir() else weights_folder() / name
+
+
+def teacher_files(name: str, dataset: str) -> tuple[Path, Path]:
+    """The two places of a teacher's vectors of a data set: as `training.teach` writes them, and beside the data."""
+    return runs_folder() / "teachers" / f"{name}.npy", datasets_folder() / name / f"{dataset}-vectors.npy"

@@ -27,7 +27,7 @@ from models.runtime import TorchRuntime
 from training import data, losses, mining
 from training.augment import Colours, augment, colour_basis
 from training.calibrate import FEWEST_IMPOSTORS, fit_matching
-from training.config import EmbedRecipe, LossSection, datasets_folder, exported, read_recipe, runs_folder
+from training.config import EmbedRecipe, LossSection, exported, read_recipe, runs_folder, teacher_files
 from training.errors import DataError, RunError, TrainingError
 from training.faces import impostor_pairs, mated_pairs, rows_of
 from training.loop import Learner, fit, gather_rows, make_accelerator
@@ -64,10 +64,10 @@ class Teacher:
     """
 
     def __init__(self, name: str, dataset: str, shape: tuple[int, int], rows: data.Indices):
-        places = (runs_folder() / "teachers" / f"{name}.npy", datasets_folder() / name / f"{dataset}-vectors.npy")
-        path = next((place for place in places if place.is_file()), None)
+        written, supplied = teacher_files(name, dataset)
+        path = next((file for file in (written, supplied) if file.is_file()), None)
         if path is None:
-            raise DataError(f"{places[0]} is missing, and so is {places[1]}: write it with `python -m training.teach`")
+            raise DataError(f"{written} is missing, and so is {supplied}: write it with `python -m training.teach`")
         self._vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r")
         if self._vectors.shape != shape:
             raise DataError(f"{path} has the shape {list(self._vectors.shape)}, expected {list(shape)}")

@@ -35,10 +35,10 @@ from training.config import (
     EmbedRecipe,
     Recipe,
     Section,
-    datasets_folder,
     exported,
     read_recipe,
     runs_folder,
+    teacher_files,
     weights_folder,
 )
 from training.errors import RecipeError, TrainingError
@@ -197,8 +197,7 @@ class Queue:
         if not isinstance(recipe, EmbedRecipe) or not recipe.loss.teacher:
             return True
         teacher, dataset = recipe.loss.teacher, recipe.data.name
-        places = (runs_folder() / "teachers" / f"{teacher}.npy", datasets_folder() / teacher / f"{dataset}-vectors.npy")
-        if any(place.is_file() for place in places):
+        if any(file.is_file() for file in teacher_files(teacher, dataset)):
             return True
         model = exported(teacher)
         options = ["--model", str(model)] if model.is_dir() else []

@@ -32,7 +32,7 @@ from models.checkpoint import write_atomically
 from models.preprocess import Preprocess
 from models.runtime import prepare
 from training import data
-from training.config import runs_folder
+from training.config import teacher_files
 from training.errors import DataError, TrainingError
 from training.losses import unit
 from training.metrics import predict
@@ -183,7 +183,7 @@ def teach(dataset: str, name: str, embed: Callable[[Pixels], Vectors], jobs: int
         DataError: see `data.load`.
     """
     faces = data.load(dataset, "train", _ALIGNED)
-    path = runs_folder() / "teachers" / f"{name}.npy"
+    path, _ = teacher_files(name, dataset)
     folder = path.with_suffix(".parts")
     folder.mkdir(parents=True, exist_ok=True)
     firsts = range(0, len(faces.labels), _AT_ONCE)
