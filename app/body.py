@@ -361,7 +361,7 @@ async def _from_json(
     read: Callable[[Parsed[Body]], T],
     in_thread: InThread,
 ) -> T:
-    """What `read` makes of the body, which must be JSON of this schema; `form` describes it in an error."""
+    """Parse the body as JSON of this schema and return the result of `read`; `form` describes the body in an error."""
     body = await read_whole(request)
 
     def work() -> T:

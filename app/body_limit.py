@@ -149,7 +149,7 @@ class BodyLimit:
 
 
 class _Structure:
-    """What JSON holds, counted without parsing: brackets and colons within strings count, too."""
+    """Count the brackets and colons of JSON without parsing it; those within strings count, too."""
 
     def __init__(self) -> None:
         self._containers = 0

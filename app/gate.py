@@ -108,7 +108,7 @@ class Gate:
 
 
 def _bearer(scope: Scope) -> str | None:
-    """What `Authorization` carries; None where there is no such header, several of them, or another scheme."""
+    """The key in `Authorization`; None where there is no such header, several of them, or another scheme."""
     sent = Headers(scope=scope).getlist("authorization")
     kind, _, secret = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
     return secret.strip() if kind.lower() == "bearer" and secret.strip() else None

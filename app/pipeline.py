@@ -213,7 +213,7 @@ def _translated() -> Iterator[None]:
 
 @contextmanager
 def compared() -> Iterator[None]:
-    """What is asked with vectors of the collection's pipeline.
+    """Around calls with vectors that the collection's pipeline computed.
 
     Raises:
         Switched: they are not, any more.

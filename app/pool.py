@@ -36,7 +36,7 @@ OWNER: ContextVar[Owner | None] = ContextVar("owner", default=None)
 
 @dataclass(frozen=True)
 class Long(Generic[T]):
-    """What work returns in place of its result where it turns out to take long: the rest of it."""
+    """The rest of a piece of work. Work that turns out to take long returns this in place of its result."""
 
     rest: Callable[[], T]
 

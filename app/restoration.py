@@ -208,7 +208,7 @@ class Restoration:
     async def _reference(
         self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent, timings: Timings
     ) -> Pixels | None:
-        """What the picture should become, as it looks on white."""
+        """The reference image, composited on white."""
         if isinstance(sent, VestibuleError):
             raise sent
         if sent is None:

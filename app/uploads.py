@@ -156,7 +156,7 @@ def _from_lines(data: bytes, dimensions: int, *, vectors: bool) -> Iterator[Item
 
 
 def _reasons(error: ValidationError) -> str:
-    """What is wrong with a line. It is kept in the ledger, so it is short, however long the line's keys are."""
+    """The problems of a line, shortened: they are kept in the ledger, however long the line's keys are."""
     told = sorted({": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False)})
     short = [one if len(one) <= MOST_CHARACTERS else f"{one[:MOST_CHARACTERS]}..." for one in told[:MOST_PROBLEMS]]
     return "; ".join(short) + (f"; and {len(told) - len(short)} more" if len(told) > len(short) else "")

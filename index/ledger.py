@@ -350,7 +350,7 @@ def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | 
 
 
 def _attempt(after: Write, connection: apsw.Connection) -> Exception | None:
-    """What `after` raises."""
+    """The exception that `after` raises, or None."""
     try:
         after(connection)
     except Exception as error:  # noqa: BLE001  it is the caller's, and reaches it by the future

@@ -38,7 +38,7 @@ def normalise(ledger: Ledger) -> None:
 
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
-    """What could not be normalised; nothing of locked collections."""
+    """The ids that could not be normalised, those of locked collections excepted."""
     for found in records.collections(db, "", -1):
         if found.name != normalised(found.name):
             yield Clash(found.name)

@@ -1,4 +1,4 @@
-"""What may enter the ledger, and how to read rows that older versions let in.
+"""Rules for values that enter the ledger, and readers of rows that older versions accepted.
 
 Every way in (HTTP, bulk jobs, import, re-embedding, migration) passes these functions, because the functions that write
 rows call them. So what is committed can be read back, answered as JSON, and addressed by a URL.

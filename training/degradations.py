@@ -1,4 +1,4 @@
-"""What a door camera does to an aligned face: small, blurred, dark, noisy, compressed, grey, partly covered.
+"""Degradations of an aligned face by a door camera: small, blurred, dark, noisy, compressed, grey, partly covered.
 
 Each function takes float pictures [N, C, H, W] on the 0..255 scale and changes every one of them; `degrade` picks, for
 each picture and each kind by itself, whether it is applied. Random numbers come from a CPU generator.
