@@ -252,7 +252,7 @@ async def working(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _itself(made: T) -> T:
-    """Return the argument: the default translation of a commit's result."""
+    """Return the argument, where the result of a commit needs no translation."""
     return made
 
 
