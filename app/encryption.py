@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from index.embedded.encryption.aead import OperatorKey
 from index.errors import InvalidError
-from index.sealing import OperatorKey
 
 
 def operator_key(text: SecretStr | None, file: Path | None) -> OperatorKey | None:

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from app.oip_schemas import InferenceError
+from app.open_inference.schemas import InferenceError
 from app.schemas import FieldError, Problem
 from index.errors import is_full
 

@@ -10,49 +10,45 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app import errors, images
-from app.addressing import HeadAsGet, SubPath
-from app.admission import Admission, Places, Refusal, takes_a_place
-from app.background import running
-from app.body_limit import BodyBudget, BodyLimit
-from app.departure import Departure
-from app.direct import Direct
-from app.engine import Engine
-from app.faces import Faces
-from app.gallery import Galleries
-from app.gate import Gate
-from app.generation import Generation
-from app.inference import Inference
-from app.keys import FOLDER as KEYS_FOLDER
-from app.keys import Keys
-from app.metrics import Metrics
-from app.observe import Observe
-from app.oip import OpenInference
-from app.oip_schemas import InferenceError
-from app.patience import Patience
-from app.reloads import Reloads
-from app.restoration import Restoration
-from app.routes import (
-    classify,
-    collections,
-    denoise,
-    embed,
-    encode,
-    faces,
-    generate,
-    models,
-    oip,
-    ops,
-    search,
-    verify,
-    web,
-)
-from app.scopes import Routes
-from app.security import Door, readable_elsewhere, refuse_exposure
-from app.services import Services
+from app import errors
+from app.auth.keys import FOLDER as KEYS_FOLDER
+from app.auth.keys import Keys
+from app.auth.scopes import Routes
+from app.classification import routes as classify
+from app.classification.service import Services
+from app.console import routes as web
+from app.faces import detect_routes, embed_routes, verify_routes
+from app.faces.service import Faces
+from app.gallery import routes as collections
+from app.gallery import search_routes
+from app.gallery.maintenance import Upkeep
+from app.gallery.service import Galleries
+from app.generation import routes as generate
+from app.generation.service import Generation
+from app.images import decoding
+from app.inference.model_manager import Engine
+from app.inference.predictor import Inference
+from app.inference.reload_sync import Reloads
+from app.middleware.addressing import HeadAsGet, SubPath
+from app.middleware.authentication import Gate
+from app.middleware.body_limit import BodyBudget, BodyLimit
+from app.middleware.body_timeout import Patience
+from app.middleware.disconnect import Departure
+from app.middleware.fast_path import Direct
+from app.middleware.host_and_origin import Door, readable_elsewhere, refuse_exposure
+from app.middleware.load_shedding import Admission, Places, Refusal, takes_a_place
+from app.middleware.request_log import Observe
+from app.models_api import routes as models
+from app.observability.metrics import Metrics
+from app.open_inference import routes as oip
+from app.open_inference.schemas import InferenceError
+from app.open_inference.service import OpenInference
+from app.operations import routes as ops
+from app.operations.background_tasks import running
+from app.restoration import denoise_routes, encode_routes
+from app.restoration.service import Restoration
 from app.settings import ConfigurationError, Settings
-from app.upkeep import Upkeep
-from index.gallery import EmbeddedGallery
+from index.embedded.gallery import EmbeddedGallery
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -62,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
         ConfigurationError: the sub-path is that of a route.
     """
-    images.own_limits()
+    decoding.own_limits()
     keys = Keys(settings.state / KEYS_FOLDER)
     refuse_exposure(settings, keys)
     figures = Metrics()
@@ -108,7 +104,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.open_inference = OpenInference(settings, inference)
     app.state.places = Places(settings.max_requests, figures)
     errors.install(app)
-    for routes in (classify, faces, embed, verify, generate, denoise, encode, search, collections, models):
+    for routes in (
+        classify,
+        detect_routes,
+        embed_routes,
+        verify_routes,
+        generate,
+        denoise_routes,
+        encode_routes,
+        search_routes,
+        collections,
+        models,
+    ):
         app.include_router(routes.router, responses=errors.describe(*errors.OF_KEYS))
     app.include_router(oip.router, responses=errors.describe(*errors.OF_KEYS, schema=InferenceError))
     for routes in (ops, web):

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.encryption import operator_key, read_key
-from index.sealing import OperatorKey
+from index.embedded.encryption.aead import OperatorKey
 from models.runtime_names import Wanted
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from models.calibration import expected_calibration_error
-from training.config import datasets_folder
+from training.recipe.config import datasets_folder
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ import typer
 from PIL import Image
 
 from benchmarks import tables
-from index.gallery import EmbeddedGallery
-from tests.app.test_process import serving
+from index.embedded.gallery import EmbeddedGallery
+from tests.app.server.test_process import serving
 from tests.conftest import encode
 
 RESULTS = Path("benchmarks/results/backup_under_load.csv")
@@ -166,7 +166,7 @@ class Row:
 
 def vestibule(state: Path, *arguments: str) -> int:
     """The exit status of `vestibule gallery ...` on this state; what it says is shown where it fails."""
-    command = [sys.executable, "-m", "app.cli", "gallery", *arguments]
+    command = [sys.executable, "-m", "app.cli.main", "gallery", *arguments]
     environment = os.environ | {"VESTIBULE_STATE": str(state)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

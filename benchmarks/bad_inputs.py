@@ -14,7 +14,7 @@ import httpx
 import psutil
 
 from tests.app import bad_inputs
-from tests.app.test_process import serving
+from tests.app.server.test_process import serving
 
 
 def one_round(client: httpx.Client, number: int) -> Counter[str]:

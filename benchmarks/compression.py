@@ -28,17 +28,19 @@ from models.card import ModelCard
 from models.checkpoint import write_atomically
 from models.generative import latents, no_labels
 from models.vae import VAE
-from training import data, likelihood, pages
 from training.autoencode import export, setup
-from training.config import read_recipe, runs_folder
-from training.drawing import COLOURS, blank, png
-from training.errors import TrainingError
-from training.extract import Extractor
-from training.fidelity import psnr
-from training.generative_config import AutoencodeRecipe
-from training.loop import fit
-from training.quality import Moments, frechet_distance, moments
-from training.sheets import sheet
+from training.core.errors import TrainingError
+from training.core.trainer import fit
+from training.datasets import images as data
+from training.evaluation import markdown as pages
+from training.evaluation.plots import COLOURS, blank, png
+from training.metrics import likelihood
+from training.metrics.contact_sheet import sheet
+from training.metrics.distribution import Moments, frechet_distance, moments
+from training.metrics.feature_extractor import Extractor
+from training.metrics.reconstruction import psnr
+from training.recipe.config import read_recipe, runs_folder
+from training.recipe.generative_config import AutoencodeRecipe
 
 RECIPE = Path("training/recipes/ae-mnist.toml")
 RESULTS = Path("benchmarks/results/compression.csv")

@@ -17,8 +17,8 @@ from torch import Tensor
 from models import checkpoint
 from models.denoiser import Denoiser
 from models.generative import ReconstructPart
-from training.errors import DataError
-from training.fidelity import psnr
+from training.core.errors import DataError
+from training.metrics.reconstruction import psnr
 
 Restore = Callable[[Tensor, float], Tensor]
 

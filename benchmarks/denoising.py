@@ -29,16 +29,17 @@ from models.align import align
 from models.checkpoint import CheckpointError, write_atomically
 from models.detector import Detector
 from models.preprocess import Preprocess
-from training import data, pages
-from training.config import datasets_folder
-from training.errors import DataError, TrainingError
-from training.face_photos import choose, read_photo
-from training.faces import rows_of
-from training.fidelity import psnr, ssim
-from training.measure_faces import load_detector
-from training.protocols import read_lfw
-from training.seeds import derive, generator
-from training.sheets import sheet
+from training.core.errors import DataError, TrainingError
+from training.core.seeds import derive, generator
+from training.datasets import images as data
+from training.datasets.faces import rows_of
+from training.datasets.protocols import read_lfw
+from training.evaluation import markdown as pages
+from training.evaluation.measure_faces import load_detector
+from training.metrics.contact_sheet import sheet
+from training.metrics.reconstruction import psnr, ssim
+from training.prepare.face_photos import choose, read_photo
+from training.recipe.config import datasets_folder
 
 RESULTS = Path("benchmarks/results/denoising.csv")
 PAGE = Path("docs/denoising.md")

@@ -5,9 +5,9 @@ of 1 to 6 pixels between the digits' boxes, half with gaps of -4 to 0 in which t
 with 2 pixels of jitter up and down; prints a table and writes benchmarks/results/digit_strings.csv. Digit accuracy is
 1 - edit distance / digits. `--picture` draws one of the strings to docs/pictures/digit-string.png instead.
 
-`--fit` prints `models.decode.PENALTIES`, and opens only *training* digits: all 60,000 of MNIST, of which the network
-learnt 55,000. What it prints with nothing else given is what stands there. How cuts are made (`CUT_SPACING` and the
-constants around it) was chosen on strings of training digits, too.
+`--fit` prints `models.digit_string_decoder.PENALTIES`, and opens only *training* digits: all 60,000 of MNIST, of which
+the network learnt 55,000. What it prints with nothing else given is what stands there. How cuts are made (`CUT_SPACING`
+and the constants around it) was chosen on strings of training digits, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import typer
 from PIL import Image
 from torch import Tensor, nn
 
-from models import checkpoint, decode
+from models import checkpoint, digit_string_decoder
 from models.card import ModelCard
 from models.preprocess import Preprocess
-from training import data
+from training.datasets import images as data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,10 +108,10 @@ def logits(network: nn.Module, card: ModelCard, crops: npt.NDArray[np.uint8]) ->
 
 def at_blank_columns(network: nn.Module, card: ModelCard, picture: npt.NDArray[np.uint8]) -> tuple[int, ...]:
     """The baseline: every run of columns with ink is one digit."""
-    strength = decode.ink(picture)
-    filled = np.concatenate([[False], (strength > decode.INK).any(axis=0), [False]])
+    strength = digit_string_decoder.ink(picture)
+    filled = np.concatenate([[False], (strength > digit_string_decoder.INK).any(axis=0), [False]])
     edges = np.flatnonzero(filled[1:] != filled[:-1]).reshape(-1, 2)
-    crops = np.stack([decode.normalise(strength[:, start:stop]) for start, stop in edges])
+    crops = np.stack([digit_string_decoder.normalise(strength[:, start:stop]) for start, stop in edges])
     return tuple(logits(network, card, crops).argmax(dim=1).tolist())
 
 
@@ -130,8 +130,8 @@ def measure(strings: Sequence[Sample]) -> list[dict[str, str | int | float]]:
     network, card = checkpoint.load(WEIGHTS)
     outcomes = []  # (viterbi right, viterbi edits, confidence, baseline right, baseline edits)
     for string in strings:
-        found = decode.lattice(string.picture)
-        reading = decode.read(found, logits(network, card, found.crops), card.temperature)
+        found = digit_string_decoder.lattice(string.picture)
+        reading = digit_string_decoder.read(found, logits(network, card, found.crops), card.temperature)
         wrong = edits([digit.class_id for digit in reading.digits], string.labels)
         wrong_blank = edits(at_blank_columns(network, card, string.picture), string.labels)
         outcomes.append((wrong == 0, wrong, reading.confidence, wrong_blank == 0, wrong_blank))
@@ -173,7 +173,7 @@ class Lattices:
 def lattices(strings: Sequence[Sample]) -> Lattices:
     """The candidates of every string, with what `decode.Penalties` weighs."""
     network, card = checkpoint.load(WEIGHTS)
-    found = [decode.lattice(string.picture) for string in strings]
+    found = [digit_string_decoder.lattice(string.picture) for string in strings]
     most = max(one.segments for one in found)
     longest = max(c.stop - c.start for one in found for c in one.candidates)
     shape = (len(strings), most + 1, longest + 1)
@@ -183,7 +183,7 @@ def lattices(strings: Sequence[Sample]) -> Lattices:
         tempered = logits(network, card, one.crops).double() / card.temperature
         stops = torch.tensor([c.stop for c in one.candidates])
         spans = stops - torch.tensor([c.start for c in one.candidates])
-        features[row, stops, spans] = torch.from_numpy(decode.features(one, tempered)).float()
+        features[row, stops, spans] = torch.from_numpy(digit_string_decoder.features(one, tempered)).float()
         scores[row, stops, spans] = tempered.log_softmax(dim=1).float()
         exists[row, stops, spans] = True
         labels[row, : len(string.labels)] = torch.tensor(string.labels)
@@ -216,7 +216,7 @@ def surprise(batch: Lattices, weights: Tensor) -> Tensor:
     return torch.stack(totals, dim=1)[every, last] - torch.stack(alongs, dim=1)[every, last, batch.lengths]
 
 
-def fit(strings: Sequence[Sample]) -> decode.Penalties:
+def fit(strings: Sequence[Sample]) -> digit_string_decoder.Penalties:
     """The constants of least mean surprise, drawn towards zero a little."""
     batch = lattices(strings)
     scale = torch.ones(14)
@@ -232,7 +232,7 @@ def fit(strings: Sequence[Sample]) -> decode.Penalties:
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     weights = [round(float(weight), 2) for weight in scaled.detach() * scale]
-    return decode.Penalties(weights[0], weights[1], weights[2], weights[3], tuple(weights[4:]))
+    return digit_string_decoder.Penalties(weights[0], weights[1], weights[2], weights[3], tuple(weights[4:]))
 
 
 def draw(strings: Sequence[Sample]) -> None:
@@ -241,9 +241,9 @@ def draw(strings: Sequence[Sample]) -> None:
 
     network, card = checkpoint.load(WEIGHTS)
     string = next(s for s in strings if s.spacing == "touching" and len(s.labels) >= 6)
-    found = decode.lattice(string.picture)
+    found = digit_string_decoder.lattice(string.picture)
     answers = logits(network, card, found.crops)
-    reading = decode.read(found, answers, card.temperature)
+    reading = digit_string_decoder.read(found, answers, card.temperature)
     height, width = string.picture.shape
     figure = Figure(figsize=(10, 8.2), dpi=110, layout="constrained")
     ratios = [height / width, 0.42, height / width]
@@ -272,12 +272,17 @@ def draw(strings: Sequence[Sample]) -> None:
     print(f"{PICTURE}: {truth} read as {reading.text}")
 
 
-def _draw_cuts(axes: Axes, found: decode.Lattice, chosen: Sequence[int] | None = None) -> None:
+def _draw_cuts(axes: Axes, found: digit_string_decoder.Lattice, chosen: Sequence[int] | None = None) -> None:
     for index in range(found.segments + 1) if chosen is None else chosen:
         axes.plot(found.cuts[index], found.rows, color="tab:red", lw=1 if chosen is None else 2)
 
 
-def _draw_lattice(axes: Axes, found: decode.Lattice, path: Sequence[decode.Candidate], reading: decode.Reading) -> None:
+def _draw_lattice(
+    axes: Axes,
+    found: digit_string_decoder.Lattice,
+    path: Sequence[digit_string_decoder.Candidate],
+    reading: digit_string_decoder.Reading,
+) -> None:
     """A candidate is an arch over the segments that it takes, the higher the more of them."""
     middles = found.cuts.mean(axis=1)
     for candidate in found.candidates:

@@ -31,13 +31,13 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import tables
-from index import records
-from index.ann import Ivf
-from index.collection_keys import cipher_of
-from index.gallery import EmbeddedGallery
-from index.maintenance import Limits, Maintenance
-from index.records import Floats, NewFace
-from index.sealing import OperatorKey
+from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import records
+from index.embedded.store.records import Floats, NewFace
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.vectors.ivf import Ivf
 
 RESULTS = {
     False: Path("benchmarks/results/erasure.csv"),

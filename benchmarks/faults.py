@@ -103,7 +103,7 @@ def put(path: Path, server: str, fault: str, rows: Iterable[Row]) -> None:
 @cli.command()
 def report(results: Results = RESULTS, page: Path = PAGE) -> None:
     """Rewrite the table of the page, from the CSV file."""
-    from training.pages import put as put_into
+    from training.evaluation.markdown import put as put_into
 
     put_into(page, "faults", faults_table(tables.read(results / "faults.csv")), heading="Serving, side by side")
 

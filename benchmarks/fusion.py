@@ -21,23 +21,24 @@ from typing import Annotated, Any, NamedTuple, get_args
 import numpy as np
 import typer
 
-from app.identification import Rule
+from app.gallery.open_set import Rule
 from benchmarks import tables
 from benchmarks.open_set import NOBODY, Rate, Searched, figures, joined
-from index.gallery import EmbeddedGallery
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store.records import Floats as Vectors
+from index.embedded.store.records import NewFace
 from index.protocol import Fusion
-from index.records import Floats as Vectors
-from index.records import NewFace
 from models.checkpoint import CheckpointError
 from models.matching import Matching
-from training import data, pages
-from training.config import runs_folder
-from training.data import ImageSet, Indices
-from training.errors import TrainingError
-from training.faces import FaceSplit, rows_of, source_of
-from training.measure_faces import SEED, Embedder
-from training.seeds import derive
-from training.verification import Flags, Floats, Scores
+from training.core.errors import TrainingError
+from training.core.seeds import derive
+from training.datasets import images as data
+from training.datasets.faces import FaceSplit, rows_of, source_of
+from training.datasets.images import ImageSet, Indices
+from training.evaluation import markdown as pages
+from training.evaluation.measure_faces import SEED, Embedder
+from training.metrics.verification import Flags, Floats, Scores
+from training.recipe.config import runs_folder
 
 RESULTS = Path("benchmarks/results/fusion.csv")
 PAGE = Path("docs/identification.md")

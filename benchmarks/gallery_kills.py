@@ -39,16 +39,16 @@ import numpy as np
 import typer
 
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
-from index import ledger, records
-from index.ann import Ivf
+from index.embedded.encryption.aead import Cipher
+from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.store import ledger, records
+from index.embedded.store.ledger import Ledger
+from index.embedded.store.migrations import STEPS
+from index.embedded.store.records import Collection, Floats, Indexed, NewFace
+from index.embedded.tasks.compaction import LEASE_S, Limits, Maintenance
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
 from index.errors import CorruptError, GalleryError, NotFoundError
-from index.gallery import EmbeddedGallery, Tuning
-from index.ledger import Ledger
-from index.maintenance import LEASE_S, Limits, Maintenance
-from index.migrations import STEPS
-from index.records import Collection, Floats, Indexed, NewFace
-from index.sealing import Cipher
-from index.segments import Segment
 
 RESULTS = Path("benchmarks/results/gallery_kills.csv")
 DIMENSIONS = 64
@@ -699,7 +699,7 @@ class Deaths:
         self._migrations = 0
         self._spans: dict[str, deque[float]] = defaultdict(lambda: deque([0.02], maxlen=30))
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["benchmarks.power_cut_vfs", "index.maintenance", "typer"])
+        self._processes.set_forkserver_preload(["benchmarks.power_cut_vfs", "index.embedded.tasks.compaction", "typer"])
         self.faults: list[str] = []
 
     def kills(self, aims: Iterable[str]) -> Iterator[Row]:

@@ -89,7 +89,7 @@ def ingest(
 @cli.command()
 def report() -> None:
     """Rewrite the tables of the page, from the CSV files."""
-    from training.pages import put  # with it comes torch
+    from training.evaluation.markdown import put  # with it comes torch
 
     both = f"{peers_table(tables.read(RESULTS))}\n\n{ingest_table(tables.read(INGEST))}"
     put(PAGE, "gallery-peers", both, heading="A gallery of millions, side by side")

@@ -22,10 +22,10 @@ import faiss
 import numpy as np
 
 from benchmarks.gallery_clustered import DIMENSIONS, Clustered, Floats
-from index.ann import ROUNDS, SAMPLE, Ivf
-from index.gallery import EmbeddedGallery, Tuning
-from index.maintenance import Limits, Maintenance
-from index.records import NewFace
+from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.store.records import NewFace
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.vectors.ivf import ROUNDS, SAMPLE, Ivf
 
 M, EF_CONSTRUCTION = 16, 200
 HNSW_BREADTHS = (32, 64, 128, 256, 512)

@@ -18,10 +18,10 @@ import typer
 from benchmarks import tables
 from models.checkpoint import write_atomically
 from training import gan
-from training.config import read_recipe, runs_folder
-from training.drawing import COLOURS, INK, PALE, png
-from training.errors import CollapsedError
-from training.gan_config import GanRecipe
+from training.core.errors import CollapsedError
+from training.evaluation.plots import COLOURS, INK, PALE, png
+from training.recipe.config import read_recipe, runs_folder
+from training.recipe.gan_config import GanRecipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

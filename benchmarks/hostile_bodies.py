@@ -163,7 +163,7 @@ def probing(port: int) -> Iterator[Callable[[], list[float]]]:
 def serving() -> Iterator[tuple[int, psutil.Process]]:
     """The port and process of a service with the shipped settings."""
     with tempfile.TemporaryDirectory() as state:
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0"]
         environment = os.environ | {"VESTIBULE_STATE": state, "VESTIBULE_RUNTIME": "torch"}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment

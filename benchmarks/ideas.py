@@ -26,7 +26,7 @@ from benchmarks import tables
 from benchmarks.ideas_cells import PILOT_EPOCHS, Experiment, Job, cost, find, minutes, pilots, runs
 from benchmarks.ideas_report import PAGE, PICTURES, Row, read, report, write
 from benchmarks.runs import RunFailedError, card_made_by
-from training.config import runs_folder
+from training.recipe.config import runs_folder
 
 RESULTS = Path("benchmarks/results/ideas.csv")
 PILOTS = Path("benchmarks/results/ideas-pilots.csv")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from models.registry import build, configure
-from training.config import Recipe, load_recipe
-from training.cost import macs
+from training.metrics.flops import macs
+from training.recipe.config import Recipe, load_recipe
 
 RECIPE = Path("benchmarks/ideas-cifar10.toml")
 

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from benchmarks import tables
 from benchmarks.ideas_cells import Cell, Experiment
 from models.checkpoint import write_atomically
-from training.drawing import COLOURS, blank, png
-from training.pages import replaced
+from training.evaluation.markdown import replaced
+from training.evaluation.plots import COLOURS, blank, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

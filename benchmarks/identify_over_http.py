@@ -25,12 +25,12 @@ from benchmarks.gallery_client import TIMEOUT_S, GalleryClient, Json
 from benchmarks.open_set import NOBODY, Plan, Searched, figures, galleries, thinned
 from benchmarks.photos import Photos, middle
 from benchmarks.verify_over_http import HERE, RESULTS, Results, Row, Url, asking, fail, write
-from training.config import datasets_folder
-from training.data import Indices
-from training.errors import TrainingError
-from training.measure_faces import ORL_ENLARGED, SEED
-from training.protocols import Search, orl_searches, random_search, read_lfw, read_orl
-from training.seeds import derive
+from training.core.errors import TrainingError
+from training.core.seeds import derive
+from training.datasets.images import Indices
+from training.datasets.protocols import Search, orl_searches, random_search, read_lfw, read_orl
+from training.evaluation.measure_faces import ORL_ENLARGED, SEED
+from training.recipe.config import datasets_folder
 
 cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 

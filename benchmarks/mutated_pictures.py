@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks import tables
 from benchmarks.picture_mutations import MUTATIONS, SHARES, good
-from tests.app.test_process import serving
+from tests.app.server.test_process import serving
 
 RESULTS = Path("benchmarks/results")
 ENDPOINTS = {"/classify": 60, "/verify": 30, "/denoise": 10}  # and their shares, in percent

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from training.data import Indices
-from training.protocols import Search, random_search
-from training.seeds import derive
-from training.verification import Flags, fmr_interval
+from training.core.seeds import derive
+from training.datasets.images import Indices
+from training.datasets.protocols import Search, random_search
+from training.metrics.verification import Flags, fmr_interval
 
 T = TypeVar("T")
 

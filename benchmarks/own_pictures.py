@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from training.data import decoded, find
+from training.datasets.images import decoded, find
 
 SIDE = 256  # as a small photo's; enlarged from 32 there is no more in it than there was
 

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gallery_client import Json
-from training.data import Indices
-from training.errors import DataError
-from training.face_photos import read_photo
-from training.protocols import People
+from training.core.errors import DataError
+from training.datasets.images import Indices
+from training.datasets.protocols import People
+from training.prepare.face_photos import read_photo
 
 
 @dataclass(frozen=True)

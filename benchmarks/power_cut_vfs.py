@@ -154,7 +154,7 @@ class Disk:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the functions of `os` that index/files.py and pathlib call."""
+        """Watch the functions of `os` that index/embedded/store/atomic_files.py and pathlib call."""
         watched: dict[str, Callable[..., None]] = {
             "fsync": self._fsync,
             "replace": self._replace,

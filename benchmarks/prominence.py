@@ -2,8 +2,8 @@
 
     python -m benchmarks.prominence [--data faces] [--photos 600]
 
-Each photo is composed of aligned faces of the identities that calibrate (`training.faces`), of different people, pasted
-as ellipses over a blurred photo without people, 640 x 480 or 480 x 640 pixels. The stated distribution:
+Each photo is composed of aligned faces of the identities that calibrate (`training.datasets.faces`), of different
+people, pasted as ellipses over a blurred photo without people, 640 x 480 or 480 x 640 pixels. The stated distribution:
 
     subject      its centre is normal around the middle of the photo, with a deviation of 0.12 of each side; the side of
                  its crop is log-normal with a median of 0.32 of the shorter side and a deviation of 0.35 (of the log)
@@ -34,8 +34,8 @@ from models import checkpoint
 from models.align import SIDE
 from models.detector import CenterFaceDetector, Face, prominence
 from models.preprocess import Preprocess
-from training import data
-from training.faces import split_of
+from training.datasets import images as data
+from training.datasets.faces import split_of
 
 RESULTS = Path(__file__).parent / "results"
 SPREADS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5)

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
-from training.config import Recipe, load_recipe, runs_folder
-from training.run import Run
+from training.core.run_folder import Run
+from training.recipe.config import Recipe, load_recipe, runs_folder
 
 RECIPE = Path("training/recipes/lenet5-mnist.toml")
 RESULTS = Path("benchmarks/results/resume_kills.csv")

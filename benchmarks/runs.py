@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.card import ModelCard
-from training.config import EmbedRecipe, Recipe
-from training.generative_config import AutoencodeRecipe
+from training.recipe.config import EmbedRecipe, Recipe
+from training.recipe.generative_config import AutoencodeRecipe
 
 
 class RunFailedError(Exception):

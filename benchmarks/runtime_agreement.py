@@ -23,13 +23,13 @@ from torch import Tensor
 from benchmarks import tables
 from models import checkpoint, runtime
 from models.card import ModelCard
-from models.choice import Choice, Kind, disagreement
 from models.runtime import Runtime
-from training import data
-from training.config import datasets_folder
-from training.face_photos import read_photo
-from training.faces import rows_of
-from training.protocols import read_lfw
+from models.runtime_selection import Choice, Kind, disagreement
+from training.datasets import images as data
+from training.datasets.faces import rows_of
+from training.datasets.protocols import read_lfw
+from training.prepare.face_photos import read_photo
+from training.recipe.config import datasets_folder
 
 RESULTS = Path("benchmarks/results/runtime_agreement.csv")
 COLUMNS = ("model", "version", "runtime", "pictures", "top1_same", "probability_off", "cosine_least", "refused")

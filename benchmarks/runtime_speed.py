@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from benchmarks import tables
 from models.card import Tolerance
-from models.choice import Choice
 from models.registry import build
 from models.runtime import default_device, prepare
+from models.runtime_selection import Choice
 from models.timing import interleaved_medians
 
 COLUMNS = ("hardware", "torch", "size", "runtime", "batch", "milliseconds", "pictures_per_second")

@@ -24,12 +24,12 @@ from typing import Annotated
 
 import typer
 
-from app.keys import FOLDER as KEYS_FOLDER
-from app.keys import SCOPES, Keys
+from app.auth.keys import FOLDER as KEYS_FOLDER
+from app.auth.keys import SCOPES, Keys
 from app.settings import PROJECT
 from benchmarks import tables
 from benchmarks.schema_fuzz_hooks import KEY, REPORT, URL
-from tests.app.test_process import serving
+from tests.app.server.test_process import serving
 
 RESULTS = Path("benchmarks/results/schema_fuzz.csv")
 PHASES = ("examples", "coverage", "fuzzing", "stateful")

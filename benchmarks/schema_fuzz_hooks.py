@@ -31,7 +31,7 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.engine import Status, events
 from schemathesis.engine.recorder import ScenarioRecorder
 
-from app.gallery_schemas import Key
+from app.gallery.schemas import Key
 from tests.conftest import encode, photo
 
 # In the environment: the address of the service, a key of all scopes, the file to write.

@@ -45,7 +45,7 @@ from benchmarks.serving_report import (
 from benchmarks.serving_same import Same, compared, expected
 from benchmarks.serving_servers import HOST, KINDS, Bench, Running, ServerError
 from benchmarks.tables import machine, merge
-from training.config import runs_folder
+from training.recipe.config import runs_folder
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/serving.md")
@@ -404,7 +404,7 @@ def listens(port: int) -> None:
 @cli.command()
 def report(results: Results = RESULTS, page: Path = PAGE) -> None:
     """Rewrite the tables of the page, from the CSV files."""
-    from training.pages import put
+    from training.evaluation.markdown import put
 
     read = {
         name: tables.read(results / f"serving{name}.csv") for name in ("", "_same", "_limit", "_parts", "_generator")

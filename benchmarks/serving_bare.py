@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
-from models.choice import Choice
-from models.compiled import SIZES
+from models.openvino_runtime import SIZES
 from models.runtime import Runtime, prepare
+from models.runtime_selection import Choice
 
 
 def chosen_runtime(model: Path, compiled: Path) -> Runtime:

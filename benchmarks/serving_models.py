@@ -23,7 +23,7 @@ from models import checkpoint
 from models.preprocess import Preprocess
 from models.registry import build
 from models.resnet import ResidualBlock
-from training.config import datasets_folder
+from training.recipe.config import datasets_folder
 
 PICTURES = 1000  # of the training split: batch norm's statistics, and the head
 BATCH = 50

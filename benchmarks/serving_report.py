@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
-from training.pages import table
+from training.evaluation.markdown import table
 
 Rows = Sequence[dict[str, str]]
 
@@ -32,7 +32,7 @@ def run_picture(rows: Rows) -> bytes:
     """A PNG: requests a second with the most clients, the median as a bar and each round as a dot, case by case."""
     from matplotlib.figure import Figure
 
-    from training.drawing import ACCENT, INK, PALE, png
+    from training.evaluation.plots import ACCENT, INK, PALE, png
 
     cases = [case for case in TITLES if any(row["case"] == case for row in rows)]
     figure = Figure(figsize=(8, 0.4 + 2.8 * len(cases)), dpi=150, layout="constrained")

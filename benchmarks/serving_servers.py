@@ -312,7 +312,7 @@ class Running:
 
     def _command(self) -> list[str]:
         if self.is_ours:
-            return [sys.executable, "-m", "app.cli", "serve"]
+            return [sys.executable, "-m", "app.cli.main", "serve"]
         about = [str(self.bench.model(self.case)), str(self.port), self.kind.runtime]
         return [self.bench.python, "-m", f"benchmarks.serving_peers.{self.kind.module}", *about]
 

@@ -138,7 +138,7 @@ def disturbed(port: int, kind: str, count: int) -> Iterator[Synchronized[int]]:
 def serving() -> Iterator[int]:
     """The port of a service with the shipped settings, warm."""
     with tempfile.TemporaryDirectory() as state:
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0"]
         environment = os.environ | {"VESTIBULE_STATE": state}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment

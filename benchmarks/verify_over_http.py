@@ -26,11 +26,11 @@ import typer
 
 from benchmarks import bad_pairs, tables
 from benchmarks.dlib_pipeline import DlibPipeline
-from training.config import datasets_folder
-from training.errors import TrainingError
-from training.measure_faces import FAILED, RATES
-from training.protocols import VIEWS, read_lfw, read_pairs
-from training.verification import Scores, cross_validated_accuracy
+from training.core.errors import TrainingError
+from training.datasets.protocols import VIEWS, read_lfw, read_pairs
+from training.evaluation.measure_faces import FAILED, RATES
+from training.metrics.verification import Scores, cross_validated_accuracy
+from training.recipe.config import datasets_folder
 
 cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 

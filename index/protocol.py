@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from index.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
+from index.embedded.store.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 
 Fusion = Literal["best", "mean"]
 

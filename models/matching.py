@@ -1,6 +1,7 @@
 """From the similarity of two embeddings to a decision: thresholds at a stated false match rate, and a probability.
 
-What is stored in an embedder's card, and what serving asks of it. `training.verification` measures; here nothing does.
+What is stored in an embedder's card, and what serving asks of it. `training.metrics.verification` measures; here
+nothing does.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
 from tests.examples import blocks

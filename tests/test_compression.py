@@ -17,8 +17,8 @@ from benchmarks.compression import KINDS, LATENTS, Cell, Yardstick, cells, measu
 from models.generative import latents
 from models.vae import VAE, VAEConfig
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.test_extract import save
-from training.fidelity import psnr
+from tests.training.metrics.test_feature_extractor import save
+from training.metrics.reconstruction import psnr
 
 SMALL = """
 name = "strokes"

@@ -20,9 +20,9 @@ from models import checkpoint
 from models.preprocess import Preprocess
 from models.vae import VAE
 from tests.training.conftest import png, strokes, write_parquet
-from tests.training.test_extract import save
-from training.errors import DataError
-from training.fidelity import psnr, ssim
+from tests.training.metrics.test_feature_extractor import save
+from training.core.errors import DataError
+from training.metrics.reconstruction import psnr, ssim
 
 UNIT = Preprocess(mode="L", size=(28, 28), mean=(0,), std=(255,))
 SMALL: dict[str, object] = {"in_channels": 1, "image_size": 28, "widths": [8, 8], "blocks": 1}

@@ -24,8 +24,8 @@ PAGES = (
 )
 # Examples that need a state folder of their own, and the tests that run them.
 RUN_ELSEWHERE = {
-    "docs/backup-and-upgrade.md": "tests/app/test_backup_and_upgrade.py",
-    "docs/security.md": "tests/app/test_keys.py",
+    "docs/backup-and-upgrade.md": "tests/app/gallery/test_backup_and_upgrade.py",
+    "docs/security.md": "tests/app/auth/test_keys.py",
     "docs/training-your-own.md": "tests/training/test_training_your_own.py",
 }
 

@@ -18,20 +18,20 @@ from typer.testing import CliRunner
 
 from benchmarks import fusion, tables
 from benchmarks.fusion import Cell, Draw, Found, Source, draws, gain, pooled, rank1, searched, taken, thresholds
-from index.gallery import EmbeddedGallery
-from index.records import Floats
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store.records import Floats
 from models import checkpoint
 from models.matching import Matching
 from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import encode
-from training import data
 from training.calibrate import fit_matching
-from training.data import Indices
-from training.faces import split_of
-from training.measure_faces import Embedder
-from training.pages import markers
-from training.verification import Scores
+from training.datasets import images as data
+from training.datasets.faces import split_of
+from training.datasets.images import Indices
+from training.evaluation.markdown import markers
+from training.evaluation.measure_faces import Embedder
+from training.metrics.verification import Scores
 
 PEOPLE, SUBJECTS = 10, 3
 

@@ -14,8 +14,8 @@ from PIL import Image
 from benchmarks import gan_collapse, tables
 from benchmarks.gan_collapse import COLUMNS, RUNS, draw, recipe_of
 from training import gan
-from training.errors import CollapsedError
-from training.gan_config import GanRecipe
+from training.core.errors import CollapsedError
+from training.recipe.gan_config import GanRecipe
 
 FIGURES = {"classes": 9.0, "modes": 40.0, "diversity": 0.9, "recall": 0.5, "frechet": 30.0}
 

@@ -19,9 +19,9 @@ from benchmarks.ideas_cells import EXPERIMENTS, Cell, Experiment, Job, cost, fin
 from benchmarks.ideas_report import Row, curve, draw, markdown, of_experiment, read, report, spread, write
 from models.registry import build
 from tests.training.conftest import RECIPE, png, strokes, write_parquet
-from training.drawing import COLOURS
-from training.errors import DataError
-from training.pages import replaced
+from training.core.errors import DataError
+from training.evaluation.markdown import replaced
+from training.evaluation.plots import COLOURS
 
 SEEDS = 2
 

@@ -23,8 +23,8 @@ from benchmarks.photos import Photos, middle
 from tests.app.face_pictures import grace_hopper
 from tests.app.face_service import serving_faces
 from tests.conftest import encode, photo
-from training.measure_faces import ORL_ENLARGED, SEED
-from training.protocols import orl_searches, read_lfw, read_orl
+from training.datasets.protocols import orl_searches, read_lfw, read_orl
+from training.evaluation.measure_faces import ORL_ENLARGED, SEED
 
 PEOPLE = {
     "Astronaut": photo("astronaut").crop((100, 0, 350, 250)),

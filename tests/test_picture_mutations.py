@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import VestibuleError
-from app.images import Limits, decode
+from app.images.decoding import Limits, decode
 from benchmarks import mutated_pictures, picture_mutations, tables
 from benchmarks.picture_mutations import MUTATIONS, PNG_MAGIC, good, lie, with_sums
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from benchmarks import runtime_agreement
 from benchmarks.runtime_agreement import measure
-from models import checkpoint, compiled
-from models.choice import Choice
+from models import checkpoint, openvino_runtime
 from models.preprocess import Preprocess
+from models.runtime_selection import Choice
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.test_extract import save
+from tests.training.metrics.test_feature_extractor import save
 
 PADDED = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
 
@@ -33,7 +33,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_row_for_each_precision_of_this_processor(network: Path, tmp_path: Path) -> None:
     rows = measure(network, checkpoint.read_card(network), tmp_path / "compiled")
-    assert [row["runtime"] for row in rows] == [f"openvino-cpu-{name}" for name in compiled.precisions()]
+    assert [row["runtime"] for row in rows] == [f"openvino-cpu-{name}" for name in openvino_runtime.precisions()]
     exact = next(row for row in rows if row["runtime"] == "openvino-cpu-f32")
     assert (exact["pictures"], exact["top1_same"], exact["refused"]) == (40, "1.0000", "")
     assert float(str(exact["probability_off"])) <= 1e-4

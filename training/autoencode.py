@@ -22,14 +22,15 @@ from models.denoiser import DenoiserConfig
 from models.generative import ReconstructPart, with_label_planes
 from models.registry import build
 from models.vae import VAEConfig
-from training import data, losses_generative
-from training.config import read_recipe, runs_folder
-from training.errors import TrainingError
-from training.generative_config import AutoencodeRecipe
-from training.loop import Learner, fit, gather_rows, make_accelerator
-from training.pictures import Pictures, add_fixed_noise, add_noise
-from training.run import Progress, Run, hardware, versions
-from training.seeds import derive, generator
+from training.core.errors import TrainingError
+from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.seeds import derive, generator
+from training.core.trainer import Learner, fit, gather_rows, make_accelerator
+from training.datasets import images as data
+from training.datasets.crops_and_noise import Pictures, add_fixed_noise, add_noise
+from training.losses import generative
+from training.recipe.config import read_recipe, runs_folder
+from training.recipe.generative_config import AutoencodeRecipe
 
 cli = typer.Typer(add_completion=False)
 
@@ -71,7 +72,7 @@ class Autoencoding:
             progress = epoch + index / self.steps_per_epoch
             return self._variational_step(shown, clean, labels, self._beta(progress), generator)
         answer = self._learner.model(shown) if self._blind else self._learner.model(shown, labels)
-        loss = losses_generative.distance(answer, clean, self.recipe.loss.distance)
+        loss = generative.distance(answer, clean, self.recipe.loss.distance)
         self._learner.update(loss)
         return {"loss": loss.detach()}
 
@@ -80,12 +81,12 @@ class Autoencoding:
     ) -> Mapping[str, Tensor]:
         noise = torch.randn(len(shown), self.config.latent, generator=draw).to(shown.device)
         reading = self._learner.model(shown, labels, noise)
-        likelihood = losses_generative.log_likelihood(reading.logits, clean, reading.log_scale)
-        kl = losses_generative.kl_to_prior(reading.mean, reading.log_variance)
+        likelihood = generative.log_likelihood(reading.logits, clean, reading.log_scale)
+        kl = generative.kl_to_prior(reading.mean, reading.log_variance)
         # For each number of a picture, so that clipping and learning rate mean the same at every size.
-        loss = -losses_generative.elbo(likelihood, kl, beta).mean() / clean[0].numel()
+        loss = -generative.elbo(likelihood, kl, beta).mean() / clean[0].numel()
         self._learner.update(loss)
-        bound = losses_generative.elbo(likelihood, kl).mean()
+        bound = generative.elbo(likelihood, kl).mean()
         return {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
 
     @property
@@ -144,7 +145,7 @@ class Autoencoding:
             )
             shown = add_fixed_noise(clean, chosen, sigma, self.recipe.seed) if sigma else clean
             restored = restore(shown if self._blind else with_label_planes(shown, labels)).clamp(0, 1)
-            figures = [losses_generative.decibels(losses_generative.squared_error(restored, clean))]
+            figures = [generative.decibels(generative.squared_error(restored, clean))]
             if self.variational:
                 figures += self._bound(network, shown, clean, labels, chosen)
             columns.append(torch.stack(figures, dim=1))
@@ -157,9 +158,9 @@ class Autoencoding:
         draws = (generator(self.recipe.seed, "latent", int(row)) for row in rows)
         noise = torch.stack([torch.randn(self.config.latent, generator=draw) for draw in draws]).to(shown.device)
         reading = network(shown, labels, noise)
-        kl = losses_generative.kl_to_prior(reading.mean, reading.log_variance)
-        likelihood = losses_generative.log_likelihood(reading.logits, clean, reading.log_scale)
-        return [losses_generative.elbo(likelihood, kl), kl]
+        kl = generative.kl_to_prior(reading.mean, reading.log_variance)
+        likelihood = generative.log_likelihood(reading.logits, clean, reading.log_scale)
+        return [generative.elbo(likelihood, kl), kl]
 
 
 def setup(recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Autoencoding, Run]:

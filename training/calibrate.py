@@ -22,12 +22,12 @@ from models.card import Metric, ModelCard
 from models.matching import Matching, OperatingPoint, Tail
 from models.runtime import prepare
 from models.tta import Tta
-from training import data
-from training.errors import DataError, TrainingError
-from training.faces import impostor_pairs, mated_pairs, rows_of
-from training.losses import unit
-from training.metrics import predict
-from training.verification import Scores
+from training.core.errors import DataError, TrainingError
+from training.datasets import images as data
+from training.datasets.faces import impostor_pairs, mated_pairs, rows_of
+from training.losses.metric_learning import unit
+from training.metrics.classification import predict
+from training.metrics.verification import Scores
 
 cli = typer.Typer(add_completion=False)
 

@@ -25,15 +25,15 @@ from models.card import Metric, ModelCard, Training
 from models.registry import build, configure
 from models.runtime import TorchRuntime
 from models.tta import VIEWS, Tta
-from training import data
-from training.augment import Colours, augment, blend, colour_basis, first_flips, mirror
-from training.config import Recipe, load_recipe, runs_folder
-from training.errors import TrainingError
-from training.initialise import Start, begin_as_identity, set_norms, whiten
-from training.loop import Learner, fit, gather_rows, make_accelerator
-from training.metrics import classification, predict, probabilities
-from training.run import Progress, Run, hardware, versions
-from training.seeds import derive
+from training.core.errors import TrainingError
+from training.core.initialise import Start, begin_as_identity, set_norms, whiten
+from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.seeds import derive
+from training.core.trainer import Learner, fit, gather_rows, make_accelerator
+from training.datasets import images as data
+from training.datasets.augment import Colours, augment, blend, colour_basis, first_flips, mirror
+from training.metrics.classification import classification, predict, probabilities
+from training.recipe.config import Recipe, load_recipe, runs_folder
 
 cli = typer.Typer(add_completion=False)
 

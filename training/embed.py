@@ -24,17 +24,18 @@ from models import checkpoint
 from models.card import Metric, ModelCard, Training
 from models.registry import build, configure
 from models.runtime import TorchRuntime
-from training import data, losses, mining
-from training.augment import Colours, augment, colour_basis
 from training.calibrate import FEWEST_IMPOSTORS, fit_matching
-from training.config import EmbedRecipe, LossSection, exported, read_recipe, runs_folder, teacher_files
-from training.errors import DataError, RunError, TrainingError
-from training.faces import impostor_pairs, mated_pairs, rows_of
-from training.loop import Learner, fit, gather_rows, make_accelerator
-from training.metrics import predict
-from training.run import Progress, Run, hardware, versions
-from training.seeds import derive, generator
-from training.verification import Scores, cross_validated_accuracy
+from training.core.errors import DataError, RunError, TrainingError
+from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.seeds import derive, generator
+from training.core.trainer import Learner, fit, gather_rows, make_accelerator
+from training.datasets import images as data
+from training.datasets.augment import Colours, augment, colour_basis
+from training.datasets.faces import impostor_pairs, mated_pairs, rows_of
+from training.losses import metric_learning, mining
+from training.metrics.classification import predict
+from training.metrics.verification import Scores, cross_validated_accuracy
+from training.recipe.config import EmbedRecipe, LossSection, exported, read_recipe, runs_folder, teacher_files
 
 cli = typer.Typer(add_completion=False)
 
@@ -76,7 +77,9 @@ class Teacher:
     def loss(self, embeddings: Tensor, rows: data.Indices, relations: float) -> Tensor:
         """How far the embeddings [N, D] of those rows are from the teacher's, see `losses.distillation`."""
         vectors = torch.from_numpy(np.asarray(self._vectors[rows], np.float32)).to(embeddings.device)
-        return losses.distillation(embeddings, vectors, self._centre.to(embeddings.device), relations=relations)
+        return metric_learning.distillation(
+            embeddings, vectors, self._centre.to(embeddings.device), relations=relations
+        )
 
 
 class Embedding:
@@ -150,16 +153,18 @@ class Embedding:
         if loss.kind == "distillation":
             return none, none
         if proxies is not None:
-            return losses.margin_softmax(embeddings, proxies, labels, margin=loss.margin, scale=loss.scale), none
+            return metric_learning.margin_softmax(
+                embeddings, proxies, labels, margin=loss.margin, scale=loss.scale
+            ), none
         embeddings, labels = mining.gather_embeddings(self.accelerator, embeddings, labels)
-        distances = losses.pairwise_distances(embeddings, loss.metric)
+        distances = metric_learning.pairwise_distances(embeddings, loss.metric)
         # The same on every process, since all of them mine in the same batch.
         draw = generator(self.recipe.seed, "mine", *place)
         if loss.kind == "contrastive":
             pairs = _mined_pairs(loss, distances, labels, draw).of(distances)
-            return losses.contrastive(*pairs, loss.margin, squared=loss.squared), none
+            return metric_learning.contrastive(*pairs, loss.margin, squared=loss.squared), none
         triplets = _mined_triplets(loss, distances, labels, draw).of(distances)
-        value = losses.triplet(*triplets, loss.margin, squared=loss.squared, active_only=loss.active_only)
+        value = metric_learning.triplet(*triplets, loss.margin, squared=loss.squared, active_only=loss.active_only)
         positive, negative = (part.square() if loss.squared else part for part in triplets)
         return value, mining.active_fraction(positive, negative, loss.margin)
 
@@ -180,7 +185,7 @@ class Embedding:
 
         def compute(rows: data.Indices) -> Tensor:
             views = predict(runtime, self.images, self._held_out[rows], self.recipe.preprocess, tta="flip")
-            return losses.unit(views.sum(dim=0))
+            return metric_learning.unit(views.sum(dim=0))
 
         vectors = gather_rows(self.accelerator, len(self._held_out), compute).double().numpy()
         first, second = np.searchsorted(self._held_out, self._pairs).T

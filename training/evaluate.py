@@ -13,16 +13,16 @@ import typer
 
 from models import checkpoint
 from models.card import Metric
-from training import report_generators
-from training.compare import compare
-from training.config import runs_folder
-from training.errors import TrainingError
-from training.measure_faces import measure
-from training.measure_generators import measure as measure_generators
-from training.measure_words import draw_recall, evaluate_run, recall_table, times
-from training.metrics import measure_classifier
-from training.report_faces import card_metrics, markdown, publish
-from training.run import Run
+from training.core.errors import TrainingError
+from training.core.run_folder import Run
+from training.evaluation import report_generators
+from training.evaluation.compare import compare
+from training.evaluation.measure_faces import measure
+from training.evaluation.measure_generators import measure as measure_generators
+from training.evaluation.measure_words import draw_recall, evaluate_run, recall_table, times
+from training.evaluation.report_faces import card_metrics, markdown, publish
+from training.metrics.classification import measure_classifier
+from training.recipe.config import runs_folder
 
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 

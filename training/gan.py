@@ -26,18 +26,18 @@ from models.checkpoint import write_atomically
 from models.gan import Discriminator
 from models.generative import latents
 from models.registry import build
-from training import losses_adversarial as losses
-from training.config import read_recipe, runs_folder
-from training.data import Indices
-from training.errors import RecipeError, TrainingError
-from training.extract import Extractor
-from training.gan_config import GanRecipe
-from training.loop import Learner, fit, make_accelerator
-from training.pictures import Pictures
-from training.run import Progress, Run, hardware, versions
-from training.seeds import derive
-from training.sheets import sheet
-from training.watch import Pixels, Watch, balance, gradient_norm
+from training.core.errors import RecipeError, TrainingError
+from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.seeds import derive
+from training.core.trainer import Learner, fit, make_accelerator
+from training.datasets.crops_and_noise import Pictures
+from training.datasets.images import Indices
+from training.losses import adversarial as losses
+from training.metrics.contact_sheet import sheet
+from training.metrics.feature_extractor import Extractor
+from training.metrics.gan_monitor import Pixels, Watch, balance, gradient_norm
+from training.recipe.config import read_recipe, runs_folder
+from training.recipe.gan_config import GanRecipe
 
 cli = typer.Typer(add_completion=False)
 

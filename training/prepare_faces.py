@@ -2,8 +2,8 @@
 
 `python -m training.prepare_faces ~/photos people --jobs 4` writes VESTIBULE_DATASETS/people: train-00000.parquet and so
 on with the columns image {bytes, path}, identity and source, and report.csv with what became of each photo. The
-layouts of LFW, VGGFace2 and CelebA are recognised (see `training.face_layouts`). Of each photo one face is cut out,
-112x112, aligned as serving aligns it. Killed, it goes on where it stood, from people.parts beside.
+layouts of LFW, VGGFace2 and CelebA are recognised (see `training.prepare.face_layouts`). Of each photo one face is cut
+out, 112x112, aligned as serving aligns it. Killed, it goes on where it stood, from people.parts beside.
 
 Scraped collections have wrong labels: in Families in the Wild, of identities with 3 or more photos, about 0.6 % of the
 photos lie far from their identity for a strong embedder. `--clean weights/face-embedder --distance 0.7` removes such
@@ -50,11 +50,11 @@ from models.card import ModelCard, Name
 from models.checkpoint import write_atomically
 from models.registry import Task
 from models.runtime import default_device
-from training.config import datasets_folder
-from training.errors import DataError, TrainingError
-from training.face_layouts import Collection, Layout, Photo, printable, read_collection
-from training.face_photos import Choice, Examiner, Judged, Options
-from training.run import versions
+from training.core.errors import DataError, TrainingError
+from training.core.run_folder import versions
+from training.prepare.face_layouts import Collection, Layout, Photo, printable, read_collection
+from training.prepare.face_photos import Choice, Examiner, Judged, Options
+from training.recipe.config import datasets_folder
 
 cli = typer.Typer(add_completion=False)
 
@@ -378,7 +378,9 @@ def prepare_faces(  # noqa: PLR0913  each is a decision of its own
     jobs: int = 0,
     overwrite: bool = False,
 ) -> Summary:
-    """Write VESTIBULE_DATASETS/<name>. `source` (None: `name`) stands before each identity, see `training.faces`.
+    """Write VESTIBULE_DATASETS/<name>.
+
+    `source` (None: `name`) is the prefix of each identity, see `training.datasets.faces`.
 
     `jobs` processes work side by side, each with one thread; 0: this one does, as it is set.
 

@@ -23,10 +23,10 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from models.card import Name
-from training.config import datasets_folder
-from training.data import decoded, picture_files
-from training.errors import DataError, TrainingError
-from training.seeds import derive
+from training.core.errors import DataError, TrainingError
+from training.core.seeds import derive
+from training.datasets.images import decoded, picture_files
+from training.recipe.config import datasets_folder
 
 cli = typer.Typer(add_completion=False)
 

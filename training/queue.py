@@ -31,7 +31,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import checkpoint
 from models.card import ModelCard
-from training.config import (
+from training.core.errors import RecipeError, TrainingError
+from training.core.run_folder import hardware
+from training.recipe.config import (
     EmbedRecipe,
     Recipe,
     Section,
@@ -41,10 +43,8 @@ from training.config import (
     teacher_files,
     weights_folder,
 )
-from training.errors import RecipeError, TrainingError
-from training.gan_config import GanRecipe
-from training.generative_config import AutoencodeRecipe
-from training.run import hardware
+from training.recipe.gan_config import GanRecipe
+from training.recipe.generative_config import AutoencodeRecipe
 
 cli = typer.Typer(add_completion=False)
 

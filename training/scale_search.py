@@ -29,13 +29,14 @@ from models.checkpoint import write_atomically
 from models.efficientnet import EfficientNetConfig
 from models.registry import build, configure
 from models.runtime import default_device
-from training import classify, data
-from training.config import Recipe, load_recipe
-from training.cost import macs
-from training.drawing import ACCENT, INK, PALE, Dot, blank, place_labels, png
-from training.errors import RecipeError, RunError, TrainingError
-from training.loop import fit
-from training.run import hardware, versions
+from training import classify
+from training.core.errors import RecipeError, RunError, TrainingError
+from training.core.run_folder import hardware, versions
+from training.core.trainer import fit
+from training.datasets import images as data
+from training.evaluation.plots import ACCENT, INK, PALE, Dot, blank, place_labels, png
+from training.metrics.flops import macs
+from training.recipe.config import Recipe, load_recipe
 
 cli = typer.Typer(add_completion=False)
 

@@ -31,11 +31,11 @@ from models.align import SIDE
 from models.checkpoint import write_atomically
 from models.preprocess import Preprocess
 from models.runtime import prepare
-from training import data
-from training.config import teacher_files
-from training.errors import DataError, TrainingError
-from training.losses import unit
-from training.metrics import predict
+from training.core.errors import DataError, TrainingError
+from training.datasets import images as data
+from training.losses.metric_learning import unit
+from training.metrics.classification import predict
+from training.recipe.config import teacher_files
 
 cli = typer.Typer(add_completion=False)
 

@@ -18,15 +18,16 @@ import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from models.words import VARIANTS, WordEncoder, encode
-from training import data, losses, mining
-from training.config import LossSection, WordsRecipe, read_recipe, runs_folder
-from training.errors import RecipeError, TrainingError
-from training.loop import Learner, fit, make_accelerator
-from training.misspellings import KINDS, misspell
-from training.names import Names, read_names
-from training.run import Run
-from training.seeds import derive
+from models.name_encoder import VARIANTS, WordEncoder, encode
+from training.core.errors import RecipeError, TrainingError
+from training.core.run_folder import Run
+from training.core.seeds import derive
+from training.core.trainer import Learner, fit, make_accelerator
+from training.datasets import images as data
+from training.datasets.misspellings import KINDS, misspell
+from training.datasets.names import Names, read_names
+from training.losses import metric_learning, mining
+from training.recipe.config import LossSection, WordsRecipe, read_recipe, runs_folder
 
 Integers = npt.NDArray[np.int64]
 
@@ -104,13 +105,13 @@ class Spelling:
 
 def triplet_loss(loss: LossSection, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The recipe's triplet loss of a batch, embeddings [N, D] and labels [N], and the share of active triplets."""
-    distances = losses.pairwise_distances(embeddings, loss.metric)
+    distances = metric_learning.pairwise_distances(embeddings, loss.metric)
     if loss.mining == "semi-hard":
         triplets = mining.semi_hard(distances, labels, loss.margin)
     else:
         triplets = mining.batch_hard(distances, labels)
     positive, negative = triplets.of(distances)
-    value = losses.triplet(positive, negative, loss.margin, squared=loss.squared, active_only=loss.active_only)
+    value = metric_learning.triplet(positive, negative, loss.margin, squared=loss.squared, active_only=loss.active_only)
     if loss.squared:
         positive, negative = positive.square(), negative.square()
     return value, mining.active_fraction(positive, negative, loss.margin)

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from models import checkpoint
-from models.choice import Choice
 from models.preprocess import Preprocess
 from models.runtime import TorchRuntime
+from models.runtime_selection import Choice
 
 MAX_BATCH = 32  # as Vestibule's default
 WAIT_S = 0.005  # for a batch to fill, where there is a timer

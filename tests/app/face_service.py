@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.app.embedder import random_embedder
-from tests.app.test_process import serving
+from tests.app.server.test_process import serving
 
 
 @contextmanager

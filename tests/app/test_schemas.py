@@ -12,14 +12,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, TypeAdapter
 
-from app.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
-from app.bulk_schemas import BulkLine
+from app.auth.scopes import Guarded, Routes
 from app.errors import MOST_CHARACTERS, MOST_ERRORS
-from app.gallery_schemas import SubjectInfo
+from app.gallery.bulk.schemas import BulkLine
+from app.gallery.schemas import SubjectInfo
 from app.main import create_app
-from app.oip_schemas import InferenceRequest
+from app.middleware.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
+from app.open_inference.schemas import InferenceRequest
 from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
-from app.scopes import Guarded, Routes
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
 

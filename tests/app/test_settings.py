@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.settings import PROJECT, Settings, unknown_variables
 
 pytestmark = pytest.mark.usefixtures("_as_it_was")
@@ -147,7 +147,7 @@ def test_variables_that_nothing_reads_are_named() -> None:
 
 
 def test_as_a_process_there_is_no_traceback() -> None:
-    command = [sys.executable, "-m", "app.cli", "keys", "list"]
+    command = [sys.executable, "-m", "app.cli.main", "keys", "list"]
     environment = os.environ | {"VESTIBULE_ALLOWED_HOSTS": ""}
     done = subprocess.run(command, check=False, env=environment, cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.settings import PROJECT
 from vestibule_client import NEVER, AsyncClient, Client, VestibuleError
 from vestibule_client.client import _is_loopback

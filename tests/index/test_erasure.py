@@ -32,10 +32,10 @@ from benchmarks.erasure import (
     person,
     search_elsewhere,
 )
-from index import records
-from index.gallery import EmbeddedGallery
-from index.maintenance import Limits, Maintenance
-from index.scrub import Pages
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import records
+from index.embedded.store.secure_delete import Pages
+from index.embedded.tasks.compaction import Limits, Maintenance
 from tests.index.people import vectors
 
 DIMENSIONS = 64

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from index import maintenance as module
-from index import records, segments
-from index.ann import Ivf
+from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.store import records
+from index.embedded.store.records import NewFace
+from index.embedded.tasks import compaction as module
+from index.embedded.tasks.compaction import Limits, Maintenance, RoundError
+from index.embedded.vectors import segment as segments
+from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.gallery import EmbeddedGallery, Tuning
-from index.maintenance import Limits, Maintenance, RoundError
-from index.records import NewFace
 from tests.index.people import enrol
 
 LIMITS = Limits(segment=8, exact_below=16, growth=2.0)

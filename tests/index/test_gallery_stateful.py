@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from index.embedded.encryption.aead import OperatorKey
+from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.store.records import NewFace
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.reembedding import FIRST, Reembeddings, Worker
 from index.errors import ConflictError, NotFoundError
-from index.gallery import EmbeddedGallery, Tuning
-from index.maintenance import Limits, Maintenance
-from index.records import NewFace
-from index.reembedding import FIRST, Reembeddings, Worker
-from index.sealing import OperatorKey
 
 Vector = npt.NDArray[np.float32]
 

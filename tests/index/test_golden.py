@@ -16,26 +16,28 @@ import apsw
 import numpy as np
 import pytest
 
-from index import records, transfer, upkeep
-from index.ann import Ivf
-from index.audit import Head
-from index.backup import restore
-from index.collection_keys import cipher_of
+from index.embedded.admin import parquet as transfer
+from index.embedded.admin import repair as upkeep
+from index.embedded.admin.backup import restore
+from index.embedded.admin.verify import faults
+from index.embedded.audit.log import Head
+from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query.feedback import Feedback
+from index.embedded.query.search import compare, search
+from index.embedded.store import records
+from index.embedded.store.job_records import Found, Outcome
+from index.embedded.store.migrations import STEPS
+from index.embedded.store.records import Floats, NewFace
+from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.reembedding import FIRST, Reembeddings
+from index.embedded.tasks.reembedding import Worker as Reembedder
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
 from index.errors import LockedError, NotFoundError
-from index.feedback import Feedback
-from index.gallery import EmbeddedGallery
-from index.integrity import faults
-from index.job_records import Found, Outcome
-from index.jobs import Jobs, Worker
-from index.maintenance import Limits, Maintenance
-from index.migrations import STEPS
 from index.protocol import Match
-from index.records import Floats, NewFace
-from index.reembedding import FIRST, Reembeddings
-from index.reembedding import Worker as Reembedder
-from index.sealing import OperatorKey
-from index.search import compare, search
-from index.segments import Segment
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
 
 WRITTEN = expected("gallery")

@@ -32,14 +32,14 @@ from benchmarks.gallery_kills import (
     vector,
 )
 from benchmarks.power_cut_vfs import SECTOR, Disk, PowerCutVFS
-from index import records
-from index.ann import Ivf
-from index.files import make_folder, sync_folder, write_atomically
-from index.gallery import EmbeddedGallery
-from index.ledger import Ledger
-from index.maintenance import Maintenance
-from index.records import Collection, NewFace
-from index.segments import Segment
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import records
+from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
+from index.embedded.store.ledger import Ledger
+from index.embedded.store.records import Collection, NewFace
+from index.embedded.tasks.compaction import Maintenance
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
 
 VFS = "tests-power-cut"
 

@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from index.embedded.admin.verify import faults
+from index.embedded.encryption.aead import OperatorKey
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query.feedback import Feedback
+from index.embedded.query.search import compare, search
+from index.embedded.store.job_records import Item, Properties
+from index.embedded.store.ledger import Ledger, migrate
+from index.embedded.store.migrations import STEPS
+from index.embedded.store.records import Collection, NewFace, insert_collection
+from index.embedded.tasks.bulk_enrolment import Jobs
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.reembedding import Reembeddings, Worker
 from index.errors import ConflictError, InvalidError
-from index.feedback import Feedback
-from index.gallery import EmbeddedGallery
-from index.integrity import faults
-from index.job_records import Item, Properties
-from index.jobs import Jobs
-from index.ledger import Ledger, migrate
-from index.maintenance import Limits, Maintenance
-from index.migrations import STEPS
-from index.records import Collection, NewFace, insert_collection
-from index.reembedding import Reembeddings, Worker
-from index.sealing import OperatorKey
-from index.search import compare, search
 from index.validation import (
     EARLIEST,
     LATEST,
@@ -127,7 +127,7 @@ def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
 def test_vectors_that_older_versions_stored_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.maintenance.VECTORS", 7)
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 7)
     key = OperatorKey(b"k" * 32)
     gallery = EmbeddedGallery(tmp_path, key=key)
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
@@ -135,7 +135,7 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
     faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
 
     def spoil(db: apsw.Connection) -> None:
-        from index.collection_keys import cipher_of
+        from index.embedded.encryption.data_keys import cipher_of
 
         cipher = cipher_of(db, 1)
         for number in (3, 9, 20):

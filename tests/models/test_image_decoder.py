@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.errors import VestibuleError
-from app.images import Limits, decode
+from app.images.decoding import Limits, decode
 from models import image_decoder
 from tests.conftest import encode, photo
-from training import data
-from training.errors import DataError
-from training.face_photos import read_photo
+from training.core.errors import DataError
+from training.datasets import images as data
+from training.prepare.face_photos import read_photo
 
 LIMITS = Limits(2**24, 10**7)
 

@@ -20,11 +20,11 @@ from models.generative import ReconstructPart
 from models.vae import VAE
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
 from training import autoencode
-from training.config import read_recipe
-from training.generative_config import AutoencodeRecipe
-from training.pictures import Pictures, add_fixed_noise
-from training.run import Run
-from training.seeds import generator
+from training.core.run_folder import Run
+from training.core.seeds import generator
+from training.datasets.crops_and_noise import Pictures, add_fixed_noise
+from training.recipe.config import read_recipe
+from training.recipe.generative_config import AutoencodeRecipe
 
 ROOT = Path(__file__).parents[2]
 

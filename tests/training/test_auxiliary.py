@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.registry import REGISTRY, Architecture
-from training import classify, data
-from training.config import load_recipe
-from training.run import Run
-from training.seeds import generator
+from training import classify
+from training.core.run_folder import Run
+from training.core.seeds import generator
+from training.datasets import images as data
+from training.recipe.config import load_recipe
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from models.card import Metric
 from models.matching import Matching, OperatingPoint, Tail
 from models.preprocess import Preprocess
 from models.registry import build, configure
-from training import calibrate, data
+from training import calibrate
 from training.calibrate import fit_matching
-from training.faces import rows_of
-from training.measure_faces import Embedder
-from training.verification import Scores
+from training.datasets import images as data
+from training.datasets.faces import rows_of
+from training.evaluation.measure_faces import Embedder
+from training.metrics.verification import Scores
 
 # Similarities of strangers N(0, 0.1), of one person N(0.5, 0.15).
 STRANGERS = norm(0, 0.1)

@@ -23,9 +23,10 @@ from models import checkpoint
 from models.registry import build
 from models.tta import VIEWS, Tta
 from tests.training.conftest import CLASSES
-from training import classify, data
-from training.config import load_recipe
-from training.run import Run
+from training import classify
+from training.core.run_folder import Run
+from training.datasets import images as data
+from training.recipe.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
 

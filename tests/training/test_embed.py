@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.registry import build
-from training import data, embed
-from training.config import EmbedRecipe, read_recipe
-from training.errors import RecipeError
-from training.faces import rows_of, split_of
-from training.losses import unit
-from training.run import Run
-from training.verification import Scores
+from training import embed
+from training.core.errors import RecipeError
+from training.core.run_folder import Run
+from training.datasets import images as data
+from training.datasets.faces import rows_of, split_of
+from training.losses.metric_learning import unit
+from training.metrics.verification import Scores
+from training.recipe.config import EmbedRecipe, read_recipe
 
 RECIPE = """
 name = "people"

@@ -16,7 +16,7 @@ from models.card import Metric, ModelCard
 from models.registry import build
 from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
 from training.evaluate import cli
-from training.metrics import measure_classifier
+from training.metrics.classification import measure_classifier
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 FRAME = ((4, 4), (4, 4), (0, 0))

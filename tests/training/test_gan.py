@@ -23,14 +23,15 @@ from models import checkpoint
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from models.generative import latents
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from training import gan, losses_adversarial
-from training.config import read_recipe
-from training.errors import CollapsedError, RecipeError
-from training.gan_config import GanRecipe
-from training.loop import fit
-from training.run import Run
-from training.seeds import generator
-from training.sheets import sheet
+from training import gan
+from training.core.errors import CollapsedError, RecipeError
+from training.core.run_folder import Run
+from training.core.seeds import generator
+from training.core.trainer import fit
+from training.losses import adversarial
+from training.metrics.contact_sheet import sheet
+from training.recipe.config import read_recipe
+from training.recipe.gan_config import GanRecipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,7 +173,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
-def test_a_step_is_the_plain_alternation(makers: Path, loss: losses_adversarial.Adversarial) -> None:
+def test_a_step_is_the_plain_alternation(makers: Path, loss: adversarial.Adversarial) -> None:
     changes = ["discriminator.norm=none", "game.turns=2", "train.ema=0", f"game.loss={loss}", "game.rate=0.5"]
     task = adversaries(makers, *changes, "game.penalty=10", "game.penalty_every=2")
     torch.manual_seed(0)
@@ -190,7 +191,7 @@ def test_a_step_is_the_plain_alternation(makers: Path, loss: losses_adversarial.
         real, numbers = task.pictures.batch(0, turn, task.recipe.augment, draw)
         labels = torch.nn.functional.one_hot(torch.from_numpy(numbers), 3).float()
         fake = g(torch.randn(10, 8, generator=draw), labels).detach()
-        value = losses_adversarial.discriminator_loss(loss, d(real, labels), d(fake, labels))
+        value = adversarial.discriminator_loss(loss, d(real, labels), d(fake, labels))
         if turn == 0:
             shares = torch.rand(10, generator=draw)[:, None, None, None]
             points = (shares * real + (1 - shares) * fake).requires_grad_()
@@ -200,7 +201,7 @@ def test_a_step_is_the_plain_alternation(makers: Path, loss: losses_adversarial.
         value.backward()  # type: ignore[no-untyped-call]
         adam[d].step()
     labels = torch.nn.functional.one_hot(torch.randint(3, (10,), generator=draw), 3).float()
-    value = losses_adversarial.generator_loss(loss, d(g(torch.randn(10, 8, generator=draw), labels), labels))
+    value = adversarial.generator_loss(loss, d(g(torch.randn(10, 8, generator=draw), labels), labels))
     adam[g].zero_grad()
     value.backward()  # type: ignore[no-untyped-call]
     adam[g].step()

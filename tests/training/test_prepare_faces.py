@@ -32,11 +32,13 @@ from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import encode, photo
 from tests.models.centerface import opencv_crop
-from training import data, face_photos, prepare_faces
-from training.errors import DataError, DatasetNotFoundError
-from training.face_layouts import Collection, Layout, Photo, printable, read_collection
-from training.face_photos import Examiner, Judged, Options, Outcome, choose
-from training.faces import rows_of
+from training import prepare_faces
+from training.core.errors import DataError, DatasetNotFoundError
+from training.datasets import images as data
+from training.datasets.faces import rows_of
+from training.prepare import face_photos
+from training.prepare.face_layouts import Collection, Layout, Photo, printable, read_collection
+from training.prepare.face_photos import Examiner, Judged, Options, Outcome, choose
 from training.prepare_faces import Rules, Shards, read_limits, settle
 
 WEIGHTS = Path(__file__).parents[2] / "weights/centerface"

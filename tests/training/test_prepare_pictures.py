@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from training import data, prepare_pictures
-from training.config import load_recipe
-from training.errors import DataError
+from training import prepare_pictures
+from training.core.errors import DataError
+from training.datasets import images as data
 from training.prepare_pictures import FEWEST
+from training.recipe.config import load_recipe
 
 
 def picture(path: Path, seed: int) -> None:

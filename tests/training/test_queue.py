@@ -22,8 +22,8 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from tests.training.conftest import png, strokes, write_parquet
 from training import queue
-from training.config import Recipe, read_recipe
-from training.errors import RecipeError
+from training.core.errors import RecipeError
+from training.recipe.config import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from models.efficientnet import STAGES
 from models.registry import build
 from tests.training.conftest import RECIPE
 from training import scale_search
-from training.config import Recipe, load_recipe
-from training.errors import RecipeError, RunError
+from training.core.errors import RecipeError, RunError
+from training.recipe.config import Recipe, load_recipe
 from training.scale_search import Candidate, Result, Search, Triple, candidates, grid, scaled, shortened
 
 SMALL = """

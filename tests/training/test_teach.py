@@ -16,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.models.aligned_faces import first_faces
-from training import data, teach
-from training.errors import DataError
-from training.measure_faces import Embedder
+from training import teach
+from training.core.errors import DataError
+from training.datasets import images as data
+from training.evaluation.measure_faces import Embedder
 
 ROOT = Path(__file__).parents[2]
 

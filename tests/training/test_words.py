@@ -14,16 +14,16 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
-from models.words import VARIANTS, WordEncoder, bare, fold
+from models.name_encoder import VARIANTS, WordEncoder, bare, fold
 from training import evaluate, words
-from training import names as sources
-from training.config import WordsRecipe, read_recipe
-from training.errors import DatasetNotFoundError, RecipeError
-from training.faces import split_of
-from training.measure_words import Hits, Probes, probe_sets, recall_table, search, times
-from training.misspellings import KEYS, KINDS, misspell
-from training.names import read_names, recombine
-from training.run import Run
+from training.core.errors import DatasetNotFoundError, RecipeError
+from training.core.run_folder import Run
+from training.datasets import names as sources
+from training.datasets.faces import split_of
+from training.datasets.misspellings import KEYS, KINDS, misspell
+from training.datasets.names import read_names, recombine
+from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
+from training.recipe.config import WordsRecipe, read_recipe
 from training.words import Spelling
 
 SMALL = [

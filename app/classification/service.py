@@ -1,0 +1,197 @@
+"""Use cases. Each takes plain values, asks the engine, and answers a schema; none knows a request or a response.
+
+Those about faces are in `app.faces.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.auth.keys import Keys
+from app.errors import NotFound, Unprocessable, full_disk
+from app.images.uploads import Pictures
+from app.inference.loaded_model import LoadedModel
+from app.inference.loader import Item
+from app.inference.predictor import Inference
+from app.inference.reload_sync import Reloads
+from app.middleware.request_log import Timings
+from app.schemas import (
+    Classified,
+    ClassifyParams,
+    ClassifyResponse,
+    Digit,
+    DigitString,
+    ModelDetail,
+    ModelList,
+    ModelMemory,
+    ModelReloaded,
+    ModelSummary,
+    Prediction,
+)
+from models.card import ModelCard
+from models.digit_string_decoder import Lattice, lattice, read
+from models.tta import Tta, views
+
+DIGITS = tuple("0123456789")
+
+
+class Services:
+    """Classifying, and what models there are."""
+
+    def __init__(self, inference: Inference, keys: Keys, reloads: Reloads):
+        self._inference = inference
+        self._keys = keys
+        self._reloads = reloads
+        self._engine = inference.engine
+        # A string has hundreds of candidates, so all requests for strings share one room.
+        self._strings = inference.room()
+
+    async def classify(self, pictures: Pictures, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
+        """What is in each picture, likeliest first; with `sequence`, which string of digits.
+
+        Raises:
+            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+        """
+        model = await self._engine.model(params.model, "classify")
+        if params.tta and model.card.tta == "none":
+            raise Unprocessable(f"{model.card.name} has no test-time augmentation")
+        kind: Tta = model.card.tta if params.tta else "none"
+        room = self._inference.room()
+        if params.sequence:
+            _check_sequence(model.card, params)
+
+        preprocess = model.card.preprocess
+
+        async def seen(data: bytes) -> Iterable[Item]:
+            if kind == "none":
+                return [await self._inference.pixels(data, preprocess, timings)]
+            return await self._inference.decoded(
+                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), timings, preprocess.enough
+            )
+
+        async def one(index: int, data: bytes) -> Classified:
+            logits = await self._inference.run(model, await seen(data), timings, room=room)  # [views, classes]
+            probabilities = _probabilities(logits, model.card.temperature)
+            return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
+
+        async def string(index: int, data: bytes) -> DigitString:
+            return await self._string(model, index, data, timings)
+
+        answer = string if params.sequence else one
+        answers = await self._inference.each(pictures, answer)
+        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
+
+    def models(self) -> ModelList:
+        """Every model, in the order of names."""
+        shelf = self._engine.shelf
+        memory = ModelMemory(used=shelf.used, leaving=shelf.leaving, budget=shelf.budget)
+        return ModelList(data=[self._summary(card) for card in self._engine.cards.values()], memory=memory)
+
+    def model(self, name: str) -> ModelDetail:
+        """One model's card.
+
+        Raises:
+            NotFound: no model of that name.
+        """
+        card = self._engine.cards.get(name)
+        if card is None:
+            raise NotFound("no model of that name; GET /models lists them")
+        loaded = self._engine.loaded(name)
+        return ModelDetail(
+            version=card.version,
+            default=self._engine.is_default(card),
+            loaded=loaded is not None,
+            memory_bytes=self._memory(card),
+            runtime=loaded.runtime if loaded else None,
+            choosing=any(part.choosing for part in self._engine.parts(name)),
+            card=card,
+        )
+
+    async def reload(self, name: str, actor: str | None) -> ModelReloaded:
+        """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
+
+        Raises:
+            NotFound, ModelRefused, Conflict: see `Engine.reload`. DiskFull: it is reloaded here, but other workers
+            and the audit log do not know.
+        """
+        # Shielded as the reload itself is: where the client leaves, the others and the audit log are told all the same.
+        return await asyncio.shield(asyncio.ensure_future(self._reloaded(name, actor)))
+
+    async def _reloaded(self, name: str, actor: str | None) -> ModelReloaded:
+        done = await self._engine.reload(name)
+        now, before = (card.version if card else None for card in (done.now, done.before))
+        with full_disk():
+            await asyncio.to_thread(self._reloads.tell, name)
+            if done.change != "unchanged":
+                await asyncio.to_thread(self._keys.note_reload, now, actor)
+        return ModelReloaded(model=name, change=done.change, version=now, previous=before)
+
+    def _summary(self, card: ModelCard) -> ModelSummary:
+        return ModelSummary(
+            name=card.name,
+            version=card.version,
+            task=card.task,
+            description=card.description,
+            license=card.license,
+            parameters=card.parameters,
+            classes=len(card.classes),
+            default=self._engine.is_default(card),
+            loaded=self._engine.loaded(card.name) is not None,
+            memory_bytes=self._memory(card),
+        )
+
+    def _memory(self, card: ModelCard) -> int:
+        return sum(part.size for part in self._engine.parts(card.name))
+
+    async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
+        card = model.card
+        found, crops = await self._inference.decoded(data, lambda picture: _candidates(card, picture), timings)
+        logits = torch.empty(0, len(DIGITS))
+        if crops:
+            logits = await self._inference.run(model, crops, timings, room=self._strings)
+        reading = await self._engine.decoded(lambda: read(found, logits, card.temperature))
+        digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
+        return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
+
+
+def _check_sequence(card: ModelCard, params: ClassifyParams) -> None:
+    if card.preprocess.channels != 1 or card.classes != DIGITS:
+        raise Unprocessable(f"{card.name} reads no digit strings: that takes grey pictures and the classes 0 to 9")
+    if params.tta:
+        raise Unprocessable("a digit string is read without test-time augmentation")
+
+
+def _candidates(card: ModelCard, picture: Image.Image) -> tuple[Lattice, list[Tensor]]:
+    """What may be digits in the picture, and the same as the network wants it, each [C, H, W]."""
+    try:
+        found = lattice(np.asarray(picture.convert("L")))
+    except ValueError as error:
+        raise Unprocessable(str(error)) from error
+    return found, [card.preprocess(Image.fromarray(crop)) for crop in found.crops]
+
+
+def _probabilities(logits: Tensor, temperature: float) -> npt.NDArray[np.float32]:
+    """Of each class, the mean over the views [N, C]. By numpy, as is `_top`: for so few numbers torch takes ten times
+    as long, and gives the interpreter away at each step.
+    """
+    scaled = logits.numpy() / np.float32(temperature)
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    rows = powers / powers.sum(axis=1, keepdims=True)
+    mean: npt.NDArray[np.float32] = rows[0] if len(rows) == 1 else rows.mean(axis=0)
+    return mean
+
+
+def _top(card: ModelCard, probabilities: npt.NDArray[np.float32], k: int) -> list[Prediction]:
+    likeliest = np.argsort(-probabilities, kind="stable")[:k].tolist()
+    return [
+        Prediction(class_=card.classes[index], class_id=index, confidence=float(probabilities[index]))
+        for index in likeliest
+    ]

@@ -1,0 +1,212 @@
+"""The `vestibule` command."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.client import client_cli
+from app.cli.gallery import gallery_cli
+from app.cli.keys import keys_cli
+from app.cli.terminal import fail, read_settings, replace_unencodable
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    import uvicorn
+
+    from app.settings import Settings
+
+# What asks a service must not wait for torch: the settings, which know models, are imported by what needs them.
+cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
+cli.add_typer(client_cli)
+cli.add_typer(gallery_cli)
+cli.add_typer(keys_cli)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback see the README.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes behind the port: one for each GPU.")] = None,
+) -> None:
+    """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
+    import structlog
+
+    from app.server import logging_setup, state_folder
+    from app.server.supervisor import Workers, listen
+    from app.settings import ConfigurationError, unknown_variables
+
+    settings = read_settings(host=host, port=port, workers=workers)
+    logging_setup.configure()
+    if unknown := unknown_variables(os.environ):
+        structlog.get_logger().warning("unknown_variables", names=unknown)
+    try:
+        if warning := state_folder.prepare(settings.state):
+            structlog.get_logger().warning("state_folder_not_private", detail=warning)
+        if settings.workers > 1:
+            raise typer.Exit(Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
+        listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
+    except ConfigurationError as error:
+        fail(str(error))
+    _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
+
+
+@cli.command(hidden=True)
+def worker(listening: int, parent: int) -> None:
+    """One of the processes of `serve --workers`, on two sockets that it is given open."""
+    import socket
+
+    from app.server.supervisor import tie
+
+    ready = tie(parent)
+    _serve(read_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
+
+
+@cli.command()
+def health() -> None:
+    """Ask the service on this machine whether it is ready; the exit status says it."""
+    import httpx
+
+    settings = read_settings()
+    url = f"http://{_address(settings.host)}:{settings.port}/health/ready"
+    try:
+        response = httpx.get(url, timeout=4, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(f"no answer from {url}: {error}")
+    typer.echo(response.text)
+    raise typer.Exit(0 if response.is_success else 1)
+
+
+@cli.command("models")
+def list_models() -> None:
+    """List the models in the weights folder, and folders that are refused."""
+    from app.errors import ModelRefused
+    from app.inference.model_repository import read_each
+
+    for folder, card in read_each(read_settings().weights):
+        if isinstance(card, ModelRefused):
+            typer.echo(f"{folder.name}: refused: {card.detail}", err=True)
+        else:
+            typer.echo(f"{card.name:24} {card.version}  {card.parameters:>12,}  {card.description}")
+
+
+@cli.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(help="As package:efficientnet-lite0 or torchvision:resnet50.")],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="The file to read: a .tflite, or a .pth of torchvision's where there is no network."
+        ),
+    ] = None,
+) -> None:
+    """Convert published weights into a served model of the weights folder."""
+    from models.importers import ImportWeightsError, import_weights
+
+    folder = read_settings().weights
+    try:
+        card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
+    except ImportWeightsError as error:
+        fail(str(error))
+    typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
+
+
+def main() -> None:
+    """Entry point of the distribution."""
+    replace_unencodable()
+    cli()
+
+
+def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:
+    """Serve on these sockets, None: on those that the settings name, until told to stop."""
+    from app.errors import VestibuleError
+    from app.main import create_app
+    from app.middleware.host_and_origin import Exposed
+    from app.server import logging_setup
+    from app.settings import ConfigurationError
+
+    logging_setup.configure()
+    try:
+        app = create_app(settings)
+    except VestibuleError as error:
+        fail(f"{error.detail}. VESTIBULE_WEIGHTS is {settings.weights}; `make install` puts the shipped models there.")
+    except (ConfigurationError, Exposed) as error:
+        fail(str(error))
+    server = _server(app, settings, ready)
+    server.run(sockets)
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _spare_the_collector() -> None:
+    """Leave to itself what is there when the service starts, which is never garbage: modules, models, routes. To look
+    at all of it again and again took a sixth of the time of small requests, some of which waited 0.1 s for that.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uvicorn.Server:
+    """A uvicorn server that calls `ready` with its port once it listens."""
+    import uvicorn
+
+    from app.server.http_protocol import KEEP_ALIVE_S, Limits, PatientProtocol, room_for
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.started:
+                _spare_the_collector()
+                ready(self.servers[0].sockets[0].getsockname()[1])
+
+    limits = Limits(
+        head_s=settings.head_timeout_s,
+        answer_s=settings.answer_timeout_s,
+        head_bytes=settings.max_head_bytes,
+        connections=room_for(settings.max_connections),
+    )
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=partial(PatientProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
+        ws="none",
+        host=settings.host.strip("[]"),
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+    return Server(config)
+
+
+def _address(host: str) -> str:
+    """The host part of an address by which this machine reaches a service that listens on `host`."""
+    bare = host.strip("[]")
+    bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104  compared, not bound
+    return f"[{bare}]" if ":" in bare else bare
+
+
+def _welcome(host: str, port: int) -> str:
+    from app.settings import PROJECT
+
+    name = _address(host)
+    picture = PROJECT / "examples" / "coffee.jpg"
+    shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture
+    return (
+        f"\nVestibule is ready on http://{name}:{port}\n"
+        f"  try:   curl -F file=@{shown} 'http://{name}:{port}/classify?top_k=3'\n"
+        f"  look:  http://{name}:{port}/ in a browser\n"
+        f"  docs:  http://{name}:{port}/docs\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""GET / and /web/...: the console, a page that calls this API and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+
+from app import errors
+from app.images.encoding import JSON, is_known
+from app.settings import PROJECT
+
+router = APIRouter(include_in_schema=False)
+
+PAGE = "index.html"
+FOLDER = Path(__file__).resolve().parent / "static"
+# Pictures that a newcomer may try; their names, because the folder may hold others.
+EXAMPLES = ("coffee.jpg", "cat.jpg", "astronaut.jpg", "hopper.jpg", "digits.png")
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
+
+# Nothing inline, nothing from elsewhere; pictures and recordings of the page's own making are `blob:` and `data:`.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "media-src 'self' blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    # Kept, and asked for anew each time: a page never mixes files of two versions.
+    "Cache-Control": "no-cache",
+}
+
+IfNoneMatch = Annotated[str | None, Header()]
+
+
+@dataclass(frozen=True)
+class _Asset:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+@router.get("/docs")
+async def documentation() -> Response:
+    """The OpenAPI document, to read and to try. Its links are relative, so it works below any path."""
+    offline = "static-offline-docs"
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Vestibule - Swagger UI",
+        swagger_js_url=f"{offline}/swagger-ui-bundle.js",
+        swagger_css_url=f"{offline}/swagger-ui.css",
+        swagger_favicon_url=f"{offline}/favicon.png",
+    )
+
+
+@router.get("/")
+async def page(if_none_match: IfNoneMatch = None) -> Response:
+    """The console."""
+    return _answer(PAGE, if_none_match)
+
+
+@router.get("/web/{name:path}")
+async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
+    """One of the console's files."""
+    return _answer(name, if_none_match)
+
+
+def _answer(name: str, if_none_match: str | None) -> Response:
+    found = _assets().get(name)
+    if found is None:
+        raise errors.NotFound("the console has no such file")
+    headers = HEADERS | {"ETag": found.etag}
+    if is_known(found.etag, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, media_type=found.media_type, headers=headers)
+
+
+@cache
+def _assets() -> Mapping[str, _Asset]:
+    """Every file that is served, by its path below /web: what is not in here cannot be asked for."""
+    files = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES}
+    examples = {name: path for name in EXAMPLES if (path := PROJECT / "examples" / name).is_file()}
+    files |= {f"examples/{name}": path for name, path in examples.items()}
+    assets = {name: _asset(path.read_bytes(), MEDIA_TYPES[path.suffix]) for name, path in files.items()}
+    return assets | {"examples.json": _asset(json.dumps(list(examples)).encode(), JSON)}
+
+
+def _asset(content: bytes, media_type: str) -> _Asset:
+    return _Asset(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')

@@ -1,0 +1,34 @@
+"""POST /embed, and the same as OpenAI's clients ask for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from app import dependencies, errors
+from app.auth.scopes import INFER
+from app.images.uploads import EMBEDDINGS_BODY, IMAGE_BODY
+from app.middleware.load_shedding import admitted
+from app.schemas import EmbedParams, EmbedResponse
+
+router = APIRouter(tags=["faces"], dependencies=INFER)
+
+PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessable)
+
+
+@router.post("/embed", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
+@admitted
+async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
+    """Each picture's most prominent face as a point on the unit sphere, where near means alike."""
+    return await dependencies.faces(request).embed(
+        await dependencies.pictures(request), params, dependencies.timings(request)
+    )
+
+
+@router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_BODY, responses=PROBLEMS)
+@admitted
+async def embeddings(request: Request) -> EmbedResponse:
+    """`POST /embed` in OpenAI's form: `input` is a picture or a list of them, base64 or data URIs."""
+    asked, pictures = await dependencies.embeddings(request)
+    return await dependencies.faces(request).embed_like_openai(asked, pictures, dependencies.timings(request))

@@ -1,0 +1,84 @@
+"""Bulk jobs: /collections/{c}/faces:bulk and /collections/{c}/jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+
+from app import dependencies, errors
+from app.auth.scopes import ENROL
+from app.gallery.bulk.enrolment import working
+from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
+from app.gallery.bulk.upload import BULK_BODY, read_upload
+from app.gallery.schemas import Key
+from app.middleware.load_shedding import admitted
+
+router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
+
+PROBLEMS = errors.describe(
+    errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters, errors.Locked
+)
+FULL = errors.describe(errors.DiskFull)
+SENDING = errors.describe(
+    errors.BadRequest,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.Conflict,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.InvalidParameters,
+    errors.Unprocessable,
+    errors.Overloaded,
+    errors.Locked,
+    errors.DiskFull,
+)
+
+Collection = Annotated[Key, Path(description="The collection's name.")]
+Job = Annotated[Key, Path(description="The job's id.")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.post("/collections/{collection}/faces:bulk", status_code=202, openapi_extra=BULK_BODY, responses=SENDING)
+@admitted
+async def send(
+    request: Request,
+    collection: Collection,
+    params: Annotated[BulkParams, Query()],
+) -> JobInfo:
+    """Enrol many faces in the background: a zip of photos, or lines of JSON with pictures or vectors."""
+    return await dependencies.galleries(request).jobs.submit(
+        collection, await read_upload(request), params, dependencies.caller(request)
+    )
+
+
+@router.get("/collections/{collection}/jobs", responses=PROBLEMS)
+async def jobs(
+    request: Request, collection: Collection, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Limit = 100
+) -> JobPage:
+    """A collection's jobs, by page; those that ended a week ago are forgotten."""
+    return await dependencies.galleries(request).jobs.list_jobs(collection, after, limit)
+
+
+@router.get("/collections/{collection}/jobs/{job}", responses=PROBLEMS)
+async def job(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """How far a job is."""
+    return await dependencies.galleries(request).jobs.job(collection, job)
+
+
+@router.get("/collections/{collection}/jobs/{job}/items", responses=PROBLEMS)
+async def items(
+    request: Request,
+    collection: Collection,
+    job: Job,
+    after: Annotated[int, Query(ge=-1, le=2**62)] = -1,
+    limit: Limit = 100,
+) -> JobItemPage:
+    """What became of each line or file, by page."""
+    return await dependencies.galleries(request).jobs.items(collection, job, after, limit)
+
+
+@router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS | FULL)
+async def cancel(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """Enrol no more of a job; what is enrolled stays."""
+    return await dependencies.galleries(request).jobs.cancel(collection, job, dependencies.caller(request))

@@ -1,0 +1,30 @@
+"""POST /denoise."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app import dependencies, errors
+from app.auth.scopes import INFER
+from app.generation.schemas import DenoiseParams, DenoiseResponse
+from app.images.encoding import PNG
+from app.images.responses import answer, describe
+from app.images.uploads import NOISY_BODY
+from app.middleware.load_shedding import admitted
+
+router = APIRouter(tags=["denoise"], dependencies=INFER)
+
+RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
+
+
+@router.post("/denoise", response_class=Response, openapi_extra=NOISY_BODY, responses=RESPONSES)
+@admitted
+async def denoise(request: Request, params: Annotated[DenoiseParams, Query()]) -> Response:
+    """A picture without its noise, in its own size; with a `reference`, how near it came."""
+    return answer(
+        await dependencies.restoration(request).denoise(
+            await dependencies.noisy(request), params, dependencies.timings(request)
+        )
+    )

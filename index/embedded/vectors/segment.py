@@ -1,0 +1,144 @@
+"""A segment: vectors that do not change any more, in a file that is mapped into memory and never written again.
+
+    header, 64 bytes    "VSEG", version, flags, dimensions, rows, first and last face id, removals taken into account,
+                        CRC-32 of the checksums' table, CRC-32 of the header before it; little-endian
+    table               a CRC-32 for each `CHUNK` bytes of the body, padded to 64 bytes
+    body                face ids int64 [rows], subject ids int64 [rows], vectors float32 [rows, dimensions]
+
+`flags` is 0, or 1 where the vectors are sealed (index/embedded/encryption/aead.py), bound to the file's name, its
+header and its ids. Those are unsealed into memory when they are asked for. The ledger can make every segment anew, so a
+file in doubt is thrown away.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from index.embedded.encryption.aead import PLAIN, Cipher
+from index.embedded.store.atomic_files import write_atomically
+from index.embedded.store.records import Floats, Ints, Rows
+from index.errors import CorruptError, TooNewError
+
+MAGIC, VERSION, SEALED = b"VSEG", 1, 1
+_HEADER = struct.Struct("<4sHHIIqqq16xII")
+CHUNK = 2**20
+_ALIGNMENT = 64
+_CHECKSUMS = 8  # the last bytes of the header
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One mapped file; ids are views of it."""
+
+    path: Path
+    faces: Ints
+    subjects: Ints
+    dimensions: int
+    removals_through: int
+    _cipher: Cipher
+    _header: memoryview
+    _body: memoryview
+    _checksums: memoryview
+
+    @classmethod
+    def open(cls, path: Path, cipher: Cipher = PLAIN) -> Segment:
+        """Map the file, which the collection's `cipher` wrote. Header and size are checked, the body by `verify`.
+
+        Raises:
+            CorruptError: missing, cut short, or with another header than was written. TooNewError.
+        """
+        try:
+            with path.open("rb") as file:
+                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            raise CorruptError(f"{path.name}: {error}") from error
+        if len(mapped) < _HEADER.size:
+            raise CorruptError(f"{path.name} is cut short")
+        magic, version, flags, dimensions, rows, _, _, removals, table_crc, header_crc = _HEADER.unpack_from(mapped)
+        if magic != MAGIC or zlib.crc32(mapped[: _HEADER.size - 4]) != header_crc:
+            raise CorruptError(f"{path.name} has no segment's header")
+        if version > VERSION:
+            raise TooNewError(f"{path.name} is of version {version}; this program knows {VERSION}")
+        if flags != (SEALED if cipher.encrypted else 0):
+            raise CorruptError(f"{path.name} is sealed where its collection is not, or the other way round")
+        size = rows * 16 + cipher.file_size(rows * 4 * dimensions)
+        start = _HEADER.size + _table_size(size)
+        table = mapped[_HEADER.size : start]
+        if len(mapped) != start + size or zlib.crc32(table) != table_crc:
+            raise CorruptError(f"{path.name} is cut short, or its checksums changed")
+        body = mapped[start:]
+        return cls(
+            path,
+            np.frombuffer(body, "<i8", rows),
+            np.frombuffer(body, "<i8", rows, 8 * rows),
+            dimensions,
+            removals,
+            cipher,
+            mapped[: _HEADER.size - _CHECKSUMS],
+            body,
+            table,
+        )
+
+    @cached_property
+    def vectors(self) -> Floats:
+        """[rows, dimensions]: a view of the file, or what is sealed there.
+
+        Raises:
+            CorruptError: that was changed, or put there from elsewhere.
+        """
+        ids = 16 * len(self.faces)
+        about = (self.path.name.encode(), self._header, self._body[:ids])
+        data = self._cipher.unseal_file(self._body[ids:], *about)
+        return np.frombuffer(data, "<f4").reshape(-1, self.dimensions)
+
+    def verify(self) -> None:
+        """Read all of it.
+
+        Raises:
+            CorruptError: some byte is not what was written.
+        """
+        for number, chunk in enumerate(_chunks(self._body)):
+            if struct.unpack_from("<I", self._checksums, 4 * number)[0] != zlib.crc32(chunk):
+                raise CorruptError(f"{self.path.name} changed at byte {number * CHUNK} of its body or after")
+        self.unsealed()
+
+    def unsealed(self) -> Segment:
+        """This, with its vectors in memory if they are sealed.
+
+        Raises:
+            CorruptError: see `vectors`.
+        """
+        assert self.vectors is not None  # noqa: S101  which unseals them
+        return self
+
+
+def write(path: Path, rows: Rows, removals_through: int, cipher: Cipher = PLAIN) -> Segment:
+    """Write the rows durably, and map them."""
+    count, dimensions = rows.vectors.shape
+    first, last = (int(rows.faces[0]), int(rows.faces[-1])) if count else (0, 0)
+    flags = SEALED if cipher.encrypted else 0
+    fields = _HEADER.pack(MAGIC, VERSION, flags, dimensions, count, first, last, removals_through, 0, 0)[:-_CHECKSUMS]
+    ids = rows.faces.astype("<i8").tobytes() + rows.subjects.astype("<i8").tobytes()
+    vectors = rows.vectors.astype("<f4").tobytes()
+    body = b"".join((ids, *cipher.seal_file(vectors, path.name.encode(), fields, ids)))
+    checksums = b"".join(struct.pack("<I", zlib.crc32(chunk)) for chunk in _chunks(memoryview(body)))
+    table = checksums.ljust(_table_size(len(body)), b"\0")
+    header = fields + struct.pack("<I", zlib.crc32(table))
+    write_atomically(path, [header + struct.pack("<I", zlib.crc32(header)), table, body])
+    return Segment.open(path, cipher)
+
+
+def _chunks(body: memoryview) -> Iterator[memoryview]:
+    return (body[start : start + CHUNK] for start in range(0, len(body), CHUNK))
+
+
+def _table_size(body: int) -> int:
+    return -(-4 * -(-body // CHUNK) // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,269 @@
+"""`vestibule gallery`: what it prints, how it ends, and that another process may use the gallery meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import cli
+from index.embedded.admin import repair as upkeep
+from index.embedded.admin.repair import Compacted
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import folder_lock
+from index.embedded.tasks.compaction import Maintenance
+from tests.index.people import enrol, vectors
+
+Command = Callable[..., Any]  # the outcome: exit_code, stdout, stderr
+
+# Enrols pairs, erases, seals and builds for as long as its standard input is open.
+OTHER = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from index.gallery import EmbeddedGallery
+from index.maintenance import Limits, Maintenance
+from index.records import NewFace
+gallery = EmbeddedGallery(Path(sys.argv[1]))
+maintenance = Maintenance(gallery, Limits(segment=8, exact_below=16, growth=2.0))
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
+rounds = 0
+while not ended.is_set():
+    vectors = np.random.default_rng(1000 + rounds).normal(size=(10, 4))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    faces = [NewFace(f"other-{rounds}", vector.astype(np.float32)) for vector in vectors]
+    made = gallery.enrol("doors", faces, "f1")
+    gallery.remove_faces("doors", [face.token for face in made[::2]])
+    gallery.remove_subject("doors", f"other-{rounds}") if rounds % 2 else None
+    maintenance.run()
+    rounds += 1
+    if rounds == 1:
+        print("under way", flush=True)
+print(rounds)
+gallery.close()
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder whose gallery has 20 faces in `doors`, and nobody in `trains`."""
+    gallery = EmbeddedGallery(tmp_path / "state" / "gallery")
+    gallery.create("doors", "face-embedder", "f1", 4)
+    gallery.create("trains", "efficientnet-lite0", "f2", 3)
+    enrol(gallery, "doors", 20)
+    gallery.close()
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def gallery_of(state: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("VESTIBULE_STATE", str(state))
+    return lambda *arguments: CliRunner().invoke(cli, ["gallery", *map(str, arguments)])
+
+
+def opened(state: Path) -> EmbeddedGallery:
+    return EmbeddedGallery(state / "gallery")
+
+
+def test_list(gallery_of: Command, state: Path) -> None:
+    told = json.loads(gallery_of("list", "--json").stdout)
+    assert told["ledger_bytes"] >= (state / "gallery" / "ledger.db").stat().st_size
+    assert told["collections"] == [
+        {
+            "name": "doors",
+            "embedder": "face-embedder",
+            "fingerprint": "f1",
+            "dimensions": 4,
+            "encrypted": False,
+            "subjects": 5,
+            "faces": 20,
+            "exact": True,
+            "file_bytes": 0,
+        },
+        {
+            "name": "trains",
+            "embedder": "efficientnet-lite0",
+            "fingerprint": "f2",
+            "dimensions": 3,
+            "encrypted": False,
+            "subjects": 0,
+            "faces": 0,
+            "exact": True,
+            "file_bytes": 0,
+        },
+    ]
+    text = gallery_of("list").stdout.splitlines()
+    assert len(text) == 3
+    assert text[0].split()[:5] == ["doors", "5", "subjects", "20", "faces"]
+    assert "2 collections" in text[2]
+
+
+def test_clashes(gallery_of: Command, state: Path) -> None:
+    assert gallery_of("clashes").stdout == "0 names clash\n"
+    gallery = opened(state)
+    composed, decomposed = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
+    for name in (composed, "trains"):
+        gallery.put_subject("doors", name)
+    gallery.create(composed, "face-embedder", "f1", 4)
+    gallery.create("other", "face-embedder", "f1", 4)
+
+    def rename(db: apsw.Connection) -> None:
+        db.execute("UPDATE subjects SET key = ? WHERE key = 'trains'", (decomposed,))
+        db.execute("UPDATE collections SET name = ? WHERE name = 'other'", (decomposed,))
+        db.execute("UPDATE collections SET normalised = 0")
+
+    gallery.ledger.write(rename)
+    gallery.close()
+    told = gallery_of("clashes").stdout.splitlines()
+    assert sorted(line.partition(":")[0] for line in told[:2]) == ["a collection", "a subject of 'doors'"]
+    assert all("'mu\\u0308ller'" in line and "'m\\xfcller'" in line for line in told[:2])
+    assert told[2:] == ["2 names clash"]
+
+
+def test_export_and_import(gallery_of: Command, state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "doors.parquet"
+    assert gallery_of("export", "doors", file).stdout == f"20 faces are in {file}\n"
+    again = gallery_of("export", "doors", file)
+    assert (again.exit_code, "there already" in again.stderr) == (1, True)
+    assert gallery_of("import", file).stdout == "0 faces enrolled in doors; 20 were there already\n"
+    refused = gallery_of("import", file, "--collection", "trains")
+    assert (refused.exit_code, "embedder" in refused.stderr) == (1, True)
+    gallery = opened(state)
+    gallery.drop("doors")
+    gallery.close()
+    assert gallery_of("import", file, "--collection", "gates").stdout == (
+        "20 faces enrolled in gates; 0 were there already\n"
+    )
+
+
+def test_import_makes_the_gallery(gallery_of: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery_of("export", "doors", tmp_path / "doors.parquet")
+    monkeypatch.setenv("VESTIBULE_STATE", str(tmp_path / "new"))
+    for command in (["list"], ["verify"], ["compact"], ["rebuild"], ["backup", tmp_path / "b"]):
+        missing = gallery_of(*command)
+        assert (missing.exit_code, "no gallery" in missing.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+    assert gallery_of("import", tmp_path / "doors.parquet").exit_code == 0
+    assert "doors" in gallery_of("list").stdout
+
+
+def test_verify(gallery_of: Command, state: Path) -> None:
+    fine = gallery_of("verify")
+    assert (fine.exit_code, fine.stdout) == (0, "all is as it was written\n")
+    (state / "gallery" / "files" / "1-0.seg").write_bytes(b"left")
+    (state / "gallery" / "files" / "1-1.seg").write_bytes(b"left")
+    wrong = gallery_of("verify")
+    assert (wrong.exit_code, wrong.stdout) == (1, "1-0.seg is named by nobody\n1-1.seg is named by nobody\n")
+
+
+def test_a_ledger_that_is_none_is_told_in_a_line(gallery_of: Command, state: Path) -> None:
+    (state / "gallery" / "ledger.db").write_bytes(b"nonsense" * 1000)
+    for command in ("verify", "list"):
+        wrong = gallery_of(command)
+        assert wrong.exit_code == 1
+        assert wrong.stderr.startswith("vestibule: the ledger: ")
+        assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_compact(gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = gallery_of("compact")
+    before, after = (int(word.replace(",", "")) for word in done.stdout.split() if word[0].isdigit())
+    assert (done.exit_code, 0 < after <= before) == (0, True)
+    monkeypatch.setattr(upkeep, "compact", lambda _: Compacted(2, 1, emptied=False))
+    assert "still read by others" in gallery_of("compact").stdout
+
+
+def test_rebuild(gallery_of: Command, state: Path) -> None:
+    assert gallery_of("rebuild").stdout == "made anew: doors, trains\n"
+    assert gallery_of("rebuild", "doors").stdout == "made anew: doors\n"
+    missing = gallery_of("rebuild", "x")
+    assert (missing.exit_code, missing.stderr) == (1, "vestibule: there is no collection 'x'\n")
+    gallery = opened(state)
+    assert Maintenance(gallery).run()
+    refused = gallery_of("rebuild")
+    gallery.close()
+    assert (refused.exit_code, "background work" in refused.stderr) == (1, True)
+
+
+def test_backup_and_restore(gallery_of: Command, state: Path, tmp_path: Path) -> None:
+    made = gallery_of("backup", tmp_path / "backup")
+    assert made.stdout.startswith(f"20 faces of 2 collections are in {tmp_path / 'backup'}")
+    gallery = opened(state)
+    gallery.remove_subject("doors", "p0")
+    in_use = gallery_of("restore", tmp_path / "backup")
+    assert (in_use.exit_code, "in use" in in_use.stderr) == (1, True)
+    gallery.close()
+    done = gallery_of("restore", tmp_path / "backup")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "erased again: 4 faces, 1 subjects, 0 collections" in done.stdout
+    assert "the ledger that was there before is deleted" in done.stdout
+    gallery = opened(state)
+    assert [one.key for one in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
+    gallery.close()
+    assert gallery_of("verify").exit_code == 0
+    (tmp_path / "backup" / "ledger.db").write_bytes(b"")
+    refused = gallery_of("restore", tmp_path / "backup")
+    assert (refused.exit_code, "not what was backed up" in refused.stderr) == (1, True)
+
+
+def test_restore_elsewhere_says_that_it_knows_of_no_erasure(
+    gallery_of: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery_of("backup", tmp_path / "backup")
+    monkeypatch.setenv("VESTIBULE_STATE", str(tmp_path / "new"))
+    done = gallery_of("restore", tmp_path / "backup")
+    assert (done.exit_code, "nothing here tells what was erased" in done.stderr) == (0, True)
+    assert "doors" in gallery_of("list").stdout
+
+
+def test_wrong_settings_and_a_restore_under_way_are_told_in_a_line(
+    gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder_lock.held(state / "gallery", alone=True):
+        assert "being restored" in gallery_of("list").stderr
+    monkeypatch.setenv("VESTIBULE_PORT", "x")
+    wrong = gallery_of("list")
+    assert (wrong.exit_code, wrong.stderr.startswith("vestibule: VESTIBULE_PORT: ")) == (1, True)
+
+
+@pytest.mark.slow
+def test_another_process_may_use_the_gallery_meanwhile(gallery_of: Command, state: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OTHER, str(state / "gallery")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "under way\n"
+        for number in range(5):
+            for arguments in (
+                ["list"],
+                ["export", "doors", tmp_path / f"{number}.parquet"],
+                ["verify"],
+                ["backup", tmp_path / f"backup-{number}"],
+            ):
+                done = gallery_of(*arguments)
+                assert (done.exit_code, done.stderr) == (0, ""), done.stdout
+        rounds, _ = other.communicate("")
+    assert other.returncode == 0
+    assert int(rounds) > 1
+    assert gallery_of("verify").stdout == "all is as it was written\n"
+    gallery = opened(state)
+    expected = {face.token for one in gallery.subjects("doors") for face in gallery.faces("doors", one.key)}
+    gallery.close()
+    for number in range(5):  # of one commit each: the five of a pair of faces that stay, or the ten, or none
+        assert gallery_of("restore", tmp_path / f"backup-{number}").exit_code == 0
+        gallery = opened(state)
+        subjects = gallery.subjects("doors", limit=10_000)
+        tokens = {face.token for one in subjects for face in gallery.faces("doors", one.key)}
+        (nearest,) = gallery.search("doors", vectors(20)[:1], k=1)
+        gallery.close()
+        assert tokens <= expected
+        assert {one.faces for one in subjects if one.key.startswith("other")} <= {0, 5}
+        assert nearest[0].subject.key == "p0"

@@ -1,0 +1,416 @@
+"""Bodies of bulk jobs, read without the service: hostile zips, names in many encodings, dialects of NDJSON."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import io
+import json
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import BadRequest, BodyTooLarge
+from app.gallery.bulk import upload, zip_reader
+from app.gallery.bulk.upload import LINES, ZIP, Upload
+from index.embedded.store.job_records import Item, Outcome
+
+ZEROS = bytes(20 * 2**20)
+
+
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+class Raw:
+    """A zip written field by field, so that it can lie."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.directory = bytearray()
+        self.count = 0
+
+    def add(
+        self,
+        name: bytes,
+        data: bytes = b"x",
+        *,
+        method: int = 0,
+        flags: int = 0,
+        host: int = 3,
+        size: int | None = None,
+        crc: int | None = None,
+        packed: bytes | None = None,
+        extra: bytes = b"",
+        offset: int | None = None,
+    ) -> Raw:
+        """An entry, with its content unless `offset` names the local header of another."""
+        packed = data if packed is None else packed
+        head = (flags, method, 0, 0, zlib.crc32(data) if crc is None else crc, len(packed))
+        tail = (len(data) if size is None else size, len(name))
+        if offset is None:
+            offset = len(self.body)
+            self.body += struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, *head, *tail, 0) + name + packed
+        central = struct.pack(
+            "<4s6H3L5H2L", b"PK\x01\x02", host << 8 | 20, 20, *head, *tail, len(extra), 0, 0, 0, 0, offset
+        )
+        self.directory += central + name + extra
+        self.count += 1
+        return self
+
+    def bytes(self, *, prefix: bytes = b"", zip64: bool = False) -> bytes:
+        start, size, count = len(self.body), len(self.directory), min(self.count, 0xFFFF)
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, size, start, 0)
+        if zip64:
+            at = start + size
+            end = (
+                struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, self.count, self.count, size, start)
+                + struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+                + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+            )
+        return prefix + bytes(self.body) + bytes(self.directory) + end
+
+
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def read(data: bytes, content_type: str = ZIP, dimensions: int = 2, *, vectors: bool = False) -> list[Item | Outcome]:
+    return list(Upload(content_type, data).items(dimensions, vectors=vectors))
+
+
+def detail(item: Item | Outcome) -> str:
+    assert isinstance(item, Outcome), item
+    assert item.status == "failed"
+    return str(item.result["problem"]["detail"])
+
+
+def subjects(data: bytes) -> list[str]:
+    return [item.subject for item in read(data) if isinstance(item, Item)]
+
+
+def unicode_path(name: str, instead: bytes) -> bytes:
+    """Info-ZIP's extra field."""
+    text = name.encode()
+    return struct.pack("<HHBL", 0x7075, 5 + len(text), 1, zlib.crc32(instead)) + text
+
+
+BOMBS = {
+    "bzip2": zipped({"a/1.png": ZEROS}, zipfile.ZIP_BZIP2),
+    "lzma": zipped({"a/1.png": ZEROS}, zipfile.ZIP_LZMA),
+    "bzip2 that declares little": Raw().add(b"a/1.png", ZEROS[:100], method=12, packed=bz2.compress(ZEROS)).bytes(),
+    "deflate that declares little": Raw().add(b"a/1.png", ZEROS[:100], method=8, packed=deflated(ZEROS)).bytes(),
+    "deflate that declares little, with its prefix's checksum": Raw()
+    .add(b"a/1.png", ZEROS, size=100, crc=zlib.crc32(ZEROS[:100]), method=8, packed=deflated(ZEROS))
+    .bytes(),
+    "deflate that declares much": Raw().add(b"a/1.png", b"x", method=8, size=2**25, packed=deflated(b"x")).bytes(),
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_bomb_is_refused_without_being_unpacked(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        (item,) = read(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "compressed by method" in detail(item) or "declares" in detail(item)
+    assert peak < 2**20
+
+
+def test_declared_sizes_are_one_total_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "MOST_UNPACKED", 1000)
+    files = {f"a/{n}.png": bytes(300) for n in range(4)}
+    with pytest.raises(BodyTooLarge):
+        read(zipped(files, zipfile.ZIP_DEFLATED))
+    assert len(read(zipped(dict(list(files.items())[:3]), zipfile.ZIP_DEFLATED))) == 3
+
+
+def test_overlapping_entries_are_refused() -> None:
+    """As in zip bombs that inflate one stream many times, also by quoting local headers in stored blocks."""
+    same = Raw().add(b"a/1.png", ZEROS, method=8, packed=deflated(ZEROS)).add(b"b/1.png", ZEROS, method=8, offset=0)
+    with pytest.raises(BadRequest, match="overlap"):
+        read(same.bytes())
+    inner = Raw().add(b"b/1.png", b"inner")
+    quoting = Raw().add(b"a/1.png", b"block" + bytes(inner.body))
+    quoting.add(b"b/1.png", b"inner", offset=quoting.body.index(b"PK\x03\x04", 4))
+    with pytest.raises(BadRequest, match="overlap"):
+        read(quoting.bytes())
+    reaching = Raw().add(b"a/1.png", b"x")
+    reaching.directory[20:24] = struct.pack("<L", 2)  # bytes packed: one more, which is the directory's
+    with pytest.raises(BadRequest, match="overlap"):
+        read(reaching.bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (b"/eileen/1.png", "absolute"),
+        (b"C:/eileen/1.png", "absolute"),
+        (b"C:\\eileen\\1.png", "absolute"),
+        (b"../eileen/1.png", "'..'"),
+        (b"eileen/../grace/1.png", "'..'"),
+        (b"eileen\\..\\1.png", "'..'"),
+        (b"eileen/1\\2.png", "backslash"),
+    ],
+)
+def test_name_that_leads_elsewhere_is_refused_alone(name: bytes, reason: str) -> None:
+    refused, item = read(Raw().add(name, host=0).add(b"grace/1.png").bytes())
+    assert reason in detail(refused)
+    assert isinstance(item, Item)
+    assert item.subject == "grace"
+
+
+@pytest.mark.parametrize("flags", [1, 1 << 6, 1 << 13], ids=["password", "strong", "masked"])
+def test_encrypted_entry_is_refused_alone(flags: int) -> None:
+    refused, item = read(Raw().add(b"a/1.png", flags=flags).add(b"b/1.png").bytes())
+    assert "encrypted" in detail(refused)
+    assert isinstance(item, Item)
+
+
+DAMAGED = {
+    "no end": b"PK\x03\x04" + bytes(100),
+    "directory longer than the body": Raw().add(b"a/1.png").bytes()[4:],
+    "directory of something else": Raw().add(b"a/1.png").bytes().replace(b"PK\x01\x02", b"PK\x01\x00"),
+    "directory cut short": Raw()
+    .add(b"a/1.png", extra=bytes(40))
+    .bytes()
+    .replace(b"\x28\x00\x00\x00", b"\x29\x00\x00\x00"),
+    "entry outside": Raw().add(b"a/1.png", offset=2**31).bytes(),
+    "ZIP64 value missing": Raw().add(b"a/1.png", size=0xFFFFFFFF).bytes(),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_zip_is_a_bad_request(data: bytes) -> None:
+    with pytest.raises(BadRequest, match="zip"):
+        read(data)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"crc": 1},
+        {"size": 2},
+        {"size": 2, "method": 8, "packed": b"\xff\xff"},
+        {"data": b"xyz" * 100, "method": 8, "packed": deflated(b"xyz" * 100)[:-3]},
+    ],
+    ids=["checksum", "size", "not deflate", "cut short"],
+)
+def test_damaged_entry_costs_no_neighbour(entry: dict[str, object]) -> None:
+    zip_ = Raw().add(b"a/1.png", **entry).add(b"b/1.png")  # type: ignore[arg-type]
+    broken, item = read(zip_.bytes())
+    assert detail(broken)
+    assert isinstance(item, Item)
+    other = zip_.bytes().replace(b"PK\x03\x04", b"PK\x03\x05", 1)
+    assert "local header" in detail(read(other)[0])
+
+
+def test_size_of_the_directory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_reader, "MOST_ENTRIES", 3)
+    few = {f"a/{n}.png": b"x" for n in range(3)}
+    assert len(read(zipped(few))) == 3
+    with pytest.raises(BodyTooLarge):
+        read(zipped(few | {"a/4.png": b"x"}))
+    monkeypatch.setattr(zip_reader, "MOST_DIRECTORY", 100)
+    with pytest.raises(BodyTooLarge):
+        read(zipped(few))
+
+
+def test_forms_that_other_programs_write_are_read() -> None:
+    streamed = io.BytesIO()
+
+    class Pipe:
+        """A file that cannot seek, so that sizes follow the content."""
+
+        def write(self, data: bytes) -> int:
+            return streamed.write(data)
+
+        def flush(self) -> None:
+            pass
+
+    pipe: Any = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("eileen/1.png", b"streamed")
+    in_extra = struct.pack("<HHQ", 1, 8, 5)
+    plain = Raw().add(b"eileen/1.png", b"plain")
+    for data, content in (
+        (streamed.getvalue(), b"streamed"),
+        (plain.bytes(zip64=True), b"plain"),
+        (plain.bytes(prefix=b"#!/bin/sh\n"), b"plain"),
+        (
+            Raw().add(b"eileen/1.png", b"large", size=0xFFFFFFFF, extra=b"\x55\x54\x01\x00\x00" + in_extra).bytes(),
+            b"large",
+        ),
+        (plain.bytes()[:-2] + b"\x05\x00hello", b"plain"),
+        (zipped({"./people/./eileen/1.png": b"dots"}), b"dots"),
+        (Raw().add(b"eileen/1.png", b"", method=8, packed=deflated(b"")).bytes(), b""),
+    ):
+        (item,) = read(data)
+        assert isinstance(item, Item)
+        assert (item.subject, item.data) == ("eileen", content)
+
+
+MUELLER = "m\u00fcller"
+SJIS = "\u5c71\u7530".encode("shift-jis")
+
+
+def test_name_is_decoded_only_where_its_encoding_is_known() -> None:
+    path = f"{MUELLER}/1.png"
+    utf8, cp1252 = path.encode(), path.encode("cp1252")
+    by_extra = Raw().add(cp1252, extra=unicode_path(path, cp1252))
+    for data in (
+        Raw().add(utf8, flags=1 << 11).bytes(),
+        Raw().add(utf8).bytes(),
+        by_extra.bytes(),
+        Raw().add(b"#U00fc/1.png", extra=unicode_path(path, b"#U00fc/1.png")).bytes(),
+    ):
+        assert subjects(data) == [MUELLER]
+    for raw in (cp1252, SJIS + b"/1.png"):
+        refused, item = read(Raw().add(raw).add(b"eileen/1.png").bytes())
+        assert detail(refused) == (
+            "the file name is not UTF-8 and the zip does not say which encoding it uses;"
+            " re-create the zip with UTF-8 names"
+        )
+        assert isinstance(item, Item)
+    (stale,) = read(Raw().add(cp1252, extra=unicode_path(path, b"before it was renamed")).bytes())
+    assert "which encoding" in detail(stale)
+    field = unicode_path(path, cp1252)
+    assert subjects(Raw().add(cp1252, extra=b"\x99\x99\x00\x00" * 15 + field).bytes()) == [MUELLER]
+    for unread in (b"\x99\x99\x00\x00" * 16 + field, b"\x99\x99\x04\x00" + field[:4]):
+        assert subjects(Raw().add(cp1252, extra=unread).bytes()) == []
+    (lying,) = read(Raw().add(cp1252, flags=1 << 11).bytes())
+    assert "marked as UTF-8" in detail(lying)
+
+
+def test_name_that_is_utf8_by_chance_is_refused_beside_names_that_are_not() -> None:
+    """In half-width katakana of Shift-JIS, C3 B1 is a name, and in UTF-8 a letter."""
+    zip_ = Raw().add(b"\xc3\xb1/1.png").add(SJIS + b"/1.png").add(b"eileen/1.png")
+    zip_.add(f"{MUELLER}/1.png".encode(), flags=1 << 11)
+    chance, other, ascii_, marked = read(zip_.bytes())
+    assert "other file names are not UTF-8" in detail(chance)
+    assert "which encoding" in detail(other)
+    assert isinstance(ascii_, Item)
+    assert isinstance(marked, Item)
+    assert (ascii_.subject, marked.subject) == ("eileen", MUELLER)
+
+
+def test_backslashes_separate_folders_where_the_zip_was_made_on_windows() -> None:
+    windows = Raw().add(b"people\\", b"", host=0).add(b"people\\eileen\\1.jpg", host=0)
+    assert subjects(windows.bytes()) == ["eileen"]
+    (refused,) = read(Raw().add(b"eileen\\1.jpg", host=3).bytes())
+    assert "backslash" in detail(refused)
+
+
+def test_files_that_systems_add_are_not_photos() -> None:
+    files = [
+        "eileen/Thumbs.db", "eileen/desktop.ini", "Desktop.ini", "eileen/.DS_Store", "__MACOSX/eileen/._1.jpg",
+        "@eaDir/eileen/1.jpg", "$RECYCLE.BIN/S-1/1.jpg", "eileen/Icon\r", "eileen/ehthumbs.db",
+    ]  # fmt: skip
+    assert subjects(zipped(dict.fromkeys([*files, "eileen/1.jpg"], b"x"))) == ["eileen"]
+    assert len(read(zipped(dict.fromkeys([*files, "eileen/1.jpg"], b"x")))) == 1
+    with pytest.raises(BadRequest, match="no file"):
+        read(zipped(dict.fromkeys(files, b"x")))
+    with pytest.raises(BadRequest, match="no file"):  # a folder whose name cannot be decoded
+        read(Raw().add(SJIS + b"/", b"").bytes())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["backslash.zip", "nfc.zip", "utf8-no-flag.zip"])
+def test_zips_that_users_sent(name: str, datasets: Callable[[str], Path]) -> None:
+    expected = {"backslash.zip": ["eileen", "grace"]}.get(name, [MUELLER])
+    assert subjects((datasets("odd-inputs") / name).read_bytes()) == expected
+
+
+def test_every_prefix_and_every_changed_byte_is_an_answer() -> None:
+    data = zipped({"eileen/1.png": b"abc", f"{MUELLER}/2.png": b"abcd"}, zipfile.ZIP_DEFLATED)
+    for n in range(len(data)):
+        for changed in (data[:n], data[:n] + bytes([data[n] ^ 0xFF]) + data[n + 1 :]):
+            with suppress(BadRequest, BodyTooLarge):
+                assert all(isinstance(item, Item | Outcome) for item in read(changed))
+
+
+IMAGE = "eA=="  # x
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"subject_id": "eileen", "image": IMAGE} | fields).encode() + b"\n"
+
+
+def test_byte_order_marks_are_not_part_of_lines() -> None:
+    marked = codecs.BOM_UTF8 + line()
+    items = read(marked + b"\r\n" + marked + codecs.BOM_UTF8 + b"\n", LINES)
+    assert [item.number for item in items if isinstance(item, Item)] == [0, 2]
+    assert len(items) == 2
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(BadRequest, match="UTF-16"):
+            read("\ufeff{}".encode(encoding), LINES)
+
+
+def test_outcome_of_a_line_is_short_whatever_the_line_holds() -> None:
+    keys = {f"{n}{'k' * 10**6}": 1 for n in range(9)}
+    for fields in (keys, {"vector": ["x"] * 4000, "image": None}, {"metadata": {"k" * 10**6: [1] * 5000}}):
+        (item,) = read(line(**fields), LINES)
+        assert len(json.dumps(item.result)) < 2000 if isinstance(item, Outcome) else fields == {}
+    (item,) = read(line(**keys), LINES)
+    assert detail(item).count("kkk...") == 5
+    assert detail(item).endswith("; and 4 more")
+    (item,) = read(line(colour=1), LINES)
+    assert detail(item).endswith("a vector: colour: Extra inputs are not permitted")
+    (item,) = read(b"{" + b'"k":1,' * 40_000 + b'"k":1}\n', LINES)
+    assert "commas" in detail(item)
+    deep = b"[" * 90 + b"]" * 90
+    (item,) = read(line(metadata={"k": 0}).replace(b"0", b"[" + b",".join([deep] * 300) + b"]"), LINES)
+    assert "brackets" in detail(item)
+    (item,) = read(line(image="\n" * 4_000_001), LINES)
+    assert "backslashes" in detail(item)
+    (item,) = read(line(image=None, vector=[0.5] * 4096), LINES, 4096, vectors=True)
+    assert isinstance(item, Item)
+
+
+def test_id_that_no_url_can_name_costs_no_neighbour() -> None:
+    first, second = read(line(subject_id="..") + line(subject_id="..."), LINES)
+    assert "no URL can name" in detail(first)
+    assert isinstance(second, Item)
+
+
+def test_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "MOST_LINES", 3)
+    assert len(read(line() * 3 + b"\n\n", LINES)) == 3
+    with pytest.raises(BodyTooLarge):
+        read(line() * 4, LINES)
+    with pytest.raises(BodyTooLarge):
+        read(line() + b"\n" * 6, LINES)
+
+
+@pytest.mark.parametrize(
+    ("id", "reason"),
+    [
+        ("a/b", "got U+002F (SOLIDUS)"),
+        ("o\u2019neill", "got U+2019 (RIGHT SINGLE QUOTATION MARK)"),
+        ("a\x00", "got U+0000"),
+        ("", "got 0 characters"),
+        ("a" * 129, "got 129 characters"),
+        ("a" * 200 + "/", "got 201 characters"),
+        (7, "valid string"),
+    ],
+)
+def test_error_for_an_id_names_the_character(id: object, reason: str) -> None:
+    (item,) = read(line(subject_id=id), LINES)
+    assert reason in detail(item)
+    if isinstance(id, str) and id and "/" not in id:
+        (item,) = read(Raw().add(f"{id}/1.png".encode()).bytes())
+        assert reason in detail(item)

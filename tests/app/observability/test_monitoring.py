@@ -1,0 +1,114 @@
+"""What Grafana asks for is what the service tells, and both come up as compose has it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.observability.metrics import Metrics
+from app.settings import PROJECT, Settings
+
+DEPLOY = PROJECT / "deploy"
+# What of a query's words is no metric of ours or of the process's.
+METRIC = re.compile(r"\b(?:vestibule|process)_\w+")
+
+
+def told() -> set[str]:
+    """The names of all series that /metrics can have."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+    families = list(Metrics().registry.collect())
+    return {family.name + suffix for family in families for suffix in suffixes.get(family.type, [""])}
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "vestibule.json").read_text())
+    return found
+
+
+def asked() -> set[str]:
+    """The metrics that the dashboard names, in all its queries and in the choice of a model."""
+    board = dashboard()
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    queries += [variable["query"]["query"] for variable in board["templating"]["list"]]
+    assert all(METRIC.search(query) for query in queries)
+    return {name for query in queries for name in METRIC.findall(query)}
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def test_every_metric_of_the_dashboard_is_told() -> None:
+    assert asked() <= told()
+
+
+def test_the_dashboard_leaves_nothing_out() -> None:
+    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in asked()}
+    assert {family.name for family in Metrics().registry.collect() if family.name.startswith("vestibule")} <= families
+
+
+def test_panels_do_not_overlap_and_ask_the_provisioned_source() -> None:
+    (source,) = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
+    cells: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        covered = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not covered & cells, panel["title"]
+        cells |= covered
+        assert all(target["datasource"]["uid"] == source["uid"] for target in panel.get("targets", []))
+
+
+def test_compose_starts_what_the_files_speak_of() -> None:
+    services = read(PROJECT / "docker-compose.yml")["services"]
+    for name in ("prometheus", "grafana"):
+        service = services[name]
+        assert service["profiles"] == ["monitoring"]
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"])
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (PROJECT / source).exists(), volume
+    ((target,),) = [one["targets"] for one in read(DEPLOY / "prometheus.yml")["scrape_configs"][0]["static_configs"]]
+    host, port = target.split(":")
+    assert host in services
+    assert any(mapping.endswith(f":{port}") for mapping in services[host]["ports"])
+    # Prometheus says this name in its requests' Host.
+    assert host in Settings(allowed_hosts=services[host]["environment"]["VESTIBULE_ALLOWED_HOSTS"]).allowed_hosts
+    url = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]["url"]
+    assert url.split("/")[-1].split(":")[0] in services
+
+
+def started(*profiles: str) -> set[str]:
+    """What `docker compose up` starts with these profiles; without any, with those of .env."""
+    default = dict(line.split("=") for line in (PROJECT / ".env").read_text().splitlines() if not line.startswith("#"))
+    active = set(profiles or default["COMPOSE_PROFILES"].split(","))
+    services = read(PROJECT / "docker-compose.yml")["services"]
+    return {name for name, one in services.items() if not one.get("profiles") or active & set(one["profiles"])}
+
+
+def test_one_service_has_the_state() -> None:
+    assert started() == started("cpu") == {"vestibule"}
+    assert started("gpu") == {"vestibule-gpu"}
+    assert started("cpu", "monitoring") == {"vestibule", "prometheus", "grafana"}
+    assert started("gpu", "monitoring") == {"vestibule-gpu", "prometheus", "grafana"}
+    services = read(PROJECT / "docker-compose.yml")["services"]
+    cpu, gpu = services["vestibule"], services["vestibule-gpu"]
+    assert cpu["ports"] == gpu["ports"]  # so the second of both cannot start
+    assert cpu["volumes"] == gpu["volumes"]
+    assert gpu["networks"]["default"]["aliases"] == ["vestibule"]  # by which Prometheus asks
+
+
+def test_nobody_logs_in_to_grafana() -> None:
+    environment = read(PROJECT / "docker-compose.yml")["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"

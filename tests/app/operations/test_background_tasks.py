@@ -1,0 +1,67 @@
+"""What background tasks do after a failure that passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from app.inference import reload_sync
+from app.inference.reload_sync import Reloads
+from app.operations.background_tasks import kept, running
+
+if TYPE_CHECKING:
+    from app.inference.model_manager import Engine
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  what it waits for has no event
+            await asyncio.sleep(0.001)
+
+
+def test_a_lease_is_renewed_after_an_attempt_that_failed() -> None:
+    attempts: list[int] = []
+
+    async def keep() -> bool:
+        attempts.append(0)
+        if len(attempts) == 1:
+            raise OSError("the disk is full")
+        return True
+
+    async def scenario() -> None:
+        async with kept(keep, 0.001):
+            await until(lambda: len(attempts) > 2)
+
+    asyncio.run(scenario())
+
+
+def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload_sync, "EVERY_S", 0.001)
+    ours, theirs = Reloads(tmp_path), Reloads(tmp_path)
+    asked: list[str] = []
+    rounds: list[int] = []
+
+    async def stored(function: Callable[[], Any]) -> Any:
+        rounds.append(0)
+        if len(rounds) == 1:
+            raise OSError("too many open files")
+        return function()
+
+    async def reload(name: str) -> None:
+        asked.append(name)
+        if name == "first":
+            raise ValueError("a damaged folder")
+
+    async def scenario() -> None:
+        async with running(ours.follow(cast("Engine", SimpleNamespace(stored=stored, reload=reload)))):
+            for name in ("first", "second"):
+                theirs.tell(name)
+                await until(lambda name=name: name in asked)  # type: ignore[misc]
+
+    asyncio.run(scenario())
+    assert asked == ["first", "second"]

@@ -1,0 +1,331 @@
+"""Out to parquet and in again: the same people, tokens and answers; what is no face is refused before anybody is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from index.embedded.admin import parquet as transfer
+from index.embedded.admin import verify as integrity
+from index.embedded.admin.parquet import Imported, export_collection, import_collection
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import records
+from index.embedded.store.records import NewFace
+from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from tests.index.people import enrol, vectors
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[EmbeddedGallery]:
+    made = EmbeddedGallery(tmp_path / "source")
+    made.create("doors", "face-embedder", "f1", 4, keep_crops=True)
+    made.put_subject("doors", "p0", name="Zoë", metadata={"floor": 3}, expires_at=4e9)
+    enrol(made, "doors", 23)
+    made.enrol("doors", [NewFace("crop", vectors(1, seed=9)[0], {"sharpness": 0.5}, b"\xff\xd8picture")], "f1")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[EmbeddedGallery]:
+    made = EmbeddedGallery(tmp_path / "target")
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "AT_ONCE", 10)
+
+
+@pytest.fixture
+def file(source: EmbeddedGallery, tmp_path: Path) -> Path:
+    path = tmp_path / "doors.parquet"
+    assert export_collection(source, "doors", path) == 24
+    return path
+
+
+def everything(gallery: EmbeddedGallery, collection: str) -> list[Any]:
+    """Subjects and faces without what differs by place: ids, and the subject's time."""
+    return [
+        (
+            subject.key,
+            subject.name,
+            subject.metadata,
+            subject.expires_at,
+            [(face.token, face.details, face.created_at) for face in gallery.faces(collection, subject.key)],
+        )
+        for subject in gallery.subjects(collection)
+    ]
+
+
+def test_what_was_exported_is_imported_and_found_alike(
+    source: EmbeddedGallery, target: EmbeddedGallery, file: Path
+) -> None:
+    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert everything(target, "doors") == everything(source, "doors")
+    ours, theirs = target.collection("doors"), source.collection("doors")
+    for what in ("embedder", "fingerprint", "dimensions", "settings", "created_at"):
+        assert getattr(ours, what) == getattr(theirs, what)
+    (crop,) = target.faces("doors", "crop")
+    assert target.crop("doors", crop.token) == b"\xff\xd8picture"
+    for fusion in ("best", "mean"):
+        answers = [
+            [
+                [(match.subject.key, match.similarity, match.face) for match in matches]
+                for matches in gallery.search("doors", vectors(9, seed=5), k=4, fusion=fusion)
+            ]
+            for gallery in (source, target)
+        ]
+        assert answers[0] == answers[1]
+
+
+def test_the_file_is_what_pyarrow_reads(source: EmbeddedGallery, file: Path) -> None:
+    table = parquet.read_table(file)
+    assert parquet.ParquetFile(file).num_row_groups == 3
+    faces = {face.token for subject in source.subjects("doors") for face in source.faces("doors", subject.key)}
+    assert set(table.column("face").to_pylist()) == faces
+    assert table.column("crop").null_count == 23
+    expected = np.concatenate([vectors(23), vectors(1, seed=9)])
+    assert np.array_equal(np.stack(table.column("vector").to_numpy()), expected)
+    assert json.loads(table.column("metadata")[0].as_py()) == {"floor": 3}
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_an_import_that_broke_off_is_gone_on_with(
+    target: EmbeddedGallery, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, calls = records.put_whole_face, iter(range(100))
+
+    def breaks_off(*given: Any) -> bool:
+        if next(calls) == 14:  # in the second transaction
+            raise RuntimeError("killed")
+        return put(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "put_whole_face", breaks_off)
+        with pytest.raises(RuntimeError, match="killed"):
+            import_collection(target, file)
+    assert target.size("doors") == 10
+    assert import_collection(target, file) == Imported("doors", 14, 10)
+    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert target.size("doors") == 24
+
+
+def test_it_can_be_added_to_a_collection_of_the_same_pipeline(target: EmbeddedGallery, file: Path) -> None:
+    target.create("all", "face-embedder", "f1", 4)
+    target.put_subject("all", "p0", name="here before")
+    enrol(target, "all", 3)
+    assert import_collection(target, file, "all") == Imported("all", 24, 0)
+    assert target.size("all") == 27
+    assert target.subject("all", "p0").name == "here before"
+    with pytest.raises(NotFoundError):
+        target.collection("doors")
+
+
+@pytest.mark.parametrize(
+    ("embedder", "fingerprint", "dimensions", "message"),
+    [
+        ("other", "f1", 4, "embedder 'other'.*'face-embedder'"),
+        ("face-embedder", "f2", 4, "fingerprint 'f2'.*'f1'"),
+        ("face-embedder", "f1", 5, "dimensions 5.*4"),
+    ],
+)
+def test_another_pipelines_collection_is_left_alone(
+    target: EmbeddedGallery, file: Path, embedder: str, fingerprint: str, dimensions: int, message: str
+) -> None:
+    target.create("doors", embedder, fingerprint, dimensions)
+    with pytest.raises(ConflictError, match=message):
+        import_collection(target, file)
+    assert target.subjects("doors") == []
+
+
+def test_a_token_is_one_faces(source: EmbeddedGallery, file: Path) -> None:
+    with pytest.raises(ConflictError, match="another collection"):
+        import_collection(source, file, "copy")
+    assert source.size("copy") == 0
+    assert import_collection(source, file) == Imported("doors", 0, 24)
+    table = parquet.read_table(file)
+    keys = ["other", *table.column("subject").to_pylist()[1:]]
+    table = table.set_column(0, table.schema.field("subject"), pa.array(keys))
+    parquet.write_table(table, file)
+    with pytest.raises(ConflictError, match="another collection, subject or vector"):
+        import_collection(source, file)
+
+
+def test_who_has_expired_is_not_exported(source: EmbeddedGallery, tmp_path: Path) -> None:
+    source.put_subject("doors", "crop", expires_at=3e9)
+    source.clock = lambda: 3e9
+    assert export_collection(source, "doors", tmp_path / "b.parquet") == 23
+    assert b"crop" not in parquet.read_table(tmp_path / "b.parquet").column("subject").to_pylist()
+
+
+def test_an_empty_collection_comes_back_empty(source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path) -> None:
+    source.create("empty", "e", "f", 7)
+    assert export_collection(source, "empty", tmp_path / "e.parquet") == 0
+    assert import_collection(target, tmp_path / "e.parquet") == Imported("empty", 0, 0)
+    assert target.collection("empty").dimensions == 7
+
+
+def test_an_export_replaces_nothing_and_leaves_nothing_half(
+    source: EmbeddedGallery, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = file.read_bytes()
+    with pytest.raises(GalleryError, match="there already"):
+        export_collection(source, "doors", file)
+    with pytest.raises(NotFoundError, match="'x'"):
+        export_collection(source, "x", tmp_path / "x.parquet")
+    monkeypatch.setattr(transfer, "_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_collection(source, "doors", tmp_path / "y.parquet")
+    assert file.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["doors.parquet"]
+
+
+def column(name: str, values: Callable[[list[Any]], list[Any]], kind: Any = None) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        field = pa.field(name, kind or table.schema.field(name).type)
+        place = table.schema.names.index(name)
+        return table.set_column(place, field, pa.array(values(table.column(name).to_pylist()), field.type))
+
+    return change
+
+
+def last(value: Any) -> Callable[[list[Any]], list[Any]]:
+    return lambda values: [*values[:-1], value]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (column("vector", last([0.0, 0.0, 0.0, 0.0])), "row 24: .*no direction"),
+        (column("vector", last([float("nan"), 0.0, 0.0, 0.0])), "row 24: .*finite"),
+        (column("vector", last([None, 1.0, 0.0, 0.0])), "row 24: .*finite"),
+        (column("vector", last(None)), "from 21 on has no vector"),
+        (column("vector", lambda v: [x[:3] for x in v], pa.list_(pa.float32(), 3)), "'vector' to be fixed_size_list"),
+        (column("subject", last(None)), "from 21 on has no subject"),
+        (column("subject", last("")), "row 24: expected the subject's id"),
+        (column("subject", last("a/b")), "row 24: .*U.002F"),
+        (column("subject", last("a" * 129)), "row 24: .*1 to 128 characters, got 129"),
+        (column("name", last("n" * 257)), "row 24: .*256 characters, got 257"),
+        (column("metadata", last("[1]")), "row 24: .*metadata to be a JSON object"),
+        (column("metadata", last('{"a": NaN}')), "row 24: .*metadata .*finite"),
+        (column("metadata", last('{"a": "\\ud800"}')), "row 24: .*metadata .*UTF-8"),
+        (column("metadata", last('{"a":' * 100 + "{}" + "}" * 100)), "row 24: .*nested at most 100"),
+        (column("metadata", last("[" * 100_000)), "row 24: .*metadata"),
+        (column("metadata", last(json.dumps({"a": "x" * 16384}))), "row 24: .*16384 bytes"),
+        (column("expires_at", last(253402300799.99997)), "row 24: .*9999-12-31"),
+        (column("created_at", last(-1e12)), "row 24: .*year 1"),
+        (column("face", last("short")), "row 24: .*32 hexadecimal digits, got 'short'"),
+        (column("metadata", last("{")), "row 24: "),
+        (column("details", last("[]")), "row 24: .*details to be a JSON object"),
+        (column("created_at", last(float("nan"))), "row 24: .*created_at"),
+        (column("expires_at", last(float("inf"))), "row 24: .*expires_at"),
+        (column("name", lambda values: [1] * len(values), pa.int64()), "'name' to be string; it is int64"),
+        (lambda table: table.drop(["crop"]), "expected the columns"),
+        (lambda table: table.replace_schema_metadata({}), "does not say of which collection"),
+    ],
+)
+def test_what_is_no_face_is_refused_before_anybody_is_enrolled(
+    target: EmbeddedGallery, file: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    table = change(parquet.read_table(file))
+    parquet.write_table(table, file)
+    with pytest.raises(InvalidError, match=message):
+        import_collection(target, file)
+    assert target.collections() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dimensions": "4"}, "dimensions"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": 2**31}, "dimensions"),
+        ({"name": ""}, "wrong kind"),
+        ({"embedder": 3}, "wrong kind"),
+        ({"settings": []}, "wrong kind"),
+        ({"settings": {"keep_crops": 1}}, "wrong kind"),
+        ({"created_at": "now"}, "wrong kind"),
+        ({"created_at": 1e12}, "created_at"),
+        ({"name": "a/b"}, "U.002F"),
+        ({"id": 3}, "does not say"),
+    ],
+)
+def test_a_file_that_describes_no_collection_is_refused(
+    target: EmbeddedGallery, file: Path, changed: dict[str, Any], message: str
+) -> None:
+    table = parquet.read_table(file)
+    described = json.loads(table.schema.metadata[transfer.KEY])
+    described["collection"] |= changed
+    parquet.write_table(table.replace_schema_metadata({transfer.KEY: json.dumps(described)}), file)
+    with pytest.raises(InvalidError, match=message):
+        import_collection(target, file)
+    assert target.collections() == []
+
+
+def test_a_later_versions_file_is_refused(
+    source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "VERSION", 2)
+    export_collection(source, "doors", tmp_path / "2.parquet")
+    monkeypatch.undo()
+    with pytest.raises(TooNewError, match="version 2"):
+        import_collection(target, tmp_path / "2.parquet")
+
+
+def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery, file: Path) -> None:
+    table = column("vector", last([1.6e-30, 1.5e-30, 0.0, 0.0]))(parquet.read_table(file))
+    parquet.write_table(table, file)
+    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert list(integrity.faults(target)) == []
+    (face,) = target.faces("doors", "crop")
+    (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
+    assert match.face == face.token
+    assert match.similarity == pytest.approx(1)
+
+
+def test_import_leaves_out_expired_subjects(target: EmbeddedGallery, file: Path) -> None:
+    target.clock = lambda: 4e9  # the end of p0's time
+    assert import_collection(target, file) == Imported("doors", 19, 0, 5)
+    assert [subject.key for subject in target.subjects("doors")] == ["crop", "p1", "p2", "p3", "p4"]
+
+
+def test_import_starts_an_expired_subject_anew(target: EmbeddedGallery, file: Path) -> None:
+    target.create("doors", "face-embedder", "f1", 4)
+    target.clock = lambda: 1e9
+    target.enrol("doors", [NewFace("p1", vectors(1, seed=3)[0])], "f1")
+    target.put_subject("doors", "p1", name="before", expires_at=2e9)
+    target.clock = lambda: 2e9
+    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert (target.subject("doors", "p1").name, target.subject("doors", "p1").faces) == (None, 5)
+
+
+def test_a_damaged_file_is_refused(target: EmbeddedGallery, file: Path) -> None:
+    whole = file.read_bytes()
+    place = whole.index(vectors(1).tobytes())
+    for content in (whole[: place + 3] + bytes([whole[place + 3] ^ 1]) + whole[place + 4 :], whole[:-20], b""):
+        file.write_bytes(content)
+        with pytest.raises(InvalidError, match="cannot be read"):
+            import_collection(target, file)
+    file.unlink()
+    with pytest.raises(InvalidError, match=r"doors\.parquet cannot be read"):
+        import_collection(target, file)
+    assert target.collections() == []
+
+
+def test_without_pyarrow_it_says_so(source: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(GalleryError, match="pip install pyarrow"):
+        export_collection(source, "doors", tmp_path / "a.parquet")
+    with pytest.raises(GalleryError, match="pip install pyarrow"):
+        import_collection(source, tmp_path / "a.parquet")

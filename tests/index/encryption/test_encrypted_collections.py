@@ -1,0 +1,418 @@
+"""An encrypted collection answers as one that is not, shows nothing, and without its key stops nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import pytest
+
+from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
+from index.embedded.admin import repair as upkeep
+from index.embedded.admin.backup import back_up, restore
+from index.embedded.admin.parquet import export_collection, import_collection
+from index.embedded.admin.verify import faults
+from index.embedded.encryption.aead import PLAIN, OperatorKey
+from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query import metadata_filter
+from index.embedded.query.feedback import Feedback
+from index.embedded.query.search import compare, search
+from index.embedded.store import records
+from index.embedded.store.job_records import Found, Item, Outcome, Properties
+from index.embedded.store.records import NewFace
+from index.embedded.tasks import bulk_enrolment, reembedding
+from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.reembedding import FIRST, Reembeddings
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
+from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
+from tests.index.people import folder_bytes, vectors
+
+KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
+LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+DIMENSIONS = 16
+FACES = vectors(40, DIMENSIONS)
+CROP = b"a crop that is long enough to be found"
+# Texts that nothing else in a file is like.
+NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
+CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
+PROBLEM = "this line was no good, and said so"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def filled(folder: Path, clock: Clock, *names: str) -> EmbeddedGallery:
+    """Each collection holds the same; `doors` is encrypted."""
+    made = EmbeddedGallery(folder, key=KEY, clock=clock)
+    for name in names:
+        made.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
+        faces = [NewFace(NAMES[n % 5], vector, {"n": SEEN} if n % 2 else {}, CROP) for n, vector in enumerate(FACES)]
+        made.enrol(name, faces, "f1")
+        made.put_subject(name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9)
+        made.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
+    return made
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
+    """`doors` is encrypted, `open` is not; both hold the same."""
+    made = filled(tmp_path / "gallery", clock, "doors", "open")
+    yield made
+    made.close()
+
+
+def maintained(gallery: EmbeddedGallery) -> None:
+    maintenance = Maintenance(gallery, LIMITS)
+    assert maintenance.run()
+    maintenance.release()
+
+
+def told(matches: list[Any]) -> list[tuple[Any, ...]]:
+    """Without what differs between two collections."""
+    return [(m.subject.key, m.subject.name, m.subject.metadata, round(m.similarity, 5)) for m in matches]
+
+
+def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
+    feedback = Feedback(gallery)
+    wheres: list[dict[str, Any]] = [{"level": [2]}, {"in": [True]}, {"in": [1]}, {"note": [NOTE, "x"], "level": [2.0]}]
+    wheres += [{"many": ["x"]}, {"none": ["x"]}]
+    answers: dict[str, list[Any]] = {"doors": [], "open": []}
+    for name in ("doors", "open"):
+        answer = answers[name]
+        feedback.add(name, NAMES[2], FACES[2:3], [CROP], "f1")
+        for _ in range(2):  # in memory, then by segments and an inverted file
+            for fusion in ("best", "mean"):
+                answer += map(told, gallery.search(name, FACES[:3], 4, fusion))
+                for where in (None, *wheres):
+                    answer += map(told, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
+            match, denied = compare(gallery, name, NAMES[2], FACES[2])
+            answer += [told([match]), denied]
+            maintained(gallery)
+        with gallery.ledger.snapshot() as db:
+            number = records.collection(db, name).id
+            answer += [metadata_filter.counts(db, number, where) for where in wheres]
+            answer += [len(metadata_filter.subjects(db, number, where, 1)) for where in wheres]
+            chosen = metadata_filter.subjects(db, number, {"level": [2]})
+            assert metadata_filter.among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
+        for key in NAMES:
+            subject = gallery.subject(name, key)
+            answer += [(subject.key, subject.name, subject.metadata, subject.expires_at, subject.faces)]
+            faces = gallery.faces(name, key)
+            answer += [(face.subject, face.details, gallery.crop(name, face.token)) for face in faces]
+        with pytest.raises(NotFoundError):
+            gallery.subject(name, "nobody")
+    assert answers["doors"] == answers["open"]
+    assert not gallery.usage("doors").exact
+    assert list(faults(gallery)) == []
+    assert gallery.collection("doors").encrypted
+
+
+def test_its_subjects_are_listed_by_page_each_once(gallery: EmbeddedGallery) -> None:
+    found: list[str] = []
+    while page := gallery.subjects("doors", after=found[-1] if found else "", limit=2):
+        found += [one.key for one in page]
+    assert sorted(found) == NAMES
+    gallery.put_subject("doors", "without a face")
+    assert gallery.faces("doors", "without a face") == []
+
+
+def everywhere(gallery: EmbeddedGallery) -> None:
+    """Let it lie in every table and file that there is: in jobs, feedback, new vectors, segments, indexes, backups."""
+    bulk = bulk_enrolment.Jobs(gallery)
+    for name in (one.name for one in gallery.collections()):
+        job = bulk.begin(name, {"fingerprint": "f1"})
+        bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
+        bulk.append(job, [Outcome(1, "failed", {"problem": PROBLEM})])
+        bulk.ready(job)
+        Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
+        Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
+    worker = reembedding.Worker(gallery)
+    for one in worker.waiting():
+        assert worker.claim(one)
+        items = [*worker.pending(one, FIRST, 1), *worker.pending(one, 0, 9)]
+        assert {item.crop for item in items} == {CROP}
+        assert worker.stage(one, {item.id: FACES[n] for n, item in enumerate(items)})
+    maintained(gallery)
+
+
+def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
+    """As benchmarks/erasure.py searches for what was erased; here while all of it is there."""
+    galleries = [filled(tmp_path / name, Clock(), name) for name in ("doors", "open")]
+    indexes = []
+    for gallery, name in zip(galleries, ("doors", "open"), strict=True):
+        everywhere(gallery)
+        back_up(gallery, tmp_path / name / "backup")
+        assert export_collection(gallery, name, tmp_path / name / "faces.parquet") == 40
+        indexes += [Ivf.read(path, cipher_of(gallery.ledger.reader(), 1)) for path in gallery.files.glob("*.ivf")]
+    assert len(indexes) == 2
+    forms = {form for vector in FACES for form in forms_of_vector(vector, indexes)} | {CROP}
+    forms |= {form for text in (*NAMES, CALLED, NOTE, SEEN, PROBLEM) for form in forms_of_text(text)}
+    size, found = search_elsewhere(sorted(forms), [tmp_path])
+    assert size > 500_000
+    assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in found} == {"open"}
+    for where in ("ledger.db-wal", "backup/ledger.db", ".seg", ".ivf", "faces.parquet"):
+        assert any(f"{where}: " in line for line in found), where
+    for gallery in galleries:
+        gallery.close()
+
+
+def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
+    bulk, worker = bulk_enrolment.Jobs(gallery), bulk_enrolment.Worker(gallery)
+    job = bulk.begin("doors", {})
+    sent = [
+        Item(0, "new", "vector", FACES[0].tobytes(), Properties(CALLED, {"note": NOTE})),
+        Item(1, NAMES[0], "vector", FACES[1].tobytes()),
+        Item(2, "erased before", "picture", CROP),
+        Item(3, NAMES[4], "picture", CROP),
+    ]
+    bulk.append(job, [*sent, Outcome(4, "failed", {"problem": "none"})])
+    bulk.ready(job)
+    assert bulk.remove_subject("doors", "erased before").subjects == 1
+    bulk.remove_subject("doors", NAMES[4])
+    claimed = worker.claim()
+    assert claimed is not None
+    items = worker.pending(claimed, 8)
+    assert items == sent[:2]
+    assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending ones say nothing
+    done = [Found(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items]
+    assert worker.enrol(claimed, done, "f1")
+    worker.finish(claimed, "done")
+    outcomes = bulk.outcomes(job, -1, 9)
+    assert [one.status for one in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
+    assert outcomes[0].result == {"faces": [gallery.faces("doors", "new")[0].token]}
+    assert (outcomes[2].result, outcomes[4].result) == ({}, {"problem": "none"})
+    new = gallery.subject("doors", "new")
+    assert (new.name, new.metadata, new.faces) == (CALLED, {"note": NOTE}, 1)
+
+
+def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
+    Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
+    Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
+    worker = reembedding.Worker(gallery)
+    (one,) = worker.waiting()
+    assert worker.claim(one)
+    ids = [item.id for item in (*worker.pending(one, FIRST, 9), *worker.pending(one, 0, 99))]
+    assert worker.stage(one, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
+    assert list(faults(gallery)) == []
+    assert worker.switch(one) == 0
+    assert list(faults(gallery)) == []
+    ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
+    assert match.similarity == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
+def test_without_its_key_it_is_locked_and_others_go_on(
+    gallery: EmbeddedGallery, tmp_path: Path, clock: Clock, key: OperatorKey | None
+) -> None:
+    everywhere(gallery)
+    (face, *_) = gallery.faces("doors", NAMES[1])
+    gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
+    with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
+        for asked in (
+            lambda: locked.search("doors", FACES[:1]),
+            lambda: locked.enrol("doors", [NewFace("x", FACES[0])], "f1"),
+            lambda: locked.subject("doors", NAMES[0]),
+            lambda: locked.subjects("doors"),
+            lambda: locked.put_subject("doors", "x"),
+            lambda: locked.crop("doors", face.token),
+            lambda: locked.remove_subject("doors", NAMES[0]),
+            lambda: export_collection(locked, "doors", tmp_path / "doors.parquet"),
+            lambda: upkeep.rekey(locked, OperatorKey(b"n" * 32)),
+        ):
+            with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
+                asked()
+        if key is None:
+            with pytest.raises(LockedError, match="without an operator's key"):
+                locked.create("more", "e", "f1", 4, encrypted=True)
+            assert [one.name for one in locked.collections()] == ["doors", "open"]
+        assert not (tmp_path / "doors.parquet").exists()
+        assert locked.search("open", FACES[:1])[0]
+        job = bulk_enrolment.Worker(locked).claim()
+        assert job is not None
+        assert job.collection == "open"
+        clock.now += 60  # leases are over
+        assert [one.collection for one in reembedding.Worker(locked).waiting()] == ["open"]
+        # What needs no key is erased without: a face, who has expired, all of it.
+        clock.now = 2000.0
+        assert locked.remove_faces("doors", [face.token]).faces == 1
+        other = locked.remove_subject("open", NAMES[0]).token
+        maintained(locked)
+        assert locked.receipt(other).erased_at is not None
+        assert locked.usage("doors").subjects == 4
+        assert [line for line in faults(locked) if "no more of it can be read" in line and KEY.id in line]
+        token = locked.drop("doors").token
+        maintained(locked)
+        assert locked.receipt(token).erased_at is not None
+
+
+def swap(table: str, column: str, key: str) -> str:
+    """SQL that gives two rows each other's value."""
+    first, second = (f"(SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {n})" for n in (0, 1))
+    other = (
+        f"(SELECT {column} FROM {table} AS b WHERE b.{key} = CASE a.{key} WHEN {first} THEN {second} ELSE {first} END)"
+    )
+    return f"UPDATE {table} AS a SET {column} = {other} WHERE {key} IN ({first}, {second})"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap("subjects", "sealed", "id"),
+        swap("vectors", "data", "face_id"),
+        swap("crops", "data", "face_id"),
+        "UPDATE faces SET sealed = (SELECT sealed FROM faces WHERE id = 2) WHERE id = 4",
+        "UPDATE subjects SET sealed = NULL WHERE id = 1",
+        "UPDATE crops SET data = X'00' WHERE face_id = 1",
+    ],
+)
+def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, change: str) -> None:
+    gallery.drop("open")
+    gallery.ledger.write(lambda db: db.execute(change).fetchall())
+    (line,) = list(faults(gallery))
+    assert line.startswith("doors: no more of it can be read: the sealed ")
+
+
+def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+    gallery.search("doors", FACES[:1])
+    with gallery.ledger.snapshot() as db:
+        wrapped = bytes(db.execute("SELECT wrapped FROM collection_keys").get)
+    assert upkeep.rekey(gallery, OTHER) == 1
+    assert upkeep.rekey(gallery, OTHER) == 0
+    assert gallery.search("doors", FACES[:1])[0]  # who has used it goes on
+    with pytest.raises(LockedError, match=KEY.id):
+        upkeep.rekey(gallery, OperatorKey(b"n" * 32))
+    assert not (tmp_path / "gallery" / "ledger.db-wal").stat().st_size
+    gallery.close()
+    assert wrapped not in folder_bytes(tmp_path / "gallery")
+    with (
+        closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as old,
+        pytest.raises(LockedError, match=rf"needs the operator's key {OTHER.id}; the one that is given is {KEY.id}"),
+    ):
+        old.search("doors", FACES[:1])
+    with closing(EmbeddedGallery(tmp_path / "gallery", key=OTHER)) as new:
+        assert new.subject("doors", NAMES[0]).name == CALLED
+
+
+def test_without_its_data_key_it_is_gone_and_says_so(gallery: EmbeddedGallery) -> None:
+    gallery.ledger.write(lambda db: db.execute("DELETE FROM collection_keys").fetchall())
+    for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
+        with pytest.raises(LockedError, match="data key of 'doors' is gone"):
+            asked()
+    assert cipher_of(gallery.ledger.reader(), 999) is PLAIN  # of a collection that was dropped
+
+
+def test_a_making_that_was_undone_leaves_no_key(gallery: EmbeddedGallery) -> None:
+    """The next collection has the same id."""
+
+    def make(db: apsw.Connection, encrypted: bool, fail: bool) -> bool:
+        made = records.insert_collection(db, records.Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
+        there = cipher_of(db, made.id).encrypted
+        if fail:
+            raise ConflictError("undone")
+        return there
+
+    with pytest.raises(ConflictError, match="undone"):
+        gallery.ledger.write(partial(make, encrypted=True, fail=True))
+    assert gallery.ledger.write(partial(make, encrypted=False, fail=False)) is False
+
+
+def test_a_backup_of_it_is_put_back_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+    back_up(gallery, tmp_path / "backup")
+    gallery.remove_subject("doors", NAMES[1])
+    gallery.close()
+    assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
+    with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
+        assert sorted(one.key for one in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
+        assert list(faults(again)) == []
+
+
+@pytest.fixture
+def file(gallery: EmbeddedGallery, tmp_path: Path) -> Path:
+    export_collection(gallery, "doors", tmp_path / "doors.parquet")
+    return tmp_path / "doors.parquet"
+
+
+def test_it_moves_as_a_file_that_is_encrypted(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
+    with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
+        assert import_collection(target, file).enrolled == 40
+        assert import_collection(target, file).present == 40
+        assert target.collection("doors").encrypted
+        assert target.subject("doors", NAMES[0]).name == CALLED
+        found = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
+        assert found == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
+        target.create("open", "face-embedder", "f1", DIMENSIONS)
+        with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
+            import_collection(target, file, "open")
+        assert list(faults(target)) == []
+
+
+def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+    export_collection(gallery, "open", tmp_path / "open.parquet")
+    with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
+        target.create("closed", "face-embedder", "f1", DIMENSIONS, encrypted=True)
+        assert import_collection(target, tmp_path / "open.parquet", "closed").enrolled == 40
+    content = folder_bytes(tmp_path / "target")
+    assert not [text for text in (CROP, *map(str.encode, NAMES)) if text in content]
+
+
+@pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
+def test_a_file_without_its_key_is_refused(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
+    with closing(EmbeddedGallery(tmp_path / "target", key=key)) as target:
+        with pytest.raises(LockedError, match=f"the file needs the operator's key {KEY.id}"):
+            import_collection(target, file)
+        assert target.collections() == []
+
+
+def test_a_damaged_file_is_refused(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    place = whole.index(b'wrappedDEK":"') + len(b'wrappedDEK":"')
+    for at, byte in ((place, b"!"), (place + 2, b"/" if whole[place + 2 : place + 3] != b"/" else b"a"), (200, b"x")):
+        file.write_bytes(whole[:at] + byte + whole[at + 1 :])
+        with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
+            with pytest.raises((InvalidError, LockedError)):
+                import_collection(target, file)
+            assert target.collections() == []
+
+
+def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> None:
+    """Segments that are swapped, one that is open, and an index under another's name."""
+    gallery.drop("open")
+    maintained(gallery)
+    first, second, third, *_ = sorted(gallery.files.glob("*.seg"))
+    with gallery.ledger.snapshot() as db:
+        cipher = cipher_of(db, 1)
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    with pytest.raises(CorruptError, match="sealed"):
+        Segment.open(first, cipher).unsealed()
+    with pytest.raises(CorruptError, match="is sealed where its collection is not"):
+        Segment.open(third)
+    with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
+        (matches,) = other.search("doors", FACES[:1], 1)
+        assert matches[0].similarity == pytest.approx(1, abs=1e-5)
+        assert [line for line in faults(other) if "has something sealed that was not written there" in line]
+    maintained(gallery)
+    assert list(faults(gallery)) == []
+    (index,) = gallery.files.glob("*.ivf")
+    index.with_name("other.ivf").write_bytes(index.read_bytes())
+    with pytest.raises(CorruptError):
+        Ivf.read(index.with_name("other.ivf"), cipher)
+    with pytest.raises(CorruptError):
+        Ivf.read(index)

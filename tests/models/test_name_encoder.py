@@ -1,0 +1,117 @@
+"""The name encoder: what letters become, on the sphere, whatever the padding; the order of letters counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Float, Int64, jaxtyped
+from torch import Tensor, nn
+
+from models.name_encoder import ALPHABET, PADDING, UNKNOWN, VARIANTS, WordEncoder, WordEncoderConfig, encode, fold
+
+
+@jaxtyped(typechecker=beartype)
+def run(module: nn.Module, ids: Int64[Tensor, "n letters"], dimensions: int) -> Float[Tensor, "n {dimensions}"]:
+    """The module's answer. Types and shapes are checked as they stand in the signature."""
+    answer: Tensor = module(ids)
+    return answer
+
+
+def small() -> WordEncoder:
+    torch.manual_seed(0)
+    return WordEncoder(VARIANTS["word-cnn-small"])
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [
+        ("Ada Lovelace", "ada lovelace"),
+        ("Gerhard_Schröder", "gerhard schroder"),
+        ("Łukasz  Żółć", "lukasz zolc"),
+        ("Ærø Straße", "aero strasse"),
+        ("O\u2019Brien-Mu\u0308ller", "o'brien-muller"),
+        ("J. R. R. Tolkien, Jr.", "j r r tolkien jr"),
+        ("\uff21da 2", f"ada {UNKNOWN}"),
+        ("Иван", UNKNOWN * 4),
+        ("...", ""),
+    ],
+)
+def test_folding(name: str, folded: str) -> None:
+    assert fold(name) == folded
+    assert fold(folded) == folded
+    assert set(folded) <= set(ALPHABET)
+
+
+def test_letters_are_counted_from_one_and_padded_at_the_end() -> None:
+    ids = encode(["ab z", "É"])
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == [[1, 2, 27, 26], [5, PADDING, PADDING, PADDING]]
+
+
+@pytest.mark.parametrize("names", [[], [""], ["ada", " . "]])
+def test_nothing_to_read_is_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected names with a letter in them"):
+        encode(names)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forward_and_backward(name: str) -> None:
+    torch.manual_seed(0)
+    module = WordEncoder(VARIANTS[name])
+    # Every letter occurs, since what does not has no gradient.
+    ids = encode([ALPHABET, ALPHABET[::-1], "ada lovelace"])
+    embeddings = run(module, ids, VARIANTS[name].dimensions)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-6)
+    (embeddings[0] * embeddings[2]).sum().backward()  # type: ignore[no-untyped-call]
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{key} is not used"
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), f"{key} has no gradient"
+    letters = module.features.letters.weight.grad
+    assert letters is not None
+    assert letters[1:].any(dim=1).all()
+    assert not letters[PADDING].any()
+    with torch.inference_mode():
+        assert torch.equal(module.head(module.features(ids)), module(ids))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_vector_does_not_depend_on_the_padding_or_the_batch(training: bool) -> None:
+    module = small().train(training)
+    alone = module(encode(["bo"]))[0]
+    beside = module(encode(["bo", "hubert blaine wolfeschlegelsteinhausen"]))[0]
+    assert torch.allclose(alone, beside, atol=1e-6)
+    # Nor does it come from a network that answers the same for all.
+    assert (alone - module(encode(["wolfeschlegel"]))[0]).norm() > 0.05
+
+
+def test_the_order_of_letters_counts() -> None:
+    module = small().eval()
+    with torch.inference_mode():
+        one, two, three = module(encode(["martha", "marhta", "ahtram"]))
+    assert (one - two).norm() > 1e-3
+    assert (one - three).norm() > 1e-3
+
+
+def test_a_name_that_is_all_padding_does_no_harm() -> None:
+    module = small()
+    embeddings = module(torch.zeros(2, 5, dtype=torch.int64))
+    embeddings.sum().backward()
+    assert embeddings.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.zeros(3, dtype=torch.int64), torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 4)]
+)
+def test_wrong_shapes_are_refused(ids: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected letter numbers, int64 \[N, >=1\], got") as caught:
+        small()(ids)
+    assert f"{ids.dtype} {list(ids.shape)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [WordEncoderConfig(kernel=4), WordEncoderConfig(depth=0)])
+def test_sizes_that_cannot_be(config: WordEncoderConfig) -> None:
+    with pytest.raises(ValueError, match="must be at least 1 and the kernel odd"):
+        WordEncoder(config)

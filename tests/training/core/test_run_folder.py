@@ -1,0 +1,175 @@
+"""A run's folder: whose it is, what may be missing (nothing), what is in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import BaseModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from training.core.errors import RunError
+from training.core.run_folder import Progress, Run, hardware, versions
+
+
+class Train(BaseModel):
+    """Settings; `momentum` is younger than the runs."""
+
+    epochs: int = 2
+    lr: float = 0.1
+    momentum: float = 0.0
+
+
+class Form(BaseModel):
+    """A recipe."""
+
+    name: str = "r"
+    train: Train = Train()
+
+
+RECIPE = Form()
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {"epoch": float(epoch), "lr": 0.1, "train/loss": 1.0 / epoch, "validation/loss": 2.0 / epoch}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with all its files, after its second epoch."""
+    made = Run(tmp_path / "r")
+    made.begin(RECIPE)
+    made.save_best(2, {"net": {"w": torch.ones(2)}})
+    made.save_last(Progress(step=8, best_epoch=2, history=[row(1), row(2)]), {"net": {"model": {}}}, None, 1)
+    return made
+
+
+def test_a_folder_holds_one_run(run: Run) -> None:
+    with pytest.raises(RunError, match="already holds a run: --resume goes on with it, --overwrite deletes it"):
+        run.begin(RECIPE)
+    run.begin(RECIPE, overwrite=True)
+    assert [path.name for path in run.folder.iterdir()] == ["recipe.toml"]
+
+
+def test_overwrite_needs_nothing_to_overwrite(tmp_path: Path) -> None:
+    Run(tmp_path / "new").begin(RECIPE, overwrite=True)
+    assert (tmp_path / "new/recipe.toml").is_file()
+
+
+def test_only_this_very_recipe_is_resumed(run: Run, tmp_path: Path) -> None:
+    run.begin(RECIPE, resume=True)
+    other = Form(train=Train(epochs=3, momentum=0.9))
+    with pytest.raises(RunError, match=r"differs in train\.epochs, train\.momentum"):
+        run.begin(other, resume=True)
+    with pytest.raises(RunError, match="there is no run to resume"):
+        Run(tmp_path / "nothing").begin(RECIPE, resume=True)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_run_that_is_older_than_a_setting_is_resumed_with_its_default(run: Run, momentum: float) -> None:
+    (run.folder / "recipe.toml").write_text('name = "r"\n[train]\nepochs = 2\nlr = 0.1\n')
+    recipe = Form(train=Train(momentum=momentum))
+    if momentum:
+        with pytest.raises(RunError, match=r"differs in train\.momentum"):
+            run.begin(recipe, resume=True)
+    else:
+        run.begin(recipe, resume=True)
+
+
+def test_a_run_whose_recipe_today_s_form_cannot_read_is_refused(run: Run) -> None:
+    (run.folder / "recipe.toml").write_text('name = "r"\n[train]\nepochs = "many"\nlr = 0.1\n')
+    with pytest.raises(RunError, match=r"differs in train\.epochs"):
+        run.begin(RECIPE, resume=True)
+
+
+def test_what_is_saved_is_loaded(run: Run) -> None:
+    state = run.load_last(1)
+    assert state["progress"] == Progress(step=8, best_epoch=2, history=[row(1), row(2)])
+    assert (state["processes"], state["threads"]) == (1, torch.get_num_threads())
+    assert torch.equal(run.load_best()["networks"]["net"]["w"], torch.ones(2))
+    # Anybody may look into the file without this package.
+    assert torch.load(run.folder / "best.pt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_missing_file_is_named(run: Run, name: str) -> None:
+    (run.folder / name).unlink()
+    with pytest.raises(RunError, match=f"{name}: No such file"):
+        run.load_last(1)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_refused(run: Run, name: str, damage: str) -> None:
+    data = bytearray((run.folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = {"flip": bytes(data), "cut": bytes(data[:-1]), "empty": b""}[damage]
+    (run.folder / name).write_bytes(damaged)
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+        run.load_last(1)
+
+
+@pytest.mark.parametrize("key", ["progress", "learners", "scaler", "processes", "threads"])
+def test_a_missing_part_is_named(run: Run, key: str) -> None:
+    state: dict[str, Any] = torch.load(run.folder / "last.pt", weights_only=True)
+    del state[key]
+    run._save("last.pt", state)
+    with pytest.raises(RunError, match=key):
+        run.load_last(1)
+
+
+def test_a_progress_that_lacks_or_has_too_much_is_refused(run: Run) -> None:
+    state: dict[str, Any] = torch.load(run.folder / "last.pt", weights_only=True)
+    del state["progress"]["best_epoch"]
+    run._save("last.pt", state)
+    with pytest.raises(RunError, match="best_epoch"):
+        run.load_last(1)
+
+
+def test_the_best_weights_may_not_be_older_than_the_checkpoint(run: Run) -> None:
+    run.save_best(1, {})
+    with pytest.raises(RunError, match=r"best\.pt is older"):
+        run.load_last(1)
+
+
+def test_the_number_of_processes_may_not_change(run: Run) -> None:
+    with pytest.raises(RunError, match="started with 1 processes, not 2"):
+        run.load_last(2)
+
+
+def test_only_the_main_process_writes(tmp_path: Path) -> None:
+    other = Run(tmp_path / "r", main=False)
+    other.begin(RECIPE)
+    other.save_last(Progress(), {}, None, 2)
+    other.save_best(1, {})
+    other.log([row(1)])
+    other.finish(Progress(history=[row(1)]))
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_history_is_a_file_a_picture_and_tensorboard(run: Run) -> None:
+    run.log([row(1)])
+    run.log([row(1), row(2)])
+    run.finish(Progress(history=[row(1), row(2)], best_epoch=2))
+    # A resumed run writes epoch 2 again: what the killed one wrote of it is struck out.
+    again = Run(run.folder)
+    again.log([row(1), row(2)])
+    again.finish(Progress(history=[row(1), row(2)], best_epoch=2))
+    assert json.loads((run.folder / "history.json").read_text()) == [row(1), row(2)]
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("validation/loss")] == [(1, 2.0), (2, 1.0)]
+    with Image.open(run.folder / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+def test_the_machine_and_the_versions_are_said() -> None:
+    assert f"{torch.get_num_threads()} threads" in hardware(torch.device("cpu"))
+    assert versions()["torch"] == torch.__version__.partition("+")[0] or versions()["torch"] == torch.__version__
+    assert versions().keys() == {"python", "torch", "torchvision", "accelerate", "numpy", "pillow"}

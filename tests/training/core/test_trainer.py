@@ -1,0 +1,413 @@
+"""The loop against plain loops, and against itself when it is interrupted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from models.registry import build
+from training.core.errors import DivergedError, RunError
+from training.core.run_folder import Progress, Run
+from training.core.seeds import derive, generator
+from training.core.trainer import (
+    Learner,
+    fit,
+    gather_rows,
+    make_optimizer,
+    make_scheduler,
+    muon_groups,
+    parameter_groups,
+)
+from training.datasets.images import Indices
+from training.recipe.config import TrainSection
+
+STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred runs need no curves; test_run draws some."""
+    monkeypatch.setattr("training.core.run_folder._curves", lambda progress, title: b"")
+
+
+def section(**changes: Any) -> TrainSection:
+    return TrainSection(**({"epochs": 3, "batch_size": 4, "lr": 0.05, "checkpoint_steps": 3} | changes))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
+
+
+class Crash(Exception):
+    """Stands for SIGKILL: nothing is caught or tidied on the way out."""
+
+
+class Duel:
+    """Two networks that take turns, as a GAN's do; with `crash_at` it dies in that step, after one of two updates."""
+
+    monitor = "error"
+    mode: Literal["max", "min"] = "min"
+    steps_per_epoch = STEPS
+
+    def __init__(self, train: TrainSection, crash_at: int | None = None, figures: list[float] | None = None):
+        self.accelerator = Accelerator(cpu=True)
+        self.learners = {name: Learner(network(), train, STEPS, self.accelerator) for name in ("first", "second")}
+        self.crash_at = crash_at
+        self.figures = figures
+        self.seen: list[tuple[int, int]] = []
+
+    def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        self.seen.append((epoch, index))
+        x = torch.randn(4, 3, generator=generator)
+        losses: dict[str, Tensor] = {}
+        for name, learner in self.learners.items():
+            if epoch * STEPS + index == self.crash_at and losses:
+                raise Crash
+            learner.model.train()
+            loss = (learner.model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+            learner.update(loss)
+            losses[name] = loss.detach()
+        return losses
+
+    def validate(self) -> Mapping[str, float]:
+        if self.figures is not None:
+            return {"error": self.figures.pop(0)}
+        x = torch.randn(64, 3, generator=generator(9))
+        model = self.learners["first"].network.eval()
+        with torch.inference_mode():
+            return {"error": float((model(x) - x.sum(dim=1, keepdim=True)).square().mean())}
+
+
+def train(task: Duel, folder: Path, settings: TrainSection, *, resume: bool = False) -> Progress:
+    return fit(task, Run(folder), settings, seed=1, accelerator=task.accelerator, resume=resume)
+
+
+def weights(task: Duel) -> dict[str, Tensor]:
+    return {f"{n}.{k}": v for n, learner in task.learners.items() for k, v in learner.network.state_dict().items()}
+
+
+def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_weight_decay_spares_biases_norms_and_gains() -> None:
+    decayed, free = parameter_groups(network(), 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(8, 3), (1, 8)]
+    assert [tuple(p.shape) for p in free["params"]] == [(8,), (8,), (8,), (1,)]
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    paper = build("lenet5")  # its subsampling has gains of shape [C, 1, 1]
+    decayed, free = parameter_groups(paper, 0.1)
+    assert sum(p.numel() for group in (decayed, free) for p in group["params"]) == sum(
+        p.numel() for p in paper.parameters()
+    )
+    assert all(p.ndim in (2, 4) for p in decayed["params"])
+    assert sum(p.ndim == 3 for p in free["params"]) == 4
+
+
+MUON: dict[str, Any] = {"optimizer": "muon", "filter_lr": 0.2}
+
+
+def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Flatten(), nn.Linear(4, 2)
+    )
+    for name in ("0.bias", "1.weight"):
+        network.get_parameter(name).requires_grad_(False)
+    groups = muon_groups(network, section(**MUON, bias_lr=1.0, weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert [[names[id(parameter)] for parameter in group["params"]] for group in groups] == [
+        ["2.weight", "4.weight", "4.bias"],
+        ["1.bias"],
+        ["0.weight"],
+    ]
+    optimizer = make_optimizer(network, section(**MUON, bias_lr=1.0, weight_decay=0.1, momentum=0.8))
+    found = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert found == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
+    decays = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([0.005, 0.005, 0])
+    # A bias_lr of 0 is lr.
+    assert [group.get("lr") for group in muon_groups(network, section(**MUON))] == [None, 0.05, 0.2]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "onecycle"])
+def test_a_schedule_scales_every_rate_alike(schedule: str) -> None:
+    settings = section(**MUON, bias_lr=1.0, schedule=schedule)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    optimizer = make_optimizer(network, settings)
+    scheduler = make_scheduler(optimizer, settings, STEPS)
+    for _ in range(3 * STEPS):
+        shares = [group["lr"] / peak for group, peak in zip(optimizer.param_groups, (0.05, 1.0, 0.2), strict=True)]
+        assert shares == pytest.approx([shares[0]] * 3)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_linear_rises_and_falls_in_lines() -> None:
+    assert rates(section(schedule="linear"), 3 * STEPS) == pytest.approx([0.05 * (21 - n) / 21 for n in range(21)])
+    found = rates(section(schedule="linear", warmup_epochs=1), 3 * STEPS)
+    rising = [0.05 * (step + 1) / 8 for step in range(STEPS)]
+    assert found == pytest.approx(rising + [0.05 * (14 - step) / 14 for step in range(14)])
+
+
+def rates(settings: TrainSection, steps: int) -> list[float]:
+    optimizer = make_optimizer(network(), settings)
+    scheduler = make_scheduler(optimizer, settings, STEPS)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_rises_linearly_and_falls_to_nothing() -> None:
+    found = rates(section(schedule="cosine", warmup_epochs=1), 3 * STEPS)
+    rising = [0.05 * (step + 1) / 8 for step in range(STEPS)]
+    falling = [0.05 * (1 + math.cos(math.pi * step / 14)) / 2 for step in range(14)]
+    assert found == pytest.approx(rising + falling)
+
+
+def test_constant_stays() -> None:
+    assert rates(section(schedule="constant"), 10) == [0.05] * 10
+    assert rates(section(schedule="constant", warmup_epochs=1), 9)[5:] == pytest.approx(
+        [0.05 * 6 / 8, 0.05 * 7 / 8, 0.05, 0.05]
+    )
+
+
+def test_one_cycle_peaks_where_the_warm_up_ends() -> None:
+    found = rates(section(schedule="onecycle", warmup_epochs=1), 3 * STEPS)
+
+    def between(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    low, peak = 0.05 / 25, 6
+    expected = [between(low, 0.05, step / peak) for step in range(peak)]
+    expected += [between(0.05, low / 1e4, (step - peak) / (20 - peak)) for step in range(peak, 21)]
+    assert found == pytest.approx(expected)
+
+
+def test_a_plateau_divides_by_ten_after_patience(tmp_path: Path) -> None:
+    settings = section(epochs=6, schedule="plateau", patience=1)
+    task = Duel(settings, figures=[3, 2, 2, 2, 2, 1])
+    history = train(task, tmp_path, settings).history
+    assert [row["lr"] for row in history] == pytest.approx([0.05] * 4 + [0.005] * 2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fit_is_the_plain_loop(tmp_path: Path, optimizer: Literal["sgd", "adamw"]) -> None:
+    settings = section(
+        optimizer=optimizer, nesterov=True, weight_decay=0.1, schedule="constant", clip_norm=0.5, ema=0.8
+    )
+    task = Duel(settings)
+    progress = train(task, tmp_path, settings)
+
+    model, averages = network(), None
+    weight = [p for n, p in model.named_parameters() if p.ndim == 2]
+    rest = [p for n, p in model.named_parameters() if p.ndim == 1]
+    groups = [{"params": weight, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    plain: torch.optim.Optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    if optimizer == "adamw":
+        plain = torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.999))
+    losses = []
+    for step in range(3 * STEPS):
+        torch.manual_seed(derive(1, "step", step, 0))
+        x = torch.randn(4, 3, generator=generator(1, "draw", step, 0))
+        loss = (model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        plain.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        plain.step()
+        losses.append(loss.item())
+        state = {k: v.clone().double() for k, v in model.state_dict().items()}
+        decay = min(0.8, (1 + step) / (10 + step))
+        averages = averages or state
+        averages = {k: decay * averages[k] + (1 - decay) * v for k, v in state.items()}
+    assert averages is not None
+    for name, value in task.learners["first"].network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), averages[name], rtol=1e-5, atol=1e-6)
+    means = [float(np.mean(losses[first : first + STEPS])) for first in range(0, 3 * STEPS, STEPS)]
+    assert [row["train/first"] for row in progress.history] == pytest.approx(means)
+    assert [row["epoch"] for row in progress.history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 1)])
+def test_the_best_epoch_is_the_first_of_the_best(tmp_path: Path, mode: Literal["min", "max"], best: int) -> None:
+    settings = section(epochs=4, ema=0.5)
+    task = Duel(settings, figures=[3, 1, 3, 1])
+    task.mode = mode
+    assert train(task, tmp_path, settings).best_epoch == best
+    kept = Run(tmp_path).load_best()
+    shorter = section(epochs=4, ema=0.5)
+    again = Duel(shorter, crash_at=best * STEPS, figures=[3, 1, 3, 1])
+    with pytest.raises(Crash):
+        train(again, tmp_path / "again", shorter)
+    assert kept["epoch"] == best
+    state = Run(tmp_path / "again").load_last(1)["learners"]["second"]["average"]
+    assert_same(kept["networks"]["second"], {k.removeprefix("module."): v for k, v in state.items() if "." in k})
+
+
+def _dies_in(name: str, at: int) -> Callable[[pytest.MonkeyPatch], None]:
+    def arrange(patch: pytest.MonkeyPatch) -> None:
+        calls, method = [0], getattr(Run, name)
+
+        def dying(self: Run, *args: Any) -> None:
+            calls[0] += 1
+            if calls[0] == at:
+                raise Crash
+            method(self, *args)
+
+        patch.setattr(Run, name, dying)
+
+    return arrange
+
+
+MOMENTS: dict[str, tuple[int | None, Callable[[pytest.MonkeyPatch], None] | None]] = {
+    "first step": (0, None),
+    "between checkpoints": (STEPS + 4, None),
+    "just after a checkpoint": (2 * STEPS + 4, None),
+    "last step": (3 * STEPS - 1, None),
+    "at a checkpoint": (None, _dies_in("save_last", 3)),
+    "before best.pt": (None, _dies_in("save_best", 2)),
+    "after best.pt, before last.pt": (None, _dies_in("log", 2)),
+    "at the last checkpoint": (None, _dies_in("save_last", 10)),
+    "after everything": (None, _dies_in("finish", 1)),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.8},
+        {"optimizer": "adamw", "schedule": "onecycle"},
+        {"schedule": "plateau", "patience": 0},
+        MUON | {"schedule": "linear"},
+    ],
+    ids=["sgd cosine ema", "adamw onecycle", "sgd plateau", "muon linear"],
+)
+def test_wherever_it_dies_it_ends_the_same(tmp_path: Path, moment: str, changes: dict[str, Any]) -> None:
+    settings = section(**changes)
+    unbroken = Duel(settings)
+    expected = train(unbroken, tmp_path / "unbroken", settings)
+    crash_at, arrange = MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as patch:
+        if arrange is not None:
+            arrange(patch)
+        with pytest.raises(Crash):
+            train(Duel(settings, crash_at), tmp_path / "broken", settings)
+    resumed = Duel(settings)
+    progress = train(resumed, tmp_path / "broken", settings, resume=True)
+    assert_same(weights(resumed), weights(unbroken))
+    assert progress.history == expected.history
+    assert (progress.best_epoch, progress.best_value) == (expected.best_epoch, expected.best_value)
+    kept = [Run(tmp_path / name).load_best()["networks"] for name in ("broken", "unbroken")]
+    for name in ("first", "second"):
+        assert_same(kept[0][name], kept[1][name])
+
+
+def test_a_resumed_run_takes_up_the_epoch_where_the_checkpoint_left_it(tmp_path: Path) -> None:
+    settings = section()
+    with pytest.raises(Crash):
+        train(Duel(settings, crash_at=STEPS + 4), tmp_path, settings)
+    resumed = Duel(settings)
+    train(resumed, tmp_path, settings, resume=True)
+    # It died after 11 steps of the run; step 9 was the last multiple of 3 to be written.
+    assert resumed.seen[0] == (1, 2)
+    assert len(resumed.seen) == 3 * STEPS - 9
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(tmp_path: Path) -> None:
+    task = Duel(section())
+    learner = task.learners["first"]
+    before = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    with pytest.raises(DivergedError, match=r"the loss is nan at a learning rate of 0\.05"):
+        learner.update(learner.model(torch.full((4, 3), 1.0)).mean() * float("nan"))
+    after = learner.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" not in name and "num" not in name)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "average"])
+def test_a_missing_part_of_a_network_s_training_is_refused(tmp_path: Path, part: str) -> None:
+    settings = section(epochs=1, ema=0.5)
+    train(Duel(settings), tmp_path, settings)
+    run = Run(tmp_path)
+    state = run.load_last(1)
+    del state["learners"]["second"][part]
+    run.save_last(state["progress"], state["learners"], state["scaler"], 1)
+    with pytest.raises(RunError, match=part):
+        train(Duel(settings), tmp_path, settings, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["network", "history"])
+def test_a_checkpoint_that_does_not_add_up_is_refused(tmp_path: Path, damage: str) -> None:
+    settings = section(epochs=1)
+    train(Duel(settings), tmp_path, settings)
+    run = Run(tmp_path)
+    state = run.load_last(1)
+    if damage == "network":
+        del state["learners"]["second"]
+    else:
+        state["progress"].history.clear()
+    run.save_last(state["progress"], state["learners"], state["scaler"], 1)
+    with pytest.raises(RunError, match=r"last\.pt"):
+        train(Duel(settings), tmp_path, settings, resume=True)
+
+
+def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = section(epochs=1)
+    train(Duel(settings), tmp_path, settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        train(Duel(settings), tmp_path, settings, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert "last bits may differ" in caplog.text
+
+
+class TwoProcesses:
+    """Stands for accelerate on one of two processes; `gather` finds the other's rows in `rows`."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, process_index: int, rows: dict[int, Tensor]):
+        self.process_index = process_index
+        self.rows = rows
+
+    def gather(self, rows: Tensor) -> Tensor:
+        self.rows[self.process_index] = rows
+        return torch.cat([self.rows[0], self.rows[1]]) if len(self.rows) == 2 else rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_rows_are_shared_out_and_put_together_in_order(count: int) -> None:
+    table = torch.randn(count, 3)
+
+    def compute(rows: Indices) -> Tensor:
+        return table[torch.from_numpy(rows)]
+
+    rows: dict[int, Tensor] = {}
+    gather_rows(TwoProcesses(0, rows), count, compute)
+    assert torch.equal(gather_rows(TwoProcesses(1, rows), count, compute), table)
+    assert len(rows[0]) == len(rows[1]) == math.ceil(count / 2)
+    assert torch.equal(gather_rows(Accelerator(cpu=True), count, compute), table)
+
+
+def test_seeds_of_different_places_differ() -> None:
+    seeds = [derive(1, "step", 2, 3), derive(1, "step", 23), derive(1, "step", 3, 2), derive(1, "draw", 2, 3)]
+    seeds += [derive(2, "step", 2, 3), derive(12, "step", 3)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive(1, "step", 2, 3) == seeds[0]

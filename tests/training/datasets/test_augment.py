@@ -1,0 +1,378 @@
+"""Augmentation against what it should be: identities, flips, plain loops, torchvision's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sklearn.decomposition import PCA
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from training.core.seeds import generator
+from training.datasets.augment import (
+    OPERATIONS,
+    Colours,
+    affine,
+    augment,
+    blend,
+    colour_basis,
+    colour_pca,
+    cutmix,
+    cutout,
+    draw_affine,
+    first_flips,
+    mirror,
+    mixup,
+    rand_augment,
+    random_crop,
+    random_flip,
+)
+from training.recipe.config import AugmentSection
+
+COLOURS = Colours((100.5, 50.25), torch.tensor([[4.0, -1.0], [3.0, 2.0]]))
+
+
+def pictures(n: int = 6, channels: int = 2, height: int = 9, width: int = 9) -> Tensor:
+    return torch.rand(n, channels, height, width, generator=generator(0)) * 254 + 1  # nothing in it is black
+
+
+def matrix(rows: list[list[float]], n: int = 6) -> Tensor:
+    return torch.tensor(rows).expand(n, 2, 3)
+
+
+def test_the_defaults_do_nothing() -> None:
+    images = pictures()
+    assert augment(images, AugmentSection(), generator(1), COLOURS) is images
+
+
+def test_no_turn_is_the_picture_itself() -> None:
+    images = pictures(width=7)
+    drawn = draw_affine(6, AugmentSection(), generator(1))
+    assert torch.equal(drawn, matrix([[1, 0, 0], [0, 1, 0]]))
+    torch.testing.assert_close(affine(images, drawn), images, rtol=0, atol=1e-3)
+
+
+def test_a_quarter_turn_is_rot90() -> None:
+    images = pictures()
+    turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]]))  # above in the output is right in the input
+    torch.testing.assert_close(turned, torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-2)
+
+
+def test_a_turn_of_an_oblong_picture_keeps_distances() -> None:
+    images = torch.zeros(1, 1, 11, 21)
+    images[0, 0, 5, 13] = 100  # three pixels right of the centre
+    turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]], 1))
+    assert divmod(int(turned.argmax()), 21) == (2, 10)  # three pixels above it
+    assert float(turned.max()) == pytest.approx(100, abs=1e-2)
+
+
+def test_a_shift_brings_in_black() -> None:
+    images = pictures()
+    moved = affine(images, matrix([[1, 0, 2 * 2 / 9], [0, 1, 0]]))  # two pixels of nine, sides of length 2
+    torch.testing.assert_close(moved, F.pad(images, (0, 2))[..., 2:], rtol=0, atol=1e-2)
+
+
+def test_matrices_are_turn_times_shear_within_the_recipe_s_ranges() -> None:
+    config = AugmentSection(rotate=30, translate=0.1, scale=(0.5, 2.0), shear=20)
+    drawn = draw_affine(500, config, generator(2))
+    numbers = torch.rand(5, 500, generator=generator(2))
+    for row in range(0, 500, 50):
+        turn, slant = ((2 * float(x) - 1) * math.radians(d) for x, d in zip(numbers[:2, row], (30, 20), strict=True))
+        scale = 0.5 * 4 ** float(numbers[2, row])
+        rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+        expected = rotation @ torch.tensor([[1.0, math.tan(slant)], [0.0, 1.0]]) / scale
+        torch.testing.assert_close(drawn[row, :, :2], expected)
+    assert float(drawn[:, :, 2].abs().max()) <= 0.2
+    assert float(drawn[:, :, 2].abs().max()) > 0.19
+    areas = torch.linalg.det(drawn[:, :, :2]) ** -0.5
+    assert 0.5 - 1e-5 <= float(areas.min()) < 0.52
+    assert 1.92 < float(areas.max()) <= 2 + 1e-5
+
+
+def test_each_picture_is_mirrored_or_not() -> None:
+    images = pictures(400)
+    flipped = random_flip(images, generator(1))
+    mirrored = [bool(torch.equal(new, old.flip(-1))) for new, old in zip(flipped, images, strict=True)]
+    kept = [bool(torch.equal(new, old)) for new, old in zip(flipped, images, strict=True)]
+    assert [a != b for a, b in zip(mirrored, kept, strict=True)] == [True] * 400
+    assert 150 < sum(mirrored) < 250
+
+
+def test_each_crop_is_a_window_of_the_padded_picture() -> None:
+    images = pictures(200, height=5, width=7)
+    cropped = random_crop(images, 2, generator(1))
+    padded = F.pad(images, (2, 2, 2, 2))
+    places = set()
+    for new, wide in zip(cropped, padded, strict=True):
+        fits = [(y, x) for y in range(5) for x in range(5) if torch.equal(new, wide[:, y : y + 5, x : x + 7])]
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert len(places) == 25
+
+
+def test_a_reflected_crop_is_a_window_of_numpy_s_reflection() -> None:
+    images = pictures(200, height=5, width=7)
+    config = AugmentSection(crop=2, crop_fill="reflect")
+    cropped = augment(images, config, generator(1), COLOURS)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    places = set()
+    for new, wide in zip(cropped.numpy(), padded, strict=True):
+        fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(new, wide[:, y : y + 5, x : x + 7])]
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert len(places) == 25
+
+
+def test_half_of_the_pictures_is_mirrored_first() -> None:
+    first = first_flips(10_000, 3)
+    assert 4800 < int(first.sum()) < 5200
+    assert torch.equal(first, first_flips(10_000, 3))
+    assert not torch.equal(first, first_flips(10_000, 4))
+    images = pictures(20)
+    for new, old, chosen in zip(mirror(images, first[:20]), images, first[:20], strict=True):
+        assert np.array_equal(
+            new.numpy(), np.fliplr(old.numpy().transpose(1, 2, 0)).transpose(2, 0, 1) if chosen else old
+        )
+
+
+def test_augment_leaves_the_alternating_flip_to_its_caller() -> None:
+    images = pictures()
+    assert augment(images, AugmentSection(flip="alternating"), generator(1), COLOURS) is images
+
+
+def test_mixup_blends_pictures_and_targets_by_the_same_share() -> None:
+    n = 50
+    images = torch.arange(n).float()[:, None, None, None].expand(n, 1, 2, 2)  # a picture's value names it
+    targets = F.one_hot(torch.arange(n)).float()
+    mixed, soft = mixup(images, targets, 0.4, generator(1))
+    torch.testing.assert_close(soft.sum(dim=1), torch.ones(n))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], soft @ torch.arange(n).float())
+    share = soft.diagonal()
+    assert bool(((soft > 0).sum(dim=1) <= 2).all())
+    assert float(share.min()) < 0.1
+    assert float(share.max()) > 0.9
+
+
+def test_all_of_it_repeats_with_its_generator_and_stays_in_range() -> None:
+    config = AugmentSection(rotate=10, translate=0.1, scale=(0.9, 1.1), shear=5, crop=2, flip=True, cutout=3)
+    first = augment(pictures(), config, generator(1), COLOURS)
+    assert torch.equal(first, augment(pictures(), config, generator(1), COLOURS))
+    assert not torch.equal(first, augment(pictures(), config, generator(2), COLOURS))
+    assert first.shape == (6, 2, 9, 9)
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 255 + 1e-3
+
+
+def named(n: int, height: int = 8, width: int = 12) -> tuple[Tensor, Tensor]:
+    """Pictures whose value names them, and their targets [N, N]."""
+    images = torch.arange(n).float()[:, None, None, None].expand(n, 1, height, width).contiguous()
+    return images, F.one_hot(torch.arange(n)).float()
+
+
+def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
+    n = 300
+    images, targets = named(n)
+    mixed, soft = cutmix(images, targets, 1.0, generator(1))
+    kept, heights, widths = [], set(), set()
+    for row in range(n):
+        foreign = mixed[row, 0] != row
+        inside = [(y, x) for y in range(8) for x in range(12) if foreign[y, x]]
+        kept.append(1 - len(inside) / 96)
+        expected = torch.zeros(n)
+        expected[row] = kept[-1]
+        if inside:
+            ys, xs = [y for y, _ in inside], [x for _, x in inside]
+            top, bottom, left, right = min(ys), max(ys), min(xs), max(xs)
+            assert len(inside) == (bottom - top + 1) * (right - left + 1)  # a whole box
+            other = {int(mixed[row, 0, y, x]) for y, x in inside}
+            assert len(other) == 1  # of one other picture
+            expected[other.pop()] = len(inside) / 96
+            heights.add(bottom - top + 1)
+            widths.add(right - left + 1)
+        torch.testing.assert_close(soft[row], expected)
+    # A whole side would need the whole share.
+    assert heights == set(range(1, 8))
+    assert widths == set(range(1, 12))
+    # What is cut off at the edges makes the boxes smaller than their uniform shares.
+    assert 0.55 < sum(kept) / n < 0.75
+
+
+def test_the_side_of_a_cutmix_box_follows_the_root_of_its_share() -> None:
+    images, targets = named(2000, 32, 32)
+    _, soft = cutmix(images, targets, 50.0, generator(2))  # nearly always half of the area: a side of 22
+    kept = soft.diagonal()
+    assert float(kept.min()) > 1 - 26 * 26 / 1024
+    # Expected over uniform centres: a side of 22 keeps 22 - (11 * 12 / 2 + 10 * 11 / 2) / 32 pixels of its own.
+    side = 22 - (11 * 12 / 2 + 10 * 11 / 2) / 32
+    assert float(kept.mean()) == pytest.approx(1 - (side / 32) ** 2, abs=0.02)
+
+
+def test_where_both_blends_are_on_a_coin_chooses_one_for_the_batch() -> None:
+    images, targets = named(20)
+    config = AugmentSection(mixup=0.4, cutmix=1.0)
+    patched = 0
+    for seed in range(200):
+        mixed, soft = blend(images, targets, config, generator(seed))
+        torch.testing.assert_close(soft.sum(dim=1), torch.ones(20))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft @ torch.arange(20).float())
+        flat = [bool((picture == picture[0, 0, 0]).all()) for picture in mixed]
+        patched += not all(flat)
+        again = blend(images, targets, config, generator(seed))
+        assert torch.equal(mixed, again[0])
+        assert torch.equal(soft, again[1])
+    assert 75 < patched < 125
+
+
+@pytest.mark.parametrize(("name", "function"), [("mixup", mixup), ("cutmix", cutmix)])
+def test_one_blend_alone_draws_as_it_does_by_itself(name: str, function: Any) -> None:
+    images, targets = named(20)
+    for seed in range(5):
+        blended = blend(images, targets, AugmentSection.model_validate({name: 0.5}), generator(seed))
+        alone = function(images, targets, 0.5, generator(seed))
+        assert all(torch.equal(a, b) for a, b in zip(blended, alone, strict=True))
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 30])
+def test_cutout_fills_a_square_about_a_uniform_centre(side: int) -> None:
+    images = pictures(600, height=7, width=9)
+    cut = cutout(images, side, COLOURS.mean, generator(1))
+    filled = cut == torch.tensor(COLOURS.mean)[None, :, None, None]
+    expected = set()
+    for y in range(7):
+        for x in range(9):
+            square = torch.zeros(7, 9, dtype=torch.bool)
+            square[max(y - side // 2, 0) : y - side // 2 + side, max(x - side // 2, 0) : x - side // 2 + side] = True
+            expected.add(tuple(square.flatten().tolist()))
+    for picture, before, mask in zip(cut, images, filled, strict=True):
+        assert torch.equal(mask[0], mask[1])
+        assert torch.equal(picture[~mask], before[~mask])
+    assert {tuple(mask[0].flatten().tolist()) for mask in filled} == expected
+
+
+def test_the_basis_is_that_of_a_principal_component_analysis() -> None:
+    numbers = np.random.default_rng(1)
+    skew = numbers.normal(size=(3, 3)) * 25
+    pixels = (numbers.normal(size=(5000, 4, 6, 3)) @ skew + 128).round().clip(0, 255).astype(np.uint8)
+    rows = np.arange(1, 5000, 2)  # 2,500: every second one is looked at
+    basis = colour_basis(pixels, rows).double().numpy()
+    analysis = PCA().fit(pixels[rows[::2]].reshape(-1, 3) / 255)
+    for column, vector, value in zip(basis.T[::-1], analysis.components_, analysis.explained_variance_, strict=True):
+        expected = 255 * value * vector * np.sign(vector[0])
+        np.testing.assert_allclose(column, expected, rtol=2e-3, atol=1e-3)
+    # With every row within the bound, all of them count: other pixels, another basis.
+    assert not np.allclose(colour_basis(pixels, rows[:2000:2]).numpy(), basis, rtol=1e-4)
+
+
+def test_grey_pictures_vary_in_one_direction() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    basis = colour_basis(pixels, np.arange(50))
+    assert basis.shape == (1, 1)
+    assert float(basis) == pytest.approx(255 * np.var(pixels / 255), rel=1e-4)
+
+
+def test_colour_pca_adds_one_colour_to_a_whole_picture() -> None:
+    images = pictures(4000)
+    changed = colour_pca(images, 0.1, COLOURS.basis, generator(1))
+    added = (changed - images).double()
+    colour = added[:, :, 0, 0]
+    torch.testing.assert_close(added, colour[:, :, None, None].expand_as(added), rtol=0, atol=1e-4)
+    covariance = 0.01 * (COLOURS.basis @ COLOURS.basis.T).double()
+    torch.testing.assert_close(torch.cov(colour.T), covariance, rtol=0.1, atol=0.005)
+    torch.testing.assert_close(colour.mean(dim=0), torch.zeros(2).double(), rtol=0, atol=0.03)
+
+
+def smooth(channels: int) -> Tensor:
+    """A picture uint8 [C, 16, 20] with soft edges, as photographs have them."""
+    coarse = torch.rand(1, channels, 4, 5, generator=generator(3)) * 255
+    return F.interpolate(coarse, (16, 20), mode="bicubic")[0].clamp(10, 240).to(torch.uint8)
+
+
+def outcomes(pictures: Tensor) -> Tensor:
+    """Those of [N, C, H, W] that differ by more than a rounding, as float."""
+    found: list[Tensor] = []
+    for picture in pictures.float():
+        if all(float((picture - other).abs().max()) > 2 for other in found):
+            found.append(picture)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+def test_rand_augment_is_torchvisions(channels: int, magnitude: int) -> None:
+    picture, fill = smooth(channels), [100.0, 50.0, 20.0][:channels]
+    theirs = v2.RandAugment(num_ops=1, magnitude=magnitude, interpolation="bilinear", fill=fill)
+    torch.manual_seed(1)
+    expected = outcomes(torch.stack([theirs(picture) for _ in range(400)]))
+    changed = rand_augment(picture.float().expand(400, -1, -1, -1), 1, magnitude, fill, generator(1))
+    assert changed.dtype == torch.float32
+    ours = outcomes(changed)
+    assert len(ours) == len(expected)
+    assert len(ours) > (15 if magnitude else 2)
+    for one in ours:
+        assert float((one - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
+
+
+def test_two_operations_are_one_after_the_other() -> None:
+    fill, picture = [9.0, 9.0, 9.0], smooth(3).float()
+    once = outcomes(rand_augment(picture.expand(400, -1, -1, -1), 1, 12, fill, generator(1)))
+    assert len(once) > 15
+    expected = torch.cat([rand_augment(one.expand(200, -1, -1, -1), 1, 12, fill, generator(2)) for one in once])
+    twice = rand_augment(picture.expand(60, -1, -1, -1), 2, 12, fill, generator(3))
+    distances = [float((one - expected).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    assert max(distances) < 0.5  # a rounding of the first may become more in the second, in few places
+    alone = [float((one - once).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    assert sum(distance > 0.5 for distance in alone) > 30
+
+
+def test_rand_augment_treats_each_picture_alone() -> None:
+    images = torch.stack([torch.roll(smooth(3), row, dims=2) for row in range(60)]).float()
+    others = torch.cat([images[:30], 255 - images[30:]])
+    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, others))
+    assert torch.equal(first[:30], second[:30])
+    assert not torch.equal(first[30:], second[30:])
+
+
+def test_every_operation_comes_up_as_often() -> None:
+    draws = torch.randint(len(OPERATIONS), (1, 7000), generator=generator(4))
+    assert len(OPERATIONS) == len(set(OPERATIONS)) == 14
+    same = rand_augment(smooth(3).float().expand(7000, -1, -1, -1), 1, 20, [0.0] * 3, generator(4))
+    kept = (same == smooth(3).float()).flatten(1).all(dim=1)
+    assert bool(kept[draws[0] == OPERATIONS.index("identity")].all())
+    assert 400 < int(kept.sum()) < 600
+
+
+def test_all_of_the_new_repeats_with_its_generator_and_leaves_its_input_alone() -> None:
+    config = AugmentSection(rand_augment=(2, 9), colour_pca=0.1, cutout=3, crop=1)
+    colours = Colours((9.0, 8.0, 7.0), torch.eye(3))
+    images = pictures(channels=3)
+    before = images.clone()
+    first = augment(images, config, generator(1), colours)
+    assert torch.equal(first, augment(images, config, generator(1), colours))
+    assert not torch.equal(first, augment(images, config, generator(2), colours))
+    assert torch.equal(images, before)
+    assert (first.shape, first.dtype) == (images.shape, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cutmix": -1}, "cutmix"),
+        ({"cutout": -1}, "cutout"),
+        ({"cutout": 2.5}, "cutout"),
+        ({"colour_pca": -0.1}, "colour_pca"),
+        ({"rand_augment": [2]}, "rand_augment"),
+        ({"rand_augment": [2, 31]}, "less than or equal to 30"),
+        ({"rand_augment": [-1, 9]}, "rand_augment"),
+        ({"flip": "always"}, "flip"),
+        ({"crop_fill": "white"}, "crop_fill"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AugmentSection.model_validate(settings)

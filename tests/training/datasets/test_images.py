@@ -1,0 +1,193 @@
+"""Data sets: found, decoded once, split, put in order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+from models.preprocess import Preprocess
+from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from training.core.errors import DataError, DatasetNotFoundError
+from training.datasets import images as data
+
+
+def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) -> None:
+    pictures, labels = strokes(20)
+    encoded = [png(p) for p in pictures]
+    write_parquet(folders / "data/s/train-00000.parquet", encoded[:12], labels[:12])
+    write_parquet(folders / "data/s/train-00001.parquet", encoded[12:], labels[12:])
+    loaded = data.load("s", "train", GREY)
+    assert loaded.classes == CLASSES
+    assert loaded.labels.tolist() == labels
+    assert isinstance(loaded.images, np.memmap)
+    assert np.array_equal(loaded.images, np.stack([GREY.pixels(p) for p in pictures]))
+
+
+def test_an_image_folder_has_its_classes_in_the_order_of_names(folders: Path) -> None:
+    pictures, _ = strokes(3)
+    for name, picture in zip(["b/2.png", "b/1.JPG", "a/9.png"], pictures, strict=True):
+        path = folders / "data/s/test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    (folders / "data/s/test/a/notes.txt").write_text("not a picture")
+    loaded = data.load("s", "test", GREY)
+    assert loaded.classes == ("a", "b")
+    assert loaded.labels.tolist() == [0, 1, 1]
+    assert np.array_equal(loaded.images[0], GREY.pixels(pictures[2]))
+
+
+def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
+    picture = strokes(1)[0][0]
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    path = folders / "data/s/train/a/1.png"
+    path.parent.mkdir(parents=True)
+    picture.save(path, exif=exif)
+    assert np.array_equal(data.load("s", "train", GREY).images[0], GREY.pixels(picture.rotate(180)))
+
+
+def test_pictures_are_decoded_once_until_file_or_geometry_changes(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    pixels = data._pixels
+
+    def counted(where: str, *args: object) -> object:
+        decoded.append(where)
+        return pixels(where, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data, "_pixels", counted)
+    first = data.load("strokes", "train", GREY)
+    again = data.load("strokes", "train", GREY.model_copy(update={"mean": (0.0,)}))
+    assert len(decoded) == 130  # mean and std are not in the pixels
+    assert np.array_equal(first.images, again.images)
+    data.load("strokes", "train", GREY.model_copy(update={"pad": 0}))
+    assert len(decoded) == 260
+    os.utime(workshop / "data/strokes/train.parquet", ns=(1, 1))
+    data.load("strokes", "train", GREY)
+    assert len(decoded) == 390
+
+
+@pytest.mark.parametrize(
+    ("bad", "label", "message"),
+    [
+        (b"", 0, r"train\.parquet, row 4: cannot be decoded"),
+        (b"text", 0, r"train\.parquet, row 4: cannot be decoded"),
+        (png(strokes(1)[0][0])[:200], 0, r"train\.parquet, row 4: cannot be decoded"),
+        (png(strokes(1)[0][0]), 3, r"row 4: label 3 is not one of 3"),
+        (png(strokes(1)[0][0]), -1, r"row 4: label -1"),
+    ],
+    ids=["empty", "text", "truncated", "label too large", "unlabelled"],
+)
+def test_a_bad_row_is_named_and_leaves_nothing_behind(folders: Path, bad: bytes, label: int, message: str) -> None:
+    pictures, labels = strokes(6)
+    encoded = [png(p) for p in pictures]
+    encoded[4], labels[4] = bad, label
+    write_parquet(folders / "data/s/train.parquet", encoded, labels)
+    with pytest.raises(DataError, match=message):
+        data.load("s", "train", GREY)
+    assert list((folders / "runs/cache").iterdir()) == []
+
+
+def test_a_source_that_says_too_little(folders: Path) -> None:
+    path = folders / "data/s/train.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not Hugging Face image parquet"):
+        data.find("s", "train")
+    path.unlink()
+    (folders / "data/s/train/a").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no pictures"):
+        data.load("s", "train", GREY)
+
+
+def test_what_was_looked_for_is_said(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet and no train/<class>/ in .*data/ants"):
+        data.load("ants", "train", GREY)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", unreachable)
+    with pytest.raises(DatasetNotFoundError, match=r"data/mnist .*download by torchvision failed: Error downloading"):
+        data.load("mnist", "test", GREY)
+
+
+def test_torchvision_is_asked_last(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, _ = strokes(3)
+
+    class Downloaded(list[tuple[Image.Image, int]]):
+        classes = ("0 - zero", "1 - one")
+
+        def __init__(self, root: str, *, train: bool, download: bool):
+            assert (root, train, download) == (str(folders / "data/mnist"), False, True)
+            super().__init__([(picture, 1) for picture in pictures])
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Downloaded)
+    loaded = data.load("mnist", "test", GREY)
+    assert loaded.classes == ("0", "1")
+    assert loaded.labels.tolist() == [1, 1, 1]
+    assert np.array_equal(loaded.images[2], GREY.pixels(pictures[2]))
+
+
+def test_colour_comes_as_preprocessing_asks(folders: Path) -> None:
+    palette = Image.fromarray(np.full((8, 8, 3), (200, 10, 30), dtype=np.uint8)).quantize()
+    write_parquet(folders / "data/s/train.parquet", [png(palette)], [0])
+    colour = Preprocess(mode="RGB", size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert data.load("s", "train", colour).images[0, 0, 0].tolist() == [200, 10, 30]
+
+
+def test_a_split_keeps_each_class_s_share() -> None:
+    labels = np.repeat([0, 1, 2], [500, 300, 10])
+    train, validation = data.stratified_split(labels, 81, seed=1)
+    assert np.bincount(labels[validation]).tolist() == [50, 30, 1]
+    assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(810))
+    assert np.array_equal(validation, data.stratified_split(labels, 81, seed=1)[1])
+    assert not np.array_equal(validation, data.stratified_split(labels, 81, seed=2)[1])
+    counts = np.bincount(labels[data.stratified_split(labels, 100, seed=1)[1]])
+    assert counts.sum() == 100
+    assert np.abs(counts - 100 * np.array([500, 300, 10]) / 810).max() <= 1
+
+
+@pytest.mark.parametrize("validation", [0, 10, 11])
+def test_a_split_needs_pictures_on_both_sides(validation: int) -> None:
+    with pytest.raises(DataError, match="from 10"):
+        data.stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
+
+
+def test_a_sample_keeps_every_class_and_stays_within_its_rows() -> None:
+    labels = np.repeat(np.arange(3), [500, 300, 10])
+    rows, _ = data.stratified_split(labels, 100, seed=1)
+    sample = data.stratified_sample(labels, rows, 142, seed=1)
+    assert len(sample) == len(set(sample.tolist())) == 142
+    assert set(sample.tolist()) < set(rows.tolist())
+    assert np.array_equal(sample, np.sort(sample))
+    assert np.abs(np.bincount(labels[sample]) - 142 / 710 * np.bincount(labels[rows])).max() <= 1
+    assert np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=1))
+    assert not np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=2))
+    for everything in (0, 710, 1000):
+        assert np.array_equal(data.stratified_sample(labels, rows, everything, seed=1), rows)
+
+
+def test_processes_together_see_what_one_would() -> None:
+    alone = data.Batches(103, 20, seed=5)
+    shared = [data.Batches(103, 20, 5, process, 4) for process in range(4)]
+    assert alone.per_epoch == 5
+    for epoch in (0, 1):
+        seen = [alone(epoch, index) for index in range(5)]
+        assert len(set(np.concatenate(seen).tolist())) == 100
+        for index, rows in enumerate(seen):
+            assert np.array_equal(rows, np.concatenate([part(epoch, index) for part in shared]))
+    assert not np.array_equal(alone(0, 0), alone(1, 0))
+    assert not np.array_equal(alone(0, 0), data.Batches(103, 20, seed=6)(0, 0))
+
+
+@pytest.mark.parametrize(("batch", "processes", "message"), [(11, 1, "from 10"), (9, 2, "evenly over 2")])
+def test_batches_that_cannot_be(batch: int, processes: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        data.Batches(10, batch, 0, 0, processes)

@@ -1,0 +1,227 @@
+"""Distances between distributions, against other implementations of them and where the answer is known."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scipy.linalg  # type: ignore[import-untyped]
+import scipy.stats  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from training.metrics import distribution
+from training.metrics.distribution import (
+    Manifolds,
+    frechet_distance,
+    frechet_distance_1d,
+    inception_score,
+    kernel_distance,
+    moments,
+    precision_recall,
+    sliced_wasserstein,
+    wasserstein,
+    within_class_distance,
+)
+
+NEAR = 1e-4  # relative
+
+
+def sample(count: int, dimensions: int = 12, seed: int = 0, shift: float = 0.0) -> Tensor:
+    """Correlated features with a tail, as a ReLU's."""
+    draw = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(99))
+    return (torch.randn(count, dimensions, generator=draw) @ mixing + shift).relu()
+
+
+REAL, FAKE = sample(700), sample(600, seed=1, shift=0.4)
+
+
+def test_the_frechet_distance_is_torch_fidelitys() -> None:
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(REAL.double()), fid_features_to_statistics(FAKE.double()), verbose=False
+    )["frechet_inception_distance"]
+    assert theirs > 1
+    assert frechet_distance(moments(REAL), moments(FAKE)) == pytest.approx(theirs, rel=NEAR)
+
+
+def test_the_frechet_distance_is_that_by_scipys_matrix_square_root() -> None:
+    one, other = moments(REAL), moments(FAKE)
+    root = scipy.linalg.sqrtm(one.covariance.numpy() @ other.covariance.numpy()).real
+    expected = (one.mean - other.mean).square().sum().item()
+    expected += np.trace(one.covariance.numpy() + other.covariance.numpy() - 2 * root)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=NEAR)
+
+
+def test_the_frechet_distance_of_few_samples_in_many_dimensions_is_symmetric_and_zero_to_itself() -> None:
+    few, others = sample(20, 64), sample(30, 64, seed=1)
+    there, back = (
+        frechet_distance(moments(few), moments(others)),
+        frechet_distance(moments(others), moments(few)),
+    )
+    assert there == pytest.approx(back, rel=1e-6)
+    assert frechet_distance(moments(few), moments(few)) == pytest.approx(0, abs=1e-4 * there)
+
+
+def test_on_the_line_the_closed_form_is_the_general_one() -> None:
+    one, other = REAL[:, :1], FAKE[:, :1]
+    deviations = one.double().std(), other.double().std()
+    closed = frechet_distance_1d(
+        float(one.double().mean()), float(deviations[0]), float(other.double().mean()), float(deviations[1])
+    )
+    assert frechet_distance(moments(one), moments(other)) == pytest.approx(closed, rel=NEAR)
+    assert frechet_distance_1d(0, 1, 3, 5) == 25
+
+
+def test_the_inception_score_is_torch_fidelitys() -> None:
+    logits = 3 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
+    for splits in (1, 10):
+        theirs = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
+        assert inception_score(logits.double().softmax(dim=1), splits) == pytest.approx(theirs, rel=NEAR)
+
+
+def test_the_inception_score_ends_at_one_and_at_the_number_of_classes() -> None:
+    assert inception_score(torch.eye(10).repeat(3, 1)) == pytest.approx(10)
+    assert inception_score(torch.full((7, 10), 0.1)) == pytest.approx(1)
+
+
+def test_the_kernel_distance_is_torch_fidelitys_of_all_samples() -> None:
+    one, other = REAL[:600].double(), FAKE.double()
+    theirs = kid_features_to_metric(
+        one,
+        other,
+        kid_subsets=1,
+        kid_subset_size=600,
+        kid_kernel="poly",
+        kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None,
+        kid_kernel_poly_coef0=1,
+        verbose=False,
+    )["kernel_inception_distance_mean"]
+    assert theirs > 0.01
+    assert kernel_distance(one, other) == pytest.approx(theirs, rel=NEAR)
+
+
+def test_the_kernel_distance_of_sets_of_two_sizes_is_that_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "_ROWS_AT_ONCE", 3)
+    one, other = REAL[:8].double(), FAKE[:5].double()
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (float(x @ y) / 12 + 1) ** 3
+
+    within = [np.mean([kernel(x, y) for x, y in combinations(rows, 2)]) for rows in (one, other)]
+    between = np.mean([kernel(x, y) for x in one for y in other])
+    assert kernel_distance(one, other) == pytest.approx(float(sum(within) - 2 * between), rel=1e-9)
+
+
+def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    distances = [kernel_distance(sample(50, seed=2 * n), sample(50, seed=2 * n + 1)) for n in range(60)]
+    assert min(distances) < 0 < max(distances)
+    assert abs(np.mean(distances)) < 3 * scipy.stats.sem(distances)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "_ROWS_AT_ONCE", 128)
+    theirs = prc_features_to_metric(
+        FAKE.double(),
+        REAL.double(),
+        prc_neighborhood=neighbours,
+        prc_batch_size=100,
+        save_cpu_ram=False,
+        verbose=False,
+    )
+    ours = precision_recall(REAL, FAKE, neighbours)
+    assert 0.05 < ours.precision < 0.95
+    assert ours.precision == pytest.approx(theirs["precision"], rel=NEAR)
+    assert ours.recall == pytest.approx(theirs["recall"], rel=NEAR)
+
+
+def test_precision_falls_with_what_is_not_real_and_recall_with_what_is_left_out() -> None:
+    clusters = [torch.randn(100, 2, generator=torch.Generator().manual_seed(n)) + 100 * n for n in range(3)]
+    both = torch.cat(clusters[:2])
+    assert precision_recall(both, clusters[0]) == Manifolds(1.0, 0.5)
+    assert precision_recall(both, torch.cat(clusters)) == Manifolds(200 / 300, 1.0)
+
+
+def test_wasserstein_is_scipys_in_each_column_whatever_the_sizes() -> None:
+    for one, other in ((REAL, FAKE), (REAL[:5], FAKE[:7]), (REAL[:6], FAKE[:3])):
+        ours = wasserstein(one, other)
+        theirs = [scipy.stats.wasserstein_distance(one[:, n].double(), other[:, n].double()) for n in range(12)]
+        assert ours.tolist() == pytest.approx(theirs, rel=NEAR)
+
+
+def test_sliced_wasserstein_is_the_mean_over_directions_that_are_uniform() -> None:
+    ways = distribution.directions(12, 40, seed=5).numpy()
+    one, other = REAL.double().numpy(), FAKE.double().numpy()
+    theirs = [scipy.stats.wasserstein_distance(one @ way, other @ way) for way in ways.T]
+    assert sliced_wasserstein(REAL, FAKE, projections=40, seed=5) == pytest.approx(np.mean(theirs), rel=NEAR)
+    # A shift by v moves each projection by |v cos|, in three dimensions |v| / 2 on average.
+    moved = torch.randn(50, 3) + torch.tensor([0.0, 3.0, 4.0])
+    still = moved - torch.tensor([0.0, 3.0, 4.0])
+    assert sliced_wasserstein(still, moved, projections=20_000) == pytest.approx(2.5, rel=0.02)
+
+
+def test_the_distance_within_a_class_is_that_of_a_plain_loop() -> None:
+    labels = torch.tensor([0] * 9 + [1] * 4 + [3])
+    rows = REAL[: len(labels)].double()
+    expected = [
+        float(np.mean([math.dist(x, y) for x, y in combinations(rows[labels == label].tolist(), 2)]))
+        for label in (0, 1)
+    ]
+    assert within_class_distance(rows, labels, 4).tolist() == pytest.approx([*expected, 0.0, 0.0])
+
+
+def test_one_picture_per_class_deceives_the_inception_score_and_neither_frechet_nor_recall() -> None:
+    """Classes are clusters; an honest generator draws from them, the other repeats one sample of each."""
+    draw = torch.Generator().manual_seed(0)
+    centres = 10 * torch.randn(10, 16, generator=draw)
+    labels = torch.arange(1000) % 10
+
+    def honest() -> Tensor:
+        return centres[labels] + torch.randn(1000, 16, generator=draw)
+
+    def read(features: Tensor) -> Tensor:
+        return (-torch.cdist(features, centres).square() / 2).softmax(dim=1).double()
+
+    real, fresh = honest(), honest()
+    repeating = honest()[:10][labels]
+    assert inception_score(read(repeating)) > 0.99 * inception_score(read(fresh)) > 9.8
+    truth = moments(real)
+    assert frechet_distance(truth, moments(repeating)) > 10 * frechet_distance(truth, moments(fresh))
+    assert precision_recall(real, fresh).recall > 0.75
+    assert precision_recall(real, repeating).recall == 0
+    spread = within_class_distance(repeating, labels, 10) / within_class_distance(real, labels, 10)
+    assert spread.max() == 0
+
+
+@pytest.mark.parametrize("hollow", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(hollow: float) -> None:
+    broken = FAKE.clone()
+    broken[3, 4] = hollow
+    for measure in (kernel_distance, precision_recall, wasserstein, sliced_wasserstein):
+        with pytest.raises(ValueError, match="finite"):
+            measure(REAL, broken)
+    with pytest.raises(ValueError, match="finite"):
+        moments(broken)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \[1, 12\]"):
+        moments(REAL[:1])
+    with pytest.raises(ValueError, match="12 and of 5 dimensions"):
+        kernel_distance(REAL, FAKE[:, :5])
+    with pytest.raises(ValueError, match="3 neighbours"):
+        precision_recall(REAL[:3], FAKE)
+    with pytest.raises(ValueError, match="labels"):
+        within_class_distance(REAL, torch.zeros(3), 1)
+    with pytest.raises(ValueError, match="N >= 11"):
+        inception_score(torch.eye(10), splits=11)
+    with pytest.raises(ValueError, match="probabilities"):
+        inception_score(torch.ones(4, 10))

@@ -1,0 +1,99 @@
+"""What a network sees in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.embedder import Embedder
+from models.preprocess import Preprocess
+from models.registry import build
+from tests.training.conftest import CLASSES, GREY
+from training.core.errors import DataError
+from training.metrics.feature_extractor import Extractor
+
+COLOUR = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
+TINY = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
+
+
+def save(folder: Path, architecture: str, config: Mapping[str, object], **card: object) -> Path:
+    torch.manual_seed(0)
+    defaults: dict[str, object] = {"preprocess": GREY, "description": "x", "data": "x", "source": "x", "license": "x"}
+    checkpoint.save(
+        folder,
+        build(architecture, config),
+        name=folder.name,
+        architecture=architecture,
+        config=config,
+        **defaults | card,
+    )
+    return folder
+
+
+@pytest.fixture
+def pixels() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1)).astype(np.uint8)
+
+
+def test_a_classifier_answers_features_and_its_probabilities(
+    tmp_path: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> None:
+    folder = save(
+        tmp_path / "judge", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES, temperature=0.5
+    )
+    extractor = Extractor(folder)
+    sight = extractor(pixels)
+    network, card = checkpoint.load(folder)
+    images = torch.stack([card.preprocess(Image.fromarray(one[..., 0])) for one in pixels])
+    with torch.inference_mode():
+        features = network.get_submodule("features")(images)
+        logits = network(images)
+    torch.testing.assert_close(sight.features, features)
+    torch.testing.assert_close(sight.probabilities, (logits.double() / 0.5).softmax(dim=1))
+    assert sight.labels.tolist() == logits.argmax(dim=1).tolist()
+    assert extractor.name == "judge features"
+    assert extractor.frechet_name == "Frechet distance (judge features)"
+
+
+def test_an_embedder_answers_embeddings_and_knows_no_classes(tmp_path: Path) -> None:
+    folder = save(tmp_path / "faces", "embedder", TINY, task="embed", preprocess=COLOUR)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
+    sight = Extractor(folder)(pixels)
+    network, card = checkpoint.load(folder)
+    assert isinstance(network, Embedder)
+    with torch.inference_mode():
+        expected = network(torch.stack([card.preprocess(Image.fromarray(one)) for one in pixels]))
+    torch.testing.assert_close(sight.features, expected)
+    assert sight.probabilities.shape == (3, 0)
+    assert sight.labels.tolist() == [0, 0, 0]
+
+
+def test_it_is_called_fid_with_imagenets_inception_only(tmp_path: Path) -> None:
+    small = {"num_classes": 3, "image_size": 75, "auxiliary": False}
+    preprocess = Preprocess(size=(75, 75), mean=(127.5,) * 3, std=(127.5,) * 3)
+    own = Extractor(
+        save(tmp_path / "own", "inception-v3", small, task="classify", classes=CLASSES, preprocess=preprocess)
+    )
+    assert own.frechet_name == "Frechet distance (own features)"
+    thousand = tuple(str(number) for number in range(1000))
+    own.card = own.card.model_copy(update={"classes": thousand})
+    assert own.frechet_name == "FID (own features)"
+
+
+def test_a_network_that_does_neither_is_refused(tmp_path: Path) -> None:
+    config = {"image_size": 28, "widths": [2], "hidden": 0, "latent": 2}
+    folder = save(
+        tmp_path / "vae",
+        "vae",
+        config,
+        task="generate",
+        preprocess=Preprocess(mode="L", size=(28, 28), mean=(0,), std=(255,)),
+    )
+    with pytest.raises(DataError, match="built to generate"):
+        Extractor(folder)

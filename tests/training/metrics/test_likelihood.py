@@ -1,0 +1,182 @@
+"""Bounds on log p(x), the KL in them, and that maximum likelihood is minimum KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.optimize  # type: ignore[import-untyped]
+import scipy.stats  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.nn import functional as F
+
+from models.vae import VAE, VAEConfig
+from training.core.seeds import generator
+from training.losses.generative import kl_to_prior, log_likelihood
+from training.metrics.likelihood import bounds
+
+SIZE = {"image_size": 8, "latent": 3, "widths": (4, 8), "hidden": 0}
+
+
+def small(likelihood: str = "bernoulli", num_classes: int = 0) -> VAE:
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(**SIZE, num_classes=num_classes, likelihood=likelihood))  # type: ignore[arg-type]
+    with torch.no_grad():  # a posterior away from the prior
+        for parameter in vae.encoder.head.parameters():
+            parameter.mul_(3)
+    return vae.eval()
+
+
+def drawn(count: int, num_classes: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    labels = F.one_hot(torch.arange(count) % max(num_classes, 1), max(num_classes, 1)).float()
+    return torch.rand(count, 1, 8, 8, generator=draw), labels[:, :num_classes]
+
+
+def test_the_kl_is_that_of_torchs_distributions_and_of_monte_carlo() -> None:
+    draw = torch.Generator().manual_seed(0)
+    mean, log_variance = (torch.randn(5, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    posterior, prior = Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)
+    expected = kl_divergence(posterior, Normal(torch.zeros(()).double(), 1.0)).sum(dim=1)
+    assert kl_to_prior(mean, log_variance).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    torch.manual_seed(0)
+    samples = posterior.sample((100_000,))  # type: ignore[no-untyped-call]
+    ratios = (posterior.log_prob(samples) - prior.log_prob(samples)).sum(dim=2)  # type: ignore[no-untyped-call]
+    error = ratios.std(dim=0) / math.sqrt(len(ratios))
+    assert ((ratios.mean(dim=0) - expected).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("num_classes", [0, 4])
+def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_classes: int) -> None:
+    vae = small(likelihood, num_classes)
+    pictures, labels = drawn(3, num_classes)
+    if likelihood == "bernoulli":
+        pictures = pictures.round()  # torch's Bernoulli takes no greys
+    found = bounds(vae, pictures, labels, samples=200, seed=7)
+    with torch.no_grad():
+        for row in range(3):
+            mean, log_variance = vae.posterior(pictures[row : row + 1], labels[row : row + 1])
+            posterior = Independent(Normal(mean[0].double(), (log_variance[0].double() / 2).exp()), 1)
+            prior = Independent(Normal(torch.zeros(3).double(), 1.0), 1)
+            noise = torch.randn(200, 3, generator=generator(7, "posterior", row)).double()
+            latents = posterior.mean + posterior.stddev * noise
+            logits = vae.decode_logits(latents.float(), labels[row].expand(200, -1)).double()
+            pixels: Bernoulli | Normal = Bernoulli(logits=logits)
+            if vae.log_scale is not None:
+                pixels = Normal(logits.sigmoid(), vae.log_scale.double().exp())
+            reconstruction = Independent(pixels, 3).log_prob(pictures[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
+            elbo = float(reconstruction.mean() - kl_divergence(posterior, prior))
+            terms = reconstruction + prior.log_prob(latents) - posterior.log_prob(latents)  # type: ignore[no-untyped-call]
+            assert float(found.elbo[row]) == pytest.approx(elbo, rel=1e-4)
+            assert float(found.importance_weighted[row]) == pytest.approx(
+                float(torch.logsumexp(terms, dim=0)) - math.log(200), rel=1e-4
+            )
+
+
+class Linear(VAE):
+    """Factor analysis, x = W z + b + noise, whose log p(x) is known; its posterior is the exact one, but too wide."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.config = VAEConfig(image_size=2, latent=2, widths=(1,), likelihood="gaussian")
+        # Small, so that means stay within 0..1, where the decoder's sigmoid can reach them.
+        self.weights = torch.randn(4, 2, generator=torch.Generator().manual_seed(3)).double() / 16
+        self.offset, self.variance = torch.full((4,), 0.5).double(), 0.0025
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.variance) / 2).double())
+        self.covariance = torch.linalg.inv(torch.eye(2).double() + self.weights.T @ self.weights / self.variance)
+
+    def posterior(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (pictures.flatten(1) - self.offset) @ self.weights / self.variance @ self.covariance
+        return mean, (self.covariance.diagonal().log() + 0.5).expand_as(mean)
+
+    def decode_logits(self, latents: Tensor, labels: Tensor) -> Tensor:
+        return (latents @ self.weights.T + self.offset).reshape(-1, 1, 2, 2).logit()
+
+    @property
+    def marginal(self) -> MultivariateNormal:
+        return MultivariateNormal(self.offset, self.weights @ self.weights.T + self.variance * torch.eye(4).double())
+
+
+def test_the_importance_weighted_bound_climbs_from_the_elbo_to_the_likelihood() -> None:
+    vae = Linear()
+    torch.manual_seed(4)
+    flat = vae.marginal.sample((6,))
+    truth, pictures, none = vae.marginal.log_prob(flat), flat.reshape(6, 1, 2, 2), torch.zeros(6, 0)  # type: ignore[no-untyped-call]
+    few, more = (bounds(vae, pictures, none, samples=count).importance_weighted for count in (8, 512))
+    many = bounds(vae, pictures, none, samples=4096)
+    assert many.elbo.mean() < few.mean() < more.mean() < truth.mean() + 0.01
+    assert (many.elbo < truth).all()
+    assert many.importance_weighted.tolist() == pytest.approx(truth.tolist(), abs=0.05)
+
+
+def test_bounds_are_a_function_of_the_seed_and_the_picture() -> None:
+    vae = small()
+    pictures, labels = drawn(7)
+    together = bounds(vae, pictures, labels, samples=500)
+    again = bounds(vae, pictures[:2], labels[:2], samples=500)
+    assert again.importance_weighted.tolist() == pytest.approx(together.importance_weighted[:2].tolist(), rel=1e-6)
+    assert bounds(vae, pictures, labels, samples=500, seed=1).elbo.tolist() != together.elbo.tolist()
+
+
+def test_no_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        bounds(small(), *drawn(2), samples=0)
+
+
+def minimum(target: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
+    """Where a smooth function of two numbers is least."""
+    parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def evaluate() -> Tensor:
+        optimizer.zero_grad()
+        loss = target(parameters)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+    return parameters.detach()
+
+
+def test_on_the_line_maximum_likelihood_and_minimum_kl_give_the_same_normal() -> None:
+    """Of a decoder of one pixel, by its log-likelihood of data, and by torch's KL from the data's own normal."""
+    data = 0.3 + 0.05 * torch.randn(500, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
+    truth = Normal(data.mean(), data.std(correction=0))
+
+    def surprise(parameters: Tensor) -> Tensor:
+        return -log_likelihood(parameters[0].expand(500, 1, 1, 1), data, parameters[1]).mean()
+
+    def divergence(parameters: Tensor) -> Tensor:
+        return kl_divergence(truth, Normal(parameters[0].sigmoid(), parameters[1].exp()))
+
+    likeliest, nearest = minimum(surprise, [0.0, 0.0]), minimum(divergence, [0.0, 0.0])
+    assert likeliest.tolist() == pytest.approx(nearest.tolist(), rel=1e-4)
+    assert float(nearest[1].exp()) == pytest.approx(0.05, rel=0.1)
+
+
+def test_on_the_line_maximum_likelihood_and_minimum_kl_give_the_same_gamma() -> None:
+    """Of a model that the data are not from, too: the likelihood of a histogram, and the KL from it."""
+    counts, edges = np.histogram(np.random.default_rng(0).gamma(3.0, 2.0, size=4000), bins=60)
+
+    def cells(parameters: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        shape, scale = np.exp(parameters)
+        chances = np.diff(scipy.stats.gamma.cdf(edges, shape, scale=scale))
+        return np.asarray(chances / chances.sum())
+
+    targets = (
+        lambda parameters: -float(counts @ np.log(cells(parameters))),
+        lambda parameters: float(scipy.stats.entropy(counts / counts.sum(), cells(parameters))),
+    )
+    options = {"xatol": 1e-9, "fatol": 1e-13, "maxiter": 4000}
+    likeliest, nearest = (
+        np.exp(scipy.optimize.minimize(target, [0.0, 0.0], method="Nelder-Mead", options=options).x)
+        for target in targets
+    )
+    assert likeliest == pytest.approx(nearest, rel=1e-4)
+    assert likeliest == pytest.approx([3.0, 2.0], rel=0.1)

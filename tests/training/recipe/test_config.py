@@ -1,0 +1,127 @@
+"""Recipes: what they hold, what they refuse."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from training.core.errors import RecipeError
+from training.recipe.config import (
+    EmbedRecipe,
+    Recipe,
+    WordsRecipe,
+    datasets_folder,
+    load_recipe,
+    read_recipe,
+    runs_folder,
+)
+from training.recipe.gan_config import GanRecipe
+from training.recipe.generative_config import AutoencodeRecipe
+
+RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
+# Of those that are no classifier's.
+AUTOENCODERS = ("ae-mnist", "cvae-mnist", "vae-denoiser-mnist", "denoiser-mnist", "denoiser-photo", "vae-faces")
+FORMS: dict[str, type[Any]] = {
+    **dict.fromkeys((path.stem for path in RECIPES if path.stem.startswith(("face-", "mobilefacenet-"))), EmbedRecipe),
+    "names": WordsRecipe,
+    **dict.fromkeys(AUTOENCODERS, AutoencodeRecipe),
+    **dict.fromkeys(("gan-mnist", "wgan-mnist", "wgan-faces"), GanRecipe),
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_whole_and_named_as_its_file(path: Path) -> None:
+    form = FORMS.get(path.stem, Recipe)
+    recipe = read_recipe(form, path)
+    assert recipe.name == path.stem
+    # The resolved recipe is TOML again, and the same recipe.
+    assert (
+        form.model_validate(tomllib.loads(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))) == recipe
+    )
+
+
+def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
+    overrides = ["train.epochs=7", "train.optimizer=sgd", 'name="other"', "augment.scale=[0.5, 2]"]
+    recipe = load_recipe(workshop / "recipe.toml", overrides)
+    assert (recipe.train.epochs, recipe.train.optimizer, recipe.name) == (7, "sgd", "other")
+    assert recipe.augment.scale == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=1", "unknown key train.epoch"),
+        ("colour=1", "unknown key colour"),
+        ("preprocess.sizes=[1, 1]", "unknown key preprocess.sizes"),
+        ("train.epochs=many", "train.epochs"),
+        ("train.epochs", "not of the form"),
+        ("name.first=1", "name is not a section"),
+        ("train.warmup_epochs=4", "must be below epochs"),
+        ("train.schedule=plateau", "no warm-up"),
+        ("train.schedule=stairs", "train.schedule"),
+        ("model.architecture=lenet6", "unknown architecture 'lenet6'"),
+        ("model.config={depth=3}", "no setting depth"),
+        ("preprocess.mean=[1, 2]", "need 1 values"),
+        ("train.lr=-1", "train.lr"),
+        ("train.optimizer=muon", "muon needs a filter_lr"),
+        ("train.filter_lr=0.1", "no other optimizer has one"),
+        ("train.bias_lr=1", "bias_lr is a setting of muon"),
+        ("train.freeze_whitening=true", "whiten is false"),
+        ("train.norm_momentum=0", "train.norm_momentum"),
+        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in a picture of 32"),
+    ],
+)
+def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+        load_recipe(workshop / "recipe.toml", [override])
+
+
+@pytest.mark.parametrize("name", ["face-distilled", "names", "gan-mnist", "ae-mnist"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.whiten=true", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"],
+)
+def test_what_only_a_classifier_s_script_applies_is_refused_elsewhere(name: str, override: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    setting = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"only a classifier's recipe has {setting}"):
+        read_recipe(FORMS[name], path, [override])
+
+
+@pytest.mark.parametrize("name", ["face-distilled", "gan-mnist", "ae-mnist"])
+def test_an_alternating_flip_needs_a_classifier(name: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    with pytest.raises(RecipeError, match=r"only a classifier's recipe has augment\.flip"):
+        read_recipe(FORMS[name], path, ["augment.flip=alternating"])
+
+
+@pytest.mark.parametrize("content", [None, b"name = ", b"\xff\xfe"], ids=["missing", "not TOML", "not UTF-8"])
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"recipe\.toml"):
+        load_recipe(path)
+
+
+def test_byte_order_mark_of_an_editor_is_not_part_of_a_recipe(workshop: Path) -> None:
+    path = workshop / "recipe.toml"
+    recipe = load_recipe(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path) == recipe
+
+
+def test_folders_come_from_the_environment_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VESTIBULE_DATASETS", raising=False)
+    monkeypatch.delenv("VESTIBULE_RUNS", raising=False)
+    assert (datasets_folder(), runs_folder()) == (Path("data"), Path("runs"))
+    monkeypatch.setenv("VESTIBULE_DATASETS", "")
+    monkeypatch.setenv("VESTIBULE_RUNS", "")
+    assert (datasets_folder(), runs_folder()) == (Path("data"), Path("runs"))
+    monkeypatch.setenv("VESTIBULE_DATASETS", "/a")
+    monkeypatch.setenv("VESTIBULE_RUNS", "/b")
+    assert (datasets_folder(), runs_folder()) == (Path("/a"), Path("/b"))

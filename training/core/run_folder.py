@@ -1,0 +1,246 @@
+"""A run's folder: what was asked for, where it stands, what it has become.
+
+    recipe.toml     the resolved recipe, written before the first step
+    last.pt best.pt where to go on, and the best weights so far: `torch.save` files with their own sha256 at the end
+    history.json    a row for every epoch; the same in curves.png (drawn at the end) and tensorboard/
+    export/<name>/  the served model, written by the task
+
+One process of several writes; all of them may read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+import torch
+from pydantic import BaseModel, ValidationError
+
+from models.checkpoint import write_atomically
+from training.core.errors import RunError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, float]
+
+_DIGEST = hashlib.sha256().digest_size
+_LAST = {"progress", "learners", "scaler", "processes", "threads"}
+_BEST = {"epoch", "networks"}
+_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
+
+
+@dataclass
+class Progress:
+    """Where a run stands, its networks apart.
+
+    `step` counts optimizer steps since the beginning; `statistics` are this epoch's sums so far; `best_epoch` counts
+    from 1, 0 when no epoch has been validated; `wall_time_s` leaves out what a kill threw away.
+    """
+
+    step: int = 0
+    statistics: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    best_value: float = 0.0
+    history: list[Row] = field(default_factory=list)
+    wall_time_s: float = 0.0
+
+
+class Run:
+    """One run's folder. Every method that writes does nothing on a process that is not `main`."""
+
+    def __init__(self, folder: Path, *, main: bool = True):
+        self.folder = folder
+        self.main = main
+        self._writer: SummaryWriter | None = None
+
+    def begin(self, recipe: BaseModel, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Take the folder for `recipe`, or find there the run of this very recipe.
+
+        A setting that is newer than the run has its default in the run's recipe.
+
+        Raises:
+            RunError: the folder holds a run (or no run, when resuming), or that of another recipe.
+        """
+        if not self.main:
+            return
+        path = self.folder / "recipe.toml"
+        text = tomli_w.dumps(_document(recipe))
+        if resume:
+            if not path.is_file():
+                raise RunError(f"{path} is missing: there is no run to resume")
+            changed = _differences(_resolved(type(recipe), path), tomllib.loads(text))
+            if changed:
+                raise RunError(f"{path} is not the recipe given; it differs in {', '.join(changed)}")
+            return
+        if path.exists() and not overwrite:
+            raise RunError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite deletes it")
+        if path.exists():
+            shutil.rmtree(self.folder)
+        write_atomically(path, text.encode())
+
+    def save_last(self, progress: Progress, learners: Mapping[str, Any], scaler: Any, processes: int) -> None:
+        """Replace last.pt by all that a resumed run needs. Randomness is not in it: see `training.core.seeds`."""
+        state = {"progress": asdict(progress), "learners": dict(learners), "scaler": scaler, "processes": processes}
+        self._save("last.pt", state | {"threads": torch.get_num_threads()})
+
+    def load_last(self, processes: int) -> dict[str, Any]:
+        """What `save_last` was given, `progress` as a `Progress`, and `threads`.
+
+        Raises:
+            RunError: last.pt missing, damaged or incomplete; best.pt missing though there was a best; other processes.
+        """
+        state = self._load("last.pt", _LAST)
+        # Progress(**...) would put a default where a part is missing.
+        self._check("last.pt", state["progress"], {part.name for part in fields(Progress)})
+        state["progress"] = Progress(**state["progress"])
+        if state["processes"] != processes:
+            raise RunError(f"the run was started with {state['processes']} processes, not {processes}")
+        if state["progress"].best_epoch and self.load_best()["epoch"] < state["progress"].best_epoch:
+            raise RunError(f"{self.folder / 'best.pt'} is older than last.pt says")
+        return state
+
+    def save_best(self, epoch: int, networks: Mapping[str, Any]) -> None:
+        """Replace best.pt: the state of each network as it was validated after `epoch`."""
+        self._save("best.pt", {"epoch": epoch, "networks": dict(networks)})
+
+    def load_best(self) -> dict[str, Any]:
+        """What `save_best` was given.
+
+        Raises:
+            RunError: best.pt missing, damaged or incomplete.
+        """
+        return self._load("best.pt", _BEST)
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+        if self.main:
+            buffer = io.BytesIO()
+            torch.save(dict(state), buffer)
+            data = buffer.getvalue()
+            # torch.load reads past a flipped byte without a word, and does not mind what comes after its zip archive.
+            write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
+
+    def _load(self, name: str, keys: set[str]) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            sealed = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}; the run cannot go on without it") from error
+        data = sealed[:-_DIGEST]
+        if hashlib.sha256(data).digest() != sealed[-_DIGEST:]:
+            raise RunError(f"{path} is damaged: its sha256 does not match")
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        self._check(name, state, keys)
+        return state
+
+    def _check(self, name: str, part: Mapping[str, Any], keys: set[str]) -> None:
+        if part.keys() != keys:
+            raise RunError(f"{self.folder / name} lacks or has too much: {', '.join(sorted(part.keys() ^ keys))}")
+
+    def log(self, history: Sequence[Row]) -> None:
+        """Write history.json, and its last row to TensorBoard. A row's `epoch` counts from 1."""
+        if not self.main:
+            return
+        write_atomically(self.folder / "history.json", (json.dumps(history, indent=1) + "\n").encode())
+        row = history[-1]
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Rows that a killed run wrote from here on are struck out.
+            self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=int(row["epoch"]))
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, int(row["epoch"]))
+
+    def finish(self, progress: Progress) -> None:
+        """Draw curves.png and close what is open."""
+        if self.main:
+            write_atomically(self.folder / "curves.png", _curves(progress, self.folder.name))
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _document(recipe: BaseModel) -> dict[str, Any]:
+    """The recipe as TOML has it, which has no null: what is None is left out."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _resolved(form: type[BaseModel], path: Path) -> dict[str, Any]:
+    """A run's recipe as today's `form` reads it, or as it is where it cannot be read so."""
+    document = tomllib.loads(path.read_text())
+    try:
+        return _document(form.model_validate(document))
+    except ValidationError:
+        return document
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Dotted names of what is not the same in two TOML documents."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [place]
+    return [
+        name
+        for key in sorted(old.keys() | new.keys())
+        for name in _differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+    ]
+
+
+def _curves(progress: Progress, title: str) -> bytes:
+    """A PNG with a panel for each figure, its `train/` and `validation/` curves in it, the best epoch marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels: dict[str, list[str]] = {}
+    for name in progress.history[-1]:
+        if "/" in name:
+            panels.setdefault(name.partition("/")[2], []).append(name)
+    panels["lr"] = ["lr"]
+    epochs = [row["epoch"] for row in progress.history]
+    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    figure.suptitle(title)
+    for number, (panel, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        curves = {name.partition("/")[0]: [row[name] for row in progress.history] for name in names}
+        for label, curve in curves.items():
+            axes.plot(epochs, curve, marker=".", label=label)
+        values = [value for curve in curves.values() for value in curve]
+        if panel != "lr" and 0 < 20 * min(values) < max(values):
+            axes.set_yscale("log")
+        axes.axvline(progress.best_epoch, color="grey", linestyle=":", label="best epoch")
+        axes.set(title=panel, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def hardware(device: torch.device) -> str:
+    """What it ran on, as `AMD EPYC, 2 cores, 2 threads` or `NVIDIA H100`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' that the numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}

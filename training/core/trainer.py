@@ -1,0 +1,337 @@
+"""The training loop, which knows no task: epochs of steps, checkpoints, statistics, validation, the best so far.
+
+A task brings one step, one validation, and the networks it trains as `Learner`s: one for a classifier, two that take
+turns for a GAN. What a step does is a function of the weights and of (seed, step, process), so that a run killed at any
+moment and resumed from last.pt ends with the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from models.checkpoint import bare_state
+from training.core.errors import DivergedError, RunError
+from training.core.muon import Muon
+from training.core.run_folder import Progress, Run
+from training.core.seeds import derive, generator
+from training.datasets.images import Indices
+from training.recipe.config import TrainSection
+
+log = logging.getLogger(__name__)
+
+
+def make_accelerator(train: TrainSection) -> Accelerator:
+    """An accelerator with the recipe's precision; float32 in place of bf16 on a CPU without instructions for it."""
+    precision: str = train.precision
+    if precision == "bf16" and not torch.accelerator.is_available():
+        capabilities = torch.cpu.get_capabilities()
+        if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+            log.warning("this processor has no bf16 instructions: training in float32")
+            precision = "no"
+    return Accelerator(mixed_precision=precision)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for the weights of convolutions and linear layers; none for biases, norms and gains.
+
+    What needs no gradient is in no group.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        (decayed if name.endswith("weight") and parameter.ndim > 1 else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+    """The parameters that need a gradient: all others, biases of convolutions and norms, filters of convolutions.
+
+    Depthwise and grouped filters are among the others: their matrix would mix unrelated channels.
+    """
+    others: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    filters: list[nn.Parameter] = []
+    for layer in module.modules():
+        convolution = isinstance(layer, nn.Conv2d)
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name == "weight" and isinstance(layer, nn.Conv2d) and layer.groups == 1:
+                filters.append(parameter)
+            elif name == "bias" and (convolution or isinstance(layer, nn.BatchNorm2d)):
+                biases.append(parameter)
+            else:
+                others.append(parameter)
+    bias_lr = train.bias_lr or train.lr
+    groups: list[dict[str, Any]] = [
+        {"params": others, "weight_decay": train.weight_decay},
+        {"params": biases, "lr": bias_lr, "weight_decay": train.lr * train.weight_decay / bias_lr},
+        {"params": filters, "lr": train.filter_lr, "momentum": train.filter_momentum, "orthogonal": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `parameter_groups`, or over `muon_groups`."""
+    if train.optimizer == "muon":
+        return Muon(muon_groups(module, train), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
+    groups = parameter_groups(module, train.weight_decay)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, train: TrainSection, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler:
+    """The recipe's schedule, to be stepped once a step (`plateau`: once an epoch, with what should fall)."""
+    total, warmup = train.epochs * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
+    if train.schedule == "onecycle":
+        rising = warmup / total if warmup else 0.3
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, peaks, total, pct_start=rising, cycle_momentum=False)
+    if train.schedule == "plateau":
+        return lr_scheduler.ReduceLROnPlateau(optimizer, patience=train.patience, threshold_mode="abs")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if train.schedule == "constant":
+            return 1.0
+        if train.schedule == "linear":
+            return (total - step) / (total - warmup)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    return lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _warming(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The moving average's update, with a decay of at most (1 + n) / (10 + n) after n updates.
+
+    So a short run's average is not that of its first weights. As TensorFlow's ExponentialMovingAverage has it.
+    """
+
+    def update(averages: Any, currents: Any, count: Any) -> None:
+        n = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, count)  # type: ignore[no-untyped-call]
+
+    return update
+
+
+class Learner:
+    """One network in training: its optimizer, its schedule, the moving average of its weights.
+
+    `model` is what a step calls (it may be wrapped); `network` is what is validated and exported: the average where the
+    recipe asks for one, else the bare module.
+    """
+
+    def __init__(self, module: nn.Module, train: TrainSection, steps_per_epoch: int, accelerator: Accelerator):
+        module = module.to(accelerator.device)
+        if train.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        self._train = train
+        self._accelerator = accelerator
+        self._module = module
+        self._average = None
+        if train.ema:
+            self._average = AveragedModel(module, multi_avg_fn=_warming(train.ema), use_buffers=True)
+        self._optimizer = make_optimizer(module, train)
+        # On the bare optimizer: accelerate's wrapped scheduler would step once for every process.
+        self._scheduler = make_scheduler(self._optimizer, train, steps_per_epoch)
+        self.model, self._stepper = accelerator.prepare(module, self._optimizer)
+
+    @property
+    def network(self) -> nn.Module:
+        """The weights worth keeping."""
+        return self._module if self._average is None else self._average.module
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step down the gradient of `loss`, a scalar.
+
+        Raises:
+            DivergedError: a loss that is not finite; the weights are as they were.
+        """
+        if not torch.isfinite(loss):
+            raise DivergedError(f"the loss is {loss.item()} at a learning rate of {self.lr:g}")
+        self._stepper.zero_grad()
+        self._accelerator.backward(loss)
+        if self._train.clip_norm:
+            self._accelerator.clip_grad_norm_(self.model.parameters(), self._train.clip_norm)
+        self._stepper.step()
+        if not isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self._module)
+
+    def end_epoch(self, falling: float) -> None:
+        """Tell a plateau schedule the figure of merit, turned so that less is better."""
+        if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step(falling)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it; tensors are not copied."""
+        return {
+            "model": self._module.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`.
+
+        Raises:
+            RunError: a part is missing or does not fit.
+        """
+        try:
+            self._module.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._scheduler.load_state_dict(state["scheduler"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"last.pt does not hold this network's training: {error!r}") from error
+
+
+class Task(Protocol):
+    """What `fit` trains. `monitor` names the figure of `validate` that chooses the best epoch, `mode` its good end."""
+
+    learners: dict[str, Learner]
+    steps_per_epoch: int
+    monitor: str
+    mode: Literal["max", "min"]
+
+    def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Batch `index` of `epoch` (both from 0): updates the learners, answers this process's means as scalars.
+
+        What is random comes from `generator` or from torch's global generator, which are both new at every step.
+        """
+        ...
+
+    def validate(self) -> Mapping[str, float]:
+        """Figures of the learners' `network`s on the validation split, the same on all processes."""
+        ...
+
+
+def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Accelerator, resume: bool) -> Progress:
+    """Train to the last epoch, from last.pt when `resume`; best.pt and last.pt are then those of the whole run.
+
+    Raises:
+        RunError: nothing to resume, or not all of it. DivergedError: see `Learner.update`.
+    """
+    progress = _restore(task, run, accelerator) if resume else Progress()
+    started = time.perf_counter() - progress.wall_time_s
+
+    def save() -> None:
+        progress.statistics = _mean_over_processes(progress.statistics, accelerator)
+        progress.wall_time_s = time.perf_counter() - started
+        learners = {name: learner.state_dict() for name, learner in task.learners.items()}
+        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        run.save_last(progress, learners, scaler, accelerator.num_processes)
+
+    if not resume:
+        save()
+    while progress.step < train.epochs * task.steps_per_epoch:
+        epoch, first = divmod(progress.step, task.steps_per_epoch)
+        bar = tqdm(
+            range(first, task.steps_per_epoch),
+            f"epoch {epoch + 1}/{train.epochs}",
+            initial=first,
+            total=task.steps_per_epoch,
+            disable=None if run.main else True,  # None: shown on a terminal only
+        )
+        for index in bar:
+            _step(task, progress, epoch, index, (seed, accelerator.process_index))
+            within = index + 1 < task.steps_per_epoch
+            if within and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0:
+                save()
+        _end_epoch(task, run, accelerator, progress)
+        run.log(progress.history)
+        save()
+    accelerator.wait_for_everyone()  # what follows may read best.pt, which the main process has only now written
+    run.finish(progress)
+    return progress
+
+
+def _restore(task: Task, run: Run, accelerator: Accelerator) -> Progress:
+    state = run.load_last(accelerator.num_processes)
+    if state["learners"].keys() != task.learners.keys() or (state["scaler"] is None) != (accelerator.scaler is None):
+        raise RunError("last.pt holds other networks than this run's, or another precision")
+    for name, learner in task.learners.items():
+        learner.load_state_dict(state["learners"][name])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if state["threads"] != torch.get_num_threads():
+        log.warning("last.pt: %d threads, now %d; last bits may differ", state["threads"], torch.get_num_threads())
+    progress: Progress = state["progress"]
+    if len(progress.history) != progress.step // task.steps_per_epoch:
+        raise RunError(f"last.pt is at step {progress.step}, with a history of {len(progress.history)} epochs")
+    return progress
+
+
+def _step(task: Task, progress: Progress, epoch: int, index: int, place: tuple[int, int]) -> None:
+    seed, process = place
+    torch.manual_seed(derive(seed, "step", progress.step, process))
+    values = task.step(epoch, index, generator(seed, "draw", progress.step, process))
+    for name, value in values.items():
+        progress.statistics[name] = progress.statistics.get(name, 0.0) + float(value)
+    progress.step += 1
+
+
+def _end_epoch(task: Task, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+    sums = _mean_over_processes(progress.statistics, accelerator)
+    figures = task.validate()
+    value = figures[task.monitor]
+    # The rate that the epoch ended with: a resumed run may not know the one it began with.
+    row = {"epoch": float(len(progress.history) + 1), "lr": next(iter(task.learners.values())).lr}
+    row |= {f"train/{name}": total / task.steps_per_epoch for name, total in sums.items()}
+    row |= {f"validation/{name}": figure for name, figure in figures.items()}
+    progress.history.append(row)
+    progress.statistics = {}
+    for learner in task.learners.values():
+        learner.end_epoch(-value if task.mode == "max" else value)
+    better = value > progress.best_value if task.mode == "max" else value < progress.best_value
+    if better or not progress.best_epoch:
+        progress.best_epoch, progress.best_value = len(progress.history), value
+        # Before last.pt, which names it: a kill in between repeats this epoch and writes the same file again.
+        run.save_best(
+            progress.best_epoch, {name: bare_state(learner.network) for name, learner in task.learners.items()}
+        )
+
+
+def _mean_over_processes(values: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each value over the processes, which all hold the same names."""
+    if accelerator.num_processes == 1 or not values:
+        return dict(values)
+    sums = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    mean = accelerator.reduce(sums, "mean")
+    return dict(zip(values, mean.tolist(), strict=True))
+
+
+def gather_rows(accelerator: Accelerator, count: int, compute: Callable[[Indices], Tensor]) -> Tensor:
+    """`compute` of rows 0..count-1, each process doing its share: [count, ...] on the CPU, the same on all of them."""
+    share = -(-count // accelerator.num_processes)
+    # The last shares repeat the last row until all are of one length, as gathering needs; the surplus is cut off.
+    rows = np.arange(share * accelerator.process_index, share * (accelerator.process_index + 1)).clip(max=count - 1)
+    gathered: Tensor = accelerator.gather(compute(rows).to(accelerator.device))
+    return gathered[:count].cpu()

@@ -1,0 +1,104 @@
+"""Pictures for networks that answer pictures: which are trained on, a random part of each, and the noise on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.preprocess import Preprocess
+from training.core.errors import DataError
+from training.core.seeds import derive, generator
+from training.datasets import images as data
+from training.datasets.augment import Colours, augment
+from training.datasets.faces import rows_of
+from training.recipe.config import AugmentSection
+from training.recipe.generative_config import NoiseSection, PicturesSection
+
+
+class Pictures:
+    """One data set of a recipe, in batches.
+
+    Raises:
+        DataError: see `data.load` and `data.Batches`; a crop larger than the pictures; fewer to validate on than asked.
+    """
+
+    def __init__(
+        self,
+        section: PicturesSection,
+        preprocess: Preprocess,
+        batch_size: int,
+        seed: int,
+        *,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.name = section.name
+        if section.size:
+            preprocess = preprocess.model_copy(update={"size": (section.size,) * 2, "fit": "crop"})
+        self._preprocess = preprocess
+        self.set = data.load(section.name, "train", preprocess)
+        self._crop = section.crop or min(preprocess.shape[1:])
+        if self._crop > min(preprocess.shape[1:]):
+            raise DataError(f"{section.name}: a crop of {section.crop} from pictures of {preprocess.shape[1:]}")
+        self._rows, self.held_out = _split(self.set, section, seed)
+        # Of its own seed, so that two data sets of one length do not come in one order.
+        order = derive(seed, "pictures", section.name)
+        self._batches = data.Batches(
+            len(self._rows), section.batch_size or batch_size, order, process=process, processes=processes
+        )
+        self.per_epoch = self._batches.per_epoch
+
+    def batch(
+        self, epoch: int, index: int, config: AugmentSection, draw: torch.Generator
+    ) -> tuple[Tensor, data.Indices]:
+        """Pictures float32 [N, C, crop, crop] in the units of the preprocessing, and their labels [N]."""
+        rows = self._rows[self._batches(epoch, index)]
+        pixels = torch.from_numpy(self._cut(rows, draw)).movedim(-1, 1).float()
+        channels = self._preprocess.channels
+        colours = Colours(self._preprocess.mean, torch.zeros(channels, channels))
+        pixels = augment(pixels, config, draw, colours)
+        return self._preprocess.normalise(pixels.movedim(1, -1)), self.set.labels[rows]
+
+    def clean(self, rows: data.Indices) -> Tensor:
+        """Those pictures, whole: float32 [N, C, H, W]."""
+        return self._preprocess.normalise(torch.from_numpy(np.asarray(self.set.images[rows])))
+
+    def _cut(self, rows: data.Indices, draw: torch.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """A random window of each: uint8 [N, crop, crop, C]."""
+        height, width = self.set.images.shape[1:3]
+        side = self._crop
+        if (height, width) == (side, side):
+            return np.asarray(self.set.images[rows])
+        top = torch.randint(0, height - side + 1, (len(rows),), generator=draw).tolist()
+        left = torch.randint(0, width - side + 1, (len(rows),), generator=draw).tolist()
+        windows = zip(rows, top, left, strict=True)
+        return np.stack([self.set.images[row, y : y + side, x : x + side] for row, y, x in windows])
+
+
+def _split(images: data.ImageSet, section: PicturesSection, seed: int) -> tuple[data.Indices, data.Indices]:
+    """(training rows, validation rows), both ascending."""
+    if not section.identities:
+        return data.stratified_split(images.labels, section.validation, seed)
+    calibrating = rows_of(images, "calibrate")
+    if section.validation > len(calibrating):
+        raise DataError(f"{section.name}: {section.validation} to validate on, of {len(calibrating)} that calibrate")
+    chosen = np.random.default_rng(derive(seed, "validation")).permutation(calibrating)[: section.validation]
+    return rows_of(images, "train"), np.sort(chosen)
+
+
+def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Tensor:
+    """Pictures [N, C, H, W] in 0..1, each with noise of its own strength on it, some clipped to 0..1."""
+    low, high = (sigma / 255 for sigma in section.sigma)
+    sigma = low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=draw)
+    clipped = torch.rand(len(clean), 1, 1, 1, generator=draw) < section.clipped
+    noise = torch.randn(clean.shape, generator=draw)
+    noisy = clean + (sigma * noise).to(clean.device)
+    return torch.where(clipped.to(clean.device), noisy.clamp(0, 1), noisy)
+
+
+def add_fixed_noise(clean: Tensor, rows: data.Indices, sigma: float, seed: int) -> Tensor:
+    """The same with noise of one strength on the 0..255 scale, for validation: a function of seed, sigma and row."""
+    draws = (generator(seed, "noise", str(sigma), int(row)) for row in rows)
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=draw) for draw in draws])
+    return clean + (noise * (sigma / 255)).to(clean.device)

@@ -1,0 +1,221 @@
+"""The zoo side by side: what each model of a data set gets right, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.card import ModelCard
+from models.checkpoint import write_atomically
+from models.openvino_runtime import OpenVinoRuntime
+from models.runtime import Runtime, TorchRuntime, default_device
+from models.timing import interleaved_medians
+from models.tta import VIEWS
+from training.core.errors import DataError, TrainingError
+from training.core.run_folder import hardware, versions
+from training.datasets import images as data
+from training.evaluation import markdown as pages
+from training.evaluation.plots import COLOURS, INK, Dot, blank, place_labels, png
+from training.metrics.classification import measure_classifier
+from training.metrics.flops import macs
+from training.recipe.config import runs_folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BATCHES = (1, 32)
+
+Engine = Callable[[nn.Module, ModelCard], Runtime]
+Timed = tuple[str, int]  # engine, batch size
+
+
+def _torch(module: nn.Module, _: ModelCard) -> Runtime:
+    return TorchRuntime(module, default_device())
+
+
+def _openvino(module: nn.Module, card: ModelCard) -> Runtime:
+    return OpenVinoRuntime(module, card.preprocess.shape, "f32", card.sha256, runs_folder() / "cache" / "compiled")
+
+
+# The first one's latency is drawn.
+ENGINES: dict[str, Engine] = {"OpenVINO float32": _openvino, "torch float32": _torch}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model. Accuracies and ECE are 0..1, `file_size` is in bytes, latencies are in milliseconds a picture."""
+
+    card: ModelCard
+    accuracy: float
+    accuracy_tta: float | None
+    ece: float
+    macs: int
+    file_size: int
+    latency: Mapping[Timed, float]
+
+
+def compare(
+    dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
+    weights: Annotated[Path, typer.Option(help="A folder of models.")] = Path("weights"),
+    write: Annotated[Path | None, typer.Option(help="Put zoo.md and pictures/zoo.png into this folder.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each latency is taken.")] = 30,
+) -> None:
+    """Accuracy, calibration and cost of every model that knows the data set's classes, as a table and a plot."""
+    try:
+        entries = measure(fitting(weights, dataset), dataset, rounds)
+        table = markdown(entries, dataset, rounds)
+        typer.echo(table)
+        if write is not None:
+            pages.put(write / "zoo.md", "compare", table, heading="The zoo")
+            write_atomically(write / "pictures" / "zoo.png", draw(entries, dataset))
+    except (TrainingError, checkpoint.CheckpointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def fitting(weights: Path, dataset: str) -> list[Path]:
+    """The folders in `weights` with a classifier of the data set's classes, by name.
+
+    Raises:
+        DataError: there is none; no such data set. CheckpointError: a card that cannot be read.
+    """
+    classes = data.find(dataset, "test").classes
+    folders = sorted(path.parent for path in weights.glob(f"*/{checkpoint.CARD_FILE}"))
+    cards = {folder: checkpoint.read_card(folder) for folder in folders}
+    fit = [folder for folder, card in cards.items() if card.task == "classify" and card.classes == classes]
+    if not fit:
+        raise DataError(f"none of the {len(folders)} models in {weights} has the classes of {dataset}: {classes}")
+    return fit
+
+
+def measure(folders: Sequence[Path], dataset: str, rounds: int) -> list[Entry]:
+    """The models in those folders, best accuracy first; the figures are of the files as they lie there.
+
+    Raises:
+        CheckpointError, DataError: see `metrics.measure_classifier`.
+    """
+    latencies = _latencies(folders, dataset, rounds)
+    entries = []
+    for folder in folders:
+        card, metrics = measure_classifier(folder, dataset)
+        figures = {metric.name: metric.value for metric in metrics}
+        module, _ = checkpoint.load(folder)
+        entry = Entry(
+            card=card,
+            accuracy=figures["accuracy"],
+            accuracy_tta=figures.get("accuracy_tta"),
+            ece=figures["ece"],
+            macs=macs(module, card.preprocess.shape),
+            file_size=(folder / checkpoint.WEIGHTS_FILE).stat().st_size,
+            latency=latencies[folder],
+        )
+        entries.append(entry)
+    return sorted(entries, key=lambda entry: -entry.accuracy)
+
+
+def _latencies(folders: Sequence[Path], dataset: str, rounds: int) -> dict[Path, dict[Timed, float]]:
+    """Milliseconds a picture of each model on each engine at each batch size."""
+    calls: dict[tuple[Path, Timed], Callable[[], Tensor]] = {}
+    for folder in folders:
+        for name, engine in ENGINES.items():
+            module, card = checkpoint.load(folder)
+            runtime, test = engine(module, card), data.load(dataset, "test", card.preprocess)
+            for size in BATCHES:
+                pixels = np.asarray(test.images[np.arange(size) % len(test.labels)])
+                batch = card.preprocess.normalise(torch.from_numpy(pixels))
+                calls[folder, (name, size)] = partial(runtime, batch)
+    seconds = interleaved_medians(calls, rounds)
+    return {
+        folder: {timed: 1000 * seconds[of, timed] / timed[1] for of, timed in calls if of == folder}
+        for folder in folders
+    }
+
+
+def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
+    """The table with a line before it that says how it came about."""
+    timed = list(entries[0].latency)
+    heads = ["model", "accuracy", "with TTA", "ECE", "parameters", "MACs", "file"]
+    heads += [f"{engine}, batch {size}" for engine, size in timed]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for entry in entries:
+        cells = [
+            entry.card.name,
+            f"{100 * entry.accuracy:.2f} %",
+            "" if entry.accuracy_tta is None else f"{100 * entry.accuracy_tta:.2f} % ({_tta(entry.card)})",
+            f"{entry.ece:.4f}",
+            f"{entry.card.parameters / 1e6:.2f} M",
+            f"{entry.macs / 1e6:.1f} M",
+            f"{entry.file_size / 1e6:.2f} MB",
+            *(f"{entry.latency[key]:.2f} ms" for key in timed),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    about = (
+        f"On the test split of {dataset}, by `python -m training.evaluate compare --data {dataset}`. ECE is taken at\n"
+        "the card's temperature, without test-time augmentation (TTA). Latencies are a picture's share of a batch,\n"
+        f"without TTA: medians of {rounds} rounds in which the models take turns, on {hardware(default_device())},\n"
+        f"torch {versions()['torch']}."
+    )
+    return f"{about}\n\n" + "\n".join(lines)
+
+
+def _tta(card: ModelCard) -> str:
+    return f"{card.tta}, {VIEWS[card.tta]} views"
+
+
+def draw(entries: Sequence[Entry], dataset: str) -> bytes:
+    """A PNG: accuracy over latency at batch 1, a dot's area its parameters, an arrow up to the accuracy with TTA."""
+    engine = next(iter(ENGINES))
+    figure, axes = blank(
+        f"Accuracy against latency on {dataset}",
+        "dot area: parameters; arrow: test-time augmentation, which takes as many times longer as it has views",
+        f"milliseconds a picture ({engine}, one at a time, {hardware(default_device())})",
+        "test accuracy, %",
+    )
+    most = max(entry.card.parameters for entry in entries)
+    colours = dict(zip(sorted(entry.card.name for entry in entries), COLOURS * len(entries), strict=False))
+    dots = [
+        Dot(
+            x=entry.latency[engine, 1],
+            y=100 * entry.accuracy,
+            area=max(25.0, 480 * entry.card.parameters / most),
+            label=f"{entry.card.name.removesuffix(f'-{dataset}')}\n{entry.card.parameters / 1e6:.2g} M",
+            colour=colours[entry.card.name],
+            top=None if entry.accuracy_tta is None else 100 * entry.accuracy_tta,
+        )
+        for entry in entries
+    ]
+    for dot in dots:
+        axes.scatter(dot.x, dot.y, dot.area, color=dot.colour, alpha=0.6, linewidth=0)
+        if dot.top is not None:
+            axes.annotate(
+                "",
+                (dot.x, dot.top),
+                (dot.x, dot.y),
+                arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0},
+            )
+    _limits(axes, dots)
+    place_labels(axes, dots)
+    return png(figure)
+
+
+def _limits(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Logarithmic milliseconds with plain numbers on them, and room for the labels."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * min(dot.x for dot in dots), 1.8 * max(dot.x for dot in dots))
+    lowest, highest = min(dot.y for dot in dots), max(dot.top or dot.y for dot in dots)
+    room = 0.18 * (highest - lowest) + 0.3
+    axes.set_ylim(lowest - room, highest + room)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,260 @@
+"""The figures of a face embedder as tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
+
+from models.card import Metric
+from models.checkpoint import write_atomically
+from training.evaluation import markdown as pages
+from training.evaluation.measure_faces import (
+    FAILED,
+    FEWEST_PEOPLE,
+    FPIRS,
+    GALLERIES,
+    MATED,
+    RATES,
+    Average,
+    Figures,
+    Identification,
+    Promise,
+    Verification,
+)
+from training.evaluation.plots import ACCENT, COLOURS, INK, PALE, blank, png
+from training.metrics.verification import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def markdown(figures: Figures) -> str:
+    """The tables, each with a line before it that says how it came about."""
+    card, rates = figures.card, [f"TAR at {_rate(rate)}" for rate in RATES]
+    verification = pages.table(
+        ["set", "mated", "non-mated", "accuracy", "EER", *rates, "no face"],
+        [_verification_row(part) for part in figures.verifications],
+    )
+    promises = pages.table(
+        ["set", "FMR promised", "similarity", "FMR measured", "95 % interval", "measured / promised"],
+        [_promise_row(part) for part in figures.promises],
+    )
+    heads = [f"FNIR at {_rate(rate)}" for rate in FPIRS]
+    identification = pages.table(
+        ["set", "subjects", "pictures", "rank-1", "mated searches", "non-mated", *heads, "no face"],
+        [_identification_row(part) for part in figures.identifications],
+    )
+    command = f"python -m training.evaluate faces weights/{card.name} --data {figures.dataset}"
+    assert card.matching is not None  # noqa: S101  `Embedder` has refused it
+    return f"""\
+`{card.name}`, version {card.version}, by `{command}`: the
+{figures.people} test identities of {figures.dataset}, which nothing trained, selected or calibrated on. Sources with
+fewer than {FEWEST_PEOPLE} people count among all only.
+
+## Verification
+
+At most {MATED} mated pairs of each identity; non-mated pairs are of one source. In LFW the face nearest to the middle
+is compared; a picture without a face has the similarity {FAILED:g} to all others, so that its rates are those of the
+whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on the others,
+and the standard error. A rate below one of the pairs counted here means that none is accepted. In the line "a camera's
+photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels, blurred,
+moved, dark, noisy, compressed, grey, each on half of the photos.
+
+{verification}
+
+![ROC](pictures/faces-roc.png)
+
+![DET](pictures/faces-det.png)
+
+## Thresholds promised and measured
+
+At the similarity that the card names for a false match rate. The interval is that of a bootstrap over identities.
+
+{promises}
+
+![Reliability](pictures/faces-reliability.png)
+
+Of the card's probability the expected calibration error is {figures.reliability.error:.4f}, with mated pairs weighing
+{card.matching.prior:g} of all, which is the card's prior.
+
+## Identification
+
+One gallery photo of each subject, drawn at random; all others are probes. Rank-1 with all subjects enrolled; FNIR with
+half of them: a mated search fails where the own photo is not the first candidate or below the threshold at which so
+many of the non-mated searches have any. Mean and standard deviation over {GALLERIES} galleries; in ORL over the ten
+photos of each subject in turn, all enrolled.
+
+{identification}"""
+
+
+def card_metrics(figures: Figures) -> list[Metric]:
+    """The figures for the card: of each set its TAR and, where it has them, accuracy, rank-1 and FNIR, all 0..1."""
+    metrics = []
+    for part in figures.verifications:
+        values = {f"tar@fmr={rate:g}": part.scores.tar(rate) for rate in RATES}
+        if part.accuracy is not None:
+            values = {"accuracy": part.accuracy[0]} | values
+        metrics += [Metric(name=name, value=value, data=f"{part.name}: test") for name, value in values.items()]
+    for search in figures.identifications:
+        values = {"rank-1": search.rank_one.mean}
+        values |= {f"fnir@fpir={rate:g}": average.mean for rate, average in search.fnir.items()}
+        metrics += [Metric(name=name, value=value, data=f"{search.name}: test") for name, value in values.items()]
+    return metrics
+
+
+def _rate(rate: float) -> str:
+    return f"{100 * rate:g} %"
+
+
+def _verification_row(part: Verification) -> list[str]:
+    scores = part.scores
+    return [
+        part.name,
+        f"{len(scores.mated):,}",
+        f"{len(scores.impostor):,}",
+        "" if part.accuracy is None else f"{100 * part.accuracy[0]:.2f} ± {100 * part.accuracy[1]:.2f} %",
+        f"{100 * scores.eer():.2f} %",
+        *(f"{100 * scores.tar(rate):.2f} %" for rate in RATES),
+        f"{part.failures} of {part.pictures:,}",
+    ]
+
+
+def _promise_row(part: Promise) -> list[str]:
+    low, high = part.interval
+    return [
+        part.name,
+        _rate(part.fmr) + (" (extrapolated)" if part.threshold.extrapolated else ""),
+        f"{part.threshold.similarity:.4f}",
+        f"{100 * part.measured:.3f} %",
+        f"{100 * low:.3f} to {100 * high:.3f} %",
+        f"{part.measured / part.fmr:.2f}",
+    ]
+
+
+def _identification_row(part: Identification) -> list[str]:
+    averages = [part.fnir.get(rate) for rate in FPIRS]
+    return [
+        part.name,
+        f"{part.subjects:,}",
+        f"{part.pictures:,}",
+        _average(part.rank_one),
+        *(f"{count:,.0f}" if part.fnir else "" for count in (part.mated, part.impostor)),
+        *("" if average is None else _average(average) for average in averages),
+        f"{part.failures} of {part.pictures:,}",
+    ]
+
+
+def _average(average: Average) -> str:
+    return f"{100 * average.mean:.2f} ± {100 * average.deviation:.2f} %"
+
+
+def publish(figures: Figures, text: str, folder: Path) -> None:
+    """Write faces.md and pictures/faces-*.png into a folder; of faces.md only what is between its markers.
+
+    Raises:
+        DataError: see `pages.put`.
+    """
+    pages.put(folder / "faces.md", "faces", text, heading="Faces")
+    drawings = {"roc": draw_roc(figures), "det": draw_det(figures), "reliability": draw_reliability(figures)}
+    for name, drawing in drawings.items():
+        write_atomically(folder / "pictures" / f"faces-{name}.png", drawing)
+
+
+def draw_roc(figures: Figures) -> bytes:
+    """A PNG: TAR over FMR, the latter logarithmic."""
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = blank(
+        "Verification: ROC",
+        f"{figures.card.name}: mated pairs accepted against non-mated pairs accepted, at every threshold",
+        "false match rate",
+        "true accept rate",
+    )
+    _curves(axes, figures.verifications, lambda fmr, fnmr: (fmr, 1 - fnmr))
+    axes.set_xscale("log")
+    axes.set_xlim(1e-4, 1)
+    axes.set_ylim(0, 1.01)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
+    return png(figure)
+
+
+# Shares that a DET plot names; the first and the last are its edges.
+_DET_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.4, 0.6)
+
+
+def draw_det(figures: Figures) -> bytes:
+    """A PNG: FNMR over FMR on axes of the normal deviate, where normally distributed similarities make a straight line.
+
+    Martin et al., "The DET Curve in Assessment of Detection Task Performance", Eurospeech 1997.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    figure, axes = blank(
+        "Verification: DET",
+        f"{figures.card.name}: both errors at every threshold, on normal-deviate axes",
+        "false match rate",
+        "false non-match rate",
+    )
+    for axis, scale, limit in (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim),
+        (axes.yaxis, axes.set_yscale, axes.set_ylim),
+    ):
+        scale("function", functions=(_deviate, ndtr))
+        limit(_DET_TICKS[0], _DET_TICKS[-1])
+        axis.set_major_locator(FixedLocator(_DET_TICKS))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.plot(_DET_TICKS, _DET_TICKS, color=PALE, linewidth=0.8, linestyle=":")
+    _curves(axes, figures.verifications, lambda fmr, fnmr: (fmr, fnmr))
+    axes.legend(loc="lower left", framealpha=1, edgecolor="none", fontsize=9, labelcolor=INK)
+    return png(figure)
+
+
+def _deviate(shares: Floats) -> Floats:
+    """The normal deviate of shares; matplotlib asks beyond 0..1, too."""
+    return np.asarray(ndtri(np.clip(shares, 1e-9, 1 - 1e-9)))
+
+
+def _curves(
+    axes: Axes, parts: Sequence[Verification], place: Callable[[Floats, Floats], tuple[Floats, Floats]]
+) -> None:
+    """A line for each set at its (FMR, FNMR): all in ink, single sources in colour, LFW with dashes."""
+    for number, part in enumerate(parts):
+        fmr, fnmr = part.scores.curve()
+        # Of the thresholds with one FMR the lowest; on neither scale is there a place for 0.
+        rates, lowest = np.unique(fmr, return_index=True)
+        x, y = place(rates[rates > 0], fnmr[lowest[rates > 0]])
+        axes.plot(
+            x,
+            y,
+            color=COLOURS[(number - 1) % len(COLOURS)] if number else INK,
+            linewidth=1.4 if number else 2.2,
+            linestyle="-" if part.accuracy is None else "--",
+            drawstyle="steps-post",
+            label=part.name,
+        )
+    axes.tick_params(pad=7)  # where the axes meet, their labels do not
+
+
+def draw_reliability(figures: Figures) -> bytes:
+    """A PNG: in each bin of the probability the share of mated pairs over what was predicted, with its interval."""
+    curve, matching = figures.reliability, figures.card.matching
+    assert matching is not None  # noqa: S101  `Embedder` has refused it
+    figure, axes = blank(
+        "Reliability of the probability",
+        f"at the prior {matching.prior:g}; dot area: share of pairs; bars: 95 % of a bootstrap over identities",
+        f"probability of a pair to be mated, as {figures.card.name} predicts it",
+        "share of mated pairs",
+    )
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8, linestyle=":")
+    axes.vlines(curve.predicted, curve.low, curve.high, color=INK, linewidth=0.9)
+    axes.scatter(curve.predicted, curve.observed, np.maximum(20, 500 * curve.weight), color=ACCENT, linewidth=0)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    return png(figure)

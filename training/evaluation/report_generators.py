@@ -1,0 +1,100 @@
+"""The figures of networks that draw pictures as a table, and a sheet of what each draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from models import checkpoint
+from models.checkpoint import write_atomically
+from training.evaluation import markdown as pages
+from training.evaluation.measure_generators import IMPORTANCE_SAMPLES, SEED, Figures, Group, Quality, card_metrics, draw
+from training.metrics.contact_sheet import sheet
+
+_SHEET = 10  # pictures in a row, and rows
+_SHEET_WIDTH = 600  # pixels, about
+
+
+def markdown(figures: Figures) -> str:
+    """A table for each size of pictures, with what it means before it."""
+    names = [one.name for group in figures.groups for one in group.generators]
+    command = f"python -m training.evaluate generate {' '.join(f'weights/{name}' for name in names)}"
+    card = figures.extractor.card
+    about = f"""\
+By `{command} --data {figures.dataset} --judge weights/{card.name}`: {figures.samples:,} pictures of each, read by
+`{card.name}`, version {card.version}, against the real test pictures. The first line is what real pictures of the
+training split would get, which no generator can hope to better by much; the last is a Gaussian with the mean and the
+covariance of the training pictures' pixels. Distance within a class: between two pictures that are read as one class,
+over that between two real ones; the mean over classes, and the least. Precision is the share of pictures that lie among
+real ones, recall the share of real ones that lie among them (3 neighbours)."""
+    return "\n\n".join([about, *(_table(figures, group) for group in figures.groups), _sheets(names)])
+
+
+def _table(figures: Figures, group: Group) -> str:
+    rows = [group.floor, *group.generators, group.ceiling]
+    columns: dict[str, list[str]] = {
+        figures.extractor.frechet_name: [f"{row.frechet:.4g}" for row in rows],
+        "kernel distance": [f"{row.kernel:.4g}" for row in rows],
+        "precision": [f"{row.manifolds.precision:.3f}" for row in rows],
+        "recall": [f"{row.manifolds.recall:.3f}" for row in rows],
+        "distance within a class": [_spread(row) for row in rows],
+        "read as asked": ["" if row.asked is None else f"{100 * row.asked:.2f} %" for row in rows],
+        "shares of classes": [_shares(row) for row in rows],
+        "Inception score": ["" if row.inception is None else f"{row.inception:.2f}" for row in rows],
+        "ELBO": ["" if row.bounds is None else f"{row.bounds[0]:.2f}" for row in rows],
+        f"IWAE-{IMPORTANCE_SAMPLES}": ["" if row.bounds is None else f"{row.bounds[1]:.2f}" for row in rows],
+    }
+    kept = {head: cells for head, cells in columns.items() if any(cells)}
+    height, width = group.preprocess.size
+    about = f"Pictures of {width}x{height} against {group.test:,} real ones"
+    if any(row.bounds for row in rows):
+        about += f"; ELBO and IWAE-{IMPORTANCE_SAMPLES} of {group.held_out:,} of them, in nats a picture"
+    cells = zip([row.name for row in rows], *kept.values(), strict=True)
+    return f"{about}:\n\n" + pages.table(["pictures", *kept], [list(row) for row in cells])
+
+
+def _spread(row: Quality) -> str:
+    lowest = "" if row.shares is None else f", least {100 * row.spread.lowest:.1f}"
+    return f"{100 * row.spread.mean:.1f}{lowest} %"
+
+
+def _shares(row: Quality) -> str:
+    return "" if row.shares is None else f"{100 * row.shares.low:.1f} to {100 * row.shares.high:.1f} %"
+
+
+def _sheets(names: Sequence[str]) -> str:
+    links = [f"![What {name} draws](pictures/samples-{name}.png)" for name in names]
+    return "\n\n".join([f"The first samples of seed {SEED}; where classes can be asked for, a row each.", *links])
+
+
+def publish(figures: Figures, text: str, weights: Mapping[str, Path], folder: Path) -> None:
+    """Write generators.md (of which only the data set's part) and pictures/samples-*.png; `weights` by name.
+
+    Raises:
+        DataError: see `pages.put`.
+    """
+    pages.put(folder / "generators.md", f"generators-{figures.dataset}", text, heading="Generators")
+    for name, path in weights.items():
+        write_atomically(folder / "pictures" / f"samples-{name}.png", draw_sheet(path))
+
+
+def draw_sheet(weights: Path) -> bytes:
+    """A PNG of the first samples of a generator, a row for each class where it has classes."""
+    network, card = checkpoint.load(weights)
+    rows = len(card.classes) or _SHEET
+    labels = torch.arange(rows).repeat_interleave(_SHEET) if card.classes else None
+    pixels = draw(network, card, rows * _SHEET, SEED, labels).pixels
+    return sheet(pixels, _SHEET, scale=max(1, _SHEET_WIDTH // (_SHEET * card.preprocess.size[1])))
+
+
+def write_cards(figures: Figures, weights: Mapping[str, Path]) -> None:
+    """Put the figures into the cards, in place of those of the same names and data."""
+    for group in figures.groups:
+        for found in group.generators:
+            card, metrics = checkpoint.read_card(weights[found.name]), card_metrics(figures, group, found)
+            measured = {(metric.name, metric.data) for metric in metrics}
+            kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
+            updated = card.model_copy(update={"metrics": (*kept, *metrics)})
+            checkpoint.write_card(weights[found.name], updated)

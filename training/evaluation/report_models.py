@@ -1,0 +1,98 @@
+"""The cards of the shipped models as one page: `python -m training.evaluation.report_models docs/models.md`.
+
+Shipped is what weights/LICENSES.md names, so that a model of somebody's own in the same folder stays out of it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models import checkpoint
+from models.card import ModelCard
+from training.core.errors import DataError, TrainingError
+from training.evaluation.markdown import put, table
+
+cli = typer.Typer(add_completion=False)
+
+PART = "models"  # of the page
+_LICENCES = "LICENSES.md"
+
+
+def shipped(weights: Path) -> list[Path]:
+    """The folders of the models that LICENSES.md names in its table's first column, as far as they are there.
+
+    Raises:
+        DataError: no LICENSES.md.
+    """
+    try:
+        text = (weights / _LICENCES).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{weights / _LICENCES}: {error.strerror}") from error
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    names = sorted({name for row in rows for name in re.findall(r"`([^`]+)`", row)})
+    return [weights / name for name in names if (weights / name / checkpoint.CARD_FILE).is_file()]
+
+
+def markdown(weights: Path) -> str:
+    """A table of the shipped models and a section for each.
+
+    Raises:
+        DataError: see `shipped`. CheckpointError: a card that is not whole.
+    """
+    rows, sections = [], []
+    for folder in shipped(weights):
+        card = checkpoint.read_card(folder)
+        size = (folder / checkpoint.WEIGHTS_FILE).stat().st_size
+        sides = "x".join(map(str, card.preprocess.size))
+        shape = f"{'at most ' if card.preprocess.fit == 'within' else ''}{sides} {card.preprocess.mode}"
+        rows.append((f"[{card.name}](#{card.name})", card.task, shape, f"{card.parameters:,}", f"{size / 1e6:.1f}"))
+        sections.append(_section(card))
+    heads = ("model", "task", "input", "parameters", "MB")
+    return "\n\n".join([table(heads, rows), *sections])
+
+
+def _section(card: ModelCard) -> str:
+    lines = [f"- **Architecture**: `{card.architecture}`, weights `{card.version}`", f"- **Trained on**: {card.data}"]
+    made = card.source
+    if trained := card.training:
+        made += (
+            f"; epoch {trained.best_epoch} of {trained.epochs}, seed {trained.seed},"
+            f" {trained.wall_time_s:,.0f} s on {trained.hardware}"
+        )
+    lines.append(f"- **Made**: {made}")
+    lines += [f"- **Measured**: {line}" for line in _figures(card)] or ["- **Measured**: nothing"]
+    lines.append(f"- **Licence**: {card.license}")
+    return "\n".join([f"## {card.name}", "", card.description, "", *lines])
+
+
+def _figures(card: ModelCard) -> list[str]:
+    """A line for each data set: what was measured on it, or what others reported of it."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for metric in card.metrics:
+        figures = lines.setdefault((metric.data, metric.origin), [])
+        figures.append(f"{metric.name} {metric.value:.4g}")
+    return [
+        f"{', '.join(figures)} on {data}{', as reported by its authors' if origin == 'reported' else ''}"
+        for (data, origin), figures in lines.items()
+    ]
+
+
+@cli.command()
+def main(
+    page: Annotated[Path, typer.Argument(help="The page; what stands outside its markers is left alone.")],
+    weights: Annotated[Path, typer.Option(help="The weights folder.")] = Path("weights"),
+) -> None:
+    """Write the cards of the shipped models into a page."""
+    try:
+        put(page, PART, markdown(weights), heading="Models in the box")
+    except (TrainingError, checkpoint.CheckpointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,73 @@
+"""Figures of merit, computed in one way for the run's history and for the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import checkpoint
+from models.calibration import expected_calibration_error
+from models.card import Metric, ModelCard
+from models.preprocess import Preprocess
+from models.runtime import Runtime, prepare
+from models.tta import VIEWS, Tta, views
+from training.core.errors import DataError
+from training.datasets import images as data
+from training.datasets.images import ImageSet, Indices
+
+
+def predict(
+    runtime: Runtime,
+    pictures: ImageSet,
+    rows: Indices,
+    preprocess: Preprocess,
+    *,
+    tta: Tta = "none",
+    batch_size: int = 256,
+) -> Tensor:
+    """Logits of each view of those rows: float32 [V, len(rows), K] on the CPU, see `models.tta`."""
+    logits = []
+    for first in range(0, len(rows), batch_size):
+        pixels = torch.from_numpy(np.asarray(pictures.images[rows[first : first + batch_size]]))
+        images = preprocess.normalise(pixels)
+        logits.append(torch.stack([runtime(view) for view in views(images, tta, preprocess)]))
+    return torch.cat(logits, dim=1)
+
+
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """As the service answers: softmax of logits [V, N, K] at the temperature, then the mean over views: [N, K]."""
+    return (logits.double() / temperature).softmax(dim=2).mean(dim=0)
+
+
+def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy (0..1), mean negative log-likelihood (nats), expected calibration error (0..1) of [N, K] against [N]."""
+    return {
+        "accuracy": float((predicted.argmax(dim=1) == labels).double().mean()),
+        "nll": float(F.nll_loss(predicted.clamp_min(1e-12).log(), labels)),
+        "ece": expected_calibration_error(predicted, labels),
+    }
+
+
+def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metric]]:
+    """The model's card and its figures on the data set's test split.
+
+    Raises:
+        CheckpointError: see `checkpoint.load`. DataError: see `data.load`; other classes than the card's.
+    """
+    module, card = checkpoint.load(folder)
+    test = data.load(dataset, "test", card.preprocess)
+    if test.classes != card.classes:
+        raise DataError(f"{dataset} has the classes {test.classes}, the card {card.classes}")
+    runtime, rows = prepare(module), np.arange(len(test.labels))
+    logits = predict(runtime, test, rows, card.preprocess, tta=card.tta)
+    labels = torch.from_numpy(test.labels)
+    figures = classification(probabilities(logits[: VIEWS["none"]], card.temperature), labels)
+    if card.tta != "none":
+        averaged = classification(probabilities(logits, card.temperature), labels)
+        figures |= {f"{name}_tta": value for name, value in averaged.items()}
+    where = f"{dataset} test ({len(test.labels):,})"
+    return card, [Metric(name=name, value=value, data=where) for name, value in figures.items()]
