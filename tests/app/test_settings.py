@@ -93,7 +93,7 @@ def test_an_error_is_one_line_that_names_the_variable(command: list[str], name: 
 
 def test_settings_are_read_without_torch() -> None:
     """A container's health check reads them, and has 5 s."""
-    code = "import sys; from app import cli; cli.read_settings(); print('torch' in sys.modules)"
+    code = "import sys; from app.cli import main; main.read_settings(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -118,7 +118,7 @@ def test_it_names_versions_and_processor() -> None:
 def test_openvino_tells_nobody_that_it_is_used() -> None:
     """In a process of its own: its import would send an event."""
     code = (
-        "from models import compiled; compiled.signature(); "
+        "from models import openvino_runtime; openvino_runtime.signature(); "
         "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
