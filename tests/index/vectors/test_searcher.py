@@ -59,7 +59,7 @@ def agrees(view: View, there: list[Rows], k: int = 12) -> None:
 def compared(view: View, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many vectors a search compares one by one."""
     seen = []
-    exact = "index.embedded.vectors.searcher.ivf.exact"
+    exact = "index.embedded.vectors.searcher.ann.exact"
     from index.embedded.vectors.ivf import exact as real
 
     def count(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
