@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import checkpoint
 from models.card import ModelCard
-from training.core.errors import RecipeError, TrainingError
+from training.core.errors import RecipeError, exit_on_error
 from training.core.run_folder import hardware
 from training.recipe.config import (
     EmbedRecipe,
@@ -310,7 +310,7 @@ def main(
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Train again what is shipped already.")] = False,
 ) -> None:
     """Train the recipe of every shipped model, in the stated order, one at a time."""
-    try:
+    with exit_on_error():
         if cpus:
             os.sched_setaffinity(0, parse_cpus(cpus))
         entries = read_queue(queue)
@@ -321,9 +321,6 @@ def main(
         with only_queue() as lock:
             trainer = Queue(entries, Log(), lock, reproduce=reproduce)
             failed = [name for name in known if (not names or name in names) and not trainer.work(name)]
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     if failed:
         typer.echo(f"error: failed: {', '.join(failed)}; see {Log().path}", err=True)
         raise typer.Exit(1)

@@ -30,10 +30,10 @@ from models.efficientnet import EfficientNetConfig
 from models.registry import build, configure
 from models.runtime import default_device
 from training import classify
-from training.core.errors import RecipeError, RunError, TrainingError
+from training.core.errors import RecipeError, RunError, exit_on_error
 from training.core.run_folder import hardware, versions
 from training.core.trainer import fit
-from training.datasets import images as data
+from training.datasets import images
 from training.evaluation.plots import ACCENT, INK, PALE, Dot, blank, place_labels, png
 from training.metrics.flops import macs
 from training.recipe.config import Recipe, load_recipe
@@ -329,13 +329,10 @@ def main(
     exponent: Annotated[float, typer.Option(help="The reward's w: what cost counts.")] = -0.07,
 ) -> None:
     """Train every network of the grid for a short time and report which way of scaling pays; goes on where it was."""
-    try:
+    with exit_on_error(ValueError):
         base = shortened(load_recipe(path), epochs, train_limit)
         search = plan(base, grid(step, tolerance), exponent)
         results = run(search, out / "scale-search.csv")
-    except (TrainingError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     table = markdown(search, results)
     typer.echo(table)
     write_atomically(out / "scale-search.md", f"# Scaling EfficientNet\n\n{table}\n".encode())
@@ -350,7 +347,7 @@ def plan(base: Recipe, triples: Sequence[Triple], exponent: float) -> Search:
     """
     if not triples:
         raise RecipeError("no triple of the grid fulfils the constraint: a smaller step, or more tolerance?")
-    classes = len(data.find(base.data.name, "train").classes)
+    classes = len(images.find(base.data.name, "train").classes)
     target = COST * macs(network(base, classes), base.preprocess.shape)
     return Search(base, candidates(base, triples, classes), target, exponent)
 

@@ -18,7 +18,7 @@ import numpy as np
 from models.name_encoder import UNKNOWN, bare, fold
 from training.core.errors import DataError, DatasetNotFoundError
 from training.core.seeds import derive
-from training.datasets import images as data
+from training.datasets import images
 from training.datasets.faces import source_of, split_of
 from training.recipe.config import WordsDataSection, datasets_folder
 
@@ -31,7 +31,7 @@ class Names:
     """Folded names, no two alike but for spaces and hyphens, each in one split; `made` are recombined of `train`."""
 
     train: tuple[str, ...]
-    made: tuple[str, ...]
+    synthetic: tuple[str, ...]
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
 
@@ -71,7 +71,7 @@ def _people(dataset: str) -> list[str]:
 
 def _identities(dataset: str) -> list[str]:
     """Of the sources that spell names; the others number people."""
-    classes = data.find(dataset, "train").classes
+    classes = images.find(dataset, "train").classes
     return [identity.partition(":")[2] for identity in classes if source_of(identity) in _NAMED_SOURCES]
 
 

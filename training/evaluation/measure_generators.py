@@ -24,8 +24,9 @@ from models.preprocess import Preprocess
 from models.vae import VAE
 from training.core.errors import DataError
 from training.core.seeds import derive, generator
-from training.datasets import images as data
+from training.datasets import images
 from training.datasets.faces import rows_of
+from training.datasets.images import ImageSet, Indices
 from training.metrics import distribution, likelihood
 from training.metrics.feature_extractor import Extractor, Sight
 
@@ -105,22 +106,22 @@ class Figures:
 class Real:
     """Pictures of a data set in one geometry, and which of them are for training and for testing."""
 
-    train: data.ImageSet
-    train_rows: data.Indices
-    test: data.ImageSet
-    test_rows: data.Indices
+    train: ImageSet
+    train_rows: Indices
+    test: ImageSet
+    test_rows: Indices
 
     @classmethod
     def load(cls, dataset: str, preprocess: Preprocess) -> Real:
         """Of a data set of identities the splits of `training.datasets.faces`.
 
         Raises:
-            DatasetNotFoundError, DataError: see `data.load`.
+            DatasetNotFoundError, DataError: see `images.load`.
         """
-        train = data.load(dataset, "train", preprocess)
+        train = images.load(dataset, "train", preprocess)
         if all(":" in name for name in train.classes):
             return cls(train, rows_of(train, "train"), train, rows_of(train, "test"))
-        test = data.load(dataset, "test", preprocess)
+        test = images.load(dataset, "test", preprocess)
         return cls(train, np.arange(len(train.labels)), test, np.arange(len(test.labels)))
 
     def some(self, count: int) -> Pixels:
@@ -210,7 +211,7 @@ def _judge(
     truth: Truth,
     extractor: Extractor,
     samples: int,
-    held_out: tuple[Real, data.Indices],
+    held_out: tuple[Real, Indices],
 ) -> Quality:
     drawn = draw(network, card, samples, SEED)
     found = truth.judge(card.name, extractor(drawn.pixels), drawn.labels)
@@ -242,7 +243,7 @@ def one_hot(labels: Tensor | None, count: int, card: ModelCard) -> Tensor:
     return F.one_hot(labels, len(card.classes)).float()
 
 
-def gaussian(pictures: data.ImageSet, rows: data.Indices, count: int, seed: int) -> Pixels:
+def gaussian(pictures: ImageSet, rows: Indices, count: int, seed: int) -> Pixels:
     """Samples of the normal distribution with the mean and the covariance of those pictures' pixels, as bytes.
 
     A sum of the centred pictures with normal weights has just this distribution, and no matrix of pixels by pixels is
@@ -262,7 +263,7 @@ def gaussian(pictures: data.ImageSet, rows: data.Indices, count: int, seed: int)
     return drawn.round().clip(0, 255).astype(np.uint8).reshape(count, *shape)
 
 
-def held_out_bounds(vae: VAE, card: ModelCard, real: Real, rows: data.Indices) -> tuple[float, float]:
+def held_out_bounds(vae: VAE, card: ModelCard, real: Real, rows: Indices) -> tuple[float, float]:
     """Mean ELBO and mean IWAE-`IMPORTANCE_SAMPLES` of those test pictures, in nats."""
     pictures = card.preprocess.normalise(torch.from_numpy(np.asarray(real.test.images[rows])))
     labels = one_hot(torch.from_numpy(real.test.labels[rows]), len(rows), card)

@@ -13,7 +13,7 @@ import typer
 
 from models import checkpoint
 from models.card import ModelCard
-from training.core.errors import DataError, TrainingError
+from training.core.errors import DataError, exit_on_error
 from training.evaluation.markdown import put, table
 
 cli = typer.Typer(add_completion=False)
@@ -87,11 +87,8 @@ def main(
     weights: Annotated[Path, typer.Option(help="The weights folder.")] = Path("weights"),
 ) -> None:
     """Write the cards of the shipped models into a page."""
-    try:
+    with exit_on_error():
         put(page, PART, markdown(weights), heading="Models in the box")
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
