@@ -54,7 +54,8 @@ def prepare_faces(  # noqa: PLR0913
     the photos, each with one thread; if 0, this process does.
 
     Raises:
-        DatasetNotFoundError, DataError: see `read_collection`, `check_target`, `begin_parts` and `assemble`; an embedder
+        DatasetNotFoundError, DataError: see `read_collection`, `check_target`, `begin_parts` and `assemble`; an
+        embedder
             without a distance, or the reverse.
         CheckpointError: see `weights.read_card`. TrainingError: a process was killed.
     """

@@ -33,16 +33,8 @@ from models import checkpoint
 from models.card import ModelCard
 from training.core.errors import RecipeError, exit_on_error
 from training.core.run_folder import hardware
-from training.recipe.config import (
-    EmbedRecipe,
-    Recipe,
-    Section,
-    exported,
-    read_recipe,
-    runs_folder,
-    teacher_files,
-    weights_folder,
-)
+from training.recipe.config import Recipe, Section, exported, read_recipe, runs_folder, teacher_files, weights_folder
+from training.recipe.embed_config import EmbedRecipe
 from training.recipe.gan_config import GanRecipe
 from training.recipe.generative_config import AutoencodeRecipe
 

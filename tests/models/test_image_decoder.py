@@ -125,14 +125,14 @@ def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
     (tmp_path / "g").mkdir()
     (tmp_path / ".h").write_text("hidden")
     told: list[str] = []
-    assert [path.name for path in data.picture_files(tmp_path, told.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
+    assert [path.name for path in data.image_files(tmp_path, told.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
     assert told == [
         f"left out: {tmp_path / 'e.doc'}: none of JPEG, PNG, WEBP, BMP, GIF, PPM",
         f"left out: {tmp_path / 'f.png'}: a broken link",
     ]
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
-        data.picture_files(tmp_path, told.append)
+        data.image_files(tmp_path, told.append)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

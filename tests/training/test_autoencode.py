@@ -244,9 +244,9 @@ def test_a_resumed_run_ends_with_the_same_weights(
 ) -> None:
     changes = [*changes, "train.checkpoint_steps=5"]
     assert invoke(workshop, *changes, options=("--run", "whole")).exit_code == 0
-    step, calls = autoencode.Autoencoding.step, 0
+    step, calls = autoencode.AutoencodingTask.step, 0
 
-    def stops(self: autoencode.Autoencoding, epoch: int, index: int, generator: torch.Generator) -> object:
+    def stops(self: autoencode.AutoencodingTask, epoch: int, index: int, generator: torch.Generator) -> object:
         nonlocal calls
         calls += 1
         if calls == 18:
@@ -254,7 +254,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
         return step(self, epoch, index, generator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(autoencode.Autoencoding, "step", stops)
+        patch.setattr(autoencode.AutoencodingTask, "step", stops)
         invoke(workshop, *changes, options=("--run", "broken"))
     assert calls == 18
     assert invoke(workshop, *changes, options=("--run", "broken", "--resume")).exit_code == 0

@@ -19,6 +19,7 @@ from training import classify
 from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.datasets import images as data
+from training.datasets.batches import Batches, stratified_split
 from training.recipe.config import load_recipe
 
 
@@ -67,11 +68,11 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
     chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
     recipe = load_recipe(workshop / "recipe.toml", [*settings, *chosen])
     images = data.load("strokes", "train", recipe.preprocess)
-    task = classify.Classification(recipe, images, Accelerator(cpu=True))
+    task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
     network = deepcopy(task.learners["classifier"].model)
     found = task.step(0, 0, generator(0))
-    train, _ = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
-    rows = train[data.Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
+    train, _ = stratified_split(images.labels, recipe.data.validation, recipe.seed)
+    rows = train[Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
     labels = torch.from_numpy(images.labels[rows])
     with torch.no_grad():
         logits = network(recipe.preprocess.normalise(torch.from_numpy(images.images[rows])), auxiliary=True)

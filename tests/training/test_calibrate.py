@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 from models import checkpoint
 from models.card import Metric
 from models.matching import Matching, OperatingPoint, Tail
+from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
 from models.registry import build, configure
 from training import calibrate
-from training.calibrate import fit_matching
 from training.datasets import images as data
 from training.datasets.faces import rows_of
-from training.evaluation.measure_faces import Embedder
+from training.evaluation.embedded_faces import FaceEmbedder
 from training.metrics.verification import Scores
 
 # Similarities of strangers N(0, 0.1), of one person N(0.5, 0.15).
@@ -172,7 +172,7 @@ def test_the_command_writes_thresholds_into_the_card(people: Path) -> None:
         assert [metric.name for metric in card.metrics] == ["kept", "tar@fmr=0.01", "tar@fmr=0.001", "eer"]
         assert card.sha256 == sha256
     # The thresholds again, by a plain loop over all pairs of the identities that calibrate.
-    embedder = Embedder(people / "untrained")
+    embedder = FaceEmbedder(people / "untrained")
     images = data.load("people", "train", card.preprocess)
     rows = rows_of(images, "calibrate")
     vectors, labels = embedder.rows(images, rows), images.labels[rows]

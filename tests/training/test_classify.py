@@ -26,6 +26,7 @@ from tests.training.conftest import CLASSES
 from training import classify
 from training.core.run_folder import Run
 from training.datasets import images as data
+from training.datasets.batches import stratified_split
 from training.recipe.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
 
     # The figures again, by a plain loop over the split that was held out.
     images = data.load("strokes", "train", card.preprocess)
-    _, rows = data.stratified_split(images.labels, 30, seed=3)
+    _, rows = stratified_split(images.labels, 30, seed=3)
     right, surprise = 0, 0.0
     for row in rows:
         with torch.inference_mode():
@@ -119,14 +120,14 @@ def test_the_views_that_helped_most_are_served(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
 ) -> None:
     # How much noise is in the picture, in its mirror image, in each of four shifted views, and of the eight corners.
-    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
+    def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
         right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
         other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
         more = noise[2] if tta == "six-view" else noise[3]
         factors = torch.tensor([noise[0], noise[1], *[more] * 8])[: VIEWS[tta]]
         return right + factors[:, None, None] * other
 
-    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    monkeypatch.setattr(classify.ClassificationTask, "held_out_logits", logits)
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
     assert card.tta == expected
@@ -139,13 +140,13 @@ def test_the_views_that_helped_most_are_served(
 def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nine pictures of ten are right by a little in the picture, wrong by a little more in the other views; the tenth is
     # very wrong in the picture alone, so that the other views lessen the loss.
-    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
+    def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
         sure = torch.nn.functional.one_hot(task.held_out_labels, 3).float()
         little = torch.where(torch.arange(30) % 10 == 9, -4.0, 0.1)[:, None]
         others = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
         return torch.stack([little * sure, *[others * sure] * 9])[: VIEWS[tta]]
 
-    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    monkeypatch.setattr(classify.ClassificationTask, "held_out_logits", logits)
     monkeypatch.setattr(classify, "fit_temperature", lambda logits, labels: 1.0)
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")

@@ -23,7 +23,8 @@ from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
 from training.losses.metric_learning import unit
 from training.metrics.verification import Scores
-from training.recipe.config import EmbedRecipe, read_recipe
+from training.recipe.config import read_recipe
+from training.recipe.embed_config import EmbedRecipe
 
 RECIPE = """
 name = "people"
@@ -224,7 +225,7 @@ def test_the_export_lies_between_the_start_and_what_was_trained(
 def test_a_network_of_small_pictures_goes_on_with_larger_ones() -> None:
     small = build("mobilefacenet", {"image_size": 64, "dimensions": 8}).eval()
     large = build("mobilefacenet", {"image_size": 112, "dimensions": 8}).eval()
-    large.load_state_dict(embed._fitted(small.state_dict(), large.state_dict()))
+    large.load_state_dict(embed._resampled(small.state_dict(), large.state_dict()))
     # The sum of the weights is kept: a map that is the same everywhere has one embedding, at any size.
     column = torch.randn(3, 512, 1, 1)
     with torch.inference_mode():
@@ -278,17 +279,17 @@ def test_what_is_missing_is_named(workshop: Path, options: list[str], message: s
 def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--set", "loss.mining=random", "--set", "train.epochs=2"]
     assert invoke(workshop, *options, "--run", "whole").exit_code == 0
-    step = embed.Embedding.step
+    step = embed.EmbeddingTask.step
     calls = 0
 
-    def stops(self: embed.Embedding, epoch: int, index: int, generator: torch.Generator) -> object:
+    def stops(self: embed.EmbeddingTask, epoch: int, index: int, generator: torch.Generator) -> object:
         nonlocal calls
         calls += 1
         if calls == 5:
             raise KeyboardInterrupt
         return step(self, epoch, index, generator)
 
-    monkeypatch.setattr(embed.Embedding, "step", stops)
+    monkeypatch.setattr(embed.EmbeddingTask, "step", stops)
     invoke(workshop, *options, "--run", "broken")
     assert calls == 5
     monkeypatch.undo()

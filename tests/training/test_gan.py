@@ -105,7 +105,7 @@ def invoke(makers: Path, *options: str) -> Result:
     return CliRunner().invoke(gan.cli, [str(makers / "recipe.toml"), *options])
 
 
-def adversaries(makers: Path, *changes: str) -> gan.Adversaries:
+def adversaries(makers: Path, *changes: str) -> gan.AdversarialTask:
     recipe = read_recipe(GanRecipe, makers / "recipe.toml", changes)
     return gan.setup(recipe, None, resume=False, overwrite=True)[0]
 
@@ -153,7 +153,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
     labels = torch.zeros(6, 0)
     plain = Discriminator(DiscriminatorConfig(widths=(8, 16)))
     before = state(plain)
-    with gan.untouched(plain):
+    with gan.frozen(plain):
         inside = plain(pictures, labels)
         (gradient,) = torch.autograd.grad(inside.sum(), pictures)
     assert moved(before, plain) == set()
@@ -162,7 +162,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
     assert any("running_mean" in name for name in moved(before, plain))
     held = Discriminator(config)
     before = state(held)
-    with pytest.raises(RuntimeError, match="in the middle"), gan.untouched(held):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="in the middle"), gan.frozen(held):  # noqa: PT012
         held(pictures, labels)
         raise RuntimeError("in the middle")
     assert moved(before, held) == set()
@@ -225,7 +225,7 @@ def test_settled_statistics_are_those_of_the_weights() -> None:
     for _ in range(5):
         network(torch.randn(16, 8) * 3, torch.zeros(16, 0))  # statistics of something else
     batches = [(torch.randn(200, 8), torch.zeros(200, 0)) for _ in range(10)]
-    gan.settle(network, iter(batches))
+    gan.recompute_norms(network, iter(batches))
     norm = network.get_submodule("norms.0.norm")
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.momentum == 0.1
@@ -329,31 +329,31 @@ class Crash(Exception):
 def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(makers: Path) -> None:
     options = changed([*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
     assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    turns, plain = [0], gan.Adversaries._generate
+    turns, plain = [0], gan.AdversarialTask._generate
 
-    def dies(task: gan.Adversaries, draw: torch.Generator) -> dict[str, Tensor]:
+    def dies(task: gan.AdversarialTask, draw: torch.Generator) -> dict[str, Tensor]:
         turns[0] += 1
         if turns[0] == 5:  # of three steps an epoch
             raise Crash
         return plain(task, draw)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan.Adversaries, "_generate", dies)
+        patch.setattr(gan.AdversarialTask, "_generate", dies)
         assert isinstance(invoke(makers, "--run", "broken", *options).exception, Crash)
     assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
     assert digest(makers, "broken") == digest(makers, "unbroken")
 
 
 def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = gan.Adversaries.samples
+    drawn = gan.AdversarialTask.samples
 
-    def one_picture(task: gan.Adversaries, network: nn.Module, count: int) -> Any:
+    def one_picture(task: gan.AdversarialTask, network: nn.Module, count: int) -> Any:
         pixels = drawn(task, network, count)
         return np.repeat(pixels[:1], count, axis=0) + (np.arange(count) % 2 * (task._epoch > 1))[
             :, None, None, None
         ].astype(np.uint8)
 
-    monkeypatch.setattr(gan.Adversaries, "samples", one_picture)
+    monkeypatch.setattr(gan.AdversarialTask, "samples", one_picture)
     result = invoke(makers, *changed(["watch.grace=1", "train.epochs=5"]))
     assert result.exit_code == 1
     assert result.output.startswith("error: the generator has collapsed in epoch 2: ")

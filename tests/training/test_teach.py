@@ -19,7 +19,7 @@ from tests.models.aligned_faces import first_faces
 from training import teach
 from training.core.errors import DataError
 from training.datasets import images as data
-from training.evaluation.measure_faces import Embedder
+from training.evaluation.embedded_faces import FaceEmbedder
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,7 +145,7 @@ def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
     options = ["faces", "--name", "wise", "--model", str(model)]
     small = data.load("faces", "train", teach._ALIGNED)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
-    embedder = Embedder(model)
+    embedder = FaceEmbedder(model)
     assert embedder.card.tta == "flip"
     np.testing.assert_allclose(teach.NetworkTeacher(model)(pixels), embedder(pixels), atol=1e-5)
     result = CliRunner().invoke(teach.cli, [*options, "--mean", "0"])

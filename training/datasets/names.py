@@ -20,7 +20,8 @@ from training.core.errors import DataError, DatasetNotFoundError
 from training.core.seeds import derive
 from training.datasets import images
 from training.datasets.faces import source_of, split_of
-from training.recipe.config import WordsDataSection, datasets_folder
+from training.recipe.config import datasets_folder
+from training.recipe.words_config import WordsDataSection
 
 _PACKAGE, _FILE = "sympy", "AUTHORS"
 _NAMED_SOURCES = {"pins", "vggface2", "glint"}

@@ -28,7 +28,7 @@ from training.datasets import images
 from training.datasets.faces import rows_of
 from training.datasets.images import ImageSet, Indices
 from training.metrics import distribution, likelihood
-from training.metrics.feature_extractor import Extractor, Sight
+from training.metrics.feature_extractor import ExtractedFeatures, Extractor
 
 SEED = 0
 IMPORTANCE_SAMPLES = 64
@@ -133,12 +133,12 @@ class Real:
 class Truth:
     """The test pictures as the extractor sees them."""
 
-    def __init__(self, sight: Sight):
+    def __init__(self, sight: ExtractedFeatures):
         self._sight = sight
         self._moments = distribution.moments(sight.features)
         self._spread = self._spread_of(sight)
 
-    def judge(self, name: str, sight: Sight, asked: Tensor | None = None) -> Quality:
+    def judge(self, name: str, sight: ExtractedFeatures, asked: Tensor | None = None) -> Quality:
         """Another set of pictures; `asked` are the labels [N] that they should have."""
         classes, real = sight.probabilities.shape[1], self._sight.features
         shares = sight.labels.bincount(minlength=classes).double() / len(sight.labels)
@@ -155,7 +155,7 @@ class Truth:
             asked=None if asked is None else float((sight.labels == asked).double().mean()),
         )
 
-    def _spread_of(self, sight: Sight) -> Tensor:
+    def _spread_of(self, sight: ExtractedFeatures) -> Tensor:
         return distribution.within_class_distance(sight.features, sight.labels, max(1, sight.probabilities.shape[1]))
 
 

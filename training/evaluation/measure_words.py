@@ -19,7 +19,8 @@ from training.core.seeds import derive
 from training.datasets.misspellings import KINDS, ORDER, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.plots import COLOURS, blank, png
-from training.recipe.config import WordsDataSection, WordsRecipe, read_recipe
+from training.recipe.config import read_recipe
+from training.recipe.words_config import WordsDataSection, WordsRecipe
 from training.words import vectors
 
 Floats = npt.NDArray[np.float64]

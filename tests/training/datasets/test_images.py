@@ -14,6 +14,7 @@ from models.preprocess import Preprocess
 from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
 from training.core.errors import DataError, DatasetNotFoundError
 from training.datasets import images as data
+from training.datasets.batches import Batches, stratified_sample, stratified_split
 
 
 def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) -> None:
@@ -144,12 +145,12 @@ def test_colour_comes_as_preprocessing_asks(folders: Path) -> None:
 
 def test_a_split_keeps_each_class_s_share() -> None:
     labels = np.repeat([0, 1, 2], [500, 300, 10])
-    train, validation = data.stratified_split(labels, 81, seed=1)
+    train, validation = stratified_split(labels, 81, seed=1)
     assert np.bincount(labels[validation]).tolist() == [50, 30, 1]
     assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(810))
-    assert np.array_equal(validation, data.stratified_split(labels, 81, seed=1)[1])
-    assert not np.array_equal(validation, data.stratified_split(labels, 81, seed=2)[1])
-    counts = np.bincount(labels[data.stratified_split(labels, 100, seed=1)[1]])
+    assert np.array_equal(validation, stratified_split(labels, 81, seed=1)[1])
+    assert not np.array_equal(validation, stratified_split(labels, 81, seed=2)[1])
+    counts = np.bincount(labels[stratified_split(labels, 100, seed=1)[1]])
     assert counts.sum() == 100
     assert np.abs(counts - 100 * np.array([500, 300, 10]) / 810).max() <= 1
 
@@ -157,26 +158,26 @@ def test_a_split_keeps_each_class_s_share() -> None:
 @pytest.mark.parametrize("validation", [0, 10, 11])
 def test_a_split_needs_pictures_on_both_sides(validation: int) -> None:
     with pytest.raises(DataError, match="from 10"):
-        data.stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
+        stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
 
 
 def test_a_sample_keeps_every_class_and_stays_within_its_rows() -> None:
     labels = np.repeat(np.arange(3), [500, 300, 10])
-    rows, _ = data.stratified_split(labels, 100, seed=1)
-    sample = data.stratified_sample(labels, rows, 142, seed=1)
+    rows, _ = stratified_split(labels, 100, seed=1)
+    sample = stratified_sample(labels, rows, 142, seed=1)
     assert len(sample) == len(set(sample.tolist())) == 142
     assert set(sample.tolist()) < set(rows.tolist())
     assert np.array_equal(sample, np.sort(sample))
     assert np.abs(np.bincount(labels[sample]) - 142 / 710 * np.bincount(labels[rows])).max() <= 1
-    assert np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=1))
-    assert not np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=2))
+    assert np.array_equal(sample, stratified_sample(labels, rows, 142, seed=1))
+    assert not np.array_equal(sample, stratified_sample(labels, rows, 142, seed=2))
     for everything in (0, 710, 1000):
-        assert np.array_equal(data.stratified_sample(labels, rows, everything, seed=1), rows)
+        assert np.array_equal(stratified_sample(labels, rows, everything, seed=1), rows)
 
 
 def test_processes_together_see_what_one_would() -> None:
-    alone = data.Batches(103, 20, seed=5)
-    shared = [data.Batches(103, 20, 5, process, 4) for process in range(4)]
+    alone = Batches(103, 20, seed=5)
+    shared = [Batches(103, 20, 5, process, 4) for process in range(4)]
     assert alone.per_epoch == 5
     for epoch in (0, 1):
         seen = [alone(epoch, index) for index in range(5)]
@@ -184,10 +185,10 @@ def test_processes_together_see_what_one_would() -> None:
         for index, rows in enumerate(seen):
             assert np.array_equal(rows, np.concatenate([part(epoch, index) for part in shared]))
     assert not np.array_equal(alone(0, 0), alone(1, 0))
-    assert not np.array_equal(alone(0, 0), data.Batches(103, 20, seed=6)(0, 0))
+    assert not np.array_equal(alone(0, 0), Batches(103, 20, seed=6)(0, 0))
 
 
 @pytest.mark.parametrize(("batch", "processes", "message"), [(11, 1, "from 10"), (9, 2, "evenly over 2")])
 def test_batches_that_cannot_be(batch: int, processes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        data.Batches(10, batch, 0, 0, processes)
+        Batches(10, batch, 0, 0, processes)

@@ -21,27 +21,19 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.detector import Box, Face, Pixels
 from models.matching import Matching
+from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import encode, photo
-from training.calibrate import fit_matching
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
 from training.datasets.protocols import Pairs, People, Search, read_orl
 from training.evaluate import cli
 from training.evaluation import measure_faces, report_faces
+from training.evaluation.embedded_faces import EmbeddedFaces, FaceEmbedder, embed_photos, load_detector
 from training.evaluation.markdown import markers
-from training.evaluation.measure_faces import (
-    Embedded,
-    Embedder,
-    Verification,
-    embed_photos,
-    identify,
-    load_detector,
-    on_identities,
-    verify,
-)
+from training.evaluation.measure_faces import Verification, identify, on_identities, verify
 from training.evaluation.plots import ACCENT, COLOURS, INK
 from training.metrics.verification import Floats, Scores
 
@@ -60,7 +52,7 @@ def calibrated() -> Matching:
     """As of some other pairs: the promises will not hold."""
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(0.9, 0.1, 2000), random.normal(0.3, 0.2, 20_000)])
-    return fit_matching(Scores.of(values, np.arange(22_000) < 2000), "a test")
+    return fit_matching(values[:2000], values[2000:], "a test")
 
 
 def save_embedder(folder: Path, matching: Matching | None) -> Path:
@@ -107,7 +99,7 @@ def studio(folders: Path) -> Path:
 
 
 def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     figures = on_identities(embedder, "people", images, rows_of(images, "test"))
     assert figures.people == 15
@@ -149,7 +141,7 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
 
 
 def test_crops_and_rows_are_embedded_alike(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.array([7, 3, 30])
     vectors = embedder(np.asarray(images.images[rows]))
@@ -157,8 +149,8 @@ def test_crops_and_rows_are_embedded_alike(studio: Path) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
 
 
-def embedded(vectors: list[list[float]], labels: list[int], found: list[bool]) -> Embedded:
-    return Embedded(np.array(vectors), np.array(labels), np.array(found))
+def embedded(vectors: list[list[float]], labels: list[int], found: list[bool]) -> EmbeddedFaces:
+    return EmbeddedFaces(np.array(vectors), np.array(labels), np.array(found))
 
 
 def test_a_picture_without_a_face_is_like_no_other() -> None:
@@ -178,16 +170,16 @@ def test_a_failure_costs_the_pairs_it_is_in() -> None:
     places = np.array([(2 * i, 2 * i + 1) for i in range(20)] + [(2 * i, (2 * i + 20) % 40) for i in range(20)])
     pairs = Pairs(places, np.arange(40) < 20, None)
     found = np.ones(40, bool)
-    whole = verify("whole", Embedded(vectors, labels, found), pairs)
+    whole = verify("whole", EmbeddedFaces(vectors, labels, found), pairs)
     assert (whole.failures, whole.pictures, whole.accuracy) == (0, 40, (1.0, 0.0))
     found[1] = False
-    torn = verify("torn", Embedded(vectors, labels, found), pairs)
+    torn = verify("torn", EmbeddedFaces(vectors, labels, found), pairs)
     assert (torn.failures, torn.scores.tar(0.1)) == (1, 0.95)
     assert torn.accuracy is not None
     assert torn.accuracy[0] == pytest.approx(39 / 40)
     # A failure that is in none of the pairs does not count.
     kept = (places != 1).all(axis=1)
-    without = verify("without", Embedded(vectors, labels, found), Pairs(places[kept], pairs.same[kept], None))
+    without = verify("without", EmbeddedFaces(vectors, labels, found), Pairs(places[kept], pairs.same[kept], None))
     assert (without.failures, without.pictures) == (0, 39)
 
 
@@ -207,7 +199,7 @@ def test_own_folds_are_used() -> None:
 
 def test_identification_of_people_who_are_all_different() -> None:
     labels = np.repeat(np.arange(8), 3)
-    photos = Embedded(np.eye(8)[labels], labels, np.ones(24, bool))
+    photos = EmbeddedFaces(np.eye(8)[labels], labels, np.ones(24, bool))
     part = identify("clear", photos)
     assert (part.subjects, part.pictures, part.failures) == (8, 24, 0)
     assert part.rank_one == (1.0, 0.0)
@@ -221,7 +213,7 @@ def test_identification_of_people_who_are_all_different() -> None:
 
 def test_identification_of_people_who_are_all_alike() -> None:
     labels = np.repeat(np.arange(8), 3)
-    part = identify("fog", Embedded(np.ones((24, 1)), labels, np.ones(24, bool)))
+    part = identify("fog", EmbeddedFaces(np.ones((24, 1)), labels, np.ones(24, bool)))
     assert part.rank_one == (0.0, 0.0)
     assert part.fnir == {0.1: (1.0, 0.0), 0.01: (1.0, 0.0)}
 
@@ -232,7 +224,7 @@ def test_identification_of_people_who_are_all_alike() -> None:
 )
 def test_too_few_to_identify(labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=f"few: .*{message}"):
-        identify("few", Embedded(np.eye(len(labels)), np.array(labels), np.ones(len(labels), bool)))
+        identify("few", EmbeddedFaces(np.eye(len(labels)), np.array(labels), np.ones(len(labels), bool)))
 
 
 def face(box: Box) -> Face:
@@ -369,7 +361,7 @@ def colours(drawn: bytes) -> set[str]:
 
 
 def test_plots_show_every_set(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     figures = on_identities(embedder, "people", images, rows_of(images, "test"))
     random = np.random.default_rng(0)
@@ -429,7 +421,7 @@ def test_a_face_is_found_in_every_picture_of_orl(datasets: Callable[[str], Path]
 
 
 def test_degraded_faces_are_the_same_each_time_and_half_of_each_kind(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.arange(len(images.labels))
     once, again = (measure_faces.degraded_faces(images, rows).images for _ in range(2))

@@ -28,7 +28,7 @@ from training.evaluation.measure_generators import Real, Truth, draw, gaussian, 
 from training.evaluation.report_generators import draw_sheet, markdown
 from training.metrics import likelihood
 from training.metrics.contact_sheet import sheet
-from training.metrics.feature_extractor import Extractor, Sight
+from training.metrics.feature_extractor import ExtractedFeatures, Extractor
 
 SMALL = Preprocess(mode="L", size=(28, 28), mean=(0,), std=(255,))
 TINY = {"image_size": 28, "widths": [4, 4], "hidden": 0, "latent": 3}
@@ -99,15 +99,15 @@ def test_a_set_is_judged_by_what_is_read() -> None:
     draws = torch.Generator().manual_seed(0)
     classes = torch.arange(300) % 3
     features = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws)
-    truth = Truth(Sight(features, torch.eye(3)[classes].double()))
+    truth = Truth(ExtractedFeatures(features, torch.eye(3)[classes].double()))
     asked = torch.full((300,), 2)
     halved = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws) / 2
-    found = truth.judge("x", Sight(halved, torch.eye(3)[classes].double()), asked)
+    found = truth.judge("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
     assert found.asked == pytest.approx(1 / 3)
     assert found.shares == pytest.approx((1 / 3, 1 / 3))
     assert found.inception == pytest.approx(3)
     assert found.spread.mean == pytest.approx(0.5, rel=0.1)
-    one_each = truth.judge("y", Sight(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
+    one_each = truth.judge("y", ExtractedFeatures(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
     assert (one_each.spread, one_each.manifolds.recall, one_each.asked) == ((0.0, 0.0), 0.0, None)
 
 

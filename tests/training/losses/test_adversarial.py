@@ -94,7 +94,7 @@ def test_slopes_are_measured_where_gradients_are_off_and_a_flat_critic_is_no_err
 
 def test_points_lie_between_their_two_pictures() -> None:
     real, fake = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
-    points = losses.between(real, fake, torch.tensor([0.0, 1.0, 0.25]))
+    points = losses.interpolate(real, fake, torch.tensor([0.0, 1.0, 0.25]))
     torch.testing.assert_close(points, torch.stack([fake[0], real[1], 0.25 * real[2] + 0.75 * fake[2]]))
 
 

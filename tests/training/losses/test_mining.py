@@ -22,7 +22,8 @@ from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor
 
 from training.core.errors import DataError
-from training.datasets.images import IdentityBatches, Indices, positive_labels
+from training.datasets.batches import IdentityBatches, positive_labels
+from training.datasets.images import Indices
 from training.losses.metric_learning import pairwise_distances
 from training.losses.mining import (
     Triplets,

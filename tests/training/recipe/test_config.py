@@ -10,17 +10,11 @@ import pytest
 import tomli_w
 
 from training.core.errors import RecipeError
-from training.recipe.config import (
-    EmbedRecipe,
-    Recipe,
-    WordsRecipe,
-    datasets_folder,
-    load_recipe,
-    read_recipe,
-    runs_folder,
-)
+from training.recipe.config import Recipe, datasets_folder, load_recipe, read_recipe, runs_folder
+from training.recipe.embed_config import EmbedRecipe
 from training.recipe.gan_config import GanRecipe
 from training.recipe.generative_config import AutoencodeRecipe
+from training.recipe.words_config import WordsRecipe
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
 # Of those that are no classifier's.
