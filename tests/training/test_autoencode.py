@@ -22,7 +22,7 @@ from tests.training.conftest import CLASSES, png, strokes, write_parquet
 from training import autoencode
 from training.core.run_folder import Run
 from training.core.seeds import generator
-from training.datasets.crops_and_noise import Pictures, add_fixed_noise
+from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise
 from training.recipe.config import read_recipe
 from training.recipe.generative_config import AutoencodeRecipe
 
@@ -84,9 +84,9 @@ def trained(workshop: Path, *changes: str) -> tuple[torch.nn.Module, ModelCard, 
     return module, card, {metric.name: metric.value for metric in card.metrics}
 
 
-def held_out(workshop: Path, *changes: str) -> tuple[AutoencodeRecipe, Pictures]:
+def held_out(workshop: Path, *changes: str) -> tuple[AutoencodeRecipe, CroppedImages]:
     recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
-    return recipe, Pictures(recipe.data[0], recipe.preprocess, 10, recipe.seed)
+    return recipe, CroppedImages(recipe.data[0], recipe.preprocess, 10, recipe.seed)
 
 
 def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -213,16 +213,16 @@ def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path, distance: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model={architecture='lenet5'}"], "is built to classify, which is not learnt like this"),
-        (["model.architecture=denoiser", "model.config={}"], "a network to denoise needs noise"),
-        ([NOISE], "a network to denoise needs noise, and no other does"),
+        (["model={architecture='lenet5'}"], "is built to classify; this script trains"),
+        (["model.architecture=denoiser", "model.config={}"], "noise is required to denoise"),
+        ([NOISE], "required to denoise, and not allowed otherwise"),
         ([*DENOISER, "noise.sigma=[3, 2]"], "is not (low, high)"),
-        (["preprocess.mean=[33]"], "these pictures are in 0..1"),
-        (["augment.mixup=1"], "a blend of two pictures is no picture"),
-        (["preprocess.fit=within"], "each data set needs its own"),
+        (["preprocess.mean=[33]"], "the images must be in 0..1"),
+        (["augment.mixup=1"], "mixup and cutmix blend images"),
+        (["preprocess.fit=within"], "each data set needs a size"),
         (
             ["model.conditional=true", "data=[{name='a', validation=1}, {name='b', validation=1}]"],
-            "labels are those of one data set",
+            "needs the labels of exactly one data set",
         ),
         (["loss.beta=0"], "greater than 0"),
         (["data=[]"], "at least 1 item"),

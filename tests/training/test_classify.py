@@ -162,8 +162,8 @@ def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: p
     [
         (["--set", "train.speed=1"], "unknown key train.speed"),
         (["--set", "data.name=ants"], "no train*.parquet"),
-        (["--set", "train.batch_size=101"], "a batch of 101 from 100 training pictures"),
-        (["--set", "data.validation=130"], "cannot cut 130 validation pictures from 130"),
+        (["--set", "train.batch_size=101"], "a batch of 101 from 100 training images"),
+        (["--set", "data.validation=130"], "cannot cut 130 validation images from 130"),
         (["--set", "train.lr=1e30", "--set", "train.optimizer=sgd"], "the loss is nan"),
         (["--resume"], "there is no run to resume"),
     ],

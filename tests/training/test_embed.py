@@ -247,11 +247,11 @@ def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('loss={kind="distillation"}', "name of a teacher"),
-        ("model.freeze=1", "there is none"),
-        ("model.trained=0.5", "there is none"),
-        ('loss={kind="triplet", teacher="wise"}', "name of a teacher"),
-        ("augment.mixup=0.2", "neither"),
+        ('loss={kind="distillation"}', "a teacher must be named"),
+        ("model.freeze=1", "init is not set"),
+        ("model.trained=0.5", "init is not set"),
+        ('loss={kind="triplet", teacher="wise"}', "a teacher must be named"),
+        ("augment.mixup=0.2", "only for classifiers"),
         ("train.batch_size=30", "multiple of images"),
         ("data.split=train", "unknown key data.split"),
     ],
@@ -303,7 +303,7 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: p
 def test_too_few_strangers_to_calibrate_are_told_of_before_training(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "FEWEST_IMPOSTORS", 10**6)
+    monkeypatch.setattr(embed, "MIN_IMPOSTORS", 10**6)
     result = invoke(workshop)
     assert result.exit_code == 1
     assert "calibration needs 1000000 non-mated pairs" in result.output

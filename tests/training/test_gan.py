@@ -357,7 +357,7 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
     result = invoke(makers, *changed(["watch.grace=1", "train.epochs=5"]))
     assert result.exit_code == 1
     assert result.output.startswith("error: the generator has collapsed in epoch 2: ")
-    assert "of 5 kinds of pictures are drawn" in result.output
+    assert "of 5 kinds of images are drawn" in result.output
     run = makers / "runs/stroke-maker"
     assert len(json.loads((run / "history.json").read_text())) == 1  # stopped early
     assert not (run / "export").exists()
@@ -371,17 +371,17 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.architecture=vae"], "vae is no generator that plays"),
+        (["model.architecture=vae"], "vae is not an adversarial generator"),
         (["preprocess.mean=[0]"], "mean 127.5, std 127.5"),
-        (["augment.mixup=0.2"], "a blend of two pictures is no picture"),
-        (["watch.samples=101"], "101 samples are compared with as many of 100 real"),
+        (["augment.mixup=0.2"], "mixup and cutmix blend images"),
+        (["watch.samples=101"], "101 samples need as many validation images, not 100"),
         (["game.loss=wasserstein", "discriminator.norm=none"], "needs a penalty, a clip or spectral"),
-        (["game.loss=wasserstein", "game.clip=0.1"], "no picture has a score of its own"),
-        (["game.penalty=10"], "no picture has a score of its own"),
+        (["game.loss=wasserstein", "game.clip=0.1"], "depends on the whole batch"),
+        (["game.penalty=10"], "depends on the whole batch"),
         (["model.config.widths=[8, 8, 8]"], "28 pixels cannot be halved 3 times"),
         (["watch.extractor=nowhere"], "watch.extractor: nowhere/card.json: No such file"),
         (["game.turn=2"], "unknown key game.turn"),
-        (["data.validation=160"], "cannot cut 160 validation pictures from 160"),
+        (["data.validation=160"], "cannot cut 160 validation images from 160"),
         (["train.lr=1e30"], "the loss is"),
     ],
 )

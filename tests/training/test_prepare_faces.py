@@ -36,13 +36,15 @@ from training import prepare_faces
 from training.core.errors import DataError, DatasetNotFoundError
 from training.datasets import images as data
 from training.datasets.faces import rows_of
-from training.prepare import face_photos
+from training.prepare import face_dataset, face_parts, face_photos
+from training.prepare.face_dataset import ShardWriter
 from training.prepare.face_layouts import Collection, Layout, Photo, printable, read_collection
-from training.prepare.face_photos import Examiner, Judged, Options, Outcome, choose
-from training.prepare_faces import Rules, Shards, read_limits, settle
+from training.prepare.face_photos import JudgedPhoto, Outcome, PhotoExaminer, PhotoOptions, choose
+from training.prepare.face_selection import SelectionRules, distances_from_median, select_photos
+from training.prepare_faces import read_limits
 
 WEIGHTS = Path(__file__).parents[2] / "weights/centerface"
-OPTIONS = Options(detector=WEIGHTS)
+OPTIONS = PhotoOptions(detector=WEIGHTS)
 PIXELS = Preprocess(size=(112, 112), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
@@ -73,8 +75,8 @@ def shifted(name: str, pixels: int) -> Image.Image:
 
 
 @cache
-def examiner() -> Examiner:
-    return Examiner(OPTIONS)
+def examiner() -> PhotoExaminer:
+    return PhotoExaminer(OPTIONS)
 
 
 @pytest.fixture
@@ -189,12 +191,12 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "layout", "message"),
     [
-        (["notes.txt"], None, "no pictures"),
+        (["notes.txt"], None, "no images"),
         (["1.jpg"], None, "no <person>/<photo>"),
         (["ann/1.jpg", "ann/2019/2.jpg"], None, "photos in ann and in ann/2019"),
         (["ann/1.jpg"], "vggface2", "no n000001"),
         (["ann/1.jpg"], "celeba", "no identity_CelebA.txt"),
-        (["a/identity_CelebA.txt", "b/identity_CelebA.txt", "img_celeba/1.jpg"], None, "which one"),
+        (["a/identity_CelebA.txt", "b/identity_CelebA.txt", "img_celeba/1.jpg"], None, "has several lists"),
         (["identity_CelebA.txt", "photos/1.jpg"], None, "none of img_celeba"),
     ],
 )
@@ -307,7 +309,7 @@ def test_crops_are_opencvs_of_the_chosen_face(tmp_path: Path) -> None:
     faces = sorted(CenterFaceDetector(network, card.preprocess)(both), key=lambda face: face.area)
     assert len(faces) == 2
     for choice, face in (("largest", faces[1]), ("centre", faces[0])):
-        made = Examiner(replace(OPTIONS, choose=choice))  # type: ignore[arg-type]
+        made = PhotoExaminer(replace(OPTIONS, choose=choice))  # type: ignore[arg-type]
         (one,) = made(tmp_path, [Photo("a", "a/1.png")])
         assert one.outcome == "kept"
         crop = np.asarray(Image.open(io.BytesIO(one.crop)).convert("RGB"), int)
@@ -329,7 +331,9 @@ def test_each_photo_is_judged_by_itself(album: Path) -> None:
 
 def test_limits_decide_what_is_good_enough(album: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png")]
-    strict, lenient = (Examiner(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1)))
+    strict, lenient = (
+        PhotoExaminer(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1))
+    )
     assert [one.reasons for one in strict(album, photos)] == [
         "SMALL_BOUNDING_BOX",
         "SMALL_BOUNDING_BOX LOW_BRIGHTNESS",
@@ -341,7 +345,7 @@ def test_pictures_of_one_shape_may_go_together(album: Path, monkeypatch: pytest.
     photos = read_collection(album).photos
     singly = examiner()(album, photos)
     shapes: list[torch.Size] = []
-    together = Examiner(OPTIONS)
+    together = PhotoExaminer(OPTIONS)
     run = together._detect
 
     def watched(batch: torch.Tensor) -> torch.Tensor:
@@ -356,9 +360,9 @@ def test_pictures_of_one_shape_may_go_together(album: Path, monkeypatch: pytest.
 
 
 def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Examiner(OPTIONS)
+    made = PhotoExaminer(OPTIONS)
     face = Face((0.0, 0.0, 100.0, 100.0), 0.9, ((5.0, 5.0),) * 5)
-    monkeypatch.setattr(made, "_find", lambda pictures: [[face] for _ in pictures])
+    monkeypatch.setattr(made, "_detect_all", lambda pictures: [[face] for _ in pictures])
     (one,) = made(album, [Photo("a", "astronaut/0.png")])
     assert one.outcome == "no-face"
     assert "all the same" in one.reasons
@@ -385,11 +389,11 @@ def test_limits_that_are_none(change: str) -> None:
 # One person
 
 
-def judged(count: int, outcome: Outcome = "kept") -> list[Judged]:
-    return [Judged("a", f"{i}.jpg", outcome, "", f"digest {i}", b"crop %d" % i) for i in range(count)]
+def judged(count: int, outcome: Outcome = "kept") -> list[JudgedPhoto]:
+    return [JudgedPhoto("a", f"{i}.jpg", outcome, "", f"digest {i}", b"crop %d" % i) for i in range(count)]
 
 
-def outcomes(photos: Sequence[Judged]) -> list[str]:
+def outcomes(photos: Sequence[JudgedPhoto]) -> list[str]:
     return [one.outcome for one in photos]
 
 
@@ -397,23 +401,23 @@ def test_of_equal_photos_one_is_kept() -> None:
     photos = judged(4)
     photos[2] = replace(photos[2], digest=photos[0].digest)
     photos[3] = replace(photos[3], crop=photos[1].crop)
-    settled = settle(photos, Rules())
+    settled = select_photos(photos, SelectionRules())
     assert outcomes(settled) == ["kept", "kept", "duplicate", "duplicate"]
     assert [one.reasons for one in settled[2:]] == ["of 0.jpg", "of 1.jpg"]
 
 
 def test_what_was_dropped_already_is_no_duplicate() -> None:
-    photos = [Judged("a", f"{i}.jpg", "no-face") for i in range(3)] + judged(2)
-    assert settle(photos, Rules()) == photos
+    photos = [JudgedPhoto("a", f"{i}.jpg", "no-face") for i in range(3)] + judged(2)
+    assert select_photos(photos, SelectionRules()) == photos
 
 
 def test_a_person_with_too_few_photos_is_dropped() -> None:
-    photos = [*judged(2), Judged("a", "x.jpg", "no-face")]
-    assert outcomes(settle(photos, Rules(min_photos=2))) == ["kept", "kept", "no-face"]
-    settled = settle(photos, Rules(min_photos=3))
+    photos = [*judged(2), JudgedPhoto("a", "x.jpg", "no-face")]
+    assert outcomes(select_photos(photos, SelectionRules(min_photos=2))) == ["kept", "kept", "no-face"]
+    settled = select_photos(photos, SelectionRules(min_photos=3))
     assert outcomes(settled) == ["too-few", "too-few", "no-face"]
     assert settled[0].reasons == "2 left"
-    assert outcomes(settle(judged(1), Rules(min_photos=1))) == ["kept"]
+    assert outcomes(select_photos(judged(1), SelectionRules(min_photos=1))) == ["kept"]
 
 
 def test_distances_are_those_of_a_plain_loop() -> None:
@@ -422,42 +426,51 @@ def test_distances_are_those_of_a_plain_loop() -> None:
     middle = [sorted(vectors[:, column])[3] for column in range(5)]
     length = sum(value**2 for value in middle) ** 0.5
     expected = [1 - sum(a * b for a, b in zip(row, middle, strict=True)) / length for row in vectors]
-    assert np.allclose(prepare_faces.distances_from_median(vectors), expected)
-    assert prepare_faces.distances_from_median(np.array([[1.0, 0.0], [-1.0, 0.0]])).tolist() == [1, 1]
+    assert np.allclose(distances_from_median(vectors), expected)
+    assert distances_from_median(np.array([[1.0, 0.0], [-1.0, 0.0]])).tolist() == [1, 1]
 
 
-def with_vectors(*vectors: tuple[float, float]) -> list[Judged]:
+def with_vectors(*vectors: tuple[float, float]) -> list[JudgedPhoto]:
     return [replace(one, vector=vector) for one, vector in zip(judged(len(vectors)), vectors, strict=True)]
 
 
 def test_a_stranger_among_three_is_dropped() -> None:
     photos = with_vectors((1.0, 0.0), (0.0, -1.0), (0.96, 0.28))
-    settled = settle(photos, Rules(distance=0.5))
+    settled = select_photos(photos, SelectionRules(distance=0.5))
     assert outcomes(settled) == ["kept", "far", "kept"]
     assert settled[1].reasons == "1.000"
-    assert outcomes(settle(photos, Rules(distance=1.1))) == ["kept"] * 3
-    assert outcomes(settle(photos, Rules())) == ["kept"] * 3
-    assert outcomes(settle(photos, Rules(min_photos=3, distance=0.5))) == ["too-few", "far", "too-few"]
+    assert outcomes(select_photos(photos, SelectionRules(distance=1.1))) == ["kept"] * 3
+    assert outcomes(select_photos(photos, SelectionRules())) == ["kept"] * 3
+    assert outcomes(select_photos(photos, SelectionRules(min_photos=3, distance=0.5))) == ["too-few", "far", "too-few"]
 
 
 def test_of_two_that_differ_nobody_knows_which_is_wrong() -> None:
-    assert outcomes(settle(with_vectors((1.0, 0.0), (0.0, 1.0)), Rules(distance=0.1))) == ["kept", "kept"]
+    assert outcomes(select_photos(with_vectors((1.0, 0.0), (0.0, 1.0)), SelectionRules(distance=0.1))) == [
+        "kept",
+        "kept",
+    ]
 
 
 def test_copies_of_a_stranger_have_one_voice() -> None:
     photos = with_vectors((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.96, 0.28))
     photos[1:3] = [replace(one, digest=photos[0].digest) for one in photos[1:3]]
-    assert outcomes(settle(photos, Rules(distance=0.5))) == ["far", "duplicate", "duplicate", "kept", "kept"]
+    assert outcomes(select_photos(photos, SelectionRules(distance=0.5))) == [
+        "far",
+        "duplicate",
+        "duplicate",
+        "kept",
+        "kept",
+    ]
 
 
 # The data set
 
 
 def test_shards_keep_their_size_and_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_faces, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(face_dataset, "SHARD_BYTES", 200_000)
     random = np.random.default_rng(0)
-    faces = [Judged(f"{i // 2:03d}", f"{i}.jpg", "kept", crop=random.bytes(1000)) for i in range(500)]
-    shards = Shards(tmp_path, "made")
+    faces = [JudgedPhoto(f"{i // 2:03d}", f"{i}.jpg", "kept", crop=random.bytes(1000)) for i in range(500)]
+    shards = ShardWriter(tmp_path, "made")
     for face in faces:
         shards.add(face)
     shards.flush()
@@ -510,7 +523,7 @@ def test_the_whole_way(album: Path, folders: Path) -> None:
 
 def test_left_out_paths_are_in_the_report(album: Path, folders: Path) -> None:
     save(head("astronaut"), album / "cover.png")
-    summary = prepare_faces.prepare_faces(album, "people", OPTIONS, Rules(min_photos=3), source="mine")
+    summary = prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=3), source="mine")
     assert report(folders / "data/people")["cover.png"] == ("no-identity", "")
     assert summary.outcomes["no-identity"] == 1
     assert data.find("people", "train").classes == ("mine:astronaut", "mine:hopper")
@@ -519,18 +532,18 @@ def test_left_out_paths_are_in_the_report(album: Path, folders: Path) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts of three photos; the names of those that are made from now on."""
-    monkeypatch.setattr(prepare_faces, "_PHOTOS_A_PART", 3)
+    monkeypatch.setattr(face_parts, "_PHOTOS_A_PART", 3)
     made: list[str] = []
-    examine = prepare_faces._examine
+    examine = face_parts._examine
 
-    def noted(options: Options, folder: Path, part: Path, photos: Sequence[Photo]) -> int:
+    def noted(options: PhotoOptions, folder: Path, part: Path, photos: Sequence[Photo]) -> int:
         count = examine(options, folder, part, photos)
         made.append(part.name)
         if len(made) == 2:
             raise KeyboardInterrupt
         return count
 
-    monkeypatch.setattr(prepare_faces, "_examine", noted)
+    monkeypatch.setattr(face_parts, "_examine", noted)
     return made
 
 
@@ -543,7 +556,7 @@ def test_what_is_done_is_not_done_again(
     prepare_faces.prepare_faces(album, "people", OPTIONS)
     assert small_parts == [f"{number:06d}.parquet" for number in range(4)]
     at_once = prepare_faces.prepare_faces
-    monkeypatch.setattr(prepare_faces, "_PHOTOS_A_PART", 64)
+    monkeypatch.setattr(face_parts, "_PHOTOS_A_PART", 64)
     at_once(album, "again", OPTIONS, source="people")
     assert files(folders / "data/people") == files(folders / "data/again")
 
@@ -568,9 +581,9 @@ def test_a_data_set_that_is_there_stays(album: Path, folders: Path) -> None:
     prepare_faces.prepare_faces(album, "people", OPTIONS)
     before = files(folders / "data/people")
     with pytest.raises(DataError, match="people exists; --overwrite"):
-        prepare_faces.prepare_faces(album, "people", OPTIONS, Rules(min_photos=1))
+        prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=1))
     assert files(folders / "data/people") == before
-    prepare_faces.prepare_faces(album, "people", OPTIONS, Rules(min_photos=1), overwrite=True)
+    prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=1), overwrite=True)
     assert report(folders / "data/people")["once/0.png"] == ("kept", "")
     assert [path.name for path in (folders / "data").iterdir()] == ["people"]
 
@@ -588,7 +601,7 @@ def test_photos_and_what_others_made_are_never_replaced(album: Path, folders: Pa
 
 def test_when_nothing_is_left_the_report_says_why(album: Path, folders: Path) -> None:
     with pytest.raises(DataError, match="nothing is left") as error:
-        prepare_faces.prepare_faces(album, "people", OPTIONS, Rules(min_photos=9))
+        prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=9))
     assert not (folders / "data/people").exists()
     path = folders / "data/people.parts/finished"
     assert str(path / "report.csv") in str(error.value)
@@ -623,7 +636,7 @@ def save_model(folder: Path, task: str, architecture: str, config: dict[str, obj
 
 def test_vectors_are_the_embedders_of_a_face_and_its_mirror_image(album: Path, embedder: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png"), Photo("a", "hopper/0.png")]
-    first, night, other = Examiner(replace(OPTIONS, embedder=embedder))(album, photos)
+    first, night, other = PhotoExaminer(replace(OPTIONS, embedder=embedder))(album, photos)
     assert (len(first.vector), len(night.vector), len(other.vector)) == (16, 0, 16)
     network, card = checkpoint.load(embedder)
     for one in (first, other):
@@ -640,10 +653,10 @@ def test_a_wrong_label_is_cleaned_away(album: Path, folders: Path, embedder: Pat
     save(shifted("hopper", 5), album / "astronaut/wrong.png")
     options = replace(OPTIONS, embedder=embedder)
     photos = [one for one in read_collection(album).photos if one.identity == "astronaut"]
-    vectors = [one.vector for one in Examiner(options)(album, photos) if one.outcome == "kept"]
+    vectors = [one.vector for one in PhotoExaminer(options)(album, photos) if one.outcome == "kept"]
     right, wrong = np.array(vectors[:3]), np.array(vectors[3])
     limit = float(1 - (right @ wrong).max()) / 2
-    summary = prepare_faces.prepare_faces(album, "people", options, Rules(distance=limit))
+    summary = prepare_faces.prepare_faces(album, "people", options, SelectionRules(distance=limit))
     outcome, reason = report(folders / "data/people")["astronaut/wrong.png"]
     assert outcome == "far"
     assert float(reason) > limit
@@ -652,11 +665,11 @@ def test_a_wrong_label_is_cleaned_away(album: Path, folders: Path, embedder: Pat
 
 def test_networks_for_something_else_are_refused(album: Path, folders: Path, embedder: Path) -> None:
     with pytest.raises(DataError, match="is a network to embed, not to detect"):
-        prepare_faces.prepare_faces(album, "people", Options(detector=embedder))
+        prepare_faces.prepare_faces(album, "people", PhotoOptions(detector=embedder))
     with pytest.raises(DataError, match="is a network to detect, not to embed"):
-        prepare_faces.prepare_faces(album, "people", replace(OPTIONS, embedder=WEIGHTS), Rules(distance=0.5))
+        prepare_faces.prepare_faces(album, "people", replace(OPTIONS, embedder=WEIGHTS), SelectionRules(distance=0.5))
     with pytest.raises(checkpoint.CheckpointError, match=r"card.json"):
-        prepare_faces.prepare_faces(album, "people", Options(detector=folders / "nothing"))
+        prepare_faces.prepare_faces(album, "people", PhotoOptions(detector=folders / "nothing"))
     assert not (folders / "data").exists()
 
 
@@ -671,7 +684,7 @@ def test_cleaning_needs_both(album: Path, arguments: list[str]) -> None:
 def test_names_that_are_none(album: Path, folders: Path, arguments: list[str]) -> None:
     result = CliRunner().invoke(prepare_faces.cli, [str(album), *arguments])
     assert result.exit_code == 1
-    assert "is no name" in result.output
+    assert "is not a valid name" in result.output
     assert not (folders / "data").exists()
 
 
@@ -722,7 +735,7 @@ def test_faces_of_lfw_are_framed_as_the_training_data(datasets: Callable[[str], 
     album.mkdir()
     for person in sorted((datasets("lfw-view1") / "lfw").iterdir())[:40]:
         (album / person.name).symlink_to(person)
-    prepare_faces.prepare_faces(album, "lfw", OPTIONS, Rules(min_photos=1))
+    prepare_faces.prepare_faces(album, "lfw", OPTIONS, SelectionRules(min_photos=1))
     mine = data.load("lfw", "train", PIXELS).images
     table = pq.ParquetFile(datasets("faces") / "train-00000.parquet").read_row_group(0).slice(0, 300)
     theirs = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]

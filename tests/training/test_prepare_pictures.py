@@ -45,7 +45,7 @@ def test_each_picture_is_in_one_split_and_the_recipe_fits(album: Path, folders: 
     assert result.exit_code == 0, result.output
     made = folders / "data/my-cups"
     assert result.stdout.splitlines() == [
-        f"{made}: 2 classes, 13 pictures to train on, 3 for the test",
+        f"{made}: 2 classes, 13 images to train on, 3 for the test",
         f"next: python -m training.classify {made / 'recipe.toml'}",
     ]
     train, test = names(made / "train"), names(made / "test")
@@ -90,7 +90,7 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
         "notes.txt: none of JPEG, PNG",
         "cut.png: cannot be decoded",
         "text.jpg: cannot be decoded",
-        "copy.png is 12.png again",
+        "copy.png is a copy of 12.png",
     ]
     assert all(part in line for part, line in zip(expected, said, strict=True)), said
     kept = names(folders / "data/my-cups/train")["espresso"] + names(folders / "data/my-cups/test")["espresso"]
@@ -137,10 +137,10 @@ def taken(album: Path) -> None:
         (loose, "1.jpg is in no class's folder; expected is a folder for each class"),
         (one_class, "has 1 folders, and a classifier two classes or more"),
         (nested, "espresso/old is a folder in a class's folder"),
-        (already_split, "is split already"),
-        (one_picture, f"the class mug has 1 pictures; {FEWEST} are the fewest"),
-        (heic, "00.HEIC: .HEIC is not read (1 in this folder); save it as JPEG"),
-        (in_two_classes, "are the same picture, in two classes"),
+        (already_split, "has train and test already"),
+        (one_picture, f"the class mug has 1 images; at least {FEWEST} are needed"),
+        (heic, "00.HEIC: .HEIC is not supported (1 in this folder); save it as JPEG"),
+        (in_two_classes, "are the same image in two classes"),
         (taken, "my-cups is there already: delete it, or choose another --name"),
     ],
 )
@@ -164,11 +164,11 @@ def test_a_name_that_cannot_be_one(album: Path, folder: str, options: tuple[str,
 
 
 def test_no_such_folder(folders: Path) -> None:
-    assert f"{folders / 'none'} is no folder" in prepare(folders / "none").output
+    assert f"{folders / 'none'} is not a folder" in prepare(folders / "none").output
 
 
 def test_a_phone_s_photos_are_not_passed_over_in_a_split_data_set_either(folders: Path) -> None:
     picture(folders / "data/s/train/a/1.png", 1)
     (folders / "data/s/train/a/2.heic").write_bytes(b"")
-    with pytest.raises(DataError, match=r"2\.heic: \.heic is not read"):
+    with pytest.raises(DataError, match=r"2\.heic: \.heic is not supported"):
         data.find("s", "train")

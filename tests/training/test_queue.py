@@ -126,7 +126,7 @@ def test_it_trains_evaluates_skips_what_is_done_and_survives_a_failure(small: Pa
     assert (invoke(small, "more").output, len(rows(small))) == ("more: done\n", 3)
 
     entries = queue.read_queue(small / "queue.toml")
-    done = partial(queue.Queue, entries, queue.Log(), 0)
+    done = partial(queue.Queue, entries, queue.QueueLog(), 0)
     assert done().is_done(entries[1])
     assert not done(reproduce=True).is_done(entries[1])
     edit(small / "recipes/more.toml", "epochs = 4", "epochs = 2")
@@ -142,7 +142,7 @@ def edit(file: Path, old: str, new: str) -> None:
 def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
     (small / "runs").mkdir(exist_ok=True)
     card = checkpoint.read_card(ROOT / "weights/lenet5-mnist")
-    log = queue.Log()
+    log = queue.QueueLog()
     assert not log.evaluated(card)
     log.path.write_text('{"model": "lenet5-mn\n')
     assert not log.evaluated(card)

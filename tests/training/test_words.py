@@ -25,7 +25,7 @@ from training.datasets.names import read_names, recombine
 from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
 from training.recipe.config import read_recipe
 from training.recipe.words_config import WordsRecipe
-from training.words import Spelling
+from training.words import SpellingTask
 
 SMALL = [
     'model.architecture="word-cnn-small"',
@@ -240,7 +240,7 @@ def test_probes_are_of_their_kinds_and_unlike_those_of_training() -> None:
 
 def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop: Path) -> None:
     small = recipe()
-    untrained = Spelling(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
+    untrained = SpellingTask(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
     result = train()
     assert result.exit_code == 0, result.output
     history = Run(workshop / "runs/names").load_last(1)["progress"].history
@@ -260,19 +260,19 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: p
     options = ["--set", "data.names=1", "--set", "train.epochs=2", "--set", "train.checkpoint_steps=2"]
     options += ["--set", "data.trained=['drop']", "--set", "train.batch_size=240"]
     assert train(*options, "--run", "whole").exit_code == 0
-    step, calls = Spelling.step, 0
+    step, calls = SpellingTask.step, 0
 
-    def stops(self: Spelling, epoch: int, index: int, generator: torch.Generator) -> object:
+    def stops(self: SpellingTask, epoch: int, index: int, generator: torch.Generator) -> object:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
         return step(self, epoch, index, generator)
 
-    monkeypatch.setattr(Spelling, "step", stops)
+    monkeypatch.setattr(SpellingTask, "step", stops)
     train(*options, "--run", "broken")
     assert calls == 4
-    monkeypatch.setattr(Spelling, "step", step)
+    monkeypatch.setattr(SpellingTask, "step", step)
     assert train(*options, "--run", "broken", "--resume").exit_code == 0
     whole, broken = (Run(workshop / "runs" / run).load_last(1)["learners"]["encoder"] for run in ("whole", "broken"))
     assert whole["model"].keys() == broken["model"].keys()
@@ -307,11 +307,11 @@ def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.kind=contrastive", "semi-hard or batch-hard triplets"),
-        ("loss.mining=random", "semi-hard or batch-hard triplets"),
+        ("loss.kind=contrastive", "with semi-hard or batch-hard mining"),
+        ("loss.mining=random", "with semi-hard or batch-hard mining"),
         ("train.batch_size=31", "multiple of spellings"),
         ("model.architecture=word-rnn", "unknown architecture 'word-rnn'; known: word-cnn, word-cnn-small"),
-        ("data.held_out=['drop']", "trained on and held out: drop"),
+        ("data.held_out=['drop']", "both trained and held_out: drop"),
         ("data.trained=[]", "data.trained"),
     ],
 )
@@ -323,7 +323,7 @@ def test_recipes_that_do_not_fit_together(override: str, message: str) -> None:
 def test_what_is_missing_is_named(workshop: Path) -> None:
     result = train("--set", "data.trained=['drop', 'sneeze']")
     assert result.exit_code == 1
-    assert "no kind of edit: sneeze" in result.output
+    assert "unknown kinds of edits: sneeze" in result.output
     assert not (workshop / "runs/names").exists()
     result = measure("--run", "nobody")
     assert result.exit_code == 1

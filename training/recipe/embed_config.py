@@ -21,12 +21,12 @@ from training.recipe.config import (
 
 
 class EmbedModelSection(ModelSection):
-    """As `ModelSection`; `init` names the model that this one starts from, "" for random weights.
+    """As `ModelSection`; training starts from the model named `init`, or from random weights if that is "".
 
-    It is the export of the run of that name or, where there is none, the shipped model (see `exported`). The first
-    `freeze` blocks of its features keep their weights. The exported weights are a share `trained` of the trained ones
-    and for the rest those of init: a network between both forgets less of what is in no training set, and keeps most of
-    what it has learnt (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+    `init` is the export of the run of that name or, if there is none, the shipped model (see `exported`). The first
+    `freeze` blocks of its features keep their weights. The exported weights are interpolated: `trained` times the
+    trained ones plus 1 - `trained` times those of `init`. This keeps most of the improvement and loses less accuracy on
+    data unlike the training set (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
     """
 
     init: str = ""
@@ -34,18 +34,18 @@ class EmbedModelSection(ModelSection):
     trained: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
-    def _keeps_trained_weights(self) -> Self:
+    def _init_for_weights(self) -> Self:
         if (self.freeze or self.trained < 1) and not self.init:
-            raise ValueError("freeze and trained keep weights of init, and there is none")
+            raise ValueError("freeze and trained keep weights of init, and init is not set")
         return self
 
 
 class EmbedDataSection(Section):
-    """A data set of identities under VESTIBULE_DATASETS, and how a batch is drawn from it.
+    """A data set of identities under VESTIBULE_DATASETS, and how batches and pairs are drawn from it.
 
-    A batch has `images` pictures of each of batch_size / images identities. `positives` are other pictures of an
-    identity, or other augmentations of one picture. `mated` is how many pairs of each identity of the calibration split
-    are compared, `impostors` how many pairs of strangers.
+    A batch has `images` images of each of batch_size / images identities. `positives` are other images of an identity,
+    or other augmentations of one image. In the calibration split, `mated` pairs of each identity and `impostors`
+    non-mated pairs are compared.
     """
 
     name: Name
@@ -56,11 +56,12 @@ class EmbedDataSection(Section):
 
 
 class LossSection(Section):
-    """What pulls and pushes: see `training.losses.metric_learning` and `training.losses.mining`.
+    """The loss, see `training.losses.metric_learning` and `training.losses.mining`.
 
-    `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
-    `relations` the weight of distillation's relational half. `teacher` names a file of vectors, a row for each picture
-    of the data set (see `training.embed.Teacher`); `distillation` is the weight of its loss beside the others.
+    `margin` is in units of the metric's distance, or of a cosine for margin softmax; `scale` belongs to margin softmax,
+    `relations` is the weight of the relational part of distillation. `teacher` names a file of vectors, one for each
+    image of the data set (see `training.embed.TeacherVectors`); `distillation` is the weight of its loss if `kind` is
+    another.
     """
 
     kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
@@ -75,19 +76,19 @@ class LossSection(Section):
     distillation: NotNegative = 0.0
 
     @property
-    def learns_from_a_teacher(self) -> bool:
-        """Whether any part of the loss needs the teacher's vectors."""
+    def uses_teacher(self) -> bool:
+        """Whether the loss needs the teacher's vectors."""
         return self.kind == "distillation" or self.distillation > 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.learns_from_a_teacher != bool(self.teacher):
-            raise ValueError("distillation needs the name of a teacher, and nothing else does")
+        if self.uses_teacher != bool(self.teacher):
+            raise ValueError("a teacher must be named for distillation, and for no other loss")
         return self
 
 
 class EmbedRecipe(Section):
-    """One embedder's recipe. `name` is that of the run's folder and of the exported model."""
+    """The recipe of an embedder. `name` is that of the run's folder and of the exported model."""
 
     name: Name
     description: str
@@ -103,7 +104,7 @@ class EmbedRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("a blend of two identities is neither: mixup and cutmix are a classifier's")
+            raise ValueError("mixup and cutmix blend identities and are only for classifiers")
         refuse_classifier_settings(self.train, self.augment)
         if self.train.batch_size % self.data.images:
             raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")

@@ -13,7 +13,7 @@ from training.recipe.embed_config import LossSection
 
 
 class WordsModelSection(Section):
-    """A variant of `models.name_encoder`."""
+    """The name of a variant of `models.name_encoder`."""
 
     architecture: str
 
@@ -25,13 +25,11 @@ class WordsModelSection(Section):
 
 
 class WordsDataSection(Section):
-    """Where names come from, how many are trained on, how misspelt.
+    """The sources of names (see `training.datasets.names`) and their misspellings (`training.datasets.misspellings`).
 
-    See `training.datasets.names` and `training.datasets.misspellings`.
-
-    `identities` and `test` are folders under VESTIBULE_DATASETS. A batch has `spellings` of each of batch_size /
-    spellings names, each with 0 to `edits` edits of the kinds that are `trained`; the `held_out` ones are for the
-    evaluation.
+    `identities` and `test` are folders under VESTIBULE_DATASETS; `names` is the number of names to train on. A batch
+    has `spellings` spellings of each of batch_size / spellings names, each with 0 to `edits` edits of the kinds
+    `trained`. The kinds `held_out` are only used in the evaluation.
     """
 
     identities: Name
@@ -43,14 +41,14 @@ class WordsDataSection(Section):
     held_out: Annotated[tuple[str, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _apart(self) -> Self:
-        if both := set(self.trained) & set(self.held_out):
-            raise ValueError(f"trained on and held out: {', '.join(sorted(both))}")
+    def _disjoint(self) -> Self:
+        if common := set(self.trained) & set(self.held_out):
+            raise ValueError(f"kinds that are both trained and held_out: {', '.join(sorted(common))}")
         return self
 
 
 class WordsRecipe(Section):
-    """A name encoder's recipe. `name` is that of the run's folder."""
+    """The recipe of a name encoder. `name` is that of the run's folder."""
 
     name: Name
     description: str
@@ -63,7 +61,7 @@ class WordsRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
-            raise ValueError("names are learnt from semi-hard or batch-hard triplets")
+            raise ValueError("the loss of a name encoder is triplet, with semi-hard or batch-hard mining")
         refuse_classifier_settings(self.train)
         if self.train.batch_size % self.data.spellings:
             raise ValueError(

@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_folder_holds_one_run(run: Run) -> None:
-    with pytest.raises(RunError, match="already holds a run: --resume goes on with it, --overwrite deletes it"):
+    with pytest.raises(RunError, match="already holds a run: --resume continues it, --overwrite deletes it"):
         run.begin(RECIPE)
     run.begin(RECIPE, overwrite=True)
     assert [path.name for path in run.folder.iterdir()] == ["recipe.toml"]

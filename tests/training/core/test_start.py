@@ -112,8 +112,8 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
         ),
         (["model.config={widths=[4, 9]}"], "model.config asks for other features than elder has: Error(s) in"),
         (["model.config={depths=[1, 2]}"], "Missing key(s)"),
-        (["train.whiten=true"], "not as both"),
-        (["model.start=", "model.freeze=true"], "there is no start"),
+        (["train.whiten=true"], "exclude each other"),
+        (["model.start=", "model.freeze=true"], "start is not set"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(workshop: Path, more: list[str], message: str) -> None:
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused_in_one_line(workshop: Path, more: list[str
 def test_only_a_classifier_s_features_are_taken(workshop: Path) -> None:
     folder = Path(__file__).parents[3] / "weights/ae-mnist"
     result = train(workshop, f"model.start={folder}")
-    assert "ae-mnist is no classifier: it is there to reconstruct" in result.output
+    assert "ae-mnist is not a classifier but a network to reconstruct" in result.output
 
 
 def test_pictures_may_be_of_another_size(workshop: Path) -> None:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from training.core.seeds import generator
 from training.datasets.augment import (
     OPERATIONS,
-    Colours,
+    ChannelStatistics,
     affine,
     augment,
     blend,
@@ -35,7 +35,7 @@ from training.datasets.augment import (
 )
 from training.recipe.config import AugmentSection
 
-COLOURS = Colours((100.5, 50.25), torch.tensor([[4.0, -1.0], [3.0, 2.0]]))
+COLOURS = ChannelStatistics((100.5, 50.25), torch.tensor([[4.0, -1.0], [3.0, 2.0]]))
 
 
 def pictures(n: int = 6, channels: int = 2, height: int = 9, width: int = 9) -> Tensor:
@@ -349,7 +349,7 @@ def test_every_operation_comes_up_as_often() -> None:
 
 def test_all_of_the_new_repeats_with_its_generator_and_leaves_its_input_alone() -> None:
     config = AugmentSection(rand_augment=(2, 9), colour_pca=0.1, cutout=3, crop=1)
-    colours = Colours((9.0, 8.0, 7.0), torch.eye(3))
+    colours = ChannelStatistics((9.0, 8.0, 7.0), torch.eye(3))
     images = pictures(channels=3)
     before = images.clone()
     first = augment(images, config, generator(1), colours)

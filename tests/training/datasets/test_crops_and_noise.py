@@ -1,4 +1,4 @@
-"""Pictures in batches, parts of them, and noise."""
+"""CroppedImages in batches, parts of them, and noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from models.preprocess import Preprocess
 from tests.training.conftest import png
 from training.core.errors import DataError
-from training.datasets.crops_and_noise import Pictures, add_fixed_noise, add_noise
+from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise
 from training.datasets.faces import split_of
 from training.recipe.config import AugmentSection
 from training.recipe.generative_config import NoiseSection, PicturesSection
@@ -28,8 +28,8 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make(section: dict[str, object], batch_size: int = 20, preprocess: Preprocess = UNIT) -> Pictures:
-    return Pictures(PicturesSection.model_validate(section), preprocess, batch_size, 1)
+def make(section: dict[str, object], batch_size: int = 20, preprocess: Preprocess = UNIT) -> CroppedImages:
+    return CroppedImages(PicturesSection.model_validate(section), preprocess, batch_size, 1)
 
 
 def test_an_epoch_shows_what_is_not_held_out_once(workshop: Path) -> None:
@@ -98,12 +98,12 @@ def test_people_are_split_as_for_the_embedder(folders: Path) -> None:
     assert splits(pictures.set.labels[pictures.held_out]) == {"calibrate"}
     for index in range(pictures.per_epoch):
         assert splits(pictures.batch(0, index, NONE, draw())[1]) == {"train"}
-    with pytest.raises(DataError, match="people: 500 to validate on, of"):
+    with pytest.raises(DataError, match="people: 500 validation images from"):
         make(section | {"validation": 500}, preprocess=small)
 
 
 def test_a_crop_that_is_too_large(workshop: Path) -> None:
-    with pytest.raises(DataError, match="strokes: a crop of 29 from pictures of"):
+    with pytest.raises(DataError, match="strokes: a crop of 29 from images of"):
         make({"name": "strokes", "validation": 30, "crop": 29})
 
 

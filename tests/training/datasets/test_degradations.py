@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.core.seeds import generator
 from training.datasets import degradations
-from training.datasets.augment import Colours, augment
+from training.datasets.augment import ChannelStatistics, augment
 from training.recipe.config import AugmentSection, CameraSection
 
 EVERYTHING = CameraSection(
@@ -30,7 +30,7 @@ def faces(n: int = 8, channels: int = 3, side: int = 112) -> Tensor:
 def test_the_defaults_do_nothing() -> None:
     images = faces()
     assert torch.equal(degradations.degrade(images, CameraSection(chance=1.0), generator(1)), images)
-    colours = Colours((0.0,) * 3, torch.zeros(3, 3))
+    colours = ChannelStatistics((0.0,) * 3, torch.zeros(3, 3))
     assert augment(images, AugmentSection(), generator(1), colours) is images
     changed = augment(images, AugmentSection(camera=EVERYTHING), generator(1), colours)
     assert not torch.equal(changed, images)

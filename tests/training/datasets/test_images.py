@@ -56,13 +56,13 @@ def test_pictures_are_decoded_once_until_file_or_geometry_changes(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    pixels = data._pixels
+    decode = data.decoded
 
     def counted(where: str, *args: object) -> object:
         decoded.append(where)
-        return pixels(where, *args)  # type: ignore[arg-type]
+        return decode(where, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data, "_pixels", counted)
+    monkeypatch.setattr(data, "decoded", counted)
     first = data.load("strokes", "train", GREY)
     again = data.load("strokes", "train", GREY.model_copy(update={"mean": (0.0,)}))
     assert len(decoded) == 130  # mean and std are not in the pixels
@@ -103,7 +103,7 @@ def test_a_source_that_says_too_little(folders: Path) -> None:
         data.find("s", "train")
     path.unlink()
     (folders / "data/s/train/a").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         data.load("s", "train", GREY)
 
 

@@ -28,7 +28,7 @@ from tests.conftest import encode, photo
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
-from training.datasets.protocols import Pairs, People, Search, read_orl
+from training.datasets.protocols import ListedPairs, People, Search, read_orl
 from training.evaluate import cli
 from training.evaluation import measure_faces, report_faces
 from training.evaluation.embedded_faces import EmbeddedFaces, FaceEmbedder, embed_photos, load_detector
@@ -126,10 +126,10 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
         pairs = [(a, b) for a, b in pairs if names[a].split(":")[0] in sources]
         values = [vectors[a] @ vectors[b] for a, b in pairs]
         scores = Scores.of(values, [names[a] == names[b] for a, b in pairs])
-        assert part.pictures == 5 * (15 if "street" in sources else 12)
+        assert part.images == 5 * (15 if "street" in sources else 12)
         assert part.scores.mated == pytest.approx(scores.mated, abs=1e-5)
         assert part.scores.impostor == pytest.approx(scores.impostor, abs=1e-5)
-        promises = [promise for promise in figures.promises if promise.name == part.name]
+        promises = [promise for promise in figures.threshold_checks if promise.name == part.name]
         assert [promise.fmr for promise in promises] == [0.01, 0.001]
         for promise in promises:
             threshold = embedder.matching.threshold(promise.fmr).similarity
@@ -168,10 +168,10 @@ def test_a_failure_costs_the_pairs_it_is_in() -> None:
     angles = np.arange(40) // 2 * 0.15
     vectors, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.arange(40) // 2
     places = np.array([(2 * i, 2 * i + 1) for i in range(20)] + [(2 * i, (2 * i + 20) % 40) for i in range(20)])
-    pairs = Pairs(places, np.arange(40) < 20, None)
+    pairs = ListedPairs(places, np.arange(40) < 20, None)
     found = np.ones(40, bool)
     whole = verify("whole", EmbeddedFaces(vectors, labels, found), pairs)
-    assert (whole.failures, whole.pictures, whole.accuracy) == (0, 40, (1.0, 0.0))
+    assert (whole.failures, whole.images, whole.accuracy) == (0, 40, (1.0, 0.0))
     found[1] = False
     torn = verify("torn", EmbeddedFaces(vectors, labels, found), pairs)
     assert (torn.failures, torn.scores.tar(0.1)) == (1, 0.95)
@@ -179,8 +179,10 @@ def test_a_failure_costs_the_pairs_it_is_in() -> None:
     assert torn.accuracy[0] == pytest.approx(39 / 40)
     # A failure that is in none of the pairs does not count.
     kept = (places != 1).all(axis=1)
-    without = verify("without", EmbeddedFaces(vectors, labels, found), Pairs(places[kept], pairs.same[kept], None))
-    assert (without.failures, without.pictures) == (0, 39)
+    without = verify(
+        "without", EmbeddedFaces(vectors, labels, found), ListedPairs(places[kept], pairs.mated[kept], None)
+    )
+    assert (without.failures, without.images) == (0, 39)
 
 
 def test_own_folds_are_used() -> None:
@@ -190,23 +192,23 @@ def test_own_folds_are_used() -> None:
     photos = embedded([[1, 0], *vectors.tolist()], list(range(9)), [True] * 9)
     places = np.array([(0, number) for number in range(1, 9)])
     same = np.array([True, True, False, False] * 2)
-    assert verify("two", photos, Pairs(places, same, np.arange(8) // 4)).accuracy == (0.5, 0.0)
+    assert verify("two", photos, ListedPairs(places, same, np.arange(8) // 4)).accuracy == (0.5, 0.0)
     with pytest.raises(DataError, match="two: 10 folds need"):
-        verify("two", photos, Pairs(places, same, None))
+        verify("two", photos, ListedPairs(places, same, None))
     with pytest.raises(DataError, match=r"two: .*only one"):
-        verify("two", photos, Pairs(places, same, np.zeros(8, np.int64)))
+        verify("two", photos, ListedPairs(places, same, np.zeros(8, np.int64)))
 
 
 def test_identification_of_people_who_are_all_different() -> None:
     labels = np.repeat(np.arange(8), 3)
     photos = EmbeddedFaces(np.eye(8)[labels], labels, np.ones(24, bool))
     part = identify("clear", photos)
-    assert (part.subjects, part.pictures, part.failures) == (8, 24, 0)
+    assert (part.subjects, part.images, part.failures) == (8, 24, 0)
     assert part.rank_one == (1.0, 0.0)
     assert part.fnir == {0.1: (0.0, 0.0), 0.01: (0.0, 0.0)}
     assert (part.mated, part.impostor) == (4 * 2, 4 * 3)
     # Where one photo of somebody has no face, it is missed as a probe and misses the others as the gallery's.
-    part = identify("torn", replace(photos, found=np.arange(24) != 4))
+    part = identify("torn", replace(photos, has_face=np.arange(24) != 4))
     assert 0 < 1 - part.rank_one.mean <= 2 / 16
     assert part.rank_one.deviation > 0
 
@@ -261,9 +263,9 @@ def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> No
     Image.new("RGB", (200, 100), "white").save(tmp_path / "c.png")
     people = People(tuple(tmp_path / name for name in ("b.png", "a.png", "c.png")), np.arange(3), ("b", "a", "c"))
     photos = embed_photos(people, beside, mean_colour, enlarged)
-    assert photos.found.tolist() == [False, True, False]
+    assert photos.has_face.tolist() == [False, True, False]
     assert photos.vectors == pytest.approx(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), abs=0.05)
-    with pytest.raises(DataError, match="no face was found in any of 1 pictures"):
+    with pytest.raises(DataError, match="no face was found in any of 1 photos"):
         embed_photos(People(people.paths[:1], np.array([0]), ("b",)), beside, mean_colour)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png: none of"):
@@ -400,7 +402,10 @@ def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, 
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [({"film:a": 2}, "no identity of this data set is in the split test"), ({}, "no test identity has two pictures")],
+    [
+        ({"film:a": 2}, "no identity of this data set is in the split test"),
+        ({}, "mated pairs need an identity with two images"),
+    ],
 )
 def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], message: str) -> None:
     names = names or dict.fromkeys(of_split("film", "test", 3), 1)
@@ -417,7 +422,7 @@ def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], mess
 def test_a_face_is_found_in_every_picture_of_orl(datasets: Callable[[str], Path]) -> None:
     people, detector = read_orl(datasets("orl")), load_detector(WEIGHTS / "centerface")
     photos = embed_photos(people, detector, mean_colour, measure_faces.ORL_ENLARGED)
-    assert (photos.failures, len(photos.found)) == (0, 400)
+    assert (photos.failures, len(photos.has_face)) == (0, 400)
 
 
 def test_degraded_faces_are_the_same_each_time_and_half_of_each_kind(studio: Path) -> None:

@@ -24,7 +24,7 @@ from training.core.errors import DataError
 from training.datasets import images as data
 from training.evaluate import cli
 from training.evaluation import measure_generators as measured
-from training.evaluation.measure_generators import Real, Truth, draw, gaussian, measure
+from training.evaluation.measure_generators import RealImages, Reference, draw, gaussian, measure
 from training.evaluation.report_generators import draw_sheet, markdown
 from training.metrics import likelihood
 from training.metrics.contact_sheet import sheet
@@ -99,15 +99,15 @@ def test_a_set_is_judged_by_what_is_read() -> None:
     draws = torch.Generator().manual_seed(0)
     classes = torch.arange(300) % 3
     features = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws)
-    truth = Truth(ExtractedFeatures(features, torch.eye(3)[classes].double()))
+    reference = Reference(ExtractedFeatures(features, torch.eye(3)[classes].double()))
     asked = torch.full((300,), 2)
     halved = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws) / 2
-    found = truth.judge("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
+    found = reference.compare("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
     assert found.asked == pytest.approx(1 / 3)
     assert found.shares == pytest.approx((1 / 3, 1 / 3))
     assert found.inception == pytest.approx(3)
     assert found.spread.mean == pytest.approx(0.5, rel=0.1)
-    one_each = truth.judge("y", ExtractedFeatures(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
+    one_each = reference.compare("y", ExtractedFeatures(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
     assert (one_each.spread, one_each.manifolds.recall, one_each.asked) == ((0.0, 0.0), 0.0, None)
 
 
@@ -116,9 +116,9 @@ def test_the_gaussian_has_the_pixels_moments(studio: Path) -> None:
     rows = np.arange(80)
     # Far from where bytes end, so that clipping takes nothing away.
     grey = data.ImageSet((train.images[:, 4:20:4, 4:20:4] // 4 + 90).astype(np.uint8), train.labels, train.classes)
-    flat, truth = gaussian(grey, rows, 20_000, seed=3).reshape(20_000, -1), grey.images[:80].reshape(80, -1)
-    assert np.abs(flat.mean(axis=0) - truth.mean(axis=0)).max() < 1
-    covariance = np.cov(truth.T.astype(float))
+    flat, reference = gaussian(grey, rows, 20_000, seed=3).reshape(20_000, -1), grey.images[:80].reshape(80, -1)
+    assert np.abs(flat.mean(axis=0) - reference.mean(axis=0)).max() < 1
+    covariance = np.cov(reference.T.astype(float))
     assert np.abs(np.cov(flat.T.astype(float)) - covariance).max() < 0.05 * covariance.max()
 
 
@@ -149,7 +149,7 @@ def test_identities_are_split_as_for_training(folders: Path) -> None:
     path = folders / "data/people/train.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
-    real = Real.load("people", SMALL)
+    real = RealImages.load("people", SMALL)
     train, test = ({real.train.labels[row] for row in rows} for rows in (real.train_rows, real.test_rows))
     assert train
     assert test
@@ -213,7 +213,7 @@ def test_an_embedders_table_has_no_classes(studio: Path) -> None:
 def test_a_network_that_draws_nothing_and_strange_classes_are_refused(studio: Path) -> None:
     result = run(studio, names=("judge",))
     assert result.exit_code == 1
-    assert "a network to classify draws no pictures" in result.output
+    assert "a network to classify is not a generator" in result.output
     other = ("red", "black", "wood")
     save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=other)
     with pytest.raises(DataError, match="labelled draws"):
@@ -227,7 +227,7 @@ def test_the_sheet_shows_each_picture_in_its_place(studio: Path) -> None:
     assert (shown[2 * 30 : 2 * 58 : 2, 2 * 60 : 2 * 88 : 2] == pixels[12, ..., 0]).all()
     colour = np.zeros((3, 4, 4, 3), np.uint8)
     assert Image.open(io.BytesIO(sheet(colour, 2))).size == (10, 10)
-    with pytest.raises(ValueError, match="expected pictures"):
+    with pytest.raises(ValueError, match="expected images"):
         sheet(pixels[..., 0], 5)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.core.errors import CollapsedError, TrainingError
 from training.metrics.feature_extractor import Extractor
-from training.metrics.gan_monitor import Pixels, Watch, balance, gradient_norm
+from training.metrics.gan_monitor import CollapseMonitor, Pixels, balance, gradient_norm
 from training.recipe.gan_config import WatchSection
 
 WEIGHTS = Path(__file__).parents[3] / "weights/lenet5-mnist"
@@ -33,9 +33,9 @@ def digits() -> tuple[Pixels, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def watch(digits: tuple[Pixels, Tensor]) -> Watch:
+def watch(digits: tuple[Pixels, Tensor]) -> CollapseMonitor:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    return Watch(section, Extractor(WEIGHTS), digits[0][:900], seed=0)
+    return CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed=0)
 
 
 def jittered(pictures: Pixels, count: int) -> Pixels:
@@ -45,7 +45,7 @@ def jittered(pictures: Pixels, count: int) -> Pixels:
     return (copies + noise).clip(0, 255).astype(np.uint8)
 
 
-def test_other_real_pictures_pass(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_other_real_pictures_pass(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels, labels = digits
     figures = watch.figures(pixels[900:1400], labels[900:1400])
     assert figures["classes"] == 10
@@ -56,7 +56,7 @@ def test_other_real_pictures_pass(watch: Watch, digits: tuple[Pixels, Tensor]) -
     watch.check(figures, epoch=2)
 
 
-def test_one_picture_a_class_is_a_collapse(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_one_picture_a_class_is_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     good = watch.figures(pixels[900:1400], None)
     read = watch._extractor(pixels[:900]).labels
@@ -65,30 +65,30 @@ def test_one_picture_a_class_is_a_collapse(watch: Watch, digits: tuple[Pixels, T
     assert figures["classes"] == 10  # coverage alone would not have seen it
     assert figures["recall"] < 0.1
     assert figures["frechet"] > 3 * good["frechet"]
-    with pytest.raises(CollapsedError, match=r"pictures of a class differ 0\.\d\d times as much as real ones"):
+    with pytest.raises(CollapsedError, match=r"images of a class differ 0\.\d\d times as much as real ones"):
         watch.check(figures, epoch=2)
 
 
-def test_three_classes_of_ten_are_a_collapse(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_three_classes_of_ten_are_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     read = watch._extractor(pixels).labels
     figures = watch.figures(pixels[(read < 3).numpy()], None)
     assert figures["classes"] == 3
     with pytest.raises(CollapsedError, match="epoch 2: 3 of 10 classes are drawn; ") as caught:
         watch.check(figures, epoch=2)
-    assert f"{figures['modes']:.0f} of {MODES} kinds of pictures are drawn" in str(caught.value)
+    assert f"{figures['modes']:.0f} of {MODES} kinds of images are drawn" in str(caught.value)
     assert caught.value.figures == figures
     assert isinstance(caught.value, TrainingError)
 
 
-def test_nothing_is_said_before_its_time(watch: Watch) -> None:
+def test_nothing_is_said_before_its_time(watch: CollapseMonitor) -> None:
     collapsed = {"modes": 1.0, "diversity": 0.0, "classes": 1.0}
     watch.check(collapsed, epoch=1)
     with pytest.raises(CollapsedError):
         watch.check(collapsed, epoch=2)
 
 
-def test_the_figures_against_plain_loops(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_the_figures_against_plain_loops(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     figures = watch.figures(pixels[900:1020], None)
     extractor = Extractor(WEIGHTS)
@@ -114,16 +114,16 @@ def test_the_figures_against_plain_loops(watch: Watch, digits: tuple[Pixels, Ten
     assert "asked" not in figures
 
 
-def test_the_groups_are_a_function_of_the_seed(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_the_groups_are_a_function_of_the_seed(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    again, other = (Watch(section, Extractor(WEIGHTS), digits[0][:900], seed) for seed in (0, 1))
+    again, other = (CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed) for seed in (0, 1))
     assert torch.equal(again._centres, watch._centres)
     assert not torch.equal(other._centres, watch._centres)
 
 
 def test_without_classes_only_modes_and_diversity_count(digits: tuple[Pixels, Tensor]) -> None:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    watch = Watch(section, _Blind(), digits[0][:900], seed=0)  # type: ignore[arg-type]
+    watch = CollapseMonitor(section, _Blind(), digits[0][:900], seed=0)  # type: ignore[arg-type]
     figures = watch.figures(digits[0][900:1400], None)
     assert "classes" not in figures
     features = Extractor(WEIGHTS)(digits[0][:1400]).features

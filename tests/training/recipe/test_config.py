@@ -66,7 +66,7 @@ def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
         ("train.bias_lr=1", "bias_lr is a setting of muon"),
         ("train.freeze_whitening=true", "whiten is false"),
         ("train.norm_momentum=0", "train.norm_momentum"),
-        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in a picture of 32"),
+        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in an image of 32"),
     ],
 )
 def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str) -> None:
