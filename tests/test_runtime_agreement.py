@@ -13,8 +13,7 @@ from benchmarks.runtime_agreement import measure
 from models import checkpoint, openvino_runtime
 from models.preprocess import Preprocess
 from models.runtime_selection import Choice
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 
 PADDED = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
 

@@ -104,8 +104,8 @@ class SpellingTask:
 def setup(recipe: WordsRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[SpellingTask, Run]:
     """Prepare the run's folder, the names and the network."""
     accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
-    return SpellingTask(recipe, read_names(recipe.data, recipe.seed), accelerator), run
+    task = SpellingTask(recipe, read_names(recipe.data, recipe.seed), accelerator)
+    return task, begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
 
 
 def summarise(task: SpellingTask, run: Run, progress: Progress) -> str | None:

@@ -18,7 +18,7 @@ from models import checkpoint
 from models.card import ModelCard
 from models.generative import ReconstructPart
 from models.vae import VAE
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, TWO_PROCESSES, interrupted, png, sets, strokes, write_parquet
 from training import autoencode
 from training.core.run_folder import Run
 from training.core.seeds import generator
@@ -73,8 +73,7 @@ def workshop(workshop: Path) -> Path:
 
 
 def invoke(workshop: Path, *changes: str, options: tuple[str, ...] = ()) -> Result:
-    sets = (part for change in changes for part in ("--set", change))
-    return CliRunner().invoke(autoencode.cli, [str(workshop / "recipe.toml"), *sets, *options])
+    return CliRunner().invoke(autoencode.cli, [str(workshop / "recipe.toml"), *sets(*changes), *options])
 
 
 def trained(workshop: Path, *changes: str) -> tuple[torch.nn.Module, ModelCard, dict[str, float]]:
@@ -239,24 +238,11 @@ def test_what_does_not_fit_is_said_in_one_line(workshop: Path, changes: list[str
 
 
 @pytest.mark.parametrize("changes", [VAE_RECIPE, DENOISER], ids=["vae", "denoiser"])
-def test_a_resumed_run_ends_with_the_same_weights(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
-) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, changes: list[str]) -> None:
     changes = [*changes, "train.checkpoint_steps=5"]
     assert invoke(workshop, *changes, options=("--run", "whole")).exit_code == 0
-    step, calls = autoencode.AutoencodingTask.step, 0
-
-    def stops(self: autoencode.AutoencodingTask, epoch: int, index: int, generator: torch.Generator) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 18:
-            raise KeyboardInterrupt
-        return step(self, epoch, index, generator)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(autoencode.AutoencodingTask, "step", stops)
+    with interrupted(autoencode.AutoencodingTask, 18):
         invoke(workshop, *changes, options=("--run", "broken"))
-    assert calls == 18
     assert invoke(workshop, *changes, options=("--run", "broken", "--resume")).exit_code == 0
     cards = [checkpoint.read_card(workshop / f"runs/{run}/export/lines") for run in ("whole", "broken")]
     assert cards[0].sha256 == cards[1].sha256
@@ -268,11 +254,13 @@ def test_two_processes_train_what_one_does(workshop: Path) -> None:
     # Without batch norm, which sees each process's share alone, and without what each process draws for itself.
     changes = ["model.architecture=denoiser", "model.config={widths=[8], blocks=1}"]
     changes += ["noise={sigma=[0, 0], clipped=0, validation=[40]}"]
-    options = [part for change in changes for part in ("--set", change)]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = ["-m", "training.autoencode", str(workshop / "recipe.toml"), "--run", "two", *options]
-    subprocess.run([*launch, *command], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    command = ["-m", "training.autoencode", str(workshop / "recipe.toml"), "--run", "two", *sets(*changes)]
+    subprocess.run(
+        [sys.executable, *TWO_PROCESSES, *command],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )
     assert invoke(workshop, *changes, options=("--run", "one")).exit_code == 0
     histories = [json.loads((workshop / "runs" / run / "history.json").read_text()) for run in ("one", "two")]
     for alone, shared in zip(*histories, strict=True):

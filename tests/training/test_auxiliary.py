@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.registry import REGISTRY, Architecture
+from tests.training.conftest import sets
 from training import classify
 from training.core.run_folder import Run
 from training.core.seeds import generator
@@ -83,7 +84,7 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
 
 
 def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:
-    options = [part for setting in settings for part in ("--set", setting)]
+    options = sets(*settings)
     result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
     assert result.exit_code == 0, result.output
     run = workshop / "runs/strokes"
@@ -99,7 +100,7 @@ def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: l
 
 
 def test_a_recipe_may_leave_them_out(workshop: Path, settings: list[str]) -> None:
-    options = [part for setting in settings for part in ("--set", setting)]
+    options = sets(*settings)
     options += ["--set", "model.config={auxiliary=false}", "--set", "train.epochs=2"]
     result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
     assert result.exit_code == 0, result.output

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from models import checkpoint, matching_fit
 from models.card import Metric
 from models.preprocess import Preprocess
-from models.registry import build, configure
+from tests.training.conftest import save, write_identities
 from training import calibrate
 from training.datasets import images as data
 from training.datasets.faces import rows_of
@@ -33,27 +28,12 @@ def people(folders: Path) -> Path:
         base = random.integers(0, 256, (4, 4, 3)).astype(np.uint8)
         for _ in range(5):
             face = np.clip(base.repeat(8, axis=0).repeat(8, axis=1) + random.normal(0, 20, (32, 32, 3)), 0, 255)
-            buffer = io.BytesIO()
-            Image.fromarray(face.astype(np.uint8)).save(buffer, "PNG")
-            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{person}"})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
-    torch.manual_seed(0)
+            rows.append((Image.fromarray(face.astype(np.uint8)), f"made:{person}"))
+    write_identities(folders / "data/people/train.parquet", rows)
+    card: dict[str, object] = {"metrics": [Metric(name="kept", value=1.0, data="elsewhere")]}
+    card["preprocess"] = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(128.0,) * 3)
     config = {"image_size": 32, "dimensions": 12, "norm": False}
-    checkpoint.save(
-        folders / "untrained",
-        build("mobilefacenet", config),
-        name="untrained",
-        description="untrained",
-        task="embed",
-        architecture="mobilefacenet",
-        config=asdict(configure("mobilefacenet", config)),
-        preprocess=Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(128.0,) * 3),
-        metrics=[Metric(name="kept", value=1.0, data="elsewhere")],
-        data="none",
-        source="this test",
-        license="Apache-2.0",
-    )
+    save(folders / "untrained", "mobilefacenet", config, task="embed", **card)
     return folders
 
 

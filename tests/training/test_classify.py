@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.registry import build
 from models.tta import VIEWS, Tta
-from tests.training.conftest import CLASSES
+from tests.training.conftest import CLASSES, TWO_PROCESSES, sets
 from training import classify
 from training.core.run_folder import Run
 from training.datasets import images as data
@@ -89,9 +89,7 @@ def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
     switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
     result = invoke(
         workshop,
-        *(part for switch in switches for part in ("--set", switch)),
-        "--set",
-        "model.config={output='linear'}",
+        *sets(*switches, "model.config={output='linear'}"),
     )
     assert result.exit_code == 0, result.output
     _, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
@@ -222,12 +220,12 @@ def _stands_at(run: Run, step: int) -> bool:
 def test_two_processes_train_what_one_does(workshop: Path) -> None:
     # Without what each process draws for itself; what is left of a difference is the order of sums.
     plain = ["augment={}", "model.config={}", "train.epochs=2"]
-    options = [part for change in plain for part in ("--set", change)]
+    options = sets(*plain)
+    python, *arguments = command(workshop, "two", *options)
     # accelerate's --cpu would start one process (see training.classify).
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    two = command(workshop, "two", *options)
-    subprocess.run([*launch, *two[1:]], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    subprocess.run(
+        [python, *TWO_PROCESSES, *arguments], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
+    )
     assert invoke(workshop, "--run", "one", *options).exit_code == 0
     cards = [checkpoint.read_card(workshop / "runs" / run / "export/strokes") for run in ("one", "two")]
     assert [card.training.processes for card in cards if card.training] == [1, 2]
@@ -291,9 +289,7 @@ def test_frozen_filters_stay_as_the_whitening_made_them(workshop: Path) -> None:
     task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
     layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
     weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
-    assert (
-        invoke(workshop, *[part for setting in settings for part in ("--set", setting)], "--overwrite").exit_code == 0
-    )
+    assert invoke(workshop, *sets(*settings), "--overwrite").exit_code == 0
     kept = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
     assert any(torch.equal(value, weight) for value in kept.values())
     assert bias is not None
@@ -308,7 +304,7 @@ def test_the_settings_of_short_trainings_learn(workshop: Path) -> None:
         "model={architecture='vgg11-bn', config={stem=[4, 3], stages=[[8, 8]], hidden=[], pool_size=1, halve='first'}}",
         "augment={flip='alternating', crop=2, crop_fill='reflect'}",
     ]
-    assert invoke(workshop, *[part for setting in settings for part in ("--set", setting)]).exit_code == 0
+    assert invoke(workshop, *sets(*settings)).exit_code == 0
     history = json.loads((workshop / "runs/strokes/history.json").read_text())
     assert history[-1]["train/loss"] < history[0]["train/loss"]
     assert history[-1]["validation/accuracy"] > 0.6

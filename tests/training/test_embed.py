@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.registry import build
+from tests.training.conftest import interrupted, sets, write_identities
 from training import embed
 from training.core.errors import RecipeError
 from training.core.run_folder import Run
@@ -85,11 +83,8 @@ def workshop(folders: Path) -> Path:
         for _ in range(5):
             pixels = colour + random.normal(0, 12, (16, 16, 3))
             pixels[stripe : stripe + 3] = 255 - colour
-            buffer = io.BytesIO()
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{person}"})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+            rows.append((Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), f"made:{person}"))
+    write_identities(folders / "data/people/train.parquet", rows)
     (folders / "recipe.toml").write_text(RECIPE)
     return folders
 
@@ -271,30 +266,16 @@ def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message
     ],
 )
 def test_what_is_missing_is_named(workshop: Path, options: list[str], message: str) -> None:
-    result = invoke(workshop, *(part for option in options for part in ("--set", option)))
+    result = invoke(workshop, *sets(*options))
     assert result.exit_code == 1
     assert message in result.output
 
 
-def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--set", "loss.mining=random", "--set", "train.epochs=2"]
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
+    options = sets("loss.mining=random", "train.epochs=2")
     assert invoke(workshop, *options, "--run", "whole").exit_code == 0
-    step = embed.EmbeddingTask.step
-    calls = 0
-
-    def stops(self: embed.EmbeddingTask, epoch: int, index: int, generator: torch.Generator) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return step(self, epoch, index, generator)
-
-    monkeypatch.setattr(embed.EmbeddingTask, "step", stops)
-    invoke(workshop, *options, "--run", "broken")
-    assert calls == 5
-    monkeypatch.undo()
-    monkeypatch.setenv("VESTIBULE_DATASETS", str(workshop / "data"))
-    monkeypatch.setenv("VESTIBULE_RUNS", str(workshop / "runs"))
+    with interrupted(embed.EmbeddingTask, 5):
+        invoke(workshop, *options, "--run", "broken")
     assert invoke(workshop, *options, "--run", "broken", "--resume").exit_code == 0
     cards = [checkpoint.read_card(workshop / f"runs/{run}/export/people") for run in ("whole", "broken")]
     assert cards[0].sha256 == cards[1].sha256

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.card import Metric, ModelCard
-from models.registry import build
-from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 from training.evaluate import cli
 from training.metrics.classification import measure_classifier
 
@@ -27,26 +26,9 @@ def exported(folders: Path) -> Path:
     """An untrained network with a temperature and ten views, 20 test strokes, and two old figures in its card."""
     pictures, labels = strokes(20, seed=4)
     write_parquet(folders / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
-    torch.manual_seed(0)
     old = [Metric(name="accuracy", value=0.0, data=where) for where in ("strokes test (20)", "strokes validation")]
-    checkpoint.save(
-        folders / "weights",
-        build("lenet5-relu", {"num_classes": 3}),
-        name="strokes",
-        description="untrained",
-        task="classify",
-        architecture="lenet5-relu",
-        config={"num_classes": 3},
-        preprocess=GREY,
-        classes=CLASSES,
-        temperature=0.5,
-        tta="ten-crop",
-        metrics=old,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
-    return folders / "weights"
+    card: dict[str, object] = {"name": "strokes", "classes": CLASSES, "temperature": 0.5, "tta": "ten-crop"}
+    return save(folders / "weights", "lenet5-relu", {"num_classes": 3}, task="classify", metrics=old, **card)
 
 
 def plain_accuracy(folder: Path, *, tta: bool) -> float:

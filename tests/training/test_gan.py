@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from models.generative import latents
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, interrupted, png, sets, strokes, write_parquet
 from training import gan
 from training.core.errors import CollapsedError, RecipeError
 from training.core.run_folder import Run
@@ -95,10 +91,6 @@ def makers(workshop: Path) -> Path:
     write_parquet(workshop / "data/strokes/train.parquet", [png(picture) for picture in pictures], labels)
     (workshop / "recipe.toml").write_text(RECIPE)
     return workshop
-
-
-def changed(changes: list[str]) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
 
 
 def invoke(makers: Path, *options: str) -> Result:
@@ -273,7 +265,7 @@ def test_a_recipe_becomes_a_served_generator(makers: Path) -> None:
 
 
 def test_a_critic_is_measured(makers: Path) -> None:
-    assert invoke(makers, *changed([*PENALTY, "train.precision=bf16", "train.channels_last=true"])).exit_code == 0
+    assert invoke(makers, *sets(*[*PENALTY, "train.precision=bf16", "train.channels_last=true"])).exit_code == 0
     run = makers / "runs/stroke-maker"
     history = json.loads((run / "history.json").read_text())
     assert len(history) == 2
@@ -290,14 +282,10 @@ def test_a_critic_is_measured(makers: Path) -> None:
 @pytest.mark.slow
 def test_the_generator_learns_strokes(makers: Path) -> None:
     changes = [*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95"]
-    assert invoke(makers, *changed(changes)).exit_code == 0
+    assert invoke(makers, *sets(*changes)).exit_code == 0
     history = json.loads((makers / "runs/stroke-maker/history.json").read_text())
     best = min(row["validation/frechet"] for row in history)
     assert best < 0.5 * history[0]["validation/frechet"]
-
-
-def command(makers: Path, run: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "training.gan", str(makers / "recipe.toml"), "--run", run, *options]
 
 
 def digest(makers: Path, run: str) -> str:
@@ -306,40 +294,11 @@ def digest(makers: Path, run: str) -> str:
     return hashlib.sha256(weights + (folder / "history.json").read_bytes()).hexdigest()
 
 
-def test_killed_in_mid_epoch_it_ends_with_the_same_weights(makers: Path) -> None:
-    options = changed(["train.epochs=4"])
-    assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    total = Run(makers / "runs/unbroken").load_last(1)["progress"].step
-    broken = Run(makers / "runs/broken")
-    process = subprocess.Popen(command(makers, "broken", *options), cwd=ROOT)
-    while not ((broken.folder / "last.pt").exists() and broken.load_last(1)["progress"].step > total * 0.3):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert broken.load_last(1)["progress"].step < total
-    assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
-    assert digest(makers, "broken") == digest(makers, "unbroken")
-
-
-class Crash(Exception):
-    """Nothing is tidied on the way out."""
-
-
 def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(makers: Path) -> None:
-    options = changed([*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
+    options = sets(*[*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
     assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    turns, plain = [0], gan.AdversarialTask._generate
-
-    def dies(task: gan.AdversarialTask, draw: torch.Generator) -> dict[str, Tensor]:
-        turns[0] += 1
-        if turns[0] == 5:  # of three steps an epoch
-            raise Crash
-        return plain(task, draw)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan.AdversarialTask, "_generate", dies)
-        assert isinstance(invoke(makers, "--run", "broken", *options).exception, Crash)
+    with interrupted(gan.AdversarialTask, 5, "_generate"):  # of three steps an epoch
+        invoke(makers, "--run", "broken", *options)
     assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
     assert digest(makers, "broken") == digest(makers, "unbroken")
 
@@ -354,7 +313,7 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
         ].astype(np.uint8)
 
     monkeypatch.setattr(gan.AdversarialTask, "samples", one_picture)
-    result = invoke(makers, *changed(["watch.grace=1", "train.epochs=5"]))
+    result = invoke(makers, *sets(*["watch.grace=1", "train.epochs=5"]))
     assert result.exit_code == 1
     assert result.output.startswith("error: the generator has collapsed in epoch 2: ")
     assert "of 5 kinds of images are drawn" in result.output
@@ -386,7 +345,7 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(makers: Path, changes: list[str], message: str) -> None:
-    result = invoke(makers, *changed(changes))
+    result = invoke(makers, *sets(*changes))
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
     assert message in result.output

@@ -21,7 +21,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from matplotlib import cbook
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -29,9 +28,9 @@ from models import checkpoint
 from models.align import Limits
 from models.detector import CenterFaceDetector, Face
 from models.preprocess import Preprocess
-from models.registry import build
 from tests.conftest import encode, photo
 from tests.models.centerface import opencv_crop
+from tests.training.conftest import head, save
 from training import prepare_faces
 from training.core.errors import DataError, DatasetNotFoundError
 from training.datasets import images as data
@@ -55,18 +54,9 @@ def touch(folder: Path, *paths: str) -> Path:
     return folder
 
 
-def save(picture: Image.Image, path: Path, exif: Image.Exif | bytes = b"") -> None:
+def save_photo(picture: Image.Image, path: Path, exif: Image.Exif | bytes = b"") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, exif=exif)
-
-
-@cache
-def head(name: str) -> Image.Image:
-    """The head of one of two real people, 192 x 192 pixels or so."""
-    if name == "astronaut":
-        return photo("astronaut").crop((128, 10, 320, 202))
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
-        return file.convert("RGB").crop((110, 20, 410, 320)).resize((192, 192))
 
 
 def shifted(name: str, pixels: int) -> Image.Image:
@@ -85,11 +75,11 @@ def album(folders: Path) -> Path:
     album = folders / "album"
     for name in ("astronaut", "hopper"):
         for pixels in range(3):
-            save(shifted(name, pixels), album / name / f"{pixels}.png")
+            save_photo(shifted(name, pixels), album / name / f"{pixels}.png")
     (album / "hopper/copy.png").write_bytes((album / "hopper/1.png").read_bytes())
-    save(head("astronaut").transpose(Image.Transpose.FLIP_LEFT_RIGHT), album / "once/0.png")
-    save(photo("coffee").resize((128, 96)), album / "once/cup.png")
-    save(head("astronaut").point(lambda value: value // 8), album / "astronaut/night.png")
+    save_photo(head("astronaut").transpose(Image.Transpose.FLIP_LEFT_RIGHT), album / "once/0.png")
+    save_photo(photo("coffee").resize((128, 96)), album / "once/cup.png")
+    save_photo(head("astronaut").point(lambda value: value // 8), album / "astronaut/night.png")
     (album / "astronaut/broken.jpg").write_bytes(b"\xff\xd8\xff hardly a photo")
     return album
 
@@ -225,16 +215,16 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
     upright = head("astronaut")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif)
+    save_photo(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif)
     picture = face_photos.read_photo(tmp_path / "turned.png")
     assert isinstance(picture, Image.Image)
     assert np.array_equal(np.asarray(picture), np.asarray(upright))
 
 
 def test_other_modes_are_rgb(tmp_path: Path) -> None:
-    save(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png")
-    save(Image.fromarray(np.full((8, 8), 30_000, np.uint16)), tmp_path / "deep.png")
-    save(Image.new("CMYK", (8, 8)), tmp_path / "print.jpg")
+    save_photo(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png")
+    save_photo(Image.fromarray(np.full((8, 8), 30_000, np.uint16)), tmp_path / "deep.png")
+    save_photo(Image.new("CMYK", (8, 8)), tmp_path / "print.jpg")
     for name, value in (("clear.png", 255), ("deep.png", 117), ("print.jpg", 255)):
         picture = face_photos.read_photo(tmp_path / name)
         assert isinstance(picture, Image.Image)
@@ -273,9 +263,9 @@ def test_pipes_and_dangling_links_are_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_content_decides_and_what_is_left_out_is_named(tmp_path: Path) -> None:
-    save(head("astronaut"), tmp_path / "ann/1.png")
+    save_photo(head("astronaut"), tmp_path / "ann/1.png")
     (tmp_path / "ann/1.png").rename(tmp_path / "ann/1.jfif")
-    save(head("hopper"), tmp_path / "bo/1.jpg")
+    save_photo(head("hopper"), tmp_path / "bo/1.jpg")
     (tmp_path / "bo/1.jpg").rename(tmp_path / "bo/photo")
     (tmp_path / "bo/notes.txt").write_text("bo, 2019")
     (tmp_path / "bo/2.jpg").symlink_to("nowhere")
@@ -286,7 +276,7 @@ def test_content_decides_and_what_is_left_out_is_named(tmp_path: Path) -> None:
 
 
 def test_damaged_exif_costs_no_photo(tmp_path: Path) -> None:
-    save(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
+    save_photo(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
     picture = face_photos.read_photo(tmp_path / "a.jpg")
     assert isinstance(picture, Image.Image)
     assert picture.size == (8, 4)
@@ -304,7 +294,7 @@ def test_crops_are_opencvs_of_the_chosen_face(tmp_path: Path) -> None:
     both = Image.new("RGB", (400, 300), "grey")
     both.paste(head("hopper"), (0, 0))
     both.paste(head("astronaut").resize((128, 128)), (210, 90))
-    save(both, tmp_path / "a/1.png")
+    save_photo(both, tmp_path / "a/1.png")
     network, card = checkpoint.load(WEIGHTS)
     faces = sorted(CenterFaceDetector(network, card.preprocess)(both), key=lambda face: face.area)
     assert len(faces) == 2
@@ -522,7 +512,7 @@ def test_the_whole_way(album: Path, folders: Path) -> None:
 
 
 def test_left_out_paths_are_in_the_report(album: Path, folders: Path) -> None:
-    save(head("astronaut"), album / "cover.png")
+    save_photo(head("astronaut"), album / "cover.png")
     summary = prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=3), source="mine")
     assert report(folders / "data/people")["cover.png"] == ("no-identity", "")
     assert summary.outcomes["no-identity"] == 1
@@ -611,27 +601,9 @@ def test_when_nothing_is_left_the_report_says_why(album: Path, folders: Path) ->
 @pytest.fixture
 def embedder(tmp_path: Path) -> Path:
     """Untrained, but a function of the face."""
-    torch.manual_seed(0)
     config = {"dimensions": 16, "backbone_config": {"depths": (1, 1), "widths": (8, 16)}}
-    return save_model(tmp_path / "face-embedder", "embed", "embedder", config)
-
-
-def save_model(folder: Path, task: str, architecture: str, config: dict[str, object]) -> Path:
-    checkpoint.save(
-        folder,
-        build(architecture, config).eval(),
-        name=folder.name,
-        description="untrained",
-        task=task,
-        architecture=architecture,
-        config=config,
-        preprocess=Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(128.0,) * 3),
-        tta="flip",
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
-    return folder
+    preprocess = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(128.0,) * 3)
+    return save(tmp_path / "face-embedder", "embedder", config, task="embed", preprocess=preprocess, tta="flip")
 
 
 def test_vectors_are_the_embedders_of_a_face_and_its_mirror_image(album: Path, embedder: Path) -> None:
@@ -650,7 +622,7 @@ def test_vectors_are_the_embedders_of_a_face_and_its_mirror_image(album: Path, e
 
 
 def test_a_wrong_label_is_cleaned_away(album: Path, folders: Path, embedder: Path) -> None:
-    save(shifted("hopper", 5), album / "astronaut/wrong.png")
+    save_photo(shifted("hopper", 5), album / "astronaut/wrong.png")
     options = replace(OPTIONS, embedder=embedder)
     photos = [one for one in read_collection(album).photos if one.identity == "astronaut"]
     vectors = [one.vector for one in PhotoExaminer(options)(album, photos) if one.outcome == "kept"]
@@ -702,7 +674,7 @@ def test_any_number_of_processes_makes_the_same_bytes(album: Path, folders: Path
 @pytest.mark.slow
 def test_killed_it_leaves_nobody_behind_and_goes_on(album: Path, folders: Path) -> None:
     for number in range(150):
-        save(shifted("astronaut", number % 20), album / "astronaut" / f"more{number}.png")
+        save_photo(shifted("astronaut", number % 20), album / "astronaut" / f"more{number}.png")
     command = [sys.executable, "-m", "training.prepare_faces", str(album), "people", "--detector", str(WEIGHTS)]
     process = subprocess.Popen([*command, "--jobs", "2"])
     parts = folders / "data/people.parts"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from tests.models.aligned_faces import first_faces
+from tests.training.conftest import write_identities
 from training import teach
 from training.core.errors import DataError
 from training.datasets import images as data
@@ -37,13 +35,9 @@ def few_faces(folders: Path) -> Path:
 
 
 def write_faces(folders: Path, count: int) -> Path:
-    rows = []
-    for shade in range(count):
-        buffer = io.BytesIO()
-        Image.new("RGB", (112, 112), (shade % 256,) * 3).save(buffer, "PNG")
-        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{shade // 2}"})
-    (folders / "data/faces").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/faces/train.parquet")
+    shades = range(count)
+    faces = [(Image.new("RGB", (112, 112), (shade % 256,) * 3), f"made:{shade // 2}") for shade in shades]
+    write_identities(folders / "data/faces/train.parquet", faces)
     return folders
 
 

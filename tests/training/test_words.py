@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from PIL import Image
 from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
 from models.name_encoder import VARIANTS, WordEncoder, bare, fold
+from tests.training.conftest import interrupted, sets, write_identities
 from training import evaluate, words
 from training.core.errors import DatasetNotFoundError, RecipeError
 from training.core.run_folder import Run
@@ -23,6 +23,7 @@ from training.datasets.faces import split_of
 from training.datasets.misspellings import KEYS, KINDS, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
+from training.losses.mined import triplet_loss
 from training.recipe.config import read_recipe
 from training.recipe.words_config import WordsRecipe
 from training.words import SpellingTask
@@ -45,9 +46,8 @@ def workshop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for person in PEOPLE:
         (folders / "data/lfw-view1/lfw" / person).mkdir(parents=True)
     identities = ["pins:adalovelace", "pins:maryanning", "fiw:F0001/MID1", "glint:kurtgodel"]
-    rows = [{"image": {"bytes": b"", "path": None}, "identity": identity} for identity in identities]
-    (folders / "data/faces").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/faces/train.parquet")
+    faces = [(Image.new("L", (1, 1)), identity) for identity in identities]
+    write_identities(folders / "data/faces/train.parquet", faces)
     return folders
 
 
@@ -64,8 +64,7 @@ def measure(*options: str) -> Result:
 
 
 def train(*options: str) -> Result:
-    overrides = [part for override in SMALL for part in ("--set", override)]
-    return invoke("training/recipes/names.toml", *overrides, *options)
+    return invoke("training/recipes/names.toml", *sets(*SMALL), *options)
 
 
 # The names.
@@ -73,7 +72,7 @@ def train(*options: str) -> Result:
 
 def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path) -> None:
     names = read_names(recipe().data, seed=1)
-    splits = (names.train, names.made, names.calibrate, names.test)
+    splits = (names.train, names.synthetic, names.calibrate, names.test)
     letters = [bare(name) for split in splits for name in split]
     assert len(letters) == len(set(letters))
     people = {fold(person) for person in PEOPLE}
@@ -85,10 +84,10 @@ def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path
     for split, part in (("train", names.train), ("calibrate", names.calibrate)):
         assert {split_of(name) for name in part} == {split}
     assert {split_of(name) for name in set(names.test) - people} == {"test"}
-    assert len(names.train) + len(names.made) == 400
+    assert len(names.train) + len(names.synthetic) == 400
     assert all(fold(name) == name for split in splits for name in split)
     firsts, lasts = ({name.rpartition(" ")[part] for name in names.train} for part in (0, 2))
-    assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.made)
+    assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.synthetic)
 
 
 def test_names_are_made_of_two_people_and_none_is_a_known_one() -> None:
@@ -111,7 +110,7 @@ def test_the_real_names(datasets: Callable[[str], Path], monkeypatch: pytest.Mon
     assert people <= set(names.test)
     assert len(people) > 900
     assert len(names.train) > 900
-    assert not people & {*names.train, *names.made, *names.calibrate}
+    assert not people & {*names.train, *names.synthetic, *names.calibrate}
 
 
 # The noise.
@@ -256,23 +255,12 @@ def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop
         assert (workshop / "runs/names" / plot).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--set", "data.names=1", "--set", "train.epochs=2", "--set", "train.checkpoint_steps=2"]
-    options += ["--set", "data.trained=['drop']", "--set", "train.batch_size=240"]
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
+    options = sets("data.names=1", "train.epochs=2", "train.checkpoint_steps=2")
+    options += sets("data.trained=['drop']", "train.batch_size=240")
     assert train(*options, "--run", "whole").exit_code == 0
-    step, calls = SpellingTask.step, 0
-
-    def stops(self: SpellingTask, epoch: int, index: int, generator: torch.Generator) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return step(self, epoch, index, generator)
-
-    monkeypatch.setattr(SpellingTask, "step", stops)
-    train(*options, "--run", "broken")
-    assert calls == 4
-    monkeypatch.setattr(SpellingTask, "step", step)
+    with interrupted(SpellingTask, 4):
+        train(*options, "--run", "broken")
     assert train(*options, "--run", "broken", "--resume").exit_code == 0
     whole, broken = (Run(workshop / "runs" / run).load_last(1)["learners"]["encoder"] for run in ("whole", "broken"))
     assert whole["model"].keys() == broken["model"].keys()
@@ -286,7 +274,7 @@ def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(12, 4, dtype=torch.float64))
     labels = torch.arange(12) // 3
     section = recipe(f"loss.mining={mining}", f"loss.squared={str(squared).lower()}", "loss.metric=euclidean").loss
-    value, active = words.triplet_loss(section, vectors, labels)
+    value, active = triplet_loss(section, vectors, labels, torch.Generator())
     expected = []
     for anchor in range(12):
         distance = (vectors - vectors[anchor]).norm(dim=1).tolist()

@@ -13,7 +13,7 @@ from models import checkpoint
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.registry import build
-from tests.training.conftest import CLASSES, GREY
+from tests.training.conftest import CLASSES, GREY, sets
 from training import classify
 from training.core.run_folder import Run
 from training.recipe.config import Recipe, load_recipe
@@ -51,8 +51,7 @@ def switches(workshop: Path, *more: str) -> list[str]:
 
 
 def train(workshop: Path, *more: str) -> Result:
-    options = [part for switch in switches(workshop, *more) for part in ("--set", switch)]
-    return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
+    return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *sets(*switches(workshop, *more))])
 
 
 def recipe_of(workshop: Path, *more: str) -> Recipe:
@@ -134,5 +133,5 @@ def test_only_a_classifier_s_features_are_taken(workshop: Path) -> None:
 def test_pictures_may_be_of_another_size(workshop: Path) -> None:
     begun(workshop / "elder", preprocess=GREY.model_copy(update={"size": (40, 40), "pad": 0}))
     task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
-    assert task.start is not None
+    assert task.pretrained is not None
     assert task.images.images.shape[1:] == (32, 32, 1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from scipy import stats  # type: ignore[import-untyped]
 
 from models.preprocess import Preprocess
-from tests.training.conftest import png
+from tests.training.conftest import write_identities
 from training.core.errors import DataError
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise
 from training.datasets.faces import split_of
@@ -82,11 +80,9 @@ def test_people_are_split_as_for_the_embedder(folders: Path) -> None:
     random = np.random.default_rng(0)
     rows = []
     for person in range(60):
-        for _ in range(3):
-            picture = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
-            rows.append({"image": {"bytes": png(picture), "path": None}, "identity": f"made:{person}"})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+        images = (Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(3))
+        rows += [(image, f"made:{person}") for image in images]
+    write_identities(folders / "data/people/train.parquet", rows)
     small = UNIT.model_copy(update={"size": (8, 8)})
     section: dict[str, object] = {"name": "people", "validation": 5, "identities": True}
     pictures = make(section, preprocess=small)

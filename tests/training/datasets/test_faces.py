@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from models.preprocess import Preprocess
+from tests.training.conftest import write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import impostor_pairs, mated_pairs, rows_of, source_of, split_of
@@ -103,16 +101,9 @@ def test_one_person_a_source_makes_no_impostors() -> None:
 
 def test_identities_are_read_from_parquet(folders: Path) -> None:
     names = ["pins:zoe", "film:al", "pins:zoe", "film:bo"]
-    images = []
-    for shade in range(4):
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), (60 * shade, 0, 0)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-    (folders / "data/faces").mkdir(parents=True)
+    rows = [(Image.new("RGB", (8, 8), (60 * shade, 0, 0)), name) for shade, name in enumerate(names)]
     for part in (0, 1):
-        rows = slice(2 * part, 2 * part + 2)
-        table = pa.table({"image": images[rows], "identity": names[rows], "source": ["x", "x"]})
-        pq.write_table(table, folders / f"data/faces/train-{part}.parquet")
+        write_identities(folders / f"data/faces/train-{part}.parquet", rows[2 * part : 2 * part + 2])
     faces = data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
     assert faces.classes == ("film:al", "film:bo", "pins:zoe")
     assert [faces.classes[label] for label in faces.labels] == names
@@ -120,11 +111,8 @@ def test_identities_are_read_from_parquet(folders: Path) -> None:
 
 
 def test_a_row_without_identity_is_refused(folders: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    (folders / "data/faces").mkdir(parents=True)
-    table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "identity": ["a:b", None]})
-    pq.write_table(table, folders / "data/faces/train.parquet")
+    image = Image.new("RGB", (8, 8))
+    write_identities(folders / "data/faces/train.parquet", [(image, "a:b"), (image, None)])
     with pytest.raises(DataError, match="row 1: label -1"):
         data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
 

@@ -15,11 +15,10 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from models import checkpoint
 from models.preprocess import Preprocess
 from models.registry import build
 from models.tta import Tta
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 from training.core.errors import DataError
 from training.evaluate import cli
 from training.evaluation import compare
@@ -36,22 +35,8 @@ LIGHT = {"num_classes": 3, "widths": [4, 4, 4]}
 
 
 def save_model(folder: Path, name: str, config: dict[str, object], tta: Tta, classes: tuple[str, ...]) -> None:
-    checkpoint.save(
-        folder / name,
-        build("resnet20", config),
-        name=name,
-        description="untrained",
-        task="classify",
-        architecture="resnet20",
-        config=config,
-        preprocess=COLOUR,
-        classes=classes,
-        temperature=0.7,
-        tta=tta,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
+    card = {"task": "classify", "preprocess": COLOUR, "classes": classes, "temperature": 0.7, "tta": tta}
+    save(folder / name, "resnet20", config, **card)
 
 
 @pytest.fixture

@@ -5,16 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import combinations, count
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from matplotlib import cbook
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -23,8 +19,8 @@ from models.detector import Box, Face, Pixels
 from models.matching import Matching
 from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
-from models.registry import build
-from tests.conftest import encode, photo
+from tests.conftest import photo
+from tests.training.conftest import head, save, write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
@@ -38,6 +34,7 @@ from training.evaluation.plots import ACCENT, COLOURS, INK
 from training.metrics.verification import Floats, Scores
 
 BEGIN, END = markers("faces")
+PEOPLE = {"Eileen": "astronaut", "Grace": "hopper"}
 WEIGHTS = Path(__file__).parents[3] / "weights"
 SMALL = Preprocess(size=(16, 16), mean=(127.5,) * 3, std=(127.5,) * 3)
 CONFIG = {
@@ -56,23 +53,7 @@ def calibrated() -> Matching:
 
 
 def save_embedder(folder: Path, matching: Matching | None) -> Path:
-    torch.manual_seed(0)
-    checkpoint.save(
-        folder,
-        build("embedder", CONFIG),
-        name="made-up",
-        description="untrained",
-        task="embed",
-        architecture="embedder",
-        config=CONFIG,
-        preprocess=SMALL,
-        tta="flip",
-        matching=matching,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
-    return folder
+    return save(folder, "embedder", CONFIG, task="embed", preprocess=SMALL, tta="flip", matching=matching)
 
 
 def of_split(source: str, split: str, people: int) -> list[str]:
@@ -90,10 +71,8 @@ def studio(folders: Path) -> Path:
         colour = random.uniform(40, 215, 3)
         for _ in range(5):
             pixels = colour + random.normal(0, 40, 3) + random.normal(0, 12, (16, 16, 3))
-            image = {"bytes": encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))), "path": None}
-            rows.append({"image": image, "identity": name})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+            rows.append((Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), name))
+    write_identities(folders / "data/people/train.parquet", rows)
     save_embedder(folders / "weights", calibrated())
     return folders
 
@@ -272,23 +251,14 @@ def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> No
         embed_photos(people, beside, mean_colour)
 
 
-@cache
-def head(name: str) -> Image.Image:
-    """The head of one of two real people, 192 x 192 pixels."""
-    if name == "Eileen":
-        return photo("astronaut").crop((128, 10, 320, 202))
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
-        return file.convert("RGB").crop((110, 20, 410, 320)).resize((192, 192))
-
-
 @pytest.fixture
 def lfw(tmp_path: Path) -> Path:
     """Five photos each of two people, and of a cup; both views."""
     folder = tmp_path / "lfw"
-    for name in ("Eileen", "Grace"):
+    for name, photo_name in PEOPLE.items():
         (folder / name).mkdir(parents=True)
         for number in range(1, 6):
-            head(name).crop((3 * number, 0, 192, 192)).save(folder / name / f"{name}_{number:04d}.jpg")
+            head(photo_name).crop((3 * number, 0, 192, 192)).save(folder / name / f"{name}_{number:04d}.jpg")
     (folder / "Cup").mkdir()
     photo("coffee").resize((128, 96)).save(folder / "Cup/Cup_0001.jpg")
     mated = [f"{name}\t{a}\t{b}" for a, b in combinations(range(1, 6), 2) for name in ("Eileen", "Grace")]
@@ -304,7 +274,7 @@ def lfw(tmp_path: Path) -> Path:
 def orl(tmp_path: Path) -> Path:
     """Two subjects, their heads cut as tightly as ORL's."""
     folder = tmp_path / "orl"
-    for subject, name in enumerate(("Eileen", "Grace"), start=1):
+    for subject, name in enumerate(PEOPLE.values(), start=1):
         (folder / f"s{subject}").mkdir(parents=True)
         for number in range(1, 11):
             tight = head(name).crop((40 + number, 20, 145 + number, 148)).resize((92, 112)).convert("L")
@@ -409,9 +379,8 @@ def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, 
 )
 def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], message: str) -> None:
     names = names or dict.fromkeys(of_split("film", "test", 3), 1)
-    image = {"bytes": encode(Image.new("RGB", (16, 16))), "path": None}
-    rows = [{"image": image, "identity": name} for name, photos in names.items() for _ in range(photos)]
-    pq.write_table(pa.Table.from_pylist(rows), studio / "data/people/train.parquet")
+    rows = [(Image.new("RGB", (16, 16)), name) for name, photos in names.items() for _ in range(photos)]
+    write_identities(studio / "data/people/train.parquet", rows)
     result = run(studio)
     assert result.exit_code == 1
     assert message in result.output

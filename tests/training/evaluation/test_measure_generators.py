@@ -6,8 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import scipy.linalg  # type: ignore[import-untyped]
 import torch
@@ -18,8 +16,7 @@ from models import checkpoint
 from models.generative import latents
 from models.preprocess import Preprocess
 from models.vae import VAE
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from tests.training.conftest import CLASSES, png, save, strokes, write_identities, write_parquet
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.evaluate import cli
@@ -141,20 +138,14 @@ def test_labels_are_drawn_evenly_unless_they_are_given(studio: Path) -> None:
 
 
 def test_identities_are_split_as_for_training(folders: Path) -> None:
-    pictures = [png(picture) for picture in strokes(120)[0]]
-    rows = [
-        {"image": {"bytes": picture, "path": None}, "identity": f"here:{row // 2}"}
-        for row, picture in enumerate(pictures)
-    ]
-    path = folders / "data/people/train.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    rows = [(image, f"here:{row // 2}") for row, image in enumerate(strokes(120)[0])]
+    write_identities(folders / "data/people/train.parquet", rows)
     real = RealImages.load("people", SMALL)
     train, test = ({real.train.labels[row] for row in rows} for rows in (real.train_rows, real.test_rows))
     assert train
     assert test
     assert not train & test
-    assert len(real.some(7)) == 7
+    assert len(real.training_sample(7)) == 7
 
 
 def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path) -> None:

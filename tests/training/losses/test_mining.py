@@ -21,6 +21,7 @@ from pytorch_metric_learning import distances as pml_distances  # type: ignore[i
 from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor
 
+from tests.training.conftest import TWO_PROCESSES
 from training.core.errors import DataError
 from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.images import Indices
@@ -322,10 +323,8 @@ accelerator.end_training()
 def test_two_processes_mine_and_learn_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [str(tmp_path / "script.py"), str(tmp_path / "two.pt")]
-    subprocess.run([*launch, *command], cwd=ROOT, check=True, env=environment)
+    subprocess.run([sys.executable, *TWO_PROCESSES, *command], cwd=ROOT, check=True, env=environment)
     monkeypatch.setattr(sys, "argv", [command[0], str(tmp_path / "one.pt")])
     runpy.run_path(command[0])
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))

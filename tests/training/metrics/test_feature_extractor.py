@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +12,12 @@ from PIL import Image
 from models import checkpoint
 from models.embedder import Embedder
 from models.preprocess import Preprocess
-from models.registry import build
-from tests.training.conftest import CLASSES, GREY
+from tests.training.conftest import CLASSES, save
 from training.core.errors import DataError
 from training.metrics.feature_extractor import Extractor
 
 COLOUR = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
 TINY = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
-
-
-def save(folder: Path, architecture: str, config: Mapping[str, object], **card: object) -> Path:
-    torch.manual_seed(0)
-    defaults: dict[str, object] = {"preprocess": GREY, "description": "x", "data": "x", "source": "x", "license": "x"}
-    checkpoint.save(
-        folder,
-        build(architecture, config),
-        name=folder.name,
-        architecture=architecture,
-        config=config,
-        **defaults | card,
-    )
-    return folder
 
 
 @pytest.fixture
