@@ -93,7 +93,7 @@ def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     return sum(-10 * float(((one - other) ** 2).mean().log10()) for one, other in pairs) / len(targets)
 
 
-def test_an_autoencoder_becomes_a_served_model(workshop: Path) -> None:
+def test_autoencoder_is_exported(workshop: Path) -> None:
     module, card, figures = trained(workshop, "train.epochs=5")
     assert (card.task, card.architecture, card.classes) == ("reconstruct", "autoencoder", ())
     assert (card.config["image_size"], card.config["in_channels"], card.config["num_classes"]) == (28, 1, 0)
@@ -114,7 +114,7 @@ def test_an_autoencoder_becomes_a_served_model(workshop: Path) -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_a_conditional_vae_and_its_bound(workshop: Path, likelihood: str) -> None:
+def test_conditional_vae_is_exported_with_its_bound(workshop: Path, likelihood: str) -> None:
     changes = [*VAE_RECIPE, f"model.config.likelihood={likelihood}", "loss.beta_epochs=1", "loss.beta=0.8"]
     module, card, figures = trained(workshop, *changes)
     assert (card.task, card.classes, card.config["num_classes"]) == ("generate", CLASSES, 3)
@@ -144,7 +144,7 @@ def test_a_conditional_vae_and_its_bound(workshop: Path, likelihood: str) -> Non
         assert float(module.log_scale.detach()) != pytest.approx(-1.609, abs=0.02)  # it has moved from 0.2
 
 
-def test_a_denoiser_takes_noise_off(workshop: Path) -> None:
+def test_denoiser_removes_noise(workshop: Path) -> None:
     module, card, figures = trained(workshop, *DENOISER, "train.epochs=8")
     assert (card.task, card.architecture, card.config["image_size"]) == ("denoise", "denoiser", 28)
     recipe, pictures = held_out(workshop, *DENOISER)
@@ -159,14 +159,14 @@ def test_a_denoiser_takes_noise_off(workshop: Path) -> None:
     assert figures["psnr"] == pytest.approx((figures["psnr_strokes_40"] + figures["psnr_strokes_80"]) / 2)
 
 
-def test_a_vae_may_denoise_too(workshop: Path) -> None:
+def test_vae_as_denoiser(workshop: Path) -> None:
     module, card, figures = trained(workshop, "model.architecture=vae-denoiser", NOISE)
     assert (card.task, card.architecture) == ("denoise", "vae-denoiser")
     assert figures.keys() == {"psnr", "elbo", "kl", "psnr_strokes_40", "psnr_strokes_80"}
     assert isinstance(module, VAE)
 
 
-def test_data_sets_take_turns(workshop: Path) -> None:
+def test_data_sets_alternate(workshop: Path) -> None:
     pictures, labels = strokes(70, seed=9)
     write_parquet(workshop / "data/more/train.parquet", [png(picture) for picture in pictures], labels)
     first, second = "name='strokes', validation=30, size=28, crop=24", "name='more', validation=10, size=16"
@@ -190,7 +190,7 @@ def test_data_sets_take_turns(workshop: Path) -> None:
     assert card.preprocess.fit == "within"
 
 
-def test_the_weight_of_the_divergence_rises(workshop: Path) -> None:
+def test_kl_weight_rises(workshop: Path) -> None:
     for change, expected in (("loss.beta=2", 2.0), ("loss.beta_epochs=0.5", 0.0)):
         recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", [*VAE_RECIPE, change])
         task, _ = autoencode.setup(recipe, "beta", resume=False, overwrite=True)
@@ -202,7 +202,7 @@ def test_the_weight_of_the_divergence_rises(workshop: Path) -> None:
 
 
 @pytest.mark.parametrize("distance", ["l1", "mse"])
-def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path, distance: str) -> None:
+def test_all_settings_of_the_recipe_work(workshop: Path, distance: str) -> None:
     switches = ["train.precision=bf16", "train.channels_last=true", "augment.flip=true", "augment.translate=0.05"]
     _, card, _ = trained(workshop, *DENOISER, *switches, f"loss.distance={distance}")
     assert card.training is not None
@@ -229,7 +229,7 @@ def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path, distance: str)
         (["train.lr=1e30", "train.optimizer=sgd", "loss.distance=mse"], "the loss is nan"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(workshop: Path, changes: list[str], message: str) -> None:
+def test_errors_are_one_line(workshop: Path, changes: list[str], message: str) -> None:
     result = invoke(workshop, *changes)
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
@@ -250,7 +250,7 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, changes: list[
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(workshop: Path) -> None:
+def test_two_processes_agree_with_one(workshop: Path) -> None:
     # Without batch norm, which sees each process's share alone, and without what each process draws for itself.
     changes = ["model.architecture=denoiser", "model.config={widths=[8], blocks=1}"]
     changes += ["noise={sigma=[0, 0], clipped=0, validation=[40]}"]

@@ -37,7 +37,7 @@ def people(folders: Path) -> Path:
     return folders
 
 
-def test_the_command_writes_thresholds_into_the_card(people: Path) -> None:
+def test_command_writes_thresholds_into_the_card(people: Path) -> None:
     command = [str(people / "untrained"), "--data", "people"]
     sha256 = checkpoint.read_card(people / "untrained").sha256
     for flip in ("--flip", "--no-flip", "--flip"):
@@ -58,7 +58,7 @@ def test_the_command_writes_thresholds_into_the_card(people: Path) -> None:
     assert np.mean(np.array(strangers) >= threshold.similarity) == pytest.approx(0.1, abs=2 / len(strangers))
 
 
-def test_what_cannot_be_calibrated_says_why(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_errors_are_reported(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching_fit, "MIN_IMPOSTORS", 10**6)
     for folder, options, message in (
         (people / "untrained", ["--data", "people"], "calibration needs 1000000 non-mated pairs"),

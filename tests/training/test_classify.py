@@ -36,7 +36,7 @@ def invoke(workshop: Path, *options: str) -> Result:
     return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
 
 
-def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
+def test_classifier_is_trained_and_exported(workshop: Path) -> None:
     result = invoke(workshop)
     assert result.exit_code == 0, result.output
     run = workshop / "runs/strokes"
@@ -76,7 +76,7 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
     assert (workshop / "data/strokes/test.parquet").read_bytes().startswith(b"not parquet")
 
 
-def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
+def test_all_settings_of_the_recipe_work(workshop: Path) -> None:
     switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
     switches += ["augment.cutmix=1", "augment.cutout=8", "augment.colour_pca=0.1", "augment.rand_augment=[2, 9]"]
     switches += [
@@ -114,7 +114,7 @@ def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
         ((0, 1, 1, 1), "none"),
     ],
 )
-def test_the_views_that_helped_most_are_served(
+def test_best_views_are_exported(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
 ) -> None:
     # How much noise is in the picture, in its mirror image, in each of four shifted views, and of the eight corners.
@@ -135,7 +135,7 @@ def test_the_views_that_helped_most_are_served(
     }
 
 
-def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_that_lose_accuracy_are_not_exported(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nine pictures of ten are right by a little in the picture, wrong by a little more in the other views; the tenth is
     # very wrong in the picture alone, so that the other views lessen the loss.
     def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
@@ -166,7 +166,7 @@ def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: p
         (["--resume"], "there is no run to resume"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(workshop: Path, options: list[str], message: str) -> None:
+def test_errors_are_one_line(workshop: Path, options: list[str], message: str) -> None:
     result = invoke(workshop, *options)
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_said_in_one_line(workshop: Path, options: list[str], m
     assert result.output.count("\n") == 1
 
 
-def test_a_run_is_not_trampled_on(workshop: Path) -> None:
+def test_existing_run_is_not_overwritten(workshop: Path) -> None:
     once = ["--set", "train.epochs=2"]
     assert invoke(workshop, *once).exit_code == 0
     assert "already holds a run" in invoke(workshop, *once).output
@@ -194,7 +194,7 @@ def digest(workshop: Path, run: str) -> str:
     return hashlib.sha256((workshop / "runs" / run / "export/strokes/model.safetensors").read_bytes()).hexdigest()
 
 
-def test_killed_twice_in_mid_epoch_it_ends_with_the_same_weights(workshop: Path) -> None:
+def test_killed_run_ends_with_the_same_weights(workshop: Path) -> None:
     longer = ["--set", "train.epochs=12", "--set", "train.checkpoint_steps=1"]
     assert invoke(workshop, "--run", "unbroken", *longer).exit_code == 0
     broken, options, stood_at = Run(workshop / "runs/broken"), longer, []
@@ -217,7 +217,7 @@ def _stands_at(run: Run, step: int) -> bool:
     return (run.folder / "last.pt").exists() and run.load_last(1)["progress"].step >= step
 
 
-def test_two_processes_train_what_one_does(workshop: Path) -> None:
+def test_two_processes_agree_with_one(workshop: Path) -> None:
     # Without what each process draws for itself; what is left of a difference is the order of sums.
     plain = ["augment={}", "model.config={}", "train.epochs=2"]
     options = sets(*plain)
@@ -244,7 +244,7 @@ def test_two_processes_train_what_one_does(workshop: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) -> None:
+def test_training_on_a_gpu_learns_and_resumes(workshop: Path, precision: str) -> None:
     options = ["--set", f"train.precision={precision}", "--set", "train.channels_last=true", "--set", "train.epochs=8"]
     result = invoke(workshop, *options)
     assert result.exit_code == 0, result.output
@@ -255,9 +255,7 @@ def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) ->
     assert invoke(workshop, *options, "--resume").exit_code == 0
 
 
-def test_two_epochs_of_an_alternating_flip_show_every_picture_both_ways(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(workshop / "recipe.toml", ["augment={flip='alternating'}"])
     task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
     seen: list[Tensor] = []
@@ -284,7 +282,7 @@ def test_two_epochs_of_an_alternating_flip_show_every_picture_both_ways(
     assert 0.3 < np.mean(mirrored) < 0.7
 
 
-def test_frozen_filters_stay_as_the_whitening_made_them(workshop: Path) -> None:
+def test_freeze_whitening_keeps_the_filters(workshop: Path) -> None:
     settings = ["train.whiten=true", "train.freeze_whitening=true"]
     task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
     layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
@@ -296,7 +294,7 @@ def test_frozen_filters_stay_as_the_whitening_made_them(workshop: Path) -> None:
     assert not any(torch.equal(value, bias) for value in kept.values())
 
 
-def test_the_settings_of_short_trainings_learn(workshop: Path) -> None:
+def test_settings_for_short_trainings_learn(workshop: Path) -> None:
     settings = [
         *("train.optimizer=muon", "train.filter_lr=0.05", "train.lr=0.02", "train.bias_lr=0.05", "train.nesterov=true"),
         *("train.schedule=linear", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"),

@@ -98,7 +98,7 @@ def figures(workshop: Path, run: str = "people") -> dict[str, float]:
     return {metric.name: metric.value for metric in card.metrics}
 
 
-def test_a_recipe_becomes_a_calibrated_embedder(workshop: Path) -> None:
+def test_embedder_is_trained_and_calibrated(workshop: Path) -> None:
     result = invoke(workshop)
     assert result.exit_code == 0, result.output
     module, card = checkpoint.load(workshop / "runs/people/export/people")
@@ -151,7 +151,7 @@ def test_every_loss_and_miner_trains(workshop: Path, loss: dict[str, object]) ->
     assert (max(active) > 0) == (loss["kind"] == "triplet")
 
 
-def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: Path) -> None:
+def test_distillation_approaches_the_teacher_and_is_continued(workshop: Path) -> None:
     count = 600
     teacher = np.random.default_rng(1).normal(size=(120, 16))[np.arange(count) // 5] + 3.0  # all faces look alike
     (workshop / "runs/teachers").mkdir(parents=True)
@@ -172,9 +172,7 @@ def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: P
             assert torch.allclose(value, after[name], atol=1e-5), name
 
 
-def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_starts_from_shipped_weights_with_frozen_blocks(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     shipped = workshop / "weights/elder"
     shutil.copytree(workshop / "runs/people/export/people", shipped)
@@ -196,9 +194,7 @@ def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
     assert "freeze is 99, and the network has" in result.output
 
 
-def test_the_export_lies_between_the_start_and_what_was_trained(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_weights_are_interpolated(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     shutil.copytree(workshop / "runs/people/export/people", workshop / "weights/elder")
     monkeypatch.setenv("VESTIBULE_WEIGHTS", str(workshop / "weights"))
@@ -217,7 +213,7 @@ def test_the_export_lies_between_the_start_and_what_was_trained(
             torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_network_of_small_pictures_goes_on_with_larger_ones() -> None:
+def test_weights_are_resampled_for_larger_images() -> None:
     small = build("mobilefacenet", {"image_size": 64, "dimensions": 8}).eval()
     large = build("mobilefacenet", {"image_size": 112, "dimensions": 8}).eval()
     large.load_state_dict(embed._resampled(small.state_dict(), large.state_dict()))
@@ -251,7 +247,7 @@ def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
         ("data.split=train", "unknown key data.split"),
     ],
 )
-def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message: str) -> None:
+def test_inconsistent_recipes_are_refused(workshop: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_recipe(EmbedRecipe, workshop / "recipe.toml", [override])
 
@@ -265,7 +261,7 @@ def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message
         (["train.batch_size=4000"], "identities"),
     ],
 )
-def test_what_is_missing_is_named(workshop: Path, options: list[str], message: str) -> None:
+def test_missing_inputs_are_named(workshop: Path, options: list[str], message: str) -> None:
     result = invoke(workshop, *sets(*options))
     assert result.exit_code == 1
     assert message in result.output
@@ -281,9 +277,7 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
     assert cards[0].sha256 == cards[1].sha256
 
 
-def test_too_few_strangers_to_calibrate_are_told_of_before_training(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_few_impostor_pairs_are_reported_before_training(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "MIN_IMPOSTORS", 10**6)
     result = invoke(workshop)
     assert result.exit_code == 1

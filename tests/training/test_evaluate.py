@@ -54,7 +54,7 @@ def test_figures_are_those_of_a_plain_loop(exported: Path) -> None:
     assert figures["accuracy_tta"] == pytest.approx(plain_accuracy(exported, tta=True))
 
 
-def test_write_replaces_the_old_figure_and_nothing_else(exported: Path) -> None:
+def test_write_replaces_only_the_same_figure(exported: Path) -> None:
     before, weights = checkpoint.read_card(exported), (exported / checkpoint.WEIGHTS_FILE).read_bytes()
     arguments = ["classify", str(exported), "--data", "strokes"]
     shown = CliRunner().invoke(cli, arguments)
@@ -82,7 +82,7 @@ def test_a_folder_without_a_model_is_refused(folders: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_shipped_lenet_is_as_good_as_its_card_says(
+def test_shipped_lenet_agrees_with_its_card(
     datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VESTIBULE_DATASETS", str(datasets("mnist").parent))

@@ -120,7 +120,7 @@ def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
         pytest.param(PENALTY, {"head.bias"}, id="penalty"),
     ],
 )
-def test_each_turn_leaves_the_other_player_untouched(makers: Path, changes: list[str], still: set[str]) -> None:
+def test_each_step_changes_one_network_only(makers: Path, changes: list[str], still: set[str]) -> None:
     task = adversaries(makers, *changes)
     players = {name: learner.model for name, learner in task.learners.items()}
     task.step(0, 0, generator(1))  # every optimizer has something in it now
@@ -138,7 +138,7 @@ def test_each_turn_leaves_the_other_player_untouched(makers: Path, changes: list
         assert all(parameter.requires_grad for parameter in player.parameters())
 
 
-def test_untouched_computes_what_training_does_and_lets_gradients_through() -> None:
+def test_frozen_module_computes_as_in_training() -> None:
     torch.manual_seed(0)
     config = DiscriminatorConfig(widths=(8, 16), spectral=True)
     pictures = torch.randn(6, 1, 28, 28, requires_grad=True)
@@ -165,7 +165,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
-def test_a_step_is_the_plain_alternation(makers: Path, loss: adversarial.Adversarial) -> None:
+def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) -> None:
     changes = ["discriminator.norm=none", "game.turns=2", "train.ema=0", f"game.loss={loss}", "game.rate=0.5"]
     task = adversaries(makers, *changes, "game.penalty=10", "game.penalty_every=2")
     torch.manual_seed(0)
@@ -211,7 +211,7 @@ def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:
     assert values.abs().max().item() == pytest.approx(0.01)
 
 
-def test_settled_statistics_are_those_of_the_weights() -> None:
+def test_recomputed_statistics_are_those_of_the_weights() -> None:
     torch.manual_seed(0)
     network = Generator(GeneratorConfig(latent=8, widths=(16, 8)))
     for _ in range(5):
@@ -234,7 +234,7 @@ def test_settled_statistics_are_those_of_the_weights() -> None:
     torch.testing.assert_close(serving, training, rtol=0, atol=0.02)
 
 
-def test_a_recipe_becomes_a_served_generator(makers: Path) -> None:
+def test_generator_is_trained_and_exported(makers: Path) -> None:
     result = invoke(makers)
     assert result.exit_code == 0, result.output
     run = makers / "runs/stroke-maker"
@@ -294,7 +294,7 @@ def digest(makers: Path, run: str) -> str:
     return hashlib.sha256(weights + (folder / "history.json").read_bytes()).hexdigest()
 
 
-def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(makers: Path) -> None:
+def test_interrupted_run_ends_with_the_same_weights(makers: Path) -> None:
     options = sets(*[*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
     assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
     with interrupted(gan.AdversarialTask, 5, "_generate"):  # of three steps an epoch
@@ -303,7 +303,7 @@ def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(m
     assert digest(makers, "broken") == digest(makers, "unbroken")
 
 
-def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = gan.AdversarialTask.samples
 
     def one_picture(task: gan.AdversarialTask, network: nn.Module, count: int) -> Any:
@@ -344,7 +344,7 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
         (["train.lr=1e30"], "the loss is"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(makers: Path, changes: list[str], message: str) -> None:
+def test_errors_are_one_line(makers: Path, changes: list[str], message: str) -> None:
     result = invoke(makers, *sets(*changes))
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
@@ -359,7 +359,7 @@ def test_several_processes_are_refused(makers: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["gan-mnist", "wgan-mnist", "wgan-faces"])
-def test_the_recipes_make_networks_that_fit(name: str) -> None:
+def test_shipped_recipes_make_valid_networks(name: str) -> None:
     recipe = read_recipe(GanRecipe, ROOT / f"training/recipes/{name}.toml")
     assert recipe.name == name
     config, other = recipe.configs(10)

@@ -96,7 +96,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # Layouts
 
 
-def test_a_person_is_a_folder_below_the_one_that_all_share(tmp_path: Path) -> None:
+def test_identity_is_the_path_below_the_common_parent(tmp_path: Path) -> None:
     touch(tmp_path, "lfw/Ann_Lee/Ann_Lee_0002.jpg", "lfw/Ann_Lee/Ann_Lee_0001.jpg", "lfw/Bo/Bo_0001.JPG", "pairs.txt")
     touch(tmp_path, "lfw/.hidden/x.jpg", "lfw/Bo/._Bo_0001.jpg", "cover.png")
     assert read_collection(tmp_path) == Collection(
@@ -110,19 +110,19 @@ def test_a_person_is_a_folder_below_the_one_that_all_share(tmp_path: Path) -> No
     )
 
 
-def test_people_of_one_name_in_two_families_are_two(tmp_path: Path) -> None:
+def test_same_name_in_two_families_is_two_people(tmp_path: Path) -> None:
     touch(tmp_path, "all/lee/mother/1.jpg", "all/kim/mother/1.jpg")
     assert [one.identity for one in read_collection(tmp_path).photos] == ["kim/mother", "lee/mother"]
 
 
-def test_an_only_person(tmp_path: Path) -> None:
+def test_single_person(tmp_path: Path) -> None:
     touch(tmp_path, "all/ann/1.jpg", "all/ann/2.jpg")
     assert {one.identity for one in read_collection(tmp_path).photos} == {"ann"}
     touch(tmp_path / "flat", "ann/1.jpg")
     assert read_collection(tmp_path / "flat").photos == (Photo("ann", "ann/1.jpg"),)
 
 
-def test_vggface2s_people_are_one_in_train_and_test(tmp_path: Path) -> None:
+def test_vggface2_merges_train_and_test(tmp_path: Path) -> None:
     touch(tmp_path, "data/train/n000002/0001_01.jpg", "data/test/n000001/0001_01.jpg", "data/test/n000002/9.jpg")
     found = read_collection(tmp_path)
     assert found.layout == "vggface2"
@@ -136,7 +136,7 @@ def test_vggface2s_people_are_one_in_train_and_test(tmp_path: Path) -> None:
     assert read_collection(tmp_path, "vggface2").left_out == (("data/samples/x.jpg", "no-identity"),)
 
 
-def test_celebas_people_stand_in_its_list(tmp_path: Path) -> None:
+def test_celeba_identities_come_from_the_list(tmp_path: Path) -> None:
     touch(tmp_path, "img_align_celeba/img_align_celeba/000001.jpg", "img_align_celeba/img_align_celeba/000009.jpg")
     (tmp_path / "Anno").mkdir()
     identities = "000001.jpg 2880\n000002.jpg 10\n000003.jpg 2880\n"
@@ -161,7 +161,7 @@ def test_celebas_people_stand_in_its_list(tmp_path: Path) -> None:
     assert wild.left_out == ()
 
 
-def test_folders_may_be_links_and_lead_in_a_circle(tmp_path: Path) -> None:
+def test_links_are_followed_without_loops(tmp_path: Path) -> None:
     touch(tmp_path / "store", "ann/1.jpg", "bo/1.jpg")
     (tmp_path / "album").mkdir()
     (tmp_path / "album/ann").symlink_to(tmp_path / "store/ann")
@@ -170,7 +170,7 @@ def test_folders_may_be_links_and_lead_in_a_circle(tmp_path: Path) -> None:
     assert [one.path for one in read_collection(tmp_path / "album").photos] == ["ann/1.jpg", "bo/1.jpg"]
 
 
-def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
     touch(tmp_path, os.fsdecode(b"ann\xe9/1.jpg"), "bo/1.jpg")
     photos = read_collection(tmp_path).photos
     assert [one.identity for one in photos] == [r"ann\xe9", "bo"]
@@ -190,7 +190,7 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
         (["identity_CelebA.txt", "photos/1.jpg"], None, "none of img_celeba"),
     ],
 )
-def test_layouts_that_are_none(tmp_path: Path, paths: list[str], layout: Layout | None, message: str) -> None:
+def test_invalid_layouts_are_refused(tmp_path: Path, paths: list[str], layout: Layout | None, message: str) -> None:
     with pytest.raises((DataError, DatasetNotFoundError), match=message):
         read_collection(touch(tmp_path, *paths), layout)
 
@@ -203,7 +203,7 @@ def test_a_list_with_a_bad_line(tmp_path: Path, content: bytes) -> None:
         read_collection(tmp_path)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match="is not a folder"):
         read_collection(tmp_path / "nobody")
 
@@ -243,7 +243,7 @@ def test_other_modes_are_rgb(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
-def test_what_is_no_photo_says_why(
+def test_unreadable_photos_state_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, why: str, limit: int | None
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -254,7 +254,7 @@ def test_what_is_no_photo_says_why(
     assert str(tmp_path) not in answer
 
 
-def test_pipes_and_dangling_links_are_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_broken_links_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpg").symlink_to("nowhere")
     assert face_photos.read_photo(tmp_path / "link.jpg") == "a broken link"
@@ -262,7 +262,7 @@ def test_pipes_and_dangling_links_are_not_waited_for(tmp_path: Path) -> None:
         assert face_photos.read_photo(tmp_path / name) == "not a file"
 
 
-def test_content_decides_and_what_is_left_out_is_named(tmp_path: Path) -> None:
+def test_images_are_recognised_by_content_and_others_are_listed(tmp_path: Path) -> None:
     save_photo(head("astronaut"), tmp_path / "ann/1.png")
     (tmp_path / "ann/1.png").rename(tmp_path / "ann/1.jfif")
     save_photo(head("hopper"), tmp_path / "bo/1.jpg")
@@ -275,7 +275,7 @@ def test_content_decides_and_what_is_left_out_is_named(tmp_path: Path) -> None:
     assert found.left_out == (("bo/2.jpg", "broken-link"), ("bo/notes.txt", "not-a-picture"))
 
 
-def test_damaged_exif_costs_no_photo(tmp_path: Path) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     save_photo(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
     picture = face_photos.read_photo(tmp_path / "a.jpg")
     assert isinstance(picture, Image.Image)
@@ -290,7 +290,7 @@ def test_the_largest_or_the_most_central_face() -> None:
     assert choose([sure, central, large], (200, 100), "centre") is central
 
 
-def test_crops_are_opencvs_of_the_chosen_face(tmp_path: Path) -> None:
+def test_crops_agree_with_opencv(tmp_path: Path) -> None:
     both = Image.new("RGB", (400, 300), "grey")
     both.paste(head("hopper"), (0, 0))
     both.paste(head("astronaut").resize((128, 128)), (210, 90))
@@ -307,7 +307,7 @@ def test_crops_are_opencvs_of_the_chosen_face(tmp_path: Path) -> None:
         assert np.abs(crop - opencv_crop(both, face.landmarks)).mean() < 4  # WebP's and the two warps' share
 
 
-def test_each_photo_is_judged_by_itself(album: Path) -> None:
+def test_outcomes_of_single_photos(album: Path) -> None:
     photos = read_collection(album).photos
     judged = examiner()(album, photos)
     assert [(one.identity, one.path) for one in judged] == list(photos)
@@ -331,7 +331,7 @@ def test_limits_decide_what_is_good_enough(album: Path) -> None:
     assert {one.outcome for one in lenient(album, photos)} == {"kept"}
 
 
-def test_pictures_of_one_shape_may_go_together(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_shape_are_batched(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = read_collection(album).photos
     singly = examiner()(album, photos)
     shapes: list[torch.Size] = []
@@ -371,7 +371,7 @@ def test_limits_are_read(changes: list[str], expected: Limits) -> None:
 
 
 @pytest.mark.parametrize("change", ["size=24", "side", "side=big", "pitch=0.2", "side=1,2", "=3"])
-def test_limits_that_are_none(change: str) -> None:
+def test_invalid_limits_are_refused(change: str) -> None:
     with pytest.raises(DataError, match=change):
         read_limits([change])
 
@@ -387,7 +387,7 @@ def outcomes(photos: Sequence[JudgedPhoto]) -> list[str]:
     return [one.outcome for one in photos]
 
 
-def test_of_equal_photos_one_is_kept() -> None:
+def test_duplicates_are_removed() -> None:
     photos = judged(4)
     photos[2] = replace(photos[2], digest=photos[0].digest)
     photos[3] = replace(photos[3], crop=photos[1].crop)
@@ -396,7 +396,7 @@ def test_of_equal_photos_one_is_kept() -> None:
     assert [one.reasons for one in settled[2:]] == ["of 0.jpg", "of 1.jpg"]
 
 
-def test_what_was_dropped_already_is_no_duplicate() -> None:
+def test_removed_photos_have_no_duplicates() -> None:
     photos = [JudgedPhoto("a", f"{i}.jpg", "no-face") for i in range(3)] + judged(2)
     assert select_photos(photos, SelectionRules()) == photos
 
@@ -410,7 +410,7 @@ def test_a_person_with_too_few_photos_is_dropped() -> None:
     assert outcomes(select_photos(judged(1), SelectionRules(min_photos=1))) == ["kept"]
 
 
-def test_distances_are_those_of_a_plain_loop() -> None:
+def test_distances_agree_with_a_loop() -> None:
     vectors = np.random.default_rng(0).normal(size=(7, 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     middle = [sorted(vectors[:, column])[3] for column in range(5)]
@@ -424,7 +424,7 @@ def with_vectors(*vectors: tuple[float, float]) -> list[JudgedPhoto]:
     return [replace(one, vector=vector) for one, vector in zip(judged(len(vectors)), vectors, strict=True)]
 
 
-def test_a_stranger_among_three_is_dropped() -> None:
+def test_outlier_among_three_is_removed() -> None:
     photos = with_vectors((1.0, 0.0), (0.0, -1.0), (0.96, 0.28))
     settled = select_photos(photos, SelectionRules(distance=0.5))
     assert outcomes(settled) == ["kept", "far", "kept"]
@@ -434,14 +434,14 @@ def test_a_stranger_among_three_is_dropped() -> None:
     assert outcomes(select_photos(photos, SelectionRules(min_photos=3, distance=0.5))) == ["too-few", "far", "too-few"]
 
 
-def test_of_two_that_differ_nobody_knows_which_is_wrong() -> None:
+def test_two_different_photos_are_both_kept() -> None:
     assert outcomes(select_photos(with_vectors((1.0, 0.0), (0.0, 1.0)), SelectionRules(distance=0.1))) == [
         "kept",
         "kept",
     ]
 
 
-def test_copies_of_a_stranger_have_one_voice() -> None:
+def test_copies_of_an_outlier_count_once() -> None:
     photos = with_vectors((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.96, 0.28))
     photos[1:3] = [replace(one, digest=photos[0].digest) for one in photos[1:3]]
     assert outcomes(select_photos(photos, SelectionRules(distance=0.5))) == [
@@ -456,7 +456,7 @@ def test_copies_of_a_stranger_have_one_voice() -> None:
 # The data set
 
 
-def test_shards_keep_their_size_and_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_have_limited_size_and_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(face_dataset, "SHARD_BYTES", 200_000)
     random = np.random.default_rng(0)
     faces = [JudgedPhoto(f"{i // 2:03d}", f"{i}.jpg", "kept", crop=random.bytes(1000)) for i in range(500)]
@@ -480,7 +480,7 @@ def test_shards_keep_their_size_and_the_order(tmp_path: Path, monkeypatch: pytes
     assert list(features) == ["image", "identity", "source"]
 
 
-def test_the_whole_way(album: Path, folders: Path) -> None:
+def test_photos_become_a_data_set(album: Path, folders: Path) -> None:
     summary = prepare_faces.prepare_faces(album, "people", OPTIONS)
     target = folders / "data/people"
     assert [path.name for path in sorted((folders / "data").iterdir())] == ["people"]
@@ -537,7 +537,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_what_is_done_is_not_done_again(
+def test_finished_parts_are_reused(
     album: Path, folders: Path, small_parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -551,7 +551,7 @@ def test_what_is_done_is_not_done_again(
     assert files(folders / "data/people") == files(folders / "data/again")
 
 
-def test_parts_of_other_options_are_not_taken_for_these(album: Path, folders: Path, small_parts: list[str]) -> None:
+def test_parts_of_other_options_are_refused(album: Path, folders: Path, small_parts: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare_faces.prepare_faces(album, "people", OPTIONS)
     lenient = replace(OPTIONS, limits=Limits(brightness=1))
@@ -567,7 +567,7 @@ def test_parts_of_other_options_are_not_taken_for_these(album: Path, folders: Pa
     assert report(folders / "data/people")["astronaut/night.png"] == ("kept", "")
 
 
-def test_a_data_set_that_is_there_stays(album: Path, folders: Path) -> None:
+def test_existing_data_set_is_kept(album: Path, folders: Path) -> None:
     prepare_faces.prepare_faces(album, "people", OPTIONS)
     before = files(folders / "data/people")
     with pytest.raises(DataError, match="people exists; --overwrite"):
@@ -578,7 +578,7 @@ def test_a_data_set_that_is_there_stays(album: Path, folders: Path) -> None:
     assert [path.name for path in (folders / "data").iterdir()] == ["people"]
 
 
-def test_photos_and_what_others_made_are_never_replaced(album: Path, folders: Path) -> None:
+def test_photos_and_other_data_sets_are_never_replaced(album: Path, folders: Path) -> None:
     (folders / "data").mkdir()
     album.rename(folders / "data/people")
     with pytest.raises(DataError, match="would be overwritten"):
@@ -589,7 +589,7 @@ def test_photos_and_what_others_made_are_never_replaced(album: Path, folders: Pa
     assert (folders / "data/people/hopper/0.png").is_file()
 
 
-def test_when_nothing_is_left_the_report_says_why(album: Path, folders: Path) -> None:
+def test_report_explains_an_empty_result(album: Path, folders: Path) -> None:
     with pytest.raises(DataError, match="nothing is left") as error:
         prepare_faces.prepare_faces(album, "people", OPTIONS, SelectionRules(min_photos=9))
     assert not (folders / "data/people").exists()
@@ -606,7 +606,7 @@ def embedder(tmp_path: Path) -> Path:
     return save(tmp_path / "face-embedder", "embedder", config, task="embed", preprocess=preprocess, tta="flip")
 
 
-def test_vectors_are_the_embedders_of_a_face_and_its_mirror_image(album: Path, embedder: Path) -> None:
+def test_vectors_average_face_and_mirror_image(album: Path, embedder: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png"), Photo("a", "hopper/0.png")]
     first, night, other = PhotoExaminer(replace(OPTIONS, embedder=embedder))(album, photos)
     assert (len(first.vector), len(night.vector), len(other.vector)) == (16, 0, 16)
@@ -621,7 +621,7 @@ def test_vectors_are_the_embedders_of_a_face_and_its_mirror_image(album: Path, e
     assert float(np.dot(first.vector, other.vector)) < 0.999
 
 
-def test_a_wrong_label_is_cleaned_away(album: Path, folders: Path, embedder: Path) -> None:
+def test_wrong_label_is_removed(album: Path, folders: Path, embedder: Path) -> None:
     save_photo(shifted("hopper", 5), album / "astronaut/wrong.png")
     options = replace(OPTIONS, embedder=embedder)
     photos = [one for one in read_collection(album).photos if one.identity == "astronaut"]
@@ -635,7 +635,7 @@ def test_a_wrong_label_is_cleaned_away(album: Path, folders: Path, embedder: Pat
     assert summary.outcomes["far"] == 1
 
 
-def test_networks_for_something_else_are_refused(album: Path, folders: Path, embedder: Path) -> None:
+def test_networks_for_other_tasks_are_refused(album: Path, folders: Path, embedder: Path) -> None:
     with pytest.raises(DataError, match="is a network to embed, not to detect"):
         prepare_faces.prepare_faces(album, "people", PhotoOptions(detector=embedder))
     with pytest.raises(DataError, match="is a network to detect, not to embed"):
@@ -646,14 +646,14 @@ def test_networks_for_something_else_are_refused(album: Path, folders: Path, emb
 
 
 @pytest.mark.parametrize("arguments", [["--clean", "x"], ["--distance", "0.5"]])
-def test_cleaning_needs_both(album: Path, arguments: list[str]) -> None:
+def test_cleaning_needs_embedder_and_distance(album: Path, arguments: list[str]) -> None:
     result = CliRunner().invoke(prepare_faces.cli, [str(album), "people", *arguments])
     assert result.exit_code == 1
     assert "error: cleaning needs an embedder and a distance" in result.output
 
 
 @pytest.mark.parametrize("arguments", [["../people"], ["people", "--source", "a:b"], ["People"]])
-def test_names_that_are_none(album: Path, folders: Path, arguments: list[str]) -> None:
+def test_invalid_names_are_refused(album: Path, folders: Path, arguments: list[str]) -> None:
     result = CliRunner().invoke(prepare_faces.cli, [str(album), *arguments])
     assert result.exit_code == 1
     assert "is not a valid name" in result.output
@@ -661,7 +661,7 @@ def test_names_that_are_none(album: Path, folders: Path, arguments: list[str]) -
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_makes_the_same_bytes(album: Path, folders: Path) -> None:
+def test_output_does_not_depend_on_the_number_of_processes(album: Path, folders: Path) -> None:
     arguments = [str(album), "--detector", str(WEIGHTS), "--source", "people"]
     for name, jobs in (("one", "1"), ("two", "2")):
         result = CliRunner().invoke(prepare_faces.cli, [*arguments, name, "--jobs", jobs])
@@ -672,7 +672,7 @@ def test_any_number_of_processes_makes_the_same_bytes(album: Path, folders: Path
 
 
 @pytest.mark.slow
-def test_killed_it_leaves_nobody_behind_and_goes_on(album: Path, folders: Path) -> None:
+def test_killed_command_leaves_no_workers_and_is_continued(album: Path, folders: Path) -> None:
     for number in range(150):
         save_photo(shifted("astronaut", number % 20), album / "astronaut" / f"more{number}.png")
     command = [sys.executable, "-m", "training.prepare_faces", str(album), "people", "--detector", str(WEIGHTS)]

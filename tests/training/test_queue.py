@@ -104,7 +104,7 @@ def test_shipped_weights_of_the_same_recipe_are_done(monkeypatch: pytest.MonkeyP
     assert not queue.is_trained(ROOT / "weights/nothing", entry, recipe)
 
 
-def test_it_trains_evaluates_skips_what_is_done_and_survives_a_failure(small: Path) -> None:
+def test_queue_trains_evaluates_skips_and_continues_after_failures(small: Path) -> None:
     edit(small / "recipes/strokes.toml", "lr = 0.002", "lr = 1e30")
     result = invoke(small, "--cpus", "0")
     assert result.exit_code == 1
@@ -139,7 +139,7 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
+def test_incomplete_log_line_is_ignored(small: Path) -> None:
     (small / "runs").mkdir(exist_ok=True)
     card = checkpoint.read_card(ROOT / "weights/lenet5-mnist")
     log = queue.QueueLog()
@@ -150,7 +150,7 @@ def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
     assert log.evaluated(card)
 
 
-def test_a_stage_is_skipped_when_what_follows_it_is_shipped(small: Path) -> None:
+def test_stage_of_a_shipped_model_is_skipped(small: Path) -> None:
     (small / "queue.toml").write_text(QUEUE.replace("[[model]]", '[[model]]\nstage_of = "more"', 1))
     shutil.copytree(ROOT / "weights/lenet5-mnist", small / "weights/more")
     shutil.copy(ROOT / "training/recipes/lenet5-mnist.toml", small / "recipes/more.toml")
@@ -175,7 +175,7 @@ def test_a_stage_is_skipped_when_what_follows_it_is_shipped(small: Path) -> None
         ("not toml", "queue.toml"),
     ],
 )
-def test_a_queue_that_does_not_fit_is_refused(small: Path, text: str, message: str) -> None:
+def test_invalid_queues_are_refused(small: Path, text: str, message: str) -> None:
     (small / "queue.toml").write_text(text)
     result = invoke(small)
     assert result.exit_code == 1
@@ -226,9 +226,7 @@ def wait_for(folder: Path, name: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_in_the_same_files_as_an_unbroken_run(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_queue_ends_with_the_same_files(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     # In the middle of the first training, after it, and in the middle of the second.
     for place in ("strokes/last.pt", "strokes/export/strokes/card.json", "more/last.pt"):
@@ -252,7 +250,7 @@ def test_killed_three_times_it_ends_in_the_same_files_as_an_unbroken_run(
 
 
 @pytest.mark.slow
-def test_the_child_of_a_killed_queue_keeps_its_place(small: Path) -> None:
+def test_child_of_a_killed_queue_keeps_the_lock(small: Path) -> None:
     """Two processes must not write one run's folder: a new queue waits for the training that the old one left."""
     process = start(small, "strokes")
     wait_for(small, "strokes/last.pt", process)

@@ -52,7 +52,7 @@ def base(recipe_file: Path) -> Recipe:
     return load_recipe(recipe_file)
 
 
-def test_the_grid_is_every_triple_near_twice_the_cost() -> None:
+def test_grid_has_all_triples_near_the_cost() -> None:
     tenths = range(10, 30)
     exact = [
         (a / 10, b / 10, c / 10)
@@ -68,12 +68,12 @@ def test_the_grid_is_every_triple_near_twice_the_cost() -> None:
 
 
 @pytest.mark.parametrize(("step", "tolerance"), [(0, 0.1), (-0.1, 0.1), (0.1, -0.1), (0.1, 1)])
-def test_a_grid_that_cannot_be(step: float, tolerance: float) -> None:
+def test_invalid_grids_are_refused(step: float, tolerance: float) -> None:
     with pytest.raises(ValueError, match="step > 0"):
         grid(step, tolerance)
 
 
-def test_a_triple_scales_depth_width_and_pictures(base: Recipe) -> None:
+def test_triple_scales_depth_width_and_resolution(base: Recipe) -> None:
     recipe = scaled(base, ScalingFactors(2, 1.1, 1.4))
     assert recipe.model.config["depth"] == pytest.approx(0.6)
     assert recipe.model.config["width"] == pytest.approx(0.33)
@@ -83,7 +83,7 @@ def test_a_triple_scales_depth_width_and_pictures(base: Recipe) -> None:
     assert recipe.model_dump(exclude=changed) == base.model_dump(exclude=changed)
 
 
-def test_triples_that_round_to_one_network_are_one_candidate(base: Recipe) -> None:
+def test_triples_that_round_to_the_same_network_are_merged(base: Recipe) -> None:
     triples = [triple for triple in grid(0.1, 0.1) if triple.alpha >= 1.6]
     found = candidates(base, triples, classes=3)
 
@@ -132,9 +132,7 @@ def invoke(recipe: Path, out: Path, *options: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_that_is_broken_off_and_goes_on(
-    recipe_file: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_search_is_continued(recipe_file: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = workshop / "docs"
     trained: list[ScalingFactors] = []
     train = scale_search.train
@@ -174,7 +172,7 @@ def test_a_rehearsal_that_is_broken_off_and_goes_on(
     assert len(drawn) < 150_000
 
 
-def test_a_file_that_holds_something_else_is_refused(recipe_file: Path, workshop: Path) -> None:
+def test_file_with_other_content_is_refused(recipe_file: Path, workshop: Path) -> None:
     (workshop / "docs").mkdir()
     (workshop / "docs/scale-search.csv").write_text("a,b\n1,2\n")
     code, output = invoke(recipe_file, workshop / "docs", "--step", "0.4")

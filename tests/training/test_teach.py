@@ -45,7 +45,7 @@ def brightness(faces: teach.Pixels) -> teach.Vectors:
     return np.repeat(faces.mean(axis=(1, 2, 3), dtype=np.float64)[:, None], 128, axis=1).astype(np.float32)
 
 
-def test_the_window_is_where_it_was_measured() -> None:
+def test_window_position() -> None:
     rows, columns = np.mgrid[:112, :112]
     face = np.stack([columns, rows, np.zeros_like(rows)], axis=2).astype(np.uint8)
     chip = teach.chip(face).astype(float)
@@ -58,7 +58,7 @@ def test_the_window_is_where_it_was_measured() -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_row_for_each_picture_in_its_order(faces: Path, jobs: int) -> None:
+def test_vectors_are_in_the_order_of_the_data_set(faces: Path, jobs: int) -> None:
     path = teach.teach("faces", "grey", brightness, jobs)
     assert path == faces / "runs/teachers/grey.npy"
     vectors = np.load(path)
@@ -67,7 +67,7 @@ def test_a_row_for_each_picture_in_its_order(faces: Path, jobs: int) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["grey.npy"]
 
 
-def test_what_is_done_is_not_done_again(faces: Path) -> None:
+def test_finished_parts_are_reused(faces: Path) -> None:
     seen: list[int] = []
 
     def tires(pictures: teach.Pixels) -> teach.Vectors:
@@ -84,7 +84,7 @@ def test_what_is_done_is_not_done_again(faces: Path) -> None:
     assert np.array_equal(vectors[:, 0], np.arange(700) % 256)
 
 
-def test_a_data_set_that_is_not_there(folders: Path) -> None:
+def test_missing_data_set_is_reported(folders: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nobody"):
         teach.teach("nobody", "grey", brightness, 1)
 
@@ -110,14 +110,14 @@ def means(file: Path, batch: int | str = "N", *, outputs: int = 1, layout: str =
 
 @pytest.mark.parametrize("batch", ["N", 1, 3])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_an_onnx_file_teaches(tmp_path: Path, batch: int | str, layout: str) -> None:
+def test_onnx_file_as_teacher(tmp_path: Path, batch: int | str, layout: str) -> None:
     faces = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
     vectors = teach.GraphTeacher(means(tmp_path / "means.onnx", batch, layout=layout), 100.0, 50.0)(faces)
     expected = (faces.astype(float).mean(axis=(1, 2)) - 100) / 50  # a mirror image has the same means
     np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
 
 
-def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
+def test_invalid_teacher_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(DataError, match="not an ONNX or TFLite file"):
         teach.GraphTeacher(tmp_path / "broken.onnx", 0, 1)
@@ -134,7 +134,7 @@ def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
         teach.NetworkTeacher(ROOT / "weights/lenet5-mnist")
 
 
-def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
+def test_network_teacher_agrees_with_serving(few_faces: Path) -> None:
     model = ROOT / "weights/mobilefacenet"
     options = ["faces", "--name", "wise", "--model", str(model)]
     small = data.load("faces", "train", teach._ALIGNED)
@@ -151,14 +151,14 @@ def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_published_file_teaches_what_was_published_with_it(datasets: Callable[[str], Path]) -> None:
+def test_published_file_agrees_with_the_published_vectors(datasets: Callable[[str], Path]) -> None:
     folder = datasets("mobilefacenet")
     vectors = teach.GraphTeacher(folder / "mobilefacenet.tflite", 127.5, 128.0)(first_faces(datasets("faces"), 9))
     published = np.load(folder / "faces-vectors.npy", mmap_mode="r")[:9].astype(np.float32)
     np.testing.assert_allclose(vectors, published, atol=2e-3)  # published in float16
 
 
-def test_without_the_teacher_it_says_what_to_install(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_teacher_package_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

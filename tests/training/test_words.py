@@ -70,7 +70,7 @@ def train(*options: str) -> Result:
 # The names.
 
 
-def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path) -> None:
+def test_splits_are_disjoint_and_lfw_is_not_trained_on(workshop: Path) -> None:
     names = read_names(recipe().data, seed=1)
     splits = (names.train, names.synthetic, names.calibrate, names.test)
     letters = [bare(name) for split in splits for name in split]
@@ -90,7 +90,7 @@ def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path
     assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.synthetic)
 
 
-def test_names_are_made_of_two_people_and_none_is_a_known_one() -> None:
+def test_recombined_names_are_new() -> None:
     people = ["ada lovelace", "jean-luc ponty", "hypatia"]
     expected = {"ada ponty", "jean-luc lovelace"}
     assert set(recombine(people, 50, {bare(name) for name in people}, seed=1)) == expected
@@ -116,7 +116,7 @@ def test_the_real_names(datasets: Callable[[str], Path], monkeypatch: pytest.Mon
 # The noise.
 
 
-def test_keys_that_touch() -> None:
+def test_neighbouring_keys() -> None:
     assert {key: set(KEYS[key]) for key in "gqlm"} == {
         "g": set("ftyhvb"),
         "q": set("wa"),
@@ -147,12 +147,12 @@ def test_keys_that_touch() -> None:
         ("order", "hypatia", set()),
     ],
 )
-def test_each_kind_makes_just_these(kind: str, name: str, spellings: set[str]) -> None:
+def test_spellings_of_each_kind(kind: str, name: str, spellings: set[str]) -> None:
     assert set(KINDS[kind](name)) == spellings
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_answers_folded_names_that_differ(kind: str) -> None:
+def test_kinds_return_different_folded_names(kind: str) -> None:
     name = "yakob kazoov-schmueth phitz"
     spellings = KINDS[kind](name)
     assert spellings
@@ -160,7 +160,7 @@ def test_a_kind_answers_folded_names_that_differ(kind: str) -> None:
     assert all(spelling.strip() == spelling == fold(spelling) for spelling in spellings)
 
 
-def test_misspelling_is_a_function_of_the_seed() -> None:
+def test_misspelling_depends_only_on_the_seed() -> None:
     def spelt(seed: int) -> list[str]:
         random = np.random.default_rng(seed)
         return [misspell("gerhard schroeder", list(KINDS), edits, random) for edits in range(6)]
@@ -170,7 +170,7 @@ def test_misspelling_is_a_function_of_the_seed() -> None:
     assert spelt(1)[0] == "gerhard schroeder"
 
 
-def test_edits_are_counted_and_never_undone() -> None:
+def test_edits_are_counted_and_not_undone() -> None:
     random = np.random.default_rng(0)
     for _ in range(300):
         spelt = misspell("ab", ["swap", "drop"], 2, random)
@@ -191,7 +191,7 @@ def test_edits_are_counted_and_never_undone() -> None:
 # The evaluation.
 
 
-def test_names_that_lie_equally_near_share_the_hit() -> None:
+def test_equally_near_names_share_the_hit() -> None:
     distances = {"one": [0.0, 1.0, 1.0], "two": [2.0, 1.0, 1.0], "three": [1.0, 1.0, 1.0]}
     probes = Probes("trained", 1, tuple(distances), np.array([0, 1, 2]))
     hits = search("table", lambda name: np.array(distances[name]), probes)
@@ -237,7 +237,7 @@ def test_probes_are_of_their_kinds_and_unlike_those_of_training() -> None:
 # The encoder.
 
 
-def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop: Path) -> None:
+def test_training_improves_recall_and_is_evaluated(workshop: Path) -> None:
     small = recipe()
     untrained = SpellingTask(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
     result = train()
@@ -269,7 +269,7 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
 
 @pytest.mark.parametrize("mining", ["semi-hard", "batch-hard"])
 @pytest.mark.parametrize("squared", [False, True])
-def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
+def test_loss_agrees_with_a_loop(mining: str, squared: bool) -> None:
     torch.manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(12, 4, dtype=torch.float64))
     labels = torch.arange(12) // 3
@@ -303,12 +303,12 @@ def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
         ("data.trained=[]", "data.trained"),
     ],
 )
-def test_recipes_that_do_not_fit_together(override: str, message: str) -> None:
+def test_inconsistent_recipes_are_refused(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(override)
 
 
-def test_what_is_missing_is_named(workshop: Path) -> None:
+def test_missing_inputs_are_named(workshop: Path) -> None:
     result = train("--set", "data.trained=['drop', 'sneeze']")
     assert result.exit_code == 1
     assert "unknown kinds of edits: sneeze" in result.output

@@ -35,7 +35,7 @@ def group(parameter: nn.Parameter) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_filters_move_as_torch_s_muon_moves_their_matrix(channels_last: bool) -> None:
+def test_filters_agree_with_torch_muon(channels_last: bool) -> None:
     ours = filters(channels_last)
     matrix = nn.Parameter(filters().detach().reshape(6, 36).clone())
     optimizer = Muon([group(ours)], lr=1.0)

@@ -115,7 +115,7 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
         (["model.start=", "model.freeze=true"], "start is not set"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(workshop: Path, more: list[str], message: str) -> None:
+def test_unsuitable_models_are_refused(workshop: Path, more: list[str], message: str) -> None:
     begun(workshop / "elder")
     result = train(workshop, *more)
     assert result.exit_code == 1
@@ -130,7 +130,7 @@ def test_only_a_classifier_s_features_are_taken(workshop: Path) -> None:
     assert "ae-mnist is not a classifier but a network to reconstruct" in result.output
 
 
-def test_pictures_may_be_of_another_size(workshop: Path) -> None:
+def test_image_size_may_differ(workshop: Path) -> None:
     begun(workshop / "elder", preprocess=GREY.model_copy(update={"size": (40, 40), "pad": 0}))
     task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
     assert task.pretrained is not None

@@ -30,7 +30,7 @@ def make(section: dict[str, object], batch_size: int = 20, preprocess: Preproces
     return CroppedImages(PicturesSection.model_validate(section), preprocess, batch_size, 1)
 
 
-def test_an_epoch_shows_what_is_not_held_out_once(workshop: Path) -> None:
+def test_epoch_has_each_training_image_once(workshop: Path) -> None:
     pictures = make({"name": "strokes", "validation": 30})
     assert pictures.per_epoch == 5
     seen = torch.cat([pictures.batch(2, index, NONE, draw())[0] for index in range(5)])
@@ -46,7 +46,7 @@ def test_an_epoch_shows_what_is_not_held_out_once(workshop: Path) -> None:
     assert sorted(np.concatenate(numbers)) == sorted(pictures.set.labels[rows])
 
 
-def test_a_crop_is_a_window_and_every_window_comes(workshop: Path) -> None:
+def test_crops_are_windows_at_all_positions(workshop: Path) -> None:
     pictures = make({"name": "strokes", "validation": 30, "crop": 26, "batch_size": 50})
     whole = torch.from_numpy(pictures.set.images.astype(np.float32) / 255).movedim(-1, 1)
     windows = {(top, left): whole[:, 0, top : top + 26, left : left + 26] for top in range(3) for left in range(3)}
@@ -76,7 +76,7 @@ def test_a_data_set_may_have_its_own_size(workshop: Path) -> None:
     assert pictures.clean(pictures.held_out[:3]).shape == (3, 1, 14, 14)
 
 
-def test_people_are_split_as_for_the_embedder(folders: Path) -> None:
+def test_identities_are_split_as_for_embedders(folders: Path) -> None:
     random = np.random.default_rng(0)
     rows = []
     for person in range(60):
@@ -103,7 +103,7 @@ def test_a_crop_that_is_too_large(workshop: Path) -> None:
         make({"name": "strokes", "validation": 30, "crop": 29})
 
 
-def test_noise_has_its_strength_and_some_is_clipped() -> None:
+def test_noise_strength_and_clipping() -> None:
     section = NoiseSection(sigma=(20, 60), clipped=0.25, validation=(25,))
     clean = torch.full((2000, 1, 12, 12), 0.5)
     noise = add_noise(clean, section, draw()) - clean
@@ -121,7 +121,7 @@ def test_noise_has_its_strength_and_some_is_clipped() -> None:
     assert not (add_noise(torch.zeros(200, 1, 4, 4), never, draw()) >= 0).all(dim=(1, 2, 3)).any()
 
 
-def test_the_noise_of_the_validation_is_fixed_for_each_picture() -> None:
+def test_validation_noise_is_fixed_per_image() -> None:
     clean, rows = torch.rand(50, 1, 16, 16), np.arange(50) * 3
     noisy = add_fixed_noise(clean, rows, 25.5, seed=4)
     assert torch.equal(noisy[7:9], add_fixed_noise(clean[7:9], rows[7:9], 25.5, seed=4))

@@ -30,7 +30,7 @@ def crowd() -> ImageSet:
     return people({f"{source}:{i}": 1 + i % 5 for source in ("film", "street") for i in range(150)})
 
 
-def test_a_split_is_a_function_of_the_name() -> None:
+def test_split_depends_only_on_the_name() -> None:
     # These stay what they are, whatever else is in the set: a card's figures depend on it.
     # By sha256sum's first 16 digits: 98, 78, 81 and 92 of a hundred.
     names = ("pins:a", "pins:b", "pins:21", "fiw:7")
@@ -72,7 +72,7 @@ def test_impostor_pairs_are_of_two_people_of_one_source() -> None:
     assert 0.35 < sum(a == "film" for a, _ in sources) / 2000 < 0.65
 
 
-def test_a_source_weighs_what_it_weighs_in_the_whole_set() -> None:
+def test_source_shares_are_those_of_the_whole_set() -> None:
     """Ten of its people have many photos, and are in this split by chance."""
     sizes = {f"film:{i}": 4 for i in range(200)} | {f"street:{i}": 40 if i < 10 else 2 for i in range(210)}
     faces = people(sizes)
@@ -93,7 +93,7 @@ def test_the_same_seed_draws_the_same_pairs() -> None:
         assert not np.array_equal(draw(faces, rows, 50, 3), draw(faces, rows, 50, 4))
 
 
-def test_one_person_a_source_makes_no_impostors() -> None:
+def test_single_person_per_source_has_no_impostor_pairs() -> None:
     faces = people({"film:a": 5, "street:a": 5})
     with pytest.raises(DataError, match="two identities"):
         impostor_pairs(faces, np.arange(10), 10, seed=0)
@@ -118,7 +118,7 @@ def test_a_row_without_identity_is_refused(folders: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_real_set_has_the_identities_it_says(
+def test_real_data_set_has_the_stated_identities(
     datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VESTIBULE_DATASETS", str(datasets("faces").parent))

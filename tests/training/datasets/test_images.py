@@ -17,7 +17,7 @@ from training.datasets import images as data
 from training.datasets.batches import Batches, stratified_sample, stratified_split
 
 
-def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) -> None:
+def test_parquet_shards_are_one_split(folders: Path) -> None:
     pictures, labels = strokes(20)
     encoded = [png(p) for p in pictures]
     write_parquet(folders / "data/s/train-00000.parquet", encoded[:12], labels[:12])
@@ -29,7 +29,7 @@ def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) ->
     assert np.array_equal(loaded.images, np.stack([GREY.pixels(p) for p in pictures]))
 
 
-def test_an_image_folder_has_its_classes_in_the_order_of_names(folders: Path) -> None:
+def test_image_folder_classes_are_sorted(folders: Path) -> None:
     pictures, _ = strokes(3)
     for name, picture in zip(["b/2.png", "b/1.JPG", "a/9.png"], pictures, strict=True):
         path = folders / "data/s/test" / name
@@ -42,7 +42,7 @@ def test_an_image_folder_has_its_classes_in_the_order_of_names(folders: Path) ->
     assert np.array_equal(loaded.images[0], GREY.pixels(pictures[2]))
 
 
-def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
+def test_exif_orientation_is_applied(folders: Path) -> None:
     picture = strokes(1)[0][0]
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -52,9 +52,7 @@ def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
     assert np.array_equal(data.load("s", "train", GREY).images[0], GREY.pixels(picture.rotate(180)))
 
 
-def test_pictures_are_decoded_once_until_file_or_geometry_changes(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_decoded_again_only_after_changes(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
     decode = data.decoded
 
@@ -85,7 +83,7 @@ def test_pictures_are_decoded_once_until_file_or_geometry_changes(
     ],
     ids=["empty", "text", "truncated", "label too large", "unlabelled"],
 )
-def test_a_bad_row_is_named_and_leaves_nothing_behind(folders: Path, bad: bytes, label: int, message: str) -> None:
+def test_invalid_row_is_named_and_leaves_no_cache(folders: Path, bad: bytes, label: int, message: str) -> None:
     pictures, labels = strokes(6)
     encoded = [png(p) for p in pictures]
     encoded[4], labels[4] = bad, label
@@ -95,7 +93,7 @@ def test_a_bad_row_is_named_and_leaves_nothing_behind(folders: Path, bad: bytes,
     assert list((folders / "runs/cache").iterdir()) == []
 
 
-def test_a_source_that_says_too_little(folders: Path) -> None:
+def test_incomplete_parquet_is_refused(folders: Path) -> None:
     path = folders / "data/s/train.parquet"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"PAR1")
@@ -107,7 +105,7 @@ def test_a_source_that_says_too_little(folders: Path) -> None:
         data.load("s", "train", GREY)
 
 
-def test_what_was_looked_for_is_said(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_set_lists_the_searched_places(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet and no train/<class>/ in .*data/ants"):
         data.load("ants", "train", GREY)
 
@@ -119,7 +117,7 @@ def test_what_was_looked_for_is_said(folders: Path, monkeypatch: pytest.MonkeyPa
         data.load("mnist", "test", GREY)
 
 
-def test_torchvision_is_asked_last(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_is_the_last_source(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, _ = strokes(3)
 
     class Downloaded(list[tuple[Image.Image, int]]):
@@ -136,7 +134,7 @@ def test_torchvision_is_asked_last(folders: Path, monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(loaded.images[2], GREY.pixels(pictures[2]))
 
 
-def test_colour_comes_as_preprocessing_asks(folders: Path) -> None:
+def test_colour_mode_follows_preprocessing(folders: Path) -> None:
     palette = Image.fromarray(np.full((8, 8, 3), (200, 10, 30), dtype=np.uint8)).quantize()
     write_parquet(folders / "data/s/train.parquet", [png(palette)], [0])
     colour = Preprocess(mode="RGB", size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -156,7 +154,7 @@ def test_a_split_keeps_each_class_s_share() -> None:
 
 
 @pytest.mark.parametrize("validation", [0, 10, 11])
-def test_a_split_needs_pictures_on_both_sides(validation: int) -> None:
+def test_split_needs_images_on_both_sides(validation: int) -> None:
     with pytest.raises(DataError, match="from 10"):
         stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
 
@@ -175,7 +173,7 @@ def test_a_sample_keeps_every_class_and_stays_within_its_rows() -> None:
         assert np.array_equal(stratified_sample(labels, rows, everything, seed=1), rows)
 
 
-def test_processes_together_see_what_one_would() -> None:
+def test_processes_share_the_batches() -> None:
     alone = Batches(103, 20, seed=5)
     shared = [Batches(103, 20, 5, process, 4) for process in range(4)]
     assert alone.per_epoch == 5
@@ -189,6 +187,6 @@ def test_processes_together_see_what_one_would() -> None:
 
 
 @pytest.mark.parametrize(("batch", "processes", "message"), [(11, 1, "from 10"), (9, 2, "evenly over 2")])
-def test_batches_that_cannot_be(batch: int, processes: int, message: str) -> None:
+def test_impossible_batches_are_refused(batch: int, processes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Batches(10, batch, 0, 0, processes)

@@ -103,13 +103,13 @@ def test_the_views_that_are_there(lfw: Path) -> None:
         ("1\nAl\t1\tx\nAl\t1\tAl-Bo\t1\n", "line 2: .* does not end in an image's number"),
     ],
 )
-def test_lists_of_another_form_are_refused(lfw: Path, text: str, message: str) -> None:
+def test_invalid_lists_are_refused(lfw: Path, text: str, message: str) -> None:
     (lfw / "pairs.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         read_pairs(lfw / "pairs.txt", read_lfw(lfw))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"0001\.jpg"):
         read_lfw(tmp_path)
     with pytest.raises(DatasetNotFoundError, match=r"s1/1\.pgm"):
@@ -148,7 +148,7 @@ def test_orl_with_a_photo_missing_is_refused(orl: Path) -> None:
 
 
 @pytest.mark.parametrize("enrolled", [1.0, 0.5])
-def test_a_gallery_has_one_photo_of_each_who_is_enrolled(enrolled: float) -> None:
+def test_gallery_has_one_photo_per_enrolled_subject(enrolled: float) -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(40), random.integers(1, 6, 40))
     galleries = set()
@@ -174,7 +174,7 @@ def test_photos_and_subjects_are_drawn_evenly() -> None:
 
 
 @pytest.mark.data
-def test_the_real_folders_have_what_they_say(datasets: Callable[[str], Path]) -> None:
+def test_real_folders_have_the_stated_content(datasets: Callable[[str], Path]) -> None:
     folder = datasets("lfw-view1")
     people = read_lfw(folder)
     assert (len(people.paths), len(people.names)) == (1549, 963)

@@ -74,7 +74,7 @@ def test_figures_are_those_of_evaluate_and_of_the_files(zoo: Path) -> None:
         assert min(entry.latency.values()) > 0
 
 
-def test_latency_is_a_pictures_share_of_its_batch(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_per_image(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "interleaved_medians", lambda calls, rounds: dict.fromkeys(calls, 0.064))
     for entry in compare.measure(compare.fitting(zoo, "strokes"), "strokes", rounds=1):
         assert entry.latency == pytest.approx(TIMED)
@@ -128,7 +128,7 @@ def test_the_command_writes_table_and_plot(zoo: Path, folders: Path) -> None:
     assert len(drawn) < 150_000
 
 
-def test_a_zoo_without_a_model_for_the_data_is_refused(zoo: Path, folders: Path) -> None:
+def test_folder_without_a_matching_model_is_refused(zoo: Path, folders: Path) -> None:
     write_parquet(folders / "data/ants/test.parquet", [png(strokes(1)[0][0])], [0], ("fire", "army", "leaf"))
     with pytest.raises(DataError, match="none of the 3 models"):
         compare.fitting(zoo, "ants")
@@ -161,7 +161,7 @@ def latency(milliseconds: float) -> dict[tuple[str, int], float]:
     return {key: milliseconds if key[1] == 1 else milliseconds / 2 for key in TIMED}
 
 
-def test_labels_lie_on_no_dot_and_on_no_other_label() -> None:
+def test_labels_do_not_overlap() -> None:
     dots = [Dot(x=1 + 0.02 * i, y=2 + 0.03 * (i % 3), area=150, label=f"network {i}\n1.2 M") for i in range(7)]
     _, axes = blank("title", "subtitle", "x", "y")
     axes.set_xlim(0.8, 1.4)

@@ -119,7 +119,7 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
     assert figures.reliability.error > 0.05  # the matching is that of other pairs
 
 
-def test_crops_and_rows_are_embedded_alike(studio: Path) -> None:
+def test_crops_and_rows_have_the_same_embeddings(studio: Path) -> None:
     embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.array([7, 3, 30])
@@ -132,7 +132,7 @@ def embedded(vectors: list[list[float]], labels: list[int], found: list[bool]) -
     return EmbeddedFaces(np.array(vectors), np.array(labels), np.array(found))
 
 
-def test_a_picture_without_a_face_is_like_no_other() -> None:
+def test_image_without_a_face_has_the_least_similarity() -> None:
     photos = embedded([[1, 0], [0, 0], [0.6, 0.8], [-1, 0]], [0, 0, 1, 1], [True, False, True, True])
     assert photos.failures == 1
     assert photos.pairs(np.array([[0, 1], [0, 2], [3, 0]])).tolist() == [-1, 0.6, -1]
@@ -142,7 +142,7 @@ def test_a_picture_without_a_face_is_like_no_other() -> None:
     assert photos.search(search).tolist() == [[-1]]
 
 
-def test_a_failure_costs_the_pairs_it_is_in() -> None:
+def test_missing_face_fails_its_pairs() -> None:
     # Twenty people on one point each, two photos; the pairs are sure but for those of a picture without a face.
     angles = np.arange(40) // 2 * 0.15
     vectors, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.arange(40) // 2
@@ -164,7 +164,7 @@ def test_a_failure_costs_the_pairs_it_is_in() -> None:
     assert (without.failures, without.images) == (0, 39)
 
 
-def test_own_folds_are_used() -> None:
+def test_folds_of_the_list_are_used() -> None:
     # Each fold has a scale of its own: the other's threshold decides half of it wrongly.
     similarities = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1])
     vectors = np.stack([similarities, np.sqrt(1 - similarities**2)], axis=1)
@@ -178,7 +178,7 @@ def test_own_folds_are_used() -> None:
         verify("two", photos, ListedPairs(places, same, np.zeros(8, np.int64)))
 
 
-def test_identification_of_people_who_are_all_different() -> None:
+def test_identification_of_distinct_people() -> None:
     labels = np.repeat(np.arange(8), 3)
     photos = EmbeddedFaces(np.eye(8)[labels], labels, np.ones(24, bool))
     part = identify("clear", photos)
@@ -192,7 +192,7 @@ def test_identification_of_people_who_are_all_different() -> None:
     assert part.rank_one.deviation > 0
 
 
-def test_identification_of_people_who_are_all_alike() -> None:
+def test_identification_of_indistinguishable_people() -> None:
     labels = np.repeat(np.arange(8), 3)
     part = identify("fog", EmbeddedFaces(np.ones((24, 1)), labels, np.ones(24, bool)))
     assert part.rank_one == (0.0, 0.0)
@@ -203,7 +203,7 @@ def test_identification_of_people_who_are_all_alike() -> None:
     ("labels", "message"),
     [([0, 0, 0], "two subjects"), ([0, 1, 2], "two subjects"), ([0, 0, 1, 2, 3, 4, 5, 6], "mated and non-mated")],
 )
-def test_too_few_to_identify(labels: list[int], message: str) -> None:
+def test_too_few_subjects_are_refused(labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=f"few: .*{message}"):
         identify("few", EmbeddedFaces(np.eye(len(labels)), np.array(labels), np.ones(len(labels), bool)))
 
@@ -233,7 +233,7 @@ def mean_colour(faces: Pixels) -> Floats:
 
 
 @pytest.mark.parametrize("enlarged", [1, 2])
-def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> None:
+def test_face_nearest_to_the_centre_is_embedded(tmp_path: Path, enlarged: int) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, :85] = (255, 0, 0)
     pixels[:, 85:] = (0, 255, 0)
@@ -288,7 +288,7 @@ def run(studio: Path, *options: str) -> Result:
     return CliRunner().invoke(cli, [*command, *options])
 
 
-def test_the_command_writes_tables_and_plots(studio: Path, lfw: Path, orl: Path) -> None:
+def test_command_writes_tables_and_plots(studio: Path, lfw: Path, orl: Path) -> None:
     docs = studio / "docs"
     docs.mkdir()
     result = run(studio, "--lfw", str(lfw), "--orl", str(orl), "--write", str(docs))
@@ -346,7 +346,7 @@ def test_plots_show_every_set(studio: Path) -> None:
     assert ACCENT in colours(report_faces.draw_reliability(figures))
 
 
-def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, orl: Path) -> None:
+def test_errors_are_reported_and_nothing_is_written(studio: Path, lfw: Path, orl: Path) -> None:
     docs = studio / "docs"
 
     def fails(message: str, *options: str) -> None:
@@ -388,13 +388,13 @@ def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], mess
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_a_face_is_found_in_every_picture_of_orl(datasets: Callable[[str], Path]) -> None:
+def test_face_is_detected_in_every_orl_image(datasets: Callable[[str], Path]) -> None:
     people, detector = read_orl(datasets("orl")), load_detector(WEIGHTS / "centerface")
     photos = embed_photos(people, detector, mean_colour, measure_faces.ORL_ENLARGED)
     assert (photos.failures, len(photos.has_face)) == (0, 400)
 
 
-def test_degraded_faces_are_the_same_each_time_and_half_of_each_kind(studio: Path) -> None:
+def test_degradations_are_deterministic_and_of_every_kind(studio: Path) -> None:
     embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.arange(len(images.labels))

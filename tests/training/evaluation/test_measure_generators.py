@@ -83,7 +83,7 @@ def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
     assert found.bounds == pytest.approx((float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())))
 
 
-def test_real_pictures_are_near_and_a_gaussian_is_far(studio: Path) -> None:
+def test_real_images_score_better_than_a_gaussian(studio: Path) -> None:
     save(studio / "sharp", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES)
     (group,) = measure([studio / "half"], "strokes", studio / "sharp", samples=60, held_out=1).groups
     assert group.floor.frechet < group.ceiling.frechet
@@ -92,7 +92,7 @@ def test_real_pictures_are_near_and_a_gaussian_is_far(studio: Path) -> None:
     assert (group.test, group.held_out) == (60, 1)
 
 
-def test_a_set_is_judged_by_what_is_read() -> None:
+def test_figures_depend_on_the_recognised_classes() -> None:
     draws = torch.Generator().manual_seed(0)
     classes = torch.arange(300) % 3
     features = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws)
@@ -108,7 +108,7 @@ def test_a_set_is_judged_by_what_is_read() -> None:
     assert (one_each.spread, one_each.manifolds.recall, one_each.asked) == ((0.0, 0.0), 0.0, None)
 
 
-def test_the_gaussian_has_the_pixels_moments(studio: Path) -> None:
+def test_gaussian_samples_have_the_pixel_moments(studio: Path) -> None:
     train = data.load("strokes", "train", SMALL)
     rows = np.arange(80)
     # Far from where bytes end, so that clipping takes nothing away.
@@ -119,7 +119,7 @@ def test_the_gaussian_has_the_pixels_moments(studio: Path) -> None:
     assert np.abs(np.cov(flat.T.astype(float)) - covariance).max() < 0.05 * covariance.max()
 
 
-def test_a_sample_depends_on_its_seed_and_its_place_alone(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_depends_only_on_seed_and_index(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, card = checkpoint.load(studio / "half")
     many = draw(network, card, 12, seed=5)
     monkeypatch.setattr(measured, "_ROWS_AT_ONCE", 5)
@@ -128,7 +128,7 @@ def test_a_sample_depends_on_its_seed_and_its_place_alone(studio: Path, monkeypa
     assert (draw(network, card, 12, seed=6).pixels != many.pixels).any()
 
 
-def test_labels_are_drawn_evenly_unless_they_are_given(studio: Path) -> None:
+def test_labels_are_uniform_unless_given(studio: Path) -> None:
     network, card = checkpoint.load(studio / "labelled")
     labels = draw(network, card, 600, seed=5).labels
     assert labels is not None
@@ -174,7 +174,7 @@ def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path)
     assert checkpoint.read_card(studio / "labelled") == first
 
 
-def test_what_is_no_vae_has_no_bounds(studio: Path) -> None:
+def test_only_vaes_have_bounds(studio: Path) -> None:
     save(studio / "plain", "autoencoder", TINY, task="reconstruct", preprocess=SMALL)
     result = run(studio, "--cards", names=("plain",))
     assert result.exit_code == 0, result.output
@@ -184,13 +184,13 @@ def test_what_is_no_vae_has_no_bounds(studio: Path) -> None:
     assert "elbo" not in names
 
 
-def test_without_being_asked_nothing_is_written(studio: Path) -> None:
+def test_nothing_is_written_without_options(studio: Path) -> None:
     before = checkpoint.read_card(studio / "half")
     assert run(studio, "--held-out", "2", names=("half",)).exit_code == 0
     assert checkpoint.read_card(studio / "half") == before
 
 
-def test_an_embedders_table_has_no_classes(studio: Path) -> None:
+def test_table_of_an_embedder_has_no_class_columns(studio: Path) -> None:
     colour = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
     config = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
     save(studio / "eye", "embedder", config, task="embed", preprocess=colour)
@@ -201,7 +201,7 @@ def test_an_embedders_table_has_no_classes(studio: Path) -> None:
     assert "Inception score" not in table
 
 
-def test_a_network_that_draws_nothing_and_strange_classes_are_refused(studio: Path) -> None:
+def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
     result = run(studio, names=("judge",))
     assert result.exit_code == 1
     assert "a network to classify is not a generator" in result.output
@@ -223,7 +223,7 @@ def test_the_sheet_shows_each_picture_in_its_place(studio: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_judge_is_another_than_the_watcher_and_reads_nearly_every_digit() -> None:
+def test_evaluation_extractor_differs_from_the_monitor_and_is_accurate() -> None:
     weights = Path(__file__).parents[3] / "weights"
     judge, watcher = Extractor(weights / "judge-mnist").card, Extractor(weights / "lenet5-mnist").card
     assert judge.architecture != watcher.architecture

@@ -25,7 +25,7 @@ def pixels() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1)).astype(np.uint8)
 
 
-def test_a_classifier_answers_features_and_its_probabilities(
+def test_classifier_features_and_probabilities(
     tmp_path: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     folder = save(
@@ -45,7 +45,7 @@ def test_a_classifier_answers_features_and_its_probabilities(
     assert extractor.frechet_name == "Frechet distance (judge features)"
 
 
-def test_an_embedder_answers_embeddings_and_knows_no_classes(tmp_path: Path) -> None:
+def test_embedder_features_without_classes(tmp_path: Path) -> None:
     folder = save(tmp_path / "faces", "embedder", TINY, task="embed", preprocess=COLOUR)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
     sight = Extractor(folder)(pixels)
@@ -58,7 +58,7 @@ def test_an_embedder_answers_embeddings_and_knows_no_classes(tmp_path: Path) -> 
     assert sight.labels.tolist() == [0, 0, 0]
 
 
-def test_it_is_called_fid_with_imagenets_inception_only(tmp_path: Path) -> None:
+def test_fid_is_the_name_for_imagenet_inception_only(tmp_path: Path) -> None:
     small = {"num_classes": 3, "image_size": 75, "auxiliary": False}
     preprocess = Preprocess(size=(75, 75), mean=(127.5,) * 3, std=(127.5,) * 3)
     own = Extractor(
@@ -70,7 +70,7 @@ def test_it_is_called_fid_with_imagenets_inception_only(tmp_path: Path) -> None:
     assert own.frechet_name == "FID (own features)"
 
 
-def test_a_network_that_does_neither_is_refused(tmp_path: Path) -> None:
+def test_other_networks_are_refused(tmp_path: Path) -> None:
     config = {"image_size": 28, "widths": [2], "hidden": 0, "latent": 2}
     folder = save(
         tmp_path / "vae",

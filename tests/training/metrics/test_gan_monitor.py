@@ -45,7 +45,7 @@ def jittered(pictures: Pixels, count: int) -> Pixels:
     return (copies + noise).clip(0, 255).astype(np.uint8)
 
 
-def test_other_real_pictures_pass(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
+def test_other_real_images_pass(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels, labels = digits
     figures = watch.figures(pixels[900:1400], labels[900:1400])
     assert figures["classes"] == 10
@@ -56,7 +56,7 @@ def test_other_real_pictures_pass(watch: CollapseMonitor, digits: tuple[Pixels, 
     watch.check(figures, epoch=2)
 
 
-def test_one_picture_a_class_is_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
+def test_single_image_per_class_is_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     good = watch.figures(pixels[900:1400], None)
     read = watch._extractor(pixels[:900]).labels
@@ -81,7 +81,7 @@ def test_three_classes_of_ten_are_a_collapse(watch: CollapseMonitor, digits: tup
     assert isinstance(caught.value, TrainingError)
 
 
-def test_nothing_is_said_before_its_time(watch: CollapseMonitor) -> None:
+def test_grace_epochs_are_not_checked(watch: CollapseMonitor) -> None:
     collapsed = {"modes": 1.0, "diversity": 0.0, "classes": 1.0}
     watch.check(collapsed, epoch=1)
     with pytest.raises(CollapsedError):
@@ -114,7 +114,7 @@ def test_the_figures_against_plain_loops(watch: CollapseMonitor, digits: tuple[P
     assert "asked" not in figures
 
 
-def test_the_groups_are_a_function_of_the_seed(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
+def test_groups_depend_only_on_the_seed(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
     again, other = (CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed) for seed in (0, 1))
     assert torch.equal(again._centres, watch._centres)
@@ -156,7 +156,7 @@ def test_balance_by_hand() -> None:
     assert balance(torch.tensor([-1.0]), torch.tensor([1.0])).lead == 0
 
 
-def test_gradient_norm_is_that_of_all_weights_together() -> None:
+def test_gradient_norm_covers_all_weights() -> None:
     layer = nn.Linear(3, 2)
     assert gradient_norm(layer) == 0
     layer(torch.ones(1, 3)).sum().backward()

@@ -18,7 +18,7 @@ def pair(channels: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_psnr_is_scikit_images(channels: int) -> None:
+def test_psnr_agrees_with_scikit_image(channels: int) -> None:
     restored, clean = pair(channels)
     theirs = [
         peak_signal_noise_ratio(one.numpy(), other.numpy(), data_range=1.0)  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def windowed(restored: np.ndarray, clean: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_is_the_papers_formula(channels: int) -> None:
+def test_ssim_agrees_with_the_formula(channels: int) -> None:
     restored, clean = pair(channels)
     expected = [
         np.mean([windowed(one[n], other[n]) for n in range(channels)])
