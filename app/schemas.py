@@ -63,3 +63,16 @@ class InferenceError(BaseModel):
     """What went wrong."""
 
     error: str
+
+
+# Its component in the OpenAPI document is named after this module.
+class OperatingPoint(Schema):
+    """Where is decided: the false match rate, by whose count, and whether it lies beyond what was counted.
+
+    `prior` is the share of pairs of one person for which `probability` is meant.
+    """
+
+    fmr: float
+    calibration: str
+    extrapolated: bool
+    prior: float

@@ -89,7 +89,7 @@ def dump(commit: str) -> list[str]:
             ).stdout
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
-    return json.dumps(json.loads(text), indent=1, sort_keys=True).splitlines()
+    return json.dumps(json.loads(text.replace(str(tree), "<tree>")), indent=1, sort_keys=True).splitlines()
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.schemas import Failed, ImageList, OpenAIRequest, Schema
+from app.schemas import Failed, ImageList, OpenAIRequest, OperatingPoint, Schema
 from models.align import Reason
 
 EncodingFormat = Literal["float", "base64"]
@@ -138,18 +138,6 @@ class VerifyParams(Schema):
     fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
         0.001, description="The false match rate: the share of pairs of strangers that may be taken for one person."
     )
-
-
-class OperatingPoint(Schema):
-    """Where is decided: the false match rate, by whose count, and whether it lies beyond what was counted.
-
-    `prior` is the share of pairs of one person for which `probability` is meant.
-    """
-
-    fmr: float
-    calibration: str
-    extrapolated: bool
-    prior: float
 
 
 class Comparison(Schema):

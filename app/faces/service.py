@@ -34,7 +34,6 @@ from app.faces.schemas import (
     EncodingFormat,
     FaceQuality,
     Landmarks,
-    OperatingPoint,
     VerifyEmbeddingsResponse,
     VerifyParams,
     VerifyResponse,
@@ -44,6 +43,7 @@ from app.inference.loaded_model import LoadedModel
 from app.inference.model_manager import Engine
 from app.inference.predictor import Inference
 from app.observability.timings import Timings
+from app.schemas import OperatingPoint
 from index.errors import InvalidError
 from index.validation import unit_vectors
 from models import align, detection_scale, detector

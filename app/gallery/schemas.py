@@ -21,8 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.faces.schemas import DetectedFace, OperatingPoint
-from app.schemas import Failed, Schema
+from app.faces.schemas import DetectedFace
+from app.schemas import Failed, OperatingPoint, Schema
 from index.validation import check_moment, check_object, read_moment
 from models.align import Reason
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import BadRequest, Unprocessable, VestibuleError
-from app.faces.schemas import OperatingPoint
 from app.faces.service import most_prominent
 from app.gallery.embedding_pipeline import Pipeline, Seen, Sight, compared, described, keeps_crops, settled
 from app.gallery.open_set import Decision, Rule, of_each
@@ -29,6 +28,7 @@ from app.gallery.schemas import (
 )
 from app.images.uploads import Images
 from app.observability.timings import Timings
+from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
