@@ -206,9 +206,10 @@ class EnrolledFace(_Schema):
 
 
 class FaceList(_Schema):
-    """A subject's faces in the order they were enrolled."""
+    """A subject's faces in the order they were enrolled; `next` is the `after` of the following page."""
 
     data: list[EnrolledFace]
+    next: int | None
 
 
 class EnrolParams(_Schema):
@@ -398,6 +399,7 @@ class FeedbackInfo(_Schema):
 
 
 class FeedbackList(_Schema):
-    """All that was said of a subject, in the order of time."""
+    """What was said of a subject, in the order of time; `next` is the `after` of the following page."""
 
     data: list[FeedbackInfo]
+    next: str | None

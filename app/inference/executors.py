@@ -51,6 +51,12 @@ class _Job(Generic[T]):
         self._is_long = is_long
         self.owner = owner
 
+    def drop(self) -> None:
+        """In the event loop, once the future is cancelled: forget the work, and with it the picture that it is about,
+        before a thread comes to it.
+        """
+        self._work = None
+
     @property
     def is_long(self) -> bool:
         """Whether it may take more than a fraction of a second."""
@@ -74,6 +80,8 @@ class _Job(Generic[T]):
         else:
             if isinstance(result, Long):
                 self._work, self._is_long = result.rest, True
+                if self._future.cancelled():  # after the assignment, which may come later than `drop`
+                    self._work = None
             else:
                 self._result = result
         self.owner.busy_s += time.perf_counter() - started
@@ -159,8 +167,14 @@ class Pool:
         if not self._threads:
             self._begin(loop)
         future: asyncio.Future[T] = loop.create_future()
-        self._put(_Job(work, future, OWNER.get() or self._background, is_long=is_long))
-        return await future
+        job = _Job(work, future, OWNER.get() or self._background, is_long=is_long)
+        del work  # else this call keeps what `drop` forgets, as long as its traceback is kept
+        self._put(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            job.drop()
+            raise
 
     def stop(self) -> None:
         """End the threads when all that was begun is done."""

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.scopes import BEARER, Guarded, Routes
 from app.errors import VestibuleError, error_response, invalid_parameters
+from app.inference.executors import LONG_S, OWNER
+from app.inference.model_manager import Engine
 from app.middleware.load_shedding import takes_a_place
 
 # So many query strings, of so many bytes at most, are remembered: nearly all requests have one of few.
@@ -47,7 +49,7 @@ class Direct:
         scope.update(route=found.route, endpoint=endpoint)
         try:
             answer = await endpoint(Request(scope, receive, send), read(scope["query_string"]))
-            response = answer if isinstance(answer, Response) else _json(answer)
+            response = answer if isinstance(answer, Response) else await _response(scope, answer)
         except VestibuleError as error:
             response = error_response(scope["path"], error)
         except RequestValidationError as error:
@@ -83,6 +85,15 @@ def _reader(one: Guarded) -> Read:
 
     remembered = lru_cache(REMEMBERED)(read)
     return lambda query: remembered(query) if len(query) <= SHORT else read(query)
+
+
+async def _response(scope: Scope, answer: BaseModel) -> Response:
+    """The answer as JSON. In a thread where its request kept threads for long: its answer may be large, too."""
+    owner = OWNER.get()
+    if owner is None or owner.busy_s <= LONG_S:
+        return _json(answer)
+    engine: Engine = scope["app"].state.engine
+    return await engine.decoded(lambda: _json(answer))
 
 
 def _json(answer: BaseModel) -> Response:
