@@ -381,7 +381,9 @@ def prepare_faces(  # noqa: PLR0913  each is a decision of its own
     jobs: int = 0,
     overwrite: bool = False,
 ) -> Summary:
-    """Write VESTIBULE_DATASETS/<name>. `source` (None: `name`) stands before each identity, see `training.datasets.faces`.
+    """Write VESTIBULE_DATASETS/<name>.
+
+    `source` (None: `name`) is the prefix of each identity, see `training.datasets.faces`.
 
     `jobs` processes work side by side, each with one thread; 0: this one does, as it is set.
 

@@ -35,10 +35,11 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Rejection:
-    """A face that is not the subject's; `token` is what the caller knows it by."""
+    """A face that is not the subject's; `token` is what the caller knows it by, `id` its row."""
 
     token: str
     created_at: float
+    id: int
 
 
 class Feedback:
@@ -68,8 +69,8 @@ class Feedback:
             records.check_fingerprint(found, fingerprint)
             scaled = unit_vectors(vectors, found.dimensions)
             subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
-            made = [Rejection(records.token(), now) for _ in scaled]
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
+            made = [Rejection(records.token(), now, number) for number in numbers]
             for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
                 data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
                 kept = None if crop is None else cipher.seal(crop, "crop", -number)
@@ -82,8 +83,10 @@ class Feedback:
 
         return self._gallery.change(write)
 
-    def of_subject(self, collection: str, key: str) -> list[Rejection]:
-        """In the order of time.
+    def of_subject(
+        self, collection: str, key: str, after: tuple[float, int] = (0.0, 0), limit: int = -1
+    ) -> list[Rejection]:
+        """The subject's, in the order of `created_at` and `id`, those above `after`; all of them if `limit` is -1.
 
         Raises:
             NotFoundError.
@@ -91,7 +94,9 @@ class Feedback:
         with self._gallery.ledger.snapshot() as db:
             subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
-                "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
+                "SELECT token, created_at, id FROM rejections WHERE subject_id = ? AND (created_at, id) > (?, ?)"
+                " ORDER BY created_at, id LIMIT ?",
+                (subject.id, *after, limit),
             )
             return [Rejection(*row) for row in rows]
 
