@@ -94,7 +94,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            normalise(self.ledger)
+            normalise(self.ledger, clock())
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
