@@ -3,7 +3,8 @@
 `python -m training.prepare_faces ~/photos people --jobs 4` writes VESTIBULE_DATASETS/people: train-00000.parquet and so
 on with the columns image {bytes, path}, identity and source, and report.csv with the outcome for each photo. The
 layouts of LFW, VGGFace2 and CelebA are recognised (see `training.prepare.face_layouts`). One face of each photo is cut
-out, 112x112, aligned as in serving. A killed run continues from the folder people.parts beside the target.
+out, 112x112, detected and aligned as in the service. `--scales whole` detects at the detector's size only, as before
+the service had detection scales. A killed run continues from the folder people.parts beside the target.
 
 Scraped collections have wrong labels: in Families in the Wild, of identities with 3 or more photos, about 0.6 % of the
 photos are far from their identity in the space of a strong embedder. `--clean weights/face-embedder --distance 0.7`
@@ -26,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.align import Limits
 from models.card import Name
+from models.detection_scale import Scales
 from training.core.errors import DataError, exit_on_error
 from training.prepare.face_dataset import Summary, assemble, check_target, publish
 from training.prepare.face_layouts import Layout, read_collection
@@ -112,6 +114,10 @@ def main(  # noqa: PLR0913, PLR0917
     source: Annotated[str | None, typer.Option(help="The prefix of each identity; default: NAME.")] = None,
     detector: Annotated[Path, typer.Option(help="A weights folder.")] = Path("weights/centerface"),
     choice: Annotated[Choice, typer.Option("--choose", help="The face to use if a photo has several.")] = "largest",
+    scales: Annotated[
+        Scales,
+        typer.Option(help="Detect small faces as the service does (min-face), or at the detector's size only (whole)."),
+    ] = "min-face",
     limits: Annotated[list[str] | None, typer.Option("--limit", help="As side=24 or yaw=1; repeatable.")] = None,
     min_photos: Annotated[int, typer.Option(min=1, help="People with fewer are left out.")] = 2,
     clean: Annotated[Path | None, typer.Option(help="An embedder's weights folder: remove outliers.")] = None,
@@ -126,7 +132,7 @@ def main(  # noqa: PLR0913, PLR0917
         summary = prepare_faces(
             folder,
             name,
-            PhotoOptions(detector, choice, read_limits(limits or ()), clean),
+            PhotoOptions(detector, choice, read_limits(limits or ()), clean, scales),
             SelectionRules(min_photos, distance),
             layout=None if layout == "auto" else layout,
             source=source,

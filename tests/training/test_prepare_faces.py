@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.align import Limits
+from models.detection_scale import Scales
 from models.detector import CenterFaceDetector, Face
 from models.preprocess import Preprocess
 from tests.conftest import encode, photo
@@ -38,6 +40,7 @@ from training.datasets.faces import rows_of
 from training.prepare import face_dataset, face_parts, face_photos
 from training.prepare.face_dataset import ShardWriter
 from training.prepare.face_layouts import Collection, Layout, Photo, printable, read_collection
+from training.prepare.face_parts import plan_of
 from training.prepare.face_photos import JudgedPhoto, Outcome, PhotoExaminer, PhotoOptions, choose
 from training.prepare.face_selection import SelectionRules, distances_from_median, select_photos
 from training.prepare_faces import read_limits
@@ -347,6 +350,35 @@ def test_images_of_one_shape_are_batched(album: Path, monkeypatch: pytest.Monkey
     outcomes = [(one.path, one.outcome) for one in together(album, photos)]
     assert outcomes == [(one.path, one.outcome) for one in singly]
     assert sorted(shape[0] for shape in shapes) == [1, 1, 4, 4]  # nine heads, one cup
+
+
+def test_small_faces_of_large_photos_are_detected(tmp_path: Path) -> None:
+    """At the detector's size, where the face has 11 pixels, it is not found: the rule of older data sets."""
+    picture = Image.new("RGB", (3000, 480), (90, 110, 120))
+    picture.paste(photo("astronaut").crop((165, 45, 285, 165)).resize((74, 74), Image.Resampling.LANCZOS), (1400, 200))
+    save_photo(picture, tmp_path / "ann/1.png")
+    photos = [Photo("ann", "ann/1.png")]
+    (one,) = examiner()(tmp_path, photos)
+    assert one.outcome in {"kept", "low-quality"}
+    (one,) = PhotoExaminer(replace(OPTIONS, scales="whole"))(tmp_path, photos)
+    assert one.outcome == "no-face"
+
+
+@pytest.mark.parametrize("size", [(192, 192), (1500, 1100), (2400, 1800)])
+def test_rule_of_older_data_sets_agrees_to_the_bit(size: tuple[int, int]) -> None:
+    picture = photo("astronaut").resize(size)
+    network, card = checkpoint.load(WEIGHTS)
+    expected = CenterFaceDetector(network.eval(), card.preprocess)(picture)
+    assert expected
+    assert PhotoExaminer(replace(OPTIONS, scales="whole"))._detect_all([picture]) == [expected]
+    if max(size) <= 1600:
+        assert examiner()._detect_all([picture]) == [expected]
+
+
+def test_plan_depends_on_the_rule_for_scales(album: Path, folders: Path) -> None:
+    collection = read_collection(album)
+    plans = {plan_of(replace(OPTIONS, scales=scales), album, collection) for scales in get_args(Scales)}
+    assert len(plans) == 2
 
 
 def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from models.checkpoint import CheckpointError
 from tests.models.aligned_faces import first_faces
 from tests.training.conftest import write_identities
 from training import teach
@@ -128,7 +129,7 @@ def test_invalid_teacher_files_are_refused(tmp_path: Path) -> None:
     onnx.save(small, str(tmp_path / "small.onnx"))
     with pytest.raises(DataError, match="expected"):
         teach.GraphTeacher(tmp_path / "small.onnx", 0, 1)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         teach.NetworkTeacher(tmp_path / "nothing")
     with pytest.raises(DataError, match="to classify, not to embed"):
         teach.NetworkTeacher(ROOT / "weights/lenet5-mnist")

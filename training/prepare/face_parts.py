@@ -71,6 +71,7 @@ def plan_of(options: PhotoOptions, folder: Path, collection: Collection) -> str:
             "embedder": weights.read_card(options.embedder, "embed").sha256 if options.embedder else "",
             "photos_a_part": _PHOTOS_A_PART,
             "choose": options.choose,
+            "scales": options.scales,
             "limits": asdict(options.limits),
             "versions": versions() | {"pillow": PIL.__version__, "device": default_device().type},
         },

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models import checkpoint, image_decoder
+from models import checkpoint, detection_scale, image_decoder
 from models.align import Limits, align, measure, reasons
 from models.card import ModelCard
-from models.detector import Face, Pixels, decode, restore
-from models.detector import prepare as prepare_image
+from models.detection_scale import Scales
+from models.detector import Detections, Face, Pixels, decode
 from models.runtime import Runtime, default_device, prepare
 from training.datasets.images import why_no_image
 from training.metrics.embedding import embed_faces
@@ -39,12 +39,17 @@ _WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """How single photos are judged; `embedder` is a weights folder if outliers will be removed."""
+    """How single photos are judged; `embedder` is a weights folder if outliers will be removed.
+
+    `scales` is the rule for detection scales: "min-face" is the service's; "whole" detects at the detector's size only,
+    which misses small faces in large photos, and reproduces data sets that were made before there were scales.
+    """
 
     detector: Path = Path("weights/centerface")
     choose: Choice = "largest"
     limits: Limits = field(default_factory=Limits)
     embedder: Path | None = None
+    scales: Scales = "min-face"
 
 
 @dataclass(frozen=True)
@@ -97,19 +102,35 @@ class PhotoExaminer:
         return [replace(photo, vector=next(vectors, ())) if photo.outcome == "kept" else photo for photo in judged]
 
     def _detect_all(self, images: Sequence[Image.Image]) -> list[list[Face]]:
-        """Return the faces of each image; images of one shape are detected in batches."""
-        prepared = [prepare_image(image, self._preprocess) for image in images]
-        shapes: dict[torch.Size, list[int]] = {}
-        for position, tensor in enumerate(prepared):
-            shapes.setdefault(tensor.shape, []).append(position)
-        faces: list[list[Face]] = [[] for _ in images]
+        """Return the faces of each image; tiles of one shape are detected in batches."""
+        rule = detection_scale.whole if self._options.scales == "whole" else detection_scale.scan
+        plans = [rule(image.size, self._preprocess) for image in images]
+        # The tiles of all levels of the first image, then those of the next.
+        tiles = [
+            tile
+            for image, plan in zip(images, plans, strict=True)
+            for level in detection_scale.prepare(image, plan, self._preprocess)
+            for tile in level
+        ]
+        detections = iter(self._detect_tiles(tiles))
+        return [
+            detection_scale.merge(plan, [[next(detections) for _ in level.tiles] for level in plan.levels])
+            for plan in plans
+        ]
+
+    def _detect_tiles(self, tiles: Sequence[Pixels]) -> list[Detections]:
+        """Return the detections in each tile."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for position, tile in enumerate(tiles):
+            shapes.setdefault(tile.shape, []).append(position)
+        detections: dict[int, Detections] = {}
         for positions in shapes.values():
             for first in range(0, len(positions), self._at_once):
                 batch = positions[first : first + self._at_once]
-                outputs = self._detect(torch.stack([prepared[position] for position in batch]))
-                for position, detections in zip(batch, decode(outputs, self._threshold), strict=True):
-                    faces[position] = restore(detections, images[position].size, self._preprocess)
-        return faces
+                pixels = torch.from_numpy(np.stack([tiles[position] for position in batch]))
+                outputs = self._detect(self._preprocess.normalise(pixels))
+                detections |= zip(batch, decode(outputs, self._threshold), strict=True)
+        return [detections[position] for position in range(len(tiles))]
 
     def _judge(
         self, photo: JudgedPhoto, image: Image.Image, faces: Sequence[Face]

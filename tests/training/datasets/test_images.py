@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torchvision.datasets
 from PIL import Image
 
 from models.preprocess import Preprocess
-from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, GREY, png, strokes, write_identities, write_parquet
 from training.core.errors import DataError, DatasetNotFoundError
 from training.datasets import images as data
 from training.datasets.batches import Batches, stratified_sample, stratified_split
@@ -40,6 +41,38 @@ def test_image_folder_classes_are_sorted(folders: Path) -> None:
     assert loaded.classes == ("a", "b")
     assert loaded.labels.tolist() == [0, 1, 1]
     assert np.array_equal(loaded.images[0], GREY.pixels(pictures[2]))
+
+
+C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
+
+
+def test_folders_in_both_unicode_forms_are_one_class(folders: Path) -> None:
+    pictures, _ = strokes(3)
+    for split, names in (("train", (f"{C}/1.png", f"{D}/2.png", "a/9.png")), ("test", (f"{D}/1.png", "a/2.png"))):
+        for name, picture in zip(names, pictures, strict=False):
+            path = folders / "data/s" / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    train, test = data.load("s", "train", GREY), data.load("s", "test", GREY)
+    assert train.classes == test.classes == ("a", C)
+    assert sorted(train.labels.tolist()) == [0, 1, 1]
+
+
+def test_identities_in_both_unicode_forms_are_one_class(folders: Path) -> None:
+    rows = zip(strokes(4)[0], (f"s:{D}", "s:a", f"s:{C}", "s:b"), strict=True)
+    write_identities(folders / "data/s/train-00000.parquet", rows)
+    loaded = data.load("s", "train", GREY)
+    assert loaded.classes == ("s:a", "s:b", f"s:{C}")
+    assert loaded.labels.tolist() == [2, 0, 2, 1]
+
+
+def test_labels_whose_names_are_the_same_are_refused(folders: Path) -> None:
+    encoded = [png(picture) for picture in strokes(2)[0]]
+    write_parquet(folders / "data/s/train-00000.parquet", encoded, [0, 1], classes=(D, C))
+    with pytest.raises(DataError, match=f"two classes have the name '{C}'"):
+        data.load("s", "train", GREY)
+    write_parquet(folders / "data/t/train-00000.parquet", encoded, [0, 1], classes=(D, "a"))
+    assert data.load("t", "train", GREY).classes == (C, "a")
 
 
 def test_exif_orientation_is_applied(folders: Path) -> None:
