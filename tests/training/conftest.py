@@ -150,6 +150,16 @@ def head(name: str) -> Image.Image:
         return file.convert("RGB").crop((110, 20, 410, 320)).resize((192, 192))
 
 
+def save_photo(picture: Image.Image, path: Path, exif: Image.Exif | bytes = b"") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, exif=exif)
+
+
+def shifted(name: str, pixels: int) -> Image.Image:
+    """Another photo of the person: some pixels cut off at the left."""
+    return head(name).crop((pixels, 0, 192, 192))
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty VESTIBULE_DATASETS and VESTIBULE_RUNS in a folder of the test's own: `data` and `runs`."""
@@ -167,6 +177,21 @@ def workshop(folders: Path) -> Path:
     (folders / "data/strokes/test.parquet").write_bytes(b"not parquet, so opening it fails")
     (folders / "recipe.toml").write_text(RECIPE)
     return folders
+
+
+@pytest.fixture
+def album(folders: Path) -> Path:
+    """Two people with three photos each, one with a single photo; a cup, a file that is none, a copy."""
+    album = folders / "album"
+    for name in ("astronaut", "hopper"):
+        for pixels in range(3):
+            save_photo(shifted(name, pixels), album / name / f"{pixels}.png")
+    (album / "hopper/copy.png").write_bytes((album / "hopper/1.png").read_bytes())
+    save_photo(head("astronaut").transpose(Image.Transpose.FLIP_LEFT_RIGHT), album / "once/0.png")
+    save_photo(photo("coffee").resize((128, 96)), album / "once/cup.png")
+    save_photo(head("astronaut").point(lambda value: value // 8), album / "astronaut/night.png")
+    (album / "astronaut/broken.jpg").write_bytes(b"\xff\xd8\xff hardly a photo")
+    return album
 
 
 @pytest.fixture(autouse=True)

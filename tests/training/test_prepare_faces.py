@@ -1,4 +1,4 @@
-"""From folders of photos to aligned faces: layouts, each photo by itself, a person's photos together, the whole way."""
+"""The command that converts photos to a data set of aligned faces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -28,63 +27,23 @@ from typer.testing import CliRunner
 from models import checkpoint
 from models.align import Limits
 from models.detection_scale import Scales
-from models.detector import CenterFaceDetector, Face
 from models.preprocess import Preprocess
-from tests.conftest import encode, photo
-from tests.models.centerface import opencv_crop
-from tests.training.conftest import head, save
+from tests.training.conftest import head, save, save_photo, shifted
 from training import prepare_faces
-from training.core.errors import DataError, DatasetNotFoundError
+from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of
-from training.prepare import face_dataset, face_parts, face_photos
+from training.prepare import face_dataset, face_parts
 from training.prepare.face_dataset import ShardWriter
-from training.prepare.face_layouts import Collection, Layout, Photo, printable, read_collection
+from training.prepare.face_layouts import Photo, read_collection
 from training.prepare.face_parts import plan_of
-from training.prepare.face_photos import JudgedPhoto, Outcome, PhotoExaminer, PhotoOptions, choose
-from training.prepare.face_selection import SelectionRules, distances_from_median, select_photos
+from training.prepare.face_photos import JudgedPhoto, PhotoExaminer, PhotoOptions
+from training.prepare.face_selection import SelectionRules
 from training.prepare_faces import read_limits
 
 WEIGHTS = Path(__file__).parents[2] / "weights/centerface"
 OPTIONS = PhotoOptions(detector=WEIGHTS)
 PIXELS = Preprocess(size=(112, 112), mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-def touch(folder: Path, *paths: str) -> Path:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"")
-    return folder
-
-
-def save_photo(picture: Image.Image, path: Path, exif: Image.Exif | bytes = b"") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, exif=exif)
-
-
-def shifted(name: str, pixels: int) -> Image.Image:
-    """Another photo of the person: some pixels cut off at the left."""
-    return head(name).crop((pixels, 0, 192, 192))
-
-
-@cache
-def examiner() -> PhotoExaminer:
-    return PhotoExaminer(OPTIONS)
-
-
-@pytest.fixture
-def album(folders: Path) -> Path:
-    """Two people with three photos each, one with a single photo; a cup, a file that is none, a copy."""
-    album = folders / "album"
-    for name in ("astronaut", "hopper"):
-        for pixels in range(3):
-            save_photo(shifted(name, pixels), album / name / f"{pixels}.png")
-    (album / "hopper/copy.png").write_bytes((album / "hopper/1.png").read_bytes())
-    save_photo(head("astronaut").transpose(Image.Transpose.FLIP_LEFT_RIGHT), album / "once/0.png")
-    save_photo(photo("coffee").resize((128, 96)), album / "once/cup.png")
-    save_photo(head("astronaut").point(lambda value: value // 8), album / "astronaut/night.png")
-    (album / "astronaut/broken.jpg").write_bytes(b"\xff\xd8\xff hardly a photo")
-    return album
 
 
 def report(folder: Path) -> dict[str, tuple[str, str]]:
@@ -94,300 +53,6 @@ def report(folder: Path) -> dict[str, tuple[str, str]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-# Layouts
-
-
-def test_identity_is_the_path_below_the_common_parent(tmp_path: Path) -> None:
-    touch(tmp_path, "lfw/Ann_Lee/Ann_Lee_0002.jpg", "lfw/Ann_Lee/Ann_Lee_0001.jpg", "lfw/Bo/Bo_0001.JPG", "pairs.txt")
-    touch(tmp_path, "lfw/.hidden/x.jpg", "lfw/Bo/._Bo_0001.jpg", "cover.png")
-    assert read_collection(tmp_path) == Collection(
-        "people",
-        (
-            Photo("Ann_Lee", "lfw/Ann_Lee/Ann_Lee_0001.jpg"),
-            Photo("Ann_Lee", "lfw/Ann_Lee/Ann_Lee_0002.jpg"),
-            Photo("Bo", "lfw/Bo/Bo_0001.JPG"),
-        ),
-        (("cover.png", "no-identity"), ("pairs.txt", "not-a-picture")),
-    )
-
-
-def test_same_name_in_two_families_is_two_people(tmp_path: Path) -> None:
-    touch(tmp_path, "all/lee/mother/1.jpg", "all/kim/mother/1.jpg")
-    assert [one.identity for one in read_collection(tmp_path).photos] == ["kim/mother", "lee/mother"]
-
-
-def test_single_person(tmp_path: Path) -> None:
-    touch(tmp_path, "all/ann/1.jpg", "all/ann/2.jpg")
-    assert {one.identity for one in read_collection(tmp_path).photos} == {"ann"}
-    touch(tmp_path / "flat", "ann/1.jpg")
-    assert read_collection(tmp_path / "flat").photos == (Photo("ann", "ann/1.jpg"),)
-
-
-def test_vggface2_merges_train_and_test(tmp_path: Path) -> None:
-    touch(tmp_path, "data/train/n000002/0001_01.jpg", "data/test/n000001/0001_01.jpg", "data/test/n000002/9.jpg")
-    found = read_collection(tmp_path)
-    assert found.layout == "vggface2"
-    assert [one.identity for one in found.photos] == ["n000001", "n000002", "n000002"]
-    assert {one.identity for one in read_collection(tmp_path, "people").photos} == {
-        "test/n000001",
-        "test/n000002",
-        "train/n000002",
-    }
-    touch(tmp_path, "data/samples/x.jpg")
-    assert read_collection(tmp_path, "vggface2").left_out == (("data/samples/x.jpg", "no-identity"),)
-
-
-def test_celeba_identities_come_from_the_list(tmp_path: Path) -> None:
-    touch(tmp_path, "img_align_celeba/img_align_celeba/000001.jpg", "img_align_celeba/img_align_celeba/000009.jpg")
-    (tmp_path / "Anno").mkdir()
-    identities = "000001.jpg 2880\n000002.jpg 10\n000003.jpg 2880\n"
-    (tmp_path / "Anno/identity_CelebA.txt").write_text(identities, encoding="utf-8-sig")  # as an editor may write it
-    found = read_collection(tmp_path)
-    assert found == Collection(
-        "celeba",
-        (Photo("2880", "img_align_celeba/img_align_celeba/000001.jpg"),),
-        (
-            ("img_align_celeba/img_align_celeba/000009.jpg", "no-identity"),
-            ("000002", "missing"),
-            ("000003", "missing"),
-        ),
-    )
-    touch(tmp_path, "Img/img_celeba/000003.jpg", "Img/img_celeba/000002.jpg", "Img/img_celeba/000001.jpg")
-    wild = read_collection(tmp_path)
-    assert [(one.identity, Path(one.path).stem) for one in wild.photos] == [
-        ("10", "000002"),
-        ("2880", "000001"),
-        ("2880", "000003"),
-    ]
-    assert wild.left_out == ()
-
-
-def test_links_are_followed_without_loops(tmp_path: Path) -> None:
-    touch(tmp_path / "store", "ann/1.jpg", "bo/1.jpg")
-    (tmp_path / "album").mkdir()
-    (tmp_path / "album/ann").symlink_to(tmp_path / "store/ann")
-    (tmp_path / "album/bo").symlink_to(tmp_path / "store/bo")
-    (tmp_path / "store/ann/up").symlink_to(tmp_path / "store")
-    assert [one.path for one in read_collection(tmp_path / "album").photos] == ["ann/1.jpg", "bo/1.jpg"]
-
-
-def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
-    touch(tmp_path, os.fsdecode(b"ann\xe9/1.jpg"), "bo/1.jpg")
-    photos = read_collection(tmp_path).photos
-    assert [one.identity for one in photos] == [r"ann\xe9", "bo"]
-    assert (tmp_path / photos[0].path).is_file()
-    assert printable(photos[0].path) == r"ann\xe9/1.jpg"
-
-
-@pytest.mark.parametrize(
-    ("paths", "layout", "message"),
-    [
-        (["notes.txt"], None, "no images"),
-        (["1.jpg"], None, "no <person>/<photo>"),
-        (["ann/1.jpg", "ann/2019/2.jpg"], None, "photos in ann and in ann/2019"),
-        (["ann/1.jpg"], "vggface2", "no n000001"),
-        (["ann/1.jpg"], "celeba", "no identity_CelebA.txt"),
-        (["a/identity_CelebA.txt", "b/identity_CelebA.txt", "img_celeba/1.jpg"], None, "has several lists"),
-        (["identity_CelebA.txt", "photos/1.jpg"], None, "none of img_celeba"),
-    ],
-)
-def test_invalid_layouts_are_refused(tmp_path: Path, paths: list[str], layout: Layout | None, message: str) -> None:
-    with pytest.raises((DataError, DatasetNotFoundError), match=message):
-        read_collection(touch(tmp_path, *paths), layout)
-
-
-@pytest.mark.parametrize("content", [b"000001.jpg 5\n000002.jpg\n", b"000001.jpg 5\n\xff 7", b"000001.jpg 5\n2 -7"])
-def test_a_list_with_a_bad_line(tmp_path: Path, content: bytes) -> None:
-    touch(tmp_path, "img_celeba/000001.jpg")
-    (tmp_path / "identity_CelebA.txt").write_bytes(content)
-    with pytest.raises(DataError, match=r"identity_CelebA.txt(, line 2)?: "):
-        read_collection(tmp_path)
-
-
-def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetNotFoundError, match="is not a folder"):
-        read_collection(tmp_path / "nobody")
-
-
-# One photo
-
-
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
-    upright = head("astronaut")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    save_photo(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif)
-    picture = face_photos.read_photo(tmp_path / "turned.png")
-    assert isinstance(picture, Image.Image)
-    assert np.array_equal(np.asarray(picture), np.asarray(upright))
-
-
-def test_other_modes_are_rgb(tmp_path: Path) -> None:
-    save_photo(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png")
-    save_photo(Image.fromarray(np.full((8, 8), 30_000, np.uint16)), tmp_path / "deep.png")
-    save_photo(Image.new("CMYK", (8, 8)), tmp_path / "print.jpg")
-    for name, value in (("clear.png", 255), ("deep.png", 117), ("print.jpg", 255)):
-        picture = face_photos.read_photo(tmp_path / name)
-        assert isinstance(picture, Image.Image)
-        assert (picture.mode, picture.getpixel((3, 3))) == ("RGB", (value,) * 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "why"),
-    [
-        ("a.jpg", b"", "none of JPEG"),
-        ("a.png", b"%PDF-1.7", "none of JPEG"),
-        ("a.tif", encode(Image.new("RGB", (8, 8)), "TIFF"), "none of JPEG"),
-        ("a.jpg", encode(photo("coffee"), "JPEG")[:5000], "damaged: OSError"),
-        ("a.ppm", b"P6 60000 60000 255\n", "too many pixels"),
-        ("a.ppm", b"P6 10000 10000 255\n", "too many pixels"),
-    ],
-)
-@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
-def test_unreadable_photos_state_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, why: str, limit: int | None
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    (tmp_path / name).write_bytes(content)
-    answer = face_photos.read_photo(tmp_path / name)
-    assert isinstance(answer, str)
-    assert answer.startswith(why)
-    assert str(tmp_path) not in answer
-
-
-def test_pipes_and_broken_links_are_not_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "link.jpg").symlink_to("nowhere")
-    assert face_photos.read_photo(tmp_path / "link.jpg") == "a broken link"
-    for name in ("pipe.jpg", "folder"):
-        assert face_photos.read_photo(tmp_path / name) == "not a file"
-
-
-def test_images_are_recognised_by_content_and_others_are_listed(tmp_path: Path) -> None:
-    save_photo(head("astronaut"), tmp_path / "ann/1.png")
-    (tmp_path / "ann/1.png").rename(tmp_path / "ann/1.jfif")
-    save_photo(head("hopper"), tmp_path / "bo/1.jpg")
-    (tmp_path / "bo/1.jpg").rename(tmp_path / "bo/photo")
-    (tmp_path / "bo/notes.txt").write_text("bo, 2019")
-    (tmp_path / "bo/2.jpg").symlink_to("nowhere")
-    (tmp_path / "bo/.hidden").write_text("")
-    found = read_collection(tmp_path)
-    assert [photo.path for photo in found.photos] == ["ann/1.jfif", "bo/photo"]
-    assert found.left_out == (("bo/2.jpg", "broken-link"), ("bo/notes.txt", "not-a-picture"))
-
-
-def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
-    save_photo(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
-    picture = face_photos.read_photo(tmp_path / "a.jpg")
-    assert isinstance(picture, Image.Image)
-    assert picture.size == (8, 4)
-
-
-def test_the_largest_or_the_most_central_face() -> None:
-    large = Face((0.0, 0.0, 50.0, 60.0), 0.7, ())
-    central = Face((90.0, 40.0, 110.0, 60.0), 0.6, ())
-    sure = Face((150.0, 0.0, 170.0, 20.0), 0.9, ())
-    assert choose([sure, central, large], (200, 100), "largest") is large
-    assert choose([sure, central, large], (200, 100), "centre") is central
-
-
-def test_crops_agree_with_opencv(tmp_path: Path) -> None:
-    both = Image.new("RGB", (400, 300), "grey")
-    both.paste(head("hopper"), (0, 0))
-    both.paste(head("astronaut").resize((128, 128)), (210, 90))
-    save_photo(both, tmp_path / "a/1.png")
-    network, card = checkpoint.load(WEIGHTS)
-    faces = sorted(CenterFaceDetector(network, card.preprocess)(both), key=lambda face: face.area)
-    assert len(faces) == 2
-    for choice, face in (("largest", faces[1]), ("centre", faces[0])):
-        made = PhotoExaminer(replace(OPTIONS, choose=choice))  # type: ignore[arg-type]
-        (one,) = made(tmp_path, [Photo("a", "a/1.png")])
-        assert one.outcome == "kept"
-        crop = np.asarray(Image.open(io.BytesIO(one.crop)).convert("RGB"), int)
-        assert crop.shape == (112, 112, 3)
-        assert np.abs(crop - opencv_crop(both, face.landmarks)).mean() < 4  # WebP's and the two warps' share
-
-
-def test_outcomes_of_single_photos(album: Path) -> None:
-    photos = read_collection(album).photos
-    judged = examiner()(album, photos)
-    assert [(one.identity, one.path) for one in judged] == list(photos)
-    assert {one.path: (one.outcome, one.reasons) for one in judged if one.outcome != "kept"} == {
-        "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
-        "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
-        "once/cup.png": ("no-face", ""),
-    }
-    assert all(bool(one.crop) == bool(one.digest) == (one.outcome == "kept") for one in judged)
-
-
-def test_limits_decide_what_is_good_enough(album: Path) -> None:
-    photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png")]
-    strict, lenient = (
-        PhotoExaminer(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1))
-    )
-    assert [one.reasons for one in strict(album, photos)] == [
-        "SMALL_BOUNDING_BOX",
-        "SMALL_BOUNDING_BOX LOW_BRIGHTNESS",
-    ]
-    assert {one.outcome for one in lenient(album, photos)} == {"kept"}
-
-
-def test_images_of_one_shape_are_batched(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = read_collection(album).photos
-    singly = examiner()(album, photos)
-    shapes: list[torch.Size] = []
-    together = PhotoExaminer(OPTIONS)
-    run = together._detect
-
-    def watched(batch: torch.Tensor) -> torch.Tensor:
-        shapes.append(batch.shape)
-        return run(batch)
-
-    monkeypatch.setattr(together, "_at_once", 4)
-    monkeypatch.setattr(together, "_detect", watched)
-    outcomes = [(one.path, one.outcome) for one in together(album, photos)]
-    assert outcomes == [(one.path, one.outcome) for one in singly]
-    assert sorted(shape[0] for shape in shapes) == [1, 1, 4, 4]  # nine heads, one cup
-
-
-def test_small_faces_of_large_photos_are_detected(tmp_path: Path) -> None:
-    """At the detector's size, where the face has 11 pixels, it is not found: the rule of older data sets."""
-    picture = Image.new("RGB", (3000, 480), (90, 110, 120))
-    picture.paste(photo("astronaut").crop((165, 45, 285, 165)).resize((74, 74), Image.Resampling.LANCZOS), (1400, 200))
-    save_photo(picture, tmp_path / "ann/1.png")
-    photos = [Photo("ann", "ann/1.png")]
-    (one,) = examiner()(tmp_path, photos)
-    assert one.outcome in {"kept", "low-quality"}
-    (one,) = PhotoExaminer(replace(OPTIONS, scales="whole"))(tmp_path, photos)
-    assert one.outcome == "no-face"
-
-
-@pytest.mark.parametrize("size", [(192, 192), (1500, 1100), (2400, 1800)])
-def test_rule_of_older_data_sets_agrees_to_the_bit(size: tuple[int, int]) -> None:
-    picture = photo("astronaut").resize(size)
-    network, card = checkpoint.load(WEIGHTS)
-    expected = CenterFaceDetector(network.eval(), card.preprocess)(picture)
-    assert expected
-    assert PhotoExaminer(replace(OPTIONS, scales="whole"))._detect_all([picture]) == [expected]
-    if max(size) <= 1600:
-        assert examiner()._detect_all([picture]) == [expected]
-
-
-def test_plan_depends_on_the_rule_for_scales(album: Path, folders: Path) -> None:
-    collection = read_collection(album)
-    plans = {plan_of(replace(OPTIONS, scales=scales), album, collection) for scales in get_args(Scales)}
-    assert len(plans) == 2
-
-
-def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = PhotoExaminer(OPTIONS)
-    face = Face((0.0, 0.0, 100.0, 100.0), 0.9, ((5.0, 5.0),) * 5)
-    monkeypatch.setattr(made, "_detect_all", lambda pictures: [[face] for _ in pictures])
-    (one,) = made(album, [Photo("a", "astronaut/0.png")])
-    assert one.outcome == "no-face"
-    assert "all the same" in one.reasons
 
 
 @pytest.mark.parametrize(
@@ -408,84 +73,10 @@ def test_invalid_limits_are_refused(change: str) -> None:
         read_limits([change])
 
 
-# One person
-
-
-def judged(count: int, outcome: Outcome = "kept") -> list[JudgedPhoto]:
-    return [JudgedPhoto("a", f"{i}.jpg", outcome, "", f"digest {i}", b"crop %d" % i) for i in range(count)]
-
-
-def outcomes(photos: Sequence[JudgedPhoto]) -> list[str]:
-    return [one.outcome for one in photos]
-
-
-def test_duplicates_are_removed() -> None:
-    photos = judged(4)
-    photos[2] = replace(photos[2], digest=photos[0].digest)
-    photos[3] = replace(photos[3], crop=photos[1].crop)
-    settled = select_photos(photos, SelectionRules())
-    assert outcomes(settled) == ["kept", "kept", "duplicate", "duplicate"]
-    assert [one.reasons for one in settled[2:]] == ["of 0.jpg", "of 1.jpg"]
-
-
-def test_removed_photos_have_no_duplicates() -> None:
-    photos = [JudgedPhoto("a", f"{i}.jpg", "no-face") for i in range(3)] + judged(2)
-    assert select_photos(photos, SelectionRules()) == photos
-
-
-def test_a_person_with_too_few_photos_is_dropped() -> None:
-    photos = [*judged(2), JudgedPhoto("a", "x.jpg", "no-face")]
-    assert outcomes(select_photos(photos, SelectionRules(min_photos=2))) == ["kept", "kept", "no-face"]
-    settled = select_photos(photos, SelectionRules(min_photos=3))
-    assert outcomes(settled) == ["too-few", "too-few", "no-face"]
-    assert settled[0].reasons == "2 left"
-    assert outcomes(select_photos(judged(1), SelectionRules(min_photos=1))) == ["kept"]
-
-
-def test_distances_agree_with_a_loop() -> None:
-    vectors = np.random.default_rng(0).normal(size=(7, 5))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    middle = [sorted(vectors[:, column])[3] for column in range(5)]
-    length = sum(value**2 for value in middle) ** 0.5
-    expected = [1 - sum(a * b for a, b in zip(row, middle, strict=True)) / length for row in vectors]
-    assert np.allclose(distances_from_median(vectors), expected)
-    assert distances_from_median(np.array([[1.0, 0.0], [-1.0, 0.0]])).tolist() == [1, 1]
-
-
-def with_vectors(*vectors: tuple[float, float]) -> list[JudgedPhoto]:
-    return [replace(one, vector=vector) for one, vector in zip(judged(len(vectors)), vectors, strict=True)]
-
-
-def test_outlier_among_three_is_removed() -> None:
-    photos = with_vectors((1.0, 0.0), (0.0, -1.0), (0.96, 0.28))
-    settled = select_photos(photos, SelectionRules(distance=0.5))
-    assert outcomes(settled) == ["kept", "far", "kept"]
-    assert settled[1].reasons == "1.000"
-    assert outcomes(select_photos(photos, SelectionRules(distance=1.1))) == ["kept"] * 3
-    assert outcomes(select_photos(photos, SelectionRules())) == ["kept"] * 3
-    assert outcomes(select_photos(photos, SelectionRules(min_photos=3, distance=0.5))) == ["too-few", "far", "too-few"]
-
-
-def test_two_different_photos_are_both_kept() -> None:
-    assert outcomes(select_photos(with_vectors((1.0, 0.0), (0.0, 1.0)), SelectionRules(distance=0.1))) == [
-        "kept",
-        "kept",
-    ]
-
-
-def test_copies_of_an_outlier_count_once() -> None:
-    photos = with_vectors((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.96, 0.28))
-    photos[1:3] = [replace(one, digest=photos[0].digest) for one in photos[1:3]]
-    assert outcomes(select_photos(photos, SelectionRules(distance=0.5))) == [
-        "far",
-        "duplicate",
-        "duplicate",
-        "kept",
-        "kept",
-    ]
-
-
-# The data set
+def test_plan_depends_on_the_rule_for_scales(album: Path, folders: Path) -> None:
+    collection = read_collection(album)
+    plans = {plan_of(replace(OPTIONS, scales=scales), album, collection) for scales in get_args(Scales)}
+    assert len(plans) == 2
 
 
 def test_shards_have_limited_size_and_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
