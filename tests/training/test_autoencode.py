@@ -90,7 +90,7 @@ def held_out(workshop: Path, *changes: str) -> tuple[AutoencodeRecipe, CroppedIm
 
 def psnr(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     pairs = zip(outputs.clamp(0, 1).double(), targets.double(), strict=True)
-    return sum(-10 * float(((one - other) ** 2).mean().log10()) for one, other in pairs) / len(targets)
+    return sum(-10 * float(((item - other) ** 2).mean().log10()) for item, other in pairs) / len(targets)
 
 
 def test_autoencoder_is_exported(workshop: Path) -> None:

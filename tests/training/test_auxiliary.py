@@ -71,16 +71,16 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
     images = data.load("strokes", "train", recipe.preprocess)
     task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
     network = deepcopy(task.learners["classifier"].model)
-    found = task.step(0, 0, generator(0))
+    result = task.step(0, 0, generator(0))
     train, _ = stratified_split(images.labels, recipe.data.validation, recipe.seed)
     rows = train[Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
     labels = torch.from_numpy(images.labels[rows])
     with torch.no_grad():
         logits = network(recipe.preprocess.normalise(torch.from_numpy(images.images[rows])), auxiliary=True)
-    main, *others = (cross_entropy(head, labels, 0.1) for head in logits)
-    assert len(others) == 2
-    assert float(found["loss"]) == pytest.approx(main + weight * sum(others), rel=1e-5)
-    assert float(found["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
+    main, *rest = (cross_entropy(head, labels, 0.1) for head in logits)
+    assert len(rest) == 2
+    assert float(result["loss"]) == pytest.approx(main + weight * sum(rest), rel=1e-5)
+    assert float(result["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
 
 
 def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:

@@ -141,8 +141,8 @@ def test_views_that_lose_accuracy_are_not_exported(workshop: Path, monkeypatch: 
     def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
         sure = torch.nn.functional.one_hot(task.held_out_labels, 3).float()
         little = torch.where(torch.arange(30) % 10 == 9, -4.0, 0.1)[:, None]
-        others = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
-        return torch.stack([little * sure, *[others * sure] * 9])[: VIEWS[tta]]
+        rest = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
+        return torch.stack([little * sure, *[rest * sure] * 9])[: VIEWS[tta]]
 
     monkeypatch.setattr(classify.ClassificationTask, "held_out_logits", logits)
     monkeypatch.setattr(classify, "fit_temperature", lambda logits, labels: 1.0)

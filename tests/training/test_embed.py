@@ -116,10 +116,10 @@ def test_embedder_is_trained_and_calibrated(workshop: Path) -> None:
     labels = images.labels[rows]
     pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
     scores = Scores.of([vectors[i] @ vectors[j] for i, j in pairs], [labels[i] == labels[j] for i, j in pairs])
-    found = figures(workshop)
-    assert found["accuracy"] > 0.75  # it has learnt something
+    results = figures(workshop)
+    assert results["accuracy"] > 0.75  # it has learnt something
     # All pairs here, a thousand drawn ones there.
-    assert found["tar@fmr=0.01"] == pytest.approx(scores.tar(0.01), abs=0.15)
+    assert results["tar@fmr=0.01"] == pytest.approx(scores.tar(0.01), abs=0.15)
     assert card.matching is not None
     assert scores.fmr(card.matching.threshold(0.1).similarity) == pytest.approx(0.1, abs=0.05)
 

@@ -89,7 +89,7 @@ def test_shipped_lenet_agrees_with_its_card(
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path))
     card: ModelCard
     card, metrics = measure_classifier(WEIGHTS / "lenet5-mnist", "mnist")
-    said = {metric.name: metric.value for metric in card.metrics if metric.data == "mnist test (10,000)"}
-    found = {metric.name: metric.value for metric in metrics}
-    assert found == pytest.approx(said, abs=5e-4)
-    assert found["accuracy"] >= 0.990
+    lines = {metric.name: metric.value for metric in card.metrics if metric.data == "mnist test (10,000)"}
+    result = {metric.name: metric.value for metric in metrics}
+    assert result == pytest.approx(lines, abs=5e-4)
+    assert result["accuracy"] >= 0.990

@@ -198,10 +198,10 @@ def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) ->
     value.backward()  # type: ignore[no-untyped-call]
     adam[g].step()
     for name, mine in (("generator", g), ("discriminator", d)):
-        theirs = task.learners[name].model.state_dict()
+        reference = task.learners[name].model.state_dict()
         for key, weight in mine.state_dict().items():
             if "running" not in key and "num_batches" not in key:  # these move in the generator's turn only
-                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=2e-5)
+                torch.testing.assert_close(reference[key], weight, rtol=1e-4, atol=2e-5)
 
 
 def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:

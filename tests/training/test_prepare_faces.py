@@ -146,18 +146,18 @@ def test_left_out_paths_are_in_the_report(album: Path, folders: Path) -> None:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts of three photos; the names of those that are made from now on."""
     monkeypatch.setattr(face_parts, "_PHOTOS_A_PART", 3)
-    made: list[str] = []
+    created: list[str] = []
     examine = face_parts._examine
 
     def noted(options: PhotoOptions, folder: Path, part: Path, photos: Sequence[Photo]) -> int:
         count = examine(options, folder, part, photos)
-        made.append(part.name)
-        if len(made) == 2:
+        created.append(part.name)
+        if len(created) == 2:
             raise KeyboardInterrupt
         return count
 
     monkeypatch.setattr(face_parts, "_examine", noted)
-    return made
+    return created
 
 
 def test_finished_parts_are_reused(
@@ -234,21 +234,21 @@ def test_vectors_average_face_and_mirror_image(album: Path, embedder: Path) -> N
     first, night, other = PhotoExaminer(replace(OPTIONS, embedder=embedder))(album, photos)
     assert (len(first.vector), len(night.vector), len(other.vector)) == (16, 0, 16)
     network, card = checkpoint.load(embedder)
-    for one in (first, other):
-        crop = Image.open(io.BytesIO(one.crop)).convert("RGB")
+    for item in (first, other):
+        crop = Image.open(io.BytesIO(item.crop)).convert("RGB")
         with torch.inference_mode():
             mean = network(card.preprocess(crop)[None]) + network(card.preprocess(crop)[None].flip(-1))
         expected = (mean / mean.norm()).numpy()[0]
-        assert np.linalg.norm(one.vector) == pytest.approx(1, abs=1e-5)
-        assert float(expected @ one.vector) > 0.999  # WebP's share
+        assert np.linalg.norm(item.vector) == pytest.approx(1, abs=1e-5)
+        assert float(expected @ item.vector) > 0.999  # WebP's share
     assert float(np.dot(first.vector, other.vector)) < 0.999
 
 
 def test_wrong_label_is_removed(album: Path, folders: Path, embedder: Path) -> None:
     save_photo(shifted("hopper", 5), album / "astronaut/wrong.png")
     options = replace(OPTIONS, embedder=embedder)
-    photos = [one for one in read_collection(album).photos if one.identity == "astronaut"]
-    vectors = [one.vector for one in PhotoExaminer(options)(album, photos) if one.outcome == "kept"]
+    photos = [item for item in read_collection(album).photos if item.identity == "astronaut"]
+    vectors = [item.vector for item in PhotoExaminer(options)(album, photos) if item.outcome == "kept"]
     right, wrong = np.array(vectors[:3]), np.array(vectors[3])
     limit = float(1 - (right @ wrong).max()) / 2
     summary = prepare_faces.prepare_faces(album, "people", options, SelectionRules(distance=limit))
@@ -333,6 +333,6 @@ def test_faces_of_lfw_are_framed_as_the_training_data(datasets: Callable[[str], 
     prepare_faces.prepare_faces(album, "lfw", OPTIONS, SelectionRules(min_photos=1))
     mine = data.load("lfw", "train", PIXELS).images
     table = pq.ParquetFile(datasets("faces") / "train-00000.parquet").read_row_group(0).slice(0, 300)
-    theirs = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
-    means = [np.mean(faces, axis=(0, 3)).ravel() for faces in (mine, np.stack(theirs))]
+    reference = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
+    means = [np.mean(faces, axis=(0, 3)).ravel() for faces in (mine, np.stack(reference))]
     assert np.corrcoef(means)[0, 1] > 0.9

@@ -43,18 +43,18 @@ def names(folder: Path) -> dict[str, list[str]]:
 def test_each_picture_is_in_one_split_and_the_recipe_fits(album: Path, folders: Path) -> None:
     result = prepare(album)
     assert result.exit_code == 0, result.output
-    made = folders / "data/my-cups"
+    created = folders / "data/my-cups"
     assert result.stdout.splitlines() == [
-        f"{made}: 2 classes, 13 images to train on, 3 for the test",
-        f"next: python -m training.classify {made / 'recipe.toml'}",
+        f"{created}: 2 classes, 13 images to train on, 3 for the test",
+        f"next: python -m training.classify {created / 'recipe.toml'}",
     ]
-    train, test = names(made / "train"), names(made / "test")
+    train, test = names(created / "train"), names(created / "test")
     assert {name: len(files) for name, files in test.items()} == {"espresso": 2, "tea cup": 1}
     assert {name: sorted(train[name] + test[name]) for name in train} == names(album)
-    copied = made / "train/espresso" / train["espresso"][0]
+    copied = created / "train/espresso" / train["espresso"][0]
     assert copied.read_bytes() == (album / "espresso" / copied.name).read_bytes()
 
-    recipe = load_recipe(made / "recipe.toml")
+    recipe = load_recipe(created / "recipe.toml")
     assert (recipe.name, recipe.data.name, recipe.description) == ("my-cups", "my-cups", "my-cups: espresso, tea cup")
     assert recipe.data.validation == 3
     assert recipe.train.batch_size == 10  # all that is left, below the shipped recipe's
@@ -83,8 +83,8 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
     (album / "tea cup/copy.png").write_bytes((album / "tea cup/12.png").read_bytes())
     result = prepare(album)
     assert result.exit_code == 0, result.output
-    said = result.stderr.splitlines()
-    assert [line.split(":")[0] for line in said] == ["left out"] * 5
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["left out"] * 5
     expected = [
         "link.png: a broken link",
         "notes.txt: none of JPEG, PNG",
@@ -92,7 +92,7 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
         "text.jpg: cannot be decoded",
         "copy.png is a copy of 12.png",
     ]
-    assert all(part in line for part, line in zip(expected, said, strict=True)), said
+    assert all(part in line for part, line in zip(expected, lines, strict=True)), lines
     kept = names(folders / "data/my-cups/train")["espresso"] + names(folders / "data/my-cups/test")["espresso"]
     assert len(kept) == 10
 

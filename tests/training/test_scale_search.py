@@ -85,7 +85,7 @@ def test_triple_scales_depth_width_and_resolution(base: Recipe) -> None:
 
 def test_triples_that_round_to_the_same_network_are_merged(base: Recipe) -> None:
     triples = [triple for triple in grid(0.1, 0.1) if triple.alpha >= 1.6]
-    found = candidates(base, triples, classes=3)
+    result = candidates(base, triples, classes=3)
 
     def rounded(triple: ScalingFactors) -> tuple[object, ...]:
         channels = [round_channels(row[2] * 0.3 * triple.beta) for row in STAGES]
@@ -93,16 +93,16 @@ def test_triples_that_round_to_the_same_network_are_merged(base: Recipe) -> None
         blocks = [math.ceil(row[3] * 0.3 * triple.alpha) for row in STAGES]
         return (*channels, *ends, *blocks, round(20 * triple.gamma))
 
-    groups = [{candidate.triple, *candidate.same} for candidate in found]
+    groups = [{candidate.triple, *candidate.same} for candidate in result]
     assert sorted(itertools.chain.from_iterable(groups)) == triples
     assert 1 < len(groups) < len(triples)
     assert len(groups) == len({rounded(triple) for triple in triples})
-    for candidate, group in zip(found, groups, strict=True):
+    for candidate, group in zip(result, groups, strict=True):
         assert len({rounded(triple) for triple in group}) == 1
         assert abs(candidate.triple.cost - 2) == min(abs(triple.cost - 2) for triple in group)
-    one = found[0]
-    module = build("efficientnet-b0", one.recipe.model.config | {"num_classes": 3, "in_channels": 1})
-    assert one.parameters == sum(parameter.numel() for parameter in module.parameters())
+    item = result[0]
+    module = build("efficientnet-b0", item.recipe.model.config | {"num_classes": 3, "in_channels": 1})
+    assert item.parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_the_budget_shortens_the_recipe(base: Recipe) -> None:

@@ -123,7 +123,7 @@ def test_neighbouring_keys() -> None:
         "l": set("okp"),
         "m": set("njk"),
     }
-    assert all(key in KEYS[other] for key, others in KEYS.items() for other in others)
+    assert all(key in KEYS[other] for key, rest in KEYS.items() for other in rest)
 
 
 @pytest.mark.parametrize(
@@ -278,12 +278,12 @@ def test_loss_agrees_with_a_loop(mining: str, squared: bool) -> None:
     expected = []
     for anchor in range(12):
         distance = (vectors - vectors[anchor]).norm(dim=1).tolist()
-        others = [distance[k] for k in range(12) if labels[k] != labels[anchor]]
+        rest = [distance[k] for k in range(12) if labels[k] != labels[anchor]]
         positives = [distance[k] for k in range(12) if labels[k] == labels[anchor] and k != anchor]
         if mining == "batch-hard":
-            expected.append((max(positives), min(others)))
+            expected.append((max(positives), min(rest)))
         else:
-            fitting = [(d, [n for n in others if d < n < d + section.margin]) for d in positives]
+            fitting = [(d, [n for n in rest if d < n < d + section.margin]) for d in positives]
             expected += [(d, min(near)) for d, near in fitting if near]
     power = 2 if squared else 1
     parts = [max(0.0, section.margin + positive**power - negative**power) for positive, negative in expected]

@@ -41,8 +41,8 @@ def test_golden_run_is_resumed_to_the_same_weights(golden: Path) -> None:
     run = golden / "runs/strokes"
     history = json.loads((run / "history.json").read_text())
     assert len(history) == 4
-    for row, wanted in zip(history, WRITTEN["history"], strict=True):
-        assert row == pytest.approx(wanted, rel=1e-3)
+    for row, golden_row in zip(history, WRITTEN["history"], strict=True):
+        assert row == pytest.approx(golden_row, rel=1e-3)
     module, card = checkpoint.load(run / "export/strokes")
     assert card.training is not None
     assert card.training.best_epoch == WRITTEN["best_epoch"]

@@ -41,11 +41,11 @@ def row(epoch: int) -> dict[str, float]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run with all its files, after its second epoch."""
-    made = Run(tmp_path / "r")
-    made.begin(RECIPE)
-    made.save_best(2, {"net": {"w": torch.ones(2)}})
-    made.save_last(Progress(step=8, best_epoch=2, history=[row(1), row(2)]), {"net": {"model": {}}}, None, 1)
-    return made
+    created = Run(tmp_path / "r")
+    created.begin(RECIPE)
+    created.save_best(2, {"net": {"w": torch.ones(2)}})
+    created.save_last(Progress(step=8, best_epoch=2, history=[row(1), row(2)]), {"net": {"model": {}}}, None, 1)
+    return created
 
 
 def test_a_folder_holds_one_run(run: Run) -> None:

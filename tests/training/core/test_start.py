@@ -82,20 +82,20 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
     elder, _ = checkpoint.load(workshop / "elder")
     result = train(workshop, f"model.freeze={str(freeze).lower()}")
     assert result.exit_code == 0, result.output
-    made, said = checkpoint.load(workshop / "runs/strokes/export/strokes")
-    kept = {name: torch.equal(value, features(elder)[name]) for name, value in features(made).items()}
+    created, lines = checkpoint.load(workshop / "runs/strokes/export/strokes")
+    kept = {name: torch.equal(value, features(elder)[name]) for name, value in features(created).items()}
     assert all(kept.values()) if freeze else not all(kept.values())
     assert any("running_mean" in name for name in kept)
     last = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
     assert freeze == all(torch.equal(last[f"features.{name}"], value) for name, value in features(elder).items())
-    assert made.state_dict()["head.1.weight"].any()
+    assert created.state_dict()["head.1.weight"].any()
 
-    assert said.classes == CLASSES
-    assert said.config == said.config | card.config | {"num_classes": 3}
-    assert said.data == f"strokes; started from elder {card.version}, trained on: other strokes"
-    assert said.license == "Apache-2.0; of elder, which it started from: CC0"
-    assert said.training is not None
-    assert said.training.recipe["model"]["start"] == str(workshop / "elder")
+    assert lines.classes == CLASSES
+    assert lines.config == lines.config | card.config | {"num_classes": 3}
+    assert lines.data == f"strokes; started from elder {card.version}, trained on: other strokes"
+    assert lines.license == "Apache-2.0; of elder, which it started from: CC0"
+    assert lines.training is not None
+    assert lines.training.recipe["model"]["start"] == str(workshop / "elder")
 
 
 @pytest.mark.parametrize(

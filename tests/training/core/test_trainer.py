@@ -131,8 +131,8 @@ def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
         ["0.weight"],
     ]
     optimizer = make_optimizer(network, section(**MUON, bias_lr=1.0, weight_decay=0.1, momentum=0.8))
-    found = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
-    assert found == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
+    result = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert result == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
     decays = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups]
     assert decays == pytest.approx([0.005, 0.005, 0])
     # A bias_lr of 0 is lr.
@@ -155,12 +155,12 @@ def test_schedule_scales_all_rates(schedule: str) -> None:
 def rates(settings: TrainSection, steps: int) -> list[float]:
     optimizer = make_optimizer(network(), settings)
     scheduler = make_scheduler(optimizer, settings, STEPS)
-    found = []
+    result = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        result.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return result
 
 
 def cosine(start: float, end: float, share: float) -> float:

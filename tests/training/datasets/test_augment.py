@@ -269,45 +269,45 @@ def smooth(channels: int) -> Tensor:
 
 def outcomes(pictures: Tensor) -> Tensor:
     """Those of [N, C, H, W] that differ by more than a rounding, as float."""
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for picture in pictures.float():
-        if all(float((picture - other).abs().max()) > 2 for other in found):
-            found.append(picture)
-    return torch.stack(found)
+        if all(float((picture - other).abs().max()) > 2 for other in result):
+            result.append(picture)
+    return torch.stack(result)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
 def test_rand_augment_agrees_with_torchvision(channels: int, magnitude: int) -> None:
     picture, fill = smooth(channels), [100.0, 50.0, 20.0][:channels]
-    theirs = v2.RandAugment(num_ops=1, magnitude=magnitude, interpolation="bilinear", fill=fill)
+    reference = v2.RandAugment(num_ops=1, magnitude=magnitude, interpolation="bilinear", fill=fill)
     torch.manual_seed(1)
-    expected = outcomes(torch.stack([theirs(picture) for _ in range(400)]))
+    expected = outcomes(torch.stack([reference(picture) for _ in range(400)]))
     changed = rand_augment(picture.float().expand(400, -1, -1, -1), 1, magnitude, fill, generator(1))
     assert changed.dtype == torch.float32
     ours = outcomes(changed)
     assert len(ours) == len(expected)
     assert len(ours) > (15 if magnitude else 2)
-    for one in ours:
-        assert float((one - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
+    for item in ours:
+        assert float((item - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
 
 
 def test_two_operations_are_composed() -> None:
     fill, picture = [9.0, 9.0, 9.0], smooth(3).float()
     once = outcomes(rand_augment(picture.expand(400, -1, -1, -1), 1, 12, fill, generator(1)))
     assert len(once) > 15
-    expected = torch.cat([rand_augment(one.expand(200, -1, -1, -1), 1, 12, fill, generator(2)) for one in once])
+    expected = torch.cat([rand_augment(item.expand(200, -1, -1, -1), 1, 12, fill, generator(2)) for item in once])
     twice = rand_augment(picture.expand(60, -1, -1, -1), 2, 12, fill, generator(3))
-    distances = [float((one - expected).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    distances = [float((item - expected).abs().mean(dim=(1, 2, 3)).min()) for item in twice]
     assert max(distances) < 0.5  # a rounding of the first may become more in the second, in few places
-    alone = [float((one - once).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    alone = [float((item - once).abs().mean(dim=(1, 2, 3)).min()) for item in twice]
     assert sum(distance > 0.5 for distance in alone) > 30
 
 
 def test_rand_augment_is_independent_per_image() -> None:
     images = torch.stack([torch.roll(smooth(3), row, dims=2) for row in range(60)]).float()
-    others = torch.cat([images[:30], 255 - images[30:]])
-    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, others))
+    rest = torch.cat([images[:30], 255 - images[30:]])
+    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, rest))
     assert torch.equal(first[:30], second[:30])
     assert not torch.equal(first[30:], second[30:])
 

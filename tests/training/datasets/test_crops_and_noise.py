@@ -50,21 +50,21 @@ def test_crops_are_windows_at_all_positions(workshop: Path) -> None:
     pictures = make({"name": "strokes", "validation": 30, "crop": 26, "batch_size": 50})
     whole = torch.from_numpy(pictures.set.images.astype(np.float32) / 255).movedim(-1, 1)
     windows = {(top, left): whole[:, 0, top : top + 26, left : left + 26] for top in range(3) for left in range(3)}
-    found = set()
+    result = set()
     for index in range(2):
         seen, _ = pictures.batch(0, index, NONE, draw(index))
         assert seen.shape == (50, 1, 26, 26)
         for picture in seen[:, 0]:
             places = [place for place, parts in windows.items() if (parts == picture).all(dim=(1, 2)).any()]
             assert len(places) == 1
-            found.update(places)
-    assert found == set(windows)
+            result.update(places)
+    assert result == set(windows)
     # The same draws, the same windows; augmentation comes on top.
     assert torch.equal(pictures.batch(0, 0, NONE, draw(0))[0], pictures.batch(0, 0, NONE, draw(0))[0])
     flipped = pictures.batch(0, 0, AugmentSection(flip=True), draw(0))[0]
     plain = pictures.batch(0, 0, NONE, draw(0))[0]
-    mirrored = [torch.equal(one, other.flip(-1)) for one, other in zip(flipped, plain, strict=True)]
-    same = [torch.equal(one, other) for one, other in zip(flipped, plain, strict=True)]
+    mirrored = [torch.equal(item, other.flip(-1)) for item, other in zip(flipped, plain, strict=True)]
+    same = [torch.equal(item, other) for item, other in zip(flipped, plain, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert 10 < sum(mirrored) < 40
 

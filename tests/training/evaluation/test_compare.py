@@ -173,7 +173,7 @@ def test_labels_do_not_overlap() -> None:
     labels = [text for text in axes.texts if text.get_text().startswith("network")]
     boxes = [Text.get_window_extent(label) for label in labels]
     assert len(boxes) == 7
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(item.overlaps(other) for item, other in combinations(boxes, 2))
     radius = dots[0].radius * figure.dpi / 72
     for x, y in axes.transData.transform([(dot.x, dot.y) for dot in dots]):
         for box in boxes:

@@ -148,18 +148,18 @@ def test_missing_face_fails_its_pairs() -> None:
     vectors, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.arange(40) // 2
     places = np.array([(2 * i, 2 * i + 1) for i in range(20)] + [(2 * i, (2 * i + 20) % 40) for i in range(20)])
     pairs = ListedPairs(places, np.arange(40) < 20, None)
-    found = np.ones(40, bool)
-    whole = verify("whole", EmbeddedFaces(vectors, labels, found), pairs)
+    result = np.ones(40, bool)
+    whole = verify("whole", EmbeddedFaces(vectors, labels, result), pairs)
     assert (whole.failures, whole.images, whole.accuracy) == (0, 40, (1.0, 0.0))
-    found[1] = False
-    torn = verify("torn", EmbeddedFaces(vectors, labels, found), pairs)
+    result[1] = False
+    torn = verify("torn", EmbeddedFaces(vectors, labels, result), pairs)
     assert (torn.failures, torn.scores.tar(0.1)) == (1, 0.95)
     assert torn.accuracy is not None
     assert torn.accuracy[0] == pytest.approx(39 / 40)
     # A failure that is in none of the pairs does not count.
     kept = (places != 1).all(axis=1)
     without = verify(
-        "without", EmbeddedFaces(vectors, labels, found), ListedPairs(places[kept], pairs.mated[kept], None)
+        "without", EmbeddedFaces(vectors, labels, result), ListedPairs(places[kept], pairs.mated[kept], None)
     )
     assert (without.failures, without.images) == (0, 39)
 

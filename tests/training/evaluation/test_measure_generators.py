@@ -54,7 +54,7 @@ def run(studio: Path, *options: str, names: tuple[str, ...] = ("labelled", "half
 def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
     figures = measure([studio / "labelled"], "strokes", studio / "judge", samples=40, held_out=5)
     (group,) = figures.groups
-    (found,) = group.generators
+    (result,) = group.generators
     network, card = checkpoint.load(studio / "labelled")
     judge, judge_card = checkpoint.load(studio / "judge")
     assert isinstance(network, VAE)
@@ -70,17 +70,17 @@ def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
         test = [judge_card.preprocess(picture) for picture in strokes(60, 2)[0]]
         real = judge.get_submodule("features")(torch.stack(test)).double().numpy()
     features = torch.stack([feature for feature, _ in seen]).double().numpy()
-    one, other = np.cov(real.T), np.cov(features.T)
-    crossed = np.sqrt(scipy.linalg.eigvals(one @ other).astype(complex)).real.sum()
-    expected = ((real.mean(0) - features.mean(0)) ** 2).sum() + np.trace(one + other) - 2 * crossed
-    assert found.frechet == pytest.approx(expected, rel=1e-3)
+    item, other = np.cov(real.T), np.cov(features.T)
+    crossed = np.sqrt(scipy.linalg.eigvals(item @ other).astype(complex)).real.sum()
+    expected = ((real.mean(0) - features.mean(0)) ** 2).sum() + np.trace(item + other) - 2 * crossed
+    assert result.frechet == pytest.approx(expected, rel=1e-3)
     read = np.array([label for _, label in seen])
-    assert found.asked == pytest.approx((read == asked.numpy()).mean())
-    assert found.shares == pytest.approx((np.bincount(read, minlength=3).min() / 40, np.bincount(read).max() / 40))
+    assert result.asked == pytest.approx((read == asked.numpy()).mean())
+    assert result.shares == pytest.approx((np.bincount(read, minlength=3).min() / 40, np.bincount(read).max() / 40))
     pictures, labels = strokes(60, 2)
     batch = torch.stack([card.preprocess(picture) for picture in pictures[:5]])
     bounds = likelihood.bounds(network, batch, torch.eye(3)[labels[:5]], 64, measured.SEED)
-    assert found.bounds == pytest.approx((float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())))
+    assert result.bounds == pytest.approx((float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())))
 
 
 def test_real_images_score_better_than_a_gaussian(studio: Path) -> None:
@@ -99,11 +99,11 @@ def test_figures_depend_on_the_recognised_classes() -> None:
     reference = Reference(ExtractedFeatures(features, torch.eye(3)[classes].double()))
     asked = torch.full((300,), 2)
     halved = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws) / 2
-    found = reference.compare("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
-    assert found.asked == pytest.approx(1 / 3)
-    assert found.shares == pytest.approx((1 / 3, 1 / 3))
-    assert found.inception == pytest.approx(3)
-    assert found.spread.mean == pytest.approx(0.5, rel=0.1)
+    result = reference.compare("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
+    assert result.asked == pytest.approx(1 / 3)
+    assert result.shares == pytest.approx((1 / 3, 1 / 3))
+    assert result.inception == pytest.approx(3)
+    assert result.spread.mean == pytest.approx(0.5, rel=0.1)
     one_each = reference.compare("y", ExtractedFeatures(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
     assert (one_each.spread, one_each.manifolds.recall, one_each.asked) == ((0.0, 0.0), 0.0, None)
 
@@ -230,6 +230,6 @@ def test_evaluation_extractor_differs_from_the_monitor_and_is_accurate() -> None
     assert judge.training
     assert watcher.training
     assert judge.training.seed != watcher.training.seed
-    said = {metric.name: metric.value for metric in judge.metrics if metric.data == "mnist test (10,000)"}
-    assert said["accuracy"] >= 0.994
+    lines = {metric.name: metric.value for metric in judge.metrics if metric.data == "mnist test (10,000)"}
+    assert lines["accuracy"] >= 0.994
     assert (weights / "judge-mnist" / checkpoint.WEIGHTS_FILE).stat().st_size <= 3_000_000

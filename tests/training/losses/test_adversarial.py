@@ -25,9 +25,9 @@ def test_cross_entropy_is_torch_s(kind: losses.Adversarial) -> None:
 
 def test_minimax_losses_are_opposite() -> None:
     fake = FAKE.clone().requires_grad_()
-    (theirs,) = torch.autograd.grad(losses.discriminator_loss("minimax", REAL, fake), fake)
+    (reference,) = torch.autograd.grad(losses.discriminator_loss("minimax", REAL, fake), fake)
     (ours,) = torch.autograd.grad(losses.generator_loss("minimax", fake), fake)
-    torch.testing.assert_close(ours, -theirs)
+    torch.testing.assert_close(ours, -reference)
 
 
 def test_only_minimax_gradient_vanishes_for_a_sure_discriminator() -> None:

@@ -93,9 +93,9 @@ def test_decibels_agree_with_scikit_image() -> None:
     random = np.random.default_rng(0)
     clean = random.random((3, 2, 5, 6))
     restored = (clean + 0.1 * random.standard_normal(clean.shape)).clip(0, 1)
-    found = decibels(squared_error(torch.from_numpy(restored), torch.from_numpy(clean)))
-    expected = [peak_signal_noise_ratio(one, other, data_range=1) for one, other in zip(clean, restored, strict=True)]  # type: ignore[no-untyped-call]
-    assert found.tolist() == pytest.approx(expected, rel=1e-10)
+    result = decibels(squared_error(torch.from_numpy(restored), torch.from_numpy(clean)))
+    expected = [peak_signal_noise_ratio(item, other, data_range=1) for item, other in zip(clean, restored, strict=True)]  # type: ignore[no-untyped-call]
+    assert result.tolist() == pytest.approx(expected, rel=1e-10)
     assert decibels(torch.zeros(1)).item() == pytest.approx(80)
 
 
@@ -103,9 +103,9 @@ def test_decibels_agree_with_scikit_image() -> None:
 def test_distances_agree_with_a_loop(kind: Distance) -> None:
     outputs, targets = drawn(3, 1, 2, 2), drawn(3, 1, 2, 2, seed=1)
     sums = []
-    for one, other in zip(outputs.flatten(1).tolist(), targets.flatten(1).tolist(), strict=True):
-        square = sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / 4
-        absolute = sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 4
+    for item, other in zip(outputs.flatten(1).tolist(), targets.flatten(1).tolist(), strict=True):
+        square = sum((a - b) ** 2 for a, b in zip(item, other, strict=True)) / 4
+        absolute = sum(abs(a - b) for a, b in zip(item, other, strict=True)) / 4
         sums.append({"l1": absolute, "mse": square, "psnr": 10 * math.log10(square)}[kind])
     assert float(distance(outputs, targets, kind)) == pytest.approx(sum(sums) / 3)
     assert distance(outputs.bfloat16(), targets.float(), kind).dtype == torch.float32

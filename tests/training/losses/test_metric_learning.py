@@ -131,12 +131,12 @@ def assert_same_with_gradient(ours: Callable[[Tensor], Tensor], theirs: Callable
 def test_the_margin_softmax_against_pytorch_metric_learning() -> None:
     vectors, labels = sample(3)
     torch.manual_seed(0)
-    theirs = pml_losses.CosFaceLoss(num_classes=6, embedding_size=16, margin=0.35, scale=20)
-    proxies = theirs.W.detach().T.clone().requires_grad_()
+    reference = pml_losses.CosFaceLoss(num_classes=6, embedding_size=16, margin=0.35, scale=20)
+    proxies = reference.W.detach().T.clone().requires_grad_()
     assert_same_with_gradient(
-        lambda x: margin_softmax(x, proxies, labels, margin=0.35, scale=20), lambda x: theirs(x, labels), vectors
+        lambda x: margin_softmax(x, proxies, labels, margin=0.35, scale=20), lambda x: reference(x, labels), vectors
     )
-    torch.testing.assert_close(proxies.grad, theirs.W.grad.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(proxies.grad, reference.W.grad.T, rtol=1e-4, atol=1e-5)
 
 
 def test_distillation_agrees_with_a_loop() -> None:
@@ -167,7 +167,7 @@ def losses(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     generator = torch.Generator().manual_seed(5)
     proxies = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     teacher = torch.randn(len(labels), 4, generator=generator, dtype=torch.float64)
-    made: dict[str, Callable[[Tensor], Tensor]] = {
+    created: dict[str, Callable[[Tensor], Tensor]] = {
         "softmax": lambda x: margin_softmax(x, proxies, labels, margin=0.3, scale=8),
         "distillation": lambda x: distillation(x, teacher, teacher.new_ones(4)),
     }
@@ -182,9 +182,9 @@ def losses(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
                 distances = pairwise_distances(x, metric)
                 return triplet(*batch_all(distances, labels).of(distances), 0.5, squared=power)
 
-            made[f"contrastive {metric} {power}"] = pairs
-            made[f"triplet {metric} {power}"] = triplets
-    return made
+            created[f"contrastive {metric} {power}"] = pairs
+            created[f"triplet {metric} {power}"] = triplets
+    return created
 
 
 @pytest.mark.parametrize("name", losses(torch.tensor([0])))

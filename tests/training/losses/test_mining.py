@@ -118,8 +118,8 @@ def test_random_negatives_are_equally_likely_and_repeat_with_the_seed() -> None:
         counts[int(triplets.negative[triplets.anchor == 0])] += 1
     assert counts.keys() == {2, 3, 4, 5}
     assert all(430 < count < 570 for count in counts.values())  # 500 +- 3.6 standard deviations
-    one, two = (random_triplets(distances, labels, torch.Generator().manual_seed(7)) for _ in range(2))
-    assert as_set(one) == as_set(two)
+    first, second = (random_triplets(distances, labels, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert as_set(first) == as_set(second)
 
 
 MINERS: dict[str, Callable[[Tensor, Tensor], Triplets]] = {
@@ -302,11 +302,11 @@ def test_mining_in_two_processes_agrees_with_one(tmp_path: Path, monkeypatch: py
     subprocess.run([sys.executable, *TWO_PROCESSES, *command], cwd=ROOT, check=True, env=environment)
     monkeypatch.setattr(sys, "argv", [command[0], str(tmp_path / "one.pt")])
     runpy.run_path(command[0])
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
-    triplets = one[2].T.tolist()
+    single, double = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    triplets = single[2].T.tolist()
     assert len(triplets) == 12
     assert any((a < 6) != (n < 6) for a, _, n in triplets), "no negative from the other process: this shows nothing"
     # The last bias moves all embeddings alike, which changes no distance.
-    assert all(gradient.abs().max() > 1e-3 for gradient in one[3:-1])
-    for alone, shared in zip(one, two, strict=True):
+    assert all(gradient.abs().max() > 1e-3 for gradient in single[3:-1])
+    for alone, shared in zip(single, double, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)

@@ -44,38 +44,38 @@ REAL, FAKE = sample(700), sample(600, seed=1, shift=0.4)
 
 
 def test_the_frechet_distance_is_torch_fidelitys() -> None:
-    theirs = fid_statistics_to_metric(
+    reference = fid_statistics_to_metric(
         fid_features_to_statistics(REAL.double()), fid_features_to_statistics(FAKE.double()), verbose=False
     )["frechet_inception_distance"]
-    assert theirs > 1
-    assert frechet_distance(moments(REAL), moments(FAKE)) == pytest.approx(theirs, rel=NEAR)
+    assert reference > 1
+    assert frechet_distance(moments(REAL), moments(FAKE)) == pytest.approx(reference, rel=NEAR)
 
 
 def test_the_frechet_distance_of_few_samples_in_many_dimensions_is_symmetric_and_zero_to_itself() -> None:
-    few, others = sample(20, 64), sample(30, 64, seed=1)
+    few, rest = sample(20, 64), sample(30, 64, seed=1)
     there, back = (
-        frechet_distance(moments(few), moments(others)),
-        frechet_distance(moments(others), moments(few)),
+        frechet_distance(moments(few), moments(rest)),
+        frechet_distance(moments(rest), moments(few)),
     )
     assert there == pytest.approx(back, rel=1e-6)
     assert frechet_distance(moments(few), moments(few)) == pytest.approx(0, abs=1e-4 * there)
 
 
 def test_univariate_closed_form_agrees_with_the_general_one() -> None:
-    one, other = REAL[:, :1], FAKE[:, :1]
-    deviations = one.double().std(), other.double().std()
+    item, other = REAL[:, :1], FAKE[:, :1]
+    deviations = item.double().std(), other.double().std()
     closed = frechet_distance_1d(
-        float(one.double().mean()), float(deviations[0]), float(other.double().mean()), float(deviations[1])
+        float(item.double().mean()), float(deviations[0]), float(other.double().mean()), float(deviations[1])
     )
-    assert frechet_distance(moments(one), moments(other)) == pytest.approx(closed, rel=NEAR)
+    assert frechet_distance(moments(item), moments(other)) == pytest.approx(closed, rel=NEAR)
     assert frechet_distance_1d(0, 1, 3, 5) == 25
 
 
 def test_the_inception_score_is_torch_fidelitys() -> None:
     logits = 3 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
     for splits in (1, 10):
-        theirs = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
-        assert inception_score(logits.double().softmax(dim=1), splits) == pytest.approx(theirs, rel=NEAR)
+        reference = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
+        assert inception_score(logits.double().softmax(dim=1), splits) == pytest.approx(reference, rel=NEAR)
 
 
 def test_inception_score_ranges_from_one_to_the_number_of_classes() -> None:
@@ -84,9 +84,9 @@ def test_inception_score_ranges_from_one_to_the_number_of_classes() -> None:
 
 
 def test_the_kernel_distance_is_torch_fidelitys_of_all_samples() -> None:
-    one, other = REAL[:600].double(), FAKE.double()
-    theirs = kid_features_to_metric(
-        one,
+    item, other = REAL[:600].double(), FAKE.double()
+    reference = kid_features_to_metric(
+        item,
         other,
         kid_subsets=1,
         kid_subset_size=600,
@@ -96,20 +96,20 @@ def test_the_kernel_distance_is_torch_fidelitys_of_all_samples() -> None:
         kid_kernel_poly_coef0=1,
         verbose=False,
     )["kernel_inception_distance_mean"]
-    assert theirs > 0.01
-    assert kernel_distance(one, other) == pytest.approx(theirs, rel=NEAR)
+    assert reference > 0.01
+    assert kernel_distance(item, other) == pytest.approx(reference, rel=NEAR)
 
 
 def test_kernel_distance_of_different_sizes_agrees_with_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "_ROWS_AT_ONCE", 3)
-    one, other = REAL[:8].double(), FAKE[:5].double()
+    item, other = REAL[:8].double(), FAKE[:5].double()
 
     def kernel(x: Tensor, y: Tensor) -> float:
         return (float(x @ y) / 12 + 1) ** 3
 
-    within = [np.mean([kernel(x, y) for x, y in combinations(rows, 2)]) for rows in (one, other)]
-    between = np.mean([kernel(x, y) for x in one for y in other])
-    assert kernel_distance(one, other) == pytest.approx(float(sum(within) - 2 * between), rel=1e-9)
+    within = [np.mean([kernel(x, y) for x, y in combinations(rows, 2)]) for rows in (item, other)]
+    between = np.mean([kernel(x, y) for x in item for y in other])
+    assert kernel_distance(item, other) == pytest.approx(float(sum(within) - 2 * between), rel=1e-9)
 
 
 def test_kernel_distance_is_unbiased() -> None:
@@ -121,7 +121,7 @@ def test_kernel_distance_is_unbiased() -> None:
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "_ROWS_AT_ONCE", 128)
-    theirs = prc_features_to_metric(
+    reference = prc_features_to_metric(
         FAKE.double(),
         REAL.double(),
         prc_neighborhood=neighbours,
@@ -131,8 +131,8 @@ def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: 
     )
     ours = precision_recall(REAL, FAKE, neighbours)
     assert 0.05 < ours.precision < 0.95
-    assert ours.precision == pytest.approx(theirs["precision"], rel=NEAR)
-    assert ours.recall == pytest.approx(theirs["recall"], rel=NEAR)
+    assert ours.precision == pytest.approx(reference["precision"], rel=NEAR)
+    assert ours.recall == pytest.approx(reference["recall"], rel=NEAR)
 
 
 def test_precision_and_recall_fall_separately() -> None:
@@ -143,17 +143,17 @@ def test_precision_and_recall_fall_separately() -> None:
 
 
 def test_wasserstein_agrees_with_scipy() -> None:
-    for one, other in ((REAL, FAKE), (REAL[:5], FAKE[:7]), (REAL[:6], FAKE[:3])):
-        ours = wasserstein(one, other)
-        theirs = [scipy.stats.wasserstein_distance(one[:, n].double(), other[:, n].double()) for n in range(12)]
-        assert ours.tolist() == pytest.approx(theirs, rel=NEAR)
+    for item, other in ((REAL, FAKE), (REAL[:5], FAKE[:7]), (REAL[:6], FAKE[:3])):
+        ours = wasserstein(item, other)
+        reference = [scipy.stats.wasserstein_distance(item[:, n].double(), other[:, n].double()) for n in range(12)]
+        assert ours.tolist() == pytest.approx(reference, rel=NEAR)
 
 
 def test_sliced_wasserstein_averages_uniform_directions() -> None:
     ways = distribution.directions(12, 40, seed=5).numpy()
-    one, other = REAL.double().numpy(), FAKE.double().numpy()
-    theirs = [scipy.stats.wasserstein_distance(one @ way, other @ way) for way in ways.T]
-    assert sliced_wasserstein(REAL, FAKE, projections=40, seed=5) == pytest.approx(np.mean(theirs), rel=NEAR)
+    item, other = REAL.double().numpy(), FAKE.double().numpy()
+    reference = [scipy.stats.wasserstein_distance(item @ way, other @ way) for way in ways.T]
+    assert sliced_wasserstein(REAL, FAKE, projections=40, seed=5) == pytest.approx(np.mean(reference), rel=NEAR)
     # A shift by v moves each projection by |v cos|, in three dimensions |v| / 2 on average.
     moved = torch.randn(50, 3) + torch.tensor([0.0, 3.0, 4.0])
     still = moved - torch.tensor([0.0, 3.0, 4.0])

@@ -34,7 +34,7 @@ def test_classifier_features_and_probabilities(
     extractor = Extractor(folder)
     sight = extractor(pixels)
     network, card = checkpoint.load(folder)
-    images = torch.stack([card.preprocess(Image.fromarray(one[..., 0])) for one in pixels])
+    images = torch.stack([card.preprocess(Image.fromarray(item[..., 0])) for item in pixels])
     with torch.inference_mode():
         features = network.get_submodule("features")(images)
         logits = network(images)
@@ -52,7 +52,7 @@ def test_embedder_features_without_classes(tmp_path: Path) -> None:
     network, card = checkpoint.load(folder)
     assert isinstance(network, Embedder)
     with torch.inference_mode():
-        expected = network(torch.stack([card.preprocess(Image.fromarray(one)) for one in pixels]))
+        expected = network(torch.stack([card.preprocess(Image.fromarray(item)) for item in pixels]))
     torch.testing.assert_close(sight.features, expected)
     assert sight.probabilities.shape == (3, 0)
     assert sight.labels.tolist() == [0, 0, 0]

@@ -97,9 +97,9 @@ def test_the_figures_against_plain_loops(watch: CollapseMonitor, digits: tuple[P
     def groups(features: Tensor) -> list[int]:
         return [int((row.double() - watch._centres).square().sum(dim=1).argmin()) for row in features]
 
-    seen, known = groups(fake.features), groups(real.features)
+    seen, existing = groups(fake.features), groups(real.features)
     assert figures["modes"] == sum(
-        seen.count(mode) / 120 >= 0.25 * known.count(mode) / 900 for mode in range(MODES) if mode in known
+        seen.count(mode) / 120 >= 0.25 * existing.count(mode) / 900 for mode in range(MODES) if mode in existing
     )
 
     ratios = []

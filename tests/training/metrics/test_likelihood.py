@@ -54,7 +54,7 @@ def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_clas
     pictures, labels = drawn(3, num_classes)
     if likelihood == "bernoulli":
         pictures = pictures.round()  # torch's Bernoulli takes no greys
-    found = bounds(vae, pictures, labels, samples=200, seed=7)
+    result = bounds(vae, pictures, labels, samples=200, seed=7)
     with torch.no_grad():
         for row in range(3):
             mean, log_variance = vae.posterior(pictures[row : row + 1], labels[row : row + 1])
@@ -69,8 +69,8 @@ def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_clas
             reconstruction = Independent(pixels, 3).log_prob(pictures[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
             elbo = float(reconstruction.mean() - kl_divergence(posterior, prior))
             terms = reconstruction + prior.log_prob(latents) - posterior.log_prob(latents)  # type: ignore[no-untyped-call]
-            assert float(found.elbo[row]) == pytest.approx(elbo, rel=1e-4)
-            assert float(found.importance_weighted[row]) == pytest.approx(
+            assert float(result.elbo[row]) == pytest.approx(elbo, rel=1e-4)
+            assert float(result.importance_weighted[row]) == pytest.approx(
                 float(torch.logsumexp(terms, dim=0)) - math.log(200), rel=1e-4
             )
 
@@ -114,10 +114,10 @@ def test_importance_weighted_bound_rises_from_elbo_to_likelihood() -> None:
 def test_bounds_depend_only_on_seed_and_image() -> None:
     vae = small()
     pictures, labels = drawn(7)
-    together = bounds(vae, pictures, labels, samples=500)
+    combined = bounds(vae, pictures, labels, samples=500)
     again = bounds(vae, pictures[:2], labels[:2], samples=500)
-    assert again.importance_weighted.tolist() == pytest.approx(together.importance_weighted[:2].tolist(), rel=1e-6)
-    assert bounds(vae, pictures, labels, samples=500, seed=1).elbo.tolist() != together.elbo.tolist()
+    assert again.importance_weighted.tolist() == pytest.approx(combined.importance_weighted[:2].tolist(), rel=1e-6)
+    assert bounds(vae, pictures, labels, samples=500, seed=1).elbo.tolist() != combined.elbo.tolist()
 
 
 def test_no_sample_is_refused() -> None:

@@ -53,8 +53,8 @@ def test_curve_agrees_with_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     assert fmr == pytest.approx(false_positives[:0:-1])
     assert 1 - fnmr == pytest.approx(true_positives[:0:-1])
     # Their DET curve leaves out thresholds at its ends that change nothing.
-    theirs = {tuple(np.round(point, 9)) for point in zip(*det_curve(same, values)[:2], strict=True)}
-    assert theirs - {(0, 1)} <= {tuple(np.round(point, 9)) for point in zip(fmr, fnmr, strict=True)}
+    reference = {tuple(np.round(point, 9)) for point in zip(*det_curve(same, values)[:2], strict=True)}
+    assert reference - {(0, 1)} <= {tuple(np.round(point, 9)) for point in zip(fmr, fnmr, strict=True)}
 
 
 @settings(deadline=None)
@@ -163,9 +163,9 @@ def test_interval_matches_the_spread_over_other_people() -> None:
     scatter = np.std([accepted(random).mean() for _ in range(500)])
     widths = []
     for _ in range(20):
-        found = accepted(random)
-        low, high = fmr_interval(found, identities, draws=300)
-        assert low < found.mean() < high
+        result = accepted(random)
+        low, high = fmr_interval(result, identities, draws=300)
+        assert low < result.mean() < high
         widths.append(high - low)
     assert np.mean(widths) / (2 * 1.96) == pytest.approx(scatter, rel=0.2)
     # Drawing pairs instead would say that the figure is much surer than it is.

@@ -35,22 +35,22 @@ def test_identity_is_the_path_below_the_common_parent(tmp_path: Path) -> None:
 
 def test_same_name_in_two_families_is_two_people(tmp_path: Path) -> None:
     touch(tmp_path, "all/lee/mother/1.jpg", "all/kim/mother/1.jpg")
-    assert [one.identity for one in read_collection(tmp_path).photos] == ["kim/mother", "lee/mother"]
+    assert [item.identity for item in read_collection(tmp_path).photos] == ["kim/mother", "lee/mother"]
 
 
 def test_single_person(tmp_path: Path) -> None:
     touch(tmp_path, "all/ann/1.jpg", "all/ann/2.jpg")
-    assert {one.identity for one in read_collection(tmp_path).photos} == {"ann"}
+    assert {item.identity for item in read_collection(tmp_path).photos} == {"ann"}
     touch(tmp_path / "flat", "ann/1.jpg")
     assert read_collection(tmp_path / "flat").photos == (Photo("ann", "ann/1.jpg"),)
 
 
 def test_vggface2_merges_train_and_test(tmp_path: Path) -> None:
     touch(tmp_path, "data/train/n000002/0001_01.jpg", "data/test/n000001/0001_01.jpg", "data/test/n000002/9.jpg")
-    found = read_collection(tmp_path)
-    assert found.layout == "vggface2"
-    assert [one.identity for one in found.photos] == ["n000001", "n000002", "n000002"]
-    assert {one.identity for one in read_collection(tmp_path, "people").photos} == {
+    result = read_collection(tmp_path)
+    assert result.layout == "vggface2"
+    assert [item.identity for item in result.photos] == ["n000001", "n000002", "n000002"]
+    assert {item.identity for item in read_collection(tmp_path, "people").photos} == {
         "test/n000001",
         "test/n000002",
         "train/n000002",
@@ -64,8 +64,8 @@ def test_celeba_identities_come_from_the_list(tmp_path: Path) -> None:
     (tmp_path / "Anno").mkdir()
     identities = "000001.jpg 2880\n000002.jpg 10\n000003.jpg 2880\n"
     (tmp_path / "Anno/identity_CelebA.txt").write_text(identities, encoding="utf-8-sig")  # as an editor may write it
-    found = read_collection(tmp_path)
-    assert found == Collection(
+    result = read_collection(tmp_path)
+    assert result == Collection(
         "celeba",
         (Photo("2880", "img_align_celeba/img_align_celeba/000001.jpg"),),
         (
@@ -76,7 +76,7 @@ def test_celeba_identities_come_from_the_list(tmp_path: Path) -> None:
     )
     touch(tmp_path, "Img/img_celeba/000003.jpg", "Img/img_celeba/000002.jpg", "Img/img_celeba/000001.jpg")
     wild = read_collection(tmp_path)
-    assert [(one.identity, Path(one.path).stem) for one in wild.photos] == [
+    assert [(item.identity, Path(item.path).stem) for item in wild.photos] == [
         ("10", "000002"),
         ("2880", "000001"),
         ("2880", "000003"),
@@ -90,13 +90,13 @@ def test_links_are_followed_without_loops(tmp_path: Path) -> None:
     (tmp_path / "album/ann").symlink_to(tmp_path / "store/ann")
     (tmp_path / "album/bo").symlink_to(tmp_path / "store/bo")
     (tmp_path / "store/ann/up").symlink_to(tmp_path / "store")
-    assert [one.path for one in read_collection(tmp_path / "album").photos] == ["ann/1.jpg", "bo/1.jpg"]
+    assert [item.path for item in read_collection(tmp_path / "album").photos] == ["ann/1.jpg", "bo/1.jpg"]
 
 
 def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
     touch(tmp_path, os.fsdecode(b"ann\xe9/1.jpg"), "bo/1.jpg")
     photos = read_collection(tmp_path).photos
-    assert [one.identity for one in photos] == [r"ann\xe9", "bo"]
+    assert [item.identity for item in photos] == [r"ann\xe9", "bo"]
     assert (tmp_path / photos[0].path).is_file()
     assert printable(photos[0].path) == r"ann\xe9/1.jpg"
 
@@ -139,6 +139,6 @@ def test_images_are_recognised_by_content_and_others_are_listed(tmp_path: Path) 
     (tmp_path / "bo/notes.txt").write_text("bo, 2019")
     (tmp_path / "bo/2.jpg").symlink_to("nowhere")
     (tmp_path / "bo/.hidden").write_text("")
-    found = read_collection(tmp_path)
-    assert [photo.path for photo in found.photos] == ["ann/1.jfif", "bo/photo"]
-    assert found.left_out == (("bo/2.jpg", "broken-link"), ("bo/notes.txt", "not-a-picture"))
+    result = read_collection(tmp_path)
+    assert [photo.path for photo in result.photos] == ["ann/1.jfif", "bo/photo"]
+    assert result.left_out == (("bo/2.jpg", "broken-link"), ("bo/notes.txt", "not-a-picture"))

@@ -107,10 +107,10 @@ def test_crops_agree_with_opencv(tmp_path: Path) -> None:
     faces = sorted(CenterFaceDetector(network, card.preprocess)(both), key=lambda face: face.area)
     assert len(faces) == 2
     for choice, face in (("largest", faces[1]), ("centre", faces[0])):
-        made = PhotoExaminer(replace(OPTIONS, choose=choice))  # type: ignore[arg-type]
-        (one,) = made(tmp_path, [Photo("a", "a/1.png")])
-        assert one.outcome == "kept"
-        crop = np.asarray(Image.open(io.BytesIO(one.crop)).convert("RGB"), int)
+        created = PhotoExaminer(replace(OPTIONS, choose=choice))  # type: ignore[arg-type]
+        (item,) = created(tmp_path, [Photo("a", "a/1.png")])
+        assert item.outcome == "kept"
+        crop = np.asarray(Image.open(io.BytesIO(item.crop)).convert("RGB"), int)
         assert crop.shape == (112, 112, 3)
         assert np.abs(crop - opencv_crop(both, face.landmarks)).mean() < 4  # WebP's and the two warps' share
 
@@ -118,13 +118,13 @@ def test_crops_agree_with_opencv(tmp_path: Path) -> None:
 def test_outcomes_of_single_photos(album: Path) -> None:
     photos = read_collection(album).photos
     judged = examiner()(album, photos)
-    assert [(one.identity, one.path) for one in judged] == list(photos)
-    assert {one.path: (one.outcome, one.reasons) for one in judged if one.outcome != "kept"} == {
+    assert [(item.identity, item.path) for item in judged] == list(photos)
+    assert {item.path: (item.outcome, item.reasons) for item in judged if item.outcome != "kept"} == {
         "astronaut/broken.jpg": ("unreadable", "none of JPEG, PNG, WEBP, BMP, GIF, PPM"),
         "astronaut/night.png": ("low-quality", "LOW_BRIGHTNESS"),
         "once/cup.png": ("no-face", ""),
     }
-    assert all(bool(one.crop) == bool(one.digest) == (one.outcome == "kept") for one in judged)
+    assert all(bool(item.crop) == bool(item.digest) == (item.outcome == "kept") for item in judged)
 
 
 def test_limits_decide_what_is_good_enough(album: Path) -> None:
@@ -132,28 +132,28 @@ def test_limits_decide_what_is_good_enough(album: Path) -> None:
     strict, lenient = (
         PhotoExaminer(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1))
     )
-    assert [one.reasons for one in strict(album, photos)] == [
+    assert [item.reasons for item in strict(album, photos)] == [
         "SMALL_BOUNDING_BOX",
         "SMALL_BOUNDING_BOX LOW_BRIGHTNESS",
     ]
-    assert {one.outcome for one in lenient(album, photos)} == {"kept"}
+    assert {item.outcome for item in lenient(album, photos)} == {"kept"}
 
 
 def test_images_of_one_shape_are_batched(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = read_collection(album).photos
     singly = examiner()(album, photos)
     shapes: list[torch.Size] = []
-    together = PhotoExaminer(OPTIONS)
-    run = together._detect
+    combined = PhotoExaminer(OPTIONS)
+    run = combined._detect
 
     def watched(batch: torch.Tensor) -> torch.Tensor:
         shapes.append(batch.shape)
         return run(batch)
 
-    monkeypatch.setattr(together, "_at_once", 4)
-    monkeypatch.setattr(together, "_detect", watched)
-    outcomes = [(one.path, one.outcome) for one in together(album, photos)]
-    assert outcomes == [(one.path, one.outcome) for one in singly]
+    monkeypatch.setattr(combined, "_at_once", 4)
+    monkeypatch.setattr(combined, "_detect", watched)
+    outcomes = [(item.path, item.outcome) for item in combined(album, photos)]
+    assert outcomes == [(item.path, item.outcome) for item in singly]
     assert sorted(shape[0] for shape in shapes) == [1, 1, 4, 4]  # nine heads, one cup
 
 
@@ -163,10 +163,10 @@ def test_small_faces_of_large_photos_are_detected(tmp_path: Path) -> None:
     picture.paste(photo("astronaut").crop((165, 45, 285, 165)).resize((74, 74), Image.Resampling.LANCZOS), (1400, 200))
     save_photo(picture, tmp_path / "ann/1.png")
     photos = [Photo("ann", "ann/1.png")]
-    (one,) = examiner()(tmp_path, photos)
-    assert one.outcome in {"kept", "low-quality"}
-    (one,) = PhotoExaminer(replace(OPTIONS, scales="whole"))(tmp_path, photos)
-    assert one.outcome == "no-face"
+    (item,) = examiner()(tmp_path, photos)
+    assert item.outcome in {"kept", "low-quality"}
+    (item,) = PhotoExaminer(replace(OPTIONS, scales="whole"))(tmp_path, photos)
+    assert item.outcome == "no-face"
 
 
 @pytest.mark.parametrize("size", [(192, 192), (1500, 1100), (2400, 1800)])
@@ -181,9 +181,9 @@ def test_rule_of_older_data_sets_agrees_to_the_bit(size: tuple[int, int]) -> Non
 
 
 def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = PhotoExaminer(OPTIONS)
+    created = PhotoExaminer(OPTIONS)
     face = Face((0.0, 0.0, 100.0, 100.0), 0.9, ((5.0, 5.0),) * 5)
-    monkeypatch.setattr(made, "_detect_all", lambda pictures: [[face] for _ in pictures])
-    (one,) = made(album, [Photo("a", "astronaut/0.png")])
-    assert one.outcome == "no-face"
-    assert "all the same" in one.reasons
+    monkeypatch.setattr(created, "_detect_all", lambda pictures: [[face] for _ in pictures])
+    (item,) = created(album, [Photo("a", "astronaut/0.png")])
+    assert item.outcome == "no-face"
+    assert "all the same" in item.reasons

@@ -16,7 +16,7 @@ def judged(count: int, outcome: Outcome = "kept") -> list[JudgedPhoto]:
 
 
 def outcomes(photos: Sequence[JudgedPhoto]) -> list[str]:
-    return [one.outcome for one in photos]
+    return [item.outcome for item in photos]
 
 
 def test_duplicates_are_removed() -> None:
@@ -25,7 +25,7 @@ def test_duplicates_are_removed() -> None:
     photos[3] = replace(photos[3], crop=photos[1].crop)
     settled = select_photos(photos, SelectionRules())
     assert outcomes(settled) == ["kept", "kept", "duplicate", "duplicate"]
-    assert [one.reasons for one in settled[2:]] == ["of 0.jpg", "of 1.jpg"]
+    assert [item.reasons for item in settled[2:]] == ["of 0.jpg", "of 1.jpg"]
 
 
 def test_removed_photos_have_no_duplicates() -> None:
@@ -53,7 +53,7 @@ def test_distances_agree_with_a_loop() -> None:
 
 
 def with_vectors(*vectors: tuple[float, float]) -> list[JudgedPhoto]:
-    return [replace(one, vector=vector) for one, vector in zip(judged(len(vectors)), vectors, strict=True)]
+    return [replace(item, vector=vector) for item, vector in zip(judged(len(vectors)), vectors, strict=True)]
 
 
 def test_outlier_among_three_is_removed() -> None:
@@ -75,7 +75,7 @@ def test_two_different_photos_are_both_kept() -> None:
 
 def test_copies_of_an_outlier_count_once() -> None:
     photos = with_vectors((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.96, 0.28))
-    photos[1:3] = [replace(one, digest=photos[0].digest) for one in photos[1:3]]
+    photos[1:3] = [replace(item, digest=photos[0].digest) for item in photos[1:3]]
     assert outcomes(select_photos(photos, SelectionRules(distance=0.5))) == [
         "far",
         "duplicate",
