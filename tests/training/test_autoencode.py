@@ -1,4 +1,4 @@
-"""The script of autoencoders and denoisers, from a recipe to a served folder."""
+"""The training script of autoencoders and denoisers, from recipe to export."""
 
 from __future__ import annotations
 

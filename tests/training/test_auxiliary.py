@@ -1,4 +1,4 @@
-"""Auxiliary classifiers: weighted in the loss, gone from what is served."""
+"""Auxiliary classifiers: weighted in the loss, absent from the export."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Config:
 
 
 class Network(nn.Module):
-    """As an Inception network answers, of three linear layers."""
+    """A network with auxiliary outputs, as Inception, of three linear layers."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -56,7 +56,7 @@ def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> float:
-    """By its definition, one picture and one class after the other."""
+    """Compute the loss by its definition, with loops over images and classes."""
     total = 0.0
     for row, label in zip(logits.log_softmax(dim=1).tolist(), labels.tolist(), strict=True):
         for number, value in enumerate(row):

@@ -1,4 +1,4 @@
-"""The classifier's script, from a recipe to a served folder; killed; on two processes."""
+"""The training script of classifiers, from recipe to export; killed runs; two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedder from recipe to served file, on people whose faces are a hue and a stripe."""
+"""The training script of embedders, on synthetic faces with a colour and a stripe."""
 
 from __future__ import annotations
 

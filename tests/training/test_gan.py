@@ -1,4 +1,4 @@
-"""The adversaries' script: whose turn it is, from a recipe to a served folder, killed and resumed, collapsed."""
+"""The training script of adversarial networks: alternating steps, export, resumed and collapsed runs."""
 
 from __future__ import annotations
 

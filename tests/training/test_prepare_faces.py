@@ -144,7 +144,7 @@ def test_left_out_paths_are_in_the_report(album: Path, folders: Path) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Parts of three photos; the names of those that are made from now on."""
+    """Set three photos per part; the list collects the names of the parts that are written."""
     monkeypatch.setattr(face_parts, "_PHOTOS_A_PART", 3)
     created: list[str] = []
     examine = face_parts._examine
@@ -223,7 +223,7 @@ def test_report_explains_an_empty_result(album: Path, folders: Path) -> None:
 
 @pytest.fixture
 def embedder(tmp_path: Path) -> Path:
-    """Untrained, but a function of the face."""
+    """An untrained embedder."""
     config = {"dimensions": 16, "backbone_config": {"depths": (1, 1), "widths": (8, 16)}}
     preprocess = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(128.0,) * 3)
     return save(tmp_path / "face-embedder", "embedder", config, task="embed", preprocess=preprocess, tta="flip")
@@ -316,7 +316,7 @@ def test_killed_command_leaves_no_workers_and_is_continued(album: Path, folders:
 
 
 def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    """Not a measurement: only so that a failure ends."""
+    """Wait for a condition; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""A folder of pictures, as people have them, to a data set: what is copied, what is left out, what is refused."""
+"""The command that converts folders of images to a data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def picture(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def album(folders: Path) -> Path:
-    """Two classes of ten and of six pictures, in a folder whose name is no data set's."""
+    """Two classes of ten and six images in a folder whose name is not a valid data set name."""
     folder = folders / "My Cups"
     for number in range(16):
         picture(folder / ("espresso" if number < 10 else "tea cup") / f"{number:02}.png", number)

@@ -1,4 +1,4 @@
-"""The training queue: what is done is skipped, what was killed goes on, what failed is named."""
+"""The training queue: finished steps are skipped, killed steps resumed, failures reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ evaluate = ["classify", "--data", "strokes", "--write"]
 
 @pytest.fixture
 def small(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A queue of two small classifiers, and a test split to evaluate them on."""
+    """A queue of two small classifiers, and a test split."""
     pictures, labels = strokes(40, seed=1)
     write_parquet(workshop / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
     recipe = (workshop / "recipe.toml").read_text()
@@ -59,7 +59,7 @@ def small(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def same_process_as_before() -> Iterator[None]:
-    """The queue changes the CPUs of its process and its answer to SIGTERM."""
+    """Restore the CPU affinity and the SIGTERM handler, which the queue changes."""
     cpus, handler = os.sched_getaffinity(0), signal.getsignal(signal.SIGTERM)
     yield
     os.sched_setaffinity(0, cpus)
@@ -207,7 +207,7 @@ def test_a_second_queue_waits_for_the_first(small: Path) -> None:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """The queue as a user starts it, in a process group of its own."""
+    """Start the queue in its own process group."""
     command = [sys.executable, "-m", "training.queue", "--queue", str(folder / "queue.toml"), *options]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
 
@@ -251,7 +251,7 @@ def test_killed_queue_ends_with_the_same_files(small: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_child_of_a_killed_queue_keeps_the_lock(small: Path) -> None:
-    """Two processes must not write one run's folder: a new queue waits for the training that the old one left."""
+    """A new queue waits for the training process of a killed queue, so that two do not write to one run's folder."""
     process = start(small, "strokes")
     wait_for(small, "strokes/last.pt", process)
     process.kill()

@@ -1,4 +1,4 @@
-"""The teacher's framing and the file of its vectors; dlib itself is a download that not every machine has."""
+"""The framing for dlib, and the files of teachers' vectors. dlib itself is not installed everywhere."""
 
 from __future__ import annotations
 

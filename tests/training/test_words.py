@@ -1,4 +1,4 @@
-"""Names misspelt and found again: the noise, the edit distances by hand, a small encoder that learns."""
+"""Name encoders: misspellings, evaluation, training."""
 
 from __future__ import annotations
 

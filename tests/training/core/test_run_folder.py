@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what may be missing (nothing), what is in it."""
+"""The run's folder: recipe, checkpoints, history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.core.run_folder import Progress, Run, hardware, versions
 
 
 class Train(BaseModel):
-    """Settings; `momentum` is younger than the runs."""
+    """Settings; `momentum` is newer than the saved runs."""
 
     epochs: int = 2
     lr: float = 0.1
@@ -40,7 +40,7 @@ def row(epoch: int) -> dict[str, float]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with all its files, after its second epoch."""
+    """A run with all files after its second epoch."""
     created = Run(tmp_path / "r")
     created.begin(RECIPE)
     created.save_best(2, {"net": {"w": torch.ones(2)}})

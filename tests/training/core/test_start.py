@@ -1,4 +1,4 @@
-"""A classifier that begins with another one's features: equal at first, kept if frozen, refused if they do not fit."""
+"""Training from pretrained features: copied, frozen, or refused if unsuitable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = {"depths": [1, 1], "widths": [4, 8], "in_channels": 1, "num_classes": 4, 
 
 
 def begun(folder: Path, architecture: str = "resnet20", preprocess: Preprocess = GREY) -> ModelCard:
-    """A network as another training left it: weights and counts of its own."""
+    """Save a network with random weights and statistics."""
     torch.manual_seed(11)
     module = build(architecture, TINY)
     for name, buffer in module.named_buffers():

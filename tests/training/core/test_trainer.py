@@ -1,4 +1,4 @@
-"""The loop against plain loops, and against itself when it is interrupted."""
+"""The training loop against plain loops, and resumed against uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS = 7
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred runs need no curves; test_run draws some."""
+    """Do not draw curves, which take time; test_run_folder covers them."""
     monkeypatch.setattr("training.core.run_folder._curves", lambda progress, title: b"")
 
 
@@ -48,11 +48,11 @@ def network() -> nn.Module:
 
 
 class Crash(Exception):
-    """Stands for SIGKILL: nothing is caught or tidied on the way out."""
+    """Raised instead of SIGKILL; nothing catches it."""
 
 
 class Duel:
-    """Two networks that take turns, as a GAN's do; with `crash_at` it dies in that step, after one of two updates."""
+    """Two networks trained in turns, as in a GAN; raises Crash in step `crash_at` after one of two updates."""
 
     monitor = "error"
     mode: Literal["max", "min"] = "min"
@@ -371,7 +371,7 @@ def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog: pytest.L
 
 
 class TwoProcesses:
-    """Stands for accelerate on one of two processes; `gather` finds the other's rows in `rows`."""
+    """Replaces accelerate on one of two processes; `gather` reads the other's rows from `rows`."""
 
     num_processes = 2
     device = torch.device("cpu")

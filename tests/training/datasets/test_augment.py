@@ -1,4 +1,4 @@
-"""Augmentation against what it should be: identities, flips, plain loops, torchvision's."""
+"""Augmentation against plain loops, numpy, scikit-learn and torchvision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CroppedImages in batches, parts of them, and noise."""
+"""Batches of random crops, and noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a camera does to a face, against plain loops, scipy and Pillow."""
+"""Camera degradations against plain loops, scipy and Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits and pairs of faces, on made-up identities and, where it is at hand, on the real set."""
+"""Splits and pairs of faces, on synthetic identities and on the real data set."""
 
 from __future__ import annotations
 

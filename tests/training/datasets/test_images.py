@@ -1,4 +1,4 @@
-"""Data sets: found, decoded once, split, put in order."""
+"""Data sets: sources, decoding cache, splits and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is compared with whom, on folders made here and, where they are at hand, on the real ones."""
+"""Evaluation protocols, on synthetic folders and on the real ones."""
 
 from __future__ import annotations
 

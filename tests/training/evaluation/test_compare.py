@@ -1,4 +1,4 @@
-"""The zoo side by side: its figures, its table, its plot."""
+"""The comparison of classifiers: figures, table and plot."""
 
 from __future__ import annotations
 

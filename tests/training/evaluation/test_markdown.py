@@ -1,4 +1,4 @@
-"""What a program writes into a document, and what it leaves alone."""
+"""Generated parts of Markdown pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a face embedder: plain loops over made-up people, and photos of two real ones the whole way."""
+"""The figures of a face embedder, against plain loops over synthetic people and end to end on photos of two people."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONFIG = {
 
 
 def calibrated() -> Matching:
-    """As of some other pairs: the promises will not hold."""
+    """A calibration to other pairs, so that measured rates differ from the stated ones."""
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(0.9, 0.1, 2000), random.normal(0.3, 0.2, 20_000)])
     return fit_matching(values[:2000], values[2000:], "a test")
@@ -64,7 +64,7 @@ def of_split(source: str, split: str, people: int) -> list[str]:
 
 @pytest.fixture
 def studio(folders: Path) -> Path:
-    """Test people of two sources, twelve and three, each with five photos; others that are trained on; weights."""
+    """Twelve and three test people of two sources with five photos each, two training people, and an embedder."""
     random = np.random.default_rng(0)
     rows = []
     for name in of_split("film", "test", 12) + of_split("street", "test", 3) + of_split("film", "train", 2):
@@ -209,14 +209,14 @@ def test_too_few_subjects_are_refused(labels: list[int], message: str) -> None:
 
 
 def face(box: Box) -> Face:
-    """Upright, its eyes and mouth where they are in a box."""
+    """Return an upright face in a box."""
     left, top, right, bottom = box
     places = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
     return Face(box, 0.9, tuple((left + x * (right - left), top + y * (bottom - top)) for x, y in places))
 
 
 def beside(picture: Image.Image | Pixels) -> list[Face]:
-    """A large face at the left, a small one in the middle; none in the dark, one of no size in the white."""
+    """Detect a large face at the left and a small central one; none in black images, an empty one in white images."""
     assert isinstance(picture, Image.Image)
     width, height = picture.size
     if np.asarray(picture).min() == 255:
@@ -272,7 +272,7 @@ def lfw(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orl(tmp_path: Path) -> Path:
-    """Two subjects, their heads cut as tightly as ORL's."""
+    """Two subjects in crops as tight as ORL's."""
     folder = tmp_path / "orl"
     for subject, name in enumerate(PEOPLE.values(), start=1):
         (folder / f"s{subject}").mkdir(parents=True)

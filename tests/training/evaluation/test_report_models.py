@@ -1,4 +1,4 @@
-"""The page of model cards: what it says of a card, and that the one in docs/ says what the cards do."""
+"""The page of model cards; docs/models.md must agree with the cards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_page_lists_every_model_in_git() -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """One shipped model, one that is somebody's own, and one that LICENSES.md promises."""
+    """A shipped model, another model, and a model that LICENSES.md names and is missing."""
     folder = tmp_path / "weights"
     for name in ("lenet5-mnist", "cups"):
         shutil.copytree(WEIGHTS / "lenet5-mnist", folder / name)

@@ -1,4 +1,4 @@
-"""The losses against plain loops and pytorch-metric-learning, and batches that hold nothing to learn from."""
+"""The losses against plain loops and pytorch-metric-learning, and degenerate batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The miners against plain loops and pytorch-metric-learning; P x K batches; mining across two processes."""
+"""The miners against plain loops; P x K batches; mining across two processes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ NEAR = 1e-4  # relative
 
 
 def sample(count: int, dimensions: int = 12, seed: int = 0, shift: float = 0.0) -> Tensor:
-    """Correlated features with a tail, as a ReLU's."""
+    """Return correlated features after a ReLU."""
     draw = torch.Generator().manual_seed(seed)
     mixing = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(99))
     return (torch.randn(count, dimensions, generator=draw) @ mixing + shift).relu()
@@ -171,7 +171,7 @@ def test_the_distance_within_a_class_is_that_of_a_plain_loop() -> None:
 
 
 def test_single_image_per_class_only_deceives_the_inception_score() -> None:
-    """Classes are clusters; an honest generator draws from them, the other repeats one sample of each."""
+    """A good generator samples the clusters of the classes; the other repeats one sample of each."""
     draw = torch.Generator().manual_seed(0)
     centres = 10 * torch.randn(10, 16, generator=draw)
     labels = torch.arange(1000) % 10

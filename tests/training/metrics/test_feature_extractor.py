@@ -1,4 +1,4 @@
-"""What a network sees in pictures."""
+"""Feature extraction by classifiers and embedders."""
 
 from __future__ import annotations
 

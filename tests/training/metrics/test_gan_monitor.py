@@ -1,4 +1,4 @@
-"""The monitor: what it says of samples that are varied, of such that are not, and its figures against plain loops."""
+"""The collapse monitor on varied and on collapsed samples, and its figures against plain loops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES, MODES = 500, 20
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Pixels, Tensor]:
-    """scikit-learn's 1,797 handwritten digits of 8x8, enlarged to 28x28, in an order without meaning."""
+    """scikit-learn's 1,797 handwritten digits of 8x8, enlarged to 28x28, shuffled."""
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     small = [Image.fromarray((picture * 15.9).astype(np.uint8)) for picture in bunch.images[order]]
@@ -39,7 +39,7 @@ def watch(digits: tuple[Pixels, Tensor]) -> CollapseMonitor:
 
 
 def jittered(pictures: Pixels, count: int) -> Pixels:
-    """`count` copies of a few pictures, with noise on them that no eye would call variety."""
+    """Return `count` copies of a few images with slight noise."""
     copies = np.resize(pictures, (count, *pictures.shape[1:])).astype(int)
     noise = np.random.default_rng(1).integers(-6, 7, copies.shape)
     return (copies + noise).clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Bounds on log p(x), the KL in them, and that maximum likelihood is minimum KL."""
+"""Bounds on log p(x), and maximum likelihood as minimum KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what they hold, what they refuse."""
+"""Reading and validation of recipes."""
 
 from __future__ import annotations
 
