@@ -25,8 +25,10 @@ from tests.conftest import photo
 
 CLASSES = ("across", "down", "slanted")
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.3,), std=(78.6,))
-TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-TWO_PROCESSES += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+TWO_PROCESSES = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 
 RECIPE = """
 name = "strokes"

@@ -54,8 +54,9 @@ class CollapsedError(TrainingError):
 @contextmanager
 def exit_on_error(*further: type[Exception]) -> Iterator[None]:
     """Turn a TrainingError, a CheckpointError or an error of the types `further` into a message and exit code 1."""
+    expected: tuple[type[Exception], ...] = (TrainingError, CheckpointError, *further)
     try:
         yield
-    except (TrainingError, CheckpointError, *further) as error:
+    except expected as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
