@@ -33,7 +33,7 @@ TINY = {"image_size": 28, "widths": [4, 4], "hidden": 0, "latent": 3}
 
 @pytest.fixture
 def studio(folders: Path) -> Path:
-    """90 training, 60 test strokes; an untrained extractor, a conditional VAE, an unconditional one of half the size."""
+    """90 training, 60 test strokes; an untrained extractor, a conditional VAE, and a VAE of half the size."""
     for split, count, seed in (("train", 90, 1), ("test", 60, 2)):
         pictures, labels = strokes(count, seed)
         write_parquet(folders / f"data/strokes/{split}.parquet", [png(p) for p in pictures], labels)
