@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from models.checkpoint import CheckpointError
+from models.runtime import TorchRuntime
 from tests.models.aligned_faces import first_faces
 from tests.training.conftest import write_identities
 from training import teach
@@ -142,7 +144,11 @@ def test_network_teacher_agrees_with_serving(few_faces: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
     embedder = FaceEmbedder(model)
     assert embedder.card.tta == "flip"
-    np.testing.assert_allclose(teach.NetworkTeacher(model)(pixels), embedder(pixels), atol=1e-5)
+    teacher = teach.NetworkTeacher(model)
+    np.testing.assert_allclose(teacher(pixels), embedder(pixels), atol=1e-5)
+    assert isinstance(teacher._runtime, TorchRuntime)
+    filters = [weight for weight in teacher._runtime._module.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in filters)
     result = CliRunner().invoke(teach.cli, [*options, "--mean", "0"])
     assert result.exit_code == 0, result.output
     assert np.load(few_faces / "runs/teachers/wise.npy").shape == (len(small.labels), 192)

@@ -15,7 +15,7 @@ from models.preprocess import Preprocess
 from tests.training.conftest import write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
-from training.datasets.faces import impostor_pairs, mated_pairs, rows_of, source_of, split_of
+from training.datasets.faces import draw_pairs, impostor_pairs, mated_pairs, rows_of, source_of, split_of
 from training.datasets.images import ImageSet
 
 
@@ -91,6 +91,22 @@ def test_the_same_seed_draws_the_same_pairs() -> None:
     for draw in (mated_pairs, impostor_pairs):
         assert np.array_equal(draw(faces, rows, 50, 3), draw(faces, rows, 50, 3))
         assert not np.array_equal(draw(faces, rows, 50, 3), draw(faces, rows, 50, 4))
+
+
+def test_drawn_pairs_have_mated_ones_first_and_the_cosines_of_their_rows() -> None:
+    faces = crowd()
+    rows = rows_of(faces, "calibrate")
+    pairs = draw_pairs(faces, rows, mated=3, impostors=40, seed=1)
+    labels = faces.labels[pairs.rows]
+    assert np.array_equal(pairs.mated, labels[:, 0] == labels[:, 1])
+    assert np.array_equal(pairs.mated, np.sort(pairs.mated)[::-1])
+    assert np.array_equal(pairs.rows[pairs.mated], mated_pairs(faces, rows, 3, 1))
+    assert np.array_equal(rows[pairs.positions(rows)], pairs.rows)
+    vectors = np.random.default_rng(0).normal(size=(len(faces.labels), 4))
+    expected = [vectors[a] @ vectors[b] for a, b in pairs.rows]
+    assert pairs.similarities(vectors[rows], rows) == pytest.approx(expected)
+    with pytest.raises(DataError, match="two images"):
+        draw_pairs(people({"film:a": 1, "film:b": 1}), np.arange(2), 3, 40, seed=1)
 
 
 def test_single_person_per_source_has_no_impostor_pairs() -> None:
