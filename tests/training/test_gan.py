@@ -180,7 +180,7 @@ def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) ->
     }
     adam[d] = torch.optim.AdamW(d.parameters(), lr=0.001, betas=(0.5, 0.999), weight_decay=0)
     for turn in range(2):
-        real, numbers = task.pictures.batch(0, turn, task.recipe.augment, draw)
+        real, numbers = task.images.batch(0, turn, task.recipe.augment, draw)
         labels = torch.nn.functional.one_hot(torch.from_numpy(numbers), 3).float()
         fake = g(torch.randn(10, 8, generator=draw), labels).detach()
         value = adversarial.discriminator_loss(loss, d(real, labels), d(fake, labels))

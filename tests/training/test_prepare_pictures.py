@@ -134,14 +134,14 @@ def taken(album: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (loose, "1.jpg is in no class's folder; expected is a folder for each class"),
-        (one_class, "has 1 folders, and a classifier two classes or more"),
-        (nested, "espresso/old is a folder in a class's folder"),
+        (loose, "1.jpg is not in the folder of a class; expected is a folder for each class"),
+        (one_class, "has 1 folders; a classifier needs two classes or more"),
+        (nested, "espresso/old is a folder inside the folder of a class"),
         (already_split, "has train and test already"),
         (one_picture, f"the class mug has 1 images; at least {FEWEST} are needed"),
         (heic, "00.HEIC: .HEIC is not supported (1 in this folder); save it as JPEG"),
         (in_two_classes, "are the same image in two classes"),
-        (taken, "my-cups is there already: delete it, or choose another --name"),
+        (taken, "my-cups exists already: delete it, or choose another --name"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_in_one_line(
