@@ -131,7 +131,7 @@ def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
         f"left out: {tmp_path / 'f.png'}: a broken link",
     ]
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
+    with pytest.raises(DataError, match=r"i\.heic: \.heic is not supported"):
         data.image_files(tmp_path, told.append)
 
 
