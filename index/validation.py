@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.errors import InvalidError
-
-Floats = npt.NDArray[np.float32]
+from index.types import Floats, Item, Properties
 
 MAX_KEY, MAX_NAME = 128, 256  # characters
 MAX_METADATA = 16 * 1024  # bytes of JSON
@@ -100,7 +99,7 @@ def check_subject(key: str, name: str | None, metadata: Mapping[str, Any], expir
     """See that a subject can have these properties.
 
     Raises:
-        InvalidError: see `check_key`, `check_object` and `check_moment`; or the name has more than 256 characters.
+        InvalidError: see `check_key`, `check_object` and `check_timestamp`; or the name has more than 256 characters.
     """
     check_key(key, "subject")
     if name is not None and len(name) > MAX_NAME:
@@ -109,7 +108,13 @@ def check_subject(key: str, name: str | None, metadata: Mapping[str, Any], expir
         raise InvalidError("expected a name in UTF-8")
     check_object(metadata, "metadata")
     if expires_at is not None:
-        check_moment(expires_at, "expires_at")
+        check_timestamp(expires_at, "expires_at")
+
+
+def check_item(item: Item) -> None:
+    """Raise InvalidError if the subject of a bulk job's item cannot be stored; see `check_subject`."""
+    properties = item.properties or Properties()
+    check_subject(item.subject, properties.name, properties.metadata, properties.expires_at)
 
 
 def check_object(value: object, what: str) -> None:
@@ -130,7 +135,7 @@ def check_object(value: object, what: str) -> None:
         raise InvalidError(f"expected {what} of at most {MAX_METADATA} bytes, got {size}")
 
 
-def check_moment(seconds: float, what: str) -> None:
+def check_timestamp(seconds: float, what: str) -> None:
     """See that these seconds since 1970 are a time that can be answered.
 
     Raises:
@@ -181,7 +186,7 @@ def read_object(text: str) -> dict[str, Any]:
     return dict(value)
 
 
-def read_moment(seconds: float) -> datetime:
+def read_timestamp(seconds: float) -> datetime:
     """Return stored seconds since 1970 as a time in UTC, at most the last second of the year 9999."""
     return datetime.fromtimestamp(min(max(seconds, EARLIEST), LATEST), UTC)
 

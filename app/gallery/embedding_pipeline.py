@@ -25,7 +25,7 @@ from app.middleware.request_log import Timings
 from app.schemas import DetectedFace
 from index import errors as index_errors
 from index.embedded.store.ledger import Change
-from index.embedded.store.records import Collection, NewFace, Receipt
+from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
 
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from app.inference.loaded_model import LoadedModel
 from app.middleware.request_log import Timings
 from app.operations.background_tasks import kept, running, wait
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
+from index.types import Floats
 
 log = structlog.get_logger()
 

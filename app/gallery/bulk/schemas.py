@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from app.gallery.schemas import EnrolParams, Key, RejectedReason, SubjectProperties
 from app.schemas import Problem, Vector, _Schema
-from index.embedded.store.job_records import Status
+from index.types import ItemStatus
 
 
 class BulkParams(EnrolParams):
@@ -46,7 +46,7 @@ class JobInfo(_Schema):
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
     total: int
-    items: dict[Status, int]
+    items: dict[ItemStatus, int]
 
 
 class JobPage(_Schema):
@@ -64,7 +64,7 @@ class JobItem(_Schema):
     """
 
     index: int
-    status: Status
+    status: ItemStatus
     faces: list[str] = Field(default_factory=list, description="Ids of the faces enrolled.")
     reasons: list[RejectedReason] = Field(default_factory=list)
     problem: Problem | None = None

@@ -42,11 +42,11 @@ class Cipher(Protocol):
         """Whether anything is changed at all."""
         ...
 
-    def seal(self, data: bytes, *about: object) -> bytes:
+    def encrypt(self, data: bytes, *about: object) -> bytes:
         """The value as it is written."""
         ...
 
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
+    def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """The value that was written there.
 
         Raises:
@@ -58,11 +58,11 @@ class Cipher(Protocol):
         """What stands for a text where rows are found by it: the same for the same text."""
         ...
 
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
+    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
         """What is large, as it is written, in pieces; `about` begins with the file's name."""
         ...
 
-    def unseal_file(self, data: Data, *about: Data) -> Data:
+    def decrypt_file(self, data: Data, *about: Data) -> Data:
         """What was written so.
 
         Raises:
@@ -70,25 +70,25 @@ class Cipher(Protocol):
         """
         ...
 
-    def sealed_size(self, size: int) -> int:
+    def encrypted_size(self, size: int) -> int:
         """How many bytes `seal` makes of so many."""
         ...
 
-    def file_size(self, size: int) -> int:
+    def encrypted_file_size(self, size: int) -> int:
         """How many bytes `seal_file` makes of so many."""
         ...
 
 
-class Plain:
+class PlaintextCipher:
     """Of a collection that is not encrypted: all is written as it is."""
 
     encrypted = False
 
-    def seal(self, data: bytes, *about: object) -> bytes:
+    def encrypt(self, data: bytes, *about: object) -> bytes:
         """See `Cipher`."""
         return data
 
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
+    def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """See `Cipher`."""
         return data or b""
 
@@ -96,24 +96,24 @@ class Plain:
         """See `Cipher`."""
         return text
 
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
+    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
         """See `Cipher`."""
         yield data
 
-    def unseal_file(self, data: Data, *about: Data) -> Data:
+    def decrypt_file(self, data: Data, *about: Data) -> Data:
         """See `Cipher`."""
         return data
 
-    def sealed_size(self, size: int) -> int:
+    def encrypted_size(self, size: int) -> int:
         """See `Cipher`."""
         return size
 
-    def file_size(self, size: int) -> int:
+    def encrypted_file_size(self, size: int) -> int:
         """See `Cipher`."""
         return size
 
 
-class Aead:
+class AeadCipher:
     """Of an encrypted collection, by its data key of 32 bytes."""
 
     encrypted = True
@@ -122,11 +122,11 @@ class Aead:
         self._aead = AESGCM(_derived(key, "seal"))
         self._lookup = _derived(key, "lookup")
 
-    def seal(self, data: bytes, *about: object) -> bytes:
+    def encrypt(self, data: bytes, *about: object) -> bytes:
         """See `Cipher`."""
         return _seal(self._aead, data, _text(about))
 
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
+    def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """See `Cipher`."""
         try:
             return _unseal(self._aead, data or b"", _text(about))
@@ -137,13 +137,13 @@ class Aead:
         """See `Cipher`: 128 bits of an HMAC-SHA256, in hexadecimal digits."""
         return hmac.digest(self._lookup, text.encode(), "sha256")[:16].hex()
 
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
+    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
         """See `Cipher`: each piece is bound to its place, and to the size of the whole."""
         whole = memoryview(data)
         for number, start in enumerate(range(0, len(whole), PIECE)):
             yield _seal(self._aead, whole[start : start + PIECE], _piece(about, number, len(whole)))
 
-    def unseal_file(self, data: Data, *about: Data) -> Data:
+    def decrypt_file(self, data: Data, *about: Data) -> Data:
         """See `Cipher`."""
         sealed, longer = memoryview(data), PIECE + OVERHEAD
         size = max(0, len(sealed) - OVERHEAD * -(-len(sealed) // longer))
@@ -157,16 +157,16 @@ class Aead:
             raise CorruptError(f"{bytes(about[0]).decode()} has something sealed that was not written there") from None
         return found
 
-    def sealed_size(self, size: int) -> int:
+    def encrypted_size(self, size: int) -> int:
         """See `Cipher`."""
         return size + OVERHEAD
 
-    def file_size(self, size: int) -> int:
+    def encrypted_file_size(self, size: int) -> int:
         """See `Cipher`."""
         return size + OVERHEAD * -(-size // PIECE)
 
 
-PLAIN = Plain()
+PLAINTEXT = PlaintextCipher()
 
 
 class OperatorKey:

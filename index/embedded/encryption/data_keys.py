@@ -15,21 +15,21 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import KEY_BYTES, PLAIN, Aead, Cipher, OperatorKey
+from index.embedded.encryption.aead import KEY_BYTES, PLAINTEXT, AeadCipher, Cipher, OperatorKey
 from index.errors import LockedError
 
 SETTINGS = "VESTIBULE_ENCRYPTION_KEY or VESTIBULE_ENCRYPTION_KEY_FILE"
 
 
 @dataclass(frozen=True)
-class Keys:
+class CollectionKeys:
     """The operator's key, if there is one, and what it has unlocked so far, by names of data keys.
 
     Not by ids of collections: those of one whose making was undone are given again.
     """
 
     operator: OperatorKey | None = None
-    ciphers: dict[str, Aead] = field(default_factory=dict)
+    ciphers: dict[str, AeadCipher] = field(default_factory=dict)
 
     def wrapping(self, id: str, what: str) -> OperatorKey:
         """The operator's key of that id, for what it is needed for.
@@ -47,10 +47,10 @@ class Keys:
 class Connection(apsw.Connection):
     """A connection to a ledger that knows the keys to it."""
 
-    keys = Keys()
+    keys = CollectionKeys()
 
 
-def _keys(db: apsw.Connection) -> Keys:
+def _keys(db: apsw.Connection) -> CollectionKeys:
     return db.keys if isinstance(db, Connection) else Connection.keys
 
 
@@ -84,14 +84,14 @@ def cipher_of(db: apsw.Connection, collection_id: int) -> Cipher:
     # Of a collection that was dropped there is nothing.
     collection, encrypted, name, wrapped_by, wrapped = row or (None, False, None, None, None)
     if not encrypted:
-        return PLAIN
+        return PLAINTEXT
     if name is None:
         raise LockedError(f"the data key of {collection!r} is gone, and with it all that was sealed by it")
     keys = _keys(db)
     found = keys.ciphers.get(name)
     if found is None:
         operator = keys.wrapping(wrapped_by, repr(collection))
-        found = keys.ciphers[name] = Aead(operator.unwrap(wrapped, _about(db, collection_id)))
+        found = keys.ciphers[name] = AeadCipher(operator.unwrap(wrapped, _about(db, collection_id)))
     return found
 
 

@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from index.embedded.encryption.data_keys import Keys
+from index.embedded.encryption.data_keys import CollectionKeys
 from index.errors import InvalidError, LockedError
 
 _MAGIC = b"PARE"  # of a file whose footer is encrypted
@@ -29,7 +29,7 @@ def is_encrypted(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def encryption(keys: Keys) -> Any:
+def encryption(keys: CollectionKeys) -> Any:
     """What pyarrow's writer needs: its `encryption_properties`.
 
     Raises:
@@ -44,13 +44,13 @@ def encryption(keys: Keys) -> Any:
     return factory.file_encryption_properties(parquet.KmsConnectionConfig(), asked)
 
 
-def decryption(keys: Keys) -> Any:
+def decryption(keys: CollectionKeys) -> Any:
     """What pyarrow's reader needs: its `decryption_properties`. It raises LockedError where the key is not here."""
     parquet, factory = _factory(keys)
     return factory.file_decryption_properties(parquet.KmsConnectionConfig())
 
 
-def _factory(keys: Keys) -> tuple[Any, Any]:
+def _factory(keys: CollectionKeys) -> tuple[Any, Any]:
     parquet = importlib.import_module("pyarrow.parquet.encryption")
 
     class Wrapping(parquet.KmsClient):  # type: ignore[misc,name-defined]

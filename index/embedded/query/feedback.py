@@ -22,11 +22,10 @@ from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
 from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, subject_records
 from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Floats, Receipt
 from index.errors import NotFoundError
-from index.protocol import Match
+from index.types import Floats, Match, Receipt
 from index.validation import unit_vectors
 
 # By how much two computations of one cosine may differ.
@@ -64,15 +63,15 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            found, now = records.collection(db, collection), self._gallery.clock()
-            records.check_fingerprint(found, fingerprint)
+            found, now = collection_records.find(db, collection), self._gallery.clock()
+            collection_records.check_fingerprint(found, fingerprint)
             scaled = unit_vectors(vectors, found.dimensions)
-            subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
-            made = [Rejection(records.token(), now) for _ in scaled]
+            subject, cipher = subject_records.find(db, found.id, key, now), cipher_of(db, found.id)
+            made = [Rejection(secrets.token_hex(16), now) for _ in scaled]
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
             for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
-                data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
-                kept = None if crop is None else cipher.seal(crop, "crop", -number)
+                data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -number)
+                kept = None if crop is None else cipher.encrypt(crop, "crop", -number)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
                     (number, subject.id, one.token, one.created_at, data, kept),
@@ -89,7 +88,7 @@ class Feedback:
             NotFoundError.
         """
         with self._gallery.ledger.snapshot() as db:
-            subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
+            subject = subject_records.find(db, collection_records.find(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
                 "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
             )
@@ -104,14 +103,14 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, collection)
-            subject = records.subject(db, found.id, key)
+            found = collection_records.find(db, collection)
+            subject = subject_records.find(db, found.id, key)
             row = db.execute(
                 "SELECT id FROM rejections WHERE subject_id = ? AND token = ?", (subject.id, token)
             ).fetchone()
             if row is None:
                 raise NotFoundError("there is no such feedback")
-            made = records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
+            made = erasure_records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
             audit.note(db, Act("erase", made.requested_at, actor, found.id, [subject.id], [-row[0]], made.token))
             return made
 
@@ -130,7 +129,7 @@ def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -
     return {
         subject
         for collection_id, subject, number, data in rows
-        if float(np.frombuffer(of(collection_id).unseal(data, "vector", -number), "<f4") @ query)
+        if float(np.frombuffer(of(collection_id).decrypt(data, "vector", -number), "<f4") @ query)
         >= similarities[subject] - ROUNDING
     }
 

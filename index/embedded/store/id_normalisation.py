@@ -1,7 +1,7 @@
 """Ids from before they were kept in Unicode form C: normalised when a gallery is opened, and what cannot be.
 
 Where two ids would become one, one subject has it (that whose id is in form C, or else the oldest), and the other keeps
-its id: it is found by exactly that, and erased with the first (`records.same_subjects`). Collections keep their names
+its id: it is found by exactly that, and erased with the first (`subject_records.ids_of_key`). Collections keep their names
 likewise, but each is dropped alone. An encrypted collection is looked through when it is opened with its key.
 """
 
@@ -16,9 +16,8 @@ import apsw
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of, is_locked
-from index.embedded.store import records
-from index.embedded.store.ledger import Ledger
-from index.embedded.store.records import Row
+from index.embedded.store import collection_records, subject_records
+from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
 from index.unicode_forms import normalised, normalised_json
 
@@ -39,12 +38,12 @@ def normalise(ledger: Ledger) -> None:
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
     """The ids that could not be normalised, those of locked collections excepted."""
-    for found in records.collections(db, "", -1):
+    for found in collection_records.page(db, "", -1):
         if found.name != normalised(found.name):
             yield Clash(found.name)
         if not is_locked(db, found.id):
             rows = db.execute("SELECT subject_id FROM clashes WHERE collection_id = ? ORDER BY subject_id", (found.id,))
-            subjects = records.subjects_by_id(db, [row[0] for row in rows])
+            subjects = subject_records.by_id(db, [row[0] for row in rows])
             yield from (Clash(found.name, subject.key) for subject in subjects.values())
 
 
@@ -66,7 +65,7 @@ def _normalise(db: apsw.Connection) -> None:
 
 def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
     changed = []
-    for number, key, name, metadata in records.readable_subjects(db, cipher, collection_id):
+    for number, key, name, metadata in subject_records.readable(db, cipher, collection_id):
         new = (
             normalised(key),
             normalised_json(metadata),
@@ -79,7 +78,7 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int)
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
         if cipher.encrypted:
-            records.seal_subjects(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
+            subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:
             db.execute("UPDATE subjects SET metadata = ? WHERE id = ?", (metadata, number))
 
@@ -93,6 +92,6 @@ def _normalise_items(db: apsw.Connection, cipher: Cipher, collection_id: int) ->
     ).fetchall()
     for job_id, number, subject, sealed in rows:
         with suppress(CorruptError):
-            sent = json.loads(cipher.unseal(sealed, "sent", job_id, number))[0] if cipher.encrypted else subject
-            key = cipher.lookup(records.current_key(db, cipher, collection_id, sent))
+            sent = json.loads(cipher.decrypt(sealed, "sent", job_id, number))[0] if cipher.encrypted else subject
+            key = cipher.lookup(subject_records.stored_key(db, cipher, collection_id, sent))
             db.execute("UPDATE job_items SET subject = ? WHERE job_id = ? AND number = ?", (key, job_id, number))

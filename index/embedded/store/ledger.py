@@ -19,16 +19,18 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import apsw
 
-from index.embedded.encryption.data_keys import Connection, Keys
+from index.embedded.encryption.data_keys import CollectionKeys, Connection
+from index.embedded.store.atomic_files import is_disk_full
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.secure_delete import MOST_PAGES, Pages, opened
-from index.errors import GalleryError, TooNewError, is_full
+from index.errors import GalleryError, TooNewError
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
 
+Row = tuple[Any, ...]
 Write = Callable[[apsw.Connection], Any]
 
 # Older ones can corrupt a WAL database that several connections write to.
@@ -50,12 +52,14 @@ class Ledger:
         GalleryError: this SQLite is too old. TooNewError: the file is of a later version.
     """
 
-    def __init__(self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None, keys: Keys | None = None):
+    def __init__(
+        self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None, keys: CollectionKeys | None = None
+    ):
         if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
             raise GalleryError(f"SQLite {apsw.sqlite_lib_version()} can corrupt a ledger; 3.51.3 or later is needed")
         self.path = path
         self._vfs = vfs
-        self.keys = keys or Keys()
+        self.keys = keys or CollectionKeys()
         self._local = threading.local()
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
@@ -240,7 +244,7 @@ class Ledger:
                 self._fail(future, problem)
 
     def _fail(self, future: Future[Any], error: Exception) -> None:
-        if is_full(error):
+        if is_disk_full(error):
             self.full_at = time.monotonic()
         future.set_exception(error)
 

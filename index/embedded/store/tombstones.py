@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import apsw
 
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records
 from index.embedded.store.atomic_files import sync_folder, write_atomically
-from index.embedded.store.records import Removal
+from index.embedded.store.erasure_records import Removal
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
@@ -44,16 +44,16 @@ class Tombstones:
         Raises:
             CorruptError: the file is damaged or of another gallery, or has what the ledger has not. TooNewError.
         """
-        with self._open(records.gallery_id(db)) as file:
+        with self._open(collection_records.gallery_id(db)) as file:
             end, last = _tail(self.path, file)
-            if last > records.last_removal(db):
+            if last > erasure_records.last_removal(db):
                 raise CorruptError(
                     f"the ledger is older than the erasures in {self.path}; put a backup back by `restore`"
                 )
             file.truncate(end)  # what a crash left of lines, which come again now
             more = True
             while more:
-                rows = records.removals(db, last, limit=AT_ONCE)
+                rows = erasure_records.removals(db, last, limit=AT_ONCE)
                 file.write(b"".join(map(_line, rows)))
                 file.flush()
                 os.fsync(file.fileno())  # also of none: who wrote the last line may have died before it did this
@@ -158,8 +158,8 @@ def _tail(path: Path, file: BinaryIO) -> tuple[int, int]:
 
 
 def _whole(db: apsw.Connection) -> Iterable[bytes]:
-    yield _header(records.gallery_id(db))
+    yield _header(collection_records.gallery_id(db))
     last = 0
-    while rows := records.removals(db, last, limit=AT_ONCE):
+    while rows := erasure_records.removals(db, last, limit=AT_ONCE):
         yield b"".join(map(_line, rows))
         last = rows[-1].seq

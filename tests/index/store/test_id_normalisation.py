@@ -18,13 +18,12 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import id_normalisation, job_records, ledger, records
+from index.embedded.store import collection_records, id_normalisation, job_records, ledger, subject_records
 from index.embedded.store.id_normalisation import Clash
-from index.embedded.store.job_records import Found, Item, Outcome, Properties
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.bulk_enrolment import Jobs, Worker
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import Item, NewFace, Outcome, ProcessedItem, Properties
 from index.unicode_forms import LONGEST, normalised, normalised_json, normalised_metadata, normalised_where
 from tests.index.people import vectors
 
@@ -56,9 +55,9 @@ def keys(gallery: EmbeddedGallery, collection: str = "doors") -> list[str]:
 def written_before(folder: Path, write: Callable[[EmbeddedGallery], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A gallery as a version wrote it that did not normalise ids."""
     with monkeypatch.context() as patched:
-        for module in (records, job_records):
+        for module in (collection_records, subject_records, job_records):
             patched.setattr(module, "normalised", lambda id: id)
-        patched.setattr(records, "normalised_metadata", lambda metadata: metadata)
+        patched.setattr(subject_records, "normalised_metadata", lambda metadata: metadata)
         gallery = opened(folder)
         write(gallery)
         gallery.ledger.write(lambda db: db.execute("UPDATE collections SET normalised = 0").fetchall())
@@ -103,7 +102,7 @@ def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGall
     assert jobs.counts(job) == {"erased": 2}
     worker.finish(job, "done")
     job = send(D, C)
-    found = [Found(one, Outcome(one.number, "enrolled"), [face(one.subject)]) for one in worker.pending(job, 8)]
+    found = [ProcessedItem(one, Outcome(one.number, "enrolled"), [face(one.subject)]) for one in worker.pending(job, 8)]
     assert worker.enrol(job, found, "f")
     worker.finish(job, "done")
     assert keys(gallery) == [C]

@@ -14,10 +14,11 @@ import apsw
 import pytest
 
 from index.embedded.store import ledger as module
+from index.embedded.store.atomic_files import is_disk_full
 from index.embedded.store.ledger import Change, Ledger, committing, migrate
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.secure_delete import MOST_PAGES
-from index.errors import GalleryError, TooNewError, is_full
+from index.errors import GalleryError, TooNewError
 
 
 @pytest.fixture
@@ -480,4 +481,4 @@ def test_an_error_that_undid_the_transaction_is_everybodys(ledger: Ledger) -> No
     ],
 )
 def test_which_errors_mean_a_full_disk(error: Exception, full: bool) -> None:
-    assert is_full(error) is full
+    assert is_disk_full(error) is full

@@ -19,14 +19,14 @@ from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import ledger, records
+from index.embedded.store import ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Face, Floats, NewFace
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Progress, Reembedding, Reembeddings, Worker
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import Collection, Face, Floats, NewFace
 from tests.index.people import folder_bytes, vectors
 
 LIMITS = Limits(segment=8, exact_below=16)
@@ -468,7 +468,7 @@ def test_a_search_goes_on_with_what_the_collection_is_then(
     view = gallery.view
     overtaken: list[Reembedding] = []
 
-    def after_the_switch(found: records.Collection) -> Any:
+    def after_the_switch(found: Collection) -> Any:
         if not overtaken:
             overtaken.append(switched(gallery))
         return view(found)
