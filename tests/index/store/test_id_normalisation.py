@@ -88,7 +88,7 @@ def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGall
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
     jobs, worker = Jobs(gallery), Worker(gallery)
 
-    def send(*subjects: str) -> job_records.Job:
+    def send(*subjects: str) -> Job:
         job = jobs.begin("doors", {})
         data = vectors(1)[0].tobytes()
         jobs.append(job, [Item(n, who, "vector", data, Properties(who)) for n, who in enumerate(subjects)])
