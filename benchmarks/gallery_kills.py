@@ -41,7 +41,7 @@ import typer
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store import erasure_records, ledger, vector_records
+from index.embedded.store import erasure_records, ledger, migrations, vector_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.vector_records import InvertedFileRecord
@@ -111,16 +111,16 @@ def crop(seed: int) -> bytes | None:
 @contextmanager
 def schema(wanted: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
-    real = ledger.migrate
+    real = migrations.migrate
 
     def migrate(connection: apsw.Connection, steps: tuple[str, ...] = wanted) -> None:
         real(connection, wanted)
 
-    ledger.migrate = migrate
+    migrations.migrate = migrate
     try:
         yield
     finally:
-        ledger.migrate = real
+        migrations.migrate = real
 
 
 # The child.

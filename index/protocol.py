@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from index.types import Collection, CountedSubject, Face, Floats, Fusion, Match, NewFace, Receipt, Subject, Usage
 
@@ -45,15 +45,13 @@ class ChangingMethod(Protocol[P, T]):
         ...
 
 
-class changes(Generic[P, T]):  # noqa: N801  a decorator
-    """Declares that a method of the interface is a ChangingMethod."""
+class _ChangingMethodDescriptor(Protocol[P, T]):
+    def __get__(self, instance: object, owner: type) -> ChangingMethod[P, T]: ...
 
-    def __init__(self, method: Callable[Concatenate[Any, P], T]):
-        self.__doc__ = method.__doc__
 
-    def __get__(self, instance: object, owner: type) -> ChangingMethod[P, T]:
-        """Return the bound method."""
-        ...
+def changes(method: Callable[Concatenate[Any, P], T]) -> _ChangingMethodDescriptor[P, T]:
+    """Declare a method of the interface as a ChangingMethod."""
+    return cast("_ChangingMethodDescriptor[P, T]", method)
 
 
 class Gallery(Protocol):

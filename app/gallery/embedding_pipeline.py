@@ -24,7 +24,7 @@ from app.inference.predictor import Inference
 from app.middleware.request_log import Timings
 from app.schemas import DetectedFace
 from index import errors as index_errors
-from index.embedded.store.ledger import Change
+from index.protocol import Change
 from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
 

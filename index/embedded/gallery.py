@@ -26,7 +26,7 @@ from index.embedded.store import (
     vector_records,
 )
 from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.id_normalisation import normalise
+from index.embedded.store.id_normalisation import normalise_ids
 from index.embedded.store.ledger import Change, Ledger, committing
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.vectors.ivf import Ivf
@@ -100,7 +100,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            normalise(self.ledger)
+            normalise_ids(self.ledger)
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
@@ -119,7 +119,7 @@ class EmbeddedGallery:
 
     def remember_erasures(self) -> None:
         """Write down beside the ledger, durably, what has been erased, so that a restore erases it again."""
-        self.tombstones.follow(self.ledger.reader())
+        self.tombstones.append_new(self.ledger.reader())
 
     def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """A change that erases nothing."""
@@ -127,7 +127,7 @@ class EmbeddedGallery:
 
     def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """A change that erases something, which is also written down beside the ledger before its result is there."""
-        return Change(self.ledger, write, self.tombstones.follow)
+        return Change(self.ledger, write, self.tombstones.append_new)
 
     @committing
     def create(

@@ -19,8 +19,8 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import collection_records
-from index.embedded.store.ledger import Ledger, migrate
-from index.embedded.store.migrations import STEPS
+from index.embedded.store.ledger import Ledger
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import Jobs
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, Worker

@@ -198,7 +198,7 @@ def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> N
                     collection_records.page(ledger.reader(), "", 1)
                 )
                 ledger.write(partial(remove_expired, now=now, limit=-1))
-                tombstones.follow(ledger.reader())
+                tombstones.append_new(ledger.reader())
                 Audit(folder / AUDIT_FILE, ledger, collection_records.gallery_id(ledger.reader())).flush(recover=True)
             finally:
                 ledger.close()

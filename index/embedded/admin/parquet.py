@@ -24,7 +24,7 @@ import numpy as np
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
-from index.embedded.encryption.parquet_keys import decryption, encryption, is_encrypted
+from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
 from index.embedded.gallery import EmbeddedGallery, remove_lapsed
 from index.embedded.store import collection_records, face_records
 from index.embedded.store.atomic_files import sync_folder
@@ -62,7 +62,7 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
     found = gallery.collection(name)
     schema = _schema(arrow, found.dimensions).with_metadata({KEY: json.dumps(_described(found))})
     count = 0
-    sealed = {"encryption_properties": encryption(gallery.ledger.keys)} if found.encrypted else {}
+    sealed = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if found.encrypted else {}
     with (
         _new_file(path) as temporary,
         parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **sealed) as writer,
@@ -88,7 +88,7 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
     arrow, parquet = _pyarrow()
     try:
         encrypted = is_encrypted(path)
-        sealed = {"decryption_properties": decryption(gallery.ledger.keys)} if encrypted else {}
+        sealed = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
         with parquet.ParquetFile(path, page_checksum_verification=True, **sealed) as file:
             wanted = replace(_wanted(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import apsw
 
-from index.embedded.encryption.data_keys import insert_key
+from index.embedded.encryption.data_keys import insert_data_key
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection
@@ -58,7 +58,7 @@ def insert(db: apsw.Connection, collection: Collection) -> Collection:
         ),
     ).get
     if collection.encrypted:
-        insert_key(db, number)
+        insert_data_key(db, number)
     return replace(collection, id=number, name=name)
 
 

@@ -286,7 +286,7 @@ def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, c
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
     (line,) = list(faults(gallery))
-    assert line.startswith("doors: no more of it can be read: the sealed ")
+    assert line.startswith("doors: no more of it can be read: the encrypted ")
 
 
 def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> Non
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in faults(other) if "has something sealed that was not written there" in line]
+        assert [line for line in faults(other) if "damaged or belongs to another file" in line]
     maintained(gallery)
     assert list(faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")

@@ -18,13 +18,14 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records, id_normalisation, job_records, ledger, subject_records
+from index.embedded.store import collection_records, id_normalisation, job_records, subject_records
 from index.embedded.store.id_normalisation import Clash
-from index.embedded.store.migrations import STEPS
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import Jobs, Worker
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.types import Item, NewFace, Outcome, ProcessedItem, Properties
-from index.unicode_forms import LONGEST, normalised, normalised_json, normalised_metadata, normalised_where
+from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
+from index.unicode_forms import normalised, normalised_json, normalised_metadata, normalised_where
+from index.validation import MAX_KEY
 from tests.index.people import vectors
 
 C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
@@ -139,9 +140,9 @@ def test_subjects_are_chosen_by_metadata_in_either_form(gallery: EmbeddedGallery
 def test_normalised_values() -> None:
     assert normalised("eileen") == "eileen"
     assert [normalised(form) for form in (C, D, PARTLY)] == [C, C, "\u00fc\u00e9"]
-    longer = "\u0958" * LONGEST  # two characters each in form C
+    longer = "\u0958" * MAX_KEY  # two characters each in form C
     assert normalised(longer) == longer
-    assert len(normalised(longer[:64])) == LONGEST
+    assert len(normalised(longer[:64])) == MAX_KEY
     assert normalised_metadata({C: 1, D: 2}) == {C: 1, D: 2}
     where: dict[str, list[Any]] = {C: [1], D: [D, True]}
     assert normalised_where(where) == {C: [1, C, True]}
@@ -270,7 +271,7 @@ def test_a_ledger_of_the_version_before_is_migrated(tmp_path: Path) -> None:
     folder = tmp_path / "g"
     folder.mkdir()
     connection = apsw.Connection(str(folder / "ledger.db"))
-    ledger.migrate(connection, STEPS[:9])
+    migrate(connection, STEPS[:9])
     connection.execute(
         "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
         " VALUES ('doors', 'e', 'f', 4, '{}', 0)"

@@ -23,7 +23,7 @@ from index.embedded.store import (
 )
 from index.embedded.store.erasure_records import Removal
 from index.embedded.store.face_records import FaceRecord
-from index.embedded.store.ledger import migrate
+from index.embedded.store.migrations import migrate
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection, Face
@@ -134,7 +134,7 @@ def test_vectors_are_compared_with_those_of_their_pipeline_and_generation(db: ap
     db.execute("UPDATE collections SET generation = 1 WHERE name = 'doors'")
     assert collection_records.find(db, "doors") == dataclasses.replace(known, generation=1)
     for changed in (known, dataclasses.replace(known, id=99)):
-        with pytest.raises(ConflictError, match=r"^'doors' was dropped, or embedded anew, meanwhile$"):
+        with pytest.raises(ConflictError, match=r"^'doors' was dropped or re-embedded meanwhile$"):
             collection_records.check_current(db, changed)
     assert collection_records.exists(db, doors)
     assert not collection_records.exists(db, 99)

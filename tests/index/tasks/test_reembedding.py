@@ -19,8 +19,7 @@ from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import ledger
-from index.embedded.store.migrations import STEPS
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Progress, Reembedding, Reembeddings, Worker
 from index.embedded.vectors import segment as segments
@@ -574,7 +573,7 @@ def test_what_does_not_fit_is_found(gallery: EmbeddedGallery, worker: Worker, da
 
 def test_an_older_ledger_keeps_its_feedback(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:6])
+    migrate(connection, STEPS[:6])
     connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 16, '{}', 0, 0)")
     connection.execute("INSERT INTO subjects VALUES (1, 1, 'p00', NULL, '{}', 0, NULL)")
     connection.execute("INSERT INTO rejections VALUES (7, 1, 'told', 0, ?)", (OLD[2].tobytes(),))
