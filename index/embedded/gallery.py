@@ -33,7 +33,18 @@ from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import Found, Part, View
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
-from index.types import Collection, CountedSubject, Face, Floats, Fusion, Match, NewFace, Receipt, Subject, Usage
+from index.types import (
+    Collection,
+    CollectionUsage,
+    CountedSubject,
+    Face,
+    Floats,
+    Fusion,
+    Match,
+    NewFace,
+    Receipt,
+    Subject,
+)
 from index.validation import check_future, unit_vectors
 
 T = TypeVar("T")
@@ -347,7 +358,7 @@ class EmbeddedGallery:
         there = face_records.owners(self.ledger.reader(), faces)
         return {face: own for face, own in there.items() if (until := own[1].expires_at) is None or until > now}
 
-    def usage(self, collection: str) -> Usage:
+    def usage(self, collection: str) -> CollectionUsage:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             found = collection_records.find(db, collection)
@@ -355,7 +366,7 @@ class EmbeddedGallery:
             names = [one.file for one in vector_records.segments(db, found.id)] + ([indexed.file] if indexed else [])
             subjects, faces = collection_records.counts(db, found.id)
         paths = [path for name in names if (path := self.files / name).exists()]
-        return Usage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
+        return CollectionUsage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
 
     @contextmanager
     def snapshot_of(self, collection: Collection) -> Iterator[apsw.Connection]:

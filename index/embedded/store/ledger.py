@@ -265,7 +265,7 @@ _QueuedWrite = tuple[Write, Future[Any], Write | None]
 
 
 @dataclass(frozen=True)
-class Change(protocol.Change[T]):
+class Change(protocol.PlannedChange[T]):
     """A write that is not submitted yet; `after` as in `Ledger.submit`."""
 
     ledger: Ledger
@@ -273,7 +273,7 @@ class Change(protocol.Change[T]):
     after: Write | None = None
 
     def then(self, answer: Callable[[T], U]) -> Change[U]:
-        """See `index.protocol.Change`."""
+        """See `index.protocol.PlannedChange`."""
         return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
 
     def submit(self) -> Future[T]:
@@ -281,7 +281,7 @@ class Change(protocol.Change[T]):
         return self.ledger.submit(self.write, self.after)
 
     def commit(self) -> T:
-        """See `index.protocol.Change`."""
+        """See `index.protocol.PlannedChange`."""
         return self.submit().result()
 
 
