@@ -38,10 +38,6 @@ class PlannedChange(Protocol[T]):
         """Submit the change; the future has its result once it is durable."""
         ...
 
-    def commit(self) -> T:
-        """Submit the change, wait until it is durable, and return its result."""
-        ...
-
 
 class ChangingMethod(Protocol[P, T]):
     """A method that changes a gallery."""

@@ -248,11 +248,11 @@ class Ledger:
         afters = {after for (_, _, after), (_, error) in results if after and error is None}
         after_errors = {after: _error_of(after, connection) for after in afters}
         for (_, future, after), (result, write_error) in results:
-            error = write_error or (after_errors.get(after) if after else None)
-            if error is None:
+            failure = write_error or (after_errors.get(after) if after else None)
+            if failure is None:
                 future.set_result(result)
             else:
-                self._fail(future, error)
+                self._fail(future, failure)
 
     def _fail(self, future: Future[Any], error: Exception) -> None:
         if is_disk_full(error):
@@ -280,10 +280,6 @@ class Change(protocol.PlannedChange[T]):
         """See `Ledger.submit`."""
         return self.ledger.submit(self.write, self.after)
 
-    def commit(self) -> T:
-        """See `index.protocol.PlannedChange`."""
-        return self.submit().result()
-
 
 class Committing(Generic[P, T]):
     """A bound method decorated by `committing`; see `index.protocol.ChangingMethod`."""
@@ -293,7 +289,7 @@ class Committing(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Commit the change, wait until it is durable, and return its result."""
-        return self.planned(*args, **kwargs).commit()
+        return self.planned(*args, **kwargs).submit().result()
 
 
 class committing(Generic[S, P, T]):  # noqa: N801  a decorator
