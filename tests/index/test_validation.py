@@ -21,7 +21,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.migrations import STEPS, migrate
+from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import Jobs
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, Worker
@@ -306,11 +306,3 @@ def test_invalid_stored_rows_are_listed(gallery: EmbeddedGallery) -> None:
     assert gallery.faces("doors", "b")[0].details == {"yaw": None}
     assert len(gallery.search("doors", vectors(1, 128), 4)[0]) == 4
     Maintenance(gallery).run()
-
-
-def test_schema_steps_are_applied_one_after_another() -> None:
-    db = apsw.Connection(":memory:")
-    for count in range(1, len(STEPS) + 1):
-        migrate(db, STEPS[:count])
-    assert db.pragma("user_version") == len(STEPS)
-    db.close()

@@ -228,7 +228,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
     (face, *_) = gallery.faces("doors", NAMES[1])
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
-        for asked in (
+        for call in (
             lambda: locked.search("doors", FACES[:1]),
             lambda: locked.enrol("doors", [NewFace("x", FACES[0])], "f1"),
             lambda: locked.subject("doors", NAMES[0]),
@@ -240,7 +240,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
             lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
-                asked()
+                call()
         if key is None:
             with pytest.raises(LockedError, match="without an operator's key"):
                 locked.create("more", "e", "f1", 4, encrypted=True)
@@ -250,7 +250,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
         job = bulk_enrolment.Worker(locked).claim()
         assert job is not None
         assert job.collection == "open"
-        clock.now += 60  # leases are over
+        clock.now += 60  # leases have expired
         assert [task.collection for task in reembedding.Worker(locked).waiting()] == ["open"]
         # Erasing a face, an expired subject or the whole collection needs no key.
         clock.now = 2000.0
@@ -315,9 +315,9 @@ def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Pa
 
 def test_a_lost_data_key_is_reported(gallery: EmbeddedGallery) -> None:
     gallery.ledger.write(lambda db: db.execute("DELETE FROM collection_keys").fetchall())
-    for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
+    for call in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
         with pytest.raises(LockedError, match="data key of 'doors' is gone"):
-            asked()
+            call()
     assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # a dropped collection
 
 
