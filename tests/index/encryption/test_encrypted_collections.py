@@ -404,7 +404,7 @@ def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    with pytest.raises(CorruptError, match="sealed"):
+    with pytest.raises(CorruptError, match="damaged or misplaced"):
         Segment.open(first, cipher).unsealed()
     with pytest.raises(CorruptError, match="is sealed where its collection is not"):
         Segment.open(third)
