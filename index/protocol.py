@@ -150,8 +150,8 @@ class Gallery(Protocol):
         """
         ...
 
-    def faces(self, collection: str, key: str) -> list[Face]:
-        """Return the subject's faces in the order of their enrolment."""
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
+        """Return at most `limit` (-1: all) of the subject's faces with ids greater than `after`, sorted by id."""
         ...
 
     def crop(self, collection: str, face: str) -> bytes:

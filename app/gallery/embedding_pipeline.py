@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from PIL import Image
@@ -17,21 +17,20 @@ from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded, Unprocessable, full_disk
+from app.faces.schemas import DetectedFace
 from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
 from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
-from app.middleware.request_log import Timings
-from app.schemas import DetectedFace
+from app.observability.timings import Timings
 from index import errors as index_errors
 from index.protocol import PlannedChange
 from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
+from models.detection_scale import Scales
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-Scales = Literal["min-face", "whole"]
 
 CROP_QUALITY = 90  # of WebP
 # They pass: what they hit in the background is tried again.

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import BadRequest, ImageTooLarge, NotFound, Unprocessable, VestibuleError
+from app.images.decoding import LARGE_BYTES
 from app.images.encoding import File
 from app.images.tiling import SIDE
 from app.inference import class_labels
 from app.inference.loader import Item
 from app.inference.predictor import Inference, together
 from app.inference.submodels import multiple_of
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
 from app.open_inference import messages, signatures
 from app.open_inference.messages import Message, Wanted
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata
@@ -93,7 +94,8 @@ class OpenInference:
         card, found = _of_version(model.card, version)
         started = time.perf_counter()
         asked = await self._engine.decoded(
-            lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows)
+            lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows),
+            is_long=len(message.body) > LARGE_BYTES,
         )
         timings.record("decode", time.perf_counter() - started)
         items = await self._items(card, asked.inputs, timings)

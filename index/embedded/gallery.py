@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +112,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            normalise_ids(self.ledger)
+            normalise_ids(self.ledger, partial(_note_renamed, now=clock()))
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
@@ -251,11 +252,11 @@ class EmbeddedGallery:
 
         return self.change(write)
 
-    def faces(self, collection: str, key: str) -> list[Face]:
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             found = collection_records.find(db, collection)
-            return face_records.of_subject(db, subject_records.find(db, found.id, key, self.clock()).id)
+            return face_records.of_subject(db, subject_records.find(db, found.id, key, self.clock()).id, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
@@ -465,6 +466,10 @@ class EmbeddedGallery:
             return vector_records.read(
                 db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face
             )
+
+
+def _note_renamed(db: apsw.Connection, collection_id: int, subjects: Sequence[int], now: float) -> None:
+    audit.note(db, Act("normalise_id", now, collection=collection_id, subjects=subjects))
 
 
 def remove_subjects(

@@ -8,9 +8,10 @@ an encrypted collection are normalised when the gallery is opened with its key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import apsw
 
@@ -21,6 +22,9 @@ from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
 from index.unicode_forms import normalised, normalised_json
 
+# Called with the id of the collection, and that of the subject unless it is the collection that is renamed.
+NoteRenamed = Callable[[apsw.Connection, int, Sequence[int]], None]
+
 
 @dataclass(frozen=True)
 class Clash:
@@ -30,10 +34,13 @@ class Clash:
     key: str | None = None
 
 
-def normalise_ids(ledger: Ledger) -> None:
-    """Normalise the ids and the searchable metadata of all collections where that was not done before."""
+def normalise_ids(ledger: Ledger, note_renamed: NoteRenamed) -> None:
+    """Normalise the ids and the searchable metadata of all collections where that was not done before.
+
+    `note_renamed` is called in the same transaction for each id that changes.
+    """
     if ledger.reader().execute("SELECT 1 FROM collections WHERE NOT normalised").get is not None:
-        ledger.write(_normalise)
+        ledger.write(partial(_normalise, note_renamed=note_renamed))
 
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
@@ -54,18 +61,21 @@ def count_clashes(db: apsw.Connection) -> int:
     return int(db.execute("SELECT count(*) FROM clashes").get)
 
 
-def _normalise(db: apsw.Connection) -> None:
+def _normalise(db: apsw.Connection, note_renamed: NoteRenamed) -> None:
     rows: list[Row] = db.execute("SELECT id, name FROM collections WHERE NOT normalised ORDER BY id").fetchall()
     for collection_id, name in rows:
-        db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (normalised(name), collection_id))
+        if (new_name := normalised(name)) != name:
+            db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
+            if db.changes():
+                note_renamed(db, collection_id, [])
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
-            _normalise_subjects(db, cipher, collection_id)
+            _normalise_subjects(db, cipher, collection_id, note_renamed)
             _normalise_items(db, cipher, collection_id)
             db.execute("UPDATE collections SET normalised = 1 WHERE id = ?", (collection_id,))
 
 
-def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
+def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, note_renamed: NoteRenamed) -> None:
     changed = []
     for number, key, name, metadata in subject_records.readable(db, cipher, collection_id):
         # Damaged metadata is kept; `vestibule gallery verify` reports it.
@@ -77,6 +87,8 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int)
         is_renamed = db.changes() > 0
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
+        elif new_key != key:
+            note_renamed(db, collection_id, [number])
         if cipher.encrypted:
             subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:

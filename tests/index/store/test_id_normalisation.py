@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
+from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
@@ -188,6 +189,49 @@ def test_ids_of_older_versions_are_normalised_and_clashes_are_reported(older: Em
     reader = older.ledger.reader()
     assert set(id_normalisation.clashes(reader)) == {Clash(MARE_D), Clash("doors", D), Clash("doors", OTHER_D)}
     assert id_normalisation.count_clashes(reader) == 2
+
+
+def renamed(gallery: EmbeddedGallery) -> list[Act]:
+    return [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "normalise_id"]
+
+
+def test_each_renamed_id_is_in_the_audit_log(older: EmbeddedGallery) -> None:
+    """Ids that clash are kept; changed metadata is not in the log."""
+    reader = older.ledger.reader()
+    doors = [older.collection(name).id for name in ("doors", DOOR_C)]
+    renamed_subjects = [subject.id for subject in older.subjects("doors") if subject.key in (OTHER_C, "alone" + C)]
+    assert sorted((act.collection, *act.subjects) for act in renamed(older)) == sorted(
+        [(doors[1],), *((doors[0], number) for number in renamed_subjects)]
+    )
+    assert all(act.at > 0 and act.actor is None and not act.faces for act in renamed(older))
+    assert older.audit.verify() is None
+    assert reader.execute("SELECT count(*) FROM acts").get == 0
+    log = older.audit.path.read_text(encoding="utf-8")
+    assert not any(name in log for name in (C, D, DOOR_C, "alone", json.dumps(C)[1:-1]))
+    count, folder = len(renamed(older)), older.files.parent
+    older.close()
+    assert len(renamed(open_gallery(folder))) == count
+
+
+def test_ids_are_renamed_and_logged_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(gallery: EmbeddedGallery) -> None:
+        gallery.create(DOOR_D, "e", "f", 4)
+        gallery.put_subject(DOOR_D, D)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    write_older(tmp_path / "g", write, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("index.embedded.audit.log.note", fail)
+        with pytest.raises(OSError, match="disk full"):
+            open_gallery(tmp_path / "g")
+    connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
+    assert connection.execute("SELECT key FROM subjects").get == D
+    connection.close()
+    gallery = open_gallery(tmp_path / "g")
+    assert (gallery.subject(DOOR_C, C).key, len(renamed(gallery))) == (C, 2)
+    gallery.close()
 
 
 def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery) -> None:
