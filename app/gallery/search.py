@@ -35,8 +35,7 @@ from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.metadata_filter import Where
 from index.embedded.query.search import compare, search
-from index.embedded.store.records import Collection
-from index.protocol import Match
+from index.types import Collection, Match
 from models.matching import Matching
 
 

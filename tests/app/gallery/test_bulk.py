@@ -21,8 +21,8 @@ from app.errors import Conflict, NotReady, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference.model_manager import Engine
-from index.embedded.store.records import Floats
 from index.embedded.tasks.bulk_enrolment import Worker
+from index.types import Floats
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 

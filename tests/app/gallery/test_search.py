@@ -20,7 +20,7 @@ from PIL import Image
 
 from app.gallery.open_set import SPARE, Decision, Rule, decide_by_steps
 from index.embedded.query.search import search as index_search
-from index.protocol import Match
+from index.types import Match
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
 from tests.app.gallery.test_gallery import match
