@@ -136,7 +136,7 @@ def test_the_import_writes_what_is_shipped(datasets: Callable[[str], Path], tmp_
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImportWeightsError, match=r"name mobilefacenet\.tflite with --from"):
+    with pytest.raises(ImportWeightsError, match=r"pass the path of mobilefacenet\.tflite with --from"):
         import_weights(SOURCE, tmp_path)
     with pytest.raises(ImportWeightsError, match=r"nothing\.tflite: No such file"):
         import_weights(SOURCE, tmp_path, tmp_path / "nothing.tflite")
