@@ -1,4 +1,4 @@
-"""What two or more architectures share."""
+"""Layers and checks that several architectures share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 def check_images(images: Tensor, channels: int, height: int, width: int | None = None, *, exact: bool = False) -> None:
-    """Refuse a batch that is not [N, channels, height, width]; unless `exact`, larger pictures pass too.
+    """Check that a batch is [N, channels, height, width]; unless `exact`, images may be larger.
 
     Raises:
-        ValueError: with the expected and the actual shape.
+        ValueError: otherwise, with the expected and the actual shape.
     """
     width = height if width is None else width
     fits = images.ndim == 4 and images.shape[1] == channels
@@ -30,10 +30,10 @@ def check_images(images: Tensor, channels: int, height: int, width: int | None =
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)].
 
-    `conv` makes the convolution, so that a family with another padding rule passes its own class.
+    `conv` is the class of the convolution, for networks with another padding rule.
     """
 
-    def __init__(  # noqa: PLR0913  a convolution has this many numbers
+    def __init__(  # noqa: PLR0913  the settings of a convolution
         self,
         in_channels: int,
         out_channels: int,
@@ -63,7 +63,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's SAME padding: output ceil(size / stride), an odd pixel of padding at the right and the bottom."""
+    """Convolution with TensorFlow's SAME padding: output ceil(size / stride), odd padding at the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""

@@ -96,7 +96,7 @@ class Scan:
 
 def whole(size: tuple[int, int], preprocess: Preprocess) -> Scan:
     """The photo of `size` (width, height) at the detector's size and at no other."""
-    return Scan(*size, (_level(*preprocess.fitted(*size), tiled=False),))
+    return Scan(*size, (_level(*preprocess.fitted_size(*size), tiled=False),))
 
 
 def scan(size: tuple[int, int], preprocess: Preprocess, min_face: float | None = None) -> Scan:
@@ -105,7 +105,7 @@ def scan(size: tuple[int, int], preprocess: Preprocess, min_face: float | None =
     Photos are never enlarged, and the finest level has at most MOST_PIXELS; `Scan.min_face` says what came of it.
     """
     width, height = size
-    fitted = preprocess.fitted(width, height)
+    fitted = preprocess.fitted_size(width, height)
     coarse = min(1.0, preprocess.size[1] / width, preprocess.size[0] / height)
     smallest = min(MIN_FACE, max(size) / SHARE) if min_face is None else min_face
     scale = min(1.0, SMALLEST / smallest, math.sqrt(MOST_PIXELS / (width * height)))

@@ -299,7 +299,7 @@ def padded(pixels: Pixels) -> Pixels:
 def restore(found: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
     """What `decode` found in the prepared picture, in pixels of the original of `size` (width, height)."""
     width, height = size
-    seen_width, seen_height = preprocess.fitted(width, height)
+    seen_width, seen_height = preprocess.fitted_size(width, height)
     scale = torch.tensor([width / seen_width, height / seen_height])
     boxes = (found.boxes.cpu().reshape(-1, 2, 2) * scale).reshape(-1, 4)
     return faces_within(Detections(boxes, found.scores, found.landmarks.cpu() * scale), size)

@@ -3,12 +3,12 @@ Mobile Devices", CCBR 2018 (arXiv 1804.07573).
 
 Input [N, in_channels, 112, 112], an aligned face; output [N, dimensions], each row of length 1. MobileNetV2's inverted
 residuals (Sandler et al., CVPR 2018) with PReLU, and a global depthwise convolution in place of average pooling: in an
-aligned crop each place of the last map is a part of the face, so each place gets a weight of its own.
+aligned crop each position of the last map is a part of the face, so each position has a weight of its own.
 
 Deviations, all as in the published weights of sirius-ai/MobileFaceNet_TF: TensorFlow's SAME padding; a linear 1x1
 convolution after the first depthwise one; one more linear layer of 512 before the embedding; 192 dimensions (paper:
-128). With `norm=False` every convolution has a bias and no batch normalisation: the published file has them folded.
-The division by the length is part of the network here.
+128). With `norm=False` every convolution has a bias and no batch normalisation, which is folded into the published
+file's weights. The division by the length is part of the network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MobileFaceNetConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the faces it reads."""
+        """Side in pixels of the input faces."""
         return self.image_size
 
 
@@ -69,7 +69,7 @@ def _conv(
 
 
 class Bottleneck(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 (linear); a skip where shapes agree.
+    """Expand 1x1, depthwise 3x3, project 1x1 (linear); a skip if shapes agree.
 
     [N, inputs, H, W] -> [N, outputs, H / stride, W / stride].
     """
@@ -146,7 +146,7 @@ class MobileFaceNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out), biases 0; PReLU starts at 0.25 as in its paper (He et al., ICCV 2015)."""
+    """Convolutions N(0, 2 / fan-out), biases 0; PReLU slopes 0.25 as in its paper (He et al., ICCV 2015)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

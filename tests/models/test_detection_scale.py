@@ -57,7 +57,7 @@ def test_photos_of_up_to_1600_pixels_are_looked_at_as_before(width: int, height:
     plan = scan((width, height), WITHIN)
     assert plan == whole((width, height), WITHIN)
     (level,) = plan.levels
-    assert (level.width, level.height) == WITHIN.fitted(width, height)
+    assert (level.width, level.height) == WITHIN.fitted_size(width, height)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (250, 250), (640, 480), (1600, 900), (33, 640)])

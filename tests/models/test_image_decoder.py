@@ -75,7 +75,7 @@ def test_alpha_and_profile_are_kept_where_asked_for() -> None:
     kept = image_decoder.load(image_decoder.open_image(io.BytesIO(PICTURES["transparent"]), ("PNG",)), keep_alpha=True)
     assert kept.mode == "RGBA"
     assert np.array_equal(np.asarray(kept), np.asarray(faded()))
-    assert image_decoder.on_white(kept).tobytes() == decode(PICTURES["transparent"], LIMITS).tobytes()
+    assert image_decoder.composite_on_white(kept).tobytes() == decode(PICTURES["transparent"], LIMITS).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_any_size_comes_out_in_shape(long: int, short: int, upright: bool, mode:
 def test_within_shrinks_the_whole_picture_and_never_enlarges_it(size: tuple[int, int], seen: tuple[int, int]) -> None:
     within = Preprocess(size=(48, 64), fit="within", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
     picture = photo("coffee").resize(size)
-    assert within.fitted(*size) == seen
+    assert within.fitted_size(*size) == seen
     assert within.shape == (3, 48, 64)
     assert np.array_equal(within.pixels(picture), np.asarray(picture.resize(seen, Image.Resampling.BILINEAR)))
     assert np.array_equal(within.pixels(picture.convert("RGBA")), within.pixels(picture))

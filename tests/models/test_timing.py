@@ -1,4 +1,4 @@
-"""Times are those of the calls, by a clock that goes on only in them."""
+"""Durations by a simulated clock that only advances within the calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models import timing
 T = TypeVar("T")
 
 
-def test_latencies_are_medians_of_calls_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_are_medians_of_interleaved_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     now, calls = 0.0, []
 
     def call(name: str, seconds: Callable[[], float]) -> Callable[[], None]:
@@ -30,7 +30,7 @@ def test_latencies_are_medians_of_calls_that_take_turns(monkeypatch: pytest.Monk
     assert calls == ["a", "b"] * 8
 
 
-def test_who_waits_for_a_turn_is_not_slower_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_before_a_call_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def call() -> None:
