@@ -26,8 +26,8 @@ from app.gallery.schemas import (
     SubjectVerifyParams,
     moment,
 )
-from app.images.uploads import Pictures
-from app.middleware.request_log import Timings
+from app.images.uploads import Images
+from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
@@ -49,7 +49,7 @@ class Recognition:
         self._feedback = Feedback(gallery)
 
     async def search(
-        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
     ) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
@@ -59,7 +59,7 @@ class Recognition:
         return await settled(lambda: self._searched(pictures, params, timings, actor))
 
     async def _searched(
-        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
     ) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
         sight = await self._pipeline.model(found)
@@ -120,7 +120,7 @@ class Recognition:
         self,
         collection: str,
         key: str,
-        pictures: Pictures,
+        pictures: Images,
         params: SubjectVerifyParams,
         timings: Timings,
         actor: str | None,
@@ -137,7 +137,7 @@ class Recognition:
         self,
         collection: str,
         key: str,
-        pictures: Pictures,
+        pictures: Images,
         params: SubjectVerifyParams,
         timings: Timings,
         actor: str | None,
@@ -181,7 +181,7 @@ class Recognition:
         )
 
     async def deny(
-        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
     ) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
@@ -191,7 +191,7 @@ class Recognition:
         return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
 
     async def _denied(
-        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
     ) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
@@ -226,7 +226,7 @@ class Recognition:
             subjects, faces = metadata_filter.counts(db, found.id, where)
         return Chosen(subjects=subjects, faces=faces)
 
-    async def _meant(self, sight: Sight, pictures: Pictures, timings: Timings) -> Seen:
+    async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
         """The most prominent face of the only picture.
 
         Raises:
