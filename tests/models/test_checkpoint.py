@@ -1,4 +1,4 @@
-"""Weights and card: what fits together loads, everything else is refused, and a crash leaves the old or the new."""
+"""Weights and card: matching files load, all others are refused, and a crash leaves the old file or the new."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / "card.json").write_text(json.dumps(card))
 
 
-def test_what_was_saved_comes_back(saved: Path) -> None:
+def test_saved_network_is_loaded(saved: Path) -> None:
     torch.manual_seed(0)
     original = build("lenet1989")
     module, card = checkpoint.load(saved)
@@ -61,7 +61,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert card.parameters == sum(p.numel() for p in original.parameters())
 
 
-def test_a_flipped_byte_is_refused(saved: Path) -> None:
+def test_flipped_byte_is_refused(saved: Path) -> None:
     path = saved / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -71,7 +71,7 @@ def test_a_flipped_byte_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["card.json", "model.safetensors"])
-def test_a_missing_half_is_refused(saved: Path, name: str) -> None:
+def test_missing_file_is_refused(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         checkpoint.load(saved)
@@ -95,7 +95,7 @@ def test_a_missing_half_is_refused(saved: Path, name: str) -> None:
         {"preprocess": {"mode": "RGB", "size": [16, 16], "mean": [0, 0, 0], "std": [1, 1, 1]}},
     ],
 )
-def test_a_card_that_contradicts_itself_is_refused(saved: Path, changes: dict[str, Any]) -> None:
+def test_inconsistent_card_is_refused(saved: Path, changes: dict[str, Any]) -> None:
     edit(saved, **changes)
     with pytest.raises(CheckpointError, match=r"card\.json"):
         checkpoint.load(saved)
@@ -113,7 +113,7 @@ def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-def test_wrappers_and_memory_formats_leave_no_trace(tmp_path: Path) -> None:
+def test_wrappers_and_memory_formats_do_not_change_the_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = build("lenet1989")
     wrapped = nn.Module()
@@ -130,7 +130,7 @@ def build_again() -> nn.Module:
     return build("lenet1989")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     checkpoint.write_atomically(path, b"old")
 
@@ -154,7 +154,7 @@ def test_card_version_1_loads_forever() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     network = build("lenet1989")
     with torch.no_grad():
         next(network.parameters()).view(-1)[3] = value

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models import checkpoint, image_decoder
-from models.align import Limits, align, measure, reasons
+from models.align import QualityThresholds, align, measure, reasons
 from models.card import ModelCard
 from models.detector import Face, Pixels, decode, restore
 from models.detector import prepare as prepare_picture
@@ -44,7 +44,7 @@ class Options:
 
     detector: Path = Path("weights/centerface")
     choose: Choice = "largest"
-    limits: Limits = field(default_factory=Limits)
+    limits: QualityThresholds = field(default_factory=QualityThresholds)
     embedder: Path | None = None
 
 
