@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
@@ -29,15 +31,6 @@ def test_temperature_is_that_of_a_search(temperature: float) -> None:
     assert fitted == pytest.approx(searched.x, rel=1e-3)
 
 
-def test_extremes_stay_finite() -> None:
-    right = F.one_hot(torch.arange(10)).float()
-    assert fit_temperature(right, torch.arange(10)) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="at least one"):
-        fit_temperature(torch.empty(0, 10), torch.empty(0, dtype=torch.long))
-    with pytest.raises(ValueError, match="finite"):
-        fit_temperature(torch.full((1, 10), torch.nan), torch.tensor([0]))
-
-
 def test_ece_is_a_loop_over_bins() -> None:
     logits, labels = sample(2.0, 3_000)
     probabilities = logits.softmax(1)
@@ -52,21 +45,21 @@ def test_ece_is_a_loop_over_bins() -> None:
     assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-5)
 
 
-def test_ece_needs_finite_rows() -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        expected_calibration_error(torch.empty(0, 2), torch.empty(0, dtype=torch.long))
-    with pytest.raises(ValueError, match="finite"):
-        expected_calibration_error(torch.full((1, 2), torch.nan), torch.tensor([0]))
-
-
-def test_ece_of_an_example() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
-    labels = torch.tensor([0, 1, 1, 1])
-    # Half right at 0.9, all right at 0.8: (0.4 + 0.2) / 2.
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
-
-
 def test_confidence_on_an_edge_is_in_the_lower_bin() -> None:
     probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
     # Bins (0, 0.5] and (0.5, 1]: wrong at 0.5 and right at 0.75 do not cancel. (0.5 + 0.25) / 2.
     assert expected_calibration_error(probabilities, torch.tensor([1, 0]), bins=2) == pytest.approx(0.375)
+
+
+def test_temperature_has_a_lower_bound() -> None:
+    labels = torch.arange(10)
+    assert fit_temperature(F.one_hot(labels).float(), labels) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("function", [fit_temperature, expected_calibration_error])
+@pytest.mark.parametrize(("rows", "message"), [(0, "at least one row"), (1, "finite")])
+def test_missing_or_infinite_rows_are_refused(
+    function: Callable[[torch.Tensor, torch.Tensor], float], rows: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(torch.full((rows, 10), torch.nan), torch.zeros(rows, dtype=torch.long))

@@ -14,8 +14,6 @@ from pydantic import ValidationError
 from models import checkpoint
 from models.card import Metric, ModelCard, Tolerance, Training
 from models.checkpoint import CheckpointError
-from models.preprocess import Preprocess
-from models.registry import build
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "card-1"
 TRAINING = Training(
@@ -46,24 +44,6 @@ def test_card_without_tolerance_has_the_default(tmp_path: Path) -> None:
     assert checkpoint.read_card(GOLDEN).tolerance == Tolerance(top1=0.995, probability=0.02, direction=0.001)
     checkpoint.write_card(tmp_path, changed(tolerance={"direction": 0.1}))
     assert checkpoint.read_card(tmp_path).tolerance == Tolerance(direction=0.1)
-
-
-def test_save_returns_the_card_as_it_is_read(tmp_path: Path) -> None:
-    saved = checkpoint.save(
-        tmp_path,
-        build("efficientnet-lite0", {"num_classes": 2}),
-        name="two",
-        description="",
-        task="classify",
-        architecture="efficientnet-lite0",
-        config={"num_classes": 2, "strides": (1, 2, 2, 2, 1, 2, 1)},  # a list in the file
-        preprocess=Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3),
-        classes=("a", "b"),
-        data="none",
-        source="this test",
-        license="Apache-2.0",
-    )
-    assert saved == checkpoint.read_card(tmp_path) == checkpoint.load(tmp_path)[1]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib import cbook
 from PIL import Image
 from torch import Tensor
 
@@ -30,16 +29,12 @@ from models.detector import (
 from models.importers import import_weights
 from models.preprocess import Preprocess
 from models.registry import build
+from tests.app.face_pictures import grace_hopper
 from tests.conftest import photo
 from tests.models.centerface import PublishedCenterFace, loop, suppressed
 from tests.models.helpers import assert_all_gradients
 
 WITHIN_64 = Preprocess(size=(64, 64), fit="within", mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-def grace_hopper() -> Image.Image:
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
-        return file.convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -199,15 +194,6 @@ def test_two_faces_in_an_image(detector: CenterFaceDetector) -> None:
         assert np.allclose(np.subtract(face.landmarks, (dx, 0)), single.landmarks, atol=2)
 
 
-def test_larger_image_is_reduced(detector: CenterFaceDetector) -> None:
-    astronaut = photo("astronaut")
-    (face,) = detector(astronaut)
-    (doubled,) = detector(astronaut.resize((1024, 1024)))
-    # 512 pixels are not resized, 1024 become 640, so the results differ slightly.
-    assert np.allclose(np.array(doubled.landmarks) / 2, face.landmarks, atol=3)
-    assert doubled.box == pytest.approx([2 * edge for edge in face.box], abs=8)
-
-
 @pytest.mark.parametrize(("size", "seen"), [((256, 128), (64, 32)), ((64, 640), (6, 64)), ((1, 640), (1, 64))])
 def test_faces_are_in_pixels_of_the_original_image(size: tuple[int, int], seen: tuple[int, int]) -> None:
     maps = torch.zeros(1, CHANNELS, 16, 16)
@@ -278,11 +264,6 @@ def test_prominence_is_area_weighted_by_the_distance_from_the_centre() -> None:
 def test_cropping_preprocessing_is_refused(network: CenterFace) -> None:
     with pytest.raises(ValueError, match="uncropped images"):
         CenterFaceDetector(network, Preprocess(size=(64, 64), mean=(0.0,) * 3, std=(1.0,) * 3))
-
-
-def test_higher_threshold_gives_fewer_faces(network: CenterFace, detector: CenterFaceDetector) -> None:
-    strict = CenterFaceDetector(network, detector._preprocess, threshold=0.99)
-    assert strict(photo("astronaut").resize((128, 128))) == []
 
 
 @pytest.mark.data

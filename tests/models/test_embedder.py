@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,19 +54,6 @@ def test_every_kind_of_backbone(backbone: str, image_size: int, channels: int, c
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-6)
     # The config survives JSON, as it must in a card.
     assert configure("embedder", json.loads(json.dumps(asdict(configure("embedder", settings)))))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"classes": ("a",)}, "1 class names for a network with 0 classes"),
-        ({"temperature": 2.0}, "a classifier's, not that of a network to embed"),
-        ({"task": "classify"}, "embedder is built to embed, not to classify"),
-    ],
-)
-def test_embedders_card_has_no_classes(changes: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=message):
-        save_untrained(tmp_path, small(), "embedder", SMALL, **changes)
 
 
 def test_global_depthwise_is_a_depthwise_convolution() -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from models import checkpoint
-from models.card import ModelCard
 from models.generative import (
     DecoderSubmodel,
     EncoderSubmodel,
@@ -20,7 +19,6 @@ from models.generative import (
     SupportsEncode,
     with_label_planes,
 )
-from models.preprocess import Preprocess
 from models.registry import REGISTRY, build, configure
 from tests.models.helpers import assert_all_gradients, save_untrained
 
@@ -142,27 +140,3 @@ def test_label_changes_the_output(name: str, overrides: dict[str, Any]) -> None:
             other = batch.clone()
             other[:, -CLASSES:] = batch[:, -CLASSES:].roll(1, dims=1)
             assert not torch.allclose(submodel(batch), submodel(other))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"classes": ()}, "0 class names for a network with 3 classes"),
-        ({"config": {"num_classes": 0}}, "3 class names for a network with 0 classes"),
-        ({"temperature": 2.0}, "a temperature is a classifier's, not that of a network to generate"),
-        ({"task": "denoise"}, "vae is built to generate, not to denoise"),
-        (
-            {"preprocess": Preprocess(size=(28, 28), mean=(0,) * 3, std=(1,) * 3)},
-            "preprocessing gives 3 channels, the network takes 1",
-        ),
-    ],
-)
-def test_inconsistent_card_is_refused(changes: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {
-        **{"name": "x", "description": "", "task": "generate", "architecture": "vae", "config": {"num_classes": 3}},
-        **{"preprocess": Preprocess(mode="L", size=(28, 28), mean=(0,), std=(1,)), "classes": ("a", "b", "c")},
-        **{"parameters": 1, "data": "", "source": "", "license": "", "sha256": "0" * 64},
-    }
-    assert ModelCard(**good).classes == ("a", "b", "c")
-    with pytest.raises(ValueError, match=message):
-        ModelCard(**good | changes)

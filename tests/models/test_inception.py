@@ -155,26 +155,8 @@ def test_v1_logits_are_those_of_torchvisions_modules_arranged_as_in_the_paper() 
     assert_same_outputs(ours, theirs, images, train=True)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_response_norm_has_caffes_constants(memory_format: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    x = (300 * torch.randn(2, 8, 3, 4)).contiguous(memory_format=memory_format)
-    norms = [m for m in network("inception-v1", {"auxiliary": False}).modules() if isinstance(m, nn.LocalResponseNorm)]
-    assert len(norms) == 2
-    expected = caffes_response_norm(x)
-    assert (expected / x).min() < 0.5  # it does something
-    for norm in norms:
-        torch.testing.assert_close(norm(x), expected)
-
-
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [("googlenet", "googlenet"), ("inception-v3", "inception_v3")])
-def test_parameter_count_is_torchvisions(ours: str, theirs: str) -> None:
-    with torch.device("meta"):
-        assert parameters(network(ours)) == parameters(torchvisions(theirs))
 
 
 def test_v1_parameters_are_table_1s() -> None:
@@ -213,13 +195,6 @@ def layers_with_parameters(logits: Tensor) -> int:
 @pytest.mark.parametrize("name", ["inception-v1", "googlenet"])
 def test_v1_has_22_layers_with_parameters(name: str) -> None:
     assert layers_with_parameters(network(name)(torch.zeros(1, 3, 224, 224))) == 22
-
-
-def test_v3_is_as_deep_as_torchvisions() -> None:
-    images = torch.zeros(1, 3, 75, 75)
-    theirs = torchvisions("inception_v3").eval()(images)
-    ours = network("inception-v3", {"auxiliary": False}).eval()(images)
-    assert layers_with_parameters(ours) == layers_with_parameters(theirs) == 48
 
 
 def test_v1_maps_have_table_1s_sizes() -> None:

@@ -18,7 +18,14 @@ from models.preprocess import Preprocess
 from models.registry import build
 from models.runtime import Runtime, TorchRuntime
 from models.runtime_names import RuntimeSetting
-from models.runtime_selection import RuntimeComparison, RuntimeSelector, compare, disagreement, sample_inputs
+from models.runtime_selection import (
+    OutputKind,
+    RuntimeComparison,
+    RuntimeSelector,
+    compare,
+    disagreement,
+    sample_inputs,
+)
 
 T = TypeVar("T")
 
@@ -59,22 +66,29 @@ def test_sample_inputs_are_images_and_crops(tmp_path: Path) -> None:
     assert sample_inputs(tmp_path, GREY) == []
 
 
-def test_logits_are_compared_as_probabilities() -> None:
+@pytest.mark.parametrize(
+    ("kind", "change", "tolerance", "message"),
+    [
+        ("logits", lambda x: x + 5, TOLERANCE, None),  # the same softmax
+        ("logits", lambda x: x * 1.01, TOLERANCE, None),
+        ("logits", lambda x: x * 2, TOLERANCE, "a probability differs by 0.1012"),
+        ("logits", lambda x: x * 2, Tolerance(probability=0.11), None),
+        ("logits", lambda x: x * 1.01, Tolerance(probability=1e-5), "a probability"),
+        ("logits", lambda x: x.flip(1) * torch.tensor([[1.0], [-1.0]]), TOLERANCE, "the same for 50.00%"),
+        ("logits", lambda x: -x, Tolerance(probability=1, top1=0), None),
+        ("logits", lambda x: x * float("nan"), TOLERANCE, "an output is not finite"),
+        ("vectors", lambda x: x * 7, TOLERANCE, None),
+        ("vectors", lambda x: x + 0.01, TOLERANCE, None),
+        ("vectors", lambda x: x + 0.2, TOLERANCE, "torch's is 0.9"),
+        ("vectors", lambda x: x + 0.2, Tolerance(direction=0.1), None),
+    ],
+)
+def test_disagreement(
+    kind: OutputKind, change: Callable[[Tensor], Tensor], tolerance: Tolerance, message: str | None
+) -> None:
     expected = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    assert disagreement(expected, expected + 5, "logits", TOLERANCE) is None  # the same softmax
-    assert disagreement(expected, expected * 1.01, "logits", TOLERANCE) is None
-    assert "a probability differs by 0.1012" in (disagreement(expected, expected * 2, "logits", TOLERANCE) or "")
-    assert "the same in 50.00%" in (
-        disagreement(expected, expected.flip(1) * torch.tensor([[1.0], [-1.0]]), "logits", TOLERANCE) or ""
-    )
-    assert disagreement(expected, expected * float("nan"), "logits", TOLERANCE) == "an output is not finite"
-
-
-def test_vectors_are_compared_by_direction() -> None:
-    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert disagreement(expected, expected * 7, "vectors", TOLERANCE) is None
-    assert disagreement(expected, expected + 0.01, "vectors", TOLERANCE) is None
-    assert "torch's is 0.995" in (disagreement(expected, expected + 0.1, "vectors", TOLERANCE) or "")
+    reason = disagreement(expected, change(expected), kind, tolerance)
+    assert (reason is None) if message is None else (message in (reason or ""))
 
 
 def test_fastest_runtime_that_agrees_is_selected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,14 +131,6 @@ def test_maps_of_any_size_are_compared_value_by_value(monkeypatch: pytest.Monkey
     assert {shape[0] for shape in shapes} == {1}
     comparison = compare(Maps("torch", clock, seconds=2), candidates, inputs, "maps", Tolerance(maps=0.002))
     assert comparison.fastest == "off"
-
-
-def test_tolerance_is_the_cards() -> None:
-    expected = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    assert disagreement(expected, expected * 2, "logits", Tolerance(probability=0.11)) is None
-    assert disagreement(expected, -expected, "logits", Tolerance(probability=1, top1=0)) is None
-    assert disagreement(expected, expected + 0.1, "vectors", Tolerance(direction=0.01)) is None
-    assert "a probability" in (disagreement(expected, expected * 1.01, "logits", Tolerance(probability=1e-5)) or "")
 
 
 def select(

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.tta import VIEWS, Tta, views
 from tests.conftest import photo
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "card-1"
 SIZES = [(32, 32, 0), (28, 28, 2), (24, 40, 0), (224, 224, 0)]
 
 
@@ -72,16 +67,3 @@ def test_first_views_are_the_image_and_its_mirror_image(kind: Tta) -> None:
     assert len(actual) == VIEWS[kind]
     for view, other in zip(actual, (image, image.flip(-1)), strict=False):
         assert torch.equal(view, other)
-
-
-@pytest.mark.parametrize("kind", VIEWS)
-def test_card_may_have_each_kind(kind: Tta) -> None:
-    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": kind}
-    read = ModelCard.model_validate_json(json.dumps(card))
-    assert (read.schema_version, read.tta) == (1, kind)
-
-
-def test_card_may_have_no_other_kind() -> None:
-    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": "five-crop"}
-    with pytest.raises(ValueError, match="ten-crop"):
-        ModelCard.model_validate_json(json.dumps(card))

@@ -71,11 +71,8 @@ def test_name_counts_the_layers_with_weights(name: str) -> None:
     assert len(layers_of(module, nn.BatchNorm2d)) == norms
 
 
-def test_defaults_are_vgg16() -> None:
-    assert VGGConfig() == configure("vgg16")
-
-
 def test_maps_of_224_pixels_are_7x7_and_not_averaged() -> None:
+    assert VGGConfig() == configure("vgg16")
     with torch.device("meta"):
         module = build("vgg16")
         images = torch.zeros(1, 3, 224, 224)

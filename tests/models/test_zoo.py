@@ -178,57 +178,31 @@ def run_every_layer(module: nn.Module, x: Tensor) -> None:
             heads[index](x)
 
 
-# Millions of parameters, as many digits as torchvision or the paper gives. The paper of VGG has 133, 133, 138 and 144
-# (table 2), that of AlexNet 60, that of Inception-v3 less than 25.
-@pytest.mark.parametrize(
-    ("name", "overrides", "millions"),
-    [
-        ("alexnet", {}, "61.100840"),
-        ("alexnet2012", {}, "60.965224"),
-        ("vgg11", {}, "132.863336"),
-        ("vgg13", {}, "133.047848"),
-        ("vgg16", {}, "138.357544"),
-        ("vgg19", {}, "143.667240"),
-        ("vgg11-bn", {}, "132.868840"),
-        ("vgg13-bn", {}, "133.053736"),
-        ("vgg16-bn", {}, "138.365992"),
-        ("vgg19-bn", {}, "143.678248"),
-        ("inception-v1", {}, "13.378280"),
-        ("inception-v1", {"auxiliary": False}, "6.998552"),
-        ("googlenet", {}, "13.004888"),
-        ("googlenet", {"auxiliary": False}, "6.624904"),
-        ("inception-v3", {}, "27.161264"),
-        ("inception-v3", {"auxiliary": False}, "23.834568"),
-        ("resnet18", {}, "11.689512"),
-        ("resnet34", {}, "21.797672"),
-        ("resnet50", {}, "25.557032"),
-        ("resnet101", {}, "44.549160"),
-        ("resnet152", {}, "60.192808"),
-        # Table 6 of the paper.
-        ("resnet20", {}, "0.27"),
-        ("resnet32", {}, "0.46"),
-        ("resnet56", {}, "0.85"),
-        ("resnet110", {}, "1.7"),
-        ("densenet121", {}, "7.978856"),
-        ("densenet169", {}, "14.149480"),
-        ("densenet201", {}, "20.013928"),
-        ("densenet264", {}, "33.337704"),
-        # Table 2 of the paper.
-        ("densenet40", {}, "1.0"),
-        ("densenet-bc-100", {}, "0.8"),
-        ("efficientnet-b0", {}, "5.29"),
-        ("efficientnet-b1", {}, "7.79"),
-        ("efficientnet-b2", {}, "9.11"),
-        ("efficientnet-b3", {}, "12.23"),
-        ("efficientnet-b4", {}, "19.34"),
-        ("efficientnet-b5", {}, "30.39"),
-        ("efficientnet-b6", {}, "43.04"),
-        ("efficientnet-b7", {}, "66.35"),
-        ("efficientnet-lite0", {}, "4.65"),
-        ("efficientnet-lite4", {}, "13.01"),
-        ("mobilefacenet", {"norm": False}, "1.292992"),
-    ],
-)
+SERVING = {"auxiliary": False}
+# Millions of parameters. The papers give, rounded: AlexNet 60; VGG-11 to 19 133, 133, 138, 144 (table 2); Inception-v3
+# less than 25; ResNet-20 to 110 0.27, 0.46, 0.85 and 1.7 (table 6); DenseNet-40 and -BC-100 1.0 and 0.8 (table 2).
+PARAMETERS: list[tuple[str, dict[str, Any], str]] = [
+    ("alexnet", {}, "61.100840"), ("alexnet2012", {}, "60.965224"),
+    ("vgg11", {}, "132.863336"), ("vgg13", {}, "133.047848"), ("vgg16", {}, "138.357544"), ("vgg19", {}, "143.667240"),
+    ("vgg11-bn", {}, "132.868840"), ("vgg13-bn", {}, "133.053736"),
+    ("vgg16-bn", {}, "138.365992"), ("vgg19-bn", {}, "143.678248"),
+    ("inception-v1", {}, "13.378280"), ("inception-v1", SERVING, "6.998552"),
+    ("googlenet", {}, "13.004888"), ("googlenet", SERVING, "6.624904"),
+    ("inception-v3", {}, "27.161264"), ("inception-v3", SERVING, "23.834568"),
+    ("resnet18", {}, "11.689512"), ("resnet34", {}, "21.797672"), ("resnet50", {}, "25.557032"),
+    ("resnet101", {}, "44.549160"), ("resnet152", {}, "60.192808"),
+    ("resnet20", {}, "0.27"), ("resnet32", {}, "0.46"), ("resnet56", {}, "0.85"), ("resnet110", {}, "1.7"),
+    ("densenet121", {}, "7.978856"), ("densenet169", {}, "14.149480"), ("densenet201", {}, "20.013928"),
+    ("densenet264", {}, "33.337704"), ("densenet40", {}, "1.019722"), ("densenet-bc-100", {}, "0.769162"),
+    ("efficientnet-b0", {}, "5.29"), ("efficientnet-b1", {}, "7.79"), ("efficientnet-b2", {}, "9.11"),
+    ("efficientnet-b3", {}, "12.23"), ("efficientnet-b4", {}, "19.34"), ("efficientnet-b5", {}, "30.39"),
+    ("efficientnet-b6", {}, "43.04"), ("efficientnet-b7", {}, "66.35"),
+    ("efficientnet-lite0", {}, "4.65"), ("efficientnet-lite4", {}, "13.01"),
+    ("mobilefacenet", {"norm": False}, "1.292992"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "overrides", "millions"), PARAMETERS)
 def test_parameter_counts(name: str, overrides: dict[str, Any], millions: str) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build(name, overrides).parameters())
