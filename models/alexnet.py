@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _hidden(config: AlexNetConfig) -> list[nn.Module]:
     return layers
 
 
-class AlexNet(nn.Module):
+class AlexNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: AlexNetConfig):
@@ -131,12 +131,6 @@ class AlexNet(nn.Module):
         drops = [nn.Dropout(config.dropout)] if config.dropout_on == "outputs" else []
         self.head = nn.Sequential(*drops, classifier)
         _initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
 
 def _check(config: AlexNetConfig) -> None:

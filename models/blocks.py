@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +26,39 @@ def check_images(images: Tensor, channels: int, height: int, width: int | None =
         least = "" if exact else ">="
         expected = f"[N, {channels}, {least}{height}, {least}{width}]"
         raise ValueError(f"expected images of shape {expected}, got {list(images.shape)}")
+
+
+class FixedSizeConfig:
+    """Base of the configs of networks with one input size."""
+
+    image_size: int
+
+    @property
+    def smallest(self) -> int:
+        """Side in pixels of the input images."""
+        return self.image_size
+
+
+class FeaturesAndHead(nn.Module):
+    """Base of networks that are `features` and a `head`: [N, in_channels, H, W] -> [N, outputs].
+
+    Images may be larger than `config.smallest` unless the config is a `FixedSizeConfig`.
+    """
+
+    config: Any
+    features: nn.Module
+    head: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes] of a classifier, embeddings [N, dimensions] of an embedder.
+
+        Raises:
+            ValueError: if images have a wrong shape.
+        """
+        exact = isinstance(self.config, FixedSizeConfig)
+        check_images(images, self.config.in_channels, self.config.smallest, exact=exact)
+        outputs: Tensor = self.head(self.features(images))
+        return outputs
 
 
 class ConvNormAct(nn.Sequential):

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
 # Output channels of a bottleneck's 1x1 convolution per channel that the layer adds.
 BOTTLENECK_WIDTH = 4
@@ -114,8 +114,10 @@ def _blocks(config: DenseNetConfig) -> tuple[list[nn.Module], int]:
     return layers, channels
 
 
-class DenseNet(nn.Module):
+class DenseNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
+
+    features: nn.Sequential
 
     def __init__(self, config: DenseNetConfig):
         super().__init__()
@@ -135,12 +137,6 @@ class DenseNet(nn.Module):
         )
         self.head = nn.Linear(channels, config.num_classes)
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
 
 def _initialise(module: nn.Module) -> None:

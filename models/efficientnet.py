@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.blocks import ConvNormAct, SameConv2d, check_images, round_channels
+from models.blocks import ConvNormAct, FeaturesAndHead, SameConv2d, round_channels
 
 # Table 1 of the paper: expansion, kernel, channels, blocks. The strides are settings.
 STAGES = (
@@ -151,7 +151,7 @@ def _stages(config: EfficientNetConfig) -> list[nn.Module]:
     return [MBConv(config, *row, drop=config.drop_connect * i / len(rows)) for i, row in enumerate(rows)]
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`, best at `config.image_size`."""
 
     def __init__(self, config: EfficientNetConfig):
@@ -173,12 +173,6 @@ class EfficientNet(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(config.dropout, inplace=True), nn.Linear(top, config.num_classes))
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
 
 def _initialise(module: nn.Module) -> None:

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, check_images
-from models.resnet import RELU, ResidualBlock, ResNetConfig
+from models.blocks import ConvNormAct, FeaturesAndHead, FixedSizeConfig
+from models.resnet import RELU, ResNetConfig, initialise, residual_stages
 
 
 @dataclass(frozen=True)
-class FaceResNetConfig:
+class FaceResNetConfig(FixedSizeConfig):
     """The defaults have 3.1 M parameters and 427 M multiply-accumulates at 112x112, 139 M at 64x64.
 
     `depths` counts the blocks of each stage, `widths` their channels.
@@ -45,11 +45,6 @@ class FaceResNetConfig:
     depths: tuple[int, ...] = (1, 2, 3, 2)
     widths: tuple[int, ...] = (32, 64, 128, 256)
     dropout: float = 0.0
-
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the input images."""
-        return self.image_size
 
 
 class GlobalDepthwise(nn.Module):
@@ -67,7 +62,7 @@ class GlobalDepthwise(nn.Module):
         return pooled if self.bias is None else pooled + self.bias
 
 
-class FaceResNet(nn.Module):
+class FaceResNet(FeaturesAndHead):
     """[N, in_channels, S, S] -> logits [N, num_classes], S = `config.image_size`."""
 
     def __init__(self, config: FaceResNetConfig):
@@ -80,42 +75,16 @@ class FaceResNet(nn.Module):
         width = config.widths[-1]
         self.features = nn.Sequential(
             ConvNormAct(config.in_channels, config.widths[0], 3, stride=2, activation=RELU),  # [N, 32, 56, 56]
-            *_face_stages(config),  # [N, 256, 7, 7]
+            *residual_stages(ResNetConfig(block="basic"), config.depths, config.widths),  # [N, 256, 7, 7]
             GlobalDepthwise(width, side),  # [N, 256]
             nn.BatchNorm1d(width),
         )
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.num_classes))
-        self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-
-def _face_stages(config: FaceResNetConfig) -> list[nn.Module]:
-    """The stages; each but the first begins with a block of stride 2."""
-    basic = ResNetConfig(block="basic")
-    stages: list[nn.Module] = []
-    channels = config.widths[0]
-    for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
-        blocks = []
-        for block in range(depth):
-            blocks.append(ResidualBlock(basic, channels, width, stride=2 if number and not block else 1))
-            channels = width
-        stages.append(nn.Sequential(*blocks))
-    return stages
-
-
-def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out), as in `models.resnet`."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.apply(initialise)
 
 
 @dataclass(frozen=True)
-class EmbedderConfig:
+class EmbedderConfig(FixedSizeConfig):
     """`backbone` is a name of the registry, `backbone_config` overrides settings of its config.
 
     Channels and size are passed on from the embedder, so `backbone_config` cannot have them.
@@ -128,11 +97,6 @@ class EmbedderConfig:
     image_size: int = 112
     dropout: float = 0.0
 
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the input images."""
-        return self.image_size
-
 
 class UnitSphere(nn.Module):
     """x / |x| for each row, in float32 or better; a row of zeros is unchanged."""
@@ -142,7 +106,7 @@ class UnitSphere(nn.Module):
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1, eps=1e-6)
 
 
-class Embedder(nn.Module):
+class Embedder(FeaturesAndHead):
     """[N, in_channels, S, S] -> [N, dimensions] on the unit sphere, S = `config.image_size`.
 
     Of `backbone`, a network with `features`, only the features are kept.
@@ -160,12 +124,6 @@ class Embedder(nn.Module):
             UnitSphere(),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, dimensions], each of length 1."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        embeddings: Tensor = self.head(self.features(images))
-        return embeddings
-
 
 @torch.no_grad()
 def _feature_count(features: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -175,39 +133,35 @@ def _feature_count(features: nn.Module, shape: tuple[int, int, int]) -> int:
     return output.shape[1]
 
 
-class SiameseNetwork(nn.Module):
+class _SharedNetwork(nn.Module):
+    def __init__(self, network: nn.Module, *, single_batch: bool = True):
+        super().__init__()
+        self.network = network
+        self.single_batch = single_batch
+
+    def _embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if not self.single_batch:
+            return tuple(self.network(batch) for batch in inputs)
+        return torch.split(self.network(torch.cat(inputs)), [len(batch) for batch in inputs])
+
+
+class SiameseNetwork(_SharedNetwork):
     """Applies one network to two inputs; its weights get the sum of both inputs' gradients.
 
     With `single_batch` both inputs are one batch, over which a batch norm takes its statistics; without it they run one
     after the other, as inputs of different shapes must. `network` is what is saved and served.
     """
 
-    def __init__(self, network: nn.Module, *, single_batch: bool = True):
-        super().__init__()
-        self.network = network
-        self.single_batch = single_batch
-
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [N, ...] and [M, ...], as the network takes them -> embeddings [N, D] and [M, D]."""
-        x, y = _embed(self.network, (first, second), single_batch=self.single_batch)
+        x, y = self._embed(first, second)
         return x, y
 
 
-class TripletNetwork(nn.Module):
+class TripletNetwork(_SharedNetwork):
     """`SiameseNetwork` with three inputs: anchor, positive, negative."""
-
-    def __init__(self, network: nn.Module, *, single_batch: bool = True):
-        super().__init__()
-        self.network = network
-        self.single_batch = single_batch
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [N, ...], as the network takes them -> embeddings [N, D] of each."""
-        x, y, z = _embed(self.network, (anchor, positive, negative), single_batch=self.single_batch)
+        x, y, z = self._embed(anchor, positive, negative)
         return x, y, z
-
-
-def _embed(network: nn.Module, inputs: tuple[Tensor, ...], *, single_batch: bool) -> tuple[Tensor, ...]:
-    if not single_batch:
-        return tuple(network(batch) for batch in inputs)
-    return torch.split(network(torch.cat(inputs)), [len(batch) for batch in inputs])

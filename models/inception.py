@@ -19,7 +19,7 @@ logits, too. With `auxiliary=False` in the config, the form for serving, the sta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,30 +49,6 @@ TABLE_1: tuple[tuple[Row, ...], ...] = (
 )
 
 
-class InceptionConfig(Protocol):
-    """The settings that `InceptionNetwork` reads."""
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the input images."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that the network is built for."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        ...
-
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the smallest image that the network accepts."""
-        ...
-
-
 class FilterConcat(nn.Module):
     """Parallel branches, concatenated: [N, in, H, W] -> [N, sum of the branches' channels, H', W']."""
 
@@ -94,7 +70,7 @@ class InceptionNetwork(nn.Module):
 
     def __init__(
         self,
-        config: InceptionConfig,
+        config: Any,
         features: nn.Sequential,
         head: nn.Module,
         heads: dict[int, nn.Module],

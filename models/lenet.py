@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead, FixedSizeConfig
 
 # Table I of the paper: which of S2's 6 maps (columns) each of C3's 16 maps (rows) is connected to.
 C3_TABLE = (
@@ -124,20 +124,15 @@ class EuclideanRBF(nn.Module):
 
 
 @dataclass(frozen=True)
-class LeNet1989Config:
+class LeNet1989Config(FixedSizeConfig):
     """The width of the classifier, and its input, which is 16x16 grey in the paper."""
 
     num_classes: int = 10
     in_channels: int = 1
     image_size: int = 16
 
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the input images."""
-        return self.image_size
 
-
-class LeNet1989(nn.Module):
+class LeNet1989(FeaturesAndHead):
     """[N, 1, 16, 16] -> logits [N, num_classes]. Background is -1, ink +1, in the paper."""
 
     def __init__(self, config: LeNet1989Config):
@@ -160,15 +155,9 @@ class LeNet1989(nn.Module):
         )
         self.head = nn.Linear(30, config.num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, 16, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 @dataclass(frozen=True)
-class LeNet5Config:
+class LeNet5Config(FixedSizeConfig):
     """The defaults are the paper's network; `lenet5-relu` in the registry is the modern form."""
 
     num_classes: int = 10
@@ -179,11 +168,6 @@ class LeNet5Config:
     connections: Literal["table", "full"] = "table"
     output: Literal["rbf", "linear"] = "rbf"
     dropout: float = 0.0
-
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the input images."""
-        return self.image_size
 
 
 def _activation(config: LeNet5Config) -> nn.Module:
@@ -197,7 +181,7 @@ def _pooling(config: LeNet5Config, channels: int) -> nn.Module:
     return nn.MaxPool2d(2)
 
 
-class LeNet5(nn.Module):
+class LeNet5(FeaturesAndHead):
     """[N, in_channels, 32, 32] -> logits [N, num_classes]. In the paper background is -0.1 and ink 1.175."""
 
     def __init__(self, config: LeNet5Config):
@@ -223,9 +207,3 @@ class LeNet5(nn.Module):
             _activation(config),
         )
         self.head = EuclideanRBF() if config.output == "rbf" else nn.Linear(84, config.num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, 32, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits

@@ -19,7 +19,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.blocks import SameConv2d, check_images
+from models.blocks import FeaturesAndHead, FixedSizeConfig, SameConv2d
 from models.embedder import GlobalDepthwise, UnitSphere
 
 # Table 1 of the paper: expansion t, output channels c, blocks n, stride s of the first block.
@@ -36,7 +36,7 @@ STRIDE = 16  # of the whole network: 112 pixels become a 7x7 map
 
 
 @dataclass(frozen=True)
-class MobileFaceNetConfig:
+class MobileFaceNetConfig(FixedSizeConfig):
     """The published variant: 1.3 M parameters and 0.2 G multiplications with their additions at 112x112.
 
     `norm`: batch normalisation after each convolution; False: a bias instead.
@@ -46,11 +46,6 @@ class MobileFaceNetConfig:
     in_channels: int = 3
     image_size: int = 112
     norm: bool = True
-
-    @property
-    def smallest(self) -> int:
-        """Side in pixels of the input faces."""
-        return self.image_size
 
 
 def _conv(
@@ -109,7 +104,7 @@ class Embedding(nn.Module):
         return embeddings
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(FeaturesAndHead):
     """[N, in_channels, S, S] -> embeddings [N, dimensions] of length 1, S = `config.image_size`.
 
     Raises:
@@ -137,12 +132,6 @@ class MobileFaceNet(nn.Module):
         )
         self.head = Embedding(config)
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, dimensions], each of length 1."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        embeddings: Tensor = self.head(self.features(images))
-        return embeddings
 
 
 def _initialise(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, check_images
+from models.blocks import ConvNormAct, FeaturesAndHead
 
 RELU = partial(nn.ReLU, inplace=True)
 
@@ -114,11 +114,11 @@ def _stem(config: ResNetConfig) -> list[nn.Module]:
     return [convolution] if config.stem == "small" else [convolution, nn.MaxPool2d(2)]
 
 
-def _stages(config: ResNetConfig) -> list[nn.Module]:
-    """Every stage but the first begins with a block of stride 2."""
+def residual_stages(config: ResNetConfig, depths: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Module]:
+    """Stages of blocks, each but the first beginning with a block of stride 2: `widths[0]` channels in."""
     stages: list[nn.Module] = []
-    channels = config.widths[0]
-    for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+    channels = widths[0]
+    for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
         blocks = []
         for block in range(depth):
             blocks.append(ResidualBlock(config, channels, width, stride=2 if number and not block else 1))
@@ -127,7 +127,7 @@ def _stages(config: ResNetConfig) -> list[nn.Module]:
     return stages
 
 
-class ResNet(nn.Module):
+class ResNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: ResNetConfig):
@@ -139,23 +139,18 @@ class ResNet(nn.Module):
         self.config = config
         self.features = nn.Sequential(
             *_stem(config),  # [N, widths[0], H/4, W/4]; small: H, W
-            *_stages(config),  # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
+            # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
+            *residual_stages(config, config.depths, config.widths),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),  # [N, widths[-1] * expansion]
         )
         self.head = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(config.widths[-1] * config.expansion, config.num_classes)
         )
-        self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        self.apply(initialise)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Convolutions N(0, 2 / fan-out), as in He et al. 2015 and the released code; the rest as torch's default."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

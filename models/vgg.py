@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _hidden(config: VGGConfig) -> list[nn.Module]:
     return layers
 
 
-class VGG(nn.Module):
+class VGG(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`.
 
     The features are the last hidden layer's, [N, hidden[-1]], or the pooled maps without hidden layers.
@@ -117,12 +117,6 @@ class VGG(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes))
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
 
 def _check(config: VGGConfig) -> None:
