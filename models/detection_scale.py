@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from torchvision.ops import nms
 
 from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, faces_within, padded
 from models.preprocess import Preprocess
+
+# The rules for detection scales: `scan` with its default `min_face`, and `whole`.
+Scales = Literal["min-face", "whole"]
 
 # The side of a detectable face in pixels of a level.
 SMALLEST = 16

@@ -85,9 +85,10 @@ class EnrolledFace(Answer):
 
 
 class FaceList(Answer):
-    """A subject's faces in the order of enrolment."""
+    """A page of a subject's faces in the order of enrolment; `next` is the `after` of the next page, if any."""
 
     data: list[EnrolledFace]
+    next: int | None = None
 
 
 class IndexedFace(Answer):
@@ -204,9 +205,10 @@ class FeedbackInfo(Answer):
 
 
 class FeedbackList(Answer):
-    """All feedback about a subject, oldest first."""
+    """A page of the feedback about a subject, oldest first; `next` is the `after` of the next page, if any."""
 
     data: list[FeedbackInfo]
+    next: str | None = None
 
 
 class JobInfo(Answer):
