@@ -280,7 +280,7 @@ def prominence(face: Face, size: tuple[int, int], spread: float = PROMINENCE_SPR
 class Detector(Protocol):
     """A function that detects faces."""
 
-    def __call__(self, image: Image.Image | Pixels) -> list[Face]:
+    def __call__(self, image: Image.Image | Pixels, /) -> list[Face]:
         """The faces of an image (PIL of any mode, or uint8 [H, W, 3]), the most confident first; often none."""
         ...
 
