@@ -280,7 +280,7 @@ def _draw_cuts(axes: Axes, found: digit_segmentation.Lattice, chosen: Sequence[i
 def _draw_lattice(
     axes: Axes,
     found: digit_segmentation.Lattice,
-    path: Sequence[digit_segmentation.Candidate],
+    path: Sequence[digit_segmentation.DigitCandidate],
     reading: digit_string_decoder.DigitReading,
 ) -> None:
     """A candidate is an arch over the segments that it takes, the higher the more of them."""

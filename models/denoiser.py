@@ -48,7 +48,7 @@ class DenoiserConfig:
         return self.unshuffle << (len(self.widths) - 1)
 
 
-class ResidualBlock(nn.Module):
+class DenoiserBlock(nn.Module):
     """x + two convolutions of x: [N, channels, H, W] to the same."""
 
     def __init__(self, channels: int):
@@ -121,10 +121,10 @@ class Denoiser(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         with torch.no_grad():
             for module in self.modules():
-                if isinstance(module, ResidualBlock):
+                if isinstance(module, DenoiserBlock):
                     module.convs.get_submodule("2").get_parameter("weight").mul_(_INITIAL_SCALE)
             self.tail.get_submodule("0").get_parameter("weight").mul_(_INITIAL_SCALE)
 
 
 def _blocks(config: DenoiserConfig, channels: int) -> list[nn.Module]:
-    return [ResidualBlock(channels) for _ in range(config.blocks)]
+    return [DenoiserBlock(channels) for _ in range(config.blocks)]

@@ -47,7 +47,7 @@ MAX_WIDTH = 1.5  # of a candidate of several segments
 
 
 @dataclass(frozen=True)
-class Candidate:
+class DigitCandidate:
     """A run of segments, `start` <= i < `stop`, that may be a digit.
 
     `box` is (x0, y0, x1, y1) of its ink in pixels of the image, x1 and y1 exclusive. `width` and `height` of the crop
@@ -71,7 +71,7 @@ class Lattice:
     """
 
     segments: int
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[DigitCandidate, ...]
     crops: Grey
     cuts: Floats
     rows: Floats
@@ -182,7 +182,7 @@ def build_lattice(image: Grey) -> Lattice:
         near, far = origin + (inside + np.array([left, 0])) * scale
         width, height = (inside[1] - inside[0]) / len(line)
         crossed = (cuts.crossed[start] + cuts.crossed[stop]) / len(line)
-        candidates.append(Candidate(start, stop, _outward(near, far), float(width), float(height), float(crossed)))
+        candidates.append(DigitCandidate(start, stop, _outward(near, far), float(width), float(height), float(crossed)))
         crops.append(normalise(crop))
     return Lattice(
         segments=len(cuts.paths) - 1,

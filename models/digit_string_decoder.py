@@ -58,7 +58,7 @@ PENALTIES = Penalties(
 
 
 @dataclass(frozen=True)
-class Digit:
+class DecodedDigit:
     """A digit of a reading: its class 0..9, the softmax's confidence in it, and its box (see `Candidate`)."""
 
     class_id: int
@@ -73,7 +73,7 @@ class DigitReading:
     `confidence` is the probability of the string among all readings of the lattice, over all segmentations, 0..1.
     """
 
-    digits: tuple[Digit, ...]
+    digits: tuple[DecodedDigit, ...]
     path: tuple[int, ...]
     penalty: float
     confidence: float
@@ -117,7 +117,7 @@ def read(lattice: Lattice, logits: Tensor, temperature: float = 1.0, penalties: 
     all_readings = forward(nodes, arcs, rejection)
     this_reading = forward_along(nodes, arcs, rejection[:, None] + surprise[:, classes])
     digits = [
-        Digit(label, float(np.exp(-surprise[index, label])), lattice.candidates[index].box)
+        DecodedDigit(label, float(np.exp(-surprise[index, label])), lattice.candidates[index].box)
         for index, label in zip(path, classes, strict=True)
     ]
     confidence = float(np.exp(min(all_readings - this_reading, 0.0)))

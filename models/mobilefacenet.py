@@ -83,7 +83,7 @@ class Bottleneck(nn.Module):
         return x + y if self.skip else y
 
 
-class Embedding(nn.Module):
+class EmbeddingHead(nn.Module):
     """Global depthwise convolution, two linear layers, division by the length: [N, 512, S, S] -> [N, dimensions]."""
 
     def __init__(self, config: MobileFaceNetConfig):
@@ -130,7 +130,7 @@ class MobileFaceNet(FeaturesAndHead):
             *blocks,  # [N, 128, 7, 7]
             _conv(config, channels, LAST_CHANNELS, 1),  # [N, 512, 7, 7]
         )
-        self.head = Embedding(config)
+        self.head = EmbeddingHead(config)
         self.apply(_initialise)
 
 

@@ -115,7 +115,7 @@ def _stem(config: ResNetConfig) -> list[nn.Module]:
 
 
 def residual_stages(config: ResNetConfig, depths: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Module]:
-    """Stages of blocks, each but the first beginning with a block of stride 2: `widths[0]` channels in."""
+    """Stages of residual blocks for `widths[0]` input channels; each but the first begins with a block of stride 2."""
     stages: list[nn.Module] = []
     channels = widths[0]
     for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):

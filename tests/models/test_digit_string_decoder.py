@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.digit_segmentation import Candidate, Lattice, build_lattice
+from models.digit_segmentation import DigitCandidate, Lattice, build_lattice
 from models.digit_string_decoder import PENALTIES, forward, read, viterbi
 
 
@@ -74,7 +74,7 @@ def test_invalid_graph_is_refused(nodes: int, arcs: list[tuple[int, int]], costs
 
 def random_lattice(random: np.random.Generator, segments: int = 4) -> Lattice:
     runs = [(a, b) for a in range(segments) for b in range(a + 1, segments + 1) if b - a < 3]
-    candidates = tuple(Candidate(a, b, (a, 0, b, 1), *random.uniform(0, 1, 3)) for a, b in runs)
+    candidates = tuple(DigitCandidate(a, b, (a, 0, b, 1), *random.uniform(0, 1, 3)) for a, b in runs)
     crops = np.zeros((len(runs), 28, 28), np.uint8)
     return Lattice(segments, candidates, crops, np.zeros((segments + 1, 1), np.float32), np.zeros(1, np.float32))
 
