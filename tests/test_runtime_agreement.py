@@ -56,4 +56,4 @@ def test_a_runtime_that_answers_otherwise_is_told_of(
     monkeypatch.setattr(runtime_agreement, "AT_ONCE", 100)
     (row,) = measure(network, card, tmp_path / "compiled")
     assert (row["top1_same"], row["cosine_least"]) == ("0.0000", "-1.000000")
-    assert "likeliest class is the same in 0.00%" in str(row["refused"])
+    assert "most probable class is the same for 0.00%" in str(row["refused"])

@@ -164,6 +164,6 @@ def test_a_file_that_no_weights_are_known_by_is_a_clear_error(tmp_path: Path) ->
     command = ["import", "torchvision:resnet50", "--from", str(tmp_path / "mine.pth")]
     result = CliRunner().invoke(cli, command, env={"VESTIBULE_WEIGHTS": str(tmp_path / "weights")})
     assert result.exit_code == 1
-    assert "known: resnet50-11ad3fa6.pth" in result.output
+    assert "expected: resnet50-11ad3fa6.pth" in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "weights").exists()
