@@ -40,12 +40,12 @@ import typer
 
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
-from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import ledger, records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Collection, Floats, Indexed, NewFace
-from index.embedded.tasks.compaction import LEASE_S, Limits, Maintenance
+from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import CorruptError, GalleryError, NotFoundError
@@ -54,9 +54,9 @@ RESULTS = Path("benchmarks/results/gallery_kills.csv")
 DIMENSIONS = 64
 FINGERPRINT = "f1"
 # So small that sealing, rewriting and building go on all the time.
-LIMITS = Limits(segment=8, exact_below=24, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=24, growth=2.0)
 # So that the inverted file must find what is in it.
-EVERYTHING = Tuning(lists=10**6, shortlist=16)
+EVERYTHING = SearchTuning(lists=10**6, shortlist=16)
 FULL = 40  # faces of a collection, about
 # The next versions of the schema, which there are not yet: rows rewritten, a table made anew, an index.
 LATER = (

@@ -88,11 +88,11 @@ def import_parquet(
 @gallery_cli.command()
 def verify() -> None:
     """Read everything and compare it; the exit status is 1 if something is not what was written."""
-    from index.embedded.admin.verify import faults
+    from index.embedded.admin.verify import find_faults
 
     count = 0
     with _opened() as gallery:
-        for count, fault in enumerate(faults(gallery), 1):  # noqa: B007  the last number is how many there were
+        for count, fault in enumerate(find_faults(gallery), 1):  # noqa: B007  the last number is how many there were
             typer.echo(fault)
     if count:
         raise typer.Exit(1)

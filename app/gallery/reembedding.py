@@ -26,7 +26,15 @@ from app.middleware.request_log import Timings
 from app.operations.background_tasks import kept, running, wait
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.records import Floats
-from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
+from index.embedded.tasks.reembedding import (
+    FIRST,
+    LEASE_S,
+    PendingCrop,
+    Reembedding,
+    ReembeddingProgress,
+    Reembeddings,
+    ReembeddingWorker,
+)
 
 log = structlog.get_logger()
 
@@ -43,7 +51,7 @@ class Reembedder:
         self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
         self._reembeddings = Reembeddings(gallery)
-        self._worker = Worker(gallery)
+        self._worker = ReembeddingWorker(gallery)
         self._asked = asyncio.Event()
 
     async def begin(self, collection: str, asked: NewEmbedder, actor: str | None) -> ReembeddingInfo:
@@ -151,7 +159,7 @@ class Reembedder:
                 await self._work(partial(self._worker.block, one, problem))
                 return True
 
-    async def _vectors(self, model: LoadedModel, items: Sequence[Pending]) -> dict[int, Floats]:
+    async def _vectors(self, model: LoadedModel, items: Sequence[PendingCrop]) -> dict[int, Floats]:
         """Of each crop that can be read, by the item's id; those that failed for a passing reason come again.
 
         Raises:
@@ -159,7 +167,7 @@ class Reembedder:
         """
         passing = 0
 
-        async def one(item: Pending) -> Floats | None:
+        async def one(item: PendingCrop) -> Floats | None:
             nonlocal passing
             try:
                 vector = await self._pipeline.of_crop(model, item.crop, Timings())
@@ -185,7 +193,7 @@ async def working(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _described(found: Progress, *, able: bool) -> ReembeddingInfo:
+def _described(found: ReembeddingProgress, *, able: bool) -> ReembeddingInfo:
     one, state, problem = found.reembedding, found.state, found.reembedding.problem
     if not able and state != "running":
         state = "blocked"

@@ -35,11 +35,11 @@ from benchmarks.erasure import (
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
 from index.embedded.store.secure_delete import Pages
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from tests.index.people import vectors
 
 DIMENSIONS = 64
-LIMITS = Limits(segment=100, exact_below=200, growth=2.0)
+LIMITS = MaintenanceLimits(segment=100, exact_below=200, growth=2.0)
 
 
 @pytest.fixture

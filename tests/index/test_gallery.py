@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import records
 from index.embedded.store.records import NewFace
 from index.embedded.tasks import compaction as module
-from index.embedded.tasks.compaction import Limits, Maintenance, RoundError
+from index.embedded.tasks.compaction import Maintenance, MaintenanceError, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
 from tests.index.people import enrol
 
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 class Clock:
@@ -49,7 +49,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path, clock=clock, tuning=Tuning(1000, 1000))
+    made = EmbeddedGallery(tmp_path, clock=clock, tuning=SearchTuning(1000, 1000))
     made.create("doors", "face-embedder", "f1", 4, keep_crops=True)
     yield made
     made.close()
@@ -265,7 +265,7 @@ def test_a_damaged_segment_is_made_anew(gallery: EmbeddedGallery, tmp_path: Path
     Maintenance(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
         assert path.name not in {one.file for one in records.segments(db, 1)}
-    again = EmbeddedGallery(tmp_path, tuning=Tuning(1000, 1000))
+    again = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
     query = unit(1, 2, 3, 4)[None]
     faces = random_faces(20)
     expected = max(faces, key=lambda face: float(face.vector @ query[0])).subject
@@ -295,12 +295,12 @@ def test_it_is_trained_anew_when_it_has_grown(gallery: EmbeddedGallery) -> None:
             index = records.index(db, 1)
         assert index is not None
         trained.append(index.trained_rows)
-        assert not gallery.view(gallery.collection("doors")).exact
+        assert not gallery.searchers.get(gallery.collection("doors")).exact
     assert trained == [16, 16, 48, 48]
 
 
 def test_searches_go_on_while_others_enrol_and_files_are_written(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path, tuning=Tuning(1000, 1000))
+    gallery = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
     gallery.create("doors", "e", "f1", 4)
     anchor = NewFace("anchor", unit(1, 1, 1, 1))
     gallery.enrol("doors", [anchor], "f1")
@@ -348,7 +348,7 @@ def test_a_damaged_row_stops_the_maintenance_of_its_collection_only(gallery: Emb
     receipt = gallery.remove_subject("trains", "p0")
     maintenance = Maintenance(gallery)
     for _ in range(2):
-        with pytest.raises(RoundError) as failed:
+        with pytest.raises(MaintenanceError) as failed:
             maintenance.run()
         assert sorted(failed.value.failures) == ["audit log", f"collection {gallery.collection('doors').id}"]
     assert gallery.receipt(receipt.token).erased_at is not None
@@ -378,7 +378,7 @@ def test_a_heartbeat_that_fails_is_told_and_goes_on(gallery: EmbeddedGallery, mo
         inside.clear()
 
     monkeypatch.setattr(maintenance, "_work", work)
-    with pytest.raises(RoundError, match="lease: damaged"):
+    with pytest.raises(MaintenanceError, match="lease: damaged"):
         maintenance.run()
 
 

@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from index.embedded.encryption.aead import OperatorKey
-from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store.records import NewFace
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.tasks.reembedding import FIRST, Reembeddings, Worker
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, NotFoundError
 
 Vector = npt.NDArray[np.float32]
 
 KEY = OperatorKey(b"k" * 32)
 DIMENSIONS = 8
-EVERYTHING = Tuning(lists=10_000, shortlist=10_000)  # so that the inverted file, too, must find all
-LIMITS = Limits(segment=4, exact_below=8, growth=2.0)
+EVERYTHING = SearchTuning(lists=10_000, shortlist=10_000)  # so that the inverted file, too, must find all
+LIMITS = MaintenanceLimits(segment=4, exact_below=8, growth=2.0)
 NAMES = st.sampled_from(["doors", "trains"])
 PEOPLE = st.sampled_from([f"p{i}" for i in range(12)])
 
@@ -105,7 +105,7 @@ class Congruence(RuleBasedStateMachine):
 
     @rule(name=NAMES, which=st.integers(0, 1), count=st.integers(1, 60))
     def embed_anew(self, name: str, which: int, count: int) -> None:
-        worker = Worker(self.galleries[which])
+        worker = ReembeddingWorker(self.galleries[which])
         for one in worker.waiting():
             if one.collection == name:
                 assert worker.claim(one)
@@ -160,7 +160,7 @@ class Congruence(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), size=st.integers(1, 4))
     def graft(self, which: int, size: int) -> None:
         for collection in self.galleries[which].collections():
-            self.galleries[which].view(collection).graft(size)
+            self.galleries[which].searchers.get(collection).add_recent(size)
 
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:

@@ -19,8 +19,8 @@ import pytest
 from index.embedded.admin import parquet as transfer
 from index.embedded.admin import repair as upkeep
 from index.embedded.admin.backup import restore
-from index.embedded.admin.verify import faults
-from index.embedded.audit.log import Head
+from index.embedded.admin.verify import find_faults
+from index.embedded.audit.log import LogHead
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -30,10 +30,10 @@ from index.embedded.store import records
 from index.embedded.store.job_records import Found, Outcome
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Floats, NewFace
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
-from index.embedded.tasks.reembedding import Worker as Reembedder
+from index.embedded.tasks.reembedding import ReembeddingWorker
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import LockedError, NotFoundError
@@ -44,7 +44,7 @@ WRITTEN = expected("gallery")
 NOW = WRITTEN["now"]
 NAMES = ("open", "sealed")
 ALL_NAMES = ("open", "open-anew", "sealed", "sealed-anew")
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 # The leases of the killed process are over. The subject `brief` has expired at the second time only.
 LATER, AFTER_EXPIRY = NOW + 300, NOW + 700
 
@@ -194,7 +194,7 @@ def test_segments_and_inverted_files_are_read(gallery: EmbeddedGallery, name: st
         segment = Segment.open(gallery.files / one.file, cipher)
         segment.verify()
         faces += segment.faces.tolist()
-        for face, its_vector in zip(segment.faces.tolist(), segment.unsealed().vectors, strict=True):
+        for face, its_vector in zip(segment.faces.tolist(), segment.load().vectors, strict=True):
             if face in stored:  # else it was removed since
                 assert np.array_equal(its_vector, stored[face])
     ivf = Ivf.read(gallery.files / indexed.file, cipher)
@@ -214,28 +214,28 @@ def test_a_collection_that_was_embedded_anew_is_searched(gallery: EmbeddedGaller
 
 
 def test_all_is_as_it_was_written(gallery: EmbeddedGallery) -> None:
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_the_audit_log_is_verified_and_goes_on(opened: Callable[..., EmbeddedGallery], folder: Path) -> None:
     lines = len((folder / "audit.log").read_bytes().splitlines())
     assert lines == 1 + len(WRITTEN["entries"])
     gallery = opened()
-    heads = [Head(sequence, digest) for sequence, digest, _ in WRITTEN["entries"]]
+    heads = [LogHead(sequence, digest) for sequence, digest, _ in WRITTEN["entries"]]
     assert gallery.audit.verify(heads) is None
     entries, _ = gallery.audit.read(limit=1000)
     for entry, (sequence, digest, act) in zip(entries, WRITTEN["entries"], strict=False):
         assert (entry.sequence, entry.hash) == (sequence, digest)
-        assert {**fields(entry.act, act), "subjects": [*entry.act.subjects], "faces": [*entry.act.faces]} == act
+        assert {**fields(entry.event, act), "subjects": [*entry.event.subjects], "faces": [*entry.event.faces]} == act
     actions = {act["action"] for _, _, act in WRITTEN["entries"]}
     assert actions == {"enrol", "search", "erase", "restore", "reembed"}
     # What the killed process had not written there yet.
-    since = [entry.act for entry in entries[len(WRITTEN["entries"]) :]]
+    since = [entry.event for entry in entries[len(WRITTEN["entries"]) :]]
     assert [(act.action, act.actor) for act in since] == 2 * [("enrol", "b-key"), ("erase", "b-key")]
     gallery.remove_subject("sealed", "p3", actor="c-key")
     assert gallery.audit.verify(heads) is None
     assert gallery.audit.head().sequence == len(entries) + 1
-    fault = gallery.audit.verify([Head(3, "0" * 64)])
+    fault = gallery.audit.verify([LogHead(3, "0" * 64)])
     assert fault is not None
     assert fault.sequence == 3
 
@@ -275,12 +275,12 @@ def test_receipts_are_read_and_erasures_finished(opened: Callable[..., EmbeddedG
                 for face in Segment.open(gallery.files / one.file, cipher).faces.tolist()
             ]
         assert not set(held) & set(removed)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unfinished_bulk_job_is_finished(gallery: EmbeddedGallery, name: str) -> None:
-    jobs, worker, tokens = Jobs(gallery), Worker(gallery), WRITTEN["jobs"][name]
+    jobs, worker, tokens = JobQueue(gallery), BulkEnrolmentWorker(gallery), WRITTEN["jobs"][name]
     done = jobs.job(name, tokens["done"])
     assert (done.state, done.settings["max_faces"], jobs.counts(done)) == ("done", 1, {"enrolled": 2, "failed": 1})
     outcomes = jobs.outcomes(done, -1, 10)
@@ -319,12 +319,12 @@ def test_an_unfinished_bulk_job_is_finished(gallery: EmbeddedGallery, name: str)
             (match,) = gallery.search(name, query[None], 1)[0]
             assert match.subject.key == subject
             assert match.similarity == pytest.approx(1, abs=1e-6)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("name", ["open-anew", "sealed-anew"])
 def test_an_unfinished_reembedding_is_finished(gallery: EmbeddedGallery, name: str) -> None:
-    reembeddings, worker = Reembeddings(gallery), Reembedder(gallery)
+    reembeddings, worker = Reembeddings(gallery), ReembeddingWorker(gallery)
     progress = reembeddings.progress(name)
     begun = progress.reembedding
     assert (begun.token, begun.embedder, begun.fingerprint) == (WRITTEN[f"{name} reembedding"], "better", "f2")
@@ -354,7 +354,7 @@ def test_an_unfinished_reembedding_is_finished(gallery: EmbeddedGallery, name: s
     assert denied
     assert gallery.receipt(begun.token).faces == 1
     maintain(gallery)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -365,7 +365,7 @@ def test_it_enrols_searches_and_seals_more(gallery: EmbeddedGallery, name: str) 
         for number, query in enumerate(more):
             assert gallery.search(name, query[None], 1)[0][0].subject.key == f"new {number % 3}"
         maintain(gallery)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_without_the_key_what_is_not_encrypted_is_read(opened: Callable[..., EmbeddedGallery]) -> None:
@@ -401,7 +401,7 @@ def test_the_backup_is_put_back_where_there_is_nothing(tmp_path: Path) -> None:
             wanted = sorted(WRITTEN[f"{name}-anew"]["faces"], key=by_crop)
             assert len(wanted) == 46
             same_faces(sorted(faces_of(gallery, name), key=by_crop), wanted, but=("id", "token"))
-        assert list(faults(gallery)) == []
+        assert list(find_faults(gallery)) == []
 
 
 def test_the_backup_is_put_back_and_what_was_erased_since_is_erased_again(tmp_path: Path, folder: Path) -> None:
@@ -416,9 +416,9 @@ def test_the_backup_is_put_back_and_what_was_erased_since_is_erased_again(tmp_pa
             assert len(faces_of(gallery, name)) == 36
         with pytest.raises(NotFoundError):
             gallery.collection("dropped")
-        heads = [Head(sequence, digest) for sequence, digest, _ in WRITTEN["entries"]]
+        heads = [LogHead(sequence, digest) for sequence, digest, _ in WRITTEN["entries"]]
         assert gallery.audit.verify(heads) is None
-        assert list(faults(gallery)) == []
+        assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
@@ -22,9 +22,9 @@ from index.embedded.store.job_records import Item, Properties
 from index.embedded.store.ledger import Ledger, migrate
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Collection, NewFace, insert_collection
-from index.embedded.tasks.bulk_enrolment import Jobs
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.tasks.reembedding import Reembeddings, Worker
+from index.embedded.tasks.bulk_enrolment import JobQueue
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.reembedding import ReembeddingWorker, Reembeddings
 from index.errors import ConflictError, InvalidError
 from index.validation import (
     EARLIEST,
@@ -113,14 +113,14 @@ def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
     match, _ = compare(gallery, "doors", "long", 1e-30 * vectors(1, 128)[0])
     assert match is not None
     assert match.similarity == pytest.approx(1)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.remove_subject("doors", "tiny")
-    one, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, Worker(gallery)
+    one, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, ReembeddingWorker(gallery)
     assert worker.claim(one)
     pending = worker.pending(one, -(2**63), 9) + worker.pending(one, 0, 9)
     assert worker.stage(one, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
     assert worker.switch(one) == 0
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -146,7 +146,7 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
         db.execute("UPDATE collections SET unscaled = 1")
 
     gallery.ledger.write(spoil)
-    first = Maintenance(gallery, Limits(segment=4, exact_below=8))
+    first = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
     assert gallery.search("doors", people[:1])[0][0].similarity > 1.01
     first.run()
     for number, person in enumerate(people):
@@ -154,8 +154,8 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
             (match,) = gallery.search("doors", person[None], 1)[0]
             assert match.face == faces[number].token
             assert match.similarity == pytest.approx(1, abs=1e-5)
-    assert list(faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
-    acts = [entry.act for entry in gallery.audit.read()[0]]
+    assert list(find_faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
+    acts = [entry.event for entry in gallery.audit.read()[0]]
     assert [act.faces for act in acts if act.action == "scale_vectors"] == [(3,), (9,), (20,)]
     generation = gallery.collection("doors").generation
     first.run()
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_back_is_not_stored(
         check_subject("a", **of)
     with pytest.raises(InvalidError, match=message):
         gallery.put_subject("doors", "a", **of)
-    jobs = Jobs(gallery)
+    jobs = JobQueue(gallery)
     job = jobs.begin("doors", {})
     with pytest.raises(InvalidError, match=message):
         jobs.append(job, [Item(0, "a", "vector", vectors(1, 128).tobytes(), Properties(**of))])

@@ -22,7 +22,7 @@ from app.operations.background_tasks import kept, running, wait
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.embedded.store.records import NewFace
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
 from index.validation import check_future, unit_vectors
 
@@ -46,8 +46,8 @@ class BulkJobs:
         self._pipeline = pipeline
         self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
-        self._jobs = Jobs(gallery)
-        self._worker = Worker(gallery)
+        self._jobs = JobQueue(gallery)
+        self._worker = BulkEnrolmentWorker(gallery)
         self._sent = asyncio.Event()
 
     async def submit(self, collection: str, upload: Upload, params: BulkParams, actor: str | None) -> JobInfo:

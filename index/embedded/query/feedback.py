@@ -1,11 +1,12 @@
-"""Faces that were said not to be a subject's, and what follows: who is not named for them again.
+"""Feedback: faces that were reported not to be a subject, and their effect on searches.
 
-A subject is not named for a face that is at least as like to one of these as it is to the subject. So the same picture
-is never given that name again, others of the same stranger mostly are not, and the subject's own pictures, which are
-liker to the subject, still are.
+A search does not return a subject for a face that is at least as similar to such a rejected face as to the subject. So
+the same image never matches that subject again, most other images of the same person do not, and the subject's own
+images, which are more similar to the subject, still do.
 
-Where the collection keeps crops, one is kept of such a face, too, and erased with it: without it the face is forgotten
-when the collection is embedded anew (index/embedded/tasks/reembedding.py), since its vector means nothing then.
+If the collection keeps crops, the crop of a rejected face is kept, too, and erased with it. Without its crop a rejected
+face is discarded when the collection is re-embedded (index/embedded/tasks/reembedding.py), since its vector is then
+meaningless.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
+from index.embedded.audit.entries import AuditEvent
 from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
@@ -29,20 +30,19 @@ from index.errors import NotFoundError
 from index.protocol import Match
 from index.validation import unit_vectors
 
-# By how much two computations of one cosine may differ.
-ROUNDING = 1e-5
+ROUNDING = 1e-5  # the most by which two computations of the same cosine differ
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A face that is not the subject's; `token` is what the caller knows it by."""
+    """A face that is not the subject's. `token` identifies it in the API."""
 
     token: str
     created_at: float
 
 
 class Feedback:
-    """What a gallery was told of who is not who."""
+    """The feedback on a gallery's subjects."""
 
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
@@ -57,36 +57,38 @@ class Feedback:
         fingerprint: str | None = None,
         actor: str | None = None,
     ) -> Change[list[Rejection]]:
-        """None of these faces [N, D] is the subject; durable when it returns, and erased with the subject.
+        """Store that these faces [N, D] are not the subject. They are erased with the subject.
 
         Raises:
             NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Gallery.search`.
         """
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            found, now = records.collection(db, collection), self._gallery.clock()
-            records.check_fingerprint(found, fingerprint)
-            scaled = unit_vectors(vectors, found.dimensions)
-            subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
-            made = [Rejection(records.token(), now) for _ in scaled]
+            target, now = records.collection(db, collection), self._gallery.clock()
+            records.check_fingerprint(target, fingerprint)
+            scaled = unit_vectors(vectors, target.dimensions)
+            subject, cipher = records.subject(db, target.id, key, now), cipher_of(db, target.id)
+            rejections = [Rejection(records.token(), now) for _ in scaled]
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
-            for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
+            rows = zip(rejections, numbers, scaled, crops or [None] * len(scaled), strict=True)
+            for rejection, number, vector, crop in rows:
                 data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
-                kept = None if crop is None else cipher.seal(crop, "crop", -number)
+                crop_data = None if crop is None else cipher.seal(crop, "crop", -number)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
-                    (number, subject.id, one.token, one.created_at, data, kept),
+                    (number, subject.id, rejection.token, rejection.created_at, data, crop_data),
                 )
-            audit.note(db, Act("feedback", now, actor, found.id, [subject.id], [-number for number in numbers]))
-            return made
+            face_ids = [-number for number in numbers]
+            audit.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], face_ids))
+            return rejections
 
         return self._gallery.change(write)
 
     def of_subject(self, collection: str, key: str) -> list[Rejection]:
-        """In the order of time.
+        """Return the subject's rejected faces, oldest first.
 
         Raises:
-            NotFoundError.
+            NotFoundError: no such collection or subject.
         """
         with self._gallery.ledger.snapshot() as db:
             subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
@@ -97,45 +99,48 @@ class Feedback:
 
     @committing
     def remove(self, collection: str, key: str, token: str, *, actor: str | None = None) -> Change[Receipt]:
-        """Take it back: the face is erased.
+        """Erase a rejected face, so that it no longer affects searches.
 
         Raises:
-            NotFoundError.
+            NotFoundError: no such collection, subject or rejected face.
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, collection)
-            subject = records.subject(db, found.id, key)
+            number = records.collection(db, collection).id
+            subject = records.subject(db, number, key)
             row = db.execute(
                 "SELECT id FROM rejections WHERE subject_id = ? AND token = ?", (subject.id, token)
             ).fetchone()
             if row is None:
                 raise NotFoundError("there is no such feedback")
-            made = records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
-            audit.note(db, Act("erase", made.requested_at, actor, found.id, [subject.id], [-row[0]], made.token))
-            return made
+            faces = [-row[0]]
+            receipt = records.remove_faces(db, number, faces, subjects=0, now=self._gallery.clock())
+            audit.record(
+                db, AuditEvent("erase", receipt.requested_at, actor, number, [subject.id], faces, receipt.token)
+            )
+            return receipt
 
         return self._gallery.erasure(write)
 
 
-def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -> set[int]:
-    """Ids of those subjects that are said not to be this face [D]."""
+def rejected_subjects(db: apsw.Connection, matches: Iterable[Match], query: Floats) -> set[int]:
+    """Return the ids of the matched subjects that feedback rules out for the face [D]."""
     similarities = {match.subject.id: match.similarity for match in matches}
     rows = db.execute(
         "SELECT collection_id, subject_id, rejections.id, data FROM rejections"
         " JOIN subjects ON subjects.id = subject_id WHERE subject_id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(similarities)),),
     )
-    of = ciphers(db)
+    cipher_for = ciphers(db)
     return {
         subject
         for collection_id, subject, number, data in rows
-        if float(np.frombuffer(of(collection_id).unseal(data, "vector", -number), "<f4") @ query)
+        if float(np.frombuffer(cipher_for(collection_id).unseal(data, "vector", -number), "<f4") @ query)
         >= similarities[subject] - ROUNDING
     }
 
 
-def without(db: apsw.Connection, matches: Sequence[Match], query: Floats) -> list[Match]:
-    """The matches whose subjects may be this face."""
-    gone = contradicted(db, matches, query)
-    return [match for match in matches if match.subject.id not in gone]
+def drop_rejected(db: apsw.Connection, matches: Sequence[Match], query: Floats) -> list[Match]:
+    """Return the matches that feedback does not rule out for the face [D]."""
+    rejected = rejected_subjects(db, matches, query)
+    return [match for match in matches if match.subject.id not in rejected]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from index.embedded.admin import repair as upkeep
-from index.embedded.admin.repair import Compacted
+from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import folder_lock
 from index.embedded.tasks.compaction import Maintenance
@@ -29,11 +29,11 @@ OTHER = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from index.gallery import EmbeddedGallery
-from index.maintenance import Limits, Maintenance
-from index.records import NewFace
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.store.records import NewFace
 gallery = EmbeddedGallery(Path(sys.argv[1]))
-maintenance = Maintenance(gallery, Limits(segment=8, exact_below=16, growth=2.0))
+maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
 rounds = 0
@@ -178,7 +178,7 @@ def test_compact(gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPat
     done = gallery_of("compact")
     before, after = (int(word.replace(",", "")) for word in done.stdout.split() if word[0].isdigit())
     assert (done.exit_code, 0 < after <= before) == (0, True)
-    monkeypatch.setattr(upkeep, "compact", lambda _: Compacted(2, 1, emptied=False))
+    monkeypatch.setattr(upkeep, "compact", lambda _: CompactionResult(2, 1, emptied=False))
     assert "still read by others" in gallery_of("compact").stdout
 
 

@@ -21,7 +21,7 @@ from app.errors import Conflict, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
 from index.embedded.store.records import Floats
-from index.embedded.tasks.bulk_enrolment import Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 
@@ -239,14 +239,14 @@ def test_a_job_fails_where_the_models_are_others_than_the_collections(
 
 def test_an_error_of_the_ledger_costs_nothing(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[Exception] = [apsw.BusyError("locked"), OSError("no space")]
-    enrol = Worker.enrol
+    enrol = BulkEnrolmentWorker.enrol
 
-    def sometimes(self: Worker, *given: Any) -> bool:
+    def sometimes(self: BulkEnrolmentWorker, *given: Any) -> bool:
         if failures:
             raise failures.pop()
         return enrol(self, *given)
 
-    monkeypatch.setattr(Worker, "enrol", sometimes)
+    monkeypatch.setattr(BulkEnrolmentWorker, "enrol", sometimes)
     sent = lines({"subject_id": "a", "vector": [1.0] * 32})
     assert finished(gallery, send(gallery, sent, LINES, **fingerprint(gallery)))["state"] == "done"
     assert failures == []

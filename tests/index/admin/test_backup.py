@@ -15,17 +15,17 @@ import apsw
 import pytest
 
 from index.embedded.admin import backup
-from index.embedded.admin.backup import Manifest, back_up, restore
-from index.embedded.admin.verify import faults
+from index.embedded.admin.backup import BackupManifest, back_up, restore
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import folder_lock, records
 from index.embedded.store.bulk_insert import insert_faces
 from index.embedded.store.records import NewFace
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from tests.index.people import enrol, folder_bytes, vectors
 
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def tokens(folder: Path, collection: str = "doors") -> set[str]:
 def sound(folder: Path) -> None:
     """All is as written, now and after the cache was made anew."""
     gallery = EmbeddedGallery(folder)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     Maintenance(gallery, LIMITS).run()
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.close()
 
 
@@ -75,7 +75,7 @@ def test_a_backup_is_the_ledger_and_a_manifest(folder: Path, tmp_path: Path) -> 
     made = back_up(gallery, tmp_path / "new" / "backup")
     gallery.close()
     assert sorted(path.name for path in (tmp_path / "new" / "backup").iterdir()) == ["ledger.db", "manifest.json"]
-    expected = Manifest(1, made.gallery, 5000.0, 1, 2, 10, 24, made.sha256)
+    expected = BackupManifest(1, made.gallery, 5000.0, 1, 2, 10, 24, made.sha256)
     assert made == expected
     assert json.loads((tmp_path / "new" / "backup" / "manifest.json").read_text())["faces"] == 24
     assert (tmp_path / "new" / "backup").stat().st_mode & 0o077 == 0
@@ -274,7 +274,7 @@ def test_a_restore_that_died_leaves_the_ledger_and_is_tidied_up(
 ) -> None:
     before = tokens(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(backup, "_swap", lambda *_: 1 / 0)
+        patched.setattr(backup, "_replace_ledger", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             restore(folder, saved)
     assert not list(folder.glob("*restoring*"))

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
-from index.embedded.admin.parquet import Imported, export_collection, import_collection
+from index.embedded.admin.parquet import ImportResult, export_collection, import_collection
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
 from index.embedded.store.records import NewFace
@@ -43,7 +43,7 @@ def target(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "AT_ONCE", 10)
+    monkeypatch.setattr(transfer, "BATCH", 10)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def everything(gallery: EmbeddedGallery, collection: str) -> list[Any]:
 def test_what_was_exported_is_imported_and_found_alike(
     source: EmbeddedGallery, target: EmbeddedGallery, file: Path
 ) -> None:
-    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
     assert everything(target, "doors") == everything(source, "doors")
     ours, theirs = target.collection("doors"), source.collection("doors")
     for what in ("embedder", "fingerprint", "dimensions", "settings", "created_at"):
@@ -115,8 +115,8 @@ def test_an_import_that_broke_off_is_gone_on_with(
         with pytest.raises(RuntimeError, match="killed"):
             import_collection(target, file)
     assert target.size("doors") == 10
-    assert import_collection(target, file) == Imported("doors", 14, 10)
-    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert import_collection(target, file) == ImportResult("doors", 14, 10)
+    assert import_collection(target, file) == ImportResult("doors", 0, 24)
     assert target.size("doors") == 24
 
 
@@ -124,7 +124,7 @@ def test_it_can_be_added_to_a_collection_of_the_same_pipeline(target: EmbeddedGa
     target.create("all", "face-embedder", "f1", 4)
     target.put_subject("all", "p0", name="here before")
     enrol(target, "all", 3)
-    assert import_collection(target, file, "all") == Imported("all", 24, 0)
+    assert import_collection(target, file, "all") == ImportResult("all", 24, 0)
     assert target.size("all") == 27
     assert target.subject("all", "p0").name == "here before"
     with pytest.raises(NotFoundError):
@@ -152,7 +152,7 @@ def test_a_token_is_one_faces(source: EmbeddedGallery, file: Path) -> None:
     with pytest.raises(ConflictError, match="another collection"):
         import_collection(source, file, "copy")
     assert source.size("copy") == 0
-    assert import_collection(source, file) == Imported("doors", 0, 24)
+    assert import_collection(source, file) == ImportResult("doors", 0, 24)
     table = parquet.read_table(file)
     keys = ["other", *table.column("subject").to_pylist()[1:]]
     table = table.set_column(0, table.schema.field("subject"), pa.array(keys))
@@ -171,7 +171,7 @@ def test_who_has_expired_is_not_exported(source: EmbeddedGallery, tmp_path: Path
 def test_an_empty_collection_comes_back_empty(source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path) -> None:
     source.create("empty", "e", "f", 7)
     assert export_collection(source, "empty", tmp_path / "e.parquet") == 0
-    assert import_collection(target, tmp_path / "e.parquet") == Imported("empty", 0, 0)
+    assert import_collection(target, tmp_path / "e.parquet") == ImportResult("empty", 0, 0)
     assert target.collection("empty").dimensions == 7
 
 
@@ -183,7 +183,7 @@ def test_an_export_replaces_nothing_and_leaves_nothing_half(
         export_collection(source, "doors", file)
     with pytest.raises(NotFoundError, match="'x'"):
         export_collection(source, "x", tmp_path / "x.parquet")
-    monkeypatch.setattr(transfer, "_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(transfer, "_record_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_collection(source, "doors", tmp_path / "y.parquet")
     assert file.read_bytes() == content
@@ -285,8 +285,8 @@ def test_a_later_versions_file_is_refused(
 def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery, file: Path) -> None:
     table = column("vector", last([1.6e-30, 1.5e-30, 0.0, 0.0]))(parquet.read_table(file))
     parquet.write_table(table, file)
-    assert import_collection(target, file) == Imported("doors", 24, 0)
-    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
+    assert import_collection(target, file) == ImportResult("doors", 0, 24)
     assert list(integrity.faults(target)) == []
     (face,) = target.faces("doors", "crop")
     (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
@@ -296,7 +296,7 @@ def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery
 
 def test_import_leaves_out_expired_subjects(target: EmbeddedGallery, file: Path) -> None:
     target.clock = lambda: 4e9  # the end of p0's time
-    assert import_collection(target, file) == Imported("doors", 19, 0, 5)
+    assert import_collection(target, file) == ImportResult("doors", 19, 0, 5)
     assert [subject.key for subject in target.subjects("doors")] == ["crop", "p1", "p2", "p3", "p4"]
 
 
@@ -306,7 +306,7 @@ def test_import_starts_an_expired_subject_anew(target: EmbeddedGallery, file: Pa
     target.enrol("doors", [NewFace("p1", vectors(1, seed=3)[0])], "f1")
     target.put_subject("doors", "p1", name="before", expires_at=2e9)
     target.clock = lambda: 2e9
-    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
     assert (target.subject("doors", "p1").name, target.subject("doors", "p1").faces) == (None, 5)
 
 

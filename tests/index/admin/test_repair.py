@@ -10,22 +10,22 @@ import pytest
 
 from index.embedded.admin import repair as upkeep
 from index.embedded.admin.repair import compact, rebuild
-from index.embedded.admin.verify import faults
-from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.admin.verify import find_faults
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store.ledger import migrate
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import NewFace
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
 from index.protocol import Usage
 from tests.index.people import enrol, vectors
 
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path, tuning=Tuning(1000, 1000))
+    made = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
     for name, count in (("doors", 30), ("trains", 10)):
         made.create(name, "face-embedder", "f1", 4)
         enrol(made, name, count)
@@ -60,7 +60,7 @@ def test_an_older_ledger_is_counted(tmp_path: Path) -> None:
         one.name: (gallery.usage(one.name).subjects, gallery.usage(one.name).faces) for one in gallery.collections()
     }
     assert counted == {"doors": (1, 3), "trains": (1, 1), "empty": (0, 0)}
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.remove_subject("doors", "a")
     assert (gallery.usage("doors").subjects, gallery.usage("doors").faces) == (0, 0)
     gallery.close()
@@ -92,13 +92,13 @@ def test_compact_gives_space_back(gallery: EmbeddedGallery) -> None:
     assert (gallery.files.parent / "ledger.db-wal").stat().st_size == 0
     assert gallery.receipt(receipt.token).erased_at is not None
     assert answers(gallery) == expected
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_compact_beside_one_who_reads_says_that_the_log_stays(
     gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "_TRIES", 1)
+    monkeypatch.setattr(upkeep, "_SCRUB_TRIES", 1)
     reader = EmbeddedGallery(tmp_path)
     with reader.ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM faces").fetchall()
@@ -113,7 +113,7 @@ def test_compact_beside_one_who_reads_says_that_the_log_stays(
 @pytest.mark.parametrize("name", [None, "doors"])
 def test_rebuild_makes_every_file_anew(gallery: EmbeddedGallery, tmp_path: Path, name: str | None) -> None:
     expected, before = answers(gallery), {path.name for path in gallery.files.iterdir()}
-    other = EmbeddedGallery(tmp_path, tuning=Tuning(1000, 1000))
+    other = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
     assert answers(other) == expected
     for path in gallery.files.glob("1-*"):
         path.write_bytes(b"damaged")
@@ -122,10 +122,10 @@ def test_rebuild_makes_every_file_anew(gallery: EmbeddedGallery, tmp_path: Path,
     kept = set() if name is None else {file for file in before if file.startswith("2-")}
     assert after & before == kept
     assert len(after) == len(before)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     for one in (gallery, other):
         for collection in one.collections():
-            one.reload(collection)
+            one.searchers.reload(collection)
         assert answers(one) == expected
     other.close()
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from index.embedded.admin import verify as integrity
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
 from index.embedded.store.records import Rows
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from tests.index.people import enrol, vectors
 
-LIMITS = Limits(segment=8, exact_below=16, growth=4.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=4.0)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def tombstone_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[E
 def test_where_nothing_is_wrong_nothing_is_found(gallery: EmbeddedGallery) -> None:
     assert len(list(gallery.files.glob("*.seg"))) == 3
     assert len(list(gallery.files.glob("*.ivf"))) == 1
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
@@ -200,7 +200,7 @@ def test_every_kind_of_damage_is_found(
     gallery: EmbeddedGallery, damage: Callable[[EmbeddedGallery], None], expected: list[str]
 ) -> None:
     damage(gallery)
-    found = list(faults(gallery))
+    found = list(find_faults(gallery))
     assert len(found) == len(expected), found
     for fault, pattern in zip(found, expected, strict=True):
         assert re.search(pattern, fault), (pattern, fault)
@@ -209,23 +209,23 @@ def test_every_kind_of_damage_is_found(
 def test_erased_subjects_and_collections_that_are_there_are_found(gallery: EmbeddedGallery) -> None:
     gallery.remove_subject("doors", "p0")
     gallery.drop("empty")
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     sql("INSERT INTO subjects VALUES (1, 1, 'p0', 'Zoë', '{}', 0, NULL, NULL)")(gallery)
     sql("INSERT INTO collections VALUES (2, 'empty', 'e', 'f', 4, '{}', 0, 0, 0, 0, 0, 0, 0)")(gallery)
-    assert [fault[:26] for fault in faults(gallery)] == ["2 erasures were not made i"]
+    assert [fault[:26] for fault in find_faults(gallery)] == ["2 erasures were not made i"]
 
 
 def test_what_a_dropped_collection_had_removed_is_no_fault(gallery: EmbeddedGallery) -> None:
     gallery.drop("doors")
     Maintenance(gallery, LIMITS).run()
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_many_erasures_are_compared_page_by_page(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integrity, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(integrity, "AT_ONCE", 10)
+    monkeypatch.setattr(integrity, "ROWS_PER_READ", 2)
+    monkeypatch.setattr(integrity, "VECTORS_PER_READ", 10)
     gallery.remove_subject("doors", "p0")
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -238,14 +238,14 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
         content[(root - 1) * 4096] ^= 0xFF  # the kind of the page
         path.write_bytes(content)
         gallery = EmbeddedGallery(tmp_path)
-        found = list(faults(gallery))
+        found = list(find_faults(gallery))
         gallery.close()
         content[(root - 1) * 4096] ^= 0xFF
         path.write_bytes(content)
         gallery = EmbeddedGallery(tmp_path)
         assert found
         assert found[0].startswith(pattern)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.close()
 
 
@@ -254,9 +254,9 @@ def test_files_that_another_process_is_about_to_name_are_no_strangers(gallery: E
     Maintenance(gallery, LIMITS)._gallery.ledger.write(
         lambda db: records.take_lease(db, "maintenance", "x", gallery.clock(), 60.0)
     )
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     os.utime(gallery.files / "1-0.seg", (1.0, 1.0))
-    assert list(faults(gallery)) == ["1-0.seg is named by nobody"]
+    assert list(find_faults(gallery)) == ["1-0.seg is named by nobody"]
 
 
 def test_files_that_another_process_replaces_meanwhile_are_no_fault(
@@ -272,5 +272,5 @@ def test_files_that_another_process_replaces_meanwhile_are_no_fault(
 
     monkeypatch.setattr(integrity, "_vector_faults", and_then)
     before = set(gallery.files.iterdir())
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     assert not before & set(gallery.files.iterdir())

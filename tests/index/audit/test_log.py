@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.embedded.admin.backup import back_up, restore
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.audit import log as module
-from index.embedded.audit.entries import Act
-from index.embedded.audit.log import Audit, Fault, Head
-from index.embedded.gallery import RETENTION, EmbeddedGallery
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.erasure import RETENTION
+from index.embedded.audit.log import AuditLog, LogFault, LogHead
+from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.records import gallery_id
 from index.embedded.tasks.compaction import Maintenance
@@ -54,29 +55,29 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[Audit]:
+def log(tmp_path: Path) -> Iterator[AuditLog]:
     ledger = Ledger(tmp_path / "ledger.db")
-    made = Audit(tmp_path / "audit.log", ledger, gallery_id(ledger.reader()))
+    made = AuditLog(tmp_path / "audit.log", ledger, gallery_id(ledger.reader()))
     made.flush(recover=True)
     yield made
     ledger.close()
 
 
-def fill(log: Audit, count: int, first: int = 0) -> None:
+def fill(log: AuditLog, count: int, first: int = 0) -> None:
     for number in range(first, first + count):
-        log._ledger.write(partial(module.note, act=act(number)))
+        log._ledger.write(partial(module.record, event=act(number)))
 
 
-def act(number: int) -> Act:
-    return Act("enrol", NOW + number, "key1", 1, (number,), (2 * number, 2 * number + 1))
+def act(number: int) -> AuditEvent:
+    return AuditEvent("enrol", NOW + number, "key1", 1, (number,), (2 * number, 2 * number + 1))
 
 
-def acts(log: Audit) -> list[Act]:
+def acts(log: AuditLog) -> list[AuditEvent]:
     """All, but for the making of collections."""
-    return [entry.act for entry in log.read(limit=10_000)[0] if entry.act.action != "create_collection"]
+    return [entry.event for entry in log.read(limit=10_000)[0] if entry.event.action != "create_collection"]
 
 
-def lines(log: Audit) -> list[bytes]:
+def lines(log: AuditLog) -> list[bytes]:
     return log.path.read_bytes().splitlines(keepends=True)
 
 
@@ -106,7 +107,7 @@ def test_every_act_is_in_it_with_ids_alone(gallery: EmbeddedGallery, clock: Cloc
     clock.now += 1
     Maintenance(gallery).run()
     dropped = gallery.drop("doors", actor="key-7")
-    found = [entry.act for entry in gallery.audit.read()[0]]
+    found = [entry.event for entry in gallery.audit.read()[0]]
     assert [(one.action, one.actor, one.subjects, one.faces) for one in found] == [
         ("create_collection", None, (), ()),
         ("enrol", None, (1, 2, 3, 4, 5), (1, 2, 3, 4, 5, 6, 7)),
@@ -128,7 +129,7 @@ def test_every_act_is_in_it_with_ids_alone(gallery: EmbeddedGallery, clock: Cloc
     assert gallery.audit.verify() is None
 
 
-def test_the_file_is_as_version_1_is(log: Audit) -> None:
+def test_the_file_is_as_version_1_is(log: AuditLog) -> None:
     fill(log, 2)
     log.flush()
     ids = [one.id for one in acts(log)]
@@ -166,7 +167,7 @@ def test_what_may_be_a_name_is_no_actor(gallery: EmbeddedGallery, actor: str) ->
 
 def test_an_act_that_failed_is_not_in_it(gallery: EmbeddedGallery) -> None:
     def fails(db: apsw.Connection) -> None:
-        module.note(db, act(1))
+        module.record(db, act(1))
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
@@ -174,7 +175,7 @@ def test_an_act_that_failed_is_not_in_it(gallery: EmbeddedGallery) -> None:
     assert acts(gallery.audit) == []
 
 
-def test_it_is_read_by_cursor(log: Audit) -> None:
+def test_it_is_read_by_cursor(log: AuditLog) -> None:
     assert log.read() == ([], len(lines(log)[0]))
     fill(log, 7)
     found, cursor = [], 0
@@ -182,7 +183,7 @@ def test_it_is_read_by_cursor(log: Audit) -> None:
         page, cursor = log.read(cursor, 3)
         assert len(page) == expected
         found += page
-    assert [(entry.sequence, entry.act.subjects) for entry in found] == [(n + 1, (n,)) for n in range(7)]
+    assert [(entry.sequence, entry.event.subjects) for entry in found] == [(n + 1, (n,)) for n in range(7)]
     fill(log, 1, 7)
     ((last,), end) = log.read(cursor, 3)
     assert (last.sequence, end) == (8, log.path.stat().st_size)
@@ -191,32 +192,34 @@ def test_it_is_read_by_cursor(log: Audit) -> None:
             log.read(wrong)
 
 
-def test_searches_wait_and_cost_no_write(log: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_wait_and_cost_no_write(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
     before = log.path.read_bytes()
-    monkeypatch.setattr(module, "MOST_WAITING", 5)
+    monkeypatch.setattr(module, "MAX_QUEUED", 5)
     for number in range(4):
-        log.add(Act("search", NOW + number))
+        log.add(AuditEvent("search", NOW + number))
     assert log.path.read_bytes() == before
-    log.add(Act("search", NOW + 4))
+    log.add(AuditEvent("search", NOW + 4))
     assert len(lines(log)) == 6
     assert [one.at for one in acts(log)] == [NOW + number for number in range(5)]
 
 
-def test_more_than_are_written_at_once(log: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 3)
+def test_more_than_are_written_at_once(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_BATCH", 3)
     fill(log, 7)
     for number in range(10):
-        log.add(Act("search", NOW + number))
+        log.add(AuditEvent("search", NOW + number))
     log.flush()
     assert log.head().sequence == 17
     assert log.verify() is None
 
 
-def test_it_ends_where_this_threads_reads_are_of_an_older_commit(log: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_where_this_threads_reads_are_of_an_older_commit(
+    log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     appended: list[int] = []
-    append = Audit._append
+    append = AuditLog._append
 
-    def count(self: Audit, file: BinaryIO) -> bool:
+    def count(self: AuditLog, file: BinaryIO) -> bool:
         appended.append(1)
         assert len(appended) < 5
         return append(self, file)
@@ -225,7 +228,7 @@ def test_it_ends_where_this_threads_reads_are_of_an_older_commit(log: Audit, mon
     read = log._ledger.reader().execute("SELECT act FROM acts")  # not to its end: an error's traceback may keep that
     next(read)
     with monkeypatch.context() as patched:
-        patched.setattr(Audit, "_append", count)
+        patched.setattr(AuditLog, "_append", count)
         log.flush()
     assert len(lines(log)) == 4
     read.close()
@@ -259,18 +262,18 @@ def test_several_processes_write_one_chain(gallery: EmbeddedGallery, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditLog]:
     """A log of 12 entries."""
     folder = tmp_path_factory.mktemp("audit")
     ledger = Ledger(folder / "ledger.db")
-    made = Audit(folder / "audit.log", ledger, gallery_id(ledger.reader()))
+    made = AuditLog(folder / "audit.log", ledger, gallery_id(ledger.reader()))
     fill(made, 12)
     made.flush()
     yield made
     ledger.close()
 
 
-def after(log: Audit, change: Callable[[list[bytes]], list[bytes]]) -> Fault | None:
+def after(log: AuditLog, change: Callable[[list[bytes]], list[bytes]]) -> LogFault | None:
     """What is seen once the lines were changed, and the file as it is then; it is put back."""
     content = log.path.read_bytes()
     try:
@@ -285,7 +288,7 @@ def after(log: Audit, change: Callable[[list[bytes]], list[bytes]]) -> Fault | N
 
 @given(st.integers(1, 12), st.data())
 @settings(max_examples=300)
-def test_one_changed_byte_is_seen(whole: Audit, number: int, data: st.DataObject) -> None:
+def test_one_changed_byte_is_seen(whole: AuditLog, number: int, data: st.DataObject) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
         line = bytearray(lines[number])
         place = data.draw(st.integers(0, len(line) - 1))
@@ -298,35 +301,35 @@ def test_one_changed_byte_is_seen(whole: Audit, number: int, data: st.DataObject
     assert fault.sequence == number
 
 
-def test_a_changed_byte_of_the_first_line_is_seen(whole: Audit) -> None:
+def test_a_changed_byte_of_the_first_line_is_seen(whole: AuditLog) -> None:
     def change(lines: list[bytes], place: int) -> list[bytes]:
         line = bytearray(lines[0])
         line[place] ^= 1
         return [bytes(line), *lines[1:]]
 
     for place in range(len(lines(whole)[0])):
-        assert after(whole, partial(change, place=place)) == Fault(0, "the first line is not this gallery's")
+        assert after(whole, partial(change, place=place)) == LogFault(0, "the first line is not this gallery's")
 
 
 @pytest.mark.parametrize("number", [1, 7, 11, 12])
-def test_a_line_with_a_hash_that_fits_it_is_seen_at_the_next(whole: Audit, number: int) -> None:
+def test_a_line_with_a_hash_that_fits_it_is_seen_at_the_next(whole: AuditLog, number: int) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
         new = forged(lines, number).splitlines(keepends=True)[number]
         return [*lines[:number], new, *lines[number + 1 :]]
 
-    in_between = Fault(number + 1, "it was changed, or something before it")
-    at_the_end = Fault(number, "it is not what is known of it elsewhere")  # the ledger knows it
+    in_between = LogFault(number + 1, "it was changed, or something before it")
+    at_the_end = LogFault(number, "it is not what is known of it elsewhere")  # the ledger knows it
     assert after(whole, change) == (at_the_end if number == 12 else in_between)
 
 
 @pytest.mark.parametrize("number", range(1, 13))
-def test_one_line_removed_or_moved_is_seen(whole: Audit, number: int) -> None:
+def test_one_line_removed_or_moved_is_seen(whole: AuditLog, number: int) -> None:
     def moved(lines: list[bytes], to: int) -> list[bytes]:
         others = lines[:number] + lines[number + 1 :]
         return [*others[:to], lines[number], *others[to:]]
 
     fault = after(whole, lambda lines: lines[:number] + lines[number + 1 :])
-    assert fault == Fault(number, "the end was cut off" if number == 12 else f"{number + 1} stands in its place")
+    assert fault == LogFault(number, "the end was cut off" if number == 12 else f"{number + 1} stands in its place")
     for to in {1, number - 1, number + 1, 12} - {0, number, 13}:
         fault = after(whole, partial(moved, to=to))
         assert fault is not None
@@ -334,34 +337,34 @@ def test_one_line_removed_or_moved_is_seen(whole: Audit, number: int) -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 3))
-def test_removed_lines_are_seen(whole: Audit, number: int, count: int) -> None:
+def test_removed_lines_are_seen(whole: AuditLog, number: int, count: int) -> None:
     fault = after(whole, lambda lines: lines[:number] + lines[number + count :])
     assert fault is not None
     assert fault.sequence == number
 
 
 @given(st.permutations(range(1, 13)))
-def test_reordered_lines_are_seen(whole: Audit, order: list[int]) -> None:
+def test_reordered_lines_are_seen(whole: AuditLog, order: list[int]) -> None:
     fault = after(whole, lambda lines: [lines[0], *(lines[number] for number in order)])
     first = next((place for place, number in enumerate(order, 1) if place != number), None)
     assert (fault.sequence if fault else None) == first
 
 
 @given(st.integers(1, 12), st.integers(1, 11))
-def test_a_line_put_in_is_seen(whole: Audit, place: int, number: int) -> None:
+def test_a_line_put_in_is_seen(whole: AuditLog, place: int, number: int) -> None:
     fault = after(whole, lambda lines: [*lines[:place], lines[number], *lines[place:]])
     assert fault is not None
     assert fault.sequence == (place + 1 if number == place else place)
 
 
 @given(st.integers(0, 11), st.integers(0, 60))
-def test_an_end_cut_off_is_seen(whole: Audit, kept: int, more: int) -> None:
+def test_an_end_cut_off_is_seen(whole: AuditLog, kept: int, more: int) -> None:
     fault = after(whole, lambda lines: [*lines[: kept + 1], lines[kept + 1][:more]])
     reason = "it is not what was written" if more else "the end was cut off"
-    assert fault == Fault(kept + 1, reason)
+    assert fault == LogFault(kept + 1, reason)
 
 
-def test_an_end_cut_off_with_the_ledger_put_back_is_seen_by_who_kept_a_head(log: Audit) -> None:
+def test_an_end_cut_off_with_the_ledger_put_back_is_seen_by_who_kept_a_head(log: AuditLog) -> None:
     def end() -> tuple[int, str, int]:
         return log._ledger.reader().execute("SELECT sequence, hash, start FROM audit").get  # type: ignore[no-any-return]
 
@@ -371,16 +374,16 @@ def test_an_end_cut_off_with_the_ledger_put_back_is_seen_by_who_kept_a_head(log:
     fill(log, 2, 3)
     kept = log.head()
     log.path.write_bytes(content)
-    assert log.verify() == Fault(4, "the end was cut off")
+    assert log.verify() == LogFault(4, "the end was cut off")
     log._ledger.write(lambda db: db.execute("UPDATE audit SET sequence = ?, hash = ?, start = ?", before))
     assert log.verify() is None
-    assert log.verify([kept]) == Fault(4, "the end was cut off")
+    assert log.verify([kept]) == LogFault(4, "the end was cut off")
     fill(log, 2, 5)  # as many as there were
     assert log.verify() is None
-    assert log.verify([kept]) == Fault(5, "it is not what is known of it elsewhere")
+    assert log.verify([kept]) == LogFault(5, "it is not what is known of it elsewhere")
 
 
-def test_what_is_not_in_the_file_yet_can_be_taken_away_unseen(log: Audit) -> None:
+def test_what_is_not_in_the_file_yet_can_be_taken_away_unseen(log: AuditLog) -> None:
     fill(log, 3)
     log.flush()
     fill(log, 2, 3)
@@ -396,20 +399,20 @@ def forged(lines: list[bytes], number: int) -> bytes:
     return chained(lines[0].decode().split()[2], contents)
 
 
-def test_a_new_chain_is_seen_by_who_knows_the_old_one(log: Audit) -> None:
+def test_a_new_chain_is_seen_by_who_knows_the_old_one(log: AuditLog) -> None:
     fill(log, 5)
     kept = log.head()
     log.path.write_bytes(forged(lines(log), 3))
-    assert log.verify() == Fault(5, "it is not what is known of it elsewhere")
+    assert log.verify() == LogFault(5, "it is not what is known of it elsewhere")
     # Who can write to the ledger, too, can make that fit.
     end = json.loads(lines(log)[-1][65:])["sequence"], lines(log)[-1][:64].decode()
     log._ledger.write(lambda db: db.execute("UPDATE audit SET sequence = ?, hash = ?", end))
     assert log.verify() is None
-    assert log.verify([kept]) == Fault(5, "it is not what is known of it elsewhere")
-    assert log.verify([Head(6, "")]) == Fault(6, "the end was cut off")
+    assert log.verify([kept]) == LogFault(5, "it is not what is known of it elsewhere")
+    assert log.verify([LogHead(6, "")]) == LogFault(6, "the end was cut off")
 
 
-def test_what_comes_after_does_not_hide_it(log: Audit) -> None:
+def test_what_comes_after_does_not_hide_it(log: AuditLog) -> None:
     fill(log, 5)
     log.flush()
     content = b"".join(lines(log)[:4])
@@ -424,31 +427,31 @@ def test_what_comes_after_does_not_hide_it(log: Audit) -> None:
         assert log.path.read_bytes().startswith(cut)
 
 
-def test_without_the_file_there_is_a_gap(log: Audit) -> None:
+def test_without_the_file_there_is_a_gap(log: AuditLog) -> None:
     fill(log, 2)
     log.flush()
     log.path.unlink()
     fill(log, 1, 2)
-    assert log.verify() == Fault(1, "3 stands in its place")
+    assert log.verify() == LogFault(1, "3 stands in its place")
     log.path.write_bytes(b"other" + log.path.read_bytes())
-    assert log.verify() == Fault(0, "the first line is not this gallery's")
+    assert log.verify() == LogFault(0, "the first line is not this gallery's")
 
 
 def test_verifying_a_gallery_tells_of_it(gallery: EmbeddedGallery) -> None:
     enrol(gallery, "doors", 1)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     content = gallery.audit.path.read_bytes()
     gallery.audit.path.write_bytes(content.replace(b'"faces":[1]', b'"faces":[2]'))
-    assert list(faults(gallery)) == ["audit.log: entry 2: it was changed, or something before it"]
+    assert list(find_faults(gallery)) == ["audit.log: entry 2: it was changed, or something before it"]
     gallery.audit.path.write_bytes(content[:-20] + b"\n")
     with pytest.raises(CorruptError, match="not what was written"):
         gallery.audit.read()
     gallery.audit.path.write_bytes(content.replace(b"audit 1", b"audit 2"))
-    assert list(faults(gallery)) == [f"{gallery.audit.path} is of version 2; this program knows 1"]
+    assert list(find_faults(gallery)) == [f"{gallery.audit.path} is of version 2; this program knows 1"]
     gallery.audit.path.write_bytes(content)
 
 
-def test_a_later_version_is_left_alone(log: Audit) -> None:
+def test_a_later_version_is_left_alone(log: AuditLog) -> None:
     content = log.path.read_bytes().replace(b"audit 1", b"audit 2")
     log.path.write_bytes(content)
     fill(log, 1)
@@ -465,7 +468,7 @@ def test_a_later_version_is_left_alone(log: Audit) -> None:
 
 
 @pytest.mark.parametrize("left", [b"x", b"\0" * 600, b"nothing\n", None])
-def test_what_a_crash_left_is_cut_off(log: Audit, left: bytes | None) -> None:
+def test_what_a_crash_left_is_cut_off(log: AuditLog, left: bytes | None) -> None:
     fill(log, 3)
     log.flush()
     whole = log.path.read_bytes()
@@ -477,7 +480,7 @@ def test_what_a_crash_left_is_cut_off(log: Audit, left: bytes | None) -> None:
     assert log.verify() is None
 
 
-def test_an_incomplete_line_is_no_entry(log: Audit) -> None:
+def test_an_incomplete_line_is_no_entry(log: AuditLog) -> None:
     fill(log, 1)
     log.flush()
     with log.path.open("ab") as file:
@@ -486,16 +489,16 @@ def test_an_incomplete_line_is_no_entry(log: Audit) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", b"vestibule-aud"])
-def test_a_crash_before_the_first_line(log: Audit, left: bytes) -> None:
+def test_a_crash_before_the_first_line(log: AuditLog, left: bytes) -> None:
     expected = log.path.read_bytes()
     log.path.write_bytes(left)
     log.flush(recover=True)
     assert log.path.read_bytes() == expected
 
 
-def test_what_a_crash_kept_from_the_ledger_is_in_it_once(log: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_crash_kept_from_the_ledger_is_in_it_once(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(log, 3)
-    log.add(Act("search", NOW + 1.5))
+    log.add(AuditEvent("search", NOW + 1.5))
 
     def dies(db: apsw.Connection, end: object, through: int = 0) -> None:
         raise OSError("no space")
@@ -528,12 +531,12 @@ def test_what_was_not_in_it_yet_is_when_it_is_opened_again(gallery: EmbeddedGall
     assert gallery.audit.path.read_bytes().count(b"\n") == 4
 
 
-def summary(folder: Path) -> tuple[list[tuple[str, int]], Fault | None]:
+def summary(folder: Path) -> tuple[list[tuple[str, int]], LogFault | None]:
     """Actions and how many faces each was of, and what is wrong with the log."""
     gallery = EmbeddedGallery(folder)
     fault, found = gallery.audit.verify(), gallery.audit.read()[0]
     gallery.close()
-    acts = [entry.act for entry in found if entry.act.action != "create_collection"]
+    acts = [entry.event for entry in found if entry.event.action != "create_collection"]
     return [(act.action, len(act.faces)) for act in acts], fault
 
 
@@ -549,7 +552,7 @@ def saved(gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     gallery.audit.flush()
     enrol(gallery, "doors", 5, seed=3)
     with monkeypatch.context() as crash:
-        crash.setattr(Audit, "_take", lambda self: False)
+        crash.setattr(AuditLog, "_has_pending", lambda self: False)
         gallery.close()
     return tmp_path / "backup"
 
@@ -587,14 +590,14 @@ def test_a_restore_elsewhere_begins_another(saved: Path, tmp_path: Path) -> None
         assert summary(tmp_path / folder) == ([("enrol", 1), ("restore", 0)], None)
 
 
-def test_an_act_that_is_of_no_gallery_says_what_it_is_of_and_the_lines_of_others_are_as_ever(log: Audit) -> None:
-    made = Act("create_key", NOW, None, id="a" * 32, of="0123abcd")
-    log._ledger.write(partial(module.note, act=made))
-    log._ledger.write(partial(module.note, act=act(1)))
+def test_an_act_that_is_of_no_gallery_says_what_it_is_of_and_the_lines_of_others_are_as_ever(log: AuditLog) -> None:
+    made = AuditEvent("create_key", NOW, None, id="a" * 32, of="0123abcd")
+    log._ledger.write(partial(module.record, event=made))
+    log._ledger.write(partial(module.record, event=act(1)))
     assert acts(log)[0] == made
     first, second = (json.loads(line[65:]) for line in lines(log)[1:])
     assert first["of"] == "0123abcd"
     assert "of" not in second
     assert log.verify() is None
     with pytest.raises(InvalidError, match=r"of: .* not a name"):
-        Act("reload", NOW, of="somebody's model")
+        AuditEvent("reload", NOW, of="somebody's model")

@@ -16,7 +16,7 @@ from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
 from index.embedded.admin import repair as upkeep
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.encryption.aead import PLAIN, OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -27,7 +27,7 @@ from index.embedded.store import records
 from index.embedded.store.job_records import Found, Item, Outcome, Properties
 from index.embedded.store.records import NewFace
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
@@ -35,7 +35,7 @@ from index.errors import ConflictError, CorruptError, InvalidError, LockedError,
 from tests.index.people import folder_bytes, vectors
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
@@ -119,7 +119,7 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
             gallery.subject(name, "nobody")
     assert answers["doors"] == answers["open"]
     assert not gallery.usage("doors").exact
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     assert gallery.collection("doors").encrypted
 
 
@@ -209,9 +209,9 @@ def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
     assert worker.claim(one)
     ids = [item.id for item in (*worker.pending(one, FIRST, 9), *worker.pending(one, 0, 99))]
     assert worker.stage(one, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     assert worker.switch(one) == 0
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
     assert match.similarity == pytest.approx(1, abs=1e-5)
 
@@ -255,7 +255,7 @@ def test_without_its_key_it_is_locked_and_others_go_on(
         maintained(locked)
         assert locked.receipt(other).erased_at is not None
         assert locked.usage("doors").subjects == 4
-        assert [line for line in faults(locked) if "no more of it can be read" in line and KEY.id in line]
+        assert [line for line in find_faults(locked) if "no more of it can be read" in line and KEY.id in line]
         token = locked.drop("doors").token
         maintained(locked)
         assert locked.receipt(token).erased_at is not None
@@ -284,7 +284,7 @@ def swap(table: str, column: str, key: str) -> str:
 def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, change: str) -> None:
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
-    (line,) = list(faults(gallery))
+    (line,) = list(find_faults(gallery))
     assert line.startswith("doors: no more of it can be read: the sealed ")
 
 
@@ -339,7 +339,7 @@ def test_a_backup_of_it_is_put_back_without_the_key(gallery: EmbeddedGallery, tm
     assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
     with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
         assert sorted(one.key for one in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
-        assert list(faults(again)) == []
+        assert list(find_faults(again)) == []
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_it_moves_as_a_file_that_is_encrypted(gallery: EmbeddedGallery, file: Pa
         target.create("open", "face-embedder", "f1", DIMENSIONS)
         with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
             import_collection(target, file, "open")
-        assert list(faults(target)) == []
+        assert list(find_faults(target)) == []
 
 
 def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -401,15 +401,15 @@ def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> Non
     first.write_bytes(b)
     second.write_bytes(a)
     with pytest.raises(CorruptError, match="sealed"):
-        Segment.open(first, cipher).unsealed()
+        Segment.open(first, cipher).load()
     with pytest.raises(CorruptError, match="is sealed where its collection is not"):
         Segment.open(third)
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in faults(other) if "has something sealed that was not written there" in line]
+        assert [line for line in find_faults(other) if "has something sealed that was not written there" in line]
     maintained(gallery)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")
     index.with_name("other.ivf").write_bytes(index.read_bytes())
     with pytest.raises(CorruptError):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from index.embedded.admin.backup import back_up, restore
-from index.embedded.admin.verify import faults
-from index.embedded.gallery import EmbeddedGallery, Tuning
+from index.embedded.admin.verify import find_faults
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query import metadata_filter, search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.metadata_filter import Where
 from index.embedded.store import ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Floats, NewFace
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
 from tests.index.people import folder_bytes, vectors
 
@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "gallery", tuning=Tuning(1000, 1000), clock=clock)
+    made = EmbeddedGallery(tmp_path / "gallery", tuning=SearchTuning(1000, 1000), clock=clock)
     made.create("other", "face-embedder", "f1", 4)
     made.put_subject("other", "p0", metadata=METADATA[0])
     made.create("doors", "face-embedder", "f1", 4)
@@ -101,9 +101,9 @@ WHERES: list[Where] = [
 def test_a_search_among_chosen_subjects_is_what_numpy_says(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch, where: Where, mean: bool, one_by_one: int
 ) -> None:
-    monkeypatch.setattr(search, "ONE_BY_ONE", one_by_one or 1)
+    monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", one_by_one or 1)
     if not one_by_one:  # all at once after the first try
-        monkeypatch.setattr(search, "MOST_WANTED", 1)
+        monkeypatch.setattr(search, "MAX_MATCHES", 1)
     queries = vectors(6, seed=4)
     k = 30 if mean else 3  # by the mean, only all of them are surely in the right order
     answers = search.search(gallery, "doors", queries, k, fusion="mean" if mean else "best", where=where)
@@ -156,12 +156,12 @@ def test_metadata_that_changes_chooses_others(gallery: EmbeddedGallery, clock: C
 def test_behind_an_inverted_file_that_misses_some_all_are_compared(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maintenance = Maintenance(gallery, Limits(segment=8, exact_below=16))
+    maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16))
     maintenance.run()
     maintenance.release()
     assert not gallery.usage("doors").exact
-    poor = EmbeddedGallery(gallery.files.parent, tuning=Tuning(1, 1))
-    monkeypatch.setattr(search, "ONE_BY_ONE", 2)
+    poor = EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))
+    monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
     where: Where = {"site": ["north"]}
     for query in vectors(5, seed=9):
         (matches,) = search.search(poor, "doors", query[None], 8, where=where)
@@ -181,7 +181,7 @@ def near(face: Floats, share: float, seed: int = 0) -> Floats:
 def test_who_is_said_not_to_be_a_face_is_not_named_for_it_again(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch, where: Where | None, one_by_one: int
 ) -> None:
-    monkeypatch.setattr(search, "ONE_BY_ONE", one_by_one)
+    monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", one_by_one)
     own = FACES[5]
     stranger = near(own, 0.97)
 
@@ -273,7 +273,7 @@ def test_nothing_is_left_of_what_was_said(gallery: EmbeddedGallery, clock: Clock
     left = folder_bytes(gallery.files.parent)
     assert secret.tobytes()[:16] not in left
     assert (b"Quartz-7781" in left) == (how == "taken back")
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_a_restore_forgets_what_was_taken_back_since(gallery: EmbeddedGallery, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
 from index.embedded.store.bulk_insert import insert_faces
@@ -46,7 +46,7 @@ def test_many_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
         rows[name] = [{**face.__dict__, "id": face.id - made[0].id, "token": ""} for face in whole]
     assert rows["at once"] == rows["one by one"]
     assert len(rows["at once"]) == 9
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     ((match,),) = gallery.search("at once", sent[7].vector[None], 1)
     assert match.similarity == pytest.approx(1)
     gallery.close()

@@ -23,7 +23,7 @@ from index.embedded.store.id_normalisation import Clash
 from index.embedded.store.job_records import Found, Item, Outcome, Properties
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import NewFace
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.unicode_forms import LONGEST, normalised, normalised_json, normalised_metadata, normalised_where
 from tests.index.people import vectors
@@ -87,7 +87,7 @@ def test_both_forms_are_one_subject_at_every_way_in(gallery: EmbeddedGallery, en
 @encrypted
 def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGallery, encrypted: bool) -> None:
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
-    jobs, worker = Jobs(gallery), Worker(gallery)
+    jobs, worker = JobQueue(gallery), BulkEnrolmentWorker(gallery)
 
     def send(*subjects: str) -> job_records.Job:
         job = jobs.begin("doors", {})
@@ -170,7 +170,7 @@ def before(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         gallery.put_subject("doors", "plain", metadata={D: 1})
         for n, who in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
             gallery.enrol("doors", [face(who, n)], "f")
-        jobs = Jobs(gallery)
+        jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         sent = (C, D, "new" + D, "alone" + D, "plain")
         jobs.append(job, [Item(n, who, "vector", b"") for n, who in enumerate(sent)])
@@ -203,7 +203,7 @@ def test_each_of_two_that_clash_is_reached_by_exactly_its_id(before: EmbeddedGal
 
 
 def test_an_erasure_finds_all_forms_and_what_waits_in_jobs(before: EmbeddedGallery) -> None:
-    jobs = Jobs(before)
+    jobs = JobQueue(before)
     assert jobs.remove_subject("doors", "new" + C).subjects == 1
     receipt = jobs.remove_subject("doors", C)
     assert (receipt.subjects, receipt.faces) == (2, 2)
@@ -243,7 +243,7 @@ def test_damaged_rows_do_not_keep_a_gallery_from_opening(
         gallery.create("doors", "e", "f", 4, encrypted=encrypted)
         for who in ("broken", "list", D):
             gallery.put_subject("doors", who)
-        jobs = Jobs(gallery)
+        jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         jobs.append(job, [Item(0, "broken", "vector", b""), Item(1, D, "vector", b"")])
         jobs.ready(job)
@@ -263,7 +263,7 @@ def test_damaged_rows_do_not_keep_a_gallery_from_opening(
     written_before(tmp_path / "g", write, monkeypatch)
     gallery = opened(tmp_path / "g")
     assert gallery.subject("doors", C).key == C
-    assert Jobs(gallery).remove_subject("doors", C).subjects == 1
+    assert JobQueue(gallery).remove_subject("doors", C).subjects == 1
     gallery.close()
 
 

@@ -114,7 +114,7 @@ def test_a_first_line_that_was_not_finished_is_written_again(gallery: EmbeddedGa
     faces = enrol(gallery, "doors", 2)
     gallery.remove_faces("doors", [faces[0].token])
     os.truncate(gallery.tombstones.path, length)
-    gallery.remember_erasures()
+    gallery.write_tombstones()
     assert told(gallery) == known(gallery) != []
 
 
@@ -133,7 +133,7 @@ def test_every_changed_byte_is_noticed(gallery: EmbeddedGallery) -> None:
                 told(gallery)
         else:  # the end is not told from one that was not finished; the ledger has it
             assert told(gallery) in (expected[:-1], expected[:-2])
-            gallery.remember_erasures()
+            gallery.write_tombstones()
             assert gallery.tombstones.path.read_bytes() == whole
 
 
@@ -156,7 +156,7 @@ def test_a_long_file_is_gone_on_with_from_its_end(gallery: EmbeddedGallery, monk
     whole = gallery.tombstones.path.read_bytes()
     gallery.tombstones.path.write_bytes(whole[:-1000] + b"\n" * 1000)
     with pytest.raises(CorruptError, match="does not end"):
-        gallery.remember_erasures()
+        gallery.write_tombstones()
 
 
 def test_threads_that_erase_at_once_write_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Properties
 from index.embedded.store.records import NewFace
 from index.embedded.tasks import bulk_enrolment as module
-from index.embedded.tasks.bulk_enrolment import KEEP_S, Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import KEEP_S, BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import ConflictError, NotFoundError
 from tests.index.people import folder_bytes, vectors
@@ -44,20 +44,20 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
 
 
 @pytest.fixture
-def jobs(gallery: EmbeddedGallery) -> Jobs:
-    return Jobs(gallery)
+def jobs(gallery: EmbeddedGallery) -> JobQueue:
+    return JobQueue(gallery)
 
 
 @pytest.fixture
-def worker(gallery: EmbeddedGallery) -> Worker:
-    return Worker(gallery)
+def worker(gallery: EmbeddedGallery) -> BulkEnrolmentWorker:
+    return BulkEnrolmentWorker(gallery)
 
 
 def item(number: int, subject: str = "", properties: Properties | None = None) -> Item:
     return Item(number, subject or f"p{number}", "vector", VECTORS[number].tobytes(), properties)
 
 
-def submit(jobs: Jobs, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
+def submit(jobs: JobQueue, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
     job = jobs.begin(collection, {"max_faces": 1})
     jobs.append(job, items)
     return jobs.ready(job)
@@ -70,7 +70,7 @@ def found(items: Sequence[Item]) -> list[Found]:
     ]
 
 
-def work(worker: Worker, job: Job) -> None:
+def work(worker: BulkEnrolmentWorker, job: Job) -> None:
     while items := worker.pending(job, 1):
         assert worker.enrol(job, found(items), "f1")
     worker.finish(job, "done")
@@ -80,13 +80,15 @@ def enrolled(gallery: EmbeddedGallery) -> dict[str, int]:
     return {subject.key: subject.faces for subject in gallery.subjects("doors")}
 
 
-def claimed(worker: Worker) -> Job:
+def claimed(worker: BulkEnrolmentWorker) -> Job:
     job = worker.claim()
     assert job is not None
     return job
 
 
-def test_each_item_is_enrolled_and_told_of(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_each_item_is_enrolled_and_told_of(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     properties = Properties("Ada", {"floor": 3}, 2_000_000.0)
     refused = Outcome(2, "failed", {"problem": {"status": 400}})
     sent = submit(jobs, [item(0, "ada", properties), item(1, "ada"), refused])
@@ -112,7 +114,9 @@ def test_each_item_is_enrolled_and_told_of(gallery: EmbeddedGallery, jobs: Jobs,
     assert (match.subject.key, match.face) == ("ada", faces[1])
 
 
-def test_an_item_without_a_face_makes_no_subject(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_an_item_without_a_face_makes_no_subject(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0, properties=Properties("Ada"))])
     job = claimed(worker)
     (one,) = worker.pending(job, 1)
@@ -122,7 +126,7 @@ def test_an_item_without_a_face_makes_no_subject(gallery: EmbeddedGallery, jobs:
 
 
 def test_a_batch_is_of_one_kind_and_not_too_large(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [Item(number, "p", "picture", bytes(100)) for number in range(4, 9)]
     submit(jobs, [item(0), item(1), *pictures, item(9)])
@@ -135,23 +139,23 @@ def test_a_batch_is_of_one_kind_and_not_too_large(
 
     assert numbers(2) == [0, 1]
     assert numbers(1) == [4, 5, 6]
-    monkeypatch.setattr(module, "MOST_BYTES", 150)
+    monkeypatch.setattr(module, "MAX_BYTES", 150)
     assert numbers(2) == [5, 6]
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     assert numbers(2) == [7, 8]
     assert numbers(1) == [9]
     assert numbers(1) == []
 
 
 def test_another_goes_on_where_one_died_and_no_face_is_enrolled_twice(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 4)
+    monkeypatch.setattr(module, "MAX_ROWS", 4)
     submit(jobs, [item(number) for number in range(10)])
     job = claimed(worker)
     assert worker.enrol(job, found(worker.pending(job, 1)), "f1")
     under_way = found(worker.pending(job, 1))
-    other = Worker(gallery)
+    other = BulkEnrolmentWorker(gallery)
     assert other.claim() is None
     clock.now += LEASE_S - 1
     assert worker.keep(job)
@@ -171,16 +175,18 @@ def test_another_goes_on_where_one_died_and_no_face_is_enrolled_twice(
     assert jobs.job("doors", job.token).state == "done"
 
 
-def test_a_worker_that_stops_lets_another_go_on_at_once(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_a_worker_that_stops_lets_another_go_on_at_once(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0)])
     worker.release(claimed(worker))
-    other = Worker(gallery)
+    other = BulkEnrolmentWorker(gallery)
     work(other, claimed(other))
     assert enrolled(gallery) == {"p0": 1}
 
 
 def test_what_was_not_received_whole_is_forgotten(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, clock: Clock
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock
 ) -> None:
     broken, dead = jobs.begin("doors", {}), jobs.begin("doors", {})
     jobs.append(broken, [item(0)])
@@ -199,9 +205,9 @@ def test_what_was_not_received_whole_is_forgotten(
 
 
 def test_a_cancelled_job_enrols_no_more(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     submit(jobs, [item(0), item(1)])
     job = claimed(worker)
     assert worker.enrol(job, found(worker.pending(job, 1)), "f1")
@@ -215,7 +221,9 @@ def test_a_cancelled_job_enrols_no_more(
     assert worker.claim() is None
 
 
-def test_another_pipelines_vectors_are_refused(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_another_pipelines_vectors_are_refused(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0)])
     job = claimed(worker)
     with pytest.raises(ConflictError, match="f1"):
@@ -225,7 +233,7 @@ def test_another_pipelines_vectors_are_refused(gallery: EmbeddedGallery, jobs: J
     assert (over.state, over.problem, jobs.counts(over)) == ("failed", "another pipeline", {"failed": 1})
 
 
-def test_jobs_are_of_their_collection(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_jobs_are_of_their_collection(gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker) -> None:
     gallery.create("trains", "face-embedder", "f1", 4)
     first, second = submit(jobs, [item(0)]), submit(jobs, [item(0)])
     other = submit(jobs, [item(0)], "trains")
@@ -246,7 +254,7 @@ def test_jobs_are_of_their_collection(gallery: EmbeddedGallery, jobs: Jobs, work
     assert leases == 2
 
 
-def test_outcomes_are_kept_for_a_week(jobs: Jobs, worker: Worker, clock: Clock) -> None:
+def test_outcomes_are_kept_for_a_week(jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock) -> None:
     submit(jobs, [item(0)])
     job = claimed(worker)
     work(worker, job)
@@ -264,9 +272,9 @@ SECRET = Properties("Ferdinandea Isabella Quartz", {"pass": "Quartz-7781"})
 
 
 def test_who_is_erased_meanwhile_is_not_enrolled_and_nothing_is_left(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     gallery.create("trains", "face-embedder", "f1", 4)
     other = submit(jobs, [item(5, "ferdinandea")], "trains")
     submit(jobs, [item(0, "ferdinandea", SECRET), item(1, "ferdinandea", SECRET), item(2, "grace")])
@@ -289,7 +297,9 @@ def test_who_is_erased_meanwhile_is_not_enrolled_and_nothing_is_left(
         assert secret not in left
 
 
-def test_who_only_waits_in_a_job_is_erased_there(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_who_only_waits_in_a_job_is_erased_there(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0, "ferdinandea", SECRET), item(1, "grace")])
     receipt = jobs.remove_subject("doors", "ferdinandea")
     assert (receipt.subjects, receipt.faces) == (1, 0)
@@ -311,7 +321,7 @@ def test_who_only_waits_in_a_job_is_erased_there(gallery: EmbeddedGallery, jobs:
 
 @pytest.mark.parametrize("how", ["done", "cancelled", "abandoned", "dropped"])
 def test_nothing_of_what_was_sent_stays_when_a_job_is_over(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, how: str
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, how: str
 ) -> None:
     sent = jobs.begin("doors", {})
     picture = Item(0, "ferdinandea", "picture", VECTORS[0].tobytes() * 5000, SECRET)
@@ -335,7 +345,7 @@ def test_nothing_of_what_was_sent_stays_when_a_job_is_over(
 
 
 def test_a_restored_ledger_does_not_go_on_with_what_may_hold_who_was_erased(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, tmp_path: Path
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, tmp_path: Path
 ) -> None:
     sent = submit(jobs, [item(0), item(1)])
     back_up(gallery, tmp_path / "backup")
@@ -344,8 +354,8 @@ def test_a_restored_ledger_does_not_go_on_with_what_may_hold_who_was_erased(
     gallery.close()
     restore(tmp_path / "gallery", tmp_path / "backup")
     again = EmbeddedGallery(tmp_path / "gallery")
-    jobs = Jobs(again)
-    assert Worker(again).claim() is None
+    jobs = JobQueue(again)
+    assert BulkEnrolmentWorker(again).claim() is None
     over = jobs.job("doors", sent.token)
     assert over.state == "failed"
     assert "restored" in (over.problem or "")
@@ -356,7 +366,7 @@ def test_a_restored_ledger_does_not_go_on_with_what_may_hold_who_was_erased(
     again.close()
 
 
-def test_a_job_of_which_every_item_failed_has_failed(jobs: Jobs, worker: Worker) -> None:
+def test_a_job_of_which_every_item_failed_has_failed(jobs: JobQueue, worker: BulkEnrolmentWorker) -> None:
     failed = Outcome(0, "failed", {"problem": {"status": 400}})
     for others, state in (
         ([], "failed"),

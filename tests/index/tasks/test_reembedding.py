@@ -15,21 +15,28 @@ from benchmarks.erasure import forms_of_vector, search_all
 from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.backup import back_up, restore
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import ledger, records
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Face, Floats, NewFace
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.tasks.reembedding import FIRST, LEASE_S, Progress, Reembedding, Reembeddings, Worker
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.reembedding import (
+    FIRST,
+    LEASE_S,
+    Reembedding,
+    ReembeddingProgress,
+    Reembeddings,
+    ReembeddingWorker,
+)
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
 from tests.index.people import folder_bytes, vectors
 
-LIMITS = Limits(segment=8, exact_below=16)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16)
 OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # a crop's number says which of them are its vectors
 
 
@@ -60,8 +67,8 @@ def asked(gallery: EmbeddedGallery) -> Reembeddings:
 
 
 @pytest.fixture
-def worker(gallery: EmbeddedGallery) -> Worker:
-    return Worker(gallery)
+def worker(gallery: EmbeddedGallery) -> ReembeddingWorker:
+    return ReembeddingWorker(gallery)
 
 
 def face(number: int) -> NewFace:
@@ -77,7 +84,7 @@ def begin(gallery: EmbeddedGallery) -> Reembedding:
     return Reembeddings(gallery).begin("doors", "better", "f2", 24).reembedding
 
 
-def stage(worker: Worker, one: Reembedding, most: int = 1000) -> int:
+def stage(worker: ReembeddingWorker, one: Reembedding, most: int = 1000) -> int:
     """What there is to embed, in small pieces; how many."""
     after, count = FIRST, 0
     while count < most and (items := worker.pending(one, after, min(3, most - count))):
@@ -88,7 +95,7 @@ def stage(worker: Worker, one: Reembedding, most: int = 1000) -> int:
 
 def switched(gallery: EmbeddedGallery) -> Reembedding:
     """All at once."""
-    one, worker = begin(gallery), Worker(gallery)
+    one, worker = begin(gallery), ReembeddingWorker(gallery)
     assert worker.claim(one)
     stage(worker, one)
     assert worker.switch(one) == 0
@@ -108,7 +115,7 @@ def names(*numbers: int) -> list[str]:
 
 
 def test_every_search_is_of_one_pipeline_before_and_after_the_switch(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker, tmp_path: Path
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker, tmp_path: Path
 ) -> None:
     enrol(gallery, *range(40))
     first = Maintenance(gallery, LIMITS)
@@ -147,9 +154,9 @@ def test_every_search_is_of_one_pipeline_before_and_after_the_switch(
     maintenance.release()
     assert Maintenance(other, LIMITS).run()
     for each in galleries:
-        assert not each.view(each.collection("doors")).exact
+        assert not each.searchers.get(each.collection("doors")).exact
         assert nearest(each, NEW[:42]) == [*names(*range(40)), nearest(each, NEW[40:41])[0], "p41"]
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     other.close()
 
 
@@ -179,7 +186,7 @@ def test_what_cannot_be_done_is_refused_and_says_why(gallery: EmbeddedGallery, a
 
 
 def test_who_is_erased_meanwhile_is_gone_and_who_is_enrolled_meanwhile_comes_along(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker
 ) -> None:
     enrol(gallery, *range(6))
     one = begin(gallery)
@@ -202,7 +209,7 @@ def test_who_is_erased_meanwhile_is_gone_and_who_is_enrolled_meanwhile_comes_alo
 
 
 def test_a_face_without_a_crop_keeps_all_as_it_is_until_it_is_gone(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker, clock: Clock
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker, clock: Clock
 ) -> None:
     enrol(gallery, 0, 1)
     one = begin(gallery)
@@ -219,15 +226,15 @@ def test_a_face_without_a_crop_keeps_all_as_it_is_until_it_is_gone(
     assert asked.progress("doors").state == "running"
     gallery.remove_faces("doors", [bare.token])
     clock.now += LEASE_S
-    assert Worker(gallery).waiting() == [one]
+    assert ReembeddingWorker(gallery).waiting() == [one]
     assert worker.switch(one) == 0
 
 
 def test_another_goes_on_where_one_died(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker, clock: Clock
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker, clock: Clock
 ) -> None:
     enrol(gallery, *range(5))
-    one, other = begin(gallery), Worker(gallery)
+    one, other = begin(gallery), ReembeddingWorker(gallery)
     assert worker.waiting() == [one]
     assert worker.claim(one)
     assert stage(worker, one, 2) == 2
@@ -255,7 +262,7 @@ def test_another_goes_on_where_one_died(
     assert nearest(gallery, NEW[:5]) == names(*range(5))
 
 
-def test_what_is_no_vector_of_the_pipeline_is_not_staged(gallery: EmbeddedGallery, worker: Worker) -> None:
+def test_what_is_no_vector_of_the_pipeline_is_not_staged(gallery: EmbeddedGallery, worker: ReembeddingWorker) -> None:
     (there,) = enrol(gallery, 0)
     gallery.create("trains", "face-embedder", "f1", 16)
     (elsewhere,) = gallery.enrol("trains", [face(1)], "f1")
@@ -274,7 +281,7 @@ def test_what_is_no_vector_of_the_pipeline_is_not_staged(gallery: EmbeddedGaller
 
 @pytest.mark.parametrize("how", ["cancelled", "dropped"])
 def test_when_it_is_over_nothing_of_it_is_left(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker, how: str
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker, how: str
 ) -> None:
     enrol(gallery, 0, 1)
     (said,) = Feedback(gallery).add("doors", "p00", OLD[2:3], [b"\x02"])
@@ -302,7 +309,7 @@ def test_when_it_is_over_nothing_of_it_is_left(
 
 
 def test_feedback_follows_by_its_crop_and_is_forgotten_without_one(
-    gallery: EmbeddedGallery, asked: Reembeddings, worker: Worker
+    gallery: EmbeddedGallery, asked: Reembeddings, worker: ReembeddingWorker
 ) -> None:
     enrol(gallery, 0, 1)
     said = Feedback(gallery)
@@ -331,11 +338,11 @@ def test_feedback_follows_by_its_crop_and_is_forgotten_without_one(
         assert denied not in [match.subject.key for match in matches]
         assert compare(gallery, "doors", denied, NEW[number], fingerprint="f2")[1]
         assert not compare(gallery, "doors", denied, NEW[int(denied[1:])], fingerprint="f2")[1]
-    (act,) = [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "reembed"]
+    (act,) = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "reembed"]
     assert (act.id, act.actor, act.collection, len(act.faces)) == (one.token, "key_7", 1, 1)
     assert gallery.receipt(one.token).faces == 1
     assert lost.token not in str(act)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_nothing_of_the_old_vectors_is_left_in_any_file(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -352,7 +359,7 @@ def test_nothing_of_the_old_vectors_is_left_in_any_file(gallery: EmbeddedGallery
     maintenance.run()
     assert gallery.receipt(one.token).erased_at is not None
     assert len(list(gallery.files.iterdir())) == 6
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.close()
     assert search_all(gone, [tmp_path])[1] == []
     assert search_all([NEW[50].tobytes()], [tmp_path])[1]
@@ -384,31 +391,31 @@ def test_files_of_the_old_vectors_do_not_get_between_the_new_ones(
     maintenance.run()
     assert len(list(gallery.files.iterdir())) == 3
     assert nearest(gallery, NEW[:20]) == names(*range(20))
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 def test_a_view_of_the_old_vectors_is_let_go(gallery: EmbeddedGallery) -> None:
     enrol(gallery, *range(20))
     Maintenance(gallery, LIMITS).run()
     before = gallery.collection("doors")
-    view = gallery.view(before)
+    view = gallery.searchers.get(before)
     switched(gallery)
     with pytest.raises(ConflictError):
-        gallery.view(before)
-    gallery.reload(gallery.collection("doors"))
-    assert gallery.view(gallery.collection("doors")) is not view
+        gallery.searchers.get(before)
+    gallery.searchers.reload(gallery.collection("doors"))
+    assert gallery.searchers.get(gallery.collection("doors")) is not view
     with pytest.raises(ConflictError):
-        gallery.view(before)
-    gallery.reload(before)
+        gallery.searchers.get(before)
+    gallery.searchers.reload(before)
     assert nearest(gallery, NEW[:20]) == names(*range(20))
 
 
 def test_a_collection_that_goes_while_its_files_are_taken_up(gallery: EmbeddedGallery) -> None:
     enrol(gallery, *range(20))
     found = gallery.collection("doors")
-    gallery.view(found)
+    gallery.searchers.get(found)
     gallery.drop("doors")
-    gallery.reload(found)
+    gallery.searchers.reload(found)
     with pytest.raises(NotFoundError):
         gallery.size("doors")
 
@@ -479,7 +486,7 @@ def test_a_search_goes_on_with_what_the_collection_is_then(
 
 
 def test_a_restore_goes_on_without_who_was_erased_since(
-    gallery: EmbeddedGallery, worker: Worker, tmp_path: Path
+    gallery: EmbeddedGallery, worker: ReembeddingWorker, tmp_path: Path
 ) -> None:
     enrol(gallery, *range(6))
     (taken,) = Feedback(gallery).add("doors", "p01", OLD[9:10], [b"\x09"])
@@ -494,11 +501,11 @@ def test_a_restore_goes_on_without_who_was_erased_since(
     gallery.close()
     restore(tmp_path / "gallery", tmp_path / "backup")
     again = EmbeddedGallery(tmp_path / "gallery")
-    assert list(faults(again)) == []
-    progress: Progress = Reembeddings(again).progress("doors")
+    assert list(find_faults(again)) == []
+    progress: ReembeddingProgress = Reembeddings(again).progress("doors")
     assert (progress.state, progress.faces, progress.done, progress.feedback) == ("queued", 5, 2, 0)
     assert nearest(again, OLD[1:6]) == names(1, 2, 3, 4, 5)
-    other = Worker(again)
+    other = ReembeddingWorker(again)
     (waiting,) = other.waiting()
     assert waiting == one
     assert other.claim(waiting)
@@ -542,7 +549,7 @@ def test_what_happens_while_it_is_checked_is_no_fault(
         yield from check(*arguments)
 
     monkeypatch.setattr(integrity, "_vector_faults", and_then)
-    found = list(faults(gallery))
+    found = list(find_faults(gallery))
     assert done
     assert all("named by nobody" in what for what in found)
 
@@ -559,7 +566,9 @@ def test_what_happens_while_it_is_checked_is_no_fault(
         ("UPDATE rejections SET reembedded = x'0000' WHERE crop IS NOT NULL", "ledger: 1 vectors of feedback do not"),
     ],
 )
-def test_what_does_not_fit_is_found(gallery: EmbeddedGallery, worker: Worker, damage: str, told: str) -> None:
+def test_what_does_not_fit_is_found(
+    gallery: EmbeddedGallery, worker: ReembeddingWorker, damage: str, told: str
+) -> None:
     enrol(gallery, 0, 1)
     Feedback(gallery).add("doors", "p00", OLD[2:4], [b"\x02", None])
     gallery.create("trains", "face-embedder", "f1", 16)
@@ -567,9 +576,9 @@ def test_what_does_not_fit_is_found(gallery: EmbeddedGallery, worker: Worker, da
     one = begin(gallery)
     assert worker.claim(one)
     stage(worker, one)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.ledger.write(lambda db: db.execute(damage).fetchall())
-    assert any(what.startswith(told) for what in faults(gallery))
+    assert any(what.startswith(told) for what in find_faults(gallery))
 
 
 def test_an_older_ledger_keeps_its_feedback(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_no_centroid_is_somebodys_vector() -> None:
     # Fifty far from all others: k-means would give some of them a centroid of their own.
     vectors = np.concatenate([people(20, 50), people(50, 1, seed=5)])
     ivf = ann.Ivf.train(vectors, 100_000)
-    assert 1 <= ivf.lists <= len(vectors) // ann.FEWEST
+    assert 1 <= ivf.lists <= len(vectors) // ann.MIN_VECTORS_PER_CENTROID
     assert (ivf.centroids @ vectors.T).max() < 1 - 1e-4
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from index.embedded.store.records import Floats, Ints, Rows
 from index.embedded.vectors.ivf import Ivf
-from index.embedded.vectors.searcher import ScatteredRows, View
+from index.embedded.vectors.searcher import ScatteredRows, VectorSearcher
 
 DIMENSIONS, SEALED, RECENT = 16, 400, 90
 NONE = np.empty(0, np.int64)
@@ -32,18 +32,18 @@ def parts() -> list[Rows]:
 
 
 @pytest.fixture
-def view(parts: list[Rows]) -> View:
+def view(parts: list[Rows]) -> VectorSearcher:
     """With an inverted file of all lists, so that what it finds is all there is."""
-    made = View(DIMENSIONS)
+    made = VectorSearcher(DIMENSIONS)
     vectors = np.concatenate([part.vectors for part in parts])
     ivf = Ivf.train(vectors, SEALED)
     ivf.add(np.concatenate([part.faces for part in parts]), vectors)
-    made.install(parts, ivf, len(parts), NONE)
+    made.replace_blocks(parts, ivf, len(parts), NONE)
     made.apply(rows(SEALED + 1, RECENT), NONE, 0)
     return made
 
 
-def agrees(view: View, there: list[Rows], k: int = 12) -> None:
+def agrees(view: VectorSearcher, there: list[Rows], k: int = 12) -> None:
     faces = np.concatenate([part.faces for part in there])
     subjects = np.concatenate([part.subjects for part in there])
     vectors = np.concatenate([part.vectors for part in there])
@@ -56,10 +56,10 @@ def agrees(view: View, there: list[Rows], k: int = 12) -> None:
         assert similarities == pytest.approx(vectors[expected] @ query, abs=1e-6)
 
 
-def compared(view: View, monkeypatch: pytest.MonkeyPatch) -> int:
+def compared(view: VectorSearcher, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many vectors a search compares one by one."""
     seen = []
-    exact = "index.embedded.vectors.searcher.ann.exact"
+    exact = "index.embedded.vectors.searcher.ivf.exact"
     from index.embedded.vectors.ivf import exact as real
 
     def count(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
@@ -73,54 +73,56 @@ def compared(view: View, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_what_is_not_sealed_is_compared_until_it_is_grafted(
-    view: View, parts: list[Rows], monkeypatch: pytest.MonkeyPatch
+    view: VectorSearcher, parts: list[Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [*parts, rows(SEALED + 1, RECENT)]
     agrees(view, there)
     assert compared(view, monkeypatch) == RECENT
-    view.graft(40)  # two pieces and the rest
+    view.add_recent(40)  # two pieces and the rest
     assert compared(view, monkeypatch) == 0
     agrees(view, there)
     view.apply(rows(SEALED + RECENT + 1, 35), NONE, 0)
     assert compared(view, monkeypatch) == 35
     agrees(view, [*there, rows(SEALED + RECENT + 1, 35)])
-    view.graft(40)
+    view.add_recent(40)
     assert compared(view, monkeypatch) == 0
     agrees(view, [*there, rows(SEALED + RECENT + 1, 35)])
 
 
 @pytest.mark.parametrize("count", [3, 80, RECENT])
-def test_what_was_grafted_is_forgotten_when_removed(view: View, parts: list[Rows], count: int) -> None:
-    view.graft(40)
+def test_what_was_grafted_is_forgotten_when_removed(view: VectorSearcher, parts: list[Rows], count: int) -> None:
+    view.add_recent(40)
     removed = np.concatenate([np.arange(SEALED + 1, SEALED + 1 + count), np.arange(50, 60), [SEALED]])
     view.apply(rows(0, 0), removed, 1)
     agrees(view, [without(part, removed) for part in (*parts, rows(SEALED + 1, RECENT))])
-    view.graft(1)
+    view.add_recent(1)
     agrees(view, [without(part, removed) for part in (*parts, rows(SEALED + 1, RECENT))])
 
 
 @pytest.mark.parametrize("empty", range(4))
-def test_segments_that_were_written_anew_without_what_was_removed(view: View, parts: list[Rows], empty: int) -> None:
+def test_segments_that_were_written_anew_without_what_was_removed(
+    view: VectorSearcher, parts: list[Rows], empty: int
+) -> None:
     removed = np.array([1, 2, 50, 51, 52, 399, *parts[empty].faces])
     clean = [without(part, removed) for part in parts]  # one of them is empty now
     vectors = np.concatenate([part.vectors for part in clean])
     ivf = Ivf.train(vectors, len(vectors))
     ivf.add(np.concatenate([part.faces for part in clean]), vectors)
-    view.graft(10)
-    view.install(clean, ivf, len(clean), NONE)
+    view.add_recent(10)
+    view.replace_blocks(clean, ivf, len(clean), NONE)
     agrees(view, [*clean, rows(SEALED + 1, RECENT)])
-    view.graft(10)
+    view.add_recent(10)
     agrees(view, [*clean, rows(SEALED + 1, RECENT)])
 
 
 def test_without_an_inverted_file_nothing_is_grafted(parts: list[Rows], monkeypatch: pytest.MonkeyPatch) -> None:
-    view = View(DIMENSIONS)
+    view = VectorSearcher(DIMENSIONS)
     view.apply(rows(1, 30), NONE, 0)
-    view.graft(10)
+    view.add_recent(10)
     assert compared(view, monkeypatch) == 30
-    view.install(parts, None, 0, NONE)
+    view.replace_blocks(parts, None, 0, NONE)
     view.apply(rows(SEALED + 1, RECENT), NONE, 0)
-    view.graft(10)
+    view.add_recent(10)
     assert compared(view, monkeypatch) == SEALED + RECENT
     agrees(view, [*parts, rows(SEALED + 1, RECENT)])
 

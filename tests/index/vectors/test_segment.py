@@ -106,7 +106,7 @@ def test_what_is_not_sealed_cannot_be_changed_either(tmp_path: Path, place: int)
     struct.pack_into("<I", changed, 60, zlib.crc32(changed[:60]))
     path.write_bytes(changed)
     segment = segments.Segment.open(path, AEAD)
-    for read in (segment.verify, segment.unsealed):
+    for read in (segment.verify, segment.load):
         with pytest.raises(CorruptError, match=r"^a\.seg has something sealed that was not written there$"):
             read()
 
