@@ -18,8 +18,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from app.open_inference.schemas import InferenceError
-from app.schemas import FieldError, Problem
+from app.schemas import FieldError, InferenceError, Problem
 from index.errors import is_full
 
 

@@ -1,11 +1,7 @@
-"""Use cases. Each takes plain values, asks the engine, and answers a schema; none knows a request or a response.
-
-Those about faces are in `app.faces.service`.
-"""
+"""Classify images: from plain values to a response schema, without HTTP."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -15,27 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.auth.keys import Keys
-from app.errors import NotFound, Unprocessable, full_disk
-from app.images.uploads import Pictures
+from app.classification.schemas import Classified, ClassifyParams, ClassifyResponse, Digit, DigitString, Prediction
+from app.errors import Unprocessable
+from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.predictor import Inference
-from app.inference.reload_sync import Reloads
-from app.middleware.request_log import Timings
-from app.schemas import (
-    Classified,
-    ClassifyParams,
-    ClassifyResponse,
-    Digit,
-    DigitString,
-    ModelDetail,
-    ModelList,
-    ModelMemory,
-    ModelReloaded,
-    ModelSummary,
-    Prediction,
-)
+from app.observability.timings import Timings
 from models.card import ModelCard
 from models.digit_string_decoder import Lattice, lattice, read
 from models.tta import Tta, views
@@ -43,18 +25,16 @@ from models.tta import Tta, views
 DIGITS = tuple("0123456789")
 
 
-class Services:
-    """Classifying, and what models there are."""
+class Classification:
+    """Classify images, or read strings of digits in them."""
 
-    def __init__(self, inference: Inference, keys: Keys, reloads: Reloads):
+    def __init__(self, inference: Inference):
         self._inference = inference
-        self._keys = keys
-        self._reloads = reloads
         self._engine = inference.engine
         # A string has hundreds of candidates, so all requests for strings share one room.
         self._strings = inference.room()
 
-    async def classify(self, pictures: Pictures, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
+    async def classify(self, pictures: Images, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
         """What is in each picture, likeliest first; with `sequence`, which string of digits.
 
         Raises:
@@ -88,68 +68,6 @@ class Services:
         answer = string if params.sequence else one
         answers = await self._inference.each(pictures, answer)
         return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
-
-    def models(self) -> ModelList:
-        """Every model, in the order of names."""
-        shelf = self._engine.shelf
-        memory = ModelMemory(used=shelf.used, leaving=shelf.leaving, budget=shelf.budget)
-        return ModelList(data=[self._summary(card) for card in self._engine.cards.values()], memory=memory)
-
-    def model(self, name: str) -> ModelDetail:
-        """One model's card.
-
-        Raises:
-            NotFound: no model of that name.
-        """
-        card = self._engine.cards.get(name)
-        if card is None:
-            raise NotFound("no model of that name; GET /models lists them")
-        loaded = self._engine.loaded(name)
-        return ModelDetail(
-            version=card.version,
-            default=self._engine.is_default(card),
-            loaded=loaded is not None,
-            memory_bytes=self._memory(card),
-            runtime=loaded.runtime if loaded else None,
-            choosing=any(part.choosing for part in self._engine.parts(name)),
-            card=card,
-        )
-
-    async def reload(self, name: str, actor: str | None) -> ModelReloaded:
-        """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
-
-        Raises:
-            NotFound, ModelRefused, Conflict: see `Engine.reload`. DiskFull: it is reloaded here, but other workers
-            and the audit log do not know.
-        """
-        # Shielded as the reload itself is: where the client leaves, the others and the audit log are told all the same.
-        return await asyncio.shield(asyncio.ensure_future(self._reloaded(name, actor)))
-
-    async def _reloaded(self, name: str, actor: str | None) -> ModelReloaded:
-        done = await self._engine.reload(name)
-        now, before = (card.version if card else None for card in (done.now, done.before))
-        with full_disk():
-            await asyncio.to_thread(self._reloads.tell, name)
-            if done.change != "unchanged":
-                await asyncio.to_thread(self._keys.note_reload, now, actor)
-        return ModelReloaded(model=name, change=done.change, version=now, previous=before)
-
-    def _summary(self, card: ModelCard) -> ModelSummary:
-        return ModelSummary(
-            name=card.name,
-            version=card.version,
-            task=card.task,
-            description=card.description,
-            license=card.license,
-            parameters=card.parameters,
-            classes=len(card.classes),
-            default=self._engine.is_default(card),
-            loaded=self._engine.loaded(card.name) is not None,
-            memory_bytes=self._memory(card),
-        )
-
-    def _memory(self, card: ModelCard) -> int:
-        return sum(part.size for part in self._engine.parts(card.name))
 
     async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
         card = model.card

@@ -146,7 +146,7 @@ def rekey(
     file: Annotated[Path, typer.Argument(help="The new key, 32 bytes in base64; the old one is in the settings.")],
 ) -> None:
     """Let another operator's key wrap the keys of all encrypted collections; then start the service with that one."""
-    from app.encryption import read_key
+    from app.settings import read_key
     from index.embedded.admin import repair as upkeep
 
     with _opened() as gallery:

@@ -8,9 +8,11 @@ from fastapi import APIRouter, Query, Request
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
+from app.faces.dependencies import faces
+from app.faces.schemas import DetectParams, DetectResponse
+from app.images.request import images
 from app.images.uploads import IMAGE_BODY
 from app.middleware.load_shedding import admitted
-from app.schemas import DetectParams, DetectResponse
 
 router = APIRouter(prefix="/faces", tags=["faces"], dependencies=INFER)
 
@@ -21,6 +23,4 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES)
 @admitted
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
     """Where are faces, and how good are they? One picture, or up to 64 at once; often a picture has none."""
-    return await dependencies.faces(request).detect(
-        await dependencies.pictures(request), params, dependencies.timings(request)
-    )
+    return await faces(request).detect(await images(request), params, dependencies.timings(request))

@@ -8,9 +8,12 @@ from fastapi import APIRouter, Query, Request
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
-from app.images.uploads import EMBEDDINGS_BODY, IMAGE_BODY
+from app.faces.dependencies import embeddings_request, faces
+from app.faces.request_bodies import EMBEDDINGS_BODY
+from app.faces.schemas import EmbedParams, EmbedResponse
+from app.images.request import images
+from app.images.uploads import IMAGE_BODY
 from app.middleware.load_shedding import admitted
-from app.schemas import EmbedParams, EmbedResponse
 
 router = APIRouter(tags=["faces"], dependencies=INFER)
 
@@ -21,14 +24,12 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessa
 @admitted
 async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
     """Each picture's most prominent face as a point on the unit sphere, where near means alike."""
-    return await dependencies.faces(request).embed(
-        await dependencies.pictures(request), params, dependencies.timings(request)
-    )
+    return await faces(request).embed(await images(request), params, dependencies.timings(request))
 
 
 @router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_BODY, responses=PROBLEMS)
 @admitted
 async def embeddings(request: Request) -> EmbedResponse:
     """`POST /embed` in OpenAI's form: `input` is a picture or a list of them, base64 or data URIs."""
-    asked, pictures = await dependencies.embeddings(request)
-    return await dependencies.faces(request).embed_like_openai(asked, pictures, dependencies.timings(request))
+    asked, pictures = await embeddings_request(request)
+    return await faces(request).embed_like_openai(asked, pictures, dependencies.timings(request))

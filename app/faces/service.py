@@ -17,12 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import NoFace, Unprocessable, VestibuleError
-from app.images.uploads import Pair, Pictures
-from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
-from app.inference.predictor import Inference
-from app.middleware.request_log import Timings
-from app.schemas import (
+from app.faces.request_bodies import Pair
+from app.faces.schemas import (
     ComparedEmbedding,
     ComparedFace,
     Comparison,
@@ -38,11 +34,16 @@ from app.schemas import (
     EncodingFormat,
     FaceQuality,
     Landmarks,
-    OperatingPoint,
     VerifyEmbeddingsResponse,
     VerifyParams,
     VerifyResponse,
 )
+from app.images.uploads import Images
+from app.inference.loaded_model import LoadedModel
+from app.inference.model_manager import Engine
+from app.inference.predictor import Inference
+from app.observability.timings import Timings
+from app.schemas import OperatingPoint
 from index.errors import InvalidError
 from index.validation import unit_vectors
 from models import align, detection_scale, detector
@@ -109,7 +110,7 @@ class Faces:
         self._inference = inference
         self._engine: Engine = inference.engine
 
-    async def detect(self, pictures: Pictures, params: DetectParams, timings: Timings) -> DetectResponse:
+    async def detect(self, pictures: Images, params: DetectParams, timings: Timings) -> DetectResponse:
         """The faces in each picture, with what speaks against enrolling them.
 
         Raises:
@@ -131,7 +132,7 @@ class Faces:
         data = await self._inference.each(pictures, one)
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed(self, pictures: Pictures, params: EmbedParams, timings: Timings) -> EmbedResponse:
+    async def embed(self, pictures: Images, params: EmbedParams, timings: Timings) -> EmbedResponse:
         """The embedding of each picture's most prominent face.
 
         Raises:
@@ -151,7 +152,7 @@ class Faces:
         data = await self._inference.each(pictures, one)
         return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Pictures, timings: Timings) -> EmbedResponse:
+    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Images, timings: Timings) -> EmbedResponse:
         """`embed`, asked for in OpenAI's words.
 
         Raises:

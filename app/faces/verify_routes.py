@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Request
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
-from app.images.uploads import PAIR_BODY
+from app.faces.dependencies import faces, pair
+from app.faces.request_bodies import PAIR_BODY
+from app.faces.schemas import EmbeddingPair, VerifyEmbeddingsResponse, VerifyParams, VerifyResponse
 from app.middleware.load_shedding import admitted
-from app.schemas import EmbeddingPair, VerifyEmbeddingsResponse, VerifyParams, VerifyResponse
 
 router = APIRouter(prefix="/verify", tags=["faces"], dependencies=INFER)
 
@@ -30,9 +31,7 @@ EMBEDDING_PROBLEMS = errors.describe(
 @admitted
 async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
     """Do two pictures show one person? The source's most prominent face against every face of the target."""
-    return await dependencies.faces(request).verify(
-        await dependencies.pair(request), params, dependencies.timings(request)
-    )
+    return await faces(request).verify(await pair(request), params, dependencies.timings(request))
 
 
 @router.post("/embeddings", responses=EMBEDDING_PROBLEMS)
@@ -40,4 +39,4 @@ async def embeddings(
     request: Request, params: Annotated[VerifyParams, Query()], pair: EmbeddingPair
 ) -> VerifyEmbeddingsResponse:
     """The same of embeddings that were made before, by the same model."""
-    return await dependencies.faces(request).verify_embeddings(pair, params)
+    return await faces(request).verify_embeddings(pair, params)

@@ -1,4 +1,4 @@
-"""The gallery's background work, in a thread of this process, for as long as the service runs."""
+"""The thread that runs the gallery's maintenance while the service runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RECENT_S = 60.0  # how long readiness reports a write that found the disk full
 MIN_FREE = 2**20  # bytes; with less the disk counts as full, also where nobody has tried to write
 
 
-class Upkeep:
-    """A round of maintenance every `interval_s` seconds; of several processes one does the work."""
+class MaintenanceThread:
+    """A thread that runs gallery maintenance every `interval_s` seconds; of several processes one does so."""
 
     def __init__(self, gallery: EmbeddedGallery, interval_s: float, metrics: Metrics):
         self._gallery = gallery
@@ -32,7 +32,7 @@ class Upkeep:
         self._failures: Mapping[str, Exception] = {}
         self._free = MIN_FREE
         self.completed_at: datetime | None = None  # when the last round ended in which no step failed
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
     @property
     def troubles(self) -> list[str]:

@@ -11,19 +11,17 @@ neither the detector nor the alignment is used again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
-from fastapi import FastAPI
 
+from app.background_tasks import kept, wait
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
 from app.inference.loaded_model import LoadedModel
-from app.middleware.request_log import Timings
-from app.operations.background_tasks import kept, running, wait
+from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import (
@@ -183,14 +181,6 @@ class Reembedder:
         if passing == len(items):
             raise NotReady("no crop could be looked at")
         return {item.id: vector for item, vector in zip(items, found, strict=True) if vector is not None}
-
-
-@asynccontextmanager
-async def working(app: FastAPI) -> AsyncIterator[None]:
-    """The service's collections are embedded anew for as long as this lasts."""
-    reembedder: Reembedder = app.state.galleries.reembedder
-    async with running(reembedder.work()):
-        yield
 
 
 def _described(found: ReembeddingProgress, *, able: bool) -> ReembeddingInfo:

@@ -10,6 +10,7 @@ from app import dependencies, errors
 from app.auth.scopes import ENROL, INFER
 from app.gallery import reembedding_routes
 from app.gallery.bulk import routes as jobs
+from app.gallery.dependencies import galleries
 from app.gallery.schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -28,6 +29,7 @@ from app.gallery.schemas import (
     SubjectVerification,
     SubjectVerifyParams,
 )
+from app.images.request import images
 from app.images.uploads import IMAGE_BODY
 from app.middleware.load_shedding import admitted
 
@@ -65,13 +67,13 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
 async def collections(request: Request, after: After = "", limit: Limit = 100) -> CollectionPage:
     """Every collection, by page."""
-    return await dependencies.galleries(request).list_collections(after, limit)
+    return await galleries(request).list_collections(after, limit)
 
 
 @router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=MAKING | THERE_ALREADY)
 async def create(request: Request, collection: Collection, asked: NewCollection, response: Response) -> CollectionInfo:
     """Make a collection; 200 where there is one already that was made in the same way."""
-    made, new = await dependencies.galleries(request).create(collection, asked, dependencies.caller(request))
+    made, new = await galleries(request).create(collection, asked, dependencies.caller(request))
     response.status_code = 201 if new else 200
     return made
 
@@ -79,19 +81,19 @@ async def create(request: Request, collection: Collection, asked: NewCollection,
 @router.get("/collections/{collection}", dependencies=ENROL, responses=PROBLEMS)
 async def read(request: Request, collection: Collection) -> CollectionDetail:
     """A collection, and how much is in it."""
-    return await dependencies.galleries(request).collection(collection)
+    return await galleries(request).collection(collection)
 
 
 @router.delete("/collections/{collection}", dependencies=ENROL, responses=ERASING)
 async def drop(request: Request, collection: Collection) -> ErasureReceipt:
     """Erase a collection and all that is in it."""
-    return await dependencies.galleries(request).drop(collection, dependencies.caller(request))
+    return await galleries(request).drop(collection, dependencies.caller(request))
 
 
 @router.get("/collections/{collection}/subjects", dependencies=ENROL, responses=PROBLEMS)
 async def subjects(request: Request, collection: Collection, after: After = "", limit: Limit = 100) -> SubjectPage:
     """A collection's subjects, by page."""
-    return await dependencies.galleries(request).list_subjects(collection, after, limit)
+    return await galleries(request).list_subjects(collection, after, limit)
 
 
 @router.put("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=MAKING)
@@ -99,25 +101,25 @@ async def put_subject(
     request: Request, collection: Collection, subject: SubjectId, asked: SubjectProperties
 ) -> SubjectInfo:
     """Make a subject, or give it these properties in place of those it had."""
-    return await dependencies.galleries(request).put_subject(collection, subject, asked, dependencies.caller(request))
+    return await galleries(request).put_subject(collection, subject, asked, dependencies.caller(request))
 
 
 @router.get("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
 async def subject(request: Request, collection: Collection, subject: SubjectId) -> SubjectInfo:
     """A subject."""
-    return await dependencies.galleries(request).subject(collection, subject)
+    return await galleries(request).subject(collection, subject)
 
 
 @router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=ERASING)
 async def remove_subject(request: Request, collection: Collection, subject: SubjectId) -> ErasureReceipt:
     """Erase a subject and all its faces, those that wait in jobs among them."""
-    return await dependencies.galleries(request).jobs.remove_subject(collection, subject, dependencies.caller(request))
+    return await galleries(request).jobs.remove_subject(collection, subject, dependencies.caller(request))
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
 async def faces(request: Request, collection: Collection, subject: SubjectId) -> FaceList:
     """A subject's faces."""
-    return await dependencies.galleries(request).list_faces(collection, subject)
+    return await galleries(request).list_faces(collection, subject)
 
 
 @router.post(
@@ -131,10 +133,10 @@ async def enrol(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[EnrolParams, Query()]
 ) -> EnrolResponse:
     """Enrol one picture of a subject, or up to 64; the subject is made if it is not there yet."""
-    return await dependencies.galleries(request).enrol(
+    return await galleries(request).enrol(
         collection,
         subject,
-        await dependencies.pictures(request),
+        await images(request),
         params,
         dependencies.timings(request),
         dependencies.caller(request),
@@ -152,10 +154,10 @@ async def verify(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
 ) -> SubjectVerification:
     """Is this the subject? The picture's most prominent face against the subject's faces."""
-    return await dependencies.galleries(request).recognition.verify(
+    return await galleries(request).recognition.verify(
         collection,
         subject,
-        await dependencies.pictures(request),
+        await images(request),
         params,
         dependencies.timings(request),
         dependencies.caller(request),
@@ -172,10 +174,10 @@ async def verify(
 @admitted
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """The picture's most prominent face is not the subject: searches do not name it for that face or similar ones."""
-    return await dependencies.galleries(request).recognition.deny(
+    return await galleries(request).recognition.deny(
         collection,
         subject,
-        await dependencies.pictures(request),
+        await images(request),
         dependencies.timings(request),
         dependencies.caller(request),
     )
@@ -184,7 +186,7 @@ async def deny(request: Request, collection: Collection, subject: SubjectId) -> 
 @router.get("/collections/{collection}/subjects/{subject}/feedback", dependencies=ENROL, responses=PROBLEMS)
 async def denials(request: Request, collection: Collection, subject: SubjectId) -> FeedbackList:
     """What was said not to be the subject."""
-    return await dependencies.galleries(request).recognition.denials(collection, subject)
+    return await galleries(request).recognition.denials(collection, subject)
 
 
 @router.delete(
@@ -192,18 +194,16 @@ async def denials(request: Request, collection: Collection, subject: SubjectId) 
 )
 async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Take it back, and erase the face that was kept for it."""
-    return await dependencies.galleries(request).recognition.take_back(
-        collection, subject, feedback, dependencies.caller(request)
-    )
+    return await galleries(request).recognition.take_back(collection, subject, feedback, dependencies.caller(request))
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=ERASING)
 async def remove_face(request: Request, collection: Collection, face: Key) -> ErasureReceipt:
     """Erase one face; its subject stays."""
-    return await dependencies.galleries(request).remove_face(collection, face, dependencies.caller(request))
+    return await galleries(request).remove_face(collection, face, dependencies.caller(request))
 
 
 @router.get("/erasures/{receipt}", dependencies=ENROL, responses=PROBLEMS)
 async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
     """What became of an erasure: `scrubbing`, then `erased`."""
-    return await dependencies.galleries(request).receipt(receipt)
+    return await galleries(request).receipt(receipt)

@@ -21,7 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.schemas import DetectedFace, Failed, OperatingPoint, _Schema
+from app.faces.schemas import DetectedFace
+from app.schemas import Failed, OperatingPoint, Schema
 from index.validation import check_moment, check_object, read_moment
 from models.align import Reason
 
@@ -93,7 +94,7 @@ Moment = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_u
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
 
-class NewCollection(_Schema):
+class NewCollection(Schema):
     """The body of `PUT /collections/{c}`."""
 
     embedder: str | None = Field(
@@ -111,7 +112,7 @@ class NewCollection(_Schema):
     )
 
 
-class CollectionInfo(_Schema):
+class CollectionInfo(Schema):
     """A collection: `fingerprint` names the whole way from picture to vector; vectors of another are refused."""
 
     name: str
@@ -123,13 +124,13 @@ class CollectionInfo(_Schema):
     created_at: AwareDatetime
 
 
-class NewEmbedder(_Schema):
+class NewEmbedder(Schema):
     """The body of `POST /collections/{c}/reembed`."""
 
     embedder: str | None = Field(None, description="A face embedder; null: the same, whose weights are others now.")
 
 
-class ReembeddingInfo(_Schema):
+class ReembeddingInfo(Schema):
     """What a collection is to become, and how far that is: `done` of its `faces` have a new vector.
 
     Of its `feedback`, `feedback_lost` has no crop, and is forgotten when the new vectors take the place of the old.
@@ -159,14 +160,14 @@ class CollectionDetail(CollectionInfo):
     reembedding: ReembeddingInfo | None
 
 
-class CollectionPage(_Schema):
+class CollectionPage(Schema):
     """Some collections in the order of names; `next` is the `after` of the following page."""
 
     data: list[CollectionInfo]
     next: str | None
 
 
-class SubjectProperties(_Schema):
+class SubjectProperties(Schema):
     """The body of `PUT /collections/{c}/subjects/{s}`: what the subject has from now on."""
 
     name: Annotated[str, Field(max_length=256)] | None = None
@@ -174,7 +175,7 @@ class SubjectProperties(_Schema):
     expires_at: Moment | None = Field(None, description="From then on it is not found, and then erased.")
 
 
-class SubjectInfo(_Schema):
+class SubjectInfo(Schema):
     """Someone, or something, by the caller's own `id`."""
 
     # Without the limits of what is sent: rows of older versions may be beyond them, and to check 16 KiB of metadata
@@ -187,7 +188,7 @@ class SubjectInfo(_Schema):
     faces: int
 
 
-class SubjectPage(_Schema):
+class SubjectPage(Schema):
     """Some subjects in the order of ids; `next` is the `after` of the following page.
 
     Those of an encrypted collection come in an order that means nothing, and stays.
@@ -197,7 +198,7 @@ class SubjectPage(_Schema):
     next: str | None
 
 
-class EnrolledFace(_Schema):
+class EnrolledFace(Schema):
     """A face in the gallery: `details` has what was measured of it when it was enrolled."""
 
     id: str
@@ -205,20 +206,20 @@ class EnrolledFace(_Schema):
     details: dict[str, Any]
 
 
-class FaceList(_Schema):
+class FaceList(Schema):
     """A subject's faces in the order they were enrolled."""
 
     data: list[EnrolledFace]
 
 
-class EnrolParams(_Schema):
+class EnrolParams(Schema):
     """The query of `POST /collections/{c}/subjects/{s}/faces`."""
 
     max_faces: Annotated[int, Field(ge=1, le=100, description="Of one picture, the most prominent first.")] = 1
     quality_gate: bool = Field(True, description="Reject faces that have something against them.")
 
 
-class IndexedFace(_Schema):
+class IndexedFace(Schema):
     """A face that was enrolled from picture `index`; `face` is null where pictures are taken whole."""
 
     index: int
@@ -226,7 +227,7 @@ class IndexedFace(_Schema):
     face: DetectedFace | None
 
 
-class RejectedFace(_Schema):
+class RejectedFace(Schema):
     """A face of picture `index` that was not enrolled, and why."""
 
     index: int
@@ -234,7 +235,7 @@ class RejectedFace(_Schema):
     reasons: list[RejectedReason]
 
 
-class EnrolResponse(_Schema):
+class EnrolResponse(Schema):
     """What became of each picture: faces `indexed`, faces `rejected`, or `failed` as a whole."""
 
     indexed: list[IndexedFace]
@@ -242,7 +243,7 @@ class EnrolResponse(_Schema):
     failed: list[Failed]
 
 
-class ErasureReceipt(_Schema):
+class ErasureReceipt(Schema):
     """What is erased. `scrubbing` while files still hold some of it, `erased` when none does."""
 
     id: str
@@ -257,7 +258,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Value = bool | int | Finite | str
 
 
-class OneOf(_Schema):
+class OneOf(Schema):
     """Any of these values."""
 
     in_: Annotated[list[Value], Field(alias="in", min_length=1, max_length=1000, fail_fast=True)]
@@ -266,7 +267,7 @@ class OneOf(_Schema):
 Wanted = Annotated[dict[str, Value | OneOf], Field(min_length=1, max_length=16)]
 
 
-class SearchParams(_Schema):
+class SearchParams(Schema):
     """The query of `POST /search`."""
 
     collection: str
@@ -294,7 +295,7 @@ class SearchParams(_Schema):
         return {key: value.in_ if isinstance(value, OneOf) else [value] for key, value in self.where.items()}
 
 
-class Candidate(_Schema):
+class Candidate(Schema):
     """A subject that may be the one: its nearest face, at `distance` 1 - cosine, 0..2.
 
     `probability`, 0..1, is that two pictures show one person, at the operating point's prior; null without calibration.
@@ -310,7 +311,7 @@ class Candidate(_Schema):
 SearchReason = Literal["BEYOND_CALIBRATION", "NOT_CALIBRATED"] | Reason
 
 
-class SearchedFace(_Schema):
+class SearchedFace(Schema):
     """One face (null: the whole picture) and who it may be, likest first.
 
     `match`: the first candidate is near enough for the promised rate. `unknown`: none is. `rejected`: not searched.
@@ -322,21 +323,21 @@ class SearchedFace(_Schema):
     candidates: list[Candidate]
 
 
-class Searched(_Schema):
+class Searched(Schema):
     """The faces of one picture, the surest first."""
 
     index: int
     faces: list[SearchedFace]
 
 
-class Chosen(_Schema):
+class Chosen(Schema):
     """The subjects to which `where` applies."""
 
     subjects: int
     faces: int
 
 
-class SearchedCollection(_Schema):
+class SearchedCollection(Schema):
     """What was searched: how many faces of how many subjects; `exact` where every one was compared.
 
     `chosen`: how many of them `where` leaves; null without it. The threshold follows the number of comparisons: of
@@ -350,7 +351,7 @@ class SearchedCollection(_Schema):
     chosen: Chosen | None
 
 
-class SearchResponse(_Schema):
+class SearchResponse(Schema):
     """The pictures in the order they were sent; `threshold` is the largest distance of a match, null for none."""
 
     collection: SearchedCollection
@@ -362,7 +363,7 @@ class SearchResponse(_Schema):
     data: list[Searched | Failed]
 
 
-class SubjectVerifyParams(_Schema):
+class SubjectVerifyParams(Schema):
     """The query of `POST /collections/{c}/subjects/{s}/verify`."""
 
     fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
@@ -371,7 +372,7 @@ class SubjectVerifyParams(_Schema):
     fusion: Literal["best", "mean"] = Field("best", description="How several faces of the subject count.")
 
 
-class SubjectVerification(_Schema):
+class SubjectVerification(Schema):
     """Whether the picture's most prominent face (null: the whole picture) is the subject; `face_id` is the nearest of
     the subject's faces.
 
@@ -390,14 +391,14 @@ class SubjectVerification(_Schema):
     version: str
 
 
-class FeedbackInfo(_Schema):
+class FeedbackInfo(Schema):
     """A face that is not the subject's."""
 
     id: str
     created_at: AwareDatetime
 
 
-class FeedbackList(_Schema):
+class FeedbackList(Schema):
     """All that was said of a subject, in the order of time."""
 
     data: list[FeedbackInfo]

@@ -26,15 +26,12 @@ from app.gallery.schemas import (
     SubjectVerifyParams,
     moment,
 )
-from app.images.uploads import Pictures
-from app.middleware.request_log import Timings
+from app.images.uploads import Images
+from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
-from index.embedded.query.metadata_filter import Where
-from index.embedded.query.search import compare, search
-from index.embedded.store.records import Collection
+from index.embedded.query.search import compare, search, search_scope
 from index.protocol import Match
 from models.matching import Matching
 
@@ -49,7 +46,7 @@ class Recognition:
         self._feedback = Feedback(gallery)
 
     async def search(
-        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
     ) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
@@ -59,45 +56,48 @@ class Recognition:
         return await settled(lambda: self._searched(pictures, params, timings, actor))
 
     async def _searched(
-        self, pictures: Pictures, params: SearchParams, timings: Timings, actor: str | None
+        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
     ) -> SearchResponse:
-        found = await self._ask(lambda: self._gallery.collection(params.collection))
+        where = params.chosen
+        scope = await self._ask(lambda: search_scope(self._gallery, params.collection, where))
+        found, usage = scope.collection, scope.usage
         sight = await self._pipeline.model(found)
         model = sight.model
-        usage = await self._ask(lambda: self._gallery.usage(params.collection))
-        chosen = await self._ask(lambda: self._count(found, where)) if (where := params.chosen) else None
+        chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
         searched = chosen or usage
         comparisons = searched.faces if params.fusion == "best" else searched.subjects
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
+        describe = _Describer(rule, model.card.matching, params.limit)
 
         async def one(index: int, data: bytes) -> Searched:
             seen = await self._pipeline.seen(sight, data, timings)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
-            matches: list[list[Match]] = []
-            if wanted:
-                queries = np.stack([face.vector.numpy() for face in wanted])
-                # Other faces of the picture may take the first ones.
-                limit = params.limit + (0 if params.repeated else len(wanted) - 1)
-                with compared():
-                    matches = await self._ask(
-                        lambda: search(
-                            self._gallery,
-                            params.collection,
-                            queries,
-                            limit,
-                            fusion=params.fusion,
-                            where=where,
-                            fingerprint=found.fingerprint,
-                        )
+
+            def decide() -> list[Decision]:
+                """Search, decide and record the search, in one thread: each change of threads costs a wake-up."""
+                matches: list[list[Match]] = []
+                if wanted:
+                    queries = np.stack([face.vector.numpy() for face in wanted])
+                    # Other faces of the picture may take the first ones.
+                    limit = params.limit + (0 if params.repeated else len(wanted) - 1)
+                    matches = search(
+                        self._gallery,
+                        params.collection,
+                        queries,
+                        limit,
+                        fusion=params.fusion,
+                        where=where,
+                        fingerprint=found.fingerprint,
                     )
-            # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-            decisions = await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+                decisions = rule.decide(matches, repeated=params.repeated)
+                named = [match.subject for one in decisions for match in one.candidates[: params.limit]]
+                self._gallery.note_search(params.collection, named, actor=actor)
+                return decisions
+
+            with compared():
+                decisions = await self._ask(decide)
             decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
-            describe = _Describer(rule, model.card.matching, params.limit)
-            faces = [describe(face, decided.get(id(face))) for face in seen]
-            named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
-            await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
-            return Searched(index=index, faces=faces)
+            return Searched(index=index, faces=[describe(face, decided.get(id(face))) for face in seen])
 
         data = await self._pipeline.inference.each(pictures, one)
         return SearchResponse(
@@ -120,7 +120,7 @@ class Recognition:
         self,
         collection: str,
         key: str,
-        pictures: Pictures,
+        pictures: Images,
         params: SubjectVerifyParams,
         timings: Timings,
         actor: str | None,
@@ -137,7 +137,7 @@ class Recognition:
         self,
         collection: str,
         key: str,
-        pictures: Pictures,
+        pictures: Images,
         params: SubjectVerifyParams,
         timings: Timings,
         actor: str | None,
@@ -181,7 +181,7 @@ class Recognition:
         )
 
     async def deny(
-        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
     ) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
@@ -191,7 +191,7 @@ class Recognition:
         return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
 
     async def _denied(
-        self, collection: str, key: str, pictures: Pictures, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
     ) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
@@ -221,12 +221,7 @@ class Recognition:
             self._feedback.remove.planned(collection, key, token, actor=actor), described
         )
 
-    def _count(self, found: Collection, where: Where) -> Chosen:
-        with self._gallery.ledger.snapshot() as db:
-            subjects, faces = metadata_filter.counts(db, found.id, where)
-        return Chosen(subjects=subjects, faces=faces)
-
-    async def _meant(self, sight: Sight, pictures: Pictures, timings: Timings) -> Seen:
+    async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
         """The most prominent face of the only picture.
 
         Raises:

@@ -29,9 +29,9 @@ from app.gallery.schemas import (
     moment,
 )
 from app.gallery.search import Recognition
-from app.images.uploads import Pictures
+from app.images.uploads import Images
 from app.inference.predictor import Inference
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
@@ -181,7 +181,7 @@ class Galleries:
         return described(await self._ask(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, pictures: Pictures, params: EnrolParams, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, params: EnrolParams, timings: Timings, actor: str | None
     ) -> EnrolResponse:
         """The faces of each picture become the subject's, as far as nothing is against them.
 

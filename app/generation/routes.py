@@ -16,6 +16,7 @@ from app.generation.schemas import (
     InterpolateParams,
     LatentsRequest,
 )
+from app.generation.service import Generation
 from app.images.encoding import PNG, WEBP
 from app.images.responses import UNCHANGED, answer, describe
 from app.middleware.load_shedding import admitted
@@ -38,20 +39,26 @@ PICTURES = describe(PNG, WEBP, schema=GenerateResponse)
 IfNoneMatch = Annotated[str | None, Header(description="An `ETag` that was answered before.")]
 
 
+def generation(request: Request) -> Generation:
+    """Return the generation service."""
+    service: Generation = request.app.state.generation
+    return service
+
+
 @router.get("/generate", response_class=Response, responses=PICTURES | UNCHANGED | PROBLEMS)
 @admitted
 async def generate(
     request: Request, params: Annotated[GenerateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
     """New pictures. The same seed answers the same bytes; without one they are others each time."""
-    return answer(await dependencies.generation(request).generate(params, if_none_match, dependencies.timings(request)))
+    return answer(await generation(request).generate(params, if_none_match, dependencies.timings(request)))
 
 
 @router.post("/generate", response_class=Response, responses=PICTURES | PROBLEMS | SENDING)
 @admitted
 async def decode(request: Request, sent: LatentsRequest) -> Response:
     """The pictures at these points of the latent space; `POST /encode` answers such points."""
-    return answer(await dependencies.generation(request).decode(sent, dependencies.timings(request)))
+    return answer(await generation(request).decode(sent, dependencies.timings(request)))
 
 
 @router.get("/generate/interpolate", response_class=Response, responses=describe(PNG, WEBP) | UNCHANGED | PROBLEMS)
@@ -60,13 +67,11 @@ async def interpolate(
     request: Request, params: Annotated[InterpolateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
     """The way from the first sample of one seed to that of another, as a strip or a film."""
-    return answer(
-        await dependencies.generation(request).interpolate(params, if_none_match, dependencies.timings(request))
-    )
+    return answer(await generation(request).interpolate(params, if_none_match, dependencies.timings(request)))
 
 
 @router.post("/v1/images/generations", response_model_exclude_none=True, responses=PROBLEMS | SENDING)
 @admitted
 async def images(request: Request, sent: ImagesRequest) -> ImagesResponse:
     """`GET /generate` in OpenAI's form: `prompt` is the label to draw, or one for each of `n` pictures."""
-    return await dependencies.generation(request).images(sent, dependencies.timings(request))
+    return await generation(request).images(sent, dependencies.timings(request))

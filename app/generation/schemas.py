@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.schemas import Failed, OpenAIRequest, _Schema
+from app.schemas import Failed, OpenAIRequest, Schema
 
 MOST_SAMPLES = 64
 MAX_SEED = 2**63 - 1
@@ -38,7 +38,7 @@ Latent = Annotated[
 ]
 
 
-class GenerateParams(_Schema):
+class GenerateParams(Schema):
     """The query of `GET /generate`."""
 
     model: Model = None
@@ -52,7 +52,7 @@ class GenerateParams(_Schema):
     grid: Columns = None
 
 
-class LatentsRequest(_Schema):
+class LatentsRequest(Schema):
     """The body of `POST /generate`: a point of the latent space for each picture, of the model's own width."""
 
     model: Model = None
@@ -62,7 +62,7 @@ class LatentsRequest(_Schema):
     grid: Annotated[Columns, Field(strict=True)] = None
 
 
-class InterpolateParams(_Schema):
+class InterpolateParams(Schema):
     """The query of `GET /generate/interpolate`."""
 
     model: Model = None
@@ -73,14 +73,14 @@ class InterpolateParams(_Schema):
     format: Literal["png", "webp"] = Field("png", description="A strip as PNG, or an animated WebP, lossless.")
 
 
-class GeneratedImage(_Schema):
+class GeneratedImage(Schema):
     """A sample as PNG in base64, and its class where the model is conditional."""
 
     b64_json: str
     label: str | None = None
 
 
-class GenerateResponse(_Schema):
+class GenerateResponse(Schema):
     """OpenAI's list of images.
 
     `created` is in seconds since 1970, and 0 where the caller fixed what is drawn: then every byte is the same again.
@@ -116,7 +116,7 @@ class ImagesRequest(OpenAIRequest):
     user: str | None = Field(None, description="Not used.")
 
 
-class ListedImage(_Schema):
+class ListedImage(Schema):
     """A sample as PNG, in base64 or as a data URI, and its class where the model is conditional."""
 
     b64_json: str | None = None
@@ -124,7 +124,7 @@ class ListedImage(_Schema):
     label: str | None = None
 
 
-class ImagesResponse(_Schema):
+class ImagesResponse(Schema):
     """OpenAI's list of images; `created` and `seed` are those of `GET /generate?format=json`."""
 
     created: int
@@ -136,7 +136,7 @@ class ImagesResponse(_Schema):
     seed: int
 
 
-class DenoiseParams(_Schema):
+class DenoiseParams(Schema):
     """The query of `POST /denoise`."""
 
     model: Model = None
@@ -146,7 +146,7 @@ class DenoiseParams(_Schema):
     format: PictureFormat = "png"
 
 
-class Denoised(_Schema):
+class Denoised(Schema):
     """A picture as PNG in base64, of the size that was sent.
 
     `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the picture as sent:
@@ -161,7 +161,7 @@ class Denoised(_Schema):
     psnr_before: float | None = None
 
 
-class DenoiseResponse(_Schema):
+class DenoiseResponse(Schema):
     """The pictures in the order they were sent."""
 
     model: str
@@ -169,7 +169,7 @@ class DenoiseResponse(_Schema):
     data: list[Denoised | Failed]
 
 
-class ReconstructParams(_Schema):
+class ReconstructParams(Schema):
     """The query of `POST /reconstruct`."""
 
     model: Model = None
@@ -177,7 +177,7 @@ class ReconstructParams(_Schema):
     format: PictureFormat = "png"
 
 
-class Reconstructed(_Schema):
+class Reconstructed(Schema):
     """A picture as PNG in base64, of the network's size."""
 
     index: int
@@ -186,7 +186,7 @@ class Reconstructed(_Schema):
     b64_json: str
 
 
-class ReconstructResponse(_Schema):
+class ReconstructResponse(Schema):
     """The pictures in the order they were sent."""
 
     model: str
@@ -194,21 +194,21 @@ class ReconstructResponse(_Schema):
     data: list[Reconstructed | Failed]
 
 
-class EncodeParams(_Schema):
+class EncodeParams(Schema):
     """The query of `POST /encode`."""
 
     model: Model = None
     label: Labels = Field([], description="What a conditional model needs: a class for all pictures, or for each.")
 
 
-class Encoded(_Schema):
+class Encoded(Schema):
     """A picture as a point of the latent space; `POST /generate` draws it again. Of a distribution, the mean."""
 
     index: int
     latent: list[float]
 
 
-class EncodeResponse(_Schema):
+class EncodeResponse(Schema):
     """The pictures in the order they were sent."""
 
     model: str

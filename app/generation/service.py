@@ -35,7 +35,7 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import DECODER
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
 from models import runtime
 from models.card import ModelCard
 from models.generative import latents

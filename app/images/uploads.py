@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType, VestibuleError
 from app.images import large_json
 from app.images.large_json import Parsed
-from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
+from app.schemas import ImageInput
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -38,8 +38,6 @@ class InThread(Protocol):
 
 
 PART = "file"
-PAIR = ("source", "target")
-REFERENCE = "reference"
 
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -61,174 +59,48 @@ IMAGE_BODY: dict[str, Any] = {
     }
 }
 
-_FILE = {"type": "string", "format": "binary"}
+FILE = {"type": "string", "format": "binary"}
 
-PAIR_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "Two pictures: JPEG, PNG, WebP, BMP or GIF.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, _FILE)}
-            },
-            "application/json": {"schema": PicturePair.model_json_schema()},
-        },
-    }
-}
 
-_FILES_OR_NONE = {"type": "array", "items": _FILE}
-_FILES = {**_FILES_OR_NONE, "minItems": 1}
-
-NOISY_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": (
-            "One picture or a list of them: JPEG, PNG, WebP, BMP or GIF; and to measure against, if there are any, "
-            "as many references, of the same sizes."
-        ),
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [PART],
-                    "properties": {PART: _FILES, REFERENCE: _FILES_OR_NONE},
-                }
-            },
-            "image/*": {"schema": _FILE},
-            "application/json": {"schema": NoisyInput.model_json_schema()},
-        },
-    }
-}
-
-EMBEDDINGS_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}},
-    }
-}
+FILES_OR_NONE = {"type": "array", "items": FILE}
+FILES = {**FILES_OR_NONE, "minItems": 1}
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """What was sent, in order: bytes, or what is wrong with one of a list. `many`: the client sent a list."""
 
     items: tuple[bytes | VestibuleError, ...]
     many: bool
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures to be compared, still encoded."""
-
-    source: bytes
-    target: bytes
-
-
-@dataclass(frozen=True)
-class Noisy:
-    """Pictures to be cleaned and, for each, what it should become: None where nothing was sent to measure against."""
-
-    pictures: Pictures
-    references: tuple[bytes | VestibuleError | None, ...]
-
-
-async def read_pictures(request: Request, max_images: int, in_thread: InThread) -> Pictures:
+async def read_pictures(request: Request, max_images: int, in_thread: InThread) -> Images:
     """The pictures of a request, still encoded. Large JSON is parsed `in_thread`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    content_type = _content_type(request)
+    content_type = content_type_of(request)
     with whole():
         if content_type == "multipart/form-data":
-            files = await _from_multipart(request, (PART,), max_images)
-            pictures = Pictures(tuple(data for _, data in files), many=len(files) > 1)
+            files = await read_files(request, (PART,), max_images)
+            pictures = Images(tuple(data for _, data in files), many=len(files) > 1)
         elif content_type == "application/json":
-            pictures = await _from_json(
-                request, ImageInput, _INPUT, lambda sent: _pictures(sent, sent.value.input, max_images), in_thread
+            pictures = await read_json(
+                request, ImageInput, INPUT_FORM, lambda sent: images_of(sent, sent.value.input, max_images), in_thread
             )
         elif content_type.startswith("image/"):
-            pictures = _from_raw(await request.body())
+            pictures = raw_image(await request.body())
         else:
             raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    return _few(pictures, max_images)
+    return check_count(pictures, max_images)
 
 
-async def read_pair(request: Request, in_thread: InThread) -> Pair:
-    """The two pictures of a request, still encoded. Large JSON is parsed `in_thread`.
-
-    Raises:
-        BadRequest, BodyTooLarge, UnsupportedMediaType.
-    """
-    content_type = _content_type(request)
-    with whole():
-        if content_type == "multipart/form-data":
-            files = await _from_multipart(request, PAIR, len(PAIR))
-            if sorted(name for name, _ in files) != sorted(PAIR):
-                raise BadRequest("send one part named 'source' and one named 'target'")
-            return Pair(**dict(files))
-        if content_type == "application/json":
-            return await _from_json(
-                request,
-                PicturePair,
-                '{"source": "<base64>", "target": "<base64>"}',
-                lambda sent: Pair(sent.base64(sent.value.source), sent.base64(sent.value.target)),
-                in_thread,
-            )
-    raise UnsupportedMediaType("send multipart/form-data or application/json")
+INPUT_FORM = '{"input": "<base64>"} or {"input": ["<base64>", ...]}'
 
 
-async def read_noisy(request: Request, max_images: int, in_thread: InThread) -> Noisy:
-    """The pictures of a request and their references, still encoded. Large JSON is parsed `in_thread`.
-
-    Raises:
-        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
-    """
-    content_type = _content_type(request)
-    references: tuple[bytes | VestibuleError | None, ...] = ()
-    with whole():
-        if content_type == "multipart/form-data":
-            files = await _from_multipart(request, (PART, REFERENCE), 2 * max_images)
-            items = tuple(data for name, data in files if name == PART)
-            references = tuple(data for name, data in files if name == REFERENCE)
-            pictures = Pictures(items, many=len(items) > 1)
-        elif content_type == "application/json":
-            pictures, references = await _from_json(
-                request, NoisyInput, _INPUT, lambda sent: _noisy(sent, max_images), in_thread
-            )
-        elif content_type.startswith("image/"):
-            pictures = _from_raw(await request.body())
-        else:
-            raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    if not pictures.items:
-        raise BadRequest(f"there is no part named {PART!r}")
-    if references and len(references) != len(pictures.items):
-        raise BadRequest(f"{len(references)} references for {len(pictures.items)} pictures: send one for each, or none")
-    return Noisy(_few(pictures, max_images), references or (None,) * len(pictures.items))
-
-
-async def read_embeddings(request: Request, max_images: int, in_thread: InThread) -> tuple[EmbeddingsRequest, Pictures]:
-    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed `in_thread`.
-
-    Raises:
-        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
-    """
-    if _content_type(request) != "application/json":
-        raise UnsupportedMediaType("send application/json")
-    with whole():
-        return await _from_json(
-            request,
-            EmbeddingsRequest,
-            _INPUT,
-            lambda sent: (sent.value, _pictures(sent, sent.value.input, max_images)),
-            in_thread,
-        )
-
-
-_INPUT = '{"input": "<base64>"} or {"input": ["<base64>", ...]}'
-
-
-def _content_type(request: Request) -> str:
+def content_type_of(request: Request) -> str:
+    """Return the media type of the request body in lower case, without parameters."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
@@ -245,7 +117,12 @@ def whole() -> Iterator[None]:
         raise BadRequest("the connection was closed before the whole request arrived") from error
 
 
-def _few(pictures: Pictures, max_images: int) -> Pictures:
+def check_count(pictures: Images, max_images: int) -> Images:
+    """Return the images.
+
+    Raises:
+        TooManyImages: there are more than `max_images`.
+    """
     if len(pictures.items) > max_images:
         raise _too_many(max_images)
     return pictures
@@ -321,7 +198,7 @@ def _has_extended_file_name(disposition: bytes) -> bool:
     return headers.get_filename() is not None
 
 
-async def _from_multipart(request: Request, names: tuple[str, ...], most: int) -> list[tuple[str, bytes]]:
+async def read_files(request: Request, names: tuple[str, ...], most: int) -> list[tuple[str, bytes]]:
     """Name and bytes of each file, in order, of which there are at most so many."""
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary")
@@ -340,10 +217,15 @@ async def _from_multipart(request: Request, names: tuple[str, ...], most: int) -
     return [(name, bytes(data)) for name, data in parts.files]
 
 
-def _from_raw(body: bytes) -> Pictures:
+def raw_image(body: bytes) -> Images:
+    """Return the image that an `image/*` body is.
+
+    Raises:
+        BadRequest: the body is empty.
+    """
     if not body:
         raise BadRequest("the body is empty")
-    return Pictures((body,), many=False)
+    return Images((body,), many=False)
 
 
 async def read_whole(request: Request) -> bytearray:
@@ -354,7 +236,7 @@ async def read_whole(request: Request) -> bytearray:
     return body
 
 
-async def _from_json(
+async def read_json(
     request: Request,
     schema: type[Body],
     form: str,
@@ -383,20 +265,19 @@ def _validated(schema: type[Body], body: bytearray, form: str) -> Parsed[Body]:
         raise BadRequest(f"the body must be {form}: {reasons}") from error
 
 
-def _pictures(body: Parsed[Any], sent: str | list[str], max_images: int) -> Pictures:
+def images_of(body: Parsed[Any], sent: str | list[str], max_images: int) -> Images:
+    """Return the images of a JSON body in which `sent` is one image or a list of them.
+
+    Raises:
+        BadRequest: the list is empty, or the only image is not base64. TooManyImages.
+    """
     if isinstance(sent, str):
-        return Pictures((body.base64(sent),), many=False)
+        return Images((body.base64(sent),), many=False)
     if not sent:
         raise BadRequest("the list of pictures is empty")
     if len(sent) > max_images:
         raise _too_many(max_images)
-    return Pictures(tuple(_or_error(body, text) for text in sent), many=True)
-
-
-def _noisy(body: Parsed[NoisyInput], max_images: int) -> tuple[Pictures, tuple[bytes | VestibuleError, ...]]:
-    pictures = _pictures(body, body.value.input, max_images)
-    reference = body.value.reference
-    return pictures, () if reference is None else _pictures(body, reference, max_images).items
+    return Images(tuple(_or_error(body, text) for text in sent), many=True)
 
 
 def _or_error(body: Parsed[Any], text: str) -> bytes | VestibuleError:

@@ -10,28 +10,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+
+from app.auth.fair_share import OWNER, Owner
 
 T = TypeVar("T")
 
 # Seconds. The work of a request that has kept threads for longer than this counts as long.
 LONG_S = 0.25
-
-
-@dataclass(eq=False)
-class Owner:
-    """A request, for which work is done. `caller`: the id of its API key, None while the service is open; `busy_s`: for
-    how long it has kept threads.
-    """
-
-    caller: str | None
-    busy_s: float = 0.0
-
-
-OWNER: ContextVar[Owner | None] = ContextVar("owner", default=None)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from app.images.decoding import (
     load,
     open_image,
 )
-from app.images.uploads import Pictures
+from app.images.uploads import Images
 from app.inference.batcher import Batched, Lane
 from app.inference.executors import Long
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.model_manager import Engine
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess
@@ -81,7 +81,7 @@ class Inference:
         """For what is queued at once by all that share it."""
         return asyncio.Semaphore(self._places)
 
-    async def each(self, pictures: Pictures, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
+    async def each(self, pictures: Images, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
         """`one` for each picture, side by side. A list's bad picture becomes its problem and costs no neighbour.
 
         Raises:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.auth.fair_share import OWNER, Owner
 from app.auth.scopes import Guarded, Routes
 from app.errors import Overloaded, error_response
-from app.inference.executors import OWNER, Owner
 from app.middleware.body_timeout import Arrival
 from app.middleware.host_and_origin import readable_elsewhere
 from app.middleware.request_log import UNLESS_SAID, request_id

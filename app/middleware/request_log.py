@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.auth.scopes import PROBES
 from app.errors import VestibuleError, error_response
 from app.observability.metrics import Metrics
+from app.observability.timings import Timings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
@@ -33,26 +34,6 @@ UNLESS_SAID = (
 _QUIET = PROBES | {"/metrics"}
 
 log = structlog.get_logger()
-
-
-class Timings:
-    """The stages of one request, in seconds, for `Server-Timing`. Of pictures side by side the slowest counts.
-
-    What is in none of them is `app`: the framework, and turns of the event loop that others had first.
-    """
-
-    def __init__(self) -> None:
-        self._stages: dict[str, float] = {}
-
-    def record(self, stage: str, seconds: float) -> None:
-        """Note that `stage` took so long."""
-        self._stages[stage] = max(seconds, self._stages.get(stage, 0.0))
-
-    def header(self, total: float) -> str:
-        """The header's value; durations in milliseconds."""
-        rest = max(0.0, total - sum(self._stages.values()))
-        stages = {**self._stages, "app": rest, "total": total}
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
 class Observe:

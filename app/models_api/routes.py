@@ -8,7 +8,8 @@ from fastapi import APIRouter, Path, Request
 
 from app import dependencies, errors
 from app.auth.scopes import ADMIN, INFER
-from app.schemas import ModelDetail, ModelList, ModelName, ModelReloaded, OpenAIModel, OpenAIModelList
+from app.models_api.schemas import ModelDetail, ModelList, ModelName, ModelReloaded, OpenAIModel, OpenAIModelList
+from app.models_api.service import Models
 
 router = APIRouter(tags=["models"])
 
@@ -25,16 +26,22 @@ RELOADING = errors.describe(
 )
 
 
+def served_models(request: Request) -> Models:
+    """Return the service that lists and reloads models."""
+    service: Models = request.app.state.models
+    return service
+
+
 @router.get("/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
 async def models(request: Request) -> ModelList:
     """Every model that can be asked for."""
-    return dependencies.services(request).models()
+    return served_models(request).models()
 
 
 @router.get("/models/{name}", dependencies=INFER, responses=READING)
 async def model(request: Request, name: str) -> ModelDetail:
     """One model's card: what it is, what it was trained on, how good it measured, its licence."""
-    return dependencies.services(request).model(name)
+    return served_models(request).model(name)
 
 
 @router.post("/models/{name}/reload", dependencies=ADMIN, responses=RELOADING)
@@ -42,16 +49,16 @@ async def reload(
     request: Request, name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")]
 ) -> ModelReloaded:
     """Serve what lies in the weights folder under this name by now; requests under way end with what was there."""
-    return await dependencies.services(request).reload(name, dependencies.caller(request))
+    return await served_models(request).reload(name, dependencies.caller(request))
 
 
 @router.get("/v1/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
 async def openai_models(request: Request) -> OpenAIModelList:
     """`GET /models` in OpenAI's form."""
-    return OpenAIModelList(data=[OpenAIModel(id=model.name) for model in dependencies.services(request).models().data])
+    return OpenAIModelList(data=[OpenAIModel(id=model.name) for model in served_models(request).models().data])
 
 
 @router.get("/v1/models/{name}", dependencies=INFER, responses=READING)
 async def openai_model(request: Request, name: str) -> OpenAIModel:
     """One model in OpenAI's form."""
-    return OpenAIModel(id=dependencies.services(request).model(name).card.name)
+    return OpenAIModel(id=served_models(request).model(name).card.name)

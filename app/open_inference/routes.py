@@ -10,10 +10,9 @@ from app import dependencies, errors
 from app.auth.scopes import INFER
 from app.images.responses import answer, describe
 from app.middleware.load_shedding import admitted
-from app.open_inference.messages import INFER_BODY, OCTETS
+from app.open_inference.messages import INFER_BODY, OCTETS, Message, read_message
 from app.open_inference.schemas import (
     IndexedModel,
-    InferenceError,
     InferenceResponse,
     ModelMetadata,
     ModelReady,
@@ -21,8 +20,10 @@ from app.open_inference.schemas import (
     ServerMetadata,
     ServerReady,
 )
+from app.open_inference.service import OpenInference
 from app.operations import routes as ops
-from app.schemas import Health
+from app.operations.schemas import Health
+from app.schemas import InferenceError
 
 router = APIRouter(prefix=errors.OIP, tags=["open inference protocol"])
 
@@ -52,10 +53,21 @@ INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
 )
 
 
+def open_inference(request: Request) -> OpenInference:
+    """Return the service of the Open Inference Protocol."""
+    service: OpenInference = request.app.state.open_inference
+    return service
+
+
+async def message(request: Request) -> Message:
+    """Return the body of the request; see `read_message`."""
+    return await dependencies.timed_receive(request, read_message(request))
+
+
 @router.get("", dependencies=INFER, responses=READING)
 async def server(request: Request) -> ServerMetadata:
     """What answers here, and which extensions of the protocol it knows."""
-    return dependencies.open_inference(request).server()
+    return open_inference(request).server()
 
 
 @router.get("/health/live", responses=READING)
@@ -73,31 +85,31 @@ async def ready(_: Annotated[Health, Depends(ops.ready)]) -> ServerReady:
 @router.post("/repository/index", dependencies=INFER, responses=SENDING)
 async def index(request: Request) -> list[IndexedModel]:
     """Every model that can be asked; a body is not read: all are ready, and load with their first request."""
-    return dependencies.open_inference(request).index()
+    return open_inference(request).index()
 
 
 @router.get("/models/{name}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata(request: Request, name: Name) -> ModelMetadata:
     """A model's inputs and outputs."""
-    return dependencies.open_inference(request).metadata(name, None)
+    return open_inference(request).metadata(name, None)
 
 
 @router.get("/models/{name}/versions/{version}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata_of_version(request: Request, name: Name, version: Version) -> ModelMetadata:
     """The same, if this is its version."""
-    return dependencies.open_inference(request).metadata(name, version)
+    return open_inference(request).metadata(name, version)
 
 
 @router.get("/models/{name}/ready", dependencies=INFER, responses=NAMED)
 async def model_ready(request: Request, name: Name) -> ModelReady:
     """Whether a model can be asked."""
-    return dependencies.open_inference(request).ready(name, None)
+    return open_inference(request).ready(name, None)
 
 
 @router.get("/models/{name}/versions/{version}/ready", dependencies=INFER, responses=NAMED)
 async def version_ready(request: Request, name: Name, version: Version) -> ModelReady:
     """The same of a version."""
-    return dependencies.open_inference(request).ready(name, version)
+    return open_inference(request).ready(name, version)
 
 
 @router.post(
@@ -107,9 +119,7 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 async def infer(request: Request, name: Name) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
     return answer(
-        await dependencies.open_inference(request).infer(
-            name, None, await dependencies.message(request), dependencies.timings(request)
-        )
+        await open_inference(request).infer(name, None, await message(request), dependencies.timings(request))
     )
 
 
@@ -124,7 +134,5 @@ async def infer(request: Request, name: Name) -> Response:
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """The same of a version."""
     return answer(
-        await dependencies.open_inference(request).infer(
-            name, version, await dependencies.message(request), dependencies.timings(request)
-        )
+        await open_inference(request).infer(name, version, await message(request), dependencies.timings(request))
     )

@@ -18,12 +18,6 @@ MOST_NUMBERS = 1_000_000
 Dimension = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
-class InferenceError(BaseModel):
-    """What went wrong."""
-
-    error: str
-
-
 class ServerMetadata(BaseModel):
     """What answers, and which extensions of the protocol it knows."""
 

@@ -22,7 +22,7 @@ from app.inference import class_labels
 from app.inference.loader import Item
 from app.inference.predictor import Inference, together
 from app.inference.submodels import multiple_of
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
 from app.open_inference import messages, signatures
 from app.open_inference.messages import Message, Wanted
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata

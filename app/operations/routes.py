@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Protocol
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import ADMIN
-from app.observability.metrics import CONTENT_TYPE
-from app.schemas import Health
+from app.inference.model_manager import Engine
+from app.observability.metrics import CONTENT_TYPE, Metrics
+from app.operations.schemas import Health
 
 router = APIRouter(tags=["operations"])
 
 FIGURES = errors.describe(errors.HostNotAllowed, *errors.OF_KEYS)
 FIGURES[200] = {"content": {"text/plain": {}}}
+
+
+class Monitored(Protocol):
+    """Background work whose state the readiness probe reports."""
+
+    completed_at: datetime | None
+
+    @property
+    def troubles(self) -> list[str]:
+        """Reasons why the service is degraded; empty while all is well."""
+        ...
 
 
 @router.get("/health/live")
@@ -25,17 +40,18 @@ async def live() -> Health:
 @router.get("/health/ready", responses=errors.describe(errors.NotReady))
 async def ready(request: Request) -> Health:
     """The default classifier and, where their weights are there, the face pair are loaded and warm."""
-    engine = dependencies.engine(request)
+    engine: Engine = request.app.state.engine
     loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
     if missing := [name for name, _ in engine.required if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
-    upkeep = dependencies.upkeep(request)
-    troubles = [*engine.troubles, *upkeep.troubles]
+    maintenance: Monitored = request.app.state.maintenance
+    troubles = [*engine.troubles, *maintenance.troubles]
     status = "degraded" if troubles else "ready"
-    return Health(status=status, models=loaded, reasons=troubles, maintained_at=upkeep.completed_at)
+    return Health(status=status, models=loaded, reasons=troubles, maintained_at=maintenance.completed_at)
 
 
 @router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)
 async def metrics(request: Request) -> Response:
     """Prometheus."""
-    return Response(dependencies.metrics(request).exposition(), media_type=CONTENT_TYPE)
+    figures: Metrics = request.app.state.metrics
+    return Response(figures.exposition(), media_type=CONTENT_TYPE)

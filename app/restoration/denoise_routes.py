@@ -11,8 +11,9 @@ from app.auth.scopes import INFER
 from app.generation.schemas import DenoiseParams, DenoiseResponse
 from app.images.encoding import PNG
 from app.images.responses import answer, describe
-from app.images.uploads import NOISY_BODY
 from app.middleware.load_shedding import admitted
+from app.restoration.dependencies import noisy, restoration
+from app.restoration.request_bodies import NOISY_BODY
 
 router = APIRouter(tags=["denoise"], dependencies=INFER)
 
@@ -23,8 +24,4 @@ RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_P
 @admitted
 async def denoise(request: Request, params: Annotated[DenoiseParams, Query()]) -> Response:
     """A picture without its noise, in its own size; with a `reference`, how near it came."""
-    return answer(
-        await dependencies.restoration(request).denoise(
-            await dependencies.noisy(request), params, dependencies.timings(request)
-        )
-    )
+    return answer(await restoration(request).denoise(await noisy(request), params, dependencies.timings(request)))

@@ -10,9 +10,11 @@ from app import dependencies, errors
 from app.auth.scopes import INFER
 from app.generation.schemas import EncodeParams, EncodeResponse, ReconstructParams, ReconstructResponse
 from app.images.encoding import PNG
+from app.images.request import images
 from app.images.responses import answer, describe
 from app.images.uploads import IMAGE_BODY
 from app.middleware.load_shedding import admitted
+from app.restoration.dependencies import restoration
 
 router = APIRouter(tags=["encode"], dependencies=INFER)
 
@@ -24,17 +26,11 @@ RESPONSES = describe(PNG, schema=ReconstructResponse) | PROBLEMS
 @admitted
 async def encode(request: Request, params: Annotated[EncodeParams, Query()]) -> EncodeResponse:
     """Each picture as a point of the latent space, where near means alike."""
-    return await dependencies.restoration(request).encode(
-        await dependencies.pictures(request), params, dependencies.timings(request)
-    )
+    return await restoration(request).encode(await images(request), params, dependencies.timings(request))
 
 
 @router.post("/reconstruct", response_class=Response, openapi_extra=IMAGE_BODY, responses=RESPONSES)
 @admitted
 async def reconstruct(request: Request, params: Annotated[ReconstructParams, Query()]) -> Response:
     """What is left of a picture that went through the latent space."""
-    return answer(
-        await dependencies.restoration(request).reconstruct(
-            await dependencies.pictures(request), params, dependencies.timings(request)
-        )
-    )
+    return answer(await restoration(request).reconstruct(await images(request), params, dependencies.timings(request)))

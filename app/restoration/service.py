@@ -28,12 +28,13 @@ from app.generation.schemas import (
 from app.images import encoding
 from app.images.encoding import PNG, File, Pixels
 from app.images.tiling import Tiling
-from app.images.uploads import Noisy, Pictures
+from app.images.uploads import Images
 from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import ENCODER, RECONSTRUCTOR, first_part, multiple_of
-from app.middleware.request_log import Timings
+from app.observability.timings import Timings
+from app.restoration.request_bodies import Noisy
 from app.settings import Settings
 from models import image_decoder
 from models.card import ModelCard
@@ -136,7 +137,7 @@ class Restoration:
         answers = await self._inference.each(sent.pictures, one)
         return encoding.document(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
 
-    async def reconstruct(self, pictures: Pictures, params: ReconstructParams, timings: Timings) -> File:
+    async def reconstruct(self, pictures: Images, params: ReconstructParams, timings: Timings) -> File:
         """What is left of each picture on its way through the latent space, in the network's size.
 
         Raises:
@@ -164,7 +165,7 @@ class Restoration:
         answers = await self._inference.each(pictures, one)
         return encoding.document(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
 
-    async def encode(self, pictures: Pictures, params: EncodeParams, timings: Timings) -> EncodeResponse:
+    async def encode(self, pictures: Images, params: EncodeParams, timings: Timings) -> EncodeResponse:
         """Each picture as a point of the latent space.
 
         Raises:
@@ -247,7 +248,7 @@ class Restoration:
         )
 
 
-def _only(pictures: Pictures) -> bytes:
+def _only(pictures: Images) -> bytes:
     """The picture of a request that sent just one.
 
     Raises:

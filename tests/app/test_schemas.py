@@ -14,12 +14,14 @@ from pydantic import BaseModel, TypeAdapter
 
 from app.auth.scopes import Guarded, Routes
 from app.errors import MOST_CHARACTERS, MOST_ERRORS
+from app.faces.schemas import EmbeddingsRequest, PicturePair
 from app.gallery.bulk.schemas import BulkLine
 from app.gallery.schemas import SubjectInfo
 from app.main import create_app
 from app.middleware.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
 from app.open_inference.schemas import InferenceRequest
-from app.schemas import EmbeddingsRequest, ImageInput, NoisyInput, PicturePair
+from app.restoration.schemas import NoisyInput
+from app.schemas import ImageInput
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
 

@@ -32,8 +32,7 @@ from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Floats, NewFace
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
-from index.embedded.tasks.reembedding import FIRST, Reembeddings
-from index.embedded.tasks.reembedding import ReembeddingWorker
+from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import LockedError, NotFoundError

@@ -24,7 +24,7 @@ from index.embedded.store.migrations import STEPS
 from index.embedded.store.records import Collection, NewFace, insert_collection
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
-from index.embedded.tasks.reembedding import ReembeddingWorker, Reembeddings
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, InvalidError
 from index.validation import (
     EARLIEST,

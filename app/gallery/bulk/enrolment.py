@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TypeVar, get_args
 
 import numpy as np
 import structlog
-from fastapi import FastAPI
 
+from app.background_tasks import kept, wait
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.gallery.bulk.upload import Upload, refused
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
-from app.middleware.request_log import Timings
-from app.operations.background_tasks import kept, running, wait
+from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.embedded.store.records import NewFace
@@ -241,14 +239,6 @@ class BulkJobs:
             total=sum(counts.values()),
             items={status: counts.get(status, 0) for status in get_args(Status)},
         )
-
-
-@asynccontextmanager
-async def working(app: FastAPI) -> AsyncIterator[None]:
-    """The service's jobs are done for as long as this lasts."""
-    jobs: BulkJobs = app.state.galleries.jobs
-    async with running(jobs.work()):
-        yield
 
 
 def _itself(made: T) -> T:

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Path, Query, Request
 
 from app import dependencies, errors
 from app.auth.scopes import ENROL
-from app.gallery.bulk.enrolment import working
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
+from app.gallery.dependencies import galleries
 from app.gallery.schemas import Key
 from app.middleware.load_shedding import admitted
 
-router = APIRouter(tags=["gallery"], lifespan=working, dependencies=ENROL)
+router = APIRouter(tags=["gallery"], dependencies=ENROL)
 
 PROBLEMS = errors.describe(
     errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters, errors.Locked
@@ -47,7 +47,7 @@ async def send(
     params: Annotated[BulkParams, Query()],
 ) -> JobInfo:
     """Enrol many faces in the background: a zip of photos, or lines of JSON with pictures or vectors."""
-    return await dependencies.galleries(request).jobs.submit(
+    return await galleries(request).jobs.submit(
         collection, await read_upload(request), params, dependencies.caller(request)
     )
 
@@ -57,13 +57,13 @@ async def jobs(
     request: Request, collection: Collection, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Limit = 100
 ) -> JobPage:
     """A collection's jobs, by page; those that ended a week ago are forgotten."""
-    return await dependencies.galleries(request).jobs.list_jobs(collection, after, limit)
+    return await galleries(request).jobs.list_jobs(collection, after, limit)
 
 
 @router.get("/collections/{collection}/jobs/{job}", responses=PROBLEMS)
 async def job(request: Request, collection: Collection, job: Job) -> JobInfo:
     """How far a job is."""
-    return await dependencies.galleries(request).jobs.job(collection, job)
+    return await galleries(request).jobs.job(collection, job)
 
 
 @router.get("/collections/{collection}/jobs/{job}/items", responses=PROBLEMS)
@@ -75,10 +75,10 @@ async def items(
     limit: Limit = 100,
 ) -> JobItemPage:
     """What became of each line or file, by page."""
-    return await dependencies.galleries(request).jobs.items(collection, job, after, limit)
+    return await galleries(request).jobs.items(collection, job, after, limit)
 
 
 @router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS | FULL)
 async def cancel(request: Request, collection: Collection, job: Job) -> JobInfo:
     """Enrol no more of a job; what is enrolled stays."""
-    return await dependencies.galleries(request).jobs.cancel(collection, job, dependencies.caller(request))
+    return await galleries(request).jobs.cancel(collection, job, dependencies.caller(request))

@@ -6,8 +6,9 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
+from app.faces.schemas import Vector
 from app.gallery.schemas import EnrolParams, Key, RejectedReason, SubjectProperties
-from app.schemas import Problem, Vector, _Schema
+from app.schemas import Problem, Schema
 from index.embedded.store.job_records import Status
 
 
@@ -36,7 +37,7 @@ class BulkLine(SubjectProperties):
         return self
 
 
-class JobInfo(_Schema):
+class JobInfo(Schema):
     """A job, and how far it is: `total` items, and how many of them are of each status."""
 
     id: str
@@ -49,14 +50,14 @@ class JobInfo(_Schema):
     items: dict[Status, int]
 
 
-class JobPage(_Schema):
+class JobPage(Schema):
     """Some jobs in the order they were sent; `next` is the `after` of the following page."""
 
     data: list[JobInfo]
     next: int | None
 
 
-class JobItem(_Schema):
+class JobItem(Schema):
     """What became of line or file `index`, counted from 0.
 
     `rejected`: its faces have something against them. `failed`: it has no face, or cannot be read. `erased`: its
@@ -70,7 +71,7 @@ class JobItem(_Schema):
     problem: Problem | None = None
 
 
-class JobItemPage(_Schema):
+class JobItemPage(Schema):
     """Some items in the order they were sent; `next` is the `after` of the following page."""
 
     data: list[JobItem]

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.encryption import read_key
-from app.settings import Settings
+from app.settings import Settings, read_key
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from tests.index.people import enrol

@@ -9,7 +9,7 @@ import apsw
 import pytest
 from structlog.testing import capture_logs
 
-from app.gallery.maintenance import Upkeep
+from app.gallery.maintenance import MaintenanceThread
 from app.observability.metrics import Metrics
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks.compaction import Maintenance
@@ -32,7 +32,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_is_done(
         return mine
 
     gallery = EmbeddedGallery(tmp_path)
-    upkeep = Upkeep(gallery, 0.01, Metrics())
+    upkeep = MaintenanceThread(gallery, 0.01, Metrics())
     assert [reason.split(":")[0] for reason in upkeep.troubles] == ["maintenance does not run"]
     with capture_logs() as logs:
         # Not before: the upkeep of another test's service may be the one that fails.

@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from app.inference.executors import LONG_S, OWNER, Long, Owner, Pool
+from app.auth.fair_share import OWNER, Owner
+from app.inference.executors import LONG_S, Long, Pool
 
 
 @pytest.fixture

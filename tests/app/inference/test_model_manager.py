@@ -407,7 +407,7 @@ def test_the_unexpected_is_a_500_that_tells_nothing(settings: Settings, monkeypa
         raise RuntimeError("a secret of the inside")
 
     with TestClient(app, base_url=BASE_URL) as client:
-        monkeypatch.setattr(app.state.services, "classify", broken)
+        monkeypatch.setattr(app.state.classification, "classify", broken)
         response = client.post("/classify", content=encode(photo("coffee")), headers={"content-type": "image/png"})
     assert response.status_code == 500
     assert response.json() == {

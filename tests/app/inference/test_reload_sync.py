@@ -19,7 +19,6 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 from app.auth.keys import FOLDER, Keys
-from app.classification.service import Services
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference.batcher import Batcher
@@ -29,8 +28,9 @@ from app.inference.predictor import Inference
 from app.inference.reload_sync import Reloads
 from app.inference.submodels import WHOLE
 from app.main import create_app
-from app.middleware.request_log import Timings
+from app.models_api.service import Models
 from app.observability.metrics import Metrics
+from app.observability.timings import Timings
 from app.settings import Settings
 from models import checkpoint
 from models.lenet import LeNet1989
@@ -299,7 +299,7 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
         await engine.start()
         folder = settings.state / "reloads"
         keys, other_worker = Keys(settings.state / FOLDER), Reloads(folder)
-        services = Services(Inference(settings, engine), keys, Reloads(folder))
+        services = Models(engine, keys, Reloads(folder))
         tiny_model(settings.weights, seed=8)
         leaves = asyncio.create_task(services.reload("tiny", "somebody"))
         await asyncio.sleep(0)

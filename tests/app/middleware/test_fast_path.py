@@ -102,7 +102,7 @@ def test_what_goes_wrong_inside_is_a_500_as_elsewhere(client: TestClient, monkey
     async def broken(*_: object) -> None:
         raise RuntimeError("not told to anybody")
 
-    monkeypatch.setattr(client.app.state.services, "classify", broken)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.classification, "classify", broken)  # type: ignore[attr-defined]
     answer = client.post("/classify", content=PICTURE, headers={"content-type": "image/png"})
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from app.background_tasks import kept, running
 from app.inference import reload_sync
 from app.inference.reload_sync import Reloads
-from app.operations.background_tasks import kept, running
 
 if TYPE_CHECKING:
     from app.inference.model_manager import Engine

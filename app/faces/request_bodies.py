@@ -1,0 +1,96 @@
+"""Read the request bodies that only face routes have: a pair of images, OpenAI's request for embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from app.errors import BadRequest, UnsupportedMediaType
+from app.faces.schemas import EmbeddingsRequest, PicturePair
+from app.images.uploads import (
+    FILE,
+    INPUT_FORM,
+    Images,
+    InThread,
+    content_type_of,
+    images_of,
+    read_files,
+    read_json,
+    whole,
+)
+
+PAIR = ("source", "target")
+
+
+PAIR_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Two pictures: JPEG, PNG, WebP, BMP or GIF.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, FILE)}
+            },
+            "application/json": {"schema": PicturePair.model_json_schema()},
+        },
+    }
+}
+
+
+EMBEDDINGS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}},
+    }
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures to be compared, still encoded."""
+
+    source: bytes
+    target: bytes
+
+
+async def read_pair(request: Request, in_thread: InThread) -> Pair:
+    """The two pictures of a request, still encoded. Large JSON is parsed `in_thread`.
+
+    Raises:
+        BadRequest, BodyTooLarge, UnsupportedMediaType.
+    """
+    content_type = content_type_of(request)
+    with whole():
+        if content_type == "multipart/form-data":
+            files = await read_files(request, PAIR, len(PAIR))
+            if sorted(name for name, _ in files) != sorted(PAIR):
+                raise BadRequest("send one part named 'source' and one named 'target'")
+            return Pair(**dict(files))
+        if content_type == "application/json":
+            return await read_json(
+                request,
+                PicturePair,
+                '{"source": "<base64>", "target": "<base64>"}',
+                lambda sent: Pair(sent.base64(sent.value.source), sent.base64(sent.value.target)),
+                in_thread,
+            )
+    raise UnsupportedMediaType("send multipart/form-data or application/json")
+
+
+async def read_embeddings(request: Request, max_images: int, in_thread: InThread) -> tuple[EmbeddingsRequest, Images]:
+    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed `in_thread`.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+    """
+    if content_type_of(request) != "application/json":
+        raise UnsupportedMediaType("send application/json")
+    with whole():
+        return await read_json(
+            request,
+            EmbeddingsRequest,
+            INPUT_FORM,
+            lambda sent: (sent.value, images_of(sent, sent.value.input, max_images)),
+            in_thread,
+        )

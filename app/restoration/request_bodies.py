@@ -1,0 +1,95 @@
+"""Read the request body of `POST /denoise`: images and, optionally, a reference for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from app.errors import BadRequest, UnsupportedMediaType, VestibuleError
+from app.images.large_json import Parsed
+from app.images.uploads import (
+    FILE,
+    FILES,
+    FILES_OR_NONE,
+    INPUT_FORM,
+    PART,
+    Images,
+    InThread,
+    check_count,
+    content_type_of,
+    images_of,
+    raw_image,
+    read_files,
+    read_json,
+    whole,
+)
+from app.restoration.schemas import NoisyInput
+
+REFERENCE = "reference"
+
+
+NOISY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": (
+            "One picture or a list of them: JPEG, PNG, WebP, BMP or GIF; and to measure against, if there are any, "
+            "as many references, of the same sizes."
+        ),
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [PART],
+                    "properties": {PART: FILES, REFERENCE: FILES_OR_NONE},
+                }
+            },
+            "image/*": {"schema": FILE},
+            "application/json": {"schema": NoisyInput.model_json_schema()},
+        },
+    }
+}
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Images to be cleaned and, for each, what it should become: None where nothing was sent to measure against."""
+
+    pictures: Images
+    references: tuple[bytes | VestibuleError | None, ...]
+
+
+async def read_noisy(request: Request, max_images: int, in_thread: InThread) -> Noisy:
+    """The pictures of a request and their references, still encoded. Large JSON is parsed `in_thread`.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+    """
+    content_type = content_type_of(request)
+    references: tuple[bytes | VestibuleError | None, ...] = ()
+    with whole():
+        if content_type == "multipart/form-data":
+            files = await read_files(request, (PART, REFERENCE), 2 * max_images)
+            items = tuple(data for name, data in files if name == PART)
+            references = tuple(data for name, data in files if name == REFERENCE)
+            pictures = Images(items, many=len(items) > 1)
+        elif content_type == "application/json":
+            pictures, references = await read_json(
+                request, NoisyInput, INPUT_FORM, lambda sent: _noisy(sent, max_images), in_thread
+            )
+        elif content_type.startswith("image/"):
+            pictures = raw_image(await request.body())
+        else:
+            raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
+    if not pictures.items:
+        raise BadRequest(f"there is no part named {PART!r}")
+    if references and len(references) != len(pictures.items):
+        raise BadRequest(f"{len(references)} references for {len(pictures.items)} pictures: send one for each, or none")
+    return Noisy(check_count(pictures, max_images), references or (None,) * len(pictures.items))
+
+
+def _noisy(body: Parsed[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
+    pictures = images_of(body, body.value.input, max_images)
+    reference = body.value.reference
+    return pictures, () if reference is None else images_of(body, reference, max_images).items
