@@ -277,7 +277,7 @@ def fault_after(log: AuditLog, change: Callable[[list[bytes]], list[bytes]]) -> 
 
 
 @given(st.integers(1, 12), st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_changed_byte_is_detected(complete: AuditLog, number: int, data: st.DataObject) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
         line = bytearray(lines[number])
@@ -313,6 +313,7 @@ def test_a_changed_line_with_a_valid_hash_is_detected_at_the_next_line(complete:
 
 
 @given(st.integers(1, 12), st.integers(1, 3))
+@settings(deadline=None)  # writes files
 def test_removed_lines_are_detected(complete: AuditLog, number: int, count: int) -> None:
     fault = fault_after(complete, lambda lines: lines[:number] + lines[number + count :])
     at_the_end = number + count > 12
@@ -320,6 +321,7 @@ def test_removed_lines_are_detected(complete: AuditLog, number: int, count: int)
 
 
 @given(st.permutations(range(1, 13)))
+@settings(deadline=None)  # writes files
 def test_reordered_lines_are_detected(complete: AuditLog, order: list[int]) -> None:
     fault = fault_after(complete, lambda lines: [lines[0], *(lines[number] for number in order)])
     first = next((number for number, moved in enumerate(order, 1) if number != moved), None)
@@ -327,6 +329,7 @@ def test_reordered_lines_are_detected(complete: AuditLog, order: list[int]) -> N
 
 
 @given(st.integers(1, 12), st.integers(1, 11))
+@settings(deadline=None)  # writes files
 def test_inserted_lines_are_detected(complete: AuditLog, position: int, number: int) -> None:
     fault = fault_after(complete, lambda lines: [*lines[:position], lines[number], *lines[position:]])
     assert fault is not None
@@ -334,6 +337,7 @@ def test_inserted_lines_are_detected(complete: AuditLog, position: int, number: 
 
 
 @given(st.integers(0, 11), st.integers(0, 60))
+@settings(deadline=None)  # writes files
 def test_a_truncated_end_is_detected(complete: AuditLog, kept: int, more: int) -> None:
     fault = fault_after(complete, lambda lines: [*lines[: kept + 1], lines[kept + 1][:more]])
     assert fault == LogFault(kept + 1, "the line is malformed" if more else CUT_OFF)
