@@ -24,8 +24,8 @@ from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.observability.timings import Timings
 from index import errors as index_errors
-from index.embedded.store.ledger import Change
-from index.embedded.store.records import Collection, NewFace, Receipt
+from index.protocol import Change
+from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
 
 T = TypeVar("T")

@@ -23,7 +23,6 @@ from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
 from app.inference.loaded_model import LoadedModel
 from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import (
     FIRST,
     LEASE_S,
@@ -33,6 +32,7 @@ from index.embedded.tasks.reembedding import (
     Reembeddings,
     ReembeddingWorker,
 )
+from index.types import Floats
 
 log = structlog.get_logger()
 

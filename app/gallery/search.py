@@ -32,7 +32,7 @@ from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.search import compare, search, search_scope
-from index.protocol import Match
+from index.types import Match
 from models.matching import Matching
 
 

@@ -35,7 +35,7 @@ from app.observability.timings import Timings
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
-from index.embedded.store.records import Collection, CountedSubject, Face
+from index.types import Collection, CountedSubject, Face
 
 log = structlog.get_logger()
 

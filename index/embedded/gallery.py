@@ -16,17 +16,23 @@ from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.erasure import remove_lapsed, remove_subjects
 from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import Keys
-from index.embedded.store import bulk_insert, folder_lock, records
+from index.embedded.encryption.data_keys import CollectionKeys
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    folder_lock,
+    subject_records,
+    vector_records,
+)
 from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.id_normalisation import normalise
+from index.embedded.store.id_normalisation import normalise_ids
 from index.embedded.store.ledger import Change, Ledger, committing
-from index.embedded.store.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
 from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
 from index.errors import ConflictError, GalleryError
-from index.protocol import Fusion, Match, Usage
+from index.types import Collection, CountedSubject, Face, Floats, Fusion, Match, NewFace, Receipt, Subject, Usage
 from index.validation import check_future, unit_vectors
 
 T = TypeVar("T")
@@ -70,16 +76,16 @@ class EmbeddedGallery:
         make_folder(self.files)
         self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
         with ExitStack() as resources:
-            resources.enter_context(folder_lock.held(folder, alone=False))
+            resources.enter_context(folder_lock.lock(folder, exclusive=False))
             for path in folder.glob(f"{RESTORING_FILE}*"):  # of a restore whose process died
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
                 raise GalleryError(f"the ledger in {folder} is missing; restore a backup with `restore`")
-            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
+            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             resources.callback(self.ledger.close)
             self.write_tombstones()
-            normalise(self.ledger)
-            self.audit = AuditLog(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
+            normalise_ids(self.ledger)
+            self.audit = AuditLog(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             resources.callback(self.audit.flush)
             self._resources = resources.pop_all()
@@ -96,7 +102,7 @@ class EmbeddedGallery:
 
     def write_tombstones(self) -> None:
         """Write the tombstones of all committed erasures durably, so that a restore repeats these erasures."""
-        self.tombstones.follow(self.ledger.reader())
+        self.tombstones.append_new(self.ledger.reader())
 
     def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """Return a change that erases nothing."""
@@ -104,7 +110,7 @@ class EmbeddedGallery:
 
     def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """Return a change that erases data. Its tombstones are written before its result is returned."""
-        return Change(self.ledger, write, self.tombstones.follow)
+        return Change(self.ledger, write, self.tombstones.append_new)
 
     @committing
     def create(
@@ -123,7 +129,7 @@ class EmbeddedGallery:
         collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
 
         def write(db: apsw.Connection) -> Collection:
-            inserted = records.insert_collection(db, collection)
+            inserted = collection_records.insert(db, collection)
             audit.record(db, AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
             return inserted
 
@@ -131,19 +137,19 @@ class EmbeddedGallery:
 
     def collection(self, name: str) -> Collection:
         """See `Gallery`."""
-        return records.collection(self.ledger.reader(), name)
+        return collection_records.find(self.ledger.reader(), name)
 
     def collections(self, after: str = "", limit: int = 100) -> list[Collection]:
         """See `Gallery`."""
-        return records.collections(self.ledger.reader(), after, limit)
+        return collection_records.page(self.ledger.reader(), after, limit)
 
     @committing
     def drop(self, name: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            collection = records.collection(db, name)
-            receipt = records.remove_collection(db, collection, self.clock())
+            collection = collection_records.find(db, name)
+            receipt = erasure_records.remove_collection(db, collection, self.clock())
             audit.record(db, AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
             return receipt
 
@@ -163,10 +169,10 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> CountedSubject:
-            number, now = records.collection(db, collection).id, self.clock()
+            number, now = collection_records.find(db, collection).id, self.clock()
             check_future(expires_at, now)
             remove_lapsed(db, number, [key], now)
-            subject = records.upsert_subject(
+            subject = subject_records.upsert(
                 db, number, key, name=name, metadata=metadata or {}, expires_at=expires_at, now=now
             )
             audit.record(db, AuditEvent("put_subject", now, actor, number, [subject.id]))
@@ -177,20 +183,20 @@ class EmbeddedGallery:
     def subject(self, collection: str, key: str) -> CountedSubject:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subject(db, records.collection(db, collection).id, key, self.clock())
+            return subject_records.find(db, collection_records.find(db, collection).id, key, self.clock())
 
     def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subjects(db, records.collection(db, collection).id, after, limit, self.clock())
+            return subject_records.page(db, collection_records.find(db, collection).id, after, limit, self.clock())
 
     @committing
     def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            number = records.collection(db, collection).id
-            return remove_subjects(db, number, records.same_subjects(db, number, key), self.clock(), actor)
+            number = collection_records.find(db, collection).id
+            return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), self.clock(), actor)
 
         return self.erasure(write)
 
@@ -201,10 +207,10 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> list[Face]:
-            target, now = records.collection(db, collection), self.clock()
-            records.check_fingerprint(target, fingerprint)
+            target, now = collection_records.find(db, collection), self.clock()
+            collection_records.check_fingerprint(target, fingerprint)
             remove_lapsed(db, target.id, {face.subject for face in faces}, now)
-            enrolled = bulk_insert.insert_faces(db, target.id, faces, now)
+            enrolled = face_records.insert(db, target.id, faces, now)
             ids = [face.id for face in enrolled]
             audit.record(db, AuditEvent("enrol", now, actor, target.id, audit.subjects_of(db, ids), ids))
             return enrolled
@@ -214,23 +220,23 @@ class EmbeddedGallery:
     def faces(self, collection: str, key: str) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            number = records.collection(db, collection).id
-            return records.faces(db, records.subject(db, number, key, self.clock()).id)
+            number = collection_records.find(db, collection).id
+            return face_records.of_subject(db, subject_records.find(db, number, key, self.clock()).id)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.crop(db, records.collection(db, collection).id, face)
+            return face_records.crop(db, collection_records.find(db, collection).id, face)
 
     @committing
     def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            number = records.collection(db, collection).id
-            ids = records.faces_of(db, number, faces)
+            number = collection_records.find(db, collection).id
+            ids = face_records.ids_of_tokens(db, number, faces)
             subjects = audit.subjects_of(db, ids)
-            receipt = records.remove_faces(db, number, ids, subjects=0, now=self.clock())
+            receipt = erasure_records.remove_faces(db, number, ids, subjects=0, now=self.clock())
             audit.record(db, AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
             return receipt
 
@@ -238,7 +244,7 @@ class EmbeddedGallery:
 
     def receipt(self, token: str) -> Receipt:
         """See `Gallery`."""
-        return records.receipt(self.ledger.reader(), token)
+        return erasure_records.receipt(self.ledger.reader(), token)
 
     def size(self, collection: str) -> int:
         """See `Gallery`."""
@@ -264,7 +270,7 @@ class EmbeddedGallery:
         """Return `read(collection)`; repeat it with the new collection where that was re-embedded meanwhile."""
         while True:
             collection = self._cached_collection(name)
-            records.check_fingerprint(collection, fingerprint)
+            collection_records.check_fingerprint(collection, fingerprint)
             with suppress(ConflictError):
                 return read(collection)
 
@@ -304,7 +310,7 @@ class EmbeddedGallery:
         if fusion == "mean":
             ids = [subject.id for _, subject in owners.values()]
             with self.snapshot_of(collection) as db:
-                vectors = records.vectors_of_subjects(db, ids, collection.dimensions)
+                vectors = vector_records.by_subject(db, ids, collection.dimensions)
             best = {
                 face: float((vectors[subject.id] @ query[0]).mean())
                 for face, (_, subject) in owners.items()
@@ -318,19 +324,21 @@ class EmbeddedGallery:
         if not faces:
             return {}
         now = self.clock()
-        owners = records.owners(self.ledger.reader(), faces)
+        owners = face_records.owners(self.ledger.reader(), faces)
         return {face: own for face, own in owners.items() if (until := own[1].expires_at) is None or until > now}
 
     def usage(self, collection: str) -> Usage:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return self.usage_of(db, records.collection(db, collection))
+            return self.usage_of(db, collection_records.find(db, collection))
 
     def usage_of(self, db: apsw.Connection, collection: Collection) -> Usage:
         """Return the usage of a collection that was read in the snapshot `db`."""
-        index = records.index(db, collection.id)
-        files = [segment.file for segment in records.segments(db, collection.id)] + ([index.file] if index else [])
-        subjects, faces = records.counts(db, collection.id)
+        index = vector_records.inverted_file(db, collection.id)
+        files = [segment.file for segment in vector_records.segments(db, collection.id)] + (
+            [index.file] if index else []
+        )
+        subjects, faces = collection_records.counts(db, collection.id)
         paths = [path for file in files if (path := self.files / file).exists()]
         return Usage(subjects, faces, index is None, sum(path.stat().st_size for path in paths))
 

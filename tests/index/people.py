@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Face, Floats, NewFace
+from index.types import Face, Floats, NewFace
 
 
 class Clock:

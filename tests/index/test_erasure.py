@@ -33,7 +33,7 @@ from benchmarks.erasure import (
     search_elsewhere,
 )
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, face_records
 from index.embedded.store.secure_delete import Pages
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from tests.index.people import vectors
@@ -52,9 +52,9 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 
 def one_by_one(db: apsw.Connection, tokens: Sequence[str]) -> None:
     """Erase each face with a receipt of its own, in one transaction."""
-    number = records.collection(db, COLLECTION).id
+    number = collection_records.find(db, COLLECTION).id
     for token in tokens:
-        records.remove_faces(db, number, records.faces_of(db, number, [token]), subjects=0, now=0.0)
+        erasure_records.remove_faces(db, number, face_records.ids_of_tokens(db, number, [token]), subjects=0, now=0.0)
 
 
 def remains(gallery: EmbeddedGallery, folder: Path, rounds: int) -> list[str]:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store import records
-from index.embedded.store.records import NewFace
+from index.embedded.store import face_records
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import NewFace
 from tests.index.people import Clock
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
@@ -103,7 +103,7 @@ def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedG
     db = gallery.ledger.reader()
     db.set_progress_handler(count, 100)
     try:
-        assert records.faces_of(db, 1, [faces[7].token, faces[3].token]) == [faces[3].id, faces[7].id]
+        assert face_records.ids_of_tokens(db, 1, [faces[7].token, faces[3].token]) == [faces[3].id, faces[7].id]
     finally:
         db.set_progress_handler(None)
     assert sum(steps) < 1000  # SQLite instructions: fewer than there are faces

@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, NotFoundError
+from index.types import NewFace
 
 Vector = npt.NDArray[np.float32]
 

@@ -27,17 +27,15 @@ from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import records
-from index.embedded.store.job_records import Found, Outcome
+from index.embedded.store import vector_records
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Floats, NewFace
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import LockedError, NotFoundError
-from index.protocol import Match
+from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
 
 WRITTEN = expected("gallery")
@@ -93,7 +91,7 @@ def faces_of(gallery: EmbeddedGallery, name: str) -> list[dict[str, Any]]:
     """Return every face with its crop and its vector."""
     collection = gallery.collection(name)
     with gallery.ledger.snapshot() as db:
-        rows = records.rows_after(db, collection.id, collection.dimensions, 0)
+        rows = vector_records.read(db, collection.id, collection.dimensions, 0)
     stored = dict(zip(rows.faces.tolist(), rows.vectors, strict=True))
     return [
         {**face.__dict__, "crop": gallery.crop(name, face.token).decode(), "vector": stored[face.id]}
@@ -181,7 +179,11 @@ def test_searches_return_the_same_results(gallery: EmbeddedGallery, name: str) -
 def test_segments_and_inverted_files_are_read(gallery: EmbeddedGallery, name: str) -> None:
     number = gallery.collection(name).id
     with gallery.ledger.snapshot() as db:
-        cipher, segments, index = cipher_of(db, number), records.segments(db, number), records.index(db, number)
+        cipher, segments, index = (
+            cipher_of(db, number),
+            vector_records.segments(db, number),
+            vector_records.inverted_file(db, number),
+        )
     assert index is not None
     stored = {face["id"]: vector(face["vector"]) for face in WRITTEN[name]["faces"]}
     faces: list[int] = []
@@ -263,7 +265,7 @@ def test_receipts_are_read_and_erasures_finished(opened: Callable[..., EmbeddedG
             gallery.subject(name, "brief")
         with gallery.ledger.snapshot() as db:
             number = gallery.collection(name).id
-            cipher, segments = cipher_of(db, number), records.segments(db, number)
+            cipher, segments = cipher_of(db, number), vector_records.segments(db, number)
         for segment in segments:
             assert not set(Segment.open(gallery.files / segment.file, cipher).faces.tolist()) & set(removed)
     assert list(find_faults(gallery)) == []
@@ -297,7 +299,8 @@ def test_an_unfinished_bulk_job_is_finished(gallery: EmbeddedGallery, name: str)
         while items := worker.pending(job, 1):
             faces = [NewFace(item.subject, np.frombuffer(item.data, "<f4"), {}, b"kept") for item in items]
             results = [
-                Found(item, Outcome(item.number, "enrolled"), [face]) for item, face in zip(items, faces, strict=True)
+                ProcessedItem(item, Outcome(item.number, "enrolled"), [face])
+                for item, face in zip(items, faces, strict=True)
             ]
             assert worker.enrol(job, results, "f1")
         worker.finish(job, "done")

@@ -18,14 +18,14 @@ from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store.job_records import Item, Properties
-from index.embedded.store.ledger import Ledger, migrate
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Collection, NewFace, insert_collection
+from index.embedded.store import collection_records
+from index.embedded.store.ledger import Ledger
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, InvalidError
+from index.types import Collection, Item, NewFace, Properties
 from index.validation import (
     EARLIEST,
     LATEST,
@@ -35,8 +35,8 @@ from index.validation import (
     check_object,
     check_subject,
     parse_object,
-    read_moment,
     read_object,
+    read_timestamp,
     unit_vectors,
 )
 from tests.index.people import vectors
@@ -140,8 +140,10 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
         cipher = cipher_of(db, 1)
         for number in (3, 9, 20):
             data = (7.6 * people[number - 1]).astype("<f4").tobytes()
-            db.execute("UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.seal(data, "vector", number), number))
-        nothing = cipher.seal(bytes(32), "vector", 5)
+            db.execute(
+                "UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.encrypt(data, "vector", number), number)
+            )
+        nothing = cipher.encrypt(bytes(32), "vector", 5)
         db.execute("UPDATE vectors SET data = ? WHERE face_id = 5", (nothing,))
         db.execute("UPDATE collections SET unscaled = 1")
 
@@ -175,7 +177,7 @@ def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -
     )
     before.close()
     now = Ledger(tmp_path / "ledger.db")
-    now.write(lambda db: insert_collection(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
+    now.write(lambda db: collection_records.insert(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
     assert now.reader().execute("SELECT name, unscaled FROM collections").fetchall() == [("doors", 1), ("new", 0)]
     now.close()
 
@@ -242,7 +244,7 @@ def test_what_cannot_be_read_back_is_not_stored(
 def test_what_can_be_read_back_is_stored(gallery: EmbeddedGallery) -> None:
     made = gallery.put_subject("doors", "a", name="n" * 256, metadata=deep(MAX_DEPTH), expires_at=LATEST)
     assert gallery.subjects("doors") == [made]
-    assert read_moment(LATEST).isoformat() == "9999-12-31T23:59:59+00:00"
+    assert read_timestamp(LATEST).isoformat() == "9999-12-31T23:59:59+00:00"
 
 
 def test_a_subject_that_has_expired_already_is_refused(gallery: EmbeddedGallery) -> None:
@@ -288,7 +290,7 @@ def test_stored_objects_are_read_as_they_can_be_answered() -> None:
     many: dict[str, Any] = {str(number): {} for number in range(200)}
     assert read_object(json.dumps(many)) == many
     for seconds in (float("inf"), float("-inf"), 1e300, TOO_LATE, -1e12):
-        assert 1 <= read_moment(seconds).year <= 9999
+        assert 1 <= read_timestamp(seconds).year <= 9999
 
 
 def test_rows_that_cannot_be_stored_any_more_do_not_keep_others_from_being_listed(gallery: EmbeddedGallery) -> None:

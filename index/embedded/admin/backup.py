@@ -34,7 +34,7 @@ from index.embedded.gallery import (
     TOMBSTONES_FILE,
     EmbeddedGallery,
 )
-from index.embedded.store import folder_lock, records
+from index.embedded.store import collection_records, erasure_records, folder_lock, vector_records
 from index.embedded.store.atomic_files import sync_folder, write_atomically
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones
@@ -111,7 +111,7 @@ def restore(
     manifest = _read_manifest(folder)
     gallery_folder.mkdir(parents=True, exist_ok=True)
     copy, tombstones = gallery_folder / RESTORING_FILE, Tombstones(gallery_folder / TOMBSTONES_FILE)
-    with folder_lock.held(gallery_folder, alone=True):
+    with folder_lock.lock(gallery_folder, exclusive=True):
         try:
             _copy_backup(folder / LEDGER_FILE, copy, manifest.sha256)
             _close_old_ledger(gallery_folder, tombstones, manifest.gallery, clock())
@@ -128,8 +128,8 @@ def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
     copy = apsw.Connection(str(path))
     try:
         with gallery.ledger.snapshot() as db:
-            counts = (records.last_removal(db), *records.totals(db))
-            manifest = BackupManifest(VERSION, records.gallery_id(db), gallery.clock(), *counts, sha256="")
+            counts = (erasure_records.last_removal(db), *collection_records.totals(db))
+            manifest = BackupManifest(VERSION, collection_records.gallery_id(db), gallery.clock(), *counts, sha256="")
             with copy.backup("main", db, "main") as backup:
                 backup.step()  # in one step: a backup in several starts over at each commit
         copy.pragma("journal_mode", "delete")  # a single file, without a write-ahead log
@@ -198,10 +198,10 @@ def _close_old_ledger(folder: Path, tombstones: Tombstones, gallery: str, now: f
             ledger = Ledger(path)
             try:
                 db = ledger.reader()
-                is_other = records.gallery_id(db) != gallery and bool(records.collections(db, "", 1))
+                is_other = collection_records.gallery_id(db) != gallery and bool(collection_records.page(db, "", 1))
                 ledger.write(partial(remove_expired, now=now, limit=-1))
-                tombstones.follow(db)
-                AuditLog(folder / AUDIT_FILE, ledger, records.gallery_id(db)).flush(recover=True)
+                tombstones.append_new(db)
+                AuditLog(folder / AUDIT_FILE, ledger, collection_records.gallery_id(db)).flush(recover=True)
             finally:
                 ledger.close()
     erased = tombstones.read()
@@ -218,19 +218,21 @@ def _repeat_erasures(
 
     def write(db: apsw.Connection) -> None:
         for removal in erased[1] if erased is not None and remembered else ():
-            records.replay(db, removal)
-        records.skip_ids(db, gap)
-        records.forget_files(db)
+            erasure_records.replay(db, removal)
+        erasure_records.skip_ids(db, gap)
+        vector_records.forget_files(db)
         audit.record(db, AuditEvent("restore", now))
 
     ledger = Ledger(copy)
     try:
-        before = records.totals(ledger.reader())
+        before = collection_records.totals(ledger.reader())
         ledger.write(write)
-        collections, subjects, faces = (a - b for a, b in zip(before, records.totals(ledger.reader()), strict=True))
+        collections, subjects, faces = (
+            a - b for a, b in zip(before, collection_records.totals(ledger.reader()), strict=True)
+        )
         # Before the ledger is replaced: after a crash in between, no removal may be missing from both.
         tombstones.rewrite(ledger.reader())
-        AuditLog(copy.with_name(AUDIT_FILE), ledger, records.gallery_id(ledger.reader())).adopt()
+        AuditLog(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
     finally:
         ledger.close()  # empties the write-ahead log
     with copy.open("rb+") as file:

@@ -25,12 +25,13 @@ import numpy as np
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.erasure import remove_lapsed
-from index.embedded.encryption.parquet_keys import decryption, encryption, is_encrypted
+from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, face_records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.records import Collection, WholeFace
+from index.embedded.store.face_records import FaceRecord
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.types import Collection
 from index.unicode_forms import normalised
 
 KEY, VERSION = b"vestibule", 1
@@ -61,7 +62,7 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
     collection = gallery.collection(name)
     schema = _schema(arrow, collection.dimensions).with_metadata({KEY: json.dumps(_properties(collection))})
     count = 0
-    options = {"encryption_properties": encryption(gallery.ledger.keys)} if collection.encrypted else {}
+    options = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if collection.encrypted else {}
     with (
         _new_file(path) as temporary,
         parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **options) as writer,
@@ -87,7 +88,7 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
     arrow, parquet = _pyarrow()
     try:
         encrypted = is_encrypted(path)
-        options = {"decryption_properties": decryption(gallery.ledger.keys)} if encrypted else {}
+        options = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
         with parquet.ParquetFile(path, page_checksum_verification=True, **options) as file:
             source = replace(_read_properties(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, source.dimensions))
@@ -156,20 +157,20 @@ def _new_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _face_batches(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[WholeFace]]:
+def _face_batches(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[FaceRecord]]:
     """Yield all faces, each batch from its own snapshot: a long one would keep erased data in the write-ahead log."""
     with gallery.snapshot_of(collection) as db:
-        after, through = 0, records.last_face(db, collection.id)
+        after, through = 0, face_records.last_id(db, collection.id)
     while True:
         with gallery.snapshot_of(collection) as db:
-            faces = records.whole_faces(db, collection.id, after, through, BATCH, gallery.clock())
+            faces = face_records.read_records(db, collection.id, after, through, BATCH, gallery.clock())
         if not faces:
             return
         after = faces[-1].id
         yield faces
 
 
-def _record_batch(arrow: Any, schema: Any, faces: list[WholeFace], dimensions: int) -> Any:
+def _record_batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
     numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
     columns: list[list[Any]] = [
@@ -229,7 +230,7 @@ def _check_rows(batch: Any, dimensions: int, first: int) -> None:
         try:
             if not _TOKEN.fullmatch(face.token):
                 raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
-            records.checked_face(face, dimensions)
+            face_records.validated(face, dimensions)
         except InvalidError as error:
             raise InvalidError(f"row {number}: {error}") from error
 
@@ -244,12 +245,12 @@ def _check_unicode_forms(batch: Any, forms: dict[str, str], first: int) -> None:
             raise InvalidError(f"row {number}: the subject differs only in its Unicode form from that of another row")
 
 
-def _faces(batch: Any) -> list[WholeFace]:
+def _faces(batch: Any) -> list[FaceRecord]:
     vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
     others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
     rows: Iterable[tuple[Any, ...]] = zip(*others, vectors.reshape(batch.num_rows, -1), strict=True)
     return [
-        WholeFace(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
+        FaceRecord(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
         for subject, name, metadata, expires_at, token, details, created_at, crop, vector in rows
     ]
 
@@ -261,9 +262,9 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
         ConflictError: it has other properties than the source.
     """
     try:
-        target = records.collection(db, source.name)
+        target = collection_records.find(db, source.name)
     except NotFoundError:
-        target = records.insert_collection(db, source)
+        target = collection_records.insert(db, source)
         audit.record(db, AuditEvent("create_collection", now, None, target.id))
         return target
     for name in ("embedder", "fingerprint", "dimensions"):
@@ -275,12 +276,12 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
     return target
 
 
-def _enrol(db: apsw.Connection, source: Collection, faces: list[WholeFace], now: float) -> int:
+def _enrol(db: apsw.Connection, source: Collection, faces: list[FaceRecord], now: float) -> int:
     """Enrol the faces that are not enrolled yet, and return their number."""
     target = _get_or_create(db, source, now)
     remove_lapsed(db, target.id, {face.subject for face in faces}, now)
-    enrolled = [face.token for face in faces if records.put_whole_face(db, target.id, face)]
+    enrolled = [face.token for face in faces if face_records.insert_record(db, target.id, face)]
     if enrolled:
-        ids = records.faces_of(db, target.id, enrolled)
+        ids = face_records.ids_of_tokens(db, target.id, enrolled)
         audit.record(db, AuditEvent("enrol", now, None, target.id, audit.subjects_of(db, ids), ids))
     return len(enrolled)

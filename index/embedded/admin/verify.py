@@ -16,13 +16,21 @@ import numpy as np
 
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import Collection, Indexed, Ints, Sealed
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    lease_records,
+    subject_records,
+    vector_records,
+)
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.tasks import reembedding
 from index.embedded.tasks.compaction import LEASE, LEASE_S
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
+from index.types import Collection, Ints
 from index.validation import are_unit
 
 VECTORS_PER_READ = 65_536
@@ -56,11 +64,11 @@ def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
         faults = [verdict for (verdict,) in db.execute("PRAGMA integrity_check") if verdict != "ok"]
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
             faults.append(f"row {row} of {table} refers to a missing row of {parent}")
-        if count := records.faces_of_strangers(db):
+        if count := face_records.count_misplaced(db):
             faults.append(f"{count} faces are in another collection than their subject")
-        if count := records.miscounted(db):
+        if count := collection_records.count_miscounted(db):
             faults.append(f"{count} collections have a wrong count of subjects or faces")
-        for table, count in records.rows_without_json(db).items():
+        for table, count in collection_records.count_invalid_json(db).items():
             faults.append(f"{count} rows of {table} contain invalid JSON")
         faults += reembedding.find_faults(db)
     return [f"ledger: {fault}" for fault in faults]
@@ -80,8 +88,8 @@ def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterato
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     with gallery.snapshot_of(collection) as db:
         size = cipher_of(db, collection.id).sealed_size(4 * collection.dimensions)
-        wrong = records.faces_without_vector(db, collection.id, size)
-        segments, index = records.segments(db, collection.id), records.index(db, collection.id)
+        wrong = vector_records.count_missing(db, collection.id, size)
+        segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
     if wrong:  # the further checks could not compare them
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
@@ -102,12 +110,12 @@ def _decrypt_all(gallery: EmbeddedGallery, collection: Collection) -> None:
     key: str | None = ""
     while key is not None:
         with gallery.snapshot_of(collection) as db:
-            subjects = records.subjects(db, collection.id, key, ROWS_PER_READ)
+            subjects = subject_records.page(db, collection.id, key, ROWS_PER_READ)
         key = subjects[-1].key if subjects else None
     after: int | None = 0
     while after is not None:
         with gallery.snapshot_of(collection) as db:
-            faces = records.whole_faces(db, collection.id, after, 2**63 - 1, ROWS_PER_READ, now=0.0)
+            faces = face_records.read_records(db, collection.id, after, 2**63 - 1, ROWS_PER_READ, now=0.0)
         after = faces[-1].id if faces else None
 
 
@@ -115,7 +123,7 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
     after = 0
     while True:
         with gallery.snapshot_of(collection) as db:
-            rows = records.rows_after(db, collection.id, collection.dimensions, after, VECTORS_PER_READ)
+            rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS_PER_READ)
         if not len(rows.faces):
             return
         after = int(rows.faces[-1])
@@ -123,13 +131,13 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
             yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
 
 
-def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: Sealed) -> list[str]:
+def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: SegmentRecord) -> list[str]:
     """Check the segment's bytes, and its rows against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        rows = records.rows_after(
+        rows = vector_records.read(
             db, collection.id, collection.dimensions, segment.first_face - 1, through=segment.last_face
         )
-        removed, _ = records.removals_after(db, collection.id, segment.removals_through)
+        removed, _ = erasure_records.removed_faces(db, collection.id, segment.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
         content = Segment.open(gallery.files / segment.file, cipher)
@@ -149,11 +157,11 @@ def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: S
     return faults
 
 
-def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: Indexed) -> list[str]:
+def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: InvertedFileRecord) -> list[str]:
     """Check the inverted file's bytes, and its ids against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        faces = records.face_ids(db, collection.id, index.last_face)
-        removed, _ = records.removals_after(db, collection.id, index.removals_through)
+        faces = face_records.ids_through(db, collection.id, index.last_face)
+        removed, _ = erasure_records.removed_faces(db, collection.id, index.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
         ivf = Ivf.read(gallery.files / index.file, cipher)
@@ -165,7 +173,7 @@ def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: Index
 def _is_referenced(gallery: EmbeddedGallery, file: str) -> bool:
     """Return whether the ledger still refers to the file: another process may have replaced it meanwhile."""
     with gallery.ledger.snapshot() as db:
-        return file in records.files(db)
+        return file in vector_records.files(db)
 
 
 def _membership_faults(file: str, faces: Ints, ledger: Ints, removed: Ints) -> list[str]:
@@ -189,9 +197,11 @@ def _tombstone_faults(gallery: EmbeddedGallery) -> Iterator[str]:
             return
         while page := list(islice(tombstones[1], ROWS_PER_READ)):
             with gallery.ledger.snapshot() as db:
-                in_ledger = set(records.removals(db, last, page[-1].seq))
-                not_erased = [removal for removal in page if records.is_there(db, removal)]
-                extra = [removal for removal in set(page) - in_ledger if records.exists(db, removal.collection_id)]
+                in_ledger = set(erasure_records.removals(db, last, page[-1].seq))
+                not_erased = [removal for removal in page if erasure_records.target_exists(db, removal)]
+                extra = [
+                    removal for removal in set(page) - in_ledger if collection_records.exists(db, removal.collection_id)
+                ]
             last = page[-1].seq
             if not_erased:
                 yield f"{len(not_erased)} erasures were not made in the ledger, the first is {not_erased[0].seq}"
@@ -213,7 +223,7 @@ def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
 def _unreferenced_files(gallery: EmbeddedGallery, files: set[str]) -> Iterator[str]:
     """Yield a fault for each file that the ledger does not refer to, except new ones of a running maintenance."""
     with gallery.ledger.snapshot() as db:
-        referenced, leased = records.files(db), records.is_leased(db, LEASE, gallery.clock(), LEASE_S)
+        referenced, leased = vector_records.files(db), lease_records.is_held(db, LEASE, gallery.clock(), LEASE_S)
     for name in sorted(files - referenced):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime

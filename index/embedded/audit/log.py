@@ -44,9 +44,8 @@ from index.embedded.audit.entries import (
     initial_hash,
     parse_line,
 )
-from index.embedded.store import records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.ledger import Ledger
+from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError, InvalidError, TooNewError
 
 MAGIC, VERSION = "vestibule-audit", 1
@@ -263,9 +262,9 @@ def subjects_of(db: apsw.Connection, faces: Sequence[int]) -> list[int]:
     return [row[0] for row in rows]
 
 
-def _recorded(db: apsw.Connection) -> list[records.Row]:
+def _recorded(db: apsw.Connection) -> list[Row]:
     """Return the number and the JSON of at most `FLUSH_BATCH` events that are not in the file."""
-    rows: list[records.Row] = db.execute("SELECT seq, act FROM acts ORDER BY seq LIMIT ?", (FLUSH_BATCH,)).fetchall()
+    rows: list[Row] = db.execute("SELECT seq, act FROM acts ORDER BY seq LIMIT ?", (FLUSH_BATCH,)).fetchall()
     return rows
 
 

@@ -23,11 +23,10 @@ from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
 from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, subject_records
 from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Floats, Receipt
 from index.errors import NotFoundError
-from index.protocol import Match
+from index.types import Floats, Match, Receipt
 from index.validation import unit_vectors
 
 ROUNDING = 1e-5  # the most by which two computations of the same cosine differ
@@ -64,16 +63,16 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            target, now = records.collection(db, collection), self._gallery.clock()
-            records.check_fingerprint(target, fingerprint)
+            target, now = collection_records.find(db, collection), self._gallery.clock()
+            collection_records.check_fingerprint(target, fingerprint)
             scaled = unit_vectors(vectors, target.dimensions)
-            subject, cipher = records.subject(db, target.id, key, now), cipher_of(db, target.id)
-            rejections = [Rejection(records.token(), now) for _ in scaled]
+            subject, cipher = subject_records.find(db, target.id, key, now), cipher_of(db, target.id)
+            rejections = [Rejection(secrets.token_hex(16), now) for _ in scaled]
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
             rows = zip(rejections, numbers, scaled, crops or [None] * len(scaled), strict=True)
             for rejection, number, vector, crop in rows:
-                data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
-                crop_data = None if crop is None else cipher.seal(crop, "crop", -number)
+                data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -number)
+                crop_data = None if crop is None else cipher.encrypt(crop, "crop", -number)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
                     (number, subject.id, rejection.token, rejection.created_at, data, crop_data),
@@ -91,7 +90,7 @@ class Feedback:
             NotFoundError: no such collection or subject.
         """
         with self._gallery.ledger.snapshot() as db:
-            subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
+            subject = subject_records.find(db, collection_records.find(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
                 "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
             )
@@ -106,15 +105,15 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            number = records.collection(db, collection).id
-            subject = records.subject(db, number, key)
+            number = collection_records.find(db, collection).id
+            subject = subject_records.find(db, number, key)
             row = db.execute(
                 "SELECT id FROM rejections WHERE subject_id = ? AND token = ?", (subject.id, token)
             ).fetchone()
             if row is None:
                 raise NotFoundError("there is no such feedback")
             faces = [-row[0]]
-            receipt = records.remove_faces(db, number, faces, subjects=0, now=self._gallery.clock())
+            receipt = erasure_records.remove_faces(db, number, faces, subjects=0, now=self._gallery.clock())
             audit.record(
                 db, AuditEvent("erase", receipt.requested_at, actor, number, [subject.id], faces, receipt.token)
             )
@@ -135,7 +134,7 @@ def rejected_subjects(db: apsw.Connection, matches: Iterable[Match], query: Floa
     return {
         subject
         for collection_id, subject, number, data in rows
-        if float(np.frombuffer(cipher_for(collection_id).unseal(data, "vector", -number), "<f4") @ query)
+        if float(np.frombuffer(cipher_for(collection_id).decrypt(data, "vector", -number), "<f4") @ query)
         >= similarities[subject] - ROUNDING
     }
 

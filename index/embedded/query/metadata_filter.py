@@ -14,8 +14,8 @@ import apsw
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
-from index.embedded.store import records
-from index.embedded.store.records import Row
+from index.embedded.store import subject_records
+from index.embedded.store.ledger import Row
 from index.unicode_forms import normalised_where
 
 # For each key the allowed values. A subject must have an allowed value under every key.
@@ -74,7 +74,7 @@ def _decrypted_matches(
     db: apsw.Connection, cipher: Cipher, collection_id: int, where: Where, ids: Iterable[int] | None = None
 ) -> list[int]:
     """Return the matching ids of an encrypted collection, ascending. Decrypts all metadata, or that of `ids`."""
-    subjects, where = records.metadata_of(db, cipher, collection_id, ids), normalised_where(where)
+    subjects, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
     return [number for number, metadata in subjects if _is_match(metadata, where)]
 
 

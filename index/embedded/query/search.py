@@ -18,9 +18,9 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import drop_rejected, rejected_subjects
 from index.embedded.query.metadata_filter import Where
-from index.embedded.store import records
-from index.embedded.store.records import Collection, Floats
-from index.protocol import Fusion, Match, Usage
+from index.embedded.store import collection_records, subject_records
+from index.embedded.store.ledger import Row
+from index.types import Collection, Floats, Fusion, Match, Usage
 from index.validation import unit_vectors
 
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
@@ -43,7 +43,7 @@ def search_scope(gallery: EmbeddedGallery, collection: str, where: Where | None 
         NotFoundError: no such collection. LockedError: the filter needs a key that is missing.
     """
     with gallery.ledger.snapshot() as db:
-        current = records.collection(db, collection)
+        current = collection_records.find(db, collection)
         selected = metadata_filter.counts(db, current.id, where) if where else None
         return SearchScope(current, gallery.usage_of(db, current), selected)
 
@@ -65,7 +65,7 @@ def search(
         pipeline than the collection, which may have been re-embedded meanwhile.
     """
     current = gallery.collection(collection)
-    records.check_fingerprint(current, fingerprint)
+    collection_records.check_fingerprint(current, fingerprint)
     queries = unit_vectors(queries, current.dimensions)
     if where:
         with gallery.snapshot_of(current) as db:
@@ -92,10 +92,10 @@ def compare(
         NotFoundError: no such collection or subject, or it has expired. InvalidError, ConflictError: see `search`.
     """
     current = gallery.collection(collection)
-    records.check_fingerprint(current, fingerprint)
+    collection_records.check_fingerprint(current, fingerprint)
     (query,) = unit_vectors(query[None], current.dimensions)
     with gallery.snapshot_of(current) as db:
-        subject = records.subject(db, current.id, key, gallery.clock())
+        subject = subject_records.find(db, current.id, key, gallery.clock())
         (matches,) = _matches(gallery, db, current, [subject.id], query[None], fusion)
         return (matches[0] if matches else None), bool(rejected_subjects(db, matches, query))
 
@@ -152,10 +152,10 @@ def _matches(
     now = gallery.clock()
     subjects = {
         number: subject
-        for number, subject in records.subjects_by_id(db, subject_ids).items()
+        for number, subject in subject_records.by_id(db, subject_ids).items()
         if subject.expires_at is None or subject.expires_at > now
     }
-    rows: list[records.Row] = db.execute(
+    rows: list[Row] = db.execute(
         "SELECT subject_id, token, data, faces.id FROM faces JOIN vectors ON face_id = faces.id"
         " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY subject_id, faces.id",
         (json.dumps(list(subjects)),),
@@ -163,7 +163,7 @@ def _matches(
     if not rows:
         return [[] for _ in queries]
     cipher = cipher_of(db, collection.id)
-    data = b"".join(cipher.unseal(row[2], "vector", row[3]) for row in rows)
+    data = b"".join(cipher.decrypt(row[2], "vector", row[3]) for row in rows)
     vectors = np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions)
     owners = np.array([row[0] for row in rows], np.int64)
     starts = np.flatnonzero(np.diff(owners, prepend=-1))  # the first row of each subject

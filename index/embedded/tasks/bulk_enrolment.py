@@ -10,6 +10,7 @@ the backup.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
@@ -20,12 +21,10 @@ from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.erasure import remove_lapsed, remove_subjects
 from index.embedded.encryption.data_keys import is_locked
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import job_records, records
-from index.embedded.store.bulk_insert import insert_faces
-from index.embedded.store.job_records import Finished, Found, Item, Job, Outcome, Status
+from index.embedded.store import collection_records, erasure_records, face_records, job_records, subject_records
 from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Receipt
 from index.errors import NotFoundError
+from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 
 KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
 ALL_FAILED = "all items failed; see the problem of each item"
@@ -40,7 +39,7 @@ class JobQueue:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     @committing
     def begin(self, collection: str, settings: Mapping[str, object], *, actor: str | None = None) -> Change[Job]:
@@ -51,9 +50,9 @@ class JobQueue:
         """
 
         def write(db: apsw.Connection) -> Job:
-            number, now = records.collection(db, collection).id, self._gallery.clock()
+            number, now = collection_records.find(db, collection).id, self._gallery.clock()
             AuditEvent("submit_job", now, actor)  # validates the actor
-            return job_records.insert_job(db, number, settings, self._holder, now, actor)
+            return job_records.insert(db, number, settings, self._holder, now, actor)
 
         return self._gallery.change(write)
 
@@ -66,7 +65,7 @@ class JobQueue:
         """
 
         def write(db: apsw.Connection) -> None:
-            if not job_records.renew(db, job, self._holder, self._gallery.clock()):
+            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
                 raise NotFoundError("the job no longer exists")
             job_records.insert_items(db, job, items)
 
@@ -81,7 +80,7 @@ class JobQueue:
         """
 
         def write(db: apsw.Connection) -> Job:
-            job_records.free(db, job, self._holder)
+            job_records.release_lease(db, job, self._holder)
             queued = job_records.set_state(db, job, "queued")
             event = AuditEvent("submit_job", self._gallery.clock(), job.actor, job.collection_id, of=job.token)
             audit.record(db, event)
@@ -92,7 +91,7 @@ class JobQueue:
     @committing
     def abandon(self, job: Job) -> Change[None]:
         """Delete a job whose upload was not completed."""
-        return self._gallery.change(lambda db: job_records.remove_job(db, job))
+        return self._gallery.change(lambda db: job_records.delete(db, job))
 
     def job(self, collection: str, token: str) -> Job:
         """Return the job.
@@ -101,7 +100,7 @@ class JobQueue:
             NotFoundError: no such collection or job.
         """
         with self._ledger.snapshot() as db:
-            return job_records.job(db, records.collection(db, collection).id, token)
+            return job_records.find(db, collection_records.find(db, collection).id, token)
 
     def list_jobs(self, collection: str, after: int, limit: int) -> list[Job]:
         """Return at most `limit` jobs with ids greater than `after`, oldest first.
@@ -110,9 +109,9 @@ class JobQueue:
             NotFoundError: no such collection.
         """
         with self._ledger.snapshot() as db:
-            return job_records.jobs(db, records.collection(db, collection).id, after, limit)
+            return job_records.page(db, collection_records.find(db, collection).id, after, limit)
 
-    def counts(self, job: Job) -> dict[Status, int]:
+    def counts(self, job: Job) -> dict[ItemStatus, int]:
         """Return the number of items by status, without statuses that no item has."""
         return job_records.counts(self._ledger.reader(), job)
 
@@ -129,12 +128,12 @@ class JobQueue:
         """
 
         def write(db: apsw.Connection) -> Job:
-            job = job_records.job(db, records.collection(db, collection).id, token)
+            job = job_records.find(db, collection_records.find(db, collection).id, token)
             if job.finished_at is None:
                 now = self._gallery.clock()
                 job_records.finish(db, job, "cancelled", None, now)
                 audit.record(db, AuditEvent("cancel_job", now, actor, job.collection_id, of=job.token))
-            return job_records.job(db, job.collection_id, token)
+            return job_records.find(db, job.collection_id, token)
 
         return self._gallery.change(write)
 
@@ -147,14 +146,14 @@ class JobQueue:
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            number, now = records.collection(db, collection).id, self._gallery.clock()
+            number, now = collection_records.find(db, collection).id, self._gallery.clock()
             pending = job_records.erase_items(db, number, key)
             try:
-                return remove_subjects(db, number, records.same_subjects(db, number, key), now, actor)
+                return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), now, actor)
             except NotFoundError:
                 if not pending:
                     raise
-                receipt = records.remove_faces(db, number, [], subjects=1, now=now)
+                receipt = erasure_records.remove_faces(db, number, [], subjects=1, now=now)
                 # The subject has no id yet. The event refers to the receipt instead.
                 audit.record(db, AuditEvent("erase", now, actor, number, of=receipt.token))
                 return receipt
@@ -168,7 +167,7 @@ class BulkEnrolmentWorker:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     def claim(self) -> Job | None:
         """Take the lease of the oldest job that no other worker has, and return the job; None where there is none."""
@@ -176,11 +175,11 @@ class BulkEnrolmentWorker:
 
     def keep(self, job: Job) -> bool:
         """Renew the lease; False where the job is finished or another worker's."""
-        return self._ledger.write(lambda db: job_records.renew(db, job, self._holder, self._gallery.clock()))
+        return self._ledger.write(lambda db: job_records.renew_lease(db, job, self._holder, self._gallery.clock()))
 
     def release(self, job: Job) -> None:
         """Release the lease."""
-        self._ledger.write(lambda db: job_records.free(db, job, self._holder))
+        self._ledger.write(lambda db: job_records.release_lease(db, job, self._holder))
 
     def pending(self, job: Job, pictures: int) -> list[Item]:
         """Return the next batch of items, all of one kind; at most `pictures` images."""
@@ -195,7 +194,7 @@ class BulkEnrolmentWorker:
                 size += len(item.data)
         return batch
 
-    def enrol(self, job: Job, results: Sequence[Found], fingerprint: str) -> bool:
+    def enrol(self, job: Job, results: Sequence[ProcessedItem], fingerprint: str) -> bool:
         """Enrol faces that the pipeline `fingerprint` found; False where the job is finished or another worker's.
 
         Items that are no longer pending, because their subject was erased, are skipped.
@@ -205,16 +204,16 @@ class BulkEnrolmentWorker:
         """
 
         def write(db: apsw.Connection) -> bool:
-            if not job_records.renew(db, job, self._holder, self._gallery.clock()):
+            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
                 return False
-            records.check_fingerprint(records.collection(db, job.collection), fingerprint)
+            collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
             pending = job_records.still_pending(db, job, [result.item.number for result in results])
             self._insert(db, job, [result for result in results if result.item.number in pending])
             return True
 
         return self._ledger.write(write)
 
-    def finish(self, job: Job, state: Finished, problem: str | None = None) -> None:
+    def finish(self, job: Job, state: JobResult, problem: str | None = None) -> None:
         """Finish the job and delete its items, unless it is another worker's now.
 
         A job that is done has failed if all its items failed.
@@ -222,7 +221,7 @@ class BulkEnrolmentWorker:
 
         def write(db: apsw.Connection) -> None:
             now = self._gallery.clock()
-            if not job_records.renew(db, job, self._holder, now):
+            if not job_records.renew_lease(db, job, self._holder, now):
                 return
             if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
                 job_records.finish(db, job, "failed", ALL_FAILED, now)
@@ -233,27 +232,29 @@ class BulkEnrolmentWorker:
 
     def _claim(self, db: apsw.Connection) -> Job | None:
         now = self._gallery.clock()
-        job_records.forget_finished(db, now, KEEP_S)
+        job_records.delete_finished(db, now, KEEP_S)
         for job in job_records.unfinished(db):
             if is_locked(db, job.collection_id):
                 continue  # another process may have the key
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; submit it again"
                 job_records.finish(db, job, "failed", problem, now)
-            elif job_records.take(db, job, self._holder, now):
+            elif job_records.take_lease(db, job, self._holder, now):
                 if job.state != "receiving":
                     return job_records.set_state(db, job, "running")
-                job_records.remove_job(db, job)  # the process that received it has died
+                job_records.delete(db, job)  # the process that received it has died
         return None
 
-    def _insert(self, db: apsw.Connection, job: Job, results: Sequence[Found]) -> None:
+    def _insert(self, db: apsw.Connection, job: Job, results: Sequence[ProcessedItem]) -> None:
         """Enrol the faces, record them in the audit log, and store the outcome of each item."""
         now = self._gallery.clock()
         remove_lapsed(db, job.collection_id, {result.item.subject for result in results if result.faces}, now)
         for result in results:
             if result.faces and (properties := result.item.properties) is not None:
-                records.upsert_subject(db, job.collection_id, result.item.subject, **properties.__dict__, now=now)
-        enrolled = insert_faces(db, job.collection_id, [face for result in results for face in result.faces], now)
+                subject_records.upsert(db, job.collection_id, result.item.subject, **properties.__dict__, now=now)
+        enrolled = face_records.insert(
+            db, job.collection_id, [face for result in results for face in result.faces], now
+        )
         if ids := [face.id for face in enrolled]:
             subjects = audit.subjects_of(db, ids)
             audit.record(db, AuditEvent("enrol", now, job.actor, job.collection_id, subjects, ids))
@@ -263,4 +264,4 @@ class BulkEnrolmentWorker:
             faces = [next(tokens) for _ in result.faces]
             details = {**result.outcome.result, "faces": faces}
             outcomes.append(Outcome(result.item.number, result.outcome.status, details))
-        job_records.settle_items(db, job, outcomes)
+        job_records.finish_items(db, job, outcomes)

@@ -22,13 +22,14 @@ from index.embedded.audit.erasure import remove_expired
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, lease_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.records import Collection, Floats, Indexed, Sealed
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
+from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
 
 LEASE, LEASE_S = "maintenance", 60.0
@@ -109,10 +110,10 @@ class Maintenance:
         with self._heartbeat():
             for collection in map(self._scale_vectors, collections):
                 with self._gallery.snapshot_of(collection) as db:
-                    segments = records.segments(db, collection.id)
+                    segments = vector_records.segments(db, collection.id)
                 for segment in segments:
                     self._rewrite(collection, segment)
-                self._swap(collection, partial(records.drop_index, collection_id=collection.id))
+                self._swap(collection, partial(vector_records.drop_inverted_file, collection_id=collection.id))
         return self.run()
 
     def _work(self) -> None:
@@ -147,10 +148,10 @@ class Maintenance:
 
     def release(self) -> None:
         """Release the lease, so that another process can do maintenance."""
-        self._gallery.ledger.write(lambda db: records.drop_lease(db, LEASE, self._holder))
+        self._gallery.ledger.write(lambda db: lease_records.release(db, LEASE, self._holder))
 
     def _renew(self, db: apsw.Connection) -> bool:
-        return records.take_lease(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
+        return lease_records.take(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         """Commit a change of the collection's files, if this process still has the lease and the vectors are the same.
@@ -162,7 +163,7 @@ class Maintenance:
         def write(db: apsw.Connection) -> None:
             if not self._renew(db):
                 raise ConflictError("the lease was lost")
-            records.check_current(db, collection)
+            collection_records.check_current(db, collection)
             change(db)
 
         self._gallery.ledger.write(write)
@@ -184,12 +185,12 @@ class Maintenance:
         Zero and non-finite vectors stay; `vestibule gallery verify` reports them.
         """
         with self._gallery.ledger.snapshot() as db:
-            if not records.is_unscaled(db, collection.id):
+            if not collection_records.has_unscaled_vectors(db, collection.id):
                 return collection
         after = 0
         while True:
             with self._gallery.snapshot_of(collection) as db:
-                rows = records.rows_after(db, collection.id, collection.dimensions, after, VECTORS_PER_CHECK)
+                rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS_PER_CHECK)
             if not len(rows.faces):
                 break
             after = int(rows.faces[-1])
@@ -199,12 +200,12 @@ class Maintenance:
                 vectors = dict(zip(rows.faces[wrong].tolist(), scaled, strict=True))
                 self._swap(collection, partial(self._replace_vectors, collection=collection, vectors=vectors))
                 collection = self._gallery.collection(collection.name)
-        self._swap(collection, partial(records.set_scaled, collection_id=collection.id))
+        self._swap(collection, partial(collection_records.mark_scaled, collection_id=collection.id))
         return collection
 
     def _replace_vectors(self, db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> None:
         """Replace the vectors of these faces. All files of the collection are rebuilt."""
-        faces = records.replace_vectors(db, collection, vectors)
+        faces = vector_records.replace(db, collection, vectors)
         subjects = audit.subjects_of(db, faces)
         audit.record(db, AuditEvent("scale_vectors", self._gallery.clock(), None, collection.id, subjects, faces))
 
@@ -215,23 +216,23 @@ class Maintenance:
         """Write full segments of the faces behind the last segment."""
         while True:
             with self._gallery.snapshot_of(collection) as db:
-                last = max((segment.last_face for segment in records.segments(db, collection.id)), default=0)
-                if not records.has_rows_after(db, collection.id, last, self._limits.segment):
+                last = max((segment.last_face for segment in vector_records.segments(db, collection.id)), default=0)
+                if not vector_records.has_more(db, collection.id, last, self._limits.segment):
                     return
                 cipher = cipher_of(db, collection.id)
-                rows = records.rows_after(db, collection.id, collection.dimensions, last, self._limits.segment)
-                through = records.last_removal(db)
-            new = Sealed(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
+                rows = vector_records.read(db, collection.id, collection.dimensions, last, self._limits.segment)
+                through = erasure_records.last_removal(db)
+            new = SegmentRecord(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
             segment_files.write(self._gallery.files / new.file, rows, through, cipher)
-            self._swap(collection, partial(records.put_segment, collection_id=collection.id, new=new))
+            self._swap(collection, partial(vector_records.put_segment, collection_id=collection.id, new=new))
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Rewrite each segment that contains a removed face or is damaged."""
         with self._gallery.snapshot_of(collection) as db:
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-            segments = records.segments(db, collection.id)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+            segments = vector_records.segments(db, collection.id)
             oldest = min((segment.removals_through for segment in segments), default=through)
-            removed, _ = records.removals_after(db, collection.id, oldest)
+            removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
         clean = []
         for segment in segments:
             content = self._read_segment(segment, cipher)
@@ -239,18 +240,18 @@ class Maintenance:
                 clean.append(segment.file)
             else:
                 self._rewrite(collection, segment)
-        self._swap(collection, lambda db: records.seen_through(db, collection.id, clean, through))
+        self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, clean, through))
 
-    def _rewrite(self, collection: Collection, old: Sealed) -> None:
+    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
         with self._gallery.snapshot_of(collection) as db:
             dimensions, before = collection.dimensions, old.first_face - 1
-            rows = records.rows_after(db, collection.id, dimensions, before, through=old.last_face)
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-        new = Sealed(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
+            rows = vector_records.read(db, collection.id, dimensions, before, through=old.last_face)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+        new = SegmentRecord(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
         segment_files.write(self._gallery.files / new.file, rows, through, cipher)
-        self._swap(collection, lambda db: records.put_segment(db, collection.id, new, old.file))
+        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file))
 
-    def _read_segment(self, segment: Sealed, cipher: Cipher) -> Segment | None:
+    def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> Segment | None:
         """Return the segment, or None if it is damaged. Each process verifies a file once."""
         try:
             content = Segment.open(self._gallery.files / segment.file, cipher)
@@ -264,19 +265,19 @@ class Maintenance:
     def _update_index(self, collection: Collection) -> None:
         """Bring the inverted file up to date with the segments: train it, add new faces, remove removed ones."""
         with self._gallery.snapshot_of(collection) as db:
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-            sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+            sealed, old = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
             # Also what was removed since the oldest segment was written: it contains that still.
             applied = [segment.removals_through for segment in sealed] + ([old.removals_through] if old else [])
-            removed, _ = records.removals_after(db, collection.id, min(applied, default=through))
+            removed, _ = erasure_records.removed_faces(db, collection.id, min(applied, default=through))
         segments = [Segment.open(self._gallery.files / segment.file, cipher) for segment in sealed]
         total = sum(len(segment.faces) for segment in segments)
         # Hysteresis: an inverted file is kept down to half the threshold.
         if total < self._limits.exact_below // (1 if old is None else 2):
-            self._swap(collection, lambda db: records.drop_index(db, collection.id))
+            self._swap(collection, lambda db: vector_records.drop_inverted_file(db, collection.id))
             return
         if old is not None and self._is_current(old, sealed[-1], removed, cipher):
-            self._swap(collection, lambda db: records.seen_through(db, collection.id, [old.file], through))
+            self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, [old.file], through))
             return
         ivf = self._read_index(old, total, cipher)
         if ivf is None or old is None:
@@ -287,11 +288,11 @@ class Maintenance:
             if len(segment.faces) and int(segment.faces[0]) > after:
                 ivf.add(segment.faces, segment.vectors)
         ivf.remove(removed)
-        new = Indexed(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
+        new = InvertedFileRecord(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
         ivf.write(self._gallery.files / new.file, cipher)
-        self._swap(collection, lambda db: records.put_index(db, collection.id, new))
+        self._swap(collection, lambda db: vector_records.put_inverted_file(db, collection.id, new))
 
-    def _is_current(self, old: Indexed, last: Sealed, removed: records.Ints, cipher: Cipher) -> bool:
+    def _is_current(self, old: InvertedFileRecord, last: SegmentRecord, removed: Ints, cipher: Cipher) -> bool:
         """Return whether the inverted file contains exactly the segments' faces and is not damaged.
 
         Each process reads a file once.
@@ -302,7 +303,7 @@ class Maintenance:
             self._verified.add(old.file)
         return old.file in self._verified and (self._gallery.files / old.file).is_file()
 
-    def _read_index(self, old: Indexed | None, total: int, cipher: Cipher) -> Ivf | None:
+    def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         """Return the inverted file, or None if there is none, it is damaged, or must be retrained for `total` faces."""
         if old is None or total > self._limits.growth * old.trained_rows:
             return None
@@ -317,7 +318,7 @@ class Maintenance:
         if not ledger.write(self._renew):
             return  # another process may write files that the ledger does not reference yet
         with ledger.snapshot() as db:
-            open_receipts, referenced = records.unscrubbed(db), records.files(db)
+            open_receipts, referenced = erasure_records.unfinished_receipts(db), vector_records.files(db)
             done = [
                 token for token, collection_id, through in open_receipts if _is_scrubbed(db, collection_id, through)
             ]
@@ -326,12 +327,12 @@ class Maintenance:
                 path.unlink(missing_ok=True)
         if done:
             sync_folder(self._gallery.files)  # a power cut must not bring back erased data
-            ledger.scrub(lambda db: records.erased(db, done, self._gallery.clock()))
+            ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self._gallery.clock()))
 
 
 def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:
     """Return whether all files of the collection were written after that removal."""
-    segments, index = records.segments(db, collection_id), records.index(db, collection_id)
+    segments, index = vector_records.segments(db, collection_id), vector_records.inverted_file(db, collection_id)
     return all(file.removals_through >= through for file in (*segments, *((index,) if index else ())))
 
 

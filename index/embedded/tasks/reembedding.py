@@ -13,6 +13,7 @@ The process that holds a collection's lease works on it.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,10 +25,10 @@ from index.embedded.audit.entries import AuditEvent
 from index.embedded.encryption.aead import OVERHEAD
 from index.embedded.encryption.data_keys import cipher_of, is_locked
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Collection, Floats, Row
+from index.embedded.store import collection_records, lease_records, vector_records
+from index.embedded.store.ledger import Change, Row, committing
 from index.errors import ConflictError, NotFoundError
+from index.types import Collection, Floats
 
 LEASE_S = 15.0
 FIRST = -(2**63)  # less than every id
@@ -92,12 +93,12 @@ class Reembeddings:
         """
 
         def write(db: apsw.Connection) -> ReembeddingProgress:
-            target, now = records.collection(db, collection), self._gallery.clock()
+            target, now = collection_records.find(db, collection), self._gallery.clock()
             if target.fingerprint == fingerprint:
                 raise ConflictError(f"{collection!r} has vectors of {fingerprint} already")
             db.execute(
                 "INSERT INTO reembeddings VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
-                (target.id, records.token(), embedder, fingerprint, dimensions, actor, now),
+                (target.id, secrets.token_hex(16), embedder, fingerprint, dimensions, actor, now),
             )
             if not db.changes():
                 raise ConflictError(f"{collection!r} is being re-embedded already; cancel that first")
@@ -115,7 +116,7 @@ class Reembeddings:
             NotFoundError: no such collection, or it is not being re-embedded.
         """
         with self._ledger.snapshot() as db:
-            reembedding = get_reembedding(db, records.collection(db, collection))
+            reembedding = get_reembedding(db, collection_records.find(db, collection))
             return _progress(db, reembedding, self._gallery.clock())
 
     @committing
@@ -127,7 +128,7 @@ class Reembeddings:
         """
 
         def write(db: apsw.Connection) -> ReembeddingProgress:
-            reembedding, now = get_reembedding(db, records.collection(db, collection)), self._gallery.clock()
+            reembedding, now = get_reembedding(db, collection_records.find(db, collection)), self._gallery.clock()
             progress = _progress(db, reembedding, now)
             _delete(db, reembedding)
             event = AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
@@ -143,7 +144,7 @@ class ReembeddingWorker:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     def waiting(self) -> list[Reembedding]:
         """Return the re-embeddings without a worker whose keys are available, oldest first."""
@@ -153,7 +154,7 @@ class ReembeddingWorker:
             return [
                 reembedding
                 for reembedding in [Reembedding(*row) for row in rows]
-                if not records.is_leased(db, _lease(reembedding), now, LEASE_S)
+                if not lease_records.is_held(db, _lease(reembedding), now, LEASE_S)
                 and not is_locked(db, reembedding.collection_id)
             ]
 
@@ -162,7 +163,7 @@ class ReembeddingWorker:
 
         def write(db: apsw.Connection) -> bool:
             exists = db.execute("SELECT 1 FROM reembeddings WHERE token = ?", (reembedding.token,)).get is not None
-            return exists and records.take_lease(db, _lease(reembedding), self._holder, self._gallery.clock(), LEASE_S)
+            return exists and lease_records.take(db, _lease(reembedding), self._holder, self._gallery.clock(), LEASE_S)
 
         return self._ledger.write(write)
 
@@ -172,7 +173,7 @@ class ReembeddingWorker:
 
     def release(self, reembedding: Reembedding) -> None:
         """Release the lease."""
-        self._ledger.write(lambda db: records.drop_lease(db, _lease(reembedding), self._holder))
+        self._ledger.write(lambda db: lease_records.release(db, _lease(reembedding), self._holder))
 
     def pending(self, reembedding: Reembedding, after: int, limit: int) -> list[PendingCrop]:
         """Return at most `limit` crops without a new vector, whose ids are greater than `after`, ascending."""
@@ -189,14 +190,16 @@ class ReembeddingWorker:
         Raises:
             InvalidError: see `Gallery.enrol`.
         """
-        data = {number: records.vector_bytes(vector, reembedding.dimensions) for number, vector in vectors.items()}
+        data = {number: vector_records.encode(vector, reembedding.dimensions) for number, vector in vectors.items()}
 
         def write(db: apsw.Connection) -> bool:
             if not self._renew(db, reembedding):
                 return False
             collection_id = reembedding.collection_id
             cipher = cipher_of(db, collection_id)
-            rows = [(cipher.seal(vector, "vector", number), collection_id, number) for number, vector in data.items()]
+            rows = [
+                (cipher.encrypt(vector, "vector", number), collection_id, number) for number, vector in data.items()
+            ]
             db.executemany(
                 "INSERT INTO reembedded (data, collection_id, face_id)"
                 " SELECT ?1, ?2, id FROM faces WHERE id = ?3 AND collection_id = ?2 ON CONFLICT DO NOTHING",
@@ -291,7 +294,7 @@ def _lease(reembedding: Reembedding) -> str:
 
 def _check_crops(db: apsw.Connection, collection: Collection, embedder: str) -> None:
     """Raise ConflictError if a face has no crop."""
-    _, faces = records.counts(db, collection.id)
+    _, faces = collection_records.counts(db, collection.id)
     missing = db.execute(
         "SELECT count(*) FROM faces WHERE collection_id = ? AND id NOT IN (SELECT face_id FROM crops)", (collection.id,)
     ).get
@@ -307,12 +310,12 @@ _OF_COLLECTION = "rejections.subject_id IN (SELECT id FROM subjects WHERE collec
 
 def _progress(db: apsw.Connection, reembedding: Reembedding, now: float) -> ReembeddingProgress:
     collection_id = reembedding.collection_id
-    _, faces = records.counts(db, collection_id)
+    _, faces = collection_records.counts(db, collection_id)
     feedback, lost = db.execute(
         f"SELECT count(*), count(*) - count(crop) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (collection_id,),
     ).get
-    running = records.is_leased(db, _lease(reembedding), now, LEASE_S)
+    running = lease_records.is_held(db, _lease(reembedding), now, LEASE_S)
     state: State = "blocked" if reembedding.problem else "running" if running else "queued"
     return ReembeddingProgress(reembedding, state, faces, _staged(db, collection_id), feedback, lost)
 
@@ -323,7 +326,7 @@ def _staged(db: apsw.Connection, collection_id: int) -> int:
 
 def _missing(db: apsw.Connection, collection_id: int) -> int:
     """Return the number of faces without a new vector, without rejected faces that have no crop."""
-    _, faces = records.counts(db, collection_id)
+    _, faces = collection_records.counts(db, collection_id)
     feedback = db.execute(
         f"SELECT count(crop) - count(reembedded) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (collection_id,),
@@ -352,7 +355,7 @@ def _pending_feedback(db: apsw.Connection, collection_id: int, after: int, limit
 
 def _decrypted(db: apsw.Connection, collection_id: int, rows: Iterable[Row]) -> list[PendingCrop]:
     cipher = cipher_of(db, collection_id)
-    return [PendingCrop(number, cipher.unseal(crop, "crop", number)) for number, crop in rows]
+    return [PendingCrop(number, cipher.decrypt(crop, "crop", number)) for number, crop in rows]
 
 
 def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
@@ -376,7 +379,7 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, collection_id),
     )
     db.execute("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
-    records.drop_index(db, collection_id)
+    vector_records.drop_inverted_file(db, collection_id)
     # The receipt is for the discarded faces and the old vectors: maintenance scrubs the ledger for open receipts only.
     db.execute(
         "INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL)", (reembedding.token, collection_id, len(discarded), now)

@@ -14,10 +14,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.aead import PLAIN, Cipher
+from index.embedded.encryption.aead import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
-from index.embedded.store.records import Floats, Ints
 from index.errors import CorruptError
+from index.types import Floats, Ints
 
 # A centroid is the mean of at least this many vectors, so that it does not disclose any of them.
 MIN_VECTORS_PER_CENTROID = 8
@@ -106,16 +106,16 @@ class Ivf:
         _, ids = self._index.search(queries, k, params=parameters)
         return np.asarray(ids, np.int64)
 
-    def write(self, path: Path, cipher: Cipher = PLAIN) -> None:
+    def write(self, path: Path, cipher: Cipher = PLAINTEXT) -> None:
         """Write the file durably, with a checksum; encrypted data is bound to the file's name."""
-        pieces = list(cipher.seal_file(faiss.serialize_index(self._index).data, path.name.encode()))
+        pieces = list(cipher.encrypt_file(faiss.serialize_index(self._index).data, path.name.encode()))
         checksum = 0
         for piece in pieces:
             checksum = zlib.crc32(piece, checksum)
         write_atomically(path, [_magic(cipher), checksum.to_bytes(4, "little"), *pieces])
 
     @classmethod
-    def read(cls, path: Path, cipher: Cipher = PLAIN) -> Ivf:
+    def read(cls, path: Path, cipher: Cipher = PLAINTEXT) -> Ivf:
         """Read a file of `write`.
 
         Raises:
@@ -128,7 +128,7 @@ class Ivf:
         body = data[8:]
         if bytes(data[:4]) != _magic(cipher) or zlib.crc32(body.data) != int.from_bytes(bytes(data[4:8]), "little"):
             raise CorruptError(f"{path.name} is damaged: its checksum does not match")
-        index = cipher.unseal_file(body.data, path.name.encode())
+        index = cipher.decrypt_file(body.data, path.name.encode())
         return cls(faiss.deserialize_index(np.frombuffer(index, np.uint8)))
 
 

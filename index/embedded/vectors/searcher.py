@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.store.records import Floats, Ints, Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf
 from index.embedded.vectors.ivf import Ivf
+from index.types import Floats, Ints
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -84,7 +85,7 @@ class RecentFaces:
         """Return the first row with an id greater than `face`."""
         return int(np.searchsorted(self.faces[: self.count], face, side="right"))
 
-    def append(self, rows: Rows) -> None:
+    def append(self, rows: FaceVectors) -> None:
         """Append faces, whose ids are greater than all ids here."""
         needed = self.count + len(rows.faces)
         if needed > len(self.faces):
@@ -232,7 +233,7 @@ class VectorSearcher:
                 self._recent.drop_through(int(faces[-1]))
                 self.applied_face = max(self.applied_face, int(faces[-1]))
 
-    def apply(self, added: Rows, removed: Ints, through: int) -> None:
+    def apply(self, added: FaceVectors, removed: Ints, through: int) -> None:
         """Apply changes of the ledger: faces after `applied_face`, then removed ids, up to removal `through`."""
         with self._lock.writing():
             if len(added.faces):

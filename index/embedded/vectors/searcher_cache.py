@@ -12,13 +12,14 @@ import apsw
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, vector_records
 from index.embedded.store.ledger import Ledger, Watcher
-from index.embedded.store.records import Collection
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import FaceBlock, VectorSearcher
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, LockedError
+from index.types import Collection
 
 
 @contextmanager
@@ -26,10 +27,10 @@ def collection_snapshot(ledger: Ledger, collection: Collection) -> Iterator[apsw
     """Read one commit of the ledger, in which the collection still has the vectors that it had when it was read.
 
     Raises:
-        ConflictError: see `records.check_current`.
+        ConflictError: see `collection_records.check_current`.
     """
     with ledger.snapshot() as db:
-        records.check_current(db, collection)
+        collection_records.check_current(db, collection)
         yield db
 
 
@@ -65,7 +66,7 @@ class SearcherCache:
         """Return the collection's searcher, up to date with the ledger.
 
         Raises:
-            ConflictError: see `records.check_current`.
+            ConflictError: see `collection_records.check_current`.
         """
         with self._lock:
             version = self._watcher.version()
@@ -107,13 +108,16 @@ class SearcherCache:
 
     def _follow_ledger(self, collection: Collection, searcher: VectorSearcher) -> None:
         with collection_snapshot(self._ledger, collection) as db:
-            removed, through = records.removals_after(db, collection.id, searcher.applied_removal)
-            added = records.rows_after(db, collection.id, collection.dimensions, searcher.applied_face)
+            removed, through = erasure_records.removed_faces(db, collection.id, searcher.applied_removal)
+            added = vector_records.read(db, collection.id, collection.dimensions, searcher.applied_face)
             searcher.apply(added, removed, through)
 
     def _load(self, collection: Collection, entry: _CachedSearcher) -> None:
         with collection_snapshot(self._ledger, collection) as db:
-            segments, index = records.segments(db, collection.id), records.index(db, collection.id)
+            segments, index = (
+                vector_records.segments(db, collection.id),
+                vector_records.inverted_file(db, collection.id),
+            )
             files = (*(segment.file for segment in segments), index.file if index else "")
             if files == entry.files:
                 return
@@ -124,11 +128,11 @@ class SearcherCache:
         oldest = min((segment.removals_through for segment in segments), default=0)
         with entry.lock, collection_snapshot(self._ledger, collection) as db:
             # Read after the files, so that they, too, lose whatever the searcher has removed since.
-            removed, _ = records.removals_after(db, collection.id, oldest)
+            removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
             entry.searcher.replace_blocks(blocks, ivf, indexed, removed)
             entry.files = files
 
-    def _read_index(self, index: records.Indexed | None, cipher: Cipher) -> Ivf | None:
+    def _read_index(self, index: InvertedFileRecord | None, cipher: Cipher) -> Ivf | None:
         """Return the inverted file, or None where it is missing or damaged: until it is rebuilt, search is exact."""
         try:
             return Ivf.read(self._files / index.file, cipher) if index else None
@@ -136,11 +140,11 @@ class SearcherCache:
             return None
 
     def _read_block(
-        self, db: apsw.Connection, collection: Collection, segment: records.Sealed, cipher: Cipher
+        self, db: apsw.Connection, collection: Collection, segment: SegmentRecord, cipher: Cipher
     ) -> FaceBlock:
         """Return the segment, or the same rows of the ledger where its file is missing or damaged."""
         try:
             return Segment.open(self._files / segment.file, cipher).load()
         except CorruptError:
             first, last = segment.first_face, segment.last_face
-            return records.rows_after(db, collection.id, collection.dimensions, first - 1, through=last)
+            return vector_records.read(db, collection.id, collection.dimensions, first - 1, through=last)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
-from index.embedded.store.records import NewFace
+from index.types import NewFace
 gallery = EmbeddedGallery(Path(sys.argv[1]))
 maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
 ended = threading.Event()
@@ -162,7 +162,10 @@ def test_verify(gallery_of: Command, state: Path) -> None:
     (state / "gallery" / "files" / "1-0.seg").write_bytes(b"left")
     (state / "gallery" / "files" / "1-1.seg").write_bytes(b"left")
     wrong = gallery_of("verify")
-    assert (wrong.exit_code, wrong.stdout) == (1, "1-0.seg is named by nobody\n1-1.seg is named by nobody\n")
+    assert (wrong.exit_code, wrong.stdout) == (
+        1,
+        "1-0.seg is not referenced by the ledger\n1-1.seg is not referenced by the ledger\n",
+    )
 
 
 def test_a_ledger_that_is_none_is_told_in_a_line(gallery_of: Command, state: Path) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from app.errors import Conflict, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
-from index.embedded.store.records import Floats
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker
+from index.types import Floats
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 
@@ -344,7 +344,7 @@ def test_a_job_of_which_every_item_failed_has_failed(gallery: TestClient) -> Non
     bad = zipped({"a/1.png": b"no picture", "b/1.png": b"nor this"})
     for sent, headers in ((bad, ZIP), (lines({"subject_id": "x"}), LINES)):
         done = finished(gallery, send(gallery, sent, headers))
-        assert (done["state"], done["problem"]) == ("failed", "every item failed; its own problem says why")
+        assert (done["state"], done["problem"]) == ("failed", "all items failed; see the problem of each item")
         assert done["items"]["failed"] == done["total"]
     mixed = zipped({"a/1.png": b"no picture", "eileen/1.png": encode(photo("astronaut"))})
     assert finished(gallery, send(gallery, mixed, ZIP))["state"] == "done"

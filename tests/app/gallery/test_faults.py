@@ -26,6 +26,7 @@ from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import subject_records
 from index.validation import MAX_DEPTH
 from tests.app.embedder import random_embedder
 from tests.app.threaded import serving_here
@@ -190,7 +191,7 @@ def test_an_answer_that_cannot_be_serialised_undoes_the_change(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("index.embedded.gallery.records.upsert_subject", spoiled)
+        patched.setattr("index.embedded.gallery.subject_records.upsert", spoiled)
         assert client.put(SUBJECT, json={}).status_code == 500
     assert client.get(SUBJECT).status_code == 404
     assert client.put(SUBJECT, json={}).status_code == 200
@@ -200,9 +201,7 @@ def spoiled(*given: Any, **named: Any) -> Any:
     """Store the subject, but say that its metadata is what no answer can hold."""
     from dataclasses import replace
 
-    from index.embedded.store.records import upsert_subject
-
-    return replace(upsert_subject(*given, **named), metadata={"a": float("nan")})
+    return replace(subject_records.upsert(*given, **named), metadata={"a": float("nan")})
 
 
 def test_rows_of_older_versions_do_not_keep_others_from_being_listed(client: TestClient) -> None:
@@ -340,7 +339,7 @@ def test_faces_of_a_bulk_job_are_its_senders(client: TestClient) -> None:
     assert [one["status"] for one in send(client, {"subject_id": "b", "vector": [1.0] * 32})] == ["enrolled"]
     job = client.app.state.galleries.jobs._jobs.begin("doors", {}, actor="key-9")  # type: ignore[attr-defined]
     jobs = client.app.state.galleries.jobs._jobs  # type: ignore[attr-defined]
-    from index.embedded.store.job_records import Item
+    from index.types import Item
 
     fingerprint = client.get("/collections/doors").json()["fingerprint"]
     gallery.ledger.write(
@@ -512,7 +511,7 @@ def test_a_damaged_row_is_told_by_readiness_log_and_metrics(tmp_path: Path) -> N
             assert client.put(f"/collections/{name}", json={}).status_code == 201
         gallery = gallery_of(client)
         fingerprint = gallery.collection("good").fingerprint
-        from index.embedded.store.records import NewFace
+        from index.types import NewFace
 
         for name in ("good", "damaged"):
             gallery.enrol(

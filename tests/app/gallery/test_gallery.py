@@ -18,8 +18,7 @@ from app.gallery.open_set import Rule
 from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Subject
-from index.protocol import Match
+from index.types import Match, Subject
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo

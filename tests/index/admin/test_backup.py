@@ -18,11 +18,10 @@ from index.embedded.admin import backup
 from index.embedded.admin.backup import BackupManifest, back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import folder_lock, records
-from index.embedded.store.bulk_insert import insert_faces
-from index.embedded.store.records import NewFace
+from index.embedded.store import erasure_records, face_records, folder_lock
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
+from index.types import NewFace
 from tests.index.people import enrol, folder_bytes, vectors
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
@@ -140,7 +139,7 @@ def test_a_restore_repeats_erasures_of_a_lost_ledger(folder: Path, saved: Path, 
 
 def test_a_restore_repeats_erasures_without_a_tombstone(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
-    gallery.ledger.write(lambda db: records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # and the process died here
+    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # then it dies
     gallery.close()
     assert restore(folder, saved).erased_faces == 1
 
@@ -244,7 +243,7 @@ def test_a_gallery_in_use_is_not_restored(folder: Path, saved: Path) -> None:
     with pytest.raises(GalleryError, match="in use"):
         restore(folder, saved)
     gallery.close()
-    with folder_lock.held(folder, alone=True), pytest.raises(GalleryError, match="being restored"):
+    with folder_lock.lock(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
         EmbeddedGallery(folder)
     assert len(tokens(folder)) == 20
 
@@ -373,4 +372,4 @@ def test_a_backup_during_writes_has_enrolled_and_no_erased_faces(folder: Path, t
 
 def pair(db: apsw.Connection, number: int) -> None:
     faces = [NewFace(f"pair-{number}", vector) for vector in vectors(2, seed=number)]
-    insert_faces(db, 1, faces, 0.0)
+    face_records.insert(db, 1, faces, 0.0)

@@ -18,9 +18,9 @@ from index.embedded.admin import parquet as exports
 from index.embedded.admin.parquet import ImportResult, export_collection, import_collection
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import NewFace
+from index.embedded.store import face_records
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.types import NewFace
 from tests.index.people import enrol, vectors
 
 
@@ -102,7 +102,7 @@ def test_pyarrow_reads_the_file(source: EmbeddedGallery, file: Path) -> None:
 def test_an_interrupted_import_is_continued(
     target: EmbeddedGallery, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, calls = records.put_whole_face, iter(range(100))
+    put, calls = face_records.insert_record, iter(range(100))
 
     def interrupted(*arguments: Any) -> bool:
         if next(calls) == 14:  # in the second transaction
@@ -110,7 +110,7 @@ def test_an_interrupted_import_is_continued(
         return put(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(records, "put_whole_face", interrupted)
+        patched.setattr(face_records, "insert_record", interrupted)
         with pytest.raises(RuntimeError, match="killed"):
             import_collection(target, file)
     assert target.size("doors") == 10

@@ -14,10 +14,9 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store.ledger import migrate
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
-from index.protocol import Usage
+from index.types import NewFace, Usage
 from tests.index.people import enrol, vectors
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)

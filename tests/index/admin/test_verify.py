@@ -13,8 +13,8 @@ import pytest
 from index.embedded.admin import verify
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import Rows
+from index.embedded.store import lease_records, vector_records
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
@@ -69,13 +69,13 @@ def orphan(gallery: EmbeddedGallery) -> None:
     (gallery.files / "1-0.seg").write_bytes(b"left")
 
 
-def other_segment(change: Callable[[Rows], Rows]) -> Callable[[EmbeddedGallery], None]:
+def other_segment(change: Callable[[FaceVectors], FaceVectors]) -> Callable[[EmbeddedGallery], None]:
     """Replace a segment by a valid one with other rows."""
 
     def write(gallery: EmbeddedGallery) -> None:
         with gallery.ledger.snapshot() as db:
-            segment = records.segments(db, 1)[0]
-            rows = records.rows_after(db, 1, 4, segment.first_face - 1, through=segment.last_face)
+            segment = vector_records.segments(db, 1)[0]
+            rows = vector_records.read(db, 1, 4, segment.first_face - 1, through=segment.last_face)
         segments.write(gallery.files / segment.file, change(rows), segment.removals_through)
 
     return write
@@ -83,7 +83,7 @@ def other_segment(change: Callable[[Rows], Rows]) -> Callable[[EmbeddedGallery],
 
 def other_index(gallery: EmbeddedGallery) -> None:
     with gallery.ledger.snapshot() as db:
-        indexed = records.index(db, 1)
+        indexed = vector_records.inverted_file(db, 1)
     assert indexed is not None
     ivf = Ivf.read(gallery.files / indexed.file)
     ivf.remove(np.array([9]))
@@ -159,15 +159,15 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
         ["doors: .*seg and .*seg overlap", "doors: .*seg lacks"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces[1:], rows.subjects[1:], rows.vectors[1:])),
+        other_segment(lambda rows: FaceVectors(rows.faces[1:], rows.subjects[1:], rows.vectors[1:])),
         ["doors: .*seg lacks 1 faces, the first is 1"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces[::-1], rows.subjects[::-1], rows.vectors[::-1])),
+        other_segment(lambda rows: FaceVectors(rows.faces[::-1], rows.subjects[::-1], rows.vectors[::-1])),
         ["doors: .*seg contains faces twice, or not in ascending order"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces, rows.subjects, rows.vectors[:, :3])),
+        other_segment(lambda rows: FaceVectors(rows.faces, rows.subjects, rows.vectors[:, :3])),
         ["doors: .*seg has vectors of 3 numbers"],
     ),
     (
@@ -252,7 +252,7 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
 def test_new_files_of_a_running_maintenance_are_no_faults(gallery: EmbeddedGallery) -> None:
     orphan(gallery)
     Maintenance(gallery, LIMITS)._gallery.ledger.write(
-        lambda db: records.take_lease(db, "maintenance", "x", gallery.clock(), 60.0)
+        lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0)
     )
     assert list(find_faults(gallery)) == []
     os.utime(gallery.files / "1-0.seg", (1.0, 1.0))

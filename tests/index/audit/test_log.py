@@ -25,8 +25,8 @@ from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.erasure import RETENTION
 from index.embedded.audit.log import AuditLog, LogFault, LogHead
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.records import gallery_id
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import CorruptError, InvalidError, TooNewError
 from tests.index.people import Clock, enrol
@@ -52,7 +52,7 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
 @contextmanager
 def opened(folder: Path) -> Iterator[AuditLog]:
     ledger = Ledger(folder / "ledger.db")
-    log = AuditLog(folder / "audit.log", ledger, gallery_id(ledger.reader()))
+    log = AuditLog(folder / "audit.log", ledger, collection_records.gallery_id(ledger.reader()))
     log.flush(recover=True)
     yield log
     ledger.close()

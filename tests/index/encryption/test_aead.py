@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from index.embedded.encryption import aead as sealing
-from index.embedded.encryption.aead import OVERHEAD, PLAIN, Aead, OperatorKey
+from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
 from index.errors import CorruptError, InvalidError, LockedError
 
 KEY = bytes(range(32))
@@ -25,59 +25,64 @@ def derived(key: bytes, purpose: bytes) -> bytes:
 
 
 def test_a_sealed_value_is_a_nonce_a_ciphertext_and_a_tag() -> None:
-    sealed = Aead(KEY).seal(b"picture", "crop", 7)
+    sealed = AeadCipher(KEY).encrypt(b"picture", "crop", 7)
     nonce, ciphertext, tag = sealed[:12], sealed[12:-16], sealed[-16:]
     primitive = Primitive(algorithms.AES256(derived(KEY, b"seal")), modes.GCM(nonce, tag)).decryptor()
     primitive.authenticate_additional_data(b"crop|7")
     assert primitive.update(ciphertext) + primitive.finalize() == b"picture"
-    assert len(sealed) == Aead(KEY).sealed_size(7) == 7 + OVERHEAD
-    assert len({Aead(KEY).seal(b"picture", "crop", 7)[:12] for _ in range(100)}) == 100
+    assert len(sealed) == AeadCipher(KEY).encrypted_size(7) == 7 + OVERHEAD
+    assert len({AeadCipher(KEY).encrypt(b"picture", "crop", 7)[:12] for _ in range(100)}) == 100
 
 
 def test_what_was_sealed_once_is_read_for_ever() -> None:
-    assert Aead(KEY).unseal(SEALED, "subject", LOOKUP, 7).decode() == "Zoë"
+    assert AeadCipher(KEY).decrypt(SEALED, "subject", LOOKUP, 7).decode() == "Zoë"
     assert (
-        Aead(KEY).lookup("Zoë")
+        AeadCipher(KEY).lookup("Zoë")
         == LOOKUP
         == hmac.new(derived(KEY, b"lookup"), "Zoë".encode(), "sha256").hexdigest()[:32]
     )
 
 
 def test_it_is_read_only_where_it_was_written_and_whole() -> None:
-    aead = Aead(KEY)
-    sealed = aead.seal(b"picture", "crop", 7)
-    assert aead.unseal(sealed, "crop", 7) == b"picture"
+    aead = AeadCipher(KEY)
+    sealed = aead.encrypt(b"picture", "crop", 7)
+    assert aead.decrypt(sealed, "crop", 7) == b"picture"
     changed = [sealed[:place] + bytes([sealed[place] ^ 1]) + sealed[place + 1 :] for place in range(len(sealed))]
     for data in (*changed, sealed[:-1], sealed + b"\0", sealed[: OVERHEAD - 1], b"", None):
-        with pytest.raises(CorruptError, match=r"^the sealed crop of 7 is not what was written$"):
-            aead.unseal(data, "crop", 7)
+        with pytest.raises(CorruptError, match=r"^the encrypted crop of 7 is damaged or was moved there$"):
+            aead.decrypt(data, "crop", 7)
     for about in (("crop", 8), ("vector", 7), ("crop",)):
         with pytest.raises(CorruptError):
-            aead.unseal(sealed, *about)
+            aead.decrypt(sealed, *about)
     with pytest.raises(CorruptError):
-        Aead(KEY[::-1]).unseal(sealed, "crop", 7)
+        AeadCipher(KEY[::-1]).decrypt(sealed, "crop", 7)
 
 
 def test_plain_changes_nothing() -> None:
-    assert PLAIN.unseal(PLAIN.seal(b"x", "crop", 7), "crop", 8) == b"x"
-    assert (PLAIN.unseal(None, "crop", 7), PLAIN.lookup("x"), PLAIN.sealed_size(3), PLAIN.file_size(3)) == (
+    assert PLAINTEXT.decrypt(PLAINTEXT.encrypt(b"x", "crop", 7), "crop", 8) == b"x"
+    assert (
+        PLAINTEXT.decrypt(None, "crop", 7),
+        PLAINTEXT.lookup("x"),
+        PLAINTEXT.encrypted_size(3),
+        PLAINTEXT.encrypted_file_size(3),
+    ) == (
         b"",
         "x",
         3,
         3,
     )
-    assert b"".join(PLAIN.seal_file(b"xyz", b"about")) == PLAIN.unseal_file(b"xyz", b"other") == b"xyz"
+    assert b"".join(PLAINTEXT.encrypt_file(b"xyz", b"about")) == PLAINTEXT.decrypt_file(b"xyz", b"other") == b"xyz"
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 30, 35])
 def test_a_large_one_is_sealed_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealing, "PIECE", 10)
-    aead, data = Aead(KEY), bytes(range(size))
-    pieces = [bytes(piece) for piece in aead.seal_file(memoryview(data), b"name", b"header")]
+    monkeypatch.setattr(sealing, "CHUNK_BYTES", 10)
+    aead, data = AeadCipher(KEY), bytes(range(size))
+    pieces = [bytes(piece) for piece in aead.encrypt_file(memoryview(data), b"name", b"header")]
     assert [len(piece) for piece in pieces] == [min(10, size - at) + OVERHEAD for at in range(0, size, 10)]
     whole = b"".join(pieces)
-    assert aead.file_size(size) == len(whole)
-    assert aead.unseal_file(memoryview(whole), b"name", b"header") == data
+    assert aead.encrypted_file_size(size) == len(whole)
+    assert aead.decrypt_file(memoryview(whole), b"name", b"header") == data
     wrong = [
         b"".join(pieces[:-1]),
         b"".join(pieces[::-1]),
@@ -87,14 +92,16 @@ def test_a_large_one_is_sealed_in_pieces(size: int, monkeypatch: pytest.MonkeyPa
     ]
     for changed in (one for one in wrong if one not in (whole, b"")):
         with pytest.raises(CorruptError):
-            aead.unseal_file(changed, b"name", b"header")
+            aead.decrypt_file(changed, b"name", b"header")
     for place in range(0, len(whole), 7):
         changed = whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :]
         with pytest.raises(CorruptError):
-            aead.unseal_file(changed, b"name", b"header")
+            aead.decrypt_file(changed, b"name", b"header")
     if size:
-        with pytest.raises(CorruptError, match=r"^another name has something sealed that was not written there$"):
-            aead.unseal_file(whole, b"another name", b"header")
+        with pytest.raises(
+            CorruptError, match=r"^the encrypted content of another name is damaged or belongs to another file$"
+        ):
+            aead.decrypt_file(whole, b"another name", b"header")
 
 
 def test_an_operators_key_wraps_and_is_known_by_its_id() -> None:

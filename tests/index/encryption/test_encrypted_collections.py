@@ -17,21 +17,20 @@ from index.embedded.admin import repair as upkeep
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import PLAIN, OperatorKey
+from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import records
-from index.embedded.store.job_records import Found, Item, Outcome, Properties
-from index.embedded.store.records import NewFace
+from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
+from index.types import Collection, Item, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import folder_bytes, vectors
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
@@ -105,7 +104,7 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
             answer += [told([match]), denied]
             maintained(gallery)
         with gallery.ledger.snapshot() as db:
-            number = records.collection(db, name).id
+            number = collection_records.find(db, name).id
             answer += [metadata_filter.counts(db, number, where) for where in wheres]
             answer += [len(metadata_filter.subjects(db, number, where, 1)) for where in wheres]
             chosen = metadata_filter.subjects(db, number, {"level": [2]})
@@ -190,7 +189,9 @@ def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
     items = worker.pending(claimed, 8)
     assert items == sent[:2]
     assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending ones say nothing
-    done = [Found(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items]
+    done = [
+        ProcessedItem(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items
+    ]
     assert worker.enrol(claimed, done, "f1")
     worker.finish(claimed, "done")
     outcomes = bulk.outcomes(job, -1, 9)
@@ -255,7 +256,7 @@ def test_without_its_key_it_is_locked_and_others_go_on(
         maintained(locked)
         assert locked.receipt(other).erased_at is not None
         assert locked.usage("doors").subjects == 4
-        assert [line for line in find_faults(locked) if "no more of it can be read" in line and KEY.id in line]
+        assert [line for line in find_faults(locked) if "the rest cannot be read" in line and KEY.id in line]
         token = locked.drop("doors").token
         maintained(locked)
         assert locked.receipt(token).erased_at is not None
@@ -285,7 +286,7 @@ def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, c
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
     (line,) = list(find_faults(gallery))
-    assert line.startswith("doors: no more of it can be read: the sealed ")
+    assert line.startswith("doors: the rest cannot be read: the encrypted ")
 
 
 def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -314,14 +315,14 @@ def test_without_its_data_key_it_is_gone_and_says_so(gallery: EmbeddedGallery) -
     for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
         with pytest.raises(LockedError, match="data key of 'doors' is gone"):
             asked()
-    assert cipher_of(gallery.ledger.reader(), 999) is PLAIN  # of a collection that was dropped
+    assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # of a collection that was dropped
 
 
 def test_a_making_that_was_undone_leaves_no_key(gallery: EmbeddedGallery) -> None:
     """The next collection has the same id."""
 
     def make(db: apsw.Connection, encrypted: bool, fail: bool) -> bool:
-        made = records.insert_collection(db, records.Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
+        made = collection_records.insert(db, Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
         there = cipher_of(db, made.id).encrypted
         if fail:
             raise ConflictError("undone")
@@ -402,12 +403,12 @@ def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> Non
     second.write_bytes(a)
     with pytest.raises(CorruptError, match="sealed"):
         Segment.open(first, cipher).load()
-    with pytest.raises(CorruptError, match="is sealed where its collection is not"):
+    with pytest.raises(CorruptError, match="is encrypted and its collection is not"):
         Segment.open(third)
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in find_faults(other) if "has something sealed that was not written there" in line]
+        assert [line for line in find_faults(other) if "damaged or belongs to another file" in line]
     maintained(gallery)
     assert list(find_faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")

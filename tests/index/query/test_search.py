@@ -19,9 +19,9 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.metadata_filter import Where
 from index.embedded.store import ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Floats, NewFace
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
+from index.types import Floats, NewFace
 from tests.index.people import Clock, folder_bytes, vectors
 
 PEOPLE, FACES = 30, vectors(90)

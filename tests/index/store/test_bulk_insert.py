@@ -11,14 +11,13 @@ import pytest
 
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.bulk_insert import insert_faces
-from index.embedded.store.records import Face, NewFace
+from index.embedded.store import face_records
+from index.types import Face, NewFace
 from tests.index.people import vectors
 
 
 def one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
-    return [made for face in faces for made in insert_faces(db, collection_id, [face], now)]
+    return [made for face in faces for made in face_records.insert(db, collection_id, [face], now)]
 
 
 def test_many_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
@@ -28,7 +27,7 @@ def test_many_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
         for n, vector in enumerate(vectors(10))
     ]
     rows = {}
-    for name, insert in (("one by one", one_by_one), ("at once", insert_faces)):
+    for name, insert in (("one by one", one_by_one), ("at once", face_records.insert)):
         found = gallery.create(name, "face-embedder", "f1", 4)
         gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
         made = gallery.ledger.write(partial(insert, collection_id=found.id, faces=sent[:6], now=5.0))
@@ -42,7 +41,7 @@ def test_many_at_once_are_what_they_are_one_by_one(tmp_path: Path) -> None:
             kept, key=lambda one: (one.subject, one.id)
         )
         with gallery.ledger.snapshot() as db:
-            whole = records.whole_faces(db, found.id, 0, 2**62, -1, 0.0)
+            whole = face_records.read_records(db, found.id, 0, 2**62, -1, 0.0)
         rows[name] = [{**face.__dict__, "id": face.id - made[0].id, "token": ""} for face in whole]
     assert rows["at once"] == rows["one by one"]
     assert len(rows["at once"]) == 9

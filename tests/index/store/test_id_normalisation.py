@@ -18,14 +18,14 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import id_normalisation, job_records, ledger, records
+from index.embedded.store import collection_records, id_normalisation, job_records, subject_records
 from index.embedded.store.id_normalisation import Clash
-from index.embedded.store.job_records import Found, Item, Outcome, Properties
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import NewFace
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.unicode_forms import LONGEST, normalised, normalised_json, normalised_metadata, normalised_where
+from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
+from index.unicode_forms import normalised, normalised_json, normalised_metadata, normalised_where
+from index.validation import MAX_KEY
 from tests.index.people import vectors
 
 C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
@@ -56,9 +56,9 @@ def keys(gallery: EmbeddedGallery, collection: str = "doors") -> list[str]:
 def written_before(folder: Path, write: Callable[[EmbeddedGallery], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A gallery as a version wrote it that did not normalise ids."""
     with monkeypatch.context() as patched:
-        for module in (records, job_records):
+        for module in (collection_records, subject_records, job_records):
             patched.setattr(module, "normalised", lambda id: id)
-        patched.setattr(records, "normalised_metadata", lambda metadata: metadata)
+        patched.setattr(subject_records, "normalised_metadata", lambda metadata: metadata)
         gallery = opened(folder)
         write(gallery)
         gallery.ledger.write(lambda db: db.execute("UPDATE collections SET normalised = 0").fetchall())
@@ -89,7 +89,7 @@ def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGall
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
     jobs, worker = JobQueue(gallery), BulkEnrolmentWorker(gallery)
 
-    def send(*subjects: str) -> job_records.Job:
+    def send(*subjects: str) -> Job:
         job = jobs.begin("doors", {})
         data = vectors(1)[0].tobytes()
         jobs.append(job, [Item(n, who, "vector", data, Properties(who)) for n, who in enumerate(subjects)])
@@ -103,7 +103,7 @@ def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGall
     assert jobs.counts(job) == {"erased": 2}
     worker.finish(job, "done")
     job = send(D, C)
-    found = [Found(one, Outcome(one.number, "enrolled"), [face(one.subject)]) for one in worker.pending(job, 8)]
+    found = [ProcessedItem(one, Outcome(one.number, "enrolled"), [face(one.subject)]) for one in worker.pending(job, 8)]
     assert worker.enrol(job, found, "f")
     worker.finish(job, "done")
     assert keys(gallery) == [C]
@@ -140,9 +140,9 @@ def test_subjects_are_chosen_by_metadata_in_either_form(gallery: EmbeddedGallery
 def test_normalised_values() -> None:
     assert normalised("eileen") == "eileen"
     assert [normalised(form) for form in (C, D, PARTLY)] == [C, C, "\u00fc\u00e9"]
-    longer = "\u0958" * LONGEST  # two characters each in form C
+    longer = "\u0958" * MAX_KEY  # two characters each in form C
     assert normalised(longer) == longer
-    assert len(normalised(longer[:64])) == LONGEST
+    assert len(normalised(longer[:64])) == MAX_KEY
     assert normalised_metadata({C: 1, D: 2}) == {C: 1, D: 2}
     where: dict[str, list[Any]] = {C: [1], D: [D, True]}
     assert normalised_where(where) == {C: [1, C, True]}
@@ -271,7 +271,7 @@ def test_a_ledger_of_the_version_before_is_migrated(tmp_path: Path) -> None:
     folder = tmp_path / "g"
     folder.mkdir()
     connection = apsw.Connection(str(folder / "ledger.db"))
-    ledger.migrate(connection, STEPS[:9])
+    migrate(connection, STEPS[:9])
     connection.execute(
         "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
         " VALUES ('doors', 'e', 'f', 4, '{}', 0)"

@@ -14,10 +14,11 @@ import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.ledger import Change, Ledger, committing, migrate
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.secure_delete import MOST_PAGES
-from index.errors import GalleryError, TooNewError, is_full
+from index.embedded.store.atomic_files import is_disk_full
+from index.embedded.store.ledger import Change, Ledger, committing
+from index.embedded.store.migrations import STEPS, migrate
+from index.embedded.store.secure_delete import MAX_PAGES
+from index.errors import GalleryError, TooNewError
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_an_error_outside_of_any_write_undoes_all(ledger: Ledger, monkeypatch: p
         raise apsw.IOError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_alone", broken)
+        patched.setattr(module, "_run_in_savepoint", broken)
         with pytest.raises(apsw.IOError, match="the disk"):
             ledger.write(note("a"))
     ledger.write(note("b"))
@@ -147,7 +148,7 @@ def test_connections_are_durable_and_leave_nothing_behind(tmp_path: Path, monkey
         "synchronous": 2,  # full
         "foreign_keys": 1,
         "secure_delete": 1,
-        "max_page_count": MOST_PAGES,
+        "max_page_count": MAX_PAGES,
         "temp_store": 2,  # memory
         "busy_timeout": module.BUSY_MS,
     }
@@ -250,7 +251,7 @@ def test_nothing_can_be_read_when_it_is_closed(ledger: Ledger) -> None:
 
 
 def test_more_than_one_batch(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(module, "MAX_BATCH", 3)
     started, go = threading.Event(), threading.Event()
     commits: list[bool] = []
 
@@ -480,4 +481,4 @@ def test_an_error_that_undid_the_transaction_is_everybodys(ledger: Ledger) -> No
     ],
 )
 def test_which_errors_mean_a_full_disk(error: Exception, full: bool) -> None:
-    assert is_full(error) is full
+    assert is_disk_full(error) is full

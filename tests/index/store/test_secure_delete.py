@@ -12,7 +12,7 @@ import pytest
 
 from index.embedded.store import ledger as module
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.secure_delete import opened, unused
+from index.embedded.store.secure_delete import open_pages, unused_space
 
 SIZE = 4096
 SECRET = b"Ferdinandea Isabella Quartz"
@@ -31,10 +31,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
     made.write(fill)
     assert made.scrub()
-    with opened(made.path, SIZE, None) as pages:
+    with open_pages(made.path, SIZE, None) as pages:
         for number in range(1, pages._count()):
             planted = bytearray(pages._read(number, 1)[0])
-            for piece in unused(bytes(planted)):
+            for piece in unused_space(bytes(planted)):
                 planted[piece] = (SECRET * SIZE)[: len(planted[piece])]
             pages._file.xWrite(bytes(planted), number * SIZE)
     yield made
@@ -61,7 +61,7 @@ def test_a_scrub_changes_nothing_but_what_is_not_used(ledger: Ledger) -> None:
     assert len(after) == len(pages_before)
     # Page 1 counts changes; elsewhere, what differs is zero now.
     assert all(new in (0, old) for old, new in zip(pages_before[SIZE:], after[SIZE:], strict=True))
-    with opened(ledger.path, SIZE, None) as pages:
+    with open_pages(ledger.path, SIZE, None) as pages:
         assert pages.dirty() == []
 
 
@@ -70,7 +70,7 @@ def test_it_does_not_come_back_from_another_connections_memory(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, forgets: bool
 ) -> None:
     calls: list[int] = []
-    other, empty_log = Ledger(ledger.path), module._empty_log
+    other, empty_log = Ledger(ledger.path), module._truncate_wal
     other.write(lambda db: db.pragma("cache_size", 100_000))
 
     def others_read(connection: apsw.Connection) -> None:
@@ -81,9 +81,9 @@ def test_it_does_not_come_back_from_another_connections_memory(
         empty_log(connection)
         other.write(lambda db: db.execute("SELECT sum(length(data)), sum(length(substr(data, 1, 400))) FROM t").get)
 
-    monkeypatch.setattr(module, "_empty_log", others_read)
+    monkeypatch.setattr(module, "_truncate_wal", others_read)
     if not forgets:
-        monkeypatch.setattr(module, "_commit_something", lambda db, write=lambda db: True: write(db))
+        monkeypatch.setattr(module, "_invalidate_page_caches", lambda db, write=lambda db: True: write(db))
     assert ledger.scrub()
     assert left(ledger) == 0
     other.write(lambda db: db.execute("UPDATE t SET data = zeroblob(20) WHERE length(data) = 20"))
@@ -140,7 +140,7 @@ def test_what_goes_with_it_is_done_with_it_or_not_at_all(ledger: Ledger) -> None
 
 def writing_after(count: int, path: Path) -> Callable[[apsw.Connection], None]:
     """Empties the log, and the first times is not fast enough to write before another does."""
-    real, more = module._empty_log, [count]
+    real, more = module._truncate_wal, [count]
 
     def empty_log(connection: apsw.Connection) -> None:
         real(connection)
@@ -154,9 +154,9 @@ def writing_after(count: int, path: Path) -> Callable[[apsw.Connection], None]:
 
 
 def test_who_writes_in_between_makes_it_try_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_empty_log", writing_after(3, ledger.path))
+    monkeypatch.setattr(module, "_truncate_wal", writing_after(3, ledger.path))
     assert ledger.scrub()
-    monkeypatch.setattr(module, "_empty_log", writing_after(100, ledger.path))
+    monkeypatch.setattr(module, "_truncate_wal", writing_after(100, ledger.path))
     assert not ledger.scrub()
 
 
@@ -178,23 +178,23 @@ def page(kind: int, block: int, cells: int, content: int, size: int = SIZE) -> b
 
 
 def test_what_a_page_does_not_use_is_as_the_format_says() -> None:
-    assert list(unused(page(13, 0, 5, 1000))) == [slice(18, 1000)]
-    assert list(unused(page(10, 0, 0, SIZE))) == [slice(8, SIZE)]
-    assert list(unused(page(5, 0, 3, 900))) == [slice(18, 900)]
-    assert list(unused(page(2, 0, 3, 900))) == [slice(18, 900)]
-    assert list(unused(page(13, 0, 1, 0, 65_536))) == [slice(10, 65_536)]
-    assert list(unused(page(0, 0, 5, 1000))) == []  # of a text too long for its row's page, or free
+    assert list(unused_space(page(13, 0, 5, 1000))) == [slice(18, 1000)]
+    assert list(unused_space(page(10, 0, 0, SIZE))) == [slice(8, SIZE)]
+    assert list(unused_space(page(5, 0, 3, 900))) == [slice(18, 900)]
+    assert list(unused_space(page(2, 0, 3, 900))) == [slice(18, 900)]
+    assert list(unused_space(page(13, 0, 1, 0, 65_536))) == [slice(10, 65_536)]
+    assert list(unused_space(page(0, 0, 5, 1000))) == []  # of a text too long for its row's page, or free
     blocks = bytearray(page(13, 2000, 1, 1000))
     blocks[2000:2004] = (3000).to_bytes(2) + (50).to_bytes(2)
     blocks[3000:3004] = (0).to_bytes(2) + (20).to_bytes(2)
-    assert list(unused(bytes(blocks))) == [slice(10, 1000), slice(2004, 2050), slice(3004, 3020)]
+    assert list(unused_space(bytes(blocks))) == [slice(10, 1000), slice(2004, 2050), slice(3004, 3020)]
     blocks[3000:3002] = (2000).to_bytes(2)  # read while it was written: it must end
-    assert len(list(unused(bytes(blocks)))) == 3
+    assert len(list(unused_space(bytes(blocks)))) == 3
 
 
 def test_pages_that_are_gone_are_left_alone(ledger: Ledger) -> None:
     assert ledger.scrub()
-    with opened(ledger.path, SIZE, None) as pages:
+    with open_pages(ledger.path, SIZE, None) as pages:
         before = ledger.path.stat().st_size
         pages.clean([10**6])
         assert ledger.path.stat().st_size == before

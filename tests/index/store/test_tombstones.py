@@ -13,9 +13,9 @@ import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import ledger, records, tombstones
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Removal
+from index.embedded.store import collection_records, erasure_records, tombstones
+from index.embedded.store.erasure_records import Removal
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
@@ -34,12 +34,12 @@ def told(gallery: EmbeddedGallery) -> list[Removal]:
     read = gallery.tombstones.read()
     assert read is not None
     with gallery.ledger.snapshot() as db:
-        assert read[0] == records.gallery_id(db)
+        assert read[0] == collection_records.gallery_id(db)
     return list(read[1])
 
 
 def known(gallery: EmbeddedGallery) -> list[Removal]:
-    return records.removals(gallery.ledger.reader(), 0)
+    return erasure_records.removals(gallery.ledger.reader(), 0)
 
 
 def test_every_kind_of_erasure_is_written_down_before_it_is_acknowledged(gallery: EmbeddedGallery) -> None:
@@ -64,7 +64,7 @@ def test_the_file_has_no_name_and_is_as_version_1_is(gallery: EmbeddedGallery) -
     faces = enrol(gallery, "doors", 2)
     gallery.put_subject("doors", faces[0].subject, name="Zoë")
     gallery.remove_subject("doors", faces[0].subject)
-    identity = records.gallery_id(gallery.ledger.reader())
+    identity = collection_records.gallery_id(gallery.ledger.reader())
     lines = [f"vestibule-tombstones 1 {identity}", "1 1 0 1", "2 1 1 0"]
     expected = "".join(f"{line} {zlib.crc32(line.encode()):08x}\n" for line in lines)
     assert gallery.tombstones.path.read_text() == expected
@@ -73,7 +73,9 @@ def test_the_file_has_no_name_and_is_as_version_1_is(gallery: EmbeddedGallery) -
 def test_what_a_crash_kept_out_is_written_down_when_it_is_opened(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     enrol(gallery, "doors", 3)
     found = gallery.collection("doors")
-    gallery.ledger.write(lambda db: records.remove_faces(db, found.id, [1], subjects=0, now=0.0))  # and it died here
+    gallery.ledger.write(
+        lambda db: erasure_records.remove_faces(db, found.id, [1], subjects=0, now=0.0)
+    )  # and it died here
     assert told(gallery) == []
     again = EmbeddedGallery(tmp_path)
     assert told(again) == known(again) != []
@@ -147,15 +149,15 @@ def test_lines_in_another_order_are_noticed(gallery: EmbeddedGallery) -> None:
 
 
 def test_a_long_file_is_gone_on_with_from_its_end(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tombstones, "AT_ONCE", 4)
-    monkeypatch.setattr(tombstones, "_TAIL", 6 * tombstones._LONGEST)
+    monkeypatch.setattr(tombstones, "BATCH_LINES", 4)
+    monkeypatch.setattr(tombstones, "_TAIL_BYTES", 6 * tombstones._MAX_LINE_BYTES)
     faces = enrol(gallery, "doors", 120)
     for start in range(0, 120, 10):
         gallery.remove_faces("doors", [face.token for face in faces[start : start + 10]])
     assert [removal.face_id for removal in told(gallery)] == list(range(1, 121))
     whole = gallery.tombstones.path.read_bytes()
     gallery.tombstones.path.write_bytes(whole[:-1000] + b"\n" * 1000)
-    with pytest.raises(CorruptError, match="does not end"):
+    with pytest.raises(CorruptError, match="the end of"):
         gallery.write_tombstones()
 
 
@@ -219,10 +221,10 @@ def test_a_later_versions_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_ledger_of_version_1_keeps_what_it_has(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:1])
+    migrate(connection, STEPS[:1])
     connection.execute("INSERT INTO removals (collection_id, face_id) VALUES (1, 7)")
     connection.close()
     gallery = EmbeddedGallery(tmp_path)
     assert told(gallery) == [Removal(1, 1, 0, 7)]
-    assert len(records.gallery_id(gallery.ledger.reader())) == 32
+    assert len(collection_records.gallery_id(gallery.ledger.reader())) == 32
     gallery.close()

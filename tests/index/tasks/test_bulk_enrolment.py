@@ -12,12 +12,12 @@ import pytest
 
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Properties
-from index.embedded.store.records import NewFace
+from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks import bulk_enrolment as module
 from index.embedded.tasks.bulk_enrolment import KEEP_S, BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import ConflictError, NotFoundError
+from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import Clock, folder_bytes, vectors
 
 VECTORS = vectors(12)
@@ -56,9 +56,9 @@ def submit(jobs: JobQueue, items: Sequence[Item | Outcome], collection: str = "d
     return jobs.ready(job)
 
 
-def results(items: Sequence[Item]) -> list[Found]:
+def results(items: Sequence[Item]) -> list[ProcessedItem]:
     return [
-        Found(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
+        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
         for item in items
     ]
 
@@ -113,7 +113,7 @@ def test_an_item_without_a_face_creates_no_subject(
     submit(jobs, [item(0, properties=Properties("Ada"))])
     job = claimed(worker)
     (pending,) = worker.pending(job, 1)
-    assert worker.enrol(job, [Found(pending, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
+    assert worker.enrol(job, [ProcessedItem(pending, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
     assert jobs.outcomes(job, -1, 1) == [Outcome(0, "rejected", {"reasons": ["BLURRED"], "faces": []})]
     assert enrolled(gallery) == {}
 
@@ -127,7 +127,7 @@ def test_a_batch_has_items_of_one_kind_and_a_limited_size(
 
     def numbers(count: int) -> list[int]:
         batch = worker.pending(job, 3)
-        assert worker.enrol(job, [Found(item, Outcome(item.number, "failed")) for item in batch[:count]], "f1")
+        assert worker.enrol(job, [ProcessedItem(item, Outcome(item.number, "failed")) for item in batch[:count]], "f1")
         return [item.number for item in batch]
 
     assert numbers(2) == [0, 1]
@@ -325,7 +325,7 @@ def test_an_ended_job_leaves_no_item_in_any_file(
         jobs.ready(sent)
         job = claimed(worker)
         if how == "done":
-            assert worker.enrol(job, [Found(picture, Outcome(0, "rejected"))], "f1")
+            assert worker.enrol(job, [ProcessedItem(picture, Outcome(0, "rejected"))], "f1")
             worker.finish(job, "done")
         elif how == "cancelled":
             jobs.cancel("doors", job.token)

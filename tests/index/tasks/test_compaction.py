@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store import records
+from index.embedded.store import vector_records
 from index.embedded.tasks import compaction as module
 from index.embedded.tasks.compaction import Maintenance, MaintenanceError, MaintenanceLimits
 from index.embedded.vectors import segment as segments
@@ -38,7 +38,7 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
 
 def referenced(gallery: EmbeddedGallery) -> set[str]:
     with gallery.ledger.snapshot() as db:
-        return records.files(db)
+        return vector_records.files(db)
 
 
 def test_one_process_at_a_time_does_maintenance(gallery: EmbeddedGallery, clock: Clock) -> None:
@@ -98,9 +98,9 @@ def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
     monkeypatch.setattr(segments, "write", drop_first)
     Maintenance(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
-        assert len(records.segments(db, 1)) == 0
-        assert len(records.segments(db, 2)) == 2
-        assert {path.name for path in gallery.files.iterdir()} == records.files(db)
+        assert len(vector_records.segments(db, 1)) == 0
+        assert len(vector_records.segments(db, 2)) == 2
+        assert {path.name for path in gallery.files.iterdir()} == vector_records.files(db)
 
 
 def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
@@ -133,7 +133,7 @@ def test_the_inverted_file_is_retrained_after_growth(gallery: EmbeddedGallery) -
         gallery.enrol("doors", random_faces(16, seed=round_), "f1")
         maintenance.run()
         with gallery.ledger.snapshot() as db:
-            index = records.index(db, 1)
+            index = vector_records.inverted_file(db, 1)
         assert index is not None
         trained.append(index.trained_rows)
         assert not gallery.searchers.get(gallery.collection("doors")).exact

@@ -20,9 +20,8 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import ledger, records
+from index.embedded.store import ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Face, Floats, NewFace
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import (
     FIRST,
@@ -35,6 +34,7 @@ from index.embedded.tasks.reembedding import (
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import Collection, Face, Floats, NewFace
 from tests.index.people import Clock, folder_bytes, vectors
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16)
@@ -464,7 +464,7 @@ def test_a_read_is_repeated_after_the_switch(gallery: EmbeddedGallery, monkeypat
     get = gallery.searchers.get
     done: list[Reembedding] = []
 
-    def switch_and_get(collection: records.Collection) -> Any:
+    def switch_and_get(collection: Collection) -> Any:
         if not done:
             done.append(switched(gallery))
         return get(collection)

@@ -5,29 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index.embedded.store.records import Floats, Ints, Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import ScatteredRows, VectorSearcher
+from index.types import Floats, Ints
 
 DIMENSIONS, IN_BLOCKS, RECENT = 16, 400, 90
 NONE = np.empty(0, np.int64)
 
 
-def rows(first: int, count: int) -> Rows:
+def rows(first: int, count: int) -> FaceVectors:
     """Faces with ids from `first`, two per subject."""
     rng = np.random.default_rng(first)
     vectors = rng.normal(size=(count, DIMENSIONS)).astype(np.float32)
     faces = np.arange(first, first + count)
-    return Rows(faces, faces // 2, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return FaceVectors(faces, faces // 2, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def without(block: Rows, removed: Ints) -> Rows:
+def without(block: FaceVectors, removed: Ints) -> FaceVectors:
     kept = ~np.isin(block.faces, removed)
-    return Rows(block.faces[kept], block.subjects[kept], block.vectors[kept])
+    return FaceVectors(block.faces[kept], block.subjects[kept], block.vectors[kept])
 
 
-def inverted_file(blocks: list[Rows]) -> Ivf:
+def inverted_file(blocks: list[FaceVectors]) -> Ivf:
     vectors = np.concatenate([block.vectors for block in blocks])
     index = Ivf.train(vectors, len(vectors))
     index.add(np.concatenate([block.faces for block in blocks]), vectors)
@@ -47,7 +48,7 @@ def searcher() -> VectorSearcher:
     return searcher
 
 
-def assert_agrees(searcher: VectorSearcher, blocks: list[Rows], k: int = 12) -> None:
+def assert_agrees(searcher: VectorSearcher, blocks: list[FaceVectors], k: int = 12) -> None:
     """Compare a search that probes all lists with brute force over these faces."""
     faces = np.concatenate([block.faces for block in blocks])
     subjects = np.concatenate([block.subjects for block in blocks])

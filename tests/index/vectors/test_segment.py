@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.embedded.encryption.aead import OVERHEAD, PLAIN, Aead, Cipher
-from index.embedded.store.records import Rows
+from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, Aead, Cipher
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import segment as segments
 from index.errors import CorruptError, TooNewError
 
@@ -19,13 +19,13 @@ ENCRYPTED = GOLDEN.with_name("segment-1-sealed.seg")
 AEAD = Aead(bytes(range(32)))
 
 
-def rows(count: int = 50, dimensions: int = 6) -> Rows:
+def rows(count: int = 50, dimensions: int = 6) -> FaceVectors:
     random = np.random.default_rng(0)
     faces = np.cumsum(random.integers(1, 5, count))
-    return Rows(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
+    return FaceVectors(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
 
 
-@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AEAD], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("count", [0, 1, 50])
 def test_written_segments_are_read_back(tmp_path: Path, count: int, cipher: Cipher) -> None:
     expected = rows(count)
@@ -40,7 +40,7 @@ def test_written_segments_are_read_back(tmp_path: Path, count: int, cipher: Ciph
     assert [path.name for path in tmp_path.iterdir()] == ["a.seg"]
 
 
-@pytest.mark.parametrize(("path", "cipher"), [(GOLDEN, PLAIN), (ENCRYPTED, AEAD)], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(("path", "cipher"), [(GOLDEN, PLAINTEXT), (ENCRYPTED, AEAD)], ids=["plain", "encrypted"])
 def test_golden_files_of_version_1_are_read(path: Path, cipher: Cipher) -> None:
     segment = segments.Segment.open(path, cipher)
     segment.verify()
@@ -80,7 +80,7 @@ def test_each_checksum_covers_one_mebibyte(tmp_path: Path) -> None:
     assert content[64:128] == struct.pack("<2I56x", *checksums)
 
 
-@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AEAD], ids=["plain", "encrypted"])
 def test_every_changed_byte_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cipher: Cipher) -> None:
     monkeypatch.setattr(segments, "CHUNK", 128)
     segments.write(tmp_path / "a.seg", rows(5, 3), 0, cipher)
