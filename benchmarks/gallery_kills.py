@@ -41,7 +41,7 @@ import typer
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store import erasure_records, ledger, vector_records
+from index.embedded.store import erasure_records, migrations, vector_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
@@ -111,16 +111,16 @@ def crop(seed: int) -> bytes | None:
 @contextmanager
 def schema(wanted: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
-    real = ledger.migrate
+    real = migrations.migrate
 
     def migrate(connection: apsw.Connection, steps: tuple[str, ...] = wanted) -> None:
         real(connection, wanted)
 
-    ledger.migrate = migrate
+    migrations.migrate = migrate
     try:
         yield
     finally:
-        ledger.migrate = real
+        migrations.migrate = real
 
 
 # The child.
@@ -288,10 +288,10 @@ class ToldMaintenance(Maintenance):
         self._enter("rewriting")
         super()._rewrite(collection, old)
 
-    def _kept(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
+    def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole
             self._enter("building")
-        return super()._kept(old, total, cipher)
+        return super()._read_index(old, total, cipher)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         super()._swap(collection, change)

@@ -87,7 +87,7 @@ def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterato
 
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     with gallery.snapshot_of(collection) as db:
-        size = cipher_of(db, collection.id).sealed_size(4 * collection.dimensions)
+        size = cipher_of(db, collection.id).encrypted_size(4 * collection.dimensions)
         wrong = vector_records.count_missing(db, collection.id, size)
         segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
     if wrong:  # the further checks could not compare them

@@ -8,8 +8,9 @@ import math
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from app.gallery.embedding_pipeline import Pipeline
 from app.gallery.open_set import Rule
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side
@@ -284,18 +286,26 @@ def test_at_the_threshold_itself_is_a_match() -> None:
     assert (nobody.matched, nobody.candidates) == (False, [])
 
 
-def test_faces_are_assigned_to_subjects_off_the_event_loop(
+def test_a_search_reads_the_gallery_twice_and_decides_off_the_event_loop(
     gallery: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    decide = Rule.decide
+    reads: list[Callable[[], Any]] = []
+    decide, ask = Rule.decide, Pipeline.ask
 
     def recorded(self: Rule, faces: Any, *, repeated: bool) -> Any:
         threads.append(threading.current_thread().name)
         return decide(self, faces, repeated=repeated)
 
+    async def counted(self: Pipeline, question: Callable[[], Any]) -> Any:
+        reads.append(question)
+        return await ask(self, question)
+
     monkeypatch.setattr(Rule, "decide", recorded)
+    recognition = gallery.app.state.galleries.recognition  # type: ignore[attr-defined]
+    monkeypatch.setattr(recognition, "_ask", partial(counted, recognition._pipeline))
     params = {"collection": "doors"}
     response = gallery.post("/search", params=params, content=encode(side_by_side()), headers=PNG)
     assert len(response.json()["data"][0]["faces"]) == 2
-    assert [name.startswith("decode") for name in threads] == [True]
+    assert [name.startswith("store") for name in threads] == [True]
+    assert len(reads) == 2

@@ -12,8 +12,7 @@ from index.embedded.admin import repair
 from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store.ledger import migrate
-from index.embedded.store.migrations import STEPS
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
 from index.types import NewFace, Usage

@@ -133,7 +133,7 @@ def test_its_subjects_are_listed_by_page_each_once(gallery: EmbeddedGallery) -> 
 
 def everywhere(gallery: EmbeddedGallery) -> None:
     """Let it lie in every table and file that there is: in jobs, feedback, new vectors, segments, indexes, backups."""
-    bulk = bulk_enrolment.Jobs(gallery)
+    bulk = bulk_enrolment.JobQueue(gallery)
     for name in (one.name for one in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
         bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
@@ -141,7 +141,7 @@ def everywhere(gallery: EmbeddedGallery) -> None:
         bulk.ready(job)
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
-    worker = reembedding.Worker(gallery)
+    worker = reembedding.ReembeddingWorker(gallery)
     for one in worker.waiting():
         assert worker.claim(one)
         items = [*worker.pending(one, FIRST, 1), *worker.pending(one, 0, 9)]
@@ -172,7 +172,7 @@ def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
 
 
 def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
-    bulk, worker = bulk_enrolment.Jobs(gallery), bulk_enrolment.Worker(gallery)
+    bulk, worker = bulk_enrolment.JobQueue(gallery), bulk_enrolment.BulkEnrolmentWorker(gallery)
     job = bulk.begin("doors", {})
     sent = [
         Item(0, "new", "vector", FACES[0].tobytes(), Properties(CALLED, {"note": NOTE})),
@@ -205,7 +205,7 @@ def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
 def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
     Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
     Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
-    worker = reembedding.Worker(gallery)
+    worker = reembedding.ReembeddingWorker(gallery)
     (one,) = worker.waiting()
     assert worker.claim(one)
     ids = [item.id for item in (*worker.pending(one, FIRST, 9), *worker.pending(one, 0, 99))]
@@ -244,11 +244,11 @@ def test_without_its_key_it_is_locked_and_others_go_on(
             assert [one.name for one in locked.collections()] == ["doors", "open"]
         assert not (tmp_path / "doors.parquet").exists()
         assert locked.search("open", FACES[:1])[0]
-        job = bulk_enrolment.Worker(locked).claim()
+        job = bulk_enrolment.BulkEnrolmentWorker(locked).claim()
         assert job is not None
         assert job.collection == "open"
         clock.now += 60  # leases are over
-        assert [one.collection for one in reembedding.Worker(locked).waiting()] == ["open"]
+        assert [one.collection for one in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
         # What needs no key is erased without: a face, who has expired, all of it.
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1

@@ -17,8 +17,8 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query import metadata_filter, search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.metadata_filter import Where
-from index.embedded.store import ledger
-from index.embedded.store.migrations import STEPS
+from index.embedded.store import migrations
+from index.embedded.store.ledger import Ledger
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
 from index.types import Floats, NewFace
@@ -298,14 +298,14 @@ def test_a_restore_erases_feedback_that_was_removed_since(gallery: EmbeddedGalle
 
 def test_migration_fills_the_metadata_index(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:2])
+    migrations.migrate(connection, migrations.STEPS[:2])
     connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 4, '{}', 0, 0)")
     for number, metadata in enumerate(('{"site": "north"}', "{}", "no JSON", '{"site": ["north"]}', '"north"')):
         connection.execute(
             "INSERT INTO subjects VALUES (?, 1, ?, NULL, ?, 0, NULL)", (number + 1, f"p{number}", metadata)
         )
     connection.close()
-    migrated = ledger.Ledger(tmp_path / "ledger.db")
+    migrated = Ledger(tmp_path / "ledger.db")
     assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == [1]
     migrated.write(lambda db: db.execute("UPDATE subjects SET metadata = 'no JSON' WHERE id = 1").fetchall())
     assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == []

@@ -20,8 +20,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import ledger
-from index.embedded.store.migrations import STEPS
+from index.embedded.store import migrations
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import (
     FIRST,
@@ -569,7 +568,7 @@ def test_vectors_of_the_wrong_size_are_faults(
 
 def test_migration_keeps_feedback(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:6])
+    migrations.migrate(connection, migrations.STEPS[:6])
     connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 16, '{}', 0, 0)")
     connection.execute("INSERT INTO subjects VALUES (1, 1, 'p00', NULL, '{}', 0, NULL)")
     connection.execute("INSERT INTO rejections VALUES (7, 1, 'token', 0, ?)", (OLD[2].tobytes(),))

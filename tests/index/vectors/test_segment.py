@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, Aead, Cipher
+from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, Cipher
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import segment as segments
 from index.errors import CorruptError, TooNewError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "segment-1.seg"
 ENCRYPTED = GOLDEN.with_name("segment-1-sealed.seg")
-AEAD = Aead(bytes(range(32)))
+AEAD = AeadCipher(bytes(range(32)))
 
 
 def rows(count: int = 50, dimensions: int = 6) -> FaceVectors:
