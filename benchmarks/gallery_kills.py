@@ -42,7 +42,7 @@ from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import erasure_records, migrations, vector_records
-from index.embedded.store.ledger import Ledger
+from index.embedded.store.ledger import Ledger, Write
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
@@ -374,7 +374,7 @@ def _synchronous_off() -> None:
 
 
 def _answers_early() -> None:
-    def commit(self: Ledger, connection: apsw.Connection, batch: list[tuple[ledger.Write, Any, Any]]) -> None:
+    def commit(self: Ledger, connection: apsw.Connection, batch: list[tuple[Write, Any, Any]]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         results = [(future, write(connection)) for write, future, _ in batch]
         for future, result in results:
