@@ -129,7 +129,7 @@ class AeadCipher:
         try:
             return _decrypt(self._aead, data or b"", _joined(about))
         except InvalidTag:
-            raise CorruptError(f"the encrypted {about[0]} of {about[-1]} is damaged or was moved there") from None
+            raise CorruptError(f"the encrypted {about[0]} of {about[-1]} is damaged or misplaced") from None
 
     def lookup(self, text: str) -> str:
         """Return 128 bits of the text's HMAC-SHA256 in hexadecimal; see `Cipher`."""
@@ -153,8 +153,7 @@ class AeadCipher:
                 target = memoryview(content)[number * CHUNK_BYTES :][:CHUNK_BYTES]
                 self._aead.decrypt_into(nonce, chunk, _about_chunk(about, number, size), target)
         except (InvalidTag, ValueError):
-            name = bytes(about[0]).decode()
-            raise CorruptError(f"the encrypted content of {name} is damaged or belongs to another file") from None
+            raise CorruptError(f"{bytes(about[0]).decode()}: the encrypted content is damaged or misplaced") from None
         return content
 
     def encrypted_size(self, size: int) -> int:

@@ -1,4 +1,4 @@
-"""An encrypted collection answers as one that is not, shows nothing, and without its key stops nobody else."""
+"""An encrypted collection behaves like one that is not, stores no plain text, and without its key blocks no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
-from index.embedded.admin import repair as upkeep
+from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
@@ -38,7 +38,7 @@ LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
-# Texts that nothing else in a file is like.
+# Texts that occur nowhere else.
 NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
 CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
 PROBLEM = "this line was no good, and said so"
@@ -57,37 +57,39 @@ def clock() -> Clock:
 
 
 def filled(folder: Path, clock: Clock, *names: str) -> EmbeddedGallery:
-    """Each collection holds the same; `doors` is encrypted."""
-    made = EmbeddedGallery(folder, key=KEY, clock=clock)
+    """A gallery whose collections have the same content; `doors` is encrypted."""
+    gallery = EmbeddedGallery(folder, key=KEY, clock=clock)
     for name in names:
-        made.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
+        gallery.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
         faces = [NewFace(NAMES[n % 5], vector, {"n": SEEN} if n % 2 else {}, CROP) for n, vector in enumerate(FACES)]
-        made.enrol(name, faces, "f1")
-        made.put_subject(name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9)
-        made.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
-    return made
+        gallery.enrol(name, faces, "f1")
+        gallery.put_subject(
+            name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9
+        )
+        gallery.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
+    return gallery
 
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    """`doors` is encrypted, `open` is not; both hold the same."""
-    made = filled(tmp_path / "gallery", clock, "doors", "open")
-    yield made
-    made.close()
+    """`doors` is encrypted, `open` is not; both have the same content."""
+    gallery = filled(tmp_path / "gallery", clock, "doors", "open")
+    yield gallery
+    gallery.close()
 
 
-def maintained(gallery: EmbeddedGallery) -> None:
+def maintain(gallery: EmbeddedGallery) -> None:
     maintenance = Maintenance(gallery, LIMITS)
     assert maintenance.run()
     maintenance.release()
 
 
-def told(matches: list[Any]) -> list[tuple[Any, ...]]:
-    """Without what differs between two collections."""
+def comparable(matches: list[Any]) -> list[tuple[Any, ...]]:
+    """The matches without what differs between two collections."""
     return [(m.subject.key, m.subject.name, m.subject.metadata, round(m.similarity, 5)) for m in matches]
 
 
-def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
+def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery) -> None:
     feedback = Feedback(gallery)
     wheres: list[dict[str, Any]] = [{"level": [2]}, {"in": [True]}, {"in": [1]}, {"note": [NOTE, "x"], "level": [2.0]}]
     wheres += [{"many": ["x"]}, {"none": ["x"]}]
@@ -97,12 +99,12 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
         feedback.add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         for _ in range(2):  # in memory, then by segments and an inverted file
             for fusion in ("best", "mean"):
-                answer += map(told, gallery.search(name, FACES[:3], 4, fusion))
+                answer += map(comparable, gallery.search(name, FACES[:3], 4, fusion))
                 for where in (None, *wheres):
-                    answer += map(told, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
+                    answer += map(comparable, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
             match, denied = compare(gallery, name, NAMES[2], FACES[2])
-            answer += [told([match]), denied]
-            maintained(gallery)
+            answer += [comparable([match]), denied]
+            maintain(gallery)
         with gallery.ledger.snapshot() as db:
             number = collection_records.find(db, name).id
             answer += [metadata_filter.counts(db, number, where) for where in wheres]
@@ -122,17 +124,17 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
     assert gallery.collection("doors").encrypted
 
 
-def test_its_subjects_are_listed_by_page_each_once(gallery: EmbeddedGallery) -> None:
-    found: list[str] = []
-    while page := gallery.subjects("doors", after=found[-1] if found else "", limit=2):
-        found += [one.key for one in page]
-    assert sorted(found) == NAMES
+def test_pages_list_each_subject_once(gallery: EmbeddedGallery) -> None:
+    keys: list[str] = []
+    while page := gallery.subjects("doors", after=keys[-1] if keys else "", limit=2):
+        keys += [subject.key for subject in page]
+    assert sorted(keys) == NAMES
     gallery.put_subject("doors", "without a face")
     assert gallery.faces("doors", "without a face") == []
 
 
-def everywhere(gallery: EmbeddedGallery) -> None:
-    """Let it lie in every table and file that there is: in jobs, feedback, new vectors, segments, indexes, backups."""
+def fill_all_tables(gallery: EmbeddedGallery) -> None:
+    """Put the data into every table and file: jobs, feedback, re-embeddings, segments, indexes."""
     bulk = bulk_enrolment.JobQueue(gallery)
     for name in (one.name for one in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
@@ -147,15 +149,15 @@ def everywhere(gallery: EmbeddedGallery) -> None:
         items = [*worker.pending(one, FIRST, 1), *worker.pending(one, 0, 9)]
         assert {item.crop for item in items} == {CROP}
         assert worker.stage(one, {item.id: FACES[n] for n, item in enumerate(items)})
-    maintained(gallery)
+    maintain(gallery)
 
 
-def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
-    """As benchmarks/erasure.py searches for what was erased; here while all of it is there."""
+def test_no_file_contains_plain_text(tmp_path: Path) -> None:
+    """Searched as in benchmarks/erasure.py."""
     galleries = [filled(tmp_path / name, Clock(), name) for name in ("doors", "open")]
     indexes = []
     for gallery, name in zip(galleries, ("doors", "open"), strict=True):
-        everywhere(gallery)
+        fill_all_tables(gallery)
         back_up(gallery, tmp_path / name / "backup")
         assert export_collection(gallery, name, tmp_path / name / "faces.parquet") == 40
         indexes += [Ivf.read(path, cipher_of(gallery.ledger.reader(), 1)) for path in gallery.files.glob("*.ivf")]
@@ -171,7 +173,7 @@ def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
         gallery.close()
 
 
-def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
+def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> None:
     bulk, worker = bulk_enrolment.JobQueue(gallery), bulk_enrolment.BulkEnrolmentWorker(gallery)
     job = bulk.begin("doors", {})
     sent = [
@@ -188,7 +190,7 @@ def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
     assert claimed is not None
     items = worker.pending(claimed, 8)
     assert items == sent[:2]
-    assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending ones say nothing
+    assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending
     done = [
         ProcessedItem(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items
     ]
@@ -202,7 +204,7 @@ def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
     assert (new.name, new.metadata, new.faces) == (CALLED, {"note": NOTE}, 1)
 
 
-def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
+def test_the_collection_is_reembedded(gallery: EmbeddedGallery) -> None:
     Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
     Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
     worker = reembedding.ReembeddingWorker(gallery)
@@ -218,10 +220,10 @@ def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
 
 
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
-def test_without_its_key_it_is_locked_and_others_go_on(
+def test_without_the_key_the_collection_is_locked_and_others_work(
     gallery: EmbeddedGallery, tmp_path: Path, clock: Clock, key: OperatorKey | None
 ) -> None:
-    everywhere(gallery)
+    fill_all_tables(gallery)
     (face, *_) = gallery.faces("doors", NAMES[1])
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
@@ -234,7 +236,7 @@ def test_without_its_key_it_is_locked_and_others_go_on(
             lambda: locked.crop("doors", face.token),
             lambda: locked.remove_subject("doors", NAMES[0]),
             lambda: export_collection(locked, "doors", tmp_path / "doors.parquet"),
-            lambda: upkeep.rekey(locked, OperatorKey(b"n" * 32)),
+            lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
                 asked()
@@ -249,21 +251,21 @@ def test_without_its_key_it_is_locked_and_others_go_on(
         assert job.collection == "open"
         clock.now += 60  # leases are over
         assert [one.collection for one in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
-        # What needs no key is erased without: a face, who has expired, all of it.
+        # Erasing a face, an expired subject or the whole collection needs no key.
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1
         other = locked.remove_subject("open", NAMES[0]).token
-        maintained(locked)
+        maintain(locked)
         assert locked.receipt(other).erased_at is not None
         assert locked.usage("doors").subjects == 4
         assert [line for line in find_faults(locked) if "the rest cannot be read" in line and KEY.id in line]
         token = locked.drop("doors").token
-        maintained(locked)
+        maintain(locked)
         assert locked.receipt(token).erased_at is not None
 
 
 def swap(table: str, column: str, key: str) -> str:
-    """SQL that gives two rows each other's value."""
+    """SQL that swaps the values of two rows."""
     first, second = (f"(SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {n})" for n in (0, 1))
     other = (
         f"(SELECT {column} FROM {table} AS b WHERE b.{key} = CASE a.{key} WHEN {first} THEN {second} ELSE {first} END)"
@@ -282,22 +284,22 @@ def swap(table: str, column: str, key: str) -> str:
         "UPDATE crops SET data = X'00' WHERE face_id = 1",
     ],
 )
-def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, change: str) -> None:
+def test_moved_and_changed_values_are_detected(gallery: EmbeddedGallery, change: str) -> None:
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
     (line,) = list(find_faults(gallery))
     assert line.startswith("doors: the rest cannot be read: the encrypted ")
 
 
-def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     gallery.search("doors", FACES[:1])
     with gallery.ledger.snapshot() as db:
         wrapped = bytes(db.execute("SELECT wrapped FROM collection_keys").get)
-    assert upkeep.rekey(gallery, OTHER) == 1
-    assert upkeep.rekey(gallery, OTHER) == 0
-    assert gallery.search("doors", FACES[:1])[0]  # who has used it goes on
+    assert repair.rekey(gallery, OTHER) == 1
+    assert repair.rekey(gallery, OTHER) == 0
+    assert gallery.search("doors", FACES[:1])[0]  # its cipher is cached
     with pytest.raises(LockedError, match=KEY.id):
-        upkeep.rekey(gallery, OperatorKey(b"n" * 32))
+        repair.rekey(gallery, OperatorKey(b"n" * 32))
     assert not (tmp_path / "gallery" / "ledger.db-wal").stat().st_size
     gallery.close()
     assert wrapped not in folder_bytes(tmp_path / "gallery")
@@ -310,16 +312,16 @@ def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedG
         assert new.subject("doors", NAMES[0]).name == CALLED
 
 
-def test_without_its_data_key_it_is_gone_and_says_so(gallery: EmbeddedGallery) -> None:
+def test_a_lost_data_key_is_reported(gallery: EmbeddedGallery) -> None:
     gallery.ledger.write(lambda db: db.execute("DELETE FROM collection_keys").fetchall())
     for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
         with pytest.raises(LockedError, match="data key of 'doors' is gone"):
             asked()
-    assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # of a collection that was dropped
+    assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # a dropped collection
 
 
-def test_a_making_that_was_undone_leaves_no_key(gallery: EmbeddedGallery) -> None:
-    """The next collection has the same id."""
+def test_a_rolled_back_creation_leaves_no_key(gallery: EmbeddedGallery) -> None:
+    """The next collection gets the same id."""
 
     def make(db: apsw.Connection, encrypted: bool, fail: bool) -> bool:
         made = collection_records.insert(db, Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
@@ -333,7 +335,7 @@ def test_a_making_that_was_undone_leaves_no_key(gallery: EmbeddedGallery) -> Non
     assert gallery.ledger.write(partial(make, encrypted=False, fail=False)) is False
 
 
-def test_a_backup_of_it_is_put_back_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_backup_is_restored_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     back_up(gallery, tmp_path / "backup")
     gallery.remove_subject("doors", NAMES[1])
     gallery.close()
@@ -349,7 +351,7 @@ def file(gallery: EmbeddedGallery, tmp_path: Path) -> Path:
     return tmp_path / "doors.parquet"
 
 
-def test_it_moves_as_a_file_that_is_encrypted(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
+def test_an_encrypted_file_is_imported(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
         assert import_collection(target, file).enrolled == 40
         assert import_collection(target, file).present == 40
@@ -363,7 +365,7 @@ def test_it_moves_as_a_file_that_is_encrypted(gallery: EmbeddedGallery, file: Pa
         assert list(find_faults(target)) == []
 
 
-def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_plaintext_file_is_imported_into_an_encrypted_collection(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     export_collection(gallery, "open", tmp_path / "open.parquet")
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
         target.create("closed", "face-embedder", "f1", DIMENSIONS, encrypted=True)
@@ -373,7 +375,7 @@ def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: P
 
 
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
-def test_a_file_without_its_key_is_refused(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
+def test_a_file_is_refused_without_its_key(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=key)) as target:
         with pytest.raises(LockedError, match=f"the file needs the operator's key {KEY.id}"):
             import_collection(target, file)
@@ -391,10 +393,10 @@ def test_a_damaged_file_is_refused(file: Path, tmp_path: Path) -> None:
             assert target.collections() == []
 
 
-def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> None:
-    """Segments that are swapped, one that is open, and an index under another's name."""
+def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
+    """Swapped segments, and files with another name."""
     gallery.drop("open")
-    maintained(gallery)
+    maintain(gallery)
     first, second, third, *_ = sorted(gallery.files.glob("*.seg"))
     with gallery.ledger.snapshot() as db:
         cipher = cipher_of(db, 1)
@@ -408,8 +410,8 @@ def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> Non
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in find_faults(other) if "damaged or belongs to another file" in line]
-    maintained(gallery)
+        assert [line for line in find_faults(other) if "the encrypted content is damaged or misplaced" in line]
+    maintain(gallery)
     assert list(find_faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")
     index.with_name("other.ivf").write_bytes(index.read_bytes())

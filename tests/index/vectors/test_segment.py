@@ -106,7 +106,7 @@ def test_plain_data_of_an_encrypted_segment_is_authenticated(tmp_path: Path, pla
     path.write_bytes(changed)
     segment = segments.Segment.open(path, AEAD)
     for read in (segment.verify, segment.load):
-        with pytest.raises(CorruptError, match=r"^a\.seg has something sealed that was not written there$"):
+        with pytest.raises(CorruptError, match=r"^a\.seg: the encrypted content is damaged or misplaced$"):
             read()
 
 
