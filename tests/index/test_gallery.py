@@ -15,7 +15,7 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
-from index.errors import ConflictError, InvalidError, NotFoundError
+from index.errors import InvalidError, NotFoundError
 from index.types import NewFace
 from tests.index.people import Clock
 
@@ -42,36 +42,6 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
     gallery.create("doors", "face-embedder", "f1", 4, keep_crops=True)
     yield gallery
     gallery.close()
-
-
-def test_collections_are_listed_by_name(gallery: EmbeddedGallery) -> None:
-    for name in ("b", "a", "c"):
-        gallery.create(name, "e", "f", 2)
-    assert [c.name for c in gallery.collections(limit=2)] == ["a", "b"]
-    assert [c.name for c in gallery.collections(after="b")] == ["c", "doors"]
-    doors = gallery.collection("doors")
-    assert (doors.embedder, doors.fingerprint, doors.dimensions) == ("face-embedder", "f1", 4)
-    assert doors.settings == {"keep_crops": True}
-    with pytest.raises(ConflictError, match="'doors'"):
-        gallery.create("doors", "e", "f", 2)
-    with pytest.raises(NotFoundError, match="'x'"):
-        gallery.collection("x")
-
-
-def test_a_subject_keeps_its_properties(gallery: EmbeddedGallery) -> None:
-    gallery.put_subject("doors", "7", name="Zoë", metadata={"floor": 3})
-    gallery.enrol("doors", [NewFace("7", unit(1, 0, 0, 0))], "f1")
-    gallery.put_subject("doors", "3")
-    subject = gallery.subject("doors", "7")
-    assert (subject.name, subject.metadata, subject.faces, subject.created_at) == ("Zoë", {"floor": 3}, 1, 1000.0)
-    gallery.put_subject("doors", "7", metadata={"floor": 4})
-    assert gallery.subject("doors", "7").metadata == {"floor": 4}
-    assert [s.key for s in gallery.subjects("doors")] == ["3", "7"]
-    assert [s.key for s in gallery.subjects("doors", after="3", limit=1)] == ["7"]
-    with pytest.raises(NotFoundError, match="'8'"):
-        gallery.subject("doors", "8")
-    with pytest.raises(NotFoundError, match="'y'"):
-        gallery.put_subject("y", "8")
 
 
 def test_a_face_keeps_its_crop_and_details(gallery: EmbeddedGallery) -> None:
@@ -109,15 +79,6 @@ def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedG
     assert sum(steps) < 1000  # SQLite instructions: fewer than there are faces
 
 
-def test_many_removals_compact_the_recent_faces(gallery: EmbeddedGallery) -> None:
-    faces = gallery.enrol("doors", random_faces(300), "f1")
-    assert gallery.size("doors") == 300
-    gallery.remove_faces("doors", [face.token for face in faces[50:250]])
-    query = random_faces(300)[10].vector
-    assert gallery.size("doors") == 100
-    assert gallery.search("doors", query[None])[0][0].face == faces[10].token
-
-
 @pytest.mark.parametrize(
     "vector", [unit(1, 2, 3), np.full(4, np.inf, np.float32), np.full(4, np.nan, np.float32), np.zeros(4, np.float32)]
 )
@@ -128,12 +89,6 @@ def test_invalid_vectors_are_refused(gallery: EmbeddedGallery, vector: npt.NDArr
     with pytest.raises(InvalidError):
         gallery.search("doors", vector[None])
     assert gallery.size("doors") == 0
-    assert gallery.subjects("doors") == []
-
-
-def test_vectors_of_another_pipeline_are_refused(gallery: EmbeddedGallery) -> None:
-    with pytest.raises(ConflictError, match="f1, not of f2"):
-        gallery.enrol("doors", [NewFace("a", unit(1, 0, 0, 0))], "f2")
     assert gallery.subjects("doors") == []
 
 
