@@ -39,7 +39,8 @@ def compact(gallery: EmbeddedGallery, limits: MaintenanceLimits | None = None) -
     maintenance.run()
     maintenance.release()
     _vacuum(gallery)
-    return CompactionResult(before, _size(gallery), emptied=_scrub(gallery))
+    emptied = _scrub(gallery)
+    return CompactionResult(before, _size(gallery), emptied)
 
 
 def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: MaintenanceLimits | None = None) -> list[str]:
