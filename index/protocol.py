@@ -6,17 +6,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from index.types import Collection, CountedSubject, Face, Floats, Fusion, Match, NewFace, Receipt, Subject, Usage
+from index.types import (
+    Collection,
+    CollectionUsage,
+    CountedSubject,
+    Face,
+    Floats,
+    Fusion,
+    Match,
+    NewFace,
+    Receipt,
+    Subject,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Change(Protocol[T]):
+class PlannedChange(Protocol[T]):
     """A change of a gallery that is not submitted yet."""
 
-    def then(self, answer: Callable[[T], U]) -> Change[U]:
+    def then(self, answer: Callable[[T], U]) -> PlannedChange[U]:
         """Return the same change with the result `answer(result)`, computed before the commit.
 
         If `answer` raises, nothing is changed.
@@ -27,16 +38,12 @@ class Change(Protocol[T]):
         """Submit the change; the future has its result once it is durable."""
         ...
 
-    def commit(self) -> T:
-        """Submit the change, wait until it is durable, and return its result."""
-        ...
-
 
 class ChangingMethod(Protocol[P, T]):
     """A method that changes a gallery."""
 
     @property
-    def planned(self) -> Callable[P, Change[T]]:
+    def planned(self) -> Callable[P, PlannedChange[T]]:
         """The method that returns the change without submitting it, for callers that await it in no thread."""
         ...
 
@@ -164,7 +171,7 @@ class Gallery(Protocol):
         """Return how many faces a search compares or looks up."""
         ...
 
-    def usage(self, collection: str) -> Usage:
+    def usage(self, collection: str) -> CollectionUsage:
         """Return the size of the collection."""
         ...
 

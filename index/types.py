@@ -98,7 +98,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Usage:
+class CollectionUsage:
     """Size of a collection.
 
     `exact`: searches compare every face, because there is no approximate index. `file_bytes`: size of its segments and

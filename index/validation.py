@@ -73,21 +73,21 @@ def are_unit(vectors: Floats) -> npt.NDArray[np.bool_]:
     return unit
 
 
-def check_key(key: str, what: str) -> None:
-    """Raise InvalidError if `key` cannot be the id of `what` (a subject, a collection) in a URL.
+def check_key(key: str, kind: str) -> None:
+    """Raise InvalidError if `key` cannot be the id of a `kind` ("subject", "collection") in a URL.
 
     An id has 1 to 128 letters, digits, spaces and `_.@:+-`, and is not `.` or `..`, which clients remove from URLs.
     Characters that this Python's Unicode version does not define are accepted: they may be letters of a later version,
     which the API's pattern accepts.
     """
     if not 0 < len(key) <= MAX_KEY:
-        raise InvalidError(f"expected the {what}'s id to have 1 to {MAX_KEY} characters, got {len(key)}")
+        raise InvalidError(f"expected the {kind}'s id to have 1 to {MAX_KEY} characters, got {len(key)}")
     if key in (".", ".."):
-        raise InvalidError(f"the {what}'s id is {key!r}, which no URL can name")
+        raise InvalidError(f"the {kind}'s id is {key!r}, which no URL can name")
     for character in key:
         category = unicodedata.category(character)
         if category[0] not in "LMN" and category != _UNASSIGNED and character not in _PUNCTUATION:
-            raise InvalidError(f"the {what}'s id has the character U+{ord(character):04X}, which ids cannot have")
+            raise InvalidError(f"the {kind}'s id has the character U+{ord(character):04X}, which ids cannot have")
 
 
 def check_subject(key: str, name: str | None, metadata: Mapping[str, Any], expires_at: float | None) -> None:
@@ -111,27 +111,27 @@ def check_item(item: Item) -> None:
     check_subject(item.subject, properties.name, properties.metadata, properties.expires_at)
 
 
-def check_object(value: object, what: str) -> None:
+def check_object(value: object, name: str) -> None:
     """Raise InvalidError if `value` is not a JSON object of at most 16 KiB, nested at most 100 deep.
 
     NaN, infinities and lone surrogates are refused, because not every client can read them.
     """
     if not isinstance(value, Mapping):
-        raise InvalidError(f"expected {what} to be a JSON object")
+        raise InvalidError(f"expected {name} to be a JSON object")
     if _is_deep(value):
-        raise InvalidError(f"expected {what} to be nested at most {MAX_DEPTH} deep")
+        raise InvalidError(f"expected {name} to be nested at most {MAX_DEPTH} deep")
     try:
         size = len(json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, TypeError) as error:
-        raise InvalidError(f"expected {what} to be JSON in UTF-8 with finite numbers") from error
+        raise InvalidError(f"expected {name} to be JSON in UTF-8 with finite numbers") from error
     if size > MAX_METADATA:
-        raise InvalidError(f"expected {what} of at most {MAX_METADATA} bytes, got {size}")
+        raise InvalidError(f"expected {name} of at most {MAX_METADATA} bytes, got {size}")
 
 
-def check_timestamp(seconds: float, what: str) -> None:
+def check_timestamp(seconds: float, name: str) -> None:
     """Raise InvalidError if these seconds since 1970 are not finite or not in the years 1 to 9999."""
     if not EARLIEST <= seconds <= LATEST:  # also true of NaN
-        raise InvalidError(f"expected {what} to be a time from the year 1 to 9999-12-31T23:59:59Z")
+        raise InvalidError(f"expected {name} to be a time from the year 1 to 9999-12-31T23:59:59Z")
 
 
 def check_future(expires_at: float | None, now: float) -> None:
@@ -140,7 +140,7 @@ def check_future(expires_at: float | None, now: float) -> None:
         raise InvalidError("expires_at is in the past; to erase a subject, delete it")
 
 
-def parse_object(text: str, what: str) -> dict[str, Any]:
+def parse_object(text: str, name: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
@@ -149,8 +149,8 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidError(f"expected {what} to be a JSON object") from error
-    check_object(value, what)
+        raise InvalidError(f"expected {name} to be a JSON object") from error
+    check_object(value, name)
     return dict(value)
 
 

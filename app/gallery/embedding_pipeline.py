@@ -24,7 +24,7 @@ from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.observability.timings import Timings
 from index import errors as index_errors
-from index.protocol import Change
+from index.protocol import PlannedChange
 from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
 
@@ -119,7 +119,7 @@ class Pipeline:
         with _translated():
             return await self.engine.worked(step)
 
-    async def commit(self, change: Change[T], answer: Callable[[T], U]) -> U:
+    async def commit(self, change: PlannedChange[T], answer: Callable[[T], U]) -> U:
         """Commit the change and return `answer` of its result. No thread waits for the disk.
 
         The answer is made and serialised before the commit: where that fails, nothing is changed.

@@ -32,7 +32,18 @@ from index.embedded.store.tombstones import Tombstones
 from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
 from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
 from index.errors import ConflictError, GalleryError
-from index.types import Collection, CountedSubject, Face, Floats, Fusion, Match, NewFace, Receipt, Subject, Usage
+from index.types import (
+    Collection,
+    CollectionUsage,
+    CountedSubject,
+    Face,
+    Floats,
+    Fusion,
+    Match,
+    NewFace,
+    Receipt,
+    Subject,
+)
 from index.validation import check_future, unit_vectors
 
 T = TypeVar("T")
@@ -327,12 +338,12 @@ class EmbeddedGallery:
         owners = face_records.owners(self.ledger.reader(), faces)
         return {face: own for face, own in owners.items() if (until := own[1].expires_at) is None or until > now}
 
-    def usage(self, collection: str) -> Usage:
+    def usage(self, collection: str) -> CollectionUsage:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             return self.usage_of(db, collection_records.find(db, collection))
 
-    def usage_of(self, db: apsw.Connection, collection: Collection) -> Usage:
+    def usage_of(self, db: apsw.Connection, collection: Collection) -> CollectionUsage:
         """Return the usage of a collection that was read in the snapshot `db`."""
         index = vector_records.inverted_file(db, collection.id)
         files = [segment.file for segment in vector_records.segments(db, collection.id)] + (
@@ -340,7 +351,7 @@ class EmbeddedGallery:
         )
         subjects, faces = collection_records.counts(db, collection.id)
         paths = [path for file in files if (path := self.files / file).exists()]
-        return Usage(subjects, faces, index is None, sum(path.stat().st_size for path in paths))
+        return CollectionUsage(subjects, faces, index is None, sum(path.stat().st_size for path in paths))
 
     def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:
         """See `collection_snapshot`."""

@@ -17,7 +17,7 @@ def test_changes_are_planned_answered_and_committed(tmp_path: Path) -> None:
     gallery.create("doors", "face-embedder", "f1", 4)
     change = gallery.put_subject.planned("doors", "a", name="A")
     with pytest.raises(ZeroDivisionError):  # an answer that cannot be computed undoes the change
-        change.then(lambda subject: 1 / 0).commit()
+        change.then(lambda subject: 1 / 0).submit().result()
     assert gallery.subjects("doors") == []
     assert change.then(lambda subject: subject.name).submit().result() == "A"
     with pytest.raises(ConflictError):

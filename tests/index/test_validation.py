@@ -21,7 +21,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.migrations import STEPS, migrate
+from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
@@ -106,8 +106,8 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
     gallery.enrol("doors", [NewFace("tiny", TINY), NewFace("long", 3 * vectors(1, 128)[0], crop=b"c")], "f1")
     Feedback(gallery).add("doors", "long", TINY[None], [b"d"])
     for query in (vectors(5, 128, seed=5)[:1], TINY[None], 9 * vectors(1, 128)):
-        for found in (gallery.search("doors", query), search(gallery, "doors", query)):
-            assert all(abs(match.similarity) <= 1 + 1e-6 for match in found[0])
+        for (matches,) in (gallery.search("doors", query), search(gallery, "doors", query)):
+            assert all(abs(match.similarity) <= 1 + 1e-6 for match in matches)
     (likest,) = gallery.search("doors", TINY[None], 1)[0]
     assert likest.subject.key == "tiny"
     assert likest.similarity == pytest.approx(1)
@@ -116,11 +116,11 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
     assert match.similarity == pytest.approx(1)
     assert list(find_faults(gallery)) == []
     gallery.remove_subject("doors", "tiny")
-    one, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, ReembeddingWorker(gallery)
-    assert worker.claim(one)
-    pending = worker.pending(one, -(2**63), 9) + worker.pending(one, 0, 9)
-    assert worker.stage(one, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
-    assert worker.switch(one) == 0
+    task, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, ReembeddingWorker(gallery)
+    assert worker.claim(task)
+    pending = worker.pending(task, -(2**63), 9) + worker.pending(task, 0, 9)
+    assert worker.stage(task, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
+    assert worker.switch(task) == 0
     assert list(find_faults(gallery)) == []
 
 
@@ -306,11 +306,3 @@ def test_invalid_stored_rows_are_listed(gallery: EmbeddedGallery) -> None:
     assert gallery.faces("doors", "b")[0].details == {"yaw": None}
     assert len(gallery.search("doors", vectors(1, 128), 4)[0]) == 4
     Maintenance(gallery).run()
-
-
-def test_schema_steps_are_applied_one_after_another() -> None:
-    db = apsw.Connection(":memory:")
-    for count in range(1, len(STEPS) + 1):
-        migrate(db, STEPS[:count])
-    assert db.pragma("user_version") == len(STEPS)
-    db.close()

@@ -14,7 +14,7 @@ import hmac
 import secrets
 import struct
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -30,21 +30,18 @@ CHUNK_BYTES = 2**24
 Data: TypeAlias = bytes | bytearray | memoryview
 
 
-class Cipher(Protocol):
-    """Encrypts and decrypts the values of a collection.
+class Cipher:
+    """Encrypts and decrypts the values of a collection. This one, of a collection without encryption, changes nothing.
 
     The parts of the associated data (`about`) are the kind of value and the ids of its row: numbers, or texts without
     "|". Those of a file are bytes and begin with its name.
     """
 
-    @property
-    def encrypted(self) -> bool:
-        """Whether the collection is encrypted."""
-        ...
+    encrypted = False
 
     def encrypt(self, data: bytes, *about: object) -> bytes:
         """Return the value as it is stored."""
-        ...
+        return data
 
     def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """Return the value from what is stored.
@@ -52,15 +49,15 @@ class Cipher(Protocol):
         Raises:
             CorruptError: it was changed, or moved from another row.
         """
-        ...
+        return data or b""
 
     def lookup(self, text: str) -> str:
         """Return the text to store for finding rows by `text`: equal for equal texts."""
-        ...
+        return text
 
     def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
         """Yield the content of a file as it is stored, chunk by chunk."""
-        ...
+        yield data
 
     def decrypt_file(self, data: Data, *about: Data) -> Data:
         """Return the content of a file from what is stored.
@@ -68,50 +65,18 @@ class Cipher(Protocol):
         Raises:
             CorruptError: it was changed, or belongs to another file.
         """
-        ...
+        return data
 
     def encrypted_size(self, size: int) -> int:
         """Return the stored size in bytes of a value of `size` bytes."""
-        ...
+        return size
 
     def encrypted_file_size(self, size: int) -> int:
         """Return the stored size in bytes of a file of `size` bytes."""
-        ...
-
-
-class PlaintextCipher:
-    """Cipher of a collection that is not encrypted: stores everything unchanged."""
-
-    encrypted = False
-
-    def encrypt(self, data: bytes, *about: object) -> bytes:
-        """See `Cipher`."""
-        return data
-
-    def decrypt(self, data: bytes | None, *about: object) -> bytes:
-        """See `Cipher`."""
-        return data or b""
-
-    def lookup(self, text: str) -> str:
-        """See `Cipher`."""
-        return text
-
-    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
-        """See `Cipher`."""
-        yield data
-
-    def decrypt_file(self, data: Data, *about: Data) -> Data:
-        """See `Cipher`."""
-        return data
-
-    def encrypted_size(self, size: int) -> int:
-        """See `Cipher`."""
         return size
 
-    encrypted_file_size = encrypted_size
 
-
-class AeadCipher:
+class AeadCipher(Cipher):
     """Cipher of an encrypted collection with the given data key of 32 bytes."""
 
     encrypted = True
@@ -165,7 +130,7 @@ class AeadCipher:
         return size + OVERHEAD * -(-size // CHUNK_BYTES)
 
 
-PLAINTEXT = PlaintextCipher()
+PLAINTEXT = Cipher()
 
 
 class OperatorKey:

@@ -20,7 +20,7 @@ from index.embedded.query.feedback import drop_rejected, rejected_subjects
 from index.embedded.query.metadata_filter import Where
 from index.embedded.store import collection_records, subject_records
 from index.embedded.store.ledger import Row
-from index.types import Collection, Floats, Fusion, Match, Usage
+from index.types import Collection, CollectionUsage, Floats, Fusion, Match
 from index.validation import unit_vectors
 
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
@@ -32,7 +32,7 @@ class SearchScope:
     """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter)."""
 
     collection: Collection
-    usage: Usage
+    usage: CollectionUsage
     selected: tuple[int, int] | None
 
 

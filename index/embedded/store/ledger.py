@@ -248,11 +248,11 @@ class Ledger:
         afters = {after for (_, _, after), (_, error) in results if after and error is None}
         after_errors = {after: _error_of(after, connection) for after in afters}
         for (_, future, after), (result, write_error) in results:
-            error = write_error or (after_errors.get(after) if after else None)
-            if error is None:
+            failure = write_error or (after_errors.get(after) if after else None)
+            if failure is None:
                 future.set_result(result)
             else:
-                self._fail(future, error)
+                self._fail(future, failure)
 
     def _fail(self, future: Future[Any], error: Exception) -> None:
         if is_disk_full(error):
@@ -265,7 +265,7 @@ _QueuedWrite = tuple[Write, Future[Any], Write | None]
 
 
 @dataclass(frozen=True)
-class Change(protocol.Change[T]):
+class Change(protocol.PlannedChange[T]):
     """A write that is not submitted yet; `after` as in `Ledger.submit`."""
 
     ledger: Ledger
@@ -273,16 +273,12 @@ class Change(protocol.Change[T]):
     after: Write | None = None
 
     def then(self, answer: Callable[[T], U]) -> Change[U]:
-        """See `index.protocol.Change`."""
+        """See `index.protocol.PlannedChange`."""
         return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
 
     def submit(self) -> Future[T]:
         """See `Ledger.submit`."""
         return self.ledger.submit(self.write, self.after)
-
-    def commit(self) -> T:
-        """See `index.protocol.Change`."""
-        return self.submit().result()
 
 
 class Committing(Generic[P, T]):
@@ -293,7 +289,7 @@ class Committing(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Commit the change, wait until it is durable, and return its result."""
-        return self.planned(*args, **kwargs).commit()
+        return self.planned(*args, **kwargs).submit().result()
 
 
 class committing(Generic[S, P, T]):  # noqa: N801  a decorator

@@ -15,7 +15,7 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
-from index.types import NewFace, Usage
+from index.types import CollectionUsage, NewFace
 from tests.index.people import enrol, vectors
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
@@ -67,8 +67,8 @@ def test_usage_counts_subjects_faces_and_bytes(gallery: EmbeddedGallery) -> None
     def size(*patterns: str) -> int:
         return sum(path.stat().st_size for pattern in patterns for path in gallery.files.glob(pattern))
 
-    assert gallery.usage("doors") == Usage(5, 30, False, size("1-*"))
-    assert gallery.usage("trains") == Usage(5, 10, True, size("2-*"))
+    assert gallery.usage("doors") == CollectionUsage(5, 30, False, size("1-*"))
+    assert gallery.usage("trains") == CollectionUsage(5, 10, True, size("2-*"))
     lost = min(gallery.files.glob("2-*.seg"))
     lost.unlink()
     assert gallery.usage("trains").file_bytes == size("2-*")

@@ -41,7 +41,7 @@ CROP = b"a crop that is long enough to be found"
 # Texts that occur nowhere else.
 NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
 CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
-PROBLEM = "this line was no good, and said so"
+PROBLEM = "the problem of a refused item"
 
 
 class Clock:
@@ -136,7 +136,7 @@ def test_pages_list_each_subject_once(gallery: EmbeddedGallery) -> None:
 def fill_all_tables(gallery: EmbeddedGallery) -> None:
     """Put the data into every table and file: jobs, feedback, re-embeddings, segments, indexes."""
     bulk = bulk_enrolment.JobQueue(gallery)
-    for name in (one.name for one in gallery.collections()):
+    for name in (collection.name for collection in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
         bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
         bulk.append(job, [Outcome(1, "failed", {"problem": PROBLEM})])
@@ -144,11 +144,11 @@ def fill_all_tables(gallery: EmbeddedGallery) -> None:
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
     worker = reembedding.ReembeddingWorker(gallery)
-    for one in worker.waiting():
-        assert worker.claim(one)
-        items = [*worker.pending(one, FIRST, 1), *worker.pending(one, 0, 9)]
+    for task in worker.waiting():
+        assert worker.claim(task)
+        items = [*worker.pending(task, FIRST, 1), *worker.pending(task, 0, 9)]
         assert {item.crop for item in items} == {CROP}
-        assert worker.stage(one, {item.id: FACES[n] for n, item in enumerate(items)})
+        assert worker.stage(task, {item.id: FACES[n] for n, item in enumerate(items)})
     maintain(gallery)
 
 
@@ -164,11 +164,11 @@ def test_no_file_contains_plain_text(tmp_path: Path) -> None:
     assert len(indexes) == 2
     forms = {form for vector in FACES for form in forms_of_vector(vector, indexes)} | {CROP}
     forms |= {form for text in (*NAMES, CALLED, NOTE, SEEN, PROBLEM) for form in forms_of_text(text)}
-    size, found = search_elsewhere(sorted(forms), [tmp_path])
+    size, lines = search_elsewhere(sorted(forms), [tmp_path])
     assert size > 500_000
-    assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in found} == {"open"}
+    assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in lines} == {"open"}
     for where in ("ledger.db-wal", "backup/ledger.db", ".seg", ".ivf", "faces.parquet"):
-        assert any(f"{where}: " in line for line in found), where
+        assert any(f"{where}: " in line for line in lines), where
     for gallery in galleries:
         gallery.close()
 
@@ -190,14 +190,15 @@ def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> Non
     assert claimed is not None
     items = worker.pending(claimed, 8)
     assert items == sent[:2]
-    assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending
+    assert [outcome.result for outcome in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending
     done = [
-        ProcessedItem(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items
+        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, FACES[item.number])])
+        for item in items
     ]
     assert worker.enrol(claimed, done, "f1")
     worker.finish(claimed, "done")
     outcomes = bulk.outcomes(job, -1, 9)
-    assert [one.status for one in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
+    assert [outcome.status for outcome in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
     assert outcomes[0].result == {"faces": [gallery.faces("doors", "new")[0].token]}
     assert (outcomes[2].result, outcomes[4].result) == ({}, {"problem": "none"})
     new = gallery.subject("doors", "new")
@@ -208,12 +209,12 @@ def test_the_collection_is_reembedded(gallery: EmbeddedGallery) -> None:
     Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
     Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
     worker = reembedding.ReembeddingWorker(gallery)
-    (one,) = worker.waiting()
-    assert worker.claim(one)
-    ids = [item.id for item in (*worker.pending(one, FIRST, 9), *worker.pending(one, 0, 99))]
-    assert worker.stage(one, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
+    (task,) = worker.waiting()
+    assert worker.claim(task)
+    ids = [item.id for item in (*worker.pending(task, FIRST, 9), *worker.pending(task, 0, 99))]
+    assert worker.stage(task, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
     assert list(find_faults(gallery)) == []
-    assert worker.switch(one) == 0
+    assert worker.switch(task) == 0
     assert list(find_faults(gallery)) == []
     ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
     assert match.similarity == pytest.approx(1, abs=1e-5)
@@ -227,7 +228,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
     (face, *_) = gallery.faces("doors", NAMES[1])
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
-        for asked in (
+        for call in (
             lambda: locked.search("doors", FACES[:1]),
             lambda: locked.enrol("doors", [NewFace("x", FACES[0])], "f1"),
             lambda: locked.subject("doors", NAMES[0]),
@@ -239,18 +240,18 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
             lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
-                asked()
+                call()
         if key is None:
             with pytest.raises(LockedError, match="without an operator's key"):
                 locked.create("more", "e", "f1", 4, encrypted=True)
-            assert [one.name for one in locked.collections()] == ["doors", "open"]
+            assert [collection.name for collection in locked.collections()] == ["doors", "open"]
         assert not (tmp_path / "doors.parquet").exists()
         assert locked.search("open", FACES[:1])[0]
         job = bulk_enrolment.BulkEnrolmentWorker(locked).claim()
         assert job is not None
         assert job.collection == "open"
-        clock.now += 60  # leases are over
-        assert [one.collection for one in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
+        clock.now += 60  # leases have expired
+        assert [task.collection for task in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
         # Erasing a face, an expired subject or the whole collection needs no key.
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1
@@ -314,9 +315,9 @@ def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Pa
 
 def test_a_lost_data_key_is_reported(gallery: EmbeddedGallery) -> None:
     gallery.ledger.write(lambda db: db.execute("DELETE FROM collection_keys").fetchall())
-    for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
+    for call in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
         with pytest.raises(LockedError, match="data key of 'doors' is gone"):
-            asked()
+            call()
     assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # a dropped collection
 
 
@@ -324,11 +325,11 @@ def test_a_rolled_back_creation_leaves_no_key(gallery: EmbeddedGallery) -> None:
     """The next collection gets the same id."""
 
     def make(db: apsw.Connection, encrypted: bool, fail: bool) -> bool:
-        made = collection_records.insert(db, Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
-        there = cipher_of(db, made.id).encrypted
+        collection = collection_records.insert(db, Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
+        is_encrypted = cipher_of(db, collection.id).encrypted
         if fail:
             raise ConflictError("undone")
-        return there
+        return is_encrypted
 
     with pytest.raises(ConflictError, match="undone"):
         gallery.ledger.write(partial(make, encrypted=True, fail=True))
@@ -341,7 +342,7 @@ def test_a_backup_is_restored_without_the_key(gallery: EmbeddedGallery, tmp_path
     gallery.close()
     assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
     with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
-        assert sorted(one.key for one in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
+        assert sorted(subject.key for subject in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
         assert list(find_faults(again)) == []
 
 
@@ -357,8 +358,8 @@ def test_an_encrypted_file_is_imported(gallery: EmbeddedGallery, file: Path, tmp
         assert import_collection(target, file).present == 40
         assert target.collection("doors").encrypted
         assert target.subject("doors", NAMES[0]).name == CALLED
-        found = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
-        assert found == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
+        imported = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
+        assert imported == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
         target.create("open", "face-embedder", "f1", DIMENSIONS)
         with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
             import_collection(target, file, "open")
@@ -403,7 +404,7 @@ def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    with pytest.raises(CorruptError, match="sealed"):
+    with pytest.raises(CorruptError, match="damaged or misplaced"):
         Segment.open(first, cipher).load()
     with pytest.raises(CorruptError, match="is encrypted and its collection is not"):
         Segment.open(third)

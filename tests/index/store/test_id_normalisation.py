@@ -49,8 +49,8 @@ def gallery(tmp_path: Path) -> EmbeddedGallery:
     return open_gallery(tmp_path / "gallery")
 
 
-def keys(gallery: EmbeddedGallery, collection: str = "doors") -> list[str]:
-    return sorted(subject.key for subject in gallery.subjects(collection))
+def keys(gallery: EmbeddedGallery, limit: int = 100) -> list[str]:
+    return sorted(subject.key for subject in gallery.subjects("doors", limit=limit))
 
 
 def write_older(folder: Path, write: Callable[[EmbeddedGallery], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGallery, 
     def send(*subjects: str) -> Job:
         job = jobs.begin("doors", {})
         data = vectors(1)[0].tobytes()
-        jobs.append(job, [Item(n, who, "vector", data, Properties(who)) for n, who in enumerate(subjects)])
+        jobs.append(job, [Item(n, key, "vector", data, Properties(key)) for n, key in enumerate(subjects)])
         jobs.ready(job)
         claimed = worker.claim()
         assert claimed is not None
@@ -170,12 +170,12 @@ def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         gallery.put_subject("doors", D, name="first", metadata={D: D})
         gallery.put_subject("doors", C, name="second")
         gallery.put_subject("doors", "plain", metadata={D: 1})
-        for n, who in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
-            gallery.enrol("doors", [face(who, n)], "f")
+        for n, key in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
+            gallery.enrol("doors", [face(key, n)], "f")
         jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         sent = (C, D, "new" + D, "alone" + D, "plain")
-        jobs.append(job, [Item(n, who, "vector", b"") for n, who in enumerate(sent)])
+        jobs.append(job, [Item(n, key, "vector", b"") for n, key in enumerate(sent)])
         jobs.ready(job)
 
     write_older(tmp_path / "g", write, monkeypatch)
@@ -184,19 +184,19 @@ def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_ids_of_older_versions_are_normalised_and_clashes_are_reported(older: EmbeddedGallery) -> None:
     assert keys(older) == sorted((C, D, OTHER_C, OTHER_D, "alone" + C, "plain"))
-    assert [found.name for found in older.collections()] == sorted(("doors", DOOR_C, MARE_C, MARE_D))
+    assert [collection.name for collection in older.collections()] == sorted(("doors", DOOR_C, MARE_C, MARE_D))
     reader = older.ledger.reader()
     assert set(id_normalisation.clashes(reader)) == {Clash(MARE_D), Clash("doors", D), Clash("doors", OTHER_D)}
     assert id_normalisation.count_clashes(reader) == 2
 
 
 def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery) -> None:
-    assert [older.subject("doors", who).name for who in (C, D)] == ["second", "first"]
+    assert [older.subject("doors", key).name for key in (C, D)] == ["second", "first"]
     assert older.subject("doors", D).metadata == {C: C}
     assert older.subject("doors", "plain").metadata == {C: 1}
     assert older.subject("doors", "alone" + D).key == "alone" + C
     older.enrol("doors", [face(D, 7)], "f")
-    assert [older.subject("doors", who).faces for who in (C, D)] == [1, 2]
+    assert [older.subject("doors", key).faces for key in (C, D)] == [1, 2]
     assert [older.collection(name).name for name in (DOOR_D, MARE_C, MARE_D)] == [DOOR_C, MARE_C, MARE_D]
     older.drop(MARE_C)
     assert older.collection(MARE_D).name == MARE_D
@@ -210,7 +210,13 @@ def test_an_erasure_includes_all_forms_and_pending_items(older: EmbeddedGallery)
     receipt = jobs.remove_subject("doors", C)
     assert (receipt.subjects, receipt.faces) == (2, 2)
     (job,) = jobs.list_jobs("doors", 0, 9)
-    assert [one.status for one in jobs.outcomes(job, -1, 9)] == ["erased", "erased", "erased", "pending", "pending"]
+    assert [outcome.status for outcome in jobs.outcomes(job, -1, 9)] == [
+        "erased",
+        "erased",
+        "erased",
+        "pending",
+        "pending",
+    ]
     assert older.remove_subject("doors", OTHER_D).subjects == 2
     assert id_normalisation.count_clashes(older.ledger.reader()) == 0
     assert keys(older) == sorted(("alone" + C, "plain"))
@@ -224,7 +230,7 @@ def test_an_encrypted_collection_is_normalised_with_its_key(tmp_path: Path, monk
 
     write_older(tmp_path / "g", write, monkeypatch)
     locked = EmbeddedGallery(tmp_path / "g")
-    assert [found.name for found in locked.collections()] == [DOOR_C]
+    assert [collection.name for collection in locked.collections()] == [DOOR_C]
     assert list(id_normalisation.clashes(locked.ledger.reader())) == []
     locked.close()
     gallery = open_gallery(tmp_path / "g")
@@ -243,8 +249,8 @@ def test_a_gallery_with_damaged_rows_can_be_opened(
 ) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create("doors", "e", "f", 4, encrypted=encrypted)
-        for who in ("broken", "list", D):
-            gallery.put_subject("doors", who)
+        for key in ("broken", "list", D):
+            gallery.put_subject("doors", key)
         jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         jobs.append(job, [Item(0, "broken", "vector", b""), Item(1, D, "vector", b"")])
@@ -278,9 +284,9 @@ def test_an_older_ledger_is_migrated(tmp_path: Path) -> None:
         "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
         " VALUES ('doors', 'e', 'f', 4, '{}', 0)"
     )
-    for number, who in enumerate((C, D, "x" + D)):
+    for number, key in enumerate((C, D, "x" + D)):
         connection.execute(
-            "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, ?, '{}', ?)", (who, number)
+            "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, ?, '{}', ?)", (key, number)
         )
     connection.close()
     gallery = open_gallery(folder)
@@ -302,8 +308,8 @@ def test_imported_files_are_normalised(tmp_path: Path, monkeypatch: pytest.Monke
     gallery = open_gallery(tmp_path / "new")
     for enrolled in (1, 0):
         assert import_collection(gallery, tmp_path / "one.parquet", DOOR_D).enrolled == enrolled
-    found = gallery.subject(DOOR_C, C)
-    assert (found.key, found.metadata, found.faces) == (C, {C: C}, 1)
+    subject = gallery.subject(DOOR_C, C)
+    assert (subject.key, subject.metadata, subject.faces) == (C, {C: C}, 1)
     with pytest.raises(InvalidError, match="Unicode form"):
         import_collection(gallery, tmp_path / "both.parquet")
     with pytest.raises(NotFoundError):
@@ -318,5 +324,4 @@ def test_thousands_of_ids_are_normalised_in_one_transaction(tmp_path: Path, monk
 
     write_older(tmp_path / "g", write, monkeypatch)
     gallery = open_gallery(tmp_path / "g")
-    found: list[Any] = gallery.subjects("doors", limit=-1)
-    assert sorted(subject.key for subject in found) == sorted(f"{C}{n}" for n in range(2000))
+    assert keys(gallery, limit=-1) == sorted(f"{C}{n}" for n in range(2000))

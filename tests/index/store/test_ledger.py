@@ -238,9 +238,10 @@ def test_close_commits_waiting_writes(ledger: Ledger) -> None:
         with pytest.raises(apsw.ConnectionClosedError):
             use()
     with ThreadPoolExecutor(1) as pool:
-        for use in (lambda: ledger.submit(insert("late")), ledger.watcher, lambda: pool.submit(ledger.reader).result()):
+        late = (lambda: ledger.submit(insert("late")), ledger.watcher, lambda: pool.submit(ledger.reader).result())
+        for call in late:
             with pytest.raises(GalleryError, match=r"^the ledger is closed$"):
-                use()
+                call()
 
 
 def test_a_process_ends_without_closing_the_ledger(tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_a_call_commits_a_change_and_planned_returns_it(ledger: Ledger) -> None:
     assert texts(ledger.path) == ["a"]
     assert change.then(len).submit().result() == 1
     with pytest.raises(ZeroDivisionError):
-        rows.insert.planned("c").then(lambda text: 1 / 0).commit()
+        rows.insert.planned("c").then(lambda text: 1 / 0).submit().result()
     assert texts(ledger.path) == ["a", "b"]
 
 

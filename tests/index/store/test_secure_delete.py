@@ -171,9 +171,9 @@ def test_a_reader_at_the_end_does_not_block_a_scrub(ledger: Ledger) -> None:
 
 
 def page(kind: int, block: int, cells: int, content: int, size: int = SIZE) -> bytes:
-    content = bytearray(b"\xff" * size)
-    content[:8] = bytes([kind, *block.to_bytes(2), *cells.to_bytes(2), *content.to_bytes(2), 0])
-    return bytes(content)
+    data = bytearray(b"\xff" * size)
+    data[:8] = bytes([kind, *block.to_bytes(2), *cells.to_bytes(2), *content.to_bytes(2), 0])
+    return bytes(data)
 
 
 def test_unused_space_follows_the_file_format() -> None:
