@@ -150,8 +150,8 @@ class Gallery(Protocol):
         """
         ...
 
-    def faces(self, collection: str, key: str) -> list[Face]:
-        """Return the subject's faces in the order of their enrolment."""
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
+        """Return at most `limit` faces of the subject (-1: all) with ids above `after`, in the order of enrolment."""
         ...
 
     def crop(self, collection: str, face: str) -> bytes:

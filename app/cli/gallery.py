@@ -105,7 +105,7 @@ def clashes() -> None:
 
     DELETE of either subject erases both. A collection is dropped alone.
     """
-    from index.embedded.store import id_normalisation
+    from index.embedded.audit import id_normalisation
     from index.unicode_forms import normalised
 
     count = 0

@@ -14,6 +14,7 @@ import apsw
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.erasure import remove_lapsed, remove_subjects
+from index.embedded.audit.id_normalisation import normalise_ids
 from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import CollectionKeys
@@ -26,7 +27,6 @@ from index.embedded.store import (
     vector_records,
 )
 from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.id_normalisation import normalise_ids
 from index.embedded.store.ledger import Change, Ledger, committing
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
@@ -95,7 +95,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             resources.callback(self.ledger.close)
             self.write_tombstones()
-            normalise_ids(self.ledger)
+            normalise_ids(self.ledger, clock())
             self.audit = AuditLog(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             resources.callback(self.audit.flush)
@@ -228,11 +228,12 @@ class EmbeddedGallery:
 
         return self.change(write)
 
-    def faces(self, collection: str, key: str) -> list[Face]:
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             number = collection_records.find(db, collection).id
-            return face_records.of_subject(db, subject_records.find(db, number, key, self.clock()).id)
+            subject = subject_records.find(db, number, key, self.clock())
+            return face_records.of_subject(db, subject.id, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""

@@ -19,7 +19,7 @@ from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records
+from index.embedded.store import collection_records, rejection_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import JobQueue
@@ -128,7 +128,7 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
 def test_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 7)
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 7)
     key = OperatorKey(b"k" * 32)
     gallery = EmbeddedGallery(tmp_path, key=key)
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
@@ -161,6 +161,59 @@ def test_vectors_of_older_versions_are_scaled_once(
     generation = gallery.collection("doors").generation
     first.run()
     assert gallery.collection("doors").generation == generation
+    gallery.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_vectors_of_feedback_of_older_versions_are_scaled_once(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 3)
+    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_READ", 3)
+    gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
+    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
+    people = vectors(8, 8)
+    gallery.enrol("doors", [NewFace("p", people[0]), NewFace("q", people[7])], "f1")
+    numbers = sorted(rejection.id for rejection in Feedback(gallery).add("doors", "p", people[1:7]))
+
+    def damage(db: apsw.Connection) -> None:
+        cipher = cipher_of(db, 1)
+        for number, data in (
+            (numbers[0], (0.2 * people[1]).astype("<f4").tobytes()),
+            (numbers[4], (7.6 * people[2]).astype("<f4").tobytes()),
+            (numbers[5], bytes(32)),
+            (numbers[2], bytes(4)),
+        ):
+            encrypted_data = cipher.encrypt(data, "vector", -number)
+            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (encrypted_data, number))
+        db.execute("UPDATE collections SET unscaled = 1")
+
+    gallery.ledger.write(damage)
+    too_short = "ledger: 1 vectors of feedback do not fit their collection"
+    assert list(find_faults(gallery)) == [
+        too_short,
+        "doors: 1 vectors of feedback do not have length 1",
+        "doors: 2 vectors of feedback do not have length 1",
+    ]
+    Maintenance(gallery).run()
+    with gallery.ledger.snapshot() as db:
+        ids, stored = rejection_records.read(db, gallery.collection("doors"), 0, -1)
+    by_id = dict(zip(ids.tolist(), stored, strict=True))
+    assert by_id.keys() == {*numbers} - {numbers[2]}
+    assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
+    assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
+    # A zero vector cannot be scaled.
+    assert list(find_faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
+    events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
+    assert [(event.subjects, event.faces) for event in events] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
+    gallery.close()
+
+
+def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Path) -> None:
+    gallery = EmbeddedGallery(tmp_path)
+    collection = gallery.create("doors", "face-embedder", "f1", 8)
+    row = {5: vectors(1, 8)[0]}
+    assert gallery.ledger.write(lambda db: rejection_records.replace_vectors(db, collection, row)) == {}
     gallery.close()
 
 

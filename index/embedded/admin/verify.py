@@ -21,6 +21,7 @@ from index.embedded.store import (
     erasure_records,
     face_records,
     lease_records,
+    rejection_records,
     subject_records,
     vector_records,
 )
@@ -94,6 +95,7 @@ def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iter
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
     yield from _vector_faults(gallery, collection)
+    yield from _feedback_faults(gallery, collection)
     if collection.encrypted:
         _decrypt_all(gallery, collection)
     for earlier, later in pairwise(segments):
@@ -129,6 +131,18 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
         after = int(rows.faces[-1])
         if len(wrong := rows.faces[~are_unit(rows.vectors)]):
             yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
+
+
+def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
+    after = 0
+    while True:
+        with gallery.snapshot_of(collection) as db:
+            numbers, vectors = rejection_records.read(db, collection, after, VECTORS_PER_READ)
+        if not len(numbers):
+            return
+        after = int(numbers[-1])
+        if wrong := np.count_nonzero(~are_unit(vectors)):
+            yield f"{wrong} vectors of feedback do not have length 1"
 
 
 def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: SegmentRecord) -> list[str]:
@@ -227,5 +241,6 @@ def _unreferenced_files(gallery: EmbeddedGallery, files: set[str]) -> Iterator[s
     for name in sorted(files - referenced):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime
-            if not leased or age > LEASE_S:
+            # A time far in the future is caused by a wrong clock, and says nothing about the age.
+            if not leased or abs(age) > LEASE_S:
                 yield f"{name} is not referenced by the ledger"

@@ -34,10 +34,11 @@ ROUNDING = 1e-5  # the most by which two computations of the same cosine differ
 
 @dataclass(frozen=True)
 class Rejection:
-    """A face that is not the subject's. `token` identifies it in the API."""
+    """A face that is not the subject's. `token` identifies it in the API, `id` is its row."""
 
     token: str
     created_at: float
+    id: int
 
 
 class Feedback:
@@ -67,24 +68,24 @@ class Feedback:
             collection_records.check_fingerprint(target, fingerprint)
             scaled = unit_vectors(vectors, target.dimensions)
             subject, cipher = subject_records.find(db, target.id, key, now), cipher_of(db, target.id)
-            rejections = [Rejection(secrets.token_hex(16), now) for _ in scaled]
-            numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
-            rows = zip(rejections, numbers, scaled, crops or [None] * len(scaled), strict=True)
-            for rejection, number, vector, crop in rows:
-                data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -number)
-                crop_data = None if crop is None else cipher.encrypt(crop, "crop", -number)
+            rejections = [Rejection(secrets.token_hex(16), now, secrets.randbelow(2**62) + 1) for _ in scaled]
+            face_ids = [-rejection.id for rejection in rejections]
+            for rejection, vector, crop in zip(rejections, scaled, crops or [None] * len(scaled), strict=True):
+                data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -rejection.id)
+                crop_data = None if crop is None else cipher.encrypt(crop, "crop", -rejection.id)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
-                    (number, subject.id, rejection.token, rejection.created_at, data, crop_data),
+                    (rejection.id, subject.id, rejection.token, rejection.created_at, data, crop_data),
                 )
-            face_ids = [-number for number in numbers]
             audit.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], face_ids))
             return rejections
 
         return self._gallery.change(write)
 
-    def of_subject(self, collection: str, key: str) -> list[Rejection]:
-        """Return the subject's rejected faces, oldest first.
+    def of_subject(
+        self, collection: str, key: str, after: tuple[float, int] = (0.0, 0), limit: int = -1
+    ) -> list[Rejection]:
+        """Return at most `limit` rejected faces of the subject (-1: all), by `created_at` and `id`, above `after`.
 
         Raises:
             NotFoundError: no such collection or subject.
@@ -92,7 +93,9 @@ class Feedback:
         with self._gallery.ledger.snapshot() as db:
             subject = subject_records.find(db, collection_records.find(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
-                "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
+                "SELECT token, created_at, id FROM rejections WHERE subject_id = ? AND (created_at, id) > (?, ?)"
+                " ORDER BY created_at, id LIMIT ?",
+                (subject.id, *after, limit),
             )
             return [Rejection(*row) for row in rows]
 

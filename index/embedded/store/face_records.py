@@ -36,11 +36,12 @@ CROSS JOIN faces ON faces.id = wanted.column1 CROSS JOIN subjects ON subjects.id
 _OWNERS_BATCH = 256
 
 
-def of_subject(db: apsw.Connection, subject_id: int) -> list[Face]:
-    """Return the subject's faces in the order of their enrolment."""
+def of_subject(db: apsw.Connection, subject_id: int, after: int = 0, limit: int = -1) -> list[Face]:
+    """Return at most `limit` faces of the subject (-1: all) with ids above `after`, in the order of enrolment."""
     rows: list[Row] = db.execute(
-        "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? ORDER BY id",
-        (subject_id,),
+        "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? AND id > ?"
+        " ORDER BY id LIMIT ?",
+        (subject_id, after, limit),
     ).fetchall()
     if not rows:
         return []

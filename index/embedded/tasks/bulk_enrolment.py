@@ -11,7 +11,7 @@ the backup.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 
 import apsw
@@ -169,9 +169,12 @@ class BulkEnrolmentWorker:
         self._ledger = gallery.ledger
         self._holder = secrets.token_hex(16)
 
-    def claim(self) -> Job | None:
-        """Take the lease of the oldest job that no other worker has, and return the job; None where there is none."""
-        return self._ledger.write(self._claim)
+    def claim(self, postponed: Container[int] = ()) -> Job | None:
+        """Take the lease of the oldest job that no other worker has and whose id is not in `postponed`; return the job.
+
+        None where there is none.
+        """
+        return self._ledger.write(lambda db: self._claim(db, postponed))
 
     def keep(self, job: Job) -> bool:
         """Renew the lease; False where the job is finished or another worker's."""
@@ -230,12 +233,12 @@ class BulkEnrolmentWorker:
 
         self._ledger.write(write)
 
-    def _claim(self, db: apsw.Connection) -> Job | None:
+    def _claim(self, db: apsw.Connection, postponed: Container[int]) -> Job | None:
         now = self._gallery.clock()
         job_records.delete_finished(db, now, KEEP_S)
         for job in job_records.unfinished(db):
-            if is_locked(db, job.collection_id):
-                continue  # another process may have the key
+            if job.id in postponed or is_locked(db, job.collection_id):  # another process may have the key
+                continue
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; submit it again"
                 job_records.finish(db, job, "failed", problem, now)

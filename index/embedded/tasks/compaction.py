@@ -22,7 +22,7 @@ from index.embedded.audit.erasure import remove_expired
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import collection_records, erasure_records, lease_records, vector_records
+from index.embedded.store import collection_records, erasure_records, lease_records, rejection_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
@@ -194,14 +194,29 @@ class Maintenance:
             if not len(rows.faces):
                 break
             after = int(rows.faces[-1])
-            wrong = np.flatnonzero(~are_unit(rows.vectors) & np.isfinite(rows.vectors).all(1) & rows.vectors.any(1))
-            if len(wrong):
-                scaled = unit_vectors(rows.vectors[wrong], collection.dimensions)
-                vectors = dict(zip(rows.faces[wrong].tolist(), scaled, strict=True))
+            if vectors := _scaled(rows.faces, rows.vectors):
                 self._swap(collection, partial(self._replace_vectors, collection=collection, vectors=vectors))
                 collection = self._gallery.collection(collection.name)
+        self._scale_feedback(collection)
         self._swap(collection, partial(collection_records.mark_scaled, collection_id=collection.id))
         return collection
+
+    def _scale_feedback(self, collection: Collection) -> None:
+        after = 0
+        while True:
+            with self._gallery.snapshot_of(collection) as db:
+                numbers, vectors = rejection_records.read(db, collection, after, VECTORS_PER_CHECK)
+            if not len(numbers):
+                return
+            after = int(numbers[-1])
+            if scaled := _scaled(numbers, vectors):
+                self._swap(collection, partial(self._replace_rejected, collection=collection, vectors=scaled))
+
+    def _replace_rejected(self, db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> None:
+        """Replace the vectors of these rejected faces."""
+        subjects = rejection_records.replace_vectors(db, collection, vectors)
+        faces, owners = [-number for number in subjects], sorted(set(subjects.values()))
+        audit.record(db, AuditEvent("scale_vectors", self._gallery.clock(), None, collection.id, owners, faces))
 
     def _replace_vectors(self, db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> None:
         """Replace the vectors of these faces. All files of the collection are rebuilt."""
@@ -328,6 +343,12 @@ class Maintenance:
         if done:
             sync_folder(self._gallery.files)  # a power cut must not bring back erased data
             ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self._gallery.clock()))
+
+
+def _scaled(ids: Ints, vectors: Floats) -> dict[int, Floats]:
+    """Return the finite, non-zero vectors whose length is not 1, of [N, D], scaled to length 1, by their ids [N]."""
+    wrong = np.flatnonzero(~are_unit(vectors) & np.isfinite(vectors).all(1) & vectors.any(1))
+    return dict(zip(ids[wrong].tolist(), unit_vectors(vectors[wrong], vectors.shape[1]), strict=True))
 
 
 def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:

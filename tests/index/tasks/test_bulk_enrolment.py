@@ -178,6 +178,15 @@ def test_another_worker_continues_after_a_release(
     assert enrolled(gallery) == {"p0": 1}
 
 
+def test_postponed_jobs_are_not_claimed(jobs: JobQueue, worker: BulkEnrolmentWorker) -> None:
+    first, second = (submit(jobs, [item(number)]) for number in range(2))
+    job = worker.claim({first.id})
+    assert job is not None
+    assert job.token == second.token
+    assert worker.claim({first.id, second.id}) is None
+    assert claimed(worker).token == first.token
+
+
 def test_incomplete_uploads_are_deleted(
     gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock
 ) -> None:

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
+from index.embedded.audit import id_normalisation
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.id_normalisation import Clash
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records, id_normalisation, job_records, subject_records
-from index.embedded.store.id_normalisation import Clash
+from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
@@ -188,6 +190,52 @@ def test_ids_of_older_versions_are_normalised_and_clashes_are_reported(older: Em
     reader = older.ledger.reader()
     assert set(id_normalisation.clashes(reader)) == {Clash(MARE_D), Clash("doors", D), Clash("doors", OTHER_D)}
     assert id_normalisation.count_clashes(reader) == 2
+
+
+def renamings(gallery: EmbeddedGallery) -> list[AuditEvent]:
+    return [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "normalise_id"]
+
+
+def test_each_normalised_id_has_an_audit_event(older: EmbeddedGallery) -> None:
+    """Ids that clash stay and have no event; nor has metadata."""
+    reader = older.ledger.reader()
+    doors = [older.collection(name).id for name in ("doors", DOOR_C)]
+    subjects = [subject.id for subject in older.subjects("doors") if subject.key in (OTHER_C, "alone" + C)]
+    events = renamings(older)
+    assert sorted((event.collection, *event.subjects) for event in events) == sorted(
+        [(doors[1],), *((doors[0], number) for number in subjects)]
+    )
+    assert all(event.at > 0 and event.actor is None and not event.faces for event in events)
+    assert older.audit.verify() is None
+    assert reader.execute("SELECT count(*) FROM acts").get == 0
+    log = older.audit.path.read_text(encoding="utf-8")
+    assert not any(name in log for name in (C, D, DOOR_C, "alone", json.dumps(C)[1:-1]))
+    older.close()
+    assert renamings(open_gallery(older.files.parent)) == events
+
+
+def test_ids_and_their_audit_events_are_written_by_one_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(gallery: EmbeddedGallery) -> None:
+        gallery.create(DOOR_D, "e", "f", 4)
+        gallery.put_subject(DOOR_D, D)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    write_older(tmp_path / "g", write, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("index.embedded.audit.log.record", fail)
+        with pytest.raises(OSError, match="disk full"):
+            open_gallery(tmp_path / "g")
+    connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
+    assert connection.execute("SELECT key FROM subjects").get == D
+    connection.close()
+    gallery = open_gallery(tmp_path / "g")
+    assert [subject.key for subject in gallery.subjects(DOOR_C)] == [C]
+    assert len(renamings(gallery)) == 2
+    gallery.close()
 
 
 def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery) -> None:
