@@ -183,8 +183,9 @@ class EmbeddedGallery:
             number, now = collection_records.find(db, collection).id, self.clock()
             check_future(expires_at, now)
             remove_lapsed(db, number, [key], now)
+            properties = {} if metadata is None else metadata
             subject = subject_records.upsert(
-                db, number, key, name=name, metadata=metadata or {}, expires_at=expires_at, now=now
+                db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
             )
             audit.record(db, AuditEvent("put_subject", now, actor, number, [subject.id]))
             return subject
