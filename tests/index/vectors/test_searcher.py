@@ -74,7 +74,7 @@ def count_compared(searcher: VectorSearcher, monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patched:
         patched.setattr(ivf, "exact", counting)
-        searcher.search(rows(10_000, 1).vectors, 3, 1000, 1000)
+        searcher.search(rows(10_000, 1).vectors, 3, 1000, 12)
     return sum(counts)
 
 
