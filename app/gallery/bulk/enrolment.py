@@ -20,7 +20,7 @@ from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
 from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
 from index.types import Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
 from index.validation import check_future, check_item, unit_vectors
@@ -75,8 +75,8 @@ class BulkJobs:
         self._pipeline = pipeline
         self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
-        self._jobs = Jobs(gallery)
-        self._worker = Worker(gallery)
+        self._jobs = JobQueue(gallery)
+        self._worker = BulkEnrolmentWorker(gallery)
         self._sent = asyncio.Event()
         self._postponed = Postponed()
 

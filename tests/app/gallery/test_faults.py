@@ -23,8 +23,8 @@ from app.auth.keys import FOLDER, Keys
 from app.gallery.bulk import enrolment
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.admin.verify import faults
-from index.embedded.audit.log import Audit
+from index.embedded.admin.verify import find_faults
+from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import subject_records
 from index.validation import MAX_DEPTH
@@ -135,7 +135,7 @@ def test_a_tiny_vector_does_not_match_everybody(client: TestClient) -> None:
     ((face,),) = (item["faces"] for item in answer["data"])
     assert all(0 <= candidate["distance"] <= 2 for candidate in face["candidates"])
     gallery = gallery_of(client)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     direction = np.array([[1.6] + 31 * [1.5]], np.float32)
     assert gallery.search("doors", direction)[0][0].similarity == pytest.approx(1, abs=1e-6)
 
@@ -316,11 +316,11 @@ def _walk(client: TestClient, keys: Keys, actor: str) -> None:
             if operation.endswith("/reload"):
                 changed = json.loads(card.read_text()) | {"description": "another"}
                 card.write_text(json.dumps(changed))
-            log: Audit = keys.audit if operation.endswith("/reload") else gallery.audit
+            log: AuditLog = keys.audit if operation.endswith("/reload") else gallery.audit
             before = len(log.read(limit=10_000)[0])
             answer = request()
             assert answer.status_code < 300, (operation, answer.text)
-            new = [entry.act for entry in log.read(limit=10_000)[0][before:]]
+            new = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert actor in {act.actor for act in new}, operation
 
 
@@ -348,7 +348,7 @@ def test_faces_of_a_bulk_job_are_its_senders(client: TestClient) -> None:
     jobs.append(job, [Item(0, "c", "vector", np.ones(32, "<f4").tobytes())])
     jobs.ready(job)
     finished(client, {"id": job.token})
-    acts = [entry.act for entry in gallery.audit.read(limit=10_000)[0]]
+    acts = [entry.event for entry in gallery.audit.read(limit=10_000)[0]]
     assert [(act.action, act.actor) for act in acts[-2:]] == [("submit_job", "key-9"), ("enrol", "key-9")]
 
 
@@ -483,7 +483,7 @@ def test_a_full_disk_answers_507_and_readiness_says_so(client: TestClient) -> No
     finally:
         gallery.ledger.write(lambda db: db.pragma("max_page_count", most[0]))
     assert client.put(SUBJECT, json=fill).json()["name"] == "after"
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.ledger.full_at = None
     assert client.get("/health/ready").json()["status"] == "ready"
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from app.auth.keys import FOLDER, Keys
 from app.gallery.open_set import Rule
-from index.embedded.audit.log import Audit
+from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.types import Match, Subject
@@ -300,7 +300,7 @@ def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
     keys = Keys(gallery.app_state["state"] / FOLDER)
     made, secret = keys.create("one", ["infer", "enrol"])
     gallery.headers["authorization"] = f"Bearer {secret}"
-    log: Audit = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]
+    log: AuditLog = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]
     known = len(log.read(limit=1000)[0])
     first, second = (enrol(gallery, "eileen", photo("astronaut"))["indexed"][0]["face_id"] for _ in range(2))
     search(gallery, photo("astronaut"))
@@ -309,7 +309,7 @@ def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
     assert first != second
     assert gallery.delete(f"/collections/doors/faces/{first}").status_code == 200
     assert gallery.delete("/collections/doors/subjects/eileen").status_code == 200
-    done = [entry.act for entry in log.read(limit=1000)[0][known:]]
+    done = [entry.event for entry in log.read(limit=1000)[0][known:]]
     assert sorted(act.action for act in done) == ["enrol", "enrol", "erase", "erase", "search", "search"]
     assert {act.actor for act in done} == {made.id}
     keys.close()

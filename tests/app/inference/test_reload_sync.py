@@ -307,7 +307,7 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
         leaves = asyncio.create_task(services.reload("tiny", "somebody"))
         await asyncio.sleep(0)
         leaves.cancel()
-        await until(lambda: [entry.act.actor for entry in keys.audit.read()[0]] == ["somebody"])
+        await until(lambda: [entry.event.actor for entry in keys.audit.read()[0]] == ["somebody"])
         assert other_worker.news() == ["tiny"]
         await engine.stop()
         keys.close()
