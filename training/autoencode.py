@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.denoiser import DenoiserConfig
-from models.generative import ReconstructPart, with_label_planes
+from models.generative import ReconstructionSubmodel, with_label_planes
 from models.registry import build
 from models.vae import VAEConfig
 from training.core.export import TrainedModel, begin_run, command, export_and_summarise
@@ -127,7 +127,7 @@ class AutoencodingTask:
     @torch.inference_mode()
     def _measure(self, network: nn.Module, dataset: CroppedImages, rows: Indices, sigma: float) -> Tensor:
         """Return PSNR, and for a VAE the ELBO by one sample and the KL: [len(rows), 1 or 3]."""
-        restore = network if self._unconditional else ReconstructPart(network)
+        restore = network if self._unconditional else ReconstructionSubmodel(network)
         columns = []
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             chosen = rows[first : first + _ROWS_AT_ONCE]

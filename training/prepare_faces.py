@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from models.align import Limits
+from models.align import QualityThresholds
 from models.card import Name
 from models.detection_scale import Scales
 from training.core.errors import DataError, exit_on_error
@@ -83,8 +83,8 @@ def prepare_faces(  # noqa: PLR0913
     return summary
 
 
-def read_limits(changes: Sequence[str]) -> Limits:
-    """Return `Limits` with changes as `side=24` or `pitch=0.2,0.9`.
+def read_limits(changes: Sequence[str]) -> QualityThresholds:
+    """Return `QualityThresholds` with changes as `side=24` or `pitch=0.2,0.9`.
 
     Raises:
         DataError: an unknown limit, or not a number (two for `pitch`).
@@ -92,8 +92,10 @@ def read_limits(changes: Sequence[str]) -> Limits:
     values: dict[str, float | tuple[float, float]] = {}
     for change in changes:
         name, _, text = change.partition("=")
-        if name not in {limit.name for limit in fields(Limits)}:
-            raise DataError(f"{change!r}: unknown limit; known: {', '.join(limit.name for limit in fields(Limits))}")
+        if name not in {limit.name for limit in fields(QualityThresholds)}:
+            raise DataError(
+                f"{change!r}: unknown limit; known: {', '.join(limit.name for limit in fields(QualityThresholds))}"
+            )
         try:
             numbers = tuple(float(number) for number in text.split(","))
         except ValueError as error:
@@ -101,7 +103,7 @@ def read_limits(changes: Sequence[str]) -> Limits:
         if len(numbers) != (2 if name == "pitch" else 1):
             raise DataError(f"{change!r}: pitch has two numbers, the others one")
         values[name] = (numbers[0], numbers[1]) if name == "pitch" else numbers[0]
-    return replace(Limits(), **values)  # type: ignore[arg-type]  # as the names and lengths above say
+    return replace(QualityThresholds(), **values)  # type: ignore[arg-type]  # as the names and lengths above say
 
 
 @cli.command()

@@ -25,7 +25,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models import checkpoint
-from models.align import Limits
+from models.align import QualityThresholds
 from models.detection_scale import Scales
 from models.preprocess import Preprocess
 from tests.training.conftest import head, save, save_photo, shifted
@@ -58,12 +58,12 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], Limits()),
-        (["side=24", "yaw=1"], Limits(side=24.0, yaw=1.0)),
-        (["pitch=0.2,0.9"], Limits(pitch=(0.2, 0.9))),
+        ([], QualityThresholds()),
+        (["side=24", "yaw=1"], QualityThresholds(side=24.0, yaw=1.0)),
+        (["pitch=0.2,0.9"], QualityThresholds(pitch=(0.2, 0.9))),
     ],
 )
-def test_limits_are_read(changes: list[str], expected: Limits) -> None:
+def test_limits_are_read(changes: list[str], expected: QualityThresholds) -> None:
     assert read_limits(changes) == expected
 
 
@@ -177,7 +177,7 @@ def test_finished_parts_are_reused(
 def test_parts_of_other_options_are_refused(album: Path, folders: Path, small_parts: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare_faces.prepare_faces(album, "people", OPTIONS)
-    lenient = replace(OPTIONS, limits=Limits(brightness=1))
+    lenient = replace(OPTIONS, limits=QualityThresholds(brightness=1))
     with pytest.raises(DataError, match="parts of other photos, options or versions"):
         prepare_faces.prepare_faces(album, "people", lenient)
     os.utime(album / "hopper/0.png", (1, 1))

@@ -13,7 +13,7 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
-from models.name_encoder import VARIANTS, WordEncoder, bare, fold
+from models.name_encoder import VARIANTS, WordEncoder, fold, letters_only
 from tests.training.conftest import interrupted, sets, write_identities
 from training import evaluate, words
 from training.core.errors import DatasetNotFoundError, RecipeError
@@ -73,7 +73,7 @@ def train(*options: str) -> Result:
 def test_splits_are_disjoint_and_lfw_is_not_trained_on(workshop: Path) -> None:
     names = read_names(recipe().data, seed=1)
     splits = (names.train, names.synthetic, names.calibrate, names.test)
-    letters = [bare(name) for split in splits for name in split]
+    letters = [letters_only(name) for split in splits for name in split]
     assert len(letters) == len(set(letters))
     people = {fold(person) for person in PEOPLE}
     assert people < set(names.test)
@@ -93,7 +93,7 @@ def test_splits_are_disjoint_and_lfw_is_not_trained_on(workshop: Path) -> None:
 def test_recombined_names_are_new() -> None:
     people = ["ada lovelace", "jean-luc ponty", "hypatia"]
     expected = {"ada ponty", "jean-luc lovelace"}
-    assert set(recombine(people, 50, {bare(name) for name in people}, seed=1)) == expected
+    assert set(recombine(people, 50, {letters_only(name) for name in people}, seed=1)) == expected
     assert len(recombine(people, 1, set(), seed=1)) == 1
     assert recombine(people, 0, set(), seed=1) == recombine(["hypatia"], 5, set(), seed=1) == ()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.name_encoder import UNKNOWN, bare, fold
+from models.name_encoder import UNKNOWN, fold, letters_only
 from training.core.errors import DataError, DatasetNotFoundError
 from training.core.seeds import derive
 from training.datasets import images
@@ -44,11 +44,11 @@ def read_names(section: WordsDataSection, seed: int) -> Names:
         DataError, DatasetNotFoundError: a source is missing or has no names, or a split is empty.
     """
     held_out = _distinct(_people(section.test), set())
-    rest = _distinct([*_authors(), *_identities(section.identities)], {bare(name) for name in held_out})
+    rest = _distinct([*_authors(), *_identities(section.identities)], {letters_only(name) for name in held_out})
     parts = {split: tuple(name for name in rest if split_of(name) == split) for split in ("train", "calibrate", "test")}
     if not all(parts.values()):
         raise DataError(f"{len(rest)} names are too few for three splits")
-    existing = {bare(name) for name in (*held_out, *rest)}
+    existing = {letters_only(name) for name in (*held_out, *rest)}
     synthetic = recombine(parts["train"], section.names - len(parts["train"]), existing, derive(seed, "made"))
     return Names(parts["train"], synthetic, parts["calibrate"], held_out + parts["test"])
 
@@ -56,7 +56,7 @@ def read_names(section: WordsDataSection, seed: int) -> Names:
 def _distinct(names: Iterable[str], excluded: set[str]) -> tuple[str, ...]:
     """Return folded names, sorted, without those in `excluded` and those with an unknown letter."""
     folded = (fold(name) for name in names)
-    first = {bare(name): name for name in sorted(folded) if UNKNOWN not in name}
+    first = {letters_only(name): name for name in sorted(folded) if UNKNOWN not in name}
     return tuple(sorted(name for letters, name in first.items() if letters and letters not in excluded))
 
 
@@ -93,8 +93,8 @@ def recombine(names: Sequence[str], count: int, existing: set[str], seed: int) -
     combined: dict[str, str] = {}
     for first, last in random.integers(len(parts), size=(4 * count, 2)):
         name = f"{parts[first][0]} {parts[last][2]}"
-        if bare(name) not in existing:
-            combined[bare(name)] = name
+        if letters_only(name) not in existing:
+            combined[letters_only(name)] = name
         if len(combined) == count:
             break
     return tuple(combined.values())

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
-from models.generative import Decodes, latents
+from models.generative import SupportsDecode, latents
 from models.preprocess import Preprocess
 from models.vae import VAE
 from training.core.errors import DataError
@@ -183,7 +183,7 @@ def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, he
 
 def _load(folder: Path, extractor: Extractor) -> tuple[nn.Module, ModelCard]:
     network, card = checkpoint.load(folder)
-    if not isinstance(network, Decodes):
+    if not isinstance(network, SupportsDecode):
         raise DataError(f"{folder}: a network to {card.task} is not a generator")
     if card.classes and card.classes != extractor.card.classes:
         raise DataError(f"{card.name} has the classes {card.classes}, {extractor.card.name} {extractor.card.classes}")
@@ -234,7 +234,7 @@ def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Ten
 
 @torch.inference_mode()
 def _batches(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None) -> Iterator[Pixels]:
-    assert isinstance(network, Decodes)  # noqa: S101  checked by `_load`
+    assert isinstance(network, SupportsDecode)  # noqa: S101  checked by `_load`
     for first in range(0, count, _ROWS_AT_ONCE):
         indices = range(first, min(first + _ROWS_AT_ONCE, count))
         noise = torch.stack([latents(seed, index, network.config.latent) for index in indices])

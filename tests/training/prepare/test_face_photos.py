@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from models import checkpoint
-from models.align import Limits
+from models.align import QualityThresholds
 from models.detector import CenterFaceDetector, Face
 from tests.conftest import encode, photo
 from tests.models.centerface import opencv_crop
@@ -130,7 +130,8 @@ def test_outcomes_of_single_photos(album: Path) -> None:
 def test_limits_decide_what_is_good_enough(album: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png")]
     strict, lenient = (
-        PhotoExaminer(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1))
+        PhotoExaminer(replace(OPTIONS, limits=limits))
+        for limits in (QualityThresholds(side=150), QualityThresholds(brightness=1))
     )
     assert [item.reasons for item in strict(album, photos)] == [
         "SMALL_BOUNDING_BOX",
