@@ -17,7 +17,6 @@ from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from models.card import ModelCard
 from models.digit_string_decoder import Lattice, lattice, read
 from models.tta import Tta, views
@@ -34,7 +33,7 @@ class Classification:
         # A string has hundreds of candidates, so all requests for strings share one room.
         self._strings = inference.room()
 
-    async def classify(self, pictures: Images, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
+    async def classify(self, pictures: Images, params: ClassifyParams) -> ClassifyResponse:
         """What is in each picture, likeliest first; with `sequence`, which string of digits.
 
         Raises:
@@ -52,29 +51,29 @@ class Classification:
 
         async def seen(data: bytes) -> Iterable[Item]:
             if kind == "none":
-                return [await self._inference.pixels(data, preprocess, timings)]
+                return [await self._inference.pixels(data, preprocess)]
             return await self._inference.decoded(
-                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), timings, preprocess.enough
+                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), preprocess.enough
             )
 
         async def one(index: int, data: bytes) -> Classified:
-            logits = await self._inference.run(model, await seen(data), timings, room=room)  # [views, classes]
+            logits = await self._inference.run(model, await seen(data), room=room)  # [views, classes]
             probabilities = _probabilities(logits, model.card.temperature)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
         async def string(index: int, data: bytes) -> DigitString:
-            return await self._string(model, index, data, timings)
+            return await self._string(model, index, data)
 
         answer = string if params.sequence else one
         answers = await self._inference.each(pictures, answer)
         return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
 
-    async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
+    async def _string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
         card = model.card
-        found, crops = await self._inference.decoded(data, lambda picture: _candidates(card, picture), timings)
+        found, crops = await self._inference.decoded(data, lambda picture: _candidates(card, picture))
         logits = torch.empty(0, len(DIGITS))
         if crops:
-            logits = await self._inference.run(model, crops, timings, room=self._strings)
+            logits = await self._inference.run(model, crops, room=self._strings)
         reading = await self._engine.decoded(lambda: read(found, logits, card.temperature))
         digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)

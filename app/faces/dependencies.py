@@ -20,9 +20,9 @@ def faces(request: Request) -> Faces:
 
 async def pair(request: Request) -> Pair:
     """Return the two images of the request; see `read_pair`."""
-    return await timed_receive(request, read_pair(request, decoding_threads(request)))
+    return await timed_receive(read_pair(request, decoding_threads(request)))
 
 
 async def embeddings_request(request: Request) -> tuple[EmbeddingsRequest, Images]:
     """Return OpenAI's request for embeddings, and its images; see `read_embeddings`."""
-    return await timed_receive(request, read_embeddings(request, max_images(request), decoding_threads(request)))
+    return await timed_receive(read_embeddings(request, max_images(request), decoding_threads(request)))

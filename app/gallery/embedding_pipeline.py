@@ -22,7 +22,6 @@ from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_pr
 from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from index import errors as index_errors
 from index.embedded.store.ledger import Change
 from index.embedded.store.records import Collection, NewFace, Receipt
@@ -170,23 +169,23 @@ class Pipeline:
             )
         return sight
 
-    async def of_crop(self, model: LoadedModel, crop: bytes, timings: Timings) -> Tensor:
+    async def of_crop(self, model: LoadedModel, crop: bytes) -> Tensor:
         """The vector of an aligned face that was kept, float32 [D] of length 1.
 
         Raises:
             VestibuleError: see `Faces.whole`.
         """
-        return await self._faces.whole(model, crop, timings)
+        return await self._faces.whole(model, crop)
 
-    async def seen(self, sight: Sight, data: bytes, timings: Timings) -> list[Seen]:
+    async def seen(self, sight: Sight, data: bytes) -> list[Seen]:
         """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
         if sight.finder is None:
-            vector = await self._faces.whole(sight.model, data, timings)
+            vector = await self._faces.whole(sight.model, data)
             return [Seen(None, None, vector)]
-        found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, timings, sight.rule)).faces
+        found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, sight.rule)).faces
         if not found:
             return []
-        vectors = await self._faces.embedded(sight.model, found, timings)
+        vectors = await self._faces.embedded(sight.model, found)
         return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
 
     async def new_faces(self, subject: str, seen: Sequence[Seen], *, keep_crops: bool) -> list[NewFace]:

@@ -138,7 +138,6 @@ async def enrol(
         subject,
         await images(request),
         params,
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 
@@ -159,7 +158,6 @@ async def verify(
         subject,
         await images(request),
         params,
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 
@@ -178,7 +176,6 @@ async def deny(request: Request, collection: Collection, subject: SubjectId) -> 
         collection,
         subject,
         await images(request),
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 

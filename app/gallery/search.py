@@ -27,7 +27,6 @@ from app.gallery.schemas import (
     moment,
 )
 from app.images.uploads import Images
-from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
@@ -48,19 +47,15 @@ class Recognition:
         self._gallery = gallery
         self._feedback = Feedback(gallery)
 
-    async def search(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def search(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
         Raises:
             VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
         """
-        return await settled(lambda: self._searched(pictures, params, timings, actor))
+        return await settled(lambda: self._searched(pictures, params, actor))
 
-    async def _searched(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def _searched(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
         sight = await self._pipeline.model(found)
         model = sight.model
@@ -71,7 +66,7 @@ class Recognition:
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
 
         async def one(index: int, data: bytes) -> Searched:
-            seen = await self._pipeline.seen(sight, data, timings)
+            seen = await self._pipeline.seen(sight, data)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
             matches: list[list[Match]] = []
             if wanted:
@@ -122,7 +117,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         """Is the picture's most prominent face the subject?
@@ -131,7 +125,7 @@ class Recognition:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
             subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
         """
-        return await settled(lambda: self._verified(collection, key, pictures, params, timings, actor))
+        return await settled(lambda: self._verified(collection, key, pictures, params, actor))
 
     async def _verified(
         self,
@@ -139,7 +133,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
@@ -154,7 +147,7 @@ class Recognition:
             threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._meant(sight, pictures, timings)
+        seen = await self._meant(sight, pictures)
         query = seen.vector.numpy()
         with compared():
             match, denied = await self._ask(
@@ -180,22 +173,18 @@ class Recognition:
             version=model.card.version,
         )
 
-    async def deny(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def deny(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
         """
-        return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
+        return await settled(lambda: self._denied(collection, key, pictures, actor))
 
-    async def _denied(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def _denied(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
-        seen = await self._meant(await self._pipeline.model(found), pictures, timings)
+        seen = await self._meant(await self._pipeline.model(found), pictures)
         (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=keeps_crops(found))
         vector = seen.vector.numpy()[None]
         with compared():
@@ -226,7 +215,7 @@ class Recognition:
             subjects, faces = metadata_filter.counts(db, found.id, where)
         return Chosen(subjects=subjects, faces=faces)
 
-    async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
+    async def _meant(self, sight: Sight, pictures: Images) -> Seen:
         """The most prominent face of the only picture.
 
         Raises:
@@ -237,7 +226,7 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings)))
+        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data)))
 
 
 def _feedback(made: Rejection) -> FeedbackInfo:

@@ -31,7 +31,6 @@ from app.gallery.schemas import (
 from app.gallery.search import Recognition
 from app.images.uploads import Images
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
@@ -181,7 +180,7 @@ class Galleries:
         return described(await self._ask(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, pictures: Images, params: EnrolParams, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, params: EnrolParams, actor: str | None
     ) -> EnrolResponse:
         """The faces of each picture become the subject's, as far as nothing is against them.
 
@@ -193,7 +192,7 @@ class Galleries:
 
         async def one(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
             found, sight = await self._sight(collection)
-            seen = await self._pipeline.seen(sight, data, timings)
+            seen = await self._pipeline.seen(sight, data)
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)

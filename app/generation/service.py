@@ -35,7 +35,7 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import DECODER
-from app.observability.timings import Timings
+from app.observability import timings
 from models import runtime
 from models.card import ModelCard
 from models.generative import latents
@@ -64,7 +64,7 @@ class Generation:
         self._inference = inference
         self._engine = inference.engine
 
-    async def generate(self, params: GenerateParams, known: str | None, timings: Timings) -> File:
+    async def generate(self, params: GenerateParams, known: str | None) -> File:
         """Samples of a seed; no content where `known`, an If-None-Match, names just these.
 
         Raises:
@@ -82,12 +82,12 @@ class Generation:
             if encoding.is_known(headers["ETag"], known):
                 return File(None, PNG, headers)
         noise = _noise(model.card, seed, params.n)
-        samples = await self._drawn(model, noise * params.truncation, classes, timings)
+        samples = await self._drawn(model, noise * params.truncation, classes)
         if params.format == "json":
-            return await self._listed(samples, created, seed, headers, timings)
-        return await self._sheet(samples, params.format, params.grid, headers, timings)
+            return await self._listed(samples, created, seed, headers)
+        return await self._sheet(samples, params.format, params.grid, headers)
 
-    async def images(self, asked: ImagesRequest, timings: Timings) -> ImagesResponse:
+    async def images(self, asked: ImagesRequest) -> ImagesResponse:
         """Samples, asked for in OpenAI's words.
 
         Raises:
@@ -98,14 +98,14 @@ class Generation:
         classes = class_labels.needed(card, [asked.prompt] if asked.prompt.strip() else [], count)
         size = _own_size(card, asked.size)
         seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
-        samples = await self._drawn(model, _noise(card, seed, count), classes, timings)
-        texts = await self._texts(samples, timings)
+        samples = await self._drawn(model, _noise(card, seed, count), classes)
+        texts = await self._texts(samples)
         names = class_labels.names(card, classes, count)
         images = [_listed(*pair, asked.response_format) for pair in zip(texts, names, strict=True)]
         created = int(time.time()) if asked.seed is None else 0
         return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
 
-    async def decode(self, sent: LatentsRequest, timings: Timings) -> File:
+    async def decode(self, sent: LatentsRequest) -> File:
         """What lies at latents that the caller chose, of any model that decodes.
 
         Raises:
@@ -117,12 +117,12 @@ class Generation:
         if wrong := [len(latent) for latent in sent.latents if len(latent) != width]:
             raise Unprocessable(f"a latent of {wrong[0]} numbers was sent; those of {card.name} have {width}")
         classes = _in_turn(card, sent.labels, len(sent.latents))
-        samples = await self._drawn(model, torch.tensor(sent.latents, dtype=torch.float32), classes, timings)
+        samples = await self._drawn(model, torch.tensor(sent.latents, dtype=torch.float32), classes)
         if sent.format == "json":
-            return await self._listed(samples, 0, None, {}, timings)
-        return await self._sheet(samples, sent.format, sent.grid, {}, timings)
+            return await self._listed(samples, 0, None, {})
+        return await self._sheet(samples, sent.format, sent.grid, {})
 
-    async def interpolate(self, params: InterpolateParams, known: str | None, timings: Timings) -> File:
+    async def interpolate(self, params: InterpolateParams, known: str | None) -> File:
         """The way from the first sample of one seed to the first of another; `known` as for `generate`.
 
         Raises:
@@ -135,41 +135,35 @@ class Generation:
             return File(None, PNG, headers)
         first, last = (latents(seed, 0, _width(model.card)) for seed in (params.from_seed, params.to_seed))
         way = between(first, last, params.steps)
-        samples = await self._drawn(model, way, None if classes is None else classes * params.steps, timings)
+        samples = await self._drawn(model, way, None if classes is None else classes * params.steps)
         if params.format == "png":
-            return await self._sheet(samples, "png", params.steps, headers, timings)
-        content = await self._encoded(lambda: encoding.animation(list(samples.pixels), FRAME_MS), timings)
+            return await self._sheet(samples, "png", params.steps, headers)
+        content = await self._encoded(lambda: encoding.animation(list(samples.pixels), FRAME_MS))
         return File(content, WEBP, headers)
 
-    async def _drawn(self, model: LoadedModel, latent: Tensor, classes: list[int] | None, timings: Timings) -> _Samples:
+    async def _drawn(self, model: LoadedModel, latent: Tensor, classes: list[int] | None) -> _Samples:
         items = torch.cat([latent, class_labels.one_hot(model.card, classes, len(latent))], dim=1)
-        pictures = await self._inference.in_time(self._inference.run(model, items, timings))
+        pictures = await self._inference.in_time(self._inference.run(model, items))
         return _Samples(model.card, model.card.preprocess.denormalise(pictures).numpy(), classes)
 
-    async def _sheet(
-        self, samples: _Samples, form: str, columns: int | None, headers: Mapping[str, str], timings: Timings
-    ) -> File:
+    async def _sheet(self, samples: _Samples, form: str, columns: int | None, headers: Mapping[str, str]) -> File:
         pixels = encoding.grid(samples.pixels, columns or math.ceil(math.sqrt(len(samples.pixels))))
         encode, media_type = (encoding.webp, WEBP) if form == "webp" else (encoding.png, PNG)
-        return File(await self._encoded(lambda: encode(pixels), timings), media_type, headers)
+        return File(await self._encoded(lambda: encode(pixels)), media_type, headers)
 
-    async def _listed(
-        self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str], timings: Timings
-    ) -> File:
+    async def _listed(self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str]) -> File:
         card = samples.card
-        texts = await self._texts(samples, timings)
+        texts = await self._texts(samples)
         names = class_labels.names(card, samples.classes, len(texts))
         images = [GeneratedImage(b64_json=text, label=name) for text, name in zip(texts, names, strict=True)]
         answer = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
         return encoding.document(answer, headers)
 
-    async def _texts(self, samples: _Samples, timings: Timings) -> list[str]:
+    async def _texts(self, samples: _Samples) -> list[str]:
         """Each sample as PNG in base64."""
-        return await self._encoded(
-            lambda: [base64.b64encode(encoding.png(one)).decode() for one in samples.pixels], timings
-        )
+        return await self._encoded(lambda: [base64.b64encode(encoding.png(one)).decode() for one in samples.pixels])
 
-    async def _encoded(self, function: Callable[[], T], timings: Timings) -> T:
+    async def _encoded(self, function: Callable[[], T]) -> T:
         started = time.perf_counter()
         answer = await self._engine.decoded(function)
         timings.record("encode", time.perf_counter() - started)

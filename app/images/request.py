@@ -16,4 +16,4 @@ def decoding_threads(request: Request) -> InThread:
 
 async def images(request: Request) -> Images:
     """Return the images of the request, still encoded; see `read_pictures` for the errors."""
-    return await timed_receive(request, read_pictures(request, max_images(request), decoding_threads(request)))
+    return await timed_receive(read_pictures(request, max_images(request), decoding_threads(request)))

@@ -31,7 +31,7 @@ from app.inference.executors import Long
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.model_manager import Engine
-from app.observability.timings import Timings
+from app.observability import timings
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess
@@ -132,7 +132,6 @@ class Inference:
         self,
         data: bytes,
         prepare: Callable[[Image.Image], T],
-        timings: Timings,
         enough: int | None = None,
         *,
         keep_alpha: bool = False,
@@ -165,7 +164,7 @@ class Inference:
             results += await self.engine.decoded(partial(_apply, work, piece))
         return results
 
-    async def pixels(self, data: bytes, preprocess: Preprocess, timings: Timings) -> Item:
+    async def pixels(self, data: bytes, preprocess: Preprocess) -> Item:
         """The whole picture that these bytes are, of the size that a network takes.
 
         Raises:
@@ -175,7 +174,7 @@ class Inference:
         # What is small and is made large would keep the event loop busy, too.
         picture = decode_if_quick(data, self._limits) if math.prod(preprocess.size) <= FEW_PIXELS else None
         if picture is None:
-            return await self.decoded(data, preprocess.pixels, timings, preprocess.enough)
+            return await self.decoded(data, preprocess.pixels, preprocess.enough)
         pixels = preprocess.pixels(picture)
         timings.record("decode", time.perf_counter() - started)
         return pixels
@@ -184,7 +183,6 @@ class Inference:
         self,
         model: LoadedModel,
         pictures: Iterable[Item],
-        timings: Timings,
         stage: str = "infer",
         room: asyncio.Semaphore | None = None,
     ) -> Tensor:

@@ -22,7 +22,7 @@ from app.inference import class_labels
 from app.inference.loader import Item
 from app.inference.predictor import Inference, together
 from app.inference.submodels import multiple_of
-from app.observability.timings import Timings
+from app.observability import timings
 from app.open_inference import messages, signatures
 from app.open_inference.messages import Message, Wanted
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata
@@ -76,7 +76,7 @@ class OpenInference:
             outputs=[signatures.metadata(card, name, (form,)) for name, form in found.outputs.items()],
         )
 
-    async def infer(self, name: str, version: str | None, message: Message, timings: Timings) -> File:
+    async def infer(self, name: str, version: str | None, message: Message) -> File:
         """What the network answers; each row is an item of its own to the queue.
 
         Raises:
@@ -84,9 +84,9 @@ class OpenInference:
             UnsupportedImage: a picture. Unprocessable: numbers that the network cannot compute with.
             Overloaded, NotReady, DeadlineExceeded.
         """
-        return await self._inference.in_time(self._inferred(name, version, message, timings))
+        return await self._inference.in_time(self._inferred(name, version, message))
 
-    async def _inferred(self, name: str, version: str | None, message: Message, timings: Timings) -> File:
+    async def _inferred(self, name: str, version: str | None, message: Message) -> File:
         known, found = self._model(name, version)
         model = await self._engine.part(known, found.part)
         # These weights answer, whatever is reloaded from here on; while they were loaded others may have come.
@@ -96,8 +96,8 @@ class OpenInference:
             lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows)
         )
         timings.record("decode", time.perf_counter() - started)
-        items = await self._items(card, asked.inputs, timings)
-        answer = await self._inference.run(model, items, timings)
+        items = await self._items(card, asked.inputs)
+        answer = await self._inference.run(model, items)
 
         def document() -> File:
             answers = _answers(card, found, answer)
@@ -106,12 +106,12 @@ class OpenInference:
 
         return await self._engine.decoded(document)
 
-    async def _items(self, card: ModelCard, inputs: Mapping[str, Array], timings: Timings) -> Sequence[Item]:
+    async def _items(self, card: ModelCard, inputs: Mapping[str, Array]) -> Sequence[Item]:
         """What the part is asked about, row by row."""
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[PICTURES]
         if rows.dtype != np.float32:
             await self._inference.check_pixels([row for row in rows if isinstance(row, bytes)])
-            return await together([self._pixels(card, index, row, timings) for index, row in enumerate(rows)])
+            return await together([self._pixels(card, index, row) for index, row in enumerate(rows)])
         given = torch.from_numpy(rows.copy())  # what lies in the message cannot be written to, which torch wants
         ids = _ids(card, inputs[LABELS]) if LABELS in inputs else None
         chosen = class_labels.one_hot(card, ids, len(given))
@@ -120,11 +120,11 @@ class OpenInference:
         _check_sides(card, given)
         return with_label_planes(given, chosen).unbind()
 
-    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array, timings: Timings) -> Item:
+    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array) -> Item:
         """A picture of the size that the network wants, from a file's bytes or from pixels."""
         try:
             if isinstance(row, bytes):
-                return await self._inference.pixels(row, card.preprocess, timings)
+                return await self._inference.pixels(row, card.preprocess)
             pixels = row[..., 0] if row.shape[-1] == 1 else row
             return await self._engine.decoded(lambda: card.preprocess.pixels(Image.fromarray(pixels)))
         except VestibuleError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.generation.schemas import DenoiseParams, DenoiseResponse
 from app.images.encoding import PNG
@@ -24,4 +24,4 @@ RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_P
 @admitted
 async def denoise(request: Request, params: Annotated[DenoiseParams, Query()]) -> Response:
     """A picture without its noise, in its own size; with a `reference`, how near it came."""
-    return answer(await restoration(request).denoise(await noisy(request), params, dependencies.timings(request)))
+    return answer(await restoration(request).denoise(await noisy(request), params))

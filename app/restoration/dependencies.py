@@ -18,4 +18,4 @@ def restoration(request: Request) -> Restoration:
 
 async def noisy(request: Request) -> Noisy:
     """Return the noisy images of the request and their references; see `read_noisy`."""
-    return await timed_receive(request, read_noisy(request, max_images(request), decoding_threads(request)))
+    return await timed_receive(read_noisy(request, max_images(request), decoding_threads(request)))

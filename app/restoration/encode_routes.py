@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.generation.schemas import EncodeParams, EncodeResponse, ReconstructParams, ReconstructResponse
 from app.images.encoding import PNG
@@ -26,11 +26,11 @@ RESPONSES = describe(PNG, schema=ReconstructResponse) | PROBLEMS
 @admitted
 async def encode(request: Request, params: Annotated[EncodeParams, Query()]) -> EncodeResponse:
     """Each picture as a point of the latent space, where near means alike."""
-    return await restoration(request).encode(await images(request), params, dependencies.timings(request))
+    return await restoration(request).encode(await images(request), params)
 
 
 @router.post("/reconstruct", response_class=Response, openapi_extra=IMAGE_BODY, responses=RESPONSES)
 @admitted
 async def reconstruct(request: Request, params: Annotated[ReconstructParams, Query()]) -> Response:
     """What is left of a picture that went through the latent space."""
-    return answer(await restoration(request).reconstruct(await images(request), params, dependencies.timings(request)))
+    return answer(await restoration(request).reconstruct(await images(request), params))

@@ -33,7 +33,6 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import ENCODER, RECONSTRUCTOR, first_part, multiple_of
-from app.observability.timings import Timings
 from app.restoration.request_bodies import Noisy
 from app.settings import Settings
 from models import image_decoder
@@ -105,7 +104,7 @@ class Restoration:
         self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
         self._tiles = inference.room()
 
-    async def denoise(self, sent: Noisy, params: DenoiseParams, timings: Timings) -> File:
+    async def denoise(self, sent: Noisy, params: DenoiseParams) -> File:
         """Each picture without its noise, in its own size: in tiles, or resized for a network of one size.
 
         Raises:
@@ -120,9 +119,9 @@ class Restoration:
 
         async def cleaned(index: int, data: bytes) -> _Made:
             async with self._pictures:
-                noisy = await self._sent(card, data, timings)
-                reference = await self._reference(card, sent.references[index], noisy, timings)
-                clean = await through(model, noisy.pixels, timings)
+                noisy = await self._sent(card, data)
+                reference = await self._reference(card, sent.references[index], noisy)
+                clean = await through(model, noisy.pixels)
                 return await self._engine.decoded(lambda: _blended(noisy, clean, params.strength, reference))
 
         async def one(index: int, data: bytes) -> Denoised:
@@ -137,7 +136,7 @@ class Restoration:
         answers = await self._inference.each(sent.pictures, one)
         return encoding.document(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
 
-    async def reconstruct(self, pictures: Images, params: ReconstructParams, timings: Timings) -> File:
+    async def reconstruct(self, pictures: Images, params: ReconstructParams) -> File:
         """What is left of each picture on its way through the latent space, in the network's size.
 
         Raises:
@@ -150,10 +149,8 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def made(index: int, data: bytes) -> _Made:
-            item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
-            )
-            (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            item = await self._inference.decoded(data, lambda image: planes(index, image), card.preprocess.enough)
+            (answer,) = await self._inference.run(model, [item], room=self._tiles)
             return await self._engine.decoded(lambda: _png(_unpadded(card.preprocess, answer)))
 
         async def one(index: int, data: bytes) -> Reconstructed:
@@ -165,7 +162,7 @@ class Restoration:
         answers = await self._inference.each(pictures, one)
         return encoding.document(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
 
-    async def encode(self, pictures: Images, params: EncodeParams, timings: Timings) -> EncodeResponse:
+    async def encode(self, pictures: Images, params: EncodeParams) -> EncodeResponse:
         """Each picture as a point of the latent space.
 
         Raises:
@@ -176,10 +173,8 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def one(index: int, data: bytes) -> Encoded:
-            item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
-            )
-            (latent,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            item = await self._inference.decoded(data, lambda image: planes(index, image), card.preprocess.enough)
+            (latent,) = await self._inference.run(model, [item], room=self._tiles)
             return Encoded(index=index, latent=latent.tolist())
 
         answers = await self._inference.each(pictures, one)
@@ -190,8 +185,8 @@ class Restoration:
         chosen = class_labels.one_hot(card, class_labels.needed(card, sent, count), count)
         return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
 
-    async def _sent(self, card: ModelCard, data: bytes, timings: Timings) -> _Sent:
-        return await self._inference.decoded(data, lambda image: self._split(card, image), timings, keep_alpha=True)
+    async def _sent(self, card: ModelCard, data: bytes) -> _Sent:
+        return await self._inference.decoded(data, lambda image: self._split(card, image), keep_alpha=True)
 
     def _split(self, card: ModelCard, image: Image.Image) -> _Sent:
         """The picture's colours as the network has them, apart from alpha and profile, which the answer takes over."""
@@ -207,31 +202,29 @@ class Restoration:
         pixels = pixels.reshape(image.height, image.width, card.preprocess.channels)
         return _Sent(pixels, alpha, profile if is_own else None)
 
-    async def _reference(
-        self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent, timings: Timings
-    ) -> Pixels | None:
+    async def _reference(self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent) -> Pixels | None:
         """The reference image, composited on white."""
         if isinstance(sent, VestibuleError):
             raise sent
         if sent is None:
             return None
-        reference = await self._sent(card, sent, timings)
+        reference = await self._sent(card, sent)
         if reference.pixels.shape != noisy.pixels.shape:
             shapes = (noisy.pixels.shape, reference.pixels.shape)
             sizes = " and ".join(f"{width} x {height}" for height, width, _ in shapes)
             raise Unprocessable(f"the picture and its reference differ in size: {sizes}")
         return reference.on_white(reference.pixels)
 
-    async def _in_tiles(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+    async def _in_tiles(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
         preprocess = model.card.preprocess
         height, width, _ = noisy.shape
         tiling = Tiling(height, width, multiple_of(model.card))
         tiles = await self._engine.decoded(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
-        answers = await self._inference.run(model, tiles, timings, room=self._tiles)
+        answers = await self._inference.run(model, tiles, room=self._tiles)
         return await self._engine.decoded(lambda: _scaled(preprocess, tiling.join(answers)))
 
-    async def _resized(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+    async def _resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """The same by way of the network's own size, stretched to it and back; nothing is cut off."""
         preprocess = model.card.preprocess
         size, own = preprocess.size[::-1], noisy.shape[1::-1]
@@ -242,7 +235,7 @@ class Restoration:
             return preprocess.normalise(_tensor(framed))
 
         item = await self._engine.decoded(prepared)
-        (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
+        (answer,) = await self._inference.run(model, [item], room=self._tiles)
         return await self._engine.decoded(
             lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
         )

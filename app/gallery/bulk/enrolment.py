@@ -16,7 +16,6 @@ from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, 
 from app.gallery.bulk.upload import Upload, refused
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
-from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.embedded.store.records import NewFace
@@ -184,7 +183,7 @@ class BulkJobs:
         async def one(item: Item) -> Found | None:
             try:
                 self._check(item)
-                seen = await self._pipeline.seen(sight, item.data, Timings())
+                seen = await self._pipeline.seen(sight, item.data)
                 if not seen:
                     raise NoFace("no face was found")
             except TRANSIENT:

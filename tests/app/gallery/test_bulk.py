@@ -210,10 +210,10 @@ def test_jobs_are_listed_and_cancelled(gallery: TestClient, monkeypatch: pytest.
 def test_an_unexpected_error_costs_one_item(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Pipeline.seen
 
-    async def sometimes(self: Pipeline, model: Any, data: bytes, timings: Any) -> Any:
+    async def sometimes(self: Pipeline, model: Any, data: bytes) -> Any:
         if data == b"trap":
             raise ZeroDivisionError("a bug")
-        return await whole(self, model, data, timings)
+        return await whole(self, model, data)
 
     monkeypatch.setattr(Pipeline, "seen", sometimes)
     job = send(gallery, zipped({"a/1.png": b"trap", "eileen/1.png": encode(photo("astronaut"))}), ZIP)

@@ -304,11 +304,11 @@ def test_a_crop_that_cannot_be_read_is_told_of(gallery: TestClient, monkeypatch:
     of_crop = Pipeline.of_crop
     refused: list[bytes] = []
 
-    async def damaged(self: Pipeline, model: Any, crop: bytes, timings: Any) -> Any:
+    async def damaged(self: Pipeline, model: Any, crop: bytes) -> Any:
         if crop in (refused or [crop]):
             refused.append(crop)
             raise DamagedImage("it is broken")
-        return await of_crop(self, model, crop, timings)
+        return await of_crop(self, model, crop)
 
     monkeypatch.setattr(Pipeline, "of_crop", damaged)
     monkeypatch.setattr(reembedding, "CROPS", 1)
@@ -344,8 +344,8 @@ def test_a_request_that_is_overtaken_by_the_switch_is_answered_after_it(
     seen = Pipeline.seen
     overtaken: list[str] = []
 
-    async def after_the_switch(self: Pipeline, sight: Sight, data: bytes, timings: Any) -> Any:
-        answer = await seen(self, sight, data, timings)
+    async def after_the_switch(self: Pipeline, sight: Sight, data: bytes) -> Any:
+        answer = await seen(self, sight, data)
         if not overtaken:
             overtaken.append(sight.model.card.name)
             begun = gallery.app.state.galleries.reembedder  # type: ignore[attr-defined]

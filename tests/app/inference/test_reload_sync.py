@@ -30,7 +30,6 @@ from app.inference.submodels import WHOLE
 from app.main import create_app
 from app.models_api.service import Models
 from app.observability.metrics import Metrics
-from app.observability.timings import Timings
 from app.settings import Settings
 from models import checkpoint
 from models.lenet import LeNet1989
@@ -419,7 +418,7 @@ def test_who_has_an_embedder_and_a_detector_goes_on_with_the_two(tmp_path: Path)
         pipeline = Pipeline(Inference(settings, engine))
         sight = await pipeline.sight(None)
         fingerprint, picture = sight.fingerprint, encode(grace_hopper())
-        (before,) = await pipeline.seen(sight, picture, Timings())
+        (before,) = await pipeline.seen(sight, picture)
         module, card = checkpoint.load(tmp_path / "centerface")
         with torch.no_grad():  # one that finds nothing
             for parameter in module.parameters():
@@ -427,10 +426,10 @@ def test_who_has_an_embedder_and_a_detector_goes_on_with_the_two(tmp_path: Path)
         about = card.model_dump(exclude={"sha256", "parameters", "schema_version"})
         checkpoint.save(tmp_path / "centerface", module, **about)
         assert (await engine.reload("centerface")).change == "reloaded"
-        (after,) = await pipeline.seen(sight, picture, Timings())
+        (after,) = await pipeline.seen(sight, picture)
         assert torch.equal(before.vector, after.vector)
         assert sight.fingerprint == fingerprint != (await pipeline.sight(None)).fingerprint
-        assert await pipeline.seen(await pipeline.sight(None), picture, Timings()) == []
+        assert await pipeline.seen(await pipeline.sight(None), picture) == []
         await engine.stop()
 
     asyncio.run(scenario())
