@@ -40,8 +40,7 @@ from app.faces.schemas import (
 )
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
-from app.inference.predictor import Inference
+from app.inference.predictor import Predictor
 from app.schemas import OperatingPoint
 from index.errors import InvalidError
 from index.validation import unit_vectors
@@ -105,9 +104,10 @@ class Found:
 class Faces:
     """Detect, embed, verify."""
 
-    def __init__(self, inference: Inference):
-        self._inference = inference
-        self._engine: Engine = inference.engine
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
 
     async def detect(self, pictures: Images, params: DetectParams) -> DetectResponse:
         """The faces in each picture, with what speaks against enrolling them.
@@ -115,7 +115,7 @@ class Faces:
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        model = await self._engine.model(params.model, "detect")
+        model = await self._model_manager.load(params.model, "detect")
 
         async def one(index: int, data: bytes) -> Detected:
             found = await self.find(model, data, params.threshold, partial(scan, min_face=params.min_face))
@@ -128,7 +128,7 @@ class Faces:
                 faces=[face.described() for face in found.faces],
             )
 
-        data = await self._inference.each(pictures, one)
+        data = await self._predictor.for_each_image(pictures, one)
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
     async def embed(self, pictures: Images, params: EmbedParams) -> EmbedResponse:
@@ -137,8 +137,8 @@ class Faces:
         Raises:
             VestibuleError: as `detect`; NoFace for a picture without one.
         """
-        model = await self._engine.model(params.model, "embed")
-        finder = None if params.aligned else await self._engine.model(None, "detect")
+        model = await self._model_manager.load(params.model, "embed")
+        finder = None if params.aligned else await self._model_manager.load(None, "detect")
 
         async def one(index: int, data: bytes) -> Embedding:
             if finder is None:
@@ -148,7 +148,7 @@ class Faces:
             (vector,) = await self.embedded(model, [meant])
             return Embedding(index=index, embedding=_encoded(vector, params), face=meant.described())
 
-        data = await self._inference.each(pictures, one)
+        data = await self._predictor.for_each_image(pictures, one)
         return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
 
     async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Images) -> EmbedResponse:
@@ -159,7 +159,7 @@ class Faces:
         """
         params = EmbedParams(model=asked.model, encoding_format=asked.encoding_format)
         if asked.dimensions is not None:
-            model = await self._engine.model(params.model, "embed")
+            model = await self._model_manager.load(params.model, "embed")
             if asked.dimensions != model.card.config["dimensions"]:
                 raise Unprocessable(f"{model.card.name} has {model.card.config['dimensions']} dimensions, no others")
         return await self.embed(pictures, params)
@@ -170,8 +170,8 @@ class Faces:
         Raises:
             VestibuleError: about the request or one of its pictures; NoFace for a picture without one.
         """
-        model = await self._engine.model(params.model, "embed")
-        finder = await self._engine.model(None, "detect")
+        model = await self._model_manager.load(params.model, "embed")
+        finder = await self._model_manager.load(None, "detect")
         matching, threshold = _operating(model.card, params.fmr)
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
@@ -188,7 +188,7 @@ class Faces:
             source = most_prominent(sources)
             return source, targets, await self.embedded(model, [source, *targets])
 
-        source, targets, vectors = await self._inference.in_time(compared())
+        source, targets, vectors = await self._predictor.with_deadline(compared())
         similarities = (vectors[1:] @ vectors[0]).tolist()
         faces = [
             ComparedFace(face=target.described(), **_compared(similarity, matching, threshold).model_dump())
@@ -214,7 +214,7 @@ class Faces:
         Raises:
             UnknownModel; Unprocessable: vectors that the model cannot have made.
         """
-        model = await self._engine.model(params.model, "embed")
+        model = await self._model_manager.load(params.model, "embed")
         matching, threshold = _operating(model.card, params.fmr)
         dimensions = model.card.config["dimensions"]
         vectors = [pair.source, *pair.targets]
@@ -241,14 +241,14 @@ class Faces:
             chosen = rule(picture.size, preprocess)
             return picture, chosen, detection_scale.prepare(picture, chosen, preprocess)
 
-        image, chosen, levels = await self._inference.decoded(data, prepare)
+        image, chosen, levels = await self._predictor.decode(data, prepare)
         maps = [await self._maps(model, tiles) for tiles in levels]
 
         def faces() -> list[Face]:
             found = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
             return detection_scale.merge(chosen, found)
 
-        found = await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
+        found = await self._predictor.map(partial(FoundFace.of, image), await self._executors.run_cpu(faces))
         return Found(image, chosen, [face for face in found if face is not None])
 
     async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
@@ -256,18 +256,18 @@ class Faces:
         between.
         """
         return [
-            await self._inference.run(model, tiles[first : first + TILES_AT_ONCE], "detect", self._room(tiles))
+            await self._predictor.run(model, tiles[first : first + TILES_AT_ONCE], "detect", self._room(tiles))
             for first in range(0, len(tiles), TILES_AT_ONCE)
         ]
 
     def _room(self, tiles: Sequence[Pixels]) -> asyncio.Semaphore | None:
         """Tiles of all requests share few places in the detector's queue; a picture that is one tile has its own."""
-        return self._inference.tiles if len(tiles) > 1 else None
+        return self._predictor.tile_slots if len(tiles) > 1 else None
 
     async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace]) -> Tensor:
         """The faces' embeddings [N, D], each of length 1."""
         preprocess = model.card.preprocess
-        pictures = await self._inference.mapped(lambda face: preprocess(Image.fromarray(face.crop)), faces)
+        pictures = await self._predictor.map(lambda face: preprocess(Image.fromarray(face.crop)), faces)
         return await self._embeddings(model, pictures)
 
     async def whole(self, model: LoadedModel, data: bytes) -> Tensor:
@@ -275,7 +275,7 @@ class Faces:
         preprocess = model.card.preprocess
         # A face that was aligned is as large as it should be, or taken at its word.
         enough = preprocess.enough if model.card.task == "classify" else None
-        picture = await self._inference.decoded(data, preprocess, enough)
+        picture = await self._predictor.decode(data, preprocess, enough)
         vectors = await self._embeddings(model, [picture])
         return vectors[0]
 
@@ -283,7 +283,7 @@ class Faces:
         """[N, D], each of length 1: the mean direction over the views that the card names."""
         card = model.card
         seen = [view for picture in pictures for view in views(picture, card.tta, card.preprocess)]
-        outputs = await self._inference.run(model, seen, stage="embed")
+        outputs = await self._predictor.run(model, seen, stage="embed")
         summed = outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1)
         return torch.from_numpy(_of_length_1(summed.numpy(), outputs.shape[1]))
 

@@ -86,7 +86,7 @@ class Recognition:
                         )
                     )
             # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-            decisions = await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+            decisions = await self._pipeline.executors.run_cpu(lambda: rule.decide(matches, repeated=params.repeated))
             decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
             describe = _Describer(rule, model.card.matching, params.limit)
             faces = [describe(face, decided.get(id(face))) for face in seen]
@@ -94,7 +94,7 @@ class Recognition:
             await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
             return Searched(index=index, faces=faces)
 
-        data = await self._pipeline.inference.each(pictures, one)
+        data = await self._pipeline.predictor.for_each_image(pictures, one)
         return SearchResponse(
             collection=SearchedCollection(
                 name=found.name,
@@ -226,7 +226,7 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data)))
+        return most_prominent(await self._pipeline.predictor.with_deadline(self._pipeline.seen(sight, data)))
 
 
 def _feedback(made: Rejection) -> FeedbackInfo:

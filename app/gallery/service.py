@@ -30,7 +30,7 @@ from app.gallery.schemas import (
 )
 from app.gallery.search import Recognition
 from app.images.uploads import Images
-from app.inference.predictor import Inference
+from app.inference.predictor import Predictor
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
@@ -45,9 +45,9 @@ class Galleries:
     `actor` is the id of the key by which something is asked for, for the audit log; None while the service is open.
     """
 
-    def __init__(self, inference: Inference, gallery: EmbeddedGallery):
-        self._pipeline = Pipeline(inference)
-        background = Pipeline(inference.in_bulk())
+    def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
+        self._pipeline = Pipeline(predictor)
+        background = Pipeline(predictor.background())
         self._ask = self._pipeline.ask
         self._gallery = gallery
         if count := count_clashes(gallery.ledger.reader()):
@@ -210,7 +210,9 @@ class Galleries:
                 change = self._gallery.enrol.planned(collection, news, found.fingerprint, actor=actor)
                 return await self._pipeline.commit(change, indexed), bad
 
-        answers = await self._pipeline.inference.each(pictures, lambda index, data: settled(lambda: one(index, data)))
+        answers = await self._pipeline.predictor.for_each_image(
+            pictures, lambda index, data: settled(lambda: one(index, data))
+        )
         seen = [answer for answer in answers if not isinstance(answer, Failed)]
         return EnrolResponse(
             indexed=[face for indexed, _ in seen for face in indexed],

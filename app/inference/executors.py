@@ -6,10 +6,12 @@ Work that takes long never keeps all threads, so that short work waits for short
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -19,11 +21,11 @@ from app.auth.fair_share import OWNER, Owner
 T = TypeVar("T")
 
 # Seconds. The work of a request that has kept threads for longer than this counts as long.
-LONG_S = 0.25
+LONG_TASK_S = 0.25
 
 
 @dataclass(frozen=True)
-class Long(Generic[T]):
+class Continuation(Generic[T]):
     """The rest of a piece of work. Work that turns out to take long returns this in place of its result."""
 
     rest: Callable[[], T]
@@ -32,8 +34,10 @@ class Long(Generic[T]):
 class _Job(Generic[T]):
     """A piece of work, and then its result."""
 
-    def __init__(self, work: Callable[[], T | Long[T]], future: asyncio.Future[T], owner: Owner, *, is_long: bool):
-        self._work: Callable[[], T | Long[T]] | None = work
+    def __init__(
+        self, work: Callable[[], T | Continuation[T]], future: asyncio.Future[T], owner: Owner, *, is_long: bool
+    ):
+        self._work: Callable[[], T | Continuation[T]] | None = work
         self._future = future
         self._error: BaseException | None = None
         self._is_long = is_long
@@ -42,7 +46,7 @@ class _Job(Generic[T]):
     @property
     def is_long(self) -> bool:
         """Whether it may take more than a fraction of a second."""
-        return self._is_long or self.owner.busy_s > LONG_S
+        return self._is_long or self.owner.busy_s > LONG_TASK_S
 
     @property
     def is_pending(self) -> bool:
@@ -60,7 +64,7 @@ class _Job(Generic[T]):
         except BaseException as error:  # noqa: BLE001  it is the caller's
             self._error = error
         else:
-            if isinstance(result, Long):
+            if isinstance(result, Continuation):
                 self._work, self._is_long = result.rest, True
             else:
                 self._result = result
@@ -115,7 +119,7 @@ class _Queue:
         return job
 
 
-class Pool:
+class FairThreadPool:
     """Threads beside one event loop, started with the first piece of work: one for short work only, and so many
     `workers` for all work, each of which begins with `initializer`.
 
@@ -135,9 +139,9 @@ class Pool:
         self._workers = workers
         self._initializer = initializer
         self._threads: list[threading.Thread] = []
-        self._background = Owner(None, busy_s=2 * LONG_S)
+        self._background = Owner(None, busy_s=2 * LONG_TASK_S)
 
-    async def run(self, work: Callable[[], T | Long[T]], *, is_long: bool = False) -> T:
+    async def run(self, work: Callable[[], T | Continuation[T]], *, is_long: bool = False) -> T:
         """Run `work` in the pool, as the request's that `OWNER` names, and return its result.
 
         A cancelled caller stops waiting, and work that has not begun by then is dropped. Work of no request counts as
@@ -211,3 +215,55 @@ class Pool:
         self._told = False  # before it looks: what is done from now on is told of anew
         while self._done:
             self._done.popleft().tell()
+
+
+IO_THREADS = 8
+BACKGROUND_THREADS = 4  # bulk enrolment and re-embedding: for each a step, and the renewal of its lease
+NICENESS = 5  # added to threads that compute
+
+
+def _lower_priority() -> None:
+    """Give this thread and those that it starts a lower priority. Batches are larger if requests are read and images
+    decoded before networks run; on an idle machine this costs a network nothing.
+    """
+    os.nice(NICENESS)
+
+
+def _available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Executors:
+    """All threads of the service, in separate pools, so that one kind of work does not delay another."""
+
+    def __init__(self) -> None:
+        # One batch at a time: a network uses all cores, and two networks side by side would compete for them.
+        self.compute = ThreadPoolExecutor(1, "compute", initializer=_lower_priority)
+        # Loading weights delays neither requests nor the compilation of a runtime.
+        self.load = ThreadPoolExecutor(1, "load")
+        self.select_runtime = ThreadPoolExecutor(1, "choose", initializer=_lower_priority)
+        self._cpu = FairThreadPool(_available_cores(), "decode", _lower_priority)
+        self._io = ThreadPoolExecutor(IO_THREADS, "store")
+        # Apart from `_io`: on a slow disk, background commits must not delay the reads of requests.
+        self._background = ThreadPoolExecutor(BACKGROUND_THREADS, "work")
+
+    async def run_cpu(self, function: Callable[[], T | Continuation[T]], *, is_long: bool = False) -> T:
+        """Run CPU work of a request, such as decoding an image; see `FairThreadPool.run`."""
+        return await self._cpu.run(function, is_long=is_long)
+
+    async def run_io(self, function: Callable[[], T]) -> T:
+        """Run a function that reads files for a request."""
+        return await asyncio.get_running_loop().run_in_executor(self._io, function)
+
+    async def run_background(self, function: Callable[[], T]) -> T:
+        """Run a step of background work, which may wait for files to be written."""
+        return await asyncio.get_running_loop().run_in_executor(self._background, function)
+
+    def stop(self) -> None:
+        """Finish all submitted work and end the threads."""
+        self._cpu.stop()
+        for executor in (self.compute, self.load, self.select_runtime, self._io, self._background):
+            executor.shutdown()

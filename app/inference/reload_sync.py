@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from app.errors import VestibuleError
-from app.inference.model_manager import Engine
+from app.inference.model_manager import ModelManager
 from models.checkpoint import write_atomically
 
 log = structlog.get_logger()
@@ -21,38 +21,38 @@ log = structlog.get_logger()
 EVERY_S = 1.0
 
 
-class Reloads:
+class ReloadSync:
     """Made before the weights folder is read, so that nothing is missed that is reloaded meanwhile."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._seen = self._told()
 
-    def tell(self, name: str) -> None:
+    def announce(self, name: str) -> None:
         """This worker reloaded the model."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._seen[name] = uuid.uuid4().hex
         write_atomically(self._folder / name, self._seen[name].encode())
 
-    def news(self) -> list[str]:
+    def take_changes(self) -> list[str]:
         """The models that other workers reloaded since this was asked before."""
         told = self._told()
         names = [name for name, token in told.items() if self._seen.get(name) != token]
         self._seen = told
         return names
 
-    async def follow(self, engine: Engine) -> None:
+    async def follow(self, model_manager: ModelManager) -> None:
         """Reload what the others do, for as long as this is not cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                names = await engine.stored(self.news)
+                names = await model_manager.executors.run_io(self.take_changes)
             except (VestibuleError, OSError) as error:  # as of too many open files; the next round asks again
                 log.error("reloads_not_read", error=str(error))
                 continue
             for name in names:
                 try:
-                    await engine.reload(name)
+                    await model_manager.reload(name)
                 except Exception as error:  # whatever a damaged folder leads to; the task must go on
                     log.exception("not_reloaded", model=name, error=str(error))
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
-from app.images.responses import answer, describe
+from app.images.responses import describe_files, file_response
 from app.middleware.load_shedding import admitted
 from app.open_inference.messages import INFER_BODY, OCTETS, Message, read_message
 from app.open_inference.schemas import (
@@ -34,7 +34,7 @@ READING = errors.describe(errors.HostNotAllowed, schema=InferenceError)
 PROBES = errors.describe(errors.HostNotAllowed, errors.NotReady, schema=InferenceError)
 NAMED = errors.describe(errors.HostNotAllowed, errors.NotFound, errors.InvalidParameters, schema=InferenceError)
 SENDING = errors.describe(errors.OriginNotAllowed, errors.BodyTooLarge, schema=InferenceError)
-INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
+INFERRING = describe_files(OCTETS, schema=InferenceResponse) | errors.describe(
     errors.BadRequest,
     errors.DamagedImage,
     errors.OriginNotAllowed,
@@ -118,7 +118,7 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @admitted
 async def infer(request: Request, name: Name) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
-    return answer(await open_inference(request).infer(name, None, await message(request)))
+    return file_response(await open_inference(request).infer(name, None, await message(request)))
 
 
 @router.post(
@@ -131,4 +131,4 @@ async def infer(request: Request, name: Name) -> Response:
 @admitted
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """The same of a version."""
-    return answer(await open_inference(request).infer(name, version, await message(request)))
+    return file_response(await open_inference(request).infer(name, version, await message(request)))

@@ -26,13 +26,13 @@ from app.generation.schemas import (
     ReconstructResponse,
 )
 from app.images import encoding
-from app.images.encoding import PNG, File, Pixels
+from app.images.encoding import PNG, EncodedFile, Pixels
 from app.images.tiling import Tiling
 from app.images.uploads import Images
 from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
-from app.inference.predictor import Inference
-from app.inference.submodels import ENCODER, RECONSTRUCTOR, first_part, multiple_of
+from app.inference.predictor import Predictor
+from app.inference.submodels import ENCODER, RECONSTRUCTOR, default_submodel, size_multiple
 from app.restoration.request_bodies import Noisy
 from app.settings import Settings
 from models import image_decoder
@@ -66,10 +66,12 @@ class _Made:
         """The bytes in base64."""
         return base64.b64encode(self.png).decode()
 
-    def file(self) -> File:
+    def file(self) -> EncodedFile:
         """With what was measured in headers."""
         measures = {"X-PSNR": self.psnr, "X-PSNR-Before": self.psnr_before}
-        return File(self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None})
+        return EncodedFile(
+            self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class _Sent:
         """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
         if self.alpha is None:
             return pixels
-        seen = image_decoder.on_white(encoding.image(self.with_alpha(pixels)).convert("RGBA"))
+        seen = image_decoder.on_white(encoding.to_image(self.with_alpha(pixels)).convert("RGBA"))
         return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
 
     def with_alpha(self, pixels: Pixels) -> Pixels:
@@ -97,23 +99,24 @@ class _Sent:
 class Restoration:
     """Denoise, reconstruct, encode."""
 
-    def __init__(self, settings: Settings, inference: Inference):
-        self._inference = inference
-        self._engine = inference.engine
+    def __init__(self, settings: Settings, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
         self._most_pixels = settings.max_denoise_pixels
         self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
-        self._tiles = inference.room()
+        self._tiles = predictor.queue_slots()
 
-    async def denoise(self, sent: Noisy, params: DenoiseParams) -> File:
+    async def denoise(self, sent: Noisy, params: DenoiseParams) -> EncodedFile:
         """Each picture without its noise, in its own size: in tiles, or resized for a network of one size.
 
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        asked = self._engine.card(params.model, "denoise")
-        tiled = multiple_of(asked) > 0
+        asked = self._model_manager.find_card(params.model, "denoise")
+        tiled = size_multiple(asked) > 0
         only = _only(sent.pictures) if params.format == "png" else None
-        model = await self._engine.part(asked, first_part(asked))
+        model = await self._model_manager.load_submodel(asked, default_submodel(asked))
         card = model.card
         through = self._in_tiles if tiled else self._resized
 
@@ -122,7 +125,7 @@ class Restoration:
                 noisy = await self._sent(card, data)
                 reference = await self._reference(card, sent.references[index], noisy)
                 clean = await through(model, noisy.pixels)
-                return await self._engine.decoded(lambda: _blended(noisy, clean, params.strength, reference))
+                return await self._executors.run_cpu(lambda: _blended(noisy, clean, params.strength, reference))
 
         async def one(index: int, data: bytes) -> Denoised:
             made = await cleaned(index, data)
@@ -132,35 +135,35 @@ class Restoration:
             )
 
         if only is not None:
-            return (await self._inference.in_time(cleaned(0, only))).file()
-        answers = await self._inference.each(sent.pictures, one)
-        return encoding.document(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
+            return (await self._predictor.with_deadline(cleaned(0, only))).file()
+        answers = await self._predictor.for_each_image(sent.pictures, one)
+        return encoding.encode_json(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
 
-    async def reconstruct(self, pictures: Images, params: ReconstructParams) -> File:
+    async def reconstruct(self, pictures: Images, params: ReconstructParams) -> EncodedFile:
         """What is left of each picture on its way through the latent space, in the network's size.
 
         Raises:
             VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
         """
-        asked = self._engine.card(params.model, *ENCODING)
+        asked = self._model_manager.find_card(params.model, *ENCODING)
         only = _only(pictures) if params.format == "png" else None
-        model = await self._engine.part(asked, RECONSTRUCTOR)
+        model = await self._model_manager.load_submodel(asked, RECONSTRUCTOR)
         card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def made(index: int, data: bytes) -> _Made:
-            item = await self._inference.decoded(data, lambda image: planes(index, image), card.preprocess.enough)
-            (answer,) = await self._inference.run(model, [item], room=self._tiles)
-            return await self._engine.decoded(lambda: _png(_unpadded(card.preprocess, answer)))
+            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            (answer,) = await self._predictor.run(model, [item], slots=self._tiles)
+            return await self._executors.run_cpu(lambda: _png(_unpadded(card.preprocess, answer)))
 
         async def one(index: int, data: bytes) -> Reconstructed:
             found = await made(index, data)
             return Reconstructed(index=index, width=found.width, height=found.height, b64_json=found.text)
 
         if only is not None:
-            return (await self._inference.in_time(made(0, only))).file()
-        answers = await self._inference.each(pictures, one)
-        return encoding.document(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
+            return (await self._predictor.with_deadline(made(0, only))).file()
+        answers = await self._predictor.for_each_image(pictures, one)
+        return encoding.encode_json(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
 
     async def encode(self, pictures: Images, params: EncodeParams) -> EncodeResponse:
         """Each picture as a point of the latent space.
@@ -168,25 +171,25 @@ class Restoration:
         Raises:
             VestibuleError: as `reconstruct`.
         """
-        model = await self._engine.part(self._engine.card(params.model, *ENCODING), ENCODER)
+        model = await self._model_manager.load_submodel(self._model_manager.find_card(params.model, *ENCODING), ENCODER)
         card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def one(index: int, data: bytes) -> Encoded:
-            item = await self._inference.decoded(data, lambda image: planes(index, image), card.preprocess.enough)
-            (latent,) = await self._inference.run(model, [item], room=self._tiles)
+            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            (latent,) = await self._predictor.run(model, [item], slots=self._tiles)
             return Encoded(index=index, latent=latent.tolist())
 
-        answers = await self._inference.each(pictures, one)
+        answers = await self._predictor.for_each_image(pictures, one)
         return EncodeResponse(model=card.name, version=card.version, data=answers)
 
     def _planes(self, card: ModelCard, sent: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
         """What makes a network's item [C + classes, H, W] of a picture and its place."""
-        chosen = class_labels.one_hot(card, class_labels.needed(card, sent, count), count)
+        chosen = class_labels.one_hot(card, class_labels.require_labels(card, sent, count), count)
         return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
 
     async def _sent(self, card: ModelCard, data: bytes) -> _Sent:
-        return await self._inference.decoded(data, lambda image: self._split(card, image), keep_alpha=True)
+        return await self._predictor.decode(data, lambda image: self._split(card, image), keep_alpha=True)
 
     def _split(self, card: ModelCard, image: Image.Image) -> _Sent:
         """The picture's colours as the network has them, apart from alpha and profile, which the answer takes over."""
@@ -219,10 +222,10 @@ class Restoration:
         """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
         preprocess = model.card.preprocess
         height, width, _ = noisy.shape
-        tiling = Tiling(height, width, multiple_of(model.card))
-        tiles = await self._engine.decoded(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
-        answers = await self._inference.run(model, tiles, room=self._tiles)
-        return await self._engine.decoded(lambda: _scaled(preprocess, tiling.join(answers)))
+        tiling = Tiling(height, width, size_multiple(model.card))
+        tiles = await self._executors.run_cpu(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
+        answers = await self._predictor.run(model, tiles, slots=self._tiles)
+        return await self._executors.run_cpu(lambda: _scaled(preprocess, tiling.join(answers)))
 
     async def _resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """The same by way of the network's own size, stretched to it and back; nothing is cut off."""
@@ -234,9 +237,9 @@ class Restoration:
             framed = np.pad(small, ((preprocess.pad, preprocess.pad), (preprocess.pad, preprocess.pad), (0, 0)))
             return preprocess.normalise(_tensor(framed))
 
-        item = await self._engine.decoded(prepared)
-        (answer,) = await self._inference.run(model, [item], room=self._tiles)
-        return await self._engine.decoded(
+        item = await self._executors.run_cpu(prepared)
+        (answer,) = await self._predictor.run(model, [item], slots=self._tiles)
+        return await self._executors.run_cpu(
             lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
         )
 
@@ -248,7 +251,7 @@ def _only(pictures: Images) -> bytes:
         Unprocessable: it sent a list.
     """
     first = pictures.items[0]
-    if pictures.many or isinstance(first, VestibuleError):
+    if pictures.is_list or isinstance(first, VestibuleError):
         raise Unprocessable("a list of pictures is answered as JSON: format=json")
     return first
 
@@ -272,7 +275,7 @@ def _unpadded(preprocess: Preprocess, picture: Tensor) -> Pixels:
 def _resize(preprocess: Preprocess, pixels: Pixels, size: Sequence[int]) -> Pixels:
     """uint8 [h, w, C] -> uint8 [H, W, C]; `size` is (W, H)."""
     width, height = size
-    resized = encoding.image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
+    resized = encoding.to_image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1)
 
 
@@ -290,7 +293,7 @@ def _blended(noisy: _Sent, clean: Tensor, strength: float, reference: Pixels | N
 
 
 def _png(pixels: Pixels, profile: bytes | None = None) -> _Made:
-    return _Made(encoding.png(pixels, profile), pixels.shape[1], pixels.shape[0])
+    return _Made(encoding.encode_png(pixels, profile), pixels.shape[1], pixels.shape[0])
 
 
 def _psnr(pixels: Pixels, reference: Pixels) -> float:

@@ -60,7 +60,7 @@ class BulkJobs:
         job = await commit(self._jobs.begin.planned(collection, params.model_dump(), actor=actor), _itself)
         try:
             chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
-            while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None)):
+            while chunk := await self._pipeline.executors.run_cpu(lambda: next(chunks, None)):
                 await commit(self._jobs.append.planned(job, chunk), _itself)
             job = await commit(self._jobs.ready.planned(job), _itself)
         except BaseException:  # also of a client that left

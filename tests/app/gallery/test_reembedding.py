@@ -24,7 +24,7 @@ from app.gallery import reembedding
 from app.gallery.bulk import enrolment
 from app.gallery.embedding_pipeline import Pipeline, Sight
 from app.gallery.schemas import NewEmbedder
-from app.inference.batcher import Lane
+from app.inference.batcher import Priority
 from app.inference.loaded_model import LoadedModel
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -198,7 +198,7 @@ def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
     lanes: set[tuple[str, str]] = set()
     infer = LoadedModel.infer
 
-    async def noted(self: LoadedModel, item: torch.Tensor, wait_s: float, lane: Lane) -> Any:
+    async def noted(self: LoadedModel, item: torch.Tensor, wait_s: float, lane: Priority) -> Any:
         lanes.add((self.card.name, lane))
         return await infer(self, item, wait_s, lane)
 
@@ -207,11 +207,11 @@ def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
     assert lanes == {("centerface", "interactive"), ("mobilefacenet-triplet", "interactive")}
     lanes.clear()
     finished(gallery, send(gallery, zipped({"grace/1.png": encode(picture("grace"))}), ZIP))
-    assert lanes == {("centerface", "bulk"), ("mobilefacenet-triplet", "bulk")}
+    assert lanes == {("centerface", "background"), ("mobilefacenet-triplet", "background")}
     lanes.clear()
     gallery.post("/collections/doors/reembed", json={"embedder": "better"})
     switched(gallery)
-    assert lanes == {("better", "bulk")}
+    assert lanes == {("better", "background")}
 
 
 def test_without_crops_it_says_what_is_needed(service: TestClient) -> None:

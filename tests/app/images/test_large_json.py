@@ -17,9 +17,18 @@ from pydantic import BaseModel, ValidationError
 
 from app.errors import BadRequest
 from app.images import large_json
-from app.images.large_json import LONG_STRING, MOST_DIGITS, PIECE, SMALL, Limits, TooComplex, from_base64, parse
+from app.images.large_json import (
+    CHUNK_BYTES,
+    LONG_STRING_BYTES,
+    MAX_DIGITS,
+    SMALL_BYTES,
+    JsonLimits,
+    TooComplex,
+    from_base64,
+    parse,
+)
 
-LIMITS = Limits(bytes=2**20, values=1000, containers=100)
+LIMITS = JsonLimits(bytes=2**20, values=1000, containers=100)
 PICTURE = bytes(range(256)) * 3 + b"\xfb\xff\xfe~"  # its base64 has both characters that the URL-safe alphabet replaces
 TEXT = base64.b64encode(PICTURE).decode()
 
@@ -33,7 +42,9 @@ def picture(size: int) -> bytes:
     return (PICTURE * (size // len(PICTURE) + 1))[:size]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 100_000, 3 * PIECE // 4, PIECE, PIECE + 1, 3 * PIECE + 2])
+@pytest.mark.parametrize(
+    "size", [1, 2, 3, 4, 100_000, 3 * CHUNK_BYTES // 4, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 2]
+)
 def test_every_form_of_base64_is_read(size: int) -> None:
     data = picture(size)
     standard, url_safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
@@ -52,8 +63,8 @@ def test_every_form_of_base64_is_read(size: int) -> None:
     for form in forms:
         assert from_base64(form) == data, form[:40]
         for body in (json.dumps({"input": form}), json.dumps({"input": form}).replace("/", "\\/")):
-            padded = (body + " " * (SMALL + 1)).encode()
-            parsed = parse(Body, padded, Limits(2**20, 10, 10))
+            padded = (body + " " * (SMALL_BYTES + 1)).encode()
+            parsed = parse(Body, padded, JsonLimits(2**20, 10, 10))
             assert parsed.base64(str(parsed.value.input)) == data
 
 
@@ -82,7 +93,9 @@ def test_every_form_of_base64_is_read(size: int) -> None:
 def test_what_is_not_base64_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         from_base64(text)
-    long = TEXT.rstrip("=")[: LONG_STRING // 4 * 4] * 4 + text if not text.startswith("data:") else text + "!" * 2000
+    long = (
+        TEXT.rstrip("=")[: LONG_STRING_BYTES // 4 * 4] * 4 + text if not text.startswith("data:") else text + "!" * 2000
+    )
     parsed = parse(Body, json.dumps({"input": long, "other": [" " * 300] * 300}).encode(), LIMITS)
     assert str(parsed.value.input) != long
     with pytest.raises(BadRequest):
@@ -96,8 +109,8 @@ def test_an_empty_picture_is_refused(text: str) -> None:
 
 
 def test_padding_within_is_refused_at_every_place() -> None:
-    text = "A" * (2 * PIECE)
-    for place in (PIECE - 5, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 5):
+    text = "A" * (2 * CHUNK_BYTES)
+    for place in (CHUNK_BYTES - 5, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES - 5):
         with pytest.raises(BadRequest):
             from_base64(text[:place] + "=" + text[place + 1 :])
 
@@ -110,9 +123,9 @@ def test_padding_within_is_refused_at_every_place() -> None:
 def test_long_strings_are_found_whatever_is_escaped(texts: list[str], other: str, long: int) -> None:
     texts = [text * long for text in texts]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(large_json, "SMALL", 0)
-        patched.setattr(large_json, "LONG_STRING", 8)
-        patched.setattr(large_json, "PIECE", 7)
+        patched.setattr(large_json, "SMALL_BYTES", 0)
+        patched.setattr(large_json, "LONG_STRING_BYTES", 8)
+        patched.setattr(large_json, "CHUNK_BYTES", 7)
         for ascii_only in (True, False):
             body = json.dumps({"input": texts, "other": {other: other}}, ensure_ascii=ascii_only).encode()
             parsed = parse(Body, body, LIMITS)
@@ -120,7 +133,7 @@ def test_long_strings_are_found_whatever_is_escaped(texts: list[str], other: str
 
 
 def test_a_byte_order_mark_is_passed_over() -> None:
-    for size in (0, SMALL):
+    for size in (0, SMALL_BYTES):
         body = b"\xef\xbb\xbf" + json.dumps({"input": TEXT}).encode() + b" " * size
         parsed = parse(Body, body, LIMITS)
         assert parsed.base64(str(parsed.value.input)) == PICTURE
@@ -135,7 +148,7 @@ def test_a_byte_order_mark_is_passed_over() -> None:
         b'{"input": "", "other": ' + b"[" * 70_000,
         b'{"input": "", "other": ' + b" " * 2**21 + b"1}",
         b'{"input": "", "other": ' + b"9" * 100_000 + b"}",
-        b'{"input": "", "other": -' + b"123456789" * (MOST_DIGITS // 9) + b"1" * 9 + b"}" + b" " * 70_000,
+        b'{"input": "", "other": -' + b"123456789" * (MAX_DIGITS // 9) + b"1" * 9 + b"}" + b" " * 70_000,
         b'{"input": "' + rb"\"" * 100_000 + b'"}',
     ],
     ids=["strings", "numbers", "lists", "depth", "spaces", "one number", "a shorter number", "quotes"],
@@ -164,14 +177,14 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
     "text", [b"\\u00", b"\x01" * 500, b"\\q" * 500, "é".encode() * 500, b"\\\\" * 500, b"\xff" * 500]
 )
 def test_a_long_string_is_validated_when_it_is_read(text: bytes) -> None:
-    body = b'{"input": "' + TEXT.encode() + text + b'"}' + b" " * SMALL
+    body = b'{"input": "' + TEXT.encode() + text + b'"}' + b" " * SMALL_BYTES
     parsed = parse(Body, body, LIMITS)
     with pytest.raises(BadRequest):
         parsed.base64(str(parsed.value.input))
 
 
 def test_no_string_of_a_client_is_taken_for_another() -> None:
-    body = json.dumps({"input": ["A" * 1000, "0000000000000000-0"], "other": " " * 300}).encode() + b" " * SMALL
+    body = json.dumps({"input": ["A" * 1000, "0000000000000000-0"], "other": " " * 300}).encode() + b" " * SMALL_BYTES
     parsed = parse(Body, body, LIMITS)
     assert parsed.text(parsed.value.input[1]) == "0000000000000000-0"
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from app.images.decoding import Limits, decode
+from app.images.decoding import ImageLimits, decode
 from app.settings import PROJECT
 from models import checkpoint
 from models.card import ModelCard
 from tests.conftest import encode, photo
 
-LIMITS = Limits(bytes=2**25, pixels=50_000_000)
+LIMITS = ImageLimits(bytes=2**25, pixels=50_000_000)
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded, UnknownModel
 from app.inference import loaded_model
 from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
+from app.inference.model_manager import ModelManager
 from app.main import create_app
 from app.observability.metrics import Metrics
 from app.settings import PROJECT, Settings
@@ -78,12 +78,12 @@ def test_a_model_loads_once_for_many_callers(settings: Settings, monkeypatch: py
     monkeypatch.setattr(checkpoint, "load", counted)
 
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        assert engine.loaded("tiny") is None
-        models = await asyncio.gather(*(engine.model(None, "classify") for _ in range(20)))
+        model_manager = ModelManager(settings, Metrics())
+        assert not model_manager.is_loaded("tiny")
+        models = await asyncio.gather(*(model_manager.load(None, "classify") for _ in range(20)))
         assert len({id(model) for model in models}) == 1
-        assert engine.loaded("tiny") is models[0]
-        await engine.stop()
+        assert model_manager.cache.submodels("tiny") == [models[0]]
+        await model_manager.stop()
 
     asyncio.run(scenario())
     assert len(loads) == 1
@@ -91,12 +91,12 @@ def test_a_model_loads_once_for_many_callers(settings: Settings, monkeypatch: py
 
 def test_a_caller_that_leaves_does_not_stop_the_load(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        first = asyncio.create_task(engine.model("tiny", "classify"))
+        model_manager = ModelManager(settings, Metrics())
+        first = asyncio.create_task(model_manager.load("tiny", "classify"))
         await asyncio.sleep(0)
         first.cancel()
-        assert (await engine.model("tiny", "classify")).card.name == "tiny"
-        await engine.stop()
+        assert (await model_manager.load("tiny", "classify")).card.name == "tiny"
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -130,9 +130,9 @@ def test_torch_serves_until_another_runtime_is_chosen_and_the_switch_loses_nobod
             answers.append(float((await model.infer(picture, 10)).output[0]))
 
     async def scenario() -> None:
-        engine = Engine(fast, Metrics())
-        model = await engine.model(None, "classify")
-        assert (model.runtime, model.choosing) == ("torch-cpu-float32", True)
+        model_manager = ModelManager(fast, Metrics())
+        model = await model_manager.load(None, "classify")
+        assert (model.runtime, model.selecting_runtime) == ("torch-cpu-float32", True)
         first = float((await model.infer(picture, 10)).output[0])
         await asyncio.to_thread(asked.wait, 10)
         answers: list[list[float]] = [[] for _ in range(20)]
@@ -140,11 +140,11 @@ def test_torch_serves_until_another_runtime_is_chosen_and_the_switch_loses_nobod
         await asyncio.sleep(0.02)
         go.set()
         await asking
-        assert (model.runtime, model.choosing) == ("chosen", False)
+        assert (model.runtime, model.selecting_runtime) == ("chosen", False)
         for seen in answers:
             assert seen[:-1] == [pytest.approx(first, abs=1e-5)] * (len(seen) - 1)
             assert seen[-1] == 7
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -156,12 +156,12 @@ def test_a_choice_that_fails_leaves_torch_serving(settings: Settings, monkeypatc
     monkeypatch.setattr(Choice, "made", made)
 
     async def scenario() -> None:
-        engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
-        model = await engine.model(None, "classify")
-        await until(lambda: not model.choosing)
+        model_manager = ModelManager(settings.model_copy(update={"runtime": "auto"}), Metrics())
+        model = await model_manager.load(None, "classify")
+        await until(lambda: not model.selecting_runtime)
         assert model.runtime == "torch-cpu-float32"
         assert (await model.infer(torch.zeros(1, 16, 16), 10)).output.shape == (10,)
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -178,10 +178,10 @@ def test_a_service_that_stops_chooses_no_more(settings: Settings, monkeypatch: p
     monkeypatch.setattr(Choice, "made", made)
 
     async def scenario() -> None:
-        engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
-        model = await engine.model(None, "classify")
+        model_manager = ModelManager(settings.model_copy(update={"runtime": "auto"}), Metrics())
+        model = await model_manager.load(None, "classify")
         await until(lambda: bool(turns))
-        await engine.stop()
+        await model_manager.stop()
         assert model.runtime == "torch-cpu-float32"
 
     asyncio.run(scenario())
@@ -189,8 +189,8 @@ def test_a_service_that_stops_chooses_no_more(settings: Settings, monkeypatch: p
 
 def test_outputs_are_the_networks_own(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        model = await engine.model("tiny", "classify")
+        model_manager = ModelManager(settings, Metrics())
+        model = await model_manager.load("tiny", "classify")
         pictures = torch.randn(30, 1, 16, 16)
         results = await asyncio.gather(*(model.infer(picture, 10) for picture in pictures))
         module, _ = checkpoint.load(settings.weights / "tiny")
@@ -198,7 +198,7 @@ def test_outputs_are_the_networks_own(settings: Settings) -> None:
             expected = module(pictures)
         assert torch.allclose(torch.stack([result.output for result in results]), expected, atol=1e-5)
         assert max(result.size for result in results) > 1
-        await engine.stop()
+        await model_manager.stop()
         with pytest.raises(NotReady):
             await model.infer(pictures[0], 10)
 
@@ -224,11 +224,11 @@ def test_a_flooded_model_does_not_starve_another(settings: Settings) -> None:
     batches: list[tuple[str, int]] = []
 
     async def scenario() -> None:
-        engine = Engine(settings.model_copy(update={"max_batch": 4}), Metrics())
+        model_manager = ModelManager(settings.model_copy(update={"max_batch": 4}), Metrics())
         picture, gate = torch.zeros(1, 16, 16), threading.Event()
-        models = {name: await engine.model(name, "classify") for name in ("tiny", "other")}
+        models = {name: await model_manager.load(name, "classify") for name in ("tiny", "other")}
         for name, model in models.items():
-            model.switch(Noting(name, batches, gate))
+            model.set_runtime(Noting(name, batches, gate))
         flood = [asyncio.create_task(models["tiny"].infer(picture, 10)) for _ in range(400)]
         await until(lambda: len(batches) == 1)
         few = [asyncio.create_task(models["other"].infer(picture, 10)) for _ in range(12)]
@@ -237,7 +237,7 @@ def test_a_flooded_model_does_not_starve_another(settings: Settings) -> None:
         await asyncio.gather(*few)
         assert not all(task.done() for task in flood)
         await asyncio.gather(*flood)
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
     # The flood's first was alone with the compute thread; from then on they take turns, batch by batch.
@@ -248,8 +248,8 @@ def test_a_flooded_model_does_not_starve_another(settings: Settings) -> None:
 
 def test_a_full_queue_and_a_passed_deadline_have_their_errors(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings.model_copy(update={"queue_size": 2, "max_batch": 1}), Metrics())
-        model = await engine.model("tiny", "classify")
+        model_manager = ModelManager(settings.model_copy(update={"queue_size": 2, "max_batch": 1}), Metrics())
+        model = await model_manager.load("tiny", "classify")
         picture = torch.zeros(1, 16, 16)
         results = await asyncio.gather(*(model.infer(picture, 10) for _ in range(6)), return_exceptions=True)
         refused = [result for result in results if isinstance(result, Overloaded)]
@@ -257,7 +257,7 @@ def test_a_full_queue_and_a_passed_deadline_have_their_errors(settings: Settings
         assert refused[0].headers == {"Retry-After": "1"}
         late = await asyncio.gather(*(model.infer(picture, -1) for _ in range(2)), return_exceptions=True)
         assert all(isinstance(result, DeadlineExceeded) for result in late)
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -280,18 +280,18 @@ class Small:
 
 def test_what_does_not_fit_into_memory_is_run_in_halves(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        model = await engine.model("tiny", "classify")
-        runtime = Small(room=5)
-        model.switch(runtime)
+        model_manager = ModelManager(settings, Metrics())
+        model = await model_manager.load("tiny", "classify")
+        runtime = Small(slots=5)
+        model.set_runtime(runtime)
         pictures = torch.randn(40, 1, 16, 16)
         results = await asyncio.gather(*(model.infer(picture, 10) for picture in pictures))
         for picture, result in zip(pictures, results, strict=True):
             assert float(result.output) == pytest.approx(float(picture.sum()), abs=1e-3)
         assert runtime.batches[:4] == [32, 16, 8, 4]
         assert runtime.batches[-2:] == [4, 4]  # those that came after: they stay small
-        assert engine.troubles == []
-        await engine.stop()
+        assert model_manager.degradations == []
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -301,7 +301,7 @@ def test_a_picture_that_alone_does_not_fit_is_a_503_and_the_service_degraded(
 ) -> None:
     app = create_app(settings)
     with TestClient(app, base_url=BASE_URL) as client:
-        app.state.engine.loaded("tiny").switch(Small(room=0))
+        app.state.model_manager.cache.submodels("tiny")[0].set_runtime(Small(slots=0))
         picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
         refused = client.post("/classify", **picture)  # type: ignore[arg-type]
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:vestibule:problem:out-of-memory")
@@ -311,7 +311,7 @@ def test_a_picture_that_alone_does_not_fit_is_a_503_and_the_service_degraded(
         (reason,) = health.json()["reasons"]
         assert "tiny" in reason
         assert 'vestibule_shed_total{model="tiny",where="memory"} 1.0' in client.get("/metrics").text
-        monkeypatch.setattr(loaded_model, "TROUBLE_S", 0.0)
+        monkeypatch.setattr(loaded_model, "DEGRADED_S", 0.0)
         assert client.get("/health/ready").json()["status"] == "ready"
 
 
@@ -324,16 +324,16 @@ def test_a_model_that_does_not_fit_beside_the_others_is_a_503_until_it_does(
     tiny_model(settings.weights, "other")
 
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        await engine.start()
+        model_manager = ModelManager(settings, Metrics())
+        await model_manager.start()
         with monkeypatch.context() as patched:
             patched.setattr(runtime, "prepare", full)
-            for attempt in (lambda: engine.model("other", "classify"), lambda: engine.reload("tiny")):
+            for attempt in (lambda: model_manager.load("other", "classify"), lambda: model_manager.reload("tiny")):
                 with pytest.raises(OutOfMemory, match="does not fit"):
                     await attempt()
-        assert (await engine.model("tiny", "classify")).card.name == "tiny"
-        assert (await engine.model("other", "classify")).card.name == "other"
-        await engine.stop()
+        assert (await model_manager.load("tiny", "classify")).card.name == "tiny"
+        assert (await model_manager.load("other", "classify")).card.name == "other"
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -344,8 +344,8 @@ def test_folders_that_are_not_whole_are_not_served(tmp_path: Path) -> None:
     (tmp_path / "other").rename(tmp_path / "misnamed")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "card.json").write_text("{}")
-    engine = Engine(Settings(weights=tmp_path, default_classifier="tiny"), Metrics())
-    assert list(engine.cards) == ["tiny"]
+    model_manager = ModelManager(Settings(weights=tmp_path, default_classifier="tiny"), Metrics())
+    assert list(model_manager.cards) == ["tiny"]
 
 
 def test_no_default_model_is_an_error_before_anything_starts(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_an_answer_that_takes_too_long_is_a_504(
         await asyncio.sleep(60)
 
     with TestClient(app, base_url=BASE_URL) as client:
-        monkeypatch.setattr(app.state.engine, "decoded", never)
+        monkeypatch.setattr(app.state.model_manager.executors, "run_cpu", never)
         files = [("file", (f"{i}.png", encode(photo("coffee")))) for i in range(2 if many else 1)]
         response = client.post("/classify", files=files)
     if many:
@@ -463,10 +463,10 @@ def test_a_card_whose_preprocessing_does_not_fit_the_network_is_not_ready(settin
     checkpoint.write_card(folder, card.model_copy(update={"preprocess": wrong}))
 
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        with pytest.raises(NotReady, match="not whole"):
-            await engine.model("tiny", "classify")
-        assert engine.loaded("tiny") is None
-        await engine.stop()
+        model_manager = ModelManager(settings, Metrics())
+        with pytest.raises(NotReady, match="incomplete"):
+            await model_manager.load("tiny", "classify")
+        assert not model_manager.is_loaded("tiny")
+        await model_manager.stop()
 
     asyncio.run(scenario())

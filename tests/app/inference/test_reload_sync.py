@@ -23,9 +23,9 @@ from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference.batcher import Batcher
 from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
-from app.inference.predictor import Inference
-from app.inference.reload_sync import Reloads
+from app.inference.model_manager import ModelManager
+from app.inference.predictor import Predictor
+from app.inference.reload_sync import ReloadSync
 from app.inference.submodels import WHOLE
 from app.main import create_app
 from app.models_api.service import Models
@@ -96,18 +96,18 @@ class Waits:
 
 def test_who_asked_before_gets_the_old_weights_and_who_asks_after_the_new(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        old = await engine.model("tiny", "classify")
+        model_manager = ModelManager(settings, Metrics())
+        old = await model_manager.load("tiny", "classify")
         before = expected(settings)
         runtime = Waits(TorchRuntime(checkpoint.load(settings.weights / "tiny")[0], torch.device("cpu")))
-        old.switch(runtime)
+        old.set_runtime(runtime)
         early = [asyncio.create_task(old.infer(PICTURE, 20)) for _ in range(100)]
         await asyncio.to_thread(runtime.entered.wait, 10)
         tiny_model(settings.weights, seed=5)
-        reloading = asyncio.create_task(engine.reload("tiny"))
+        reloading = asyncio.create_task(model_manager.reload("tiny"))
         # The new one runs once before it takes over, and for that waits like anybody for the compute thread.
         await asyncio.sleep(0.1)
-        assert await engine.model("tiny", "classify") is old
+        assert await model_manager.load("tiny", "classify") is old
         runtime.gate.set()
         done = await reloading
         assert (done.change, done.before, done.now) == (
@@ -115,14 +115,14 @@ def test_who_asked_before_gets_the_old_weights_and_who_asks_after_the_new(settin
             old.card,
             checkpoint.read_card(settings.weights / "tiny"),
         )
-        new = await engine.model("tiny", "classify")
-        assert (new.card.version, new.card) == (version(settings), engine.cards["tiny"])
+        new = await model_manager.load("tiny", "classify")
+        assert (new.card.version, new.card) == (version(settings), model_manager.cards["tiny"])
         assert old.retired
         late = await old.infer(PICTURE, 20)  # who holds it may go on
         for result in [*await asyncio.gather(*early), late]:
             torch.testing.assert_close(result.output, before, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close((await new.infer(PICTURE, 20)).output, expected(settings), rtol=1e-4, atol=1e-5)
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -132,18 +132,18 @@ def test_a_tensor_is_answered_by_the_version_that_is_named(
 ) -> None:
     app = client.app
     assert isinstance(app, FastAPI)
-    engine: Engine = app.state.engine
-    part = engine.part
+    model_manager: ModelManager = app.state.model_manager
+    load_submodel = model_manager.load_submodel
 
     async def exchanged_meanwhile(*asked: Any) -> LoadedModel:
-        await engine.reload("tiny")
-        return await part(*asked)
+        await model_manager.reload("tiny")
+        return await load_submodel(*asked)
 
     pixels = {"name": "pictures", "shape": [1, 1, 16, 16], "datatype": "FP32", "data": PICTURE.flatten().tolist()}
     body = {"inputs": [pixels], "outputs": [{"name": "logits"}]}
     before = version(settings)
     tiny_model(settings.weights, seed=5)
-    monkeypatch.setattr(engine, "part", exchanged_meanwhile)
+    monkeypatch.setattr(model_manager, "load_submodel", exchanged_meanwhile)
     answer = client.post("/v2/models/tiny/infer", json=body).json()
     assert before != answer["model_version"] == version(settings)
     (logits,) = answer["outputs"]
@@ -263,49 +263,49 @@ def test_there_is_always_a_default_classifier(client: TestClient, settings: Sett
 
 def test_files_that_were_exchanged_unasked_do_not_serve(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
+        model_manager = ModelManager(settings, Metrics())
         tiny_model(settings.weights, "other", seed=8)
         with pytest.raises(NotReady, match="POST /models/other/reload"):
-            await engine.model("other", "classify")
-        await engine.reload("other")
-        assert (await engine.model("other", "classify")).card.version == version(settings, "other")
-        await engine.stop()
+            await model_manager.load("other", "classify")
+        await model_manager.reload("other")
+        assert (await model_manager.load("other", "classify")).card.version == version(settings, "other")
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
 
 def test_a_reload_is_wholly_done_though_nobody_waits_for_it(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        await engine.start()
+        model_manager = ModelManager(settings, Metrics())
+        await model_manager.start()
         tiny_model(settings.weights, seed=8)
-        leaves = asyncio.create_task(engine.reload("tiny"))
+        leaves = asyncio.create_task(model_manager.reload("tiny"))
         await asyncio.sleep(0)
         leaves.cancel()
-        await until(lambda: engine.cards["tiny"].version == version(settings))
-        assert (await engine.model(None, "classify")).card.version == version(settings)
+        await until(lambda: model_manager.cards["tiny"].version == version(settings))
+        assert (await model_manager.load(None, "classify")).card.version == version(settings)
         # Several at once are one after the other.
-        done = await asyncio.gather(*(engine.reload("tiny") for _ in range(3)))
+        done = await asyncio.gather(*(model_manager.reload("tiny") for _ in range(3)))
         assert [one.change for one in done] == ["unchanged"] * 3
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
 
 def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        await engine.start()
+        model_manager = ModelManager(settings, Metrics())
+        await model_manager.start()
         folder = settings.state / "reloads"
-        keys, other_worker = Keys(settings.state / FOLDER), Reloads(folder)
-        services = Models(engine, keys, Reloads(folder))
+        keys, other_worker = Keys(settings.state / FOLDER), ReloadSync(folder)
+        services = Models(model_manager, keys, ReloadSync(folder))
         tiny_model(settings.weights, seed=8)
         leaves = asyncio.create_task(services.reload("tiny", "somebody"))
         await asyncio.sleep(0)
         leaves.cancel()
         await until(lambda: [entry.act.actor for entry in keys.audit.read()[0]] == ["somebody"])
-        assert other_worker.news() == ["tiny"]
-        await engine.stop()
+        assert other_worker.take_changes() == ["tiny"]
+        await model_manager.stop()
         keys.close()
 
     asyncio.run(scenario())
@@ -313,43 +313,43 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
 
 def test_a_load_under_way_ends_with_what_it_began_with(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        first = asyncio.create_task(engine.model("other", "classify"))
+        model_manager = ModelManager(settings, Metrics())
+        first = asyncio.create_task(model_manager.load("other", "classify"))
         await asyncio.sleep(0)
-        reloading = asyncio.create_task(engine.reload("other"))
+        reloading = asyncio.create_task(model_manager.reload("other"))
         old = await first
         assert (await reloading).change == "unchanged"
-        assert await engine.model("other", "classify") is old
-        await engine.stop()
+        assert await model_manager.load("other", "classify") is old
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
 
 def test_a_model_that_is_removed_before_it_is_loaded_is_unknown(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        card = engine.card("other", "classify")
+        model_manager = ModelManager(settings, Metrics())
+        card = model_manager.find_card("other", "classify")
         shutil.rmtree(settings.weights / "other")
-        assert (await engine.reload("other")).change == "removed"
+        assert (await model_manager.reload("other")).change == "removed"
         with pytest.raises(UnknownModel, match="removed"):
-            await engine.part(card, WHOLE)
-        await engine.stop()
+            await model_manager.load_submodel(card, WHOLE)
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
 
 def test_problems_of_the_engine_have_their_classes(settings: Settings) -> None:
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
+        model_manager = ModelManager(settings, Metrics())
         with pytest.raises(NotFound):
-            await engine.reload("nothing")
+            await model_manager.reload("nothing")
         shutil.rmtree(settings.weights / "tiny")
         with pytest.raises(Conflict):
-            await engine.reload("tiny")
+            await model_manager.reload("tiny")
         (settings.weights / "other" / "model.safetensors").unlink()
         with pytest.raises(ModelRefused):
-            await engine.reload("other")
-        await engine.stop()
+            await model_manager.reload("other")
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -414,8 +414,8 @@ def test_who_has_an_embedder_and_a_detector_goes_on_with_the_two(tmp_path: Path)
     settings = Settings(weights=tmp_path, default_classifier="lenet5-mnist")
 
     async def scenario() -> None:
-        engine = Engine(settings, Metrics())
-        pipeline = Pipeline(Inference(settings, engine))
+        model_manager = ModelManager(settings, Metrics())
+        pipeline = Pipeline(Predictor(settings, model_manager))
         sight = await pipeline.sight(None)
         fingerprint, picture = sight.fingerprint, encode(grace_hopper())
         (before,) = await pipeline.seen(sight, picture)
@@ -425,12 +425,12 @@ def test_who_has_an_embedder_and_a_detector_goes_on_with_the_two(tmp_path: Path)
                 parameter.zero_()
         about = card.model_dump(exclude={"sha256", "parameters", "schema_version"})
         checkpoint.save(tmp_path / "centerface", module, **about)
-        assert (await engine.reload("centerface")).change == "reloaded"
+        assert (await model_manager.reload("centerface")).change == "reloaded"
         (after,) = await pipeline.seen(sight, picture)
         assert torch.equal(before.vector, after.vector)
         assert sight.fingerprint == fingerprint != (await pipeline.sight(None)).fingerprint
         assert await pipeline.seen(await pipeline.sight(None), picture) == []
-        await engine.stop()
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -450,33 +450,33 @@ def test_nothing_is_left_of_fifty_models_that_were_reloaded(
         about = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
         return about | {kind.__name__: found[kind] for kind in kinds}
 
-    async def once(engine: Engine, seed: int) -> None:
+    async def once(model_manager: ModelManager, seed: int) -> None:
         tiny_model(settings.weights, seed=seed)
-        assert (await engine.reload("tiny")).change == "reloaded"
-        model = await engine.model(None, "classify")
+        assert (await model_manager.reload("tiny")).change == "reloaded"
+        model = await model_manager.load(None, "classify")
         await model.infer(PICTURE, 10)
-        await until(lambda: not model.choosing)
+        await until(lambda: not model.selecting_runtime)
 
     async def scenario() -> None:
-        engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
-        await engine.start()
+        model_manager = ModelManager(settings.model_copy(update={"runtime": "auto"}), Metrics())
+        await model_manager.start()
         for seed in range(1, 4):  # what is made once only is made
-            await once(engine, seed)
+            await once(model_manager, seed)
         await asyncio.sleep(0.05)
         gc.collect()
         before = counts()
         gc.disable()
         try:
             for seed in range(4, 54):
-                await once(engine, seed)
+                await once(model_manager, seed)
             # Their users were the last to hold them: no collector of cycles has to find them.
-            await until(lambda: len(engine.shelf.alive()) == 1)
+            await until(lambda: len(model_manager.cache.all_models()) == 1)
         finally:
             gc.enable()
         gc.collect()
         await until(lambda: all(count <= before[name] for name, count in counts().items()))
-        assert engine.shelf.leaving == 0
-        await engine.stop()
+        assert model_manager.cache.retired_bytes == 0
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -494,31 +494,31 @@ def test_the_least_recently_used_go_when_memory_is_short_and_end_what_they_began
         return metrics.registry.get_sample_value("vestibule_evictions_total", {"model": name}) or 0
 
     async def scenario() -> None:
-        engine = Engine(settings, metrics)
-        assert engine.shelf.budget is None
+        model_manager = ModelManager(settings, metrics)
+        assert model_manager.cache.budget is None
         size = _size(settings)
-        engine.shelf.budget = 2 * size
-        await engine.start()
-        other = await engine.model("other", "classify")
-        assert (engine.shelf.used, other.size) == (2 * size, size)
+        model_manager.cache.budget = 2 * size
+        await model_manager.start()
+        other = await model_manager.load("other", "classify")
+        assert (model_manager.cache.used_bytes, other.size) == (2 * size, size)
         runtime = Waits(TorchRuntime(nn.Flatten(), torch.device("cpu")), size)
-        loading = asyncio.create_task(engine.model("third", "classify"))
-        other.switch(runtime)
+        loading = asyncio.create_task(model_manager.load("third", "classify"))
+        other.set_runtime(runtime)
         early = asyncio.create_task(other.infer(PICTURE, 10))
         await asyncio.to_thread(runtime.entered.wait, 10)
         await asyncio.sleep(0.01)
         runtime.gate.set()
         await loading
         # The default was used before the other, and is kept nevertheless.
-        assert [engine.loaded(name) is not None for name in ("tiny", "other", "third")] == [True, False, True]
+        assert [model_manager.is_loaded(name) for name in ("tiny", "other", "third")] == [True, False, True]
         assert (evicted("other"), evicted("tiny"), evicted("third")) == (1, 0, 0)
         assert other.retired
         assert (await early).output.shape == (256,)
-        assert engine.shelf.used == 2 * size
-        again = await engine.model("other", "classify")
+        assert model_manager.cache.used_bytes == 2 * size
+        again = await model_manager.load("other", "classify")
         assert again is not other
-        assert engine.loaded("third") is None
-        await engine.stop()
+        assert not model_manager.is_loaded("third")
+        await model_manager.stop()
 
     asyncio.run(scenario())
 
@@ -557,5 +557,5 @@ def test_a_model_whose_outputs_are_no_numbers_is_refused(settings: Settings, val
         assert "NaN" in refused.json()["detail"]
         assert answered(client)["version"] == before
         assert client.post("/models/other/reload").status_code == 422
-    with pytest.raises(NotReady, match="tiny are not whole"), TestClient(create_app(settings)):
+    with pytest.raises(NotReady, match="tiny are incomplete"), TestClient(create_app(settings)):
         pass

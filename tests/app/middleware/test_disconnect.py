@@ -81,7 +81,7 @@ def test_a_client_that_closes_its_socket_is_not_computed_and_its_places_are_free
 
     with listening(app) as port:
         runtime = Gated()
-        app.state.engine.loaded("tiny").switch(runtime)
+        app.state.model_manager.cache.submodels("tiny")[0].set_runtime(runtime)
         stays = threading.Thread(target=ask)
         stays.start()
         assert runtime.entered.wait(20)
