@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 def async_test(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -20,3 +20,10 @@ def async_test(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, 
         asyncio.run(asyncio.wait_for(function(*args, **kwargs), TIMEOUT_S))
 
     return run
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, for ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  the condition has no event
+            await asyncio.sleep(0.001)

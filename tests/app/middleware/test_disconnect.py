@@ -23,7 +23,7 @@ from torch import Tensor
 from app.main import create_app
 from app.middleware.disconnect import Departure
 from app.settings import Settings
-from tests.app.inference.test_model_manager import tiny_model
+from tests.app.tiny_model import tiny_model
 from tests.conftest import encode, photo
 
 
