@@ -173,6 +173,7 @@ class Faces:
         model = await self._model_manager.load(params.model, "embed")
         finder = await self._model_manager.load(None, "detect")
         matching, threshold = _operating(model.card, params.fmr)
+        await self._predictor.check_pixels([pair.source, pair.target])
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
             try:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType, VestibuleError
 from app.images import large_json
+from app.images.decoding import LARGE_BYTES
 from app.images.large_json import ParsedJson
 from app.schemas import ImageInput
 
@@ -53,8 +54,8 @@ IMAGE_BODY: dict[str, Any] = {
 class RunCpu(Protocol):
     """Runs a function off the event loop."""
 
-    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
-        """Return the function's result."""
+    def __call__(self, function: Callable[[], T], /, *, is_long: bool = False) -> Awaitable[T]:
+        """Return the function's result. `is_long`: it may take more than a fraction of a second."""
         ...
 
 
@@ -248,7 +249,9 @@ async def read_json(
     def work() -> T:
         return read(_parse(schema, body, example))
 
-    return work() if len(body) <= large_json.SMALL_BYTES else await run_cpu(work)
+    if len(body) <= large_json.SMALL_BYTES:
+        return work()
+    return await run_cpu(work, is_long=len(body) > LARGE_BYTES)
 
 
 def _parse(schema: type[Body], body: bytearray, example: str) -> ParsedJson[Body]:

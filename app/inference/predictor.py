@@ -89,6 +89,16 @@ class Predictor:
             VestibuleError: about a single image that is not in a list. TooManyPixels.
         """
         await self.check_pixels([item for item in images.items if isinstance(item, bytes)])
+        return await self.for_each_checked(images, function)
+
+    async def for_each_checked(
+        self, images: Images, function: Callable[[int, bytes], Awaitable[T]]
+    ) -> list[T | Failed]:
+        """Do the same as `for_each_image` for a request whose pixels were checked before.
+
+        Raises:
+            VestibuleError: about a single image that is not in a list.
+        """
 
         async def process(index: int, item: bytes | VestibuleError) -> T | Failed:
             try:
@@ -102,20 +112,27 @@ class Predictor:
 
         return await gather([process(index, item) for index, item in enumerate(images.items)])
 
-    async def check_pixels(self, images: Sequence[bytes]) -> None:
+    async def check_pixels(self, images: Sequence[bytes], *, transformed: Sequence[bytes] = ()) -> None:
         """Check the total number of pixels in a request's images, by their headers.
+
+        Each of the `transformed` images counts twice: the response has an image of its size.
 
         Raises:
             TooManyPixels.
         """
-        if len(images) * self._limits.pixels <= self._max_request_pixels:
+        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._max_request_pixels:
             return
-        is_long = any(len(data) > LARGE_BYTES for data in images)
+
+        def count(files: Sequence[bytes]) -> int:
+            return sum(count_pixels(data, self._limits) for data in files)
+
+        is_long = any(len(data) > LARGE_BYTES for data in (*images, *transformed))
         total = await self.with_deadline(
-            self.executors.run_cpu(lambda: sum(count_pixels(data, self._limits) for data in images), is_long=is_long)
+            self.executors.run_cpu(lambda: count(images) + 2 * count(transformed), is_long=is_long)
         )
         if total > self._max_request_pixels:
-            raise TooManyPixels(f"the images have {total} pixels; a request may have {self._max_request_pixels}")
+            counted = "the images, their references and the responses" if transformed else "the images"
+            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {self._max_request_pixels}")
 
     async def with_deadline(self, work: Awaitable[T]) -> T:
         """Return the result of `work`.

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.auth.fair_share import LONG_S, OWNER
 from app.auth.scopes import BEARER, Guarded, Routes
 from app.errors import VestibuleError, error_response, invalid_parameters
 from app.middleware.load_shedding import takes_a_place
@@ -47,7 +48,7 @@ class Direct:
         scope.update(route=found.route, endpoint=endpoint)
         try:
             answer = await endpoint(Request(scope, receive, send), read(scope["query_string"]))
-            response = answer if isinstance(answer, Response) else _json(answer)
+            response = answer if isinstance(answer, Response) else await _response(scope, answer)
         except VestibuleError as error:
             response = error_response(scope["path"], error)
         except RequestValidationError as error:
@@ -83,6 +84,15 @@ def _reader(one: Guarded) -> Read:
 
     remembered = lru_cache(REMEMBERED)(read)
     return lambda query: remembered(query) if len(query) <= SHORT else read(query)
+
+
+async def _response(scope: Scope, answer: BaseModel) -> Response:
+    """The answer as JSON. In a thread where its request kept threads for long: its answer may be large, too."""
+    owner = OWNER.get()
+    if owner is None or owner.busy_s <= LONG_S:
+        return _json(answer)
+    response: Response = await scope["app"].state.model_manager.executors.run_cpu(lambda: _json(answer))
+    return response
 
 
 def _json(answer: BaseModel) -> Response:

@@ -110,7 +110,13 @@ class Door:
         if origin in self._origins:
             return False
         # Browsers send these headers by themselves and pages cannot change them; other clients send neither. With a GET
-        # they send no Origin, and Sec-Fetch-Site only to loopback and by HTTPS.
+        # they send no Origin, and Sec-Fetch-Site only to loopback and by HTTPS; elsewhere a Referer, unless the page
+        # tells them not to.
+        if origin is None and "sec-fetch-site" not in headers and (referer := headers.get("referer")):
+            scheme, _, rest = referer.partition("://")
+            origin = f"{scheme}://{rest.partition('/')[0]}"
+            if origin in self._origins:
+                return False
         elsewhere = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
         return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 

@@ -41,7 +41,7 @@ def test_a_lease_is_renewed_after_an_attempt_that_failed() -> None:
 
 
 def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload_sync, "EVERY_S", 0.001)
+    monkeypatch.setattr(reload_sync, "POLL_S", 0.001)
     ours, theirs = ReloadSync(tmp_path), ReloadSync(tmp_path)
     asked: list[str] = []
     rounds: list[int] = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from starlette.responses import Response
 
 from app.auth.scopes import Routes
 from app.main import create_app
@@ -33,6 +36,24 @@ def framework() -> Iterator[TestClient]:
 def test_which_they_are() -> None:
     service = create_app(Settings())
     assert {one.route.path for one in fast_path.Direct(service, Routes(service)).reading} == DIRECT
+
+
+@pytest.mark.parametrize(("threshold_s", "thread"), [(-1.0, "decode"), (1e9, "asyncio")])
+def test_the_answer_of_a_request_that_took_long_is_encoded_off_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, threshold_s: float, thread: str
+) -> None:
+    threads: list[str] = []
+    encode_answer = fast_path._json
+
+    def recorded(answer: BaseModel) -> Response:
+        threads.append(threading.current_thread().name)
+        return encode_answer(answer)
+
+    monkeypatch.setattr(fast_path, "_json", recorded)
+    monkeypatch.setattr(fast_path, "LONG_S", threshold_s)
+    answer = client.post("/classify?top_k=2", content=PICTURE, headers={"content-type": "image/png"})
+    assert len(answer.json()["data"][0]["predictions"]) == 2
+    assert [name.partition("_")[0].partition("-")[0] for name in threads] == [thread]
 
 
 def told(client: TestClient, method: str, path: str, **sent: Any) -> tuple[int, dict[str, str], Any]:

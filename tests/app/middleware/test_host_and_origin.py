@@ -150,6 +150,11 @@ def test_what_changes_or_computes_is_closed_to_other_pages_and_what_reads_is_ope
     ("headers", "status"),
     [
         ({}, 200),
+        ({"referer": BASE_URL + "/console?a=b"}, 200),
+        ({"referer": BASE_URL + ".evil.example/"}, 403),
+        ({"referer": "http://evil.example/page"}, 403),
+        ({"referer": "http://evil.example"}, 403),
+        ({"referer": "http://evil.example/", "sec-fetch-site": "none"}, 200),
         ({"sec-fetch-site": "same-origin"}, 200),
         ({"sec-fetch-site": "none"}, 200),
         ({"sec-fetch-site": "same-site"}, 403),

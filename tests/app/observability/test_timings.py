@@ -20,7 +20,7 @@ async def stage(seconds: float) -> None:
 
 def test_concurrent_requests_record_the_longest_of_their_own_tasks() -> None:
     async def both() -> list[str]:
-        return await asyncio.gather(request(1.0), request(2.0))
+        return list(await asyncio.gather(request(1.0), request(2.0)))
 
     headers = asyncio.run(both())
     assert headers == [f"decode;dur={ms}.00, app;dur=0.00, total;dur={ms}.00" for ms in (1000, 2000)]
