@@ -189,9 +189,9 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("folder", [*RANDOM, *SHIPPED], ids=str)
 def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threads(weights: Path, folder: Path) -> None:
     network, card = checkpoint.load(weights / folder)  # a shipped one's is absolute, and stays it
-    decoder = runtime.prepare(DECODER.cut(network), torch.device("cpu"))
+    decoder = runtime.prepare(DECODER.extract(network), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    items = torch.randn(48, *DECODER.example(card), generator=generator)
+    items = torch.randn(48, *DECODER.example_shape(card), generator=generator)
 
     def answers(items: Tensor) -> Tensor:
         batches = torch.split(items, DECODER_BATCH_SIZE)
