@@ -69,10 +69,15 @@ def grid(images: Pixels, columns: int) -> Pixels:
     return sheet.reshape(rows * height, columns * width, channels)
 
 
-def etag(*parts: object) -> str:
-    """Return a strong ETag over JSON-serialisable parts and the versions of all libraries that decide the bytes."""
+def encoder_versions() -> str:
+    """Return the versions of all libraries that decide the encoded bytes, as JSON."""
     versions = {name: features.version(name) for name in ("zlib", "zlib_ng", "webp")}
-    text = json.dumps([*parts, json.dumps({"pillow": PIL.__version__, **versions})], sort_keys=True)
+    return json.dumps({"pillow": PIL.__version__, **versions})
+
+
+def etag(*parts: object) -> str:
+    """Return a strong ETag over JSON-serialisable parts and the encoder versions."""
+    text = json.dumps([*parts, encoder_versions()], sort_keys=True)
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 

@@ -234,7 +234,7 @@ def test_an_etag_is_bound_to_weights_runtime_and_encoder(client: TestClient, mon
     etags = [client.get(url).headers["etag"]]
     monkeypatch.setattr(runtime, "signature", lambda: "another torch")
     etags.append(client.get(url).headers["etag"])
-    monkeypatch.setattr(encoding, "encoder", lambda: "another zlib")
+    monkeypatch.setattr(encoding, "encoder_versions", lambda: "another zlib")
     etags.append(client.get(url).headers["etag"])
     etags.append(client.get(url + "&model=vae-faces").headers["etag"])
     assert len(set(etags)) == 4
