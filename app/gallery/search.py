@@ -28,7 +28,6 @@ from app.gallery.schemas import (
     moment,
 )
 from app.images.uploads import Images
-from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback, Rejection
@@ -46,19 +45,15 @@ class Recognition:
         self._gallery = gallery
         self._feedback = Feedback(gallery)
 
-    async def search(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def search(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
         Raises:
             VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
         """
-        return await settled(lambda: self._searched(pictures, params, timings, actor))
+        return await settled(lambda: self._searched(pictures, params, actor))
 
-    async def _searched(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def _searched(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         where = params.chosen
         scope = await self._ask(lambda: search_scope(self._gallery, params.collection, where))
         found, usage = scope.collection, scope.usage
@@ -70,7 +65,7 @@ class Recognition:
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
 
         async def one(index: int, data: bytes) -> Searched:
-            seen = await self._pipeline.seen(sight, data, timings)
+            seen = await self._pipeline.seen(sight, data)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
             queries = [face.vector.numpy() for face in wanted]
 
@@ -90,7 +85,7 @@ class Recognition:
 
             async def decide(matches: list[list[Match]]) -> list[Decision]:
                 # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-                return await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+                return await self._pipeline.executors.run_cpu(lambda: rule.decide(matches, repeated=params.repeated))
 
             decisions: list[Decision] = []
             if wanted:
@@ -99,12 +94,12 @@ class Recognition:
                 )
             decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
             describe = _Describer(rule, model.card.matching, params.limit)
-            faces = await self._pipeline.inference.mapped(lambda face: describe(face, decided.get(id(face))), seen)
+            faces = await self._pipeline.predictor.map(lambda face: describe(face, decided.get(id(face))), seen)
             named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
             await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
             return Searched(index=index, faces=faces)
 
-        data = await self._pipeline.inference.each(pictures, one)
+        data = await self._pipeline.predictor.for_each_image(pictures, one)
         return SearchResponse(
             collection=SearchedCollection(
                 name=found.name,
@@ -127,7 +122,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         """Is the picture's most prominent face the subject?
@@ -136,7 +130,7 @@ class Recognition:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
             subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
         """
-        return await settled(lambda: self._verified(collection, key, pictures, params, timings, actor))
+        return await settled(lambda: self._verified(collection, key, pictures, params, actor))
 
     async def _verified(
         self,
@@ -144,7 +138,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
@@ -159,7 +152,7 @@ class Recognition:
             threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._meant(sight, pictures, timings)
+        seen = await self._meant(sight, pictures)
         query = seen.vector.numpy()
         with compared():
             match, denied = await self._ask(
@@ -185,22 +178,18 @@ class Recognition:
             version=model.card.version,
         )
 
-    async def deny(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def deny(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
         """
-        return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
+        return await settled(lambda: self._denied(collection, key, pictures, actor))
 
-    async def _denied(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def _denied(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
-        seen = await self._meant(await self._pipeline.model(found), pictures, timings)
+        seen = await self._meant(await self._pipeline.model(found), pictures)
         (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=keeps_crops(found))
         vector = seen.vector.numpy()[None]
         with compared():
@@ -229,7 +218,7 @@ class Recognition:
             self._feedback.remove.planned(collection, key, token, actor=actor), described
         )
 
-    async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
+    async def _meant(self, sight: Sight, pictures: Images) -> Seen:
         """The most prominent face of the only picture.
 
         Raises:
@@ -240,8 +229,8 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        await self._pipeline.inference.check_pixels([data])
-        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings)))
+        await self._pipeline.predictor.check_pixels([data])
+        return most_prominent(await self._pipeline.predictor.with_deadline(self._pipeline.seen(sight, data)))
 
 
 def _feedback(made: Rejection) -> FeedbackInfo:

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from app.generation.service import between
 from app.images import encoding
-from app.inference.loader import run_filled
-from app.inference.submodels import DECODER, DECODER_ROWS
+from app.inference.loader import run_padded
+from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from models import checkpoint, runtime
@@ -189,13 +189,13 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("folder", [*RANDOM, *SHIPPED], ids=str)
 def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threads(weights: Path, folder: Path) -> None:
     network, card = checkpoint.load(weights / folder)  # a shipped one's is absolute, and stays it
-    decoder = runtime.prepare(DECODER.cut(network), torch.device("cpu"))
+    decoder = runtime.prepare(DECODER.extract(network), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    items = torch.randn(48, *DECODER.example(card), generator=generator)
+    items = torch.randn(48, *DECODER.example_shape(card), generator=generator)
 
     def answers(items: Tensor) -> Tensor:
-        batches = torch.split(items, DECODER_ROWS)
-        return torch.stack([row for batch in batches for row in run_filled(DECODER, decoder, list(batch))])
+        batches = torch.split(items, DECODER_BATCH_SIZE)
+        return torch.stack([row for batch in batches for row in run_padded(DECODER, decoder, list(batch))])
 
     torch.set_num_threads(1)
     expected = answers(items)
@@ -204,9 +204,9 @@ def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threa
         order = torch.randperm(len(items), generator=generator)
         assert torch.equal(answers(items[order]), expected[order])
         assert torch.get_num_threads() == count
-        for place in range(0, DECODER_ROWS, 5):
+        for place in range(0, DECODER_BATCH_SIZE, 5):
             company = [torch.zeros_like(items[0])] * place + [items[0]]
-            assert torch.equal(run_filled(DECODER, decoder, company)[place], expected[0])
+            assert torch.equal(run_padded(DECODER, decoder, company)[place], expected[0])
 
 
 def test_an_etag_answers_304_until_anything_changes(client: TestClient) -> None:
@@ -234,7 +234,7 @@ def test_an_etag_is_bound_to_weights_runtime_and_encoder(client: TestClient, mon
     etags = [client.get(url).headers["etag"]]
     monkeypatch.setattr(runtime, "signature", lambda: "another torch")
     etags.append(client.get(url).headers["etag"])
-    monkeypatch.setattr(encoding, "encoder", lambda: "another zlib")
+    monkeypatch.setattr(encoding, "encoder_versions", lambda: "another zlib")
     etags.append(client.get(url).headers["etag"])
     etags.append(client.get(url + "&model=vae-faces").headers["etag"])
     assert len(set(etags)) == 4
