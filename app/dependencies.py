@@ -1,6 +1,7 @@
-"""Values of a request that several domains need; the getter of a domain's service is in that domain.
+"""What the middleware keeps in a request's state for endpoints: its timings and its caller.
 
-These are plain functions: each of FastAPI's dependencies takes a twentieth of the time of a small request.
+These are plain functions: each of FastAPI's dependencies takes a twentieth of the time of a small request. The getter
+of a domain's service is in that domain.
 """
 
 from __future__ import annotations
@@ -11,10 +12,29 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from app.observability.timings import Timings
 from app.settings import Settings
 
 T = TypeVar("T")
+
+
+class Timings:
+    """The durations of a request's stages, in seconds, for `Server-Timing`. Of parallel stages the longest counts.
+
+    `app` is the rest: the framework, and time in which the event loop ran other tasks.
+    """
+
+    def __init__(self) -> None:
+        self._stages: dict[str, float] = {}
+
+    def record(self, stage: str, seconds: float) -> None:
+        """Record that `stage` took so long."""
+        self._stages[stage] = max(seconds, self._stages.get(stage, 0.0))
+
+    def header(self, total: float) -> str:
+        """Return the header's value; durations in milliseconds."""
+        rest = max(0.0, total - sum(self._stages.values()))
+        stages = {**self._stages, "app": rest, "total": total}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
 def timings(request: Request) -> Timings:

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, as typed models; the OpenAPI document is made of these."""
+"""Request and response schemas that several domains share; the OpenAPI document is generated from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.settings import MOST_IMAGES
 
 
 class Schema(BaseModel):
-    """Base of the schemas: unknown fields are refused."""
+    """Base of all schemas: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -35,8 +35,8 @@ class Problem(Schema):
     )
 
 
-# Of what a client sends, each list has `max_length` and `fail_fast`: without them pydantic validates every item, and
-# creates an error for each bad one, before anything else can refuse the list. Lists of answers have neither.
+# Each list in a request has `max_length` and `fail_fast`: without them pydantic validates every item, and creates an
+# error for each invalid one, before anything else can refuse the list. Lists in responses have neither.
 ImageList = Annotated[list[str], Field(max_length=MOST_IMAGES, fail_fast=True)]
 
 

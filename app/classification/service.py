@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from app.classification.schemas import Classified, ClassifyParams, ClassifyResponse, Digit, DigitString, Prediction
+from app.dependencies import Timings
 from app.errors import Unprocessable
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from models.card import ModelCard
 from models.digit_string_decoder import Lattice, lattice, read
 from models.tta import Tta, views

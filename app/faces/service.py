@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import NoFace, Unprocessable, VestibuleError
 from app.faces.request_bodies import Pair
 from app.faces.schemas import (
@@ -42,7 +43,6 @@ from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.model_manager import Engine
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.errors import InvalidError
 from index.validation import unit_vectors

@@ -16,13 +16,13 @@ from PIL import Image
 from pydantic_core import to_jsonable_python
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded, Unprocessable, full_disk
 from app.faces.schemas import DetectedFace
 from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
 from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from index import errors as index_errors
 from index.embedded.store.ledger import Change
 from index.embedded.store.records import Collection, NewFace, Receipt

@@ -16,12 +16,12 @@ from functools import partial
 
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
+from app.dependencies import Timings
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
 from app.inference.loaded_model import LoadedModel
-from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
@@ -101,7 +101,7 @@ class Reembedder:
                 waiting = []
             for one in waiting:
                 await self._try(one)
-            await wait(self._asked, POLL_S)
+            await wait_for_event(self._asked, POLL_S)
 
     async def _try(self, one: Reembedding) -> None:
         """Do it if this process can; what fails, as on a damaged row, keeps no other collection from being done."""
@@ -124,7 +124,7 @@ class Reembedder:
     async def _do(self, one: Reembedding, model: LoadedModel) -> None:
         blocked = False
         try:
-            async with kept(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
                 blocked = await self._make(one, model)
         finally:
             if not blocked:  # else nobody needs to try at once

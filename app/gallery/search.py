@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.dependencies import Timings
 from app.errors import BadRequest, Unprocessable, VestibuleError
 from app.faces.service import most_prominent
 from app.gallery.embedding_pipeline import Pipeline, Seen, Sight, compared, described, keeps_crops, settled
@@ -27,7 +28,6 @@ from app.gallery.schemas import (
     moment,
 )
 from app.images.uploads import Images
-from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter

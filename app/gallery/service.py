@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import structlog
 
+from app.dependencies import Timings
 from app.errors import Conflict, Locked, NoFace, Unprocessable
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.embedding_pipeline import Pipeline, Sight, compared, described, gated, keeps_crops, settled
@@ -31,7 +32,6 @@ from app.gallery.schemas import (
 from app.gallery.search import Recognition
 from app.images.uploads import Images
 from app.inference.predictor import Inference
-from app.observability.timings import Timings
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes

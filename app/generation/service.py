@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import Unprocessable
 from app.generation.schemas import (
     GeneratedImage,
@@ -35,7 +36,6 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import DECODER
-from app.observability.timings import Timings
 from models import runtime
 from models.card import ModelCard
 from models.generative import latents

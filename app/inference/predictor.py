@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import DeadlineExceeded, TooManyPixels, VestibuleError, problem
 from app.images.decoding import (
     FEW_PIXELS,
@@ -31,7 +32,6 @@ from app.inference.executors import Long
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.model_manager import Engine
-from app.observability.timings import Timings
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.auth.keys import Keys
+from app.auth.keys import ApiKeys
 from app.errors import NotFound, full_disk
 from app.inference.model_manager import Engine
 from app.inference.reload_sync import Reloads
@@ -15,7 +15,7 @@ from models.card import ModelCard
 class Models:
     """The models of the service, as `/models` shows them."""
 
-    def __init__(self, engine: Engine, keys: Keys, reloads: Reloads):
+    def __init__(self, engine: Engine, keys: ApiKeys, reloads: Reloads):
         self._engine = engine
         self._keys = keys
         self._reloads = reloads

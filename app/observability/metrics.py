@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of the application's own."""
+"""Prometheus metrics, in a registry of each application."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 
-# prometheus_client's own switch, read when it is imported: the folder in which several processes keep their figures.
+# prometheus_client reads this variable when imported: the folder in which several processes keep their metrics.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-# Of several processes: a gauge is the sum over those that live, or what any of them has.
+# A gauge of several processes: the sum, or the maximum, over the live ones.
 _SUM: Literal["livesum"] = "livesum"
 _ANY: Literal["livemax"] = "livemax"
 
 
 class Metrics:
-    """All figures the service keeps of itself, or all workers of theirs together. Times in seconds."""
+    """All metrics of the service, summed over its worker processes. Times in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -110,17 +110,17 @@ class Metrics:
         )
 
     def unloaded(self, model: str, version: str) -> None:
-        """The model is not loaded any more."""
-        if self._shared:  # where nothing can be taken out
+        """Record that the model is no longer loaded."""
+        if self._shared:  # labels cannot be removed there
             self.loaded.labels(model, version).set(0)
             return
         with suppress(KeyError):
             self.loaded.remove(model, version)
 
     def exposition(self) -> bytes:
-        """The text format that Prometheus scrapes."""
+        """Return all metrics in the text format that Prometheus scrapes."""
         if not self._shared:
             return generate_latest(self.registry)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
-        return generate_latest(everybody)
+        all_processes = CollectorRegistry()
+        MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
+        return generate_latest(all_processes)

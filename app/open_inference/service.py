@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import BadRequest, ImageTooLarge, NotFound, Unprocessable, VestibuleError
 from app.images.encoding import File
 from app.images.tiling import SIDE
@@ -22,7 +23,6 @@ from app.inference import class_labels
 from app.inference.loader import Item
 from app.inference.predictor import Inference, together
 from app.inference.submodels import multiple_of
-from app.observability.timings import Timings
 from app.open_inference import messages, signatures
 from app.open_inference.messages import Message, Wanted
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.dependencies import Timings
 from app.errors import ImageTooLarge, Unprocessable, VestibuleError
 from app.generation.schemas import (
     Denoised,
@@ -33,7 +34,6 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from app.inference.submodels import ENCODER, RECONSTRUCTOR, first_part, multiple_of
-from app.observability.timings import Timings
 from app.restoration.request_bodies import Noisy
 from app.settings import Settings
 from models import image_decoder

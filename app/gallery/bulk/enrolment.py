@@ -10,13 +10,13 @@ from typing import TypeVar, get_args
 import numpy as np
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
+from app.dependencies import Timings
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.gallery.bulk.upload import Upload, refused
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
-from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.embedded.store.records import NewFace
@@ -136,11 +136,11 @@ class BulkJobs:
             except Exception:
                 # A full queue or a full disk: what is not enrolled is there still, and the next round tries again.
                 log.exception("bulk_failed")
-            await wait(self._sent, POLL_S)
+            await wait_for_event(self._sent, POLL_S)
 
     async def _do(self, job: Job) -> None:
         try:
-            async with kept(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail
