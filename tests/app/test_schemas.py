@@ -18,7 +18,7 @@ from app.faces.schemas import EmbeddingsRequest, PicturePair
 from app.gallery.bulk.schemas import BulkLine
 from app.gallery.schemas import SubjectInfo
 from app.main import create_app
-from app.middleware.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
+from app.middleware.request_body import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
 from app.open_inference.schemas import InferenceRequest
 from app.restoration.schemas import NoisyInput
 from app.schemas import ImageInput

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.settings import PROJECT, Settings, unknown_variables
 
-pytestmark = pytest.mark.usefixtures("_as_it_was")
+pytestmark = pytest.mark.usefixtures("_restore_logging")
 
 THREE = ("127.0.0.1", "localhost", "[::1]")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.cli.main import cli
 from app.settings import PROJECT
 from index.errors import ConflictError, InvalidError, NotFoundError
@@ -39,8 +39,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, clock: Clock) -> Iterator[Keys]:
-    made = Keys(tmp_path / FOLDER, clock)
+def keys(tmp_path: Path, clock: Clock) -> Iterator[ApiKeys]:
+    made = ApiKeys(tmp_path / FOLDER, clock)
     yield made
     made.close()
 
@@ -50,14 +50,14 @@ def vestibule(tmp_path: Path) -> Command:
     return lambda *words: CliRunner().invoke(cli, ["keys", *words], env={"VESTIBULE_STATE": str(tmp_path)})
 
 
-def test_a_key_is_random_and_only_its_hash_is_kept(keys: Keys, tmp_path: Path) -> None:
+def test_a_key_is_random_and_only_its_hash_is_kept(keys: ApiKeys, tmp_path: Path) -> None:
     made = [keys.create("somebody", ["infer"]) for _ in range(3)]
     assert len({secret for _, secret in made} | {key.id for key, _ in made}) == 6
     for key, secret in made:
         assert SECRET.fullmatch(secret)
-        assert keys.holder(secret) == key
-        assert keys.known()[hashlib.sha256(secret.encode()).digest()] == key
-    assert keys.holder("vst_" + "A" * 43) is None
+        assert keys.find_valid(secret) == key
+        assert keys.by_hash()[hashlib.sha256(secret.encode()).digest()] == key
+    assert keys.find_valid("vst_" + "A" * 43) is None
     keys.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"ledger.db", "audit.log"}
@@ -68,16 +68,16 @@ def test_a_key_is_random_and_only_its_hash_is_kept(keys: Keys, tmp_path: Path) -
     assert b"somebody" not in (tmp_path / FOLDER / "audit.log").read_bytes()
 
 
-def test_a_key_holds_until_its_time_is_over_or_it_is_revoked(keys: Keys, clock: Clock) -> None:
+def test_a_key_holds_until_its_time_is_over_or_it_is_revoked(keys: ApiKeys, clock: Clock) -> None:
     made, secret = keys.create("short", ["infer", "enrol"], expires_at=NOW + 10)
     assert made.scopes == {"infer", "enrol"}
     clock.now = NOW + 9.9
-    assert keys.holder(secret) == made
+    assert keys.find_valid(secret) == made
     clock.now = NOW + 10
-    assert keys.holder(secret) is None
+    assert keys.find_valid(secret) is None
     other, secret = keys.create("other", ["admin"])
     keys.revoke(other.id)
-    assert keys.holder(secret) is None
+    assert keys.find_valid(secret) is None
     assert [key.revoked_at for key in keys.all()] == [None, NOW + 10]
     with pytest.raises(ConflictError, match="revoked already"):
         keys.revoke(other.id)
@@ -85,11 +85,11 @@ def test_a_key_holds_until_its_time_is_over_or_it_is_revoked(keys: Keys, clock: 
         keys.revoke("nobody")
 
 
-def test_what_another_process_does_is_seen_at_once(keys: Keys, tmp_path: Path) -> None:
-    assert keys.known() == {}
+def test_what_another_process_does_is_seen_at_once(keys: ApiKeys, tmp_path: Path) -> None:
+    assert keys.by_hash() == {}
     assert not (tmp_path / FOLDER).exists()  # who only looks makes nothing
     program = (
-        "import sys; from pathlib import Path; from app.auth.keys import Keys; keys = Keys(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from app.auth.keys import ApiKeys; keys = ApiKeys(Path(sys.argv[1]))\n"
         "for line in sys.stdin:\n"
         "    print(keys.create('a', ['infer'])[1] if line == 'create\\n' else keys.revoke(line.strip()), flush=True)\n"
     )
@@ -105,16 +105,16 @@ def test_what_another_process_does_is_seen_at_once(keys: Keys, tmp_path: Path) -
             return other.stdout.readline().strip()
 
         first, second = ask("create"), ask("create")
-        key = keys.holder(first)
+        key = keys.find_valid(first)
         assert key is not None
-        assert keys.holder(second) is not None
+        assert keys.find_valid(second) is not None
         ask(key.id)
-        assert keys.holder(first) is None
-        assert keys.holder(second) is not None
+        assert keys.find_valid(first) is None
+        assert keys.find_valid(second) is not None
         other.stdin.close()
 
 
-def test_what_was_done_is_in_a_log_of_its_own(keys: Keys, clock: Clock) -> None:
+def test_what_was_done_is_in_a_log_of_its_own(keys: ApiKeys, clock: Clock) -> None:
     made, _ = keys.create("one", ["admin"])
     clock.now += 1
     keys.note_reload("984aaaa7b057", made.id)
@@ -146,8 +146,8 @@ def test_by_hand(vestibule: Command, tmp_path: Path) -> None:
     secret = made.stdout.strip()
     assert SECRET.fullmatch(secret)
     assert "not shown again" in made.stderr
-    kept = Keys(tmp_path / FOLDER)
-    key = kept.holder(secret)
+    kept = ApiKeys(tmp_path / FOLDER)
+    key = kept.find_valid(secret)
     assert key is not None
     assert key.scopes == {"enrol", "infer"}
     assert (key.name, key.rate_per_minute, key.concurrency) == ("a kiosk", 60, None)
@@ -164,7 +164,7 @@ def test_by_hand(vestibule: Command, tmp_path: Path) -> None:
     assert "2 at once" in lines["ever"]
     assert " ran out 20" in lines["over"]
     assert vestibule("revoke", key.id).stdout == f"{key.id} is revoked\n"
-    assert kept.holder(secret) is None
+    assert kept.find_valid(secret) is None
     kept.close()
     assert f"{key.id}  enrol,infer        revoked 20" in vestibule("list").stdout
     told = {row["name"]: row for row in json.loads(vestibule("list", "--json").stdout)}

@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.settings import PROJECT
 from models.checkpoint import read_card
 from tests.app.server.test_process import serving
@@ -442,7 +442,7 @@ def painted(canvas: Locator) -> bool:
 
 @everywhere
 def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
-    keys = Keys(tmp_path / FOLDER)
+    keys = ApiKeys(tmp_path / FOLDER)
     with serving(VESTIBULE_STATE=str(tmp_path)) as (_, address, _):
         _, right = keys.create("console", ["infer"])
         visit.address, page = address, visit.page

@@ -372,11 +372,11 @@ def test_weights_that_changed_under_their_card_are_refused_and_recover(tmp_path:
 def test_requests_beyond_the_admitted_number_get_429(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"max_requests": 1}))
     with TestClient(app, base_url=BASE_URL) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         refused = client.post("/classify", content=b"x", headers={"content-type": "image/png"})
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
-        app.state.places.leave()
+        app.state.capacity.release()
         admitted = client.post("/classify", content=encode(photo("coffee")), headers={"content-type": "image/png"})
         assert admitted.status_code == 200
 

@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
+from app.dependencies import Timings
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference.batcher import Batcher
@@ -30,7 +31,6 @@ from app.inference.submodels import WHOLE
 from app.main import create_app
 from app.models_api.service import Models
 from app.observability.metrics import Metrics
-from app.observability.timings import Timings
 from app.settings import Settings
 from models import checkpoint
 from models.lenet import LeNet1989
@@ -298,7 +298,7 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
         engine = Engine(settings, Metrics())
         await engine.start()
         folder = settings.state / "reloads"
-        keys, other_worker = Keys(settings.state / FOLDER), Reloads(folder)
+        keys, other_worker = ApiKeys(settings.state / FOLDER), Reloads(folder)
         services = Models(engine, keys, Reloads(folder))
         tiny_model(settings.weights, seed=8)
         leaves = asyncio.create_task(services.reload("tiny", "somebody"))

@@ -545,11 +545,11 @@ def test_too_much_is_told_of_in_its_form(settings: Settings, monkeypatch: pytest
     url = "/v2/models/wgan-faces/infer"
     app = create_app(settings.model_copy(update={"max_requests": 1}))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         refused = client.post(url, content=message())
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert refused.json() == {"error": "The service is busy: as many requests as fit are under way"}
-        app.state.places.leave()
+        app.state.capacity.release()
         assert client.post(url, content=message()).status_code == 200
 
         def broken(*_: object) -> None:

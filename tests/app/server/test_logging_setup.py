@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.usefixtures("_as_it_was")
+@pytest.mark.usefixtures("_restore_logging")
 def test_a_traceback_tells_where_and_not_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)

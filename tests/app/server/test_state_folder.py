@@ -17,7 +17,7 @@ from app.server.state_folder import prepare
 from app.settings import PROJECT, ConfigurationError
 from tests.app.server.test_process import serving
 
-pytestmark = pytest.mark.usefixtures("_as_it_was")
+pytestmark = pytest.mark.usefixtures("_restore_logging")
 
 NOBODY = 65534
 
