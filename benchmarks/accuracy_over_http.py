@@ -15,6 +15,7 @@ import httpx
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.proxies import uses_proxies
 from models.calibration import expected_calibration_error
 from training.recipe.config import datasets_folder
 
@@ -56,7 +57,7 @@ async def classify_all(asked: Asked, data: list[bytes], classes: int) -> tuple[t
             for prediction in response.json()["data"][0]["predictions"]:
                 answers[row, prediction["class_id"]] = prediction["confidence"]
 
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx.AsyncClient(timeout=60, trust_env=uses_proxies(asked.url)) as client:
         await asyncio.gather(*(work(client) for _ in range(asked.concurrency)))
     return answers, failed
 
@@ -68,7 +69,8 @@ def headers(data: bytes) -> dict[str, str]:
 
 def card_accuracy(asked: Asked, dataset: str) -> float:
     """What the card says of this test set."""
-    metrics = httpx.get(f"{asked.url}/models/{asked.model}").raise_for_status().json()["card"]["metrics"]
+    url = f"{asked.url}/models/{asked.model}"
+    metrics = httpx.get(url, trust_env=uses_proxies(url)).raise_for_status().json()["card"]["metrics"]
     name = "accuracy_tta" if asked.tta else "accuracy"
     return float(next(m["value"] for m in metrics if m["name"] == name and m["data"].startswith(f"{dataset} test")))
 

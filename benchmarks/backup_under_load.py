@@ -37,6 +37,7 @@ import typer
 from PIL import Image
 
 from benchmarks import tables
+from benchmarks.proxies import uses_proxies
 from index.embedded.gallery import EmbeddedGallery
 from tests.app.server.test_process import serving
 from tests.conftest import encode
@@ -189,7 +190,7 @@ def service(state: Path) -> Iterator[str]:
 
 async def load(url: str, name: str, clients: int, seconds: float, state: Path, backup: Path, book: Book) -> list[float]:
     """Clients at work before, during and after a backup; when that began and ended."""
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as http:
         (await http.put(f"/collections/{COLLECTION}", json={"embedder": EMBEDDER})).raise_for_status()
         until = asyncio.Event()
         async with asyncio.TaskGroup() as group:

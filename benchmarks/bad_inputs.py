@@ -40,7 +40,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     total: Counter[str] = Counter()
     memory: list[float] = []
-    with serving() as (process, address, _), httpx.Client(base_url=address, timeout=120) as client:
+    with serving() as (process, address, _), httpx.Client(base_url=address, timeout=120, trust_env=False) as client:
         one_round(client, 0)  # arenas, caches and lazy imports are not growth
         for number in range(1, rounds + 1):
             total += one_round(client, number)

@@ -21,6 +21,8 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from benchmarks.proxies import uses_proxies
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COLUMNS, ROWS, FACES = 9, 6, 52
 SIZE = (4000, 3000)
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
     large, small = group_photo(), encoded(faces()[0].resize((256, 256)))
-    with httpx.Client(base_url=options.url, timeout=120, trust_env=False) as client:
+    with httpx.Client(base_url=options.url, timeout=120, trust_env=uses_proxies(options.url)) as client:
         for number in range(4):
             before = cpu_seconds(options.pid)
             answer = client.post("/faces/detect", content=large, headers=JPEG).raise_for_status().json()["data"][0]
@@ -101,7 +103,7 @@ def main() -> None:
         stop = threading.Event()
 
         def crowd() -> None:
-            with httpx.Client(base_url=options.url, timeout=120, trust_env=False) as other:
+            with httpx.Client(base_url=options.url, timeout=120, trust_env=uses_proxies(options.url)) as other:
                 while not stop.is_set():
                     other.post("/faces/detect", content=large, headers=JPEG)
 

@@ -125,7 +125,7 @@ def cases() -> Iterator[Case]:
 def probe(port: int, pipe: Connection) -> None:
     """In a process of its own: latencies of probes in ms, sent whenever they are asked for."""
     times: list[float] = []
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client:
         while True:
             started = time.perf_counter()
             client.get("/health/live")
@@ -189,7 +189,10 @@ def row(what: str, case: str, times: list[float], **more: object) -> dict[str, o
 
 def measure_live(port: int, only: str) -> Iterator[dict[str, object]]:
     """Probes alone, and beside each case."""
-    with probing(port) as take, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+    with (
+        probing(port) as take,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client,
+    ):
         time.sleep(5)
         yield row("live", "idle", take())
         for name, method, path, headers, make in cases():
@@ -213,7 +216,7 @@ def measure_small(port: int) -> Iterator[dict[str, object]]:
 
     def send_large() -> None:
         files = [("file", (f"{number}.png", large)) for number in range(8)]
-        answer = httpx.post(f"http://127.0.0.1:{port}/classify", files=files, timeout=600)
+        answer = httpx.post(f"http://127.0.0.1:{port}/classify", files=files, timeout=600, trust_env=False)
         statuses.append(answer.status_code)
 
     def until(over: Callable[[], bool]) -> list[float]:
@@ -226,7 +229,7 @@ def measure_small(port: int) -> Iterator[dict[str, object]]:
             time.sleep(0.02)
         return times
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client:
         end = time.perf_counter() + 10
         yield row("small", "alone", until(lambda: time.perf_counter() > end))
         thread = threading.Thread(target=send_large)

@@ -24,6 +24,7 @@ from benchmarks.accuracy_over_http import pictures
 from benchmarks.gallery_client import TIMEOUT_S, GalleryClient, Json
 from benchmarks.open_set import NOBODY, Plan, Searched, figures, galleries, thinned
 from benchmarks.photos import Photos, middle
+from benchmarks.proxies import uses_proxies
 from benchmarks.verify_over_http import HERE, RESULTS, Results, Row, Url, asking, fail, write
 from training.core.errors import TrainingError
 from training.core.seeds import derive
@@ -237,7 +238,7 @@ def things(
 @asynccontextmanager
 async def serving(url: str, concurrency: int) -> AsyncIterator[GalleryClient]:
     """A client of the service."""
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as http:
         yield GalleryClient(http, concurrency)
 
 

@@ -31,6 +31,7 @@ from PIL import Image
 
 from benchmarks import tables
 from benchmarks.picture_mutations import MUTATIONS, SHARES, good
+from benchmarks.proxies import uses_proxies
 from tests.app.server.test_process import serving
 
 RESULTS = Path("benchmarks/results")
@@ -196,7 +197,7 @@ async def fire(url: str, process: psutil.Process, numbers: range, seed: int, in_
     path, memory_path = results / "mutated_pictures.csv", results / "mutated_pictures_memory.csv"
     earlier = [(int(row["requests"]), float(row["rss_mib"])) for row in tables.read(memory_path) if numbers.start]
     samples: list[tuple[int, float]] = []
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as client:
         run = Run(client, seed, in_flight)
         run.counts = counted(path, numbers.start)
         await run.learn()

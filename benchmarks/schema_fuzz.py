@@ -22,12 +22,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
 from app.auth.keys import FOLDER as KEYS_FOLDER
 from app.auth.keys import SCOPES, ApiKeys
 from app.settings import PROJECT
 from benchmarks import tables
+from benchmarks.proxies import uses_proxies
 from benchmarks.schema_fuzz_hooks import KEY, REPORT, URL
 from tests.app.server.test_process import serving
 
@@ -48,6 +50,8 @@ def run(url: str, key: str, examples: int, seed: int, report: Path) -> int:
     command += ["--header", f"Authorization: Bearer {key}"]
     told = {URL: url, KEY: key, REPORT: str(report), "SCHEMATHESIS_HOOKS": "benchmarks.schema_fuzz_hooks"}
     environment = os.environ | told | {"PYTHONPATH": str(PROJECT)}
+    if not uses_proxies(url):
+        environment["no_proxy"] = httpx.URL(url).host  # of both spellings, requests reads this one first
     return subprocess.run(command, env=environment, cwd=report.parent, check=False).returncode
 
 

@@ -32,6 +32,7 @@ from schemathesis.engine import Status, events
 from schemathesis.engine.recorder import ScenarioRecorder
 
 from app.gallery.schemas import Key
+from benchmarks.proxies import uses_proxies
 from tests.conftest import encode, photo
 
 # In the environment: the address of the service, a key of all scopes, the file to write.
@@ -117,7 +118,10 @@ def world() -> World:
     """The service's, asked for once."""
     if not _worlds:
         with httpx.Client(
-            base_url=os.environ[URL], headers={"Authorization": f"Bearer {os.environ[KEY]}"}, timeout=300
+            base_url=os.environ[URL],
+            headers={"Authorization": f"Bearer {os.environ[KEY]}"},
+            timeout=300,
+            trust_env=uses_proxies(os.environ[URL]),
         ) as client:
             _worlds.append(World(client))
     return _worlds[0]

@@ -101,7 +101,7 @@ def ask(port: int, picture: bytes) -> bool:
 
 def chooses(port: int) -> bool:
     """Whether a loaded model still looks for the runtime that answers for it."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
         loaded = [row["name"] for row in client.get("/models").json()["data"] if row["loaded"]]
         return any(client.get(f"/models/{name}").json()["choosing"] for name in loaded)
 

@@ -26,6 +26,7 @@ import typer
 
 from benchmarks import bad_pairs, tables
 from benchmarks.dlib_pipeline import DlibPipeline
+from benchmarks.proxies import uses_proxies
 from training.core.errors import TrainingError
 from training.datasets.protocols import VIEWS, read_lfw, read_pairs
 from training.evaluation.measure_faces import FAILED, RATES
@@ -94,7 +95,7 @@ async def verify_all(url: str, pairs: Sequence[Pair], concurrency: int) -> list[
             except httpx.TransportError as error:
                 answers[row] = error
 
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as client:
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
     return answers
 
@@ -223,7 +224,7 @@ def latency(
         dlib = DlibPipeline(upsample)
     except ImportError as error:  # also of importlib.metadata, for a package that is not installed
         fail(f"{error}: pip install 'vestibule[teacher]'")
-    with asking(url), httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+    with asking(url), httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as client:
         for _ in in_turn(client, dlib, [pairs[number % len(pairs)] for number in range(warmup)]):
             pass
         rows = list(in_turn(client, dlib, pairs))
@@ -244,7 +245,7 @@ def beside(
     """Two services at concurrency 1, each pair sent to both, in alternating order: the ratio of their medians."""
     pairs = lfw_pairs(data, limit)
     rows: list[Row] = []
-    with asking(url), asking(other), httpx.Client(timeout=TIMEOUT_S) as client:
+    with asking(url), asking(other), httpx.Client(timeout=TIMEOUT_S, trust_env=uses_proxies(url, other)) as client:
         for number in range(warmup + limit):
             pair = pairs[number % len(pairs)]
             source, target = pair.files
@@ -267,7 +268,7 @@ def beside(
 def bad(url: Url = HERE, results: Results = RESULTS) -> None:
     """Two faces, no face, bad inputs; exit 1 on a wrong answer, a 5xx, or a good pair answered otherwise after."""
     rows: list[Row] = []
-    with asking(url), httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+    with asking(url), httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=uses_proxies(url)) as client:
         before = bad_pairs.good_distance(client)
         for case in bad_pairs.cases():
             answer = case.send(client)
@@ -287,7 +288,7 @@ def bad(url: Url = HERE, results: Results = RESULTS) -> None:
 def asking(url: str) -> Iterator[None]:
     """Whatever is asked of a service that is ready; a clear end where it is not, or stops to be."""
     try:
-        httpx.get(f"{url}/health/ready", timeout=TIMEOUT_S).raise_for_status()
+        httpx.get(f"{url}/health/ready", timeout=TIMEOUT_S, trust_env=uses_proxies(url)).raise_for_status()
         yield
     except httpx.HTTPError as error:
         fail(f"{url}: {error}")

@@ -110,8 +110,8 @@ class Gallery(Protocol):
         """
         ...
 
-    def faces(self, collection: str, key: str) -> list[Face]:
-        """The subject's faces in the order they were enrolled."""
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
+        """The subject's faces in the order they were enrolled, those with ids above `after`; all if `limit` is -1."""
         ...
 
     def crop(self, collection: str, face: str) -> bytes:

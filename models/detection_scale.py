@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from torchvision.ops import nms
 
 from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, faces_within, padded
 from models.preprocess import Preprocess
+
+# The rules for detection scales: `scan` with its default `min_face`, and `whole`.
+Scales = Literal["min-face", "whole"]
 
 # In pixels of a level: what a face needs to be found.
 SMALLEST = 16

@@ -3,7 +3,8 @@
 `python -m training.prepare_faces ~/photos people --jobs 4` writes VESTIBULE_DATASETS/people: train-00000.parquet and so
 on with the columns image {bytes, path}, identity and source, and report.csv with what became of each photo. The
 layouts of LFW, VGGFace2 and CelebA are recognised (see `training.prepare.face_layouts`). Of each photo one face is cut
-out, 112x112, aligned as serving aligns it. Killed, it goes on where it stood, from people.parts beside.
+out, 112x112, found and aligned as by the service. `--scales whole` looks at each photo at the detector's size only, as
+before the service had detection scales. Killed, it goes on where it stood, from people.parts beside.
 
 Scraped collections have wrong labels: in Families in the Wild, of identities with 3 or more photos, about 0.6 % of the
 photos lie far from their identity for a strong embedder. `--clean weights/face-embedder --distance 0.7` removes such
@@ -48,6 +49,7 @@ from models import checkpoint
 from models.align import Limits
 from models.card import ModelCard, Name
 from models.checkpoint import write_atomically
+from models.detection_scale import Scales
 from models.registry import Task
 from models.runtime import default_device
 from training.core.errors import DataError, TrainingError
@@ -318,6 +320,7 @@ def _plan(options: Options, folder: Path, collection: Collection) -> str:
             "embedder": _card_of(options.embedder, "embed").sha256 if options.embedder else "",
             "photos_a_part": _PHOTOS_A_PART,
             "choose": options.choose,
+            "scales": options.scales,
             "limits": asdict(options.limits),
             "versions": versions() | {"pillow": PIL.__version__, "device": default_device().type},
         },
@@ -441,6 +444,10 @@ def main(  # noqa: PLR0913, PLR0917  an option each
     source: Annotated[str | None, typer.Option(help="What stands before each identity; default: NAME.")] = None,
     detector: Annotated[Path, typer.Option(help="A weights folder.")] = Path("weights/centerface"),
     choice: Annotated[Choice, typer.Option("--choose", help="Which face, where there are several.")] = "largest",
+    scales: Annotated[
+        Scales,
+        typer.Option(help="Find small faces as the service does (min-face), or at the detector's size only (whole)."),
+    ] = "min-face",
     limits: Annotated[list[str] | None, typer.Option("--limit", help="As side=24 or yaw=1; repeatable.")] = None,
     min_photos: Annotated[int, typer.Option(min=1, help="People with fewer are left out.")] = 2,
     clean: Annotated[Path | None, typer.Option(help="An embedder's weights folder: drop far photos.")] = None,
@@ -453,7 +460,7 @@ def main(  # noqa: PLR0913, PLR0917  an option each
         summary = prepare_faces(
             folder,
             name,
-            Options(detector, choice, read_limits(limits or ()), clean),
+            Options(detector, choice, read_limits(limits or ()), clean, scales),
             Rules(min_photos, distance),
             layout=None if layout == "auto" else layout,
             source=source,

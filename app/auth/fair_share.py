@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+# Seconds. The work of a request that has used more thread time than this counts as long.
+LONG_S = 0.25
+
 
 @dataclass(eq=False)
 class Owner:

@@ -174,6 +174,7 @@ class Faces:
         model = await self._engine.model(params.model, "embed")
         finder = await self._engine.model(None, "detect")
         matching, threshold = _operating(model.card, params.fmr)
+        await self._inference.check_pixels([pair.source, pair.target])
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
             try:

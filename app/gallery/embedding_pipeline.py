@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from PIL import Image
@@ -27,11 +27,10 @@ from index import errors as index_errors
 from index.embedded.store.ledger import Change
 from index.embedded.store.records import Collection, NewFace, Receipt
 from models import align, detection_scale
+from models.detection_scale import Scales
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-Scales = Literal["min-face", "whole"]
 
 CROP_QUALITY = 90  # of WebP
 # They pass: what they hit in the background is tried again.

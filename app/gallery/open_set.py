@@ -9,7 +9,7 @@ by which strangers are named up to three times as often as promised when each ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from models.matching import Matching, Threshold
 HONEST_SHARE = 0.1
 # What a match is worth beside its margin, which may be none.
 _A_MATCH = 1e-9
+# Matches of each face that are read at first, besides twice the number of candidates asked for.
+SPARE = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Rule:
         that is near enough, that with the largest sum of margins over the threshold is taken.
         """
         if repeated:
-            return [Decision(bool(found) and self._is_near(found[0]), list(found)) for found in faces]
+            return [Decision(bool(found) and self.is_near(found[0]), list(found)) for found in faces]
         taken = self._assigned(faces)
         subjects = {match.subject.id for match in taken.values()}
         rest = [[match for match in found if match.subject.id not in subjects] for found in faces]
@@ -92,7 +94,7 @@ class Rule:
             (face, match.subject.id): match
             for face, found in enumerate(faces)
             for match in found
-            if self._is_near(match)
+            if self.is_near(match)
         }
         if self.threshold is None or not near:
             return {}
@@ -104,5 +106,43 @@ class Rule:
         pairs = zip(*(places.tolist() for places in linear_sum_assignment(gains, maximize=True)), strict=True)
         return {face: near[face, subjects[column]] for face, column in pairs if (face, subjects[column]) in near}
 
-    def _is_near(self, match: Match) -> bool:
+    def is_near(self, match: Match) -> bool:
+        """Whether a face may be this match's subject."""
         return self.decides and self.threshold is not None and match.similarity >= self.threshold.similarity
+
+
+async def decide_by_steps(
+    rule: Rule,
+    faces: int,
+    limit: int,
+    read: Callable[[Sequence[int], int], Awaitable[list[list[Match]]]],
+    decide: Callable[[list[list[Match]]], Awaitable[list[Decision]]],
+    *,
+    repeated: bool,
+) -> list[Decision]:
+    """Return for each of the picture's faces the same decision and the same first `limit` candidates as `Rule.decide`
+    does from `limit + faces - 1` matches of each face, which always suffice since every other face takes one subject at
+    most.
+
+    `read(places, k)` returns the `k` likest matches of the faces at these places, fewer where there are no more;
+    `decide` runs `Rule.decide`. Further matches are read only of faces whose answer may depend on them: the last match
+    read is near enough, so that the next one may be, too; or other faces took so many subjects that fewer than `limit`
+    are left, as of a group whose members are most of the collection. All others cost O(limit) matches, however many
+    faces the picture has.
+    """
+    most = limit if repeated else limit + faces - 1
+    k = min(most, 2 * limit + SPARE)
+    matches = await read(range(faces), k)
+    asked = [k] * faces
+    while True:
+        decisions = await decide(matches)
+        short = [
+            face
+            for face, (found, decision) in enumerate(zip(matches, decisions, strict=True))
+            if len(found) == asked[face] < most and (rule.is_near(found[-1]) or len(decision.candidates) < limit)
+        ]
+        if not short:
+            return decisions
+        k = min(most, 2 * k)
+        for face, found in zip(short, await read(short, k), strict=True):
+            matches[face], asked[face] = found, k

@@ -62,6 +62,16 @@ Collection = Annotated[Key, Path(description="The collection's name.")]
 SubjectId = Annotated[Key, Path(description="The subject's id, which is the caller's.")]
 After = Annotated[str, Query(max_length=128, description="Where the page begins: `next` of the one before.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+# Of a subject's faces and feedback: as many as clients that know no pages could need.
+LongLimit = Annotated[int, Query(ge=1, le=10_000)]
+AfterFace = Annotated[int, Query(ge=0, le=2**62, description="Where the page begins: `next` of the one before.")]
+AfterFeedback = Annotated[
+    str,
+    Query(
+        pattern=r"^([0-9]{1,12}\.[0-9]{1,9}-[0-9]{1,19})?$",
+        description="Where the page begins: `next` of the one before.",
+    ),
+]
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
@@ -117,9 +127,11 @@ async def remove_subject(request: Request, collection: Collection, subject: Subj
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
-async def faces(request: Request, collection: Collection, subject: SubjectId) -> FaceList:
-    """A subject's faces."""
-    return await galleries(request).list_faces(collection, subject)
+async def faces(
+    request: Request, collection: Collection, subject: SubjectId, after: AfterFace = 0, limit: LongLimit = 10_000
+) -> FaceList:
+    """A subject's faces, by page."""
+    return await galleries(request).list_faces(collection, subject, after, limit)
 
 
 @router.post(
@@ -184,9 +196,11 @@ async def deny(request: Request, collection: Collection, subject: SubjectId) -> 
 
 
 @router.get("/collections/{collection}/subjects/{subject}/feedback", dependencies=ENROL, responses=PROBLEMS)
-async def denials(request: Request, collection: Collection, subject: SubjectId) -> FeedbackList:
-    """What was said not to be the subject."""
-    return await galleries(request).recognition.denials(collection, subject)
+async def denials(
+    request: Request, collection: Collection, subject: SubjectId, after: AfterFeedback = "", limit: LongLimit = 10_000
+) -> FeedbackList:
+    """What was said not to be the subject, by page."""
+    return await galleries(request).recognition.denials(collection, subject, after, limit)
 
 
 @router.delete(

@@ -207,9 +207,10 @@ class EnrolledFace(Schema):
 
 
 class FaceList(Schema):
-    """A subject's faces in the order they were enrolled."""
+    """A subject's faces in the order they were enrolled; `next` is the `after` of the following page."""
 
     data: list[EnrolledFace]
+    next: int | None
 
 
 class EnrolParams(Schema):
@@ -399,6 +400,7 @@ class FeedbackInfo(Schema):
 
 
 class FeedbackList(Schema):
-    """All that was said of a subject, in the order of time."""
+    """What was said of a subject, in the order of time; `next` is the `after` of the following page."""
 
     data: list[FeedbackInfo]
+    next: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from app.dependencies import Timings
 from app.errors import BadRequest, Unprocessable, VestibuleError
 from app.faces.service import most_prominent
 from app.gallery.embedding_pipeline import Pipeline, Seen, Sight, compared, described, keeps_crops, settled
-from app.gallery.open_set import Decision, Rule, of_each
+from app.gallery.open_set import Decision, Rule, decide_by_steps, of_each
 from app.gallery.schemas import (
     Candidate,
     Chosen,
@@ -73,28 +74,34 @@ class Recognition:
         async def one(index: int, data: bytes) -> Searched:
             seen = await self._pipeline.seen(sight, data, timings)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
-            matches: list[list[Match]] = []
-            if wanted:
-                queries = np.stack([face.vector.numpy() for face in wanted])
-                # Other faces of the picture may take the first ones.
-                limit = params.limit + (0 if params.repeated else len(wanted) - 1)
+            queries = [face.vector.numpy() for face in wanted]
+
+            async def read(places: Sequence[int], k: int) -> list[list[Match]]:
                 with compared():
-                    matches = await self._ask(
+                    return await self._ask(
                         lambda: search(
                             self._gallery,
                             params.collection,
-                            queries,
-                            limit,
+                            np.stack([queries[place] for place in places]),
+                            k,
                             fusion=params.fusion,
                             where=where,
                             fingerprint=found.fingerprint,
                         )
                     )
-            # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-            decisions = await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+
+            async def decide(matches: list[list[Match]]) -> list[Decision]:
+                # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
+                return await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+
+            decisions: list[Decision] = []
+            if wanted:
+                decisions = await decide_by_steps(
+                    rule, len(wanted), params.limit, read, decide, repeated=params.repeated
+                )
             decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
             describe = _Describer(rule, model.card.matching, params.limit)
-            faces = [describe(face, decided.get(id(face))) for face in seen]
+            faces = await self._pipeline.inference.mapped(lambda face: describe(face, decided.get(id(face))), seen)
             named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
             await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
             return Searched(index=index, faces=faces)
@@ -202,14 +209,17 @@ class Recognition:
             change = self._feedback.add.planned(collection, key, vector, [face.crop], found.fingerprint, actor)
             return await self._pipeline.commit(change, lambda made: _feedback(made[0]))
 
-    async def denials(self, collection: str, key: str) -> FeedbackList:
-        """What was said of the subject.
+    async def denials(self, collection: str, key: str, after: str, limit: int) -> FeedbackList:
+        """A page of what was said of the subject; `after` is a `next`, or empty.
 
         Raises:
             NotFound.
         """
-        found = await self._ask(lambda: self._feedback.of_subject(collection, key))
-        return FeedbackList(data=[_feedback(one) for one in found])
+        moment_s, _, number = after.partition("-")
+        place = (float(moment_s or 0), min(int(number or 0), 2**62))  # SQLite has no larger integers
+        found = await self._ask(lambda: self._feedback.of_subject(collection, key, place, limit))
+        following = f"{found[-1].created_at!r}-{found[-1].id}" if len(found) == limit else None
+        return FeedbackList(data=[_feedback(one) for one in found], next=following)
 
     async def take_back(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
         """Erase what was said.
@@ -237,6 +247,7 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
+        await self._pipeline.inference.check_pixels([data])
         return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings)))
 
 

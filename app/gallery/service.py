@@ -152,15 +152,16 @@ class Galleries:
         found = await self._ask(lambda: self._gallery.subjects(collection, after, limit))
         return SubjectPage(data=[_subject(one) for one in found], next=_next([s.key for s in found], limit))
 
-    async def list_faces(self, collection: str, key: str) -> FaceList:
-        """The subject's faces.
+    async def list_faces(self, collection: str, key: str, after: int, limit: int) -> FaceList:
+        """A page of the subject's faces.
 
         Raises:
             NotFound.
         """
-        found = await self._ask(lambda: self._gallery.faces(collection, key))
+        found = await self._ask(lambda: self._gallery.faces(collection, key, after, limit))
         return FaceList(
-            data=[EnrolledFace(id=f.token, created_at=moment(f.created_at), details=f.details) for f in found]
+            data=[EnrolledFace(id=f.token, created_at=moment(f.created_at), details=f.details) for f in found],
+            next=found[-1].id if len(found) == limit else None,
         )
 
     async def remove_face(self, collection: str, face: str, actor: str | None) -> ErasureReceipt:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType, VestibuleError
 from app.images import large_json
+from app.images.decoding import LARGE_BYTES
 from app.images.large_json import Parsed
 from app.schemas import ImageInput
 
@@ -32,8 +33,8 @@ JSON_LIMITS = large_json.Limits(bytes=2**20, values=16_384, containers=1_024)
 class InThread(Protocol):
     """Runs a function off the event loop."""
 
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
-        """The function's result."""
+    def __call__(self, work: Callable[[], T], /, *, is_long: bool = False) -> Awaitable[T]:
+        """The function's result. `is_long`: it may take more than a fraction of a second."""
         ...
 
 
@@ -249,7 +250,9 @@ async def read_json(
     def work() -> T:
         return read(_validated(schema, body, form))
 
-    return work() if len(body) <= large_json.SMALL else await in_thread(work)
+    if len(body) <= large_json.SMALL:
+        return work()
+    return await in_thread(work, is_long=len(body) > LARGE_BYTES)
 
 
 def _validated(schema: type[Body], body: bytearray, form: str) -> Parsed[Body]:

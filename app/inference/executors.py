@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from app.auth.fair_share import OWNER, Owner
+from app.auth.fair_share import LONG_S, OWNER, Owner
 
 T = TypeVar("T")
-
-# Seconds. The work of a request that has kept threads for longer than this counts as long.
-LONG_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,12 @@ class _Job(Generic[T]):
         self._error: BaseException | None = None
         self._is_long = is_long
         self.owner = owner
+
+    def drop(self) -> None:
+        """In the event loop, once the future is cancelled: forget the work, and with it the picture that it is about,
+        before a thread comes to it.
+        """
+        self._work = None
 
     @property
     def is_long(self) -> bool:
@@ -62,6 +65,8 @@ class _Job(Generic[T]):
         else:
             if isinstance(result, Long):
                 self._work, self._is_long = result.rest, True
+                if self._future.cancelled():  # after the assignment, which may come later than `drop`
+                    self._work = None
             else:
                 self._result = result
         self.owner.busy_s += time.perf_counter() - started
@@ -147,8 +152,14 @@ class Pool:
         if not self._threads:
             self._begin(loop)
         future: asyncio.Future[T] = loop.create_future()
-        self._put(_Job(work, future, OWNER.get() or self._background, is_long=is_long))
-        return await future
+        job = _Job(work, future, OWNER.get() or self._background, is_long=is_long)
+        del work  # else this call keeps what `drop` forgets, as long as its traceback is kept
+        self._put(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            job.drop()
+            raise
 
     def stop(self) -> None:
         """End the threads when all that was begun is done."""

@@ -88,6 +88,14 @@ class Inference:
             VestibuleError: about the only picture. TooManyPixels.
         """
         await self.check_pixels([item for item in pictures.items if isinstance(item, bytes)])
+        return await self.answered(pictures, one)
+
+    async def answered(self, pictures: Images, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
+        """As `each`, for a request whose pixels have been checked.
+
+        Raises:
+            VestibuleError: about the only picture.
+        """
 
         async def answer(index: int, item: bytes | VestibuleError) -> T | Failed:
             try:
@@ -101,20 +109,25 @@ class Inference:
 
         return await together([answer(index, item) for index, item in enumerate(pictures.items)])
 
-    async def check_pixels(self, pictures: Sequence[bytes]) -> None:
+    async def check_pixels(self, pictures: Sequence[bytes], *, redrawn: Sequence[bytes] = ()) -> None:
         """Refuse the pictures of one request where they have too many pixels together. Their headers say how many.
+
+        Each of `redrawn` counts twice: it is answered with a picture of its size.
 
         Raises:
             TooManyPixels.
         """
-        if len(pictures) * self._limits.pixels <= self._most_pixels:
+        if (len(pictures) + 2 * len(redrawn)) * self._limits.pixels <= self._most_pixels:
             return
-        is_long = any(len(data) > LARGE_BYTES for data in pictures)
-        total = await self.in_time(
-            self.engine.decoded(lambda: sum(count_pixels(data, self._limits) for data in pictures), is_long=is_long)
-        )
+        is_long = any(len(data) > LARGE_BYTES for data in (*pictures, *redrawn))
+
+        def count(sent: Sequence[bytes]) -> int:
+            return sum(count_pixels(data, self._limits) for data in sent)
+
+        total = await self.in_time(self.engine.decoded(lambda: count(pictures) + 2 * count(redrawn), is_long=is_long))
         if total > self._most_pixels:
-            raise TooManyPixels(f"the pictures have {total} pixels; a request may have {self._most_pixels}")
+            which = "the pictures, their references and the answers" if redrawn else "the pictures"
+            raise TooManyPixels(f"{which} have {total} pixels; a request may have {self._most_pixels}")
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Its result.

@@ -112,7 +112,13 @@ class HostAndOrigin:
         if origin in self._origins:
             return False
         # Browsers send these headers themselves and pages cannot change them; other clients send neither. With a GET
-        # browsers send no Origin, and Sec-Fetch-Site only to loopback and over HTTPS.
+        # browsers send no Origin, and Sec-Fetch-Site only to loopback and over HTTPS; elsewhere they send a Referer,
+        # unless the page forbids it.
+        if origin is None and "sec-fetch-site" not in headers and (referer := headers.get("referer")):
+            scheme, _, rest = referer.partition("://")
+            origin = f"{scheme}://{rest.partition('/')[0]}"
+            if origin in self._origins:
+                return False
         differs = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
         return differs or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 

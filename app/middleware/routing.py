@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.auth.fair_share import LONG_S, OWNER
 from app.auth.keys import Scope as KeyScope
 from app.auth.scopes import BEARER, required_scope
 from app.errors import VestibuleError, error_response, invalid_parameters
@@ -114,7 +115,7 @@ class FastPath:
         scope.update(route=route.route, endpoint=endpoint)
         try:
             result = await endpoint(Request(scope, receive, send), read(scope["query_string"]))
-            response = result if isinstance(result, Response) else _json_response(result)
+            response = result if isinstance(result, Response) else await _response(scope, result)
         except VestibuleError as error:
             response = error_response(scope["path"], error)
         except RequestValidationError as error:
@@ -151,6 +152,15 @@ def _query_reader(route: ProtectedRoute) -> ReadQuery:
 
     cached = lru_cache(CACHED_QUERIES)(read)
     return lambda query: cached(query) if len(query) <= MAX_CACHED_BYTES else read(query)
+
+
+async def _response(scope: Scope, result: BaseModel) -> Response:
+    """Return the result as JSON, serialised in a thread if its request was long: then the result may be large, too."""
+    owner = OWNER.get()
+    if owner is None or owner.busy_s <= LONG_S:
+        return _json_response(result)
+    response: Response = await scope["app"].state.engine.decoded(lambda: _json_response(result))
+    return response
 
 
 def _json_response(result: BaseModel) -> Response:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from app.dependencies import Timings
 from app.errors import BadRequest, ImageTooLarge, NotFound, Unprocessable, VestibuleError
+from app.images.decoding import LARGE_BYTES
 from app.images.encoding import File
 from app.images.tiling import SIDE
 from app.inference import class_labels
@@ -93,7 +94,8 @@ class OpenInference:
         card, found = _of_version(model.card, version)
         started = time.perf_counter()
         asked = await self._engine.decoded(
-            lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows)
+            lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows),
+            is_long=len(message.body) > LARGE_BYTES,
         )
         timings.record("decode", time.perf_counter() - started)
         items = await self._items(card, asked.inputs, timings)

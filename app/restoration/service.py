@@ -7,10 +7,12 @@ import base64
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BaseModel
 from torch import Tensor
 
 from app.dependencies import Timings
@@ -42,8 +44,12 @@ from models.generative import with_label_planes
 from models.preprocess import Preprocess
 from models.registry import Task
 
+T = TypeVar("T")
+
 # Whole pictures are held while their tiles are computed, each in several copies.
 PICTURES_AT_ONCE = 4
+# More pixels than these take more than 0.2 s to encode as PNG.
+LONG_PIXELS = 500_000
 # An ICC profile says in its header of which colours it is. A larger profile than this is not answered with.
 PROFILE_COLOURS = slice(16, 20)
 COLOURS = {"RGB": b"RGB ", "L": b"GRAY"}
@@ -62,9 +68,19 @@ class _Made:
     psnr: float | None = None
     psnr_before: float | None = None
 
+    def denoised(self, index: int) -> Denoised:
+        """As the answer about the picture at this place of a list."""
+        psnr, before = _finite(self.psnr), _finite(self.psnr_before)
+        return Denoised(
+            index=index, width=self.width, height=self.height, b64_json=self._text, psnr=psnr, psnr_before=before
+        )
+
+    def reconstructed(self, index: int) -> Reconstructed:
+        """As the answer about the picture at this place of a list."""
+        return Reconstructed(index=index, width=self.width, height=self.height, b64_json=self._text)
+
     @property
-    def text(self) -> str:
-        """The bytes in base64."""
+    def _text(self) -> str:
         return base64.b64encode(self.png).decode()
 
     def file(self) -> File:
@@ -118,24 +134,26 @@ class Restoration:
         card = model.card
         through = self._in_tiles if tiled else self._resized
 
-        async def cleaned(index: int, data: bytes) -> _Made:
+        await self._inference.check_pixels(_readable(sent.references), redrawn=_readable(sent.pictures.items))
+
+        async def cleaned(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
+            """`answer` of the cleaned picture, run in the thread that encodes it."""
             async with self._pictures:
                 noisy = await self._sent(card, data, timings)
                 reference = await self._reference(card, sent.references[index], noisy, timings)
                 clean = await through(model, noisy.pixels, timings)
-                return await self._engine.decoded(lambda: _blended(noisy, clean, params.strength, reference))
+                is_long = math.prod(noisy.pixels.shape[:2]) > LONG_PIXELS
+                return await self._engine.decoded(
+                    lambda: answer(_blended(noisy, clean, params.strength, reference)), is_long=is_long
+                )
 
         async def one(index: int, data: bytes) -> Denoised:
-            made = await cleaned(index, data)
-            psnr, before = _finite(made.psnr), _finite(made.psnr_before)
-            return Denoised(
-                index=index, width=made.width, height=made.height, b64_json=made.text, psnr=psnr, psnr_before=before
-            )
+            return await cleaned(index, data, lambda made: made.denoised(index))
 
         if only is not None:
-            return (await self._inference.in_time(cleaned(0, only))).file()
-        answers = await self._inference.each(sent.pictures, one)
-        return encoding.document(DenoiseResponse(model=card.name, version=card.version, data=answers), {})
+            return await self._inference.in_time(cleaned(0, only, _Made.file))
+        answers = await self._inference.answered(sent.pictures, one)
+        return await self._document(DenoiseResponse(model=card.name, version=card.version, data=answers))
 
     async def reconstruct(self, pictures: Images, params: ReconstructParams, timings: Timings) -> File:
         """What is left of each picture on its way through the latent space, in the network's size.
@@ -149,21 +167,21 @@ class Restoration:
         card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
 
-        async def made(index: int, data: bytes) -> _Made:
+        async def made(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
             item = await self._inference.decoded(
                 data, lambda image: planes(index, image), timings, card.preprocess.enough
             )
-            (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
-            return await self._engine.decoded(lambda: _png(_unpadded(card.preprocess, answer)))
+            (drawn,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            return await self._engine.decoded(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
 
         async def one(index: int, data: bytes) -> Reconstructed:
-            found = await made(index, data)
-            return Reconstructed(index=index, width=found.width, height=found.height, b64_json=found.text)
+            return await made(index, data, lambda found: found.reconstructed(index))
 
         if only is not None:
-            return (await self._inference.in_time(made(0, only))).file()
+            await self._inference.check_pixels([only])
+            return await self._inference.in_time(made(0, only, _Made.file))
         answers = await self._inference.each(pictures, one)
-        return encoding.document(ReconstructResponse(model=card.name, version=card.version, data=answers), {})
+        return await self._document(ReconstructResponse(model=card.name, version=card.version, data=answers))
 
     async def encode(self, pictures: Images, params: EncodeParams, timings: Timings) -> EncodeResponse:
         """Each picture as a point of the latent space.
@@ -184,6 +202,10 @@ class Restoration:
 
         answers = await self._inference.each(pictures, one)
         return EncodeResponse(model=card.name, version=card.version, data=answers)
+
+    async def _document(self, answer: BaseModel) -> File:
+        """The answer as JSON, encoded in a thread: it contains pictures."""
+        return await self._engine.decoded(lambda: encoding.document(answer, {}))
 
     def _planes(self, card: ModelCard, sent: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
         """What makes a network's item [C + classes, H, W] of a picture and its place."""
@@ -246,6 +268,10 @@ class Restoration:
         return await self._engine.decoded(
             lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
         )
+
+
+def _readable(sent: Sequence[bytes | VestibuleError | None]) -> list[bytes]:
+    return [data for data in sent if isinstance(data, bytes)]
 
 
 def _only(pictures: Images) -> bytes:

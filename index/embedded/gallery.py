@@ -94,7 +94,7 @@ class EmbeddedGallery:
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            normalise(self.ledger)
+            normalise(self.ledger, clock())
             self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
@@ -234,11 +234,11 @@ class EmbeddedGallery:
 
         return self.change(write)
 
-    def faces(self, collection: str, key: str) -> list[Face]:
+    def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             found = records.collection(db, collection)
-            return records.faces(db, records.subject(db, found.id, key, self.clock()).id)
+            return records.faces(db, records.subject(db, found.id, key, self.clock()).id, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""

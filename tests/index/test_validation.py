@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from index.embedded.admin.verify import faults
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query import feedback
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store.job_records import Item, Properties
@@ -160,6 +161,63 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
     generation = gallery.collection("doors").generation
     first.run()
     assert gallery.collection("doors").generation == generation
+    gallery.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_vectors_of_feedback_from_older_versions_are_scaled_once(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 3)
+    monkeypatch.setattr("index.embedded.admin.verify.AT_ONCE", 3)
+    gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
+    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
+    people = vectors(8, 8)
+    gallery.enrol("doors", [NewFace("p", people[0]), NewFace("q", people[7])], "f1")
+    Feedback(gallery).add("doors", "p", people[1:7])
+    numbers: list[int] = []
+
+    def spoil(db: apsw.Connection) -> None:
+        from index.embedded.encryption.data_keys import cipher_of
+
+        numbers.extend(int(str(row[0])) for row in db.execute("SELECT id FROM rejections ORDER BY id").fetchall())
+        cipher = cipher_of(db, 1)
+        for number, data in (
+            (numbers[0], (0.2 * people[1]).astype("<f4").tobytes()),
+            (numbers[4], (7.6 * people[2]).astype("<f4").tobytes()),
+            (numbers[5], bytes(32)),
+            (numbers[2], bytes(4)),
+        ):
+            sealed = cipher.seal(data, "vector", -number)
+            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (sealed, number))
+        db.execute("UPDATE collections SET unscaled = 1")
+
+    gallery.ledger.write(spoil)
+    too_short = "ledger: 1 vectors of feedback do not fit their collection"
+    assert list(faults(gallery)) == [
+        too_short,
+        "doors: 1 vectors of feedback do not have length 1",
+        "doors: 2 vectors of feedback do not have length 1",
+    ]
+    Maintenance(gallery).run()
+    with gallery.ledger.snapshot() as db:
+        ids, stored = feedback.rejected_after(db, gallery.collection("doors"), 0, -1)
+    by_id = dict(zip(ids.tolist(), stored, strict=True))
+    assert by_id.keys() == {*numbers} - {numbers[2]}
+    assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
+    assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
+    # They stay, since they have no direction.
+    assert list(faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
+    acts = [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "scale_vectors"]
+    assert [(act.subjects, act.faces) for act in acts] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
+    gallery.close()
+
+
+def test_feedback_erased_while_its_vector_is_scaled_is_not_noted(tmp_path: Path) -> None:
+    gallery = EmbeddedGallery(tmp_path)
+    collection = gallery.create("doors", "face-embedder", "f1", 8)
+    made = {5: vectors(1, 8)[0]}
+    assert gallery.ledger.write(lambda db: feedback.replace_rejected(db, collection, made)) == {}
     gallery.close()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.align import Limits
+from models.detection_scale import Scales
 from models.detector import CenterFaceDetector, Face
 from models.preprocess import Preprocess
 from models.registry import build
@@ -353,6 +355,35 @@ def test_pictures_of_one_shape_may_go_together(album: Path, monkeypatch: pytest.
     outcomes = [(one.path, one.outcome) for one in together(album, photos)]
     assert outcomes == [(one.path, one.outcome) for one in singly]
     assert sorted(shape[0] for shape in shapes) == [1, 1, 4, 4]  # nine heads, one cup
+
+
+def test_small_faces_of_large_photos_are_found_as_by_the_service(tmp_path: Path) -> None:
+    """At the detector's size, where the face has 11 pixels, it is not found: the rule of older data sets."""
+    picture = Image.new("RGB", (3000, 480), (90, 110, 120))
+    picture.paste(photo("astronaut").crop((165, 45, 285, 165)).resize((74, 74), Image.Resampling.LANCZOS), (1400, 200))
+    save(picture, tmp_path / "ann/1.png")
+    photos = [Photo("ann", "ann/1.png")]
+    (one,) = examiner()(tmp_path, photos)
+    assert one.outcome in {"kept", "low-quality"}
+    (one,) = Examiner(replace(OPTIONS, scales="whole"))(tmp_path, photos)
+    assert one.outcome == "no-face"
+
+
+@pytest.mark.parametrize("size", [(192, 192), (1500, 1100), (2400, 1800)])
+def test_the_rule_of_older_data_sets_finds_their_faces_to_the_bit(size: tuple[int, int]) -> None:
+    picture = photo("astronaut").resize(size)
+    network, card = checkpoint.load(WEIGHTS)
+    expected = CenterFaceDetector(network.eval(), card.preprocess)(picture)
+    assert expected
+    assert Examiner(replace(OPTIONS, scales="whole"))._find([picture]) == [expected]
+    if max(size) <= 1600:
+        assert examiner()._find([picture]) == [expected]
+
+
+def test_parts_of_another_rule_for_scales_are_not_taken_for_these(album: Path, folders: Path) -> None:
+    collection = read_collection(album)
+    plans = {prepare_faces._plan(replace(OPTIONS, scales=scales), album, collection) for scales in get_args(Scales)}
+    assert len(plans) == 2
 
 
 def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,16 +77,23 @@ class _Parquet:
         try:
             described = [self._open(file) for file in files]
             self._column = "identity" if "identity" in described[0].schema_arrow.names else "label"
-            self.classes = self._names(described) if self._column == "identity" else _label_names(described[0])
+            identities = self._column == "identity"
+            # An identity in both Unicode forms is one; labels are numbers, so two of one name are an error.
+            if identities:
+                self.classes = tuple(sorted({class_name(name) for name in self._identities(described)}))
+            else:
+                self.classes = _distinct(_label_names(described[0]))
+        except DataError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{files[0]}: not Hugging Face image parquet with named labels or identities: {error!r}"
             ) from error
         self.count = sum(file.metadata.num_rows for file in described)
 
-    def _names(self, described: list[Any]) -> tuple[str, ...]:
+    def _identities(self, described: list[Any]) -> set[str]:
         columns = (file.read(columns=["identity"]).column("identity") for file in described)
-        return tuple(sorted({name for column in columns for name in column.unique().to_pylist() if name is not None}))
+        return {name for column in columns for name in column.unique().to_pylist() if name is not None}
 
     def rows(self) -> Iterator[tuple[str, Picture, int]]:
         number = {name: index for index, name in enumerate(self.classes)}
@@ -94,9 +102,27 @@ class _Parquet:
             for batch in self._open(file).iter_batches(_ROWS_AT_ONCE, columns=["image", self._column]):
                 images, labels = batch.column("image").field("bytes"), batch.column(self._column)
                 for data, value in zip(images, labels.to_pylist(), strict=True):
-                    label = number.get(value, -1) if self._column == "identity" else value
+                    label = number[class_name(value)] if isinstance(value, str) else value
                     yield f"{file}, row {row}", io.BytesIO(data.as_py() or b""), -1 if label is None else label
                     row += 1
+
+
+def class_name(name: str) -> str:
+    """The name in Unicode form C, since file systems and archives keep the same name in either form."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The class names in Unicode form C, in their order.
+
+    Raises:
+        DataError: two of them become the same.
+    """
+    classes = tuple(map(class_name, names))
+    if len(set(classes)) < len(classes):
+        twice = next(name for place, name in enumerate(classes) if name in classes[:place])
+        raise DataError(f"two classes have the name {twice!r}")
+    return classes
 
 
 def _label_names(described: Any) -> tuple[str, ...]:
@@ -136,13 +162,17 @@ def why_no_picture(path: Path) -> str | None:
 
 
 class _Folder:
-    """`<split>/<class>/<picture>`, classes in the order of their names. Files that are left out are logged."""
+    """`<split>/<class>/<picture>`, classes in the order of their names. Files that are left out are logged.
+
+    Two folders whose names differ in their Unicode form only are one class.
+    """
 
     def __init__(self, root: Path):
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        self.classes = tuple(path.name for path in folders)
+        self.classes = tuple(sorted({class_name(path.name) for path in folders}))
+        number = {name: label for label, name in enumerate(self.classes)}
         self._labelled = [
-            (path, label) for label, folder in enumerate(folders) for path in picture_files(folder, log.warning)
+            (path, number[class_name(folder.name)]) for folder in folders for path in picture_files(folder, log.warning)
         ]
         self.files = tuple(path for path, _ in self._labelled)
         self.count = len(self.files)

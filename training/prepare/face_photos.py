@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models import checkpoint, image_decoder
+from models import checkpoint, detection_scale, image_decoder
 from models.align import Limits, align, measure, reasons
 from models.card import ModelCard
-from models.detector import Face, Pixels, decode, restore
-from models.detector import prepare as prepare_picture
+from models.detection_scale import Scales
+from models.detector import Detections, Face, Pixels, decode
 from models.runtime import Runtime, default_device, prepare
 from training.datasets.images import ImageSet, why_no_picture
 from training.losses.metric_learning import unit
@@ -40,12 +40,17 @@ _WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class Options:
-    """What decides about a photo by itself. `embedder` is a weights folder where identities will be cleaned."""
+    """What decides about a photo by itself. `embedder` is a weights folder where identities will be cleaned.
+
+    `scales` names the rule for detection scales: "min-face" is the service's, "whole" detects at the detector's size
+    only, which finds no small faces of large photos, and reproduces data sets that were made before there were scales.
+    """
 
     detector: Path = Path("weights/centerface")
     choose: Choice = "largest"
     limits: Limits = field(default_factory=Limits)
     embedder: Path | None = None
+    scales: Scales = "min-face"
 
 
 @dataclass(frozen=True)
@@ -98,19 +103,34 @@ class Examiner:
         return [replace(one, vector=next(vectors, ())) if one.outcome == "kept" else one for one in judged]
 
     def _find(self, pictures: Sequence[Image.Image]) -> list[list[Face]]:
-        """The faces of each picture; pictures of one shape go through the network together."""
-        prepared = [prepare_picture(picture, self._sight) for picture in pictures]
-        shapes: dict[torch.Size, list[int]] = {}
-        for place, picture in enumerate(prepared):
-            shapes.setdefault(picture.shape, []).append(place)
-        faces: list[list[Face]] = [[] for _ in pictures]
+        """The faces of each picture; tiles of one shape go through the network together."""
+        rule = detection_scale.whole if self._options.scales == "whole" else detection_scale.scan
+        plans = [rule(picture.size, self._sight) for picture in pictures]
+        # Of each picture the tiles of all levels, one after the other.
+        tiles = [
+            tile
+            for picture, plan in zip(pictures, plans, strict=True)
+            for level in detection_scale.prepare(picture, plan, self._sight)
+            for tile in level
+        ]
+        found = iter(self._detections(tiles))
+        return [
+            detection_scale.merge(plan, [[next(found) for _ in level.tiles] for level in plan.levels]) for plan in plans
+        ]
+
+    def _detections(self, tiles: Sequence[Pixels]) -> list[Detections]:
+        """What the detector finds in each tile."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, tile in enumerate(tiles):
+            shapes.setdefault(tile.shape, []).append(place)
+        found: dict[int, Detections] = {}
         for places in shapes.values():
             for first in range(0, len(places), self._at_once):
                 group = places[first : first + self._at_once]
-                outputs = self._detect(torch.stack([prepared[place] for place in group]))
-                for place, found in zip(group, decode(outputs, self._threshold), strict=True):
-                    faces[place] = restore(found, pictures[place].size, self._sight)
-        return faces
+                batch = torch.from_numpy(np.stack([tiles[place] for place in group]))
+                outputs = self._detect(self._sight.normalise(batch))
+                found |= zip(group, decode(outputs, self._threshold), strict=True)
+        return [found[place] for place in range(len(tiles))]
 
     def _judge(self, blank: Judged, picture: Image.Image, faces: Sequence[Face]) -> tuple[Judged, Pixels | None]:
         """With the aligned face where it is kept."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar, get_args
 
@@ -29,12 +30,42 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 POLL_S = 1.0
+# The longest pause of a job that cannot go on, and how long after its pause it is forgotten that it paused.
+MOST_PAUSE_S, FORGOTTEN_S = 30.0, 600.0
 # What is raised for a row that is not what was written.
 UNREADABLE = (ValueError, TypeError, KeyError, CorruptError)
 # At once, so that those who wait for an answer get theirs in between.
 PICTURES = 8
 # Of what is written down at once while a job is taken in: items, and bytes beyond which no more are read.
 MOST_ITEMS, MOST_BYTES = 1024, 4 * 2**20
+
+
+class Postponed:
+    """Ids of jobs that failed for the moment. Each pauses for POLL_S, and after each further failure for twice as long,
+    up to MOST_PAUSE_S. `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pauses: dict[int, tuple[float, float]] = {}  # id -> when the pause ends, and its length
+
+    def current(self) -> set[int]:
+        """Ids of the jobs whose pause has not ended. Forgets those that were not tried long after theirs: they are
+        over, or another process does them.
+        """
+        now = self._clock()
+        self._pauses = {job: pause for job, pause in self._pauses.items() if now < pause[0] + FORGOTTEN_S}
+        return {job for job, (until, _) in self._pauses.items() if now < until}
+
+    def add(self, job: int) -> None:
+        """The job has failed now."""
+        _, last = self._pauses.get(job, (0.0, 0.0))
+        pause = min(MOST_PAUSE_S, max(POLL_S, 2 * last))
+        self._pauses[job] = (self._clock() + pause, pause)
+
+    def remove(self, job: int) -> None:
+        """The job goes on."""
+        self._pauses.pop(job, None)
 
 
 class BulkJobs:
@@ -47,6 +78,7 @@ class BulkJobs:
         self._jobs = Jobs(gallery)
         self._worker = Worker(gallery)
         self._sent = asyncio.Event()
+        self._postponed = Postponed()
 
     async def submit(self, collection: str, upload: Upload, params: BulkParams, actor: str | None) -> JobInfo:
         """A job that is sure to be done once this returns; `actor` as in `Galleries`.
@@ -61,7 +93,7 @@ class BulkJobs:
         job = await commit(self._jobs.begin.planned(collection, params.model_dump(), actor=actor), _itself)
         try:
             chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
-            while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None)):
+            while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None), is_long=True):
                 await commit(self._jobs.append.planned(job, chunk), _itself)
             job = await commit(self._jobs.ready.planned(job), _itself)
         except BaseException:  # also of a client that left
@@ -125,18 +157,26 @@ class BulkJobs:
         return await self._pipeline.commit(change, described)
 
     async def work(self) -> None:
-        """Do one job after the other, until cancelled."""
+        """Do one job after the other, until cancelled.
+
+        A job that cannot go on, as while its model is not ready, is tried again later; those after it are done first.
+        """
         while True:
             self._sent.clear()
             try:
-                job = await self._work(self._worker.claim)
-                if job is not None:
-                    await self._do(job)
-                    continue
+                job = await self._work(partial(self._worker.claim, self._postponed.current()))
             except Exception:
-                # A full queue or a full disk: what is not enrolled is there still, and the next round tries again.
                 log.exception("bulk_failed")
-            await wait_for_event(self._sent, POLL_S)
+                job = None
+            if job is None:
+                await wait_for_event(self._sent, POLL_S)
+                continue
+            try:
+                await self._do(job)
+            except Exception:
+                # A full queue or a full disk, too: the items that are not enrolled yet are kept.
+                log.exception("bulk_failed", job=job.token)
+                self._postponed.add(job.id)
 
     async def _do(self, job: Job) -> None:
         try:
@@ -165,6 +205,7 @@ class BulkJobs:
             try:
                 if not await self._work(partial(self._worker.enrol, job, found, fingerprint)):
                     return  # cancelled, or another process has it
+                self._postponed.remove(job.id)  # it goes on: the next pause is a short one again
             except Conflict:
                 if items[0].kind == "vector":
                     raise

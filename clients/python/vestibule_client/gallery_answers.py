@@ -85,9 +85,10 @@ class EnrolledFace(Answer):
 
 
 class FaceList(Answer):
-    """A subject's faces in the order they were enrolled."""
+    """A subject's faces in the order they were enrolled; `next` is the `after` of the following page, if any."""
 
     data: list[EnrolledFace]
+    next: int | None = None
 
 
 class IndexedFace(Answer):
@@ -204,9 +205,10 @@ class FeedbackInfo(Answer):
 
 
 class FeedbackList(Answer):
-    """All that was said of a subject, in the order of time."""
+    """What was said of a subject, in the order of time; `next` is the `after` of the following page, if any."""
 
     data: list[FeedbackInfo]
+    next: str | None = None
 
 
 class JobInfo(Answer):

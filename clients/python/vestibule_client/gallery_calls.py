@@ -140,9 +140,10 @@ def enrol(
     )
 
 
-def faces(collection: str, subject: str) -> Call[FaceList]:
-    """A subject's faces."""
-    return Call("GET", _SUBJECT + "/faces", FaceList, _names(collection, subject))
+def faces(collection: str, subject: str, *, after: int = 0, limit: int = 10_000) -> Call[FaceList]:
+    """A subject's faces by page, from `next` of the page before."""
+    query = {"after": after, "limit": limit}
+    return Call("GET", _SUBJECT + "/faces", FaceList, _names(collection, subject), query)
 
 
 def erase_face(collection: str, face: str) -> Call[ErasureReceipt]:
@@ -176,9 +177,10 @@ def deny(collection: str, subject: str, picture: Picture) -> Call[FeedbackInfo]:
     return Call("POST", _SUBJECT + "/feedback", FeedbackInfo, _names(collection, subject), files=files)
 
 
-def denials(collection: str, subject: str) -> Call[FeedbackList]:
-    """What was said not to be the subject."""
-    return Call("GET", _SUBJECT + "/feedback", FeedbackList, _names(collection, subject))
+def denials(collection: str, subject: str, *, after: str = "", limit: int = 10_000) -> Call[FeedbackList]:
+    """What was said not to be the subject by page, from `next` of the page before."""
+    query = {"after": after, "limit": limit}
+    return Call("GET", _SUBJECT + "/feedback", FeedbackList, _names(collection, subject), query)
 
 
 def take_back(collection: str, subject: str, feedback: str) -> Call[ErasureReceipt]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query.feedback import rejected_after
 from index.embedded.store import records
 from index.embedded.store.records import Collection, Indexed, Ints, Sealed
 from index.embedded.tasks import reembedding
@@ -88,6 +89,7 @@ def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iter
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
     yield from _vector_faults(gallery, collection)
+    yield from _feedback_faults(gallery, collection)
     if collection.encrypted:
         _unseal_all(gallery, collection)
     for earlier, later in pairwise(sealed):
@@ -123,6 +125,18 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
         after = int(rows.faces[-1])
         if len(wrong := rows.faces[~are_unit(rows.vectors)]):
             yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
+
+
+def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
+    after = 0
+    while True:
+        with gallery.snapshot_of(collection) as db:
+            numbers, vectors = rejected_after(db, collection, after, AT_ONCE)
+        if not len(numbers):
+            return
+        after = int(numbers[-1])
+        if wrong := np.count_nonzero(~are_unit(vectors)):
+            yield f"{wrong} vectors of feedback do not have length 1"
 
 
 def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Sealed) -> list[str]:
@@ -216,5 +230,6 @@ def _strangers(gallery: EmbeddedGallery, there: set[str]) -> Iterator[str]:
     for name in sorted(there - named):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime
-            if not leased or age > LEASE_S:
+            # A time far in the future says nothing about the file's age: a clock was wrong, or somebody set it.
+            if not leased or abs(age) > LEASE_S:
                 yield f"{name} is named by nobody"

@@ -36,6 +36,7 @@ Action = Literal[
     "cancel_reembed",
     "rekey",
     "scale_vectors",
+    "normalise_id",
 ]
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HASH_LENGTH = hashlib.sha256().digest_size * 2

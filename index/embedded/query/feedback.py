@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -24,7 +24,7 @@ from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import records
 from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Floats, Receipt
+from index.embedded.store.records import Collection, Floats, Ints, Receipt, Row
 from index.errors import NotFoundError
 from index.protocol import Match
 from index.validation import unit_vectors
@@ -35,10 +35,11 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Rejection:
-    """A face that is not the subject's; `token` is what the caller knows it by."""
+    """A face that is not the subject's; `token` is what the caller knows it by, `id` its row."""
 
     token: str
     created_at: float
+    id: int
 
 
 class Feedback:
@@ -68,8 +69,8 @@ class Feedback:
             records.check_fingerprint(found, fingerprint)
             scaled = unit_vectors(vectors, found.dimensions)
             subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
-            made = [Rejection(records.token(), now) for _ in scaled]
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
+            made = [Rejection(records.token(), now, number) for number in numbers]
             for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
                 data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
                 kept = None if crop is None else cipher.seal(crop, "crop", -number)
@@ -82,8 +83,10 @@ class Feedback:
 
         return self._gallery.change(write)
 
-    def of_subject(self, collection: str, key: str) -> list[Rejection]:
-        """In the order of time.
+    def of_subject(
+        self, collection: str, key: str, after: tuple[float, int] = (0.0, 0), limit: int = -1
+    ) -> list[Rejection]:
+        """The subject's, in the order of `created_at` and `id`, those above `after`; all of them if `limit` is -1.
 
         Raises:
             NotFoundError.
@@ -91,7 +94,9 @@ class Feedback:
         with self._gallery.ledger.snapshot() as db:
             subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
-                "SELECT token, created_at FROM rejections WHERE subject_id = ? ORDER BY created_at, id", (subject.id,)
+                "SELECT token, created_at, id FROM rejections WHERE subject_id = ? AND (created_at, id) > (?, ?)"
+                " ORDER BY created_at, id LIMIT ?",
+                (subject.id, *after, limit),
             )
             return [Rejection(*row) for row in rows]
 
@@ -116,6 +121,35 @@ class Feedback:
             return made
 
         return self._gallery.erasure(write)
+
+
+def rejected_after(db: apsw.Connection, found: Collection, after: int, limit: int) -> tuple[Ints, Floats]:
+    """Ids [N] and vectors [N, D] of a collection's feedback: ids greater than `after`, ascending, at most `limit`.
+
+    Feedback whose vector does not have D numbers is left out; see `reembedding.faults`.
+
+    Raises:
+        LockedError. CorruptError: sealed data is not as it was written.
+    """
+    cipher = cipher_of(db, found.id)
+    rows: list[Row] = db.execute(
+        "SELECT rejections.id, data FROM rejections JOIN subjects ON subjects.id = subject_id"
+        " WHERE collection_id = ? AND rejections.id > ? AND length(data) = ? ORDER BY rejections.id LIMIT ?",
+        (found.id, after, cipher.sealed_size(4 * found.dimensions), limit),
+    ).fetchall()
+    data = b"".join(cipher.unseal(sealed, "vector", -number) for number, sealed in rows)
+    vectors = np.frombuffer(data, "<f4").reshape(len(rows), found.dimensions)
+    return np.fromiter((row[0] for row in rows), np.int64, len(rows)), vectors
+
+
+def replace_rejected(db: apsw.Connection, found: Collection, made: Mapping[int, Floats]) -> dict[int, int]:
+    """Put these vectors in place of those that the feedback has, by its ids; the subject of each that is there."""
+    cipher, subjects = cipher_of(db, found.id), {}
+    for number, vector in made.items():
+        data = cipher.seal(records.vector_bytes(vector, found.dimensions), "vector", -number)
+        for row in db.execute("UPDATE rejections SET data = ? WHERE id = ? RETURNING subject_id", (data, number)):
+            subjects[number] = row[0]
+    return subjects
 
 
 def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -> set[int]:

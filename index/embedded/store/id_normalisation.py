@@ -3,6 +3,8 @@
 Where two ids would become one, one subject has it (that whose id is in form C, or else the oldest), and the other keeps
 its id: it is found by exactly that, and erased with the first (`records.same_subjects`). Collections keep their names
 likewise, but each is dropped alone. An encrypted collection is looked through when it is opened with its key.
+
+Each id that changes has a line in the audit log, which names the subject, or the collection alone, by its number.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import apsw
 
+from index.embedded.audit import log as audit
+from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of, is_locked
 from index.embedded.store import records
@@ -31,10 +36,13 @@ class Clash:
     key: str | None = None
 
 
-def normalise(ledger: Ledger) -> None:
-    """Bring ids, and the metadata that subjects are chosen by, to form C, as far as it was not done before."""
+def normalise(ledger: Ledger, now: float) -> None:
+    """Bring ids, and the metadata that subjects are chosen by, to form C, as far as it was not done before.
+
+    `now`: the time of the acts in the audit log, in seconds since 1970.
+    """
     if ledger.reader().execute("SELECT 1 FROM collections WHERE NOT normalised").get is not None:
-        ledger.write(_normalise)
+        ledger.write(partial(_normalise, now=now))
 
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
@@ -53,18 +61,21 @@ def count_clashes(db: apsw.Connection) -> int:
     return int(db.execute("SELECT count(*) FROM clashes").get)
 
 
-def _normalise(db: apsw.Connection) -> None:
+def _normalise(db: apsw.Connection, now: float) -> None:
     rows: list[Row] = db.execute("SELECT id, name FROM collections WHERE NOT normalised ORDER BY id").fetchall()
     for collection_id, name in rows:
-        db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (normalised(name), collection_id))
+        if (new_name := normalised(name)) != name:
+            db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
+            if db.changes():
+                audit.note(db, Act("normalise_id", now, collection=collection_id))
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
-            _normalise_subjects(db, cipher, collection_id)
+            _normalise_subjects(db, cipher, collection_id, now)
             _normalise_items(db, cipher, collection_id)
             db.execute("UPDATE collections SET normalised = 1 WHERE id = ?", (collection_id,))
 
 
-def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
+def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, now: float) -> None:
     changed = []
     for number, key, name, metadata in records.readable_subjects(db, cipher, collection_id):
         new = (
@@ -78,6 +89,8 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int)
         is_renamed = db.changes() > 0
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
+        elif new_key != key:
+            audit.note(db, Act("normalise_id", now, collection=collection_id, subjects=[number]))
         if cipher.encrypted:
             records.seal_subjects(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:

@@ -408,11 +408,12 @@ def upsert_subject(
     return subject(db, collection_id, key)
 
 
-def faces(db: apsw.Connection, subject_id: int) -> list[Face]:
-    """The subject's faces in the order they were enrolled."""
+def faces(db: apsw.Connection, subject_id: int, after: int = 0, limit: int = -1) -> list[Face]:
+    """The subject's faces in the order they were enrolled, those with ids above `after`; all if `limit` is -1."""
     found: list[Row] = db.execute(
-        "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? ORDER BY id",
-        (subject_id,),
+        "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? AND id > ?"
+        " ORDER BY id LIMIT ?",
+        (subject_id, after, limit),
     ).fetchall()
     if not found:
         return []

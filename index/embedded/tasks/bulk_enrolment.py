@@ -9,7 +9,7 @@ restored ledger has no leases: a job that waits in it is over, since who was era
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 
 import apsw
@@ -167,9 +167,9 @@ class Worker:
         self._ledger = gallery.ledger
         self._holder = records.token()
 
-    def claim(self) -> Job | None:
-        """The oldest job that nobody else works on, which is this worker's from now on."""
-        return self._ledger.write(self._claim)
+    def claim(self, postponed: Container[int] = ()) -> Job | None:
+        """The oldest job that nobody else works on and whose id is not in `postponed`; this worker's from now on."""
+        return self._ledger.write(lambda db: self._claim(db, postponed))
 
     def keep(self, job: Job) -> bool:
         """Say that this worker is at it still; False where the job is over, or another's."""
@@ -228,12 +228,12 @@ class Worker:
 
         self._ledger.write(write)
 
-    def _claim(self, db: apsw.Connection) -> Job | None:
+    def _claim(self, db: apsw.Connection, postponed: Container[int]) -> Job | None:
         now = self._gallery.clock()
         job_records.forget_finished(db, now, KEEP_S)
         for job in job_records.unfinished(db):
-            if is_locked(db, job.collection_id):
-                continue  # until somebody has the key
+            if job.id in postponed or is_locked(db, job.collection_id):  # until somebody has the key
+                continue
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; send it again"
                 job_records.finish(db, job, "failed", problem, now)

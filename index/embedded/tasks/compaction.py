@@ -21,9 +21,10 @@ from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery, remove_expired
+from index.embedded.query import feedback
 from index.embedded.store import records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.records import Collection, Floats, Indexed, Sealed
+from index.embedded.store.records import Collection, Floats, Indexed, Ints, Sealed
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import SAMPLE, Ivf
 from index.embedded.vectors.segment import Segment
@@ -44,6 +45,12 @@ class Limits:
     segment: int = 65_536
     exact_below: int = 100_000
     growth: float = 4.0
+
+
+def _scaled(ids: Ints, vectors: Floats) -> dict[int, Floats]:
+    """Those of the vectors [N, D] scaled to length 1 that have a direction and another length, by their ids [N]."""
+    wrong = np.flatnonzero(~are_unit(vectors) & np.isfinite(vectors).all(1) & vectors.any(1))
+    return dict(zip(ids[wrong].tolist(), unit_vectors(vectors[wrong], vectors.shape[1]), strict=True))
 
 
 class RoundError(GalleryError):
@@ -192,14 +199,28 @@ class Maintenance:
             if not len(rows.faces):
                 break
             after = int(rows.faces[-1])
-            wrong = np.flatnonzero(~are_unit(rows.vectors) & np.isfinite(rows.vectors).all(1) & rows.vectors.any(1))
-            if len(wrong):
-                scaled = unit_vectors(rows.vectors[wrong], collection.dimensions)
-                made = dict(zip(rows.faces[wrong].tolist(), scaled, strict=True))
+            if made := _scaled(rows.faces, rows.vectors):
                 self._swap(collection, partial(self._replace_vectors, collection=collection, made=made))
                 collection = self._gallery.collection(collection.name)
+        self._scale_feedback(collection)
         self._swap(collection, partial(records.set_scaled, collection_id=collection.id))
         return collection
+
+    def _scale_feedback(self, collection: Collection) -> None:
+        after = 0
+        while True:
+            with self._gallery.snapshot_of(collection) as db:
+                numbers, vectors = feedback.rejected_after(db, collection, after, VECTORS)
+            if not len(numbers):
+                return
+            after = int(numbers[-1])
+            if made := _scaled(numbers, vectors):
+                self._swap(collection, partial(self._replace_rejected, collection=collection, made=made))
+
+    def _replace_rejected(self, db: apsw.Connection, collection: Collection, made: Mapping[int, Floats]) -> None:
+        subjects = feedback.replace_rejected(db, collection, made)
+        numbers, owners = [-number for number in subjects], sorted(set(subjects.values()))
+        audit.note(db, Act("scale_vectors", self._gallery.clock(), None, collection.id, owners, numbers))
 
     def _replace_vectors(self, db: apsw.Connection, collection: Collection, made: Mapping[int, Floats]) -> None:
         """Put these vectors in place of those that the faces have; files with the old ones are made anew."""

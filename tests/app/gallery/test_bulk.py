@@ -17,9 +17,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app.errors import Conflict, Overloaded
+from app.errors import Conflict, NotReady, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
+from app.inference.model_manager import Engine
 from index.embedded.store.records import Floats
 from index.embedded.tasks.bulk_enrolment import Worker
 from tests.app.face_pictures import grace_hopper, side_by_side
@@ -251,6 +252,67 @@ def test_an_error_of_the_ledger_costs_nothing(gallery: TestClient, monkeypatch: 
     assert finished(gallery, send(gallery, sent, LINES, **fingerprint(gallery)))["state"] == "done"
     assert failures == []
     assert subjects(gallery) == {"a": 1}
+
+
+@pytest.mark.parametrize("error", [NotReady("its files do not fit together"), OSError("no space")])
+def test_a_job_that_cannot_go_on_keeps_no_later_one_waiting(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    attempts: list[float] = []
+
+    async def not_ready(*_: object) -> object:
+        attempts.append(time.monotonic())
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "model", not_ready)
+        first = send(gallery, zipped({"eileen/1.png": encode(photo("astronaut"))}), ZIP)
+        later = send(gallery, lines({"subject_id": "late", "vector": [1.0] * 32}), LINES, **fingerprint(gallery))
+        assert finished(gallery, later, seconds=20)["state"] == "done"
+        deadline = time.monotonic() + 20
+        while len(attempts) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert gallery.get(f"/collections/doors/jobs/{first['id']}").json()["finished_at"] is None
+    pauses = np.diff(attempts)
+    assert (pauses[:3] >= [0.05, 0.1, 0.2]).all()
+    assert finished(gallery, first)["state"] == "done"
+    assert subjects(gallery) == {"eileen": 1, "late": 1}
+
+
+def test_pauses_double_up_to_a_limit_and_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(enrolment, "POLL_S", 1.0)
+    postponed = enrolment.Postponed(lambda: now)
+
+    def pause() -> float:
+        nonlocal now
+        postponed.add(7)
+        start = now
+        while postponed.current() == {7}:
+            now += 0.5
+        return now - start
+
+    assert [pause() for _ in range(7)] == [1, 2, 4, 8, 16, enrolment.MOST_PAUSE_S, enrolment.MOST_PAUSE_S]
+    postponed.remove(7)
+    assert [pause(), pause()] == [1, 2]
+    now += enrolment.FORGOTTEN_S
+    assert postponed.current() == set()
+    assert pause() == 1
+
+
+def test_to_read_an_upload_is_long_work(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[bool] = []
+    decoded = Engine.decoded
+
+    async def recorded(self: Engine, function: Any, *, is_long: bool = False) -> Any:
+        kinds.append(is_long)
+        return await decoded(self, function, is_long=is_long)
+
+    monkeypatch.setattr(Engine, "decoded", recorded)
+    sent = lines({"subject_id": "a", "vector": [1.0] * 32})
+    assert finished(gallery, send(gallery, sent, LINES, **fingerprint(gallery)))["state"] == "done"
+    assert kinds == [True, True]  # the only chunk, and the end
 
 
 def test_whose_photos_wait_is_erased_there(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ def busy(client: TestClient) -> Iterator[None]:
     """Nothing is done in the background meanwhile."""
     galleries = client.app.state.galleries  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(galleries.jobs._worker, "claim", lambda: None)
+        patched.setattr(galleries.jobs._worker, "claim", lambda *_: None)
         patched.setattr(galleries.reembedder._worker, "waiting", list)
         yield
 

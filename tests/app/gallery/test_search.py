@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,9 +18,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app.gallery.open_set import Rule
+from app.gallery.open_set import SPARE, Decision, Rule, decide_by_steps
+from index.embedded.query.search import search as index_search
+from index.protocol import Match
 from tests.app.embedder import MATCHING
-from tests.app.face_pictures import grace_hopper, side_by_side
+from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
 from tests.app.gallery.test_gallery import match
 from tests.conftest import encode, photo
 
@@ -201,6 +204,27 @@ def test_who_is_said_not_to_be_a_face_is_not_named_for_it(gallery: TestClient) -
         assert gallery.request(method, path, content=encode(photo("astronaut")), headers=PNG).status_code == 404
 
 
+def test_faces_and_feedback_of_a_subject_come_by_page(gallery: TestClient) -> None:
+    for _ in range(2):
+        post(gallery, "/subjects/eileen/faces", photo("astronaut"))
+        post(gallery, "/subjects/eileen/feedback", grace_hopper())
+    post(gallery, "/subjects/eileen/feedback", grace_hopper())
+    for name in ("faces", "feedback"):
+        url = f"/collections/doors/subjects/eileen/{name}"
+        whole = gallery.get(url).json()
+        assert (len(whole["data"]), whole["next"]) == (3, None)
+        first = gallery.get(url, params={"limit": 2}).json()
+        assert first["data"] == whole["data"][:2]
+        last = gallery.get(url, params={"limit": 2, "after": first["next"]}).json()
+        assert (last["data"], last["next"]) == (whole["data"][2:], None)
+        for bad in ("x", "-1", "1-1", f"{10**25}"):
+            assert gallery.get(url, params={"after": bad}).status_code == 422
+        for bad_limit in (0, 10_001):
+            assert gallery.get(url, params={"limit": bad_limit}).status_code == 422
+    far = {"after": f"1.5-{'9' * 19}"}
+    assert len(gallery.get("/collections/doors/subjects/eileen/feedback", params=far).json()["data"]) == 3
+
+
 def test_whose_time_is_over_is_neither_found_nor_kept(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     then = datetime.now(UTC) + timedelta(hours=1)
     properties = {"name": "Ferdinandea Quartz", "metadata": {"pass": "Q-7781"}, "expires_at": then.isoformat()}
@@ -282,6 +306,75 @@ def test_at_the_threshold_itself_is_a_match() -> None:
     assert only.matched
     (nobody,) = rule.decide([[]], repeated=False)
     assert (nobody.matched, nobody.candidates) == (False, [])
+
+
+def decided_by_steps(
+    rule: Rule, faces: list[list[Match]], limit: int, *, repeated: bool
+) -> tuple[list[tuple[bool, list[Match]]], int]:
+    """The decisions with their first `limit` candidates, and how many matches were read for them."""
+    count = 0
+
+    async def read(places: Sequence[int], k: int) -> list[list[Match]]:
+        nonlocal count
+        answers = [faces[place][:k] for place in places]
+        count += sum(map(len, answers))
+        return answers
+
+    async def decide(matches: list[list[Match]]) -> list[Decision]:
+        return rule.decide(matches, repeated=repeated)
+
+    decisions = asyncio.run(decide_by_steps(rule, len(faces), limit, read, decide, repeated=repeated))
+    return [(decision.matched, decision.candidates[:limit]) for decision in decisions], count
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0])  # next to none of the pairs are near enough, some, most
+def test_matches_read_by_steps_give_the_same_decisions(scale: float, repeated: bool) -> None:
+    rule = Rule.of(MATCHING, 0.1, 1)
+    generator = np.random.default_rng(0)
+    for limit, count, subjects in [(1, 40, 60), (2, 40, 30), (5, 60, 200), (1, 1, 5), (3, 25, 2)]:
+        # Rounded, so that there are ties; a few near pairs in any case.
+        table = (generator.normal(0, scale, size=(count, subjects)) + 0.1 * (scale < 1)).clip(-1, 1).round(2)
+        table[range(count), generator.integers(subjects, size=count)] = 0.95
+        faces = [
+            sorted(itertools.starmap(match, enumerate(map(float, row))), key=lambda m: -m.similarity) for row in table
+        ]
+        full = rule.decide([found[: limit + count - 1] for found in faces], repeated=repeated)
+        expected = [(decision.matched, decision.candidates[:limit]) for decision in full]
+        assert decided_by_steps(rule, faces, limit, repeated=repeated)[0] == expected
+
+
+def test_the_matches_read_grow_with_the_faces_and_not_with_their_square() -> None:
+    rule = Rule.of(MATCHING, 0.1, 1)
+    generator = np.random.default_rng(0)
+    counts = []
+    for count in (50, 200):
+        faces = []
+        for face in range(count):  # near to its own subject only; the others follow in any order
+            others = generator.permutation(np.setdiff1d(np.arange(10 * count), face)).tolist()
+            faces.append([match(face, 0.9), *(match(subject, 0.0) for subject in others)])
+        decisions, read = decided_by_steps(rule, faces, 5, repeated=False)
+        assert [candidates[0].subject.id for _, candidates in decisions] == list(range(count))
+        counts.append(read)
+    assert counts[1] < 5 * counts[0]
+
+
+def test_a_search_reads_no_more_of_a_group_photo_than_its_answer_needs(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    search_index = index_search
+
+    def recorded(gallery: Any, collection: str, queries: Any, k: int, **more: Any) -> Any:
+        asked.append((len(queries), k))
+        return search_index(gallery, collection, queries, k, **more)
+
+    monkeypatch.setattr("app.gallery.search.search", recorded)
+    picture, centres = small_faces()
+    response = gallery.post("/search?collection=doors&limit=1", content=encode(picture), headers=PNG)
+    faces = response.json()["data"][0]["faces"]
+    assert len(faces) >= len(centres)
+    assert asked == [(len(faces), 2 + SPARE)]
 
 
 def test_faces_are_assigned_to_subjects_off_the_event_loop(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import pytest
 
-from app.auth.fair_share import OWNER, Owner
-from app.inference.executors import LONG_S, Long, Pool
+from app.auth.fair_share import LONG_S, OWNER, Owner
+from app.inference.executors import Long, Pool
 
 
 @pytest.fixture
@@ -67,6 +69,70 @@ def test_what_nobody_waits_for_any_more_is_not_begun(pool: Pool) -> None:
 
     asyncio.run(scenario())
     assert begun == ["stays"]
+
+
+class Picture:
+    """Stands for what work keeps in memory."""
+
+
+def use(_: Picture) -> None:
+    """Work about a picture."""
+
+
+def test_a_cancelled_caller_keeps_nothing_in_the_queue(pool: Pool) -> None:
+    gate = threading.Event()
+
+    async def scenario() -> list[bool]:
+        OWNER.set(Owner(None))
+        busy = [asyncio.ensure_future(pool.run(gate.wait)) for _ in range(2)]
+        picture = Picture()
+        kept = weakref.ref(picture)
+        left = asyncio.create_task(pool.run(partial(use, picture)))
+        del picture
+        await asyncio.sleep(0)
+        is_kept = [kept() is not None]
+        left.cancel()
+        await asyncio.wait([left])
+        gc.collect()
+        is_kept.append(kept() is not None)  # while both threads are busy still
+        gate.set()
+        await asyncio.gather(*busy)
+        return is_kept
+
+    assert asyncio.run(scenario()) == [True, False]
+
+
+def test_a_caller_cancelled_during_the_first_part_keeps_no_second_part(pool: Pool) -> None:
+    entered, gate, other_entered, other_gate = (threading.Event() for _ in range(4))
+
+    def first(picture: Picture) -> Long[None]:
+        entered.set()
+        gate.wait()
+        return Long(partial(use, picture))
+
+    def other() -> None:
+        other_entered.set()
+        other_gate.wait()
+
+    async def scenario() -> bool:
+        picture = Picture()
+        kept = weakref.ref(picture)
+        left = begin(Owner("a"), pool, partial(first, picture), is_long=True)
+        del picture
+        await asyncio.to_thread(entered.wait)
+        busy = begin(Owner("b"), pool, other, is_long=True)  # it comes before the second part
+        left.cancel()
+        await asyncio.wait([left])
+        del left  # its traceback keeps the arguments of `begin`
+        gate.set()
+        await asyncio.to_thread(other_entered.wait)
+        gc.collect()
+        is_kept = kept() is not None
+        other_gate.set()
+        await busy
+        return is_kept
+
+    assert not asyncio.run(scenario())
 
 
 def test_who_leaves_while_it_runs_hears_nothing_of_it(pool: Pool) -> None:

@@ -7,11 +7,13 @@ import gc
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fastapi import FastAPI
@@ -22,9 +24,10 @@ from app.auth.keys import FOLDER, ApiKeys
 from app.dependencies import Timings
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import Pipeline
+from app.inference import reload_sync
 from app.inference.batcher import Batcher
 from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
+from app.inference.model_manager import Engine, Reloaded
 from app.inference.predictor import Inference
 from app.inference.reload_sync import Reloads
 from app.inference.submodels import WHOLE
@@ -310,6 +313,49 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
         keys.close()
 
     asyncio.run(scenario())
+
+
+def test_a_reload_that_failed_in_another_worker_is_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload_sync, "EVERY_S", 0.02)
+    monkeypatch.setattr(reload_sync, "RETRY_S", 0.05)
+    attempts: list[float] = []
+
+    async def scenario() -> None:
+        engine = Engine(settings, Metrics())
+        await engine.start()
+        reload = engine.reload
+
+        async def recorded(name: str) -> Reloaded:
+            attempts.append(time.monotonic())
+            return await reload(name)
+
+        monkeypatch.setattr(engine, "reload", recorded)
+        folder = settings.state / "reloads"
+        this_worker, other_worker = Reloads(folder), Reloads(folder)
+        following = asyncio.create_task(this_worker.follow(engine))
+        before = version(settings)
+        tiny_model(settings.weights, seed=8)
+        weights = next((settings.weights / "tiny").glob("*.safetensors"))
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:100])
+        other_worker.tell("tiny")
+        await until(lambda: len(attempts) >= 3)
+        assert engine.cards["tiny"].version == before
+        weights.write_bytes(whole)
+        await until(lambda: engine.cards["tiny"].version == version(settings) != before)
+        tried = len(attempts)
+        await asyncio.sleep(0.5)
+        assert len(attempts) == tried  # it succeeded: that is all
+        following.cancel()
+        await asyncio.wait([following])
+        await engine.stop()
+
+    asyncio.run(scenario())
+    first, second = np.diff(attempts[:3])
+    assert first >= 0.05
+    assert second >= 0.1
 
 
 def test_a_load_under_way_ends_with_what_it_began_with(settings: Settings) -> None:

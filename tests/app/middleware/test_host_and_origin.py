@@ -130,6 +130,11 @@ def test_every_route_that_changes_or_computes_is_closed_to_other_pages(client: T
     ("headers", "status"),
     [
         ({}, 200),
+        ({"referer": BASE_URL + "/console?a=b"}, 200),
+        ({"referer": BASE_URL + ".evil.example/"}, 403),
+        ({"referer": "http://evil.example/page"}, 403),
+        ({"referer": "http://evil.example"}, 403),
+        ({"referer": "http://evil.example/", "sec-fetch-site": "none"}, 200),
         ({"sec-fetch-site": "same-origin"}, 200),
         ({"sec-fetch-site": "same-site"}, 403),
         ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),

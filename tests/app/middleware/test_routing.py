@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from starlette.responses import Response
 
 from app.main import create_app
 from app.middleware import routing
@@ -46,6 +49,24 @@ def test_the_route_of_a_request_is_looked_up_once(client: TestClient, monkeypatc
     client.post("/classify?top_k=1", content=IMAGE, headers={"content-type": "image/png"})
     client.get("/models")
     assert paths == ["/classify", "/models"]
+
+
+@pytest.mark.parametrize(("threshold_s", "thread"), [(-1.0, "decode"), (1e9, "asyncio")])
+def test_the_response_of_a_long_request_is_serialised_off_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, threshold_s: float, thread: str
+) -> None:
+    threads: list[str] = []
+    serialise = routing._json_response
+
+    def recorded(result: BaseModel) -> Response:
+        threads.append(threading.current_thread().name)
+        return serialise(result)
+
+    monkeypatch.setattr(routing, "_json_response", recorded)
+    monkeypatch.setattr(routing, "LONG_S", threshold_s)
+    response = client.post("/classify?top_k=2", content=IMAGE, headers={"content-type": "image/png"})
+    assert len(response.json()["data"][0]["predictions"]) == 2
+    assert [name.partition("_")[0].partition("-")[0] for name in threads] == [thread]
 
 
 def response_of(client: TestClient, method: str, url: str, body: bytes, kind: str) -> tuple[int, Any, bytes]:

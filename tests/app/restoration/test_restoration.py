@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
+from app.images import encoding
 from app.images.tiling import OVERLAP, SIDE, Tiling
+from app.inference.model_manager import Engine
 from app.main import create_app
 from app.settings import Settings
 from models import checkpoint, image_decoder
@@ -321,6 +324,59 @@ def test_a_list_is_no_png(client: TestClient, path: str) -> None:
     assert "format=json" in response.json()["detail"]
 
 
+@pytest.fixture(scope="module")
+def few_pixels(weights: Path) -> Iterator[TestClient]:
+    """A client of a service that takes 10,000 pixels in one request."""
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", max_request_pixels=10_000)
+    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("pictures", "references", "total"),
+    [(2, 0, 9600), (1, 1, 7200), (3, 0, 14_400), (2, 2, 14_400)],  # of 2400 pixels each
+)
+def test_references_and_answers_count_as_pixels_of_the_request(
+    few_pixels: TestClient, pictures: int, references: int, total: int
+) -> None:
+    data = encode(noisy(60, 40))
+    files = [("file", ("a.png", data))] * pictures + [("reference", ("b.png", data))] * references
+    answer = few_pixels.post("/denoise", params={"format": "json"}, files=files)
+    assert answer.status_code == (200 if total <= 10_000 else 413), answer.text
+    if total > 10_000:
+        assert f"{total} pixels; a request may have 10000" in answer.json()["detail"]
+
+
+def test_the_only_picture_has_the_requests_pixels_at_most(few_pixels: TestClient) -> None:
+    for path, size, status in [
+        ("/denoise", (100, 50), 200),
+        ("/denoise", (100, 51), 413),
+        ("/reconstruct", (100, 100), 200),
+        ("/reconstruct", (100, 101), 413),
+    ]:
+        answer = few_pixels.post(path, params={"format": "png"}, content=encode(noisy(*size)), headers=PNG)
+        assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize("path", ["/denoise", "/reconstruct"])
+def test_answers_are_encoded_off_the_event_loop(client: TestClient, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    document, base64_of = encoding.document, base64.b64encode
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*sent: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return function(*sent)
+
+        return call
+
+    monkeypatch.setattr(encoding, "document", recorded(document))
+    monkeypatch.setattr(base64, "b64encode", recorded(base64_of))
+    answer = client.post(path, params={"format": "json"}, content=encode(noisy(60, 40)), headers=PNG)
+    assert answer.status_code == 200, answer.text
+    assert [name.partition("_")[0] for name in threads] == ["decode", "decode"]
+
+
 def test_too_many_pixels_are_a_413(client: TestClient) -> None:
     response = client.post("/denoise", content=encode(Image.new("L", (1000, 201))), headers=PNG)
     assert (response.status_code, response.json()["type"]) == (413, "urn:vestibule:problem:image-too-large")
@@ -446,3 +502,23 @@ def test_what_is_wrong_at_a_tiles_edge_hardly_shows() -> None:
     assert tiles.shape == (count, 1, 104, SIDE)
     tiles[:-1, :, :, -1] = 1  # the last column of each that has a neighbour to its right
     assert 0 < float(tiling.join(tiles).max()) < 0.002
+
+
+@pytest.mark.parametrize(("size", "is_long"), [((600, 400), False), ((1000, 600), True)])
+def test_large_bodies_and_pictures_are_long_work(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], is_long: bool
+) -> None:
+    kinds: list[bool] = []
+    decoded = Engine.decoded
+
+    async def recorded(self: Engine, function: Any, *, is_long: bool = False) -> Any:
+        kinds.append(is_long)
+        return await decoded(self, function, is_long=is_long)
+
+    monkeypatch.setattr(Engine, "decoded", recorded)
+    sent = {"input": b64(noisy(*size))}
+    with TestClient(create_app(Settings(weights=weights, default_classifier="lenet5-mnist")), base_url=BASE_URL) as it:
+        kinds.clear()
+        assert it.post("/denoise", params={"format": "json"}, json=sent).status_code == 200
+    # The JSON body, and the encoding of the answer's picture, which only the document follows.
+    assert (kinds[0], kinds[-2]) == (is_long, is_long)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
+from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
@@ -186,6 +187,51 @@ def test_ids_from_before_are_normalised_and_clashes_are_reported(before: Embedde
     reader = before.ledger.reader()
     assert set(id_normalisation.clashes(reader)) == {Clash(MARE_D), Clash("doors", D), Clash("doors", OTHER_D)}
     assert id_normalisation.count_clashes(reader) == 2
+
+
+def renamed(gallery: EmbeddedGallery) -> list[Act]:
+    return [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "normalise_id"]
+
+
+def test_each_renamed_id_has_a_line_in_the_audit_log(before: EmbeddedGallery) -> None:
+    """Those that clash keep their ids and have none; nor has metadata."""
+    reader = before.ledger.reader()
+    doors = [before.collection(name).id for name in ("doors", DOOR_C)]
+    renamed_subjects = [found.id for found in before.subjects("doors") if found.key in (OTHER_C, "alone" + C)]
+    assert sorted((act.collection, *act.subjects) for act in renamed(before)) == sorted(
+        [(doors[1],), *((doors[0], number) for number in renamed_subjects)]
+    )
+    assert all(act.at > 0 and act.actor is None and not act.faces for act in renamed(before))
+    assert before.audit.verify() is None
+    assert reader.execute("SELECT count(*) FROM acts").get == 0
+    log = before.audit.path.read_text(encoding="utf-8")
+    assert not any(name in log for name in (C, D, DOOR_C, "alone", json.dumps(C)[1:-1]))
+    count, folder = len(renamed(before)), before.files.parent
+    before.close()
+    assert len(renamed(opened(folder))) == count
+
+
+def test_ids_are_not_renamed_without_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are one transaction."""
+
+    def write(gallery: EmbeddedGallery) -> None:
+        gallery.create(DOOR_D, "e", "f", 4)
+        gallery.put_subject(DOOR_D, D)
+
+    def failing(*_: object) -> None:
+        raise OSError("disk full")
+
+    written_before(tmp_path / "g", write, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("index.embedded.audit.log.note", failing)
+        with pytest.raises(OSError, match="disk full"):
+            opened(tmp_path / "g")
+    connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
+    assert connection.execute("SELECT key FROM subjects").get == D
+    connection.close()
+    gallery = opened(tmp_path / "g")
+    assert (keys(gallery, DOOR_C), len(renamed(gallery))) == ([C], 2)
+    gallery.close()
 
 
 def test_each_of_two_that_clash_is_reached_by_exactly_its_id(before: EmbeddedGallery) -> None:

@@ -179,6 +179,17 @@ def test_a_worker_that_stops_lets_another_go_on_at_once(gallery: EmbeddedGallery
     assert enrolled(gallery) == {"p0": 1}
 
 
+def test_a_postponed_job_lets_later_ones_go_first(jobs: Jobs, worker: Worker) -> None:
+    first, second = (submit(jobs, [item(number)]) for number in range(2))
+    job = worker.claim({first.id})
+    assert job is not None
+    assert job.token == second.token
+    assert worker.claim({first.id, second.id}) is None
+    job = worker.claim()
+    assert job is not None
+    assert job.token == first.token
+
+
 def test_what_was_not_received_whole_is_forgotten(
     gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, clock: Clock
 ) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torchvision.datasets
 from PIL import Image
@@ -39,6 +42,42 @@ def test_an_image_folder_has_its_classes_in_the_order_of_names(folders: Path) ->
     assert loaded.classes == ("a", "b")
     assert loaded.labels.tolist() == [0, 1, 1]
     assert np.array_equal(loaded.images[0], GREY.pixels(pictures[2]))
+
+
+C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
+
+
+def test_folders_in_both_unicode_forms_are_one_class(folders: Path) -> None:
+    """macOS's archives have the one form, others the other."""
+    pictures, _ = strokes(3)
+    for split, names in (("train", (f"{C}/1.png", f"{D}/2.png", "a/9.png")), ("test", (f"{D}/1.png", "a/2.png"))):
+        for name, picture in zip(names, pictures, strict=False):
+            path = folders / "data/s" / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    train, test = data.load("s", "train", GREY), data.load("s", "test", GREY)
+    assert train.classes == test.classes == ("a", C)
+    assert sorted(train.labels.tolist()) == [0, 1, 1]
+
+
+def test_identities_in_both_unicode_forms_are_one_class(folders: Path) -> None:
+    encoded = [png(picture) for picture in strokes(4)[0]]
+    rows = {"image": [{"bytes": one, "path": ""} for one in encoded], "identity": [f"s:{D}", "s:a", f"s:{C}", "s:b"]}
+    path = folders / "data/s/train-00000.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table(rows), path)
+    loaded = data.load("s", "train", GREY)
+    assert loaded.classes == ("s:a", "s:b", f"s:{C}")
+    assert loaded.labels.tolist() == [2, 0, 2, 1]
+
+
+def test_labels_whose_names_are_the_same_are_refused(folders: Path) -> None:
+    encoded = [png(picture) for picture in strokes(2)[0]]
+    write_parquet(folders / "data/s/train-00000.parquet", encoded, [0, 1], classes=(D, C))
+    with pytest.raises(DataError, match=f"two classes have the name '{C}'"):
+        data.load("s", "train", GREY)
+    write_parquet(folders / "data/t/train-00000.parquet", encoded, [0, 1], classes=(D, "a"))
+    assert data.load("t", "train", GREY).classes == (C, "a")
 
 
 def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
