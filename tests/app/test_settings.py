@@ -55,34 +55,24 @@ def test_allowed_origins(text: str, origins: tuple[str, ...], monkeypatch: pytes
     assert Settings().allowed_origins == origins
 
 
+INVALID = {
+    "ALLOWED_HOSTS": ["", "[]", "*", "*.example.org", "https://a.org", "a.org:8000", '["a.org", "b.org"', "[1, 2]"],
+    "ALLOWED_ORIGINS": ["*", "example.org", "https://example.org/page"],
+    "PORT": ["tcp://10.0.0.1:8000", "", "70000"],
+    "WORKERS": ["0"],
+    "DEADLINE_S": ["soon"],
+    "UPKEEP_S": ["inf", "1e10"],
+    "STATE": [""],
+    "WEIGHTS": [""],
+    "REQUIRE_KEYS": ["perhaps"],
+    "RUNTIME": ["tensorrt"],
+    "ENCRYPTION_KEY": ["short"],
+    "ENCRYPTION_KEY_FILE": ["/nowhere/key"],
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("VESTIBULE_ALLOWED_HOSTS", ""),
-        ("VESTIBULE_ALLOWED_HOSTS", "[]"),
-        ("VESTIBULE_ALLOWED_HOSTS", "*"),
-        ("VESTIBULE_ALLOWED_HOSTS", "*.example.org"),
-        ("VESTIBULE_ALLOWED_HOSTS", "https://example.org"),
-        ("VESTIBULE_ALLOWED_HOSTS", "example.org:8000"),
-        ("VESTIBULE_ALLOWED_HOSTS", '["a.example", "b.example"'),
-        ("VESTIBULE_ALLOWED_HOSTS", "[1, 2]"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "*"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "example.org"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "https://example.org/page"),
-        ("VESTIBULE_PORT", "tcp://10.0.0.1:8000"),
-        ("VESTIBULE_PORT", ""),
-        ("VESTIBULE_PORT", "70000"),
-        ("VESTIBULE_WORKERS", "0"),
-        ("VESTIBULE_DEADLINE_S", "soon"),
-        ("VESTIBULE_UPKEEP_S", "inf"),
-        ("VESTIBULE_UPKEEP_S", "1e10"),
-        ("VESTIBULE_STATE", ""),
-        ("VESTIBULE_WEIGHTS", ""),
-        ("VESTIBULE_REQUIRE_KEYS", "perhaps"),
-        ("VESTIBULE_RUNTIME", "tensorrt"),
-        ("VESTIBULE_ENCRYPTION_KEY", "short"),
-        ("VESTIBULE_ENCRYPTION_KEY_FILE", "/nowhere/key"),
-    ],
+    ("name", "value"), [(f"VESTIBULE_{name}", value) for name, values in INVALID.items() for value in values]
 )
 @pytest.mark.parametrize("command", [["serve"], ["health"], ["models"], ["keys", "list"], ["gallery", "list"]])
 def test_an_error_is_one_line_that_names_the_variable(command: list[str], name: str, value: str) -> None:

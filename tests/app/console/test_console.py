@@ -466,7 +466,7 @@ def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
         page.get_by_text("The same in a terminal").first.click()
         expect(page.locator(".command pre").first).to_contain_text('-H "Authorization: Bearer $VESTIBULE_API_KEY"')
         page.goto(f"{address}/#gallery")
-        expect(page.get_by_text("this takes a key with the scope enrol").first).to_be_visible()
+        expect(page.get_by_text("this needs a key with the scope enrol").first).to_be_visible()
         assert right not in page.content()
         refused = [error for error in visit.errors if error.startswith((f"{REFUSED} 401", f"{REFUSED} 403"))]
         assert visit.errors == refused

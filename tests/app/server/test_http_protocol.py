@@ -62,6 +62,13 @@ def quick() -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, int]]:
+    """The address of a server with the default timeouts."""
+    with listening(application) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def service() -> FastAPI:
     """The service, not started."""
     return create_app(Settings(max_requests=4, max_headers=12, max_head_bytes=2000))
@@ -145,7 +152,7 @@ def test_invalid_heads_are_refused(quick: tuple[str, int], request_bytes: bytes,
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 def test_the_body_of_a_request_with_upgrade_is_not_parsed_as_a_request(
-    quick: tuple[str, int], upgrade: bytes, step: int, *, chunked: bool
+    server: tuple[str, int], upgrade: bytes, step: int, *, chunked: bool
 ) -> None:
     head = UPGRADE.replace(b"Upgrade\r", b"Upgrade, HTTP2-Settings\r").replace(b"h2c", upgrade)
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED) if chunked else SMUGGLED
@@ -153,7 +160,7 @@ def test_the_body_of_a_request_with_upgrade_is_not_parsed_as_a_request(
     request = head + framing + b"\r\n\r\n" + body
     # Twice on the same connection, then without a body, then a request without `Upgrade`.
     sent = request + request + head.replace(b"POST /body", b"GET /fast") + b"\r\n" + CLOSING
-    with socket.create_connection(quick) as connection:
+    with socket.create_connection(server) as connection:
         for start in range(0, len(sent), step):
             connection.sendall(sent[start : start + step])
             if step == 1:
