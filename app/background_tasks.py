@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 import structlog
 
-BACKGROUND = "background "  # prefix of the tasks' names
+BACKGROUND = "background"  # the name of the tasks
 
 log = structlog.get_logger()
 
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def background_task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run `work` beside the body of the `async with` statement, then cancel it and wait for its end."""
-    task = asyncio.create_task(work, name=f"{BACKGROUND}{work.__qualname__}")
+    task = asyncio.create_task(work, name=BACKGROUND)
     try:
         yield
     finally:

@@ -43,7 +43,7 @@ class Tracer:
         if threading.current_thread().name.startswith(("maintenance", "work_")):
             return True
         task = asyncio.current_task() if asyncio._get_running_loop() else None
-        return task is not None and task.get_name().startswith(BACKGROUND)
+        return task is not None and task.get_name() == BACKGROUND
 
 
 @pytest.fixture(scope="module")
