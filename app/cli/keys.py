@@ -91,7 +91,7 @@ def show_audit() -> None:
 def _described(key: ApiKey) -> dict[str, object]:
     times = {name: getattr(key, name) for name in ("created_at", "expires_at", "revoked_at")}
     shown = {name: None if at is None else _moment(at) for name, at in times.items()}
-    return {**key.__dict__, **shown, "scopes": sorted(key.scopes), "holds": key.holds(time.time())}
+    return {**key.__dict__, **shown, "scopes": sorted(key.scopes), "holds": key.is_valid(time.time())}
 
 
 def _until(key: ApiKey) -> str:
@@ -99,7 +99,7 @@ def _until(key: ApiKey) -> str:
         return f"revoked {_moment(key.revoked_at)}"
     if key.expires_at is None:
         return "until it is revoked"
-    return f"{'until' if key.holds(time.time()) else 'ran out'} {_moment(key.expires_at)}"
+    return f"{'until' if key.is_valid(time.time()) else 'ran out'} {_moment(key.expires_at)}"
 
 
 def _moment(at: float) -> str:

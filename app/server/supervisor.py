@@ -88,8 +88,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; return 0, or the status of a worker that could not start."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopping.set())
+        for stop_signal in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop_signal, lambda *_: self._stopping.set())
         shutil.rmtree(self._metrics, ignore_errors=True)  # of an earlier run
         self._metrics.mkdir(parents=True)
         status: int | None = None

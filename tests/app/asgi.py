@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive
@@ -11,15 +12,15 @@ from app.middleware.routing import RouteTable
 
 
 def http_scope(
-    path: str = "/classify", method: str = "POST", *, routes: RouteTable | None = None, **headers: str
+    path: str = "/classify", headers: Mapping[str, str] | None = None, *, routes: RouteTable | None = None
 ) -> dict[str, Any]:
-    """Return a request's scope. With `routes` its state has its route, as behind `LoadShedding`."""
+    """Return the scope of a POST request. With `routes` its state has its route, as behind `LoadShedding`."""
     scope: dict[str, Any] = {
         "type": "http",
-        "method": method,
+        "method": "POST",
         "path": path,
         "query_string": b"",
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
         "state": {},
     }
     if routes is not None:

@@ -96,7 +96,7 @@ def set_unknown_default_beside_keys(folder: Path) -> dict[str, Any]:
 )
 def test_a_failed_startup_leaves_nothing_behind(break_it: Break, error: type[Exception], tmp_path: Path) -> None:
     tiny_model(tmp_path / "weights")
-    paths = {"weights": tmp_path / "weights", "state": tmp_path / "state"}
+    paths: dict[str, Any] = {"weights": tmp_path / "weights", "state": tmp_path / "state"}
     settings = Settings(default_classifier="tiny", **paths, **break_it(tmp_path))
     before: tuple[list[str], list[str]] | None = None
     for _ in range(2):  # the first time libraries open files of their own

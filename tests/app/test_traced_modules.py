@@ -66,7 +66,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
             client.post("/collections/c/subjects/a/faces", content=FACE, headers=JPEG).raise_for_status()
             yield client, tracer
     finally:
-        threading.setprofile(None)  # type: ignore[arg-type]  # as its documentation says
+        threading.setprofile(None)
 
 
 # The aims are 14 and 22 for /classify, 22 and 32 for /search. A merge of modules lowers these numbers.

@@ -251,8 +251,8 @@ def test_a_repeated_authorization_header_is_no_key() -> None:
 
 def test_the_body_of_a_refused_request_is_not_read(service: Service) -> None:
     def status(kind: str) -> int:
-        headers = {"host": "127.0.0.1", "content_type": "application/json", "content_length": "1000"}
-        scope = http_scope("/verify/embeddings", **headers, **service.headers.get(kind, {}))
+        headers = {"host": "127.0.0.1", "content-type": "application/json", "content-length": "1000"}
+        scope = http_scope("/verify/embeddings", headers | service.headers.get(kind, {}))
         return int(respond(service.app, scope)[0]["status"])
 
     assert status("none") == 401

@@ -77,7 +77,7 @@ def test_work_of_a_closed_connection_is_not_computed_and_its_capacity_is_release
     assert runtime.computed == 1
 
 
-LENGTH = {"content_length": "4"}
+LENGTH = {"content-length": "4"}
 PARTS: list[Message] = [
     {"type": "http.request", "body": b"ab", "more_body": True},
     {"type": "http.request", "body": b"cd", "more_body": False},
@@ -94,7 +94,7 @@ def run(app: ASGIApp, headers: dict[str, str], messages: list[Message]) -> list[
             await asyncio.Event().wait()
         return remaining.pop(0)
 
-    return respond(Disconnect(app), http_scope(**headers), receive)
+    return respond(Disconnect(app), http_scope(headers=headers), receive)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +103,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize(
     ("headers", "messages", "body"),
-    [(LENGTH, PARTS, b"abcd"), ({"transfer_encoding": "chunked"}, PARTS, b"abcd"), ({}, [], b"")],
+    [(LENGTH, PARTS, b"abcd"), ({"transfer-encoding": "chunked"}, PARTS, b"abcd"), ({}, [], b"")],
 )
 def test_a_body_is_passed_on_unchanged(headers: dict[str, str], messages: list[Message], body: bytes) -> None:
     assert [message.get("body") for message in run(echo, headers, messages)] == [None, body]
@@ -114,10 +114,10 @@ def test_a_body_is_not_read_before_the_application_asks_for_it() -> None:
         await asyncio.sleep(0.01)
         await PlainTextResponse("full", 429)(scope, receive, send)
 
-    assert respond(Disconnect(refuse), http_scope(**LENGTH))[0]["status"] == 429
+    assert respond(Disconnect(refuse), http_scope(headers=LENGTH))[0]["status"] == 429
 
 
-@pytest.mark.parametrize(("headers", "before"), [(LENGTH, PARTS), ({}, []), ({"content_length": "0"}, [])])
+@pytest.mark.parametrize(("headers", "before"), [(LENGTH, PARTS), ({}, []), ({"content-length": "0"}, [])])
 def test_work_is_cancelled_when_the_client_disconnects(headers: dict[str, str], before: list[Message]) -> None:
     cleaned: list[str] = []
 

@@ -30,6 +30,7 @@ LIGHT = {
     ("PUT", "/collections/{collection}/subjects/{subject}"),
     ("POST", "/collections/{collection}/reembed"),
 }
+HEADERS = {"host": "127.0.0.1", "content-length": "1000000"}
 GENERATING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
 
 
@@ -47,9 +48,11 @@ def full(service: FastAPI) -> Iterator[FastAPI]:
     service.state.capacity.release()
 
 
-def ask(service: FastAPI, path: str = "/classify", **headers: str) -> tuple[dict[bytes, bytes], Any]:
+def ask(service: FastAPI, path: str = "/classify", headers: dict[str, str] | None = None) -> tuple[dict[bytes, Any], Any]:
+    service: FastAPI, path: str = "/classify", headers: dict[str, str] | None = None
+) -> tuple[dict[bytes, bytes], Any]:
     """Return the headers and body of a 429, whose request's body is not read."""
-    start, body = respond(service, http_scope(path, host="127.0.0.1", content_length="1000000", **headers))
+    start, body = respond(service, http_scope(path, HEADERS | (headers or {})))
     assert start["status"] == 429
     return dict(start["headers"]), json.loads(body["body"])
 
@@ -73,7 +76,7 @@ def test_a_refusal_does_not_read_the_body_and_is_counted_for_its_route(full: Fas
 
 
 def test_a_refusal_has_the_format_of_its_path_and_the_request_id(full: FastAPI) -> None:
-    headers, body = ask(full, "/v2/models/lenet5-mnist/infer", x_request_id="mine")
+    headers, body = ask(full, "/v2/models/lenet5-mnist/infer", {"x-request-id": "mine"})
     assert body["error"].startswith("The service is busy")
     assert headers[b"x-request-id"] == b"mine"
     assert ask(full, "/v1/embeddings")[1]["message"].startswith("The service is busy")
@@ -82,9 +85,9 @@ def test_a_refusal_has_the_format_of_its_path_and_the_request_id(full: FastAPI) 
 def test_a_page_of_an_allowed_origin_may_read_a_refusal() -> None:
     service = create_app(Settings(max_requests=1, allowed_origins=["https://friend.example"]))
     service.state.capacity.acquire()
-    headers, _ = ask(service, origin="https://friend.example")
+    headers, _ = ask(service, headers={"origin": "https://friend.example"})
     assert headers[b"access-control-allow-origin"] == b"https://friend.example"
-    headers, _ = ask(service, origin="https://evil.example")
+    headers, _ = ask(service, headers={"origin": "https://evil.example"})
     assert b"access-control-allow-origin" not in headers
 
 

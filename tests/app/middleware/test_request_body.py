@@ -33,6 +33,7 @@ from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock
 
 LARGE = 8 * 2**20
+Headers = dict[str, str]
 IMAGES, PLAIN = "/classify", "/generate"
 
 
@@ -50,7 +51,7 @@ def routes(service: FastAPI) -> RouteTable:
 class Exchange:
     """One request through `BodyLimit` to an application that holds the whole body until `finish` is set."""
 
-    def __init__(self, routes: RouteTable, budget: BodyBudget, path: str = IMAGES, **headers: str):
+    def __init__(self, routes: RouteTable, budget: BodyBudget, path: str = IMAGES, headers: Headers | None = None):
         self.limit = BodyLimit(self._application, LARGE, budget)
         self.sent: list[Any] = []
         self.body = b""
@@ -58,7 +59,7 @@ class Exchange:
         self.finish = asyncio.Event()
         self.complete = asyncio.Event()
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
-        self.scope = http_scope(path, routes=routes, **headers)
+        self.scope = http_scope(path, headers, routes=routes)
 
     def add(self, body: bytes, *, more: bool = True) -> None:
         self._messages.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -98,7 +99,7 @@ def budget_of(limit: int = 4 * LARGE) -> BodyBudget:
 def test_only_image_routes_accept_a_large_body(routes: RouteTable, path: str, limit: int, *, declared: bool) -> None:
     async def scenario(size: int) -> int:
         budget = budget_of()
-        exchange = Exchange(routes, budget, path, **({"content_length": str(size)} if declared else {}))
+        exchange = Exchange(routes, budget, path, {"content-length": str(size)} if declared else {})
         exchange.finish.set()
         for start in range(0, size, PIECE):
             exchange.add(bytes(min(PIECE, size - start)))
@@ -123,8 +124,8 @@ def test_large_bodies_share_a_budget_with_a_reserve_for_small_ones(routes: Route
             await exchange.complete.wait()
         assert budget._held == 3 * LARGE
 
-        for headers in ({}, {"content_length": str(LARGE)}):
-            another = Exchange(routes, budget, **headers)
+        for headers in ({}, {"content-length": str(LARGE)}):
+            another = Exchange(routes, budget, headers=headers)
             another.add(bytes(2 * SMALL_BODY), more=False)
             assert await another.run() == 429
             assert another.problem["type"] == "urn:vestibule:problem:overloaded"
@@ -210,7 +211,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 def test_a_compressed_body_is_decompressed_in_pieces(routes: RouteTable, encoding: str, step: int, body: bytes) -> None:
     async def scenario() -> None:
         compressed = COMPRESS[encoding](body)
-        exchange = Exchange(routes, budget_of(), content_encoding=encoding, content_length=str(len(compressed)))
+        headers = {"content-encoding": encoding, "content-length": str(len(compressed))}
+        exchange = Exchange(routes, budget_of(), headers=headers)
         exchange.finish.set()
         for start in range(0, len(compressed), step):
             exchange.add(compressed[start : start + step])
@@ -239,7 +241,7 @@ def test_a_compressed_body_is_decompressed_in_pieces(routes: RouteTable, encodin
 def test_invalid_compressed_bodies(routes: RouteTable, encoding: str, body: bytes, status: int, detail: str) -> None:
     async def scenario() -> None:
         budget = budget_of()
-        exchange = Exchange(routes, budget, content_encoding=encoding)
+        exchange = Exchange(routes, budget, headers={"content-encoding": encoding})
         exchange.finish.set()
         exchange.add(body, more=False)
         assert await exchange.run() == status
@@ -263,7 +265,7 @@ def test_a_disconnect_is_passed_on_while_a_body_is_decompressed(routes: RouteTab
 
     messages = [{"type": "http.request", "body": gzip.compress(b"an image")[:-3], "more_body": True}]
     limit = BodyLimit(application, LARGE, budget_of())
-    assert respond(limit, http_scope(routes=routes, content_encoding="gzip"), receive) == []
+    assert respond(limit, http_scope(headers={"content-encoding": "gzip"}, routes=routes), receive) == []
     assert received == ["http.request", "http.disconnect", "http.disconnect"]
 
 
@@ -331,7 +333,8 @@ def test_an_aborted_body_is_answered_408(service: FastAPI, path: str) -> None:
         received.append(True)
         return {"type": "http.request", "body": b"{", "more_body": True}
 
-    scope = http_scope(path, host="127.0.0.1", content_type="application/json", content_length="1000")
+    headers = {"host": "127.0.0.1", "content-type": "application/json", "content-length": "1000"}
+    scope = http_scope(path, headers)
     start, body = respond(service, scope, receive)
     assert start["status"] == 408
     assert dict(start["headers"])[b"connection"] == b"close"
