@@ -48,7 +48,7 @@ def full(service: FastAPI) -> Iterator[FastAPI]:
     service.state.capacity.release()
 
 
-def ask(service: FastAPI, path: str = "/classify", headers: dict[str, str] | None = None) -> tuple[dict[bytes, Any], Any]:
+def ask(
     service: FastAPI, path: str = "/classify", headers: dict[str, str] | None = None
 ) -> tuple[dict[bytes, bytes], Any]:
     """Return the headers and body of a 429, whose request's body is not read."""
