@@ -8,15 +8,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 import structlog
 
-BACKGROUND = "background"  # the name of the tasks
-
 log = structlog.get_logger()
 
 
 @asynccontextmanager
 async def background_task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run `work` beside the body of the `async with` statement, then cancel it and wait for its end."""
-    task = asyncio.create_task(work, name=BACKGROUND)
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
