@@ -76,7 +76,7 @@ def test_a_request_passes_few_modules(
     client, tracer = traced
     logging_setup.configure()
     for _ in range(2):  # the first request loads models
-        tracer.modules = passed = set()
+        tracer.modules = passed = set[str]()
         response = client.post(path, content=image, headers=JPEG)
         assert response.status_code == 200, response.text
     behind = sorted(module for module in passed if not module.startswith(FRONT))
