@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from index.embedded.encryption.aead import OperatorKey
 from index.errors import InvalidError
-from models.runtime_names import Wanted
+from models.runtime_names import RuntimeSetting
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
     encryption_key_file: Path | None = None  # a file with that key
     probes: Folder = PROJECT / "examples"  # photos on which a faster runtime is compared with torch
-    runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
+    runtime: RuntimeSetting = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
     model_memory_mb: Positive | None = None  # MiB of loaded models; beyond it the least recently used are evicted
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"

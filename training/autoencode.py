@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models import checkpoint
 from models.card import Metric, ModelCard, Training
 from models.denoiser import DenoiserConfig
-from models.generative import ReconstructPart, with_label_planes
+from models.generative import ReconstructionSubmodel, with_label_planes
 from models.registry import build
 from models.vae import VAEConfig
 from training.core.errors import TrainingError
@@ -135,7 +135,7 @@ class Autoencoding:
     @torch.inference_mode()
     def _judge(self, network: nn.Module, pictures: Pictures, rows: data.Indices, sigma: float) -> Tensor:
         """PSNR, and of a VAE the ELBO by one sample and the KL: [len(rows), 1 or 3]."""
-        restore = network if self._blind else ReconstructPart(network)
+        restore = network if self._blind else ReconstructionSubmodel(network)
         columns = []
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             chosen = rows[first : first + _ROWS_AT_ONCE]

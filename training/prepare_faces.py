@@ -46,7 +46,7 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from models import checkpoint
-from models.align import Limits
+from models.align import QualityThresholds
 from models.card import ModelCard, Name
 from models.checkpoint import write_atomically
 from models.detection_scale import Scales
@@ -413,8 +413,8 @@ def prepare_faces(  # noqa: PLR0913  each is a decision of its own
     return summary
 
 
-def read_limits(changes: Sequence[str]) -> Limits:
-    """`Limits` with changes as `side=24` or `pitch=0.2,0.9`.
+def read_limits(changes: Sequence[str]) -> QualityThresholds:
+    """`QualityThresholds` with changes as `side=24` or `pitch=0.2,0.9`.
 
     Raises:
         DataError: no such limit, or not a number (two for `pitch`).
@@ -422,8 +422,8 @@ def read_limits(changes: Sequence[str]) -> Limits:
     values: dict[str, float | tuple[float, float]] = {}
     for change in changes:
         name, _, text = change.partition("=")
-        if name not in {limit.name for limit in fields(Limits)}:
-            raise DataError(f"{change!r}: there are {', '.join(limit.name for limit in fields(Limits))}")
+        if name not in {limit.name for limit in fields(QualityThresholds)}:
+            raise DataError(f"{change!r}: there are {', '.join(limit.name for limit in fields(QualityThresholds))}")
         try:
             numbers = tuple(float(number) for number in text.split(","))
         except ValueError as error:
@@ -431,7 +431,7 @@ def read_limits(changes: Sequence[str]) -> Limits:
         if len(numbers) != (2 if name == "pitch" else 1):
             raise DataError(f"{change!r}: pitch has two numbers, the others one")
         values[name] = (numbers[0], numbers[1]) if name == "pitch" else numbers[0]
-    return replace(Limits(), **values)  # type: ignore[arg-type]  # as the names and lengths above say
+    return replace(QualityThresholds(), **values)  # type: ignore[arg-type]  # as the names and lengths above say
 
 
 @cli.command()

@@ -21,8 +21,8 @@ from typing import Literal, get_args
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
-from index.embedded.audit.log import Audit
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.log import AuditLog
 from index.embedded.store.atomic_files import make_folder
 from index.embedded.store.ledger import Ledger, Watcher
 from index.embedded.store.migrations import AUDITED
@@ -138,7 +138,7 @@ class ApiKeys:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            audit.note(db, Act("create_key", now, of=key.id))
+            audit.record(db, AuditEvent("create_key", now, of=key.id))
 
         self._write(write)
         return key, secret
@@ -158,16 +158,16 @@ class ApiKeys:
             if row[0] is not None:
                 raise ConflictError(f"the key {key} is revoked already")
             db.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (now, key))
-            audit.note(db, Act("revoke_key", now, of=key))
+            audit.record(db, AuditEvent("revoke_key", now, of=key))
 
         self._write(write)
 
     def note_reload(self, version: str | None, actor: str | None) -> None:
         """Log in the audit log that `version` of a model is now served; None: that the model was removed."""
-        self._write(partial(audit.note, act=Act("reload", self._clock(), actor, of=version)))
+        self._write(partial(audit.record, event=AuditEvent("reload", self._clock(), actor, of=version)))
 
     @property
-    def audit(self) -> Audit:
+    def audit(self) -> AuditLog:
         """The audit log of changes to keys and models."""
         return self._opened().audit
 
@@ -183,7 +183,9 @@ class ApiKeys:
                 with ExitStack() as on_error:
                     ledger = Ledger(self._file, steps=STEPS)
                     on_error.callback(ledger.close)
-                    log = Audit(self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get)
+                    log = AuditLog(
+                        self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get
+                    )
                     log.flush(recover=True)
                     self._store = _OpenStore(ledger, ledger.watcher(), log)
                     on_error.pop_all()
@@ -194,7 +196,7 @@ class ApiKeys:
 class _OpenStore:
     ledger: Ledger
     watcher: Watcher
-    audit: Audit
+    audit: AuditLog
 
 
 _ALL = (

@@ -112,7 +112,7 @@ def import_model(
 
     folder = read_settings().weights
     try:
-        card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
+        card = import_weights(source, folder, file, report=partial(typer.echo, err=True))
     except ImportWeightsError as error:
         fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")

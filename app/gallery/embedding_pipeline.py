@@ -24,8 +24,8 @@ from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, Rejec
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Inference
 from index import errors as index_errors
-from index.embedded.store.ledger import Change
-from index.embedded.store.records import Collection, NewFace, Receipt
+from index.protocol import PlannedChange
+from index.types import Collection, NewFace, Receipt
 from models import align, detection_scale
 from models.detection_scale import Scales
 
@@ -118,7 +118,7 @@ class Pipeline:
         with _translated():
             return await self.engine.worked(step)
 
-    async def commit(self, change: Change[T], answer: Callable[[T], U]) -> U:
+    async def commit(self, change: PlannedChange[T], answer: Callable[[T], U]) -> U:
         """Commit the change and return `answer` of its result. No thread waits for the disk.
 
         The answer is made and serialised before the commit: where that fails, nothing is changed.

@@ -23,8 +23,16 @@ from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
 from app.inference.loaded_model import LoadedModel
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats
-from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
+from index.embedded.tasks.reembedding import (
+    FIRST,
+    LEASE_S,
+    PendingCrop,
+    Reembedding,
+    ReembeddingProgress,
+    Reembeddings,
+    ReembeddingWorker,
+)
+from index.types import Floats
 
 log = structlog.get_logger()
 
@@ -41,7 +49,7 @@ class Reembedder:
         self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
         self._reembeddings = Reembeddings(gallery)
-        self._worker = Worker(gallery)
+        self._worker = ReembeddingWorker(gallery)
         self._asked = asyncio.Event()
 
     async def begin(self, collection: str, asked: NewEmbedder, actor: str | None) -> ReembeddingInfo:
@@ -149,7 +157,7 @@ class Reembedder:
                 await self._work(partial(self._worker.block, one, problem))
                 return True
 
-    async def _vectors(self, model: LoadedModel, items: Sequence[Pending]) -> dict[int, Floats]:
+    async def _vectors(self, model: LoadedModel, items: Sequence[PendingCrop]) -> dict[int, Floats]:
         """Of each crop that can be read, by the item's id; those that failed for a passing reason come again.
 
         Raises:
@@ -157,7 +165,7 @@ class Reembedder:
         """
         passing = 0
 
-        async def one(item: Pending) -> Floats | None:
+        async def one(item: PendingCrop) -> Floats | None:
             nonlocal passing
             try:
                 vector = await self._pipeline.of_crop(model, item.crop, Timings())
@@ -175,7 +183,7 @@ class Reembedder:
         return {item.id: vector for item, vector in zip(items, found, strict=True) if vector is not None}
 
 
-def _described(found: Progress, *, able: bool) -> ReembeddingInfo:
+def _described(found: ReembeddingProgress, *, able: bool) -> ReembeddingInfo:
     one, state, problem = found.reembedding, found.state, found.reembedding.problem
     if not able and state != "running":
         state = "blocked"

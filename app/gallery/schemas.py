@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from app.faces.schemas import DetectedFace
 from app.schemas import Failed, OperatingPoint, Schema
-from index.validation import check_moment, check_object, read_moment
+from index.validation import check_object, check_timestamp, read_timestamp
 from models.align import Reason
 
 # Of names in paths: no slashes, no controls.
@@ -62,7 +62,7 @@ def _first_invalid(sent: str) -> str:
 # What a caller names things by. In the ledger it is in Unicode form C (index/unicode_forms.py).
 Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MOST_CHARACTERS}}}$"), WrapValidator(_explained)]
 
-moment = read_moment
+moment = read_timestamp
 
 
 def _no_number(value: object) -> object:
@@ -78,7 +78,7 @@ def _universal(sent: datetime) -> datetime:
         universal = sent.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("expected a time in UTC's years 1 to 9999") from error
-    check_moment(universal.timestamp(), "it")
+    check_timestamp(universal.timestamp(), "it")
     return universal
 
 

@@ -31,12 +31,9 @@ from app.gallery.schemas import (
 from app.images.uploads import Images
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
-from index.embedded.query.metadata_filter import Where
-from index.embedded.query.search import compare, search
-from index.embedded.store.records import Collection
-from index.protocol import Match
+from index.embedded.query.search import compare, search, search_scope
+from index.types import Match
 from models.matching import Matching
 
 
@@ -62,11 +59,12 @@ class Recognition:
     async def _searched(
         self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
     ) -> SearchResponse:
-        found = await self._ask(lambda: self._gallery.collection(params.collection))
+        where = params.chosen
+        scope = await self._ask(lambda: search_scope(self._gallery, params.collection, where))
+        found, usage = scope.collection, scope.usage
         sight = await self._pipeline.model(found)
         model = sight.model
-        usage = await self._ask(lambda: self._gallery.usage(params.collection))
-        chosen = await self._ask(lambda: self._count(found, where)) if (where := params.chosen) else None
+        chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
         searched = chosen or usage
         comparisons = searched.faces if params.fusion == "best" else searched.subjects
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
@@ -230,11 +228,6 @@ class Recognition:
         return await self._pipeline.commit(
             self._feedback.remove.planned(collection, key, token, actor=actor), described
         )
-
-    def _count(self, found: Collection, where: Where) -> Chosen:
-        with self._gallery.ledger.snapshot() as db:
-            subjects, faces = metadata_filter.counts(db, found.id, where)
-        return Chosen(subjects=subjects, faces=faces)
 
     async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
         """The most prominent face of the only picture.

@@ -33,9 +33,9 @@ from app.gallery.search import Recognition
 from app.images.uploads import Images
 from app.inference.predictor import Inference
 from app.schemas import Failed
+from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.id_normalisation import count_clashes
-from index.embedded.store.records import Collection, CountedSubject, Face
+from index.types import Collection, CountedSubject, Face
 
 log = structlog.get_logger()
 

@@ -134,7 +134,7 @@ def _scans(image: Image.Image, data: bytes) -> int:
 def load(image: Image.Image, data: bytes, enough: int | None, *, keep_alpha: bool = False) -> Image.Image:
     """Decode the picture that `open_image` made of `data`. See `decode`."""
     try:
-        image = image_decoder.with_end(image, data)
+        image = image_decoder.with_end_marker(image, data)
         if enough is not None:
             _reduce(image, enough)
         return image_decoder.load(image, keep_alpha=keep_alpha)

@@ -25,7 +25,7 @@ from models import checkpoint, detector, runtime
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.runtime import Runtime
-from models.runtime_selection import Choice, Kind, Prepare
+from models.runtime_selection import OutputKind, PrepareImage, RuntimeSelector
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Prepared:
     card: ModelCard
     part: Part
     runtime: Runtime
-    choice: Choice | None
+    choice: RuntimeSelector | None
 
 
 def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Prepared:
@@ -62,19 +62,19 @@ def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Pr
     network = part.cut(module)
     choice = _choice(network, card, part, settings)
     ready = fitting(lambda: runtime.prepare(network))
-    return Prepared(card, part, ready, choice if choice and choice.is_open else None)
+    return Prepared(card, part, ready, choice if choice and choice.has_alternatives else None)
 
 
-def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> Choice | None:
+def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> RuntimeSelector | None:
     compared = _compared(card, part)
     if compared is None:
         return None
     kind, prepare, shape = compared
     key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
-    return Choice(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
+    return RuntimeSelector(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
 
 
-def _compared(card: ModelCard, part: Part) -> tuple[Kind, Prepare, tuple[int, ...]] | None:
+def _compared(card: ModelCard, part: Part) -> tuple[OutputKind, PrepareImage, tuple[int, ...]] | None:
     """What answers to photos are, how photos are shown, and their (largest) shape; None: torch serves in any case."""
     preprocess = card.preprocess
     match card.task, part.name:

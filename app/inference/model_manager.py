@@ -27,7 +27,7 @@ from app.settings import Settings, variable
 from models.card import ModelCard
 from models.registry import Task
 from models.runtime import Runtime
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 
 T = TypeVar("T")
 
@@ -354,7 +354,7 @@ class Engine:
         self._choices.add(choosing)
         choosing.add_done_callback(self._choices.discard)
 
-    async def _choose(self, model: LoadedModel, choice: Choice, reference: Runtime) -> None:
+    async def _choose(self, model: LoadedModel, choice: RuntimeSelector, reference: Runtime) -> None:
         """Let the fastest runtime that agrees with torch answer for the model, which is served meanwhile."""
 
         def turn(work: Callable[[], T]) -> T:
@@ -366,7 +366,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         try:
             runtime, verdict = await loop.run_in_executor(
-                self._choose_thread, choice.made, reference, self._settings.probes, turn
+                self._choose_thread, choice.select, reference, self._settings.probes, turn
             )
         except _Abandoned:
             return

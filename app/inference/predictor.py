@@ -188,7 +188,7 @@ class Inference:
         # What is small and is made large would keep the event loop busy, too.
         picture = decode_if_quick(data, self._limits) if math.prod(preprocess.size) <= FEW_PIXELS else None
         if picture is None:
-            return await self.decoded(data, preprocess.pixels, timings, preprocess.enough)
+            return await self.decoded(data, preprocess.pixels, timings, preprocess.max_useful_side)
         pixels = preprocess.pixels(picture)
         timings.record("decode", time.perf_counter() - started)
         return pixels

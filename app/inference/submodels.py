@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from models.card import ModelCard
-from models.generative import DecoderPart, Decodes, EncoderPart, Encodes, ReconstructPart
+from models.generative import DecoderSubmodel, EncoderSubmodel, ReconstructionSubmodel, SupportsDecode, SupportsEncode
 from models.registry import configure
 
 # Samples go through a decoder so many at once, never fewer, on one thread: kernels differ from batch size to batch
@@ -69,11 +69,11 @@ def _whole(network: nn.Module) -> nn.Module:
 WHOLE = Part("", _whole, _picture)
 # Of a classifier: what it sees in a picture, without its classes.
 FEATURES = Part("features", lambda network: network.get_submodule("features"), _picture)
-DECODER = Part("decoder", DecoderPart, _latent, (Decodes,), DECODER_ROWS, exact=True)
+DECODER = Part("decoder", DecoderSubmodel, _latent, (SupportsDecode,), DECODER_ROWS, exact=True)
 # These run picture by picture, so that a picture's answer is the same in any company, and a large picture lets others
 # in between its tiles.
-ENCODER = Part("encoder", EncoderPart, _labelled_picture, (Encodes,), 1)
-RECONSTRUCTOR = Part("reconstructor", ReconstructPart, _labelled_picture, (Encodes, Decodes), 1)
+ENCODER = Part("encoder", EncoderSubmodel, _labelled_picture, (SupportsEncode,), 1)
+RECONSTRUCTOR = Part("reconstructor", ReconstructionSubmodel, _labelled_picture, (SupportsEncode, SupportsDecode), 1)
 DENOISER = Part("denoiser", _whole, _smallest_picture, rows=1)
 
 

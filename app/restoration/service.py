@@ -103,7 +103,7 @@ class _Sent:
         """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
         if self.alpha is None:
             return pixels
-        seen = image_decoder.on_white(encoding.image(self.with_alpha(pixels)).convert("RGBA"))
+        seen = image_decoder.composite_on_white(encoding.image(self.with_alpha(pixels)).convert("RGBA"))
         return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
 
     def with_alpha(self, pixels: Pixels) -> Pixels:
@@ -169,7 +169,7 @@ class Restoration:
 
         async def made(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
             item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
+                data, lambda image: planes(index, image), timings, card.preprocess.max_useful_side
             )
             (drawn,) = await self._inference.run(model, [item], timings, room=self._tiles)
             return await self._engine.decoded(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
@@ -195,7 +195,7 @@ class Restoration:
 
         async def one(index: int, data: bytes) -> Encoded:
             item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
+                data, lambda image: planes(index, image), timings, card.preprocess.max_useful_side
             )
             (latent,) = await self._inference.run(model, [item], timings, room=self._tiles)
             return Encoded(index=index, latent=latent.tolist())

@@ -11,7 +11,7 @@ from torch import nn
 
 from app.settings import PROJECT
 from models import checkpoint
-from models.generative import Decodes, Encodes
+from models.generative import SupportsDecode, SupportsEncode
 from models.preprocess import Preprocess
 from models.registry import build, configure, lookup
 
@@ -69,11 +69,11 @@ def _fill_statistics(network: nn.Module) -> None:
     network.train()
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = 0.9
-    if isinstance(network, Encodes):
+    if isinstance(network, SupportsEncode):
         config = network.config
         pictures = torch.rand(64, config.in_channels, config.image_size, config.image_size)
         network.embed(pictures, torch.zeros(64, config.num_classes))
-    if isinstance(network, Decodes):
+    if isinstance(network, SupportsDecode):
         config = network.config
         for _ in range(3):
             network.decode(torch.randn(64, config.latent), torch.zeros(64, config.num_classes))

@@ -1,4 +1,4 @@
-"""Faces to enrol, and what a folder holds of them."""
+"""Test data for galleries: faces to enrol, a clock, and the content of a folder."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from pathlib import Path
 import numpy as np
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Face, Floats, NewFace
+from index.types import Face, Floats, NewFace
+
+
+class Clock:
+    """A clock that stands still unless a test changes `now`."""
+
+    def __init__(self, now: float = 1_000_000.0):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def vectors(count: int, dimensions: int = 4, seed: int = 0) -> Floats:
-    """Of length 1, no two alike."""
-    made = np.random.default_rng(seed).normal(size=(count, dimensions))
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+    """Return different vectors of length 1, [count, dimensions]."""
+    values = np.random.default_rng(seed).normal(size=(count, dimensions))
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
 
 
 def enrol(gallery: EmbeddedGallery, collection: str, count: int, seed: int = 0) -> list[Face]:
-    """`count` faces of five people in turn."""
-    found = gallery.collection(collection)
-    faces = [NewFace(f"p{i % 5}", vector) for i, vector in enumerate(vectors(count, found.dimensions, seed))]
-    return gallery.enrol(collection, faces, found.fingerprint)
+    """Enrol `count` faces, of the subjects p0 to p4 in turn."""
+    target = gallery.collection(collection)
+    faces = [NewFace(f"p{i % 5}", vector) for i, vector in enumerate(vectors(count, target.dimensions, seed))]
+    return gallery.enrol(collection, faces, target.fingerprint)
 
 
 def folder_bytes(folder: Path) -> bytes:
-    """Every file's name and content."""
+    """Return the names and contents of all files, concatenated."""
     return b"".join(path.name.encode() + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())

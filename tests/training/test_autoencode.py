@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.card import ModelCard
-from models.generative import ReconstructPart
+from models.generative import ReconstructionSubmodel
 from models.vae import VAE
 from tests.training.conftest import CLASSES, png, strokes, write_parquet
 from training import autoencode
@@ -104,7 +104,7 @@ def test_an_autoencoder_becomes_a_served_model(workshop: Path) -> None:
     assert AutoencodeRecipe.model_validate(card.training.recipe) == recipe
     clean = pictures.clean(pictures.held_out)
     with torch.inference_mode():
-        answer = ReconstructPart(module)(clean)
+        answer = ReconstructionSubmodel(module)(clean)
     assert figures == {"psnr": pytest.approx(psnr(answer, clean), abs=1e-3)}
     mean = clean.mean(dim=0, keepdim=True).expand_as(clean)
     assert figures["psnr"] > psnr(mean, clean) + 0.5  # it has learnt more than the mean picture

@@ -27,7 +27,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models import checkpoint
-from models.align import Limits
+from models.align import QualityThresholds
 from models.detection_scale import Scales
 from models.detector import CenterFaceDetector, Face
 from models.preprocess import Preprocess
@@ -331,7 +331,10 @@ def test_each_photo_is_judged_by_itself(album: Path) -> None:
 
 def test_limits_decide_what_is_good_enough(album: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png")]
-    strict, lenient = (Examiner(replace(OPTIONS, limits=limits)) for limits in (Limits(side=150), Limits(brightness=1)))
+    strict, lenient = (
+        Examiner(replace(OPTIONS, limits=limits))
+        for limits in (QualityThresholds(side=150), QualityThresholds(brightness=1))
+    )
     assert [one.reasons for one in strict(album, photos)] == [
         "SMALL_BOUNDING_BOX",
         "SMALL_BOUNDING_BOX LOW_BRIGHTNESS",
@@ -398,12 +401,12 @@ def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], Limits()),
-        (["side=24", "yaw=1"], Limits(side=24.0, yaw=1.0)),
-        (["pitch=0.2,0.9"], Limits(pitch=(0.2, 0.9))),
+        ([], QualityThresholds()),
+        (["side=24", "yaw=1"], QualityThresholds(side=24.0, yaw=1.0)),
+        (["pitch=0.2,0.9"], QualityThresholds(pitch=(0.2, 0.9))),
     ],
 )
-def test_limits_are_read(changes: list[str], expected: Limits) -> None:
+def test_limits_are_read(changes: list[str], expected: QualityThresholds) -> None:
     assert read_limits(changes) == expected
 
 
@@ -582,7 +585,7 @@ def test_what_is_done_is_not_done_again(
 def test_parts_of_other_options_are_not_taken_for_these(album: Path, folders: Path, small_parts: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare_faces.prepare_faces(album, "people", OPTIONS)
-    lenient = replace(OPTIONS, limits=Limits(brightness=1))
+    lenient = replace(OPTIONS, limits=QualityThresholds(brightness=1))
     with pytest.raises(DataError, match="parts of other photos, options or versions"):
         prepare_faces.prepare_faces(album, "people", lenient)
     os.utime(album / "hopper/0.png", (1, 1))

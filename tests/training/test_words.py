@@ -14,7 +14,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
-from models.name_encoder import VARIANTS, WordEncoder, bare, fold
+from models.name_encoder import VARIANTS, WordEncoder, fold, letters_only
 from training import evaluate, words
 from training.core.errors import DatasetNotFoundError, RecipeError
 from training.core.run_folder import Run
@@ -73,7 +73,7 @@ def train(*options: str) -> Result:
 def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path) -> None:
     names = read_names(recipe().data, seed=1)
     splits = (names.train, names.made, names.calibrate, names.test)
-    letters = [bare(name) for split in splits for name in split]
+    letters = [letters_only(name) for split in splits for name in split]
     assert len(letters) == len(set(letters))
     people = {fold(person) for person in PEOPLE}
     assert people < set(names.test)
@@ -93,7 +93,7 @@ def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path
 def test_names_are_made_of_two_people_and_none_is_a_known_one() -> None:
     people = ["ada lovelace", "jean-luc ponty", "hypatia"]
     expected = {"ada ponty", "jean-luc lovelace"}
-    assert set(recombine(people, 50, {bare(name) for name in people}, seed=1)) == expected
+    assert set(recombine(people, 50, {letters_only(name) for name in people}, seed=1)) == expected
     assert len(recombine(people, 1, set(), seed=1)) == 1
     assert recombine(people, 0, set(), seed=1) == recombine(["hypatia"], 5, set(), seed=1) == ()
 

@@ -156,7 +156,7 @@ def why_no_picture(path: Path) -> str | None:
     """Why this is not the path of a picture; None where it is, though a damaged one perhaps."""
     if not path.is_file():  # a pipe would be waited for
         return "a broken link" if path.is_symlink() and not path.exists() else "not a file"
-    if path.suffix.lower() in IMAGE_SUFFIXES or image_decoder.is_picture(path):
+    if path.suffix.lower() in IMAGE_SUFFIXES or image_decoder.is_image(path):
         return None
     return f"none of {', '.join(image_decoder.FILE_FORMATS)}"
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.name_encoder import bare
+from models.name_encoder import letters_only
 
 Kind = Callable[[str], list[str]]
 
@@ -42,7 +42,7 @@ def _stray(name: str) -> list[str]:
 
 def _drop(name: str) -> list[str]:
     shorter = (name[:i] + name[i + 1 :] for i, letter in enumerate(name) if letter.isalpha())
-    return [spelling for spelling in shorter if bare(spelling)]
+    return [spelling for spelling in shorter if letters_only(spelling)]
 
 
 def _double(name: str) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.name_encoder import UNKNOWN, bare, fold
+from models.name_encoder import UNKNOWN, fold, letters_only
 from training.core.errors import DataError, DatasetNotFoundError
 from training.core.seeds import derive
 from training.datasets import images as data
@@ -43,13 +43,13 @@ def read_names(section: WordsDataSection, seed: int) -> Names:
         DataError, DatasetNotFoundError: a source that is missing or holds no names, or a split without any.
     """
     held_out = _distinct(_people(section.test), set())
-    others = _distinct([*_authors(), *_identities(section.identities)], {bare(name) for name in held_out})
+    others = _distinct([*_authors(), *_identities(section.identities)], {letters_only(name) for name in held_out})
     parts = {
         split: tuple(name for name in others if split_of(name) == split) for split in ("train", "calibrate", "test")
     }
     if not all(parts.values()):
         raise DataError(f"{len(others)} names are too few for three splits")
-    known = {bare(name) for name in (*held_out, *others)}
+    known = {letters_only(name) for name in (*held_out, *others)}
     made = recombine(parts["train"], section.names - len(parts["train"]), known, derive(seed, "made"))
     return Names(parts["train"], made, parts["calibrate"], held_out + parts["test"])
 
@@ -57,7 +57,7 @@ def read_names(section: WordsDataSection, seed: int) -> Names:
 def _distinct(names: Iterable[str], known: set[str]) -> tuple[str, ...]:
     """Folded, in order; without those that `known` has or that hold an unknown letter."""
     folded = (fold(name) for name in names)
-    first = {bare(name): name for name in sorted(folded) if UNKNOWN not in name}
+    first = {letters_only(name): name for name in sorted(folded) if UNKNOWN not in name}
     return tuple(sorted(name for letters, name in first.items() if letters and letters not in known))
 
 
@@ -94,8 +94,8 @@ def recombine(names: Sequence[str], count: int, known: set[str], seed: int) -> t
     made: dict[str, str] = {}
     for first, last in random.integers(len(parted), size=(4 * count, 2)):
         name = f"{parted[first][0]} {parted[last][2]}"
-        if bare(name) not in known:
-            made[bare(name)] = name
+        if letters_only(name) not in known:
+            made[letters_only(name)] = name
         if len(made) == count:
             break
     return tuple(made.values())

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
-from models.generative import Decodes, latents
+from models.generative import SupportsDecode, latents
 from models.preprocess import Preprocess
 from models.vae import VAE
 from training.core.errors import DataError
@@ -180,7 +180,7 @@ def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, he
 
 def _load(folder: Path, extractor: Extractor) -> tuple[nn.Module, ModelCard]:
     network, card = checkpoint.load(folder)
-    if not isinstance(network, Decodes):
+    if not isinstance(network, SupportsDecode):
         raise DataError(f"{folder}: a network to {card.task} draws no pictures from nothing")
     if card.classes and card.classes != extractor.card.classes:
         raise DataError(f"{card.name} draws {card.classes}, {extractor.card.name} knows {extractor.card.classes}")
@@ -227,7 +227,7 @@ def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Ten
 
 @torch.inference_mode()
 def _drawn(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None) -> Iterator[Pixels]:
-    assert isinstance(network, Decodes)  # noqa: S101  as `_load` made sure
+    assert isinstance(network, SupportsDecode)  # noqa: S101  as `_load` made sure
     for first in range(0, count, _ROWS_AT_ONCE):
         places = range(first, min(first + _ROWS_AT_ONCE, count))
         noise = torch.stack([latents(seed, place, network.config.latent) for place in places])

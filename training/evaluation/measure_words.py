@@ -13,7 +13,7 @@ from rapidfuzz.process import cdist
 from torch import nn
 from tqdm import tqdm
 
-from models.name_encoder import VARIANTS, WordEncoder, bare
+from models.name_encoder import VARIANTS, WordEncoder, letters_only
 from training.core.run_folder import Run
 from training.core.seeds import derive
 from training.datasets.misspellings import KINDS, ORDER, misspell
@@ -179,7 +179,7 @@ def evaluate_run(run: Run, relatives: int, most: int) -> tuple[list[Hits], int]:
     network = WordEncoder(VARIANTS[recipe.model.architecture])
     network.load_state_dict(run.load_best()["networks"]["encoder"])
     real = names.test + names.calibrate + names.train
-    made = recombine(real, relatives, {bare(name) for name in real}, derive(recipe.seed, "relatives"))
+    made = recombine(real, relatives, {letters_only(name) for name in real}, derive(recipe.seed, "relatives"))
     gallery = real + made
     order = np.random.default_rng(derive(recipe.seed, "tested")).permutation(len(names.test))
     tested = np.sort(order[: most or None])

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models import checkpoint, detection_scale, image_decoder
-from models.align import Limits, align, measure, reasons
+from models.align import QualityThresholds, align, measure, reasons
 from models.card import ModelCard
 from models.detection_scale import Scales
 from models.detector import Detections, Face, Pixels, decode
@@ -48,7 +48,7 @@ class Options:
 
     detector: Path = Path("weights/centerface")
     choose: Choice = "largest"
-    limits: Limits = field(default_factory=Limits)
+    limits: QualityThresholds = field(default_factory=QualityThresholds)
     embedder: Path | None = None
     scales: Scales = "min-face"
 

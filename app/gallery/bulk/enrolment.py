@@ -19,11 +19,11 @@ from app.gallery.bulk.upload import Upload, refused
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
-from index.embedded.store.records import NewFace
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.store.job_records import LEASE_S
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
-from index.validation import check_future, unit_vectors
+from index.types import Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
+from index.validation import check_future, check_item, unit_vectors
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ class BulkJobs:
         self._pipeline = pipeline
         self._ask, self._work = pipeline.ask, pipeline.work
         self._gallery = gallery
-        self._jobs = Jobs(gallery)
-        self._worker = Worker(gallery)
+        self._jobs = JobQueue(gallery)
+        self._worker = BulkEnrolmentWorker(gallery)
         self._sent = asyncio.Event()
         self._postponed = Postponed()
 
@@ -212,7 +212,7 @@ class BulkJobs:
                 # The collection was embedded anew meanwhile: the pictures are looked at once more.
         await self._work(lambda: self._worker.finish(job, "done"))
 
-    async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[Found], str]:
+    async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
         """What is in the pictures, and the fingerprint of what saw it.
 
         Raises:
@@ -222,7 +222,7 @@ class BulkJobs:
         sight = await self._pipeline.model(collection)
         params = EnrolParams(max_faces=job.settings["max_faces"], quality_gate=job.settings["quality_gate"])
 
-        async def one(item: Item) -> Found | None:
+        async def one(item: Item) -> ProcessedItem | None:
             try:
                 self._check(item)
                 seen = await self._pipeline.seen(sight, item.data, Timings())
@@ -231,30 +231,32 @@ class BulkJobs:
             except TRANSIENT:
                 return None
             except VestibuleError as error:
-                return Found(item, refused(item.number, error))
+                return ProcessedItem(item, refused(item.number, error))
             except Exception:
                 log.exception("bulk_item_failed", job=job.token, index=item.number)
-                return Found(item, refused(item.number, VestibuleError()))
+                return ProcessedItem(item, refused(item.number, VestibuleError()))
             good, rejected = gated(item.number, seen, params)
             reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
             faces = await self._pipeline.new_faces(item.subject, good, keep_crops=keeps_crops(collection))
-            return Found(item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces)
+            return ProcessedItem(
+                item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces
+            )
 
         found = [answer for answer in await asyncio.gather(*map(one, items)) if answer is not None]
         if not found:
             raise NotReady("no picture of the job could be looked at")
         return found, collection.fingerprint
 
-    def _given(self, item: Item, dimensions: int) -> Found:
+    def _given(self, item: Item, dimensions: int) -> ProcessedItem:
         """Of a vector that was sent."""
         try:
             self._check(item)
             (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
         except VestibuleError as error:
-            return Found(item, refused(item.number, error))
+            return ProcessedItem(item, refused(item.number, error))
         except ValueError as error:  # an InvalidError, or a number of bytes that no vector has
-            return Found(item, refused(item.number, Unprocessable(str(error))))
-        return Found(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
+            return ProcessedItem(item, refused(item.number, Unprocessable(str(error))))
+        return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
 
     def _check(self, item: Item) -> None:
         """Refuse now what was accepted by an older version, or has expired while it waited.
@@ -278,7 +280,7 @@ class BulkJobs:
             created_at=moment(job.created_at),
             finished_at=None if job.finished_at is None else moment(job.finished_at),
             total=sum(counts.values()),
-            items={status: counts.get(status, 0) for status in get_args(Status)},
+            items={status: counts.get(status, 0) for status in get_args(ItemStatus)},
         )
 
 

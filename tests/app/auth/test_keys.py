@@ -110,7 +110,7 @@ def test_changes_are_in_an_audit_log(keys: ApiKeys, clock: Clock) -> None:
     keys.note_reload(None, None)
     keys.revoke(key.id)
     entries, _ = keys.audit.read()
-    acts = [(entry.act.action, entry.act.of, entry.act.actor) for entry in entries]
+    acts = [(entry.event.action, entry.event.of, entry.event.actor) for entry in entries]
     assert sorted(acts, key=str) == sorted(
         [
             ("create_key", key.id, None),

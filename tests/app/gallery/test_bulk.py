@@ -21,8 +21,8 @@ from app.errors import Conflict, NotReady, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference.model_manager import Engine
-from index.embedded.store.records import Floats
-from index.embedded.tasks.bulk_enrolment import Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker
+from index.types import Floats
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
 
@@ -240,14 +240,14 @@ def test_a_job_fails_where_the_models_are_others_than_the_collections(
 
 def test_an_error_of_the_ledger_costs_nothing(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[Exception] = [apsw.BusyError("locked"), OSError("no space")]
-    enrol = Worker.enrol
+    enrol = BulkEnrolmentWorker.enrol
 
-    def sometimes(self: Worker, *given: Any) -> bool:
+    def sometimes(self: BulkEnrolmentWorker, *given: Any) -> bool:
         if failures:
             raise failures.pop()
         return enrol(self, *given)
 
-    monkeypatch.setattr(Worker, "enrol", sometimes)
+    monkeypatch.setattr(BulkEnrolmentWorker, "enrol", sometimes)
     sent = lines({"subject_id": "a", "vector": [1.0] * 32})
     assert finished(gallery, send(gallery, sent, LINES, **fingerprint(gallery)))["state"] == "done"
     assert failures == []
@@ -406,7 +406,7 @@ def test_a_job_of_which_every_item_failed_has_failed(gallery: TestClient) -> Non
     bad = zipped({"a/1.png": b"no picture", "b/1.png": b"nor this"})
     for sent, headers in ((bad, ZIP), (lines({"subject_id": "x"}), LINES)):
         done = finished(gallery, send(gallery, sent, headers))
-        assert (done["state"], done["problem"]) == ("failed", "every item failed; its own problem says why")
+        assert (done["state"], done["problem"]) == ("failed", "all items failed; see the problem of each item")
         assert done["items"]["failed"] == done["total"]
     mixed = zipped({"a/1.png": b"no picture", "eileen/1.png": encode(photo("astronaut"))})
     assert finished(gallery, send(gallery, mixed, ZIP))["state"] == "done"

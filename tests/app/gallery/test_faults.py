@@ -23,9 +23,10 @@ from app.auth.keys import FOLDER, ApiKeys
 from app.gallery.bulk import enrolment
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.admin.verify import faults
-from index.embedded.audit.log import Audit
+from index.embedded.admin.verify import find_faults
+from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import subject_records
 from index.validation import MAX_DEPTH
 from tests.app.embedder import random_embedder
 from tests.app.threaded import serving_here
@@ -134,7 +135,7 @@ def test_a_tiny_vector_does_not_match_everybody(client: TestClient) -> None:
     ((face,),) = (item["faces"] for item in answer["data"])
     assert all(0 <= candidate["distance"] <= 2 for candidate in face["candidates"])
     gallery = gallery_of(client)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     direction = np.array([[1.6] + 31 * [1.5]], np.float32)
     assert gallery.search("doors", direction)[0][0].similarity == pytest.approx(1, abs=1e-6)
 
@@ -190,7 +191,7 @@ def test_an_answer_that_cannot_be_serialised_undoes_the_change(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("index.embedded.gallery.records.upsert_subject", spoiled)
+        patched.setattr("index.embedded.gallery.subject_records.upsert", spoiled)
         assert client.put(SUBJECT, json={}).status_code == 500
     assert client.get(SUBJECT).status_code == 404
     assert client.put(SUBJECT, json={}).status_code == 200
@@ -200,9 +201,7 @@ def spoiled(*given: Any, **named: Any) -> Any:
     """Store the subject, but say that its metadata is what no answer can hold."""
     from dataclasses import replace
 
-    from index.embedded.store.records import upsert_subject
-
-    return replace(upsert_subject(*given, **named), metadata={"a": float("nan")})
+    return replace(subject_records.upsert(*given, **named), metadata={"a": float("nan")})
 
 
 def test_rows_of_older_versions_do_not_keep_others_from_being_listed(client: TestClient) -> None:
@@ -317,11 +316,11 @@ def _walk(client: TestClient, keys: ApiKeys, actor: str) -> None:
             if operation.endswith("/reload"):
                 changed = json.loads(card.read_text()) | {"description": "another"}
                 card.write_text(json.dumps(changed))
-            log: Audit = keys.audit if operation.endswith("/reload") else gallery.audit
+            log: AuditLog = keys.audit if operation.endswith("/reload") else gallery.audit
             before = len(log.read(limit=10_000)[0])
             answer = request()
             assert answer.status_code < 300, (operation, answer.text)
-            new = [entry.act for entry in log.read(limit=10_000)[0][before:]]
+            new = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert actor in {act.actor for act in new}, operation
 
 
@@ -340,7 +339,7 @@ def test_faces_of_a_bulk_job_are_its_senders(client: TestClient) -> None:
     assert [one["status"] for one in send(client, {"subject_id": "b", "vector": [1.0] * 32})] == ["enrolled"]
     job = client.app.state.galleries.jobs._jobs.begin("doors", {}, actor="key-9")  # type: ignore[attr-defined]
     jobs = client.app.state.galleries.jobs._jobs  # type: ignore[attr-defined]
-    from index.embedded.store.job_records import Item
+    from index.types import Item
 
     fingerprint = client.get("/collections/doors").json()["fingerprint"]
     gallery.ledger.write(
@@ -349,7 +348,7 @@ def test_faces_of_a_bulk_job_are_its_senders(client: TestClient) -> None:
     jobs.append(job, [Item(0, "c", "vector", np.ones(32, "<f4").tobytes())])
     jobs.ready(job)
     finished(client, {"id": job.token})
-    acts = [entry.act for entry in gallery.audit.read(limit=10_000)[0]]
+    acts = [entry.event for entry in gallery.audit.read(limit=10_000)[0]]
     assert [(act.action, act.actor) for act in acts[-2:]] == [("submit_job", "key-9"), ("enrol", "key-9")]
 
 
@@ -484,7 +483,7 @@ def test_a_full_disk_answers_507_and_readiness_says_so(client: TestClient) -> No
     finally:
         gallery.ledger.write(lambda db: db.pragma("max_page_count", most[0]))
     assert client.put(SUBJECT, json=fill).json()["name"] == "after"
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.ledger.full_at = None
     assert client.get("/health/ready").json()["status"] == "ready"
 
@@ -512,7 +511,7 @@ def test_a_damaged_row_is_told_by_readiness_log_and_metrics(tmp_path: Path) -> N
             assert client.put(f"/collections/{name}", json={}).status_code == 201
         gallery = gallery_of(client)
         fingerprint = gallery.collection("good").fingerprint
-        from index.embedded.store.records import NewFace
+        from index.types import NewFace
 
         for name in ("good", "damaged"):
             gallery.enrol(

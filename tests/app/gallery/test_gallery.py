@@ -15,11 +15,10 @@ from structlog.testing import capture_logs
 
 from app.auth.keys import FOLDER, ApiKeys
 from app.gallery.open_set import Rule
-from index.embedded.audit.log import Audit
+from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Subject
-from index.protocol import Match
+from index.types import Match, Subject
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo
@@ -301,7 +300,7 @@ def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
     keys = ApiKeys(gallery.app_state["state"] / FOLDER)
     made, secret = keys.create("one", ["infer", "enrol"])
     gallery.headers["authorization"] = f"Bearer {secret}"
-    log: Audit = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]
+    log: AuditLog = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]
     known = len(log.read(limit=1000)[0])
     first, second = (enrol(gallery, "eileen", photo("astronaut"))["indexed"][0]["face_id"] for _ in range(2))
     search(gallery, photo("astronaut"))
@@ -310,7 +309,7 @@ def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
     assert first != second
     assert gallery.delete(f"/collections/doors/faces/{first}").status_code == 200
     assert gallery.delete("/collections/doors/subjects/eileen").status_code == 200
-    done = [entry.act for entry in log.read(limit=1000)[0][known:]]
+    done = [entry.event for entry in log.read(limit=1000)[0][known:]]
     assert sorted(act.action for act in done) == ["enrol", "enrol", "erase", "erase", "search", "search"]
     assert {act.actor for act in done} == {made.id}
     keys.close()

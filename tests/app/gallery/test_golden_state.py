@@ -22,7 +22,7 @@ from app.gallery import reembedding
 from app.gallery.bulk import enrolment
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.audit.log import Head
+from index.embedded.audit.log import LogHead
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from tests.app.conftest import BASE_URL
@@ -252,10 +252,10 @@ def test_keys_open_what_they_opened(tmp_path: Path) -> None:
     known = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
     assert known == stored
     entries, _ = keys.audit.read()
-    heads = [Head(sequence, digest) for sequence, digest, _ in KEYS["entries"]]
-    assert [Head(entry.sequence, entry.hash) for entry in entries] == heads
-    assert [(e.act.action, e.act.of) for e in entries] == [(a["action"], a["of"]) for _, _, a in KEYS["entries"]]
-    assert {entry.act.action for entry in entries} == {"create_key", "revoke_key", "reload"}
+    heads = [LogHead(sequence, digest) for sequence, digest, _ in KEYS["entries"]]
+    assert [LogHead(entry.sequence, entry.hash) for entry in entries] == heads
+    assert [(e.event.action, e.event.of) for e in entries] == [(a["action"], a["of"]) for _, _, a in KEYS["entries"]]
+    assert {entry.event.action for entry in entries} == {"create_key", "revoke_key", "reload"}
     assert keys.audit.verify(heads) is None
     keys.close()
     app = create_app(Settings(state=tmp_path, default_classifier="lenet5-mnist"))

@@ -29,7 +29,7 @@ from app.inference.loaded_model import LoadedModel
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.reembedding import Worker
+from index.embedded.tasks.reembedding import ReembeddingWorker
 from models import checkpoint
 from models.registry import build, configure
 from tests.app.conftest import BASE_URL
@@ -401,7 +401,7 @@ def test_other_weights_of_the_same_name_change_nothing_by_themselves(
             assert refused.status_code == 409
             assert "POST /collections/doors/reembed makes them anew" in refused.json()["detail"]
         assert client.get("/collections/doors").json()["reembedding"] is None
-        patched.setattr(Worker, "claim", lambda *_: False)
+        patched.setattr(ReembeddingWorker, "claim", lambda *_: False)
         assert client.post("/collections/doors/reembed", json={}).status_code == 202
     with service("newest") as client:
         now = told(client, state="blocked")

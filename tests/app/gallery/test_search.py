@@ -9,7 +9,7 @@ import math
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from app.gallery.open_set import SPARE, Decision, Rule, decide_by_steps
 from index.embedded.query.search import search as index_search
-from index.protocol import Match
+from index.types import Match
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
 from tests.app.gallery.test_gallery import match
@@ -377,18 +377,27 @@ def test_a_search_reads_no_more_of_a_group_photo_than_its_answer_needs(
     assert asked == [(len(faces), 2 + SPARE)]
 
 
-def test_faces_are_assigned_to_subjects_off_the_event_loop(
+def test_a_search_reads_the_gallery_once_before_and_once_after_the_embedding(
     gallery: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
+    reads: list[Callable[[], Any]] = []
     decide = Rule.decide
+    recognition = gallery.app.state.galleries.recognition  # type: ignore[attr-defined]
+    ask = recognition._ask
 
     def recorded(self: Rule, faces: Any, *, repeated: bool) -> Any:
         threads.append(threading.current_thread().name)
         return decide(self, faces, repeated=repeated)
 
+    async def counted(question: Callable[[], Any]) -> Any:
+        reads.append(question)
+        return await ask(question)
+
     monkeypatch.setattr(Rule, "decide", recorded)
+    monkeypatch.setattr(recognition, "_ask", counted)
     params = {"collection": "doors"}
     response = gallery.post("/search", params=params, content=encode(side_by_side()), headers=PNG)
     assert len(response.json()["data"][0]["faces"]) == 2
     assert [name.startswith("decode") for name in threads] == [True]
+    assert len(reads) == 3  # the third puts the search into the audit log

@@ -42,7 +42,7 @@ def both(name: str, files: Iterable[bytes], factor: int) -> tuple[Tensor, Tensor
     module, card = classifier(name)
     full, reduced = [], []
     for data in files:
-        whole, small = decode(data, LIMITS), decode(data, LIMITS, card.preprocess.enough)
+        whole, small = decode(data, LIMITS), decode(data, LIMITS, card.preprocess.max_useful_side)
         assert small.size == (whole.width // factor, whole.height // factor)
         full.append(card.preprocess(whole))
         reduced.append(card.preprocess(small))
@@ -60,7 +60,7 @@ def assert_alike(full: Tensor, reduced: Tensor) -> None:
     ("name", "factor"), [("efficientnet-lite0", 2), ("vgg-cifar10", 2), ("vgg-cifar10", 4), ("lenet5-mnist", 2)]
 )
 def test_photos_are_classified_alike(name: str, factor: int) -> None:
-    enough = classifier(name)[1].preprocess.enough
+    enough = classifier(name)[1].preprocess.max_useful_side
     assert enough is not None
     full, reduced = both(name, (enlarged(photo(one), factor * enough, factor) for one in PHOTOS), factor)
     assert_alike(full, reduced)
@@ -69,7 +69,7 @@ def test_photos_are_classified_alike(name: str, factor: int) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "data"), [("vgg-cifar10", "cifar10"), ("lenet5-mnist", "mnist")])
 def test_test_pictures_are_classified_alike(name: str, data: str, datasets: Callable[[str], Path]) -> None:
-    enough = classifier(name)[1].preprocess.enough
+    enough = classifier(name)[1].preprocess.max_useful_side
     assert enough is not None
     pictures = first_pictures(datasets(data) / "test.parquet", 60)
     full, reduced = both(name, (enlarged(one, 2 * enough, 2) for one in pictures), 2)

@@ -27,8 +27,8 @@ from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.registry import build
 from models.runtime import Runtime
-from models.runtime_selection import Choice, Verdict
-from models.timing import Turn
+from models.runtime_selection import RuntimeComparison, RuntimeSelector
+from models.timing import RunWork
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
@@ -115,13 +115,15 @@ def test_torch_serves_until_another_runtime_is_chosen_and_the_switch_loses_nobod
 ) -> None:
     asked, go = threading.Event(), threading.Event()
 
-    def made(choice: Choice, reference: Runtime, pictures: Path, turn: Turn) -> tuple[Runtime, Verdict | None]:
+    def made(
+        choice: RuntimeSelector, reference: Runtime, pictures: Path, turn: RunWork
+    ) -> tuple[Runtime, RuntimeComparison | None]:
         asked.set()
         assert go.wait(10)
         assert turn(lambda: threading.current_thread().name).startswith("compute")
         return Chosen(), None
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
     fast = settings.model_copy(update={"runtime": "auto"})
     picture = torch.zeros(1, 16, 16)
 
@@ -153,7 +155,7 @@ def test_a_choice_that_fails_leaves_torch_serving(settings: Settings, monkeypatc
     def made(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
 
     async def scenario() -> None:
         engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())
@@ -169,13 +171,13 @@ def test_a_choice_that_fails_leaves_torch_serving(settings: Settings, monkeypatc
 def test_a_service_that_stops_chooses_no_more(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[int] = []
 
-    def made(choice: Choice, reference: Runtime, pictures: Path, turn: Turn) -> None:
+    def made(choice: RuntimeSelector, reference: Runtime, pictures: Path, turn: RunWork) -> None:
         for number in range(10_000):
             turn(lambda number=number: turns.append(number))  # type: ignore[misc]
             time.sleep(0.001)
         pytest.fail("it went on to its end")
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
 
     async def scenario() -> None:
         engine = Engine(settings.model_copy(update={"runtime": "auto"}), Metrics())

@@ -13,15 +13,15 @@ from PIL import Image
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from models.runtime_names import Wanted
-from models.runtime_selection import Verdict
+from models.runtime_names import RuntimeSetting
+from models.runtime_selection import RuntimeComparison
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
 PICTURES = ("coffee", "chelsea", "rocket", "astronaut")
 
 
-def client(tmp_path: Path, wanted: Wanted, probes: Path = PROJECT / "examples") -> TestClient:
+def client(tmp_path: Path, wanted: RuntimeSetting, probes: Path = PROJECT / "examples") -> TestClient:
     weights = tmp_path / "weights"
     weights.mkdir(exist_ok=True)
     for name in ("lenet5-mnist", "resnet-cifar10"):
@@ -44,7 +44,7 @@ def settled(service: TestClient, name: str) -> str:
     return runtime
 
 
-def answers(tmp_path: Path, wanted: Wanted) -> tuple[str, list[dict[int, float]], list[float]]:
+def answers(tmp_path: Path, wanted: RuntimeSetting) -> tuple[str, list[dict[int, float]], list[float]]:
     """The runtime's name, each picture's probabilities, and how far one picture's features are from the others'."""
     with client(tmp_path, wanted) as service:
         files = [("file", (f"{name}.png", encode(photo(name)))) for name in PICTURES]
@@ -75,7 +75,7 @@ def test_the_fastest_is_chosen_by_itself(tmp_path: Path) -> None:
     with client(tmp_path, "auto") as service:
         runtime = settled(service, "lenet5-mnist")
     (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
-    assert Verdict.model_validate_json(verdict.read_bytes()).fastest == runtime
+    assert RuntimeComparison.model_validate_json(verdict.read_bytes()).fastest == runtime
 
 
 def test_faces_and_clean_pictures_are_the_same(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_faces_and_clean_pictures_are_the_same(tmp_path: Path) -> None:
     for name in ("centerface", "denoiser-photo"):
         (tmp_path / "weights" / name).symlink_to(PROJECT / "weights" / name)
     found, clean = [], []
-    wanted: Wanted
+    wanted: RuntimeSetting
     for wanted, expected in (("torch", "torch-cpu-float32"), ("openvino-f32", "openvino-cpu-f32")):
         with client(tmp_path, wanted, probes=tmp_path) as service:
             small = encode(photo("astronaut").resize((200, 200)))

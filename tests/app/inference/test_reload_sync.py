@@ -38,8 +38,8 @@ from app.settings import Settings
 from models import checkpoint
 from models.lenet import LeNet1989
 from models.runtime import Runtime, TorchRuntime
-from models.runtime_selection import Choice, Verdict
-from models.timing import Turn
+from models.runtime_selection import RuntimeComparison, RuntimeSelector
+from models.timing import RunWork
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder
 from tests.app.face_pictures import grace_hopper
@@ -307,7 +307,7 @@ def test_a_reload_is_told_and_noted_though_its_client_left(settings: Settings) -
         leaves = asyncio.create_task(services.reload("tiny", "somebody"))
         await asyncio.sleep(0)
         leaves.cancel()
-        await until(lambda: [entry.act.actor for entry in keys.audit.read()[0]] == ["somebody"])
+        await until(lambda: [entry.event.actor for entry in keys.audit.read()[0]] == ["somebody"])
         assert other_worker.news() == ["tiny"]
         await engine.stop()
         keys.close()
@@ -485,14 +485,16 @@ def test_who_has_an_embedder_and_a_detector_goes_on_with_the_two(tmp_path: Path)
 def test_nothing_is_left_of_fifty_models_that_were_reloaded(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(choice: Choice, reference: Runtime, pictures: Path, turn: Turn) -> tuple[Runtime, Verdict | None]:
+    def made(
+        choice: RuntimeSelector, reference: Runtime, pictures: Path, turn: RunWork
+    ) -> tuple[Runtime, RuntimeComparison | None]:
         turn(lambda: None)
         return reference, None
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
 
     def counts() -> dict[str, int]:
-        kinds: tuple[type, ...] = (LoadedModel, Batcher, LeNet1989, Choice, asyncio.Task, TorchRuntime)
+        kinds: tuple[type, ...] = (LoadedModel, Batcher, LeNet1989, RuntimeSelector, asyncio.Task, TorchRuntime)
         found = Counter(map(type, gc.get_objects()))
         about = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
         return about | {kind.__name__: found[kind] for kind in kinds}

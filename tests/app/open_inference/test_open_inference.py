@@ -35,7 +35,7 @@ from app.open_inference.schemas import MOST_NUMBERS
 from app.open_inference.tensors import Form
 from app.settings import Settings
 from models import checkpoint
-from models.generative import Decodes, Encodes
+from models.generative import SupportsDecode, SupportsEncode
 from tests.app.all_models import random_models
 from tests.app.conftest import BASE_URL
 from tests.app.threaded import serving_here
@@ -92,7 +92,7 @@ def own(weights: Path, name: str, batch: Array) -> Array:
 def drawn(weights: Path, name: str, latents: Array, classes: list[int] | None = None) -> Array:
     """What the decoder itself draws."""
     network, _ = checkpoint.load(weights / name)
-    assert isinstance(network, Decodes)
+    assert isinstance(network, SupportsDecode)
     given = torch.zeros(len(latents), 0) if classes is None else F.one_hot(torch.tensor(classes), 10).float()
     with torch.inference_mode():
         return network.decode(torch.from_numpy(latents), given).numpy()
@@ -239,7 +239,7 @@ def test_pictures_go_through_denoisers_and_autoencoders(client: triton.Inference
     pictures = noise(3, 1, 28, 28)
     found = client.infer("ae-mnist", [sent("pictures", pictures)]).as_numpy("pictures")
     network, _ = checkpoint.load(weights / "ae-mnist")
-    assert isinstance(network, Encodes)
+    assert isinstance(network, SupportsEncode)
     with torch.inference_mode():
         latents = network.embed(torch.from_numpy(pictures), torch.zeros(3, 0)).numpy()
     assert np.abs(found - drawn(weights, "ae-mnist", latents)).max() <= 1e-5

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
-from models import importers
+from models import torchvision_weights
 from tests.app import bad_inputs
 from tests.app.conftest import BASE_URL, until
 from tests.conftest import encode, photo
@@ -136,8 +136,8 @@ def test_imported_torchvision_weights_are_served(tmp_path: Path, monkeypatch: py
     enliven(network, torch.stack([coffee, astronaut]))
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     digest = hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
-    row = importers.Published(prefix=digest[:8], url=weights.url, weights=weights)
-    monkeypatch.setattr(importers, "published", lambda name: [row])
+    row = torchvision_weights.TorchvisionFile(prefix=digest[:8], url=weights.url, weights=weights)
+    monkeypatch.setattr(torchvision_weights, "published_files", lambda name: [row])
 
     folder = tmp_path / "weights"
     command = ["import", "torchvision:efficientnet_b0", "--from", str(tmp_path / "mine.pth")]
@@ -162,6 +162,6 @@ def test_an_unknown_weights_file_is_a_one_line_error(tmp_path: Path) -> None:
     command = ["import", "torchvision:resnet50", "--from", str(tmp_path / "mine.pth")]
     result = CliRunner().invoke(cli, command, env={"VESTIBULE_WEIGHTS": str(tmp_path / "weights")})
     assert result.exit_code == 1
-    assert "known: resnet50-11ad3fa6.pth" in result.output
+    assert "expected: resnet50-11ad3fa6.pth" in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "weights").exists()
