@@ -183,9 +183,8 @@ class ApiKeys:
                 with ExitStack() as on_error:
                     ledger = Ledger(self._file, steps=STEPS)
                     on_error.callback(ledger.close)
-                    log = AuditLog(
-                        self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get
-                    )
+                    owner = ledger.reader().execute("SELECT id FROM owner").get
+                    log = AuditLog(self._folder / AUDIT_FILE, ledger, owner)
                     log.flush(recover=True)
                     self._store = _OpenStore(ledger, ledger.watcher(), log)
                     on_error.pop_all()
