@@ -194,7 +194,7 @@ def test_a_changed_log_a_damaged_ledger_and_invalid_settings_are_errors(
     log.write_bytes(log.read_bytes().replace(b"create_key", b"revoke_key"))
     outcome = vestibule("audit")
     assert (outcome.exit_code, outcome.stdout) == (1, "")
-    assert "entry 1: it was changed" in outcome.stderr
+    assert "entry 1: the hash does not match" in outcome.stderr
     for path in (tmp_path / FOLDER).glob("ledger.db*"):
         path.unlink()
     (tmp_path / FOLDER / "ledger.db").write_bytes(b"no database" * 1000)
