@@ -16,7 +16,7 @@ from functools import partial
 
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
@@ -108,7 +108,7 @@ class Reembedder:
                 waiting = []
             for one in waiting:
                 await self._try(one)
-            await wait(self._asked, POLL_S)
+            await wait_for_event(self._asked, POLL_S)
 
     async def _try(self, one: Reembedding) -> None:
         """Do it if this process can; what fails, as on a damaged row, keeps no other collection from being done."""
@@ -131,7 +131,7 @@ class Reembedder:
     async def _do(self, one: Reembedding, model: LoadedModel) -> None:
         blocked = False
         try:
-            async with kept(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
                 blocked = await self._make(one, model)
         finally:
             if not blocked:  # else nobody needs to try at once

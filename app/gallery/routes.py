@@ -31,7 +31,7 @@ from app.gallery.schemas import (
 )
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
 router.include_router(jobs.router)
@@ -53,9 +53,9 @@ MAKING = errors.describe(
 THERE_ALREADY: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "There is one already, made in the same way"}
 }
-COMPARING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
+COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
 ENROLLING = errors.describe(
-    *errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
+    *errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
 )
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
@@ -140,7 +140,7 @@ async def faces(
     dependencies=ENROL,
     responses=ENROLLING,
 )
-@admitted
+@counts_toward_capacity
 async def enrol(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[EnrolParams, Query()]
 ) -> EnrolResponse:
@@ -160,7 +160,7 @@ async def enrol(
     dependencies=INFER,
     responses=COMPARING,
 )
-@admitted
+@counts_toward_capacity
 async def verify(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
 ) -> SubjectVerification:
@@ -181,7 +181,7 @@ async def verify(
     openapi_extra=IMAGE_BODY,
     responses=ENROLLING,
 )
-@admitted
+@counts_toward_capacity
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """The picture's most prominent face is not the subject: searches do not name it for that face or similar ones."""
     return await galleries(request).recognition.deny(

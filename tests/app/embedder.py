@@ -1,4 +1,4 @@
-"""A weights folder with a face embedder of random weights: what it says of a face means nothing, but is repeatable."""
+"""A weights folder with a face embedder of random weights: its embeddings are meaningless but repeatable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 def random_embedder(weights: Path) -> None:
     """Write a random network under the default embedder's name and, without calibration, as `uncalibrated`.
 
-    What the service needs beside them is linked into the folder.
+    The detector and the classifier that the service needs are linked into the folder.
     """
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
@@ -50,7 +50,7 @@ def random_embedder(weights: Path) -> None:
         "license": "Apache-2.0",
     }
     network = build("embedder", changes)
-    with torch.no_grad():  # statistics of real faces, or every face lies on one spot
+    with torch.no_grad():  # batch norm statistics, without which all embeddings are nearly equal
         network.train()
         network(torch.randn(64, 3, 112, 112))
     name = "mobilefacenet-triplet"

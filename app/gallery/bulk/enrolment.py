@@ -11,7 +11,7 @@ from typing import TypeVar, get_args
 import numpy as np
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.gallery.bulk.upload import Upload, refused
@@ -168,7 +168,7 @@ class BulkJobs:
                 log.exception("bulk_failed")
                 job = None
             if job is None:
-                await wait(self._sent, POLL_S)
+                await wait_for_event(self._sent, POLL_S)
                 continue
             try:
                 await self._do(job)
@@ -179,7 +179,7 @@ class BulkJobs:
 
     async def _do(self, job: Job) -> None:
         try:
-            async with kept(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from app import main
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.gallery.bulk import enrolment
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -232,7 +232,7 @@ def test_rows_of_older_versions_do_not_keep_others_from_being_listed(client: Tes
 
 
 def test_every_change_is_in_the_audit_log_with_the_keys_id(service: TestClient) -> None:
-    keys = Keys(service.app.state.settings.state / FOLDER)  # type: ignore[attr-defined]
+    keys = ApiKeys(service.app.state.settings.state / FOLDER)  # type: ignore[attr-defined]
     made, secret = keys.create("auditor", ["infer", "enrol", "admin"])
     service.headers["authorization"] = f"Bearer {secret}"
     try:
@@ -268,7 +268,7 @@ COMPUTING = {
 }
 
 
-def _walk(client: TestClient, keys: Keys, actor: str) -> None:
+def _walk(client: TestClient, keys: ApiKeys, actor: str) -> None:
     gallery = gallery_of(client)
     picture: dict[str, Any] = {"content": encode(photo("astronaut")), "headers": PNG}
     known: dict[str, str] = {}

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from structlog.testing import capture_logs
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.gallery.open_set import Rule
 from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
@@ -297,7 +297,7 @@ def test_a_subject_is_the_face_likest_to_it() -> None:
 
 
 def test_the_audit_log_says_by_which_key(gallery: TestClient) -> None:
-    keys = Keys(gallery.app_state["state"] / FOLDER)
+    keys = ApiKeys(gallery.app_state["state"] / FOLDER)
     made, secret = keys.create("one", ["infer", "enrol"])
     gallery.headers["authorization"] = f"Bearer {secret}"
     log: AuditLog = gallery.app.state.galleries._gallery.audit  # type: ignore[attr-defined]

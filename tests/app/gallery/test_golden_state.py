@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from app.auth.keys import Keys
+from app.auth.keys import ApiKeys
 from app.cli.gallery import gallery_cli
 from app.gallery import reembedding
 from app.gallery.bulk import enrolment
@@ -247,7 +247,7 @@ def test_without_the_operator_s_key_the_rest_is_served(tmp_path: Path) -> None:
 
 def test_keys_open_what_they_opened(tmp_path: Path) -> None:
     unpack("keys", tmp_path / "keys")
-    keys = Keys(tmp_path / "keys")
+    keys = ApiKeys(tmp_path / "keys")
     stored = {key["id"]: key for key in KEYS["keys"].values()}
     known = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
     assert known == stored

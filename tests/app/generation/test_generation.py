@@ -425,9 +425,9 @@ def test_a_model_that_draws_is_listed_as_loaded(client: TestClient) -> None:
 def test_a_request_for_samples_waits_for_a_place_like_any(weights: Path) -> None:
     app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist", max_requests=1))
     with TestClient(app, base_url=BASE_URL) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         assert client.get("/generate?n=1").status_code == 429
-        app.state.places.leave()
+        app.state.capacity.release()
         assert client.get("/generate?n=1").status_code == 200
 
 

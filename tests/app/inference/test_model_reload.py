@@ -19,7 +19,7 @@ import torch
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import Pipeline
 from app.inference import reload_sync
@@ -305,7 +305,7 @@ async def test_cancelled_reload_is_completed_announced_and_audited(settings: Set
     async with model_manager(settings) as manager:
         await manager.start()
         folder = settings.state / "reloads"
-        keys, other_worker = Keys(settings.state / FOLDER), ReloadSync(folder)
+        keys, other_worker = ApiKeys(settings.state / FOLDER), ReloadSync(folder)
         models = Models(manager, keys, ReloadSync(folder))
         tiny_model(settings.weights, seed=8)
         cancelled = asyncio.create_task(models.reload("tiny", "somebody"))

@@ -463,7 +463,7 @@ BOMB = gzip.compress(bytes(50_000_000), 9)
         (message(), {HEAD: "1e2"}, 400, HEAD),
         (message(), {HEAD: "0"}, 400, "no inference request"),
         (message(), {HEAD: str(len(message()) - 1)}, 400, "no inference request"),
-        (message(), {"content-encoding": "br"}, 415, "'br' is not read; send gzip, deflate"),
+        (message(), {"content-encoding": "br"}, 415, "'br' is not supported; send gzip, deflate"),
         (message(), {"content-encoding": "gzip"}, 400, "not gzip"),
         (gzip.compress(message())[:-9], {"content-encoding": "gzip"}, 400, "one whole gzip"),
         (gzip.compress(message()) + b"x", {"content-encoding": "gzip"}, 400, "one whole gzip"),
@@ -545,11 +545,11 @@ def test_too_much_is_told_of_in_its_form(settings: Settings, monkeypatch: pytest
     url = "/v2/models/wgan-faces/infer"
     app = create_app(settings.model_copy(update={"max_requests": 1}))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         refused = client.post(url, content=message())
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert refused.json() == {"error": "The service is busy: as many requests as fit are under way"}
-        app.state.places.leave()
+        assert refused.json() == {"error": "The service is busy: the limit of requests in progress is reached"}
+        app.state.capacity.release()
         assert client.post(url, content=message()).status_code == 200
 
         def broken(*_: object) -> None:
