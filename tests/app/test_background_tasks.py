@@ -58,7 +58,9 @@ def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytes
             raise ValueError("a damaged folder")
 
     async def scenario() -> None:
-        async with background_task(ours.follow(cast("ModelManager", SimpleNamespace(stored=stored, reload=reload)))):
+        async with background_task(
+            ours.follow(cast("ModelManager", SimpleNamespace(executors=SimpleNamespace(run_io=stored), reload=reload)))
+        ):
             for name in ("first", "second"):
                 theirs.announce(name)
                 await until(lambda name=name: name in asked)  # type: ignore[misc]
