@@ -11,26 +11,26 @@ from PIL import Image
 
 from app.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from app.images.decoding import (
-    FEW_PIXELS,
-    SHORT_BYTES,
-    Limits,
+    FAST_BYTES,
+    FAST_PIXELS,
+    ImageLimits,
     count_pixels,
     decode,
-    decode_if_quick,
+    decode_fast,
+    disable_pillow_limit,
     is_large,
     open_image,
-    own_limits,
 )
 from tests.app import bad_inputs
 from tests.conftest import encode, photo
 
-LIMITS = Limits(bytes=2**20, pixels=1_000_000)
+LIMITS = ImageLimits(bytes=2**20, pixels=1_000_000)
 
 
 @pytest.fixture(autouse=True)
 def _own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back after the test
-    own_limits()
+    disable_pillow_limit()
 
 
 def difference(image: Image.Image, reference: Image.Image) -> float:
@@ -120,7 +120,7 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_reduced_jpeg_is_the_upright_picture_made_smaller(orientation: int) -> None:
     original = photo("coffee")  # 600 x 400
-    reduced = decode(stored(original, orientation, "JPEG"), LIMITS, enough=100)
+    reduced = decode(stored(original, orientation, "JPEG"), LIMITS, min_side=100)
     assert reduced.size == (150, 100)
     assert difference(reduced, original.reduce(4)) < 2
     assert difference(reduced, original.reduce(4).transpose(Image.Transpose.ROTATE_180)) > 20
@@ -155,17 +155,17 @@ def test_damaged_exif_costs_nothing() -> None:
 
 def test_limits() -> None:
     with pytest.raises(ImageTooLarge, match="bytes"):
-        decode(bad_inputs.coffee(), Limits(bytes=1000, pixels=10**9))
+        decode(bad_inputs.coffee(), ImageLimits(bytes=1000, pixels=10**9))
     with pytest.raises(ImageTooLarge, match="600 x 400 pixels"):
-        decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=239_999))
-    assert decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=240_000)).size == (600, 400)
+        decode(bad_inputs.coffee(), ImageLimits(bytes=2**20, pixels=239_999))
+    assert decode(bad_inputs.coffee(), ImageLimits(bytes=2**20, pixels=240_000)).size == (600, 400)
     with pytest.raises(ImageTooLarge, match="600 x 400 pixels"):
-        decode(bad_inputs.coffee(), Limits(bytes=2**20, pixels=239_999), enough=50)
+        decode(bad_inputs.coffee(), ImageLimits(bytes=2**20, pixels=239_999), min_side=50)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ImageTooLarge, match="30000 x 30000"):
-        decode(bad_inputs.png_bomb(), Limits(bytes=2**30, pixels=50_000_000))
+        decode(bad_inputs.png_bomb(), ImageLimits(bytes=2**30, pixels=50_000_000))
 
 
 @pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO"])
@@ -179,7 +179,7 @@ def test_every_truncation_is_a_clear_error_or_a_picture(format: str) -> None:
     data = encode(photo("coffee").resize((60, 40)), format)
     for length in range(0, len(data), max(1, len(data) // 150)):
         try:
-            decode(data[:length], LIMITS, enough=5)
+            decode(data[:length], LIMITS, min_side=5)
         except (DamagedImage, UnsupportedImage):
             continue
 
@@ -203,7 +203,7 @@ def test_flipped_bytes_are_a_clear_error_or_a_picture(format: str) -> None:
 def test_a_quick_picture_is_the_same_to_the_last_level(mode: str, options: dict[str, object]) -> None:
     for size in ((224, 224), (221, 187), (33, 17), (1, 1)):
         data = encode(photo("astronaut").resize(size).convert(mode), "JPEG", **options)
-        quick = decode_if_quick(data, LIMITS)
+        quick = decode_fast(data, LIMITS)
         assert quick is not None
         assert np.array_equal(quick, np.asarray(decode(data, LIMITS)))
 
@@ -212,14 +212,14 @@ def test_only_a_small_upright_jpeg_of_one_scan_is_quick() -> None:
     picture = photo("coffee").resize((200, 200))
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert decode_if_quick(encode(picture, "JPEG"), LIMITS) is not None
+    assert decode_fast(encode(picture, "JPEG"), LIMITS) is not None
     slow = [encode(picture, format) for format in ("PNG", "WEBP", "BMP", "GIF")]
     slow += [encode(picture, "JPEG", progressive=True), encode(picture, "JPEG", exif=turned)]
-    slow += [encode(picture.convert("CMYK"), "JPEG"), encode(picture, "JPEG", comment=b" " * SHORT_BYTES)]
-    slow += [encode(picture.resize((FEW_PIXELS // 128 + 1, 128)), "JPEG"), b"", b"\xff\xd8\xff"]
-    assert [decode_if_quick(data, LIMITS) for data in slow] == [None] * len(slow)
-    assert decode_if_quick(encode(picture, "JPEG"), Limits(bytes=2**20, pixels=200 * 200 - 1)) is None
-    assert decode_if_quick(encode(picture, "JPEG"), Limits(bytes=100, pixels=1_000_000)) is None
+    slow += [encode(picture.convert("CMYK"), "JPEG"), encode(picture, "JPEG", comment=b" " * FAST_BYTES)]
+    slow += [encode(picture.resize((FAST_PIXELS // 128 + 1, 128)), "JPEG"), b"", b"\xff\xd8\xff"]
+    assert [decode_fast(data, LIMITS) for data in slow] == [None] * len(slow)
+    assert decode_fast(encode(picture, "JPEG"), ImageLimits(bytes=2**20, pixels=200 * 200 - 1)) is None
+    assert decode_fast(encode(picture, "JPEG"), ImageLimits(bytes=100, pixels=1_000_000)) is None
 
 
 def test_unusual_subsampling_is_not_quick() -> None:
@@ -229,7 +229,7 @@ def test_unusual_subsampling_is_not_quick() -> None:
     for horizontal in range(1, 5):
         for vertical in range(1, 5):
             data[factors] = 16 * horizontal + vertical
-            quick = decode_if_quick(bytes(data), LIMITS)
+            quick = decode_fast(bytes(data), LIMITS)
             assert (quick is not None) == ((horizontal, vertical) == (1, 1))
 
 
@@ -241,7 +241,7 @@ def test_what_is_quick_though_damaged_is_what_it_is_otherwise() -> None:
         damaged = bytearray(data[: rng.integers(2, len(data))] if number % 3 == 0 else data)
         for position in rng.integers(0, len(damaged), rng.integers(0, 4)):
             damaged[position] = rng.integers(0, 256)
-        pixels = decode_if_quick(bytes(damaged), LIMITS)
+        pixels = decode_fast(bytes(damaged), LIMITS)
         if pixels is not None:
             quick += 1
             assert np.array_equal(pixels, np.asarray(decode(bytes(damaged), LIMITS)))
@@ -287,7 +287,7 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
 
 
 def test_a_picture_is_large_by_its_pixels_its_bytes_or_its_scans() -> None:
-    limits = Limits(bytes=2**25, pixels=50_000_000)
+    limits = ImageLimits(bytes=2**25, pixels=50_000_000)
 
     def large(data: bytes) -> bool:
         return is_large(open_image(data, limits), data)

@@ -12,24 +12,24 @@ from functools import partial
 import pytest
 
 from app.auth.fair_share import LONG_S, OWNER, Owner
-from app.inference.executors import Long, Pool
+from app.inference.executors import Continuation, FairThreadPool
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    made = Pool(1, "test")
+def pool() -> Iterator[FairThreadPool]:
+    made = FairThreadPool(1, "test")
     yield made
     made.stop()
 
 
-def test_each_gets_what_came_of_its_own(pool: Pool) -> None:
+def test_each_gets_what_came_of_its_own(pool: FairThreadPool) -> None:
     async def scenario() -> list[int]:
         return await asyncio.gather(*(pool.run(partial(pow, number, 2)) for number in range(1000)))
 
     assert asyncio.run(scenario()) == [number * number for number in range(1000)]
 
 
-def test_it_runs_elsewhere_and_what_is_raised_is_raised_here(pool: Pool) -> None:
+def test_it_runs_elsewhere_and_what_is_raised_is_raised_here(pool: FairThreadPool) -> None:
     def fails() -> None:
         raise KeyError(threading.current_thread().name)
 
@@ -41,7 +41,7 @@ def test_it_runs_elsewhere_and_what_is_raised_is_raised_here(pool: Pool) -> None
     assert asyncio.run(scenario()).startswith("test_")
 
 
-def test_two_run_side_by_side(pool: Pool) -> None:
+def test_two_run_side_by_side(pool: FairThreadPool) -> None:
     both = threading.Barrier(2)
 
     async def scenario() -> None:
@@ -51,7 +51,7 @@ def test_two_run_side_by_side(pool: Pool) -> None:
     asyncio.run(scenario())
 
 
-def test_what_nobody_waits_for_any_more_is_not_begun(pool: Pool) -> None:
+def test_what_nobody_waits_for_any_more_is_not_begun(pool: FairThreadPool) -> None:
     gate, begun = threading.Event(), []
 
     async def scenario() -> None:
@@ -79,7 +79,7 @@ def use(_: Picture) -> None:
     """Work about a picture."""
 
 
-def test_a_cancelled_caller_keeps_nothing_in_the_queue(pool: Pool) -> None:
+def test_a_cancelled_caller_keeps_nothing_in_the_queue(pool: FairThreadPool) -> None:
     gate = threading.Event()
 
     async def scenario() -> list[bool]:
@@ -102,13 +102,13 @@ def test_a_cancelled_caller_keeps_nothing_in_the_queue(pool: Pool) -> None:
     assert asyncio.run(scenario()) == [True, False]
 
 
-def test_a_caller_cancelled_during_the_first_part_keeps_no_second_part(pool: Pool) -> None:
+def test_a_caller_cancelled_during_the_first_part_keeps_no_second_part(pool: FairThreadPool) -> None:
     entered, gate, other_entered, other_gate = (threading.Event() for _ in range(4))
 
-    def first(picture: Picture) -> Long[None]:
+    def first(picture: Picture) -> Continuation[None]:
         entered.set()
         gate.wait()
-        return Long(partial(use, picture))
+        return Continuation(partial(use, picture))
 
     def other() -> None:
         other_entered.set()
@@ -135,7 +135,7 @@ def test_a_caller_cancelled_during_the_first_part_keeps_no_second_part(pool: Poo
     assert not asyncio.run(scenario())
 
 
-def test_who_leaves_while_it_runs_hears_nothing_of_it(pool: Pool) -> None:
+def test_who_leaves_while_it_runs_hears_nothing_of_it(pool: FairThreadPool) -> None:
     gate, entered = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -156,7 +156,7 @@ def test_who_leaves_while_it_runs_hears_nothing_of_it(pool: Pool) -> None:
 
 
 def test_what_is_done_meanwhile_is_told_of_at_once() -> None:
-    pool, wakes = Pool(1, "test"), 0
+    pool, wakes = FairThreadPool(1, "test"), 0
 
     async def scenario() -> None:
         nonlocal wakes
@@ -182,7 +182,7 @@ def test_what_is_done_meanwhile_is_told_of_at_once() -> None:
 
 
 def test_stopping_waits_for_what_was_begun_and_it_may_begin_anew() -> None:
-    pool, done = Pool(1, "test"), []
+    pool, done = FairThreadPool(1, "test"), []
     gate = threading.Event()
 
     async def scenario() -> None:
@@ -200,18 +200,20 @@ def test_stopping_waits_for_what_was_begun_and_it_may_begin_anew() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("test_")]
 
 
-async def as_owner(owner: Owner, pool: Pool, work: Callable[[], object], *, is_long: bool = False) -> object:
+async def as_owner(owner: Owner, pool: FairThreadPool, work: Callable[[], object], *, is_long: bool = False) -> object:
     OWNER.set(owner)
     return await pool.run(work, is_long=is_long)
 
 
-def begin(owner: Owner, pool: Pool, work: Callable[[], object], *, is_long: bool = False) -> asyncio.Task[object]:
+def begin(
+    owner: Owner, pool: FairThreadPool, work: Callable[[], object], *, is_long: bool = False
+) -> asyncio.Task[object]:
     return asyncio.create_task(as_owner(owner, pool, work, is_long=is_long))
 
 
 @pytest.mark.parametrize("how", ["said", "found out", "background", "so far"])
 def test_long_work_never_keeps_all_threads(how: str) -> None:
-    pool, gate, running, two = Pool(2, "test"), threading.Event(), [], threading.Event()
+    pool, gate, running, two = FairThreadPool(2, "test"), threading.Event(), [], threading.Event()
 
     def work() -> object:
         def rest() -> None:
@@ -221,7 +223,7 @@ def test_long_work_never_keeps_all_threads(how: str) -> None:
             gate.wait(60)
 
         if how == "found out":
-            return Long(rest)
+            return Continuation(rest)
         rest()
         return None
 
@@ -244,7 +246,7 @@ def test_long_work_never_keeps_all_threads(how: str) -> None:
 
 
 def test_callers_have_turns_and_so_have_the_requests_of_each() -> None:
-    pool, gate, worker_gate = Pool(1, "test"), threading.Event(), threading.Event()
+    pool, gate, worker_gate = FairThreadPool(1, "test"), threading.Event(), threading.Event()
     order: list[str] = []
     alice, other_of_alice, bob = Owner("alice"), Owner("alice"), Owner("bob")
 
@@ -268,7 +270,7 @@ def test_callers_have_turns_and_so_have_the_requests_of_each() -> None:
 
 
 def test_work_that_became_long_while_it_waited_is_done() -> None:
-    pool, gate = Pool(1, "test"), threading.Event()
+    pool, gate = FairThreadPool(1, "test"), threading.Event()
 
     async def scenario() -> list[object]:
         blocking = [begin(Owner(None), pool, lambda: gate.wait(60)) for _ in range(2)]
@@ -285,7 +287,7 @@ def test_work_that_became_long_while_it_waited_is_done() -> None:
 
 
 def test_long_work_of_one_request_waits_while_that_of_another_has_its_turn() -> None:
-    pool, gate = Pool(1, "test"), threading.Event()
+    pool, gate = FairThreadPool(1, "test"), threading.Event()
     order: list[str] = []
 
     async def scenario() -> None:
@@ -305,19 +307,19 @@ def test_long_work_of_one_request_waits_while_that_of_another_has_its_turn() -> 
 
 
 def test_the_rest_of_long_work_may_raise_or_be_left() -> None:
-    pool, begun = Pool(1, "test"), threading.Event()
+    pool, begun = FairThreadPool(1, "test"), threading.Event()
     gate = threading.Event()
 
     def fails() -> object:
         numbers: dict[str, int] = {}
-        return Long(lambda: numbers["no such key"])
+        return Continuation(lambda: numbers["no such key"])
 
     async def scenario() -> None:
         with pytest.raises(KeyError, match="no such key"):
             await pool.run(fails)
         blocking = begin(Owner(None), pool, lambda: gate.wait(60), is_long=True)
         await asyncio.sleep(0.05)
-        left = begin(Owner(None), pool, lambda: Long(begun.set))
+        left = begin(Owner(None), pool, lambda: Continuation(begun.set))
         await asyncio.sleep(0.05)
         left.cancel()
         gate.set()
