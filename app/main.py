@@ -23,7 +23,7 @@ from app.faces.service import Faces
 from app.gallery import routes as gallery
 from app.gallery import search_routes
 from app.gallery.maintenance import MaintenanceThread
-from app.gallery.service import Galleries
+from app.gallery.service import GalleryService
 from app.generation import routes as generation
 from app.generation.service import Generation
 from app.images import decoding
@@ -91,13 +91,13 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(embedded.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            galleries = app.state.galleries = Galleries(predictor, embedded)
+            gallery_service = app.state.gallery = GalleryService(predictor, embedded)
             maintenance = app.state.maintenance = MaintenanceThread(embedded, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
             app.openapi()  # built once: half a second for which no request is to block the event loop
-            await stack.enter_async_context(running(galleries.jobs.work()))
-            await stack.enter_async_context(running(galleries.reembedder.work()))
+            await stack.enter_async_context(running(gallery_service.jobs.work()))
+            await stack.enter_async_context(running(gallery_service.reembedder.work()))
             if settings.workers > 1:
                 await stack.enter_async_context(running(reload_sync.follow(model_manager)))
             yield
