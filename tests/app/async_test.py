@@ -23,7 +23,7 @@ def async_test(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds, for ten seconds at most."""
-    async with asyncio.timeout(10):
+    """Wait until the condition holds, for a minute at most."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  the condition has no event
             await asyncio.sleep(0.001)

@@ -180,7 +180,7 @@ def test_vectors_of_feedback_from_older_versions_are_scaled_once(
     def spoil(db: apsw.Connection) -> None:
         from index.embedded.encryption.data_keys import cipher_of
 
-        numbers.extend(row[0] for row in db.execute("SELECT id FROM rejections ORDER BY id").fetchall())
+        numbers.extend(int(str(row[0])) for row in db.execute("SELECT id FROM rejections ORDER BY id").fetchall())
         cipher = cipher_of(db, 1)
         for number, data in (
             (numbers[0], (0.2 * people[1]).astype("<f4").tobytes()),

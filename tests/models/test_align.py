@@ -227,7 +227,8 @@ def aligned_by_products(pixels: Pixels, landmarks: tuple[Point, ...]) -> Pixels:
     right, down = np.moveaxis((places - low).astype(np.float32), -1, 0)[..., None]
     upper = part[low[..., 1], low[..., 0]] * (1 - right) + part[low[..., 1], high[..., 0]] * right
     lower = part[high[..., 1], low[..., 0]] * (1 - right) + part[high[..., 1], high[..., 0]] * right
-    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    face: Pixels = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return face
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])

@@ -79,8 +79,10 @@ class _Parquet:
             self._column = "identity" if "identity" in described[0].schema_arrow.names else "label"
             identities = self._column == "identity"
             # An identity in both Unicode forms is one; labels are numbers, so two of one name are an error.
-            names = self._identities(described) if identities else _label_names(described[0])
-            self.classes = tuple(sorted({class_name(name) for name in names})) if identities else _distinct(names)
+            if identities:
+                self.classes = tuple(sorted({class_name(name) for name in self._identities(described)}))
+            else:
+                self.classes = _distinct(_label_names(described[0]))
         except DataError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:

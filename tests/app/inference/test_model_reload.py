@@ -320,41 +320,39 @@ async def test_cancelled_reload_is_completed_announced_and_audited(settings: Set
         keys.close()
 
 
-def test_failed_reload_of_another_worker_is_retried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@async_test
+async def test_failed_reload_of_another_worker_is_retried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload_sync, "POLL_S", 0.02)
     monkeypatch.setattr(reload_sync, "RETRY_S", 0.05)
     attempts: list[float] = []
 
-    async def scenario() -> None:
-        async with model_manager(settings) as manager:
-            await manager.start()
-            reload = manager.reload
+    async with model_manager(settings) as manager:
+        await manager.start()
+        reload = manager.reload
 
-            async def record(name: str) -> ReloadResult:
-                attempts.append(time.monotonic())
-                return await reload(name)
+        async def record(name: str) -> ReloadResult:
+            attempts.append(time.monotonic())
+            return await reload(name)
 
-            monkeypatch.setattr(manager, "reload", record)
-            folder = settings.state / "reloads"
-            this_worker, other_worker = ReloadSync(folder), ReloadSync(folder)
-            following = asyncio.create_task(this_worker.follow(manager))
-            before = version(settings)
-            tiny_model(settings.weights, seed=8)
-            path = settings.weights / "tiny" / "model.safetensors"
-            weights = path.read_bytes()
-            path.write_bytes(weights[:100])
-            other_worker.announce("tiny")
-            await until(lambda: len(attempts) >= 3)
-            assert manager.cards["tiny"].version == before
-            path.write_bytes(weights)
-            await until(lambda: manager.cards["tiny"].version == version(settings) != before)
-            count = len(attempts)
-            await asyncio.sleep(0.5)
-            assert len(attempts) == count  # no retry after a success
-            following.cancel()
-            await asyncio.wait([following])
-
-    asyncio.run(scenario())
+        monkeypatch.setattr(manager, "reload", record)
+        folder = settings.state / "reloads"
+        this_worker, other_worker = ReloadSync(folder), ReloadSync(folder)
+        following = asyncio.create_task(this_worker.follow(manager))
+        before = version(settings)
+        tiny_model(settings.weights, seed=8)
+        path = settings.weights / "tiny" / "model.safetensors"
+        weights = path.read_bytes()
+        path.write_bytes(weights[:100])
+        other_worker.announce("tiny")
+        await until(lambda: len(attempts) >= 3)
+        assert manager.cards["tiny"].version == before
+        path.write_bytes(weights)
+        await until(lambda: manager.cards["tiny"].version == version(settings) != before)
+        count = len(attempts)
+        await asyncio.sleep(0.5)
+        assert len(attempts) == count  # no retry after a success
+        following.cancel()
+        await asyncio.wait([following])
     first, second = np.diff(attempts[:3])
     assert first >= 0.05
     assert second >= 0.1

@@ -223,7 +223,7 @@ def test_ids_are_not_renamed_without_their_lines(tmp_path: Path, monkeypatch: py
 
     written_before(tmp_path / "g", write, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(id_normalisation.audit, "note", failing)
+        patched.setattr("index.embedded.audit.log.note", failing)
         with pytest.raises(OSError, match="disk full"):
             opened(tmp_path / "g")
     connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
