@@ -166,7 +166,7 @@ class _Search:
         """
         gate = self.params.quality_gate
         positions = [n for n, face in enumerate(faces) if not (gate and face.detected and face.detected.reasons)]
-        vectors = np.stack([faces[position].vector.numpy() for position in positions]) if positions else np.empty(0)
+        vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
 
         def read(rows: Sequence[int], k: int) -> list[list[Match]]:
             return search(

@@ -1,4 +1,4 @@
-"""A bulk job of a service that is killed: the next one enrols what is missing, and nothing twice."""
+"""Bulk jobs of a service that is killed: the next process enrols the missing items, and none twice."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.app.embedder import random_embedder
 from tests.app.face_pictures import grace_hopper
-from tests.app.gallery.test_bulk import LINES, ZIP, lines, text, vectors, zipped
+from tests.app.gallery.helpers import LINES, ZIP, lines, zipped
 from tests.app.server.test_process import serving
 from tests.conftest import encode
 
 
 def progress(client: httpx.Client, job: str) -> tuple[str, int]:
-    now = client.get(f"/collections/doors/jobs/{job}").raise_for_status().json()
-    return now["state"], now["items"]["enrolled"]
+    info = client.get(f"/collections/doors/jobs/{job}").raise_for_status().json()
+    return info["state"], info["items"]["enrolled"]
 
 
 @pytest.mark.slow
@@ -30,23 +31,20 @@ def test_a_job_survives_kills_and_enrols_each_face_once(tmp_path: Path) -> None:
         "VESTIBULE_STATE": str(tmp_path / "state"),
         "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist",
     }
-    picture = encode(grace_hopper())
+    image = encode(grace_hopper())
+    vectors = np.random.default_rng(1).normal(size=(8000, 32)).tolist()
     jobs: list[str] = []
-    sizes = (24, 8000)
+    sizes = (24, len(vectors))
     for kill in range(4):
         with serving(**settings) as (process, address, _), httpx.Client(base_url=address, timeout=60) as client:
             if not jobs:
-                made = client.put("/collections/doors", json={}).raise_for_status().json()
-                photos = zipped({f"photo{n:02}/1.png": picture for n in range(sizes[0])})
-                given = lines(
-                    *(
-                        {"subject_id": f"vector{n:05}", "vector": text(v.tobytes())}
-                        for n, v in enumerate(vectors(sizes[1]))
-                    )
-                )
-                for data, headers, query in ((photos, ZIP, {}), (given, LINES, {"fingerprint": made["fingerprint"]})):
-                    sent = client.post("/collections/doors/faces:bulk", content=data, headers=headers, params=query)
-                    jobs.append(sent.raise_for_status().json()["id"])
+                collection = client.put("/collections/doors", json={}).raise_for_status().json()
+                photos = zipped({f"photo{n:02}/1.png": image for n in range(sizes[0])})
+                faces = lines(*({"subject_id": f"vector{n:05}", "vector": v} for n, v in enumerate(vectors)))
+                params = {"fingerprint": collection["fingerprint"]}
+                for data, headers, query in ((photos, ZIP, {}), (faces, LINES, params)):
+                    response = client.post("/collections/doors/faces:bulk", content=data, headers=headers, params=query)
+                    jobs.append(response.raise_for_status().json()["id"])
             before, last = [progress(client, job) for job in jobs], kill == 3
             deadline = time.monotonic() + 240
             while True:
