@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -231,15 +230,6 @@ def test_pauses_of_a_job_double_up_to_a_limit_and_are_forgotten(monkeypatch: pyt
     assert pause() == 1
 
 
-def test_images_are_embedded_whole_for_a_classifier(running: TestClient) -> None:
-    running.put("/collections/doors", json={"embedder": "vgg-cifar10"})
-    job = submit(running, zipped({f"{n}/1.png": encode(photo(n)) for n in ("coffee", "rocket")}), ZIP)
-    assert wait_for_job(running, job)["items"]["enrolled"] == 2
-    assert faces_of(search(running, photo("rocket")))[0]["candidates"][0]["subject_id"] == "rocket"
-    running.delete("/collections/doors")
-    assert running.get(f"/collections/doors/jobs/{job['id']}").status_code == 404
-
-
 @pytest.mark.parametrize(
     ("data", "headers", "params", "status"),
     [
@@ -276,19 +266,6 @@ def test_content_types_of_other_programs_are_accepted(gallery: TestClient, name:
     assert submit(gallery, data, {"content-type": f"{name}; charset=utf-8"})["total"] == 1
     operation = gallery.get("/openapi.json").json()["paths"]["/collections/{collection}/faces:bulk"]["post"]
     assert name in operation["requestBody"]["content"]
-
-
-def test_both_unicode_forms_of_an_id_are_one_subject(gallery: TestClient) -> None:
-    composed, decomposed = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
-    image = encode(photo("astronaut"))
-    job = submit(gallery, zipped({f"{composed}/1.png": image, f"{decomposed}/2.png": image}), ZIP)
-    assert wait_for_job(gallery, job)["items"]["enrolled"] == 2
-    url = f"/collections/doors/subjects/{decomposed}"
-    assert gallery.put(url, json={"metadata": {"site": decomposed}}).json()["id"] == composed
-    where = json.dumps({"site": composed})
-    assert search(gallery, photo("astronaut"), where=where)["collection"]["chosen"]["subjects"] == 1
-    assert gallery.delete(url).json()["faces"] == 2
-    assert subjects(gallery) == {}
 
 
 def test_a_missing_job_is_not_found(gallery: TestClient) -> None:

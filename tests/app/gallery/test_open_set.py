@@ -50,15 +50,6 @@ def test_similarity_equal_to_the_threshold_is_a_match(rule: DecisionRule) -> Non
     assert (nobody.matched, nobody.candidates) == (False, [])
 
 
-def test_each_subject_is_assigned_to_one_face(rule: DecisionRule) -> None:
-    first, second = rule.decide([[match(1, 0.8), match(2, 0.7)], [match(1, 0.9), match(2, 0.1)]], repeated=False)
-    assert (subject_ids(first), first.matched) == ([2], True)
-    assert (subject_ids(second), second.matched) == ([1], True)
-    # Not greedily: the sum of margins decides, although the first face is the most similar to subject 1.
-    first, second = rule.decide([[match(1, 0.9), match(2, 0.85)], [match(1, 0.88)]], repeated=False)
-    assert (subject_ids(first), subject_ids(second)) == ([2], [1])
-
-
 def best_sum(similarities: np.ndarray[Any, np.dtype[np.float64]], threshold: float) -> float:
     """The largest sum of margins over all assignments of at most one subject to each face."""
     faces, subjects = similarities.shape

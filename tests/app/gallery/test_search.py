@@ -16,15 +16,7 @@ from app.gallery.open_set import SPARE_MATCHES, DecisionRule
 from index.embedded.query.search import search as index_search
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
-from tests.app.gallery.helpers import (
-    PNG,
-    candidate_ids,
-    enrol,
-    faces_of,
-    post_image,
-    search,
-    wait_for_erasure,
-)
+from tests.app.gallery.helpers import PNG, candidate_ids, enrol, faces_of, post_image, search, wait_for_erasure
 from tests.conftest import encode, photo
 
 EILEEN, GRACE = "/collections/doors/subjects/eileen", "/collections/doors/subjects/grace"
