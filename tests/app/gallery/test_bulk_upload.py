@@ -35,30 +35,17 @@ class Zip:
         self.count = 0
 
     def add(
-        self,
-        name: bytes,
-        data: bytes = b"x",
-        *,
-        method: int = 0,
-        flags: int = 0,
-        host: int = 3,
-        size: int | None = None,
-        crc: int | None = None,
-        packed: bytes | None = None,
-        extra: bytes = b"",
-        offset: int | None = None,
+        self, name: bytes, data: bytes = b"x", packed: bytes | None = None, extra: bytes = b"", **fields: int
     ) -> Zip:
-        """Add an entry; its content, too, unless `offset` is that of another entry's local header."""
+        """Add an entry; its content, too, unless the field `offset` is that of another entry's local header."""
         packed = data if packed is None else packed
-        head = (flags, method, 0, 0, zlib.crc32(data) if crc is None else crc, len(packed))
-        tail = (len(data) if size is None else size, len(name))
-        if offset is None:
-            offset = len(self.body)
+        head = (fields.get("flags", 0), fields.get("method", 0), 0, 0, fields.get("crc", zlib.crc32(data)), len(packed))
+        tail = (fields.get("size", len(data)), len(name))
+        offset, made_by = fields.get("offset", len(self.body)), fields.get("host", 3) << 8 | 20
+        if "offset" not in fields:
             self.body += struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, *head, *tail, 0) + name + packed
-        central = struct.pack(
-            "<4s6H3L5H2L", b"PK\x01\x02", host << 8 | 20, 20, *head, *tail, len(extra), 0, 0, 0, 0, offset
-        )
-        self.directory += central + name + extra
+        rest = (len(extra), 0, 0, 0, 0, offset)
+        self.directory += struct.pack("<4s6H3L5H2L", b"PK\x01\x02", made_by, 20, *head, *tail, *rest) + name + extra
         self.count += 1
         return self
 
@@ -157,10 +144,7 @@ DAMAGED = {
     "no end": b"PK\x03\x04" + bytes(100),
     "directory longer than the body": Zip().add(b"a/1.png").bytes()[4:],
     "directory of something else": Zip().add(b"a/1.png").bytes().replace(b"PK\x01\x02", b"PK\x01\x00"),
-    "directory cut short": Zip()
-    .add(b"a/1.png", extra=bytes(40))
-    .bytes()
-    .replace(b"\x28\x00\x00\x00", b"\x29\x00\x00\x00"),
+    "directory cut short": Zip().add(b"a/1.png", extra=bytes(40)).bytes().replace(b"\x28\0\0\0", b"\x29\0\0\0"),
     "entry outside": Zip().add(b"a/1.png", offset=2**31).bytes(),
     "ZIP64 value missing": Zip().add(b"a/1.png", size=0xFFFFFFFF).bytes(),
 }

@@ -62,12 +62,10 @@ def test_rekey_replaces_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rekey = ["gallery", "rekey", str(tmp_path / "new")]
     runner = CliRunner()
     refused = runner.invoke(cli, rekey)
-    assert refused.exit_code == 1
-    assert f"needs the operator's key {OperatorKey(OLD).id}, and none is given" in refused.stderr
+    assert (refused.exit_code, OperatorKey(OLD).id in refused.stderr) == (1, True)
     monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", base64_text(OLD))
     result = runner.invoke(cli, rekey)
-    assert result.exit_code == 0
-    assert f"of 1 collections the keys are wrapped by {OperatorKey(NEW).id} now" in result.stdout
+    assert (result.exit_code, OperatorKey(NEW).id in result.stdout) == (0, True)
     assert runner.invoke(cli, ["gallery", "verify"]).exit_code == 1
     monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", base64_text(NEW))
     assert runner.invoke(cli, ["gallery", "verify"]).exit_code == 0

@@ -48,19 +48,11 @@ def settings(folder: Path, **options: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """A client of a service that runs one round of maintenance, when it starts."""
     app = create_app(settings(tmp_path_factory.mktemp("faults")))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
         yield client
-
-
-@pytest.fixture
-def client(service: TestClient) -> Iterator[TestClient]:
-    """A client of the service with the empty collection `doors`."""
-    assert service.put("/collections/doors", json={"keep_crops": True}).status_code == 201
-    yield service
-    assert service.delete("/collections/doors").status_code == 200
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -84,48 +76,48 @@ def nested(depth: int) -> dict[str, Any]:
         json.dumps({"metadata": {"a": [[nested(MAX_DEPTH)]]}}).encode(),
     ],
 )
-def test_properties_that_no_response_can_contain_are_refused(client: TestClient, properties: bytes) -> None:
-    refused = client.put(SUBJECT, content=properties, headers={"content-type": "application/json"})
+def test_properties_that_no_response_can_contain_are_refused(gallery: TestClient, properties: bytes) -> None:
+    refused = gallery.put(SUBJECT, content=properties, headers={"content-type": "application/json"})
     assert refused.status_code == 422, refused.text
     line = b'{"subject_id": "eileen", "vector": ' + json.dumps([1.0] * 32).encode() + b", " + properties[1:]
-    (item,) = outcomes(client, submit(client, line, LINES))
+    (item,) = outcomes(gallery, submit(gallery, line, LINES))
     assert (item["status"], item["problem"]["status"] in {400, 422}) == ("failed", True)
-    assert client.get("/collections/doors/subjects").json()["data"] == []
+    assert gallery.get("/collections/doors/subjects").json()["data"] == []
 
 
-def test_vectors_without_a_direction_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = client.post("/verify/embeddings", json={"source": [0.0] * 32, "targets": [[1.0] * 32]})
+def test_vectors_without_a_direction_are_refused(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = gallery.post("/verify/embeddings", json={"source": [0.0] * 32, "targets": [[1.0] * 32]})
     assert (refused.status_code, "no direction" in refused.json()["detail"]) == (422, True)
     run = Predictor.run
 
     async def zeros(self: Predictor, *args: Any, **options: Any) -> Any:
         return 0 * await run(self, *args, **options)
 
-    assert client.put("/collections/things", json={"embedder": "vgg-cifar10"}).status_code == 201
+    assert gallery.put("/collections/things", json={"embedder": "vgg-cifar10"}).status_code == 201
     monkeypatch.setattr(Predictor, "run", zeros)
     url = "/collections/things/subjects/black/faces"
-    refused = client.post(url, content=encode(photo("coffee")), headers=PNG)
+    refused = gallery.post(url, content=encode(photo("coffee")), headers=PNG)
     assert (refused.status_code, "no direction" in refused.json()["detail"]) == (422, True)
-    assert client.delete("/collections/things").json()["subjects"] == 0
+    assert gallery.delete("/collections/things").json()["subjects"] == 0
 
 
 def test_a_change_whose_response_cannot_be_serialised_is_rolled_back(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def upsert_with_nan(*args: Any, **options: Any) -> Any:
         return replace(upsert_subject(*args, **options), metadata={"a": float("nan")})
 
     with monkeypatch.context() as patch:
         patch.setattr("index.embedded.gallery.records.upsert_subject", upsert_with_nan)
-        assert client.put(SUBJECT, json={}).status_code == 500
-    assert client.get(SUBJECT).status_code == 404
-    assert client.put(SUBJECT, json={}).status_code == 200
+        assert gallery.put(SUBJECT, json={}).status_code == 500
+    assert gallery.get(SUBJECT).status_code == 404
+    assert gallery.put(SUBJECT, json={}).status_code == 200
 
 
-def test_invalid_rows_of_older_versions_are_listed(client: TestClient) -> None:
+def test_invalid_rows_of_older_versions_are_listed(gallery: TestClient) -> None:
     for key in "abc":
-        assert client.put(f"/collections/doors/subjects/{key}", json={}).status_code == 200
-    outcomes(client, submit(client, lines({"subject_id": "a", "vector": [1.0] * 32}), LINES))
+        assert gallery.put(f"/collections/doors/subjects/{key}", json={}).status_code == 200
+    outcomes(gallery, submit(gallery, lines({"subject_id": "a", "vector": [1.0] * 32}), LINES))
 
     def damage(db: apsw.Connection) -> None:
         db.execute("UPDATE subjects SET expires_at = 253402300800.0 WHERE key = 'a'")
@@ -135,15 +127,15 @@ def test_invalid_rows_of_older_versions_are_listed(client: TestClient) -> None:
         db.execute("UPDATE jobs SET settings = 'nonsense'")
         db.execute("UPDATE collections SET settings = '{}', created_at = 1e18 WHERE name = 'doors'")
 
-    gallery_of(client).ledger.write(damage)
-    listed = client.get("/collections/doors/subjects").json()["data"]
+    gallery_of(gallery).ledger.write(damage)
+    listed = gallery.get("/collections/doors/subjects").json()["data"]
     assert [subject["id"] for subject in listed] == ["a", "b", "c"]
     assert listed[0]["expires_at"] == "9999-12-31T23:59:59Z"
     assert listed[2]["metadata"] == {"a": None, "b": "\N{REPLACEMENT CHARACTER}" * 3}
-    assert client.get("/collections/doors/subjects/a/faces").json()["data"][0]["details"] == {"a": None}
-    assert client.get("/collections").json()["data"][0]["keep_crops"] is False
-    assert client.get("/collections/doors/jobs").status_code == 200
-    assert client.get("/collections/doors").status_code == 200
+    assert gallery.get("/collections/doors/subjects/a/faces").json()["data"][0]["details"] == {"a": None}
+    assert gallery.get("/collections").json()["data"][0]["keep_crops"] is False
+    assert gallery.get("/collections/doors/jobs").status_code == 200
+    assert gallery.get("/collections/doors").status_code == 200
 
 
 # They compute, and change nothing.
@@ -176,12 +168,12 @@ LOGGED: dict[str, dict[str, Any]] = {
 
 
 def test_the_audit_log_has_the_key_id_of_each_change_and_search(
-    service: TestClient, monkeypatch: pytest.MonkeyPatch
+    running: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = service.get("/openapi.json").json()["paths"]
+    paths = running.get("/openapi.json").json()["paths"]
     operations = {f"{method} {path}" for path, methods in paths.items() for method in methods}
     assert {name for name in operations if name.split()[0] not in {"get", "head", "options"}} == UNLOGGED | set(LOGGED)
-    state = service.app.state  # type: ignore[attr-defined]
+    state = running.app.state  # type: ignore[attr-defined]
     # Else the job and the re-embedding end before they can be cancelled.
     monkeypatch.setattr(state.gallery.jobs._worker, "claim", lambda *_: None)
     monkeypatch.setattr(state.gallery.reembedder._worker, "waiting", list)
@@ -190,13 +182,13 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
     keys = Keys(state.settings.state / FOLDER)
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
-    monkeypatch.setitem(service.headers, "authorization", f"Bearer {secret}")  # type: ignore[arg-type]
+    monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")  # type: ignore[arg-type]
     try:
         for operation, options in LOGGED.items():
             method, path = operation.split()
-            log: Audit = keys.audit if path.endswith("/reload") else gallery_of(service).audit
+            log: Audit = keys.audit if path.endswith("/reload") else gallery_of(running).audit
             before = len(log.read(limit=10_000)[0])
-            response = service.request(method, path.format(**ids), **options)
+            response = running.request(method, path.format(**ids), **options)
             assert response.status_code < 300, (operation, response.text)
             if path.endswith("/faces"):
                 ids["face"] = response.json()["indexed"][0]["face_id"]
@@ -209,13 +201,13 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
         keys.close()
 
 
-def test_the_audit_log_has_the_key_id_of_a_jobs_sender(client: TestClient) -> None:
-    gallery, jobs = gallery_of(client), client.app.state.gallery.jobs._jobs  # type: ignore[attr-defined]
-    job = jobs.begin("doors", {"fingerprint": gallery.collection("doors").fingerprint}, actor="key-9")
+def test_the_audit_log_has_the_key_id_of_a_jobs_sender(gallery: TestClient) -> None:
+    storage, jobs = gallery_of(gallery), gallery.app.state.gallery.jobs._jobs  # type: ignore[attr-defined]
+    job = jobs.begin("doors", {"fingerprint": storage.collection("doors").fingerprint}, actor="key-9")
     jobs.append(job, [Item(0, "c", "vector", np.ones(32, "<f4").tobytes())])
     jobs.ready(job)
-    assert [item["status"] for item in outcomes(client, {"id": job.token})] == ["enrolled"]
-    events = [entry.act for entry in gallery.audit.read(limit=10_000)[0]]
+    assert [item["status"] for item in outcomes(gallery, {"id": job.token})] == ["enrolled"]
+    events = [entry.act for entry in storage.audit.read(limit=10_000)[0]]
     assert [(event.action, event.actor) for event in events[-2:]] == [("submit_job", "key-9"), ("enrol", "key-9")]
 
 
@@ -223,28 +215,30 @@ def in_seconds(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
-def test_an_expired_subject_is_not_found_but_can_be_erased(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_subject_is_not_found_but_can_be_erased(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     until = in_seconds(3000)
     image: dict[str, Any] = {"content": encode(photo("astronaut")), "headers": PNG}
-    assert enrol(client, "eileen")["indexed"]
-    assert client.put(SUBJECT, json={"name": "Eileen", "expires_at": until}).json()["expires_at"] == until
-    monkeypatch.setattr(gallery_of(client), "clock", lambda: time.time() + 3001)
+    assert enrol(gallery, "eileen")["indexed"]
+    assert gallery.put(SUBJECT, json={"name": "Eileen", "expires_at": until}).json()["expires_at"] == until
+    monkeypatch.setattr(gallery_of(gallery), "clock", lambda: time.time() + 3001)
     for path in (SUBJECT, f"{SUBJECT}/faces", f"{SUBJECT}/feedback"):
-        assert client.get(path).status_code == 404, path
+        assert gallery.get(path).status_code == 404, path
     for path in (f"{SUBJECT}/verify", f"{SUBJECT}/feedback"):
-        assert client.post(path, **image).status_code == 404, path
-    assert client.get("/collections/doors/subjects").json()["data"] == []
-    assert search(client, photo("astronaut"), fpir=0.5)["data"][0]["faces"][0]["candidates"] == []
-    assert client.delete(SUBJECT).json()["subjects"] == 1
-    new = client.put(SUBJECT, json={}).json()
+        assert gallery.post(path, **image).status_code == 404, path
+    assert gallery.get("/collections/doors/subjects").json()["data"] == []
+    assert search(gallery, photo("astronaut"), fpir=0.5)["data"][0]["faces"][0]["candidates"] == []
+    assert gallery.delete(SUBJECT).json()["subjects"] == 1
+    new = gallery.put(SUBJECT, json={}).json()
     assert (new["name"], new["faces"], new["expires_at"]) == (None, 0, None)
 
 
-def test_an_item_that_expires_while_its_job_waits_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_that_expires_while_its_job_waits_fails(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     until = in_seconds(100)
-    monkeypatch.setattr(gallery_of(client), "clock", lambda: time.time() + 3000)  # the line was valid when it was sent
+    monkeypatch.setattr(gallery_of(gallery), "clock", lambda: time.time() + 3000)  # the line was valid when it was sent
     line = lines({"subject_id": "eileen", "vector": [1.0] * 32, "expires_at": until})
-    (item,) = outcomes(client, submit(client, line, LINES))
+    (item,) = outcomes(gallery, submit(gallery, line, LINES))
     assert (item["status"], item["problem"]["status"]) == ("failed", 422)
     assert "in the past" in item["problem"]["detail"]
 
@@ -283,9 +277,9 @@ def test_waiting_writes_hold_no_thread_and_delay_no_read(tmp_path: Path, monkeyp
             is_writable.set()
 
 
-def test_a_full_disk_is_a_507_and_degrades_readiness(client: TestClient) -> None:
-    gallery = gallery_of(client)
-    assert client.put(SUBJECT, json={"name": "before"}).status_code == 200
+def test_a_full_disk_is_a_507_and_degrades_readiness(gallery: TestClient) -> None:
+    storage = gallery_of(gallery)
+    assert gallery.put(SUBJECT, json={"name": "before"}).status_code == 200
     fill = {"name": "after", "metadata": {"x": "x" * 16_000}}
     limits: list[int] = []
 
@@ -293,43 +287,43 @@ def test_a_full_disk_is_a_507_and_degrades_readiness(client: TestClient) -> None
         limits.append(db.pragma("max_page_count"))
         db.pragma("max_page_count", db.pragma("page_count"))
 
-    gallery.ledger.write(full)
+    storage.ledger.write(full)
     try:
-        refused = client.put(SUBJECT, json=fill)
+        refused = gallery.put(SUBJECT, json=fill)
         assert (refused.status_code, refused.json()["type"]) == (507, "urn:vestibule:problem:disk-full")
-        ready = client.get("/health/ready").json()
+        ready = gallery.get("/health/ready").json()
         assert (ready["status"], "the disk is full" in ready["reasons"][0]) == ("degraded", True)
-        assert client.get(SUBJECT).json()["name"] == "before"
+        assert gallery.get(SUBJECT).json()["name"] == "before"
     finally:
-        gallery.ledger.write(lambda db: db.pragma("max_page_count", limits[0]))
-    assert client.put(SUBJECT, json=fill).json()["name"] == "after"
-    assert list(faults(gallery)) == []
-    gallery.ledger.full_at = None
-    assert client.get("/health/ready").json()["status"] == "ready"
+        storage.ledger.write(lambda db: db.pragma("max_page_count", limits[0]))
+    assert gallery.put(SUBJECT, json=fill).json()["name"] == "after"
+    assert list(faults(storage)) == []
+    storage.ledger.full_at = None
+    assert gallery.get("/health/ready").json()["status"] == "ready"
 
 
-def test_a_full_disk_of_the_tombstones_is_a_507(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.put(SUBJECT, json={}).status_code == 200
+def test_a_full_disk_of_the_tombstones_is_a_507(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gallery.put(SUBJECT, json={}).status_code == 200
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("index.embedded.store.tombstones.os.fsync", full)
-        assert client.delete(SUBJECT).status_code == 507
-    assert client.get("/health/ready").json()["status"] == "degraded"
-    gallery_of(client).ledger.full_at = None
+        assert gallery.delete(SUBJECT).status_code == 507
+    assert gallery.get("/health/ready").json()["status"] == "degraded"
+    gallery_of(gallery).ledger.full_at = None
 
 
 def test_a_damaged_row_is_reported_by_readiness_log_and_metrics(tmp_path: Path) -> None:
     app = create_app(settings(tmp_path, upkeep_s=0.05))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client, capture_logs() as logs:
         assert client.put("/collections/damaged", json={}).status_code == 201
-        gallery = gallery_of(client)
+        storage = gallery_of(client)
         faces = [NewFace("a", np.ones(32, np.float32)), NewFace("b", -np.ones(32, np.float32))]
-        gallery.enrol("damaged", faces, gallery.collection("damaged").fingerprint)
+        storage.enrol("damaged", faces, storage.collection("damaged").fingerprint)
         wait_until(lambda: "maintained_at" in client.get("/health/ready").json())
-        gallery.ledger.write(
+        storage.ledger.write(
             lambda db: db.execute(
                 "UPDATE collections SET unscaled = 1; UPDATE vectors SET data = x'00' WHERE face_id = 1"
             ).fetchall()
@@ -338,7 +332,7 @@ def test_a_damaged_row_is_reported_by_readiness_log_and_metrics(tmp_path: Path) 
         (reason,) = client.get("/health/ready").json()["reasons"]
         assert reason == "maintenance failed in collection 1; the log says why"
         assert 'vestibule_maintenance_failures_total{step="collection"}' in client.get("/metrics").text
-        gallery.remove_subject("damaged", "a")
+        storage.remove_subject("damaged", "a")
         wait_until(lambda: client.get("/health/ready").json()["status"] == "ready")
         failures = [line["step"] for line in logs if line["event"] == "maintenance_failed"]
         assert failures == ["collection 1"]
