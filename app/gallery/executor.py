@@ -6,17 +6,26 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from app.errors import Conflict, Locked, NotFound, Unprocessable, full_disk
+from app.errors import Conflict, Locked, NotFound, Unprocessable, VestibuleError, full_disk
 from app.inference.executors import Executors
-from index import errors as index_errors
 from index.embedded.store.ledger import Change
+from index.errors import ConflictError, InvalidError, LockedError, NotFoundError
 
 T = TypeVar("T")
 U = TypeVar("U")
+P = ParamSpec("P")
+
+_API_ERRORS: dict[type[Exception], type[VestibuleError]] = {
+    NotFoundError: NotFound,
+    ConflictError: Conflict,
+    LockedError: Locked,
+    InvalidError: Unprocessable,
+}
 
 
 class PipelineChanged(Exception):
@@ -75,14 +84,8 @@ def _api_errors() -> Iterator[None]:
     try:
         with full_disk():
             yield
-    except index_errors.NotFoundError as error:
-        raise NotFound(str(error)) from error
-    except index_errors.ConflictError as error:
-        raise Conflict(str(error)) from error
-    except index_errors.LockedError as error:
-        raise Locked(str(error)) from error
-    except index_errors.InvalidError as error:
-        raise Unprocessable(str(error)) from error
+    except tuple(_API_ERRORS) as error:
+        raise _API_ERRORS[type(error)](str(error)) from error
 
 
 @contextmanager
@@ -94,13 +97,14 @@ def conflict_as_pipeline_changed() -> Iterator[None]:
         raise PipelineChanged from error
 
 
-async def retry_once(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `attempt`, which is repeated once if it raises PipelineChanged.
+def retry_once(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Decorate a function that is called again if it raises PipelineChanged; the second time it is a Conflict."""
 
-    Raises:
-        Conflict: both attempts did.
-    """
-    for _ in range(2):
-        with suppress(PipelineChanged):
-            return await attempt()
-    raise Conflict("the collection was re-embedded while the request ran; send the request again")
+    @wraps(function)
+    async def retrying(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(2):
+            with suppress(PipelineChanged):
+                return await function(*args, **kwargs)
+        raise Conflict("the collection was re-embedded while the request ran; send the request again")
+
+    return retrying

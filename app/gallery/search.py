@@ -1,4 +1,4 @@
-"""Search a collection for the faces of images, and verify images against one subject."""
+"""Search a collection for the faces of images, verify images against one subject, and record feedback."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import Unprocessable
-from app.gallery.embedding_pipeline import EmbeddedFace, ImageEmbedder
+from app.gallery.embedding_pipeline import EmbeddedFace, ImageEmbedder, keeps_crops
 from app.gallery.executor import GalleryExecutor, conflict_as_pipeline_changed, retry_once
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
+from app.gallery.schemas import ErasureReceipt
 from app.gallery.search_schemas import (
     Candidate,
     Chosen,
+    FeedbackInfo,
+    FeedbackList,
     Searched,
     SearchedCollection,
     SearchedFace,
@@ -27,10 +30,14 @@ from app.images.uploads import Images
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
+from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.search import compare, search
 from index.embedded.store.records import Collection
 from index.protocol import Match, Usage
+from index.validation import read_moment
 from models.matching import Matching
+
+MAX_ROW_ID = 2**62  # SQLite has no larger integers
 
 
 class GallerySearch:
@@ -41,6 +48,7 @@ class GallerySearch:
         self._embedder = embedder
         self._gallery = gallery
 
+    @retry_once
     async def search(self, images: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         """Return the candidates of each face of each image.
 
@@ -48,9 +56,6 @@ class GallerySearch:
             VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
             vectors are of another pipeline.
         """
-        return await retry_once(lambda: self._search(images, params, actor))
-
-    async def _search(self, images: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         collection, usage, chosen = await self._executor.read(lambda: self._scope(params))
         pipeline = await self._embedder.collection_pipeline(collection)
         card = pipeline.embedder.card
@@ -87,20 +92,16 @@ class GallerySearch:
             chosen = Chosen(subjects=subjects, faces=faces)
         return collection, self._gallery.usage(params.collection), chosen
 
+    @retry_once
     async def verify(
-        self, collection: str, key: str, images: Images, params: SubjectVerifyParams, actor: str | None
+        self, name: str, key: str, images: Images, params: SubjectVerifyParams, actor: str | None
     ) -> SubjectVerification:
-        """Compare the image's most prominent face with the subject.
+        """Compare the image's most prominent face with the subject of the collection `name`.
 
         Raises:
             VestibuleError: about the request or its image. NotFound, Conflict: as `search`. Unprocessable: the subject
             has no face, or the embedder's calibration has no threshold for the rate.
         """
-        return await retry_once(lambda: self._verify(collection, key, images, params, actor))
-
-    async def _verify(
-        self, name: str, key: str, images: Images, params: SubjectVerifyParams, actor: str | None
-    ) -> SubjectVerification:
         collection, subject = await self._executor.read(
             lambda: (self._gallery.collection(name), self._gallery.subject(name, key))
         )
@@ -224,3 +225,58 @@ def _operating_point(rule: DecisionRule, matching: Matching | None) -> Operating
     return OperatingPoint(
         fmr=rule.fmr, calibration=matching.data, extrapolated=rule.threshold.extrapolated, prior=matching.prior
     )
+
+
+class FeedbackService:
+    """Adds, lists and erases feedback. `actor`: id of the caller's key for the audit log; None without keys."""
+
+    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
+        self._executor = executor
+        self._embedder = embedder
+        self._gallery = gallery
+        self._feedback = Feedback(gallery)
+
+    @retry_once
+    async def add(self, name: str, key: str, images: Images, actor: str | None) -> FeedbackInfo:
+        """Record that the image's most prominent face is not the subject's, whom searches then do not return for it.
+
+        Raises:
+            VestibuleError: about the request or its image. NotFound, Conflict: as `GallerySearch.search`.
+        """
+
+        def read() -> Collection:
+            self._gallery.subject(name, key)  # raises NotFoundError before the image is decoded
+            return self._gallery.collection(name)
+
+        collection = await self._executor.read(read)
+        pipeline = await self._embedder.collection_pipeline(collection)
+        face = await self._embedder.embed_only_image(pipeline, images)
+        (new,) = await self._embedder.new_faces(key, [face], keep_crops=keeps_crops(collection))
+        with conflict_as_pipeline_changed():
+            change = self._feedback.add.planned(name, key, new.vector[None], [new.crop], collection.fingerprint, actor)
+            return await self._executor.commit_response(change, lambda rejections: _feedback_info(rejections[0]))
+
+    async def list_feedback(self, collection: str, key: str, after: str, limit: int) -> FeedbackList:
+        """Return a page of the feedback on the subject; `after` is the `next` of the page before, or empty.
+
+        Raises:
+            NotFound.
+        """
+        seconds, _, row_id = after.partition("-")
+        position = (float(seconds or 0), min(int(row_id or 0), MAX_ROW_ID))
+        rows = await self._executor.read(lambda: self._feedback.of_subject(collection, key, position, limit))
+        next_page = f"{rows[-1].created_at!r}-{rows[-1].id}" if len(rows) == limit else None
+        return FeedbackList(data=[_feedback_info(row) for row in rows], next=next_page)
+
+    async def remove(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
+        """Erase the feedback and the face that is stored for it.
+
+        Raises:
+            NotFound.
+        """
+        change = self._feedback.remove.planned(collection, key, token, actor=actor)
+        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
+
+
+def _feedback_info(rejection: Rejection) -> FeedbackInfo:
+    return FeedbackInfo(id=rejection.token, created_at=read_moment(rejection.created_at))

@@ -11,7 +11,6 @@ from app.errors import Conflict, Locked, NoFace, Unprocessable
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder, keeps_crops, select_faces
 from app.gallery.executor import GalleryExecutor, conflict_as_pipeline_changed, retry_once
-from app.gallery.feedback import FeedbackService
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
     CollectionDetail,
@@ -29,7 +28,7 @@ from app.gallery.schemas import (
     SubjectPage,
     SubjectProperties,
 )
-from app.gallery.search import GallerySearch
+from app.gallery.search import FeedbackService, GallerySearch
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
@@ -200,6 +199,7 @@ class GalleryService:
         """
         await self._pipeline(collection)  # raises before an image is decoded
 
+        @retry_once
         async def enrol_image(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
             current, pipeline = await self._pipeline(collection)
             faces = await self._embedder.embed_image(pipeline, data)
@@ -220,9 +220,7 @@ class GalleryService:
                 change = self._gallery.enrol.planned(collection, new_faces, current.fingerprint, actor=actor)
                 return await self._executor.commit_response(change, indexed_faces), rejected
 
-        results = await self._embedder.predictor.for_each_image(
-            images, lambda index, data: retry_once(lambda: enrol_image(index, data))
-        )
+        results = await self._embedder.predictor.for_each_image(images, enrol_image)
         enrolled = [result for result in results if not isinstance(result, Failed)]
         return EnrolResponse(
             indexed=[face for indexed, _ in enrolled for face in indexed],

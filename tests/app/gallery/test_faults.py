@@ -182,7 +182,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
     keys = Keys(state.settings.state / FOLDER)
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
-    monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")  # type: ignore[arg-type]
+    monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")
     try:
         for operation, options in LOGGED.items():
             method, path = operation.split()

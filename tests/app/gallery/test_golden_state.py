@@ -54,7 +54,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """A service on the golden state, whose default embedder did not exist when the state was written."""
     options = settings(tmp_path_factory.mktemp("service"), default_embedder="another")
     with TestClient(create_app(options), base_url=BASE_URL, raise_server_exceptions=False) as client:
-        client.app_state["settings"] = options
         yield client
 
 
