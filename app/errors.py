@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.schemas import FieldError, InferenceError, Problem
-from index.errors import is_full
+from index.embedded.store.atomic_files import is_disk_full
 
 
 class VestibuleError(Exception):
@@ -245,7 +245,7 @@ def full_disk() -> Iterator[None]:
     try:
         yield
     except (apsw.FullError, OSError) as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFull("free some space for the state folder, then send the request again") from error
 

@@ -34,10 +34,10 @@ from benchmarks import tables
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import Floats, NewFace
+from index.embedded.store import collection_records, subject_records
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.vectors.ivf import Ivf
+from index.types import Floats, NewFace
 
 RESULTS = {
     False: Path("benchmarks/results/erasure.csv"),
@@ -182,7 +182,7 @@ def fill(gallery: EmbeddedGallery, people: Iterable[Person]) -> list[str]:
 
         def name_them(db: apsw.Connection) -> None:
             for one in waiting:
-                records.upsert_subject(
+                subject_records.upsert(
                     db, found.id, one.key, name=one.name, metadata={"note": one.note}, expires_at=None, now=0.0
                 )
 
@@ -207,7 +207,7 @@ def fill(gallery: EmbeddedGallery, people: Iterable[Person]) -> list[str]:
 def indexes(gallery: EmbeddedGallery) -> list[Ivf]:
     """The inverted files that there are, all of the one collection."""
     with gallery.ledger.snapshot() as db:
-        cipher = cipher_of(db, records.collection(db, COLLECTION).id)
+        cipher = cipher_of(db, collection_records.find(db, COLLECTION).id)
     return [Ivf.read(path, cipher) for path in gallery.files.glob("*.ivf")]
 
 

@@ -25,9 +25,8 @@ from app.gallery.open_set import DecisionRule
 from benchmarks import tables
 from benchmarks.open_set import NOBODY, Rate, Searched, figures, joined
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats as Vectors
-from index.embedded.store.records import NewFace
-from index.protocol import Fusion
+from index.types import Floats as Vectors
+from index.types import Fusion, NewFace
 from models.checkpoint import CheckpointError
 from models.matching import Matching
 from training.core.errors import TrainingError

@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.gallery_clustered import Clustered, Floats
 from benchmarks.gallery_peers_engines import Vestibule
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.compaction import Maintenance
+from index.types import NewFace
 
 CLIENTS = 8
 GROWTH = 4  # the second build is of one part in so many more

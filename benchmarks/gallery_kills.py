@@ -41,14 +41,15 @@ import typer
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store import ledger, records
+from index.embedded.store import erasure_records, ledger, migrations, vector_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Collection, Floats, Indexed, NewFace
+from index.embedded.store.vector_records import InvertedFileRecord
 from index.embedded.tasks.compaction import LEASE_S, Limits, Maintenance
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import CorruptError, GalleryError, NotFoundError
+from index.types import Collection, Floats, NewFace
 
 RESULTS = Path("benchmarks/results/gallery_kills.csv")
 DIMENSIONS = 64
@@ -110,16 +111,16 @@ def crop(seed: int) -> bytes | None:
 @contextmanager
 def schema(wanted: tuple[str, ...]) -> Iterator[None]:
     """Galleries that are opened meanwhile are of this version."""
-    real = ledger.migrate
+    real = migrations.migrate
 
     def migrate(connection: apsw.Connection, steps: tuple[str, ...] = wanted) -> None:
         real(connection, wanted)
 
-    ledger.migrate = migrate
+    migrations.migrate = migrate
     try:
         yield
     finally:
-        ledger.migrate = real
+        migrations.migrate = real
 
 
 # The child.
@@ -283,11 +284,11 @@ class ToldMaintenance(Maintenance):
             self._enter("sealing")
         return super()._new_file(collection, suffix)
 
-    def _rewrite(self, collection: Collection, old: records.Sealed) -> None:
+    def _rewrite(self, collection: Collection, old: vector_records.SegmentRecord) -> None:
         self._enter("rewriting")
         super()._rewrite(collection, old)
 
-    def _kept(self, old: Indexed | None, total: int, cipher: Cipher) -> Ivf | None:
+    def _kept(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole
             self._enter("building")
         return super()._kept(old, total, cipher)
@@ -571,9 +572,9 @@ def unsound(gallery: EmbeddedGallery) -> Iterator[str]:
             yield f"rows without what they belong to: {orphans}"
         for collection in gallery.collections():
             try:
-                for one in records.segments(db, collection.id):
+                for one in vector_records.segments(db, collection.id):
                     Segment.open(gallery.files / one.file).verify()
-                if indexed := records.index(db, collection.id):
+                if indexed := vector_records.inverted_file(db, collection.id):
                     Ivf.read(gallery.files / indexed.file)
             except CorruptError as error:
                 yield f"named, but not whole: {error}"
@@ -584,18 +585,20 @@ def leftovers(gallery: EmbeddedGallery, model: Model) -> Iterator[str]:
     there = {vector(face.seed).tobytes() for face in model.there.faces.values()}
     with gallery.ledger.snapshot() as db:
         for collection in gallery.collections():
-            parts = [(one, Segment.open(gallery.files / one.file)) for one in records.segments(db, collection.id)]
+            parts = [
+                (one, Segment.open(gallery.files / one.file)) for one in vector_records.segments(db, collection.id)
+            ]
             if not there.issuperset(row.tobytes() for _, part in parts for row in part.vectors):
                 yield f"a segment of {collection.name} holds what was erased"
-            if indexed := records.index(db, collection.id):
+            if indexed := vector_records.inverted_file(db, collection.id):
                 rows = sum(len(part.faces) for one, part in parts if one.last_face <= indexed.last_face)
                 held = len(Ivf.read(gallery.files / indexed.file))
                 if held != rows:
                     yield f"the index of {collection.name} holds {held} vectors, its segments {rows}"
         names = {path.name for path in gallery.files.iterdir()}
-        if names != records.files(db):
-            yield f"files {sorted(names ^ records.files(db))} are there or are named, not both"
-        if waiting := records.unscrubbed(db):
+        if names != vector_records.files(db):
+            yield f"files {sorted(names ^ vector_records.files(db))} are there or are named, not both"
+        if waiting := erasure_records.unfinished_receipts(db):
             yield f"erasures not done: {waiting}"
 
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.gallery_clustered import DIMENSIONS, Clustered, Floats
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.vectors.ivf import ROUNDS, SAMPLE, Ivf
+from index.types import NewFace
 
 M, EF_CONSTRUCTION = 16, 200
 HNSW_BREADTHS = (32, 64, 128, 256, 512)

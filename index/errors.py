@@ -1,42 +1,37 @@
-"""What a gallery answers when it cannot do what it was asked."""
+"""Errors of a gallery.
+
+GalleryError
+├── NotFoundError, ConflictError, InvalidError    the request is at fault
+├── LockedError                                   the operator's key is missing
+└── CorruptError, TooNewError                     a file is at fault
+"""
 
 from __future__ import annotations
 
-import errno
-
-import apsw
-
 
 class GalleryError(Exception):
-    """Base of all."""
+    """Base class of all errors of a gallery."""
 
 
 class NotFoundError(GalleryError):
-    """No collection, subject, face or receipt of that name."""
+    """The collection, subject, face, job or receipt does not exist."""
 
 
 class ConflictError(GalleryError):
-    """There is one already, or it was made by another pipeline."""
+    """The object exists already, or the collection's pipeline or state does not permit the operation."""
 
 
 class InvalidError(GalleryError, ValueError):
-    """A vector or a name that cannot be stored."""
-
-
-class CorruptError(GalleryError):
-    """A file that is not what was written."""
-
-
-class TooNewError(GalleryError):
-    """Written by a later version of this program."""
+    """A vector, a name or another value cannot be stored."""
 
 
 class LockedError(GalleryError):
-    """Encrypted, and the operator's key for it is not here."""
+    """The data is encrypted, and the operator's key for it is missing."""
 
 
-def is_full(error: Exception) -> bool:
-    """Whether a write failed because the disk, or the share of it that this user may have, is full."""
-    return isinstance(error, apsw.FullError) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    )
+class CorruptError(GalleryError):
+    """A file is damaged."""
+
+
+class TooNewError(GalleryError):
+    """A file was written by a later version of this program."""

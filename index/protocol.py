@@ -1,45 +1,78 @@
-"""What the service needs of a gallery, whichever it is."""
+"""The interface of a gallery, whatever stores it: what app/ needs of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from index.embedded.store.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
+from index.types import (
+    Collection,
+    CollectionUsage,
+    CountedSubject,
+    Face,
+    Floats,
+    Fusion,
+    Match,
+    NewFace,
+    Receipt,
+    Subject,
+)
 
-Fusion = Literal["best", "mean"]
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
-@dataclass(frozen=True)
-class Match:
-    """A subject, how alike it is (a cosine), and the token of its nearest face."""
+class PlannedChange(Protocol[T]):
+    """A change of a gallery that is not submitted yet."""
 
-    subject: Subject
-    similarity: float
-    face: str
+    def then(self, answer: Callable[[T], U]) -> PlannedChange[U]:
+        """Return the same change with the result `answer(result)`, computed before the commit.
+
+        If `answer` raises, nothing is changed.
+        """
+        ...
+
+    def submit(self) -> Future[T]:
+        """Submit the change; the future has its result once it is durable."""
+        ...
 
 
-@dataclass(frozen=True)
-class Usage:
-    """How much a collection holds; `exact` where every face is compared. `file_bytes` are its segments' and index's."""
+class ChangingMethod(Protocol[P, T]):
+    """A method that changes a gallery."""
 
-    subjects: int
-    faces: int
-    exact: bool
-    file_bytes: int
+    @property
+    def planned(self) -> Callable[P, PlannedChange[T]]:
+        """The method that returns the change without submitting it, for callers that await it in no thread."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Commit the change, wait until it is durable, and return its result."""
+        ...
+
+
+class _ChangingMethodDescriptor(Protocol[P, T]):
+    def __get__(self, instance: object, owner: type) -> ChangingMethod[P, T]: ...
+
+
+def changes(method: Callable[Concatenate[Any, P], T]) -> _ChangingMethodDescriptor[P, T]:
+    """Declare a method of the interface as a ChangingMethod."""
+    return cast("_ChangingMethodDescriptor[P, T]", method)
 
 
 class Gallery(Protocol):
-    """Collections of subjects, who have faces. All that changes something is durable when it returns.
+    """Collections of subjects, which have faces. Every change is durable when it returns.
 
-    Every method raises NotFoundError where a collection, a subject or a face is not there, and LockedError where it
-    needs a key that is not here. A subject whose time is over is not there, although it can still be erased. Every
-    change is in the audit log; `actor` is the id of the key by which it was asked for, or InvalidError is raised.
+    Every method raises NotFoundError if a collection, a subject or a face does not exist, and LockedError if it needs a
+    key that is missing. An expired subject does not exist, although it can still be erased. Every change is in the
+    audit log; `actor` is the id of the API key that asked for it, and anything else raises InvalidError.
     """
 
+    @changes
     def create(
         self,
+        /,  # else no setting could be called `self`
         name: str,
         embedder: str,
         fingerprint: str,
@@ -49,25 +82,30 @@ class Gallery(Protocol):
         actor: str | None = None,
         **settings: Any,
     ) -> Collection:
-        """A new collection for the vectors of one pipeline. `encrypted`: nothing of who is in it is written openly.
+        """Create a collection for the vectors of one pipeline.
+
+        `encrypted`: nothing that identifies a subject is stored as plain text.
 
         Raises:
-            ConflictError: there is one of that name. LockedError: it is to be encrypted, and there is no key for that.
+            ConflictError: a collection of that name exists. LockedError: it is to be encrypted, and there is no
+                operator's key.
         """
         ...
 
     def collection(self, name: str) -> Collection:
-        """The collection."""
+        """Return the collection."""
         ...
 
     def collections(self, after: str = "", limit: int = 100) -> list[Collection]:
-        """In the order of names, those after `after`."""
+        """Return at most `limit` collections whose names are greater than `after`, sorted by name."""
         ...
 
+    @changes
     def drop(self, name: str, *, actor: str | None = None) -> Receipt:
-        """Erase the collection and all in it."""
+        """Erase the collection and everything in it."""
         ...
 
+    @changes
     def put_subject(
         self,
         collection: str,
@@ -78,7 +116,7 @@ class Gallery(Protocol):
         expires_at: float | None = None,
         actor: str | None = None,
     ) -> CountedSubject:
-        """Make the subject, or give it these properties in place of those it had. `expires_at`: seconds since 1970.
+        """Create the subject, or replace its properties. `expires_at`: seconds since 1970.
 
         Raises:
             InvalidError: see `index.validation.check_subject`; or `expires_at` is in the past.
@@ -86,52 +124,55 @@ class Gallery(Protocol):
         ...
 
     def subject(self, collection: str, key: str) -> CountedSubject:
-        """The subject."""
+        """Return the subject."""
         ...
 
     def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
-        """In the order of keys, those after `after`."""
+        """Return at most `limit` subjects that follow the key `after`, in an order that does not change."""
         ...
 
+    @changes
     def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Receipt:
         """Erase the subject and all its faces."""
         ...
 
+    @changes
     def enrol(
         self, collection: str, faces: Sequence[NewFace], fingerprint: str, *, actor: str | None = None
     ) -> list[Face]:
-        """Add faces that the pipeline `fingerprint` made, all or none. Subjects that are not there yet are made.
+        """Add the faces, whose vectors come from the pipeline `fingerprint`, all or none, and return them.
 
-        Vectors are scaled to length 1.
+        Subjects that do not exist are created. Vectors are scaled to length 1.
 
         Raises:
-            ConflictError: the collection is another pipeline's. InvalidError: a vector that is not finite, has no
-            direction or other dimensions; or a key or details that cannot be stored.
+            ConflictError: the collection has another pipeline. InvalidError: a vector is not finite, is zero or has
+                another number of dimensions; or a key or details cannot be stored.
         """
         ...
 
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
-        """The subject's faces in the order they were enrolled, those with ids above `after`; all if `limit` is -1."""
+        """Return at most `limit` (-1: all) of the subject's faces with ids greater than `after`, sorted by id."""
         ...
 
     def crop(self, collection: str, face: str) -> bytes:
-        """The encoded picture that was kept of a face."""
+        """Return the encoded crop that was stored with a face."""
         ...
 
+    @changes
     def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Receipt:
-        """Erase these faces; their subjects stay. Where one is not there, all stay."""
+        """Erase the faces with these tokens, all or none; their subjects are kept."""
         ...
 
     def receipt(self, token: str) -> Receipt:
-        """What became of an erasure."""
+        """Return the receipt of an erasure."""
         ...
 
     def size(self, collection: str) -> int:
-        """How many faces a search looks at."""
+        """Return how many faces a search compares or looks up."""
         ...
 
-    def usage(self, collection: str) -> Usage:
-        """How much the collection holds."""
+    def usage(self, collection: str) -> CollectionUsage:
+        """Return the size of the collection."""
         ...
 
     def search(
@@ -142,10 +183,10 @@ class Gallery(Protocol):
         fusion: Fusion = "best",
         fingerprint: str | None = None,
     ) -> list[list[Match]]:
-        """For each query [N, D] the `k` likest subjects, likest first.
+        """Return for each query [N, D] the `k` most similar subjects, the most similar first.
 
-        A subject is as like as its likest face, or (`mean`) as all its faces on average. `fingerprint` is that of
-        the pipeline which made the queries (None: the collection's, whichever it is). Queries are scaled to length 1.
+        The similarity of a subject is that of its nearest face ("best"), or the mean over all its faces ("mean").
+        `fingerprint`: the pipeline of the queries, None for the collection's. Queries are scaled to length 1.
 
         Raises:
             InvalidError, ConflictError: see `enrol`.
@@ -153,5 +194,5 @@ class Gallery(Protocol):
         ...
 
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
-        """Put a search into the audit log, with the subjects that the caller was told of; durable within seconds."""
+        """Add a search and the subjects that its answer named to the audit log; durable within seconds."""
         ...

@@ -1,4 +1,4 @@
-"""Ids and metadata in Unicode normalisation form C, so that the ways to write one name are one id."""
+"""Unicode normalisation form C of ids and metadata, so that equivalent spellings are one id."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 from unicodedata import normalize
 
+from index.validation import MAX_KEY
+
 T = TypeVar("T")
 
 FORM: Final = "NFC"
-# Characters of an id; some ids are longer in form C, and one that would be too long stays as it is.
-LONGEST = 128
 
 
 def normalised(id: str) -> str:
-    """The id in form C."""
+    """Return the id in form C, or unchanged where form C is longer than ids may be."""
     form_c = normalize(FORM, id)
-    return form_c if len(form_c) <= LONGEST else id
+    return form_c if len(form_c) <= MAX_KEY else id
 
 
 def normalised_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with keys and texts of its first level, by which subjects are chosen, in form C.
+    """Return the metadata with the keys and texts of its first level, which filters compare, in form C.
 
-    As it is where two keys would become one.
+    It is returned unchanged if two keys are equal in form C.
     """
     changed = {normalize(FORM, key): _normalised_value(value) for key, value in metadata.items()}
     return changed if len(changed) == len(metadata) else dict(metadata)
 
 
 def normalised_where(where: Mapping[str, Iterable[T]]) -> dict[str, list[T]]:
-    """Wanted values by key, as `normalised_metadata` has them; values of keys that become one are wanted alike."""
-    wanted: dict[str, list[T]] = {}
+    """Return a metadata filter (allowed values by key) in form C, with the values of equal keys merged."""
+    allowed: dict[str, list[T]] = {}
     for key, values in where.items():
-        wanted.setdefault(normalize(FORM, key), []).extend(map(_normalised_value, values))
-    return wanted
+        allowed.setdefault(normalize(FORM, key), []).extend(map(_normalised_value, values))
+    return allowed
 
 
 def normalised_json(metadata: str) -> str:
-    """`normalised_metadata` of JSON, which is returned as it is where nothing changes or where it is no JSON object."""
+    """Return `normalised_metadata` of a JSON text; the same text if nothing changes or it is not a JSON object."""
     if metadata.isascii() and "\\u" not in metadata:
         return metadata
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from index.embedded.store.records import Floats
+from index.types import Floats
 
 GOLDEN = Path(__file__).parent / "golden" / "3efbd78"
 KEY = b"k" * 32  # the operator's

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from benchmarks import fusion, tables
 from benchmarks.fusion import Cell, Draw, Found, Source, draws, gain, pooled, rank1, searched, taken, thresholds
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats
+from index.types import Floats
 from models import checkpoint
 from models.matching import Matching
 from models.preprocess import Preprocess

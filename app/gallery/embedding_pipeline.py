@@ -19,7 +19,7 @@ from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Predictor
-from index.embedded.store.records import Collection, NewFace
+from index.types import Collection, NewFace
 from models import align, detection_scale
 from models.detection_scale import Scales
 

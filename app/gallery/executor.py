@@ -13,8 +13,8 @@ from pydantic_core import to_jsonable_python
 
 from app.errors import Conflict, Locked, NotFound, Unprocessable, VestibuleError, full_disk
 from app.inference.executors import Executors
-from index.embedded.store.ledger import Change
 from index.errors import ConflictError, InvalidError, LockedError, NotFoundError
+from index.protocol import PlannedChange
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -52,7 +52,7 @@ class GalleryExecutor:
         with _api_errors():
             return await self._executors.run_background(function)
 
-    async def commit(self, change: Change[T]) -> T:
+    async def commit(self, change: PlannedChange[T]) -> T:
         """Commit the change and return its result. No thread waits for the disk.
 
         Raises:
@@ -61,7 +61,7 @@ class GalleryExecutor:
         with _api_errors():
             return await asyncio.wrap_future(change.submit())
 
-    async def commit_response(self, change: Change[T], to_response: Callable[[T], U]) -> U:
+    async def commit_response(self, change: PlannedChange[T], to_response: Callable[[T], U]) -> U:
         """Commit the change and return `to_response` of its result.
 
         The response is built and serialised before the commit: if that fails, the change is rolled back.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from index.protocol import Match
+from index.types import Match
 from models.matching import Matching, Threshold
 
 # A false match rate below this share of the smallest one that was counted is beyond the calibration.

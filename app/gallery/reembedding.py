@@ -23,9 +23,9 @@ from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
-from index.validation import read_moment
+from index.types import Floats
+from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
@@ -192,6 +192,6 @@ def _reembedding_info(progress: Progress, *, has_model: bool) -> ReembeddingInfo
         done=progress.done,
         feedback=progress.feedback,
         feedback_lost=progress.lost,
-        requested_at=read_moment(task.requested_at),
+        requested_at=read_timestamp(task.requested_at),
         erasure=task.token,
     )

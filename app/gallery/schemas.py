@@ -22,8 +22,8 @@ from pydantic_core import PydanticCustomError
 
 from app.faces.schemas import DetectedFace
 from app.schemas import Failed, Schema
-from index.embedded.store.records import Receipt
-from index.validation import check_moment, check_object, read_moment
+from index.types import Receipt
+from index.validation import check_object, check_timestamp, read_timestamp
 from models.align import Reason
 
 # Letters of any alphabet and joiners: \w in OpenAPI's regular expressions is ASCII only. No slashes and no control
@@ -76,7 +76,7 @@ def _to_utc(value: datetime) -> datetime:
         utc = value.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("expected a time in UTC's years 1 to 9999") from error
-    check_moment(utc.timestamp(), "it")
+    check_timestamp(utc.timestamp(), "it")
     return utc
 
 
@@ -268,6 +268,6 @@ class ErasureReceipt(Schema):
             status="scrubbing" if receipt.erased_at is None else "erased",
             subjects=receipt.subjects,
             faces=receipt.faces,
-            requested_at=read_moment(receipt.requested_at),
-            erased_at=None if receipt.erased_at is None else read_moment(receipt.erased_at),
+            requested_at=read_timestamp(receipt.requested_at),
+            erased_at=None if receipt.erased_at is None else read_timestamp(receipt.erased_at),
         )

@@ -32,9 +32,9 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.search import compare, search
-from index.embedded.store.records import Collection
-from index.protocol import Match, Usage
-from index.validation import read_moment
+from index.protocol import Usage
+from index.types import Collection, Match
+from index.validation import read_timestamp
 from models.matching import Matching
 
 MAX_ROW_ID = 2**62  # SQLite has no larger integers
@@ -279,4 +279,4 @@ class FeedbackService:
 
 
 def _feedback_info(rejection: Rejection) -> FeedbackInfo:
-    return FeedbackInfo(id=rejection.token, created_at=read_moment(rejection.created_at))
+    return FeedbackInfo(id=rejection.token, created_at=read_timestamp(rejection.created_at))

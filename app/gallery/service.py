@@ -34,8 +34,8 @@ from app.inference.predictor import Predictor
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
-from index.embedded.store.records import Collection, CountedSubject, Face
-from index.validation import read_moment
+from index.types import Collection, CountedSubject, Face
+from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
@@ -166,7 +166,8 @@ class GalleryService:
         rows = await self._executor.read(lambda: self._gallery.faces(collection, key, after, limit))
         return FaceList(
             data=[
-                EnrolledFace(id=row.token, created_at=read_moment(row.created_at), details=row.details) for row in rows
+                EnrolledFace(id=row.token, created_at=read_timestamp(row.created_at), details=row.details)
+                for row in rows
             ],
             next=rows[-1].id if len(rows) == limit else None,
         )
@@ -249,7 +250,7 @@ def _collection_info(collection: Collection) -> CollectionInfo:
         dimensions=collection.dimensions,
         keep_crops=keeps_crops(collection),
         encrypted=collection.encrypted,
-        created_at=read_moment(collection.created_at),
+        created_at=read_timestamp(collection.created_at),
     )
 
 
@@ -258,7 +259,7 @@ def _subject_info(subject: CountedSubject) -> SubjectInfo:
         id=subject.key,
         name=subject.name,
         metadata=subject.metadata,
-        expires_at=None if subject.expires_at is None else read_moment(subject.expires_at),
-        created_at=read_moment(subject.created_at),
+        expires_at=None if subject.expires_at is None else read_timestamp(subject.expires_at),
+        created_at=read_timestamp(subject.created_at),
         faces=subject.faces,
     )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,18 +17,35 @@ from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
 from index.embedded.audit.log import Audit
 from index.embedded.encryption.aead import Cipher, OperatorKey
-from index.embedded.encryption.data_keys import Keys, cipher_of
-from index.embedded.store import bulk_insert, folder_lock, records
+from index.embedded.encryption.data_keys import CollectionKeys, cipher_of
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    folder_lock,
+    subject_records,
+    vector_records,
+)
 from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.id_normalisation import normalise
+from index.embedded.store.id_normalisation import normalise_ids
 from index.embedded.store.ledger import Change, Ledger, committing
-from index.embedded.store.records import Collection, CountedSubject, Face, Floats, NewFace, Receipt, Subject
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import Found, Part, View
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
-from index.protocol import Fusion, Match, Usage
+from index.types import (
+    Collection,
+    CollectionUsage,
+    CountedSubject,
+    Face,
+    Floats,
+    Fusion,
+    Match,
+    NewFace,
+    Receipt,
+    Subject,
+)
 from index.validation import check_future, unit_vectors
 
 T = TypeVar("T")
@@ -86,16 +104,16 @@ class EmbeddedGallery:
         make_folder(self.files)
         self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
         with ExitStack() as opened:
-            opened.enter_context(folder_lock.held(folder, alone=False))
+            opened.enter_context(folder_lock.lock(folder, exclusive=False))
             for path in folder.glob(f"{RESTORING_FILE}*"):
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
                 raise GalleryError(f"the ledger in {folder} is lost; put a backup back by `restore`")
-            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=Keys(key))
+            self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             opened.callback(self.ledger.close)
             self.remember_erasures()
-            normalise(self.ledger, clock())
-            self.audit = Audit(folder / AUDIT_FILE, self.ledger, records.gallery_id(self.ledger.reader()))
+            normalise_ids(self.ledger, partial(_note_renamed, now=clock()))
+            self.audit = Audit(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
             opened.callback(self.audit.flush)
             self._opened = opened.pop_all()
@@ -113,7 +131,7 @@ class EmbeddedGallery:
 
     def remember_erasures(self) -> None:
         """Write down beside the ledger, durably, what has been erased, so that a restore erases it again."""
-        self.tombstones.follow(self.ledger.reader())
+        self.tombstones.append_new(self.ledger.reader())
 
     def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """A change that erases nothing."""
@@ -121,7 +139,7 @@ class EmbeddedGallery:
 
     def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
         """A change that erases something, which is also written down beside the ledger before its result is there."""
-        return Change(self.ledger, write, self.tombstones.follow)
+        return Change(self.ledger, write, self.tombstones.append_new)
 
     @committing
     def create(
@@ -140,7 +158,7 @@ class EmbeddedGallery:
         collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
 
         def write(db: apsw.Connection) -> Collection:
-            made = records.insert_collection(db, collection)
+            made = collection_records.insert(db, collection)
             audit.note(db, Act("create_collection", made.created_at, actor, made.id))
             return made
 
@@ -148,19 +166,19 @@ class EmbeddedGallery:
 
     def collection(self, name: str) -> Collection:
         """See `Gallery`."""
-        return records.collection(self.ledger.reader(), name)
+        return collection_records.find(self.ledger.reader(), name)
 
     def collections(self, after: str = "", limit: int = 100) -> list[Collection]:
         """See `Gallery`."""
-        return records.collections(self.ledger.reader(), after, limit)
+        return collection_records.page(self.ledger.reader(), after, limit)
 
     @committing
     def drop(self, name: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, name)
-            made = records.remove_collection(db, found, self.clock())
+            found = collection_records.find(db, name)
+            made = erasure_records.remove_collection(db, found, self.clock())
             audit.note(db, Act("erase", made.requested_at, actor, found.id, id=made.token))
             return made
 
@@ -180,10 +198,10 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> CountedSubject:
-            found, now = records.collection(db, collection), self.clock()
+            found, now = collection_records.find(db, collection), self.clock()
             check_future(expires_at, now)
             remove_lapsed(db, found.id, [key], now)
-            made = records.upsert_subject(
+            made = subject_records.upsert(
                 db,
                 found.id,
                 key,
@@ -200,20 +218,20 @@ class EmbeddedGallery:
     def subject(self, collection: str, key: str) -> CountedSubject:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subject(db, records.collection(db, collection).id, key, self.clock())
+            return subject_records.find(db, collection_records.find(db, collection).id, key, self.clock())
 
     def subjects(self, collection: str, after: str = "", limit: int = 100) -> list[CountedSubject]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.subjects(db, records.collection(db, collection).id, after, limit, self.clock())
+            return subject_records.page(db, collection_records.find(db, collection).id, after, limit, self.clock())
 
     @committing
     def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, collection)
-            return remove_subjects(db, found.id, records.same_subjects(db, found.id, key), self.clock(), actor)
+            found = collection_records.find(db, collection)
+            return remove_subjects(db, found.id, subject_records.ids_of_key(db, found.id, key), self.clock(), actor)
 
         return self.erasure(write)
 
@@ -224,10 +242,10 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> list[Face]:
-            found, now = records.collection(db, collection), self.clock()
-            records.check_fingerprint(found, fingerprint)
+            found, now = collection_records.find(db, collection), self.clock()
+            collection_records.check_fingerprint(found, fingerprint)
             remove_lapsed(db, found.id, {face.subject for face in faces}, now)
-            made = bulk_insert.insert_faces(db, found.id, faces, now)
+            made = face_records.insert(db, found.id, faces, now)
             ids = [face.id for face in made]
             audit.note(db, Act("enrol", now, actor, found.id, audit.subjects_of(db, ids), ids))
             return made
@@ -237,23 +255,23 @@ class EmbeddedGallery:
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            found = records.collection(db, collection)
-            return records.faces(db, records.subject(db, found.id, key, self.clock()).id, after, limit)
+            found = collection_records.find(db, collection)
+            return face_records.of_subject(db, subject_records.find(db, found.id, key, self.clock()).id, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            return records.crop(db, records.collection(db, collection).id, face)
+            return face_records.crop(db, collection_records.find(db, collection).id, face)
 
     @committing
     def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Change[Receipt]:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, collection)
-            ids = records.faces_of(db, found.id, faces)
+            found = collection_records.find(db, collection)
+            ids = face_records.ids_of_tokens(db, found.id, faces)
             subjects = audit.subjects_of(db, ids)
-            made = records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
+            made = erasure_records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
             audit.note(db, Act("erase", made.requested_at, actor, found.id, subjects, ids, made.token))
             return made
 
@@ -261,7 +279,7 @@ class EmbeddedGallery:
 
     def receipt(self, token: str) -> Receipt:
         """See `Gallery`."""
-        return records.receipt(self.ledger.reader(), token)
+        return erasure_records.receipt(self.ledger.reader(), token)
 
     def size(self, collection: str) -> int:
         """See `Gallery`."""
@@ -287,7 +305,7 @@ class EmbeddedGallery:
         """What is answered for the collection as it is; asked again where it was embedded anew meanwhile."""
         while True:
             found = self._read_once(name)
-            records.check_fingerprint(found, fingerprint)
+            collection_records.check_fingerprint(found, fingerprint)
             with suppress(ConflictError):
                 return answer(found)
 
@@ -324,7 +342,7 @@ class EmbeddedGallery:
         if fusion == "mean":
             ids = [subject.id for _, subject in owners.values()]
             with self.snapshot_of(collection) as db:
-                vectors = records.vectors_of_subjects(db, ids, collection.dimensions)
+                vectors = vector_records.by_subject(db, ids, collection.dimensions)
             best = {
                 face: float((vectors[subject.id] @ query[0]).mean())
                 for face, (_, subject) in owners.items()
@@ -338,35 +356,35 @@ class EmbeddedGallery:
         if not faces:
             return {}
         now = self.clock()
-        there = records.owners(self.ledger.reader(), faces)
+        there = face_records.owners(self.ledger.reader(), faces)
         return {face: own for face, own in there.items() if (until := own[1].expires_at) is None or until > now}
 
-    def usage(self, collection: str) -> Usage:
+    def usage(self, collection: str) -> CollectionUsage:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            found = records.collection(db, collection)
-            indexed = records.index(db, found.id)
-            names = [one.file for one in records.segments(db, found.id)] + ([indexed.file] if indexed else [])
-            subjects, faces = records.counts(db, found.id)
+            found = collection_records.find(db, collection)
+            indexed = vector_records.inverted_file(db, found.id)
+            names = [one.file for one in vector_records.segments(db, found.id)] + ([indexed.file] if indexed else [])
+            subjects, faces = collection_records.counts(db, found.id)
         paths = [path for name in names if (path := self.files / name).exists()]
-        return Usage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
+        return CollectionUsage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
 
     @contextmanager
     def snapshot_of(self, collection: Collection) -> Iterator[apsw.Connection]:
         """Several reads that see one commit, in which the collection has the vectors it had when it was read.
 
         Raises:
-            ConflictError: see `records.check_current`.
+            ConflictError: see `collection_records.check_current`.
         """
         with self.ledger.snapshot() as db:
-            records.check_current(db, collection)
+            collection_records.check_current(db, collection)
             yield db
 
     def view(self, collection: Collection) -> View:
         """The collection's vectors as the ledger has them now.
 
         Raises:
-            ConflictError: see `records.check_current`.
+            ConflictError: see `collection_records.check_current`.
         """
         with self._lock:
             version = self._watcher.version()
@@ -407,13 +425,16 @@ class EmbeddedGallery:
 
     def _follow(self, collection: Collection, view: View) -> None:
         with self.snapshot_of(collection) as db:
-            removed, through = records.removals_after(db, collection.id, view.applied_removal)
-            added = records.rows_after(db, collection.id, collection.dimensions, view.applied_face)
+            removed, through = erasure_records.removed_faces(db, collection.id, view.applied_removal)
+            added = vector_records.read(db, collection.id, collection.dimensions, view.applied_face)
             view.apply(added, removed, through)
 
     def _load(self, collection: Collection, entry: _Entry) -> None:
         with self.snapshot_of(collection) as db:
-            sealed, indexed = records.segments(db, collection.id), records.index(db, collection.id)
+            sealed, indexed = (
+                vector_records.segments(db, collection.id),
+                vector_records.inverted_file(db, collection.id),
+            )
             names = (*(one.file for one in sealed), indexed.file if indexed else "")
             if names == entry.files:
                 return
@@ -424,33 +445,39 @@ class EmbeddedGallery:
         oldest = min((one.removals_through for one in sealed), default=0)
         with entry.lock, self.snapshot_of(collection) as db:
             # Read after the files, so that whatever the view has forgotten since is forgotten in them, too.
-            removed, _ = records.removals_after(db, collection.id, oldest)
+            removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
             entry.view.install(parts, ivf, count, removed)
             entry.files = names
 
-    def _read(self, indexed: records.Indexed | None, cipher: Cipher) -> Ivf | None:
+    def _read(self, indexed: vector_records.InvertedFileRecord | None, cipher: Cipher) -> Ivf | None:
         """The inverted file; without one that is what was written, every face is compared until it is built anew."""
         try:
             return Ivf.read(self.files / indexed.file, cipher) if indexed else None
         except CorruptError:
             return None
 
-    def _part(self, db: apsw.Connection, collection: Collection, one: records.Sealed, cipher: Cipher) -> Part:
+    def _part(
+        self, db: apsw.Connection, collection: Collection, one: vector_records.SegmentRecord, cipher: Cipher
+    ) -> Part:
         """The segment, or where its file is not what was written the same rows from the ledger."""
         try:
             return Segment.open(self.files / one.file, cipher).unsealed()
         except CorruptError:
-            return records.rows_after(
+            return vector_records.read(
                 db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face
             )
+
+
+def _note_renamed(db: apsw.Connection, collection_id: int, subjects: Sequence[int], now: float) -> None:
+    audit.note(db, Act("normalise_id", now, collection=collection_id, subjects=subjects))
 
 
 def remove_subjects(
     db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float, actor: str | None = None
 ) -> Receipt:
     """Delete the subjects and all their faces, and note it for the audit log."""
-    faces = [face for subject_id in subject_ids for face in records.faces_of_subject(db, subject_id)]
-    made = records.remove_subjects(db, collection_id, subject_ids, now)
+    faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
+    made = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
     audit.note(db, Act("erase", now, actor, collection_id, subject_ids, faces, made.token))
     return made
 
@@ -460,7 +487,7 @@ def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
 
     That needs no key of an encrypted collection's.
     """
-    over = records.expired(db, now, limit)
+    over = subject_records.expired(db, now, limit)
     for collection_id, subject_id in over:
         remove_subjects(db, collection_id, [subject_id], now, RETENTION)
     return len(over)
@@ -468,7 +495,7 @@ def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
 
 def remove_lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
     """Delete those of the subjects whose time is over: what is stored under their keys now is somebody else's."""
-    if ids := records.lapsed(db, collection_id, keys, now):
+    if ids := subject_records.expired_among(db, collection_id, keys, now):
         remove_subjects(db, collection_id, ids, now, RETENTION)
 
 

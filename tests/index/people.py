@@ -1,4 +1,4 @@
-"""Faces to enrol, and what a folder holds of them."""
+"""Vectors and faces to enrol, and the content of a folder."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.records import Face, Floats, NewFace
+from index.types import Face, Floats, NewFace
 
 
 def vectors(count: int, dimensions: int = 4, seed: int = 0) -> Floats:
-    """Of length 1, no two alike."""
-    made = np.random.default_rng(seed).normal(size=(count, dimensions))
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+    """Random vectors [N, D] of length 1."""
+    rows = np.random.default_rng(seed).normal(size=(count, dimensions))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def enrol(gallery: EmbeddedGallery, collection: str, count: int, seed: int = 0) -> list[Face]:
-    """`count` faces of five people in turn."""
-    found = gallery.collection(collection)
-    faces = [NewFace(f"p{i % 5}", vector) for i, vector in enumerate(vectors(count, found.dimensions, seed))]
-    return gallery.enrol(collection, faces, found.fingerprint)
+def enrol(gallery: EmbeddedGallery, name: str, count: int, seed: int = 0) -> list[Face]:
+    """Enrol `count` faces of five subjects in turn, and return them."""
+    collection = gallery.collection(name)
+    rows = vectors(count, collection.dimensions, seed)
+    return gallery.enrol(name, [NewFace(f"p{i % 5}", row) for i, row in enumerate(rows)], collection.fingerprint)
 
 
 def folder_bytes(folder: Path) -> bytes:
-    """Every file's name and content."""
+    """Names and contents of all files in the folder."""
     return b"".join(path.name.encode() + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())

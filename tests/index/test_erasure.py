@@ -33,7 +33,7 @@ from benchmarks.erasure import (
     search_elsewhere,
 )
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, face_records
 from index.embedded.store.secure_delete import Pages
 from index.embedded.tasks.compaction import Limits, Maintenance
 from tests.index.people import vectors
@@ -52,9 +52,11 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 
 def one_by_one(db: apsw.Connection, tokens: Sequence[str]) -> None:
     """Erase them as if each was another request, but durably all at once: that is faster."""
-    found = records.collection(db, COLLECTION)
+    found = collection_records.find(db, COLLECTION)
     for token in tokens:
-        records.remove_faces(db, found.id, records.faces_of(db, found.id, [token]), subjects=0, now=0.0)
+        erasure_records.remove_faces(
+            db, found.id, face_records.ids_of_tokens(db, found.id, [token]), subjects=0, now=0.0
+        )
 
 
 def left(gallery: EmbeddedGallery, folder: Path, rounds: int) -> list[str]:

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store import records
-from index.embedded.store.records import NewFace
+from index.embedded.store import face_records, vector_records
 from index.embedded.tasks import compaction as module
 from index.embedded.tasks.compaction import Limits, Maintenance, RoundError
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import NewFace
 from tests.index.people import enrol
 
 LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
@@ -118,7 +118,7 @@ def test_faces_are_looked_up_without_going_through_the_collection(gallery: Embed
     db = gallery.ledger.reader()
     db.set_progress_handler(count, 100)
     try:
-        assert records.faces_of(db, 1, [made[7].token, made[3].token]) == [made[3].id, made[7].id]
+        assert face_records.ids_of_tokens(db, 1, [made[7].token, made[3].token]) == [made[3].id, made[7].id]
     finally:
         db.set_progress_handler(None)
     assert sum(steps) < 1000  # of SQLite's instructions; there are more faces than that
@@ -204,11 +204,11 @@ def test_a_lost_lease_changes_nothing(gallery: EmbeddedGallery, monkeypatch: pyt
     monkeypatch.setattr(loser, "_renew", lambda db: loser._holder == "never")
     monkeypatch.setattr(loser, "_work", loser._work)
     with gallery.ledger.snapshot() as db:
-        before = records.files(db)
+        before = vector_records.files(db)
     (gallery.files / "1-theirs.seg").write_bytes(b"the other is writing this")
     loser._work()
     with gallery.ledger.snapshot() as db:
-        assert records.files(db) == before == set()
+        assert vector_records.files(db) == before == set()
     assert (gallery.files / "1-theirs.seg").exists()
     assert winner.run()
     assert not (gallery.files / "1-theirs.seg").exists()
@@ -245,9 +245,9 @@ def test_a_collection_dropped_meanwhile_is_left_alone(
     monkeypatch.setattr(segments, "write", drop_first)
     Maintenance(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
-        assert len(records.segments(db, 1)) == 0
-        assert len(records.segments(db, 2)) == 2
-        assert {path.name for path in gallery.files.iterdir()} == records.files(db)
+        assert len(vector_records.segments(db, 1)) == 0
+        assert len(vector_records.segments(db, 2)) == 2
+        assert {path.name for path in gallery.files.iterdir()} == vector_records.files(db)
 
 
 def test_a_damaged_segment_is_made_anew(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -259,12 +259,12 @@ def test_a_damaged_segment_is_made_anew(gallery: EmbeddedGallery, tmp_path: Path
     path.write_bytes(content)
     assert Maintenance(gallery, LIMITS).run() is False  # the other one has the lease
     with gallery.ledger.snapshot() as db:
-        names = {one.file for one in records.segments(db, 1)}
+        names = {one.file for one in vector_records.segments(db, 1)}
     assert path.name in names
     gallery.ledger.write(lambda db: db.execute("DELETE FROM leases").fetchall())
     Maintenance(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
-        assert path.name not in {one.file for one in records.segments(db, 1)}
+        assert path.name not in {one.file for one in vector_records.segments(db, 1)}
     again = EmbeddedGallery(tmp_path, tuning=Tuning(1000, 1000))
     query = unit(1, 2, 3, 4)[None]
     faces = random_faces(20)
@@ -292,7 +292,7 @@ def test_it_is_trained_anew_when_it_has_grown(gallery: EmbeddedGallery) -> None:
         gallery.enrol("doors", random_faces(16, seed=round_), "f1")
         maintenance.run()
         with gallery.ledger.snapshot() as db:
-            index = records.index(db, 1)
+            index = vector_records.inverted_file(db, 1)
         assert index is not None
         trained.append(index.trained_rows)
         assert not gallery.view(gallery.collection("doors")).exact

@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store.records import NewFace
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, Worker
 from index.errors import ConflictError, NotFoundError
+from index.types import NewFace
 
 Vector = npt.NDArray[np.float32]
 

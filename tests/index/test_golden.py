@@ -26,10 +26,8 @@ from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import records
-from index.embedded.store.job_records import Found, Outcome
+from index.embedded.store import vector_records
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Floats, NewFace
 from index.embedded.tasks.bulk_enrolment import Jobs, Worker
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
@@ -37,7 +35,7 @@ from index.embedded.tasks.reembedding import Worker as Reembedder
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import LockedError, NotFoundError
-from index.protocol import Match
+from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
 
 WRITTEN = expected("gallery")
@@ -94,7 +92,7 @@ def faces_of(gallery: EmbeddedGallery, name: str) -> list[dict[str, Any]]:
     """Every face with its crop and its vector, which the ledger, segments or both hold."""
     found = gallery.collection(name)
     with gallery.ledger.snapshot() as db:
-        rows = records.rows_after(db, found.id, found.dimensions, 0)
+        rows = vector_records.read(db, found.id, found.dimensions, 0)
     stored = dict(zip(rows.faces.tolist(), rows.vectors, strict=True))
     return [
         {**face.__dict__, "crop": gallery.crop(name, face.token).decode(), "vector": stored[face.id]}
@@ -184,8 +182,8 @@ def test_segments_and_inverted_files_are_read(gallery: EmbeddedGallery, name: st
     with gallery.ledger.snapshot() as db:
         cipher, sealed, indexed = (
             cipher_of(db, found.id),
-            records.segments(db, found.id),
-            records.index(db, found.id),
+            vector_records.segments(db, found.id),
+            vector_records.inverted_file(db, found.id),
         )
     assert indexed is not None
     stored = {face["id"]: vector(face["vector"]) for face in WRITTEN[name]["faces"]}
@@ -271,7 +269,7 @@ def test_receipts_are_read_and_erasures_finished(opened: Callable[..., EmbeddedG
             cipher = cipher_of(db, found.id)
             held = [
                 face
-                for one in records.segments(db, found.id)
+                for one in vector_records.segments(db, found.id)
                 for face in Segment.open(gallery.files / one.file, cipher).faces.tolist()
             ]
         assert not set(held) & set(removed)
@@ -303,7 +301,10 @@ def test_an_unfinished_bulk_job_is_finished(gallery: EmbeddedGallery, name: str)
             continue
         while items := worker.pending(job, 1):
             faces = [NewFace(one.subject, np.frombuffer(one.data, "<f4"), {}, b"kept") for one in items]
-            made = [Found(one, Outcome(one.number, "enrolled"), [face]) for one, face in zip(items, faces, strict=True)]
+            made = [
+                ProcessedItem(one, Outcome(one.number, "enrolled"), [face])
+                for one, face in zip(items, faces, strict=True)
+            ]
             assert worker.enrol(job, made, "f1")
         worker.finish(job, "done")
     assert len(others) == 2

@@ -33,13 +33,13 @@ from benchmarks.gallery_kills import (
 )
 from benchmarks.power_cut_vfs import SECTOR, Disk, PowerCutVFS
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
+from index.embedded.store import erasure_records, vector_records
 from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.records import Collection, NewFace
 from index.embedded.tasks.compaction import Maintenance
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
+from index.types import Collection, NewFace
 
 VFS = "tests-power-cut"
 
@@ -229,7 +229,7 @@ def _loses_a_receipt(filled: Filled, model: Model) -> None:
 def _erases_too_early(filled: Filled, model: Model) -> None:
     face = model.there.faces.pop(filled.faces[0])
     receipt = filled.gallery.remove_faces("a0", filled.faces[:1]).token
-    filled.gallery.ledger.write(lambda db: records.erased(db, [receipt], 1.0))
+    filled.gallery.ledger.write(lambda db: erasure_records.finish_receipts(db, [receipt], 1.0))
     model.erased.append(Erased(face, receipt))
 
 
@@ -310,7 +310,7 @@ def test_what_is_removed_while_the_index_is_built_is_not_in_it(tmp_path: Path, b
     RemovesLate(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
         collection = gallery.collection(name)
-        index, sealed = records.index(db, collection.id), records.segments(db, collection.id)
+        index, sealed = vector_records.inverted_file(db, collection.id), vector_records.segments(db, collection.id)
         assert index is not None
         count = sum(len(Segment.open(gallery.files / one.file).faces) for one in sealed)
     assert len(Ivf.read(gallery.files / index.file)) == count - len(late)

@@ -1,4 +1,4 @@
-"""What may enter the ledger is checked in one place; rows that older versions stored can still be read."""
+"""Validation of values that enter the ledger; rows of older versions can still be read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 
 from index.embedded.admin.verify import faults
 from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import feedback
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store.job_records import Item, Properties
-from index.embedded.store.ledger import Ledger, migrate
+from index.embedded.store import collection_records
+from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Collection, NewFace, insert_collection
 from index.embedded.tasks.bulk_enrolment import Jobs
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import Reembeddings, Worker
-from index.errors import ConflictError, InvalidError
+from index.errors import InvalidError
+from index.types import Collection, Item, NewFace, Properties
 from index.validation import (
     EARLIEST,
     LATEST,
@@ -36,8 +37,8 @@ from index.validation import (
     check_object,
     check_subject,
     parse_object,
-    read_moment,
     read_object,
+    read_timestamp,
     unit_vectors,
 )
 from tests.index.people import vectors
@@ -47,19 +48,19 @@ TOO_LATE = 253402300799.99997  # 9999-12-31T23:59:59.999999Z
 
 
 def deep(depth: int) -> dict[str, Any]:
-    """Objects in one another, `depth` of them."""
-    made: dict[str, Any] = {}
+    """`depth` nested objects."""
+    nested: dict[str, Any] = {}
     for _ in range(depth - 1):
-        made = {"a": made}
-    return made
+        nested = {"a": nested}
+    return nested
 
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "gallery", key=OperatorKey(b"k" * 32))
-    made.create("doors", "face-embedder", "f1", 128, keep_crops=True)
-    yield made
-    made.close()
+    gallery = EmbeddedGallery(tmp_path / "gallery", key=OperatorKey(b"k" * 32))
+    gallery.create("doors", "face-embedder", "f1", 128, keep_crops=True)
+    yield gallery
+    gallery.close()
 
 
 # Vectors.
@@ -69,11 +70,11 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 def test_vectors_of_any_scale_become_unit_vectors(exponent: int, dimensions: int, seed: int) -> None:
     given = np.random.default_rng(seed).uniform(0.1, 1, (3, dimensions)) * np.array([[1.0], [-1.0], [1.0]])
     expected = given / np.sqrt((given**2).sum(axis=1, keepdims=True))
-    made = unit_vectors(given * 10.0**exponent, dimensions)
-    assert made.dtype == np.float32
-    np.testing.assert_allclose(made, expected, atol=1e-7)
-    assert are_unit(made).all()
-    assert unit_vectors(made, dimensions).tobytes() == made.tobytes()
+    scaled = unit_vectors(given * 10.0**exponent, dimensions)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, expected, atol=1e-7)
+    assert are_unit(scaled).all()
+    assert unit_vectors(scaled, dimensions).tobytes() == scaled.tobytes()
 
 
 def test_subnormal_and_huge_vectors_keep_their_direction() -> None:
@@ -101,13 +102,13 @@ def test_vectors_without_a_direction_are_refused(wrong: Any, message: str) -> No
         unit_vectors(wrong, 2)
 
 
-def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
-    """Enrolment, feedback, re-embedding and queries; import and bulk jobs have tests of their own."""
+def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
+    """Enrolment, feedback, re-embedding and queries; imports and bulk jobs have their own tests."""
     gallery.enrol("doors", [NewFace("tiny", TINY), NewFace("long", 3 * vectors(1, 128)[0], crop=b"c")], "f1")
     Feedback(gallery).add("doors", "long", TINY[None], [b"d"])
     for query in (vectors(5, 128, seed=5)[:1], TINY[None], 9 * vectors(1, 128)):
-        for found in (gallery.search("doors", query), search(gallery, "doors", query)):
-            assert all(abs(match.similarity) <= 1 + 1e-6 for match in found[0])
+        for (matches,) in (gallery.search("doors", query), search(gallery, "doors", query)):
+            assert all(abs(match.similarity) <= 1 + 1e-6 for match in matches)
     (likest,) = gallery.search("doors", TINY[None], 1)[0]
     assert likest.subject.key == "tiny"
     assert likest.similarity == pytest.approx(1)
@@ -116,16 +117,16 @@ def test_every_way_in_scales_vectors(gallery: EmbeddedGallery) -> None:
     assert match.similarity == pytest.approx(1)
     assert list(faults(gallery)) == []
     gallery.remove_subject("doors", "tiny")
-    one, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, Worker(gallery)
-    assert worker.claim(one)
-    pending = worker.pending(one, -(2**63), 9) + worker.pending(one, 0, 9)
-    assert worker.stage(one, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
-    assert worker.switch(one) == 0
+    task, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, Worker(gallery)
+    assert worker.claim(task)
+    pending = worker.pending(task, -(2**63), 9) + worker.pending(task, 0, 9)
+    assert worker.stage(task, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
+    assert worker.switch(task) == 0
     assert list(faults(gallery)) == []
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_vectors_that_older_versions_stored_are_scaled_once(
+def test_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 7)
@@ -135,18 +136,18 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
     people = vectors(20, 8)
     faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
 
-    def spoil(db: apsw.Connection) -> None:
-        from index.embedded.encryption.data_keys import cipher_of
-
+    def damage(db: apsw.Connection) -> None:
         cipher = cipher_of(db, 1)
         for number in (3, 9, 20):
             data = (7.6 * people[number - 1]).astype("<f4").tobytes()
-            db.execute("UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.seal(data, "vector", number), number))
-        nothing = cipher.seal(bytes(32), "vector", 5)
-        db.execute("UPDATE vectors SET data = ? WHERE face_id = 5", (nothing,))
+            db.execute(
+                "UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.encrypt(data, "vector", number), number)
+            )
+        zeros = cipher.encrypt(bytes(32), "vector", 5)
+        db.execute("UPDATE vectors SET data = ? WHERE face_id = 5", (zeros,))
         db.execute("UPDATE collections SET unscaled = 1")
 
-    gallery.ledger.write(spoil)
+    gallery.ledger.write(damage)
     first = Maintenance(gallery, Limits(segment=4, exact_below=8))
     assert gallery.search("doors", people[:1])[0][0].similarity > 1.01
     first.run()
@@ -165,7 +166,7 @@ def test_vectors_that_older_versions_stored_are_scaled_once(
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_vectors_of_feedback_from_older_versions_are_scaled_once(
+def test_feedback_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 3)
@@ -177,9 +178,7 @@ def test_vectors_of_feedback_from_older_versions_are_scaled_once(
     Feedback(gallery).add("doors", "p", people[1:7])
     numbers: list[int] = []
 
-    def spoil(db: apsw.Connection) -> None:
-        from index.embedded.encryption.data_keys import cipher_of
-
+    def damage(db: apsw.Connection) -> None:
         numbers.extend(int(str(row[0])) for row in db.execute("SELECT id FROM rejections ORDER BY id").fetchall())
         cipher = cipher_of(db, 1)
         for number, data in (
@@ -188,11 +187,11 @@ def test_vectors_of_feedback_from_older_versions_are_scaled_once(
             (numbers[5], bytes(32)),
             (numbers[2], bytes(4)),
         ):
-            sealed = cipher.seal(data, "vector", -number)
-            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (sealed, number))
+            stored = cipher.encrypt(data, "vector", -number)
+            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (stored, number))
         db.execute("UPDATE collections SET unscaled = 1")
 
-    gallery.ledger.write(spoil)
+    gallery.ledger.write(damage)
     too_short = "ledger: 1 vectors of feedback do not fit their collection"
     assert list(faults(gallery)) == [
         too_short,
@@ -201,27 +200,27 @@ def test_vectors_of_feedback_from_older_versions_are_scaled_once(
     ]
     Maintenance(gallery).run()
     with gallery.ledger.snapshot() as db:
-        ids, stored = feedback.rejected_after(db, gallery.collection("doors"), 0, -1)
-    by_id = dict(zip(ids.tolist(), stored, strict=True))
+        ids, scaled = feedback.rejected_after(db, gallery.collection("doors"), 0, -1)
+    by_id = dict(zip(ids.tolist(), scaled, strict=True))
     assert by_id.keys() == {*numbers} - {numbers[2]}
     assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
     assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
-    # They stay, since they have no direction.
+    # A vector of zeros is kept: it has no direction.
     assert list(faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
     acts = [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "scale_vectors"]
     assert [(act.subjects, act.faces) for act in acts] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
     gallery.close()
 
 
-def test_feedback_erased_while_its_vector_is_scaled_is_not_noted(tmp_path: Path) -> None:
+def test_scaling_ignores_feedback_that_was_erased_meanwhile(tmp_path: Path) -> None:
     gallery = EmbeddedGallery(tmp_path)
     collection = gallery.create("doors", "face-embedder", "f1", 8)
-    made = {5: vectors(1, 8)[0]}
-    assert gallery.ledger.write(lambda db: feedback.replace_rejected(db, collection, made)) == {}
+    scaled = {5: vectors(1, 8)[0]}
+    assert gallery.ledger.write(lambda db: feedback.replace_rejected(db, collection, scaled)) == {}
     gallery.close()
 
 
-def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -> None:
+def test_collections_of_an_older_ledger_are_marked_to_be_scaled(tmp_path: Path) -> None:
     before = Ledger(tmp_path / "ledger.db", steps=STEPS[:-1])
     row = ("doors", "e", "f", 4, "{}", 1.0)
     before.write(
@@ -233,7 +232,7 @@ def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -
     )
     before.close()
     now = Ledger(tmp_path / "ledger.db")
-    now.write(lambda db: insert_collection(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
+    now.write(lambda db: collection_records.insert(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
     assert now.reader().execute("SELECT name, unscaled FROM collections").fetchall() == [("doors", 1), ("new", 0)]
     now.close()
 
@@ -254,7 +253,7 @@ def test_a_ledger_of_the_version_before_is_marked_to_be_scaled(tmp_path: Path) -
         ("..", "no URL can name"),
     ],
 )
-def test_keys_that_no_url_can_have_are_refused(key: str, message: str) -> None:
+def test_keys_that_cannot_be_in_a_url_are_refused(key: str, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         check_key(key, "subject")
 
@@ -265,7 +264,7 @@ def test_keys_of_any_alphabet_are_accepted() -> None:
         check_key(key, "subject")
 
 
-POISON: list[tuple[dict[str, Any], str]] = [
+INVALID: list[tuple[dict[str, Any], str]] = [
     ({"metadata": deep(MAX_DEPTH + 1)}, "nested at most 100"),
     ({"metadata": {"a": [deep(MAX_DEPTH)]}}, "nested at most 100"),
     ({"metadata": {"a": float("nan")}}, "finite"),
@@ -281,29 +280,27 @@ POISON: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("properties", "message"), POISON)
-def test_what_cannot_be_read_back_is_not_stored(
-    gallery: EmbeddedGallery, properties: dict[str, Any], message: str
-) -> None:
-    of: dict[str, Any] = {"name": None, "metadata": {}, "expires_at": None} | properties
+@pytest.mark.parametrize(("properties", "message"), INVALID)
+def test_invalid_properties_are_not_stored(gallery: EmbeddedGallery, properties: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"name": None, "metadata": {}, "expires_at": None} | properties
     with pytest.raises(InvalidError, match=message):
-        check_subject("a", **of)
+        check_subject("a", **values)
     with pytest.raises(InvalidError, match=message):
-        gallery.put_subject("doors", "a", **of)
+        gallery.put_subject("doors", "a", **values)
     jobs = Jobs(gallery)
     job = jobs.begin("doors", {})
     with pytest.raises(InvalidError, match=message):
-        jobs.append(job, [Item(0, "a", "vector", vectors(1, 128).tobytes(), Properties(**of))])
+        jobs.append(job, [Item(0, "a", "vector", vectors(1, 128).tobytes(), Properties(**values))])
     assert gallery.subjects("doors") == []
 
 
-def test_what_can_be_read_back_is_stored(gallery: EmbeddedGallery) -> None:
-    made = gallery.put_subject("doors", "a", name="n" * 256, metadata=deep(MAX_DEPTH), expires_at=LATEST)
-    assert gallery.subjects("doors") == [made]
-    assert read_moment(LATEST).isoformat() == "9999-12-31T23:59:59+00:00"
+def test_the_largest_valid_properties_are_stored(gallery: EmbeddedGallery) -> None:
+    subject = gallery.put_subject("doors", "a", name="n" * 256, metadata=deep(MAX_DEPTH), expires_at=LATEST)
+    assert gallery.subjects("doors") == [subject]
+    assert read_timestamp(LATEST).isoformat() == "9999-12-31T23:59:59+00:00"
 
 
-def test_a_subject_that_has_expired_already_is_refused(gallery: EmbeddedGallery) -> None:
+def test_an_expired_subject_is_refused(gallery: EmbeddedGallery) -> None:
     gallery.clock = lambda: 1000.0
     for expires_at in (999.0, 1000.0, EARLIEST):
         with pytest.raises(InvalidError, match="in the past"):
@@ -311,7 +308,7 @@ def test_a_subject_that_has_expired_already_is_refused(gallery: EmbeddedGallery)
     gallery.put_subject("doors", "a", expires_at=1000.5)
 
 
-def test_collections_and_faces_are_checked_too(gallery: EmbeddedGallery) -> None:
+def test_collections_and_faces_are_validated(gallery: EmbeddedGallery) -> None:
     for name in ("", "a/b"):
         with pytest.raises(InvalidError):
             gallery.create(name, "e", "f", 4)
@@ -324,7 +321,7 @@ def test_collections_and_faces_are_checked_too(gallery: EmbeddedGallery) -> None
     assert gallery.subjects("doors") == []
 
 
-def test_text_is_parsed_as_strictly() -> None:
+def test_json_text_is_validated() -> None:
     assert parse_object('{"a": 1}', "it") == {"a": 1}
     for text in ("[" * 100_000, "{", "[]", '{"a": Infinity}', '{"a": 1e999}'):
         with pytest.raises(InvalidError):
@@ -332,7 +329,7 @@ def test_text_is_parsed_as_strictly() -> None:
     check_object({"a": ({},)}, "it")
 
 
-def test_stored_objects_are_read_as_they_can_be_answered() -> None:
+def test_stored_objects_are_read_without_what_a_response_cannot_contain() -> None:
     assert read_object('{"a": [1, "b", {"c": null}], "E": 1e10}') == {"a": [1, "b", {"c": None}], "E": 1e10}
     assert read_object('{"a": NaN, "b": [-Infinity, 1e999, 2.5]}') == {"a": None, "b": [None, None, 2.5]}
     assert read_object(r'{"\ud800": "a\ud800"}') == {
@@ -346,40 +343,22 @@ def test_stored_objects_are_read_as_they_can_be_answered() -> None:
     many: dict[str, Any] = {str(number): {} for number in range(200)}
     assert read_object(json.dumps(many)) == many
     for seconds in (float("inf"), float("-inf"), 1e300, TOO_LATE, -1e12):
-        assert 1 <= read_moment(seconds).year <= 9999
+        assert 1 <= read_timestamp(seconds).year <= 9999
 
 
-def test_rows_that_cannot_be_stored_any_more_do_not_keep_others_from_being_listed(gallery: EmbeddedGallery) -> None:
+def test_invalid_stored_rows_are_listed(gallery: EmbeddedGallery) -> None:
     gallery.enrol("doors", [NewFace(key, vector) for key, vector in zip("abcd", vectors(4, 128), strict=True)], "f1")
 
-    def poison(db: apsw.Connection) -> None:
+    def store_invalid(db: apsw.Connection) -> None:
         db.execute("UPDATE subjects SET expires_at = ? WHERE key = 'a'", (TOO_LATE,))
         db.execute("UPDATE subjects SET metadata = ? WHERE key = 'b'", (json.dumps(deep(300)),))
         db.execute("UPDATE subjects SET metadata = 'nonsense' WHERE key = 'c'")
         db.execute("UPDATE faces SET details = '{\"yaw\": NaN}'")
         db.execute("UPDATE collections SET settings = 'nonsense'")
 
-    gallery.ledger.write(poison)
+    gallery.ledger.write(store_invalid)
     assert [subject.key for subject in gallery.subjects("doors")] == list("abcd")
     assert [collection.settings for collection in gallery.collections()] == [{}]
     assert gallery.faces("doors", "b")[0].details == {"yaw": None}
     assert len(gallery.search("doors", vectors(1, 128), 4)[0]) == 4
     Maintenance(gallery).run()
-
-
-def test_an_answer_that_cannot_be_made_undoes_the_change(gallery: EmbeddedGallery) -> None:
-    change = gallery.put_subject.planned("doors", "a", name="A")
-    with pytest.raises(ZeroDivisionError):
-        change.then(lambda subject: 1 / 0).commit()
-    assert gallery.subjects("doors") == []
-    assert change.then(lambda subject: subject.name).commit() == "A"
-    with pytest.raises(ConflictError):
-        gallery.create("doors", "face-embedder", "f1", 128)
-
-
-def test_schema_steps_only_grow() -> None:
-    db = apsw.Connection(":memory:")
-    for count in range(1, len(STEPS) + 1):
-        migrate(db, STEPS[:count])
-    assert db.pragma("user_version") == len(STEPS)
-    db.close()

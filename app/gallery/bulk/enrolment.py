@@ -19,11 +19,11 @@ from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder, keeps_crops
 from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import EnrolParams, ErasureReceipt
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
-from index.embedded.store.records import Collection, NewFace
+from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks.bulk_enrolment import Jobs, Worker
 from index.errors import CorruptError, InvalidError
-from index.validation import check_future, read_moment, unit_vectors
+from index.types import Collection, Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
+from index.validation import check_future, check_item, read_timestamp, unit_vectors
 
 log = structlog.get_logger()
 
@@ -210,7 +210,7 @@ class BulkJobs:
                 # The collection was re-embedded meanwhile: the images are embedded again.
         await run_background(lambda: self._worker.finish(job, "done"))
 
-    async def _process_images(self, job: Job, items: Sequence[Item]) -> tuple[list[Found], str]:
+    async def _process_images(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
         """Return the faces of the images, without images that had a temporary error, and the pipeline's fingerprint.
 
         Raises:
@@ -220,7 +220,7 @@ class BulkJobs:
         pipeline = await self._embedder.collection_pipeline(collection)
         params = EnrolParams(max_faces=job.settings["max_faces"], quality_gate=job.settings["quality_gate"])
 
-        async def process(item: Item) -> Found | None:
+        async def process(item: Item) -> ProcessedItem | None:
             try:
                 self._check(item)
                 faces = await self._embedder.embed_image(pipeline, item.data)
@@ -229,30 +229,30 @@ class BulkJobs:
             except TRANSIENT:
                 return None
             except VestibuleError as error:
-                return Found(item, failed_item(item.number, error))
+                return ProcessedItem(item, failed_item(item.number, error))
             except Exception:
                 log.exception("bulk_item_failed", job=job.token, index=item.number)
-                return Found(item, failed_item(item.number, VestibuleError()))
+                return ProcessedItem(item, failed_item(item.number, VestibuleError()))
             accepted, rejected = select_faces(item.number, faces, params)
             reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
             new_faces = await self._embedder.new_faces(item.subject, accepted, keep_crops=keeps_crops(collection))
-            status: Status = "enrolled" if new_faces else "rejected"
-            return Found(item, Outcome(item.number, status, {"reasons": reasons}), new_faces)
+            status: ItemStatus = "enrolled" if new_faces else "rejected"
+            return ProcessedItem(item, Outcome(item.number, status, {"reasons": reasons}), new_faces)
 
         processed = [result for result in await asyncio.gather(*map(process, items)) if result is not None]
         if not processed:
             raise NotReady("no image of the job could be embedded")
         return processed, collection.fingerprint
 
-    def _process_vector(self, item: Item, dimensions: int) -> Found:
+    def _process_vector(self, item: Item, dimensions: int) -> ProcessedItem:
         try:
             self._check(item)
             (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
         except VestibuleError as error:
-            return Found(item, failed_item(item.number, error))
+            return ProcessedItem(item, failed_item(item.number, error))
         except ValueError as error:  # an InvalidError, or a number of bytes that is not a multiple of 4
-            return Found(item, failed_item(item.number, Unprocessable(str(error))))
-        return Found(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
+            return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
+        return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
 
     def _check(self, item: Item) -> None:
         """Refuse an item that an older version accepted, or that has expired since it was accepted.
@@ -276,10 +276,10 @@ class BulkJobs:
             collection=job.collection,
             state=job.state,
             problem=job.problem,
-            created_at=read_moment(job.created_at),
-            finished_at=None if job.finished_at is None else read_moment(job.finished_at),
+            created_at=read_timestamp(job.created_at),
+            finished_at=None if job.finished_at is None else read_timestamp(job.finished_at),
             total=sum(counts.values()),
-            items={status: counts.get(status, 0) for status in get_args(Status)},
+            items={status: counts.get(status, 0) for status in get_args(ItemStatus)},
         )
 
 

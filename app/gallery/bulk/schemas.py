@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from app.faces.schemas import Vector
 from app.gallery.schemas import EnrolParams, Key, RejectedReason, SubjectProperties
 from app.schemas import Problem, Schema
-from index.embedded.store.job_records import Status
+from index.types import ItemStatus
 
 
 class BulkParams(EnrolParams):
@@ -47,7 +47,7 @@ class JobInfo(Schema):
     created_at: AwareDatetime
     finished_at: AwareDatetime | None
     total: int
-    items: dict[Status, int]
+    items: dict[ItemStatus, int]
 
 
 class JobPage(Schema):
@@ -65,7 +65,7 @@ class JobItem(Schema):
     """
 
     index: int
-    status: Status
+    status: ItemStatus
     faces: list[str] = Field(default_factory=list, description="Ids of the enrolled faces.")
     reasons: list[RejectedReason] = Field(default_factory=list)
     problem: Problem | None = None

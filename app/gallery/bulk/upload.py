@@ -29,8 +29,8 @@ from app.gallery.bulk.zip_reader import Entry, ZipReader
 from app.gallery.schemas import Key
 from app.images.large_json import CHUNK_BYTES, from_base64
 from app.images.uploads import disconnect_as_bad_request
-from index.embedded.store.job_records import Item, Outcome, Properties
 from index.errors import InvalidError
+from index.types import Item, Outcome, Properties
 from index.validation import check_key, unit_vectors
 
 ZIP, LINES = "application/zip", "application/x-ndjson"

@@ -34,7 +34,7 @@ from index.embedded.gallery import (
     EmbeddedGallery,
     remove_expired,
 )
-from index.embedded.store import folder_lock, records
+from index.embedded.store import collection_records, erasure_records, folder_lock, vector_records
 from index.embedded.store.atomic_files import sync_folder, write_atomically
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones
@@ -111,7 +111,7 @@ def restore(
     manifest = _manifest(folder)
     gallery_folder.mkdir(parents=True, exist_ok=True)
     copy, tombstones = gallery_folder / RESTORING_FILE, Tombstones(gallery_folder / TOMBSTONES_FILE)
-    with folder_lock.held(gallery_folder, alone=True):
+    with folder_lock.lock(gallery_folder, exclusive=True):
         try:
             _copy(folder / LEDGER_FILE, copy, manifest.sha256)
             _settle(gallery_folder, tombstones, manifest.gallery, clock())
@@ -128,8 +128,8 @@ def _copied(gallery: EmbeddedGallery, path: Path) -> Manifest:
     copy = apsw.Connection(str(path))
     try:
         with gallery.ledger.snapshot() as db:
-            numbers = (records.last_removal(db), *records.totals(db))
-            manifest = Manifest(VERSION, records.gallery_id(db), gallery.clock(), *numbers, sha256="")
+            numbers = (erasure_records.last_removal(db), *collection_records.totals(db))
+            manifest = Manifest(VERSION, collection_records.gallery_id(db), gallery.clock(), *numbers, sha256="")
             with copy.backup("main", db, "main") as under_way:
                 under_way.step()  # all at once, while others go on: in pieces it would begin anew at each commit
         copy.pragma("journal_mode", "delete")  # one file, without a log beside it
@@ -194,12 +194,12 @@ def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> N
         with suppress(apsw.Error, GalleryError):
             ledger = Ledger(path)
             try:
-                others = records.gallery_id(ledger.reader()) != gallery and bool(
-                    records.collections(ledger.reader(), "", 1)
+                others = collection_records.gallery_id(ledger.reader()) != gallery and bool(
+                    collection_records.page(ledger.reader(), "", 1)
                 )
                 ledger.write(partial(remove_expired, now=now, limit=-1))
-                tombstones.follow(ledger.reader())
-                Audit(folder / AUDIT_FILE, ledger, records.gallery_id(ledger.reader())).flush(recover=True)
+                tombstones.append_new(ledger.reader())
+                Audit(folder / AUDIT_FILE, ledger, collection_records.gallery_id(ledger.reader())).flush(recover=True)
             finally:
                 ledger.close()
     told = tombstones.read()
@@ -214,19 +214,21 @@ def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callabl
 
     def write(db: apsw.Connection) -> None:
         for removal in told[1] if told is not None and remembered else ():
-            records.replay(db, removal)
-        records.skip_ids(db, gap)
-        records.forget_files(db)
+            erasure_records.replay(db, removal)
+        erasure_records.skip_ids(db, gap)
+        vector_records.forget_files(db)
         audit.note(db, Act("restore", now))
 
     ledger = Ledger(copy)
     try:
-        before = records.totals(ledger.reader())
+        before = collection_records.totals(ledger.reader())
         ledger.write(write)
-        collections, subjects, faces = (a - b for a, b in zip(before, records.totals(ledger.reader()), strict=True))
+        collections, subjects, faces = (
+            a - b for a, b in zip(before, collection_records.totals(ledger.reader()), strict=True)
+        )
         # Before the ledger takes its place: a crash in between must not cost what only one of the two knows.
         tombstones.rewrite(ledger.reader())
-        Audit(copy.with_name(AUDIT_FILE), ledger, records.gallery_id(ledger.reader())).adopt()
+        Audit(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
     finally:
         ledger.close()  # empties the log, too
     with copy.open("rb+") as file:

@@ -24,12 +24,13 @@ import numpy as np
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
-from index.embedded.encryption.parquet_keys import decryption, encryption, is_encrypted
+from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
 from index.embedded.gallery import EmbeddedGallery, remove_lapsed
-from index.embedded.store import records
+from index.embedded.store import collection_records, face_records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.records import Collection, WholeFace
+from index.embedded.store.face_records import FaceRecord
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.types import Collection
 from index.unicode_forms import normalised
 
 KEY, VERSION = b"vestibule", 1
@@ -61,7 +62,7 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
     found = gallery.collection(name)
     schema = _schema(arrow, found.dimensions).with_metadata({KEY: json.dumps(_described(found))})
     count = 0
-    sealed = {"encryption_properties": encryption(gallery.ledger.keys)} if found.encrypted else {}
+    sealed = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if found.encrypted else {}
     with (
         _new_file(path) as temporary,
         parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **sealed) as writer,
@@ -87,7 +88,7 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
     arrow, parquet = _pyarrow()
     try:
         encrypted = is_encrypted(path)
-        sealed = {"decryption_properties": decryption(gallery.ledger.keys)} if encrypted else {}
+        sealed = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
         with parquet.ParquetFile(path, page_checksum_verification=True, **sealed) as file:
             wanted = replace(_wanted(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))
@@ -154,20 +155,20 @@ def _new_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _all_faces(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[WholeFace]]:
+def _all_faces(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[FaceRecord]]:
     """Not in one snapshot: that would keep erasures in the ledger's log for as long as it takes."""
     with gallery.snapshot_of(collection) as db:
-        after, through = 0, records.last_face(db, collection.id)
+        after, through = 0, face_records.last_id(db, collection.id)
     while True:
         with gallery.snapshot_of(collection) as db:
-            faces = records.whole_faces(db, collection.id, after, through, AT_ONCE, gallery.clock())
+            faces = face_records.read_records(db, collection.id, after, through, AT_ONCE, gallery.clock())
         if not faces:
             return
         after = faces[-1].id
         yield faces
 
 
-def _batch(arrow: Any, schema: Any, faces: list[WholeFace], dimensions: int) -> Any:
+def _batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
     numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
     columns: list[list[Any]] = [
@@ -224,7 +225,7 @@ def _check(batch: Any, dimensions: int, first: int) -> None:
         try:
             if not _TOKEN.fullmatch(face.token):
                 raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
-            records.checked_face(face, dimensions)
+            face_records.validated(face, dimensions)
         except InvalidError as error:
             raise InvalidError(f"row {number}: {error}") from error
 
@@ -239,12 +240,12 @@ def _check_forms(batch: Any, forms: dict[str, str], first: int) -> None:
             raise InvalidError(f"row {number}: the subject differs only in its Unicode form from that of another row")
 
 
-def _faces(batch: Any) -> list[WholeFace]:
+def _faces(batch: Any) -> list[FaceRecord]:
     vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
     others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
     rows: Iterable[tuple[Any, ...]] = zip(*others, vectors.reshape(batch.num_rows, -1), strict=True)
     return [
-        WholeFace(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
+        FaceRecord(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
         for subject, name, metadata, expires_at, token, details, created_at, crop, vector in rows
     ]
 
@@ -252,9 +253,9 @@ def _faces(batch: Any) -> list[WholeFace]:
 def _target(db: apsw.Connection, wanted: Collection, now: float) -> Collection:
     """The collection to enrol in, made unless it is there."""
     try:
-        found = records.collection(db, wanted.name)
+        found = collection_records.find(db, wanted.name)
     except NotFoundError:
-        made = records.insert_collection(db, wanted)
+        made = collection_records.insert(db, wanted)
         audit.note(db, Act("create_collection", now, None, made.id))
         return made
     for what in ("embedder", "fingerprint", "dimensions"):
@@ -266,11 +267,11 @@ def _target(db: apsw.Connection, wanted: Collection, now: float) -> Collection:
     return found
 
 
-def _enrol(db: apsw.Connection, wanted: Collection, faces: list[WholeFace], now: float) -> int:
+def _enrol(db: apsw.Connection, wanted: Collection, faces: list[FaceRecord], now: float) -> int:
     found = _target(db, wanted, now)
     remove_lapsed(db, found.id, {face.subject for face in faces}, now)
-    enrolled = [face.token for face in faces if records.put_whole_face(db, found.id, face)]
+    enrolled = [face.token for face in faces if face_records.insert_record(db, found.id, face)]
     if enrolled:
-        ids = records.faces_of(db, found.id, enrolled)
+        ids = face_records.ids_of_tokens(db, found.id, enrolled)
         audit.note(db, Act("enrol", now, None, found.id, audit.subjects_of(db, ids), ids))
     return len(enrolled)

@@ -18,13 +18,21 @@ import numpy as np
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import rejected_after
-from index.embedded.store import records
-from index.embedded.store.records import Collection, Indexed, Ints, Sealed
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    lease_records,
+    subject_records,
+    vector_records,
+)
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.tasks import reembedding
 from index.embedded.tasks.compaction import LEASE, LEASE_S
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
+from index.types import Collection, Ints
 from index.validation import are_unit
 
 # Vectors that are read at once.
@@ -59,11 +67,11 @@ def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
         found = [verdict for (verdict,) in db.execute("PRAGMA integrity_check") if verdict != "ok"]
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
             found.append(f"row {row} of {table} belongs to nothing in {parent}")
-        if count := records.faces_of_strangers(db):
+        if count := face_records.count_misplaced(db):
             found.append(f"{count} faces are in another collection than their subject")
-        if count := records.miscounted(db):
+        if count := collection_records.count_miscounted(db):
             found.append(f"{count} collections have another number of subjects or faces than they say")
-        for table, count in records.rows_without_json(db).items():
+        for table, count in collection_records.count_invalid_json(db).items():
             found.append(f"{count} rows of {table} have something else where JSON should be")
         found += reembedding.faults(db)
     return [f"ledger: {what}" for what in found]
@@ -82,9 +90,9 @@ def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterato
 
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     with gallery.snapshot_of(collection) as db:
-        size = cipher_of(db, collection.id).sealed_size(4 * collection.dimensions)
-        wrong = records.faces_without_vector(db, collection.id, size)
-        sealed, indexed = records.segments(db, collection.id), records.index(db, collection.id)
+        size = cipher_of(db, collection.id).encrypted_size(4 * collection.dimensions)
+        wrong = vector_records.count_missing(db, collection.id, size)
+        sealed, indexed = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
     if wrong:  # they cannot be compared with anything
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
@@ -106,12 +114,12 @@ def _unseal_all(gallery: EmbeddedGallery, collection: Collection) -> None:
     key: str | None = ""
     while key is not None:
         with gallery.snapshot_of(collection) as db:
-            people = records.subjects(db, collection.id, key, ROWS_AT_ONCE)
+            people = subject_records.page(db, collection.id, key, ROWS_AT_ONCE)
         key = people[-1].key if people else None
     after: int | None = 0
     while after is not None:
         with gallery.snapshot_of(collection) as db:
-            faces = records.whole_faces(db, collection.id, after, 2**63 - 1, ROWS_AT_ONCE, now=0.0)
+            faces = face_records.read_records(db, collection.id, after, 2**63 - 1, ROWS_AT_ONCE, now=0.0)
         after = faces[-1].id if faces else None
 
 
@@ -119,7 +127,7 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
     after, dimensions = 0, collection.dimensions
     while True:
         with gallery.snapshot_of(collection) as db:
-            rows = records.rows_after(db, collection.id, dimensions, after, AT_ONCE)
+            rows = vector_records.read(db, collection.id, dimensions, after, AT_ONCE)
         if not len(rows.faces):
             return
         after = int(rows.faces[-1])
@@ -139,11 +147,11 @@ def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterat
             yield f"{wrong} vectors of feedback do not have length 1"
 
 
-def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Sealed) -> list[str]:
+def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: SegmentRecord) -> list[str]:
     """The segment's bytes, and its rows against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        rows = records.rows_after(db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face)
-        removed, _ = records.removals_after(db, collection.id, one.removals_through)
+        rows = vector_records.read(db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face)
+        removed, _ = erasure_records.removed_faces(db, collection.id, one.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
         segment = Segment.open(gallery.files / one.file, cipher)
@@ -162,11 +170,11 @@ def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: Seale
     return found
 
 
-def _index_faults(gallery: EmbeddedGallery, collection: Collection, indexed: Indexed) -> list[str]:
+def _index_faults(gallery: EmbeddedGallery, collection: Collection, indexed: InvertedFileRecord) -> list[str]:
     """The inverted file's bytes, and whom it holds against the ledger; segments are held against it, too."""
     with gallery.snapshot_of(collection) as db:
-        faces = records.face_ids(db, collection.id, indexed.last_face)
-        removed, _ = records.removals_after(db, collection.id, indexed.removals_through)
+        faces = face_records.ids_through(db, collection.id, indexed.last_face)
+        removed, _ = erasure_records.removed_faces(db, collection.id, indexed.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
         ivf = Ivf.read(gallery.files / indexed.file, cipher)
@@ -178,7 +186,7 @@ def _index_faults(gallery: EmbeddedGallery, collection: Collection, indexed: Ind
 def _is_named(gallery: EmbeddedGallery, file: str) -> bool:
     """Whether the ledger still names it: another process may have written another in its place meanwhile."""
     with gallery.ledger.snapshot() as db:
-        return file in records.files(db)
+        return file in vector_records.files(db)
 
 
 def _membership(file: str, faces: Ints, ledger: Ints, removed: Ints) -> list[str]:
@@ -202,9 +210,9 @@ def _tombstone_faults(gallery: EmbeddedGallery) -> Iterator[str]:
             return
         while page := list(islice(told[1], ROWS_AT_ONCE)):
             with gallery.ledger.snapshot() as db:
-                known = set(records.removals(db, last, page[-1].seq))
-                here = [removal for removal in page if records.is_there(db, removal)]
-                strange = [one for one in set(page) - known if records.exists(db, one.collection_id)]
+                known = set(erasure_records.removals(db, last, page[-1].seq))
+                here = [removal for removal in page if erasure_records.target_exists(db, removal)]
+                strange = [one for one in set(page) - known if collection_records.exists(db, one.collection_id)]
             last = page[-1].seq
             if here:
                 yield f"{len(here)} erasures were not made in the ledger, the first is {here[0].seq}"
@@ -226,7 +234,7 @@ def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
 def _strangers(gallery: EmbeddedGallery, there: set[str]) -> Iterator[str]:
     """Files that nobody names; but another process may be about to name the youngest ones."""
     with gallery.ledger.snapshot() as db:
-        named, leased = records.files(db), records.is_leased(db, LEASE, gallery.clock(), LEASE_S)
+        named, leased = vector_records.files(db), lease_records.is_held(db, LEASE, gallery.clock(), LEASE_S)
     for name in sorted(there - named):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
-from index.embedded.store.records import token
 from index.errors import InvalidError
 
 Action = Literal[
@@ -61,7 +62,7 @@ class Act:
     collection: int | None = None
     subjects: Sequence[int] = ()
     faces: Sequence[int] = ()
-    id: str = field(default_factory=token)
+    id: str = field(default_factory=partial(secrets.token_hex, 16))
     of: str | None = None
 
     def __post_init__(self) -> None:

@@ -35,9 +35,8 @@ from typing import BinaryIO
 import apsw
 
 from index.embedded.audit.entries import HASH_LENGTH, Act, Entry, fault_of, from_note, genesis, line_of, noted, parsed
-from index.embedded.store import records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.ledger import Ledger
+from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError, InvalidError, TooNewError
 
 MAGIC, VERSION = "vestibule-audit", 1
@@ -252,9 +251,9 @@ def subjects_of(db: apsw.Connection, faces: Sequence[int]) -> list[int]:
     return [row[0] for row in found]
 
 
-def _noted(db: apsw.Connection) -> list[records.Row]:
+def _noted(db: apsw.Connection) -> list[Row]:
     """Some of the acts that are not in the file: number and text."""
-    found: list[records.Row] = db.execute("SELECT seq, act FROM acts ORDER BY seq LIMIT ?", (AT_ONCE,)).fetchall()
+    found: list[Row] = db.execute("SELECT seq, act FROM acts ORDER BY seq LIMIT ?", (AT_ONCE,)).fetchall()
     return found
 
 

@@ -1,10 +1,10 @@
-"""Values and files of an encrypted collection: sealed before they are written, unsealed after they are read.
+"""Encryption of values and files of an encrypted collection: AES-256-GCM (NIST SP 800-38D) with its own data key.
 
-AES-256-GCM (NIST SP 800-38D) by the collection's own data key. What is sealed is a random nonce of 96 bits, the
-ciphertext and its tag. It can be unsealed only where it belongs: what it is, and of which row or file, is associated
-data. Random nonces are safe for 2**32 values of one key, far more than a collection has in its life.
+Ciphertexts begin with a random nonce of 96 bits and end with the tag. The associated data says what a value is and to
+which row or file it belongs, so a value that is moved elsewhere cannot be decrypted. Random nonces are safe for 2**32
+values per key, far more than a collection ever has.
 
-What is sealed where: docs/adr/0003-encryption-by-collection.md.
+Which values are encrypted: docs/adr/0003-encryption-by-collection.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hmac
 import secrets
 import struct
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -22,172 +22,138 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from index.errors import CorruptError, InvalidError, LockedError
 
 KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
-# By how much a sealed value is longer.
+# Bytes that encryption adds to a value.
 OVERHEAD = NONCE_BYTES + TAG_BYTES
-# Bytes of a file that are sealed together, so that no file is in memory twice, nor larger than a call may be.
-PIECE = 2**24
-
+# Bytes of a file per ciphertext: no file is copied in memory as a whole, and AESGCM accepts less than 2**31 bytes.
+CHUNK_BYTES = 2**24
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
 
-class Cipher(Protocol):
-    """What becomes of a collection's values before they are written and after they are read.
+class Cipher:
+    """Encrypts and decrypts the values of a collection. This one, of a collection without encryption, changes nothing.
 
-    `about` says what a value is, and of which row: ids, or texts without "|".
+    The parts of the associated data (`about`) are the kind of value and the ids of its row: numbers, or texts without
+    "|". Those of a file are bytes and begin with its name.
     """
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether anything is changed at all."""
-        ...
-
-    def seal(self, data: bytes, *about: object) -> bytes:
-        """The value as it is written."""
-        ...
-
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
-        """The value that was written there.
-
-        Raises:
-            CorruptError: it was not.
-        """
-        ...
-
-    def lookup(self, text: str) -> str:
-        """What stands for a text where rows are found by it: the same for the same text."""
-        ...
-
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
-        """What is large, as it is written, in pieces; `about` begins with the file's name."""
-        ...
-
-    def unseal_file(self, data: Data, *about: Data) -> Data:
-        """What was written so.
-
-        Raises:
-            CorruptError: it was not.
-        """
-        ...
-
-    def sealed_size(self, size: int) -> int:
-        """How many bytes `seal` makes of so many."""
-        ...
-
-    def file_size(self, size: int) -> int:
-        """How many bytes `seal_file` makes of so many."""
-        ...
-
-
-class Plain:
-    """Of a collection that is not encrypted: all is written as it is."""
 
     encrypted = False
 
-    def seal(self, data: bytes, *about: object) -> bytes:
-        """See `Cipher`."""
+    def encrypt(self, data: bytes, *about: object) -> bytes:
+        """Return the value as it is stored."""
         return data
 
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
-        """See `Cipher`."""
+    def decrypt(self, data: bytes | None, *about: object) -> bytes:
+        """Return the value from what is stored.
+
+        Raises:
+            CorruptError: it was changed, or moved from another row.
+        """
         return data or b""
 
     def lookup(self, text: str) -> str:
-        """See `Cipher`."""
+        """Return the text to store for finding rows by `text`: equal for equal texts."""
         return text
 
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
-        """See `Cipher`."""
+    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
+        """Yield the content of a file as it is stored, chunk by chunk."""
         yield data
 
-    def unseal_file(self, data: Data, *about: Data) -> Data:
-        """See `Cipher`."""
+    def decrypt_file(self, data: Data, *about: Data) -> Data:
+        """Return the content of a file from what is stored.
+
+        Raises:
+            CorruptError: it was changed, or belongs to another file.
+        """
         return data
 
-    def sealed_size(self, size: int) -> int:
-        """See `Cipher`."""
+    def encrypted_size(self, size: int) -> int:
+        """Return the stored size in bytes of a value of `size` bytes."""
         return size
 
-    def file_size(self, size: int) -> int:
-        """See `Cipher`."""
+    def encrypted_file_size(self, size: int) -> int:
+        """Return the stored size in bytes of a file of `size` bytes."""
         return size
 
 
-class Aead:
-    """Of an encrypted collection, by its data key of 32 bytes."""
+class AeadCipher(Cipher):
+    """Cipher of an encrypted collection with the given data key of 32 bytes."""
 
     encrypted = True
 
     def __init__(self, key: bytes):
-        self._aead = AESGCM(_derived(key, "seal"))
-        self._lookup = _derived(key, "lookup")
+        self._aead = AESGCM(_derived_key(key, "seal"))
+        self._lookup_key = _derived_key(key, "lookup")
 
-    def seal(self, data: bytes, *about: object) -> bytes:
+    def encrypt(self, data: bytes, *about: object) -> bytes:
         """See `Cipher`."""
-        return _seal(self._aead, data, _text(about))
+        return _encrypt(self._aead, data, _joined(about))
 
-    def unseal(self, data: bytes | None, *about: object) -> bytes:
+    def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """See `Cipher`."""
         try:
-            return _unseal(self._aead, data or b"", _text(about))
+            return _decrypt(self._aead, data or b"", _joined(about))
         except InvalidTag:
-            raise CorruptError(f"the sealed {about[0]} of {about[-1]} is not what was written") from None
+            raise CorruptError(f"the encrypted {about[0]} of {about[-1]} is damaged or misplaced") from None
 
     def lookup(self, text: str) -> str:
-        """See `Cipher`: 128 bits of an HMAC-SHA256, in hexadecimal digits."""
-        return hmac.digest(self._lookup, text.encode(), "sha256")[:16].hex()
+        """Return 128 bits of the text's HMAC-SHA256 in hexadecimal; see `Cipher`."""
+        return hmac.digest(self._lookup_key, text.encode(), "sha256")[:16].hex()
 
-    def seal_file(self, data: Data, *about: Data) -> Iterator[Data]:
-        """See `Cipher`: each piece is bound to its place, and to the size of the whole."""
-        whole = memoryview(data)
-        for number, start in enumerate(range(0, len(whole), PIECE)):
-            yield _seal(self._aead, whole[start : start + PIECE], _piece(about, number, len(whole)))
+    def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
+        """See `Cipher`. The associated data of a chunk includes its number and the size of the whole content."""
+        content = memoryview(data)
+        for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+            chunk = content[start : start + CHUNK_BYTES]
+            yield _encrypt(self._aead, chunk, _about_chunk(about, number, len(content)))
 
-    def unseal_file(self, data: Data, *about: Data) -> Data:
+    def decrypt_file(self, data: Data, *about: Data) -> Data:
         """See `Cipher`."""
-        sealed, longer = memoryview(data), PIECE + OVERHEAD
-        size = max(0, len(sealed) - OVERHEAD * -(-len(sealed) // longer))
-        found = bytearray(size)
+        stored, stored_chunk = memoryview(data), CHUNK_BYTES + OVERHEAD
+        size = max(0, len(stored) - OVERHEAD * -(-len(stored) // stored_chunk))
+        content = bytearray(size)
         try:
-            for number, start in enumerate(range(0, len(sealed), longer)):
-                nonce, piece = sealed[start:][:NONCE_BYTES], sealed[start + NONCE_BYTES : start + longer]
-                into = memoryview(found)[number * PIECE :][:PIECE]
-                self._aead.decrypt_into(nonce, piece, _piece(about, number, size), into)
+            for number, start in enumerate(range(0, len(stored), stored_chunk)):
+                nonce, chunk = stored[start:][:NONCE_BYTES], stored[start + NONCE_BYTES : start + stored_chunk]
+                target = memoryview(content)[number * CHUNK_BYTES :][:CHUNK_BYTES]
+                self._aead.decrypt_into(nonce, chunk, _about_chunk(about, number, size), target)
         except (InvalidTag, ValueError):
-            raise CorruptError(f"{bytes(about[0]).decode()} has something sealed that was not written there") from None
-        return found
+            raise CorruptError(f"{bytes(about[0]).decode()}: the encrypted content is damaged or misplaced") from None
+        return content
 
-    def sealed_size(self, size: int) -> int:
+    def encrypted_size(self, size: int) -> int:
         """See `Cipher`."""
         return size + OVERHEAD
 
-    def file_size(self, size: int) -> int:
+    def encrypted_file_size(self, size: int) -> int:
         """See `Cipher`."""
-        return size + OVERHEAD * -(-size // PIECE)
+        return size + OVERHEAD * -(-size // CHUNK_BYTES)
 
 
-PLAIN = Plain()
+PLAINTEXT = Cipher()
 
 
 class OperatorKey:
-    """Encrypts the data keys of collections and of exports, and nothing else. `id` tells it from others, openly.
+    """The operator's key, which encrypts ("wraps") the data keys of collections and of exports, and nothing else.
+
+    `id` identifies the key without revealing it.
 
     Raises:
-        InvalidError: not 32 bytes.
+        InvalidError: it does not have 32 bytes.
     """
 
     def __init__(self, key: bytes):
         if len(key) != KEY_BYTES:
             raise InvalidError(f"expected a key of {KEY_BYTES} bytes, got {len(key)}")
-        self.id = _derived(key, "id")[:8].hex()
-        self._aead = AESGCM(_derived(key, "wrap"))
+        self.id = _derived_key(key, "id")[:8].hex()
+        self._aead = AESGCM(_derived_key(key, "wrap"))
 
     @classmethod
     def from_text(cls, text: str) -> OperatorKey:
-        """Of base64, as `openssl rand -base64 32` prints it.
+        """Return the key from base64, as `openssl rand -base64 32` prints it.
 
         Raises:
-            InvalidError: not base64, or not of 32 bytes.
+            InvalidError: not base64, or not 32 bytes.
         """
         try:
             key = base64.b64decode(text.strip(), validate=True)
@@ -196,40 +162,40 @@ class OperatorKey:
         return cls(key)
 
     def wrap(self, key: bytes, about: str) -> bytes:
-        """A data key as it may be written."""
-        return _seal(self._aead, key, about.encode())
+        """Return the data key encrypted, with `about` as associated data."""
+        return _encrypt(self._aead, key, about.encode())
 
     def unwrap(self, wrapped: bytes, about: str) -> bytes:
-        """The data key.
+        """Return the data key.
 
         Raises:
-            LockedError: it was wrapped by another key, or is not what was written.
+            LockedError: another key wrapped it, or it is damaged.
         """
         try:
-            return _unseal(self._aead, wrapped, about.encode())
+            return _decrypt(self._aead, wrapped, about.encode())
         except InvalidTag:
             raise LockedError(f"the {about} cannot be unwrapped by the operator's key {self.id}") from None
 
 
-def _seal(aead: AESGCM, data: Data, about: bytes) -> bytes:
+def _encrypt(aead: AESGCM, data: Data, about: bytes) -> bytes:
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce + aead.encrypt(nonce, data, about)
 
 
-def _unseal(aead: AESGCM, data: bytes, about: bytes) -> bytes:
+def _decrypt(aead: AESGCM, data: bytes, about: bytes) -> bytes:
     if len(data) < OVERHEAD:
         raise InvalidTag
     return aead.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], about)
 
 
-def _derived(key: bytes, purpose: str) -> bytes:
-    """A key of its own for each purpose."""
+def _derived_key(key: bytes, purpose: str) -> bytes:
+    """Return the key for one purpose."""
     return hmac.digest(key, b"vestibule " + purpose.encode(), "sha256")
 
 
-def _text(about: tuple[object, ...]) -> bytes:
+def _joined(about: tuple[object, ...]) -> bytes:
     return "|".join(map(str, about)).encode()
 
 
-def _piece(about: tuple[Data, ...], number: int, size: int) -> bytes:
+def _about_chunk(about: tuple[Data, ...], number: int, size: int) -> bytes:
     return b"".join((*about, struct.pack("<QQ", number, size)))

@@ -1,8 +1,7 @@
-"""Which collections are encrypted, and by which keys: each by a data key of its own, which the operator's key wraps.
+"""Data keys of the encrypted collections: one per collection, stored in the ledger wrapped by the operator's key.
 
-The data key lies in the ledger, wrapped, and goes with its collection: then what was sealed by it means nothing. The
-operator's key is never written. Who has a connection to the ledger asks `cipher_of` for what a collection's values are
-sealed by.
+Dropping a collection deletes its data key, and everything encrypted with it becomes unreadable. The operator's key is
+never stored. Code with a connection to the ledger calls `cipher_of` to encrypt and decrypt a collection's values.
 """
 
 from __future__ import annotations
@@ -15,47 +14,47 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import KEY_BYTES, PLAIN, Aead, Cipher, OperatorKey
+from index.embedded.encryption.aead import KEY_BYTES, PLAINTEXT, AeadCipher, Cipher, OperatorKey
 from index.errors import LockedError
 
 SETTINGS = "VESTIBULE_ENCRYPTION_KEY or VESTIBULE_ENCRYPTION_KEY_FILE"
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The operator's key, if there is one, and what it has unlocked so far, by names of data keys.
+class CollectionKeys:
+    """The operator's key, if there is one, and the ciphers of the data keys unwrapped so far, by the data keys' names.
 
-    Not by ids of collections: those of one whose making was undone are given again.
+    Not by ids of collections: after a rollback the next collection gets the same id again.
     """
 
     operator: OperatorKey | None = None
-    ciphers: dict[str, Aead] = field(default_factory=dict)
+    ciphers: dict[str, AeadCipher] = field(default_factory=dict)
 
-    def wrapping(self, id: str, what: str) -> OperatorKey:
-        """The operator's key of that id, for what it is needed for.
+    def operator_key(self, id: str, purpose: str) -> OperatorKey:
+        """Return the operator's key if it has this id; `purpose` is the subject of the error's sentence.
 
         Raises:
-            LockedError: it is not here.
+            LockedError: there is none, or another one.
         """
         if self.operator is None:
-            raise LockedError(f"{what} needs the operator's key {id}, and none is given: set {SETTINGS}")
+            raise LockedError(f"{purpose} needs the operator's key {id}, and none is given: set {SETTINGS}")
         if self.operator.id != id:
-            raise LockedError(f"{what} needs the operator's key {id}; the one that is given is {self.operator.id}")
+            raise LockedError(f"{purpose} needs the operator's key {id}; the one that is given is {self.operator.id}")
         return self.operator
 
 
-class Connection(apsw.Connection):
-    """A connection to a ledger that knows the keys to it."""
+class LedgerConnection(apsw.Connection):
+    """A connection to a ledger, with the keys of its encrypted collections."""
 
-    keys = Keys()
-
-
-def _keys(db: apsw.Connection) -> Keys:
-    return db.keys if isinstance(db, Connection) else Connection.keys
+    keys = CollectionKeys()
 
 
-def insert_key(db: apsw.Connection, collection_id: int) -> None:
-    """From now on, before anything is in it, the collection is encrypted.
+def _keys(db: apsw.Connection) -> CollectionKeys:
+    return db.keys if isinstance(db, LedgerConnection) else LedgerConnection.keys
+
+
+def insert_data_key(db: apsw.Connection, collection_id: int) -> None:
+    """Insert a new data key for the collection, which must be empty.
 
     Raises:
         LockedError: there is no operator's key.
@@ -71,37 +70,36 @@ def insert_key(db: apsw.Connection, collection_id: int) -> None:
 
 
 def cipher_of(db: apsw.Connection, collection_id: int) -> Cipher:
-    """What the collection's values are sealed by.
+    """Return the collection's cipher; PLAINTEXT where the collection is not encrypted or does not exist.
 
     Raises:
-        LockedError: it is encrypted, and the operator's key is not here, or the data key is gone.
+        LockedError: it is encrypted, and the operator's key or the data key is missing.
     """
     row: tuple[Any, ...] | None = db.execute(
         "SELECT collections.name, encrypted, collection_keys.name, wrapped_by, wrapped FROM collections"
         " LEFT JOIN collection_keys ON collection_id = id WHERE id = ?",
         (collection_id,),
     ).fetchone()
-    # Of a collection that was dropped there is nothing.
-    collection, encrypted, name, wrapped_by, wrapped = row or (None, False, None, None, None)
+    collection, encrypted, key_name, wrapped_by, wrapped = row or (None, False, None, None, None)
     if not encrypted:
-        return PLAIN
-    if name is None:
-        raise LockedError(f"the data key of {collection!r} is gone, and with it all that was sealed by it")
+        return PLAINTEXT
+    if key_name is None:
+        raise LockedError(f"the data key of {collection!r} is gone, and its encrypted data cannot be read without it")
     keys = _keys(db)
-    found = keys.ciphers.get(name)
-    if found is None:
-        operator = keys.wrapping(wrapped_by, repr(collection))
-        found = keys.ciphers[name] = Aead(operator.unwrap(wrapped, _about(db, collection_id)))
-    return found
+    cipher = keys.ciphers.get(key_name)
+    if cipher is None:
+        operator = keys.operator_key(wrapped_by, repr(collection))
+        cipher = keys.ciphers[key_name] = AeadCipher(operator.unwrap(wrapped, _about(db, collection_id)))
+    return cipher
 
 
 def ciphers(db: apsw.Connection) -> Callable[[int], Cipher]:
-    """`cipher_of`, for rows of several collections."""
+    """Return a cached `cipher_of`, for rows of several collections."""
     return cache(partial(cipher_of, db))
 
 
 def is_locked(db: apsw.Connection, collection_id: int) -> bool:
-    """Whether the collection is encrypted, and the operator's key is not here."""
+    """Return whether the collection is encrypted and a key to it is missing."""
     try:
         cipher_of(db, collection_id)
     except LockedError:
@@ -110,17 +108,17 @@ def is_locked(db: apsw.Connection, collection_id: int) -> bool:
 
 
 def rewrap(db: apsw.Connection, new: OperatorKey) -> int:
-    """Let the `new` operator's key wrap every data key that it does not wrap yet; how many.
+    """Wrap all data keys with the `new` operator's key, and return how many were wrapped by another one.
 
     Raises:
-        LockedError: one was wrapped by a third one.
+        LockedError: a data key is wrapped by a third operator's key.
     """
     rows: list[tuple[Any, ...]] = db.execute(
         "SELECT collection_id, wrapped_by, wrapped FROM collection_keys WHERE wrapped_by != ?", (new.id,)
     ).fetchall()
     for collection_id, wrapped_by, wrapped in rows:
         about = _about(db, collection_id)
-        key = _keys(db).wrapping(wrapped_by, about).unwrap(wrapped, about)
+        key = _keys(db).operator_key(wrapped_by, about).unwrap(wrapped, about)
         db.execute(
             "UPDATE collection_keys SET wrapped_by = ?, wrapped = ? WHERE collection_id = ?",
             (new.id, new.wrap(key, about), collection_id),

@@ -22,11 +22,10 @@ from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
 from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Collection, Floats, Ints, Receipt, Row
+from index.embedded.store import collection_records, erasure_records, subject_records, vector_records
+from index.embedded.store.ledger import Change, Row, committing
 from index.errors import NotFoundError
-from index.protocol import Match
+from index.types import Collection, Floats, Ints, Match, Receipt
 from index.validation import unit_vectors
 
 # By how much two computations of one cosine may differ.
@@ -65,15 +64,15 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> list[Rejection]:
-            found, now = records.collection(db, collection), self._gallery.clock()
-            records.check_fingerprint(found, fingerprint)
+            found, now = collection_records.find(db, collection), self._gallery.clock()
+            collection_records.check_fingerprint(found, fingerprint)
             scaled = unit_vectors(vectors, found.dimensions)
-            subject, cipher = records.subject(db, found.id, key, now), cipher_of(db, found.id)
+            subject, cipher = subject_records.find(db, found.id, key, now), cipher_of(db, found.id)
             numbers = [secrets.randbelow(2**62) + 1 for _ in scaled]
-            made = [Rejection(records.token(), now, number) for number in numbers]
+            made = [Rejection(secrets.token_hex(16), now, number) for number in numbers]
             for one, number, vector, crop in zip(made, numbers, scaled, crops or [None] * len(scaled), strict=True):
-                data = cipher.seal(vector.astype("<f4").tobytes(), "vector", -number)
-                kept = None if crop is None else cipher.seal(crop, "crop", -number)
+                data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", -number)
+                kept = None if crop is None else cipher.encrypt(crop, "crop", -number)
                 db.execute(
                     "INSERT INTO rejections (id, subject_id, token, created_at, data, crop) VALUES (?, ?, ?, ?, ?, ?)",
                     (number, subject.id, one.token, one.created_at, data, kept),
@@ -92,7 +91,7 @@ class Feedback:
             NotFoundError.
         """
         with self._gallery.ledger.snapshot() as db:
-            subject = records.subject(db, records.collection(db, collection).id, key, self._gallery.clock())
+            subject = subject_records.find(db, collection_records.find(db, collection).id, key, self._gallery.clock())
             rows = db.execute(
                 "SELECT token, created_at, id FROM rejections WHERE subject_id = ? AND (created_at, id) > (?, ?)"
                 " ORDER BY created_at, id LIMIT ?",
@@ -109,14 +108,14 @@ class Feedback:
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            found = records.collection(db, collection)
-            subject = records.subject(db, found.id, key)
+            found = collection_records.find(db, collection)
+            subject = subject_records.find(db, found.id, key)
             row = db.execute(
                 "SELECT id FROM rejections WHERE subject_id = ? AND token = ?", (subject.id, token)
             ).fetchone()
             if row is None:
                 raise NotFoundError("there is no such feedback")
-            made = records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
+            made = erasure_records.remove_faces(db, found.id, [-row[0]], subjects=0, now=self._gallery.clock())
             audit.note(db, Act("erase", made.requested_at, actor, found.id, [subject.id], [-row[0]], made.token))
             return made
 
@@ -135,9 +134,9 @@ def rejected_after(db: apsw.Connection, found: Collection, after: int, limit: in
     rows: list[Row] = db.execute(
         "SELECT rejections.id, data FROM rejections JOIN subjects ON subjects.id = subject_id"
         " WHERE collection_id = ? AND rejections.id > ? AND length(data) = ? ORDER BY rejections.id LIMIT ?",
-        (found.id, after, cipher.sealed_size(4 * found.dimensions), limit),
+        (found.id, after, cipher.encrypted_size(4 * found.dimensions), limit),
     ).fetchall()
-    data = b"".join(cipher.unseal(sealed, "vector", -number) for number, sealed in rows)
+    data = b"".join(cipher.decrypt(sealed, "vector", -number) for number, sealed in rows)
     vectors = np.frombuffer(data, "<f4").reshape(len(rows), found.dimensions)
     return np.fromiter((row[0] for row in rows), np.int64, len(rows)), vectors
 
@@ -146,7 +145,7 @@ def replace_rejected(db: apsw.Connection, found: Collection, made: Mapping[int, 
     """Put these vectors in place of those that the feedback has, by its ids; the subject of each that is there."""
     cipher, subjects = cipher_of(db, found.id), {}
     for number, vector in made.items():
-        data = cipher.seal(records.vector_bytes(vector, found.dimensions), "vector", -number)
+        data = cipher.encrypt(vector_records.encode(vector, found.dimensions), "vector", -number)
         for row in db.execute("UPDATE rejections SET data = ? WHERE id = ? RETURNING subject_id", (data, number)):
             subjects[number] = row[0]
     return subjects
@@ -164,7 +163,7 @@ def contradicted(db: apsw.Connection, matches: Iterable[Match], query: Floats) -
     return {
         subject
         for collection_id, subject, number, data in rows
-        if float(np.frombuffer(of(collection_id).unseal(data, "vector", -number), "<f4") @ query)
+        if float(np.frombuffer(of(collection_id).decrypt(data, "vector", -number), "<f4") @ query)
         >= similarities[subject] - ROUNDING
     }
 

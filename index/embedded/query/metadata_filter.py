@@ -13,8 +13,8 @@ import apsw
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
-from index.embedded.store import records
-from index.embedded.store.records import Row
+from index.embedded.store import subject_records
+from index.embedded.store.ledger import Row
 from index.unicode_forms import normalised_where
 
 # By key, the values of which a subject must have one; of several keys all.
@@ -76,7 +76,7 @@ def _unsealed(
 
     Ids, ascending.
     """
-    found, where = records.metadata_of(db, cipher, collection_id, ids), normalised_where(where)
+    found, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
     return [number for number, metadata in found if _is_chosen(metadata, where)]
 
 

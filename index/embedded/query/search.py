@@ -17,9 +17,9 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import contradicted, without
 from index.embedded.query.metadata_filter import Where
-from index.embedded.store import records
-from index.embedded.store.records import Collection, Floats
-from index.protocol import Fusion, Match
+from index.embedded.store import collection_records, subject_records
+from index.embedded.store.ledger import Row
+from index.types import Collection, Floats, Fusion, Match
 from index.validation import unit_vectors
 
 # So many subjects are compared one by one; so many matches are asked for before all subjects are.
@@ -43,7 +43,7 @@ def search(
         collection's pipeline, or not any more.
     """
     found = gallery.collection(collection)
-    records.check_fingerprint(found, fingerprint)
+    collection_records.check_fingerprint(found, fingerprint)
     queries = unit_vectors(queries, found.dimensions)
     if where:
         with gallery.snapshot_of(found) as db:
@@ -68,10 +68,10 @@ def compare(
         NotFoundError: also where the subject's time is over. InvalidError, ConflictError: see `search`.
     """
     found = gallery.collection(collection)
-    records.check_fingerprint(found, fingerprint)
+    collection_records.check_fingerprint(found, fingerprint)
     (query,) = unit_vectors(query[None], found.dimensions)
     with gallery.snapshot_of(found) as db:
-        subject = records.subject(db, found.id, key, gallery.clock())
+        subject = subject_records.find(db, found.id, key, gallery.clock())
         (matches,) = _matches(gallery, db, found, [subject.id], query[None], fusion)
         return (matches[0] if matches else None), bool(contradicted(db, matches, query))
 
@@ -126,10 +126,10 @@ def _matches(
     now = gallery.clock()
     there = {
         number: subject
-        for number, subject in records.subjects_by_id(db, ids).items()
+        for number, subject in subject_records.by_id(db, ids).items()
         if subject.expires_at is None or subject.expires_at > now
     }
-    rows: list[records.Row] = db.execute(
+    rows: list[Row] = db.execute(
         "SELECT subject_id, token, data, faces.id FROM faces JOIN vectors ON face_id = faces.id"
         " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY subject_id, faces.id",
         (json.dumps(list(there)),),
@@ -137,7 +137,7 @@ def _matches(
     if not rows:
         return [[] for _ in queries]
     cipher = cipher_of(db, found.id)
-    data = b"".join(cipher.unseal(row[2], "vector", row[3]) for row in rows)
+    data = b"".join(cipher.decrypt(row[2], "vector", row[3]) for row in rows)
     vectors = np.frombuffer(data, "<f4").reshape(len(rows), found.dimensions)
     owners = np.array([row[0] for row in rows], np.int64)
     starts = np.flatnonzero(np.diff(owners, prepend=-1))

@@ -1,14 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Durable file operations, and detection of a full disk."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import apsw
+
 
 def write_atomically(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    """Write beside, sync, rename, sync the folder: after a power cut there is the old file, the new one, or none."""
+    """Write a file by way of a temporary one: after a power cut there is the old file, the new file, or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -23,7 +26,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | bytearray | memoryview]
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder, and what is missing above it, so that a power cut does not take it away again."""
+    """Create the folder and its missing parents durably."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -31,9 +34,16 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed and deleted in it durable."""
+    """Make durable what was created, renamed and deleted in the folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether the error means that the disk, or the user's quota on it, is full."""
+    return isinstance(error, apsw.FullError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )

@@ -1,4 +1,4 @@
-"""Who has a gallery's folder: any number of processes that use it, or one that puts another ledger in."""
+"""Lock of a gallery's folder: shared by the processes that use the gallery, exclusive for a restore."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from index.errors import GalleryError
 
 
 @contextmanager
-def held(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Have the folder, beside others or `alone`. A process that dies lets go of it.
+def lock(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """Lock the folder. The lock ends with the context, or with the process.
 
     Raises:
-        GalleryError: another has it alone, or others have it.
+        GalleryError: another process holds a lock that excludes this one.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            who = "in use; stop what uses it first" if alone else "being restored; try again when that is done"
-            raise GalleryError(f"the gallery in {folder} is {who}") from error
+            state = "in use; stop what uses it first" if exclusive else "being restored; try again when that is done"
+            raise GalleryError(f"the gallery in {folder} is {state}") from error
         yield
     finally:
         os.close(descriptor)

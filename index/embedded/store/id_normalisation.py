@@ -1,87 +1,85 @@
-"""Ids from before they were kept in Unicode form C: normalised when a gallery is opened, and what cannot be.
+"""Normalises ids that older versions stored in other forms than Unicode form C, when a gallery is opened.
 
-Where two ids would become one, one subject has it (that whose id is in form C, or else the oldest), and the other keeps
-its id: it is found by exactly that, and erased with the first (`records.same_subjects`). Collections keep their names
-likewise, but each is dropped alone. An encrypted collection is looked through when it is opened with its key.
-
-Each id that changes has a line in the audit log, which names the subject, or the collection alone, by its number.
+If two subjects' ids are equal in form C, the subject whose id is in form C (or else the oldest) has it, and the other
+keeps its own id: that subject is found by exactly this id, and erased together with the first
+(`subject_records.ids_of_key`). Names of collections are treated alike, but each collection is dropped alone. The ids of
+an encrypted collection are normalised when the gallery is opened with its key.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import apsw
 
-from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of, is_locked
-from index.embedded.store import records
-from index.embedded.store.ledger import Ledger
-from index.embedded.store.records import Row
+from index.embedded.store import collection_records, job_records, subject_records
+from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
 from index.unicode_forms import normalised, normalised_json
+
+# Called with the id of the collection, and that of the subject unless it is the collection that is renamed.
+NoteRenamed = Callable[[apsw.Connection, int, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
 class Clash:
-    """A name that is another's in form C: a subject's key in the collection, or where that is None the collection's."""
+    """An id that equals another one in form C: a subject's key, or if `key` is None the collection's name."""
 
     collection: str
     key: str | None = None
 
 
-def normalise(ledger: Ledger, now: float) -> None:
-    """Bring ids, and the metadata that subjects are chosen by, to form C, as far as it was not done before.
+def normalise_ids(ledger: Ledger, note_renamed: NoteRenamed) -> None:
+    """Normalise the ids and the searchable metadata of all collections where that was not done before.
 
-    `now`: the time of the acts in the audit log, in seconds since 1970.
+    `note_renamed` is called in the same transaction for each id that changes.
     """
     if ledger.reader().execute("SELECT 1 FROM collections WHERE NOT normalised").get is not None:
-        ledger.write(partial(_normalise, now=now))
+        ledger.write(partial(_normalise, note_renamed=note_renamed))
 
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
-    """The ids that could not be normalised, those of locked collections excepted."""
-    for found in records.collections(db, "", -1):
-        if found.name != normalised(found.name):
-            yield Clash(found.name)
-        if not is_locked(db, found.id):
-            rows = db.execute("SELECT subject_id FROM clashes WHERE collection_id = ? ORDER BY subject_id", (found.id,))
-            subjects = records.subjects_by_id(db, [row[0] for row in rows])
-            yield from (Clash(found.name, subject.key) for subject in subjects.values())
+    """Yield the ids that could not be normalised, without those of locked collections."""
+    for collection in collection_records.page(db, "", -1):
+        if collection.name != normalised(collection.name):
+            yield Clash(collection.name)
+        if not is_locked(db, collection.id):
+            rows = db.execute(
+                "SELECT subject_id FROM clashes WHERE collection_id = ? ORDER BY subject_id", (collection.id,)
+            )
+            subjects = subject_records.by_id(db, [row[0] for row in rows])
+            yield from (Clash(collection.name, subject.key) for subject in subjects.values())
 
 
 def count_clashes(db: apsw.Connection) -> int:
-    """How many subjects keep another form, those of locked collections among them."""
+    """Return how many subjects have an id that could not be normalised, including those of locked collections."""
     return int(db.execute("SELECT count(*) FROM clashes").get)
 
 
-def _normalise(db: apsw.Connection, now: float) -> None:
+def _normalise(db: apsw.Connection, note_renamed: NoteRenamed) -> None:
     rows: list[Row] = db.execute("SELECT id, name FROM collections WHERE NOT normalised ORDER BY id").fetchall()
     for collection_id, name in rows:
         if (new_name := normalised(name)) != name:
             db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
             if db.changes():
-                audit.note(db, Act("normalise_id", now, collection=collection_id))
+                note_renamed(db, collection_id, [])
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
-            _normalise_subjects(db, cipher, collection_id, now)
+            _normalise_subjects(db, cipher, collection_id, note_renamed)
             _normalise_items(db, cipher, collection_id)
             db.execute("UPDATE collections SET normalised = 1 WHERE id = ?", (collection_id,))
 
 
-def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, now: float) -> None:
+def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, note_renamed: NoteRenamed) -> None:
     changed = []
-    for number, key, name, metadata in records.readable_subjects(db, cipher, collection_id):
-        new = (
-            normalised(key),
-            normalised_json(metadata),
-        )  # damaged metadata stays; `vestibule gallery verify` reports it
+    for number, key, name, metadata in subject_records.readable(db, cipher, collection_id):
+        # Damaged metadata is kept; `vestibule gallery verify` reports it.
+        new = normalised(key), normalised_json(metadata)
         if new != (key, metadata):
             changed.append((number, key, name, *new))
     for number, key, name, new_key, metadata in changed:
@@ -90,22 +88,22 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int,
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
         elif new_key != key:
-            audit.note(db, Act("normalise_id", now, collection=collection_id, subjects=[number]))
+            note_renamed(db, collection_id, [number])
         if cipher.encrypted:
-            records.seal_subjects(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
+            subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:
             db.execute("UPDATE subjects SET metadata = ? WHERE id = ?", (metadata, number))
 
 
 def _normalise_items(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
-    """Let what waits in jobs be found by its subject's new key, when that subject is erased."""
+    """Give the pending items of jobs their subjects' new keys, so that erasing a subject finds them."""
     rows: list[Row] = db.execute(
         "SELECT job_id, number, subject, job_items.sealed FROM job_items JOIN jobs ON jobs.id = job_id"
         " WHERE collection_id = ? AND status = 'pending'",
         (collection_id,),
     ).fetchall()
-    for job_id, number, subject, sealed in rows:
+    for job_id, number, stored, sealed in rows:
         with suppress(CorruptError):
-            sent = json.loads(cipher.unseal(sealed, "sent", job_id, number))[0] if cipher.encrypted else subject
-            key = cipher.lookup(records.current_key(db, cipher, collection_id, sent))
+            subject = job_records.sent(cipher, job_id, number, sealed)[0] if cipher.encrypted else stored
+            key = cipher.lookup(subject_records.stored_key(db, cipher, collection_id, subject))
             db.execute("UPDATE job_items SET subject = ? WHERE job_id = ? AND number = ?", (key, job_id, number))

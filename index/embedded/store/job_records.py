@@ -1,86 +1,27 @@
-"""What the ledger holds of bulk jobs, row by row: as `index.embedded.store.records`, on a connection that is given."""
+"""Rows of bulk jobs and their items; those of an encrypted collection are encrypted and decrypted here."""
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import apsw
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
-from index.embedded.store import records
-from index.embedded.store.records import NewFace, Row
+from index.embedded.store import lease_records, subject_records
+from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
+from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Properties
 from index.unicode_forms import normalised
-from index.validation import check_subject, read_object
-
-Finished = Literal["done", "failed", "cancelled"]
-State = Literal["receiving", "queued", "running"] | Finished
-Status = Literal["pending", "enrolled", "rejected", "failed", "erased", "cancelled"]
-Kind = Literal["picture", "vector"]
+from index.validation import check_item, read_object
 
 LEASE_S = 15.0
-# Nothing of what was sent, in an item that is over.
-_OPENLY = "subject = NULL, properties = NULL, kind = NULL, data = NULL"
-_NOTHING = f"{_OPENLY}, sealed = NULL"
-
-
-@dataclass(frozen=True)
-class Properties:
-    """What a subject has from now on, in place of what it had."""
-
-    name: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    expires_at: float | None = None
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something to enrol: an encoded picture, or a vector as little-endian float32."""
-
-    number: int
-    subject: str
-    kind: Kind
-    data: bytes
-    properties: Properties | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an item; `result` is JSON's, and names nobody."""
-
-    number: int
-    status: Status
-    result: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is to become of an item: these faces enrolled for its subject, or none."""
-
-    item: Item
-    outcome: Outcome
-    faces: Sequence[NewFace] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job of a collection; `settings` are the caller's, `problem` says why it failed, `actor` is who sent it."""
-
-    id: int
-    collection: str
-    collection_id: int
-    token: str
-    state: State
-    settings: dict[str, Any]
-    created_at: float
-    finished_at: float | None
-    problem: str | None
-    actor: str | None = None
-
+# Assignments that delete what the caller sent, for an item that is finished.
+_CLEAR_COLUMNS = "subject = NULL, properties = NULL, kind = NULL, data = NULL"
+_CLEAR = f"{_CLEAR_COLUMNS}, sealed = NULL"
 
 _JOB = (
     "SELECT jobs.id, name, collection_id, token, state, jobs.settings, jobs.created_at, finished_at, problem, actor"
@@ -88,13 +29,13 @@ _JOB = (
 )
 
 
-def _read(row: Row) -> Job:
+def _job(row: Row) -> Job:
     number, collection, collection_id, token, state, settings, *rest = row
     return Job(number, collection, collection_id, token, state, read_object(settings), *rest)
 
 
-def job(db: apsw.Connection, collection_id: int, token: str) -> Job:
-    """The job.
+def find(db: apsw.Connection, collection_id: int, token: str) -> Job:
+    """Return the collection's job with this token.
 
     Raises:
         NotFoundError.
@@ -102,23 +43,23 @@ def job(db: apsw.Connection, collection_id: int, token: str) -> Job:
     row = db.execute(f"{_JOB} WHERE collection_id = ? AND token = ?", (collection_id, token)).fetchone()
     if row is None:
         raise NotFoundError("there is no such job")
-    return _read(row)
+    return _job(row)
 
 
-def jobs(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[Job]:
-    """In the order they were sent, those whose id is greater than `after`."""
+def page(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[Job]:
+    """Return at most `limit` of the collection's jobs with ids greater than `after`, the oldest first."""
     rows = db.execute(
         f"{_JOB} WHERE collection_id = ? AND jobs.id > ? ORDER BY jobs.id LIMIT ?", (collection_id, after, limit)
     )
-    return [_read(row) for row in rows]
+    return [_job(row) for row in rows]
 
 
 def unfinished(db: apsw.Connection) -> list[Job]:
-    """Of all collections, the oldest first."""
-    return [_read(row) for row in db.execute(f"{_JOB} WHERE finished_at IS NULL ORDER BY jobs.id")]
+    """Return the unfinished jobs of all collections, the oldest first."""
+    return [_job(row) for row in db.execute(f"{_JOB} WHERE finished_at IS NULL ORDER BY jobs.id")]
 
 
-def insert_job(
+def insert(
     db: apsw.Connection,
     collection_id: int,
     settings: Mapping[str, Any],
@@ -126,47 +67,50 @@ def insert_job(
     now: float,
     actor: str | None = None,
 ) -> Job:
-    """A new one, that `holder` receives."""
-    token = records.token()
+    """Insert a job in the state "receiving", whose lease `holder` takes, and return it."""
+    token = secrets.token_hex(16)
     db.execute(
         "INSERT INTO jobs (collection_id, token, state, settings, created_at, actor)"
         " VALUES (?, ?, 'receiving', ?, ?, ?)",
         (collection_id, token, json.dumps(dict(settings)), now, actor),
     )
-    made = job(db, collection_id, token)
-    take(db, made, holder, now)
-    return made
+    job = find(db, collection_id, token)
+    take_lease(db, job, holder, now)
+    return job
 
 
-def set_state(db: apsw.Connection, found: Job, state: State) -> Job:
-    """The job as it is then."""
-    db.execute("UPDATE jobs SET state = ? WHERE id = ?", (state, found.id))
-    return job(db, found.collection_id, found.token)
+def set_state(db: apsw.Connection, job: Job, state: JobState) -> Job:
+    """Change the job's state and return the job as it is then."""
+    db.execute("UPDATE jobs SET state = ? WHERE id = ?", (state, job.id))
+    return find(db, job.collection_id, job.token)
 
 
-def remove_job(db: apsw.Connection, found: Job) -> None:
-    """As if there had been none."""
-    db.execute("DELETE FROM jobs WHERE id = ?", (found.id,))
+def delete(db: apsw.Connection, job: Job) -> None:
+    """Delete the job and its items."""
+    db.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
 
 
-def forget_finished(db: apsw.Connection, now: float, keep_s: float) -> None:
-    """Those that ended `keep_s` ago or before. Those that ended while the clock was ahead count as ended now."""
+def delete_finished(db: apsw.Connection, now: float, keep_s: float) -> None:
+    """Delete jobs that finished at least `keep_s` seconds ago; one that finished in the future counts as finished now.
+
+    The latter happens where the clock was ahead.
+    """
     db.execute("UPDATE jobs SET finished_at = ? WHERE finished_at > ?", (now, now))
     db.execute("DELETE FROM jobs WHERE finished_at <= ?", (now - keep_s,))
 
 
-def finish(db: apsw.Connection, found: Job, state: Finished, problem: str | None, now: float) -> None:
-    """The job is over; nothing of what was sent stays."""
-    db.execute("UPDATE jobs SET state = ?, finished_at = ?, problem = ? WHERE id = ?", (state, now, problem, found.id))
+def finish(db: apsw.Connection, job: Job, state: JobResult, problem: str | None, now: float) -> None:
+    """Finish the job, give its pending items its state, and delete what the caller sent."""
+    db.execute("UPDATE jobs SET state = ?, finished_at = ?, problem = ? WHERE id = ?", (state, now, problem, job.id))
     db.execute(
-        f"UPDATE job_items SET status = ?, {_NOTHING} WHERE job_id = ? AND status = 'pending'",  # noqa: S608  constants
-        (state, found.id),
+        f"UPDATE job_items SET status = ?, {_CLEAR} WHERE job_id = ? AND status = 'pending'",  # noqa: S608  constants
+        (state, job.id),
     )
-    db.execute("DELETE FROM leases WHERE name = ?", (_lease(found),))
+    db.execute("DELETE FROM leases WHERE name = ?", (_lease(job),))
 
 
-def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome]) -> None:
-    """More of what was sent; an Outcome is of what cannot be enrolled.
+def insert_items(db: apsw.Connection, job: Job, items: Sequence[Item | Outcome]) -> None:
+    """Add items to the job; an Outcome is an item that was refused while it was received.
 
     Raises:
         InvalidError: see `check_item`.
@@ -174,142 +118,140 @@ def insert_items(db: apsw.Connection, found: Job, items: Sequence[Item | Outcome
     for item in items:
         if isinstance(item, Item):
             check_item(item)
-    cipher = cipher_of(db, found.collection_id)
+    cipher = cipher_of(db, job.collection_id)
     db.executemany(
         "INSERT INTO job_items (job_id, number, status, result, subject, properties, kind, data, sealed)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_row(db, cipher, found, item) for item in items],
+        [_item_row(db, cipher, job, item) for item in items],
     )
 
 
-def check_item(item: Item) -> None:
-    """See that the item's subject can be stored.
-
-    Raises:
-        InvalidError: see `check_subject`.
-    """
-    of = item.properties or Properties()
-    check_subject(item.subject, of.name, of.metadata, of.expires_at)
-
-
-def _row(db: apsw.Connection, cipher: Cipher, found: Job, item: Item | Outcome) -> Row:
+def _item_row(db: apsw.Connection, cipher: Cipher, job: Job, item: Item | Outcome) -> Row:
     if isinstance(item, Outcome):
-        result, sealed = _result(cipher, found, item)
-        return (found.id, item.number, item.status, result, None, None, None, None, sealed)
+        result, sealed = _encrypted_result(cipher, job, item)
+        return (job.id, item.number, item.status, result, None, None, None, None, sealed)
     properties = None if item.properties is None else item.properties.__dict__
-    data = cipher.seal(item.data, "sent data", found.id, item.number)
-    subject = records.current_key(db, cipher, found.collection_id, item.subject)
+    data = cipher.encrypt(item.data, "sent data", job.id, item.number)
+    subject = subject_records.stored_key(db, cipher, job.collection_id, item.subject)
     key, sealed = cipher.lookup(subject), None
     if cipher.encrypted:
-        sealed = cipher.seal(json.dumps((subject, properties)).encode(), "sent", found.id, item.number)
+        sealed = cipher.encrypt(json.dumps((subject, properties)).encode(), "sent", job.id, item.number)
         properties = None
     text = None if properties is None else json.dumps(properties)
-    return (found.id, item.number, "pending", None, key, text, item.kind, data, sealed)
+    return (job.id, item.number, "pending", None, key, text, item.kind, data, sealed)
 
 
-def _result(cipher: Cipher, found: Job, one: Outcome) -> tuple[str | None, bytes | None]:
-    """What became of an item, for the two columns that it may lie in."""
-    text = json.dumps(dict(one.result))
+def _item(cipher: Cipher, job: Job, row: Row) -> Item:
+    number, subject, kind, data, properties, sealed = row
+    properties = None if properties is None else json.loads(properties)
     if cipher.encrypted:
-        return None, cipher.seal(text.encode(), "result", found.id, one.number)
+        subject, properties = sent(cipher, job.id, number, sealed)
+    data = cipher.decrypt(data, "sent data", job.id, number)
+    return Item(number, subject, kind, data, None if properties is None else Properties(**properties))
+
+
+def sent(cipher: Cipher, job_id: int, number: int, sealed: bytes | None) -> tuple[str, dict[str, Any] | None]:
+    """Return the subject's key and properties of a pending item of an encrypted collection."""
+    subject, properties = json.loads(cipher.decrypt(sealed, "sent", job_id, number))
+    return subject, properties
+
+
+def _encrypted_result(cipher: Cipher, job: Job, outcome: Outcome) -> tuple[str | None, bytes | None]:
+    """Return the columns `result` and `sealed` for the result of an item."""
+    text = json.dumps(dict(outcome.result))
+    if cipher.encrypted:
+        return None, cipher.encrypt(text.encode(), "result", job.id, outcome.number)
     return text, None
 
 
-def counts(db: apsw.Connection, found: Job) -> dict[Status, int]:
-    """How many items there are of each status; of others there are none."""
-    return dict(db.execute("SELECT status, count(*) FROM job_items WHERE job_id = ? GROUP BY status", (found.id,)))
+def counts(db: apsw.Connection, job: Job) -> dict[ItemStatus, int]:
+    """Return how many items the job has of each status that occurs."""
+    return dict(db.execute("SELECT status, count(*) FROM job_items WHERE job_id = ? GROUP BY status", (job.id,)))
 
 
-def outcomes(db: apsw.Connection, found: Job, after: int, limit: int) -> list[Outcome]:
-    """In the order they were sent, those whose number is greater than `after`."""
+def outcomes(db: apsw.Connection, job: Job, after: int, limit: int) -> list[Outcome]:
+    """Return the outcomes of at most `limit` items with numbers greater than `after`, sorted by number."""
     rows = db.execute(
         "SELECT number, status, result, sealed FROM job_items WHERE job_id = ? AND number > ? ORDER BY number LIMIT ?",
-        (found.id, after, limit),
+        (job.id, after, limit),
     )
-    cipher = cipher_of(db, found.collection_id)
-    return [
-        Outcome(
-            number, status, read_object(_told(cipher, found, number, result, None if status == "pending" else sealed))
-        )
-        for number, status, result, sealed in rows
-    ]
+    cipher = cipher_of(db, job.collection_id)
+    return [_outcome(cipher, job, row) for row in rows]
 
 
-def _told(cipher: Cipher, found: Job, number: int, result: str | None, sealed: bytes | None) -> str:
-    """What `_result` put there, JSON."""
-    return result or "{}" if sealed is None else cipher.unseal(sealed, "result", found.id, number).decode()
+def _outcome(cipher: Cipher, job: Job, row: Row) -> Outcome:
+    number, status, result, sealed = row
+    if sealed is not None and status != "pending":  # of a pending item, `sealed` is what the caller sent
+        result = cipher.decrypt(sealed, "result", job.id, number).decode()
+    return Outcome(number, status, read_object(result or "{}"))
 
 
-def pending(db: apsw.Connection, found: Job) -> Generator[Item, None, None]:
-    """In the order they were sent. To be closed: it holds a lock."""
-    cipher = cipher_of(db, found.collection_id)
+def pending(db: apsw.Connection, job: Job) -> Generator[Item, None, None]:
+    """Yield the job's pending items, sorted by number. Close the generator: it holds a read lock."""
+    cipher = cipher_of(db, job.collection_id)
     rows = db.execute(
         "SELECT number, subject, kind, data, properties, sealed FROM job_items"
         " WHERE job_id = ? AND status = 'pending' ORDER BY number",
-        (found.id,),
+        (job.id,),
     )
     try:
-        for number, subject, kind, data, properties, sealed in rows:
-            who, made = subject, None if properties is None else json.loads(properties)
-            if cipher.encrypted:
-                who, made = json.loads(cipher.unseal(sealed, "sent", found.id, number))
-            sent = cipher.unseal(data, "sent data", found.id, number)
-            yield Item(number, who, kind, sent, None if made is None else Properties(**made))
+        for row in rows:
+            yield _item(cipher, job, row)
     finally:
         rows.close()
 
 
-def still_pending(db: apsw.Connection, found: Job, numbers: Sequence[int]) -> set[int]:
-    """Those of the numbers."""
+def still_pending(db: apsw.Connection, job: Job, numbers: Sequence[int]) -> set[int]:
+    """Return the numbers of those of these items that are pending."""
     rows = db.execute(
         "SELECT number FROM job_items"
         " WHERE job_id = ? AND number IN (SELECT value FROM json_each(?)) AND status = 'pending'",
-        (found.id, json.dumps(numbers)),
+        (job.id, json.dumps(numbers)),
     )
     return {row[0] for row in rows}
 
 
-def settle_items(db: apsw.Connection, found: Job, done: Sequence[Outcome]) -> None:
-    """What became of these; nothing of what was sent stays."""
-    cipher = cipher_of(db, found.collection_id)
+def finish_items(db: apsw.Connection, job: Job, outcomes: Sequence[Outcome]) -> None:
+    """Store the outcomes of these items, and delete what the caller sent."""
+    cipher = cipher_of(db, job.collection_id)
     db.executemany(
-        f"UPDATE job_items SET status = ?, {_OPENLY}, result = ?, sealed = ?"  # noqa: S608  of constants
+        f"UPDATE job_items SET status = ?, {_CLEAR_COLUMNS}, result = ?, sealed = ?"  # noqa: S608  constants
         " WHERE job_id = ? AND number = ?",
-        [(one.status, *_result(cipher, found, one), found.id, one.number) for one in done],
+        [(outcome.status, *_encrypted_result(cipher, job, outcome), job.id, outcome.number) for outcome in outcomes],
     )
 
 
 def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
-    """What waits to become this subject's is not enrolled, and nothing of it stays; how many items."""
+    """Give all items for this subject the status "erased", delete what the caller sent, and return their number."""
     cipher = cipher_of(db, collection_id)
     db.execute(
-        f"UPDATE job_items SET status = 'erased', {_NOTHING}"  # noqa: S608  of constants
+        f"UPDATE job_items SET status = 'erased', {_CLEAR}"  # noqa: S608  constants
         " WHERE subject IN (?, ?) AND job_id IN (SELECT id FROM jobs WHERE collection_id = ?)",
         (cipher.lookup(normalised(subject)), cipher.lookup(subject), collection_id),
     )
     return db.changes()
 
 
-def _lease(found: Job) -> str:
-    return f"job:{found.token}"
+def _lease(job: Job) -> str:
+    return f"job:{job.token}"
 
 
-def has_lease(db: apsw.Connection, found: Job) -> bool:
-    """Whether somebody has, had or can have the job's lease: not in a ledger that was restored."""
-    return db.execute("SELECT 1 FROM leases WHERE name = ?", (_lease(found),)).get is not None
+def has_lease(db: apsw.Connection, job: Job) -> bool:
+    """Return whether the job's lease exists, held or released. In a restored ledger it does not."""
+    return db.execute("SELECT 1 FROM leases WHERE name = ?", (_lease(job),)).get is not None
 
 
-def take(db: apsw.Connection, found: Job, holder: str, now: float) -> bool:
-    """Get the job's lease, or keep it; False while another has it."""
-    return records.take_lease(db, _lease(found), holder, now, LEASE_S)
+def take_lease(db: apsw.Connection, job: Job, holder: str, now: float) -> bool:
+    """Take or renew the job's lease and return True; False while another process holds it."""
+    return lease_records.take(db, _lease(job), holder, now, LEASE_S)
 
 
-def renew(db: apsw.Connection, found: Job, holder: str, now: float) -> bool:
-    """Keep the lease for longer; False where it is not held."""
-    db.execute("UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?", (now + LEASE_S, _lease(found), holder))
+def renew_lease(db: apsw.Connection, job: Job, holder: str, now: float) -> bool:
+    """Renew the job's lease and return True; False if `holder` does not hold it."""
+    db.execute("UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?", (now + LEASE_S, _lease(job), holder))
     return db.changes() > 0
 
 
-def free(db: apsw.Connection, found: Job, holder: str) -> None:
-    """Let another have it."""
-    db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (_lease(found), holder))
+def release_lease(db: apsw.Connection, job: Job, holder: str) -> None:
+    """Let another process take the job's lease."""
+    db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (_lease(job), holder))

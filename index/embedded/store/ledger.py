@@ -1,7 +1,8 @@
-"""The truth: one SQLite file in WAL mode, through apsw, which brings a SQLite without the WAL-reset race.
+"""The ledger: one SQLite file in WAL mode, which is the only source of truth of a gallery.
 
-Writes of all threads go to one, which commits all that wait at once (group commit): a write is durable when its future
-has a result. Reads have a connection for each thread and see the last commit.
+It is used through apsw, which bundles a SQLite without the WAL-reset race. The writes of all threads are executed by
+one thread, which commits all waiting writes in one transaction (group commit): a write is durable when its future has
+a result. Each reading thread has its own connection and sees the last commit.
 """
 
 from __future__ import annotations
@@ -19,97 +20,102 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import apsw
 
-from index.embedded.encryption.data_keys import Connection, Keys
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.secure_delete import MOST_PAGES, Pages, opened
-from index.errors import GalleryError, TooNewError, is_full
+from index import protocol
+from index.embedded.encryption.data_keys import CollectionKeys, LedgerConnection
+from index.embedded.store import migrations
+from index.embedded.store.atomic_files import is_disk_full
+from index.embedded.store.secure_delete import MAX_PAGES, Pages, open_pages
+from index.errors import GalleryError
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
 
+Row = tuple[Any, ...]
 Write = Callable[[apsw.Connection], Any]
 
-# Older ones can corrupt a WAL database that several connections write to.
+# Older versions can corrupt a WAL database that several connections write to.
 OLDEST_SQLITE = 3_051_003
 BUSY_MS = 15_000
-MODE_PAUSE_S = 0.01
-# How long a scrub waits for readers, and how often it tries to be the first to write after it has emptied the log.
+WAL_RETRY_S = 0.01
+# How long a scrub waits for readers, and how often it retries after another process wrote first.
 SCRUB_BUSY_MS, SCRUB_TRIES = 200, 10
-# What one commit takes at most, so that the first of many is not kept waiting for the last.
-AT_ONCE = 512
+# Most writes of one commit; the first of them waits for the last.
+MAX_BATCH = 512
 
 
 class Ledger:
-    """The ledger in `path`, made or migrated when opened; `steps` are its schema, by default the gallery's.
+    """The ledger in the file `path`, which is created or migrated when opened.
 
-    Its connections have the `keys` of encrypted collections.
+    `steps`: the migrations of its schema, by default the gallery's. `keys`: the keys of encrypted collections.
 
     Raises:
-        GalleryError: this SQLite is too old. TooNewError: the file is of a later version.
+        GalleryError: SQLite is too old. TooNewError: a later version of this program wrote the file.
     """
 
-    def __init__(self, path: Path, *, steps: tuple[str, ...] = STEPS, vfs: str | None = None, keys: Keys | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        steps: tuple[str, ...] = migrations.STEPS,
+        vfs: str | None = None,
+        keys: CollectionKeys | None = None,
+    ):
         if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
             raise GalleryError(f"SQLite {apsw.sqlite_lib_version()} can corrupt a ledger; 3.51.3 or later is needed")
         self.path = path
         self._vfs = vfs
-        self.keys = keys or Keys()
+        self.keys = keys or CollectionKeys()
         self._local = threading.local()
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
         connection = self._connect()
         try:
-            migrate(connection, steps)
+            migrations.migrate(connection, steps)
         except BaseException:
             connection.close()
             raise
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_QueuedWrite | None] = queue.SimpleQueue()
         self._closed = False
-        self.full_at: float | None = None  # by the monotonic clock: when a write last failed for want of space
-        self._writer = threading.Thread(target=self._write_all, args=(connection,), name="ledger", daemon=True)
+        self.full_at: float | None = None  # monotonic time of the last write that failed because the disk was full
+        self._writer = threading.Thread(target=self._run_writer, args=(connection,), name="ledger", daemon=True)
         self._writer.start()
 
     def submit(self, write: Callable[[apsw.Connection], T], after: Write | None = None) -> Future[T]:
-        """Run `write` in the next transaction; its result is there once that is durable.
+        """Run `write` in the next transaction; the future has its result once that is durable.
 
-        What it raises undoes it alone. `after` runs once for all writes of the transaction that name it, between the
-        commit and their results; where it raises, these writes fail although they are committed.
+        If `write` raises, only its own changes are undone. `after` runs once per transaction for all its writes that
+        name it, after the commit and before their results are set; if it raises, these writes fail although they are
+        committed.
 
         Raises:
             GalleryError: the ledger is closed.
         """
         future: Future[T] = Future()
-        with self._lock:
-            if self._closed:
-                raise GalleryError("the ledger is closed")
+        with self._open_lock():
             self._waiting.put((write, future, after))
         return future
 
     def write(self, write: Callable[[apsw.Connection], T]) -> T:
-        """`submit`, and wait."""
+        """Submit `write`, wait until it is durable, and return its result."""
         return self.submit(write).result()
 
     def reader(self) -> apsw.Connection:
-        """This thread's connection for reading.
+        """Return this thread's connection for reading.
 
         Raises:
             GalleryError: the ledger is closed.
         """
         connection: apsw.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            with self._lock:
-                if self._closed:
-                    raise GalleryError("the ledger is closed")
-                connection = self._local.connection = self._connect()
-                self._readers.append(connection)
+            connection = self._local.connection = self._connect_reader()
             connection.pragma("query_only", True)
         return connection
 
     @contextmanager
     def snapshot(self) -> Iterator[apsw.Connection]:
-        """Several reads that see one commit."""
+        """Yield this thread's connection for reading, in a transaction: all reads see the same commit."""
         connection = self.reader()
         connection.execute("BEGIN")
         try:
@@ -118,32 +124,27 @@ class Ledger:
             connection.execute("COMMIT")
 
     def watcher(self) -> Watcher:
-        """Tells when any connection of any process has committed.
+        """Return a watcher for commits of any connection of any process.
 
         Raises:
             GalleryError: the ledger is closed.
         """
-        with self._lock:
-            if self._closed:
-                raise GalleryError("the ledger is closed")
-            connection = self._connect()
-            self._readers.append(connection)
-        return Watcher(connection)
+        return Watcher(self._connect_reader())
 
     def scrub(self, then: Callable[[apsw.Connection], object] = lambda db: None) -> bool:
-        """Leave nothing of deleted rows in the file and in the log; False while a reader of any process is in the way.
+        """Overwrite what deleted rows left in the file and in the log; return False if a reader of any process blocks.
 
-        `then` is part of the same: either both are done, durably, or it has not happened. What is deleted meanwhile may
-        be left.
+        `then` runs in the same transaction: both happen, durably, or neither. Rows that are deleted meanwhile may leave
+        data.
         """
         connection = self._connect()
         try:
             connection.set_busy_timeout(SCRUB_BUSY_MS)
             size = connection.pragma("page_size")
-            with opened(self.path, size, self._vfs) as pages:
-                _commit_something(connection)
-                _empty_log(connection)  # which holds pages as they were
-                # What is left of a row never moves to another page: whatever is to be found is found now.
+            with open_pages(self.path, size, self._vfs) as pages:
+                _invalidate_page_caches(connection)
+                _truncate_wal(connection)  # it holds former versions of pages
+                # Remains of a row never move to another page, so one search before the lock is enough.
                 dirty = pages.dirty()
                 return any(self._clean(connection, pages, dirty, then) for _ in range(SCRUB_TRIES))
         except apsw.BusyError:
@@ -154,24 +155,24 @@ class Ledger:
     def _clean(
         self, connection: apsw.Connection, pages: Pages, dirty: list[int], then: Callable[[apsw.Connection], object]
     ) -> bool:
-        """Clean the pages while nobody writes; False where somebody wrote just before."""
-        _empty_log(connection)
+        """Clean the pages under the write lock; return False if another connection wrote before it was taken."""
+        _truncate_wal(connection)
 
-        def alone(db: apsw.Connection) -> bool:
+        def clean(db: apsw.Connection) -> bool:
             if self.path.with_name(f"{self.path.name}-wal").stat().st_size:
                 return False
             pages.clean(dirty)
             then(db)
             return True
 
-        if not _commit_something(connection, alone):
+        if not _invalidate_page_caches(connection, clean):
             return False
         with suppress(apsw.BusyError):
-            _empty_log(connection)
+            _truncate_wal(connection)
         return True
 
     def close(self) -> None:
-        """Commit what waits, then let go of the file. Threads that read must have ended."""
+        """Commit the waiting writes and close the file. Reading threads must have ended."""
         with self._lock:
             if self._closed:
                 return
@@ -181,76 +182,90 @@ class Ledger:
         for connection in self._readers:
             connection.close()
 
+    @contextmanager
+    def _open_lock(self) -> Iterator[None]:
+        """Hold the lock; raise GalleryError if the ledger is closed."""
+        with self._lock:
+            if self._closed:
+                raise GalleryError("the ledger is closed")
+            yield
+
+    def _connect_reader(self) -> apsw.Connection:
+        with self._open_lock():
+            connection = self._connect()
+            self._readers.append(connection)
+        return connection
+
     def _connect(self) -> apsw.Connection:
-        connection = Connection(str(self.path), vfs=self._vfs)
+        connection = LedgerConnection(str(self.path), vfs=self._vfs)
         connection.keys = self.keys
         connection.set_busy_timeout(BUSY_MS)
-        _write_ahead(connection)
+        _enable_wal(connection)
         connection.pragma("synchronous", "full")
         connection.pragma("foreign_keys", True)
         connection.pragma("secure_delete", True)
-        connection.pragma("max_page_count", MOST_PAGES)
-        connection.pragma("temp_store", "memory")  # what is sorted or undone must not lie in the temp folder
+        connection.pragma("max_page_count", MAX_PAGES)
+        connection.pragma("temp_store", "memory")  # sorted rows and undo data must stay out of the temp folder
         return connection
 
-    def _write_all(self, connection: apsw.Connection) -> None:
+    def _run_writer(self, connection: apsw.Connection) -> None:
         try:
-            while (batch := self._next()) is not None:
+            while (batch := self._next_batch()) is not None:
                 self._commit(connection, batch)
         finally:
             connection.close()
 
-    def _next(self) -> list[_Waiting] | None:
-        """All that waits, at least one; None when the ledger closes."""
+    def _next_batch(self) -> list[_QueuedWrite] | None:
+        """Wait for a write, and return all that are queued; None when the ledger closes."""
         first = self._waiting.get()
         if first is None:
             return None
         batch = [first]
-        while len(batch) < AT_ONCE:
+        while len(batch) < MAX_BATCH:
             try:
-                more = self._waiting.get_nowait()
+                queued = self._waiting.get_nowait()
             except queue.Empty:
                 break
-            if more is None:
+            if queued is None:
                 self._waiting.put(None)
                 break
-            batch.append(more)
+            batch.append(queued)
         return batch
 
-    def _commit(self, connection: apsw.Connection, batch: list[_Waiting]) -> None:
-        running = [waiting for waiting in batch if waiting[1].set_running_or_notify_cancel()]
+    def _commit(self, connection: apsw.Connection, batch: list[_QueuedWrite]) -> None:
+        running = [queued for queued in batch if queued[1].set_running_or_notify_cancel()]
         try:
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [_alone(connection, write) for write, _, _ in running]
+            outcomes = [_run_in_savepoint(connection, write) for write, _, _ in running]
             connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  disk full, or locked for too long: nobody's write is durable
+        except Exception as error:  # noqa: BLE001  disk full, or locked for too long: no write is durable
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             for _, future, _ in running:
                 self._fail(future, error)
             return
         results = list(zip(running, outcomes, strict=True))
-        afterwards = {after for (_, _, after), (_, failure) in results if after and failure is None}
-        failures = {after: _attempt(after, connection) for after in afterwards}
-        for (_, future, after), (result, failure) in results:
-            problem = failure or (failures.get(after) if after else None)
-            if problem is None:
+        afters = {after for (_, _, after), (_, error) in results if after and error is None}
+        after_errors = {after: _error_of(after, connection) for after in afters}
+        for (_, future, after), (result, write_error) in results:
+            failure = write_error or (after_errors.get(after) if after else None)
+            if failure is None:
                 future.set_result(result)
             else:
-                self._fail(future, problem)
+                self._fail(future, failure)
 
     def _fail(self, future: Future[Any], error: Exception) -> None:
-        if is_full(error):
+        if is_disk_full(error):
             self.full_at = time.monotonic()
         future.set_exception(error)
 
 
-# A write, where its result is awaited, and what to do after the commit.
-_Waiting = tuple[Write, Future[Any], Write | None]
+# A write, the future of its result, and a function to call after the commit.
+_QueuedWrite = tuple[Write, Future[Any], Write | None]
 
 
 @dataclass(frozen=True)
-class Change(Generic[T]):
+class Change(protocol.PlannedChange[T]):
     """A write that is not submitted yet; `after` as in `Ledger.submit`."""
 
     ledger: Ledger
@@ -258,34 +273,27 @@ class Change(Generic[T]):
     after: Write | None = None
 
     def then(self, answer: Callable[[T], U]) -> Change[U]:
-        """The same change with `answer` of its result, made before the commit: if that raises, nothing is changed."""
+        """See `index.protocol.PlannedChange`."""
         return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
 
     def submit(self) -> Future[T]:
         """See `Ledger.submit`."""
         return self.ledger.submit(self.write, self.after)
 
-    def commit(self) -> T:
-        """`submit`, and wait."""
-        return self.submit().result()
-
 
 class Committing(Generic[P, T]):
-    """A bound method that `committing` decorates."""
+    """A bound method decorated by `committing`; see `index.protocol.ChangingMethod`."""
 
     def __init__(self, plan: Callable[P, Change[T]]):
         self.planned = plan
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Commit the change, wait until it is durable, and return its result."""
-        return self.planned(*args, **kwargs).commit()
+        return self.planned(*args, **kwargs).submit().result()
 
 
 class committing(Generic[S, P, T]):  # noqa: N801  a decorator
-    """Decorate a method that returns a Change: a call commits it and waits, `method.planned(...)` returns it.
-
-    The second is for callers that await the commit without holding a thread.
-    """
+    """Decorate a method that returns a Change: a call commits the change, `method.planned(...)` returns it."""
 
     def __init__(self, plan: Callable[Concatenate[S, P], Change[T]]):
         self._plan = plan
@@ -296,23 +304,25 @@ class committing(Generic[S, P, T]):  # noqa: N801  a decorator
 
 
 class Watcher:
-    """A connection of its own, since SQLite tells a connection of others' commits only."""
+    """Watches for commits. It has its own connection, because SQLite reports only commits of other connections."""
 
     def __init__(self, connection: apsw.Connection):
         self._connection = connection
         self._lock = threading.Lock()
 
     def version(self) -> int:
-        """Another number after every commit."""
+        """Return a number that differs after every commit."""
         with self._lock:
             return int(self._connection.pragma("data_version"))
 
 
-def _commit_something(connection: apsw.Connection, write: Callable[[apsw.Connection], bool] = lambda db: True) -> bool:
-    """Make every connection forget the pages it keeps, with what is left in them; after `write`, if that says so.
+def _invalidate_page_caches(
+    connection: apsw.Connection, write: Callable[[apsw.Connection], bool] = lambda db: True
+) -> bool:
+    """Commit `write`, so that all connections drop their cached pages, and return its result; if False, roll back.
 
     Raises:
-        apsw.BusyError: others write.
+        apsw.BusyError: another connection writes.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -325,8 +335,8 @@ def _commit_something(connection: apsw.Connection, write: Callable[[apsw.Connect
     return done
 
 
-def _empty_log(connection: apsw.Connection) -> None:
-    """Put all of the write-ahead log into the file.
+def _truncate_wal(connection: apsw.Connection) -> None:
+    """Move the whole write-ahead log into the database file and truncate it.
 
     Raises:
         apsw.BusyError: a reader needs the log.
@@ -334,14 +344,14 @@ def _empty_log(connection: apsw.Connection) -> None:
     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
-def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:
-    """The write's result, or what it raised; what it did is then undone."""
+def _run_in_savepoint(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:
+    """Return the write's result and None, or None and what it raised, after its changes were undone."""
     connection.execute("SAVEPOINT one")
     result, failure = None, None
     try:
         result = write(connection)
-    except Exception as error:  # it is the caller's, and reaches it by the future
-        if not connection.in_transaction:  # for want of space, SQLite has undone the whole transaction
+    except Exception as error:  # the caller gets it from the future
+        if not connection.in_transaction:  # the disk is full, and SQLite has rolled back the whole transaction
             raise
         connection.execute("ROLLBACK TO one")
         failure = error
@@ -349,37 +359,17 @@ def _alone(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | 
     return result, failure
 
 
-def _attempt(after: Write, connection: apsw.Connection) -> Exception | None:
-    """The exception that `after` raises, or None."""
+def _error_of(after: Write, connection: apsw.Connection) -> Exception | None:
+    """Run `after`, and return the exception that it raises, or None."""
     try:
         after(connection)
-    except Exception as error:  # noqa: BLE001  it is the caller's, and reaches it by the future
+    except Exception as error:  # noqa: BLE001  the caller gets it from the future
         return error
     return None
 
 
-def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None:
-    """Bring the schema to the last of `steps`, each in a transaction of its own.
-
-    Raises:
-        TooNewError: it is beyond them already.
-    """
-    while (version := connection.pragma("user_version")) != len(steps):
-        if version > len(steps):
-            raise TooNewError(f"the ledger is of version {version}; this program knows {len(steps)}")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if connection.pragma("user_version") == version:  # else another process was faster
-                connection.execute(steps[version])
-                connection.pragma("user_version", version + 1)
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
-
-
-def _write_ahead(connection: apsw.Connection) -> None:
-    """Set the mode that the file keeps. Of two that make the file, SQLite lets neither wait for the other."""
+def _enable_wal(connection: apsw.Connection) -> None:
+    """Switch the file to WAL mode; retry while another process creates the file, since SQLite does not wait for it."""
     deadline = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
@@ -387,6 +377,6 @@ def _write_ahead(connection: apsw.Connection) -> None:
         except apsw.BusyError:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(MODE_PAUSE_S)
+            time.sleep(WAL_RETRY_S)
         else:
             return

@@ -1,13 +1,17 @@
-"""The ledger's schema, as the numbered steps that lead to it. A step that was released is never changed.
+"""Migrations: the ledger's schema as numbered steps. A released step is never changed.
 
-Ids are never used again (AUTOINCREMENT): what another process knows as deleted cannot come back as something else.
-`faces.id` rises in the order of commits, since writers take turns, so that what is new is what is greater.
+Ids are never reused (AUTOINCREMENT): an id that another process knows as deleted cannot become another row. There is
+one writer at a time, so `faces.id` increases in the order of commits, and new faces are those with greater ids.
 """
 
 from __future__ import annotations
 
-# What was done and is not in the audit log yet, and how far that goes (index/embedded/audit/log.py): its last line, of
-# which `start` is the place.
+import apsw
+
+from index.errors import TooNewError
+
+# Audit entries that are not in the audit log yet, and the log's last line, which begins at the byte `start`
+# (index/embedded/audit/log.py).
 AUDITED = """
     CREATE TABLE acts (seq INTEGER PRIMARY KEY, act TEXT NOT NULL) STRICT;
     CREATE TABLE audit (sequence INTEGER NOT NULL, hash TEXT NOT NULL, start INTEGER) STRICT;
@@ -89,15 +93,14 @@ STEPS: tuple[str, ...] = (
         expires_at REAL NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
-    # Removals are of faces, or of a whole subject (no face), or of a whole collection (neither), so that each can be
-    # told to a ledger that comes back from a backup; the gallery's id says whose removals they are.
+    # A removal is of a face, of a whole subject (face 0) or of a whole collection (both 0), so that a ledger restored
+    # from a backup can repeat it; the gallery's id says to which gallery the removals belong.
     """
     ALTER TABLE removals ADD COLUMN subject_id INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE gallery (id TEXT NOT NULL) STRICT;
     INSERT INTO gallery VALUES (lower(hex(randomblob(16))));
     """,
-    # Bulk jobs, with what is still to be enrolled. An item that is done, or whose subject was erased meanwhile, keeps
-    # nothing of what was sent.
+    # Bulk jobs and their items. An item that is finished, or whose subject was erased, keeps nothing that was sent.
     """
     CREATE TABLE jobs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -132,7 +135,7 @@ STEPS: tuple[str, ...] = (
     END;
     """,
     AUDITED,
-    # Values in subjects' metadata, to choose subjects by: each a text, a number or a boolean (1 or 0).
+    # Values in subjects' metadata, for filters: each a text, a number or a boolean (1 or 0).
     """
     CREATE TABLE subject_values (
         collection_id INTEGER NOT NULL,
@@ -159,8 +162,8 @@ STEPS: tuple[str, ...] = (
         INSERT OR IGNORE INTO subject_values SELECT * FROM metadata_values WHERE subject_id = new.id;
     END;
     """,
-    # Faces that were said not to be a subject's. Their ids are random, and negative where they stand among removals:
-    # so a ledger that comes back from a backup is told of those that were taken back since.
+    # Feedback: faces that a caller said are not the subject's. Their ids are random, and negative in `removals`, so
+    # that a ledger restored from a backup repeats their removals, too.
     """
     CREATE TABLE rejections (
         id INTEGER PRIMARY KEY,
@@ -174,8 +177,8 @@ STEPS: tuple[str, ...] = (
         DELETE FROM rejections WHERE id = -new.face_id;
     END;
     """,
-    # Collections whose vectors are made anew by another pipeline, and what there is of that: a vector for each face,
-    # and for each face that is said not to be a subject's, if a crop was kept of it.
+    # Re-embeddings of collections by another pipeline, and the vectors computed so far: one for each face, and one for
+    # each feedback face with a crop.
     """
     CREATE TABLE reembeddings (
         collection_id INTEGER PRIMARY KEY REFERENCES collections (id) ON DELETE CASCADE,
@@ -201,9 +204,9 @@ STEPS: tuple[str, ...] = (
         DELETE FROM leases WHERE name = 'reembed:' || old.token;
     END;
     """,
-    # How many subjects and faces a collection has: every search asks, and to count millions takes longer than it does.
-    # Whoever enrols counts the faces that come: a trigger would have SQLite keep what each statement undoes, in a list
-    # that it walks to its end after each face of a transaction.
+    # The numbers of subjects and faces of a collection: every search needs them, and counting millions takes longer
+    # than the search. New faces are counted by the code that inserts them: with a trigger SQLite would keep an undo
+    # list for each statement, and walk it to its end after each face of a transaction.
     """
     ALTER TABLE collections ADD COLUMN subjects INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE collections ADD COLUMN faces INTEGER NOT NULL DEFAULT 0;
@@ -220,9 +223,8 @@ STEPS: tuple[str, ...] = (
         UPDATE collections SET faces = faces - 1 WHERE id = old.collection_id;
     END;
     """,
-    # Encrypted collections: their data keys, wrapped by the operator's (index/embedded/encryption/data_keys.py), and
-    # what stands in sealed columns instead of others. A subject's key, there and in jobs, is then an HMAC of what the
-    # caller calls it.
+    # Encrypted collections: data keys, wrapped by the operator's key (index/embedded/encryption/data_keys.py), and the
+    # columns `sealed`, which replace others. A subject's key, also in jobs, is then an HMAC of the caller's key.
     """
     ALTER TABLE collections ADD COLUMN encrypted INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE collection_keys (
@@ -241,8 +243,8 @@ STEPS: tuple[str, ...] = (
         WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
     END;
     """,
-    # Ids in Unicode form C (index/embedded/store/id_normalisation.py): collections whose ids are not looked through
-    # yet, and subjects that keep another form, since a subject has their `key` in form C.
+    # Ids in Unicode form C (index/embedded/store/id_normalisation.py): collections that are not normalised yet, and
+    # subjects that keep another form because another subject has the `key` in form C.
     """
     ALTER TABLE collections ADD COLUMN normalised INTEGER NOT NULL DEFAULT 1;
     UPDATE collections SET normalised = 0;
@@ -253,11 +255,31 @@ STEPS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX clashes_by_key ON clashes (collection_id, key);
     """,
-    # Who sent a job, for the audit log. Collections that older versions filled may have vectors of another length than
-    # 1, which maintenance scales once.
+    # The API key that sent a job, for the audit log. Collections of older versions may have vectors of another length
+    # than 1, which maintenance scales once.
     """
     ALTER TABLE jobs ADD COLUMN actor TEXT;
     ALTER TABLE collections ADD COLUMN unscaled INTEGER NOT NULL DEFAULT 0;
     UPDATE collections SET unscaled = 1;
     """,
 )
+
+
+def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None:
+    """Run the `steps` that the database lacks, each in its own transaction.
+
+    Raises:
+        TooNewError: it has more steps than these.
+    """
+    while (version := connection.pragma("user_version")) != len(steps):
+        if version > len(steps):
+            raise TooNewError(f"the ledger is of version {version}; this program knows {len(steps)}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if connection.pragma("user_version") == version:  # else another process ran the step meanwhile
+                connection.execute(steps[version])
+                connection.pragma("user_version", version + 1)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")

@@ -1,12 +1,12 @@
-"""Overwrite what lies in a SQLite file outside of its rows.
+"""Overwrite the unused space in the pages of a SQLite file.
 
-`secure_delete` overwrites a row where it lies, and a page that becomes free. But where SQLite moves rows between
-neighbouring pages (balance_nonroot in its btree.c), their bytes stay in the space that a page no longer uses, in no row
-and in no list of free blocks, and nothing in SQLite but VACUUM overwrites them. That writes the whole file twice and
-keeps all others from writing meanwhile. Here the file is read once, beside all others, and only pages with something
-left in them are written.
+SQLite's `secure_delete` overwrites deleted rows in place, and pages that become free. But where SQLite moves rows
+between neighbouring pages (balance_nonroot in its btree.c), their bytes stay in the unused space of a page, in no row
+and in no list of free blocks, and nothing in SQLite overwrites them but VACUUM, which writes the whole file twice and
+blocks all other writers meanwhile. Here the file is read once, without blocking anything, and only pages with remains
+are written.
 
-The format is that of https://www.sqlite.org/fileformat2.html, section 1.6.
+File format: https://www.sqlite.org/fileformat2.html, section 1.6.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 
 import apsw
 
-# The first byte of a tree's page: interior and leaf, each of an index and of a table.
+# First bytes of b-tree pages: interior and leaf, each of an index and of a table.
 _INTERIOR, _LEAF = (2, 5), (10, 13)
-# The first byte of any other page is the highest one of a page's number, which must be none of these.
-MOST_PAGES = 2**25 - 1
-_AT_ONCE = 256
+# The first byte of any other page is the highest byte of a page number, which must be none of the above.
+MAX_PAGES = 2**25 - 1
+_BATCH_PAGES = 256
 
 
-def unused(page: bytes) -> Iterator[slice]:
-    """What a page of a tree does not use: between its table of cells and the cells, and each free block's inside.
+def unused_space(page: bytes) -> Iterator[slice]:
+    """Yield the unused parts of a b-tree page: the gap before the cells, and the inside of each free block.
 
-    Pieces of less than 4 bytes between two cells are not told.
+    Fragments of less than 4 bytes between two cells are left out.
     """
     if page[0] not in (*_INTERIOR, *_LEAF):
         return
@@ -40,28 +40,28 @@ def unused(page: bytes) -> Iterator[slice]:
 
 
 class Pages:
-    """The pages of a database, of `size` bytes each, past all that SQLite knows of them.
+    """The pages of a database file, of `size` bytes each, accessed below SQLite.
 
-    The first one, which holds the schema's first rows, is left out.
+    The first page, which holds the first rows of the schema, is left out.
     """
 
     def __init__(self, file: apsw.VFSFile, size: int):
         self._file, self._size = file, size
 
     def dirty(self) -> list[int]:
-        """The numbers, from 0, of those with something in their unused space. Others may write meanwhile."""
+        """Return the numbers, from 0, of the pages with data in their unused space. Other connections may write."""
         count = self._count()
         return [
             number
-            for start in range(1, count, _AT_ONCE)
-            for number, page in enumerate(self._read(start, min(_AT_ONCE, count - start)), start)
+            for start in range(1, count, _BATCH_PAGES)
+            for number, page in enumerate(self._read(start, min(_BATCH_PAGES, count - start)), start)
             if _cleaned(page) is not None
         ]
 
     def clean(self, numbers: Iterable[int]) -> None:
-        """Overwrite the unused space of these durably. Nobody may write meanwhile, and the log must be empty.
+        """Overwrite the unused space of these pages durably. The log must be empty, and no other connection may write.
 
-        A power cut can do no harm: a page of which some sectors are written is as good as the old and the new one.
+        A power cut does no harm: a page whose sectors are partly written is as valid as the old and the new one.
         """
         count = self._count()
         for number in numbers:
@@ -74,26 +74,26 @@ class Pages:
 
     def _read(self, start: int, count: int) -> list[bytes]:
         length = count * self._size
-        data = self._file.xRead(length, start * self._size).ljust(length, b"\0")  # it may have become shorter
+        data = self._file.xRead(length, start * self._size).ljust(length, b"\0")  # the file may have become shorter
         return [data[at : at + self._size] for at in range(0, length, self._size)]
 
 
 def _cleaned(page: bytes) -> bytes | None:
-    """The page with zeros where it is not used; None where that changes nothing."""
-    found = [piece for piece in unused(page) if page[piece].strip(b"\0")]
-    if not found:
+    """Return the page with zeros in its unused space, or None if it has only zeros there."""
+    remains = [part for part in unused_space(page) if page[part].strip(b"\0")]
+    if not remains:
         return None
     cleaned = bytearray(page)
-    for piece in found:
-        cleaned[piece] = bytes(len(cleaned[piece]))
+    for part in remains:
+        cleaned[part] = bytes(len(cleaned[part]))
     return bytes(cleaned)
 
 
 @contextmanager
-def opened(path: Path, size: int, vfs: str | None) -> Iterator[Pages]:
-    """The pages of the database in `path`.
+def open_pages(path: Path, size: int, vfs: str | None) -> Iterator[Pages]:
+    """Open the pages of the database in `path`.
 
-    Through SQLite's own way to files: a descriptor of Python's takes the process's locks with it when it is closed.
+    The file is opened through SQLite: closing a file descriptor of Python's would release the process's locks on it.
     """
     file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READWRITE, 0])
     try:

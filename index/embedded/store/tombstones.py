@@ -1,11 +1,11 @@
-"""What was erased, kept beside the ledger, so that a ledger that comes back from a backup forgets it again.
+"""File of all erasures beside the ledger, so that a ledger that is restored from a backup repeats them.
 
-A text file that only grows: the ledger's `removals`, as far as its last line. The first line names format, version and
-gallery; each other one the removal's number, collection, subject and face (0: the whole subject or collection). Each
-ends in the CRC-32 of what stands before it. No names, no vectors.
+An append-only text file that contains the ledger's `removals` up to its last line. The first line holds format, version
+and gallery id; each other line the number, collection, subject and face of a removal (0 for a whole subject or
+collection). Each line ends in the CRC-32 of the text before it. It contains no names and no vectors.
 
-It is written after an erasure is durable in the ledger and before it is acknowledged. So all that was acknowledged is
-in it, nothing is that was not erased, and what a crash keeps out of it is put in when the gallery is opened again.
+A removal is appended after it is durable in the ledger and before it is acknowledged. So the file contains every
+acknowledged erasure and nothing else; what a crash kept out of it is appended when the gallery is opened.
 """
 
 from __future__ import annotations
@@ -20,146 +20,147 @@ from typing import BinaryIO
 
 import apsw
 
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records
 from index.embedded.store.atomic_files import sync_folder, write_atomically
-from index.embedded.store.records import Removal
+from index.embedded.store.erasure_records import Removal
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
-# Lines that are written and synced at once. A crash can harm no others, and all of them fit into the tail.
-AT_ONCE = 500
-_LONGEST = 4 * 20 + 9
-_TAIL = (AT_ONCE + 2) * _LONGEST
+# Lines that are written and synced together. A crash can damage only these, and all of them fit into the tail.
+BATCH_LINES = 500
+_MAX_LINE_BYTES = 4 * 20 + 9
+_TAIL_BYTES = (BATCH_LINES + 2) * _MAX_LINE_BYTES
 
 
 class Tombstones:
-    """The file in `path`, which several processes may write to."""
+    """The file in `path`, to which several processes may append."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def follow(self, db: apsw.Connection) -> None:
-        """Write down, durably, what the ledger has erased since the last line.
+    def append_new(self, db: apsw.Connection) -> None:
+        """Append, durably, the ledger's removals that follow the last line.
 
         Raises:
-            CorruptError: the file is damaged or of another gallery, or has what the ledger has not. TooNewError.
+            CorruptError: the file is damaged, belongs to another gallery, or has removals that the ledger lacks.
+            TooNewError: a later version of this program wrote it.
         """
-        with self._open(records.gallery_id(db)) as file:
+        with self._open(collection_records.gallery_id(db)) as file:
             end, last = _tail(self.path, file)
-            if last > records.last_removal(db):
+            if last > erasure_records.last_removal(db):
                 raise CorruptError(
                     f"the ledger is older than the erasures in {self.path}; put a backup back by `restore`"
                 )
-            file.truncate(end)  # what a crash left of lines, which come again now
+            file.truncate(end)  # incomplete lines of a crash, which are written again now
             more = True
             while more:
-                rows = records.removals(db, last, limit=AT_ONCE)
-                file.write(b"".join(map(_line, rows)))
+                removals = erasure_records.removals(db, last, limit=BATCH_LINES)
+                file.write(b"".join(map(_line, removals)))
                 file.flush()
-                os.fsync(file.fileno())  # also of none: who wrote the last line may have died before it did this
-                more = len(rows) == AT_ONCE
-                last = rows[-1].seq if rows else last
+                os.fsync(file.fileno())  # also without new lines: the process that wrote the last one may have crashed
+                more = len(removals) == BATCH_LINES
+                last = removals[-1].seq if removals else last
 
     def rewrite(self, db: apsw.Connection) -> None:
-        """Make the file anew from the ledger, which has all that is in it."""
-        write_atomically(self.path, _whole(db))
+        """Replace the file by one with all removals of the ledger."""
+        write_atomically(self.path, _content(db))
 
     def read(self) -> tuple[str, Iterator[Removal]] | None:
-        """The gallery's id, and all that was erased, in the order of numbers; None where there is no file.
+        """Return the gallery's id and an iterator over all removals in order; None if there is no file.
 
-        Incomplete lines at the end are left out: nobody was told that those are erased.
+        Incomplete lines at the end are left out: those erasures were not acknowledged.
 
         Raises:
-            CorruptError: something else is damaged, also while iterating. TooNewError.
+            CorruptError: another line is damaged; also raised by the iterator. TooNewError.
         """
         try:
             with self.path.open("rb") as file:
                 header = file.readline()
         except FileNotFoundError:
             return None
-        return _gallery(self.path, header), self._removals()
+        return _gallery_id(self.path, header), self._removals()
 
     def _removals(self) -> Iterator[Removal]:
-        last, broken = 0, 0
+        last, damaged = 0, 0
         with self.path.open("rb") as file:
             file.readline()
             for number, line in enumerate(file, 2):
                 removal = _parsed(line)
                 if removal is None:
-                    broken = broken or number
-                elif broken or removal.seq <= last:
-                    raise CorruptError(f"{self.path}: line {broken or number} is not what was written")
+                    damaged = damaged or number
+                elif damaged or removal.seq <= last:
+                    raise CorruptError(f"{self.path}: line {damaged or number} is damaged")
                 else:
                     last = removal.seq
                     yield removal
 
     @contextmanager
-    def _open(self, gallery: str) -> Iterator[BinaryIO]:
-        """The file, with its first line, for one at a time."""
+    def _open(self, gallery_id: str) -> Iterator[BinaryIO]:
+        """Open the file under an exclusive lock; create it and its first line if they are missing."""
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             header = file.readline()
-            if not header.endswith(b"\n"):  # new, or a crash came before the first line was whole
+            if not header.endswith(b"\n"):  # a new file, or a crash interrupted the first line
                 file.truncate(0)
-                header = _header(gallery)
+                header = _header(gallery_id)
                 file.write(header)
                 file.flush()
                 os.fsync(file.fileno())
                 sync_folder(self.path.parent)
-            if _gallery(self.path, header) != gallery:
-                raise CorruptError(f"{self.path} tells of another gallery than the ledger beside it")
+            if _gallery_id(self.path, header) != gallery_id:
+                raise CorruptError(f"{self.path} belongs to another gallery than the ledger beside it")
             yield file
 
 
-def _sealed(text: str) -> bytes:
+def _with_checksum(text: str) -> bytes:
     return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
 
-def _unsealed(line: bytes) -> list[str] | None:
-    """The words of a line, unless it is incomplete or changed."""
+def _words(line: bytes) -> list[str] | None:
+    """Return the words of a line, or None if it is incomplete or damaged."""
     text = line[:-10].decode(errors="replace")
-    return text.split(" ") if _sealed(text) == line else None
+    return text.split(" ") if _with_checksum(text) == line else None
 
 
-def _header(gallery: str) -> bytes:
-    return _sealed(f"{MAGIC} {VERSION} {gallery}")
+def _header(gallery_id: str) -> bytes:
+    return _with_checksum(f"{MAGIC} {VERSION} {gallery_id}")
 
 
 def _line(removal: Removal) -> bytes:
-    return _sealed(f"{removal.seq} {removal.collection_id} {removal.subject_id} {removal.face_id}")
+    return _with_checksum(f"{removal.seq} {removal.collection_id} {removal.subject_id} {removal.face_id}")
 
 
 def _parsed(line: bytes) -> Removal | None:
-    words = _unsealed(line)
+    words = _words(line)
     return Removal(*map(int, words)) if words is not None else None
 
 
-def _gallery(path: Path, header: bytes) -> str:
-    words = _unsealed(header)
+def _gallery_id(path: Path, header: bytes) -> str:
+    words = _words(header)
     if words is None or words[0] != MAGIC:
-        raise CorruptError(f"{path} does not begin as it was written")
+        raise CorruptError(f"the first line of {path} is damaged")
     if int(words[1]) > VERSION:
         raise TooNewError(f"{path} is of version {words[1]}; this program knows {VERSION}")
     return words[2]
 
 
 def _tail(path: Path, file: BinaryIO) -> tuple[int, int]:
-    """Where the last whole line ends, and its number; 0 where there is only the first."""
+    """Return the end of the last complete line, and its removal's number; 0 if there is only the first line."""
     size = os.fstat(file.fileno()).st_size
-    start = max(0, size - _TAIL)
+    start = max(0, size - _TAIL_BYTES)
     file.seek(start)
-    end, last = start + len(file.readline()), 0  # the first line of the file, or a piece of one
+    end, last = start + len(file.readline()), 0  # the file's first line, or a part of a line
     while (removal := _parsed(line := file.readline())) is not None:
         end, last = end + len(line), removal.seq
     if start and not last:
-        raise CorruptError(f"{path} does not end as it was written")
+        raise CorruptError(f"the end of {path} is damaged")
     return end, last
 
 
-def _whole(db: apsw.Connection) -> Iterable[bytes]:
-    yield _header(records.gallery_id(db))
+def _content(db: apsw.Connection) -> Iterable[bytes]:
+    yield _header(collection_records.gallery_id(db))
     last = 0
-    while rows := records.removals(db, last, limit=AT_ONCE):
-        yield b"".join(map(_line, rows))
-        last = rows[-1].seq
+    while removals := erasure_records.removals(db, last, limit=BATCH_LINES):
+        yield b"".join(map(_line, removals))
+        last = removals[-1].seq

@@ -9,6 +9,7 @@ restored ledger has no leases: a job that waits in it is over, since who was era
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 
@@ -18,12 +19,10 @@ from index.embedded.audit import log as audit
 from index.embedded.audit.entries import Act
 from index.embedded.encryption.data_keys import is_locked
 from index.embedded.gallery import EmbeddedGallery, remove_lapsed, remove_subjects
-from index.embedded.store import job_records, records
-from index.embedded.store.bulk_insert import insert_faces
-from index.embedded.store.job_records import Finished, Found, Item, Job, Outcome, Status
+from index.embedded.store import collection_records, erasure_records, face_records, job_records, subject_records
 from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Receipt
 from index.errors import NotFoundError
+from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 
 KEEP_S = 7 * 86_400.0  # how long outcomes can be asked for
 ALL_FAILED = "every item failed; its own problem says why"
@@ -38,7 +37,7 @@ class Jobs:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     @committing
     def begin(self, collection: str, settings: Mapping[str, object], *, actor: str | None = None) -> Change[Job]:
@@ -49,9 +48,9 @@ class Jobs:
         """
 
         def write(db: apsw.Connection) -> Job:
-            found = records.collection(db, collection)
+            found = collection_records.find(db, collection)
             Act("submit_job", self._gallery.clock(), actor)  # refuses what may be a name
-            return job_records.insert_job(db, found.id, settings, self._holder, self._gallery.clock(), actor)
+            return job_records.insert(db, found.id, settings, self._holder, self._gallery.clock(), actor)
 
         return self._gallery.change(write)
 
@@ -64,7 +63,7 @@ class Jobs:
         """
 
         def write(db: apsw.Connection) -> None:
-            if not job_records.renew(db, job, self._holder, self._gallery.clock()):
+            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
                 raise NotFoundError("the job is gone")
             job_records.insert_items(db, job, items)
 
@@ -79,7 +78,7 @@ class Jobs:
         """
 
         def write(db: apsw.Connection) -> Job:
-            job_records.free(db, job, self._holder)
+            job_records.release_lease(db, job, self._holder)
             queued = job_records.set_state(db, job, "queued")
             audit.note(db, Act("submit_job", self._gallery.clock(), job.actor, job.collection_id, of=job.token))
             return queued
@@ -89,7 +88,7 @@ class Jobs:
     @committing
     def abandon(self, job: Job) -> Change[None]:
         """It was not sent to its end: as if there had been none."""
-        return self._gallery.change(lambda db: job_records.remove_job(db, job))
+        return self._gallery.change(lambda db: job_records.delete(db, job))
 
     def job(self, collection: str, token: str) -> Job:
         """The job.
@@ -98,7 +97,7 @@ class Jobs:
             NotFoundError.
         """
         with self._ledger.snapshot() as db:
-            return job_records.job(db, records.collection(db, collection).id, token)
+            return job_records.find(db, collection_records.find(db, collection).id, token)
 
     def list_jobs(self, collection: str, after: int, limit: int) -> list[Job]:
         """In the order they were sent, those whose id is greater than `after`.
@@ -107,9 +106,9 @@ class Jobs:
             NotFoundError: no such collection.
         """
         with self._ledger.snapshot() as db:
-            return job_records.jobs(db, records.collection(db, collection).id, after, limit)
+            return job_records.page(db, collection_records.find(db, collection).id, after, limit)
 
-    def counts(self, job: Job) -> dict[Status, int]:
+    def counts(self, job: Job) -> dict[ItemStatus, int]:
         """How many items there are of each status; of others there are none."""
         return job_records.counts(self._ledger.reader(), job)
 
@@ -126,12 +125,12 @@ class Jobs:
         """
 
         def write(db: apsw.Connection) -> Job:
-            found = job_records.job(db, records.collection(db, collection).id, token)
+            found = job_records.find(db, collection_records.find(db, collection).id, token)
             if found.finished_at is None:
                 now = self._gallery.clock()
                 job_records.finish(db, found, "cancelled", None, now)
                 audit.note(db, Act("cancel_job", now, actor, found.collection_id, of=found.token))
-            return job_records.job(db, found.collection_id, token)
+            return job_records.find(db, found.collection_id, token)
 
         return self._gallery.change(write)
 
@@ -144,14 +143,14 @@ class Jobs:
         """
 
         def write(db: apsw.Connection) -> Receipt:
-            found, now = records.collection(db, collection), self._gallery.clock()
+            found, now = collection_records.find(db, collection), self._gallery.clock()
             waiting = job_records.erase_items(db, found.id, key)
             try:
-                return remove_subjects(db, found.id, records.same_subjects(db, found.id, key), now, actor)
+                return remove_subjects(db, found.id, subject_records.ids_of_key(db, found.id, key), now, actor)
             except NotFoundError:
                 if not waiting:
                     raise
-                made = records.remove_faces(db, found.id, [], subjects=1, now=now)
+                made = erasure_records.remove_faces(db, found.id, [], subjects=1, now=now)
                 # Its receipt names what was erased; the subject has no number yet.
                 audit.note(db, Act("erase", now, actor, found.id, of=made.token))
                 return made
@@ -165,7 +164,7 @@ class Worker:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     def claim(self, postponed: Container[int] = ()) -> Job | None:
         """The oldest job that nobody else works on and whose id is not in `postponed`; this worker's from now on."""
@@ -173,11 +172,11 @@ class Worker:
 
     def keep(self, job: Job) -> bool:
         """Say that this worker is at it still; False where the job is over, or another's."""
-        return self._ledger.write(lambda db: job_records.renew(db, job, self._holder, self._gallery.clock()))
+        return self._ledger.write(lambda db: job_records.renew_lease(db, job, self._holder, self._gallery.clock()))
 
     def release(self, job: Job) -> None:
         """Let another go on with it."""
-        self._ledger.write(lambda db: job_records.free(db, job, self._holder))
+        self._ledger.write(lambda db: job_records.release_lease(db, job, self._holder))
 
     def pending(self, job: Job, pictures: int) -> list[Item]:
         """The next items to enrol, all of one kind; of pictures at most `pictures`."""
@@ -192,7 +191,7 @@ class Worker:
                 size += len(item.data)
         return found
 
-    def enrol(self, job: Job, found: Sequence[Found], fingerprint: str) -> bool:
+    def enrol(self, job: Job, found: Sequence[ProcessedItem], fingerprint: str) -> bool:
         """Enrol these faces, that the pipeline `fingerprint` made; False where the job is over, or another's.
 
         What is no longer pending (its subject was erased) is left out.
@@ -202,16 +201,16 @@ class Worker:
         """
 
         def write(db: apsw.Connection) -> bool:
-            if not job_records.renew(db, job, self._holder, self._gallery.clock()):
+            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
                 return False
-            records.check_fingerprint(records.collection(db, job.collection), fingerprint)
+            collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
             waiting = job_records.still_pending(db, job, [one.item.number for one in found])
             self._insert(db, job, [one for one in found if one.item.number in waiting])
             return True
 
         return self._ledger.write(write)
 
-    def finish(self, job: Job, state: Finished, problem: str | None = None) -> None:
+    def finish(self, job: Job, state: JobResult, problem: str | None = None) -> None:
         """The job is over; nothing of what was sent stays. Nothing happens where it is another's by now.
 
         One that is done, and of which every item failed, has failed.
@@ -219,7 +218,7 @@ class Worker:
 
         def write(db: apsw.Connection) -> None:
             now = self._gallery.clock()
-            if not job_records.renew(db, job, self._holder, now):
+            if not job_records.renew_lease(db, job, self._holder, now):
                 return
             if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
                 job_records.finish(db, job, "failed", ALL_FAILED, now)
@@ -230,26 +229,26 @@ class Worker:
 
     def _claim(self, db: apsw.Connection, postponed: Container[int]) -> Job | None:
         now = self._gallery.clock()
-        job_records.forget_finished(db, now, KEEP_S)
+        job_records.delete_finished(db, now, KEEP_S)
         for job in job_records.unfinished(db):
             if job.id in postponed or is_locked(db, job.collection_id):  # until somebody has the key
                 continue
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; send it again"
                 job_records.finish(db, job, "failed", problem, now)
-            elif job_records.take(db, job, self._holder, now):
+            elif job_records.take_lease(db, job, self._holder, now):
                 if job.state != "receiving":
                     return job_records.set_state(db, job, "running")
-                job_records.remove_job(db, job)  # whoever received it is dead
+                job_records.delete(db, job)  # whoever received it is dead
         return None
 
-    def _insert(self, db: apsw.Connection, job: Job, found: Sequence[Found]) -> None:
+    def _insert(self, db: apsw.Connection, job: Job, found: Sequence[ProcessedItem]) -> None:
         now = self._gallery.clock()
         remove_lapsed(db, job.collection_id, {one.item.subject for one in found if one.faces}, now)
         for one in found:
             if one.faces and (properties := one.item.properties) is not None:
-                records.upsert_subject(db, job.collection_id, one.item.subject, **properties.__dict__, now=now)
-        made = insert_faces(db, job.collection_id, [face for one in found for face in one.faces], now)
+                subject_records.upsert(db, job.collection_id, one.item.subject, **properties.__dict__, now=now)
+        made = face_records.insert(db, job.collection_id, [face for one in found for face in one.faces], now)
         if ids := [face.id for face in made]:
             audit.note(db, Act("enrol", now, job.actor, job.collection_id, audit.subjects_of(db, ids), ids))
         rest = iter(made)
@@ -257,4 +256,4 @@ class Worker:
         for one in found:
             tokens = [next(rest).token for _ in one.faces]
             done.append(Outcome(one.item.number, one.outcome.status, {**one.outcome.result, "faces": tokens}))
-        job_records.settle_items(db, job, done)
+        job_records.finish_items(db, job, done)

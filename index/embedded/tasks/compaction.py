@@ -22,13 +22,14 @@ from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery, remove_expired
 from index.embedded.query import feedback
-from index.embedded.store import records
+from index.embedded.store import collection_records, erasure_records, lease_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.records import Collection, Floats, Indexed, Ints, Sealed
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import SAMPLE, Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
+from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
 
 LEASE, LEASE_S = "maintenance", 60.0
@@ -115,10 +116,10 @@ class Maintenance:
         with self._heartbeat():
             for collection in map(self._scale_vectors, collections):
                 with self._gallery.snapshot_of(collection) as db:
-                    sealed = records.segments(db, collection.id)
+                    sealed = vector_records.segments(db, collection.id)
                 for one in sealed:
                     self._rewrite(collection, one)
-                self._swap(collection, partial(records.drop_index, collection_id=collection.id))
+                self._swap(collection, partial(vector_records.drop_inverted_file, collection_id=collection.id))
         return self.run()
 
     def _work(self) -> None:
@@ -153,10 +154,10 @@ class Maintenance:
 
     def release(self) -> None:
         """Let another process do it."""
-        self._gallery.ledger.write(lambda db: records.drop_lease(db, LEASE, self._holder))
+        self._gallery.ledger.write(lambda db: lease_records.release(db, LEASE, self._holder))
 
     def _renew(self, db: apsw.Connection) -> bool:
-        return records.take_lease(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
+        return lease_records.take(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         """Name new files in place of old ones, if the lease is still ours and the collection's vectors still those.
@@ -168,7 +169,7 @@ class Maintenance:
         def write(db: apsw.Connection) -> None:
             if not self._renew(db):
                 raise ConflictError("the lease is gone")
-            records.check_current(db, collection)
+            collection_records.check_current(db, collection)
             change(db)
 
         self._gallery.ledger.write(write)
@@ -190,12 +191,12 @@ class Maintenance:
         Vectors without a direction stay; `vestibule gallery verify` reports them.
         """
         with self._gallery.ledger.snapshot() as db:
-            if not records.is_unscaled(db, collection.id):
+            if not collection_records.has_unscaled_vectors(db, collection.id):
                 return collection
         after = 0
         while True:
             with self._gallery.snapshot_of(collection) as db:
-                rows = records.rows_after(db, collection.id, collection.dimensions, after, VECTORS)
+                rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS)
             if not len(rows.faces):
                 break
             after = int(rows.faces[-1])
@@ -203,7 +204,7 @@ class Maintenance:
                 self._swap(collection, partial(self._replace_vectors, collection=collection, made=made))
                 collection = self._gallery.collection(collection.name)
         self._scale_feedback(collection)
-        self._swap(collection, partial(records.set_scaled, collection_id=collection.id))
+        self._swap(collection, partial(collection_records.mark_scaled, collection_id=collection.id))
         return collection
 
     def _scale_feedback(self, collection: Collection) -> None:
@@ -224,7 +225,7 @@ class Maintenance:
 
     def _replace_vectors(self, db: apsw.Connection, collection: Collection, made: Mapping[int, Floats]) -> None:
         """Put these vectors in place of those that the faces have; files with the old ones are made anew."""
-        faces = records.replace_vectors(db, collection, made)
+        faces = vector_records.replace(db, collection, made)
         act = Act("scale_vectors", self._gallery.clock(), None, collection.id, audit.subjects_of(db, faces), faces)
         audit.note(db, act)
 
@@ -235,23 +236,23 @@ class Maintenance:
         """Segments of what has gathered behind the last one."""
         while True:
             with self._gallery.snapshot_of(collection) as db:
-                last = max((one.last_face for one in records.segments(db, collection.id)), default=0)
-                if not records.has_rows_after(db, collection.id, last, self._limits.segment):
+                last = max((one.last_face for one in vector_records.segments(db, collection.id)), default=0)
+                if not vector_records.has_more(db, collection.id, last, self._limits.segment):
                     return
                 cipher = cipher_of(db, collection.id)
-                rows = records.rows_after(db, collection.id, collection.dimensions, last, self._limits.segment)
-                through = records.last_removal(db)
-            new = Sealed(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
+                rows = vector_records.read(db, collection.id, collection.dimensions, last, self._limits.segment)
+                through = erasure_records.last_removal(db)
+            new = SegmentRecord(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
             segments.write(self._gallery.files / new.file, rows, through, cipher)
-            self._swap(collection, partial(records.put_segment, collection_id=collection.id, new=new))
+            self._swap(collection, partial(vector_records.put_segment, collection_id=collection.id, new=new))
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Write anew each segment that holds what was removed, or that is not what was written."""
         with self._gallery.snapshot_of(collection) as db:
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-            sealed = records.segments(db, collection.id)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+            sealed = vector_records.segments(db, collection.id)
             oldest = min((one.removals_through for one in sealed), default=through)
-            removed, _ = records.removals_after(db, collection.id, oldest)
+            removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
         clean = []
         for one in sealed:
             segment = self._whole(one, cipher)
@@ -259,18 +260,18 @@ class Maintenance:
                 clean.append(one.file)
             else:
                 self._rewrite(collection, one)
-        self._swap(collection, lambda db: records.seen_through(db, collection.id, clean, through))
+        self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, clean, through))
 
-    def _rewrite(self, collection: Collection, old: Sealed) -> None:
+    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
         with self._gallery.snapshot_of(collection) as db:
             dimensions, before = collection.dimensions, old.first_face - 1
-            rows = records.rows_after(db, collection.id, dimensions, before, through=old.last_face)
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-        new = Sealed(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
+            rows = vector_records.read(db, collection.id, dimensions, before, through=old.last_face)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+        new = SegmentRecord(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
         segments.write(self._gallery.files / new.file, rows, through, cipher)
-        self._swap(collection, lambda db: records.put_segment(db, collection.id, new, old.file))
+        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file))
 
-    def _whole(self, one: Sealed, cipher: Cipher) -> Segment | None:
+    def _whole(self, one: SegmentRecord, cipher: Cipher) -> Segment | None:
         """The segment if it is what was written; read to the end once in this process's life."""
         try:
             segment = Segment.open(self._gallery.files / one.file, cipher)
@@ -284,19 +285,19 @@ class Maintenance:
     def _index(self, collection: Collection) -> None:
         """Bring the inverted file up to the segments: train it, add what is new, take out what was removed."""
         with self._gallery.snapshot_of(collection) as db:
-            cipher, through = cipher_of(db, collection.id), records.last_removal(db)
-            sealed, old = records.segments(db, collection.id), records.index(db, collection.id)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+            sealed, old = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
             # Since the oldest segment was looked at, too: what it holds of it still must not get into the index.
             seen = [one.removals_through for one in sealed] + ([old.removals_through] if old else [])
-            removed, _ = records.removals_after(db, collection.id, min(seen, default=through))
+            removed, _ = erasure_records.removed_faces(db, collection.id, min(seen, default=through))
         parts = [Segment.open(self._gallery.files / one.file, cipher) for one in sealed]
         total = sum(len(part.faces) for part in parts)
         # Half of it for one that is there: it must not come and go with a single face.
         if total < self._limits.exact_below // (1 if old is None else 2):
-            self._swap(collection, lambda db: records.drop_index(db, collection.id))
+            self._swap(collection, lambda db: vector_records.drop_inverted_file(db, collection.id))
             return
         if old is not None and self._is_current(old, sealed[-1], removed, cipher):
-            self._swap(collection, lambda db: records.seen_through(db, collection.id, [old.file], through))
+            self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, [old.file], through))
             return
         ivf = self._kept(old, total, cipher)
         if ivf is None or old is None:
@@ -307,11 +308,11 @@ class Maintenance:
             if len(part.faces) and int(part.faces[0]) > after:
                 ivf.add(part.faces, part.vectors)
         ivf.remove(removed)
-        new = Indexed(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
+        new = InvertedFileRecord(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
         ivf.write(self._gallery.files / new.file, cipher)
-        self._swap(collection, lambda db: records.put_index(db, collection.id, new))
+        self._swap(collection, lambda db: vector_records.put_inverted_file(db, collection.id, new))
 
-    def _is_current(self, old: Indexed, last: Sealed, removed: records.Ints, cipher: Cipher) -> bool:
+    def _is_current(self, old: InvertedFileRecord, last: SegmentRecord, removed: Ints, cipher: Cipher) -> bool:
         """Whether nothing came, nothing went and the file, read once in this process's life, is what was written."""
         if old.last_face != last.last_face or (removed <= old.last_face).any():
             return False
@@ -319,7 +320,7 @@ class Maintenance:
             self._verified.add(old.file)
         return old.file in self._verified and (self._gallery.files / old.file).is_file()
 
-    def _kept(self, old: Indexed | None, total: int, cipher: Cipher) -> Ivf | None:
+    def _kept(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         """The inverted file that there is, unless it is too small or damaged."""
         if old is None or total > self._limits.growth * old.trained_rows:
             return None
@@ -334,19 +335,19 @@ class Maintenance:
         if not ledger.write(self._renew):
             return  # another process writes files now, that are not named yet
         with ledger.snapshot() as db:
-            waiting, named = records.unscrubbed(db), records.files(db)
+            waiting, named = erasure_records.unfinished_receipts(db), vector_records.files(db)
             done = [name for name, collection_id, through in waiting if _is_scrubbed(db, collection_id, through)]
         for path in self._gallery.files.iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
         if done:
             sync_folder(self._gallery.files)  # a power cut must not bring back what a receipt says is erased
-            ledger.scrub(lambda db: records.erased(db, done, self._gallery.clock()))
+            ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self._gallery.clock()))
 
 
 def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:
     """Whether every file of the collection was written since that removal."""
-    sealed, indexed = records.segments(db, collection_id), records.index(db, collection_id)
+    sealed, indexed = vector_records.segments(db, collection_id), vector_records.inverted_file(db, collection_id)
     return all(one.removals_through >= through for one in (*sealed, *((indexed,) if indexed else ())))
 
 

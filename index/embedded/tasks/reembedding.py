@@ -13,6 +13,7 @@ One process works on a collection: who holds its lease.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,10 +25,10 @@ from index.embedded.audit.entries import Act
 from index.embedded.encryption.aead import OVERHEAD
 from index.embedded.encryption.data_keys import cipher_of, is_locked
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.ledger import Change, committing
-from index.embedded.store.records import Collection, Floats, Row
+from index.embedded.store import collection_records, lease_records, vector_records
+from index.embedded.store.ledger import Change, Row, committing
 from index.errors import ConflictError, NotFoundError
+from index.types import Collection, Floats
 
 LEASE_S = 15.0
 FIRST = -(2**63)  # is less than every id
@@ -94,12 +95,12 @@ class Reembeddings:
         """
 
         def write(db: apsw.Connection) -> Progress:
-            found, now = records.collection(db, collection), self._gallery.clock()
+            found, now = collection_records.find(db, collection), self._gallery.clock()
             if found.fingerprint == fingerprint:
                 raise ConflictError(f"{collection!r} holds vectors of {fingerprint} already")
             db.execute(
                 "INSERT INTO reembeddings VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
-                (found.id, records.token(), embedder, fingerprint, dimensions, actor, now),
+                (found.id, secrets.token_hex(16), embedder, fingerprint, dimensions, actor, now),
             )
             if not db.changes():
                 raise ConflictError(f"{collection!r} is being embedded anew already; that can be cancelled")
@@ -117,7 +118,7 @@ class Reembeddings:
             NotFoundError: no such collection, or it is not being made anew.
         """
         with self._ledger.snapshot() as db:
-            return _progress(db, reembedding(db, records.collection(db, collection)), self._gallery.clock())
+            return _progress(db, reembedding(db, collection_records.find(db, collection)), self._gallery.clock())
 
     @committing
     def cancel(self, collection: str, *, actor: str | None = None) -> Change[Progress]:
@@ -128,7 +129,7 @@ class Reembeddings:
         """
 
         def write(db: apsw.Connection) -> Progress:
-            found, now = reembedding(db, records.collection(db, collection)), self._gallery.clock()
+            found, now = reembedding(db, collection_records.find(db, collection)), self._gallery.clock()
             reached = _progress(db, found, now)
             _end(db, found)
             audit.note(db, Act("cancel_reembed", now, actor, found.collection_id, of=found.token))
@@ -143,14 +144,14 @@ class Worker:
     def __init__(self, gallery: EmbeddedGallery):
         self._gallery = gallery
         self._ledger = gallery.ledger
-        self._holder = records.token()
+        self._holder = secrets.token_hex(16)
 
     def waiting(self) -> list[Reembedding]:
         """Those that nobody works on and whose keys are here, the oldest first."""
         now = self._gallery.clock()
         with self._ledger.snapshot() as db:
             under_way = [_read(row) for row in db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")]
-            free = [one for one in under_way if not records.is_leased(db, _lease(one), now, LEASE_S)]
+            free = [one for one in under_way if not lease_records.is_held(db, _lease(one), now, LEASE_S)]
             return [one for one in free if not is_locked(db, one.collection_id)]
 
     def claim(self, one: Reembedding) -> bool:
@@ -158,7 +159,7 @@ class Worker:
 
         def write(db: apsw.Connection) -> bool:
             there = db.execute("SELECT 1 FROM reembeddings WHERE token = ?", (one.token,)).get is not None
-            return there and records.take_lease(db, _lease(one), self._holder, self._gallery.clock(), LEASE_S)
+            return there and lease_records.take(db, _lease(one), self._holder, self._gallery.clock(), LEASE_S)
 
         return self._ledger.write(write)
 
@@ -168,7 +169,7 @@ class Worker:
 
     def release(self, one: Reembedding) -> None:
         """Let another go on with it."""
-        self._ledger.write(lambda db: records.drop_lease(db, _lease(one), self._holder))
+        self._ledger.write(lambda db: lease_records.release(db, _lease(one), self._holder))
 
     def pending(self, one: Reembedding, after: int, limit: int) -> list[Pending]:
         """At most `limit` of what has a crop and no new vector, and an id greater than `after`, in the order of ids."""
@@ -185,14 +186,14 @@ class Worker:
         Raises:
             InvalidError: see `Gallery.enrol`.
         """
-        data = {number: records.vector_bytes(vector, one.dimensions) for number, vector in made.items()}
+        data = {number: vector_records.encode(vector, one.dimensions) for number, vector in made.items()}
 
         def write(db: apsw.Connection) -> bool:
             if not self._renew(db, one):
                 return False
             cipher = cipher_of(db, one.collection_id)
             rows = [
-                (cipher.seal(vector, "vector", number), one.collection_id, number) for number, vector in data.items()
+                (cipher.encrypt(vector, "vector", number), one.collection_id, number) for number, vector in data.items()
             ]
             db.executemany(
                 "INSERT INTO reembedded (data, collection_id, face_id)"
@@ -295,7 +296,7 @@ def _check_crops(db: apsw.Connection, found: Collection, embedder: str) -> None:
     Raises:
         ConflictError: some have none.
     """
-    _, faces = records.counts(db, found.id)
+    _, faces = collection_records.counts(db, found.id)
     without = db.execute(
         "SELECT count(*) FROM faces WHERE collection_id = ? AND id NOT IN (SELECT face_id FROM crops)", (found.id,)
     ).get
@@ -310,12 +311,12 @@ _OF_COLLECTION = "rejections.subject_id IN (SELECT id FROM subjects WHERE collec
 
 
 def _progress(db: apsw.Connection, one: Reembedding, now: float) -> Progress:
-    _, faces = records.counts(db, one.collection_id)
+    _, faces = collection_records.counts(db, one.collection_id)
     feedback, lost = db.execute(
         f"SELECT count(*), count(*) - count(crop) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (one.collection_id,),
     ).get
-    running = records.is_leased(db, _lease(one), now, LEASE_S)
+    running = lease_records.is_held(db, _lease(one), now, LEASE_S)
     state: State = "blocked" if one.problem else "running" if running else "queued"
     return Progress(one, state, faces, _staged(db, one.collection_id), feedback, lost)
 
@@ -326,7 +327,7 @@ def _staged(db: apsw.Connection, collection_id: int) -> int:
 
 def _missing(db: apsw.Connection, collection_id: int) -> int:
     """How many have no new vector; feedback without a crop does not count."""
-    _, faces = records.counts(db, collection_id)
+    _, faces = collection_records.counts(db, collection_id)
     feedback = db.execute(
         f"SELECT count(crop) - count(reembedded) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
         (collection_id,),
@@ -355,7 +356,7 @@ def _pending_feedback(db: apsw.Connection, collection_id: int, after: int, limit
 
 def _pending(db: apsw.Connection, collection_id: int, rows: Iterable[Row]) -> list[Pending]:
     cipher = cipher_of(db, collection_id)
-    return [Pending(number, cipher.unseal(crop, "crop", number)) for number, crop in rows]
+    return [Pending(number, cipher.decrypt(crop, "crop", number)) for number, crop in rows]
 
 
 def _switch(db: apsw.Connection, one: Reembedding, now: float) -> None:
@@ -376,7 +377,7 @@ def _switch(db: apsw.Connection, one: Reembedding, now: float) -> None:
         (one.embedder, one.fingerprint, one.dimensions, one.collection_id),
     )
     db.execute("DELETE FROM segments WHERE collection_id = ?", number)
-    records.drop_index(db, one.collection_id)
+    vector_records.drop_inverted_file(db, one.collection_id)
     # Erased are feedback's faces, and from the files the old vectors: for those alone maintenance scrubs the ledger.
     db.execute("INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL)", (one.token, one.collection_id, len(lost), now))
     audit.note(db, Act("reembed", now, one.actor, one.collection_id, faces=[row[0] for row in lost], id=one.token))

@@ -14,10 +14,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.aead import PLAIN, Cipher
+from index.embedded.encryption.aead import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
-from index.embedded.store.records import Floats, Ints
 from index.errors import CorruptError
+from index.types import Floats, Ints
 
 # A centroid is a mean of at least so many vectors, so that none of them can be read off it.
 FEWEST = 8
@@ -102,16 +102,16 @@ class Ivf:
         _, ids = self._index.search(queries, k, params=parameters)
         return np.asarray(ids, np.int64)
 
-    def write(self, path: Path, cipher: Cipher = PLAIN) -> None:
+    def write(self, path: Path, cipher: Cipher = PLAINTEXT) -> None:
         """To a file, durably and with a checksum, which FAISS's own form has none of; sealed, under its name."""
-        pieces = list(cipher.seal_file(faiss.serialize_index(self._index).data, path.name.encode()))
+        pieces = list(cipher.encrypt_file(faiss.serialize_index(self._index).data, path.name.encode()))
         checksum = 0
         for piece in pieces:
             checksum = zlib.crc32(piece, checksum)
         write_atomically(path, [_magic(cipher), checksum.to_bytes(4, "little"), *pieces])
 
     @classmethod
-    def read(cls, path: Path, cipher: Cipher = PLAIN) -> Ivf:
+    def read(cls, path: Path, cipher: Cipher = PLAINTEXT) -> Ivf:
         """What `write` wrote.
 
         Raises:
@@ -124,7 +124,7 @@ class Ivf:
         body = data[8:]
         if bytes(data[:4]) != _magic(cipher) or zlib.crc32(body.data) != int.from_bytes(bytes(data[4:8]), "little"):
             raise CorruptError(f"{path.name} is not the index that was written")
-        unsealed = cipher.unseal_file(body.data, path.name.encode())
+        unsealed = cipher.decrypt_file(body.data, path.name.encode())
         return cls(faiss.deserialize_index(np.frombuffer(unsealed, np.uint8)))
 
 

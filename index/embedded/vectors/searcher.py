@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.store.records import Floats, Ints, Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf as ann
+from index.types import Floats, Ints
 
 Array = npt.NDArray[Any]
 
@@ -83,7 +84,7 @@ class Recent:
         """The first row whose id is greater."""
         return int(np.searchsorted(self.faces[: self.count], face, side="right"))
 
-    def append(self, rows: Rows) -> None:
+    def append(self, rows: FaceVectors) -> None:
         """More faces, whose ids are greater than all before."""
         needed = self.count + len(rows.faces)
         if needed > len(self.faces):
@@ -222,7 +223,7 @@ class View:
                 self._recent.drop_through(int(faces[-1]))
                 self.applied_face = max(self.applied_face, int(faces[-1]))
 
-    def apply(self, added: Rows, removed: Ints, through: int) -> None:
+    def apply(self, added: FaceVectors, removed: Ints, through: int) -> None:
         """Follow the ledger: faces added since `applied_face`, then ids removed since, up to removal `through`."""
         with self._lock.writing():
             if len(added.faces):

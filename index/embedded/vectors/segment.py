@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from index.embedded.encryption.aead import PLAIN, Cipher
+from index.embedded.encryption.aead import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
-from index.embedded.store.records import Floats, Ints, Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.errors import CorruptError, TooNewError
+from index.types import Floats, Ints
 
 MAGIC, VERSION, SEALED = b"VSEG", 1, 1
 _HEADER = struct.Struct("<4sHHIIqqq16xII")
@@ -49,7 +50,7 @@ class Segment:
     _checksums: memoryview
 
     @classmethod
-    def open(cls, path: Path, cipher: Cipher = PLAIN) -> Segment:
+    def open(cls, path: Path, cipher: Cipher = PLAINTEXT) -> Segment:
         """Map the file, which the collection's `cipher` wrote. Header and size are checked, the body by `verify`.
 
         Raises:
@@ -69,7 +70,7 @@ class Segment:
             raise TooNewError(f"{path.name} is of version {version}; this program knows {VERSION}")
         if flags != (SEALED if cipher.encrypted else 0):
             raise CorruptError(f"{path.name} is sealed where its collection is not, or the other way round")
-        size = rows * 16 + cipher.file_size(rows * 4 * dimensions)
+        size = rows * 16 + cipher.encrypted_file_size(rows * 4 * dimensions)
         start = _HEADER.size + _table_size(size)
         table = mapped[_HEADER.size : start]
         if len(mapped) != start + size or zlib.crc32(table) != table_crc:
@@ -96,7 +97,7 @@ class Segment:
         """
         ids = 16 * len(self.faces)
         about = (self.path.name.encode(), self._header, self._body[:ids])
-        data = self._cipher.unseal_file(self._body[ids:], *about)
+        data = self._cipher.decrypt_file(self._body[ids:], *about)
         return np.frombuffer(data, "<f4").reshape(-1, self.dimensions)
 
     def verify(self) -> None:
@@ -120,7 +121,7 @@ class Segment:
         return self
 
 
-def write(path: Path, rows: Rows, removals_through: int, cipher: Cipher = PLAIN) -> Segment:
+def write(path: Path, rows: FaceVectors, removals_through: int, cipher: Cipher = PLAINTEXT) -> Segment:
     """Write the rows durably, and map them."""
     count, dimensions = rows.vectors.shape
     first, last = (int(rows.faces[0]), int(rows.faces[-1])) if count else (0, 0)
@@ -128,7 +129,7 @@ def write(path: Path, rows: Rows, removals_through: int, cipher: Cipher = PLAIN)
     fields = _HEADER.pack(MAGIC, VERSION, flags, dimensions, count, first, last, removals_through, 0, 0)[:-_CHECKSUMS]
     ids = rows.faces.astype("<i8").tobytes() + rows.subjects.astype("<i8").tobytes()
     vectors = rows.vectors.astype("<f4").tobytes()
-    body = b"".join((ids, *cipher.seal_file(vectors, path.name.encode(), fields, ids)))
+    body = b"".join((ids, *cipher.encrypt_file(vectors, path.name.encode(), fields, ids)))
     checksums = b"".join(struct.pack("<I", zlib.crc32(chunk)) for chunk in _chunks(memoryview(body)))
     table = checksums.ljust(_table_size(len(body)), b"\0")
     header = fields + struct.pack("<I", zlib.crc32(table))

@@ -228,7 +228,7 @@ def test_restore_elsewhere_says_that_it_knows_of_no_erasure(
 def test_wrong_settings_and_a_restore_under_way_are_told_in_a_line(
     gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder_lock.held(state / "gallery", alone=True):
+    with folder_lock.lock(state / "gallery", exclusive=True):
         assert "being restored" in gallery_of("list").stderr
     monkeypatch.setenv("VESTIBULE_PORT", "x")
     wrong = gallery_of("list")

@@ -20,7 +20,7 @@ import pytest
 from app.errors import BadRequest, BodyTooLarge
 from app.gallery.bulk import upload, zip_reader
 from app.gallery.bulk.upload import LINES, ZIP, Upload
-from index.embedded.store.job_records import Item, Outcome
+from index.types import Item, Outcome
 from tests.app.gallery.helpers import zipped
 
 ZEROS = bytes(20 * 2**20)

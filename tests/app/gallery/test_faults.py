@@ -26,8 +26,8 @@ from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import faults
 from index.embedded.audit.log import Audit
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import Item
-from index.embedded.store.records import NewFace, upsert_subject
+from index.embedded.store import subject_records
+from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder
@@ -105,10 +105,10 @@ def test_a_change_whose_response_cannot_be_serialised_is_rolled_back(
     gallery: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def upsert_with_nan(*args: Any, **options: Any) -> Any:
-        return replace(upsert_subject(*args, **options), metadata={"a": float("nan")})
+        return replace(subject_records.upsert(*args, **options), metadata={"a": float("nan")})
 
     with monkeypatch.context() as patch:
-        patch.setattr("index.embedded.gallery.records.upsert_subject", upsert_with_nan)
+        patch.setattr("index.embedded.gallery.subject_records.upsert", upsert_with_nan)
         assert gallery.put(SUBJECT, json={}).status_code == 500
     assert gallery.get(SUBJECT).status_code == 404
     assert gallery.put(SUBJECT, json={}).status_code == 200

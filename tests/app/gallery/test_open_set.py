@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from app.gallery.open_set import Decision, DecisionRule, decide_by_steps
-from index.embedded.store.records import Subject
-from index.protocol import Match
+from index.types import Match, Subject
 from tests.app.embedder import MATCHING
 
 

@@ -18,11 +18,10 @@ from index.embedded.admin import backup
 from index.embedded.admin.backup import Manifest, back_up, restore
 from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import folder_lock, records
-from index.embedded.store.bulk_insert import insert_faces
-from index.embedded.store.records import NewFace
+from index.embedded.store import erasure_records, face_records, folder_lock
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
+from index.types import NewFace
 from tests.index.people import enrol, folder_bytes, vectors
 
 LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
@@ -141,7 +140,7 @@ def test_nor_where_the_ledger_is_lost(folder: Path, saved: Path, lost: str) -> N
 
 def test_an_erasure_that_was_durable_but_not_written_down_counts(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
-    gallery.ledger.write(lambda db: records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # and it died here
+    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # and it died here
     gallery.close()
     assert restore(folder, saved).erased_faces == 1
 
@@ -247,7 +246,7 @@ def test_a_gallery_in_use_is_refused(folder: Path, saved: Path) -> None:
     with pytest.raises(GalleryError, match="in use"):
         restore(folder, saved)
     gallery.close()
-    with folder_lock.held(folder, alone=True), pytest.raises(GalleryError, match="being restored"):
+    with folder_lock.lock(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
         EmbeddedGallery(folder)
     assert len(tokens(folder)) == 20
 
@@ -376,4 +375,4 @@ def test_a_backup_among_enrolments_and_erasures_keeps_its_word(folder: Path, tmp
 
 def pair(db: apsw.Connection, number: int) -> None:
     faces = [NewFace(f"pair-{number}", vector) for vector in vectors(2, seed=number)]
-    insert_faces(db, 1, faces, 0.0)
+    face_records.insert(db, 1, faces, 0.0)

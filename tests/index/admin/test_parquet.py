@@ -17,9 +17,9 @@ from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.parquet import Imported, export_collection, import_collection
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import NewFace
+from index.embedded.store import face_records
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.types import NewFace
 from tests.index.people import enrol, vectors
 
 
@@ -103,7 +103,7 @@ def test_the_file_is_what_pyarrow_reads(source: EmbeddedGallery, file: Path) -> 
 def test_an_import_that_broke_off_is_gone_on_with(
     target: EmbeddedGallery, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, calls = records.put_whole_face, iter(range(100))
+    put, calls = face_records.insert_record, iter(range(100))
 
     def breaks_off(*given: Any) -> bool:
         if next(calls) == 14:  # in the second transaction
@@ -111,7 +111,7 @@ def test_an_import_that_broke_off_is_gone_on_with(
         return put(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(records, "put_whole_face", breaks_off)
+        patched.setattr(face_records, "insert_record", breaks_off)
         with pytest.raises(RuntimeError, match="killed"):
             import_collection(target, file)
     assert target.size("doors") == 10

@@ -12,12 +12,10 @@ from index.embedded.admin import repair as upkeep
 from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store.ledger import migrate
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import NewFace
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.errors import GalleryError, NotFoundError
-from index.protocol import Usage
+from index.types import CollectionUsage, NewFace
 from tests.index.people import enrol, vectors
 
 LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
@@ -70,8 +68,8 @@ def test_usage_tells_what_there_is(gallery: EmbeddedGallery) -> None:
     def size(*patterns: str) -> int:
         return sum(path.stat().st_size for pattern in patterns for path in gallery.files.glob(pattern))
 
-    assert gallery.usage("doors") == Usage(5, 30, False, size("1-*"))
-    assert gallery.usage("trains") == Usage(5, 10, True, size("2-*"))
+    assert gallery.usage("doors") == CollectionUsage(5, 30, False, size("1-*"))
+    assert gallery.usage("trains") == CollectionUsage(5, 10, True, size("2-*"))
     lost = min(gallery.files.glob("2-*.seg"))
     lost.unlink()
     assert gallery.usage("trains").file_bytes == size("2-*")

@@ -14,8 +14,8 @@ import pytest
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import records
-from index.embedded.store.records import Rows
+from index.embedded.store import lease_records, vector_records
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
@@ -70,13 +70,13 @@ def orphan(gallery: EmbeddedGallery) -> None:
     (gallery.files / "1-0.seg").write_bytes(b"left")
 
 
-def other_segment(change: Callable[[Rows], Rows]) -> Callable[[EmbeddedGallery], None]:
+def other_segment(change: Callable[[FaceVectors], FaceVectors]) -> Callable[[EmbeddedGallery], None]:
     """A segment that is whole in itself, but not what the ledger says."""
 
     def write(gallery: EmbeddedGallery) -> None:
         with gallery.ledger.snapshot() as db:
-            one = records.segments(db, 1)[0]
-            rows = records.rows_after(db, 1, 4, one.first_face - 1, through=one.last_face)
+            one = vector_records.segments(db, 1)[0]
+            rows = vector_records.read(db, 1, 4, one.first_face - 1, through=one.last_face)
         segments.write(gallery.files / one.file, change(rows), one.removals_through)
 
     return write
@@ -84,7 +84,7 @@ def other_segment(change: Callable[[Rows], Rows]) -> Callable[[EmbeddedGallery],
 
 def other_index(gallery: EmbeddedGallery) -> None:
     with gallery.ledger.snapshot() as db:
-        indexed = records.index(db, 1)
+        indexed = vector_records.inverted_file(db, 1)
     assert indexed is not None
     ivf = Ivf.read(gallery.files / indexed.file)
     ivf.remove(np.array([9]))
@@ -154,15 +154,15 @@ DAMAGES: list[tuple[Callable[[EmbeddedGallery], None], list[str]]] = [
         ["doors: .*seg and .*seg are about the same faces", "doors: .*seg lacks"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces[1:], rows.subjects[1:], rows.vectors[1:])),
+        other_segment(lambda rows: FaceVectors(rows.faces[1:], rows.subjects[1:], rows.vectors[1:])),
         ["doors: .*seg lacks 1 faces, the first is 1"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces[::-1], rows.subjects[::-1], rows.vectors[::-1])),
+        other_segment(lambda rows: FaceVectors(rows.faces[::-1], rows.subjects[::-1], rows.vectors[::-1])),
         ["doors: .*seg holds faces twice, or not in the order"],
     ),
     (
-        other_segment(lambda rows: Rows(rows.faces, rows.subjects, rows.vectors[:, :3])),
+        other_segment(lambda rows: FaceVectors(rows.faces, rows.subjects, rows.vectors[:, :3])),
         ["doors: .*seg has vectors of 3 numbers"],
     ),
     (
@@ -253,7 +253,7 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
 def test_files_that_another_process_is_about_to_name_are_no_strangers(gallery: EmbeddedGallery) -> None:
     orphan(gallery)
     Maintenance(gallery, LIMITS)._gallery.ledger.write(
-        lambda db: records.take_lease(db, "maintenance", "x", gallery.clock(), 60.0)
+        lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0)
     )
     assert list(faults(gallery)) == []
     soon = time.time() + 30  # as another machine's clock may say

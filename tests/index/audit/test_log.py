@@ -23,8 +23,8 @@ from index.embedded.audit import log as module
 from index.embedded.audit.entries import Act
 from index.embedded.audit.log import Audit, Fault, Head
 from index.embedded.gallery import RETENTION, EmbeddedGallery
+from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
-from index.embedded.store.records import gallery_id
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import CorruptError, InvalidError, TooNewError
 from tests.index.people import enrol
@@ -56,7 +56,7 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Audit]:
     ledger = Ledger(tmp_path / "ledger.db")
-    made = Audit(tmp_path / "audit.log", ledger, gallery_id(ledger.reader()))
+    made = Audit(tmp_path / "audit.log", ledger, collection_records.gallery_id(ledger.reader()))
     made.flush(recover=True)
     yield made
     ledger.close()
@@ -263,7 +263,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audit]:
     """A log of 12 entries."""
     folder = tmp_path_factory.mktemp("audit")
     ledger = Ledger(folder / "ledger.db")
-    made = Audit(folder / "audit.log", ledger, gallery_id(ledger.reader()))
+    made = Audit(folder / "audit.log", ledger, collection_records.gallery_id(ledger.reader()))
     fill(made, 12)
     made.flush()
     yield made

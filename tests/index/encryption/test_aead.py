@@ -1,4 +1,4 @@
-"""What is sealed is AES-GCM as its standard has it, is read only where it was written, and only by its key."""
+"""Encryption is standard AES-GCM; a value can be decrypted only in its place and with its key."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from index.embedded.encryption import aead as sealing
-from index.embedded.encryption.aead import OVERHEAD, PLAIN, Aead, OperatorKey
+from index.embedded.encryption import aead
+from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
 from index.errors import CorruptError, InvalidError, LockedError
 
 KEY = bytes(range(32))
-# Written by version 1, to be read for ever: "Zoë" as the subject of the row 7, and what it is looked up by.
-SEALED = bytes.fromhex("6a2bee99f86f0a14689b7cca219f64a1b924c0e3f5c523e42a7bbbe69ac7b7d4")
+CIPHER = AeadCipher(KEY)
+# Written by version 1: "Zoë" encrypted as the subject of row 7, and its lookup text.
+GOLDEN = bytes.fromhex("6a2bee99f86f0a14689b7cca219f64a1b924c0e3f5c523e42a7bbbe69ac7b7d4")
 LOOKUP = "83b277adf57759370e92e189237dd7eb"
 
 
@@ -24,80 +25,62 @@ def derived(key: bytes, purpose: bytes) -> bytes:
     return hmac.new(key, b"vestibule " + purpose, hashlib.sha256).digest()
 
 
-def test_a_sealed_value_is_a_nonce_a_ciphertext_and_a_tag() -> None:
-    sealed = Aead(KEY).seal(b"picture", "crop", 7)
-    nonce, ciphertext, tag = sealed[:12], sealed[12:-16], sealed[-16:]
+def test_an_encrypted_value_is_a_nonce_a_ciphertext_and_a_tag() -> None:
+    stored = CIPHER.encrypt(b"image", "crop", 7)
+    nonce, ciphertext, tag = stored[:12], stored[12:-16], stored[-16:]
     primitive = Primitive(algorithms.AES256(derived(KEY, b"seal")), modes.GCM(nonce, tag)).decryptor()
     primitive.authenticate_additional_data(b"crop|7")
-    assert primitive.update(ciphertext) + primitive.finalize() == b"picture"
-    assert len(sealed) == Aead(KEY).sealed_size(7) == 7 + OVERHEAD
-    assert len({Aead(KEY).seal(b"picture", "crop", 7)[:12] for _ in range(100)}) == 100
+    assert primitive.update(ciphertext) + primitive.finalize() == b"image"
+    assert len(stored) == CIPHER.encrypted_size(5) == 5 + OVERHEAD
+    assert len({CIPHER.encrypt(b"image", "crop", 7)[:12] for _ in range(100)}) == 100
 
 
-def test_what_was_sealed_once_is_read_for_ever() -> None:
-    assert Aead(KEY).unseal(SEALED, "subject", LOOKUP, 7).decode() == "Zoë"
-    assert (
-        Aead(KEY).lookup("Zoë")
-        == LOOKUP
-        == hmac.new(derived(KEY, b"lookup"), "Zoë".encode(), "sha256").hexdigest()[:32]
-    )
+def test_values_of_version_1_are_decrypted() -> None:
+    assert CIPHER.decrypt(GOLDEN, "subject", LOOKUP, 7).decode() == "Zoë"
+    assert CIPHER.lookup("Zoë") == LOOKUP
+    assert hmac.new(derived(KEY, b"lookup"), "Zoë".encode(), "sha256").hexdigest()[:32] == LOOKUP
 
 
-def test_it_is_read_only_where_it_was_written_and_whole() -> None:
-    aead = Aead(KEY)
-    sealed = aead.seal(b"picture", "crop", 7)
-    assert aead.unseal(sealed, "crop", 7) == b"picture"
-    changed = [sealed[:place] + bytes([sealed[place] ^ 1]) + sealed[place + 1 :] for place in range(len(sealed))]
-    for data in (*changed, sealed[:-1], sealed + b"\0", sealed[: OVERHEAD - 1], b"", None):
-        with pytest.raises(CorruptError, match=r"^the sealed crop of 7 is not what was written$"):
-            aead.unseal(data, "crop", 7)
-    for about in (("crop", 8), ("vector", 7), ("crop",)):
+def test_a_changed_or_moved_value_is_refused() -> None:
+    stored = CIPHER.encrypt(b"image", "crop", 7)
+    assert CIPHER.decrypt(stored, "crop", 7) == b"image"
+    changed = [stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :] for place in range(len(stored))]
+    for data in (*changed, stored[:-1], stored + b"\0", stored[: OVERHEAD - 1], b"", None):
+        with pytest.raises(CorruptError, match=r"^the encrypted crop of 7 is damaged or misplaced$"):
+            CIPHER.decrypt(data, "crop", 7)
+    for cipher, about in ((CIPHER, ("crop", 8)), (CIPHER, ("vector", 7)), (AeadCipher(KEY[::-1]), ("crop", 7))):
         with pytest.raises(CorruptError):
-            aead.unseal(sealed, *about)
-    with pytest.raises(CorruptError):
-        Aead(KEY[::-1]).unseal(sealed, "crop", 7)
+            cipher.decrypt(stored, *about)
 
 
-def test_plain_changes_nothing() -> None:
-    assert PLAIN.unseal(PLAIN.seal(b"x", "crop", 7), "crop", 8) == b"x"
-    assert (PLAIN.unseal(None, "crop", 7), PLAIN.lookup("x"), PLAIN.sealed_size(3), PLAIN.file_size(3)) == (
-        b"",
-        "x",
-        3,
-        3,
-    )
-    assert b"".join(PLAIN.seal_file(b"xyz", b"about")) == PLAIN.unseal_file(b"xyz", b"other") == b"xyz"
+def test_the_plaintext_cipher_changes_nothing() -> None:
+    assert PLAINTEXT.decrypt(PLAINTEXT.encrypt(b"x", "crop", 7), "crop", 8) == b"x"
+    assert (PLAINTEXT.decrypt(None, "crop", 7), PLAINTEXT.lookup("x")) == (b"", "x")
+    assert (PLAINTEXT.encrypted_size(3), PLAINTEXT.encrypted_file_size(3)) == (3, 3)
+    assert b"".join(PLAINTEXT.encrypt_file(b"xyz", b"about")) == PLAINTEXT.decrypt_file(b"xyz", b"other") == b"xyz"
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 30, 35])
-def test_a_large_one_is_sealed_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealing, "PIECE", 10)
-    aead, data = Aead(KEY), bytes(range(size))
-    pieces = [bytes(piece) for piece in aead.seal_file(memoryview(data), b"name", b"header")]
-    assert [len(piece) for piece in pieces] == [min(10, size - at) + OVERHEAD for at in range(0, size, 10)]
-    whole = b"".join(pieces)
-    assert aead.file_size(size) == len(whole)
-    assert aead.unseal_file(memoryview(whole), b"name", b"header") == data
-    wrong = [
-        b"".join(pieces[:-1]),
-        b"".join(pieces[::-1]),
-        whole[:-1],
-        whole[:-OVERHEAD],
-        whole + whole[: 10 + OVERHEAD],
-    ]
-    for changed in (one for one in wrong if one not in (whole, b"")):
+def test_a_file_is_encrypted_in_chunks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aead, "CHUNK_BYTES", 10)
+    data = bytes(range(size))
+    chunks = [bytes(chunk) for chunk in CIPHER.encrypt_file(memoryview(data), b"name", b"header")]
+    assert [len(chunk) for chunk in chunks] == [min(10, size - at) + OVERHEAD for at in range(0, size, 10)]
+    stored = b"".join(chunks)
+    assert CIPHER.encrypted_file_size(size) == len(stored)
+    assert CIPHER.decrypt_file(memoryview(stored), b"name", b"header") == data
+    changed = {b"".join(chunks[:-1]), b"".join(chunks[::-1]), stored[:-1], stored[:-OVERHEAD]}
+    changed |= {stored + stored[: 10 + OVERHEAD]}
+    changed |= {stored[:at] + bytes([stored[at] ^ 0x80]) + stored[at + 1 :] for at in range(0, len(stored), 7)}
+    for wrong in changed - {stored, b""}:
         with pytest.raises(CorruptError):
-            aead.unseal_file(changed, b"name", b"header")
-    for place in range(0, len(whole), 7):
-        changed = whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :]
-        with pytest.raises(CorruptError):
-            aead.unseal_file(changed, b"name", b"header")
+            CIPHER.decrypt_file(wrong, b"name", b"header")
     if size:
-        with pytest.raises(CorruptError, match=r"^another name has something sealed that was not written there$"):
-            aead.unseal_file(whole, b"another name", b"header")
+        with pytest.raises(CorruptError, match=r"^another name: the encrypted content is damaged or misplaced$"):
+            CIPHER.decrypt_file(stored, b"another name", b"header")
 
 
-def test_an_operators_key_wraps_and_is_known_by_its_id() -> None:
+def test_an_operators_key_wraps_data_keys_and_has_an_id() -> None:
     key = OperatorKey.from_text(f" {base64.b64encode(KEY).decode()}\n")
     assert key.id == OperatorKey(KEY).id == derived(KEY, b"id").hex()[:16]
     wrapped = key.wrap(b"d" * 32, "data key of 1")
@@ -109,7 +92,7 @@ def test_an_operators_key_wraps_and_is_known_by_its_id() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "not base64!", base64.b64encode(KEY[1:]).decode(), "é"])
-def test_what_is_no_key_is_refused_without_being_told(text: str) -> None:
+def test_an_invalid_key_is_refused_and_not_repeated_in_the_error(text: str) -> None:
     with pytest.raises(InvalidError, match="expected a key") as refused:
         OperatorKey.from_text(text)
     assert not text or text not in str(refused.value)

@@ -1,4 +1,4 @@
-"""An encrypted collection answers as one that is not, shows nothing, and without its key stops nobody else."""
+"""An encrypted collection behaves like one that is not, stores no plain text, and without its key blocks no other."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ import numpy as np
 import pytest
 
 from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
-from index.embedded.admin import repair as upkeep
+from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import faults
-from index.embedded.encryption.aead import PLAIN, OperatorKey
+from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import records
-from index.embedded.store.job_records import Found, Item, Outcome, Properties
-from index.embedded.store.records import NewFace
+from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
+from index.types import Collection, Item, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import folder_bytes, vectors
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
@@ -39,10 +38,10 @@ LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
-# Texts that nothing else in a file is like.
+# Texts that occur nowhere else.
 NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
 CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
-PROBLEM = "this line was no good, and said so"
+PROBLEM = "the problem of a refused item"
 
 
 class Clock:
@@ -58,37 +57,39 @@ def clock() -> Clock:
 
 
 def filled(folder: Path, clock: Clock, *names: str) -> EmbeddedGallery:
-    """Each collection holds the same; `doors` is encrypted."""
-    made = EmbeddedGallery(folder, key=KEY, clock=clock)
+    """A gallery whose collections have the same content; `doors` is encrypted."""
+    gallery = EmbeddedGallery(folder, key=KEY, clock=clock)
     for name in names:
-        made.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
+        gallery.create(name, "face-embedder", "f1", DIMENSIONS, encrypted=name == "doors", keep_crops=True)
         faces = [NewFace(NAMES[n % 5], vector, {"n": SEEN} if n % 2 else {}, CROP) for n, vector in enumerate(FACES)]
-        made.enrol(name, faces, "f1")
-        made.put_subject(name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9)
-        made.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
-    return made
+        gallery.enrol(name, faces, "f1")
+        gallery.put_subject(
+            name, NAMES[0], name=CALLED, metadata={"note": NOTE, "level": 2, "in": True}, expires_at=5e9
+        )
+        gallery.put_subject(name, NAMES[1], metadata={"level": 2.0, "in": 1, "many": ["x"]})
+    return gallery
 
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    """`doors` is encrypted, `open` is not; both hold the same."""
-    made = filled(tmp_path / "gallery", clock, "doors", "open")
-    yield made
-    made.close()
+    """`doors` is encrypted, `open` is not; both have the same content."""
+    gallery = filled(tmp_path / "gallery", clock, "doors", "open")
+    yield gallery
+    gallery.close()
 
 
-def maintained(gallery: EmbeddedGallery) -> None:
+def maintain(gallery: EmbeddedGallery) -> None:
     maintenance = Maintenance(gallery, LIMITS)
     assert maintenance.run()
     maintenance.release()
 
 
-def told(matches: list[Any]) -> list[tuple[Any, ...]]:
-    """Without what differs between two collections."""
+def comparable(matches: list[Any]) -> list[tuple[Any, ...]]:
+    """The matches without what differs between two collections."""
     return [(m.subject.key, m.subject.name, m.subject.metadata, round(m.similarity, 5)) for m in matches]
 
 
-def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
+def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery) -> None:
     feedback = Feedback(gallery)
     wheres: list[dict[str, Any]] = [{"level": [2]}, {"in": [True]}, {"in": [1]}, {"note": [NOTE, "x"], "level": [2.0]}]
     wheres += [{"many": ["x"]}, {"none": ["x"]}]
@@ -98,14 +99,14 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
         feedback.add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         for _ in range(2):  # in memory, then by segments and an inverted file
             for fusion in ("best", "mean"):
-                answer += map(told, gallery.search(name, FACES[:3], 4, fusion))
+                answer += map(comparable, gallery.search(name, FACES[:3], 4, fusion))
                 for where in (None, *wheres):
-                    answer += map(told, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
+                    answer += map(comparable, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
             match, denied = compare(gallery, name, NAMES[2], FACES[2])
-            answer += [told([match]), denied]
-            maintained(gallery)
+            answer += [comparable([match]), denied]
+            maintain(gallery)
         with gallery.ledger.snapshot() as db:
-            number = records.collection(db, name).id
+            number = collection_records.find(db, name).id
             answer += [metadata_filter.counts(db, number, where) for where in wheres]
             answer += [len(metadata_filter.subjects(db, number, where, 1)) for where in wheres]
             chosen = metadata_filter.subjects(db, number, {"level": [2]})
@@ -123,19 +124,19 @@ def test_it_answers_as_an_open_one(gallery: EmbeddedGallery) -> None:
     assert gallery.collection("doors").encrypted
 
 
-def test_its_subjects_are_listed_by_page_each_once(gallery: EmbeddedGallery) -> None:
-    found: list[str] = []
-    while page := gallery.subjects("doors", after=found[-1] if found else "", limit=2):
-        found += [one.key for one in page]
-    assert sorted(found) == NAMES
+def test_pages_list_each_subject_once(gallery: EmbeddedGallery) -> None:
+    keys: list[str] = []
+    while page := gallery.subjects("doors", after=keys[-1] if keys else "", limit=2):
+        keys += [subject.key for subject in page]
+    assert sorted(keys) == NAMES
     gallery.put_subject("doors", "without a face")
     assert gallery.faces("doors", "without a face") == []
 
 
-def everywhere(gallery: EmbeddedGallery) -> None:
-    """Let it lie in every table and file that there is: in jobs, feedback, new vectors, segments, indexes, backups."""
+def fill_all_tables(gallery: EmbeddedGallery) -> None:
+    """Put the data into every table and file: jobs, feedback, re-embeddings, segments, indexes."""
     bulk = bulk_enrolment.Jobs(gallery)
-    for name in (one.name for one in gallery.collections()):
+    for name in (collection.name for collection in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
         bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
         bulk.append(job, [Outcome(1, "failed", {"problem": PROBLEM})])
@@ -143,36 +144,36 @@ def everywhere(gallery: EmbeddedGallery) -> None:
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
     worker = reembedding.Worker(gallery)
-    for one in worker.waiting():
-        assert worker.claim(one)
-        items = [*worker.pending(one, FIRST, 1), *worker.pending(one, 0, 9)]
+    for task in worker.waiting():
+        assert worker.claim(task)
+        items = [*worker.pending(task, FIRST, 1), *worker.pending(task, 0, 9)]
         assert {item.crop for item in items} == {CROP}
-        assert worker.stage(one, {item.id: FACES[n] for n, item in enumerate(items)})
-    maintained(gallery)
+        assert worker.stage(task, {item.id: FACES[n] for n, item in enumerate(items)})
+    maintain(gallery)
 
 
-def test_nothing_of_it_is_open_in_any_file(tmp_path: Path) -> None:
-    """As benchmarks/erasure.py searches for what was erased; here while all of it is there."""
+def test_no_file_contains_plain_text(tmp_path: Path) -> None:
+    """Searched as in benchmarks/erasure.py."""
     galleries = [filled(tmp_path / name, Clock(), name) for name in ("doors", "open")]
     indexes = []
     for gallery, name in zip(galleries, ("doors", "open"), strict=True):
-        everywhere(gallery)
+        fill_all_tables(gallery)
         back_up(gallery, tmp_path / name / "backup")
         assert export_collection(gallery, name, tmp_path / name / "faces.parquet") == 40
         indexes += [Ivf.read(path, cipher_of(gallery.ledger.reader(), 1)) for path in gallery.files.glob("*.ivf")]
     assert len(indexes) == 2
     forms = {form for vector in FACES for form in forms_of_vector(vector, indexes)} | {CROP}
     forms |= {form for text in (*NAMES, CALLED, NOTE, SEEN, PROBLEM) for form in forms_of_text(text)}
-    size, found = search_elsewhere(sorted(forms), [tmp_path])
+    size, lines = search_elsewhere(sorted(forms), [tmp_path])
     assert size > 500_000
-    assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in found} == {"open"}
+    assert {Path(line.partition(": ")[0]).relative_to(tmp_path).parts[0] for line in lines} == {"open"}
     for where in ("ledger.db-wal", "backup/ledger.db", ".seg", ".ivf", "faces.parquet"):
-        assert any(f"{where}: " in line for line in found), where
+        assert any(f"{where}: " in line for line in lines), where
     for gallery in galleries:
         gallery.close()
 
 
-def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
+def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> None:
     bulk, worker = bulk_enrolment.Jobs(gallery), bulk_enrolment.Worker(gallery)
     job = bulk.begin("doors", {})
     sent = [
@@ -189,42 +190,45 @@ def test_a_job_of_it_is_done_and_told_of(gallery: EmbeddedGallery) -> None:
     assert claimed is not None
     items = worker.pending(claimed, 8)
     assert items == sent[:2]
-    assert [one.result for one in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending ones say nothing
-    done = [Found(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, FACES[one.number])]) for one in items]
+    assert [outcome.result for outcome in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending
+    done = [
+        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, FACES[item.number])])
+        for item in items
+    ]
     assert worker.enrol(claimed, done, "f1")
     worker.finish(claimed, "done")
     outcomes = bulk.outcomes(job, -1, 9)
-    assert [one.status for one in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
+    assert [outcome.status for outcome in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
     assert outcomes[0].result == {"faces": [gallery.faces("doors", "new")[0].token]}
     assert (outcomes[2].result, outcomes[4].result) == ({}, {"problem": "none"})
     new = gallery.subject("doors", "new")
     assert (new.name, new.metadata, new.faces) == (CALLED, {"note": NOTE}, 1)
 
 
-def test_its_vectors_are_made_anew(gallery: EmbeddedGallery) -> None:
+def test_the_collection_is_reembedded(gallery: EmbeddedGallery) -> None:
     Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
     Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
     worker = reembedding.Worker(gallery)
-    (one,) = worker.waiting()
-    assert worker.claim(one)
-    ids = [item.id for item in (*worker.pending(one, FIRST, 9), *worker.pending(one, 0, 99))]
-    assert worker.stage(one, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
+    (task,) = worker.waiting()
+    assert worker.claim(task)
+    ids = [item.id for item in (*worker.pending(task, FIRST, 9), *worker.pending(task, 0, 99))]
+    assert worker.stage(task, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
     assert list(faults(gallery)) == []
-    assert worker.switch(one) == 0
+    assert worker.switch(task) == 0
     assert list(faults(gallery)) == []
     ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
     assert match.similarity == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
-def test_without_its_key_it_is_locked_and_others_go_on(
+def test_without_the_key_the_collection_is_locked_and_others_work(
     gallery: EmbeddedGallery, tmp_path: Path, clock: Clock, key: OperatorKey | None
 ) -> None:
-    everywhere(gallery)
+    fill_all_tables(gallery)
     (face, *_) = gallery.faces("doors", NAMES[1])
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
-        for asked in (
+        for call in (
             lambda: locked.search("doors", FACES[:1]),
             lambda: locked.enrol("doors", [NewFace("x", FACES[0])], "f1"),
             lambda: locked.subject("doors", NAMES[0]),
@@ -233,36 +237,36 @@ def test_without_its_key_it_is_locked_and_others_go_on(
             lambda: locked.crop("doors", face.token),
             lambda: locked.remove_subject("doors", NAMES[0]),
             lambda: export_collection(locked, "doors", tmp_path / "doors.parquet"),
-            lambda: upkeep.rekey(locked, OperatorKey(b"n" * 32)),
+            lambda: repair.rekey(locked, OperatorKey(b"n" * 32)),
         ):
             with pytest.raises(LockedError, match=rf"needs the operator's key {KEY.id}|without an operator's key"):
-                asked()
+                call()
         if key is None:
             with pytest.raises(LockedError, match="without an operator's key"):
                 locked.create("more", "e", "f1", 4, encrypted=True)
-            assert [one.name for one in locked.collections()] == ["doors", "open"]
+            assert [collection.name for collection in locked.collections()] == ["doors", "open"]
         assert not (tmp_path / "doors.parquet").exists()
         assert locked.search("open", FACES[:1])[0]
         job = bulk_enrolment.Worker(locked).claim()
         assert job is not None
         assert job.collection == "open"
-        clock.now += 60  # leases are over
-        assert [one.collection for one in reembedding.Worker(locked).waiting()] == ["open"]
-        # What needs no key is erased without: a face, who has expired, all of it.
+        clock.now += 60  # leases have expired
+        assert [task.collection for task in reembedding.Worker(locked).waiting()] == ["open"]
+        # Erasing a face, an expired subject or the whole collection needs no key.
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1
         other = locked.remove_subject("open", NAMES[0]).token
-        maintained(locked)
+        maintain(locked)
         assert locked.receipt(other).erased_at is not None
         assert locked.usage("doors").subjects == 4
         assert [line for line in faults(locked) if "no more of it can be read" in line and KEY.id in line]
         token = locked.drop("doors").token
-        maintained(locked)
+        maintain(locked)
         assert locked.receipt(token).erased_at is not None
 
 
 def swap(table: str, column: str, key: str) -> str:
-    """SQL that gives two rows each other's value."""
+    """SQL that swaps the values of two rows."""
     first, second = (f"(SELECT {key} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {n})" for n in (0, 1))
     other = (
         f"(SELECT {column} FROM {table} AS b WHERE b.{key} = CASE a.{key} WHEN {first} THEN {second} ELSE {first} END)"
@@ -281,22 +285,22 @@ def swap(table: str, column: str, key: str) -> str:
         "UPDATE crops SET data = X'00' WHERE face_id = 1",
     ],
 )
-def test_what_is_put_elsewhere_or_changed_is_noticed(gallery: EmbeddedGallery, change: str) -> None:
+def test_moved_and_changed_values_are_detected(gallery: EmbeddedGallery, change: str) -> None:
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
     (line,) = list(faults(gallery))
-    assert line.startswith("doors: no more of it can be read: the sealed ")
+    assert line.startswith("doors: no more of it can be read: the encrypted ")
 
 
-def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     gallery.search("doors", FACES[:1])
     with gallery.ledger.snapshot() as db:
         wrapped = bytes(db.execute("SELECT wrapped FROM collection_keys").get)
-    assert upkeep.rekey(gallery, OTHER) == 1
-    assert upkeep.rekey(gallery, OTHER) == 0
-    assert gallery.search("doors", FACES[:1])[0]  # who has used it goes on
+    assert repair.rekey(gallery, OTHER) == 1
+    assert repair.rekey(gallery, OTHER) == 0
+    assert gallery.search("doors", FACES[:1])[0]  # its cipher is cached
     with pytest.raises(LockedError, match=KEY.id):
-        upkeep.rekey(gallery, OperatorKey(b"n" * 32))
+        repair.rekey(gallery, OperatorKey(b"n" * 32))
     assert not (tmp_path / "gallery" / "ledger.db-wal").stat().st_size
     gallery.close()
     assert wrapped not in folder_bytes(tmp_path / "gallery")
@@ -309,36 +313,36 @@ def test_another_operators_key_takes_the_place_of_the_old_one(gallery: EmbeddedG
         assert new.subject("doors", NAMES[0]).name == CALLED
 
 
-def test_without_its_data_key_it_is_gone_and_says_so(gallery: EmbeddedGallery) -> None:
+def test_a_lost_data_key_is_reported(gallery: EmbeddedGallery) -> None:
     gallery.ledger.write(lambda db: db.execute("DELETE FROM collection_keys").fetchall())
-    for asked in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
+    for call in (partial(gallery.subject, "doors", NAMES[0]), partial(gallery.put_subject, "doors", "x")):
         with pytest.raises(LockedError, match="data key of 'doors' is gone"):
-            asked()
-    assert cipher_of(gallery.ledger.reader(), 999) is PLAIN  # of a collection that was dropped
+            call()
+    assert cipher_of(gallery.ledger.reader(), 999) is PLAINTEXT  # a dropped collection
 
 
-def test_a_making_that_was_undone_leaves_no_key(gallery: EmbeddedGallery) -> None:
-    """The next collection has the same id."""
+def test_a_rolled_back_creation_leaves_no_key(gallery: EmbeddedGallery) -> None:
+    """The next collection gets the same id."""
 
     def make(db: apsw.Connection, encrypted: bool, fail: bool) -> bool:
-        made = records.insert_collection(db, records.Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
-        there = cipher_of(db, made.id).encrypted
+        collection = collection_records.insert(db, Collection(0, "new", "e", "f1", 4, {}, 0.0, encrypted=encrypted))
+        is_encrypted = cipher_of(db, collection.id).encrypted
         if fail:
             raise ConflictError("undone")
-        return there
+        return is_encrypted
 
     with pytest.raises(ConflictError, match="undone"):
         gallery.ledger.write(partial(make, encrypted=True, fail=True))
     assert gallery.ledger.write(partial(make, encrypted=False, fail=False)) is False
 
 
-def test_a_backup_of_it_is_put_back_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_backup_is_restored_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     back_up(gallery, tmp_path / "backup")
     gallery.remove_subject("doors", NAMES[1])
     gallery.close()
     assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
     with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
-        assert sorted(one.key for one in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
+        assert sorted(subject.key for subject in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
         assert list(faults(again)) == []
 
 
@@ -348,21 +352,21 @@ def file(gallery: EmbeddedGallery, tmp_path: Path) -> Path:
     return tmp_path / "doors.parquet"
 
 
-def test_it_moves_as_a_file_that_is_encrypted(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
+def test_an_encrypted_file_is_imported(gallery: EmbeddedGallery, file: Path, tmp_path: Path) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
         assert import_collection(target, file).enrolled == 40
         assert import_collection(target, file).present == 40
         assert target.collection("doors").encrypted
         assert target.subject("doors", NAMES[0]).name == CALLED
-        found = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
-        assert found == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
+        imported = [(face.token, face.details) for face in target.faces("doors", NAMES[1])]
+        assert imported == [(face.token, face.details) for face in gallery.faces("doors", NAMES[1])]
         target.create("open", "face-embedder", "f1", DIMENSIONS)
         with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
             import_collection(target, file, "open")
         assert list(faults(target)) == []
 
 
-def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_plaintext_file_is_imported_into_an_encrypted_collection(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     export_collection(gallery, "open", tmp_path / "open.parquet")
     with closing(EmbeddedGallery(tmp_path / "target", key=KEY)) as target:
         target.create("closed", "face-embedder", "f1", DIMENSIONS, encrypted=True)
@@ -372,7 +376,7 @@ def test_an_open_file_can_become_encrypted(gallery: EmbeddedGallery, tmp_path: P
 
 
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
-def test_a_file_without_its_key_is_refused(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
+def test_a_file_is_refused_without_its_key(file: Path, tmp_path: Path, key: OperatorKey | None) -> None:
     with closing(EmbeddedGallery(tmp_path / "target", key=key)) as target:
         with pytest.raises(LockedError, match=f"the file needs the operator's key {KEY.id}"):
             import_collection(target, file)
@@ -390,25 +394,25 @@ def test_a_damaged_file_is_refused(file: Path, tmp_path: Path) -> None:
             assert target.collections() == []
 
 
-def test_files_that_are_not_of_it_are_made_anew(gallery: EmbeddedGallery) -> None:
-    """Segments that are swapped, one that is open, and an index under another's name."""
+def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
+    """Swapped segments, and files with another name."""
     gallery.drop("open")
-    maintained(gallery)
+    maintain(gallery)
     first, second, third, *_ = sorted(gallery.files.glob("*.seg"))
     with gallery.ledger.snapshot() as db:
         cipher = cipher_of(db, 1)
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    with pytest.raises(CorruptError, match="sealed"):
+    with pytest.raises(CorruptError, match="damaged or misplaced"):
         Segment.open(first, cipher).unsealed()
     with pytest.raises(CorruptError, match="is sealed where its collection is not"):
         Segment.open(third)
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in faults(other) if "has something sealed that was not written there" in line]
-    maintained(gallery)
+        assert [line for line in faults(other) if "the encrypted content is damaged or misplaced" in line]
+    maintain(gallery)
     assert list(faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")
     index.with_name("other.ivf").write_bytes(index.read_bytes())

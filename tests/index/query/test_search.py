@@ -17,10 +17,10 @@ from index.embedded.query import metadata_filter, search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.metadata_filter import Where
 from index.embedded.store import ledger
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Floats, NewFace
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.errors import InvalidError, NotFoundError
+from index.types import Floats, NewFace
 from tests.index.people import folder_bytes, vectors
 
 PEOPLE, FACES = 30, vectors(90)
@@ -292,7 +292,7 @@ def test_a_restore_forgets_what_was_taken_back_since(gallery: EmbeddedGallery, t
 
 def test_an_older_ledger_gets_its_values(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:2])
+    migrate(connection, STEPS[:2])
     connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 4, '{}', 0, 0)")
     for number, metadata in enumerate(('{"site": "north"}', "{}", "no JSON", '{"site": ["north"]}', '"north"')):
         connection.execute(

@@ -1,4 +1,4 @@
-"""Ids and metadata in Unicode form C: every way in, galleries from before, and ids that would clash."""
+"""Ids and metadata in Unicode form C: every way in, galleries of older versions, and ids that clash."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import id_normalisation, job_records, ledger, records
+from index.embedded.store import collection_records, id_normalisation, job_records, subject_records
 from index.embedded.store.id_normalisation import Clash
-from index.embedded.store.job_records import Found, Item, Outcome, Properties
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import NewFace
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import Jobs, Worker
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.unicode_forms import LONGEST, normalised, normalised_json, normalised_metadata, normalised_where
+from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
+from index.unicode_forms import normalised, normalised_json, normalised_metadata, normalised_where
+from index.validation import MAX_KEY
 from tests.index.people import vectors
 
 C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
 DOOR_C, DOOR_D = (unicodedata.normalize(form, "T\u00fcr") for form in ("NFC", "NFD"))
-# Neither form: its second accent is composed, its first is not.
+# In neither form: its second accent is composed, its first is not.
 PARTLY = "u\u0308\u00e9"
 KEY = OperatorKey(bytes(range(32)))
 encrypted = pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
@@ -41,33 +41,33 @@ def face(subject: str, seed: int = 0) -> NewFace:
     return NewFace(subject, vectors(1, seed=seed)[0])
 
 
-def opened(folder: Path) -> EmbeddedGallery:
+def open_gallery(folder: Path) -> EmbeddedGallery:
     return EmbeddedGallery(folder, key=KEY)
 
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> EmbeddedGallery:
-    return opened(tmp_path / "gallery")
+    return open_gallery(tmp_path / "gallery")
 
 
-def keys(gallery: EmbeddedGallery, collection: str = "doors") -> list[str]:
-    return sorted(subject.key for subject in gallery.subjects(collection))
+def keys(gallery: EmbeddedGallery, limit: int = 100) -> list[str]:
+    return sorted(subject.key for subject in gallery.subjects("doors", limit=limit))
 
 
-def written_before(folder: Path, write: Callable[[EmbeddedGallery], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gallery as a version wrote it that did not normalise ids."""
+def write_older(folder: Path, write: Callable[[EmbeddedGallery], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a gallery as a version does that does not normalise ids."""
     with monkeypatch.context() as patched:
-        for module in (records, job_records):
+        for module in (collection_records, subject_records, job_records):
             patched.setattr(module, "normalised", lambda id: id)
-        patched.setattr(records, "normalised_metadata", lambda metadata: metadata)
-        gallery = opened(folder)
+        patched.setattr(subject_records, "normalised_metadata", lambda metadata: metadata)
+        gallery = open_gallery(folder)
         write(gallery)
         gallery.ledger.write(lambda db: db.execute("UPDATE collections SET normalised = 0").fetchall())
         gallery.close()
 
 
 @encrypted
-def test_both_forms_are_one_subject_at_every_way_in(gallery: EmbeddedGallery, encrypted: bool) -> None:
+def test_both_forms_are_one_subject_for_every_method(gallery: EmbeddedGallery, encrypted: bool) -> None:
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
     (enrolled,) = gallery.enrol("doors", [face(D)], "f")
     assert enrolled.subject == C
@@ -86,14 +86,14 @@ def test_both_forms_are_one_subject_at_every_way_in(gallery: EmbeddedGallery, en
 
 
 @encrypted
-def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGallery, encrypted: bool) -> None:
+def test_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGallery, encrypted: bool) -> None:
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
     jobs, worker = Jobs(gallery), Worker(gallery)
 
-    def send(*subjects: str) -> job_records.Job:
+    def send(*subjects: str) -> Job:
         job = jobs.begin("doors", {})
         data = vectors(1)[0].tobytes()
-        jobs.append(job, [Item(n, who, "vector", data, Properties(who)) for n, who in enumerate(subjects)])
+        jobs.append(job, [Item(n, key, "vector", data, Properties(key)) for n, key in enumerate(subjects)])
         jobs.ready(job)
         claimed = worker.claim()
         assert claimed is not None
@@ -104,8 +104,10 @@ def test_bulk_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGall
     assert jobs.counts(job) == {"erased": 2}
     worker.finish(job, "done")
     job = send(D, C)
-    found = [Found(one, Outcome(one.number, "enrolled"), [face(one.subject)]) for one in worker.pending(job, 8)]
-    assert worker.enrol(job, found, "f")
+    processed = [
+        ProcessedItem(item, Outcome(item.number, "enrolled"), [face(item.subject)]) for item in worker.pending(job, 8)
+    ]
+    assert worker.enrol(job, processed, "f")
     worker.finish(job, "done")
     assert keys(gallery) == [C]
     assert (gallery.subject("doors", C).faces, gallery.subject("doors", C).name) == (2, C)
@@ -125,8 +127,8 @@ def test_both_forms_are_one_collection(gallery: EmbeddedGallery) -> None:
 
 
 @encrypted
-def test_subjects_are_chosen_by_metadata_in_either_form(gallery: EmbeddedGallery, encrypted: bool) -> None:
-    found = gallery.create("doors", "e", "f", 4, encrypted=encrypted)
+def test_filters_match_metadata_in_either_form(gallery: EmbeddedGallery, encrypted: bool) -> None:
+    collection = gallery.create("doors", "e", "f", 4, encrypted=encrypted)
     for n, form in enumerate((C, D)):
         gallery.put_subject("doors", f"p{n}", metadata={form: form, "deep": {form: 1}})
         gallery.enrol("doors", [face(f"p{n}", n)], "f")
@@ -135,15 +137,15 @@ def test_subjects_are_chosen_by_metadata_in_either_form(gallery: EmbeddedGallery
         where = {form: [form, "other"]}
         assert len(search(gallery, "doors", vectors(1), where=where)[0]) == 2
         with gallery.ledger.snapshot() as db:
-            assert metadata_filter.counts(db, found.id, where) == (2, 2)
+            assert metadata_filter.counts(db, collection.id, where) == (2, 2)
 
 
 def test_normalised_values() -> None:
     assert normalised("eileen") == "eileen"
     assert [normalised(form) for form in (C, D, PARTLY)] == [C, C, "\u00fc\u00e9"]
-    longer = "\u0958" * LONGEST  # two characters each in form C
+    longer = "\u0958" * MAX_KEY  # two characters each in form C
     assert normalised(longer) == longer
-    assert len(normalised(longer[:64])) == LONGEST
+    assert len(normalised(longer[:64])) == MAX_KEY
     assert normalised_metadata({C: 1, D: 2}) == {C: 1, D: 2}
     where: dict[str, list[Any]] = {C: [1], D: [D, True]}
     assert normalised_where(where) == {C: [1, C, True]}
@@ -160,8 +162,8 @@ OTHER_C, OTHER_D = (unicodedata.normalize(form, PARTLY) for form in ("NFC", "NFD
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
-def before(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedGallery:
-    """A gallery with ids that clash, as this version opens it."""
+def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedGallery:
+    """A gallery of an older version with ids that clash, opened with this version."""
 
     def write(gallery: EmbeddedGallery) -> None:
         for name in ("doors", DOOR_D, MARE_D, MARE_C):
@@ -169,22 +171,22 @@ def before(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         gallery.put_subject("doors", D, name="first", metadata={D: D})
         gallery.put_subject("doors", C, name="second")
         gallery.put_subject("doors", "plain", metadata={D: 1})
-        for n, who in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
-            gallery.enrol("doors", [face(who, n)], "f")
+        for n, key in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
+            gallery.enrol("doors", [face(key, n)], "f")
         jobs = Jobs(gallery)
         job = jobs.begin("doors", {})
         sent = (C, D, "new" + D, "alone" + D, "plain")
-        jobs.append(job, [Item(n, who, "vector", b"") for n, who in enumerate(sent)])
+        jobs.append(job, [Item(n, key, "vector", b"") for n, key in enumerate(sent)])
         jobs.ready(job)
 
-    written_before(tmp_path / "g", write, monkeypatch)
-    return opened(tmp_path / "g")
+    write_older(tmp_path / "g", write, monkeypatch)
+    return open_gallery(tmp_path / "g")
 
 
-def test_ids_from_before_are_normalised_and_clashes_are_reported(before: EmbeddedGallery) -> None:
-    assert keys(before) == sorted((C, D, OTHER_C, OTHER_D, "alone" + C, "plain"))
-    assert [found.name for found in before.collections()] == sorted(("doors", DOOR_C, MARE_C, MARE_D))
-    reader = before.ledger.reader()
+def test_ids_of_older_versions_are_normalised_and_clashes_are_reported(older: EmbeddedGallery) -> None:
+    assert keys(older) == sorted((C, D, OTHER_C, OTHER_D, "alone" + C, "plain"))
+    assert [collection.name for collection in older.collections()] == sorted(("doors", DOOR_C, MARE_C, MARE_D))
+    reader = older.ledger.reader()
     assert set(id_normalisation.clashes(reader)) == {Clash(MARE_D), Clash("doors", D), Clash("doors", OTHER_D)}
     assert id_normalisation.count_clashes(reader) == 2
 
@@ -193,85 +195,89 @@ def renamed(gallery: EmbeddedGallery) -> list[Act]:
     return [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "normalise_id"]
 
 
-def test_each_renamed_id_has_a_line_in_the_audit_log(before: EmbeddedGallery) -> None:
-    """Those that clash keep their ids and have none; nor has metadata."""
-    reader = before.ledger.reader()
-    doors = [before.collection(name).id for name in ("doors", DOOR_C)]
-    renamed_subjects = [found.id for found in before.subjects("doors") if found.key in (OTHER_C, "alone" + C)]
-    assert sorted((act.collection, *act.subjects) for act in renamed(before)) == sorted(
+def test_each_renamed_id_is_in_the_audit_log(older: EmbeddedGallery) -> None:
+    """Ids that clash are kept; changed metadata is not in the log."""
+    reader = older.ledger.reader()
+    doors = [older.collection(name).id for name in ("doors", DOOR_C)]
+    renamed_subjects = [subject.id for subject in older.subjects("doors") if subject.key in (OTHER_C, "alone" + C)]
+    assert sorted((act.collection, *act.subjects) for act in renamed(older)) == sorted(
         [(doors[1],), *((doors[0], number) for number in renamed_subjects)]
     )
-    assert all(act.at > 0 and act.actor is None and not act.faces for act in renamed(before))
-    assert before.audit.verify() is None
+    assert all(act.at > 0 and act.actor is None and not act.faces for act in renamed(older))
+    assert older.audit.verify() is None
     assert reader.execute("SELECT count(*) FROM acts").get == 0
-    log = before.audit.path.read_text(encoding="utf-8")
+    log = older.audit.path.read_text(encoding="utf-8")
     assert not any(name in log for name in (C, D, DOOR_C, "alone", json.dumps(C)[1:-1]))
-    count, folder = len(renamed(before)), before.files.parent
-    before.close()
-    assert len(renamed(opened(folder))) == count
+    count, folder = len(renamed(older)), older.files.parent
+    older.close()
+    assert len(renamed(open_gallery(folder))) == count
 
 
-def test_ids_are_not_renamed_without_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are one transaction."""
-
+def test_ids_are_renamed_and_logged_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create(DOOR_D, "e", "f", 4)
         gallery.put_subject(DOOR_D, D)
 
-    def failing(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    written_before(tmp_path / "g", write, monkeypatch)
+    write_older(tmp_path / "g", write, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr("index.embedded.audit.log.note", failing)
+        patched.setattr("index.embedded.audit.log.note", fail)
         with pytest.raises(OSError, match="disk full"):
-            opened(tmp_path / "g")
+            open_gallery(tmp_path / "g")
     connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
     assert connection.execute("SELECT key FROM subjects").get == D
     connection.close()
-    gallery = opened(tmp_path / "g")
-    assert (keys(gallery, DOOR_C), len(renamed(gallery))) == ([C], 2)
+    gallery = open_gallery(tmp_path / "g")
+    assert (gallery.subject(DOOR_C, C).key, len(renamed(gallery))) == (C, 2)
     gallery.close()
 
 
-def test_each_of_two_that_clash_is_reached_by_exactly_its_id(before: EmbeddedGallery) -> None:
-    assert [before.subject("doors", who).name for who in (C, D)] == ["second", "first"]
-    assert before.subject("doors", D).metadata == {C: C}
-    assert before.subject("doors", "plain").metadata == {C: 1}
-    assert before.subject("doors", "alone" + D).key == "alone" + C
-    before.enrol("doors", [face(D, 7)], "f")
-    assert [before.subject("doors", who).faces for who in (C, D)] == [1, 2]
-    assert [before.collection(name).name for name in (DOOR_D, MARE_C, MARE_D)] == [DOOR_C, MARE_C, MARE_D]
-    before.drop(MARE_C)
-    assert before.collection(MARE_D).name == MARE_D
+def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery) -> None:
+    assert [older.subject("doors", key).name for key in (C, D)] == ["second", "first"]
+    assert older.subject("doors", D).metadata == {C: C}
+    assert older.subject("doors", "plain").metadata == {C: 1}
+    assert older.subject("doors", "alone" + D).key == "alone" + C
+    older.enrol("doors", [face(D, 7)], "f")
+    assert [older.subject("doors", key).faces for key in (C, D)] == [1, 2]
+    assert [older.collection(name).name for name in (DOOR_D, MARE_C, MARE_D)] == [DOOR_C, MARE_C, MARE_D]
+    older.drop(MARE_C)
+    assert older.collection(MARE_D).name == MARE_D
     with pytest.raises(ConflictError):
-        before.create(MARE_D, "e", "f", 4)
+        older.create(MARE_D, "e", "f", 4)
 
 
-def test_an_erasure_finds_all_forms_and_what_waits_in_jobs(before: EmbeddedGallery) -> None:
-    jobs = Jobs(before)
+def test_an_erasure_includes_all_forms_and_pending_items(older: EmbeddedGallery) -> None:
+    jobs = Jobs(older)
     assert jobs.remove_subject("doors", "new" + C).subjects == 1
     receipt = jobs.remove_subject("doors", C)
     assert (receipt.subjects, receipt.faces) == (2, 2)
     (job,) = jobs.list_jobs("doors", 0, 9)
-    assert [one.status for one in jobs.outcomes(job, -1, 9)] == ["erased", "erased", "erased", "pending", "pending"]
-    assert before.remove_subject("doors", OTHER_D).subjects == 2
-    assert id_normalisation.count_clashes(before.ledger.reader()) == 0
-    assert keys(before) == sorted(("alone" + C, "plain"))
+    assert [outcome.status for outcome in jobs.outcomes(job, -1, 9)] == [
+        "erased",
+        "erased",
+        "erased",
+        "pending",
+        "pending",
+    ]
+    assert older.remove_subject("doors", OTHER_D).subjects == 2
+    assert id_normalisation.count_clashes(older.ledger.reader()) == 0
+    assert keys(older) == sorted(("alone" + C, "plain"))
 
 
-def test_an_encrypted_collection_waits_for_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encrypted_collection_is_normalised_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create(DOOR_D, "e", "f", 4, encrypted=True)
         gallery.put_subject(DOOR_D, D)
         gallery.put_subject(DOOR_D, C)
 
-    written_before(tmp_path / "g", write, monkeypatch)
+    write_older(tmp_path / "g", write, monkeypatch)
     locked = EmbeddedGallery(tmp_path / "g")
-    assert [found.name for found in locked.collections()] == [DOOR_C]
+    assert [collection.name for collection in locked.collections()] == [DOOR_C]
     assert list(id_normalisation.clashes(locked.ledger.reader())) == []
     locked.close()
-    gallery = opened(tmp_path / "g")
+    gallery = open_gallery(tmp_path / "g")
     assert list(id_normalisation.clashes(gallery.ledger.reader())) == [Clash(DOOR_C, D)]
     gallery.close()
     locked = EmbeddedGallery(tmp_path / "g")
@@ -280,15 +286,15 @@ def test_an_encrypted_collection_waits_for_its_key(tmp_path: Path, monkeypatch: 
 
 
 @encrypted
-def test_damaged_rows_do_not_keep_a_gallery_from_opening(
+def test_a_gallery_with_damaged_rows_can_be_opened(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     encrypted: bool,
 ) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create("doors", "e", "f", 4, encrypted=encrypted)
-        for who in ("broken", "list", D):
-            gallery.put_subject("doors", who)
+        for key in ("broken", "list", D):
+            gallery.put_subject("doors", key)
         jobs = Jobs(gallery)
         job = jobs.begin("doors", {})
         jobs.append(job, [Item(0, "broken", "vector", b""), Item(1, D, "vector", b"")])
@@ -306,34 +312,34 @@ def test_damaged_rows_do_not_keep_a_gallery_from_opening(
 
         gallery.ledger.write(damage)
 
-    written_before(tmp_path / "g", write, monkeypatch)
-    gallery = opened(tmp_path / "g")
+    write_older(tmp_path / "g", write, monkeypatch)
+    gallery = open_gallery(tmp_path / "g")
     assert gallery.subject("doors", C).key == C
     assert Jobs(gallery).remove_subject("doors", C).subjects == 1
     gallery.close()
 
 
-def test_a_ledger_of_the_version_before_is_migrated(tmp_path: Path) -> None:
+def test_an_older_ledger_is_migrated(tmp_path: Path) -> None:
     folder = tmp_path / "g"
     folder.mkdir()
     connection = apsw.Connection(str(folder / "ledger.db"))
-    ledger.migrate(connection, STEPS[:9])
+    migrate(connection, STEPS[:9])
     connection.execute(
         "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
         " VALUES ('doors', 'e', 'f', 4, '{}', 0)"
     )
-    for number, who in enumerate((C, D, "x" + D)):
+    for number, key in enumerate((C, D, "x" + D)):
         connection.execute(
-            "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, ?, '{}', ?)", (who, number)
+            "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, ?, '{}', ?)", (key, number)
         )
     connection.close()
-    gallery = opened(folder)
+    gallery = open_gallery(folder)
     assert keys(gallery) == sorted((C, D, "x" + C))
     assert list(id_normalisation.clashes(gallery.ledger.reader())) == [Clash("doors", D)]
     gallery.close()
 
 
-def test_files_are_imported_in_form_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imported_files_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create("doors", "e", "f", 4)
         gallery.put_subject("doors", D, metadata={D: D})
@@ -342,25 +348,24 @@ def test_files_are_imported_in_form_c(tmp_path: Path, monkeypatch: pytest.Monkey
         gallery.enrol("doors", [face(C, 1)], "f")
         export_collection(gallery, "doors", tmp_path / "both.parquet")
 
-    written_before(tmp_path / "old", write, monkeypatch)
-    gallery = opened(tmp_path / "new")
+    write_older(tmp_path / "old", write, monkeypatch)
+    gallery = open_gallery(tmp_path / "new")
     for enrolled in (1, 0):
         assert import_collection(gallery, tmp_path / "one.parquet", DOOR_D).enrolled == enrolled
-    found = gallery.subject(DOOR_C, C)
-    assert (found.key, found.metadata, found.faces) == (C, {C: C}, 1)
+    subject = gallery.subject(DOOR_C, C)
+    assert (subject.key, subject.metadata, subject.faces) == (C, {C: C}, 1)
     with pytest.raises(InvalidError, match="Unicode form"):
         import_collection(gallery, tmp_path / "both.parquet")
     with pytest.raises(NotFoundError):
         gallery.collection("doors")
 
 
-def test_thousands_of_ids_are_looked_through_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_ids_are_normalised_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create("doors", "e", "f", 4)
         numbers = np.random.default_rng(0).permutation(2000)
         gallery.enrol("doors", [NewFace(f"{D if n % 2 else C}{n}", vectors(1)[0]) for n in numbers], "f")
 
-    written_before(tmp_path / "g", write, monkeypatch)
-    gallery = opened(tmp_path / "g")
-    found: list[Any] = gallery.subjects("doors", limit=-1)
-    assert sorted(subject.key for subject in found) == sorted(f"{C}{n}" for n in range(2000))
+    write_older(tmp_path / "g", write, monkeypatch)
+    gallery = open_gallery(tmp_path / "g")
+    assert keys(gallery, limit=-1) == sorted(f"{C}{n}" for n in range(2000))

@@ -1,4 +1,4 @@
-"""The ledger: what is durable when, what a failure undoes, who sees what."""
+"""The ledger: when writes are durable, what a failure undoes, what readers see."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.ledger import Change, Ledger, committing, migrate
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.secure_delete import MOST_PAGES
-from index.errors import GalleryError, TooNewError, is_full
+from index.embedded.store.atomic_files import is_disk_full
+from index.embedded.store.ledger import Change, Ledger, committing
+from index.embedded.store.migrations import STEPS, migrate
+from index.embedded.store.secure_delete import MAX_PAGES
+from index.errors import GalleryError, TooNewError
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger.db")
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
 
 
-def note(text: str) -> module.Write:
+def insert(text: str) -> module.Write:
     return lambda db: db.execute("INSERT INTO leases VALUES (?, '', 0)", (text,)).fetchall()
 
 
-def notes(path: Path) -> list[str]:
-    """As another process sees them."""
+def fail(db: apsw.Connection) -> None:
+    raise ValueError("no")
+
+
+def texts(path: Path) -> list[str]:
+    """The inserted texts as another process sees them."""
     connection = apsw.Connection(str(path))
     try:
         return [row[0] for row in connection.execute("SELECT name FROM leases ORDER BY name")]
@@ -38,116 +47,119 @@ def notes(path: Path) -> list[str]:
         connection.close()
 
 
-def test_a_write_is_there_for_others_when_it_returns(ledger: Ledger) -> None:
-    ledger.write(note("a"))
-    assert notes(ledger.path) == ["a"]
-    ledger.close()
+@contextmanager
+def blocked(ledger: Ledger) -> Iterator[None]:
+    """Block the writer: all writes that are submitted meanwhile are one batch, or as few as the ledger permits."""
+    started, go = threading.Event(), threading.Event()
+
+    def block(db: apsw.Connection) -> None:
+        started.set()
+        assert go.wait(10)
+
+    future = ledger.submit(block)
+    assert started.wait(10)
+    try:
+        yield
+    finally:
+        go.set()
+    future.result()
 
 
-def test_what_one_write_raises_undoes_that_one_alone(ledger: Ledger) -> None:
-    def fails(db: apsw.Connection) -> None:
-        note("lost")(db)
-        raise ValueError("no")
-
-    go = threading.Event()
-    blocked = ledger.submit(lambda db: go.wait(10))  # the others gather behind it, and are one transaction
-    futures = [ledger.submit(note("a")), ledger.submit(fails), ledger.submit(note("b"))]
-    go.set()
-    assert blocked.result()
-    with pytest.raises(ValueError, match="no"):
-        futures[1].result()
-    futures[2].result()
-    assert notes(ledger.path) == ["a", "b"]
-    ledger.close()
-
-
-def test_writes_that_wait_are_committed_together(ledger: Ledger) -> None:
+def count_commits(ledger: Ledger) -> list[bool]:
+    """Return a list that grows by one item with each commit."""
     commits: list[bool] = []
 
-    def count() -> bool:
+    def hook() -> bool:
         commits.append(True)
         return False
 
-    ledger.write(lambda db: db.set_commit_hook(count))
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
-    futures = [ledger.submit(note(f"{i:03}")) for i in range(100)]
-    go.set()
-    for future in futures:
-        future.result()
-    assert len(notes(ledger.path)) == 100
-    assert len(commits) <= 3  # the hook's own, the blocked one's, that of the hundred
-    ledger.close()
+    ledger.write(lambda db: db.set_commit_hook(hook))
+    return commits
 
 
-def test_nobodys_write_is_durable_where_the_commit_fails(ledger: Ledger) -> None:
-    go = threading.Event()
+def test_a_failing_write_undoes_only_its_own_changes(ledger: Ledger) -> None:
+    def insert_and_fail(db: apsw.Connection) -> None:
+        insert("lost")(db)
+        fail(db)
+
+    with blocked(ledger):
+        futures = [ledger.submit(write) for write in (insert("a"), insert_and_fail, insert("b"))]
+    with pytest.raises(ValueError, match="no"):
+        futures[1].result()
+    futures[2].result()
+    assert texts(ledger.path) == ["a", "b"]
+
+
+def test_waiting_writes_are_committed_in_batches(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = count_commits(ledger)
+    for batch, count, expected in ((512, 100, 1), (3, 8, 3)):
+        monkeypatch.setattr(module, "MAX_BATCH", batch)
+        commits.clear()
+        with blocked(ledger):
+            futures = [ledger.submit(insert(f"{batch}-{number}")) for number in range(count)]
+        for future in futures:
+            future.result()
+        assert len(commits) == 1 + expected  # the first is that of the blocking write
+    assert len(texts(ledger.path)) == 108
+
+
+def test_no_write_is_durable_if_the_commit_fails(ledger: Ledger) -> None:
     with pytest.raises(apsw.ConstraintError):
-        ledger.write(lambda db: db.set_commit_hook(lambda: True))  # refuses to commit, this one already
-    first = ledger.submit(lambda db: go.wait(10))
-    futures = [first, ledger.submit(note("a")), ledger.submit(note("b"))]
+        ledger.write(lambda db: db.set_commit_hook(lambda: True))  # refuses all commits, including this one
+    go = threading.Event()
+    futures = [ledger.submit(lambda db: go.wait(10)), ledger.submit(insert("a")), ledger.submit(insert("b"))]
     go.set()
     for future in futures:
         with pytest.raises(apsw.ConstraintError):
             future.result()
-    assert notes(ledger.path) == []
-    ledger.close()
+    assert texts(ledger.path) == []
 
 
-def test_an_error_outside_of_any_write_undoes_all(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_outside_of_a_write_undoes_all(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(db: apsw.Connection, write: module.Write) -> None:
         write(db)
         raise apsw.IOError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_alone", broken)
+        patched.setattr(module, "_run_in_savepoint", broken)
         with pytest.raises(apsw.IOError, match="the disk"):
-            ledger.write(note("a"))
-    ledger.write(note("b"))
-    assert notes(ledger.path) == ["b"]
-    ledger.close()
+            ledger.write(insert("a"))
+    ledger.write(insert("b"))
+    assert texts(ledger.path) == ["b"]
 
 
-def test_a_cancelled_write_is_not_made(ledger: Ledger) -> None:
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
-    cancelled, kept = ledger.submit(note("cancelled")), ledger.submit(note("kept"))
-    assert cancelled.cancel()
-    go.set()
+def test_a_cancelled_write_does_not_run(ledger: Ledger) -> None:
+    with blocked(ledger):
+        cancelled, kept = ledger.submit(insert("cancelled")), ledger.submit(insert("kept"))
+        assert cancelled.cancel()
     kept.result()
-    assert notes(ledger.path) == ["kept"]
-    ledger.close()
+    assert texts(ledger.path) == ["kept"]
 
 
 def test_a_snapshot_sees_one_commit(ledger: Ledger) -> None:
+    count = "SELECT count(*) FROM leases"
     with ledger.snapshot() as db:
-        assert db.execute("SELECT count(*) FROM leases").get == 0
-        ledger.write(note("a"))
-        assert db.execute("SELECT count(*) FROM leases").get == 0
-    assert ledger.reader().execute("SELECT count(*) FROM leases").get == 1
-    ledger.close()
+        assert db.execute(count).get == 0
+        ledger.write(insert("a"))
+        assert db.execute(count).get == 0
+    assert ledger.reader().execute(count).get == 1
 
 
-def test_readers_cannot_write(ledger: Ledger) -> None:
+def test_each_thread_has_one_connection_which_cannot_write(ledger: Ledger) -> None:
     with pytest.raises(apsw.ReadOnlyError):
-        note("a")(ledger.reader())
-    ledger.close()
-
-
-def test_a_thread_has_one_connection_for_reading(ledger: Ledger) -> None:
+        insert("a")(ledger.reader())
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(ledger.reader).result() is not ledger.reader()
     assert ledger.reader() is ledger.reader()
-    ledger.close()
 
 
-def test_connections_are_durable_and_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_durable_and_delete_securely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {
         "journal_mode": "wal",
         "synchronous": 2,  # full
         "foreign_keys": 1,
         "secure_delete": 1,
-        "max_page_count": MOST_PAGES,
+        "max_page_count": MAX_PAGES,
         "temp_store": 2,  # memory
         "busy_timeout": module.BUSY_MS,
     }
@@ -155,7 +167,7 @@ def test_connections_are_durable_and_leave_nothing_behind(tmp_path: Path, monkey
     def settings(db: apsw.Connection) -> dict[str, object]:
         return {name: db.pragma(name) for name in expected}
 
-    # Whatever SQLite was built to begin with.
+    # Whatever the defaults of this SQLite are.
     monkeypatch.setattr(apsw, "connection_hooks", [lambda db: db.pragma("synchronous", "off")])
     ledger = Ledger(tmp_path / "ledger.db")
     assert settings(ledger.reader()) == expected
@@ -166,17 +178,17 @@ def test_connections_are_durable_and_leave_nothing_behind(tmp_path: Path, monkey
 def test_every_file_is_opened_through_the_given_vfs(tmp_path: Path) -> None:
     opened: list[str] = []
 
-    class Noting(apsw.VFS):
+    class RecordingVfs(apsw.VFS):
         def __init__(self) -> None:
-            super().__init__("noting", base="")
+            super().__init__("recording", base="")
 
         def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
             opened.append(name.filename() if isinstance(name, apsw.URIFilename) else str(name))
             return super().xOpen(name, flags)
 
-    vfs = Noting()
-    ledger = Ledger(tmp_path / "ledger.db", vfs="noting")
-    ledger.write(note("a"))
+    vfs = RecordingVfs()
+    ledger = Ledger(tmp_path / "ledger.db", vfs="recording")
+    ledger.write(insert("a"))
     for use, times in ((ledger.reader, 1), (ledger.watcher, 1), (ledger.scrub, 2)):  # a connection, and its pages
         opened.clear()
         use()
@@ -185,112 +197,57 @@ def test_every_file_is_opened_through_the_given_vfs(tmp_path: Path) -> None:
     vfs.unregister()
 
 
-def test_a_watcher_sees_commits_of_this_process_and_of_others(ledger: Ledger) -> None:
-    watcher = ledger.watcher()
-    first = watcher.version()
-    assert watcher.version() == first
-    ledger.write(note("a"))
-    second = watcher.version()
-    assert second != first
-    other = Ledger(ledger.path)
-    other.write(note("b"))
-    assert watcher.version() != second
+def test_a_watcher_sees_commits_of_this_and_of_other_processes(ledger: Ledger) -> None:
+    watcher, other = ledger.watcher(), Ledger(ledger.path)
+    versions = [watcher.version()]
+    assert watcher.version() == versions[0]
+    for writer in (ledger, other):
+        writer.write(insert(str(len(versions))))
+        versions.append(watcher.version())
+    assert len(set(versions)) == 3
     other.close()
-    ledger.close()
 
 
-def test_the_log_is_emptied_unless_a_reader_needs_it(ledger: Ledger) -> None:
-    ledger.write(note("a"))
-    wal = ledger.path.with_name("ledger.db-wal")
+def test_a_scrub_empties_the_log_unless_a_reader_needs_it(ledger: Ledger) -> None:
+    ledger.write(insert("a"))
     with ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM leases").fetchall()
-        ledger.write(note("b"))
-        begun = time.monotonic()
+        ledger.write(insert("b"))
+        begin = time.monotonic()
         assert not ledger.scrub()
-        assert time.monotonic() - begun < module.BUSY_MS / 2000  # it waits for readers, but not as long as writers do
+        assert time.monotonic() - begin < module.BUSY_MS / 2000  # it waits for readers, but less long than writers do
     assert ledger.scrub()
-    assert wal.stat().st_size == 0
-    ledger.close()
+    assert ledger.path.with_name("ledger.db-wal").stat().st_size == 0
 
 
-def test_what_waits_when_it_closes_is_committed(ledger: Ledger) -> None:
-    started, go = threading.Event(), threading.Event()
-
-    def block(db: apsw.Connection) -> None:
-        started.set()
-        go.wait(10)
-
-    ledger.submit(block)
-    assert started.wait(10)
-    futures = [ledger.submit(note(str(i))) for i in range(5)]
+def test_close_commits_waiting_writes(ledger: Ledger) -> None:
+    reader, watcher = ledger.reader(), ledger.watcher()
     with ThreadPoolExecutor(1) as pool:
-        closing = pool.submit(ledger.close)
-        while ledger._waiting.qsize() < 6:  # the end waits behind the five
-            time.sleep(0.001)
-        with pytest.raises(TimeoutError):
-            closing.result(timeout=0.05)
-        go.set()
+        with blocked(ledger):
+            futures = [ledger.submit(insert(str(number))) for number in range(5)]
+            closing = pool.submit(ledger.close)
+            while ledger._waiting.qsize() < 6:  # the five writes and the end
+                time.sleep(0.001)
+            with pytest.raises(TimeoutError):
+                closing.result(timeout=0.05)
         closing.result(timeout=10)
     assert all(future.done() for future in futures)
-    assert len(notes(ledger.path)) == 5
-    ledger.close()  # twice does no harm
-    for use in (lambda: ledger.submit(note("late")), ledger.watcher):
-        with pytest.raises(GalleryError, match=r"^the ledger is closed$"):
-            use()
-    with ThreadPoolExecutor(1) as pool, pytest.raises(GalleryError, match=r"^the ledger is closed$"):
-        pool.submit(ledger.reader).result()
-
-
-def test_nothing_can_be_read_when_it_is_closed(ledger: Ledger) -> None:
-    reader, watcher = ledger.reader(), ledger.watcher()
-    ledger.close()
+    assert len(texts(ledger.path)) == 5
+    ledger.close()  # a second call does nothing
     for use in (lambda: reader.execute("SELECT 1"), watcher.version):
         with pytest.raises(apsw.ConnectionClosedError):
             use()
+    with ThreadPoolExecutor(1) as pool:
+        late = (lambda: ledger.submit(insert("late")), ledger.watcher, lambda: pool.submit(ledger.reader).result())
+        for call in late:
+            with pytest.raises(GalleryError, match=r"^the ledger is closed$"):
+                call()
 
 
-def test_more_than_one_batch(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 3)
-    started, go = threading.Event(), threading.Event()
-    commits: list[bool] = []
-
-    def count() -> bool:
-        commits.append(True)
-        return False
-
-    def block(db: apsw.Connection) -> None:
-        started.set()
-        go.wait(10)
-
-    ledger.write(lambda db: db.set_commit_hook(count))
-    ledger.submit(block)
-    assert started.wait(10)
-    commits.clear()
-    futures = [ledger.submit(note(str(i))) for i in range(8)]
-    go.set()
-    for future in futures:
-        future.result()
-    assert len(notes(ledger.path)) == 8
-    assert len(commits) == 1 + 3  # what blocked them; three, three and two
-    ledger.close()
-
-
-def test_a_process_ends_without_closing_it(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from index.embedded.store.ledger import Ledger; "
-        "Ledger(Path(sys.argv[1]))"
-    )
+def test_a_process_ends_without_closing_the_ledger(tmp_path: Path) -> None:
+    code = "import sys, pathlib, index.embedded.store.ledger as it; it.Ledger(pathlib.Path(sys.argv[1]))"
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "ledger.db")], cwd=root, check=True, timeout=60)
-
-
-def test_deleted_text_is_not_in_the_file_any_more(ledger: Ledger) -> None:
-    secret = "Ferdinandea Isabella Quartz"
-    ledger.write(note(secret * 20))
-    ledger.write(lambda db: db.execute("DELETE FROM leases").fetchall())
-    assert ledger.scrub()
-    assert secret.encode() not in ledger.path.read_bytes()
-    ledger.close()
 
 
 def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,31 +259,33 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Ledger(tmp_path / "ledger.db").close()
 
 
-def test_a_later_versions_ledger_is_refused(tmp_path: Path) -> None:
+def test_the_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path / "ledger.db").close()
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
     connection.pragma("user_version", len(STEPS) + 1)
     connection.close()
     with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}") as refused:
         Ledger(tmp_path / "ledger.db")
-    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]  # no log: nobody has it open
-    assert refused.tb is not None  # which would keep what was not closed
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]  # no log: every connection is closed
+    assert refused.tb is not None  # which would keep an open connection alive
 
 
-def test_a_step_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
+# Migrations.
+
+
+def test_a_failing_step_keeps_the_version_before_it(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "a.db"))
     good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
     with pytest.raises(apsw.SQLError):
         migrate(connection, (good, bad))
     assert connection.pragma("user_version") == 1
-    assert connection.execute("SELECT count(*) FROM a").get == 1
-    migrate(connection, (good, "INSERT INTO a VALUES (2)"))
-    migrate(connection, (good, "INSERT INTO a VALUES (2)"))
-    assert connection.execute("SELECT count(*) FROM a").get == 2
+    for expected in (1, 2, 2):
+        assert connection.execute("SELECT count(*) FROM a").get == expected
+        migrate(connection, (good, "INSERT INTO a VALUES (2)"))
     connection.close()
 
 
-def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
+def test_concurrent_migrations_run_each_step_once(tmp_path: Path) -> None:
     step = "CREATE TABLE a (x); INSERT INTO a VALUES (1)"
     barrier = threading.Barrier(2)
 
@@ -334,7 +293,7 @@ def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
         if sql.startswith("BEGIN"):
             barrier.wait(10)  # both have read version 0 before either begins
         elif sql.startswith("CREATE"):
-            time.sleep(0.1)  # the other would be here, too, if it did not have to wait for its turn
+            time.sleep(0.1)  # the other would be here, too, if it did not have to wait
         return True
 
     def run() -> None:
@@ -352,7 +311,7 @@ def test_of_two_that_migrate_at_once_one_does(tmp_path: Path) -> None:
     connection.close()
 
 
-def test_many_may_make_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_waits_for_the_process_that_creates_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = apsw.Connection(str(tmp_path / "ledger.db"))
     other.execute("BEGIN IMMEDIATE")  # as another process does for a moment; SQLite does not wait for that
     with ThreadPoolExecutor() as pool:
@@ -362,80 +321,74 @@ def test_many_may_make_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         other.execute("COMMIT")
         opening.result().close()
     monkeypatch.setattr(module, "BUSY_MS", 100)
-    held = apsw.Connection(str(tmp_path / "other.db"))
-    held.execute("BEGIN IMMEDIATE")
+    other = apsw.Connection(str(tmp_path / "other.db"))
+    other.execute("BEGIN IMMEDIATE")
     with pytest.raises(apsw.BusyError):
         Ledger(tmp_path / "other.db")
 
 
-def test_what_follows_a_commit_is_done_once_for_all_writes_of_it(ledger: Ledger) -> None:
-    done: list[list[str]] = []
+# Functions after the commit, and changes.
+
+
+def test_the_function_after_a_commit_runs_once_for_all_writes(ledger: Ledger) -> None:
+    calls: list[list[str]] = []
 
     def after(db: apsw.Connection) -> None:
         assert not db.in_transaction
-        done.append([row[0] for row in db.execute("SELECT name FROM leases ORDER BY name")])
+        calls.append([row[0] for row in db.execute("SELECT name FROM leases ORDER BY name")])
 
-    def fails(db: apsw.Connection) -> None:
-        raise ValueError("no")
-
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
-    futures = [ledger.submit(note("a"), after), ledger.submit(note("b"), after), ledger.submit(fails, after)]
-    go.set()
+    with blocked(ledger):
+        futures = [ledger.submit(write, after) for write in (insert("a"), insert("b"), fail)]
     for future in futures[:2]:
         future.result()
-    with pytest.raises(ValueError, match="no"):
-        futures[2].result()
-    assert done == [["a", "b"]]
-    with pytest.raises(ValueError, match="no"):
-        ledger.submit(fails, after).result()
-    assert done == [["a", "b"]]
-    ledger.close()
+    for future in (futures[2], ledger.submit(fail, after)):
+        with pytest.raises(ValueError, match="no"):
+            future.result()
+    assert calls == [["a", "b"]]
 
 
-def test_what_follows_a_commit_fails_those_who_asked_for_it(ledger: Ledger) -> None:
+def test_an_error_after_the_commit_is_raised_to_the_writes_that_named_the_function(ledger: Ledger) -> None:
     def full(db: apsw.Connection) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
-    futures = [ledger.submit(note("a"), full), ledger.submit(note("b"))]
-    go.set()
+    with blocked(ledger):
+        futures = [ledger.submit(insert("a"), full), ledger.submit(insert("b"))]
     with pytest.raises(OSError, match="no space"):
         futures[0].result()
     futures[1].result()
-    assert notes(ledger.path) == ["a", "b"]  # it is committed all the same
+    assert texts(ledger.path) == ["a", "b"]  # both are committed
     assert ledger.full_at is not None
-    ledger.close()
 
 
-def test_a_change_is_committed_by_a_call_or_returned_as_planned(ledger: Ledger) -> None:
-    class Notes:
-        """Of a ledger."""
+def test_a_call_commits_a_change_and_planned_returns_it(ledger: Ledger) -> None:
+    class Texts:
+        """Inserts texts into the ledger."""
 
         @committing
-        def note(self, text: str) -> Change[str]:
-            """Note it."""
-            return Change(ledger, lambda db: (note(text)(db), text)[1])
+        def insert(self, text: str) -> Change[str]:
+            """Insert the text and return it."""
+            return Change(ledger, lambda db: (insert(text)(db), text)[1])
 
-    made = Notes()
-    assert made.note("a") == "a"
-    planned = made.note.planned("b")
-    assert notes(ledger.path) == ["a"]
-    assert planned.then(len).submit().result() == 1
+    rows = Texts()
+    assert rows.insert("a") == "a"
+    change = rows.insert.planned("b")
+    assert texts(ledger.path) == ["a"]
+    assert change.then(len).submit().result() == 1
     with pytest.raises(ZeroDivisionError):
-        made.note.planned("c").then(lambda text: 1 / 0).commit()
-    assert notes(ledger.path) == ["a", "b"]
-    ledger.close()
+        rows.insert.planned("c").then(lambda text: 1 / 0).submit().result()
+    assert texts(ledger.path) == ["a", "b"]
+
+
+# A full disk.
 
 
 @pytest.mark.parametrize("cache_pages", [2000, 1])
-def test_a_full_disk_is_told_as_such(ledger: Ledger, cache_pages: int) -> None:
-    """With a small cache SQLite finds that out within the write, and undoes the whole transaction by itself."""
+def test_a_full_disk_is_noticed(ledger: Ledger, cache_pages: int) -> None:
+    """With a small cache SQLite notices it during the write, and rolls back the whole transaction itself."""
 
     def fill(db: apsw.Connection) -> None:
         for number in range(200):
-            note(f"{number}{'x' * 4000}")(db)
+            insert(f"{number}{'x' * 4000}")(db)
 
     def limit(db: apsw.Connection) -> None:
         db.pragma("cache_size", cache_pages)
@@ -446,27 +399,23 @@ def test_a_full_disk_is_told_as_such(ledger: Ledger, cache_pages: int) -> None:
     with pytest.raises(apsw.FullError):
         ledger.write(fill)
     assert ledger.full_at is not None
-    assert notes(ledger.path) == []
-    ledger.write(note("small"))
-    assert notes(ledger.path) == ["small"]
-    ledger.close()
+    assert texts(ledger.path) == []
+    ledger.write(insert("small"))
+    assert texts(ledger.path) == ["small"]
 
 
-def test_an_error_that_undid_the_transaction_is_everybodys(ledger: Ledger) -> None:
-    def undone(db: apsw.Connection) -> None:
+def test_an_error_that_rolled_back_the_transaction_is_raised_to_all_writes(ledger: Ledger) -> None:
+    def roll_back(db: apsw.Connection) -> None:
         db.execute("ROLLBACK")
         raise apsw.FullError("full")
 
-    go = threading.Event()
-    ledger.submit(lambda db: go.wait(10))
-    futures = [ledger.submit(note("a")), ledger.submit(undone)]
-    go.set()
+    with blocked(ledger):
+        futures = [ledger.submit(insert("a")), ledger.submit(roll_back)]
     for future in futures:
         with pytest.raises(apsw.FullError, match="full"):
             future.result()
-    ledger.write(note("b"))
-    assert notes(ledger.path) == ["b"]
-    ledger.close()
+    ledger.write(insert("b"))
+    assert texts(ledger.path) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -479,5 +428,5 @@ def test_an_error_that_undid_the_transaction_is_everybodys(ledger: Ledger) -> No
         (apsw.IOError(), False),
     ],
 )
-def test_which_errors_mean_a_full_disk(error: Exception, full: bool) -> None:
-    assert is_full(error) is full
+def test_errors_that_mean_a_full_disk(error: Exception, full: bool) -> None:
+    assert is_disk_full(error) is full

@@ -1,11 +1,12 @@
-"""The ledger's statements one by one: what each finds and changes, and what it leaves alone; where limits lie."""
+"""Statements of the ledger: each against its neighbours in the same and in another collection, and at its limits."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -13,236 +14,293 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from index.embedded.store import records
-from index.embedded.store.ledger import migrate
-from index.embedded.store.records import Collection, Face, Indexed, Removal, Sealed, WholeFace
+from index.embedded.admin.verify import faults
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    lease_records,
+    subject_records,
+    vector_records,
+)
+from index.embedded.store.erasure_records import Removal
+from index.embedded.store.face_records import FaceRecord
+from index.embedded.store.migrations import migrate
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.errors import ConflictError, NotFoundError
+from index.types import Collection, Face, NewFace
+from tests.index.people import vectors
 
 NOW = 1000.0
+TRAINS = 2  # id of the second collection
 
 
 @pytest.fixture
 def db() -> Iterator[apsw.Connection]:
-    made = apsw.Connection(":memory:")
-    made.pragma("foreign_keys", True)
-    made.pragma("reverse_unordered_selects", True)  # so that no order is there by chance
-    migrate(made)
-    yield made
-    made.close()
+    connection = apsw.Connection(":memory:")
+    connection.pragma("foreign_keys", True)
+    connection.pragma("reverse_unordered_selects", True)  # so that no test passes by an accidental order
+    migrate(connection)
+    yield connection
+    connection.close()
 
 
-def collection(db: apsw.Connection, name: str) -> int:
-    return records.insert_collection(db, Collection(0, name, "embedder", "f1", 2, {"k": 1}, NOW)).id
+def insert_collection(db: apsw.Connection, name: str) -> int:
+    return collection_records.insert(db, Collection(0, name, "embedder", "f1", 2, {"k": 1}, NOW)).id
 
 
-def vector(number: float) -> bytes:
-    """Of length 1; another direction for each number."""
+def vector(number: int) -> bytes:
+    """A unit vector with a direction of its own for each number."""
     return np.array([np.cos(number), np.sin(number)], "<f4").tobytes()
 
 
 def numbers(vectors: npt.NDArray[np.float32]) -> list[int]:
-    """Whose vectors these are."""
-    return [next(n for n in range(1, 20) if vector(n) == one.astype("<f4").tobytes()) for one in vectors]
+    """The numbers of these vectors."""
+    return [next(n for n in range(1, 20) if vector(n) == row.astype("<f4").tobytes()) for row in vectors]
 
 
-def face(subject: str, number: int, **changed: Any) -> WholeFace:
-    made = WholeFace(0, subject, None, '{"a":1}', None, f"t{number}", '{"b":2}', NOW + number, vector(number), None)
-    return dataclasses.replace(made, **changed)
+def face(subject: str, number: int, **changed: Any) -> FaceRecord:
+    record = FaceRecord(0, subject, None, '{"a":1}', None, f"t{number}", '{"b":2}', NOW + number, vector(number), None)
+    return replace(record, **changed)
 
 
 @pytest.fixture
 def doors(db: apsw.Connection) -> int:
-    """Faces 1, 3, 5, 7 of p0, p1, p0, p1; trains has 2, 4, 6, 8 of people with the same keys."""
-    doors, trains = collection(db, "doors"), collection(db, "trains")
+    """Faces 1, 3, 5, 7 of p0, p1, p0, p1; TRAINS has 2, 4, 6, 8 of subjects with the same keys."""
+    doors, trains = insert_collection(db, "doors"), insert_collection(db, "trains")
     for number in range(1, 9):
-        of = doors if number % 2 else trains
-        assert records.put_whole_face(db, of, face(f"p{(number - 1) // 2 % 2}", number))
+        collection = doors if number % 2 else trains
+        assert face_records.insert_record(db, collection, face(f"p{(number - 1) // 2 % 2}", number))
     return doors
 
 
-def selected(db: apsw.Connection, what: str) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = db.execute(f"SELECT {what}").fetchall()
-    return found
+def selected(db: apsw.Connection, query: str) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = db.execute(f"SELECT {query}").fetchall()
+    return rows
+
+
+def names(db: apsw.Connection, after: str = "", limit: int = 9) -> list[str]:
+    return [collection.name for collection in collection_records.page(db, after, limit)]
+
+
+def keys(db: apsw.Connection, collection: int, after: str = "", limit: int = 9) -> list[str]:
+    return [subject.key for subject in subject_records.page(db, collection, after, limit)]
 
 
 # Collections and subjects.
 
 
 def test_collections_and_subjects_are_listed_by_page(db: apsw.Connection, doors: int) -> None:
-    assert [one.name for one in records.collections(db, "", 9)] == ["doors", "trains"]
-    assert [one.name for one in records.collections(db, "", 1)] == ["doors"]
-    assert records.collections(db, "doors", 9) == [Collection(2, "trains", "embedder", "f1", 2, {"k": 1}, NOW)]
-    assert [one.key for one in records.subjects(db, doors, "", 9)] == ["p0", "p1"]
-    assert [one.key for one in records.subjects(db, doors, "", 1)] == ["p0"]
-    assert [one.key for one in records.subjects(db, doors, "p0", 9)] == ["p1"]
-    assert records.subjects_by_id(db, [1, 99]).keys() == {1}
-    assert records.totals(db) == (2, 4, 8)
-    assert re.fullmatch("[0-9a-f]{32}", records.gallery_id(db))
-    assert records.counts(db, doors) == (2, 4)
+    assert (names(db), names(db, limit=1)) == (["doors", "trains"], ["doors"])
+    trains = Collection(TRAINS, "trains", "embedder", "f1", 2, {"k": 1}, NOW)
+    assert collection_records.page(db, "doors", 9) == [trains]
+    assert (keys(db, doors), keys(db, doors, limit=1), keys(db, doors, "p0")) == (["p0", "p1"], ["p0"], ["p1"])
+    assert subject_records.by_id(db, [1, 99]).keys() == {1}
+    assert collection_records.totals(db) == (2, 4, 8)
+    assert re.fullmatch("[0-9a-f]{32}", collection_records.gallery_id(db))
+    assert collection_records.counts(db, doors) == (2, 4)
 
 
-def test_what_is_not_there_is_named(db: apsw.Connection, doors: int) -> None:
-    with pytest.raises(NotFoundError, match=r"^there is no collection 'x'$"):
-        records.collection(db, "x")
-    with pytest.raises(NotFoundError, match=r"^there is no subject 'x'$"):
-        records.subject(db, doors, "x")
-    with pytest.raises(NotFoundError, match=r"^there is no such receipt$"):
-        records.receipt(db, "x")
-    with pytest.raises(NotFoundError, match=r"^there is no crop of that face$"):
-        records.crop(db, doors, "t1")
-    with pytest.raises(NotFoundError, match=r"^there is no such face$"):
-        records.faces_of(db, doors, ["t1", "t2"])  # the second is in another collection
+def test_errors_name_the_missing_object(db: apsw.Connection, doors: int) -> None:
+    for message, use in (
+        ("collection 'x'", lambda: collection_records.find(db, "x")),
+        ("subject 'x'", lambda: subject_records.find(db, doors, "x")),
+        ("such receipt", lambda: erasure_records.receipt(db, "x")),
+        ("crop of that face", lambda: face_records.crop(db, doors, "t1")),
+        ("such face", lambda: face_records.ids_of_tokens(db, doors, ["t1", "t2"])),  # t2 is in TRAINS
+    ):
+        with pytest.raises(NotFoundError, match=f"^there is no {message}$"):
+            use()
     with pytest.raises(ConflictError, match=r"^there is a collection 'doors' already$"):
-        collection(db, "doors")
+        insert_collection(db, "doors")
 
 
-def test_a_subject_that_changes_is_the_same_subject(db: apsw.Connection, doors: int) -> None:
-    before = records.subject(db, doors, "p0")
-    after = records.upsert_subject(db, doors, "p0", name="n", metadata={"c": 3}, expires_at=NOW, now=NOW + 9)
-    expected = dataclasses.replace(before, name="n", metadata={"c": 3}, expires_at=NOW)
-    assert after == records.subject(db, doors, "p0") == expected
-    assert records.subject(db, 2, "p0").name is None
+def test_upsert_keeps_the_subject_and_replaces_its_properties(db: apsw.Connection, doors: int) -> None:
+    before = subject_records.find(db, doors, "p0")
+    after = subject_records.upsert(db, doors, "p0", name="n", metadata={"c": 3}, expires_at=NOW, now=NOW + 9)
+    expected = replace(before, name="n", metadata={"c": 3}, expires_at=NOW)
+    assert after == subject_records.find(db, doors, "p0") == expected
+    assert subject_records.find(db, TRAINS, "p0").name is None
 
 
-def test_who_expires_does_so_at_that_very_time_and_the_first_first(db: apsw.Connection, doors: int) -> None:
-    for key, at in (("p0", NOW + 2), ("p1", NOW + 1)):
-        records.upsert_subject(db, doors, key, name=None, metadata={}, expires_at=at, now=NOW)
-    assert records.expired(db, NOW + 0.9, 9) == []
-    p0, p1 = (records.subject(db, doors, key).id for key in ("p0", "p1"))
-    assert records.expired(db, NOW + 1, 9) == [(doors, p1)]
-    assert records.expired(db, NOW + 2, 9) == [(doors, p1), (doors, p0)]
-    assert records.expired(db, NOW + 2, 1) == [(doors, p1)]
+def test_subjects_expire_at_their_time_and_are_listed_in_its_order(db: apsw.Connection, doors: int) -> None:
+    for key, expires_at in (("p0", NOW + 2), ("p1", NOW + 1)):
+        subject_records.upsert(db, doors, key, name=None, metadata={}, expires_at=expires_at, now=NOW)
+    p0, p1 = (subject_records.find(db, doors, key).id for key in ("p0", "p1"))
+    for now, limit, expected in ((0.9, 9, []), (1, 9, [p1]), (2, 9, [p1, p0]), (2, 1, [p1])):
+        assert subject_records.expired(db, NOW + now, limit) == [(doors, subject) for subject in expected]
+    assert subject_records.find(db, doors, "p1", NOW + 0.9).id == p1
+    with pytest.raises(NotFoundError):
+        subject_records.find(db, doors, "p1", NOW + 1)
 
 
-def test_vectors_are_compared_with_those_of_their_pipeline_and_generation(db: apsw.Connection, doors: int) -> None:
-    known = records.collection(db, "doors")
+def test_pipeline_and_generation_of_a_collection_are_checked(db: apsw.Connection, doors: int) -> None:
+    collection = collection_records.find(db, "doors")
     for fingerprint in (None, "f1"):
-        records.check_fingerprint(known, fingerprint)
+        collection_records.check_fingerprint(collection, fingerprint)
     with pytest.raises(ConflictError, match=r"^'doors' holds vectors of f1, not of f2$"):
-        records.check_fingerprint(known, "f2")
-    records.check_current(db, known)
+        collection_records.check_fingerprint(collection, "f2")
+    collection_records.check_current(db, collection)
     db.execute("UPDATE collections SET generation = 1 WHERE name = 'doors'")
-    assert records.collection(db, "doors") == dataclasses.replace(known, generation=1)
-    for changed in (known, dataclasses.replace(known, id=99)):
-        with pytest.raises(ConflictError, match=r"^'doors' was dropped, or embedded anew, meanwhile$"):
-            records.check_current(db, changed)
-    assert records.exists(db, doors)
-    assert not records.exists(db, 99)
+    assert collection_records.find(db, "doors") == replace(collection, generation=1)
+    for outdated in (collection, replace(collection, id=99)):
+        with pytest.raises(ConflictError, match=r"^'doors' was dropped or re-embedded meanwhile$"):
+            collection_records.check_current(db, outdated)
+    assert collection_records.exists(db, doors)
+    assert not collection_records.exists(db, 99)
 
 
 # Faces.
 
 
-def test_faces_are_listed_in_their_order_between_two_ids(db: apsw.Connection, doors: int) -> None:
-    ids = records.face_ids(db, doors, 5)
-    assert ids.tolist() == [1, 3, 5]
+def test_faces_between_two_ids_are_sorted_by_id(db: apsw.Connection, doors: int) -> None:
+    ids = face_records.ids_through(db, doors, 5)
     assert ids.dtype == np.int64
-    assert records.last_face(db, doors) == 7
-    assert records.last_face(db, 99) == 0
-    found = records.rows_after(db, doors, 2, 1)
-    assert (found.faces.tolist(), found.subjects.tolist()) == ([3, 5, 7], [3, 1, 3])
-    assert found.faces.dtype == found.subjects.dtype == np.int64
-    assert numbers(found.vectors) == [3, 5, 7]
-    assert records.rows_after(db, doors, 2, 1, limit=2).faces.tolist() == [3, 5]
-    assert records.rows_after(db, doors, 2, 1, through=5).faces.tolist() == [3, 5]
-    assert records.rows_after(db, doors, 2, 7).vectors.shape == (0, 2)
-    assert records.faces(db, 1) == [Face(number, f"t{number}", "p0", {"b": 2}, NOW + number) for number in (1, 5)]
-    assert records.faces_of(db, doors, ["t7", "t3", "t7"]) == [3, 7]
-    vectors = records.vectors_of_subjects(db, [1, 99], 2)
-    assert {key: numbers(value) for key, value in vectors.items()} == {1: [1, 5]}
+    assert ids.tolist() == [1, 3, 5]
+    assert (face_records.last_id(db, doors), face_records.last_id(db, 99)) == (7, 0)
+    rows = vector_records.read(db, doors, 2, 1)
+    assert (rows.faces.tolist(), rows.subjects.tolist()) == ([3, 5, 7], [3, 1, 3])
+    assert rows.faces.dtype == rows.subjects.dtype == np.int64
+    assert numbers(rows.vectors) == [3, 5, 7]
+    assert vector_records.read(db, doors, 2, 1, limit=2).faces.tolist() == [3, 5]
+    assert vector_records.read(db, doors, 2, 1, through=5).faces.tolist() == [3, 5]
+    assert vector_records.read(db, doors, 2, 7).vectors.shape == (0, 2)
+    expected = [Face(number, f"t{number}", "p0", {"b": 2}, NOW + number) for number in (1, 5)]
+    assert face_records.of_subject(db, 1) == expected
+    assert face_records.ids_of_tokens(db, doors, ["t7", "t3", "t7"]) == [3, 7]
+    vectors = vector_records.by_subject(db, [1, 99], 2)
+    assert {subject: numbers(rows) for subject, rows in vectors.items()} == {1: [1, 5]}
 
 
-def test_whole_faces_are_as_they_were_put_without_who_has_expired(db: apsw.Connection, doors: int) -> None:
-    new = face("p9", 9, name="n", expires_at=NOW + 5, crop=b"picture")
-    assert records.put_whole_face(db, doors, new)
-    assert records.whole_faces(db, doors, 7, 9, 9, NOW) == [dataclasses.replace(new, id=9)]
-    records.put_whole_face(db, 2, face("p9", 10, crop=b"another"))
-    assert (records.crop(db, doors, "t9"), records.crop(db, 2, "t10")) == (b"picture", b"another")
+def test_records_are_read_as_inserted_without_expired_subjects(db: apsw.Connection, doors: int) -> None:
+    new = face("p9", 9, name="n", expires_at=NOW + 5, crop=b"image")
+    assert face_records.insert_record(db, doors, new)
+    assert face_records.read_records(db, doors, 7, 9, 9, NOW) == [replace(new, id=9)]
+    face_records.insert_record(db, TRAINS, face("p9", 10, crop=b"another"))
+    assert (face_records.crop(db, doors, "t9"), face_records.crop(db, TRAINS, "t10")) == (b"image", b"another")
     with pytest.raises(NotFoundError):
-        records.crop(db, 2, "t9")
+        face_records.crop(db, TRAINS, "t9")
     for after, through, limit, now, expected in (
         (1, 9, 9, NOW + 4.9, [3, 5, 7, 9]),
         (1, 9, 9, NOW + 5, [3, 5, 7]),
         (0, 7, 9, NOW, [1, 3, 5, 7]),
         (0, 7, 2, NOW, [1, 3]),
     ):
-        assert [one.id for one in records.whole_faces(db, doors, after, through, limit, now)] == expected
-    assert not records.put_whole_face(db, doors, new)
-    assert records.counts(db, doors) == (3, 5)
+        records = face_records.read_records(db, doors, after, through, limit, now)
+        assert [record.id for record in records] == expected
+    assert not face_records.insert_record(db, doors, new)
+    assert collection_records.counts(db, doors) == (3, 5)
 
 
-def test_a_face_comes_to_its_subject_as_that_is(db: apsw.Connection, doors: int) -> None:
-    before = records.subject(db, doors, "p0")
-    assert records.put_whole_face(db, doors, face("p0", 9, name="other", metadata="{}", expires_at=NOW))
-    assert records.subject(db, doors, "p0") == dataclasses.replace(before, faces=3)
-    for of, changed in ((2, face("p0", 9)), (doors, face("p1", 9)), (doors, face("p0", 9, vector=vector(8)))):
+def test_an_existing_subject_is_kept_when_a_record_is_inserted(db: apsw.Connection, doors: int) -> None:
+    before = subject_records.find(db, doors, "p0")
+    assert face_records.insert_record(db, doors, face("p0", 9, name="other", metadata="{}", expires_at=NOW))
+    assert subject_records.find(db, doors, "p0") == replace(before, faces=3)
+    changed = ((TRAINS, face("p0", 9)), (doors, face("p1", 9)), (doors, face("p0", 9, vector=vector(8))))
+    for collection, record in changed:
         with pytest.raises(ConflictError, match=r"^face t9 is enrolled with another collection, subject or vector$"):
-            records.put_whole_face(db, of, changed)
+            face_records.insert_record(db, collection, record)
 
 
 @pytest.mark.parametrize("count", [1, 256, 257, 600])
 def test_owners_of_any_number_of_faces(db: apsw.Connection, count: int) -> None:
-    doors = collection(db, "doors")
+    doors = insert_collection(db, "doors")
     for number in range(1, count + 1):
-        records.put_whole_face(db, doors, face(f"p{number % 7}", number, name=f"n{number % 7}", expires_at=NOW + 9))
-    assert len(records.rows_after(db, doors, 2, 0).faces) == count
-    found = records.owners(db, range(1, count + 2))
-    assert sorted(found) == list(range(1, count + 1))
+        record = face(f"p{number % 7}", number, name=f"n{number % 7}", expires_at=NOW + 9)
+        face_records.insert_record(db, doors, record)
+    owners = face_records.owners(db, range(1, count + 2))
+    assert sorted(owners) == list(range(1, count + 1))
     for number in (1, count):
-        token, owner = found[number]
-        expected = records.subject(db, doors, f"p{number % 7}").__dict__
+        token, owner = owners[number]
+        expected = subject_records.find(db, doors, f"p{number % 7}").__dict__
         assert (token, owner.__dict__) == (f"t{number}", {name: expected[name] for name in owner.__dict__})
-    assert records.owners(db, []) == {}
+    assert face_records.owners(db, []) == {}
 
 
-# What goes, and is noted.
+def insert_one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
+    return [enrolled for face in faces for enrolled in face_records.insert(db, collection_id, [face], now)]
 
 
-def test_removed_faces_are_noted_and_others_stay(db: apsw.Connection, doors: int) -> None:
-    made = records.remove_faces(db, doors, [3, 7], subjects=0, now=NOW + 1)
-    assert records.receipt(db, made.token) == made
-    assert (made.subjects, made.faces, made.requested_at, made.erased_at) == (0, 2, NOW + 1, None)
-    assert re.fullmatch("[0-9a-f]{32}", made.token)
-    assert records.face_ids(db, doors, 99).tolist() == [1, 5]
-    assert records.removals(db, 0) == [Removal(1, doors, 0, 3), Removal(2, doors, 0, 7)]
-    assert records.unscrubbed(db) == [(made.token, doors, 2)]
-    assert records.counts(db, doors) == (2, 2)
+def test_faces_inserted_at_once_equal_those_inserted_one_by_one(tmp_path: Path) -> None:
+    gallery = EmbeddedGallery(tmp_path, clock=lambda: 5.0)
+    faces = [
+        NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
+        for n, vector in enumerate(vectors(10))
+    ]
+    records = {}
+    for name, insert in (("one by one", insert_one_by_one), ("at once", face_records.insert)):
+        collection_id = gallery.create(name, "face-embedder", "f1", 4).id
+        gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
+        enrolled = gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[:6], now=5.0))
+        gallery.remove_faces(name, [enrolled[-1].token])  # its id must not be reused
+        enrolled += gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[6:], now=6.0))
+        assert gallery.ledger.write(partial(insert, collection_id=collection_id, faces=[], now=6.0)) == []
+        first = enrolled[0].id
+        assert [face.id for face in enrolled] == list(range(first, first + 10))
+        assert len({face.token for face in enrolled}) == 10
+        del enrolled[5]
+        listed = [face for subject in gallery.subjects(name) for face in gallery.faces(name, subject.key)]
+        assert listed == sorted(enrolled, key=lambda face: (face.subject, face.id))
+        with gallery.ledger.snapshot() as db:
+            read = face_records.read_records(db, collection_id, 0, 2**62, -1, 0.0)
+        records[name] = [replace(record, id=record.id - first, token="") for record in read]
+    assert records["at once"] == records["one by one"]
+    assert len(records["at once"]) == 9
+    assert list(faults(gallery)) == []
+    ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
+    assert match.similarity == pytest.approx(1)
+    gallery.close()
 
 
-def test_a_removed_subject_is_noted_behind_its_faces(db: apsw.Connection, doors: int) -> None:
-    made = records.remove_subjects(db, doors, [records.subject(db, doors, "p0").id], NOW)
-    assert (made.subjects, made.faces) == (1, 2)
-    assert records.removals(db, 0) == [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
-    assert [one.key for one in records.subjects(db, doors, "", 9)] == ["p1"]
-    assert [one.key for one in records.subjects(db, 2, "", 9)] == ["p0", "p1"]
-    removed, through = records.removals_after(db, doors, 0)
-    assert (removed.tolist(), through) == ([1, 5], 2)  # faces alone
-    removed, through = records.removals_after(db, doors, 1)
-    assert (removed.tolist(), through) == ([5], 2)
-    removed, through = records.removals_after(db, 2, 1)
-    assert (removed.tolist(), through) == ([], 1)
-    assert removed.dtype == np.int64
+# Erasures.
 
 
-def test_a_removed_collection_is_one_removal(db: apsw.Connection, doors: int) -> None:
-    records.remove_faces(db, doors, [1], subjects=0, now=NOW)
-    records.remove_faces(db, 2, [2], subjects=0, now=NOW)
-    made = records.remove_collection(db, records.collection(db, "doors"), NOW)
-    assert records.receipt(db, made.token) == made
-    assert (made.subjects, made.faces) == (2, 3)
-    assert records.removals(db, 0) == [Removal(2, 2, 0, 2), Removal(3, doors, 0, 0)]
-    assert [one.name for one in records.collections(db, "", 9)] == ["trains"]
-    assert sorted(row[1:] for row in records.unscrubbed(db)) == [(1, 0), (1, 1), (2, 2)]
+def test_removed_faces_leave_removals_and_a_receipt(db: apsw.Connection, doors: int) -> None:
+    receipt = erasure_records.remove_faces(db, doors, [3, 7], subjects=0, now=NOW + 1)
+    assert erasure_records.receipt(db, receipt.token) == receipt
+    assert (receipt.subjects, receipt.faces, receipt.requested_at, receipt.erased_at) == (0, 2, NOW + 1, None)
+    assert re.fullmatch("[0-9a-f]{32}", receipt.token)
+    assert face_records.ids_through(db, doors, 99).tolist() == [1, 5]
+    assert erasure_records.removals(db, 0) == [Removal(1, doors, 0, 3), Removal(2, doors, 0, 7)]
+    assert collection_records.counts(db, doors) == (2, 2)
+    second = erasure_records.remove_faces(db, doors, [1], subjects=0, now=NOW)
+    assert set(erasure_records.unfinished_receipts(db)) == {(receipt.token, doors, 2), (second.token, doors, 3)}
+    erasure_records.finish_receipts(db, [receipt.token], NOW + 2)
+    assert erasure_records.receipt(db, receipt.token) == replace(receipt, erased_at=NOW + 2)
+    assert erasure_records.unfinished_receipts(db) == [(second.token, doors, 3)]
 
 
-def test_removals_are_told_in_their_order_between_two_numbers(db: apsw.Connection, doors: int) -> None:
-    assert records.last_removal(db) == 0
-    records.remove_faces(db, doors, [7, 1, 5], subjects=0, now=NOW)
-    assert [one.face_id for one in records.removals(db, 0)] == [7, 1, 5]
-    assert [one.seq for one in records.removals(db, 1)] == [2, 3]
-    assert [one.seq for one in records.removals(db, 0, through=2)] == [1, 2]
-    assert [one.seq for one in records.removals(db, 0, limit=2)] == [1, 2]
-    assert records.last_removal(db) == 3
+def test_a_subjects_removal_follows_those_of_its_faces(db: apsw.Connection, doors: int) -> None:
+    receipt = erasure_records.remove_subjects(db, doors, [subject_records.find(db, doors, "p0").id], NOW)
+    assert (receipt.subjects, receipt.faces) == (1, 2)
+    expected = [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
+    assert erasure_records.removals(db, 0) == expected
+    assert (keys(db, doors), keys(db, TRAINS)) == (["p1"], ["p0", "p1"])
+    for collection, after, faces, last in ((doors, 0, [1, 5], 2), (doors, 1, [5], 2), (TRAINS, 1, [], 1)):
+        removed, through = erasure_records.removed_faces(db, collection, after)
+        assert removed.dtype == np.int64
+        assert (removed.tolist(), through) == (faces, last)
+
+
+def test_a_dropped_collection_is_one_removal(db: apsw.Connection, doors: int) -> None:
+    erasure_records.remove_faces(db, doors, [1], subjects=0, now=NOW)
+    erasure_records.remove_faces(db, TRAINS, [2], subjects=0, now=NOW)
+    receipt = erasure_records.remove_collection(db, collection_records.find(db, "doors"), NOW)
+    assert erasure_records.receipt(db, receipt.token) == receipt
+    assert (receipt.subjects, receipt.faces) == (2, 3)
+    assert erasure_records.removals(db, 0) == [Removal(2, TRAINS, 0, 2), Removal(3, doors, 0, 0)]
+    assert names(db) == ["trains"]
+    assert sorted(row[1:] for row in erasure_records.unfinished_receipts(db)) == [(1, 0), (1, 1), (2, 2)]
+
+
+def test_removals_between_two_numbers_are_sorted_by_number(db: apsw.Connection, doors: int) -> None:
+    assert erasure_records.last_removal(db) == 0
+    erasure_records.remove_faces(db, doors, [7, 1, 5], subjects=0, now=NOW)
+    assert [removal.face_id for removal in erasure_records.removals(db, 0)] == [7, 1, 5]
+    for after, limits, expected in ((1, {}, [2, 3]), (0, {"through": 2}, [1, 2]), (0, {"limit": 2}, [1, 2])):
+        assert [removal.seq for removal in erasure_records.removals(db, after, **limits)] == expected
+    assert erasure_records.last_removal(db) == 3
 
 
 @pytest.mark.parametrize(
@@ -253,134 +311,139 @@ def test_removals_are_told_in_their_order_between_two_numbers(db: apsw.Connectio
         (Removal(9, 1, 0, 0), ([2, 4, 6, 8], [2, 4], [2])),
     ],
 )
-def test_what_was_erased_is_erased_again(
-    db: apsw.Connection, doors: int, removal: Removal, left: tuple[list[int], list[int], list[int]]
-) -> None:
-    assert records.is_there(db, removal)
-    for _ in range(2):  # the second time there is nothing to be done
-        records.replay(db, removal)
-        assert not records.is_there(db, removal)
-        found = tuple([row[0] for row in selected(db, f"id FROM {name} ORDER BY id")] for name in ("faces", "subjects"))
-        assert (*found, [one.id for one in records.collections(db, "", 9)]) == left
-        assert records.removals(db, 0) == [removal]
+@pytest.mark.usefixtures("doors")
+def test_a_removal_is_repeated(db: apsw.Connection, removal: Removal, left: tuple[list[int], ...]) -> None:
+    assert erasure_records.target_exists(db, removal)
+    for _ in range(2):  # the second time there is nothing to delete
+        erasure_records.replay(db, removal)
+        assert not erasure_records.target_exists(db, removal)
+        tables = ("faces", "subjects", "collections")
+        assert tuple([row[0] for row in selected(db, f"id FROM {table} ORDER BY id")] for table in tables) == left
+        assert erasure_records.removals(db, 0) == [removal]
 
 
-def test_ids_of_a_new_ledger_go_on_behind_the_gap(db: apsw.Connection) -> None:
-    records.skip_ids(db, lambda: 5)
+def test_ids_continue_after_all_earlier_ones(db: apsw.Connection, request: pytest.FixtureRequest) -> None:
+    erasure_records.skip_ids(db, lambda: 5)  # of an empty ledger
     assert {seq for _, seq in selected(db, "name, seq FROM sqlite_sequence")} == {5}
-    assert collection(db, "doors") == 6
-
-
-def test_ids_go_on_behind_all_that_there_were(db: apsw.Connection, doors: int) -> None:
-    given = dict(selected(db, "name, seq FROM sqlite_sequence"))
-    assert sorted(given) == ["collections", "faces", "subjects"]
+    request.getfixturevalue("doors")
+    before = dict(selected(db, "name, seq FROM sqlite_sequence"))
     gaps = {"collections": 10, "subjects": 20, "faces": 30, "removals": 40}
-    records.skip_ids(db, partial(next, iter(gaps.values())))
-    expected = [(name, given.get(name, 0) + gap) for name, gap in gaps.items()]
+    erasure_records.skip_ids(db, partial(next, iter(gaps.values())))
+    expected = [(name, before.get(name, 0) + gap) for name, gap in gaps.items()]
     assert sorted(selected(db, "name, seq FROM sqlite_sequence")) == sorted(expected)
     for removal in (Removal(100, 200, 300, 400), Removal(99, 199, 299, 399)):
-        records.replay(db, removal)
-    records.skip_ids(db, lambda: 1)
-    third = collection(db, "third")
-    records.put_whole_face(db, third, face("p", 9))
-    assert (third, records.subject(db, third, "p").id, records.last_face(db, third)) == (202, 302, 402)
-    records.remove_faces(db, third, [402], subjects=0, now=NOW)
-    assert records.last_removal(db) == 102
+        erasure_records.replay(db, removal)
+    erasure_records.skip_ids(db, lambda: 1)
+    third = insert_collection(db, "third")
+    face_records.insert_record(db, third, face("p", 9))
+    assert (third, subject_records.find(db, third, "p").id, face_records.last_id(db, third)) == (202, 302, 402)
+    erasure_records.remove_faces(db, third, [402], subjects=0, now=NOW)
+    assert erasure_records.last_removal(db) == 102
 
 
-# What is made of it: segments, inverted files, receipts, leases.
+# Segments, inverted files and leases.
 
 
-def test_segments_are_those_of_the_collection_in_the_order_of_ids(db: apsw.Connection, doors: int) -> None:
-    late, early, other = Sealed("late", 5, 7, 3), Sealed("early", 1, 3, 4), Sealed("other", 2, 8, 0)
-    for of, one in ((doors, late), (doors, early), (2, other)):
-        records.put_segment(db, of, one)
-    assert records.segments(db, doors) == [early, late]
-    records.put_segment(db, doors, Sealed("anew", 5, 7, 9), "late")
-    assert records.segments(db, doors) == [early, Sealed("anew", 5, 7, 9)]
-    records.put_index(db, doors, Indexed("ivf", 7, 2, 100))
-    assert records.files(db) == {"early", "anew", "other", "ivf"}
-    records.put_segment(db, doors, Sealed("last", 9, 9, 1))
-    records.seen_through(db, doors, ["early", "anew", "other", "ivf"], 6)
-    expected = [Sealed("early", 1, 3, 6), Sealed("anew", 5, 7, 9), Sealed("last", 9, 9, 1)]  # the second not less
-    assert records.segments(db, doors) == expected
-    assert records.segments(db, 2) == [other]
-    assert records.index(db, doors) == Indexed("ivf", 7, 6, 100)
+def test_segments_of_a_collection_are_sorted_by_their_faces(db: apsw.Connection, doors: int) -> None:
+    late, early, other = (
+        SegmentRecord("late", 5, 7, 3),
+        SegmentRecord("early", 1, 3, 4),
+        SegmentRecord("other", 2, 8, 0),
+    )
+    for collection, segment in ((doors, late), (doors, early), (TRAINS, other)):
+        vector_records.put_segment(db, collection, segment)
+    assert vector_records.segments(db, doors) == [early, late]
+    new = SegmentRecord("new", 5, 7, 9)
+    vector_records.put_segment(db, doors, new, "late")
+    assert vector_records.segments(db, doors) == [early, new]
+    vector_records.put_inverted_file(db, doors, InvertedFileRecord("ivf", 7, 2, 100))
+    assert vector_records.files(db) == {"early", "new", "other", "ivf"}
+    last = SegmentRecord("last", 9, 9, 1)
+    vector_records.put_segment(db, doors, last)
+    vector_records.mark_clean(db, doors, ["early", "new", "other", "ivf"], 6)
+    assert vector_records.segments(db, doors) == [replace(early, removals_through=6), new, last]  # new: not decreased
+    assert vector_records.segments(db, TRAINS) == [other]
+    assert vector_records.inverted_file(db, doors) == InvertedFileRecord("ivf", 7, 6, 100)
 
 
 def test_a_collection_has_one_inverted_file(db: apsw.Connection, doors: int) -> None:
-    assert records.index(db, doors) is None
-    for of, one in ((doors, Indexed("a", 7, 2, 100)), (2, Indexed("b", 8, 2, 50)), (doors, Indexed("c", 7, 3, 90))):
-        records.put_index(db, of, one)
-    assert (records.index(db, doors), records.index(db, 2)) == (Indexed("c", 7, 3, 90), Indexed("b", 8, 2, 50))
-    records.drop_index(db, doors)
-    assert (records.index(db, doors), records.index(db, 2)) == (None, Indexed("b", 8, 2, 50))
+    def inverted_files() -> list[InvertedFileRecord | None]:
+        return [vector_records.inverted_file(db, collection) for collection in (doors, TRAINS)]
+
+    assert inverted_files() == [None, None]
+    old, new, other = (InvertedFileRecord(name, 7, 2, 100) for name in ("old", "new", "other"))
+    for collection, file in ((doors, old), (TRAINS, other), (doors, new)):
+        vector_records.put_inverted_file(db, collection, file)
+    assert inverted_files() == [new, other]
+    vector_records.drop_inverted_file(db, doors)
+    assert inverted_files() == [None, other]
 
 
-def test_all_files_are_forgotten_and_who_works_on_them(db: apsw.Connection, doors: int) -> None:
-    records.put_segment(db, doors, Sealed("a", 1, 3, 0))
-    records.put_index(db, doors, Indexed("b", 3, 0, 100))
-    assert records.take_lease(db, "work", "me", NOW, 10)
-    records.forget_files(db)
-    assert records.files(db) == set()
-    assert not records.is_leased(db, "work", NOW, 10)
+def test_files_and_leases_are_forgotten(db: apsw.Connection, doors: int) -> None:
+    vector_records.put_segment(db, doors, SegmentRecord("a", 1, 3, 0))
+    vector_records.put_inverted_file(db, doors, InvertedFileRecord("b", 3, 0, 100))
+    assert lease_records.take(db, "work", "me", NOW, 10)
+    vector_records.forget_files(db)
+    assert vector_records.files(db) == set()
+    assert not lease_records.is_held(db, "work", NOW, 10)
 
 
-def test_receipts_are_done_one_by_one(db: apsw.Connection, doors: int) -> None:
-    first, second = (records.remove_faces(db, doors, [number], subjects=0, now=NOW) for number in (1, 3))
-    records.erased(db, [first.token], NOW + 1)
-    assert records.receipt(db, first.token) == dataclasses.replace(first, erased_at=NOW + 1)
-    assert records.unscrubbed(db) == [(second.token, doors, 2)]
+def test_a_lease_has_one_holder_until_it_expires(db: apsw.Connection) -> None:
+    for holder, at, taken in (
+        ("me", 0, True),
+        ("other", 9.9, False),
+        ("me", 5, True),  # renewed
+        ("other", 14.9, False),
+        ("other", 15, True),
+        ("me", 16, False),
+    ):
+        assert lease_records.take(db, "a", holder, NOW + at, 10) is taken
+    for name, at, held in (("a", 24.9, True), ("a", 25, False), ("b", 15, False)):
+        assert lease_records.is_held(db, name, NOW + at, 10) is held
 
 
-def test_a_lease_is_held_by_one_until_it_ends(db: apsw.Connection) -> None:
-    assert records.take_lease(db, "a", "me", NOW, 10)
-    assert not records.take_lease(db, "a", "other", NOW + 9.9, 10)
-    assert records.take_lease(db, "a", "me", NOW + 5, 10)  # kept
-    assert not records.take_lease(db, "a", "other", NOW + 14.9, 10)
-    assert records.is_leased(db, "a", NOW + 14.9, 10)
-    assert not records.is_leased(db, "a", NOW + 15, 10)
-    assert not records.is_leased(db, "b", NOW, 10)
-    assert records.take_lease(db, "a", "other", NOW + 15, 10)
-    assert not records.take_lease(db, "a", "me", NOW + 16, 10)
-
-
-def test_who_lets_go_of_a_lease_keeps_others(db: apsw.Connection) -> None:
+def test_only_the_holder_releases_a_lease(db: apsw.Connection) -> None:
     for name, holder in (("a", "me"), ("b", "me"), ("c", "other")):
-        assert records.take_lease(db, name, holder, NOW, 10)
-    records.drop_lease(db, "a", "me")
-    records.drop_lease(db, "c", "me")
-    assert [name for name in "abc" if records.is_leased(db, name, NOW, 10)] == ["b", "c"]
+        assert lease_records.take(db, name, holder, NOW, 10)
+    lease_records.release(db, "a", "me")
+    lease_records.release(db, "c", "me")
+    assert [name for name in "abc" if lease_records.is_held(db, name, NOW, 10)] == ["b", "c"]
+    # A lease taken while the clock was ahead has expired.
+    assert lease_records.take(db, "d", "other", NOW + 5 * 365 * 86_400, 10)
+    assert not lease_records.is_held(db, "d", NOW, 10)
+    for holder, taken in (("me", True), ("other", False)):
+        assert lease_records.take(db, "d", holder, NOW, 10) is taken
+    assert lease_records.is_held(db, "d", NOW, 10)
 
 
-def test_lease_taken_while_the_clock_was_ahead_has_lapsed(db: apsw.Connection) -> None:
-    assert records.take_lease(db, "a", "other", NOW + 5 * 365 * 86_400, 10)
-    assert not records.is_leased(db, "a", NOW, 10)
-    assert records.take_lease(db, "a", "me", NOW, 10)
-    assert not records.take_lease(db, "a", "other", NOW, 10)
-    assert records.is_leased(db, "a", NOW, 10)
+# Inconsistencies.
 
 
-# What can be wrong.
-
-
-def test_what_does_not_fit_is_counted(db: apsw.Connection, doors: int) -> None:
-    def found() -> tuple[object, ...]:
+def test_inconsistent_rows_are_counted(db: apsw.Connection, doors: int) -> None:
+    def counts() -> tuple[object, ...]:
         return (
-            records.faces_without_vector(db, doors, 8),
-            records.faces_of_strangers(db),
-            records.miscounted(db),
-            records.rows_without_json(db),
+            vector_records.count_missing(db, doors, 8),
+            face_records.count_misplaced(db),
+            collection_records.count_miscounted(db),
+            collection_records.count_invalid_json(db),
         )
 
-    assert records.put_whole_face(db, doors, face("p9", 9))
-    assert found() == (0, 0, 0, {})
-    db.execute("UPDATE vectors SET data = x'00' WHERE face_id IN (1, 2)")
-    db.execute("DELETE FROM vectors WHERE face_id = 3")
-    assert found() == (2, 0, 0, {})
-    db.execute("UPDATE faces SET collection_id = 2 WHERE id = 5")
-    assert found() == (2, 1, 2, {})
-    db.execute("UPDATE collections SET subjects = 9, settings = '{' WHERE id = 2; UPDATE faces SET details = ''")
-    assert found() == (2, 1, 2, {"collections": 1, "faces": 9})
-    db.execute("UPDATE subjects SET metadata = 'x' WHERE id < 3")
-    assert records.rows_without_json(db) == {"collections": 1, "subjects": 2, "faces": 9}
+    assert face_records.insert_record(db, doors, face("p9", 9))
+    assert counts() == (0, 0, 0, {})
+    for damage, expected in (
+        (
+            "UPDATE vectors SET data = x'00' WHERE face_id IN (1, 2); DELETE FROM vectors WHERE face_id = 3",
+            (2, 0, 0, {}),
+        ),
+        ("UPDATE faces SET collection_id = 2 WHERE id = 5", (2, 1, 2, {})),
+        (
+            "UPDATE collections SET subjects = 9, settings = '{' WHERE id = 2; UPDATE faces SET details = ''",
+            (2, 1, 2, {"collections": 1, "faces": 9}),
+        ),
+        (
+            "UPDATE subjects SET metadata = 'x' WHERE id < 3",
+            (2, 1, 2, {"collections": 1, "subjects": 2, "faces": 9}),
+        ),
+    ):
+        db.execute(damage)
+        assert counts() == expected

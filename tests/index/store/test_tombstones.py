@@ -1,4 +1,4 @@
-"""What was erased is written down beside the ledger: whole, once, by whoever comes first, whatever a crash left."""
+"""The file of erasures: complete, each removal once, whoever writes it and whatever a crash left."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import ledger, records, tombstones
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Removal
+from index.embedded.store import collection_records, erasure_records, tombstones
+from index.embedded.store.erasure_records import Removal
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
@@ -24,63 +24,77 @@ from tests.index.people import enrol
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path)
-    made.create("doors", "face-embedder", "f1", 4)
-    yield made
-    made.close()
+    gallery = EmbeddedGallery(tmp_path)
+    gallery.create("doors", "face-embedder", "f1", 4)
+    yield gallery
+    gallery.close()
 
 
-def told(gallery: EmbeddedGallery) -> list[Removal]:
-    read = gallery.tombstones.read()
-    assert read is not None
-    with gallery.ledger.snapshot() as db:
-        assert read[0] == records.gallery_id(db)
-    return list(read[1])
+def in_file(gallery: EmbeddedGallery) -> list[Removal]:
+    content = gallery.tombstones.read()
+    assert content is not None
+    gallery_id, removals = content
+    assert gallery_id == collection_records.gallery_id(gallery.ledger.reader())
+    return list(removals)
 
 
-def known(gallery: EmbeddedGallery) -> list[Removal]:
-    return records.removals(gallery.ledger.reader(), 0)
+def in_ledger(gallery: EmbeddedGallery) -> list[Removal]:
+    return erasure_records.removals(gallery.ledger.reader(), 0)
 
 
-def test_every_kind_of_erasure_is_written_down_before_it_is_acknowledged(gallery: EmbeddedGallery) -> None:
+def erased(gallery: EmbeddedGallery, count: int, of: int) -> bytes:
+    """Enrol `of` faces, erase the first `count`, and return the file."""
+    faces = enrol(gallery, "doors", of)
+    gallery.remove_faces("doors", [face.token for face in faces[:count]])
+    return gallery.tombstones.path.read_bytes()
+
+
+def test_every_erasure_is_in_the_file_before_it_is_acknowledged(gallery: EmbeddedGallery) -> None:
+    def new() -> list[tuple[int, int, int]]:
+        removals = in_file(gallery)[len(before) :]
+        before.extend(removals)
+        return [(removal.collection_id, removal.subject_id, removal.face_id) for removal in removals]
+
+    before: list[Removal] = []
     faces = enrol(gallery, "doors", 10)
     gallery.remove_faces("doors", [faces[0].token, faces[5].token])
-    assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)] == [(1, 0, 1), (1, 0, 6)]
+    assert new() == [(1, 0, 1), (1, 0, 6)]
     gallery.remove_subject("doors", faces[1].subject)
-    assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)[2:]] == [(1, 0, 2), (1, 0, 7), (1, 2, 0)]
+    assert new() == [(1, 0, 2), (1, 0, 7), (1, 2, 0)]
     gallery.clock = lambda: 0.0
     gallery.put_subject("doors", faces[2].subject, expires_at=1.0)
     gallery.clock = time.time
-    maintenance = Maintenance(gallery)
-    maintenance.run()
-    assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)[5:]] == [(1, 0, 3), (1, 0, 8), (1, 3, 0)]
+    Maintenance(gallery).run()
+    assert new() == [(1, 0, 3), (1, 0, 8), (1, 3, 0)]
     gallery.drop("doors")
-    assert [(r.collection_id, r.subject_id, r.face_id) for r in told(gallery)[8:]] == [(1, 0, 0)]
-    numbers = [r.seq for r in told(gallery)]
+    assert new() == [(1, 0, 0)]
+    numbers = [removal.seq for removal in before]
     assert numbers == sorted(set(numbers))
 
 
-def test_the_file_has_no_name_and_is_as_version_1_is(gallery: EmbeddedGallery) -> None:
+def test_the_file_has_the_format_of_version_1_and_no_names(gallery: EmbeddedGallery) -> None:
     faces = enrol(gallery, "doors", 2)
     gallery.put_subject("doors", faces[0].subject, name="Zoë")
     gallery.remove_subject("doors", faces[0].subject)
-    identity = records.gallery_id(gallery.ledger.reader())
-    lines = [f"vestibule-tombstones 1 {identity}", "1 1 0 1", "2 1 1 0"]
+    gallery_id = collection_records.gallery_id(gallery.ledger.reader())
+    lines = [f"vestibule-tombstones 1 {gallery_id}", "1 1 0 1", "2 1 1 0"]
     expected = "".join(f"{line} {zlib.crc32(line.encode()):08x}\n" for line in lines)
     assert gallery.tombstones.path.read_text() == expected
 
 
-def test_what_a_crash_kept_out_is_written_down_when_it_is_opened(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(
+    gallery: EmbeddedGallery, tmp_path: Path
+) -> None:
     enrol(gallery, "doors", 3)
-    found = gallery.collection("doors")
-    gallery.ledger.write(lambda db: records.remove_faces(db, found.id, [1], subjects=0, now=0.0))  # and it died here
-    assert told(gallery) == []
+    number = gallery.collection("doors").id
+    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, number, [1], subjects=0, now=0.0))
+    assert in_file(gallery) == []
     again = EmbeddedGallery(tmp_path)
-    assert told(again) == known(again) != []
+    assert in_file(again) == in_ledger(again) != []
     again.close()
 
 
-def test_what_fails_to_be_written_down_is_not_acknowledged(
+def test_an_erasure_that_cannot_be_appended_is_not_acknowledged(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faces = enrol(gallery, "doors", 2)
@@ -93,73 +107,68 @@ def test_what_fails_to_be_written_down_is_not_acknowledged(
         with pytest.raises(OSError, match="No space"):
             gallery.remove_faces("doors", [faces[0].token])
     gallery.remove_faces("doors", [faces[1].token])
-    assert told(gallery) == known(gallery)
-    assert len(told(gallery)) == 2
+    assert in_file(gallery) == in_ledger(gallery)
+    assert len(in_file(gallery)) == 2
 
 
-@pytest.mark.parametrize("left", [b"3", b"3 1 0 3 12345678", b"3 1 0 3 12345678\n", b"\0" * 300, b"\xff\n\n"])
-def test_incomplete_lines_at_the_end_are_written_again(gallery: EmbeddedGallery, left: bytes) -> None:
+@pytest.mark.parametrize("rest", [b"3", b"3 1 0 3 12345678", b"3 1 0 3 12345678\n", b"\0" * 300, b"\xff\n\n"])
+def test_incomplete_lines_at_the_end_are_replaced(gallery: EmbeddedGallery, rest: bytes) -> None:
     faces = enrol(gallery, "doors", 4)
     gallery.remove_faces("doors", [face.token for face in faces[:2]])
     with gallery.tombstones.path.open("ab") as file:
-        file.write(left)
-    assert [removal.face_id for removal in told(gallery)] == [1, 2]
+        file.write(rest)
+    assert [removal.face_id for removal in in_file(gallery)] == [1, 2]
     gallery.remove_faces("doors", [faces[2].token])
-    assert [removal.face_id for removal in told(gallery)] == [1, 2, 3]
+    assert [removal.face_id for removal in in_file(gallery)] == [1, 2, 3]
     assert len(gallery.tombstones.path.read_bytes().splitlines()) == 4
 
 
 @pytest.mark.parametrize("length", [0, 1, 30])
-def test_a_first_line_that_was_not_finished_is_written_again(gallery: EmbeddedGallery, length: int) -> None:
-    faces = enrol(gallery, "doors", 2)
-    gallery.remove_faces("doors", [faces[0].token])
+def test_an_incomplete_first_line_is_replaced(gallery: EmbeddedGallery, length: int) -> None:
+    erased(gallery, 1, of=2)
     os.truncate(gallery.tombstones.path, length)
     gallery.remember_erasures()
-    assert told(gallery) == known(gallery) != []
+    assert in_file(gallery) == in_ledger(gallery) != []
 
 
-def test_every_changed_byte_is_noticed(gallery: EmbeddedGallery) -> None:
-    faces = enrol(gallery, "doors", 3)
-    gallery.remove_faces("doors", [face.token for face in faces])
-    whole = gallery.tombstones.path.read_bytes()
-    expected = told(gallery)
-    last = whole.rstrip(b"\n").rfind(b"\n") + 1
-    for place in range(len(whole)):
-        changed = bytearray(whole)
+def test_every_changed_byte_is_detected(gallery: EmbeddedGallery) -> None:
+    content = erased(gallery, 3, of=3)
+    expected = in_file(gallery)
+    last_line = content.rstrip(b"\n").rfind(b"\n") + 1
+    for place in range(len(content)):
+        changed = bytearray(content)
         changed[place] ^= 0x10
         gallery.tombstones.path.write_bytes(changed)
-        if place < last - 1:
+        if place < last_line - 1:
             with pytest.raises((CorruptError, TooNewError)):
-                told(gallery)
-        else:  # the end is not told from one that was not finished; the ledger has it
-            assert told(gallery) in (expected[:-1], expected[:-2])
+                in_file(gallery)
+        else:  # a damaged end looks like an incomplete one; the ledger has those removals
+            assert in_file(gallery) in (expected[:-1], expected[:-2])
             gallery.remember_erasures()
-            assert gallery.tombstones.path.read_bytes() == whole
+            assert gallery.tombstones.path.read_bytes() == content
 
 
-def test_lines_in_another_order_are_noticed(gallery: EmbeddedGallery) -> None:
-    faces = enrol(gallery, "doors", 3)
-    gallery.remove_faces("doors", [face.token for face in faces])
-    lines = gallery.tombstones.path.read_bytes().splitlines(keepends=True)
+def test_lines_in_another_order_are_detected(gallery: EmbeddedGallery) -> None:
+    lines = erased(gallery, 3, of=3).splitlines(keepends=True)
     gallery.tombstones.path.write_bytes(b"".join([lines[0], lines[2], lines[1], lines[3]]))
     with pytest.raises(CorruptError, match="line 3"):
-        told(gallery)
+        in_file(gallery)
 
 
-def test_a_long_file_is_gone_on_with_from_its_end(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tombstones, "AT_ONCE", 4)
-    monkeypatch.setattr(tombstones, "_TAIL", 6 * tombstones._LONGEST)
+def test_a_long_file_is_continued_from_its_end(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tombstones, "BATCH_LINES", 4)
+    monkeypatch.setattr(tombstones, "_TAIL_BYTES", 6 * tombstones._MAX_LINE_BYTES)
     faces = enrol(gallery, "doors", 120)
     for start in range(0, 120, 10):
         gallery.remove_faces("doors", [face.token for face in faces[start : start + 10]])
-    assert [removal.face_id for removal in told(gallery)] == list(range(1, 121))
-    whole = gallery.tombstones.path.read_bytes()
-    gallery.tombstones.path.write_bytes(whole[:-1000] + b"\n" * 1000)
-    with pytest.raises(CorruptError, match="does not end"):
+    assert [removal.face_id for removal in in_file(gallery)] == list(range(1, 121))
+    content = gallery.tombstones.path.read_bytes()
+    gallery.tombstones.path.write_bytes(content[:-1000] + b"\n" * 1000)
+    with pytest.raises(CorruptError, match="the end of"):
         gallery.remember_erasures()
 
 
-def test_threads_that_erase_at_once_write_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     faces = enrol(gallery, "doors", 40)
     other = EmbeddedGallery(tmp_path)
 
@@ -173,11 +182,11 @@ def test_threads_that_erase_at_once_write_each_removal_once(gallery: EmbeddedGal
     for thread in threads:
         thread.join()
     other.close()
-    assert told(gallery) == known(gallery)
-    assert sorted(removal.face_id for removal in told(gallery)) == list(range(1, 41))
+    assert in_file(gallery) == in_ledger(gallery)
+    assert sorted(removal.face_id for removal in in_file(gallery)) == list(range(1, 41))
 
 
-def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path) -> None:
+def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     EmbeddedGallery(tmp_path).close()
     (tmp_path / "ledger.db").unlink()
     with pytest.raises(GalleryError, match="lost"):
@@ -185,14 +194,10 @@ def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.db").exists()
 
 
-def test_a_ledger_older_than_what_was_erased_is_refused(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path)
-    gallery.create("doors", "e", "f1", 4)
+def test_a_ledger_older_than_the_file_is_refused(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     faces = enrol(gallery, "doors", 2)
     gallery.ledger.scrub()
     old = (tmp_path / "ledger.db").read_bytes()
-    gallery.close()
-    gallery = EmbeddedGallery(tmp_path)
     gallery.remove_faces("doors", [faces[0].token])
     gallery.close()
     (tmp_path / "ledger.db").write_bytes(old)
@@ -200,7 +205,7 @@ def test_a_ledger_older_than_what_was_erased_is_refused(tmp_path: Path) -> None:
         EmbeddedGallery(tmp_path)
 
 
-def test_another_gallerys_ledger_is_refused(tmp_path: Path) -> None:
+def test_the_ledger_of_another_gallery_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         EmbeddedGallery(tmp_path / name).close()
     (tmp_path / "a" / "ledger.db").replace(tmp_path / "b" / "ledger.db")
@@ -208,7 +213,7 @@ def test_another_gallerys_ledger_is_refused(tmp_path: Path) -> None:
         EmbeddedGallery(tmp_path / "b")
 
 
-def test_a_later_versions_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tombstones, "VERSION", 2)
     EmbeddedGallery(tmp_path).close()
     monkeypatch.undo()
@@ -217,12 +222,11 @@ def test_a_later_versions_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert Tombstones(tmp_path / "none").read() is None
 
 
-def test_a_ledger_of_version_1_keeps_what_it_has(tmp_path: Path) -> None:
+def test_removals_of_a_ledger_of_version_1_are_kept(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:1])
+    migrate(connection, STEPS[:1])
     connection.execute("INSERT INTO removals (collection_id, face_id) VALUES (1, 7)")
     connection.close()
     gallery = EmbeddedGallery(tmp_path)
-    assert told(gallery) == [Removal(1, 1, 0, 7)]
-    assert len(records.gallery_id(gallery.ledger.reader())) == 32
+    assert in_file(gallery) == [Removal(1, 1, 0, 7)]
     gallery.close()

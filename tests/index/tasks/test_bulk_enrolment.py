@@ -11,12 +11,12 @@ import pytest
 
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Properties
-from index.embedded.store.records import NewFace
+from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks import bulk_enrolment as module
 from index.embedded.tasks.bulk_enrolment import KEEP_S, Jobs, Worker
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import ConflictError, NotFoundError
+from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import folder_bytes, vectors
 
 VECTORS = vectors(12)
@@ -63,9 +63,9 @@ def submit(jobs: Jobs, items: Sequence[Item | Outcome], collection: str = "doors
     return jobs.ready(job)
 
 
-def found(items: Sequence[Item]) -> list[Found]:
+def found(items: Sequence[Item]) -> list[ProcessedItem]:
     return [
-        Found(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, np.frombuffer(one.data, "<f4"))])
+        ProcessedItem(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, np.frombuffer(one.data, "<f4"))])
         for one in items
     ]
 
@@ -116,7 +116,7 @@ def test_an_item_without_a_face_makes_no_subject(gallery: EmbeddedGallery, jobs:
     submit(jobs, [item(0, properties=Properties("Ada"))])
     job = claimed(worker)
     (one,) = worker.pending(job, 1)
-    assert worker.enrol(job, [Found(one, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
+    assert worker.enrol(job, [ProcessedItem(one, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
     assert jobs.outcomes(job, -1, 1) == [Outcome(0, "rejected", {"reasons": ["BLURRED"], "faces": []})]
     assert enrolled(gallery) == {}
 
@@ -130,7 +130,7 @@ def test_a_batch_is_of_one_kind_and_not_too_large(
 
     def numbers(count: int) -> list[int]:
         batch = worker.pending(job, 3)
-        assert worker.enrol(job, [Found(one, Outcome(one.number, "failed")) for one in batch[:count]], "f1")
+        assert worker.enrol(job, [ProcessedItem(one, Outcome(one.number, "failed")) for one in batch[:count]], "f1")
         return [one.number for one in batch]
 
     assert numbers(2) == [0, 1]
@@ -333,7 +333,7 @@ def test_nothing_of_what_was_sent_stays_when_a_job_is_over(
         jobs.ready(sent)
         job = claimed(worker)
         if how == "done":
-            assert worker.enrol(job, [Found(picture, Outcome(0, "rejected"))], "f1")
+            assert worker.enrol(job, [ProcessedItem(picture, Outcome(0, "rejected"))], "f1")
             worker.finish(job, "done")
         elif how == "cancelled":
             jobs.cancel("doors", job.token)

@@ -19,14 +19,13 @@ from index.embedded.admin.verify import faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import ledger, records
-from index.embedded.store.migrations import STEPS
-from index.embedded.store.records import Face, Floats, NewFace
+from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.compaction import Limits, Maintenance
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Progress, Reembedding, Reembeddings, Worker
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.types import Collection, Face, Floats, NewFace
 from tests.index.people import folder_bytes, vectors
 
 LIMITS = Limits(segment=8, exact_below=16)
@@ -468,7 +467,7 @@ def test_a_search_goes_on_with_what_the_collection_is_then(
     view = gallery.view
     overtaken: list[Reembedding] = []
 
-    def after_the_switch(found: records.Collection) -> Any:
+    def after_the_switch(found: Collection) -> Any:
         if not overtaken:
             overtaken.append(switched(gallery))
         return view(found)
@@ -521,7 +520,7 @@ def test_an_export_is_of_one_pipeline(
         return batch(*arguments)
 
     monkeypatch.setattr(transfer, "_batch", and_switch)
-    with pytest.raises(ConflictError, match="embedded anew"):
+    with pytest.raises(ConflictError, match="meanwhile"):
         transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet")
     assert not (tmp_path / "doors.parquet").exists()
     assert transfer.export_collection(gallery, "doors", tmp_path / "doors.parquet") == 4
@@ -574,7 +573,7 @@ def test_what_does_not_fit_is_found(gallery: EmbeddedGallery, worker: Worker, da
 
 def test_an_older_ledger_keeps_its_feedback(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    ledger.migrate(connection, STEPS[:6])
+    migrate(connection, STEPS[:6])
     connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 16, '{}', 0, 0)")
     connection.execute("INSERT INTO subjects VALUES (1, 1, 'p00', NULL, '{}', 0, NULL)")
     connection.execute("INSERT INTO rejections VALUES (7, 1, 'told', 0, ?)", (OLD[2].tobytes(),))

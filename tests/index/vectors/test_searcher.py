@@ -5,34 +5,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index.embedded.store.records import Floats, Ints, Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import ScatteredRows, View
+from index.types import Floats, Ints
 
 DIMENSIONS, SEALED, RECENT = 16, 400, 90
 NONE = np.empty(0, np.int64)
 
 
-def rows(first: int, count: int) -> Rows:
+def rows(first: int, count: int) -> FaceVectors:
     """Faces `first` and following, two of each subject."""
     rng = np.random.default_rng(first)
     vectors = rng.normal(size=(count, DIMENSIONS)).astype(np.float32)
     faces = np.arange(first, first + count)
-    return Rows(faces, faces // 2, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return FaceVectors(faces, faces // 2, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def without(found: Rows, removed: Ints) -> Rows:
+def without(found: FaceVectors, removed: Ints) -> FaceVectors:
     kept = ~np.isin(found.faces, removed)
-    return Rows(found.faces[kept], found.subjects[kept], found.vectors[kept])
+    return FaceVectors(found.faces[kept], found.subjects[kept], found.vectors[kept])
 
 
 @pytest.fixture
-def parts() -> list[Rows]:
+def parts() -> list[FaceVectors]:
     return [rows(1 + 100 * number, 100) for number in range(SEALED // 100)]
 
 
 @pytest.fixture
-def view(parts: list[Rows]) -> View:
+def view(parts: list[FaceVectors]) -> View:
     """With an inverted file of all lists, so that what it finds is all there is."""
     made = View(DIMENSIONS)
     vectors = np.concatenate([part.vectors for part in parts])
@@ -43,7 +44,7 @@ def view(parts: list[Rows]) -> View:
     return made
 
 
-def agrees(view: View, there: list[Rows], k: int = 12) -> None:
+def agrees(view: View, there: list[FaceVectors], k: int = 12) -> None:
     faces = np.concatenate([part.faces for part in there])
     subjects = np.concatenate([part.subjects for part in there])
     vectors = np.concatenate([part.vectors for part in there])
@@ -73,7 +74,7 @@ def compared(view: View, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_what_is_not_sealed_is_compared_until_it_is_grafted(
-    view: View, parts: list[Rows], monkeypatch: pytest.MonkeyPatch
+    view: View, parts: list[FaceVectors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [*parts, rows(SEALED + 1, RECENT)]
     agrees(view, there)
@@ -90,7 +91,7 @@ def test_what_is_not_sealed_is_compared_until_it_is_grafted(
 
 
 @pytest.mark.parametrize("count", [3, 80, RECENT])
-def test_what_was_grafted_is_forgotten_when_removed(view: View, parts: list[Rows], count: int) -> None:
+def test_what_was_grafted_is_forgotten_when_removed(view: View, parts: list[FaceVectors], count: int) -> None:
     view.graft(40)
     removed = np.concatenate([np.arange(SEALED + 1, SEALED + 1 + count), np.arange(50, 60), [SEALED]])
     view.apply(rows(0, 0), removed, 1)
@@ -100,7 +101,9 @@ def test_what_was_grafted_is_forgotten_when_removed(view: View, parts: list[Rows
 
 
 @pytest.mark.parametrize("empty", range(4))
-def test_segments_that_were_written_anew_without_what_was_removed(view: View, parts: list[Rows], empty: int) -> None:
+def test_segments_that_were_written_anew_without_what_was_removed(
+    view: View, parts: list[FaceVectors], empty: int
+) -> None:
     removed = np.array([1, 2, 50, 51, 52, 399, *parts[empty].faces])
     clean = [without(part, removed) for part in parts]  # one of them is empty now
     vectors = np.concatenate([part.vectors for part in clean])
@@ -113,7 +116,7 @@ def test_segments_that_were_written_anew_without_what_was_removed(view: View, pa
     agrees(view, [*clean, rows(SEALED + 1, RECENT)])
 
 
-def test_without_an_inverted_file_nothing_is_grafted(parts: list[Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_inverted_file_nothing_is_grafted(parts: list[FaceVectors], monkeypatch: pytest.MonkeyPatch) -> None:
     view = View(DIMENSIONS)
     view.apply(rows(1, 30), NONE, 0)
     view.graft(10)

@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.embedded.encryption.aead import OVERHEAD, PLAIN, Aead, Cipher
+from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, Cipher
 from index.embedded.store.atomic_files import write_atomically
-from index.embedded.store.records import Rows
+from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import segment as segments
 from index.errors import CorruptError, TooNewError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "segment-1.seg"
 SEALED = GOLDEN.with_name("segment-1-sealed.seg")
-AEAD = Aead(bytes(range(32)))
+AEAD = AeadCipher(bytes(range(32)))
 
 
-def rows(count: int = 50, dimensions: int = 6) -> Rows:
+def rows(count: int = 50, dimensions: int = 6) -> FaceVectors:
     random = np.random.default_rng(0)
     faces = np.cumsum(random.integers(1, 5, count))
-    return Rows(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
+    return FaceVectors(faces, random.integers(1, 9, count), random.normal(size=(count, dimensions)).astype(np.float32))
 
 
-@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["open", "sealed"])
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AEAD], ids=["open", "sealed"])
 @pytest.mark.parametrize("count", [0, 1, 50])
 def test_what_was_written_is_read(tmp_path: Path, count: int, cipher: Cipher) -> None:
     expected = rows(count)
@@ -41,7 +41,7 @@ def test_what_was_written_is_read(tmp_path: Path, count: int, cipher: Cipher) ->
     assert [path.name for path in tmp_path.iterdir()] == ["a.seg"]
 
 
-@pytest.mark.parametrize(("path", "cipher"), [(GOLDEN, PLAIN), (SEALED, AEAD)], ids=["open", "sealed"])
+@pytest.mark.parametrize(("path", "cipher"), [(GOLDEN, PLAINTEXT), (SEALED, AEAD)], ids=["open", "sealed"])
 def test_the_golden_files_of_version_1_are_read(path: Path, cipher: Cipher) -> None:
     segment = segments.Segment.open(path, cipher)
     segment.verify()
@@ -81,7 +81,7 @@ def test_a_checksum_is_of_a_mebibyte_of_the_body(tmp_path: Path) -> None:
     assert content[64:128] == struct.pack("<2I56x", *checksums)
 
 
-@pytest.mark.parametrize("cipher", [PLAIN, AEAD], ids=["open", "sealed"])
+@pytest.mark.parametrize("cipher", [PLAINTEXT, AEAD], ids=["open", "sealed"])
 def test_every_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cipher: Cipher) -> None:
     monkeypatch.setattr(segments, "CHUNK", 128)
     segments.write(tmp_path / "a.seg", rows(5, 3), 0, cipher)
@@ -107,7 +107,7 @@ def test_what_is_not_sealed_cannot_be_changed_either(tmp_path: Path, place: int)
     path.write_bytes(changed)
     segment = segments.Segment.open(path, AEAD)
     for read in (segment.verify, segment.unsealed):
-        with pytest.raises(CorruptError, match=r"^a\.seg has something sealed that was not written there$"):
+        with pytest.raises(CorruptError, match=r"^a\.seg: the encrypted content is damaged or misplaced$"):
             read()
 
 

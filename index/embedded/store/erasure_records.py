@@ -1,0 +1,155 @@
+"""Rows of erasures: the removals, which other processes and restored backups repeat, and the receipts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import apsw
+import numpy as np
+
+from index.embedded.store import collection_records, face_records
+from index.embedded.store.ledger import Row
+from index.errors import NotFoundError
+from index.types import Collection, Ints, Receipt
+
+
+@dataclass(frozen=True)
+class Removal:
+    """An erased face; if `face_id` is 0 a whole subject; if `subject_id` is 0, too, a whole collection."""
+
+    seq: int
+    collection_id: int
+    subject_id: int
+    face_id: int
+
+
+def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
+    """Delete these faces of the collection and return the receipt, which counts `subjects` subjects."""
+    db.execute("DELETE FROM faces WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+    db.executemany("INSERT INTO removals (collection_id, face_id) VALUES (?, ?)", [(collection_id, id_) for id_ in ids])
+    return _insert_receipt(db, collection_id, subjects, len(ids), last_removal(db), now)
+
+
+def remove_subjects(db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float) -> Receipt:
+    """Delete the subjects and all their faces, and return the receipt."""
+    faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
+    receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
+    for subject_id in subject_ids:
+        db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
+        _insert_removal(db, collection_id, subject_id)
+    return receipt
+
+
+def remove_collection(db: apsw.Connection, collection: Collection, now: float) -> Receipt:
+    """Delete the collection and everything in it, and return the receipt."""
+    subjects, faces = collection_records.counts(db, collection.id)
+    db.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
+    db.execute("DELETE FROM removals WHERE collection_id = ?", (collection.id,))
+    _insert_removal(db, collection.id)
+    return _insert_receipt(db, collection.id, subjects, faces, 0, now)
+
+
+def _insert_removal(db: apsw.Connection, collection_id: int, subject_id: int = 0) -> None:
+    """Insert the removal of a whole subject or of a whole collection."""
+    db.execute(
+        "INSERT INTO removals (collection_id, subject_id, face_id) VALUES (?, ?, 0)", (collection_id, subject_id)
+    )
+
+
+def _insert_receipt(
+    db: apsw.Connection, collection_id: int, subjects: int, faces: int, through: int, now: float
+) -> Receipt:
+    receipt = Receipt(secrets.token_hex(16), subjects, faces, now, None)
+    db.execute(
+        "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        (receipt.token, collection_id, subjects, faces, through, now),
+    )
+    return receipt
+
+
+def receipt(db: apsw.Connection, token: str) -> Receipt:
+    """Return the receipt with this token.
+
+    Raises:
+        NotFoundError.
+    """
+    row = db.execute(
+        "SELECT token, subjects, faces, requested_at, erased_at FROM receipts WHERE token = ?", (token,)
+    ).fetchone()
+    if row is None:
+        raise NotFoundError("there is no such receipt")
+    return Receipt(*row)
+
+
+def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:
+    """Return token, collection id and last removal of each receipt whose data may still be in a file."""
+    return [
+        (row[0], row[1], row[2])
+        for row in db.execute("SELECT token, collection_id, removals_through FROM receipts WHERE erased_at IS NULL")
+    ]
+
+
+def finish_receipts(db: apsw.Connection, tokens: Sequence[str], now: float) -> None:
+    """Record that no file contains the data of these receipts any more."""
+    db.executemany("UPDATE receipts SET erased_at = ? WHERE token = ?", [(now, token) for token in tokens])
+
+
+def removals(db: apsw.Connection, after: int, through: int = 2**63 - 1, limit: int = -1) -> list[Removal]:
+    """Return at most `limit` removals of all collections with `after` < seq <= `through`, sorted by seq."""
+    rows = db.execute(
+        "SELECT seq, collection_id, subject_id, face_id FROM removals WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+        (after, through, limit),
+    )
+    return [Removal(*row) for row in rows]
+
+
+def removed_faces(db: apsw.Connection, collection_id: int, after: int) -> tuple[Ints, int]:
+    """Return the ids of the faces removed since the removal `after`, and the number of the last of these removals."""
+    rows: list[Row] = db.execute(
+        "SELECT face_id, seq FROM removals WHERE collection_id = ? AND seq > ? AND face_id != 0 ORDER BY seq",
+        (collection_id, after),
+    ).fetchall()
+    return np.array([row[0] for row in rows], np.int64), rows[-1][1] if rows else after
+
+
+def last_removal(db: apsw.Connection) -> int:
+    """Return the number of the last removal of all collections, 0 if there is none."""
+    return int(db.execute("SELECT coalesce(max(seq), 0) FROM removals").get)
+
+
+def target_exists(db: apsw.Connection, removal: Removal) -> bool:
+    """Return whether the face, subject or collection of the removal exists."""
+    if removal.face_id:
+        return db.execute("SELECT 1 FROM faces WHERE id = ?", (removal.face_id,)).get is not None
+    if removal.subject_id:
+        return db.execute("SELECT 1 FROM subjects WHERE id = ?", (removal.subject_id,)).get is not None
+    return collection_records.exists(db, removal.collection_id)
+
+
+def replay(db: apsw.Connection, removal: Removal) -> None:
+    """Repeat a removal in a ledger that was restored from a backup; its target may be missing."""
+    db.execute(
+        "INSERT OR IGNORE INTO removals (seq, collection_id, subject_id, face_id) VALUES (?, ?, ?, ?)",
+        (removal.seq, removal.collection_id, removal.subject_id, removal.face_id),
+    )
+    if removal.face_id:
+        db.execute("DELETE FROM faces WHERE id = ?", (removal.face_id,))
+    elif removal.subject_id:
+        db.execute("DELETE FROM subjects WHERE id = ?", (removal.subject_id,))
+    else:
+        db.execute("DELETE FROM collections WHERE id = ?", (removal.collection_id,))
+
+
+def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:
+    """Make the next id of each table exceed all earlier ids, including removed ones, by more than the next `gap`."""
+    greatest = db.execute(
+        "SELECT coalesce(max(collection_id), 0), coalesce(max(subject_id), 0), coalesce(max(face_id), 0),"
+        " coalesce(max(seq), 0) FROM removals"
+    ).get
+    for table, removed in zip(("collections", "subjects", "faces", "removals"), greatest, strict=True):
+        last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).get
+        db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, max(removed, last) + gap()))

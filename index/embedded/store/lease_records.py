@@ -1,0 +1,30 @@
+"""Rows of the leases, by which one of several processes does a task."""
+
+from __future__ import annotations
+
+import apsw
+
+
+def take(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
+    """Take or renew the lease and return True; False while another process holds it.
+
+    A lease that ends later than a new one would was taken while the clock was ahead, and counts as expired.
+    """
+    db.execute(
+        "INSERT INTO leases VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE"
+        " SET holder = excluded.holder, expires_at = excluded.expires_at"
+        " WHERE holder = excluded.holder OR expires_at <= ?4 OR expires_at > ?3",
+        (name, holder, now + seconds, now),
+    )
+    return bool(db.execute("SELECT holder = ? FROM leases WHERE name = ?", (holder, name)).get)
+
+
+def is_held(db: apsw.Connection, name: str, now: float, seconds: float) -> bool:
+    """Return whether any process holds the lease, whose renewals last `seconds`; see `take`."""
+    statement = "SELECT 1 FROM leases WHERE name = ? AND expires_at > ? AND expires_at <= ?"
+    return db.execute(statement, (name, now, now + seconds)).get is not None
+
+
+def release(db: apsw.Connection, name: str, holder: str) -> None:
+    """Delete the lease if `holder` holds it."""
+    db.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, holder))

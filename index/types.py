@@ -1,0 +1,171 @@
+"""Data types of a gallery, free of any storage engine. Times are seconds since 1970."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+Fusion = Literal["best", "mean"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Face vectors of one pipeline.
+
+    `fingerprint` identifies detector, alignment, preprocessing and weights of the `embedder`. `generation` is
+    incremented by each re-embedding. `encrypted`: nothing that identifies a subject is stored as plain text.
+    """
+
+    id: int
+    name: str
+    embedder: str
+    fingerprint: str
+    dimensions: int
+    settings: dict[str, Any]
+    created_at: float
+    generation: int = 0
+    encrypted: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person, or a thing, identified by the caller's own `key`."""
+
+    id: int
+    key: str
+    name: str | None
+    metadata: dict[str, Any]
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True)
+class CountedSubject(Subject):
+    """A subject and its number of faces."""
+
+    faces: int
+
+
+@dataclass(frozen=True)
+class Face:
+    """An enrolled face of the subject with the key `subject`.
+
+    `token` is the face's public id; `details` are measurements of the image.
+    """
+
+    id: int
+    token: str
+    subject: str
+    details: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True)
+class NewFace:
+    """A vector [D] to enrol, which is scaled to length 1, and optionally the encoded crop of the face to store."""
+
+    subject: str
+    vector: Floats
+    details: Mapping[str, Any] = field(default_factory=dict)
+    crop: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof of an erasure. `erased_at`: None until no file contains the data any more."""
+
+    token: str
+    subjects: int
+    faces: int
+    requested_at: float
+    erased_at: float | None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A subject found by a search, its cosine similarity to the query, and the token of its nearest face."""
+
+    subject: Subject
+    similarity: float
+    face: str
+
+
+@dataclass(frozen=True)
+class CollectionUsage:
+    """Size of a collection.
+
+    `exact`: searches compare every face, because there is no approximate index. `file_bytes`: size of its segments and
+    its index.
+    """
+
+    subjects: int
+    faces: int
+    exact: bool
+    file_bytes: int
+
+
+JobResult = Literal["done", "failed", "cancelled"]
+JobState = Literal["receiving", "queued", "running"] | JobResult
+ItemStatus = Literal["pending", "enrolled", "rejected", "failed", "erased", "cancelled"]
+ItemKind = Literal["picture", "vector"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A bulk enrolment job. `problem`: why it failed; `actor`: id of the key that sent it."""
+
+    id: int
+    collection: str
+    collection_id: int
+    token: str
+    state: JobState
+    settings: dict[str, Any]
+    created_at: float
+    finished_at: float | None
+    problem: str | None
+    actor: str | None = None
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Properties that replace those of a subject."""
+
+    name: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item of a job: an encoded image, or a vector as little-endian float32, to enrol for the key `subject`."""
+
+    number: int
+    subject: str
+    kind: ItemKind
+    data: bytes
+    properties: Properties | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Status of an item of a job; `result` is JSON without personal data."""
+
+    number: int
+    status: ItemStatus
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProcessedItem:
+    """An item, its outcome, and the faces to enrol for its subject."""
+
+    item: Item
+    outcome: Outcome
+    faces: Sequence[NewFace] = ()
