@@ -32,8 +32,7 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.search import compare, search
-from index.protocol import Usage
-from index.types import Collection, Match
+from index.types import Collection, CollectionUsage, Match
 from index.validation import read_timestamp
 from models.matching import Matching
 
@@ -82,7 +81,7 @@ class GallerySearch:
             data=data,
         )
 
-    def _scope(self, params: SearchParams) -> tuple[Collection, Usage, Chosen | None]:
+    def _scope(self, params: SearchParams) -> tuple[Collection, CollectionUsage, Chosen | None]:
         """Return the collection, its size, and the size of the part that the filter selects."""
         collection = self._gallery.collection(params.collection)
         chosen = None
