@@ -35,7 +35,7 @@ from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, subject_records
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.types import Floats, NewFace
 
@@ -246,9 +246,9 @@ class EncryptedRow(Row):
     open: int
 
 
-def _limits(vectors: int) -> Limits:
+def _limits(vectors: int) -> MaintenanceLimits:
     """As shipped, unless there are too few vectors for segments and an index to be made of them."""
-    return Limits(segment=min(65_536, vectors // 16), exact_below=min(100_000, vectors // 2))
+    return MaintenanceLimits(segment=min(65_536, vectors // 16), exact_below=min(100_000, vectors // 2))
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ import typer
 
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
 from index.embedded.encryption.aead import Cipher
-from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.store import erasure_records, ledger, migrations, vector_records
-from index.embedded.store.ledger import Ledger
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
+from index.embedded.store import erasure_records, migrations, vector_records
+from index.embedded.store.ledger import Ledger, Write
 from index.embedded.store.migrations import STEPS
-from index.embedded.store.vector_records import InvertedFileRecord
-from index.embedded.tasks.compaction import LEASE_S, Limits, Maintenance
+from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
+from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import CorruptError, GalleryError, NotFoundError
@@ -55,9 +55,9 @@ RESULTS = Path("benchmarks/results/gallery_kills.csv")
 DIMENSIONS = 64
 FINGERPRINT = "f1"
 # So small that sealing, rewriting and building go on all the time.
-LIMITS = Limits(segment=8, exact_below=24, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=24, growth=2.0)
 # So that the inverted file must find what is in it.
-EVERYTHING = Tuning(lists=10**6, shortlist=16)
+EVERYTHING = SearchTuning(lists=10**6, shortlist=16)
 FULL = 40  # faces of a collection, about
 # The next versions of the schema, which there are not yet: rows rewritten, a table made anew, an index.
 LATER = (
@@ -284,14 +284,14 @@ class ToldMaintenance(Maintenance):
             self._enter("sealing")
         return super()._new_file(collection, suffix)
 
-    def _rewrite(self, collection: Collection, old: vector_records.SegmentRecord) -> None:
+    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
         self._enter("rewriting")
         super()._rewrite(collection, old)
 
-    def _kept(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
+    def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole
             self._enter("building")
-        return super()._kept(old, total, cipher)
+        return super()._read_index(old, total, cipher)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         super()._swap(collection, change)
@@ -374,7 +374,7 @@ def _synchronous_off() -> None:
 
 
 def _answers_early() -> None:
-    def commit(self: Ledger, connection: apsw.Connection, batch: list[tuple[ledger.Write, Any, Any]]) -> None:
+    def commit(self: Ledger, connection: apsw.Connection, batch: list[tuple[Write, Any, Any]]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         results = [(future, write(connection)) for write, future, _ in batch]
         for future, result in results:

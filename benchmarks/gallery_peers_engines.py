@@ -22,9 +22,9 @@ import faiss
 import numpy as np
 
 from benchmarks.gallery_clustered import DIMENSIONS, Clustered, Floats
-from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.vectors.ivf import ROUNDS, SAMPLE, Ivf
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.vectors.ivf import KMEANS_ITERATIONS, SAMPLE_PER_CENTROID, Ivf
 from index.types import NewFace
 
 M, EF_CONSTRUCTION = 16, 200
@@ -97,15 +97,15 @@ class Vestibule(Engine):
     collection, fingerprint = "city", "f1"
 
     def __init__(self) -> None:
-        self.tuning = Tuning()
+        self.tuning = SearchTuning()
         lists, again = self.tuning.lists, self.tuning.shortlist
         self.settings = f"IVF of 8-bit codes, {lists} lists, {again} ranked again; durable when answered"
 
     @staticmethod
-    def limits(rows: int) -> Limits:
+    def limits(rows: int) -> MaintenanceLimits:
         """The default, but smaller where a small trial would have no inverted file."""
-        default = Limits()
-        return Limits(max(1, min(default.segment, rows // 8)), max(1, min(default.exact_below, rows // 2)))
+        default = MaintenanceLimits()
+        return MaintenanceLimits(max(1, min(default.segment, rows // 8)), max(1, min(default.exact_below, rows // 2)))
 
     def create(self, folder: Path, data: Clustered) -> None:
         self.gallery, self.data = EmbeddedGallery(folder), data
@@ -127,14 +127,14 @@ class Vestibule(Engine):
         self.gallery = EmbeddedGallery(folder)
         # As the service's upkeep does in the background, once a collection was searched.
         collection = self.gallery.collection(self.collection)
-        self.gallery.view(collection)
-        self.gallery.graft(collection)
+        self.gallery.searchers.get(collection)
+        self.gallery.searchers.add_recent(collection)
 
     def search(self, query: Floats, k: int) -> Sequence[int]:
         return [int(match.subject.key) for match in self.gallery.search(self.collection, query[None], k)[0]]
 
     def rows(self, query: Floats, k: int) -> Sequence[int]:
-        view = self.gallery.view(self.gallery.collection(self.collection))
+        view = self.gallery.searchers.get(self.gallery.collection(self.collection))
         faces = view.search(query[None], k, self.tuning.lists, self.tuning.shortlist).faces[0]
         found: list[int] = (faces - 1).tolist()  # a new gallery counts its faces from 1
         return found
@@ -150,7 +150,7 @@ class Faiss(Engine):
     first = 0  # the id of the first row
 
     def __init__(self) -> None:
-        tuning = Tuning()
+        tuning = SearchTuning()
         self.lists, self.shortlist = tuning.lists, tuning.shortlist
         self.settings = f"IVF of 8-bit codes, {self.lists} lists, {self.shortlist} ranked again by mapped vectors"
 
@@ -172,8 +172,8 @@ class Faiss(Engine):
             faiss.IndexFlatIP(DIMENSIONS), DIMENSIONS, lists, faiss.ScalarQuantizer.QT_8bit,
             faiss.METRIC_INNER_PRODUCT, False,
         )  # fmt: skip
-        index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = ROUNDS, True, 1
-        index.train(np.ascontiguousarray(self.vectors[:: max(1, rows // (SAMPLE * lists))]))
+        index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = KMEANS_ITERATIONS, True, 1
+        index.train(np.ascontiguousarray(self.vectors[:: max(1, rows // (SAMPLE_PER_CENTROID * lists))]))
         for first in range(0, rows, 2**16):
             index.add(np.ascontiguousarray(self.vectors[first : first + 2**16]))
         faiss.write_index(index, str(self.folder / "index"))

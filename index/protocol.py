@@ -151,7 +151,7 @@ class Gallery(Protocol):
         ...
 
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
-        """Return at most `limit` (-1: all) of the subject's faces with ids greater than `after`, sorted by id."""
+        """Return at most `limit` faces of the subject (-1: all) with ids above `after`, in the order of enrolment."""
         ...
 
     def crop(self, collection: str, face: str) -> bytes:

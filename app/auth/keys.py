@@ -20,8 +20,8 @@ from typing import Literal, get_args
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
-from index.embedded.audit.log import Audit
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.log import AuditLog
 from index.embedded.store.atomic_files import make_folder
 from index.embedded.store.ledger import Ledger, Watcher
 from index.embedded.store.migrations import AUDITED
@@ -137,7 +137,7 @@ class Keys:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            audit.note(db, Act("create_key", now, of=made.id))
+            audit.record(db, AuditEvent("create_key", now, of=made.id))
 
         self._write(write)
         return made, secret
@@ -157,16 +157,16 @@ class Keys:
             if row[0] is not None:
                 raise ConflictError(f"the key {key} is revoked already")
             db.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (now, key))
-            audit.note(db, Act("revoke_key", now, of=key))
+            audit.record(db, AuditEvent("revoke_key", now, of=key))
 
         self._write(write)
 
     def note_reload(self, version: str | None, actor: str | None) -> None:
         """Put it into the audit log that another version of a model is served (None: none any more)."""
-        self._write(partial(audit.note, act=Act("reload", self._clock(), actor, of=version)))
+        self._write(partial(audit.record, event=AuditEvent("reload", self._clock(), actor, of=version)))
 
     @property
-    def audit(self) -> Audit:
+    def audit(self) -> AuditLog:
         """The log of what was done to keys and models."""
         return self._opened().audit
 
@@ -180,7 +180,7 @@ class Keys:
             if self._store is None:
                 make_folder(self._folder)
                 ledger = Ledger(self._file, steps=STEPS)
-                log = Audit(self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get)
+                log = AuditLog(self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get)
                 log.flush(recover=True)
                 self._store = _Store(ledger, ledger.watcher(), log)
             return self._store
@@ -190,7 +190,7 @@ class Keys:
 class _Store:
     ledger: Ledger
     watcher: Watcher
-    audit: Audit
+    audit: AuditLog
 
 
 _ALL = (

@@ -88,11 +88,11 @@ def import_parquet(
 @gallery_cli.command()
 def verify() -> None:
     """Read everything and compare it; the exit status is 1 if something is not what was written."""
-    from index.embedded.admin.verify import faults
+    from index.embedded.admin.verify import find_faults
 
     count = 0
     with _opened() as gallery:
-        for count, fault in enumerate(faults(gallery), 1):  # noqa: B007  the last number is how many there were
+        for count, fault in enumerate(find_faults(gallery), 1):  # noqa: B007  the last number is how many there were
             typer.echo(fault)
     if count:
         raise typer.Exit(1)
@@ -105,7 +105,7 @@ def clashes() -> None:
 
     DELETE of either subject erases both. A collection is dropped alone.
     """
-    from index.embedded.store import id_normalisation
+    from index.embedded.audit import id_normalisation
     from index.unicode_forms import normalised
 
     count = 0

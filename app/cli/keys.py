@@ -81,8 +81,10 @@ def show_audit() -> None:
         while fault is None:
             entries, cursor = keys.audit.read(cursor)
             for entry in entries:
-                by = f" by {entry.act.actor}" if entry.act.actor else ""
-                typer.echo(f"{entry.sequence:>6} {_moment(entry.act.at)} {entry.act.action} {entry.act.of or '-'}{by}")
+                by = f" by {entry.event.actor}" if entry.event.actor else ""
+                typer.echo(
+                    f"{entry.sequence:>6} {_moment(entry.event.at)} {entry.event.action} {entry.event.of or '-'}{by}"
+                )
             if not entries:
                 return
     fail(f"entry {fault.sequence}: {fault.reason}")

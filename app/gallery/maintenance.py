@@ -12,7 +12,7 @@ import structlog
 
 from app.observability.metrics import Metrics
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.compaction import Maintenance, RoundError
+from index.embedded.tasks.compaction import Maintenance, MaintenanceError
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ class MaintenanceThread:
         try:
             self._free = shutil.disk_usage(self._gallery.files).free
             self._maintenance.run()
-        except RoundError as error:
+        except MaintenanceError as error:
             failures = error.failures
         except Exception as error:  # noqa: BLE001  logged below; a thread that ends would stop erasure and expiry
             failures = {"round": error}

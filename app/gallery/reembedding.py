@@ -23,7 +23,15 @@ from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
+from index.embedded.tasks.reembedding import (
+    FIRST,
+    LEASE_S,
+    PendingCrop,
+    Reembedding,
+    ReembeddingProgress,
+    Reembeddings,
+    ReembeddingWorker,
+)
 from index.types import Floats
 from index.validation import read_timestamp
 
@@ -41,7 +49,7 @@ class Reembedder:
         self._embedder = embedder
         self._gallery = gallery
         self._reembeddings = Reembeddings(gallery)
-        self._worker = Worker(gallery)
+        self._worker = ReembeddingWorker(gallery)
         self._requested = asyncio.Event()
 
     async def begin(self, name: str, params: NewEmbedder, actor: str | None) -> ReembeddingInfo:
@@ -153,7 +161,7 @@ class Reembedder:
                 await run_background(partial(self._worker.block, task, problem))
                 return True
 
-    async def _embed(self, model: LoadedModel, crops: Sequence[Pending]) -> dict[int, Floats]:
+    async def _embed(self, model: LoadedModel, crops: Sequence[PendingCrop]) -> dict[int, Floats]:
         """Return the vectors of the readable crops, by the crops' ids; those with a temporary error are left out.
 
         Raises:
@@ -161,7 +169,7 @@ class Reembedder:
         """
         temporary_errors = 0
 
-        async def embed(crop: Pending) -> Floats | None:
+        async def embed(crop: PendingCrop) -> Floats | None:
             nonlocal temporary_errors
             try:
                 return (await self._embedder.embed_crop(model, crop.crop)).numpy()
@@ -177,7 +185,7 @@ class Reembedder:
         return {crop.id: vector for crop, vector in zip(crops, vectors, strict=True) if vector is not None}
 
 
-def _reembedding_info(progress: Progress, *, has_model: bool) -> ReembeddingInfo:
+def _reembedding_info(progress: ReembeddingProgress, *, has_model: bool) -> ReembeddingInfo:
     task, state, problem = progress.reembedding, progress.state, progress.reembedding.problem
     if not has_model and state != "running":
         state = "blocked"

@@ -29,10 +29,9 @@ from app.gallery.search_schemas import (
 from app.images.uploads import Images
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback, Rejection
-from index.embedded.query.search import compare, search
-from index.types import Collection, CollectionUsage, Match
+from index.embedded.query.search import compare, search, search_scope
+from index.types import Collection, Match
 from index.validation import read_timestamp
 from models.matching import Matching
 
@@ -55,9 +54,11 @@ class GallerySearch:
             VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
             vectors are of another pipeline.
         """
-        collection, usage, chosen = await self._executor.read(lambda: self._scope(params))
+        scope = await self._executor.read(lambda: search_scope(self._gallery, params.collection, params.conditions))
+        collection, usage = scope.collection, scope.usage
         pipeline = await self._embedder.collection_pipeline(collection)
         card = pipeline.embedder.card
+        chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
         size = chosen or usage
         comparisons = size.faces if params.fusion == "best" else size.subjects
         rule = DecisionRule.for_comparisons(card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
@@ -80,16 +81,6 @@ class GallerySearch:
             version=card.version,
             data=data,
         )
-
-    def _scope(self, params: SearchParams) -> tuple[Collection, CollectionUsage, Chosen | None]:
-        """Return the collection, its size, and the size of the part that the filter selects."""
-        collection = self._gallery.collection(params.collection)
-        chosen = None
-        if params.conditions:
-            with self._gallery.ledger.snapshot() as db:
-                subjects, faces = metadata_filter.counts(db, collection.id, params.conditions)
-            chosen = Chosen(subjects=subjects, faces=faces)
-        return collection, self._gallery.usage(params.collection), chosen
 
     @retry_once
     async def verify(

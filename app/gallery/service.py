@@ -32,8 +32,8 @@ from app.gallery.search import FeedbackService, GallerySearch
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
+from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.id_normalisation import count_clashes
 from index.types import Collection, CountedSubject, Face
 from index.validation import read_timestamp
 

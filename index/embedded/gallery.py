@@ -1,23 +1,23 @@
-"""The gallery in this process's files: the ledger, and for each collection a view that is kept up with it."""
+"""The embedded gallery: a SQLite ledger, which is the truth, and an in-memory searcher per collection."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
-from index.embedded.audit.log import Audit
-from index.embedded.encryption.aead import Cipher, OperatorKey
-from index.embedded.encryption.data_keys import CollectionKeys, cipher_of
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.erasure import remove_lapsed, remove_subjects
+from index.embedded.audit.id_normalisation import normalise_ids
+from index.embedded.audit.log import AuditLog
+from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption.data_keys import CollectionKeys
 from index.embedded.store import (
     collection_records,
     erasure_records,
@@ -27,13 +27,11 @@ from index.embedded.store import (
     vector_records,
 )
 from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.id_normalisation import normalise_ids
 from index.embedded.store.ledger import Change, Ledger, committing
 from index.embedded.store.tombstones import Tombstones
-from index.embedded.vectors.ivf import Ivf
-from index.embedded.vectors.searcher import Found, Part, View
-from index.embedded.vectors.segment import Segment
-from index.errors import ConflictError, CorruptError, GalleryError, LockedError
+from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
+from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
+from index.errors import ConflictError, GalleryError
 from index.types import (
     Collection,
     CollectionUsage,
@@ -51,16 +49,14 @@ from index.validation import check_future, unit_vectors
 T = TypeVar("T")
 
 LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE, AUDIT_FILE = "ledger.db", "files", "tombstones", "audit.log"
-RETENTION = "retention"  # the actor where a subject's time was over
-# Of a restore that is under way, or was when its process died.
-RESTORING_FILE = f"{LEDGER_FILE}.restoring"
+RESTORING_FILE = f"{LEDGER_FILE}.restoring"  # the new ledger during a restore
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How far a search goes where there is an inverted file: lists looked into, faces ranked again.
+class SearchTuning:
+    """Search effort with an inverted file: the lists to probe, and the faces to re-rank by their exact vectors.
 
-    At a million faces, several of each subject, 64 lists find the nearest one for .90 of the queries, 256 for .99 and
+    At a million faces, several of each subject, 64 lists find the nearest face for .90 of the queries, 256 for .99 and
     384 for .99 and more (docs/gallery-peers.md).
     """
 
@@ -68,34 +64,21 @@ class Tuning:
     shortlist: int = 128
 
 
-@dataclass
-class _Entry:
-    """A view, the files it was made of (None: not made yet), and the commit up to which it has followed the ledger.
-
-    It has the vectors of one generation of the collection, and no others. Who changes the view holds the lock.
-    """
-
-    view: View
-    generation: int
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    version: int = -1
-    files: tuple[str, ...] | None = None
-
-
 class EmbeddedGallery:
-    """The `Gallery` in a folder, which several processes may have open. `key`: the operator's, for what is encrypted.
+    """The `Gallery` in a folder, which several processes may open. `key`: the operator's, for encrypted collections.
 
-    An erasure has failed where writing it down beside the ledger raises OSError; it is written down later all the same.
+    An erasure raises OSError where its tombstone cannot be written. It is committed nevertheless, and the tombstone is
+    written later.
 
     Raises:
-        GalleryError: see `Ledger`; or a restore is under way, or the ledger is lost. CorruptError: see `Tombstones`.
+        GalleryError: see `Ledger`; or a restore is running, or the ledger is missing. CorruptError: see `Tombstones`.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        tuning: Tuning | None = None,
+        tuning: SearchTuning | None = None,
         clock: Callable[[], float] = time.time,
         vfs: str | None = None,
         key: OperatorKey | None = None,
@@ -103,48 +86,47 @@ class EmbeddedGallery:
         self.files = folder / FILES_FOLDER
         make_folder(self.files)
         self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
-        with ExitStack() as opened:
-            opened.enter_context(folder_lock.lock(folder, exclusive=False))
-            for path in folder.glob(f"{RESTORING_FILE}*"):
+        with ExitStack() as resources:
+            resources.enter_context(folder_lock.lock(folder, exclusive=False))
+            for path in folder.glob(f"{RESTORING_FILE}*"):  # of a restore whose process died
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
-                raise GalleryError(f"the ledger in {folder} is lost; put a backup back by `restore`")
+                raise GalleryError(f"the ledger in {folder} is missing; restore a backup with `restore`")
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
-            opened.callback(self.ledger.close)
-            self.remember_erasures()
-            normalise_ids(self.ledger, partial(_note_renamed, now=clock()))
-            self.audit = Audit(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
+            resources.callback(self.ledger.close)
+            self.write_tombstones()
+            normalise_ids(self.ledger, clock())
+            self.audit = AuditLog(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
             self.audit.flush(recover=True)
-            opened.callback(self.audit.flush)
-            self._opened = opened.pop_all()
+            resources.callback(self.audit.flush)
+            self._resources = resources.pop_all()
         self.clock = clock
-        self._tuning = tuning or Tuning()
-        self._entries: dict[int, _Entry] = {}
-        self._known: tuple[int, dict[str, Collection]] = (-1, {})
-        self._lock = threading.Lock()
+        self._tuning = tuning or SearchTuning()
         self._watcher = self.ledger.watcher()
+        self.searchers = SearcherCache(self.ledger, self.files, self._watcher)
+        self._collection_cache: tuple[int, dict[str, Collection]] = (-1, {})  # of one version of the ledger
 
     def close(self) -> None:
-        """Let go of the files. Other threads must have stopped using it."""
-        self._opened.close()
-        self._entries.clear()
+        """Close all files. No other thread may use the gallery any more."""
+        self._resources.close()
+        self.searchers.clear()
 
-    def remember_erasures(self) -> None:
-        """Write down beside the ledger, durably, what has been erased, so that a restore erases it again."""
+    def write_tombstones(self) -> None:
+        """Write the tombstones of all committed erasures durably, so that a restore repeats these erasures."""
         self.tombstones.append_new(self.ledger.reader())
 
     def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
-        """A change that erases nothing."""
+        """Return a change that erases nothing."""
         return Change(self.ledger, write)
 
     def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
-        """A change that erases something, which is also written down beside the ledger before its result is there."""
+        """Return a change that erases data. Its tombstones are written before its result is returned."""
         return Change(self.ledger, write, self.tombstones.append_new)
 
     @committing
     def create(
         self,
-        /,  # else a setting could have its name
+        /,  # a setting may be called `self`
         name: str,
         embedder: str,
         fingerprint: str,
@@ -158,9 +140,9 @@ class EmbeddedGallery:
         collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
 
         def write(db: apsw.Connection) -> Collection:
-            made = collection_records.insert(db, collection)
-            audit.note(db, Act("create_collection", made.created_at, actor, made.id))
-            return made
+            inserted = collection_records.insert(db, collection)
+            audit.record(db, AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
+            return inserted
 
         return self.change(write)
 
@@ -177,10 +159,10 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = collection_records.find(db, name)
-            made = erasure_records.remove_collection(db, found, self.clock())
-            audit.note(db, Act("erase", made.requested_at, actor, found.id, id=made.token))
-            return made
+            collection = collection_records.find(db, name)
+            receipt = erasure_records.remove_collection(db, collection, self.clock())
+            audit.record(db, AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
+            return receipt
 
         return self.erasure(write)
 
@@ -198,20 +180,15 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> CountedSubject:
-            found, now = collection_records.find(db, collection), self.clock()
+            number, now = collection_records.find(db, collection).id, self.clock()
             check_future(expires_at, now)
-            remove_lapsed(db, found.id, [key], now)
-            made = subject_records.upsert(
-                db,
-                found.id,
-                key,
-                name=name,
-                metadata={} if metadata is None else metadata,
-                expires_at=expires_at,
-                now=now,
+            remove_lapsed(db, number, [key], now)
+            properties = {} if metadata is None else metadata
+            subject = subject_records.upsert(
+                db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
             )
-            audit.note(db, Act("put_subject", now, actor, found.id, [made.id]))
-            return made
+            audit.record(db, AuditEvent("put_subject", now, actor, number, [subject.id]))
+            return subject
 
         return self.change(write)
 
@@ -230,8 +207,8 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = collection_records.find(db, collection)
-            return remove_subjects(db, found.id, subject_records.ids_of_key(db, found.id, key), self.clock(), actor)
+            number = collection_records.find(db, collection).id
+            return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), self.clock(), actor)
 
         return self.erasure(write)
 
@@ -242,21 +219,22 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> list[Face]:
-            found, now = collection_records.find(db, collection), self.clock()
-            collection_records.check_fingerprint(found, fingerprint)
-            remove_lapsed(db, found.id, {face.subject for face in faces}, now)
-            made = face_records.insert(db, found.id, faces, now)
-            ids = [face.id for face in made]
-            audit.note(db, Act("enrol", now, actor, found.id, audit.subjects_of(db, ids), ids))
-            return made
+            target, now = collection_records.find(db, collection), self.clock()
+            collection_records.check_fingerprint(target, fingerprint)
+            remove_lapsed(db, target.id, {face.subject for face in faces}, now)
+            enrolled = face_records.insert(db, target.id, faces, now)
+            ids = [face.id for face in enrolled]
+            audit.record(db, AuditEvent("enrol", now, actor, target.id, audit.subjects_of(db, ids), ids))
+            return enrolled
 
         return self.change(write)
 
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            found = collection_records.find(db, collection)
-            return face_records.of_subject(db, subject_records.find(db, found.id, key, self.clock()).id, after, limit)
+            number = collection_records.find(db, collection).id
+            subject = subject_records.find(db, number, key, self.clock())
+            return face_records.of_subject(db, subject.id, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
@@ -268,12 +246,12 @@ class EmbeddedGallery:
         """See `Gallery`."""
 
         def write(db: apsw.Connection) -> Receipt:
-            found = collection_records.find(db, collection)
-            ids = face_records.ids_of_tokens(db, found.id, faces)
+            number = collection_records.find(db, collection).id
+            ids = face_records.ids_of_tokens(db, number, faces)
             subjects = audit.subjects_of(db, ids)
-            made = erasure_records.remove_faces(db, found.id, ids, subjects=0, now=self.clock())
-            audit.note(db, Act("erase", made.requested_at, actor, found.id, subjects, ids, made.token))
-            return made
+            receipt = erasure_records.remove_faces(db, number, ids, subjects=0, now=self.clock())
+            audit.record(db, AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
+            return receipt
 
         return self.erasure(write)
 
@@ -283,7 +261,7 @@ class EmbeddedGallery:
 
     def size(self, collection: str) -> int:
         """See `Gallery`."""
-        return self._current(collection, None, lambda found: len(self.view(found)))
+        return self._read_current(collection, None, lambda current: len(self.searchers.get(current)))
 
     def search(
         self,
@@ -295,50 +273,53 @@ class EmbeddedGallery:
     ) -> list[list[Match]]:
         """See `Gallery`."""
 
-        def answer(found: Collection) -> list[list[Match]]:
-            view, rows = self.view(found), unit_vectors(queries, found.dimensions)
-            return [self._matches(found, view, query[None], k, fusion) for query in rows]
+        def read(current: Collection) -> list[list[Match]]:
+            searcher, rows = self.searchers.get(current), unit_vectors(queries, current.dimensions)
+            return [self._matches(current, searcher, query[None], k, fusion) for query in rows]
 
-        return self._current(collection, fingerprint, answer)
+        return self._read_current(collection, fingerprint, read)
 
-    def _current(self, name: str, fingerprint: str | None, answer: Callable[[Collection], T]) -> T:
-        """What is answered for the collection as it is; asked again where it was embedded anew meanwhile."""
+    def _read_current(self, name: str, fingerprint: str | None, read: Callable[[Collection], T]) -> T:
+        """Return `read(collection)`; repeat it with the new collection where that was re-embedded meanwhile."""
         while True:
-            found = self._read_once(name)
-            collection_records.check_fingerprint(found, fingerprint)
+            collection = self._cached_collection(name)
+            collection_records.check_fingerprint(collection, fingerprint)
             with suppress(ConflictError):
-                return answer(found)
+                return read(collection)
 
-    def _read_once(self, name: str) -> Collection:
-        """The collection as the ledger has it now, read again only after a commit."""
-        version = self._watcher.version()
-        known, collections = self._known
-        if known != version:
+    def _cached_collection(self, name: str) -> Collection:
+        """Return the current collection; read it from the ledger only after a commit."""
+        version = self._watcher.version()  # asked for first, so that a cached collection is never older than it
+        cached_version, collections = self._collection_cache
+        if cached_version != version:
             collections = {}
-            self._known = version, collections
+            self._collection_cache = version, collections
         if name not in collections:
-            collections[name] = self.collection(name)  # not older than the version, which was asked for before
+            collections[name] = self.collection(name)
         return collections[name]
 
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""
         subjects = sorted({subject.id for subject in found})
-        self.audit.add(Act("search", self.clock(), actor, self.collection(collection).id, subjects))
+        self.audit.add(AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects))
 
-    def _matches(self, collection: Collection, view: View, query: Floats, k: int, fusion: Fusion) -> list[Match]:
-        wanted = 2 * k + 8
+    def _matches(
+        self, collection: Collection, searcher: VectorSearcher, query: Floats, k: int, fusion: Fusion
+    ) -> list[Match]:
+        """Return the best `k` matches of a query [1, D]."""
+        count = 2 * k + 8
         while True:
-            found = view.search(query, wanted, self._tuning.lists, self._tuning.shortlist)
-            best = _by_subject(found)
-            exhausted = len(found.faces[0]) < wanted or found.faces[0][-1] < 0
-            # A mean may put any of them first; else the nearest are enough, unless some of them are gone.
-            likeliest = list(best)[: None if fusion == "mean" else k]
-            owners = self._owners(likeliest)
+            nearest = searcher.search(query, count, self._tuning.lists, self._tuning.shortlist)
+            best = _nearest_by_subject(nearest)
+            exhausted = len(nearest.faces[0]) < count or nearest.faces[0][-1] < 0
+            # By its mean any subject can be first. Otherwise the nearest k are enough, unless some were erased.
+            first = list(best)[: None if fusion == "mean" else k]
+            owners = self._owners(first)
             if len(owners) < k:
-                owners |= self._owners(list(best)[len(likeliest) :])
+                owners |= self._owners(list(best)[len(first) :])
             if len(owners) >= k or exhausted:
                 break
-            wanted *= 4
+            count *= 4
         if fusion == "mean":
             ids = [subject.id for _, subject in owners.values()]
             with self.snapshot_of(collection) as db:
@@ -352,157 +333,37 @@ class EmbeddedGallery:
         return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
 
     def _owners(self, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
-        """Token and subject of those of the faces that there are and whose subjects' time is not over."""
+        """Return the token and the subject of each face, without erased faces and expired subjects."""
         if not faces:
             return {}
         now = self.clock()
-        there = face_records.owners(self.ledger.reader(), faces)
-        return {face: own for face, own in there.items() if (until := own[1].expires_at) is None or until > now}
+        owners = face_records.owners(self.ledger.reader(), faces)
+        return {face: own for face, own in owners.items() if (until := own[1].expires_at) is None or until > now}
 
     def usage(self, collection: str) -> CollectionUsage:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
-            found = collection_records.find(db, collection)
-            indexed = vector_records.inverted_file(db, found.id)
-            names = [one.file for one in vector_records.segments(db, found.id)] + ([indexed.file] if indexed else [])
-            subjects, faces = collection_records.counts(db, found.id)
-        paths = [path for name in names if (path := self.files / name).exists()]
-        return CollectionUsage(subjects, faces, indexed is None, sum(path.stat().st_size for path in paths))
+            return self.usage_of(db, collection_records.find(db, collection))
 
-    @contextmanager
-    def snapshot_of(self, collection: Collection) -> Iterator[apsw.Connection]:
-        """Several reads that see one commit, in which the collection has the vectors it had when it was read.
+    def usage_of(self, db: apsw.Connection, collection: Collection) -> CollectionUsage:
+        """Return the usage of a collection that was read in the snapshot `db`."""
+        index = vector_records.inverted_file(db, collection.id)
+        files = [segment.file for segment in vector_records.segments(db, collection.id)] + (
+            [index.file] if index else []
+        )
+        subjects, faces = collection_records.counts(db, collection.id)
+        paths = [path for file in files if (path := self.files / file).exists()]
+        return CollectionUsage(subjects, faces, index is None, sum(path.stat().st_size for path in paths))
 
-        Raises:
-            ConflictError: see `collection_records.check_current`.
-        """
-        with self.ledger.snapshot() as db:
-            collection_records.check_current(db, collection)
-            yield db
-
-    def view(self, collection: Collection) -> View:
-        """The collection's vectors as the ledger has them now.
-
-        Raises:
-            ConflictError: see `collection_records.check_current`.
-        """
-        with self._lock:
-            version = self._watcher.version()
-            entry = self._entries.get(collection.id)
-            if entry is None or entry.generation < collection.generation:
-                entry = self._entries[collection.id] = _Entry(View(collection.dimensions), collection.generation)
-        if entry.generation != collection.generation:
-            raise ConflictError(f"{collection.name!r} was embedded anew meanwhile")
-        if entry.version != version:
-            with entry.lock:
-                if entry.version != version:
-                    if entry.files is None:
-                        self._load(collection, entry)
-                    self._follow(collection, entry.view)
-                    entry.version = version
-        return entry.view
-
-    def reload(self, collection: Collection) -> None:
-        """Take up files that were written since the view was made. Searches go on with the old ones meanwhile.
-
-        A view of vectors that the collection has no more is let go, with the files that it was made of.
-        """
-        with self._lock:
-            entry = self._entries.get(collection.id)
-            if entry is not None and entry.generation < collection.generation:
-                entry = None
-                del self._entries[collection.id]
-        if entry is not None and entry.files is not None:
-            with suppress(ConflictError, LockedError):  # a later round takes them up
-                self._load(collection, entry)
-
-    def graft(self, collection: Collection) -> None:
-        """Let the inverted file find what was enrolled since it was written, if this process has searched it at all."""
-        with self._lock:
-            entry = self._entries.get(collection.id)
-        if entry is not None:
-            entry.view.graft()
-
-    def _follow(self, collection: Collection, view: View) -> None:
-        with self.snapshot_of(collection) as db:
-            removed, through = erasure_records.removed_faces(db, collection.id, view.applied_removal)
-            added = vector_records.read(db, collection.id, collection.dimensions, view.applied_face)
-            view.apply(added, removed, through)
-
-    def _load(self, collection: Collection, entry: _Entry) -> None:
-        with self.snapshot_of(collection) as db:
-            sealed, indexed = (
-                vector_records.segments(db, collection.id),
-                vector_records.inverted_file(db, collection.id),
-            )
-            names = (*(one.file for one in sealed), indexed.file if indexed else "")
-            if names == entry.files:
-                return
-            cipher = cipher_of(db, collection.id)
-            parts: list[Part] = [self._part(db, collection, one, cipher) for one in sealed]
-        ivf = self._read(indexed, cipher)
-        count = sum(one.last_face <= indexed.last_face for one in sealed) if indexed else 0
-        oldest = min((one.removals_through for one in sealed), default=0)
-        with entry.lock, self.snapshot_of(collection) as db:
-            # Read after the files, so that whatever the view has forgotten since is forgotten in them, too.
-            removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
-            entry.view.install(parts, ivf, count, removed)
-            entry.files = names
-
-    def _read(self, indexed: vector_records.InvertedFileRecord | None, cipher: Cipher) -> Ivf | None:
-        """The inverted file; without one that is what was written, every face is compared until it is built anew."""
-        try:
-            return Ivf.read(self.files / indexed.file, cipher) if indexed else None
-        except CorruptError:
-            return None
-
-    def _part(
-        self, db: apsw.Connection, collection: Collection, one: vector_records.SegmentRecord, cipher: Cipher
-    ) -> Part:
-        """The segment, or where its file is not what was written the same rows from the ledger."""
-        try:
-            return Segment.open(self.files / one.file, cipher).unsealed()
-        except CorruptError:
-            return vector_records.read(
-                db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face
-            )
+    def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:
+        """See `collection_snapshot`."""
+        return collection_snapshot(self.ledger, collection)
 
 
-def _note_renamed(db: apsw.Connection, collection_id: int, subjects: Sequence[int], now: float) -> None:
-    audit.note(db, Act("normalise_id", now, collection=collection_id, subjects=subjects))
-
-
-def remove_subjects(
-    db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float, actor: str | None = None
-) -> Receipt:
-    """Delete the subjects and all their faces, and note it for the audit log."""
-    faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
-    made = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
-    audit.note(db, Act("erase", now, actor, collection_id, subject_ids, faces, made.token))
-    return made
-
-
-def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
-    """Delete at most `limit` of the subjects whose time is over, and their faces; how many. `RETENTION` did it.
-
-    That needs no key of an encrypted collection's.
-    """
-    over = subject_records.expired(db, now, limit)
-    for collection_id, subject_id in over:
-        remove_subjects(db, collection_id, [subject_id], now, RETENTION)
-    return len(over)
-
-
-def remove_lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
-    """Delete those of the subjects whose time is over: what is stored under their keys now is somebody else's."""
-    if ids := subject_records.expired_among(db, collection_id, keys, now):
-        remove_subjects(db, collection_id, ids, now, RETENTION)
-
-
-def _by_subject(found: Found) -> dict[int, float]:
-    """Of the only query, each subject's nearest face: its id and its similarity, likest first."""
+def _nearest_by_subject(nearest: NearestFaces) -> dict[int, float]:
+    """Return the nearest face of each subject for the only query: similarities by face id, nearest first."""
     best: dict[int, tuple[int, float]] = {}
-    columns = (found.subjects[0].tolist(), found.faces[0].tolist(), found.similarities[0].tolist())
+    columns = (nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist())
     for subject, face, similarity in zip(*columns, strict=True):
         if subject >= 0:
             best.setdefault(subject, (face, similarity))

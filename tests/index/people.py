@@ -1,4 +1,4 @@
-"""Vectors and faces to enrol, and the content of a folder."""
+"""Test data for galleries: faces to enrol, a clock, and the content of a folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from index.embedded.gallery import EmbeddedGallery
 from index.types import Face, Floats, NewFace
 
 
+class Clock:
+    """A clock that stands still unless a test changes `now`."""
+
+    def __init__(self, now: float = 1_000_000.0):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def vectors(count: int, dimensions: int = 4, seed: int = 0) -> Floats:
-    """Random vectors [N, D] of length 1."""
-    rows = np.random.default_rng(seed).normal(size=(count, dimensions))
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+    """Return different vectors of length 1, [count, dimensions]."""
+    values = np.random.default_rng(seed).normal(size=(count, dimensions))
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
 
 
-def enrol(gallery: EmbeddedGallery, name: str, count: int, seed: int = 0) -> list[Face]:
-    """Enrol `count` faces of five subjects in turn, and return them."""
-    collection = gallery.collection(name)
-    rows = vectors(count, collection.dimensions, seed)
-    return gallery.enrol(name, [NewFace(f"p{i % 5}", row) for i, row in enumerate(rows)], collection.fingerprint)
+def enrol(gallery: EmbeddedGallery, collection: str, count: int, seed: int = 0) -> list[Face]:
+    """Enrol `count` faces, of the subjects p0 to p4 in turn."""
+    target = gallery.collection(collection)
+    faces = [NewFace(f"p{i % 5}", vector) for i, vector in enumerate(vectors(count, target.dimensions, seed))]
+    return gallery.enrol(collection, faces, target.fingerprint)
 
 
 def folder_bytes(folder: Path) -> bytes:
-    """Names and contents of all files in the folder."""
+    """Return the names and contents of all files, concatenated."""
     return b"".join(path.name.encode() + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())

@@ -1,4 +1,4 @@
-"""After `erased` nothing is left in any file: of vectors in every form, of crops, names, keys, metadata."""
+"""Once a receipt says `erased`, no file contains the vectors in any form, crops, names, keys or metadata."""
 
 from __future__ import annotations
 
@@ -35,71 +35,70 @@ from benchmarks.erasure import (
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, erasure_records, face_records
 from index.embedded.store.secure_delete import Pages
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from tests.index.people import vectors
 
 DIMENSIONS = 64
-LIMITS = Limits(segment=100, exact_below=200, growth=2.0)
+LIMITS = MaintenanceLimits(segment=100, exact_below=200, growth=2.0)
 
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "state")
-    made.create(COLLECTION, "face-embedder", FINGERPRINT, DIMENSIONS)
-    yield made
-    made.close()
+    gallery = EmbeddedGallery(tmp_path / "state")
+    gallery.create(COLLECTION, "face-embedder", FINGERPRINT, DIMENSIONS)
+    yield gallery
+    gallery.close()
 
 
 def one_by_one(db: apsw.Connection, tokens: Sequence[str]) -> None:
-    """Erase them as if each was another request, but durably all at once: that is faster."""
-    found = collection_records.find(db, COLLECTION)
+    """Erase each face with a receipt of its own, in one transaction."""
+    number = collection_records.find(db, COLLECTION).id
     for token in tokens:
-        erasure_records.remove_faces(
-            db, found.id, face_records.ids_of_tokens(db, found.id, [token]), subjects=0, now=0.0
-        )
+        erasure_records.remove_faces(db, number, face_records.ids_of_tokens(db, number, [token]), subjects=0, now=0.0)
 
 
-def left(gallery: EmbeddedGallery, folder: Path, rounds: int) -> list[str]:
-    """What is found of all that was erased, in rounds of enrolling and erasing at random; `folder` has the gallery."""
+def remains(gallery: EmbeddedGallery, folder: Path, rounds: int) -> list[str]:
+    """Enrol and erase at random in rounds, then return what the files in `folder` still contain of erased data."""
     rng, maintenance = random.Random(2), Maintenance(gallery, LIMITS)
-    there: dict[str, tuple[Person, int]] = {}
+    enrolled: dict[str, tuple[Person, int]] = {}
     forms: set[bytes] = set()
     for number in range(rounds):
-        # Rows of various lengths: those are what SQLite makes room for by writing a page anew.
-        people = [person(200 * number + each, DIMENSIONS, 1, (50, 1500)) for each in range(200)]
-        there |= dict(zip(fill(gallery, people), ((one, face) for one in people for face in range(5)), strict=True))
+        # Rows of different lengths make SQLite rewrite pages.
+        people = [person(200 * number + offset, DIMENSIONS, 1, (50, 1500)) for offset in range(200)]
+        faces = [(subject, face) for subject in people for face in range(5)]
+        enrolled |= dict(zip(fill(gallery, people), faces, strict=True))
         maintenance.run()
         before = indexes(gallery)
-        keys = rng.sample(sorted({one.key for one, _ in there.values()}), 15)
-        whole = {token for token, (one, _) in there.items() if one.key in keys}
-        tokens = rng.sample([token for token in there if token not in whole], len(there) * 3 // 4)
+        keys = rng.sample(sorted({subject.key for subject, _ in enrolled.values()}), 15)
+        of_subjects = {token for token, (subject, _) in enrolled.items() if subject.key in keys}
+        tokens = rng.sample([token for token in enrolled if token not in of_subjects], len(enrolled) * 3 // 4)
         gallery.ledger.write(partial(one_by_one, tokens=tokens[20:]))
         erase(gallery, maintenance, tokens[:20], keys)
         all_indexes = before + indexes(gallery)
         assert all_indexes
-        for token in (*tokens, *whole):
-            one, face = there.pop(token)
-            forms.update((*forms_of_vector(one.vectors[face], all_indexes), one.crops[face] or b""))
-            forms.update(one.forms if token in whole else ())
-    # What is not to be found, and something that is.
-    survivor, face = next(iter(there.values()))
-    size, found = search_elsewhere([survivor.vectors[face].tobytes()], [folder])
+        for token in (*tokens, *of_subjects):
+            subject, face = enrolled.pop(token)
+            forms.update((*forms_of_vector(subject.vectors[face], all_indexes), subject.crops[face] or b""))
+            forms.update(subject.forms if token in of_subjects else ())
+    # Check that the search finds a vector that was not erased.
+    survivor, face = next(iter(enrolled.values()))
+    size, places = search_elsewhere([survivor.vectors[face].tobytes()], [folder])
     assert size > 500_000
-    assert len(found) >= DIMENSIONS * 4 // 8
+    assert len(places) >= DIMENSIONS * 4 // 8
     return search_elsewhere(sorted(forms), [folder])[1]
 
 
-def test_after_erased_nothing_is_left_in_any_file(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    assert left(gallery, tmp_path, 4) == []
+def test_erased_data_is_in_no_file(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+    assert remains(gallery, tmp_path, 4) == []
 
 
-def test_secure_delete_alone_leaves_some(
+def test_secure_delete_alone_leaves_erased_data(
     gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pages, "dirty", lambda self: [])
-    found = left(gallery, tmp_path, 4)
-    assert found
-    assert all("ledger.db" in line for line in found)
+    lines = remains(gallery, tmp_path, 4)
+    assert lines
+    assert all("ledger.db" in line for line in lines)
 
 
 @given(
@@ -109,7 +108,7 @@ def test_secure_delete_alone_leaves_some(
     start=st.integers(0, 300),
     at_once=st.sampled_from([8, 16, 24, 2**20]),
 )
-def test_every_slice_is_found_wherever_it_lies(
+def test_every_slice_is_found_at_every_offset(
     tmp_path_factory: pytest.TempPathFactory, before: bytes, after: bytes, form: int, start: int, at_once: int
 ) -> None:
     (vector,) = vectors(1, DIMENSIONS, seed=5)
@@ -125,7 +124,7 @@ def test_every_slice_is_found_wherever_it_lies(
 NEEDLES = Needles(forms_of_vector(vectors(1, DIMENSIONS, seed=5)[0]))
 
 
-def test_forms_are_what_others_write() -> None:
+def test_forms_of_a_vector_agree_with_numpy_and_base64() -> None:
     (vector,) = vectors(1, DIMENSIONS)
     whole, half, *encoded = forms_of_vector(vector)
     assert whole == bytes(memoryview(vector))
@@ -133,25 +132,27 @@ def test_forms_are_what_others_write() -> None:
     for before in range(7):
         text = base64.b64encode(b"x" * before + whole + b"y" * 5)
         assert encoded[before % 3] in text
-    one = person(3, DIMENSIONS)
-    assert json.dumps({"n": one.name}).encode().count(list(one.forms)[3]) == 1
-    assert json.dumps({"n": one.name}, ensure_ascii=False).encode().count(list(one.forms)[2]) == 1
+    subject = person(3, DIMENSIONS)
+    assert json.dumps({"n": subject.name}).encode().count(list(subject.forms)[3]) == 1
+    assert json.dumps({"n": subject.name}, ensure_ascii=False).encode().count(list(subject.forms)[2]) == 1
 
 
 @pytest.mark.parametrize(("forgetful", "encrypted"), [(True, False), (False, True)])
-def test_the_benchmark_measures_and_can_fail(
+def test_the_erasure_benchmark_measures_and_can_fail(
     tmp_path: Path, forgetful: bool, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def leaves_one(gallery: EmbeddedGallery, maintenance: Maintenance, tokens: list[str], keys: list[str]) -> float:
+    def erase_incompletely(
+        gallery: EmbeddedGallery, maintenance: Maintenance, tokens: list[str], keys: list[str]
+    ) -> float:
         (gallery.files.parent / "forgotten").write_text(json.dumps({"subject": keys[0]}))
         return erase(gallery, maintenance, tokens, keys)
 
     if forgetful:
-        monkeypatch.setattr(erasure, "erase", leaves_one)
+        monkeypatch.setattr(erasure, "erase", erase_incompletely)
     with pytest.raises(typer.Exit) as ended:
         main(2000, DIMENSIONS, 300, 20, 2, tmp_path, tmp_path / "erasure.csv", encrypted)
     with (tmp_path / "erasure.csv").open() as file:

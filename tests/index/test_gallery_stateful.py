@@ -1,6 +1,4 @@
-"""Congruence: whatever is enrolled, erased, embedded anew, sealed, indexed, damaged, closed or opened twice, a search
-answers as numpy does that compares everything.
-"""
+"""Stateful test: after any sequence of operations and damages, searches agree with exhaustive comparison by numpy."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from index.embedded.encryption.aead import OperatorKey
-from index.embedded.gallery import EmbeddedGallery, Tuning
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.tasks.reembedding import FIRST, Reembeddings, Worker
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, NotFoundError
 from index.types import NewFace
 
@@ -27,20 +25,20 @@ Vector = npt.NDArray[np.float32]
 
 KEY = OperatorKey(b"k" * 32)
 DIMENSIONS = 8
-EVERYTHING = Tuning(lists=10_000, shortlist=10_000)  # so that the inverted file, too, must find all
-LIMITS = Limits(segment=4, exact_below=8, growth=2.0)
+EVERYTHING = SearchTuning(lists=10_000, shortlist=10_000)  # makes the inverted file exact
+LIMITS = MaintenanceLimits(segment=4, exact_below=8, growth=2.0)
 NAMES = st.sampled_from(["doors", "trains"])
 PEOPLE = st.sampled_from([f"p{i}" for i in range(12)])
 
 
 def vector(seed: int, pipeline: int = 1) -> Vector:
-    """What the pipeline of that number makes of a crop: they take turns in how many numbers that are."""
+    """Return the pipeline's vector of a crop. Pipelines alternate between two numbers of dimensions."""
     values = np.random.default_rng((seed, pipeline)).normal(size=DIMENSIONS + 4 * (pipeline % 2))
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
-class Congruence(RuleBasedStateMachine):
-    """Two galleries on one folder (as two processes have it), and what they should hold: token -> (person, crop)."""
+class GalleryMachine(RuleBasedStateMachine):
+    """Two galleries on one folder, as in two processes. `model`: expected faces, token -> (subject, crop)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,8 +72,8 @@ class Congruence(RuleBasedStateMachine):
     def create(self, name: str, which: int) -> None:
         if name not in self.model:
             pipeline = self.pipelines[name]
-            made = name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline))
-            self.galleries[which].create(*made, encrypted=self.encrypted)
+            properties = name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline))
+            self.galleries[which].create(*properties, encrypted=self.encrypted)
             self.model[name] = {}
 
     @rule(which=st.integers(0, 1))
@@ -87,41 +85,41 @@ class Congruence(RuleBasedStateMachine):
 
     @rule(name=NAMES, person=PEOPLE, count=st.integers(1, 20), which=st.integers(0, 1))
     def enrol(self, name: str, person: str, count: int, which: int) -> None:
-        pipeline, crops = self.pipelines[name], range(self.seeds, self.seeds + count)  # no two alike
+        pipeline, crops = self.pipelines[name], range(self.seeds, self.seeds + count)
         faces = [NewFace(person, vector(crop, pipeline), crop=str(crop).encode()) for crop in crops]
         self.seeds += count
         if name not in self.model:
             with pytest.raises(NotFoundError):
                 self.galleries[which].enrol(name, faces, f"f{pipeline}")
             return
-        made = self.galleries[which].enrol(name, faces, f"f{pipeline}")
-        self.model[name] |= {face.token: (person, crop) for face, crop in zip(made, crops, strict=True)}
+        enrolled = self.galleries[which].enrol(name, faces, f"f{pipeline}")
+        self.model[name] |= {face.token: (person, crop) for face, crop in zip(enrolled, crops, strict=True)}
 
     @rule(name=NAMES, which=st.integers(0, 1))
-    def begin_anew(self, name: str, which: int) -> None:
+    def begin_reembedding(self, name: str, which: int) -> None:
         pipeline = self.pipelines[name] + 1
-        with suppress(NotFoundError, ConflictError):  # it is not there, or under way already
+        with suppress(NotFoundError, ConflictError):  # it does not exist, or is being re-embedded
             Reembeddings(self.galleries[which]).begin(name, "face-embedder", f"f{pipeline}", len(vector(0, pipeline)))
 
     @rule(name=NAMES, which=st.integers(0, 1), count=st.integers(1, 60))
-    def embed_anew(self, name: str, which: int, count: int) -> None:
-        worker = Worker(self.galleries[which])
-        for one in worker.waiting():
-            if one.collection == name:
-                assert worker.claim(one)
+    def reembed(self, name: str, which: int, count: int) -> None:
+        worker = ReembeddingWorker(self.galleries[which])
+        for reembedding in worker.waiting():
+            if reembedding.collection == name:
+                assert worker.claim(reembedding)
                 pipeline = self.pipelines[name] + 1
-                items = worker.pending(one, FIRST, count)
-                assert worker.stage(one, {item.id: vector(int(item.crop), pipeline) for item in items})
-                left = len(worker.pending(one, FIRST, 10**6))
-                assert worker.switch(one) == left
-                worker.release(one)
+                items = worker.pending(reembedding, FIRST, count)
+                assert worker.stage(reembedding, {item.id: vector(int(item.crop), pipeline) for item in items})
+                left = len(worker.pending(reembedding, FIRST, 10**6))
+                assert worker.switch(reembedding) == left
+                worker.release(reembedding)
                 if not left:
                     self.pipelines[name] = pipeline
-                    self.receipts.append(one.token)
+                    self.receipts.append(reembedding.token)
 
     @precondition(lambda self: any(self.model.values()))
     @rule(data=st.data(), which=st.integers(0, 1))
-    def remove_some(self, data: st.DataObject, which: int) -> None:
+    def remove_faces(self, data: st.DataObject, which: int) -> None:
         name = data.draw(st.sampled_from([name for name, faces in self.model.items() if faces]))
         tokens = data.draw(st.lists(st.sampled_from(list(self.model[name])), min_size=1, max_size=10, unique=True))
         receipt = self.galleries[which].remove_faces(name, tokens)
@@ -131,16 +129,16 @@ class Congruence(RuleBasedStateMachine):
             del self.model[name][token]
 
     @rule(name=NAMES, person=PEOPLE, which=st.integers(0, 1))
-    def remove_person(self, name: str, person: str, which: int) -> None:
-        theirs = [token for token, (who, _) in self.model.get(name, {}).items() if who == person]
+    def remove_subject(self, name: str, person: str, which: int) -> None:
+        tokens = [token for token, (subject, _) in self.model.get(name, {}).items() if subject == person]
         try:
             receipt = self.galleries[which].remove_subject(name, person)
         except NotFoundError:
-            assert not theirs
+            assert not tokens
             return
-        assert (receipt.subjects, receipt.faces) == (1, len(theirs))
+        assert (receipt.subjects, receipt.faces) == (1, len(tokens))
         self.receipts.append(receipt.token)
-        for token in theirs:
+        for token in tokens:
             del self.model[name][token]
 
     @rule(which=st.integers(0, 1))
@@ -155,12 +153,12 @@ class Congruence(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def reload(self, which: int) -> None:
         for collection in self.galleries[which].collections():
-            self.galleries[which].reload(collection)
+            self.galleries[which].searchers.reload(collection)
 
     @rule(which=st.integers(0, 1), size=st.integers(1, 4))
-    def graft(self, which: int, size: int) -> None:
+    def add_recent(self, which: int, size: int) -> None:
         for collection in self.galleries[which].collections():
-            self.galleries[which].view(collection).graft(size)
+            self.galleries[which].searchers.get(collection).add_recent(size)
 
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:
@@ -169,7 +167,7 @@ class Congruence(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        """A file of the cache is lost or changed: nothing may depend on it. (Open views map what was there.)"""
+        """Delete or change a segment or inverted file. Searchers that are loaded map the old content."""
         files = sorted((self.folder / "files").iterdir())
         if not files:
             return
@@ -196,8 +194,8 @@ class Congruence(RuleBasedStateMachine):
                 assert [match.similarity for match in matches] == pytest.approx([s for _, s in expected], abs=1e-5)
 
 
-class TestCongruence(Congruence.TestCase):  # type: ignore[misc,valid-type]
-    # Not shrunk: that takes minutes, and what was done is told step by step anyway.
+class TestGallery(GalleryMachine.TestCase):  # type: ignore[misc,valid-type]
+    # No shrinking: it takes minutes, and the failing steps are printed anyway.
     settings = settings(
         max_examples=40,
         stateful_step_count=30,

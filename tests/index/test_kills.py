@@ -1,4 +1,4 @@
-"""A gallery that is killed, or whose power is cut, and the harness that does it: what it must find, it finds."""
+"""Galleries after a SIGKILL or a power cut, and the test harness that causes and checks them."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ VFS = "tests-power-cut"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Of an empty folder. Files are watched, and SQLite's are through `VFS`."""
+    """A simulated disk of an empty folder; SQLite writes to it through `VFS`."""
     root = tmp_path.resolve() / "disk"
     root.mkdir()
-    made = Disk(root)
-    registered = PowerCutVFS(made, VFS)
-    with made.watching():
-        yield made
-    registered.unregister()
+    disk = Disk(root)
+    vfs = PowerCutVFS(disk, VFS)
+    with disk.watching():
+        yield disk
+    vfs.unregister()
 
 
 def survivors(disk: Disk, share: float = 0.0, seed: int = 0) -> Path:
-    """What is there when the power is back."""
+    """Write the files that remain after a power cut, with this share of what was not synced."""
     image = disk.root.with_name(f"image-{share}-{seed}")
     disk.write_survivors(image, random.Random(seed), share)
     return image
@@ -69,7 +69,7 @@ def rows(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("synchronous", "kept"), [("full", [1, 2]), ("off", [])])
-def test_a_commit_outlives_the_power_where_sqlite_syncs(disk: Disk, synchronous: str, kept: list[int]) -> None:
+def test_commits_survive_a_power_cut_if_sqlite_syncs(disk: Disk, synchronous: str, kept: list[int]) -> None:
     connection = apsw.Connection(str(disk.root / "l.db"), vfs=VFS)
     connection.pragma("journal_mode", "wal")
     connection.execute("CREATE TABLE t (x)")
@@ -82,7 +82,7 @@ def test_a_commit_outlives_the_power_where_sqlite_syncs(disk: Disk, synchronous:
     connection.close()
 
 
-def test_what_was_not_synced_is_kept_by_sectors(disk: Disk) -> None:
+def test_unsynced_data_survives_by_sectors(disk: Disk) -> None:
     path = disk.root / "f"
     write_atomically(path, [bytes(8 * SECTOR)])
     with path.open("r+b") as file:
@@ -93,14 +93,14 @@ def test_what_was_not_synced_is_kept_by_sectors(disk: Disk) -> None:
     assert (survivors(disk) / "f").read_bytes() == bytes(8 * SECTOR)
 
 
-def test_a_file_that_was_cut_is_long_again(disk: Disk) -> None:
+def test_an_unsynced_truncation_is_undone(disk: Disk) -> None:
     path = disk.root / "f"
     write_atomically(path, [b"long"])
     path.write_bytes(b"")
     assert [(survivors(disk, share) / "f").read_bytes() for share in (0.0, 1.0)] == [b"long", b""]
 
 
-def test_names_are_sure_when_their_folder_is_synced(disk: Disk) -> None:
+def test_renames_survive_if_the_folder_is_synced(disk: Disk) -> None:
     old, new = disk.root / "old", disk.root / "new"
     write_atomically(old, [b"1"])
     old.replace(new)
@@ -112,7 +112,7 @@ def test_names_are_sure_when_their_folder_is_synced(disk: Disk) -> None:
     assert list(survivors(disk, 1.0).iterdir()) == []
 
 
-def test_a_folder_is_there_with_all_above_it_or_not_at_all(disk: Disk) -> None:
+def test_a_folder_survives_if_its_parents_are_synced(disk: Disk) -> None:
     (disk.root / "a" / "b").mkdir(parents=True)
     write_atomically(disk.root / "a" / "b" / "f", [b"1"])
     assert list(survivors(disk).iterdir()) == []
@@ -121,7 +121,7 @@ def test_a_folder_is_there_with_all_above_it_or_not_at_all(disk: Disk) -> None:
     assert (survivors(disk, seed=1) / "c" / "d").is_dir()
 
 
-def test_files_elsewhere_are_left_alone(disk: Disk, tmp_path: Path) -> None:
+def test_files_outside_the_disk_are_not_changed(disk: Disk, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     write_atomically(elsewhere / "f", [b"1"])
@@ -130,7 +130,7 @@ def test_files_elsewhere_are_left_alone(disk: Disk, tmp_path: Path) -> None:
 
 
 class Filled:
-    """A gallery of one collection with sealed and indexed faces, and what must be there."""
+    """A gallery of one collection with segments and an inverted file, and the model that the harness checks."""
 
     def __init__(self, folder: Path, vfs: str | None = None):
         self.gallery = EmbeddedGallery(folder, vfs=vfs, clock=clock(1))
@@ -156,7 +156,7 @@ class Filled:
         ("folders are not synced", "named, but not whole: "),
     ],
 )
-def test_a_sync_that_is_left_out_is_found(disk: Disk, monkeypatch: pytest.MonkeyPatch, broken: str, fault: str) -> None:
+def test_the_harness_finds_a_missing_sync(disk: Disk, monkeypatch: pytest.MonkeyPatch, broken: str, fault: str) -> None:
     filled = Filled(disk.root / "gallery", VFS)
     model = filled.model
     assert check(survivors(disk) / "gallery", model, 2) == []
@@ -172,106 +172,106 @@ def test_a_sync_that_is_left_out_is_found(disk: Disk, monkeypatch: pytest.Monkey
         model = Model(listing(other))
         image = survivors(disk, seed=1)
         other.close()
-    assert any(found.startswith(fault) for found in check(image / "gallery", model, 4))
+    assert any(line.startswith(fault) for line in check(image / "gallery", model, 4))
 
 
-def _loses_one(filled: Filled, model: Model) -> None:
+def _lose_a_face(filled: Filled, model: Model) -> None:
     filled.gallery.remove_faces("a0", filled.faces[:1])
 
 
-def _brings_one_back(filled: Filled, model: Model) -> None:
+def _bring_back_a_face(filled: Filled, model: Model) -> None:
     token = filled.faces[0]
     del model.there.faces[token]
     model.tokens.add(token)
 
 
-def _has_one_that_nobody_enrolled(filled: Filled, model: Model) -> None:
+def _add_an_unknown_face(filled: Filled, model: Model) -> None:
     filled.enrol(range(100, 101))
 
 
-def _enrols_by_half(filled: Filled, model: Model) -> None:
+def _enrol_half(filled: Filled, model: Model) -> None:
     filled.enrol(range(100, 101))
     model.undecided.append({"do": "enrol", "collection": "a0", "faces": [["p0", 100], ["p1", 101]]})
 
 
-def _erases_by_half(filled: Filled, model: Model) -> None:
+def _erase_half(filled: Filled, model: Model) -> None:
     filled.gallery.remove_faces("a0", filled.faces[:1])
     model.undecided.append({"do": "remove_faces", "collection": "a0", "tokens": filled.faces[:2]})
 
 
-def _drops_by_half(filled: Filled, model: Model) -> None:
+def _drop_half(filled: Filled, model: Model) -> None:
     filled.gallery.remove_subject("a0", "p1")
     model.undecided.append({"do": "drop", "collection": "a0"})
 
 
-def _loses_a_subject(filled: Filled, model: Model) -> None:
+def _lose_a_subject(filled: Filled, model: Model) -> None:
     model.there.subjects["a0"].add("p9")
 
 
-def _swaps_vectors(filled: Filled, model: Model) -> None:
+def _swap_vectors(filled: Filled, model: Model) -> None:
     change = "UPDATE vectors SET data = (SELECT data FROM vectors WHERE face_id = 2) WHERE face_id = 1"
     filled.gallery.ledger.write(lambda db: db.execute(change).fetchall())
     for path in filled.gallery.files.iterdir():
         path.write_bytes(b"")
 
 
-def _damages_a_file(filled: Filled, model: Model) -> None:
+def _damage_a_file(filled: Filled, model: Model) -> None:
     path = next(filled.gallery.files.glob("*.seg"))
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
 
 
-def _loses_a_receipt(filled: Filled, model: Model) -> None:
+def _lose_a_receipt(filled: Filled, model: Model) -> None:
     face = model.there.faces.pop(filled.faces[0])
     filled.gallery.remove_faces("a0", filled.faces[:1])
-    model.erased.append(Erased(face, "of an erasure that never was"))
+    model.erased.append(Erased(face, "missing"))
 
 
-def _erases_too_early(filled: Filled, model: Model) -> None:
+def _complete_a_receipt_too_early(filled: Filled, model: Model) -> None:
     face = model.there.faces.pop(filled.faces[0])
     receipt = filled.gallery.remove_faces("a0", filled.faces[:1]).token
     filled.gallery.ledger.write(lambda db: erasure_records.finish_receipts(db, [receipt], 1.0))
     model.erased.append(Erased(face, receipt))
 
 
-def _leaves_a_copy(filled: Filled, model: Model) -> None:
+def _leave_a_copy(filled: Filled, model: Model) -> None:
     face = model.there.faces.pop(filled.faces[0])
     receipt = filled.gallery.remove_faces("a0", filled.faces[:1]).token
     (filled.gallery.files.parent / "copy").write_bytes(b"..." + vector(face.seed).tobytes()[:16])
     model.erased.append(Erased(face, receipt))
 
 
-def _damages_the_ledger(filled: Filled, model: Model) -> None:
+def _damage_the_ledger(filled: Filled, model: Model) -> None:
     filled.gallery.close()
     filled.gallery.ledger.path.write_bytes(b"SQLite format 3\0" + bytes(5000))
 
 
 FAULTS: list[tuple[Callable[[Filled, Model], None], str]] = [
-    (_loses_one, "lost: "),
-    (_brings_one_back, "came back: "),
-    (_has_one_that_nobody_enrolled, "never enrolled: "),
-    (_enrols_by_half, "done by half: "),
-    (_erases_by_half, "done by half: "),
-    (_drops_by_half, "done by half: "),
-    (_loses_a_subject, "subjects: "),
-    (_swaps_vectors, "not found: "),
-    (_damages_a_file, "named, but not whole: "),
-    (_loses_a_receipt, "receipt lost: "),
-    (_erases_too_early, "in spite of the receipt, bytes of "),
-    (_leaves_a_copy, "bytes of "),
-    (_damages_the_ledger, "cannot be opened: "),
+    (_lose_a_face, "lost: "),
+    (_bring_back_a_face, "came back: "),
+    (_add_an_unknown_face, "never enrolled: "),
+    (_enrol_half, "done by half: "),
+    (_erase_half, "done by half: "),
+    (_drop_half, "done by half: "),
+    (_lose_a_subject, "subjects: "),
+    (_swap_vectors, "not found: "),
+    (_damage_a_file, "named, but not whole: "),
+    (_lose_a_receipt, "receipt lost: "),
+    (_complete_a_receipt_too_early, "in spite of the receipt, bytes of "),
+    (_leave_a_copy, "bytes of "),
+    (_damage_the_ledger, "cannot be opened: "),
 ]
 
 
-@pytest.mark.parametrize(("do", "fault"), FAULTS, ids=[do.__name__.strip("_") for do, _ in FAULTS])
-def test_what_is_wrong_is_found(tmp_path: Path, do: Callable[[Filled, Model], None], fault: str) -> None:
+@pytest.mark.parametrize(("damage", "fault"), FAULTS, ids=[damage.__name__.strip("_") for damage, _ in FAULTS])
+def test_the_harness_finds_each_fault(tmp_path: Path, damage: Callable[[Filled, Model], None], fault: str) -> None:
     filled = Filled(tmp_path)
     model = filled.model
-    do(filled, model)
+    damage(filled, model)
     filled.gallery.close()
-    assert any(found.startswith(fault) for found in check(tmp_path, model, 2))
+    assert any(line.startswith(fault) for line in check(tmp_path, model, 2))
 
 
-def test_what_is_right_is_no_fault_and_an_undecided_request_is_either(tmp_path: Path) -> None:
+def test_the_harness_accepts_both_outcomes_of_an_unacknowledged_request(tmp_path: Path) -> None:
     filled = Filled(tmp_path)
     model = filled.model
     filled.gallery.remove_subject("a0", "p1")
@@ -288,11 +288,11 @@ def test_what_is_right_is_no_fault_and_an_undecided_request_is_either(tmp_path: 
     assert len(model.erased) == 12
 
 
-# What the harness has found.
+# Regressions that the harness found.
 
 
 @pytest.mark.parametrize("built_before", [False, True])
-def test_what_is_removed_while_the_index_is_built_is_not_in_it(tmp_path: Path, built_before: bool) -> None:
+def test_faces_removed_during_the_build_of_an_inverted_file_are_not_in_it(tmp_path: Path, built_before: bool) -> None:
     filled = Filled(tmp_path)
     gallery, name = filled.gallery, "a0" if built_before else "b0"
     if not built_before:
@@ -300,31 +300,31 @@ def test_what_is_removed_while_the_index_is_built_is_not_in_it(tmp_path: Path, b
     more = [NewFace("p", vector(seed)) for seed in range(100, 100 + 4 * LIMITS.segment)]
     late = [face.token for face in gallery.enrol(name, more, FINGERPRINT)[4:10]]
 
-    class RemovesLate(Maintenance):
-        def _index(self, collection: Collection) -> None:
+    class RemovingMaintenance(Maintenance):
+        def _update_index(self, collection: Collection) -> None:
             if collection.name == name:
                 gallery.remove_faces(name, late)
-            super()._index(collection)
+            super()._update_index(collection)
 
     filled.maintenance.release()
-    RemovesLate(gallery, LIMITS).run()
+    RemovingMaintenance(gallery, LIMITS).run()
     with gallery.ledger.snapshot() as db:
         collection = gallery.collection(name)
-        index, sealed = vector_records.inverted_file(db, collection.id), vector_records.segments(db, collection.id)
+        index, segments = vector_records.inverted_file(db, collection.id), vector_records.segments(db, collection.id)
         assert index is not None
-        count = sum(len(Segment.open(gallery.files / one.file).faces) for one in sealed)
+        count = sum(len(Segment.open(gallery.files / segment.file).faces) for segment in segments)
     assert len(Ivf.read(gallery.files / index.file)) == count - len(late)
     gallery.close()
 
 
-def test_no_number_of_a_vector_is_in_the_index_as_it_was(tmp_path: Path) -> None:
+def test_an_inverted_file_contains_no_component_of_a_vector(tmp_path: Path) -> None:
     sample = np.stack([vector(seed) for seed in range(64)])
     Ivf.train(sample, 64).write(tmp_path / "i")
     content = (tmp_path / "i").read_bytes()
     assert not any(number.tobytes() in content for number in sample.ravel())
 
 
-def test_what_a_receipt_says_is_erased_does_not_come_back_with_the_power(disk: Disk) -> None:
+def test_erased_faces_do_not_come_back_after_a_power_cut(disk: Disk) -> None:
     filled = Filled(disk.root / "gallery", VFS)
     model = filled.model
     receipt = filled.gallery.remove_faces("a0", filled.faces[:5]).token
@@ -340,7 +340,7 @@ def test_what_a_receipt_says_is_erased_does_not_come_back_with_the_power(disk: D
     filled.gallery.close()
 
 
-def test_a_new_gallery_does_not_go_with_the_power(disk: Disk) -> None:
+def test_a_new_gallery_survives_a_power_cut(disk: Disk) -> None:
     filled = Filled(disk.root / "new" / "gallery", VFS)
     assert check(survivors(disk) / "new" / "gallery", filled.model, 2) == []
     filled.gallery.close()
@@ -349,33 +349,33 @@ def test_a_new_gallery_does_not_go_with_the_power(disk: Disk) -> None:
 # The harness itself.
 
 
-def died(deaths: Deaths, how: str, aims: tuple[str, ...]) -> list[str]:
-    """All of these deaths, unless one shows a fault, have their row; the faults. No gallery of theirs is left open."""
+def run_deaths(deaths: Deaths, how: str, aims: tuple[str, ...]) -> list[str]:
+    """Run the deaths and return the faults. Check the rows of the report, and that no ledger stays open."""
     before = set(threading.enumerate())
-    found = list(deaths.kills(aims) if how == "kill -9" else deaths.power_cuts(aims))
-    assert [row.aim for row in found] == list(aims[: len(found)])
-    assert len(found) == len(aims) or deaths.faults
-    assert f"| all | {len(found)} |" in summary(found)
+    rows = list(deaths.kills(aims) if how == "kill -9" else deaths.power_cuts(aims))
+    assert [row.aim for row in rows] == list(aims[: len(rows)])
+    assert len(rows) == len(aims) or deaths.faults
+    assert f"| all | {len(rows)} |" in summary(rows)
     assert "ledger" not in {thread.name for thread in set(threading.enumerate()) - before}
     return deaths.faults
 
 
-def test_a_few_kills(tmp_path: Path) -> None:
-    assert died(Deaths(tmp_path / "work"), "kill -9", ("enrolling", "opening")) == []
+def test_some_kills(tmp_path: Path) -> None:
+    assert run_deaths(Deaths(tmp_path / "work"), "kill -9", ("enrolling", "opening")) == []
 
 
-def test_a_few_power_cuts(tmp_path: Path) -> None:
-    assert died(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
+def test_some_power_cuts(tmp_path: Path) -> None:
+    assert run_deaths(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
 
 
 @pytest.mark.slow
 def test_a_kill_of_each_kind(tmp_path: Path) -> None:
-    assert died(Deaths(tmp_path / "work", seed=1), "kill -9", KILL_AIMS) == []
+    assert run_deaths(Deaths(tmp_path / "work", seed=1), "kill -9", KILL_AIMS) == []
 
 
 @pytest.mark.slow
 def test_a_power_cut_of_each_kind(tmp_path: Path) -> None:
-    assert died(Deaths(tmp_path / "work", seed=1), "power cut", tuple(CUT_AIMS)) == []
+    assert run_deaths(Deaths(tmp_path / "work", seed=1), "power cut", tuple(CUT_AIMS)) == []
 
 
 @pytest.mark.slow
@@ -393,8 +393,8 @@ def test_a_power_cut_of_each_kind(tmp_path: Path) -> None:
         ("answers before it is durable", "kill -9", ("enrolling", "deleting"), ("lost: ", "came back: ", "subjects: ")),
     ],
 )
-def test_a_broken_gallery_is_found_out(
+def test_the_harness_finds_a_broken_gallery(
     tmp_path: Path, broken: str, how: str, aims: tuple[str, ...], faults: tuple[str, ...]
 ) -> None:
-    found = died(Deaths(tmp_path / "work", broken=broken), how, 5 * aims)
-    assert any(fault.startswith(faults) for fault in found), found
+    lines = run_deaths(Deaths(tmp_path / "work", broken=broken), how, 5 * aims)
+    assert any(line.startswith(faults) for line in lines), lines

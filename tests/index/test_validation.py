@@ -13,19 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import feedback
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records
+from index.embedded.store import collection_records, rejection_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
-from index.embedded.tasks.bulk_enrolment import Jobs
-from index.embedded.tasks.compaction import Limits, Maintenance
-from index.embedded.tasks.reembedding import Reembeddings, Worker
+from index.embedded.tasks.bulk_enrolment import JobQueue
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import InvalidError
 from index.types import Collection, Item, NewFace, Properties
 from index.validation import (
@@ -115,21 +114,21 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
     match, _ = compare(gallery, "doors", "long", 1e-30 * vectors(1, 128)[0])
     assert match is not None
     assert match.similarity == pytest.approx(1)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.remove_subject("doors", "tiny")
-    task, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, Worker(gallery)
+    task, worker = Reembeddings(gallery).begin("doors", "better", "f2", 128).reembedding, ReembeddingWorker(gallery)
     assert worker.claim(task)
     pending = worker.pending(task, -(2**63), 9) + worker.pending(task, 0, 9)
     assert worker.stage(task, {item.id: 1e-300 * vectors(1, 128)[0].astype(np.float64) for item in pending})
     assert worker.switch(task) == 0
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 7)
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 7)
     key = OperatorKey(b"k" * 32)
     gallery = EmbeddedGallery(tmp_path, key=key)
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
@@ -148,7 +147,7 @@ def test_vectors_of_older_versions_are_scaled_once(
         db.execute("UPDATE collections SET unscaled = 1")
 
     gallery.ledger.write(damage)
-    first = Maintenance(gallery, Limits(segment=4, exact_below=8))
+    first = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
     assert gallery.search("doors", people[:1])[0][0].similarity > 1.01
     first.run()
     for number, person in enumerate(people):
@@ -156,8 +155,8 @@ def test_vectors_of_older_versions_are_scaled_once(
             (match,) = gallery.search("doors", person[None], 1)[0]
             assert match.face == faces[number].token
             assert match.similarity == pytest.approx(1, abs=1e-5)
-    assert list(faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
-    acts = [entry.act for entry in gallery.audit.read()[0]]
+    assert list(find_faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
+    acts = [entry.event for entry in gallery.audit.read()[0]]
     assert [act.faces for act in acts if act.action == "scale_vectors"] == [(3,), (9,), (20,)]
     generation = gallery.collection("doors").generation
     first.run()
@@ -166,20 +165,18 @@ def test_vectors_of_older_versions_are_scaled_once(
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_feedback_vectors_of_older_versions_are_scaled_once(
+def test_vectors_of_feedback_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS", 3)
-    monkeypatch.setattr("index.embedded.admin.verify.AT_ONCE", 3)
+    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 3)
+    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_READ", 3)
     gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
     people = vectors(8, 8)
     gallery.enrol("doors", [NewFace("p", people[0]), NewFace("q", people[7])], "f1")
-    Feedback(gallery).add("doors", "p", people[1:7])
-    numbers: list[int] = []
+    numbers = sorted(rejection.id for rejection in Feedback(gallery).add("doors", "p", people[1:7]))
 
     def damage(db: apsw.Connection) -> None:
-        numbers.extend(int(str(row[0])) for row in db.execute("SELECT id FROM rejections ORDER BY id").fetchall())
         cipher = cipher_of(db, 1)
         for number, data in (
             (numbers[0], (0.2 * people[1]).astype("<f4").tobytes()),
@@ -187,36 +184,36 @@ def test_feedback_vectors_of_older_versions_are_scaled_once(
             (numbers[5], bytes(32)),
             (numbers[2], bytes(4)),
         ):
-            stored = cipher.encrypt(data, "vector", -number)
-            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (stored, number))
+            encrypted_data = cipher.encrypt(data, "vector", -number)
+            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (encrypted_data, number))
         db.execute("UPDATE collections SET unscaled = 1")
 
     gallery.ledger.write(damage)
     too_short = "ledger: 1 vectors of feedback do not fit their collection"
-    assert list(faults(gallery)) == [
+    assert list(find_faults(gallery)) == [
         too_short,
         "doors: 1 vectors of feedback do not have length 1",
         "doors: 2 vectors of feedback do not have length 1",
     ]
     Maintenance(gallery).run()
     with gallery.ledger.snapshot() as db:
-        ids, scaled = feedback.rejected_after(db, gallery.collection("doors"), 0, -1)
-    by_id = dict(zip(ids.tolist(), scaled, strict=True))
+        ids, stored = rejection_records.read(db, gallery.collection("doors"), 0, -1)
+    by_id = dict(zip(ids.tolist(), stored, strict=True))
     assert by_id.keys() == {*numbers} - {numbers[2]}
     assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
     assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
-    # A vector of zeros is kept: it has no direction.
-    assert list(faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
-    acts = [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "scale_vectors"]
-    assert [(act.subjects, act.faces) for act in acts] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
+    # A zero vector cannot be scaled.
+    assert list(find_faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
+    events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
+    assert [(event.subjects, event.faces) for event in events] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
     gallery.close()
 
 
-def test_scaling_ignores_feedback_that_was_erased_meanwhile(tmp_path: Path) -> None:
+def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Path) -> None:
     gallery = EmbeddedGallery(tmp_path)
     collection = gallery.create("doors", "face-embedder", "f1", 8)
-    scaled = {5: vectors(1, 8)[0]}
-    assert gallery.ledger.write(lambda db: feedback.replace_rejected(db, collection, scaled)) == {}
+    row = {5: vectors(1, 8)[0]}
+    assert gallery.ledger.write(lambda db: rejection_records.replace_vectors(db, collection, row)) == {}
     gallery.close()
 
 
@@ -287,7 +284,7 @@ def test_invalid_properties_are_not_stored(gallery: EmbeddedGallery, properties:
         check_subject("a", **values)
     with pytest.raises(InvalidError, match=message):
         gallery.put_subject("doors", "a", **values)
-    jobs = Jobs(gallery)
+    jobs = JobQueue(gallery)
     job = jobs.begin("doors", {})
     with pytest.raises(InvalidError, match=message):
         jobs.append(job, [Item(0, "a", "vector", vectors(1, 128).tobytes(), Properties(**values))])

@@ -20,7 +20,7 @@ from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import EnrolParams, ErasureReceipt
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
 from index.types import Collection, Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
 from index.validation import check_future, check_item, read_timestamp, unit_vectors
@@ -71,8 +71,8 @@ class BulkJobs:
         self._executor = executor
         self._embedder = embedder
         self._gallery = gallery
-        self._jobs = Jobs(gallery)
-        self._worker = Worker(gallery)
+        self._jobs = JobQueue(gallery)
+        self._worker = BulkEnrolmentWorker(gallery)
         self._submitted = asyncio.Event()
         self._backoff = JobBackoff()
 

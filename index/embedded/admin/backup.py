@@ -1,9 +1,9 @@
-"""A copy of the ledger elsewhere, made while it is used, and the ledger put back from such a copy.
+"""Online backup of the ledger, and its restore.
 
-A backup is a folder with the ledger and a manifest. Segments and inverted files are not in it: the ledger makes them
-anew. Nor is the audit log, which stays where it is and goes on. What was erased after the backup was made is erased
-again when it is put back, as the tombstones beside the ledger tell (`index.embedded.store.tombstones`). The ledger that
-was there is gone then: the new one takes its name, with whatever was erased in between nowhere in it.
+A backup is a folder with the ledger and a manifest. It contains neither segments nor inverted files, which are rebuilt
+from the ledger, nor the audit log, which stays in place and continues. A restore repeats the erasures that were made
+after the backup, according to the tombstones beside the ledger (`index.embedded.store.tombstones`). It replaces the
+old ledger by rename, so that nothing of what was erased remains.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
-from index.embedded.audit.log import Audit
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.erasure import remove_expired
+from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import (
     AUDIT_FILE,
     FILES_FOLDER,
@@ -32,7 +33,6 @@ from index.embedded.gallery import (
     RESTORING_FILE,
     TOMBSTONES_FILE,
     EmbeddedGallery,
-    remove_expired,
 )
 from index.embedded.store import collection_records, erasure_records, folder_lock, vector_records
 from index.embedded.store.atomic_files import sync_folder, write_atomically
@@ -45,8 +45,8 @@ _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a backup is: of which gallery, when, up to which removal, and what its ledger's bytes hash to."""
+class BackupManifest:
+    """A backup's gallery, time in seconds since 1970, last removal, counts, and the SHA-256 of its ledger."""
 
     version: int
     gallery: str
@@ -59,21 +59,21 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Restored:
-    """The backup that was put back, and how much of it was erased again.
+class RestoreResult:
+    """The manifest of the restored backup, and how much of it was erased again.
 
-    Not `remembered`: there were no tombstones beside the ledger, so nobody knows what was erased after the backup.
+    Not `remembered`: there were no tombstones beside the ledger, so erasures after the backup are unknown.
     """
 
-    manifest: Manifest
+    manifest: BackupManifest
     erased_collections: int
     erased_subjects: int
     erased_faces: int
     remembered: bool
 
 
-def back_up(gallery: EmbeddedGallery, folder: Path) -> Manifest:
-    """Copy the ledger, as one commit left it, into a new or empty folder. Others may use the gallery meanwhile.
+def back_up(gallery: EmbeddedGallery, folder: Path) -> BackupManifest:
+    """Copy one commit of the ledger into a new or empty folder. Others may use the gallery meanwhile.
 
     Raises:
         GalleryError: the folder is not empty. CorruptError: the ledger is damaged.
@@ -83,13 +83,13 @@ def back_up(gallery: EmbeddedGallery, folder: Path) -> Manifest:
         raise GalleryError(f"{folder} is not empty")
     path = folder / LEDGER_FILE
     try:
-        made = _copied(gallery, path)
-        write_atomically(folder / MANIFEST_FILE, [_text(made).encode()])
+        manifest = _copy_ledger(gallery, path)
+        write_atomically(folder / MANIFEST_FILE, [_manifest_json(manifest).encode()])
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     sync_folder(folder.parent)
-    return made
+    return manifest
 
 
 def restore(
@@ -98,41 +98,41 @@ def restore(
     *,
     clock: Callable[[], float] = time.time,
     gap: Callable[[], int] | None = None,
-) -> Restored:
-    """Put the ledger of a backup in place of the one that is there, if any, and erase again what was erased since.
+) -> RestoreResult:
+    """Replace the ledger, if there is one, by that of a backup, and repeat the erasures made since the backup.
 
-    Nothing is changed before all is ready; then one rename does it. `gap`: how many ids are left out, so that new
-    faces have none that the lost ledger may have given (at random, since nobody knows).
+    The gallery is unchanged until one final rename. `gap` returns the number of ids to skip, so that new rows get no id
+    that the lost ledger may have assigned; by default it is random and large.
 
     Raises:
         CorruptError: the backup or the tombstones are damaged. ConflictError: the folder holds another gallery.
         GalleryError: the gallery is in use. TooNewError.
     """
-    manifest = _manifest(folder)
+    manifest = _read_manifest(folder)
     gallery_folder.mkdir(parents=True, exist_ok=True)
     copy, tombstones = gallery_folder / RESTORING_FILE, Tombstones(gallery_folder / TOMBSTONES_FILE)
     with folder_lock.lock(gallery_folder, exclusive=True):
         try:
-            _copy(folder / LEDGER_FILE, copy, manifest.sha256)
-            _settle(gallery_folder, tombstones, manifest.gallery, clock())
-            restored = _forget(copy, tombstones, manifest, gap or _random_gap, clock())
-            _swap(gallery_folder, copy)
+            _copy_backup(folder / LEDGER_FILE, copy, manifest.sha256)
+            _close_old_ledger(gallery_folder, tombstones, manifest.gallery, clock())
+            result = _repeat_erasures(copy, tombstones, manifest, gap or _random_gap, clock())
+            _replace_ledger(gallery_folder, copy)
         finally:
             for suffix in ("", "-wal", "-shm"):
                 copy.with_name(copy.name + suffix).unlink(missing_ok=True)
-    return restored
+    return result
 
 
-def _copied(gallery: EmbeddedGallery, path: Path) -> Manifest:
+def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
     path.touch(mode=0o600)
     copy = apsw.Connection(str(path))
     try:
         with gallery.ledger.snapshot() as db:
-            numbers = (erasure_records.last_removal(db), *collection_records.totals(db))
-            manifest = Manifest(VERSION, collection_records.gallery_id(db), gallery.clock(), *numbers, sha256="")
-            with copy.backup("main", db, "main") as under_way:
-                under_way.step()  # all at once, while others go on: in pieces it would begin anew at each commit
-        copy.pragma("journal_mode", "delete")  # one file, without a log beside it
+            counts = (erasure_records.last_removal(db), *collection_records.totals(db))
+            manifest = BackupManifest(VERSION, collection_records.gallery_id(db), gallery.clock(), *counts, sha256="")
+            with copy.backup("main", db, "main") as backup:
+                backup.step()  # in one step: a backup in several starts over at each commit
+        copy.pragma("journal_mode", "delete")  # a single file, without a write-ahead log
         if (verdict := copy.pragma("integrity_check")) != "ok":
             raise CorruptError(f"the ledger is damaged: {verdict}")
     finally:
@@ -142,33 +142,33 @@ def _copied(gallery: EmbeddedGallery, path: Path) -> Manifest:
         return replace(manifest, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _text(manifest: Manifest) -> str:
+def _manifest_json(manifest: BackupManifest) -> str:
     content = asdict(manifest)
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps(content | {"checksum": checksum}, indent=2) + "\n"
 
 
-def _manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> BackupManifest:
     path = folder / MANIFEST_FILE
     try:
         text = path.read_text()
         content: dict[str, Any] = json.loads(text)
         version = content["version"]
         if isinstance(version, int) and version > VERSION:
-            raise TooNewError(f"{path} is of version {version}; this program knows {VERSION}")
+            raise TooNewError(f"{path} has version {version}; this program reads up to version {VERSION}")
         del content["checksum"]
-        manifest = Manifest(**content)
+        manifest = BackupManifest(**content)
     except FileNotFoundError as error:
-        raise CorruptError(f"{folder} is no backup, or one that was not finished: {path.name} is missing") from error
+        raise CorruptError(f"{folder} is no backup, or an incomplete one: {path.name} is missing") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise CorruptError(f"{path} is not what was written") from error
-    if _text(manifest) != text:
-        raise CorruptError(f"{path} is not what was written")
+        raise CorruptError(f"{path} is damaged") from error
+    if _manifest_json(manifest) != text:
+        raise CorruptError(f"{path} is damaged")
     return manifest
 
 
-def _copy(source: Path, target: Path, sha256: str) -> None:
-    """Copy the ledger of a backup, and see that the bytes copied are those backed up."""
+def _copy_backup(source: Path, target: Path, sha256: str) -> None:
+    """Copy the ledger of a backup, and raise CorruptError if its hash is another."""
     digest = hashlib.sha256()
     target.unlink(missing_ok=True)
     target.touch(mode=0o600)
@@ -180,44 +180,48 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
     except FileNotFoundError as error:
         raise CorruptError(f"{source} is missing") from error
     if digest.hexdigest() != sha256:
-        raise CorruptError(f"{source} is not what was backed up")
+        raise CorruptError(f"{source} is damaged: its SHA-256 is not the manifest's")
 
 
-def _settle(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> None:
-    """See that it is the same gallery (or an empty one) that is there, and write down what its ledger has erased.
+def _close_old_ledger(folder: Path, tombstones: Tombstones, gallery: str, now: float) -> None:
+    """Write the tombstones and the audit log of the old ledger, and empty its write-ahead log.
 
-    Who has expired in it is erased first: the backup may know of no end. All this as far as that ledger can be read:
-    it may be why a backup is put back. Its log is empty afterwards.
+    Delete expired subjects first, since the backup may have them without an expiry. Ignore a ledger that cannot be
+    read: that may be the reason for the restore.
+
+    Raises:
+        ConflictError: the folder holds another gallery, which is not empty.
     """
-    path, others = folder / LEDGER_FILE, False
+    path, is_other = folder / LEDGER_FILE, False
     if path.exists():
         with suppress(apsw.Error, GalleryError):
             ledger = Ledger(path)
             try:
-                others = collection_records.gallery_id(ledger.reader()) != gallery and bool(
-                    collection_records.page(ledger.reader(), "", 1)
-                )
+                db = ledger.reader()
+                is_other = collection_records.gallery_id(db) != gallery and bool(collection_records.page(db, "", 1))
                 ledger.write(partial(remove_expired, now=now, limit=-1))
-                tombstones.append_new(ledger.reader())
-                Audit(folder / AUDIT_FILE, ledger, collection_records.gallery_id(ledger.reader())).flush(recover=True)
+                tombstones.append_new(db)
+                AuditLog(folder / AUDIT_FILE, ledger, collection_records.gallery_id(db)).flush(recover=True)
             finally:
                 ledger.close()
-    told = tombstones.read()
-    if others or (told is not None and told[0] != gallery and any(told[1])):
-        raise ConflictError(f"{folder} holds another gallery than the backup; put it back into an empty folder")
+    erased = tombstones.read()
+    if is_other or (erased is not None and erased[0] != gallery and any(erased[1])):
+        raise ConflictError(f"{folder} holds another gallery than the backup; restore into an empty folder")
 
 
-def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callable[[], int], now: float) -> Restored:
-    """Make the copy a ledger that knows nothing of what was erased, and that gives no id a second time."""
-    told = tombstones.read()
-    remembered = told is not None and told[0] == manifest.gallery
+def _repeat_erasures(
+    copy: Path, tombstones: Tombstones, manifest: BackupManifest, gap: Callable[[], int], now: float
+) -> RestoreResult:
+    """Erase from the copy what the tombstones list, and skip ids that may have been assigned."""
+    erased = tombstones.read()
+    remembered = erased is not None and erased[0] == manifest.gallery
 
     def write(db: apsw.Connection) -> None:
-        for removal in told[1] if told is not None and remembered else ():
+        for removal in erased[1] if erased is not None and remembered else ():
             erasure_records.replay(db, removal)
         erasure_records.skip_ids(db, gap)
         vector_records.forget_files(db)
-        audit.note(db, Act("restore", now))
+        audit.record(db, AuditEvent("restore", now))
 
     ledger = Ledger(copy)
     try:
@@ -226,25 +230,25 @@ def _forget(copy: Path, tombstones: Tombstones, manifest: Manifest, gap: Callabl
         collections, subjects, faces = (
             a - b for a, b in zip(before, collection_records.totals(ledger.reader()), strict=True)
         )
-        # Before the ledger takes its place: a crash in between must not cost what only one of the two knows.
+        # Before the ledger is replaced: after a crash in between, no removal may be missing from both.
         tombstones.rewrite(ledger.reader())
-        Audit(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
+        AuditLog(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
     finally:
-        ledger.close()  # empties the log, too
+        ledger.close()  # empties the write-ahead log
     with copy.open("rb+") as file:
         os.fsync(file.fileno())
-    return Restored(manifest, collections, subjects, faces, remembered)
+    return RestoreResult(manifest, collections, subjects, faces, remembered)
 
 
 def _random_gap() -> int:
-    # Of 2**63 ids, so that tens of thousands of restores find room.
+    # Of 2**63 ids: enough for tens of thousands of restores.
     return 2**32 + secrets.randbelow(2**47)
 
 
-def _swap(folder: Path, copy: Path) -> None:
-    """The copy is the ledger from now on; what was made of the old one goes with it."""
+def _replace_ledger(folder: Path, copy: Path) -> None:
+    """Rename the copy to the ledger, and delete all segments and inverted files."""
     ledger = folder / LEDGER_FILE
-    for suffix in ("-wal", "-shm"):  # left where the old one could not be read; it would be taken for the new one's
+    for suffix in ("-wal", "-shm"):  # of an unreadable ledger; SQLite would apply them to the new one
         ledger.with_name(ledger.name + suffix).unlink(missing_ok=True)
     copy.replace(ledger)
     sync_folder(folder)

@@ -1,9 +1,9 @@
-"""A collection as a parquet file, one row a face, and such a file as a collection.
+"""Export of a collection to a Parquet file with one row per face, and import of such a file.
 
-What the collection is (embedder, fingerprint, ...) stands in the file's own metadata under `vestibule`, as JSON. Faces
-keep their tokens, so that a file which is read again, after a crash or by mistake, enrols nobody twice. A subject
-without faces has no row. The file of an encrypted collection is encrypted, too
-(index/embedded/encryption/parquet_keys.py), and can only become one. Needs pyarrow.
+The collection's properties (embedder, fingerprint, ...) are JSON in the file's metadata, under `vestibule`. Faces keep
+their tokens, so that importing a file again enrols no face twice. A subject without faces has no row. The file of an
+encrypted collection is encrypted, too (index/embedded/encryption/parquet_keys.py), and can only be imported into an
+encrypted collection. Needs pyarrow.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.erasure import remove_lapsed
 from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
-from index.embedded.gallery import EmbeddedGallery, remove_lapsed
+from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, face_records
 from index.embedded.store.atomic_files import sync_folder
 from index.embedded.store.face_records import FaceRecord
@@ -34,14 +35,13 @@ from index.types import Collection
 from index.unicode_forms import normalised
 
 KEY, VERSION = b"vestibule", 1
-# Faces of a row group, and of a transaction.
-AT_ONCE = 4096
+BATCH = 4096  # faces per row group and per transaction
 _TOKEN = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class Imported:
-    """How many faces were enrolled, how many had been before, and of how many the subject's time is over."""
+class ImportResult:
+    """The numbers of faces that were enrolled now, or before (`present`), or skipped because the subject expired."""
 
     collection: str
     enrolled: int
@@ -50,64 +50,64 @@ class Imported:
 
 
 def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
-    """Write the faces that the collection has now to a new file; how many. Each row group is of one commit.
+    """Write the collection's faces to a new file, and return their number. Each row group is of one commit.
 
-    Who is erased meanwhile, and who has expired, is left out as far as possible.
+    Leaves out expired subjects, and what is erased meanwhile as far as it was not written yet.
 
     Raises:
-        NotFoundError: no such collection. GalleryError: there is a file of that name, or no pyarrow. ConflictError: the
-        collection was embedded anew meanwhile. LockedError.
+        NotFoundError: no such collection. GalleryError: the file exists, or pyarrow is missing. ConflictError: the
+        collection was re-embedded meanwhile. LockedError.
     """
     arrow, parquet = _pyarrow()
-    found = gallery.collection(name)
-    schema = _schema(arrow, found.dimensions).with_metadata({KEY: json.dumps(_described(found))})
+    collection = gallery.collection(name)
+    schema = _schema(arrow, collection.dimensions).with_metadata({KEY: json.dumps(_properties(collection))})
     count = 0
-    sealed = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if found.encrypted else {}
+    options = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if collection.encrypted else {}
     with (
         _new_file(path) as temporary,
-        parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **sealed) as writer,
+        parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **options) as writer,
     ):
-        for faces in _all_faces(gallery, found):
-            writer.write_batch(_batch(arrow, schema, faces, found.dimensions))
+        for faces in _face_batches(gallery, collection):
+            writer.write_batch(_record_batch(arrow, schema, faces, collection.dimensions))
             count += len(faces)
     return count
 
 
-def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = None) -> Imported:
-    """Enrol the faces of a file in the collection `name` (by default of the name it had), which is made if need be.
+def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = None) -> ImportResult:
+    """Enrol the faces of a file in the collection `name` (default: its original name), which is created if missing.
 
-    All rows are checked before the first face is enrolled, by the rules of the API. Then each transaction enrols some
-    thousand; after a crash the same call enrols the rest. Vectors are scaled to length 1. Subjects whose time is over
-    are left out.
+    All rows are validated by the rules of the API before the first face is enrolled. Then each transaction enrols
+    `BATCH` faces; after a crash the same call enrols the rest. Vectors are scaled to length 1. Expired subjects are
+    skipped.
 
     Raises:
-        InvalidError: not such a file, or damaged, or some row cannot be a face. ConflictError: the collection is of
-        another pipeline or not encrypted as the file is, or a token is that of another face. GalleryError: no pyarrow.
-        LockedError, TooNewError.
+        InvalidError: the file is not an export, is damaged, or has an invalid row. ConflictError: the collection is of
+        another pipeline, or is not encrypted although the file is, or a token belongs to another face. GalleryError:
+        pyarrow is missing. LockedError, TooNewError.
     """
     arrow, parquet = _pyarrow()
     try:
         encrypted = is_encrypted(path)
-        sealed = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
-        with parquet.ParquetFile(path, page_checksum_verification=True, **sealed) as file:
-            wanted = replace(_wanted(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
-            _check_schema(file.schema_arrow, _schema(arrow, wanted.dimensions))
+        options = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
+        with parquet.ParquetFile(path, page_checksum_verification=True, **options) as file:
+            source = replace(_read_properties(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
+            _check_schema(file.schema_arrow, _schema(arrow, source.dimensions))
             row = 1
             forms: dict[str, str] = {}
-            for batch in file.iter_batches(AT_ONCE):
-                _check(batch, wanted.dimensions, row)
-                _check_forms(batch, forms, row)
+            for batch in file.iter_batches(BATCH):
+                _check_rows(batch, source.dimensions, row)
+                _check_unicode_forms(batch, forms, row)
                 row += batch.num_rows
-            gallery.ledger.write(partial(_target, wanted=wanted, now=gallery.clock()))
+            gallery.ledger.write(partial(_get_or_create, source=source, now=gallery.clock()))
             enrolled = expired = 0
-            for batch in file.iter_batches(AT_ONCE):
+            for batch in file.iter_batches(BATCH):
                 now, faces = gallery.clock(), _faces(batch)
                 current = [face for face in faces if face.expires_at is None or face.expires_at > now]
                 expired += len(faces) - len(current)
-                enrolled += gallery.ledger.write(partial(_enrol, wanted=wanted, faces=current, now=now))
+                enrolled += gallery.ledger.write(partial(_enrol, source=source, faces=current, now=now))
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path.name} cannot be read as parquet: {error}") from error
-    return Imported(wanted.name, enrolled, row - 1 - enrolled - expired, expired)
+    return ImportResult(source.name, enrolled, row - 1 - enrolled - expired, expired)
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -133,16 +133,18 @@ def _schema(arrow: Any, dimensions: int) -> Any:
     )
 
 
-def _described(found: Collection) -> dict[str, Any]:
-    properties = {key: value for key, value in found.__dict__.items() if key not in ("id", "generation", "encrypted")}
+def _properties(collection: Collection) -> dict[str, Any]:
+    properties = {
+        key: value for key, value in collection.__dict__.items() if key not in ("id", "generation", "encrypted")
+    }
     return {"version": VERSION, "collection": properties}
 
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """Where to write; it is in `path` when it is whole. Only its owner may read it."""
+    """Yield a temporary path with mode 0600, which is renamed to `path` when it is complete."""
     if path.exists():
-        raise GalleryError(f"{path} is there already")
+        raise GalleryError(f"{path} exists already")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.touch(mode=0o600)
     try:
@@ -155,20 +157,20 @@ def _new_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _all_faces(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[FaceRecord]]:
-    """Not in one snapshot: that would keep erasures in the ledger's log for as long as it takes."""
+def _face_batches(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[FaceRecord]]:
+    """Yield all faces, each batch from its own snapshot: a long one would keep erased data in the write-ahead log."""
     with gallery.snapshot_of(collection) as db:
         after, through = 0, face_records.last_id(db, collection.id)
     while True:
         with gallery.snapshot_of(collection) as db:
-            faces = face_records.read_records(db, collection.id, after, through, AT_ONCE, gallery.clock())
+            faces = face_records.read_records(db, collection.id, after, through, BATCH, gallery.clock())
         if not faces:
             return
         after = faces[-1].id
         yield faces
 
 
-def _batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
+def _record_batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
     numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
     columns: list[list[Any]] = [
@@ -186,24 +188,27 @@ def _batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) ->
     return arrow.record_batch([*arrays[:-1], vectors, arrays[-1]], schema=schema)
 
 
-def _wanted(metadata: dict[bytes, bytes], name: str | None) -> Collection:
-    """The collection that the file is of, under the name it is to have; its id does not count."""
+def _read_properties(metadata: dict[bytes, bytes], name: str | None) -> Collection:
+    """Return the collection that the file's metadata describes, with id 0 and this name (None: its own)."""
     try:
-        described = json.loads(metadata[KEY])
-        version, properties = described["version"], described["collection"]
-        found = Collection(0, **properties)
+        content = json.loads(metadata[KEY])
+        version, properties = content["version"], content["collection"]
+        collection = Collection(0, **properties)
     except (KeyError, ValueError, TypeError) as error:
-        raise InvalidError("the file does not say of which collection it is; was it written by export?") from error
+        raise InvalidError("the file's metadata describes no collection; was it written by export?") from error
     if version > VERSION:
-        raise TooNewError(f"the file is of version {version}; this program knows {VERSION}")
-    texts = (found.name, found.embedder, found.fingerprint)
-    if not all(isinstance(text, str) and text for text in texts) or not isinstance(found.settings, dict):
-        raise InvalidError("the file describes its collection with values of a wrong kind")
-    if not isinstance(found.dimensions, int) or not 0 < found.dimensions < 2**31:
-        raise InvalidError(f"a collection of {found.dimensions} dimensions cannot be")
-    if not isinstance(found.created_at, int | float) or not isinstance(found.settings.get("keep_crops", False), bool):
-        raise InvalidError("the file describes its collection with values of a wrong kind")
-    return Collection(**{**found.__dict__, "name": name or found.name})
+        raise TooNewError(f"the file has version {version}; this program reads up to version {VERSION}")
+    texts, settings = (collection.name, collection.embedder, collection.fingerprint), collection.settings
+    if (
+        not all(isinstance(text, str) and text for text in texts)
+        or not isinstance(settings, dict)
+        or not isinstance(settings.get("keep_crops", False), bool)
+        or not isinstance(collection.created_at, int | float)
+    ):
+        raise InvalidError("the file's metadata has a property of the wrong type")
+    if not isinstance(collection.dimensions, int) or not 0 < collection.dimensions < 2**31:
+        raise InvalidError(f"the number of dimensions is {collection.dimensions}")
+    return Collection(**{**collection.__dict__, "name": name or collection.name})
 
 
 def _check_schema(actual: Any, expected: Any) -> None:
@@ -211,14 +216,14 @@ def _check_schema(actual: Any, expected: Any) -> None:
         raise InvalidError(f"expected the columns {', '.join(expected.names)}; got {', '.join(actual.names)}")
     for field in expected:
         if actual.field(field.name).type != field.type:
-            kind = actual.field(field.name).type
-            raise InvalidError(f"expected the column {field.name!r} to be {field.type}; it is {kind}")
+            type_ = actual.field(field.name).type
+            raise InvalidError(f"expected the column {field.name!r} to be {field.type}; it is {type_}")
 
 
-def _check(batch: Any, dimensions: int, first: int) -> None:
-    """See that each row can be a face; `first` is the number of the first one, for the message."""
-    columns = [name for name in batch.schema.names if name not in ("name", "expires_at", "crop")]
-    for name in columns:
+def _check_rows(batch: Any, dimensions: int, first: int) -> None:
+    """Raise InvalidError if a row cannot be enrolled; `first` is the number of the first row, for the message."""
+    required = [name for name in batch.schema.names if name not in ("name", "expires_at", "crop")]
+    for name in required:
         if batch.column(name).null_count:
             raise InvalidError(f"a row from {first} on has no {name}")
     for number, face in enumerate(_faces(batch), first):
@@ -230,10 +235,10 @@ def _check(batch: Any, dimensions: int, first: int) -> None:
             raise InvalidError(f"row {number}: {error}") from error
 
 
-def _check_forms(batch: Any, forms: dict[str, str], first: int) -> None:
-    """Check that no subject differs only in its Unicode form from one of `forms`, or of this batch, which joins them.
+def _check_unicode_forms(batch: Any, forms: dict[str, str], first: int) -> None:
+    """Raise InvalidError if two subjects differ only in their Unicode form, since they would become one subject.
 
-    Two subjects would become one.
+    `forms`: the subjects of earlier batches by their normalised form; those of this batch are added.
     """
     for number, subject in enumerate(batch.column("subject").to_pylist(), first):
         if not subject.isascii() and forms.setdefault(normalised(subject), subject) != subject:
@@ -250,28 +255,33 @@ def _faces(batch: Any) -> list[FaceRecord]:
     ]
 
 
-def _target(db: apsw.Connection, wanted: Collection, now: float) -> Collection:
-    """The collection to enrol in, made unless it is there."""
+def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Collection:
+    """Return the collection of the source's name, created like the source if it is missing.
+
+    Raises:
+        ConflictError: it has other properties than the source.
+    """
     try:
-        found = collection_records.find(db, wanted.name)
+        target = collection_records.find(db, source.name)
     except NotFoundError:
-        made = collection_records.insert(db, wanted)
-        audit.note(db, Act("create_collection", now, None, made.id))
-        return made
-    for what in ("embedder", "fingerprint", "dimensions"):
-        theirs, ours = getattr(wanted, what), getattr(found, what)
+        target = collection_records.insert(db, source)
+        audit.record(db, AuditEvent("create_collection", now, None, target.id))
+        return target
+    for name in ("embedder", "fingerprint", "dimensions"):
+        theirs, ours = getattr(source, name), getattr(target, name)
         if theirs != ours:
-            raise ConflictError(f"{wanted.name!r} has the {what} {ours!r}; the file has {theirs!r}")
-    if wanted.encrypted and not found.encrypted:
-        raise ConflictError(f"the file is encrypted, and {wanted.name!r} is not")
-    return found
+            raise ConflictError(f"{source.name!r} has the {name} {ours!r}; the file has {theirs!r}")
+    if source.encrypted and not target.encrypted:
+        raise ConflictError(f"the file is encrypted, and {source.name!r} is not")
+    return target
 
 
-def _enrol(db: apsw.Connection, wanted: Collection, faces: list[FaceRecord], now: float) -> int:
-    found = _target(db, wanted, now)
-    remove_lapsed(db, found.id, {face.subject for face in faces}, now)
-    enrolled = [face.token for face in faces if face_records.insert_record(db, found.id, face)]
+def _enrol(db: apsw.Connection, source: Collection, faces: list[FaceRecord], now: float) -> int:
+    """Enrol the faces that are not enrolled yet, and return their number."""
+    target = _get_or_create(db, source, now)
+    remove_lapsed(db, target.id, {face.subject for face in faces}, now)
+    enrolled = [face.token for face in faces if face_records.insert_record(db, target.id, face)]
     if enrolled:
-        ids = face_records.ids_of_tokens(db, found.id, enrolled)
-        audit.note(db, Act("enrol", now, None, found.id, audit.subjects_of(db, ids), ids))
+        ids = face_records.ids_of_tokens(db, target.id, enrolled)
+        audit.record(db, AuditEvent("enrol", now, None, target.id, audit.subjects_of(db, ids), ids))
     return len(enrolled)

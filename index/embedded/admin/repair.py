@@ -1,4 +1,4 @@
-"""What an operator has done now and then: the ledger made smaller, the cache made anew, another key."""
+"""Occasional maintenance by an operator: compact the ledger, rebuild the files, change the operator's key."""
 
 from __future__ import annotations
 
@@ -7,85 +7,88 @@ from dataclasses import dataclass
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import Act
+from index.embedded.audit.entries import AuditEvent
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
-from index.embedded.tasks.compaction import LEASE_S, Limits, Maintenance
+from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
 from index.errors import GalleryError
 
-# How often the log is tried to be emptied, a fifth of a second each: others may read from it.
-_TRIES = 25
+_SCRUB_TRIES = 25  # of a fifth of a second each, while readers use the write-ahead log
 
 
 @dataclass(frozen=True)
-class Compacted:
-    """Bytes of all files of the gallery; not `emptied` where others kept on reading from the log."""
+class CompactionResult:
+    """The size in bytes of all files of the gallery; not `emptied` where readers kept the write-ahead log in use."""
 
     before: int
     after: int
     emptied: bool
 
 
-def compact(gallery: EmbeddedGallery, limits: Limits | None = None) -> Compacted:
-    """A round of maintenance, then the ledger without its free pages. Others can read meanwhile, but not write.
+def compact(gallery: EmbeddedGallery, limits: MaintenanceLimits | None = None) -> CompactionResult:
+    """Run a round of maintenance, then remove the ledger's free pages. Others can read meanwhile, but not write.
 
     Raises:
-        apsw.BusyError: another kept the ledger locked. apsw.FullError: no room for a second ledger, in the temporary
-        folder or here.
+        apsw.BusyError: another process kept the ledger locked. apsw.FullError: no space for a second ledger, in the
+        temporary folder or in the gallery's.
     """
     before = _size(gallery)
     maintenance = Maintenance(gallery, limits)
     maintenance.run()
     maintenance.release()
     _vacuum(gallery)
-    emptied = any(gallery.ledger.scrub() for _ in range(_TRIES))
-    return Compacted(before, _size(gallery), emptied)
+    emptied = _scrub(gallery)
+    return CompactionResult(before, _size(gallery), emptied)
 
 
-def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: Limits | None = None) -> list[str]:
-    """Make all segments and inverted files anew from the ledger, of one collection or of all; their names.
+def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: MaintenanceLimits | None = None) -> list[str]:
+    """Rebuild all segments and inverted files of a collection (None: of all) from the ledger; return the names.
 
-    Searches go on: each old file is there until the new one is.
+    Searches continue: each old file exists until the new one does.
 
     Raises:
-        NotFoundError: no such collection. GalleryError: another process does the background work. ConflictError.
+        NotFoundError: no such collection. GalleryError: another process does maintenance. ConflictError.
     """
     collections = gallery.collections(limit=-1) if name is None else [gallery.collection(name)]
     maintenance = Maintenance(gallery, limits)
     if not maintenance.rebuild(collections):
         raise GalleryError(
-            f"another process does the gallery's background work; stop it, or wait {LEASE_S:.0f} s where it died"
+            f"another process does the gallery's maintenance: stop it, or wait {LEASE_S:.0f} s if it has died"
         )
     maintenance.release()
     return [collection.name for collection in collections]
 
 
 def rekey(gallery: EmbeddedGallery, new: OperatorKey) -> int:
-    """Let the `new` operator's key wrap the data keys of all encrypted collections, and nothing but it; how many.
+    """Wrap the data keys of all encrypted collections with the `new` operator's key only; return their number.
 
-    Data keys stay, so nothing is encrypted anew: a copy of the ledger from before can be read with the old key still.
-    Who has used a collection can go on with it; else the service needs the new key from now on. Afterwards nothing in
-    the ledger's files is wrapped by the old one, unless somebody keeps on reading from the log.
+    Data keys stay the same, so nothing is re-encrypted, and an older copy of the ledger can still be read with the old
+    key. A process that has used a collection can continue to; otherwise the service needs the new key. Afterwards the
+    ledger's files contain nothing wrapped with the old key, unless a reader keeps the write-ahead log in use.
 
     Raises:
-        LockedError: the gallery was opened with another key than wrapped them; then nothing has changed.
+        LockedError: the gallery was opened with another key than the data keys' own; nothing has changed.
     """
 
     def write(db: apsw.Connection) -> int:
         if count := rewrap(db, new):
-            audit.note(db, Act("rekey", gallery.clock()))
+            audit.record(db, AuditEvent("rekey", gallery.clock()))
         return count
 
     count = gallery.ledger.write(write)
-    any(gallery.ledger.scrub() for _ in range(_TRIES))
+    _scrub(gallery)
     return count
 
 
+def _scrub(gallery: EmbeddedGallery) -> bool:
+    return any(gallery.ledger.scrub() for _ in range(_SCRUB_TRIES))
+
+
 def _vacuum(gallery: EmbeddedGallery) -> None:
-    # Not a connection of the ledger's: those keep temporary data in memory, where a second ledger may not fit. Its
-    # temporary file has no name, and nothing in it that was erased.
+    # The ledger's own connections keep temporary data in memory, where a second ledger may not fit. SQLite's temporary
+    # file is unlinked, and contains nothing that was erased.
     connection = apsw.Connection(str(gallery.ledger.path))
     try:
         connection.set_busy_timeout(BUSY_MS)

@@ -1,8 +1,7 @@
-"""Whether a gallery is what was written: the ledger in itself, and all files against it.
+"""Check a gallery for damage: the ledger itself, and all files against the ledger.
 
-Nothing is changed, but that the audit log is brought up to the ledger; others may use the gallery meanwhile. The
-ledger's rows have no checksums of their own: a bit that flips in a vector that is in no segment yet is only noticed
-where the vector's length shows it.
+Changes nothing except that it flushes the audit log. Others may use the gallery meanwhile. The ledger's rows have no
+checksums: a flipped bit in a vector that is in no segment yet is detected only if it changes the vector's length.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import numpy as np
 
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query.feedback import rejected_after
 from index.embedded.store import (
     collection_records,
     erasure_records,
     face_records,
     lease_records,
+    rejection_records,
     subject_records,
     vector_records,
 )
@@ -35,99 +34,98 @@ from index.errors import ConflictError, CorruptError, GalleryError, LockedError,
 from index.types import Collection, Ints
 from index.validation import are_unit
 
-# Vectors that are read at once.
-AT_ONCE = 65_536
-ROWS_AT_ONCE = 1000
+VECTORS_PER_READ = 65_536
+ROWS_PER_READ = 1000
 
 
-def faults(gallery: EmbeddedGallery) -> Iterator[str]:
-    """What is wrong, in words, each as soon as it is found."""
-    there = {path.name for path in gallery.files.iterdir()}
+def find_faults(gallery: EmbeddedGallery) -> Iterator[str]:
+    """Yield a message for each fault as soon as it is found."""
+    files = {path.name for path in gallery.files.iterdir()}
     try:
         yield from _ledger_faults(gallery)
         for collection in gallery.collections(limit=-1):
-            yield from _told(collection, _current_faults(gallery, collection))
+            yield from _prefixed(collection, _current_faults(gallery, collection))
         yield from _tombstone_faults(gallery)
         yield from _audit_faults(gallery)
-        yield from _strangers(gallery, there)
+        yield from _unreferenced_files(gallery, files)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield f"ledger: {error}"
 
 
-def _told(collection: Collection, found: Iterator[str]) -> Iterator[str]:
-    """With whose they are; one that ends the search of a collection does not end that of the others."""
+def _prefixed(collection: Collection, faults: Iterator[str]) -> Iterator[str]:
+    """Yield the faults with the collection's name. An error ends the check of this collection only."""
     try:
-        yield from (f"{collection.name}: {what}" for what in found)
+        yield from (f"{collection.name}: {fault}" for fault in faults)
     except (LockedError, CorruptError) as error:
-        yield f"{collection.name}: no more of it can be read: {error}"
+        yield f"{collection.name}: the rest cannot be read: {error}"
 
 
 def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
     with gallery.ledger.snapshot() as db:
-        found = [verdict for (verdict,) in db.execute("PRAGMA integrity_check") if verdict != "ok"]
+        faults = [verdict for (verdict,) in db.execute("PRAGMA integrity_check") if verdict != "ok"]
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
-            found.append(f"row {row} of {table} belongs to nothing in {parent}")
+            faults.append(f"row {row} of {table} refers to a missing row of {parent}")
         if count := face_records.count_misplaced(db):
-            found.append(f"{count} faces are in another collection than their subject")
+            faults.append(f"{count} faces are in another collection than their subject")
         if count := collection_records.count_miscounted(db):
-            found.append(f"{count} collections have another number of subjects or faces than they say")
+            faults.append(f"{count} collections have a wrong count of subjects or faces")
         for table, count in collection_records.count_invalid_json(db).items():
-            found.append(f"{count} rows of {table} have something else where JSON should be")
-        found += reembedding.faults(db)
-    return [f"ledger: {what}" for what in found]
+            faults.append(f"{count} rows of {table} contain invalid JSON")
+        faults += reembedding.find_faults(db)
+    return [f"ledger: {fault}" for fault in faults]
 
 
 def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    """Of the collection as it is now; nothing where it was dropped."""
-    there: list[Collection] = [collection]
-    while there:
+    """Check the collection as it is now; start over if it was re-embedded meanwhile, stop if it was dropped."""
+    current: list[Collection] = [collection]
+    while current:
         try:
-            yield from _collection_faults(gallery, there[0])
+            yield from _collection_faults(gallery, current[0])
             return
-        except ConflictError:  # dropped, or embedded anew, meanwhile
-            there = [one for one in gallery.collections(limit=-1) if one.id == collection.id]
+        except ConflictError:
+            current = [other for other in gallery.collections(limit=-1) if other.id == collection.id]
 
 
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     with gallery.snapshot_of(collection) as db:
         size = cipher_of(db, collection.id).encrypted_size(4 * collection.dimensions)
         wrong = vector_records.count_missing(db, collection.id, size)
-        sealed, indexed = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
-    if wrong:  # they cannot be compared with anything
+        segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
+    if wrong:  # the further checks could not compare them
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
     yield from _vector_faults(gallery, collection)
     yield from _feedback_faults(gallery, collection)
     if collection.encrypted:
-        _unseal_all(gallery, collection)
-    for earlier, later in pairwise(sealed):
+        _decrypt_all(gallery, collection)
+    for earlier, later in pairwise(segments):
         if later.first_face <= earlier.last_face:
-            yield f"{earlier.file} and {later.file} are about the same faces"
-    for one in sealed:
-        yield from _segment_faults(gallery, collection, one)
-    if indexed is not None:
-        yield from _index_faults(gallery, collection, indexed)
+            yield f"{earlier.file} and {later.file} overlap"
+    for segment in segments:
+        yield from _segment_faults(gallery, collection, segment)
+    if index is not None:
+        yield from _index_faults(gallery, collection, index)
 
 
-def _unseal_all(gallery: EmbeddedGallery, collection: Collection) -> None:
-    """Read whoever is in it, with crops, which fails where something sealed is not what was written."""
+def _decrypt_all(gallery: EmbeddedGallery, collection: Collection) -> None:
+    """Read all subjects and faces, with crops; raises CorruptError where encrypted data was modified."""
     key: str | None = ""
     while key is not None:
         with gallery.snapshot_of(collection) as db:
-            people = subject_records.page(db, collection.id, key, ROWS_AT_ONCE)
-        key = people[-1].key if people else None
+            subjects = subject_records.page(db, collection.id, key, ROWS_PER_READ)
+        key = subjects[-1].key if subjects else None
     after: int | None = 0
     while after is not None:
         with gallery.snapshot_of(collection) as db:
-            faces = face_records.read_records(db, collection.id, after, 2**63 - 1, ROWS_AT_ONCE, now=0.0)
+            faces = face_records.read_records(db, collection.id, after, 2**63 - 1, ROWS_PER_READ, now=0.0)
         after = faces[-1].id if faces else None
 
 
 def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    after, dimensions = 0, collection.dimensions
+    after = 0
     while True:
         with gallery.snapshot_of(collection) as db:
-            rows = vector_records.read(db, collection.id, dimensions, after, AT_ONCE)
+            rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS_PER_READ)
         if not len(rows.faces):
             return
         after = int(rows.faces[-1])
@@ -139,7 +137,7 @@ def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterat
     after = 0
     while True:
         with gallery.snapshot_of(collection) as db:
-            numbers, vectors = rejected_after(db, collection, after, AT_ONCE)
+            numbers, vectors = rejection_records.read(db, collection, after, VECTORS_PER_READ)
         if not len(numbers):
             return
         after = int(numbers[-1])
@@ -147,83 +145,88 @@ def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterat
             yield f"{wrong} vectors of feedback do not have length 1"
 
 
-def _segment_faults(gallery: EmbeddedGallery, collection: Collection, one: SegmentRecord) -> list[str]:
-    """The segment's bytes, and its rows against the ledger's."""
+def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: SegmentRecord) -> list[str]:
+    """Check the segment's bytes, and its rows against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        rows = vector_records.read(db, collection.id, collection.dimensions, one.first_face - 1, through=one.last_face)
-        removed, _ = erasure_records.removed_faces(db, collection.id, one.removals_through)
+        rows = vector_records.read(
+            db, collection.id, collection.dimensions, segment.first_face - 1, through=segment.last_face
+        )
+        removed, _ = erasure_records.removed_faces(db, collection.id, segment.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
-        segment = Segment.open(gallery.files / one.file, cipher)
-        segment.verify()
+        content = Segment.open(gallery.files / segment.file, cipher)
+        content.verify()
     except (CorruptError, TooNewError) as error:
-        return [str(error)] if _is_named(gallery, one.file) else []
-    if segment.dimensions != collection.dimensions:
-        return [f"{one.file} has vectors of {segment.dimensions} numbers"]
-    found = _membership(one.file, segment.faces, rows.faces, removed)
-    both, ours, theirs = np.intersect1d(segment.faces, rows.faces, return_indices=True)
-    # Vectors by their bits: they are copies.
-    differs = (segment.vectors[ours].view(np.uint32) != rows.vectors[theirs].view(np.uint32)).any(axis=1)
-    differs |= segment.subjects[ours] != rows.subjects[theirs]
+        return [str(error)] if _is_referenced(gallery, segment.file) else []
+    if content.dimensions != collection.dimensions:
+        return [f"{segment.file} has vectors of {content.dimensions} numbers"]
+    faults = _membership_faults(segment.file, content.faces, rows.faces, removed)
+    both, ours, theirs = np.intersect1d(content.faces, rows.faces, return_indices=True)
+    # Vectors are copies, so their bits are equal.
+    differs = (content.vectors[ours].view(np.uint32) != rows.vectors[theirs].view(np.uint32)).any(axis=1)
+    differs |= content.subjects[ours] != rows.subjects[theirs]
     if differs.any():
-        found.append(f"{one.file} differs from the ledger in {differs.sum()} faces, the first is {both[differs][0]}")
-    return found
+        first = both[differs][0]
+        faults.append(f"{segment.file} differs from the ledger in {differs.sum()} faces, the first is {first}")
+    return faults
 
 
-def _index_faults(gallery: EmbeddedGallery, collection: Collection, indexed: InvertedFileRecord) -> list[str]:
-    """The inverted file's bytes, and whom it holds against the ledger; segments are held against it, too."""
+def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: InvertedFileRecord) -> list[str]:
+    """Check the inverted file's bytes, and its ids against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        faces = face_records.ids_through(db, collection.id, indexed.last_face)
-        removed, _ = erasure_records.removed_faces(db, collection.id, indexed.removals_through)
+        faces = face_records.ids_through(db, collection.id, index.last_face)
+        removed, _ = erasure_records.removed_faces(db, collection.id, index.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
-        ivf = Ivf.read(gallery.files / indexed.file, cipher)
+        ivf = Ivf.read(gallery.files / index.file, cipher)
     except CorruptError as error:
-        return [str(error)] if _is_named(gallery, indexed.file) else []
-    return _membership(indexed.file, np.sort(ivf.ids), faces, removed)
+        return [str(error)] if _is_referenced(gallery, index.file) else []
+    return _membership_faults(index.file, np.sort(ivf.ids), faces, removed)
 
 
-def _is_named(gallery: EmbeddedGallery, file: str) -> bool:
-    """Whether the ledger still names it: another process may have written another in its place meanwhile."""
+def _is_referenced(gallery: EmbeddedGallery, file: str) -> bool:
+    """Return whether the ledger still refers to the file: another process may have replaced it meanwhile."""
     with gallery.ledger.snapshot() as db:
         return file in vector_records.files(db)
 
 
-def _membership(file: str, faces: Ints, ledger: Ints, removed: Ints) -> list[str]:
-    """Ids in a file, ascending, against those in the ledger and those `removed` since the file was written."""
-    found = []
+def _membership_faults(file: str, faces: Ints, ledger: Ints, removed: Ints) -> list[str]:
+    """Compare the ids in a file with those in the ledger and those `removed` since the file was written."""
+    faults = []
     if (np.diff(faces) <= 0).any():
-        found.append(f"{file} holds faces twice, or not in the order of their ids")
-    if len(others := np.setdiff1d(faces, np.concatenate((ledger, removed)))):
-        found.append(f"{file} holds {len(others)} faces that the ledger does not have, the first is {others[0]}")
+        faults.append(f"{file} contains faces twice, or not in ascending order of their ids")
+    if len(extra := np.setdiff1d(faces, np.concatenate((ledger, removed)))):
+        faults.append(f"{file} contains {len(extra)} faces that the ledger does not have, the first is {extra[0]}")
     if len(missing := np.setdiff1d(ledger, faces)):
-        found.append(f"{file} lacks {len(missing)} faces, the first is {missing[0]}")
-    return found
+        faults.append(f"{file} lacks {len(missing)} faces, the first is {missing[0]}")
+    return faults
 
 
 def _tombstone_faults(gallery: EmbeddedGallery) -> Iterator[str]:
-    """What was written down of erasures against the ledger, which may know of more but not of less."""
+    """Check that the ledger has every removal of the tombstones. It may have more."""
     try:
-        told, last = gallery.tombstones.read(), 0
-        if told is None:
+        tombstones, last = gallery.tombstones.read(), 0
+        if tombstones is None:
             yield f"{gallery.tombstones.path.name} is missing"
             return
-        while page := list(islice(told[1], ROWS_AT_ONCE)):
+        while page := list(islice(tombstones[1], ROWS_PER_READ)):
             with gallery.ledger.snapshot() as db:
-                known = set(erasure_records.removals(db, last, page[-1].seq))
-                here = [removal for removal in page if erasure_records.target_exists(db, removal)]
-                strange = [one for one in set(page) - known if collection_records.exists(db, one.collection_id)]
+                in_ledger = set(erasure_records.removals(db, last, page[-1].seq))
+                not_erased = [removal for removal in page if erasure_records.target_exists(db, removal)]
+                extra = [
+                    removal for removal in set(page) - in_ledger if collection_records.exists(db, removal.collection_id)
+                ]
             last = page[-1].seq
-            if here:
-                yield f"{len(here)} erasures were not made in the ledger, the first is {here[0].seq}"
-            if strange or known - set(page):
+            if not_erased:
+                yield f"{len(not_erased)} erasures were not made in the ledger, the first is {not_erased[0].seq}"
+            if extra or in_ledger - set(page):
                 yield f"{gallery.tombstones.path.name} differs from the ledger's removals up to {last}"
     except GalleryError as error:
         yield str(error)
 
 
 def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
-    """The first line of the audit log that is not what was written; those after it may be wrong, too."""
+    """Yield the first fault of the audit log. Lines after it are not checked."""
     try:
         if fault := gallery.audit.verify():
             yield f"{gallery.audit.path.name}: entry {fault.sequence}: {fault.reason}"
@@ -231,13 +234,13 @@ def _audit_faults(gallery: EmbeddedGallery) -> Iterator[str]:
         yield str(error)
 
 
-def _strangers(gallery: EmbeddedGallery, there: set[str]) -> Iterator[str]:
-    """Files that nobody names; but another process may be about to name the youngest ones."""
+def _unreferenced_files(gallery: EmbeddedGallery, files: set[str]) -> Iterator[str]:
+    """Yield a fault for each file that the ledger does not refer to, except new ones of a running maintenance."""
     with gallery.ledger.snapshot() as db:
-        named, leased = vector_records.files(db), lease_records.is_held(db, LEASE, gallery.clock(), LEASE_S)
-    for name in sorted(there - named):
+        referenced, leased = vector_records.files(db), lease_records.is_held(db, LEASE, gallery.clock(), LEASE_S)
+    for name in sorted(files - referenced):
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime
-            # A time far in the future says nothing about the file's age: a clock was wrong, or somebody set it.
+            # A time far in the future is caused by a wrong clock, and says nothing about the age.
             if not leased or abs(age) > LEASE_S:
-                yield f"{name} is named by nobody"
+                yield f"{name} is not referenced by the ledger"

@@ -1,7 +1,7 @@
-"""What is in the audit log: acts, and the lines that tell of them, each bound to all before it by its hash.
+"""Audit events, and the hash-chained lines that record them.
 
-A line is the SHA-256 of the hash before it and of what follows in the line itself, a space, and that: JSON with sorted
-keys and no spaces. The hash before the first is that of the first line of the file, which tells of no act.
+A line is a SHA-256, a space, and JSON with sorted keys and no spaces. The hash covers the previous line's hash and the
+JSON. The hash before the first event is that of the file's header line.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ HASH_LENGTH = hashlib.sha256().digest_size * 2
 
 
 @dataclass(frozen=True)
-class Act:
-    """What was done, by whom (`actor`: an API key's id), and to what: ids of the ledger's.
+class AuditEvent:
+    """An action, its time in seconds since 1970, its `actor` (an API key's id), and the ids it applies to.
 
-    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. Re-embedding is
-    of all its faces; those it names are feedback that went. The faces of feedback have ids less than 0. `at`: seconds
-    since 1970. What is not of a gallery says what it is `of`: a key's id, or a model's version; what is about a job or
-    a re-embedding names that by its token.
+    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
+    is of all faces of the collection; `faces` names the feedback that it discards. Faces of feedback have negative
+    ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or the token of a job
+    or a re-embedding.
 
     Raises:
-        InvalidError: the actor, or what it is of, may be a name.
+        InvalidError: `actor` or `of` is not an id, and could be a person's name.
     """
 
     action: Action
@@ -66,79 +66,82 @@ class Act:
     of: str | None = None
 
     def __post_init__(self) -> None:
-        for what, value in (("actor", self.actor), ("of", self.of)):
+        for name, value in (("actor", self.actor), ("of", self.of)):
             if value is not None and not _ID.fullmatch(value):
-                raise InvalidError(f"{what}: expected up to 64 letters, digits, _ or -: an id, not a name")
+                raise InvalidError(f"{name}: expected up to 64 letters, digits, _ or -: an id, not a name")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line: the act, its number from 1, and the hash up to it."""
+class AuditEntry:
+    """A line of the log: its number from 1, the hash of the chain up to it, and its event."""
 
     sequence: int
     hash: str
-    act: Act
+    event: AuditEvent
 
 
-def genesis(header: bytes) -> str:
-    """The hash before the first line."""
+def initial_hash(header: bytes) -> str:
+    """Return the hash before the first event."""
     return hashlib.sha256(header).hexdigest()
 
 
-def _dumped(content: dict[str, Any]) -> str:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+def event_to_json(event: AuditEvent) -> str:
+    """Return the event as JSON, without a sequence number."""
+    return _dumped(_fields(event))
 
 
-def _content(act: Act) -> dict[str, Any]:
-    content = {**act.__dict__, "at": datetime.fromtimestamp(act.at, UTC).isoformat(timespec="microseconds")}
-    if act.of is None:
-        del content["of"]  # which the gallery's lines never had
-    return content
+def event_from_json(text: str) -> AuditEvent:
+    """Return the event of `event_to_json`."""
+    return _event(json.loads(text))
 
 
-def _act(content: dict[str, Any]) -> Act:
-    lists = {name: tuple(content[name]) for name in ("subjects", "faces")}
-    return Act(**{**content, **lists, "at": datetime.fromisoformat(content["at"]).timestamp()})
-
-
-def noted(act: Act) -> str:
-    """The act as JSON, to wait for its line."""
-    return _dumped(_content(act))
-
-
-def from_note(text: str) -> Act:
-    """What was noted."""
-    return _act(json.loads(text))
-
-
-def line_of(sequence: int, previous: str, act: Act) -> bytes:
-    """The line, after one of the hash `previous`."""
-    text = _dumped({**_content(act), "sequence": sequence}).encode()
+def format_line(sequence: int, previous: str, event: AuditEvent) -> bytes:
+    """Return the line that follows a line with the hash `previous`."""
+    text = _dumped({**_fields(event), "sequence": sequence}).encode()
     return f"{_hash(previous, text)} ".encode() + text + b"\n"
 
 
-def _hash(previous: str, text: bytes) -> str:
-    return hashlib.sha256(previous.encode() + text).hexdigest()
-
-
-def parsed(line: bytes) -> Entry | None:
-    """What a line says, whether or not it is true; None where it says nothing."""
+def parse_line(line: bytes) -> AuditEntry | None:
+    """Return the entry of a line without checking its hash; None where the line is malformed."""
     try:
-        content: dict[str, Any] = json.loads(line[HASH_LENGTH + 1 :])
-        return Entry(content.pop("sequence"), line[:HASH_LENGTH].decode(), _act(content))
+        fields: dict[str, Any] = json.loads(line[HASH_LENGTH + 1 :])
+        return AuditEntry(fields.pop("sequence"), line[:HASH_LENGTH].decode(), _event(fields))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def fault_of(line: bytes, previous: str, sequence: int, heads: Mapping[int, set[str]]) -> str | None:
-    """What is wrong with a line that should be of that number."""
-    entry = parsed(line)
+def find_fault(line: bytes, previous: str, sequence: int, heads: Mapping[int, set[str]]) -> str | None:
+    """Return why the line is not valid as number `sequence` after the hash `previous`, or None.
+
+    `heads`: hashes of the log that were recorded elsewhere, by sequence number.
+    """
+    entry = parse_line(line)
     if entry is None or not line.endswith(b"\n"):
-        return "it is not what was written"
+        return "the line is malformed"
     if entry.sequence != sequence:
-        return f"{entry.sequence} stands in its place"
+        return f"the line has the number {entry.sequence}"
     if entry.hash != _hash(previous, line[HASH_LENGTH + 1 : -1]) or line[HASH_LENGTH:][:1] != b" ":
-        return "it was changed, or something before it"
+        return "the hash does not match: this line or an earlier one was changed"
     if heads.get(sequence, {entry.hash}) != {entry.hash}:
-        return "it is not what is known of it elsewhere"
+        return "the hash differs from the one recorded elsewhere"
     return None
+
+
+def _dumped(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _fields(event: AuditEvent) -> dict[str, Any]:
+    fields = {**event.__dict__, "at": datetime.fromtimestamp(event.at, UTC).isoformat(timespec="microseconds")}
+    if event.of is None:
+        del fields["of"]  # lines of older versions do not have it
+    return fields
+
+
+def _event(fields: dict[str, Any]) -> AuditEvent:
+    lists = {name: tuple(fields[name]) for name in ("subjects", "faces")}
+    return AuditEvent(**{**fields, **lists, "at": datetime.fromisoformat(fields["at"]).timestamp()})
+
+
+def _hash(previous: str, text: bytes) -> str:
+    return hashlib.sha256(previous.encode() + text).hexdigest()

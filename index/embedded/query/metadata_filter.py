@@ -1,6 +1,7 @@
-"""Which subjects have given values in their metadata: a text, a number or a boolean under a key of its first level.
+"""Filter subjects by metadata: text, number or boolean values under first-level keys.
 
-The ledger has them in a table to look them up by; but of encrypted collections, whose metadata is unsealed each time.
+The ledger indexes these values in the table `subject_values`, except for encrypted collections, whose metadata is
+decrypted and compared for each query.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
 from index.unicode_forms import normalised_where
 
-# By key, the values of which a subject must have one; of several keys all.
+# For each key the allowed values. A subject must have an allowed value under every key.
 Where = Mapping[str, Sequence[str | float | bool]]
 
 _VALUES = (
@@ -33,14 +34,14 @@ _AMONG = "subject_id IN (SELECT value FROM json_each(?))"
 
 
 def counts(db: apsw.Connection, collection_id: int, where: Where) -> tuple[int, int]:
-    """How many subjects of the collection there are, and how many faces of theirs."""
+    """Return the number of matching subjects of the collection, and the number of their faces."""
     if (cipher := cipher_of(db, collection_id)).encrypted:
-        found = _unsealed(db, cipher, collection_id, where)
+        subject_ids = _decrypted_matches(db, cipher, collection_id, where)
         faces = db.execute(
             f"SELECT count(*) FROM faces WHERE {_AMONG}",  # noqa: S608  of constants
-            (json.dumps(found),),
+            (json.dumps(subject_ids),),
         ).get
-        return len(found), faces
+        return len(subject_ids), faces
     condition, values = _condition(collection_id, where)
     chosen = f"SELECT DISTINCT subject_id {condition}"
     subjects, faces = db.execute(
@@ -52,35 +53,32 @@ def counts(db: apsw.Connection, collection_id: int, where: Where) -> tuple[int, 
 
 
 def subjects(db: apsw.Connection, collection_id: int, where: Where, limit: int = -1) -> list[int]:
-    """Ids of at most `limit` of them, ascending where it is all."""
+    """Return the ids of at most `limit` matching subjects (-1: all), ascending."""
     if (cipher := cipher_of(db, collection_id)).encrypted:
-        return _unsealed(db, cipher, collection_id, where)[: None if limit < 0 else limit]
+        return _decrypted_matches(db, cipher, collection_id, where)[: None if limit < 0 else limit]
     condition, values = _condition(collection_id, where)
     rows = db.execute("SELECT DISTINCT subject_id " + condition + " LIMIT ?", (*values, limit))
     return sorted(row[0] for row in rows)
 
 
 def among(db: apsw.Connection, collection_id: int, where: Where, ids: Iterable[int]) -> set[int]:
-    """Those of the ids."""
+    """Return those of the subject ids that match."""
     if (cipher := cipher_of(db, collection_id)).encrypted:
-        return set(_unsealed(db, cipher, collection_id, where, ids))
+        return set(_decrypted_matches(db, cipher, collection_id, where, ids))
     condition, values = _condition(collection_id, where)
     rows = db.execute(f"SELECT subject_id {condition} AND {_AMONG}", (*values, json.dumps(list(ids))))
     return {row[0] for row in rows}
 
 
-def _unsealed(
+def _decrypted_matches(
     db: apsw.Connection, cipher: Cipher, collection_id: int, where: Where, ids: Iterable[int] | None = None
 ) -> list[int]:
-    """Of an encrypted collection, whose metadata nothing in the ledger tells: all of it is looked at, or that of `ids`.
-
-    Ids, ascending.
-    """
-    found, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
-    return [number for number, metadata in found if _is_chosen(metadata, where)]
+    """Return the matching ids of an encrypted collection, ascending. Decrypts all metadata, or that of `ids`."""
+    subjects, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
+    return [number for number, metadata in subjects if _is_match(metadata, where)]
 
 
-def _is_chosen(metadata: Mapping[str, Any], where: Where) -> bool:
+def _is_match(metadata: Mapping[str, Any], where: Where) -> bool:
     return all(
         any((_kind(value), value) == (_kind(metadata.get(key)), metadata.get(key)) for value in allowed)
         for key, allowed in where.items()
@@ -88,13 +86,13 @@ def _is_chosen(metadata: Mapping[str, Any], where: Where) -> bool:
 
 
 def _kind(value: object) -> str | None:
-    """As SQLite tells kinds of JSON: a boolean is no number."""
+    """Return the type of a JSON value as `subject_values` distinguishes them: a boolean is not a number."""
     kinds = ((bool, "boolean"), (str, "text"), (int | float, "number"))
     return next((name for kind, name in kinds if isinstance(value, kind)), None)
 
 
 def _condition(collection_id: int, where: Where) -> tuple[str, Row]:
-    """Of at least one key."""
+    """Return the FROM and WHERE clauses of a filter with at least one key, and their parameters."""
     where = normalised_where(where)
     values = [value for key, allowed in where.items() for value in (collection_id, key, json.dumps(list(allowed)))]
     return _FIRST + _FURTHER * (len(where) - 1), tuple(values)

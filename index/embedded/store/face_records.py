@@ -37,7 +37,7 @@ _OWNERS_BATCH = 256
 
 
 def of_subject(db: apsw.Connection, subject_id: int, after: int = 0, limit: int = -1) -> list[Face]:
-    """Return at most `limit` (-1: all) of the subject's faces with ids greater than `after`, sorted by id."""
+    """Return at most `limit` faces of the subject (-1: all) with ids above `after`, in the order of enrolment."""
     rows: list[Row] = db.execute(
         "SELECT collection_id, id, token, details, sealed, created_at FROM faces WHERE subject_id = ? AND id > ?"
         " ORDER BY id LIMIT ?",

@@ -243,7 +243,7 @@ STEPS: tuple[str, ...] = (
         WHERE subject = old.key AND job_id IN (SELECT id FROM jobs WHERE collection_id = old.collection_id);
     END;
     """,
-    # Ids in Unicode form C (index/embedded/store/id_normalisation.py): collections that are not normalised yet, and
+    # Ids in Unicode form C (index/embedded/audit/id_normalisation.py): collections that are not normalised yet, and
     # subjects that keep another form because another subject has the `key` in form C.
     """
     ALTER TABLE collections ADD COLUMN normalised INTEGER NOT NULL DEFAULT 1;

@@ -59,7 +59,7 @@ def stored_key(db: apsw.Connection, cipher: Cipher, collection_id: int, key: str
     """Return the key under which the ledger stores, or would store, this subject: its Unicode form C.
 
     It is `key` itself only where a subject has exactly that key, because it could not be normalised
-    (index/embedded/store/id_normalisation.py).
+    (index/embedded/audit/id_normalisation.py).
     """
     form_c = normalised(key)
     statement = "SELECT 1 FROM subjects WHERE collection_id = ? AND key = ?"

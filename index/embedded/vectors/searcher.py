@@ -1,8 +1,8 @@
-"""What one process knows of one collection's vectors, to search them: a cache, kept up with the ledger.
+"""In-memory search over one collection's vectors: a cache of the ledger, one per process.
 
-What an inverted file has is found by it and ranked again by the exact vectors. What is younger is compared one by one:
-segments that it does not have yet, and the last faces, in memory, until they are put into this process's own inverted
-file (`graft`).
+Faces in the inverted file are found by it and re-ranked by their exact vectors. All others are compared exhaustively:
+segments that the inverted file does not cover yet, and recent faces, until `add_recent` adds those to this process's
+copy of the inverted file.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from index.embedded.store.vector_records import FaceVectors
-from index.embedded.vectors import ivf as ann
+from index.embedded.vectors import ivf
+from index.embedded.vectors.ivf import Ivf
 from index.types import Floats, Ints
 
 Array = npt.NDArray[Any]
-
-# Faces that are put into the inverted file at once, while searches wait: a few milliseconds.
-PIECE = 512
 Mask = npt.NDArray[np.bool_]
+
+# Faces that `add_recent` adds per lock acquisition, which blocks searches for a few milliseconds.
+ADD_BATCH = 512
 
 
 class ReadWriteLock:
-    """Many that read, or one that changes. Who wants to change keeps new readers out, so that it gets its turn."""
+    """A lock for concurrent readers or one writer. A waiting writer blocks new readers, so it cannot starve."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._readers = 0
-        self._writers = 0  # who waits, too
+        self._writers = 0  # including those that wait
         self._writing = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Beside other readers."""
+        """Hold the lock together with other readers."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writers)
             self._readers += 1
@@ -51,7 +52,7 @@ class ReadWriteLock:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone."""
+        """Hold the lock exclusively."""
         with self._changed:
             self._writers += 1
             self._changed.wait_for(lambda: not self._readers and not self._writing)
@@ -65,8 +66,8 @@ class ReadWriteLock:
                 self._changed.notify_all()
 
 
-class Recent:
-    """Faces in memory, ids ascending. A removed one stays as zeros until enough of them have gathered."""
+class RecentFaces:
+    """Growable arrays of faces, ids ascending. Removed faces are zeroed at once and dropped in bulk later."""
 
     def __init__(self, dimensions: int):
         self.faces: Ints = np.empty(0, np.int64)
@@ -77,37 +78,37 @@ class Recent:
 
     @property
     def vectors(self) -> Floats:
-        """[count, D]."""
+        """The vectors, [count, D]; zeros for removed faces."""
         return self._vectors[: self.count]
 
-    def after(self, face: int) -> int:
-        """The first row whose id is greater."""
+    def row_after(self, face: int) -> int:
+        """Return the first row with an id greater than `face`."""
         return int(np.searchsorted(self.faces[: self.count], face, side="right"))
 
     def append(self, rows: FaceVectors) -> None:
-        """More faces, whose ids are greater than all before."""
+        """Append faces, whose ids are greater than all ids here."""
         needed = self.count + len(rows.faces)
         if needed > len(self.faces):
-            room = max(needed, 2 * len(self.faces), 1024)
-            self.faces, self.subjects = (_grown(a, self.count, room) for a in (self.faces, self.subjects))
-            self._vectors = _grown(self._vectors, self.count, room)
+            capacity = max(needed, 2 * len(self.faces), 1024)
+            self.faces, self.subjects = (_resized(a, self.count, capacity) for a in (self.faces, self.subjects))
+            self._vectors = _resized(self._vectors, self.count, capacity)
         for array, new in ((self.faces, rows.faces), (self.subjects, rows.subjects), (self._vectors, rows.vectors)):
             array[self.count : needed] = new
         self.count = needed
 
     def remove(self, ids: Ints) -> None:
-        """Forget these, as far as they are here."""
-        places = np.flatnonzero(np.isin(self.faces[: self.count], ids))
-        if not len(places):
+        """Remove the faces with these ids, as far as they are here."""
+        rows = np.flatnonzero(np.isin(self.faces[: self.count], ids))
+        if not len(rows):
             return
-        self._vectors[places] = 0
-        self.subjects[places] = -1
+        self._vectors[rows] = 0
+        self.subjects[rows] = -1
         self.removed = int((self.subjects[: self.count] < 0).sum())
         if self.removed > max(64, self.count // 64):
             self._keep(self.subjects[: self.count] >= 0)
 
     def drop_through(self, face: int) -> None:
-        """Forget those up to `face`, which a segment has now."""
+        """Drop all ids up to `face`, which a segment covers now."""
         self._keep(self.faces[: self.count] > face)
 
     def _keep(self, kept: Mask) -> None:
@@ -117,15 +118,15 @@ class Recent:
         self.removed = int((self.subjects < 0).sum())
 
 
-def _grown(array: Array, count: int, room: int) -> Array:
-    grown = np.zeros((room, *array.shape[1:]), array.dtype)
-    grown[:count] = array[:count]
-    return grown
+def _resized(array: Array, count: int, capacity: int) -> Array:
+    resized = np.zeros((capacity, *array.shape[1:]), array.dtype)
+    resized[:count] = array[:count]
+    return resized
 
 
 @dataclass(frozen=True)
-class Found:
-    """The nearest faces of each query, likest first, [N, K] each; where there are fewer, -1 and minus infinity."""
+class NearestFaces:
+    """The nearest faces of each query, [N, K] each, nearest first; padded with id -1 and similarity -inf."""
 
     similarities: Floats
     faces: Ints
@@ -133,14 +134,14 @@ class Found:
 
 
 class ScatteredRows:
-    """Rows of several arrays [*, D], taken as if they lay in one; a loop over the arrays takes five times as long.
+    """Row access across several arrays [*, D] without copying them; five times as fast as a loop over the arrays.
 
-    A window of D numbers begins at every number between the first array and the last, and only windows that are rows
-    are ever read.
+    A strided view has a window of D numbers at every number between the first array and the last. Only windows that
+    are rows of an array are read.
     """
 
     def __init__(self, arrays: Sequence[Floats]):
-        self._arrays = [np.ascontiguousarray(array) for array in arrays]  # which must outlive the windows
+        self._arrays = [np.ascontiguousarray(array) for array in arrays]  # keeps the memory of the windows alive
         if not any(array.size for array in arrays):
             return
         lowest = min((array for array in self._arrays if array.size), key=_address)
@@ -152,7 +153,7 @@ class ScatteredRows:
         )
 
     def take(self, arrays: Ints, rows: Ints) -> Floats:
-        """Of these arrays [...], by their number, those rows [...]: [..., D]."""
+        """Return row `rows[i]` of array number `arrays[i]` for each i: [..., D] for indices [...]."""
         return np.asarray(self._windows[self._offsets[arrays] + rows * self._width])
 
 
@@ -160,8 +161,8 @@ def _address(array: Floats) -> int:
     return int(array.ctypes.data)
 
 
-class Part(Protocol):
-    """Vectors that are compared one by one: a segment, or rows as the ledger has them."""
+class FaceBlock(Protocol):
+    """A block of faces with consecutive ids: a segment, or the same rows from the ledger."""
 
     @property
     def faces(self) -> Ints: ...  # noqa: D102  [rows], ascending
@@ -173,163 +174,168 @@ class Part(Protocol):
     def vectors(self) -> Floats: ...  # noqa: D102  [rows, D]
 
 
-class View:
-    """One collection. `applied_face` and `applied_removal` say how far the ledger has been followed."""
+class VectorSearcher:
+    """Thread-safe search over one collection.
+
+    `applied_face` and `applied_removal` are the last face id and the last removal of the ledger that it contains.
+    """
 
     def __init__(self, dimensions: int):
         self.dimensions = dimensions
         self.applied_face = 0
         self.applied_removal = 0
         self._lock = ReadWriteLock()
-        self._recent = Recent(dimensions)
-        self._sealed: tuple[Part, ...] = ()
-        self._ivf: ann.Ivf | None = None
-        self._indexed = 0  # how many of the sealed parts the inverted file has
-        self._grafted = 0  # the recent faces up to this one are in it, too
-        # Of all sealed parts together: ids, subjects, where each part begins, with which id.
+        self._recent = RecentFaces(dimensions)
+        self._blocks: tuple[FaceBlock, ...] = ()
+        self._ivf: Ivf | None = None
+        self._indexed = 0  # the number of blocks in the inverted file
+        self._added_through = 0  # recent faces up to this id are in the inverted file, too
+        # Of all blocks concatenated: ids, subjects, the first row and the first id of each block.
         self._faces: Ints = np.empty(0, np.int64)
         self._subjects: Ints = np.empty(0, np.int64)
         self._starts: Ints = np.zeros(1, np.int64)
         self._firsts: Ints = np.empty(0, np.int64)
         self._rows = ScatteredRows([])
-        self._dead: Ints = np.empty(0, np.int64)  # removed, but in a sealed part still; ascending
+        self._removed: Ints = np.empty(0, np.int64)  # ids that were removed but are still in a block; ascending
 
     def __len__(self) -> int:
-        """How many faces can be found."""
+        """Return the number of faces that can be found."""
         with self._lock.reading():
-            return len(self._faces) - len(self._dead) + self._recent.count - self._recent.removed
+            return len(self._faces) - len(self._removed) + self._recent.count - self._recent.removed
 
     @property
     def exact(self) -> bool:
-        """Whether every face is compared."""
+        """Whether a search compares every face."""
         return not self._indexed
 
-    def install(self, sealed: Sequence[Part], ivf: ann.Ivf | None, indexed: int, removed: Ints) -> None:
-        """These sealed parts from now on, in the order of ids, of which the first `indexed` are in `ivf`.
+    def replace_blocks(self, blocks: Sequence[FaceBlock], index: Ivf | None, indexed: int, removed: Ints) -> None:
+        """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.
 
-        `removed`: ids of what was removed since the oldest of them was written.
+        `removed`: ids that were removed since the oldest of the blocks was written.
         """
-        faces = np.concatenate([np.empty(0, np.int64), *(part.faces for part in sealed)])
-        subjects = np.concatenate([np.empty(0, np.int64), *(part.subjects for part in sealed)])
-        starts = np.cumsum([0, *(len(part.faces) for part in sealed)])
-        firsts = np.append(faces, np.iinfo(np.int64).max)[starts[:-1]]  # empty parts at the end are beyond all ids
+        faces = np.concatenate([np.empty(0, np.int64), *(block.faces for block in blocks)])
+        subjects = np.concatenate([np.empty(0, np.int64), *(block.subjects for block in blocks)])
+        starts = np.cumsum([0, *(len(block.faces) for block in blocks)])
+        # An empty block at the end gets a first id beyond all ids.
+        firsts = np.append(faces, np.iinfo(np.int64).max)[starts[:-1]]
         with self._lock.writing():
-            self._sealed, self._ivf, self._indexed, self._grafted = tuple(sealed), ivf, indexed if ivf else 0, 0
+            self._blocks, self._ivf, self._indexed, self._added_through = (
+                tuple(blocks),
+                index,
+                indexed if index else 0,
+                0,
+            )
             self._faces, self._subjects, self._starts, self._firsts = faces, subjects, starts, firsts
-            self._rows = ScatteredRows([part.vectors for part in sealed])
-            gone = np.union1d(self._dead, removed)
-            self._dead = gone[np.isin(gone, faces)]
+            self._rows = ScatteredRows([block.vectors for block in blocks])
+            candidates = np.union1d(self._removed, removed)
+            self._removed = candidates[np.isin(candidates, faces)]
             if len(faces):
                 self._recent.drop_through(int(faces[-1]))
                 self.applied_face = max(self.applied_face, int(faces[-1]))
 
     def apply(self, added: FaceVectors, removed: Ints, through: int) -> None:
-        """Follow the ledger: faces added since `applied_face`, then ids removed since, up to removal `through`."""
+        """Apply changes of the ledger: faces after `applied_face`, then removed ids, up to removal `through`."""
         with self._lock.writing():
             if len(added.faces):
                 self._recent.append(added)
                 self.applied_face = int(added.faces[-1])
             self._recent.remove(removed)
-            self._dead = np.union1d(self._dead, removed[np.isin(removed, self._faces)])
+            self._removed = np.union1d(self._removed, removed[np.isin(removed, self._faces)])
             self.applied_removal = max(self.applied_removal, through)
 
-    def search(self, queries: Floats, k: int, lists: int, shortlist: int) -> Found:
-        """The `k` nearest faces of each query [N, D].
+    def search(self, queries: Floats, k: int, lists: int, shortlist: int) -> NearestFaces:
+        """Return the `k` nearest faces of each query [N, D].
 
-        Where there is an inverted file, `lists` of its lists are looked into and the best `shortlist` of what is there
-        ranked again; all else is compared.
+        With an inverted file, probe its `lists` nearest lists and re-rank the best `shortlist` faces.
         """
         with self._lock.reading():
-            found = [self._compared(queries, part, k) for part in self._sealed[self._indexed :]]
-            if (start := self._recent.after(self._grafted)) < self._recent.count or not self._indexed:
-                found.append(self._recently(queries, start, k))
+            results = [self._search_block(queries, block, k) for block in self._blocks[self._indexed :]]
+            if (start := self._recent.row_after(self._added_through)) < self._recent.count or not self._indexed:
+                results.append(self._search_recent(queries, start, k))
             if self._ivf is not None and self._indexed and len(self._faces):
-                found += self._approximately(self._ivf.search(queries, max(shortlist, k), lists), queries)
-        return _best(found, k)
+                results += self._rerank(self._ivf.search(queries, max(shortlist, k), lists), queries)
+        return _merged(results, k)
 
-    def graft(self, size: int = PIECE) -> None:
-        """Put the recent faces into this process's inverted file, if there is one.
-
-        Searches wait for `size` of them at a time.
-        """
+    def add_recent(self, batch: int = ADD_BATCH) -> None:
+        """Add the recent faces to the inverted file, if there is one. Blocks searches for one `batch` at a time."""
         while True:
             with self._lock.writing():
-                start = self._recent.after(self._grafted)
+                start = self._recent.row_after(self._added_through)
                 if self._ivf is None or not self._indexed or start == self._recent.count:
                     return
-                piece = slice(start, min(start + size, self._recent.count))
-                self._ivf.add(self._recent.faces[piece], self._recent.vectors[piece])
-                self._grafted = int(self._recent.faces[piece][-1])
+                rows = slice(start, min(start + batch, self._recent.count))
+                self._ivf.add(self._recent.faces[rows], self._recent.vectors[rows])
+                self._added_through = int(self._recent.faces[rows][-1])
 
-    def _recently(self, queries: Floats, start: int, k: int) -> Found:
+    def _search_recent(self, queries: Floats, start: int, k: int) -> NearestFaces:
         recent = self._recent
-        similarities, rows = ann.exact(queries, recent.vectors[start:], k + recent.removed)
-        found = Found(similarities, recent.faces[start + rows], recent.subjects[start + rows])
-        return _without(found, found.subjects < 0)
+        similarities, rows = ivf.exact(queries, recent.vectors[start:], k + recent.removed)
+        nearest = NearestFaces(similarities, recent.faces[start + rows], recent.subjects[start + rows])
+        return _excluding(nearest, nearest.subjects < 0)
 
-    def _compared(self, queries: Floats, part: Part, k: int) -> Found:
-        first, last = (int(part.faces[0]), int(part.faces[-1])) if len(part.faces) else (0, -1)
-        low, high = np.searchsorted(self._dead, [first, last + 1])
-        similarities, rows = ann.exact(queries, part.vectors, k + int(high - low))
-        found = Found(similarities, part.faces[rows], part.subjects[rows])
-        return _without(found, self._is_dead(found.faces))
+    def _search_block(self, queries: Floats, block: FaceBlock, k: int) -> NearestFaces:
+        first, last = (int(block.faces[0]), int(block.faces[-1])) if len(block.faces) else (0, -1)
+        low, high = np.searchsorted(self._removed, [first, last + 1])
+        similarities, rows = ivf.exact(queries, block.vectors, k + int(high - low))
+        nearest = NearestFaces(similarities, block.faces[rows], block.subjects[rows])
+        return _excluding(nearest, self._is_removed(nearest.faces))
 
-    def _approximately(self, ids: Ints, queries: Floats) -> list[Found]:
-        """What the inverted file found, ids [N, K], ranked by the exact vectors: what is sealed, what is not."""
-        parts, places, gone = self._places(ids)
-        vectors = self._rows.take(parts, places - self._starts[parts])
-        if len(self._dead):
-            gone |= self._is_dead(ids)
-        found = [_without(_ranked(queries, vectors, ids, self._subjects[places]), gone)]
+    def _rerank(self, ids: Ints, queries: Floats) -> list[NearestFaces]:
+        """Return the candidates of the inverted file, ids [N, K], with exact similarities: from blocks, from recent."""
+        blocks, rows, missing = self._locate(ids)
+        vectors = self._rows.take(blocks, rows - self._starts[blocks])
+        if len(self._removed):
+            missing |= self._is_removed(ids)
+        results = [_excluding(_compared(queries, vectors, ids, self._subjects[rows]), missing)]
         recent = self._recent
-        if self._grafted and recent.count and (young := (ids > self._faces[-1]).any(axis=0)).any():
-            ids = ids[:, young]
+        if self._added_through and recent.count and (columns := (ids > self._faces[-1]).any(axis=0)).any():
+            ids = ids[:, columns]
             rows = np.minimum(np.searchsorted(recent.faces[: recent.count], ids), recent.count - 1)
-            lost = (recent.faces[rows] != ids) | (recent.subjects[rows] < 0)
-            found.append(_without(_ranked(queries, recent.vectors[rows], ids, recent.subjects[rows]), lost))
-        return found
+            missing = (recent.faces[rows] != ids) | (recent.subjects[rows] < 0)
+            results.append(_excluding(_compared(queries, recent.vectors[rows], ids, recent.subjects[rows]), missing))
+        return results
 
-    def _places(self, ids: Ints) -> tuple[Ints, Ints, Mask]:
-        """Of these ids the sealed parts, the places among all that is sealed, and whether they are not there.
+    def _locate(self, ids: Ints) -> tuple[Ints, Ints, Mask]:
+        """Return the block number of each id, its row in the concatenation of all blocks, and whether it is missing.
 
-        Where nothing was removed, ids follow one another. That is tried first: to look one up in millions is several
-        misses of the cache.
+        Ids are consecutive where nothing was removed. That row is tried first, because a binary search among millions
+        of ids costs several cache misses.
         """
-        parts = np.maximum(self._firsts.searchsorted(ids, side="right") - 1, 0)
-        places = np.minimum(np.maximum(self._starts[parts] + ids - self._firsts[parts], 0), len(self._faces) - 1)
-        elsewhere = self._faces[places] != ids
-        if elsewhere.any():
-            places[elsewhere] = np.minimum(self._faces.searchsorted(ids[elsewhere]), len(self._faces) - 1)
-            parts[elsewhere] = self._starts.searchsorted(places[elsewhere], side="right") - 1
-            elsewhere[elsewhere] = self._faces[places[elsewhere]] != ids[elsewhere]
-        return parts, places, elsewhere
+        blocks = np.maximum(self._firsts.searchsorted(ids, side="right") - 1, 0)
+        rows = np.minimum(np.maximum(self._starts[blocks] + ids - self._firsts[blocks], 0), len(self._faces) - 1)
+        missing = self._faces[rows] != ids
+        if missing.any():
+            rows[missing] = np.minimum(self._faces.searchsorted(ids[missing]), len(self._faces) - 1)
+            blocks[missing] = self._starts.searchsorted(rows[missing], side="right") - 1
+            missing[missing] = self._faces[rows[missing]] != ids[missing]
+        return blocks, rows, missing
 
-    def _is_dead(self, ids: Ints) -> Mask:
-        if not len(self._dead):
+    def _is_removed(self, ids: Ints) -> Mask:
+        if not len(self._removed):
             return np.zeros(ids.shape, np.bool_)
-        places = np.minimum(np.searchsorted(self._dead, ids), len(self._dead) - 1)
-        return np.asarray(self._dead[places] == ids)
+        positions = np.minimum(np.searchsorted(self._removed, ids), len(self._removed) - 1)
+        return np.asarray(self._removed[positions] == ids)
 
 
-def _ranked(queries: Floats, vectors: Floats, faces: Ints, subjects: Ints) -> Found:
-    return Found(np.vecdot(vectors, queries[:, None]), faces, subjects)
+def _compared(queries: Floats, vectors: Floats, faces: Ints, subjects: Ints) -> NearestFaces:
+    return NearestFaces(np.vecdot(vectors, queries[:, None]), faces, subjects)
 
 
-def _without(found: Found, gone: Mask) -> Found:
-    """With those that are gone at the end of any order."""
-    found.similarities[gone] = -np.inf
-    return found
+def _excluding(nearest: NearestFaces, excluded: Mask) -> NearestFaces:
+    """Set the similarity of the excluded faces to -inf, in place."""
+    nearest.similarities[excluded] = -np.inf
+    return nearest
 
 
-def _best(found: Sequence[Found], k: int) -> Found:
-    """The k best of several answers, equal ones in the order of their ids."""
-    found = [part for part in found if part.faces.shape[1]] or found[:1]
-    similarities = np.concatenate([part.similarities for part in found], axis=1)
-    faces = np.concatenate([part.faces for part in found], axis=1)
-    subjects = np.concatenate([part.subjects for part in found], axis=1)
+def _merged(results: Sequence[NearestFaces], k: int) -> NearestFaces:
+    """Return the k nearest faces of several results; ties in ascending order of ids."""
+    results = [result for result in results if result.faces.shape[1]] or results[:1]
+    similarities = np.concatenate([result.similarities for result in results], axis=1)
+    faces = np.concatenate([result.faces for result in results], axis=1)
+    subjects = np.concatenate([result.subjects for result in results], axis=1)
     order = np.lexsort((faces, -similarities), axis=1)[:, :k]
     queries = np.arange(len(order))[:, None]
     similarities, faces, subjects = (array[queries, order] for array in (similarities, faces, subjects))
-    gone = similarities == -np.inf
-    faces[gone] = subjects[gone] = -1
-    return Found(similarities, faces, subjects)
+    excluded = similarities == -np.inf
+    faces[excluded] = subjects[excluded] = -1
+    return NearestFaces(similarities, faces, subjects)

@@ -1,13 +1,13 @@
-"""A segment: vectors that do not change any more, in a file that is mapped into memory and never written again.
+"""Segments: immutable, memory-mapped files of vectors.
 
-    header, 64 bytes    "VSEG", version, flags, dimensions, rows, first and last face id, removals taken into account,
-                        CRC-32 of the checksums' table, CRC-32 of the header before it; little-endian
+    header, 64 bytes    "VSEG", version, flags, dimensions, rows, first and last face id, last removal applied,
+                        CRC-32 of the checksum table, CRC-32 of the header before it; little-endian
     table               a CRC-32 for each `CHUNK` bytes of the body, padded to 64 bytes
     body                face ids int64 [rows], subject ids int64 [rows], vectors float32 [rows, dimensions]
 
-`flags` is 0, or 1 where the vectors are sealed (index/embedded/encryption/aead.py), bound to the file's name, its
-header and its ids. Those are unsealed into memory when they are asked for. The ledger can make every segment anew, so a
-file in doubt is thrown away.
+`flags` is 1 where the vectors are encrypted (index/embedded/encryption/aead.py), with the file's name, header and ids
+as associated data, and 0 otherwise. Encrypted vectors are decrypted into memory on first use. Every segment can be
+rebuilt from the ledger, so a damaged file is discarded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from index.embedded.store.vector_records import FaceVectors
 from index.errors import CorruptError, TooNewError
 from index.types import Floats, Ints
 
-MAGIC, VERSION, SEALED = b"VSEG", 1, 1
+MAGIC, VERSION, ENCRYPTED_FLAG = b"VSEG", 1, 1
 _HEADER = struct.Struct("<4sHHIIqqq16xII")
 CHUNK = 2**20
 _ALIGNMENT = 64
@@ -37,7 +37,7 @@ _CHECKSUMS = 8  # the last bytes of the header
 
 @dataclass(frozen=True)
 class Segment:
-    """One mapped file; ids are views of it."""
+    """A mapped segment file. `faces` and `subjects` are views of the file, [rows]."""
 
     path: Path
     faces: Ints
@@ -51,10 +51,10 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path, cipher: Cipher = PLAINTEXT) -> Segment:
-        """Map the file, which the collection's `cipher` wrote. Header and size are checked, the body by `verify`.
+        """Map the file, which was written with the collection's `cipher`, and check its header and size.
 
         Raises:
-            CorruptError: missing, cut short, or with another header than was written. TooNewError.
+            CorruptError: the file is missing or truncated, or its header is damaged. TooNewError.
         """
         try:
             with path.open("rb") as file:
@@ -62,19 +62,19 @@ class Segment:
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise CorruptError(f"{path.name}: {error}") from error
         if len(mapped) < _HEADER.size:
-            raise CorruptError(f"{path.name} is cut short")
+            raise CorruptError(f"{path.name} is truncated")
         magic, version, flags, dimensions, rows, _, _, removals, table_crc, header_crc = _HEADER.unpack_from(mapped)
         if magic != MAGIC or zlib.crc32(mapped[: _HEADER.size - 4]) != header_crc:
-            raise CorruptError(f"{path.name} has no segment's header")
+            raise CorruptError(f"{path.name} has no valid segment header")
         if version > VERSION:
-            raise TooNewError(f"{path.name} is of version {version}; this program knows {VERSION}")
-        if flags != (SEALED if cipher.encrypted else 0):
-            raise CorruptError(f"{path.name} is sealed where its collection is not, or the other way round")
+            raise TooNewError(f"{path.name} has version {version}; this program reads up to version {VERSION}")
+        if flags != (ENCRYPTED_FLAG if cipher.encrypted else 0):
+            raise CorruptError(f"{path.name} is encrypted and its collection is not, or the other way round")
         size = rows * 16 + cipher.encrypted_file_size(rows * 4 * dimensions)
         start = _HEADER.size + _table_size(size)
         table = mapped[_HEADER.size : start]
         if len(mapped) != start + size or zlib.crc32(table) != table_crc:
-            raise CorruptError(f"{path.name} is cut short, or its checksums changed")
+            raise CorruptError(f"{path.name} has the wrong size or a damaged checksum table")
         body = mapped[start:]
         return cls(
             path,
@@ -90,42 +90,42 @@ class Segment:
 
     @cached_property
     def vectors(self) -> Floats:
-        """[rows, dimensions]: a view of the file, or what is sealed there.
+        """The vectors, [rows, dimensions]: a view of the file, or decrypted in memory.
 
         Raises:
-            CorruptError: that was changed, or put there from elsewhere.
+            CorruptError: the encrypted vectors were modified, or belong to another file.
         """
         ids = 16 * len(self.faces)
-        about = (self.path.name.encode(), self._header, self._body[:ids])
-        data = self._cipher.decrypt_file(self._body[ids:], *about)
+        associated = (self.path.name.encode(), self._header, self._body[:ids])
+        data = self._cipher.decrypt_file(self._body[ids:], *associated)
         return np.frombuffer(data, "<f4").reshape(-1, self.dimensions)
 
     def verify(self) -> None:
-        """Read all of it.
+        """Read the whole file and check it.
 
         Raises:
-            CorruptError: some byte is not what was written.
+            CorruptError: a byte has changed.
         """
         for number, chunk in enumerate(_chunks(self._body)):
             if struct.unpack_from("<I", self._checksums, 4 * number)[0] != zlib.crc32(chunk):
-                raise CorruptError(f"{self.path.name} changed at byte {number * CHUNK} of its body or after")
-        self.unsealed()
+                raise CorruptError(f"{self.path.name} changed in the chunk at byte {number * CHUNK} of its body")
+        self.load()
 
-    def unsealed(self) -> Segment:
-        """This, with its vectors in memory if they are sealed.
+    def load(self) -> Segment:
+        """Decrypt the vectors into memory if they are encrypted, and return the segment.
 
         Raises:
             CorruptError: see `vectors`.
         """
-        assert self.vectors is not None  # noqa: S101  which unseals them
+        assert self.vectors is not None  # noqa: S101  evaluates the cached property
         return self
 
 
 def write(path: Path, rows: FaceVectors, removals_through: int, cipher: Cipher = PLAINTEXT) -> Segment:
-    """Write the rows durably, and map them."""
+    """Write the rows to a file durably, and return the mapped segment."""
     count, dimensions = rows.vectors.shape
     first, last = (int(rows.faces[0]), int(rows.faces[-1])) if count else (0, 0)
-    flags = SEALED if cipher.encrypted else 0
+    flags = ENCRYPTED_FLAG if cipher.encrypted else 0
     fields = _HEADER.pack(MAGIC, VERSION, flags, dimensions, count, first, last, removals_through, 0, 0)[:-_CHECKSUMS]
     ids = rows.faces.astype("<i8").tobytes() + rows.subjects.astype("<i8").tobytes()
     vectors = rows.vectors.astype("<f4").tobytes()

@@ -121,7 +121,7 @@ def test_what_was_done_is_in_a_log_of_its_own(keys: Keys, clock: Clock) -> None:
     keys.note_reload(None, None)
     keys.revoke(made.id)
     entries, _ = keys.audit.read()
-    told = [(entry.act.action, entry.act.of, entry.act.actor) for entry in entries]
+    told = [(entry.event.action, entry.event.of, entry.event.actor) for entry in entries]
     assert sorted(told, key=str) == sorted(
         [
             ("create_key", made.id, None),

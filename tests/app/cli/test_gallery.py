@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from index.embedded.admin import repair as upkeep
-from index.embedded.admin.repair import Compacted
+from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import folder_lock
 from index.embedded.tasks.compaction import Maintenance
@@ -29,11 +29,11 @@ OTHER = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from index.gallery import EmbeddedGallery
-from index.maintenance import Limits, Maintenance
-from index.records import NewFace
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.types import NewFace
 gallery = EmbeddedGallery(Path(sys.argv[1]))
-maintenance = Maintenance(gallery, Limits(segment=8, exact_below=16, growth=2.0))
+maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
 rounds = 0
@@ -162,7 +162,10 @@ def test_verify(gallery_of: Command, state: Path) -> None:
     (state / "gallery" / "files" / "1-0.seg").write_bytes(b"left")
     (state / "gallery" / "files" / "1-1.seg").write_bytes(b"left")
     wrong = gallery_of("verify")
-    assert (wrong.exit_code, wrong.stdout) == (1, "1-0.seg is named by nobody\n1-1.seg is named by nobody\n")
+    assert (wrong.exit_code, wrong.stdout) == (
+        1,
+        "1-0.seg is not referenced by the ledger\n1-1.seg is not referenced by the ledger\n",
+    )
 
 
 def test_a_ledger_that_is_none_is_told_in_a_line(gallery_of: Command, state: Path) -> None:
@@ -178,7 +181,7 @@ def test_compact(gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPat
     done = gallery_of("compact")
     before, after = (int(word.replace(",", "")) for word in done.stdout.split() if word[0].isdigit())
     assert (done.exit_code, 0 < after <= before) == (0, True)
-    monkeypatch.setattr(upkeep, "compact", lambda _: Compacted(2, 1, emptied=False))
+    monkeypatch.setattr(upkeep, "compact", lambda _: CompactionResult(2, 1, emptied=False))
     assert "still read by others" in gallery_of("compact").stdout
 
 

@@ -23,8 +23,8 @@ from app.auth.keys import FOLDER, Keys
 from app.inference.predictor import Predictor
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.admin.verify import faults
-from index.embedded.audit.log import Audit
+from index.embedded.admin.verify import find_faults
+from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import subject_records
 from index.embedded.tasks.compaction import Maintenance
@@ -184,7 +184,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     try:
         for operation, options in LOGGED.items():
             method, path = operation.split()
-            log: Audit = keys.audit if path.endswith("/reload") else gallery_of(running).audit
+            log: AuditLog = keys.audit if path.endswith("/reload") else gallery_of(running).audit
             before = len(log.read(limit=10_000)[0])
             response = running.request(method, path.format(**ids), **options)
             assert response.status_code < 300, (operation, response.text)
@@ -192,7 +192,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
                 ids["face"] = response.json()["indexed"][0]["face_id"]
             elif path.endswith(("/feedback", ":bulk")):
                 ids["feedback" if path.endswith("/feedback") else "job"] = response.json()["id"]
-            events = [entry.act for entry in log.read(limit=10_000)[0][before:]]
+            events = [entry.event for entry in log.read(limit=10_000)[0][before:]]
             assert key.id in {event.actor for event in events}, operation
     finally:
         keys._write(lambda db: db.execute("DELETE FROM keys").fetchall())  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def test_the_audit_log_has_the_key_id_of_a_jobs_sender(gallery: TestClient) -> N
     jobs.append(job, [Item(0, "c", "vector", np.ones(32, "<f4").tobytes())])
     jobs.ready(job)
     assert [item["status"] for item in outcomes(gallery, {"id": job.token})] == ["enrolled"]
-    events = [entry.act for entry in storage.audit.read(limit=10_000)[0]]
+    events = [entry.event for entry in storage.audit.read(limit=10_000)[0]]
     assert [(event.action, event.actor) for event in events[-2:]] == [("submit_job", "key-9"), ("enrol", "key-9")]
 
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_a_507_and_degrades_readiness(gallery: TestClient) -> Non
     finally:
         storage.ledger.write(lambda db: db.pragma("max_page_count", limits[0]))
     assert gallery.put(SUBJECT, json=fill).json()["name"] == "after"
-    assert list(faults(storage)) == []
+    assert list(find_faults(storage)) == []
     storage.ledger.full_at = None
     assert gallery.get("/health/ready").json()["status"] == "ready"
 

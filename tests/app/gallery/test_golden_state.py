@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from app.auth.keys import Keys
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.audit.log import Head
+from index.embedded.audit.log import LogHead
 from tests.app.conftest import BASE_URL
 from tests.app.gallery.helpers import JPEG, PNG, faces_of, wait_for_erasure, wait_for_switch, wait_until
 from tests.app.gallery.test_reembedding import other_embedder
@@ -195,10 +195,10 @@ def test_old_api_keys_are_valid(tmp_path: Path) -> None:
     fields_of = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
     assert fields_of == stored
     entries, _ = keys.audit.read()
-    heads = [Head(sequence, digest) for sequence, digest, _ in KEYS["entries"]]
-    assert [Head(entry.sequence, entry.hash) for entry in entries] == heads
-    assert [(e.act.action, e.act.of) for e in entries] == [(a["action"], a["of"]) for _, _, a in KEYS["entries"]]
-    assert {entry.act.action for entry in entries} == {"create_key", "revoke_key", "reload"}
+    heads = [LogHead(sequence, digest) for sequence, digest, _ in KEYS["entries"]]
+    assert [LogHead(entry.sequence, entry.hash) for entry in entries] == heads
+    assert [(e.event.action, e.event.of) for e in entries] == [(a["action"], a["of"]) for _, _, a in KEYS["entries"]]
+    assert {entry.event.action for entry in entries} == {"create_key", "revoke_key", "reload"}
     assert keys.audit.verify(heads) is None
     keys.close()
     app = create_app(Settings(state=tmp_path, default_classifier="lenet5-mnist"))

@@ -23,7 +23,7 @@ from app.inference.loaded_model import LoadedModel
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.reembedding import Worker
+from index.embedded.tasks.reembedding import ReembeddingWorker
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder, save_embedder
 from tests.app.gallery.helpers import (
@@ -310,7 +310,7 @@ def test_changed_weights_are_refused_until_a_reembedding(tmp_path: Path, monkeyp
             assert refused.status_code == 409
             assert f"POST {REEMBED} computes them again" in refused.json()["detail"]
         assert client.get("/collections/doors").json()["reembedding"] is None
-        patch.setattr(Worker, "claim", lambda *_: False)
+        patch.setattr(ReembeddingWorker, "claim", lambda *_: False)
         assert client.post(REEMBED, json={}).status_code == 202
     with client_of(folders["newest"], state) as client:
         assert "restore its weights, or cancel" in wait_for_progress(client, state="blocked")["problem"]

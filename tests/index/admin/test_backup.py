@@ -15,21 +15,21 @@ import apsw
 import pytest
 
 from index.embedded.admin import backup
-from index.embedded.admin.backup import Manifest, back_up, restore
-from index.embedded.admin.verify import faults
+from index.embedded.admin.backup import BackupManifest, back_up, restore
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, face_records, folder_lock
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.types import NewFace
 from tests.index.people import enrol, folder_bytes, vectors
 
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A closed gallery of 20 faces of five people, with segments and an inverted file, and a collection more."""
+    """A closed gallery: 20 faces of five subjects with segments and an inverted file, and a second collection."""
     gallery = EmbeddedGallery(tmp_path / "gallery")
     gallery.create("doors", "face-embedder", "f1", 4)
     gallery.create("trains", "face-embedder", "f1", 4)
@@ -54,33 +54,32 @@ def saved(folder: Path, tmp_path: Path) -> Path:
 def tokens(folder: Path, collection: str = "doors") -> set[str]:
     gallery = EmbeddedGallery(folder)
     try:
-        return {face.token for one in gallery.subjects(collection) for face in gallery.faces(collection, one.key)}
+        return {face.token for s in gallery.subjects(collection) for face in gallery.faces(collection, s.key)}
     finally:
         gallery.close()
 
 
-def sound(folder: Path) -> None:
-    """All is as written, now and after the cache was made anew."""
+def assert_sound(folder: Path) -> None:
+    """Check that the gallery has no faults, before and after all files are rebuilt."""
     gallery = EmbeddedGallery(folder)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     Maintenance(gallery, LIMITS).run()
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     gallery.close()
 
 
 def test_a_backup_is_the_ledger_and_a_manifest(folder: Path, tmp_path: Path) -> None:
     gallery = EmbeddedGallery(folder, clock=lambda: 5000.0)
     gallery.remove_faces("trains", [gallery.faces("trains", "p0")[0].token])
-    made = back_up(gallery, tmp_path / "new" / "backup")
+    manifest = back_up(gallery, tmp_path / "new" / "backup")
     gallery.close()
     assert sorted(path.name for path in (tmp_path / "new" / "backup").iterdir()) == ["ledger.db", "manifest.json"]
-    expected = Manifest(1, made.gallery, 5000.0, 1, 2, 10, 24, made.sha256)
-    assert made == expected
+    assert manifest == BackupManifest(1, manifest.gallery, 5000.0, 1, 2, 10, 24, manifest.sha256)
     assert json.loads((tmp_path / "new" / "backup" / "manifest.json").read_text())["faces"] == 24
     assert (tmp_path / "new" / "backup").stat().st_mode & 0o077 == 0
 
 
-def test_what_was_lost_comes_back(folder: Path, saved: Path) -> None:
+def test_a_restore_brings_back_the_backup(folder: Path, saved: Path) -> None:
     before = tokens(folder)
     gallery = EmbeddedGallery(folder)
     enrol(gallery, "doors", 3, seed=7)
@@ -88,10 +87,10 @@ def test_what_was_lost_comes_back(folder: Path, saved: Path) -> None:
     done = restore(folder, saved)
     assert (done.erased_collections, done.erased_subjects, done.erased_faces, done.remembered) == (0, 0, 0, True)
     assert tokens(folder) == before
-    sound(folder)
+    assert_sound(folder)
 
 
-def test_who_was_erased_does_not_come_back(folder: Path, saved: Path) -> None:
+def test_a_restore_repeats_erasures(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
     (face, *_) = gallery.faces("doors", "p0")
     gallery.remove_faces("doors", [face.token])
@@ -101,7 +100,7 @@ def test_who_was_erased_does_not_come_back(folder: Path, saved: Path) -> None:
     gallery.clock = time.time
     gallery.drop("trains")
     Maintenance(gallery, LIMITS).run()
-    expected = {face.token for one in gallery.subjects("doors") for face in gallery.faces("doors", one.key)}
+    expected = {face.token for s in gallery.subjects("doors") for face in gallery.faces("doors", s.key)}
     gallery.close()
     done = restore(folder, saved)
     assert (done.erased_collections, done.erased_subjects, done.erased_faces) == (1, 2 + 5, 1 + 4 + 4 + 5)
@@ -112,18 +111,18 @@ def test_who_was_erased_does_not_come_back(folder: Path, saved: Path) -> None:
         with pytest.raises(NotFoundError):
             gallery.subject("doors", key)
     erased = [vectors(20)[0], *vectors(20)[3::5], *vectors(20)[4::5], *vectors(5, seed=1)]
-    found = gallery.search("doors", vectors(20)[:1], k=5)
-    assert face.token not in {match.face for match in found[0]}
+    (matches,) = gallery.search("doors", vectors(20)[:1], k=5)
+    assert face.token not in {match.face for match in matches}
     gallery.close()
     content = folder_bytes(folder)
     assert b"Ferdinandea" not in content
     assert not [vector for vector in erased if vector.tobytes() in content]
     assert vectors(20)[1].tobytes() in content
-    sound(folder)
+    assert_sound(folder)
 
 
 @pytest.mark.parametrize("lost", ["deleted", "damaged", "damaged with its log"])
-def test_nor_where_the_ledger_is_lost(folder: Path, saved: Path, lost: str) -> None:
+def test_a_restore_repeats_erasures_of_a_lost_ledger(folder: Path, saved: Path, lost: str) -> None:
     gallery = EmbeddedGallery(folder)
     gallery.remove_subject("doors", "p0")
     gallery.close()
@@ -135,17 +134,17 @@ def test_nor_where_the_ledger_is_lost(folder: Path, saved: Path, lost: str) -> N
             (folder / "ledger.db-wal").write_bytes(b"nonsense" * 1000)
     assert restore(folder, saved).erased_faces == 4
     assert len(tokens(folder)) == 16
-    sound(folder)
+    assert_sound(folder)
 
 
-def test_an_erasure_that_was_durable_but_not_written_down_counts(folder: Path, saved: Path) -> None:
+def test_a_restore_repeats_erasures_without_a_tombstone(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
-    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # and it died here
+    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # then it dies
     gallery.close()
     assert restore(folder, saved).erased_faces == 1
 
 
-def test_who_has_expired_but_was_not_erased_yet_does_not_come_back(folder: Path, saved: Path) -> None:
+def test_a_restore_erases_subjects_that_expired(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder, clock=lambda: 0.0)
     gallery.put_subject("doors", "p0", expires_at=1000.0)
     gallery.put_subject("doors", "p1", expires_at=1001.0)
@@ -153,18 +152,18 @@ def test_who_has_expired_but_was_not_erased_yet_does_not_come_back(folder: Path,
     done = restore(folder, saved, clock=lambda: 1000.0)
     assert (done.erased_subjects, done.erased_faces) == (1, 4)
     gallery = EmbeddedGallery(folder, clock=lambda: 1000.0)
-    assert [one.key for one in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
+    assert [subject.key for subject in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
     gallery.close()
 
 
-def test_without_tombstones_it_says_that_it_knows_of_no_erasure(folder: Path, saved: Path, tmp_path: Path) -> None:
+def test_a_restore_without_tombstones_reports_that(folder: Path, saved: Path, tmp_path: Path) -> None:
     done = restore(tmp_path / "elsewhere", saved)
     assert not done.remembered
     assert tokens(tmp_path / "elsewhere") == tokens(folder)
-    sound(tmp_path / "elsewhere")
+    assert_sound(tmp_path / "elsewhere")
 
 
-def test_new_faces_are_not_taken_for_those_erased_before(folder: Path, saved: Path) -> None:
+def test_new_faces_get_no_id_of_an_erased_face(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
     lost = enrol(gallery, "doors", 10, seed=2)
     gallery.remove_faces("doors", [face.token for face in lost])
@@ -177,11 +176,11 @@ def test_new_faces_are_not_taken_for_those_erased_before(folder: Path, saved: Pa
     gallery.close()
     assert restore(folder, saved.with_name("second")).erased_faces == 0
     assert {face.token for face in new} <= tokens(folder)
-    sound(folder)
+    assert_sound(folder)
 
 
-def test_what_two_ledgers_of_one_gallery_erased_is_remembered(folder: Path, saved: Path) -> None:
-    """Back to the first backup and on from there, then to a second one that was made before."""
+def test_tombstones_of_several_restores_are_kept(folder: Path, saved: Path) -> None:
+    """Restore the first backup without tombstones, erase, then restore a second backup that is older than that."""
     gallery = EmbeddedGallery(folder)
     gallery.remove_subject("doors", "p0")
     back_up(gallery, saved.with_name("second"))
@@ -195,20 +194,18 @@ def test_what_two_ledgers_of_one_gallery_erased_is_remembered(folder: Path, save
     assert restore(folder, saved.with_name("second")).erased_faces == 4
     assert len(tokens(folder)) == 12
     assert restore(folder, saved).erased_faces == 8
-    sound(folder)
+    assert_sound(folder)
 
 
 @pytest.mark.parametrize("file", ["ledger.db", "manifest.json"])
 def test_a_damaged_backup_is_refused(folder: Path, saved: Path, file: str) -> None:
-    whole, before = (saved / file).read_bytes(), folder_bytes(folder)
-    step = max(1, len(whole) // 60)
-    for place in range(0, len(whole), step):
-        changed = bytearray(whole)
-        changed[place] ^= 0x01
+    content, before = (saved / file).read_bytes(), folder_bytes(folder)
+    for offset in range(0, len(content), max(1, len(content) // 60)):
+        changed = content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]
         (saved / file).write_bytes(changed)
         with pytest.raises((CorruptError, TooNewError)):
             restore(folder, saved)
-    (saved / file).write_bytes(whole[:-1])
+    (saved / file).write_bytes(content[:-1])
     with pytest.raises(CorruptError):
         restore(folder, saved)
     (saved / file).unlink()
@@ -221,14 +218,14 @@ def test_a_folder_that_is_no_backup_is_refused(folder: Path, saved: Path, tmp_pa
     with pytest.raises(CorruptError, match="no backup"):
         restore(folder, tmp_path / "none")
     (saved / "manifest.json").write_text("[]")
-    with pytest.raises(CorruptError, match="not what was written"):
+    with pytest.raises(CorruptError, match="is damaged"):
         restore(folder, saved)
     (saved / "manifest.json").write_text('{"version": 2}')
     with pytest.raises(TooNewError, match="version 2"):
         restore(folder, saved)
 
 
-def test_damaged_tombstones_leave_all_as_it_is(folder: Path, saved: Path) -> None:
+def test_damaged_tombstones_prevent_a_restore(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
     gallery.remove_subject("doors", "p0")
     gallery.close()
@@ -241,7 +238,7 @@ def test_damaged_tombstones_leave_all_as_it_is(folder: Path, saved: Path) -> Non
     assert folder_bytes(folder) == before
 
 
-def test_a_gallery_in_use_is_refused(folder: Path, saved: Path) -> None:
+def test_a_gallery_in_use_is_not_restored(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
     with pytest.raises(GalleryError, match="in use"):
         restore(folder, saved)
@@ -251,7 +248,7 @@ def test_a_gallery_in_use_is_refused(folder: Path, saved: Path) -> None:
     assert len(tokens(folder)) == 20
 
 
-def test_another_gallery_is_refused_unless_it_is_empty(saved: Path, tmp_path: Path) -> None:
+def test_another_gallery_is_not_replaced_unless_it_is_empty(saved: Path, tmp_path: Path) -> None:
     gallery = EmbeddedGallery(tmp_path / "other")
     gallery.close()
     assert not restore(tmp_path / "other", saved).remembered
@@ -268,12 +265,12 @@ def test_another_gallery_is_refused_unless_it_is_empty(saved: Path, tmp_path: Pa
         restore(tmp_path / "third", saved)
 
 
-def test_a_restore_that_died_leaves_the_ledger_and_is_tidied_up(
+def test_an_interrupted_restore_keeps_the_ledger_and_is_cleaned_up(
     folder: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tokens(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(backup, "_swap", lambda *_: 1 / 0)
+        patched.setattr(backup, "_replace_ledger", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             restore(folder, saved)
     assert not list(folder.glob("*restoring*"))
@@ -282,14 +279,14 @@ def test_a_restore_that_died_leaves_the_ledger_and_is_tidied_up(
     assert tokens(folder) == before
     assert not list(folder.glob("*restoring*"))
     restore(folder, saved)
-    sound(folder)
+    assert_sound(folder)
 
 
-def test_a_backup_replaces_nothing(folder: Path, saved: Path) -> None:
+def test_a_backup_needs_an_empty_folder(folder: Path, saved: Path) -> None:
     gallery = EmbeddedGallery(folder)
-    for there in (saved, folder):
+    for occupied in (saved, folder):
         with pytest.raises(GalleryError, match="not empty"):
-            back_up(gallery, there)
+            back_up(gallery, occupied)
     gallery.close()
     assert len(tokens(folder)) == 20
 
@@ -308,40 +305,40 @@ def test_a_damaged_ledger_is_not_backed_up(folder: Path, tmp_path: Path) -> None
     assert list((tmp_path / "backup").iterdir()) == []
 
 
-def test_a_backup_is_of_one_commit_while_others_write(folder: Path, tmp_path: Path) -> None:
-    """Pairs of faces are enrolled in one transaction: no backup may have one without the other."""
+def test_a_backup_during_writes_is_of_one_commit(folder: Path, tmp_path: Path) -> None:
+    """No backup contains one face only of a pair that one transaction enrolled."""
     gallery, other = EmbeddedGallery(folder), EmbeddedGallery(folder)
     for number in range(5):
-        made = [other.ledger.submit(partial(pair, number=n)) for n in range(number * 20, number * 20 + 20)]
+        futures = [other.ledger.submit(partial(pair, number=n)) for n in range(number * 20, number * 20 + 20)]
         back_up(gallery, tmp_path / f"backup-{number}")
-        for future in made:
+        for future in futures:
             future.result()
     gallery.close()
     other.close()
     for number in range(5):
         restore(tmp_path / f"restored-{number}", tmp_path / f"backup-{number}")
         restored = EmbeddedGallery(tmp_path / f"restored-{number}")
-        assert {one.faces for one in restored.subjects("doors", after="pair", limit=1000) if one.key > "pair"} <= {2}
+        assert {s.faces for s in restored.subjects("doors", after="pair", limit=1000) if s.key > "pair"} <= {2}
         restored.close()
 
 
-class Crowd:
-    """Enrols and erases in two threads, and knows what was acknowledged of it."""
+class Writers:
+    """Two threads that enrol and erase. `enrolled` and `erased` are the tokens of acknowledged calls."""
 
-    def __init__(self, gallery: EmbeddedGallery, there: set[str]):
+    def __init__(self, gallery: EmbeddedGallery, enrolled: set[str]):
         self._gallery, self._stop = gallery, threading.Event()
-        self.enrolled, self.erased = there, set[str]()
+        self.enrolled, self.erased = enrolled, set[str]()
         self._threads = ThreadPoolExecutor(2)
-        self._work = [self._threads.submit(self._enrol), self._threads.submit(self._erase)]
+        self._futures = [self._threads.submit(self._enrol), self._threads.submit(self._erase)]
 
-    def work_until(self, seen: Callable[[], object]) -> None:
-        while not seen() and not any(one.done() for one in self._work):
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        while not condition() and not any(future.done() for future in self._futures):
             time.sleep(0.005)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._stop.set()
-        for one in self._work:
-            one.result()
+        for future in self._futures:
+            future.result()
         self._threads.shutdown()
 
     def _enrol(self) -> None:
@@ -355,22 +352,22 @@ class Crowd:
             self.erased.add(token)
 
 
-def test_a_backup_among_enrolments_and_erasures_keeps_its_word(folder: Path, tmp_path: Path) -> None:
-    """What was acknowledged before it began is there, and what was erased is gone: before it, during it, or after."""
+def test_a_backup_during_writes_has_enrolled_and_no_erased_faces(folder: Path, tmp_path: Path) -> None:
+    """It contains all faces that were enrolled before it, except those erased before, during or after it."""
     gallery = EmbeddedGallery(folder)
-    crowd = Crowd(gallery, tokens(folder))
-    crowd.work_until(lambda: len(crowd.enrolled) > 30 and crowd.erased)
-    before, gone = crowd.enrolled.copy(), crowd.erased.copy()
+    writers = Writers(gallery, tokens(folder))
+    writers.wait_for(lambda: len(writers.enrolled) > 30 and writers.erased)
+    before, erased = writers.enrolled.copy(), writers.erased.copy()
     back_up(gallery, tmp_path / "backup")
-    crowd.work_until(lambda: before & (crowd.erased - gone))
-    crowd.end()
+    writers.wait_for(lambda: before & (writers.erased - erased))
+    writers.stop()
     gallery.close()
-    assert before - crowd.erased
-    restore(tmp_path / "elsewhere", tmp_path / "backup")  # where nothing tells of what was erased later
-    assert before - crowd.erased <= tokens(tmp_path / "elsewhere") <= crowd.enrolled - gone
+    assert before - writers.erased
+    restore(tmp_path / "elsewhere", tmp_path / "backup")  # without tombstones of later erasures
+    assert before - writers.erased <= tokens(tmp_path / "elsewhere") <= writers.enrolled - erased
     restore(folder, tmp_path / "backup")
-    assert before - crowd.erased <= tokens(folder) <= crowd.enrolled - crowd.erased
-    sound(folder)
+    assert before - writers.erased <= tokens(folder) <= writers.enrolled - writers.erased
+    assert_sound(folder)
 
 
 def pair(db: apsw.Connection, number: int) -> None:

@@ -1,10 +1,11 @@
-"""Out to parquet and in again: the same people, tokens and answers; what is no face is refused before anybody is."""
+"""Export and import: the same subjects, tokens and search results; invalid files are refused as a whole."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from index.embedded.admin import parquet as transfer
-from index.embedded.admin import verify as integrity
-from index.embedded.admin.parquet import Imported, export_collection, import_collection
+from index.embedded.admin import parquet as exports
+from index.embedded.admin.parquet import ImportResult, export_collection, import_collection
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import face_records
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
@@ -25,25 +26,23 @@ from tests.index.people import enrol, vectors
 
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "source")
-    made.create("doors", "face-embedder", "f1", 4, keep_crops=True)
-    made.put_subject("doors", "p0", name="Zoë", metadata={"floor": 3}, expires_at=4e9)
-    enrol(made, "doors", 23)
-    made.enrol("doors", [NewFace("crop", vectors(1, seed=9)[0], {"sharpness": 0.5}, b"\xff\xd8picture")], "f1")
-    yield made
-    made.close()
+    with closing(EmbeddedGallery(tmp_path / "source")) as gallery:
+        gallery.create("doors", "face-embedder", "f1", 4, keep_crops=True)
+        gallery.put_subject("doors", "p0", name="Zoë", metadata={"floor": 3}, expires_at=4e9)
+        enrol(gallery, "doors", 23)
+        gallery.enrol("doors", [NewFace("crop", vectors(1, seed=9)[0], {"sharpness": 0.5}, b"\xff\xd8picture")], "f1")
+        yield gallery
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "target")
-    yield made
-    made.close()
+    with closing(EmbeddedGallery(tmp_path / "target")) as gallery:
+        yield gallery
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "AT_ONCE", 10)
+    monkeypatch.setattr(exports, "BATCH", 10)
 
 
 @pytest.fixture
@@ -53,8 +52,8 @@ def file(source: EmbeddedGallery, tmp_path: Path) -> Path:
     return path
 
 
-def everything(gallery: EmbeddedGallery, collection: str) -> list[Any]:
-    """Subjects and faces without what differs by place: ids, and the subject's time."""
+def content(gallery: EmbeddedGallery, collection: str) -> list[Any]:
+    """Return subjects and faces without ids and creation times of subjects, which differ between galleries."""
     return [
         (
             subject.key,
@@ -67,14 +66,14 @@ def everything(gallery: EmbeddedGallery, collection: str) -> list[Any]:
     ]
 
 
-def test_what_was_exported_is_imported_and_found_alike(
+def test_an_imported_collection_gives_the_same_results(
     source: EmbeddedGallery, target: EmbeddedGallery, file: Path
 ) -> None:
-    assert import_collection(target, file) == Imported("doors", 24, 0)
-    assert everything(target, "doors") == everything(source, "doors")
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
+    assert content(target, "doors") == content(source, "doors")
     ours, theirs = target.collection("doors"), source.collection("doors")
-    for what in ("embedder", "fingerprint", "dimensions", "settings", "created_at"):
-        assert getattr(ours, what) == getattr(theirs, what)
+    for name in ("embedder", "fingerprint", "dimensions", "settings", "created_at"):
+        assert getattr(ours, name) == getattr(theirs, name)
     (crop,) = target.faces("doors", "crop")
     assert target.crop("doors", crop.token) == b"\xff\xd8picture"
     for fusion in ("best", "mean"):
@@ -88,7 +87,7 @@ def test_what_was_exported_is_imported_and_found_alike(
         assert answers[0] == answers[1]
 
 
-def test_the_file_is_what_pyarrow_reads(source: EmbeddedGallery, file: Path) -> None:
+def test_pyarrow_reads_the_file(source: EmbeddedGallery, file: Path) -> None:
     table = parquet.read_table(file)
     assert parquet.ParquetFile(file).num_row_groups == 3
     faces = {face.token for subject in source.subjects("doors") for face in source.faces("doors", subject.key)}
@@ -100,31 +99,31 @@ def test_the_file_is_what_pyarrow_reads(source: EmbeddedGallery, file: Path) -> 
     assert file.stat().st_mode & 0o077 == 0
 
 
-def test_an_import_that_broke_off_is_gone_on_with(
+def test_an_interrupted_import_is_continued(
     target: EmbeddedGallery, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, calls = face_records.insert_record, iter(range(100))
 
-    def breaks_off(*given: Any) -> bool:
+    def interrupted(*arguments: Any) -> bool:
         if next(calls) == 14:  # in the second transaction
             raise RuntimeError("killed")
-        return put(*given)
+        return put(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(face_records, "insert_record", breaks_off)
+        patched.setattr(face_records, "insert_record", interrupted)
         with pytest.raises(RuntimeError, match="killed"):
             import_collection(target, file)
     assert target.size("doors") == 10
-    assert import_collection(target, file) == Imported("doors", 14, 10)
-    assert import_collection(target, file) == Imported("doors", 0, 24)
+    assert import_collection(target, file) == ImportResult("doors", 14, 10)
+    assert import_collection(target, file) == ImportResult("doors", 0, 24)
     assert target.size("doors") == 24
 
 
-def test_it_can_be_added_to_a_collection_of_the_same_pipeline(target: EmbeddedGallery, file: Path) -> None:
+def test_a_file_is_imported_into_a_collection_of_the_same_pipeline(target: EmbeddedGallery, file: Path) -> None:
     target.create("all", "face-embedder", "f1", 4)
     target.put_subject("all", "p0", name="here before")
     enrol(target, "all", 3)
-    assert import_collection(target, file, "all") == Imported("all", 24, 0)
+    assert import_collection(target, file, "all") == ImportResult("all", 24, 0)
     assert target.size("all") == 27
     assert target.subject("all", "p0").name == "here before"
     with pytest.raises(NotFoundError):
@@ -139,7 +138,7 @@ def test_it_can_be_added_to_a_collection_of_the_same_pipeline(target: EmbeddedGa
         ("face-embedder", "f1", 5, "dimensions 5.*4"),
     ],
 )
-def test_another_pipelines_collection_is_left_alone(
+def test_a_collection_of_another_pipeline_is_not_changed(
     target: EmbeddedGallery, file: Path, embedder: str, fingerprint: str, dimensions: int, message: str
 ) -> None:
     target.create("doors", embedder, fingerprint, dimensions)
@@ -148,11 +147,11 @@ def test_another_pipelines_collection_is_left_alone(
     assert target.subjects("doors") == []
 
 
-def test_a_token_is_one_faces(source: EmbeddedGallery, file: Path) -> None:
+def test_a_token_belongs_to_one_face(source: EmbeddedGallery, file: Path) -> None:
     with pytest.raises(ConflictError, match="another collection"):
         import_collection(source, file, "copy")
     assert source.size("copy") == 0
-    assert import_collection(source, file) == Imported("doors", 0, 24)
+    assert import_collection(source, file) == ImportResult("doors", 0, 24)
     table = parquet.read_table(file)
     keys = ["other", *table.column("subject").to_pylist()[1:]]
     table = table.set_column(0, table.schema.field("subject"), pa.array(keys))
@@ -161,29 +160,29 @@ def test_a_token_is_one_faces(source: EmbeddedGallery, file: Path) -> None:
         import_collection(source, file)
 
 
-def test_who_has_expired_is_not_exported(source: EmbeddedGallery, tmp_path: Path) -> None:
+def test_expired_subjects_are_not_exported(source: EmbeddedGallery, tmp_path: Path) -> None:
     source.put_subject("doors", "crop", expires_at=3e9)
     source.clock = lambda: 3e9
     assert export_collection(source, "doors", tmp_path / "b.parquet") == 23
     assert b"crop" not in parquet.read_table(tmp_path / "b.parquet").column("subject").to_pylist()
 
 
-def test_an_empty_collection_comes_back_empty(source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path) -> None:
+def test_an_empty_collection_is_imported(source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path) -> None:
     source.create("empty", "e", "f", 7)
     assert export_collection(source, "empty", tmp_path / "e.parquet") == 0
-    assert import_collection(target, tmp_path / "e.parquet") == Imported("empty", 0, 0)
+    assert import_collection(target, tmp_path / "e.parquet") == ImportResult("empty", 0, 0)
     assert target.collection("empty").dimensions == 7
 
 
-def test_an_export_replaces_nothing_and_leaves_nothing_half(
+def test_a_failed_export_leaves_no_file(
     source: EmbeddedGallery, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = file.read_bytes()
-    with pytest.raises(GalleryError, match="there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         export_collection(source, "doors", file)
     with pytest.raises(NotFoundError, match="'x'"):
         export_collection(source, "x", tmp_path / "x.parquet")
-    monkeypatch.setattr(transfer, "_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(exports, "_record_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_collection(source, "doors", tmp_path / "y.parquet")
     assert file.read_bytes() == content
@@ -231,10 +230,10 @@ def last(value: Any) -> Callable[[list[Any]], list[Any]]:
         (column("expires_at", last(float("inf"))), "row 24: .*expires_at"),
         (column("name", lambda values: [1] * len(values), pa.int64()), "'name' to be string; it is int64"),
         (lambda table: table.drop(["crop"]), "expected the columns"),
-        (lambda table: table.replace_schema_metadata({}), "does not say of which collection"),
+        (lambda table: table.replace_schema_metadata({}), "describes no collection"),
     ],
 )
-def test_what_is_no_face_is_refused_before_anybody_is_enrolled(
+def test_a_file_with_an_invalid_row_is_refused(
     target: EmbeddedGallery, file: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
     table = change(parquet.read_table(file))
@@ -250,63 +249,63 @@ def test_what_is_no_face_is_refused_before_anybody_is_enrolled(
         ({"dimensions": "4"}, "dimensions"),
         ({"dimensions": 0}, "dimensions"),
         ({"dimensions": 2**31}, "dimensions"),
-        ({"name": ""}, "wrong kind"),
-        ({"embedder": 3}, "wrong kind"),
-        ({"settings": []}, "wrong kind"),
-        ({"settings": {"keep_crops": 1}}, "wrong kind"),
-        ({"created_at": "now"}, "wrong kind"),
+        ({"name": ""}, "wrong type"),
+        ({"embedder": 3}, "wrong type"),
+        ({"settings": []}, "wrong type"),
+        ({"settings": {"keep_crops": 1}}, "wrong type"),
+        ({"created_at": "now"}, "wrong type"),
         ({"created_at": 1e12}, "created_at"),
         ({"name": "a/b"}, "U.002F"),
-        ({"id": 3}, "does not say"),
+        ({"id": 3}, "describes no collection"),
     ],
 )
-def test_a_file_that_describes_no_collection_is_refused(
+def test_a_file_with_invalid_properties_is_refused(
     target: EmbeddedGallery, file: Path, changed: dict[str, Any], message: str
 ) -> None:
     table = parquet.read_table(file)
-    described = json.loads(table.schema.metadata[transfer.KEY])
-    described["collection"] |= changed
-    parquet.write_table(table.replace_schema_metadata({transfer.KEY: json.dumps(described)}), file)
+    properties = json.loads(table.schema.metadata[exports.KEY])
+    properties["collection"] |= changed
+    parquet.write_table(table.replace_schema_metadata({exports.KEY: json.dumps(properties)}), file)
     with pytest.raises(InvalidError, match=message):
         import_collection(target, file)
     assert target.collections() == []
 
 
-def test_a_later_versions_file_is_refused(
+def test_a_file_of_a_later_version_is_refused(
     source: EmbeddedGallery, target: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "VERSION", 2)
+    monkeypatch.setattr(exports, "VERSION", 2)
     export_collection(source, "doors", tmp_path / "2.parquet")
     monkeypatch.undo()
     with pytest.raises(TooNewError, match="version 2"):
         import_collection(target, tmp_path / "2.parquet")
 
 
-def test_import_scales_vectors_and_recognises_them_again(target: EmbeddedGallery, file: Path) -> None:
+def test_scaled_vectors_are_recognised_by_the_next_import(target: EmbeddedGallery, file: Path) -> None:
     table = column("vector", last([1.6e-30, 1.5e-30, 0.0, 0.0]))(parquet.read_table(file))
     parquet.write_table(table, file)
-    assert import_collection(target, file) == Imported("doors", 24, 0)
-    assert import_collection(target, file) == Imported("doors", 0, 24)
-    assert list(integrity.faults(target)) == []
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
+    assert import_collection(target, file) == ImportResult("doors", 0, 24)
+    assert list(find_faults(target)) == []
     (face,) = target.faces("doors", "crop")
     (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
     assert match.face == face.token
     assert match.similarity == pytest.approx(1)
 
 
-def test_import_leaves_out_expired_subjects(target: EmbeddedGallery, file: Path) -> None:
-    target.clock = lambda: 4e9  # the end of p0's time
-    assert import_collection(target, file) == Imported("doors", 19, 0, 5)
+def test_expired_subjects_are_not_imported(target: EmbeddedGallery, file: Path) -> None:
+    target.clock = lambda: 4e9  # p0 has expired
+    assert import_collection(target, file) == ImportResult("doors", 19, 0, 5)
     assert [subject.key for subject in target.subjects("doors")] == ["crop", "p1", "p2", "p3", "p4"]
 
 
-def test_import_starts_an_expired_subject_anew(target: EmbeddedGallery, file: Path) -> None:
+def test_an_import_replaces_an_expired_subject(target: EmbeddedGallery, file: Path) -> None:
     target.create("doors", "face-embedder", "f1", 4)
     target.clock = lambda: 1e9
     target.enrol("doors", [NewFace("p1", vectors(1, seed=3)[0])], "f1")
     target.put_subject("doors", "p1", name="before", expires_at=2e9)
     target.clock = lambda: 2e9
-    assert import_collection(target, file) == Imported("doors", 24, 0)
+    assert import_collection(target, file) == ImportResult("doors", 24, 0)
     assert (target.subject("doors", "p1").name, target.subject("doors", "p1").faces) == (None, 5)
 
 
@@ -323,7 +322,7 @@ def test_a_damaged_file_is_refused(target: EmbeddedGallery, file: Path) -> None:
     assert target.collections() == []
 
 
-def test_without_pyarrow_it_says_so(source: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_reported(source: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(GalleryError, match="pip install pyarrow"):
         export_collection(source, "doors", tmp_path / "a.parquet")

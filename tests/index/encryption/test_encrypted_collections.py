@@ -16,7 +16,7 @@ from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
 from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -25,7 +25,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
@@ -34,7 +34,7 @@ from index.types import Collection, Item, NewFace, Outcome, ProcessedItem, Prope
 from tests.index.people import folder_bytes, vectors
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
-LIMITS = Limits(segment=8, exact_below=16, growth=2.0)
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
@@ -120,7 +120,7 @@ def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery)
             gallery.subject(name, "nobody")
     assert answers["doors"] == answers["open"]
     assert not gallery.usage("doors").exact
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     assert gallery.collection("doors").encrypted
 
 
@@ -135,7 +135,7 @@ def test_pages_list_each_subject_once(gallery: EmbeddedGallery) -> None:
 
 def fill_all_tables(gallery: EmbeddedGallery) -> None:
     """Put the data into every table and file: jobs, feedback, re-embeddings, segments, indexes."""
-    bulk = bulk_enrolment.Jobs(gallery)
+    bulk = bulk_enrolment.JobQueue(gallery)
     for name in (collection.name for collection in gallery.collections()):
         job = bulk.begin(name, {"fingerprint": "f1"})
         bulk.append(job, [Item(0, NAMES[3], "picture", CROP, Properties(CALLED, {"note": NOTE}))])
@@ -143,7 +143,7 @@ def fill_all_tables(gallery: EmbeddedGallery) -> None:
         bulk.ready(job)
         Feedback(gallery).add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         Reembeddings(gallery).begin(name, "face-embedder", "f2", DIMENSIONS)
-    worker = reembedding.Worker(gallery)
+    worker = reembedding.ReembeddingWorker(gallery)
     for task in worker.waiting():
         assert worker.claim(task)
         items = [*worker.pending(task, FIRST, 1), *worker.pending(task, 0, 9)]
@@ -174,7 +174,7 @@ def test_no_file_contains_plain_text(tmp_path: Path) -> None:
 
 
 def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> None:
-    bulk, worker = bulk_enrolment.Jobs(gallery), bulk_enrolment.Worker(gallery)
+    bulk, worker = bulk_enrolment.JobQueue(gallery), bulk_enrolment.BulkEnrolmentWorker(gallery)
     job = bulk.begin("doors", {})
     sent = [
         Item(0, "new", "vector", FACES[0].tobytes(), Properties(CALLED, {"note": NOTE})),
@@ -208,14 +208,14 @@ def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> Non
 def test_the_collection_is_reembedded(gallery: EmbeddedGallery) -> None:
     Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
     Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
-    worker = reembedding.Worker(gallery)
+    worker = reembedding.ReembeddingWorker(gallery)
     (task,) = worker.waiting()
     assert worker.claim(task)
     ids = [item.id for item in (*worker.pending(task, FIRST, 9), *worker.pending(task, 0, 99))]
     assert worker.stage(task, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     assert worker.switch(task) == 0
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
     assert match.similarity == pytest.approx(1, abs=1e-5)
 
@@ -247,11 +247,11 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
             assert [collection.name for collection in locked.collections()] == ["doors", "open"]
         assert not (tmp_path / "doors.parquet").exists()
         assert locked.search("open", FACES[:1])[0]
-        job = bulk_enrolment.Worker(locked).claim()
+        job = bulk_enrolment.BulkEnrolmentWorker(locked).claim()
         assert job is not None
         assert job.collection == "open"
         clock.now += 60  # leases have expired
-        assert [task.collection for task in reembedding.Worker(locked).waiting()] == ["open"]
+        assert [task.collection for task in reembedding.ReembeddingWorker(locked).waiting()] == ["open"]
         # Erasing a face, an expired subject or the whole collection needs no key.
         clock.now = 2000.0
         assert locked.remove_faces("doors", [face.token]).faces == 1
@@ -259,7 +259,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
         maintain(locked)
         assert locked.receipt(other).erased_at is not None
         assert locked.usage("doors").subjects == 4
-        assert [line for line in faults(locked) if "no more of it can be read" in line and KEY.id in line]
+        assert [line for line in find_faults(locked) if "the rest cannot be read" in line and KEY.id in line]
         token = locked.drop("doors").token
         maintain(locked)
         assert locked.receipt(token).erased_at is not None
@@ -288,8 +288,8 @@ def swap(table: str, column: str, key: str) -> str:
 def test_moved_and_changed_values_are_detected(gallery: EmbeddedGallery, change: str) -> None:
     gallery.drop("open")
     gallery.ledger.write(lambda db: db.execute(change).fetchall())
-    (line,) = list(faults(gallery))
-    assert line.startswith("doors: no more of it can be read: the encrypted ")
+    (line,) = list(find_faults(gallery))
+    assert line.startswith("doors: the rest cannot be read: the encrypted ")
 
 
 def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_backup_is_restored_without_the_key(gallery: EmbeddedGallery, tmp_path
     assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
     with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
         assert sorted(subject.key for subject in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
-        assert list(faults(again)) == []
+        assert list(find_faults(again)) == []
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_an_encrypted_file_is_imported(gallery: EmbeddedGallery, file: Path, tmp
         target.create("open", "face-embedder", "f1", DIMENSIONS)
         with pytest.raises(ConflictError, match="the file is encrypted, and 'open' is not"):
             import_collection(target, file, "open")
-        assert list(faults(target)) == []
+        assert list(find_faults(target)) == []
 
 
 def test_a_plaintext_file_is_imported_into_an_encrypted_collection(gallery: EmbeddedGallery, tmp_path: Path) -> None:
@@ -405,15 +405,15 @@ def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     first.write_bytes(b)
     second.write_bytes(a)
     with pytest.raises(CorruptError, match="damaged or misplaced"):
-        Segment.open(first, cipher).unsealed()
-    with pytest.raises(CorruptError, match="is sealed where its collection is not"):
+        Segment.open(first, cipher).load()
+    with pytest.raises(CorruptError, match="is encrypted and its collection is not"):
         Segment.open(third)
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
         (matches,) = other.search("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
-        assert [line for line in faults(other) if "the encrypted content is damaged or misplaced" in line]
+        assert [line for line in find_faults(other) if "the encrypted content is damaged or misplaced" in line]
     maintain(gallery)
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     (index,) = gallery.files.glob("*.ivf")
     index.with_name("other.ivf").write_bytes(index.read_bytes())
     with pytest.raises(CorruptError):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from index.embedded.admin.verify import faults
+from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -247,7 +247,7 @@ def test_faces_inserted_at_once_equal_those_inserted_one_by_one(tmp_path: Path) 
         records[name] = [replace(record, id=record.id - first, token="") for record in read]
     assert records["at once"] == records["one by one"]
     assert len(records["at once"]) == 9
-    assert list(faults(gallery)) == []
+    assert list(find_faults(gallery)) == []
     ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
     assert match.similarity == pytest.approx(1)
     gallery.close()

@@ -127,7 +127,7 @@ def test_incomplete_lines_at_the_end_are_replaced(gallery: EmbeddedGallery, rest
 def test_an_incomplete_first_line_is_replaced(gallery: EmbeddedGallery, length: int) -> None:
     erased(gallery, 1, of=2)
     os.truncate(gallery.tombstones.path, length)
-    gallery.remember_erasures()
+    gallery.write_tombstones()
     assert in_file(gallery) == in_ledger(gallery) != []
 
 
@@ -144,7 +144,7 @@ def test_every_changed_byte_is_detected(gallery: EmbeddedGallery) -> None:
                 in_file(gallery)
         else:  # a damaged end looks like an incomplete one; the ledger has those removals
             assert in_file(gallery) in (expected[:-1], expected[:-2])
-            gallery.remember_erasures()
+            gallery.write_tombstones()
             assert gallery.tombstones.path.read_bytes() == content
 
 
@@ -165,7 +165,7 @@ def test_a_long_file_is_continued_from_its_end(gallery: EmbeddedGallery, monkeyp
     content = gallery.tombstones.path.read_bytes()
     gallery.tombstones.path.write_bytes(content[:-1000] + b"\n" * 1000)
     with pytest.raises(CorruptError, match="the end of"):
-        gallery.remember_erasures()
+        gallery.write_tombstones()
 
 
 def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Bulk jobs in the ledger: each item enrolled once, whoever dies, and nothing of it left once it is over."""
+"""Bulk jobs: each item is enrolled once, also after a crash, and leaves no data behind when the job ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,21 +14,13 @@ from index.embedded.admin.backup import back_up, restore
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks import bulk_enrolment as module
-from index.embedded.tasks.bulk_enrolment import KEEP_S, Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import KEEP_S, BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.compaction import Maintenance
 from index.errors import ConflictError, NotFoundError
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import folder_bytes, vectors
+from tests.index.people import Clock, folder_bytes, vectors
 
 VECTORS = vectors(12)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -37,42 +30,42 @@ def clock() -> Clock:
 
 @pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    made = EmbeddedGallery(tmp_path / "gallery", clock=clock)
-    made.create("doors", "face-embedder", "f1", 4)
-    yield made
-    made.close()
+    gallery = EmbeddedGallery(tmp_path / "gallery", clock=clock)
+    gallery.create("doors", "face-embedder", "f1", 4)
+    yield gallery
+    gallery.close()
 
 
 @pytest.fixture
-def jobs(gallery: EmbeddedGallery) -> Jobs:
-    return Jobs(gallery)
+def jobs(gallery: EmbeddedGallery) -> JobQueue:
+    return JobQueue(gallery)
 
 
 @pytest.fixture
-def worker(gallery: EmbeddedGallery) -> Worker:
-    return Worker(gallery)
+def worker(gallery: EmbeddedGallery) -> BulkEnrolmentWorker:
+    return BulkEnrolmentWorker(gallery)
 
 
 def item(number: int, subject: str = "", properties: Properties | None = None) -> Item:
     return Item(number, subject or f"p{number}", "vector", VECTORS[number].tobytes(), properties)
 
 
-def submit(jobs: Jobs, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
+def submit(jobs: JobQueue, items: Sequence[Item | Outcome], collection: str = "doors") -> Job:
     job = jobs.begin(collection, {"max_faces": 1})
     jobs.append(job, items)
     return jobs.ready(job)
 
 
-def found(items: Sequence[Item]) -> list[ProcessedItem]:
+def results(items: Sequence[Item]) -> list[ProcessedItem]:
     return [
-        ProcessedItem(one, Outcome(one.number, "enrolled"), [NewFace(one.subject, np.frombuffer(one.data, "<f4"))])
-        for one in items
+        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, np.frombuffer(item.data, "<f4"))])
+        for item in items
     ]
 
 
-def work(worker: Worker, job: Job) -> None:
+def work(worker: BulkEnrolmentWorker, job: Job) -> None:
     while items := worker.pending(job, 1):
-        assert worker.enrol(job, found(items), "f1")
+        assert worker.enrol(job, results(items), "f1")
     worker.finish(job, "done")
 
 
@@ -80,13 +73,15 @@ def enrolled(gallery: EmbeddedGallery) -> dict[str, int]:
     return {subject.key: subject.faces for subject in gallery.subjects("doors")}
 
 
-def claimed(worker: Worker) -> Job:
+def claimed(worker: BulkEnrolmentWorker) -> Job:
     job = worker.claim()
     assert job is not None
     return job
 
 
-def test_each_item_is_enrolled_and_told_of(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_each_item_is_enrolled_and_has_an_outcome(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     properties = Properties("Ada", {"floor": 3}, 2_000_000.0)
     refused = Outcome(2, "failed", {"problem": {"status": 400}})
     sent = submit(jobs, [item(0, "ada", properties), item(1, "ada"), refused])
@@ -105,24 +100,26 @@ def test_each_item_is_enrolled_and_told_of(gallery: EmbeddedGallery, jobs: Jobs,
     ]
     assert jobs.outcomes(job, 0, 1) == [Outcome(1, "enrolled", {"faces": faces[1:]})]
     assert jobs.counts(job) == {"enrolled": 2, "failed": 1}
-    over = jobs.job("doors", job.token)
-    assert (over.state, over.finished_at) == ("done", 1_000_000.0)
+    finished = jobs.job("doors", job.token)
+    assert (finished.state, finished.finished_at) == ("done", 1_000_000.0)
     assert worker.claim() is None
     (match,) = gallery.search("doors", VECTORS[1:2], 1)[0]
     assert (match.subject.key, match.face) == ("ada", faces[1])
 
 
-def test_an_item_without_a_face_makes_no_subject(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_an_item_without_a_face_creates_no_subject(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0, properties=Properties("Ada"))])
     job = claimed(worker)
-    (one,) = worker.pending(job, 1)
-    assert worker.enrol(job, [ProcessedItem(one, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
+    (pending,) = worker.pending(job, 1)
+    assert worker.enrol(job, [ProcessedItem(pending, Outcome(0, "rejected", {"reasons": ["BLURRED"]}))], "f1")
     assert jobs.outcomes(job, -1, 1) == [Outcome(0, "rejected", {"reasons": ["BLURRED"], "faces": []})]
     assert enrolled(gallery) == {}
 
 
-def test_a_batch_is_of_one_kind_and_not_too_large(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_has_items_of_one_kind_and_a_limited_size(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [Item(number, "p", "picture", bytes(100)) for number in range(4, 9)]
     submit(jobs, [item(0), item(1), *pictures, item(9)])
@@ -130,28 +127,28 @@ def test_a_batch_is_of_one_kind_and_not_too_large(
 
     def numbers(count: int) -> list[int]:
         batch = worker.pending(job, 3)
-        assert worker.enrol(job, [ProcessedItem(one, Outcome(one.number, "failed")) for one in batch[:count]], "f1")
-        return [one.number for one in batch]
+        assert worker.enrol(job, [ProcessedItem(item, Outcome(item.number, "failed")) for item in batch[:count]], "f1")
+        return [item.number for item in batch]
 
     assert numbers(2) == [0, 1]
     assert numbers(1) == [4, 5, 6]
-    monkeypatch.setattr(module, "MOST_BYTES", 150)
+    monkeypatch.setattr(module, "MAX_BYTES", 150)
     assert numbers(2) == [5, 6]
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     assert numbers(2) == [7, 8]
     assert numbers(1) == [9]
     assert numbers(1) == []
 
 
-def test_another_goes_on_where_one_died_and_no_face_is_enrolled_twice(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+def test_another_worker_continues_after_a_crash_and_enrols_no_face_twice(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 4)
+    monkeypatch.setattr(module, "MAX_ROWS", 4)
     submit(jobs, [item(number) for number in range(10)])
     job = claimed(worker)
-    assert worker.enrol(job, found(worker.pending(job, 1)), "f1")
-    under_way = found(worker.pending(job, 1))
-    other = Worker(gallery)
+    assert worker.enrol(job, results(worker.pending(job, 1)), "f1")
+    under_way = results(worker.pending(job, 1))
+    other = BulkEnrolmentWorker(gallery)
     assert other.claim() is None
     clock.now += LEASE_S - 1
     assert worker.keep(job)
@@ -165,38 +162,38 @@ def test_another_goes_on_where_one_died_and_no_face_is_enrolled_twice(
     worker.finish(job, "failed")
     worker.release(job)
     assert other.enrol(theirs, under_way, "f1")
-    assert other.enrol(theirs, under_way, "f1")  # whose answer was lost
+    assert other.enrol(theirs, under_way, "f1")  # a repeated call
     work(other, theirs)
     assert enrolled(gallery) == {f"p{number}": 1 for number in range(10)}
     assert jobs.job("doors", job.token).state == "done"
 
 
-def test_a_worker_that_stops_lets_another_go_on_at_once(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_another_worker_continues_after_a_release(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0)])
     worker.release(claimed(worker))
-    other = Worker(gallery)
+    other = BulkEnrolmentWorker(gallery)
     work(other, claimed(other))
     assert enrolled(gallery) == {"p0": 1}
 
 
-def test_a_postponed_job_lets_later_ones_go_first(jobs: Jobs, worker: Worker) -> None:
+def test_postponed_jobs_are_not_claimed(jobs: JobQueue, worker: BulkEnrolmentWorker) -> None:
     first, second = (submit(jobs, [item(number)]) for number in range(2))
     job = worker.claim({first.id})
     assert job is not None
     assert job.token == second.token
     assert worker.claim({first.id, second.id}) is None
-    job = worker.claim()
-    assert job is not None
-    assert job.token == first.token
+    assert claimed(worker).token == first.token
 
 
-def test_what_was_not_received_whole_is_forgotten(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, clock: Clock
+def test_incomplete_uploads_are_deleted(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock
 ) -> None:
     broken, dead = jobs.begin("doors", {}), jobs.begin("doors", {})
     jobs.append(broken, [item(0)])
     jobs.append(dead, [item(1)])
-    assert worker.claim() is None  # it is still received
+    assert worker.claim() is None  # the upload continues
     jobs.abandon(broken)
     with pytest.raises(NotFoundError):
         jobs.append(broken, [item(2)])
@@ -209,14 +206,14 @@ def test_what_was_not_received_whole_is_forgotten(
     assert gallery.ledger.reader().execute("SELECT count(*) FROM job_items").get == 1
 
 
-def test_a_cancelled_job_enrols_no_more(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+def test_a_cancelled_job_stops_enrolling(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     submit(jobs, [item(0), item(1)])
     job = claimed(worker)
-    assert worker.enrol(job, found(worker.pending(job, 1)), "f1")
-    under_way = found(worker.pending(job, 1))
+    assert worker.enrol(job, results(worker.pending(job, 1)), "f1")
+    under_way = results(worker.pending(job, 1))
     assert jobs.cancel("doors", job.token).state == "cancelled"
     assert not worker.enrol(job, under_way, "f1")
     worker.finish(job, "done")
@@ -226,17 +223,19 @@ def test_a_cancelled_job_enrols_no_more(
     assert worker.claim() is None
 
 
-def test_another_pipelines_vectors_are_refused(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_vectors_of_another_pipeline_are_refused(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0)])
     job = claimed(worker)
     with pytest.raises(ConflictError, match="f1"):
-        worker.enrol(job, found(worker.pending(job, 1)), "f2")
+        worker.enrol(job, results(worker.pending(job, 1)), "f2")
     worker.finish(job, "failed", "another pipeline")
-    over = jobs.job("doors", job.token)
-    assert (over.state, over.problem, jobs.counts(over)) == ("failed", "another pipeline", {"failed": 1})
+    failed = jobs.job("doors", job.token)
+    assert (failed.state, failed.problem, jobs.counts(failed)) == ("failed", "another pipeline", {"failed": 1})
 
 
-def test_jobs_are_of_their_collection(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_jobs_belong_to_their_collection(gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker) -> None:
     gallery.create("trains", "face-embedder", "f1", 4)
     first, second = submit(jobs, [item(0)]), submit(jobs, [item(0)])
     other = submit(jobs, [item(0)], "trains")
@@ -252,12 +251,12 @@ def test_jobs_are_of_their_collection(gallery: EmbeddedGallery, jobs: Jobs, work
         with pytest.raises(NotFoundError):
             use()
     gallery.drop("trains")
-    assert [claimed(worker).token, claimed(worker).token] == [first.token] * 2  # this worker has the first already
+    assert [claimed(worker).token, claimed(worker).token] == [first.token] * 2  # the worker keeps its lease
     leases = gallery.ledger.reader().execute("SELECT count(*) FROM leases WHERE name LIKE 'job:%'").get
     assert leases == 2
 
 
-def test_outcomes_are_kept_for_a_week(jobs: Jobs, worker: Worker, clock: Clock) -> None:
+def test_outcomes_are_kept_for_a_week(jobs: JobQueue, worker: BulkEnrolmentWorker, clock: Clock) -> None:
     submit(jobs, [item(0)])
     job = claimed(worker)
     work(worker, job)
@@ -274,18 +273,18 @@ def test_outcomes_are_kept_for_a_week(jobs: Jobs, worker: Worker, clock: Clock) 
 SECRET = Properties("Ferdinandea Isabella Quartz", {"pass": "Quartz-7781"})
 
 
-def test_who_is_erased_meanwhile_is_not_enrolled_and_nothing_is_left(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, monkeypatch: pytest.MonkeyPatch
+def test_a_subject_erased_meanwhile_is_not_enrolled_and_in_no_file(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
     gallery.create("trains", "face-embedder", "f1", 4)
     other = submit(jobs, [item(5, "ferdinandea")], "trains")
     submit(jobs, [item(0, "ferdinandea", SECRET), item(1, "ferdinandea", SECRET), item(2, "grace")])
     assert claimed(worker).token == other.token
     work(worker, other)
     job = claimed(worker)
-    assert worker.enrol(job, found(worker.pending(job, 1)), "f1")
-    under_way = found(worker.pending(job, 1))
+    assert worker.enrol(job, results(worker.pending(job, 1)), "f1")
+    under_way = results(worker.pending(job, 1))
     receipt = gallery.remove_subject("doors", "ferdinandea")
     assert worker.enrol(job, under_way, "f1")
     assert jobs.counts(job) == {"enrolled": 1, "erased": 1, "pending": 1}
@@ -295,12 +294,14 @@ def test_who_is_erased_meanwhile_is_not_enrolled_and_nothing_is_left(
     gallery.remove_subject("trains", "ferdinandea")
     Maintenance(gallery).run()
     assert gallery.receipt(receipt.token).erased_at is not None
-    left = folder_bytes(gallery.files.parent)
+    content = folder_bytes(gallery.files.parent)
     for secret in (b"ferdinandea", b"Ferdinandea", b"Quartz", *(VECTORS[n].tobytes() for n in (0, 1, 5))):
-        assert secret not in left
+        assert secret not in content
 
 
-def test_who_only_waits_in_a_job_is_erased_there(gallery: EmbeddedGallery, jobs: Jobs, worker: Worker) -> None:
+def test_pending_items_of_a_subject_are_erased(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker
+) -> None:
     submit(jobs, [item(0, "ferdinandea", SECRET), item(1, "grace")])
     receipt = jobs.remove_subject("doors", "ferdinandea")
     assert (receipt.subjects, receipt.faces) == (1, 0)
@@ -315,14 +316,14 @@ def test_who_only_waits_in_a_job_is_erased_there(gallery: EmbeddedGallery, jobs:
     assert enrolled(gallery) == {}
     Maintenance(gallery).run()
     assert gallery.receipt(receipt.token).erased_at is not None
-    left = folder_bytes(gallery.files.parent)
+    content = folder_bytes(gallery.files.parent)
     for secret in (b"ferdinandea", b"Quartz", VECTORS[0].tobytes()[:16], VECTORS[1].tobytes()[:16]):
-        assert secret not in left
+        assert secret not in content
 
 
 @pytest.mark.parametrize("how", ["done", "cancelled", "abandoned", "dropped"])
-def test_nothing_of_what_was_sent_stays_when_a_job_is_over(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, how: str
+def test_an_ended_job_leaves_no_item_in_any_file(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, how: str
 ) -> None:
     sent = jobs.begin("doors", {})
     picture = Item(0, "ferdinandea", "picture", VECTORS[0].tobytes() * 5000, SECRET)
@@ -340,43 +341,44 @@ def test_nothing_of_what_was_sent_stays_when_a_job_is_over(
         else:
             gallery.drop("doors")
     assert gallery.ledger.scrub()
-    left = folder_bytes(gallery.files.parent)
+    content = folder_bytes(gallery.files.parent)
     for secret in (b"ferdinandea", b"Quartz", VECTORS[0].tobytes()):
-        assert secret not in left
+        assert secret not in content
 
 
-def test_a_restored_ledger_does_not_go_on_with_what_may_hold_who_was_erased(
-    gallery: EmbeddedGallery, jobs: Jobs, worker: Worker, tmp_path: Path
+def test_pending_jobs_of_a_restored_ledger_fail(
+    gallery: EmbeddedGallery, jobs: JobQueue, worker: BulkEnrolmentWorker, tmp_path: Path
 ) -> None:
-    sent = submit(jobs, [item(0), item(1)])
+    job = submit(jobs, [item(0), item(1)])
     back_up(gallery, tmp_path / "backup")
     work(worker, claimed(worker))
     gallery.remove_subject("doors", "p0")
     gallery.close()
     restore(tmp_path / "gallery", tmp_path / "backup")
-    again = EmbeddedGallery(tmp_path / "gallery")
-    jobs = Jobs(again)
-    assert Worker(again).claim() is None
-    over = jobs.job("doors", sent.token)
-    assert over.state == "failed"
-    assert "restored" in (over.problem or "")
-    assert jobs.counts(over) == {"failed": 2}
-    assert enrolled(again) == {}
-    assert again.ledger.scrub()
-    assert VECTORS[0].tobytes() not in folder_bytes(tmp_path / "gallery")
-    again.close()
+    with closing(EmbeddedGallery(tmp_path / "gallery")) as restored:
+        jobs = JobQueue(restored)
+        assert BulkEnrolmentWorker(restored).claim() is None
+        failed = jobs.job("doors", job.token)
+        assert (failed.state, jobs.counts(failed)) == ("failed", {"failed": 2})
+        assert "restored" in (failed.problem or "")
+        assert enrolled(restored) == {}
+        assert restored.ledger.scrub()
+        assert VECTORS[0].tobytes() not in folder_bytes(tmp_path / "gallery")
 
 
-def test_a_job_of_which_every_item_failed_has_failed(jobs: Jobs, worker: Worker) -> None:
-    failed = Outcome(0, "failed", {"problem": {"status": 400}})
-    for others, state in (
+@pytest.mark.parametrize(
+    ("others", "state"),
+    [
         ([], "failed"),
         ([Outcome(1, "failed")], "failed"),
         ([Outcome(1, "rejected")], "done"),
         ([item(1)], "done"),
-    ):
-        job = submit(jobs, [failed, *others])
-        claimed(worker)
-        work(worker, job)
-        over = jobs.job("doors", job.token)
-        assert (over.state, over.problem is None) == (state, state == "done")
+    ],
+)
+def test_a_job_fails_if_all_its_items_failed(
+    jobs: JobQueue, worker: BulkEnrolmentWorker, others: list[Item | Outcome], state: str
+) -> None:
+    job = submit(jobs, [Outcome(0, "failed", {"problem": {"status": 400}}), *others])
+    work(worker, claimed(worker))
+    finished = jobs.job("doors", job.token)
+    assert (finished.state, finished.problem is None) == (state, state == "done")

@@ -1,4 +1,4 @@
-"""The cache that is searched, against brute force: what is sealed, what is not, what was grafted, what was removed."""
+"""VectorSearcher against brute force, with faces in blocks, in the inverted file, recent and removed."""
 
 from __future__ import annotations
 
@@ -6,133 +6,130 @@ import numpy as np
 import pytest
 
 from index.embedded.store.vector_records import FaceVectors
+from index.embedded.vectors import ivf
 from index.embedded.vectors.ivf import Ivf
-from index.embedded.vectors.searcher import ScatteredRows, View
+from index.embedded.vectors.searcher import ScatteredRows, VectorSearcher
 from index.types import Floats, Ints
 
-DIMENSIONS, SEALED, RECENT = 16, 400, 90
+DIMENSIONS, IN_BLOCKS, RECENT = 16, 400, 90
 NONE = np.empty(0, np.int64)
 
 
 def rows(first: int, count: int) -> FaceVectors:
-    """Faces `first` and following, two of each subject."""
+    """Faces with ids from `first`, two per subject."""
     rng = np.random.default_rng(first)
     vectors = rng.normal(size=(count, DIMENSIONS)).astype(np.float32)
     faces = np.arange(first, first + count)
     return FaceVectors(faces, faces // 2, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def without(found: FaceVectors, removed: Ints) -> FaceVectors:
-    kept = ~np.isin(found.faces, removed)
-    return FaceVectors(found.faces[kept], found.subjects[kept], found.vectors[kept])
+def without(block: FaceVectors, removed: Ints) -> FaceVectors:
+    kept = ~np.isin(block.faces, removed)
+    return FaceVectors(block.faces[kept], block.subjects[kept], block.vectors[kept])
+
+
+def inverted_file(blocks: list[FaceVectors]) -> Ivf:
+    vectors = np.concatenate([block.vectors for block in blocks])
+    index = Ivf.train(vectors, len(vectors))
+    index.add(np.concatenate([block.faces for block in blocks]), vectors)
+    return index
+
+
+BLOCKS = [rows(1 + 100 * number, 100) for number in range(IN_BLOCKS // 100)]
+RECENT_ROWS = rows(IN_BLOCKS + 1, RECENT)
 
 
 @pytest.fixture
-def parts() -> list[FaceVectors]:
-    return [rows(1 + 100 * number, 100) for number in range(SEALED // 100)]
+def searcher() -> VectorSearcher:
+    """All blocks are in the inverted file; the recent faces are not."""
+    searcher = VectorSearcher(DIMENSIONS)
+    searcher.replace_blocks(BLOCKS, inverted_file(BLOCKS), len(BLOCKS), NONE)
+    searcher.apply(RECENT_ROWS, NONE, 0)
+    return searcher
 
 
-@pytest.fixture
-def view(parts: list[FaceVectors]) -> View:
-    """With an inverted file of all lists, so that what it finds is all there is."""
-    made = View(DIMENSIONS)
-    vectors = np.concatenate([part.vectors for part in parts])
-    ivf = Ivf.train(vectors, SEALED)
-    ivf.add(np.concatenate([part.faces for part in parts]), vectors)
-    made.install(parts, ivf, len(parts), NONE)
-    made.apply(rows(SEALED + 1, RECENT), NONE, 0)
-    return made
-
-
-def agrees(view: View, there: list[FaceVectors], k: int = 12) -> None:
-    faces = np.concatenate([part.faces for part in there])
-    subjects = np.concatenate([part.subjects for part in there])
-    vectors = np.concatenate([part.vectors for part in there])
+def assert_agrees(searcher: VectorSearcher, blocks: list[FaceVectors], k: int = 12) -> None:
+    """Compare a search that probes all lists with brute force over these faces."""
+    faces = np.concatenate([block.faces for block in blocks])
+    subjects = np.concatenate([block.subjects for block in blocks])
+    vectors = np.concatenate([block.vectors for block in blocks])
     queries = rows(10_000, 7).vectors
-    found = view.search(queries, k, 1000, 1000)
-    for query, similarities, ids, owners in zip(queries, found.similarities, found.faces, found.subjects, strict=True):
+    nearest = searcher.search(queries, k, 1000, 1000)
+    results = zip(queries, nearest.similarities, nearest.faces, nearest.subjects, strict=True)
+    for query, similarities, ids, owners in results:
         expected = np.argsort(-(vectors @ query), kind="stable")[:k]
         assert ids.tolist() == faces[expected].tolist()
         assert owners.tolist() == subjects[expected].tolist()
         assert similarities == pytest.approx(vectors[expected] @ query, abs=1e-6)
 
 
-def compared(view: View, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many vectors a search compares one by one."""
-    seen = []
-    exact = "index.embedded.vectors.searcher.ann.exact"
-    from index.embedded.vectors.ivf import exact as real
+def count_compared(searcher: VectorSearcher, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the number of vectors that a search compares exhaustively."""
+    counts = []
+    exact = ivf.exact
 
-    def count(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
-        seen.append(len(vectors))
-        return real(queries, vectors, k)
+    def counting(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
+        counts.append(len(vectors))
+        return exact(queries, vectors, k)
 
     with monkeypatch.context() as patched:
-        patched.setattr(exact, count)
-        view.search(rows(10_000, 1).vectors, 3, 1000, 1000)
-    return sum(seen)
+        patched.setattr(ivf, "exact", counting)
+        searcher.search(rows(10_000, 1).vectors, 3, 1000, 12)
+    return sum(counts)
 
 
-def test_what_is_not_sealed_is_compared_until_it_is_grafted(
-    view: View, parts: list[FaceVectors], monkeypatch: pytest.MonkeyPatch
+def test_recent_faces_are_compared_exhaustively_until_added_to_the_inverted_file(
+    searcher: VectorSearcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = [*parts, rows(SEALED + 1, RECENT)]
-    agrees(view, there)
-    assert compared(view, monkeypatch) == RECENT
-    view.graft(40)  # two pieces and the rest
-    assert compared(view, monkeypatch) == 0
-    agrees(view, there)
-    view.apply(rows(SEALED + RECENT + 1, 35), NONE, 0)
-    assert compared(view, monkeypatch) == 35
-    agrees(view, [*there, rows(SEALED + RECENT + 1, 35)])
-    view.graft(40)
-    assert compared(view, monkeypatch) == 0
-    agrees(view, [*there, rows(SEALED + RECENT + 1, 35)])
+    blocks = [*BLOCKS, RECENT_ROWS]
+    for new, count in ((None, RECENT), (rows(IN_BLOCKS + RECENT + 1, 35), 35)):
+        if new is not None:
+            searcher.apply(new, NONE, 0)
+            blocks.append(new)
+        assert_agrees(searcher, blocks)
+        assert count_compared(searcher, monkeypatch) == count
+        searcher.add_recent(40)  # in several batches
+        assert count_compared(searcher, monkeypatch) == 0
+        assert_agrees(searcher, blocks)
 
 
 @pytest.mark.parametrize("count", [3, 80, RECENT])
-def test_what_was_grafted_is_forgotten_when_removed(view: View, parts: list[FaceVectors], count: int) -> None:
-    view.graft(40)
-    removed = np.concatenate([np.arange(SEALED + 1, SEALED + 1 + count), np.arange(50, 60), [SEALED]])
-    view.apply(rows(0, 0), removed, 1)
-    agrees(view, [without(part, removed) for part in (*parts, rows(SEALED + 1, RECENT))])
-    view.graft(1)
-    agrees(view, [without(part, removed) for part in (*parts, rows(SEALED + 1, RECENT))])
+def test_removed_faces_are_not_found_in_the_inverted_file(searcher: VectorSearcher, count: int) -> None:
+    searcher.add_recent(40)
+    removed = np.concatenate([np.arange(IN_BLOCKS + 1, IN_BLOCKS + 1 + count), np.arange(50, 60), [IN_BLOCKS]])
+    searcher.apply(rows(0, 0), removed, 1)
+    for _ in range(2):
+        assert_agrees(searcher, [without(block, removed) for block in (*BLOCKS, RECENT_ROWS)])
+        searcher.add_recent(1)
 
 
 @pytest.mark.parametrize("empty", range(4))
-def test_segments_that_were_written_anew_without_what_was_removed(
-    view: View, parts: list[FaceVectors], empty: int
-) -> None:
-    removed = np.array([1, 2, 50, 51, 52, 399, *parts[empty].faces])
-    clean = [without(part, removed) for part in parts]  # one of them is empty now
-    vectors = np.concatenate([part.vectors for part in clean])
-    ivf = Ivf.train(vectors, len(vectors))
-    ivf.add(np.concatenate([part.faces for part in clean]), vectors)
-    view.graft(10)
-    view.install(clean, ivf, len(clean), NONE)
-    agrees(view, [*clean, rows(SEALED + 1, RECENT)])
-    view.graft(10)
-    agrees(view, [*clean, rows(SEALED + 1, RECENT)])
+def test_blocks_are_replaced_by_blocks_without_removed_faces(searcher: VectorSearcher, empty: int) -> None:
+    removed = np.array([1, 2, 50, 51, 52, 399, *BLOCKS[empty].faces])
+    clean = [without(block, removed) for block in BLOCKS]
+    searcher.add_recent(10)
+    searcher.replace_blocks(clean, inverted_file(clean), len(clean), NONE)
+    for _ in range(2):
+        assert_agrees(searcher, [*clean, RECENT_ROWS])
+        searcher.add_recent(10)
 
 
-def test_without_an_inverted_file_nothing_is_grafted(parts: list[FaceVectors], monkeypatch: pytest.MonkeyPatch) -> None:
-    view = View(DIMENSIONS)
-    view.apply(rows(1, 30), NONE, 0)
-    view.graft(10)
-    assert compared(view, monkeypatch) == 30
-    view.install(parts, None, 0, NONE)
-    view.apply(rows(SEALED + 1, RECENT), NONE, 0)
-    view.graft(10)
-    assert compared(view, monkeypatch) == SEALED + RECENT
-    agrees(view, [*parts, rows(SEALED + 1, RECENT)])
+def test_without_an_inverted_file_all_faces_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = VectorSearcher(DIMENSIONS)
+    searcher.apply(rows(1, 30), NONE, 0)
+    searcher.add_recent(10)
+    assert count_compared(searcher, monkeypatch) == 30
+    searcher.replace_blocks(BLOCKS, None, 0, NONE)
+    searcher.apply(RECENT_ROWS, NONE, 0)
+    searcher.add_recent(10)
+    assert count_compared(searcher, monkeypatch) == IN_BLOCKS + RECENT
+    assert_agrees(searcher, [*BLOCKS, RECENT_ROWS])
 
 
 def test_scattered_rows_are_those_of_the_arrays() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(count, 8)).astype(np.float32) for count in (5, 0, 1, 300, 17)]
-    which = rng.choice([0, 2, 3, 4], 200)
-    numbers = np.array([rng.integers(len(arrays[one])) for one in which])
-    taken = ScatteredRows(arrays).take(which, numbers)
-    expected = [arrays[one][number] for one, number in zip(which, numbers, strict=True)]
-    assert (taken == np.array(expected)).all()
+    numbers = rng.choice([0, 2, 3, 4], 200)
+    indices = np.array([rng.integers(len(arrays[number])) for number in numbers])
+    expected = [arrays[number][index] for number, index in zip(numbers, indices, strict=True)]
+    assert (ScatteredRows(arrays).take(numbers, indices) == np.array(expected)).all()

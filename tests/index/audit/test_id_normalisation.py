@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
-from index.embedded.audit.entries import Act
+from index.embedded.audit import id_normalisation
+from index.embedded.audit.entries import AuditEvent
+from index.embedded.audit.id_normalisation import Clash
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records, id_normalisation, job_records, subject_records
-from index.embedded.store.id_normalisation import Clash
+from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.migrations import STEPS, migrate
-from index.embedded.tasks.bulk_enrolment import Jobs, Worker
+from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from index.unicode_forms import normalised, normalised_json, normalised_metadata, normalised_where
@@ -88,7 +89,7 @@ def test_both_forms_are_one_subject_for_every_method(gallery: EmbeddedGallery, e
 @encrypted
 def test_items_of_either_form_are_enrolled_and_erased(gallery: EmbeddedGallery, encrypted: bool) -> None:
     gallery.create("doors", "e", "f", 4, encrypted=encrypted)
-    jobs, worker = Jobs(gallery), Worker(gallery)
+    jobs, worker = JobQueue(gallery), BulkEnrolmentWorker(gallery)
 
     def send(*subjects: str) -> Job:
         job = jobs.begin("doors", {})
@@ -173,7 +174,7 @@ def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         gallery.put_subject("doors", "plain", metadata={D: 1})
         for n, key in enumerate((C, D, PARTLY, OTHER_D, "alone" + D)):
             gallery.enrol("doors", [face(key, n)], "f")
-        jobs = Jobs(gallery)
+        jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         sent = (C, D, "new" + D, "alone" + D, "plain")
         jobs.append(job, [Item(n, key, "vector", b"") for n, key in enumerate(sent)])
@@ -191,29 +192,31 @@ def test_ids_of_older_versions_are_normalised_and_clashes_are_reported(older: Em
     assert id_normalisation.count_clashes(reader) == 2
 
 
-def renamed(gallery: EmbeddedGallery) -> list[Act]:
-    return [entry.act for entry in gallery.audit.read()[0] if entry.act.action == "normalise_id"]
+def renamings(gallery: EmbeddedGallery) -> list[AuditEvent]:
+    return [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "normalise_id"]
 
 
-def test_each_renamed_id_is_in_the_audit_log(older: EmbeddedGallery) -> None:
-    """Ids that clash are kept; changed metadata is not in the log."""
+def test_each_normalised_id_has_an_audit_event(older: EmbeddedGallery) -> None:
+    """Ids that clash stay and have no event; nor has metadata."""
     reader = older.ledger.reader()
     doors = [older.collection(name).id for name in ("doors", DOOR_C)]
-    renamed_subjects = [subject.id for subject in older.subjects("doors") if subject.key in (OTHER_C, "alone" + C)]
-    assert sorted((act.collection, *act.subjects) for act in renamed(older)) == sorted(
-        [(doors[1],), *((doors[0], number) for number in renamed_subjects)]
+    subjects = [subject.id for subject in older.subjects("doors") if subject.key in (OTHER_C, "alone" + C)]
+    events = renamings(older)
+    assert sorted((event.collection, *event.subjects) for event in events) == sorted(
+        [(doors[1],), *((doors[0], number) for number in subjects)]
     )
-    assert all(act.at > 0 and act.actor is None and not act.faces for act in renamed(older))
+    assert all(event.at > 0 and event.actor is None and not event.faces for event in events)
     assert older.audit.verify() is None
     assert reader.execute("SELECT count(*) FROM acts").get == 0
     log = older.audit.path.read_text(encoding="utf-8")
     assert not any(name in log for name in (C, D, DOOR_C, "alone", json.dumps(C)[1:-1]))
-    count, folder = len(renamed(older)), older.files.parent
     older.close()
-    assert len(renamed(open_gallery(folder))) == count
+    assert renamings(open_gallery(older.files.parent)) == events
 
 
-def test_ids_are_renamed_and_logged_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_and_their_audit_events_are_written_by_one_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(gallery: EmbeddedGallery) -> None:
         gallery.create(DOOR_D, "e", "f", 4)
         gallery.put_subject(DOOR_D, D)
@@ -223,14 +226,15 @@ def test_ids_are_renamed_and_logged_in_one_transaction(tmp_path: Path, monkeypat
 
     write_older(tmp_path / "g", write, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr("index.embedded.audit.log.note", fail)
+        patched.setattr("index.embedded.audit.log.record", fail)
         with pytest.raises(OSError, match="disk full"):
             open_gallery(tmp_path / "g")
     connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
     assert connection.execute("SELECT key FROM subjects").get == D
     connection.close()
     gallery = open_gallery(tmp_path / "g")
-    assert (gallery.subject(DOOR_C, C).key, len(renamed(gallery))) == (C, 2)
+    assert [subject.key for subject in gallery.subjects(DOOR_C)] == [C]
+    assert len(renamings(gallery)) == 2
     gallery.close()
 
 
@@ -249,7 +253,7 @@ def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery
 
 
 def test_an_erasure_includes_all_forms_and_pending_items(older: EmbeddedGallery) -> None:
-    jobs = Jobs(older)
+    jobs = JobQueue(older)
     assert jobs.remove_subject("doors", "new" + C).subjects == 1
     receipt = jobs.remove_subject("doors", C)
     assert (receipt.subjects, receipt.faces) == (2, 2)
@@ -295,7 +299,7 @@ def test_a_gallery_with_damaged_rows_can_be_opened(
         gallery.create("doors", "e", "f", 4, encrypted=encrypted)
         for key in ("broken", "list", D):
             gallery.put_subject("doors", key)
-        jobs = Jobs(gallery)
+        jobs = JobQueue(gallery)
         job = jobs.begin("doors", {})
         jobs.append(job, [Item(0, "broken", "vector", b""), Item(1, D, "vector", b"")])
         jobs.ready(job)
@@ -315,7 +319,7 @@ def test_a_gallery_with_damaged_rows_can_be_opened(
     write_older(tmp_path / "g", write, monkeypatch)
     gallery = open_gallery(tmp_path / "g")
     assert gallery.subject("doors", C).key == C
-    assert Jobs(gallery).remove_subject("doors", C).subjects == 1
+    assert JobQueue(gallery).remove_subject("doors", C).subjects == 1
     gallery.close()
 
 

@@ -4,26 +4,27 @@ If two subjects' ids are equal in form C, the subject whose id is in form C (or 
 keeps its own id: that subject is found by exactly this id, and erased together with the first
 (`subject_records.ids_of_key`). Names of collections are treated alike, but each collection is dropped alone. The ids of
 an encrypted collection are normalised when the gallery is opened with its key.
+
+The audit log has a line for each id that changes, with the number of the subject, or of the collection only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import apsw
 
+from index.embedded.audit import log as audit
+from index.embedded.audit.entries import AuditEvent
 from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of, is_locked
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
 from index.unicode_forms import normalised, normalised_json
-
-# Called with the id of the collection, and that of the subject unless it is the collection that is renamed.
-NoteRenamed = Callable[[apsw.Connection, int, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Clash:
     key: str | None = None
 
 
-def normalise_ids(ledger: Ledger, note_renamed: NoteRenamed) -> None:
+def normalise_ids(ledger: Ledger, now: float) -> None:
     """Normalise the ids and the searchable metadata of all collections where that was not done before.
 
-    `note_renamed` is called in the same transaction for each id that changes.
+    `now`: the time of the audit events, in seconds since 1970.
     """
     if ledger.reader().execute("SELECT 1 FROM collections WHERE NOT normalised").get is not None:
-        ledger.write(partial(_normalise, note_renamed=note_renamed))
+        ledger.write(partial(_normalise, now=now))
 
 
 def clashes(db: apsw.Connection) -> Iterator[Clash]:
@@ -61,21 +62,21 @@ def count_clashes(db: apsw.Connection) -> int:
     return int(db.execute("SELECT count(*) FROM clashes").get)
 
 
-def _normalise(db: apsw.Connection, note_renamed: NoteRenamed) -> None:
+def _normalise(db: apsw.Connection, now: float) -> None:
     rows: list[Row] = db.execute("SELECT id, name FROM collections WHERE NOT normalised ORDER BY id").fetchall()
     for collection_id, name in rows:
         if (new_name := normalised(name)) != name:
             db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
             if db.changes():
-                note_renamed(db, collection_id, [])
+                audit.record(db, AuditEvent("normalise_id", now, collection=collection_id))
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
-            _normalise_subjects(db, cipher, collection_id, note_renamed)
+            _normalise_subjects(db, cipher, collection_id, now)
             _normalise_items(db, cipher, collection_id)
             db.execute("UPDATE collections SET normalised = 1 WHERE id = ?", (collection_id,))
 
 
-def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, note_renamed: NoteRenamed) -> None:
+def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, now: float) -> None:
     changed = []
     for number, key, name, metadata in subject_records.readable(db, cipher, collection_id):
         # Damaged metadata is kept; `vestibule gallery verify` reports it.
@@ -88,7 +89,7 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int,
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
         elif new_key != key:
-            note_renamed(db, collection_id, [number])
+            audit.record(db, AuditEvent("normalise_id", now, collection=collection_id, subjects=[number]))
         if cipher.encrypted:
             subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:
