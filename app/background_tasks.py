@@ -1,4 +1,4 @@
-"""What the service's background workers share: to run beside it, to hold a lease, to wait for more to do."""
+"""Background tasks: run one, renew a lease while it works, wait for new work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """It is worked for as long as this lasts."""
+async def background_task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run `work` beside the body of the `async with` statement, then cancel it and wait for its end."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -22,22 +22,22 @@ async def running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _beat(keep: Callable[[], Awaitable[bool]], every_s: float) -> None:
-    held = True
-    while held:
+def lease_renewal(renew: Callable[[], Awaitable[bool]], every_s: float) -> AbstractAsyncContextManager[None]:
+    """Call `renew` every `every_s` seconds until the `async with` statement ends or `renew` returns False."""
+    return background_task(_renew_repeatedly(renew, every_s))
+
+
+async def _renew_repeatedly(renew: Callable[[], Awaitable[bool]], every_s: float) -> None:
+    is_held = True
+    while is_held:
         await asyncio.sleep(every_s)
         try:
-            held = await keep()
+            is_held = await renew()
         except Exception as error:  # noqa: BLE001  a full disk or queue; the next attempt may come before the lease ends
             log.warning("lease_not_renewed", error=str(error))
 
 
-def kept(keep: Callable[[], Awaitable[bool]], every_s: float) -> AbstractAsyncContextManager[None]:
-    """A lease is held for as long as this lasts, by calling `keep`, until that answers that it is lost."""
-    return running(_beat(keep, every_s))
-
-
-async def wait(event: asyncio.Event, most_s: float) -> None:
-    """For the event, but not for longer: other processes take work in, too, and may die over theirs."""
+async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for the event, at most `timeout_s`: other processes add work, or leave it behind, without setting it."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), most_s)
+        await asyncio.wait_for(event.wait(), timeout_s)

@@ -1,6 +1,7 @@
-"""Values of a request that several domains need; the getter of a domain's service is in that domain.
+"""What the middleware keeps in a request's state for endpoints: its timings and its caller.
 
-These are plain functions: each of FastAPI's dependencies takes a twentieth of the time of a small request.
+These are plain functions: each of FastAPI's dependencies takes a twentieth of the time of a small request. The getter
+of a domain's service is in that domain.
 """
 
 from __future__ import annotations

@@ -1,7 +1,14 @@
-"""What can go wrong, as one short tree with status codes, and the one place that turns it into an answer.
+"""The exceptions of the service, each with its HTTP status, and the one place that maps them to responses.
 
-That is RFC 9457; but for the Open Inference Protocol under /v2, whose clients read `{"error": "..."}`, and with a
-`message` under /v1, which is all that OpenAI's clients show of it.
+VestibuleError
+  BadRequest, DamagedImage 400 · Unauthorized 401 · ScopeMissing, HostNotAllowed, OriginNotAllowed 403 · NotFound 404
+  BodyTooSlow 408 · Conflict 409 · BodyTooLarge, ImageTooLarge, TooManyImages, TooManyPixels 413
+  UnsupportedImage, UnsupportedMediaType 415 · UnknownModel 422 · HeadTooLarge 431 · Overloaded, RateLimited 429
+  Unprocessable 422: ModelRefused, NoFace, InvalidParameters
+  NotReady 503: OutOfMemory, Locked · DeadlineExceeded 504 · DiskFull 507 · FrameworkError: the framework's own status
+
+Responses are RFC 9457 problems. Below /v2 they are `{"error": "..."}`, as the Open Inference Protocol requires; below
+/v1 they have a `message` as well, the only field that OpenAI's clients show.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ from index.embedded.store.atomic_files import is_disk_full
 
 
 class VestibuleError(Exception):
-    """Base of all that a client is told. `detail` is for the client's eyes: no paths, no internals."""
+    """Base of all errors that are sent to clients. `detail` is shown to them: no paths, no internals."""
 
     status: int = 500
     type: str = "internal"
@@ -36,183 +43,183 @@ class VestibuleError(Exception):
 
 
 class BadRequest(VestibuleError):
-    """The body is not what its content type promises."""
+    """The body does not match its content type."""
 
     status, type, title = 400, "malformed-request", "The request is malformed"
 
 
 class DamagedImage(VestibuleError):
-    """A format that is read here, but broken or cut short."""
+    """The image has a supported format, but is corrupt or truncated."""
 
     status, type, title = 400, "damaged-image", "The picture is damaged"
 
 
 class Unauthorized(VestibuleError):
-    """No key, or none that holds; which of these is not told."""
+    """There is no valid key. The response does not say whether it is missing, unknown, revoked or expired."""
 
     status, type, title = 401, "unauthorized", "A valid API key is needed"
 
 
 class ScopeMissing(VestibuleError):
-    """A key that holds, but not for this."""
+    """The key is valid, but has not the scope of this route."""
 
     status, type, title = 403, "scope-missing", "This API key is not for that"
 
 
 class HostNotAllowed(VestibuleError):
-    """The Host header names somebody else (DNS rebinding looks like this)."""
+    """The Host header is not one of this service's names, as in a DNS rebinding attack."""
 
     status, type, title = 403, "host-not-allowed", "This host name is not served here"
 
 
 class OriginNotAllowed(VestibuleError):
-    """Another site's page tries to change state in a browser's name."""
+    """A page of another origin sent a request that changes or computes something."""
 
     status, type, title = 403, "origin-not-allowed", "Requests from this origin are not allowed"
 
 
 class NotFound(VestibuleError):
-    """A named thing that is not there."""
+    """The named resource does not exist."""
 
     status, type, title = 404, "not-found", "There is nothing here"
 
 
 class BodyTooSlow(VestibuleError):
-    """The rest of the body did not come in time."""
+    """The body did not arrive in time."""
 
     status, type, title = 408, "body-too-slow", "The request came too slowly"
 
 
 class HeadTooLarge(VestibuleError):
-    """More header fields than a request may have, or larger ones."""
+    """The request has too many header fields, or too large ones."""
 
     status, type, title = 431, "head-too-large", "The header fields are too large"
 
 
 class Conflict(VestibuleError):
-    """There is one already, or it was made by other models."""
+    """The request conflicts with the state: the resource exists already, or other models created it."""
 
     status, type, title = 409, "conflict", "This does not fit with what is there"
 
 
 class BodyTooLarge(VestibuleError):
-    """More bytes than one request may have."""
+    """The body has too many bytes."""
 
     status, type, title = 413, "body-too-large", "The request is too large"
 
 
 class ImageTooLarge(VestibuleError):
-    """More bytes or pixels than one picture may have."""
+    """An image has too many bytes or pixels."""
 
     status, type, title = 413, "image-too-large", "The picture is too large"
 
 
 class TooManyImages(VestibuleError):
-    """More pictures than one request may have."""
+    """The request has too many images."""
 
     status, type, title = 413, "too-many-images", "Too many pictures in one request"
 
 
 class TooManyPixels(VestibuleError):
-    """More pixels than the pictures of one request may have."""
+    """The images of the request have too many pixels in all."""
 
     status, type, title = 413, "too-many-pixels", "Too many pixels in one request"
 
 
 class UnsupportedImage(VestibuleError):
-    """Not a picture, or not in a format that is read here."""
+    """The file is not an image of a supported format."""
 
     status, type, title = 415, "unsupported-image", "This is not a picture we can read"
 
 
 class UnsupportedMediaType(VestibuleError):
-    """A body that is none of the three kinds."""
+    """The content type of the body is not supported."""
 
     status, type, title = 415, "unsupported-media-type", "This content type is not accepted"
 
 
 class Unprocessable(VestibuleError):
-    """Well-formed, but means nothing here."""
+    """The request is well-formed but cannot be carried out."""
 
     status, type, title = 422, "unprocessable", "The request cannot be carried out"
 
 
 class UnknownModel(VestibuleError):
-    """No such model, or not one for this task."""
+    """There is no such model, or it has another task."""
 
     status, type, title = 422, "unknown-model", "There is no such model"
 
 
 class ModelRefused(Unprocessable):
-    """What lies in the weights folder under that name is no whole model, or not one that can stand there."""
+    """The files of a model in the weights folder are incomplete, invalid or in the wrong folder."""
 
     type, title = "model-refused", "The files of the model are refused"
 
 
 class NoFace(Unprocessable):
-    """A picture that must show a face shows none."""
+    """No face was detected in an image that needs one."""
 
     type, title = "no-face", "There is no face in the picture"
 
 
 class Overloaded(VestibuleError):
-    """All places are taken; `Retry-After` says when to come back."""
+    """A limit of the service is reached; `Retry-After` says when to retry."""
 
     status, type, title = 429, "overloaded", "The service is busy"
 
 
 class RateLimited(VestibuleError):
-    """A key's share is used up; `Retry-After` says when to come back."""
+    """A limit of the key is reached; `Retry-After` says when to retry."""
 
     status, type, title = 429, "rate-limited", "This API key has asked for as much as it may"
 
 
 class NotReady(VestibuleError):
-    """Starting, stopping, or without what it needs."""
+    """The service is starting or stopping, or something that it needs is unavailable."""
 
     status, type, title = 503, "not-ready", "The service is not ready"
 
 
 class OutOfMemory(NotReady):
-    """What was asked for does not fit into the memory of the device that computes."""
+    """The device has too little memory for the request."""
 
     type, title = "out-of-memory", "There is not enough memory for this"
 
 
 class Locked(NotReady):
-    """An encrypted collection, and this service has not its key."""
+    """The collection is encrypted and the service does not have its key."""
 
     type, title = "collection-locked", "The collection is locked"
 
 
 class DiskFull(VestibuleError):
-    """There is no room for what was to be stored, so it is not acknowledged."""
+    """The disk is full, so that nothing was stored."""
 
     status, type, title = 507, "disk-full", "The disk is full"
 
 
 class DeadlineExceeded(VestibuleError):
-    """The answer would have come too late."""
+    """The deadline of the request has passed."""
 
     status, type, title = 504, "deadline-exceeded", "The request took too long"
 
 
 class InvalidParameters(Unprocessable):
-    """The query string does not fit its schema."""
+    """Parameters do not match their schema."""
 
     type, title = "invalid-parameters", "Some parameters are not valid"
 
 
-# Of what does not fit, and characters of each name and reason, in one answer.
+# Parameter errors in one response, and characters of each one's name and reason.
 MOST_ERRORS, MOST_CHARACTERS = 20, 256
 
 PROBLEM_JSON = "application/problem+json"
-# Where the Open Inference Protocol is spoken, and OpenAI's.
+# Path prefixes of the Open Inference Protocol, and of OpenAI's.
 OIP, OPENAI = "/v2", "/v1"
 
 
 def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Problem:
-    """The RFC 9457 object of an error."""
+    """Return an error as an RFC 9457 problem."""
     return Problem(
         type=f"urn:vestibule:problem:{error.type}",
         title=error.title,
@@ -223,25 +230,25 @@ def problem(error: VestibuleError, errors: list[FieldError] | None = None) -> Pr
 
 
 def error_response(path: str, error: VestibuleError, errors: list[FieldError] | None = None) -> JSONResponse:
-    """The HTTP answer of an error, in the form that clients of this path read."""
+    """Return the HTTP response for an error, in the format that clients of this path read."""
     parts = [error.title, error.detail, *(f"{field.parameter}: {field.detail}" for field in errors or [])]
-    told = ": ".join(filter(None, parts))
+    text = ": ".join(filter(None, parts))
     protocol = path[:3] if path[3:4] in ("", "/") else ""
     if protocol == OIP:
-        return JSONResponse(InferenceError(error=told).model_dump(), error.status, error.headers)
-    answer = problem(error, errors)
-    answer.message = told if protocol == OPENAI else None
-    return JSONResponse(answer.model_dump(exclude_none=True), error.status, error.headers, media_type=PROBLEM_JSON)
+        return JSONResponse(InferenceError(error=text).model_dump(), error.status, error.headers)
+    body = problem(error, errors)
+    body.message = text if protocol == OPENAI else None
+    return JSONResponse(body.model_dump(exclude_none=True), error.status, error.headers, media_type=PROBLEM_JSON)
 
 
 def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
-    """The HTTP answer to parameters that do not fit."""
+    """Return the HTTP response for parameters that do not match their schema."""
     return error_response(path, InvalidParameters(), _field_errors(error))
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Raise DiskFull where something cannot be written because the disk is full."""
+    """Raise DiskFull in place of an error that a full disk caused."""
     try:
         yield
     except (apsw.FullError, OSError) as error:
@@ -251,7 +258,7 @@ def full_disk() -> Iterator[None]:
 
 
 class FrameworkError(VestibuleError):
-    """What the framework itself answers (no such route, wrong method), under HTTP's own phrase."""
+    """An error that the framework raises (no such route, wrong method), with HTTP's own phrase as title."""
 
     def __init__(self, error: HTTPException):
         super().__init__(headers=error.headers)
@@ -277,14 +284,14 @@ async def _on_vestibule_error(request: Request, error: Exception) -> JSONRespons
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
-    answer = error_response(request.scope["path"], FrameworkError(error))
+    response = error_response(request.scope["path"], FrameworkError(error))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Of all operations with this path; the framework names those of the route that it tried first.
+        # The methods of all routes with this path; the framework names those of the route that it tried first.
         operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         if operations:
             methods = {method.upper() for method in operations}
-            answer.headers["allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-    return answer
+            response.headers["allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    return response
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -293,32 +300,32 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` in this one way. What is none of these is caught in `observe`, as a 500."""
+    """Map the errors of `app` to responses. `RequestLog` responds 500 to all other exceptions."""
     app.add_exception_handler(VestibuleError, _on_vestibule_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
 
 
 def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for a route that can fail in these ways, as problems or in a schema of its own."""
-    form: dict[str, Any] = {"content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    """Return OpenAPI's `responses` of a route that raises `errors`. `schema`: that of their bodies, if not problems."""
+    content: dict[str, Any] = {"content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     if schema is not None:
-        form = {"model": schema}
+        content = {"model": schema}
     described: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         title = error.title
         if error.status in described:
             title = f"{described[error.status]['description']}; {title[0].lower()}{title[1:]}"
-        described[error.status] = {"description": title, **form}
+        described[error.status] = {"description": title, **content}
     return described
 
 
-# What can go wrong with any request, and with any that needs a key.
-OF_HEADS: tuple[type[VestibuleError], ...] = (HeadTooLarge,)
-OF_KEYS: tuple[type[VestibuleError], ...] = (*OF_HEADS, Unauthorized, ScopeMissing, RateLimited)
+# Errors of every request, and of every request that needs a key.
+HEAD_ERRORS: tuple[type[VestibuleError], ...] = (HeadTooLarge,)
+KEY_ERRORS: tuple[type[VestibuleError], ...] = (*HEAD_ERRORS, Unauthorized, ScopeMissing, RateLimited)
 
-# What can go wrong with any request that carries pictures to a model.
-OF_PICTURES: tuple[type[VestibuleError], ...] = (
+# Errors of every request that sends images to a model.
+IMAGE_ERRORS: tuple[type[VestibuleError], ...] = (
     BadRequest,
     DamagedImage,
     OriginNotAllowed,

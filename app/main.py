@@ -1,10 +1,10 @@
-"""The application. `create_app` builds all of it, so that importing this module does nothing."""
+"""The FastAPI application. `create_app` builds it; importing this module has no side effects."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -12,9 +12,8 @@ from fastapi_offline import FastAPIOffline
 
 from app import errors
 from app.auth.keys import FOLDER as KEYS_FOLDER
-from app.auth.keys import Keys
-from app.auth.scopes import Routes
-from app.background_tasks import running
+from app.auth.keys import ApiKeys
+from app.background_tasks import background_task
 from app.classification import routes as classification
 from app.classification.service import Classification
 from app.console import routes as console
@@ -30,15 +29,13 @@ from app.images import decoding
 from app.inference.model_manager import ModelManager
 from app.inference.predictor import Predictor
 from app.inference.reload_sync import ReloadSync
-from app.middleware.addressing import HeadAsGet, SubPath
-from app.middleware.authentication import Gate
-from app.middleware.body_limit import BodyBudget, BodyLimit
-from app.middleware.body_timeout import Patience
-from app.middleware.disconnect import Departure
-from app.middleware.fast_path import Direct
-from app.middleware.host_and_origin import Door, readable_elsewhere, refuse_exposure
-from app.middleware.load_shedding import Admission, Places, Refusal, takes_a_place
-from app.middleware.request_log import Observe
+from app.middleware.authentication import Authentication
+from app.middleware.disconnect import Disconnect
+from app.middleware.host_and_origin import HeadAsGet, HostAndOrigin, SubPath, refuse_exposure, with_cors
+from app.middleware.load_shedding import Capacity, CapacityGuard, LoadShedding
+from app.middleware.request_body import BodyBudget, BodyLimit, BodyTimeout
+from app.middleware.request_log import RequestLog
+from app.middleware.routing import FastPath, RouteTable
 from app.models_api import routes as models_api
 from app.models_api.service import Models
 from app.observability.metrics import Metrics
@@ -66,15 +63,15 @@ ROUTERS = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the service without starting it: the server's lifespan loads the weights and starts all background work.
+    """Build the service without starting it: its lifespan loads the weights and starts all background work.
 
     Raises:
-        UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
-        ConfigurationError: the sub-path is that of a route.
+        UnknownModel: a default model is not in the weights folder. Exposed: see `refuse_exposure`.
+        ConfigurationError: the sub-path is also a path of the service.
     """
     decoding.disable_pillow_limit()
-    keys = Keys(settings.state / KEYS_FOLDER)
-    refuse_exposure(settings, keys)
+    with closing(ApiKeys(settings.state / KEYS_FOLDER)) as keys:
+        refuse_exposure(settings, keys)  # may open the keys; closed here, because a later step may fail
     metrics = Metrics()
     reload_sync = ReloadSync(settings.state / "reloads")
     model_manager = ModelManager(settings, metrics)
@@ -84,9 +81,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         """Start everything that runs, in this order, and stop it in the reverse order, also after a failed start."""
         async with AsyncExitStack() as stack:
-            # Ledgers are opened before models load, so that one that cannot be read ends the startup at once.
+            # Ledgers are opened before models load, so that an unreadable one ends the startup at once.
             stack.callback(keys.close)
-            keys.known()
+            keys.by_hash()
             embedded = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
             stack.callback(embedded.close)
             stack.push_async_callback(model_manager.stop)
@@ -95,11 +92,11 @@ def create_app(settings: Settings) -> FastAPI:
             maintenance = app.state.maintenance = MaintenanceThread(embedded, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
-            app.openapi()  # built once: half a second for which no request is to block the event loop
-            await stack.enter_async_context(running(gallery_service.jobs.work()))
-            await stack.enter_async_context(running(gallery_service.reembedder.work()))
+            app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
+            await stack.enter_async_context(background_task(gallery_service.jobs.work()))
+            await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
             if settings.workers > 1:
-                await stack.enter_async_context(running(reload_sync.follow(model_manager)))
+                await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield
 
     app = FastAPIOffline(
@@ -114,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.model_manager = model_manager
     app.state.metrics = metrics
-    app.state.places = Places(settings.max_requests, metrics)
+    app.state.capacity = Capacity(settings.max_requests, metrics)
     app.state.models = Models(model_manager, keys, reload_sync)
     _add_services(app, settings, predictor)
     _add_routes(app)
@@ -125,14 +122,14 @@ def create_app(settings: Settings) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     errors.install(app)
     for router in ROUTERS:
-        app.include_router(router, responses=errors.describe(*errors.OF_KEYS))
-    app.include_router(open_inference.router, responses=errors.describe(*errors.OF_KEYS, schema=InferenceError))
+        app.include_router(router, responses=errors.describe(*errors.KEY_ERRORS))
+    app.include_router(open_inference.router, responses=errors.describe(*errors.KEY_ERRORS, schema=InferenceError))
     for router in (operations.router, console.router):
-        app.include_router(router, responses=errors.describe(*errors.OF_HEADS))
+        app.include_router(router, responses=errors.describe(*errors.HEAD_ERRORS))
 
 
 def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> None:
-    """Build the services that run models; the gallery's is built at startup, when its ledger is open."""
+    """Build the services that run models. The gallery's is built at startup, after its ledger is opened."""
     app.state.classification = Classification(predictor)
     app.state.faces = Faces(predictor)
     app.state.generation = Generation(predictor)
@@ -140,21 +137,21 @@ def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> Non
     app.state.open_inference = OpenInference(settings, predictor)
 
 
-def _add_middleware(app: FastAPI, settings: Settings, keys: Keys, metrics: Metrics) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
     """Install the middleware stack. Call after all routes are registered. The last one added is the outermost."""
-    routes = Routes(app)
-    if any((route.route.path or "").startswith(settings.root_path + "/") for route in routes.all if settings.root_path):
-        raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {settings.root_path} is a path of the service itself")
-    app.add_middleware(Direct, routes=routes)
-    app.add_middleware(Departure)
+    routes, capacity, root_path = RouteTable(app), app.state.capacity, settings.root_path
+    if root_path and any((route.route.path or "").startswith(f"{root_path}/") for route in routes.all):
+        raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {root_path} is a path of the service itself")
+    app.add_middleware(FastPath, routes=routes)
+    app.add_middleware(Disconnect)
     budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
-    app.add_middleware(BodyLimit, routes=routes, limit=settings.max_body_bytes, budget=budget)
-    app.add_middleware(Admission, places=app.state.places, routes=routes)
-    app.add_middleware(Patience, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
-    app.add_middleware(Gate, keys=keys, routes=routes, settings=settings, metrics=metrics)
-    app.add_middleware(readable_elsewhere, settings=settings)
-    app.add_middleware(Door, settings=settings, computes=lambda scope: takes_a_place(routes.find(scope)))
-    app.add_middleware(Observe, metrics=metrics)
-    app.add_middleware(Refusal, places=app.state.places, routes=routes, settings=settings, metrics=metrics)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, budget=budget)
+    app.add_middleware(CapacityGuard, capacity=capacity)
+    app.add_middleware(BodyTimeout, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
+    app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics)
+    app.add_middleware(with_cors, settings=settings)
+    app.add_middleware(HostAndOrigin, settings=settings)
+    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(LoadShedding, capacity=capacity, routes=routes, settings=settings, metrics=metrics)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(SubPath, root_path=settings.root_path)
+    app.add_middleware(SubPath, root_path=root_path)

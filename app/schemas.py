@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, as typed models; the OpenAPI document is made of these."""
+"""Request and response schemas that several domains share; the OpenAPI document is generated from them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from app.settings import MOST_IMAGES
 
 
 class Schema(BaseModel):
-    """Base of the schemas: unknown fields are refused."""
+    """Base of all schemas: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class FieldError(Schema):
-    """One parameter that does not fit."""
+    """An invalid parameter."""
 
     parameter: str
     detail: str
@@ -35,41 +35,42 @@ class Problem(Schema):
     )
 
 
-# Of what a client sends, each list has `max_length` and `fail_fast`: without them pydantic validates every item, and
-# creates an error for each bad one, before anything else can refuse the list. Lists of answers have neither.
+# Each list in a request has `max_length` and `fail_fast`: without them pydantic validates every item, and creates an
+# error for each invalid one, before anything else can refuse the list. Lists in responses have neither.
 ImageList = Annotated[list[str], Field(max_length=MOST_IMAGES, fail_fast=True)]
 
 
 class ImageInput(Schema):
-    """The JSON body: one picture or a list of them, each base64 or a data URI."""
+    """A JSON body: one image or a list of images, each base64 or a data URI."""
 
     input: str | ImageList
 
 
 class Failed(Schema):
-    """One picture of a list that could not be answered; its neighbours were."""
+    """An image of a list for which there is an error in place of a result."""
 
     index: int
     problem: Problem
 
 
 class OpenAIRequest(Schema):
-    """A request of OpenAI's API. Fields that are not known here are ignored: its clients send new ones at any time."""
+    """A request of OpenAI's API. Unknown fields are ignored, because its clients add new ones at any time."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class InferenceError(BaseModel):
-    """What went wrong."""
+    """An error of the Open Inference Protocol."""
 
     error: str
 
 
 # Its component in the OpenAPI document is named after this module.
 class OperatingPoint(Schema):
-    """Where is decided: the false match rate, by whose count, and whether it lies beyond what was counted.
+    """The operating point of a decision. `fmr`: its false match rate, by the count named in `calibration`.
 
-    `prior` is the share of pairs of one person for which `probability` is meant.
+    `extrapolated`: that rate is lower than any that was counted. `prior`: the share of mated pairs that `probability`
+    assumes.
     """
 
     fmr: float

@@ -14,18 +14,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from index.embedded.encryption.aead import OperatorKey
 from index.errors import InvalidError
-from models.runtime_names import Wanted
+from models.runtime_names import RuntimeSetting
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Field(ge=1)]
-# Threads cannot wait for longer than some 292 years, nor for ever.
+# A thread cannot wait for longer than 292 years, nor for an infinite time.
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
-# The most that `max_images` may allow; request schemas have it as a constant bound.
+# The upper bound of `max_images`; request schemas need a constant.
 MOST_IMAGES = 1024
 PREFIX = "VESTIBULE_"
-# Variables with this prefix that are not settings of the service: those of the client, and of training.
+# Variables with this prefix that the client and training read.
 OTHER_VARIABLES = frozenset({"VESTIBULE_URL", "VESTIBULE_API_KEY", "VESTIBULE_DATASETS", "VESTIBULE_RUNS"})
 
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_.])?", re.IGNORECASE)
@@ -39,7 +39,7 @@ class ConfigurationError(Exception):
 
 
 def _items(value: object) -> object:
-    """Split text at its commas; a JSON array is read as such."""
+    """Split text at its commas, or parse it as a JSON array."""
     if not isinstance(value, str):
         return value
     try:
@@ -52,10 +52,10 @@ def _items(value: object) -> object:
 
 
 def _host(text: str) -> str:
-    """A host as the `Host` header names it: an IPv6 address has brackets.
+    """Return a host as in the `Host` header: an IPv6 address has brackets.
 
     Raises:
-        ValueError: `text` is neither a host name nor an address.
+        ValueError: it is neither a host name nor an address.
     """
     try:
         address = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
@@ -81,14 +81,14 @@ def _root_path(text: str) -> str:
     return path
 
 
-def _given(value: object) -> object:
-    """Refuse the empty text that an unset variable of a compose file becomes: as a path it is the current folder."""
+def _not_empty(value: object) -> object:
+    """Refuse the empty text that an unset variable of a compose file becomes: as a path, it is the current folder."""
     if value == "":
         raise ValueError("expected a folder; leave the variable out for the default")
     return value
 
 
-Folder = Annotated[Path, BeforeValidator(_given)]
+Folder = Annotated[Path, BeforeValidator(_not_empty)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
@@ -113,22 +113,22 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    workers: Positive = 1  # processes behind the port, each with all limits below for itself: one for each GPU
-    allow_public: bool = False  # listen beyond loopback although there are no keys
-    require_keys: bool = False  # also while there are none; else they are needed once the first was made
+    workers: Positive = 1  # processes behind the port, one per GPU; each has all limits below for itself
+    allow_public: bool = False  # listen beyond loopback without keys
+    require_keys: bool = False  # even before the first key is created; after that they are required anyway
     rate_per_minute: Positive | None = None  # requests of a key that has no limit of its own
-    key_concurrency: Positive | None = None  # the same of its requests that are under way at once
+    key_concurrency: Positive | None = None  # such a key's requests in progress at once
     root_path: RootPath = ""  # the sub-path below which a reverse proxy serves this, as "/vision"
-    allowed_hosts: Hosts = ("127.0.0.1", "localhost", "[::1]")  # names a request's Host may carry
-    allowed_origins: Origins = ()  # foreign web pages that may call, as "https://example.org"
+    allowed_hosts: Hosts = ("127.0.0.1", "localhost", "[::1]")  # allowed in a request's Host header
+    allowed_origins: Origins = ()  # of other web pages that may call, as "https://example.org"
 
     weights: Folder = PROJECT / "weights"
-    state: Folder = PROJECT / "state"  # what the service keeps: the gallery, keys
+    state: Folder = PROJECT / "state"  # the gallery and the keys
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
-    encryption_key_file: Path | None = None  # or where it lies
-    probes: Folder = PROJECT / "examples"  # photos to compare a faster runtime's answers with torch's on
-    runtime: Wanted = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
-    model_memory_mb: Positive | None = None  # MiB that loaded models may take; beyond it the least recently used go
+    encryption_key_file: Path | None = None  # a file with that key
+    probes: Folder = PROJECT / "examples"  # photos on which a faster runtime is compared with torch
+    runtime: RuntimeSetting = "auto"  # of classifiers and embedders; "auto": the fastest that agrees with torch
+    model_memory_mb: Positive | None = None  # MiB of loaded models; beyond it the least recently used are evicted
     default_classifier: str = "efficientnet-lite0"
     default_detector: str = "centerface"
     default_embedder: str = "mobilefacenet-triplet"
@@ -137,27 +137,27 @@ class Settings(BaseSettings):
     default_autoencoder: str = "ae-mnist"  # of /encode and /reconstruct
 
     max_body_bytes: Positive = 64 * 2**20
-    max_bodies_bytes: Positive = 256 * 2**20  # of all requests under way; at least two of the largest bodies
+    max_bodies_bytes: Positive = 256 * 2**20  # of all requests in progress; at least two of the largest bodies
     max_image_bytes: Positive = 32 * 2**20
     max_image_pixels: Positive = 50_000_000
-    max_request_pixels: Positive = 400_000_000  # of all pictures of a request
+    max_request_pixels: Positive = 400_000_000  # of all images of a request
     max_images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 64  # in one request
-    max_denoise_pixels: Positive = 4_000_000  # of a picture that is cleaned: all of it goes through the network
+    max_denoise_pixels: Positive = 4_000_000  # of an image to denoise, all of which goes through the network
 
-    head_timeout_s: Seconds = 10.0  # from the connection, or a head's first byte, until the head is whole
+    head_timeout_s: Seconds = 10.0  # from the connection, or a head's first byte, until the head is complete
     max_head_bytes: Positive = 32 * 2**10
     max_headers: Positive = 100
-    body_timeout_s: Seconds = 20.0  # from the head until the body is whole; and, for each so many bytes that have come,
-    body_bytes_per_s: Positive = 16 * 2**10  # a second more
-    answer_timeout_s: Seconds = 60.0  # for which a client may take none of its answer
-    max_connections: Positive = 2048  # beyond it the one that has waited longest for a request is closed
+    body_timeout_s: Seconds = 20.0  # from the head until the body is complete, and one second more for each
+    body_bytes_per_s: Positive = 16 * 2**10  # bytes received
+    answer_timeout_s: Seconds = 60.0  # for which a client may read nothing of its response
+    max_connections: Positive = 2048  # beyond it the connection that has been idle longest is closed
 
-    max_requests: Positive = 256  # admitted at once; one more is answered 429
-    queue_size: Positive = 1024  # pictures waiting for one model
+    max_requests: Positive = 256  # that compute at once; further ones are answered 429
+    queue_size: Positive = 1024  # images waiting for one model
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
-    upkeep_s: Seconds = 5.0  # between two rounds of the gallery's background work
-    drain_s: Positive = 20  # how long SIGTERM waits for requests under way
+    upkeep_s: Seconds = 5.0  # between two rounds of the gallery's maintenance
+    drain_s: Positive = 20  # how long SIGTERM waits for requests in progress
 
     @field_validator("port", mode="before")
     @classmethod
@@ -188,26 +188,26 @@ class Settings(BaseSettings):
         return self
 
     def operator_key(self) -> OperatorKey | None:
-        """The key of encrypted collections; None if there is none."""
+        """Return the key of encrypted collections; None if there is none."""
         return operator_key(self.encryption_key, self.encryption_key_file)
 
 
 def variable(field: str) -> str:
-    """The environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return f"{PREFIX}{field.upper()}"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """The variables with the prefix of the service that no program of this project reads, sorted."""
-    known = OTHER_VARIABLES | {variable(field) for field in Settings.model_fields}
-    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    """Return the variables with the service's prefix that no program of this project reads, sorted."""
+    names = OTHER_VARIABLES | {variable(field) for field in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in names)
 
 
 def operator_key(text: SecretStr | None, file: Path | None) -> OperatorKey | None:
-    """The key that is given in one of the two ways; None where it is in neither.
+    """Return the key from either source; None if there is none.
 
     Raises:
-        InvalidError: it is in both, the file cannot be read, or it is no key.
+        InvalidError: both are set, the file cannot be read, or it is not a valid key.
     """
     if text is not None and file is not None:
         raise InvalidError(
@@ -219,10 +219,10 @@ def operator_key(text: SecretStr | None, file: Path | None) -> OperatorKey | Non
 
 
 def read_key(file: Path) -> OperatorKey:
-    """The key in a file, in base64.
+    """Return the key in a file that holds it as base64.
 
     Raises:
-        InvalidError: the file cannot be read, or holds no key.
+        InvalidError: the file cannot be read, or holds no valid key.
     """
     try:
         return OperatorKey.from_text(file.read_text(encoding="utf-8-sig"))

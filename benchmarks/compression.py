@@ -28,8 +28,9 @@ from models.card import ModelCard
 from models.checkpoint import write_atomically
 from models.generative import latents, no_labels
 from models.vae import VAE
-from training.autoencode import export, setup
+from training.autoencode import setup
 from training.core.errors import TrainingError
+from training.core.export import export
 from training.core.trainer import fit
 from training.datasets import images as data
 from training.evaluation import markdown as pages

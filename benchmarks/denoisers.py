@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import checkpoint
 from models.denoiser import Denoiser
-from models.generative import ReconstructPart
+from models.generative import ReconstructionSubmodel
 from training.core.errors import DataError
 from training.metrics.reconstruction import psnr
 
@@ -77,7 +77,7 @@ def network(folder: Path) -> Method:
     module, card = checkpoint.load(folder)
     if card.task != "denoise" or set(card.preprocess.mean) != {0.0} or set(card.preprocess.std) != {255.0}:
         raise DataError(f"{folder}: not a network that denoises pictures in 0..1")
-    restore = module if isinstance(module, Denoiser) else ReconstructPart(module)
+    restore = module if isinstance(module, Denoiser) else ReconstructionSubmodel(module)
 
     @torch.inference_mode()
     def answer(noisy: Tensor, sigma: float) -> Tensor:

@@ -35,7 +35,7 @@ from training.datasets import images as data
 from training.datasets.faces import rows_of
 from training.datasets.protocols import read_lfw
 from training.evaluation import markdown as pages
-from training.evaluation.measure_faces import load_detector
+from training.evaluation.embedded_faces import load_detector
 from training.metrics.contact_sheet import sheet
 from training.metrics.reconstruction import psnr, ssim
 from training.prepare.face_photos import choose, read_photo

@@ -25,7 +25,7 @@ import typer
 from PIL import Image
 from torch import Tensor, nn
 
-from models import checkpoint, digit_string_decoder
+from models import checkpoint, digit_segmentation, digit_string_decoder
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from training.datasets import images as data
@@ -108,10 +108,10 @@ def logits(network: nn.Module, card: ModelCard, crops: npt.NDArray[np.uint8]) ->
 
 def at_blank_columns(network: nn.Module, card: ModelCard, picture: npt.NDArray[np.uint8]) -> tuple[int, ...]:
     """The baseline: every run of columns with ink is one digit."""
-    strength = digit_string_decoder.ink(picture)
-    filled = np.concatenate([[False], (strength > digit_string_decoder.INK).any(axis=0), [False]])
+    strength = digit_segmentation.ink(picture)
+    filled = np.concatenate([[False], (strength > digit_segmentation.INK).any(axis=0), [False]])
     edges = np.flatnonzero(filled[1:] != filled[:-1]).reshape(-1, 2)
-    crops = np.stack([digit_string_decoder.normalise(strength[:, start:stop]) for start, stop in edges])
+    crops = np.stack([digit_segmentation.normalise(strength[:, start:stop]) for start, stop in edges])
     return tuple(logits(network, card, crops).argmax(dim=1).tolist())
 
 
@@ -130,7 +130,7 @@ def measure(strings: Sequence[Sample]) -> list[dict[str, str | int | float]]:
     network, card = checkpoint.load(WEIGHTS)
     outcomes = []  # (viterbi right, viterbi edits, confidence, baseline right, baseline edits)
     for string in strings:
-        found = digit_string_decoder.lattice(string.picture)
+        found = digit_segmentation.build_lattice(string.picture)
         reading = digit_string_decoder.read(found, logits(network, card, found.crops), card.temperature)
         wrong = edits([digit.class_id for digit in reading.digits], string.labels)
         wrong_blank = edits(at_blank_columns(network, card, string.picture), string.labels)
@@ -173,7 +173,7 @@ class Lattices:
 def lattices(strings: Sequence[Sample]) -> Lattices:
     """The candidates of every string, with what `decode.Penalties` weighs."""
     network, card = checkpoint.load(WEIGHTS)
-    found = [digit_string_decoder.lattice(string.picture) for string in strings]
+    found = [digit_segmentation.build_lattice(string.picture) for string in strings]
     most = max(one.segments for one in found)
     longest = max(c.stop - c.start for one in found for c in one.candidates)
     shape = (len(strings), most + 1, longest + 1)
@@ -183,7 +183,7 @@ def lattices(strings: Sequence[Sample]) -> Lattices:
         tempered = logits(network, card, one.crops).double() / card.temperature
         stops = torch.tensor([c.stop for c in one.candidates])
         spans = stops - torch.tensor([c.start for c in one.candidates])
-        features[row, stops, spans] = torch.from_numpy(digit_string_decoder.features(one, tempered)).float()
+        features[row, stops, spans] = torch.from_numpy(digit_string_decoder.rejection_features(one, tempered)).float()
         scores[row, stops, spans] = tempered.log_softmax(dim=1).float()
         exists[row, stops, spans] = True
         labels[row, : len(string.labels)] = torch.tensor(string.labels)
@@ -241,7 +241,7 @@ def draw(strings: Sequence[Sample]) -> None:
 
     network, card = checkpoint.load(WEIGHTS)
     string = next(s for s in strings if s.spacing == "touching" and len(s.labels) >= 6)
-    found = digit_string_decoder.lattice(string.picture)
+    found = digit_segmentation.build_lattice(string.picture)
     answers = logits(network, card, found.crops)
     reading = digit_string_decoder.read(found, answers, card.temperature)
     height, width = string.picture.shape
@@ -272,16 +272,16 @@ def draw(strings: Sequence[Sample]) -> None:
     print(f"{PICTURE}: {truth} read as {reading.text}")
 
 
-def _draw_cuts(axes: Axes, found: digit_string_decoder.Lattice, chosen: Sequence[int] | None = None) -> None:
+def _draw_cuts(axes: Axes, found: digit_segmentation.Lattice, chosen: Sequence[int] | None = None) -> None:
     for index in range(found.segments + 1) if chosen is None else chosen:
         axes.plot(found.cuts[index], found.rows, color="tab:red", lw=1 if chosen is None else 2)
 
 
 def _draw_lattice(
     axes: Axes,
-    found: digit_string_decoder.Lattice,
-    path: Sequence[digit_string_decoder.Candidate],
-    reading: digit_string_decoder.Reading,
+    found: digit_segmentation.Lattice,
+    path: Sequence[digit_segmentation.DigitCandidate],
+    reading: digit_string_decoder.DigitReading,
 ) -> None:
     """A candidate is an arch over the segments that it takes, the higher the more of them."""
     middles = found.cuts.mean(axis=1)

@@ -28,11 +28,13 @@ from benchmarks import tables
 from benchmarks.runs import RunFailedError, card_made_by
 from models.card import ModelCard
 from models.checkpoint import write_atomically
+from training.core.export import export
 from training.core.trainer import fit
-from training.embed import export, setup
+from training.embed import setup
 from training.evaluation.markdown import put
 from training.evaluation.plots import COLOURS, blank, png
-from training.recipe.config import EmbedRecipe, read_recipe, runs_folder
+from training.recipe.config import read_recipe, runs_folder
+from training.recipe.embed_config import EmbedRecipe
 
 RECIPE = Path("benchmarks/face-losses.toml")
 RESULTS = Path("benchmarks/results/face_losses.csv")

@@ -24,12 +24,12 @@ from PIL import Image
 from models import checkpoint
 from models.align import align, measure
 from models.detector import CenterFaceDetector, Detector, Face
-from tests.models.centerface import Published, opencv_crop
+from tests.models.centerface import PublishedCenterFace, opencv_crop
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def compare(path: Path, detector: Detector, published: Published) -> dict[str, object]:
+def compare(path: Path, detector: Detector, published: PublishedCenterFace) -> dict[str, object]:
     """One row of the table."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
@@ -78,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     network, card = checkpoint.load(arguments.weights)
-    detector, published = CenterFaceDetector(network, card.preprocess), Published()
+    detector, published = CenterFaceDetector(network, card.preprocess), PublishedCenterFace()
     paths = sorted(arguments.data.rglob("*.jpg"))
     rows = [compare(path, detector, published) for path in paths]
     columns = max((list(row) for row in rows), key=len)

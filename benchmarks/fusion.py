@@ -35,7 +35,8 @@ from training.datasets import images as data
 from training.datasets.faces import FaceSplit, rows_of, source_of
 from training.datasets.images import ImageSet, Indices
 from training.evaluation import markdown as pages
-from training.evaluation.measure_faces import SEED, Embedder
+from training.evaluation.embedded_faces import FaceEmbedder
+from training.evaluation.measure_faces import SEED
 from training.metrics.verification import Flags, Floats, Scores
 from training.recipe.config import runs_folder
 
@@ -225,7 +226,7 @@ def _interval(name: str, rate: Rate) -> dict[str, float]:
     return {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
 
 
-def embedded(embedder: Embedder, images: ImageSet, rows: Indices) -> Vectors:
+def embedded(embedder: FaceEmbedder, images: ImageSet, rows: Indices) -> Vectors:
     """Unit vectors float32 [len(rows), D], computed once for these weights and rows."""
     place = hashlib.sha256(embedder.card.sha256.encode() + rows.tobytes()).hexdigest()[:16]
     path = runs_folder() / "cache" / f"fusion-{place}.npy"
@@ -242,9 +243,9 @@ def measure(weights: Path, dataset: str, sources: Sequence[Source], count: int) 
     """All rows of the CSV.
 
     Raises:
-        CheckpointError, DataError: see `Embedder`, `data.load`, `rows_of`. ValueError: see `draws`.
+        CheckpointError, DataError: see `FaceEmbedder`, `data.load`, `rows_of`. ValueError: see `draws`.
     """
-    embedder = Embedder(weights)
+    embedder = FaceEmbedder(weights)
     images = data.load(dataset, "train", embedder.card.preprocess)
     names = np.array([source_of(identity) for identity in images.classes])
     rows: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from benchmarks import tables
 from models.checkpoint import write_atomically
 from training import gan
 from training.core.errors import CollapsedError
+from training.core.export import export_and_summarise, train
 from training.evaluation.plots import COLOURS, INK, PALE, png
 from training.recipe.config import read_recipe, runs_folder
 from training.recipe.gan_config import GanRecipe
@@ -52,7 +53,7 @@ def play(run: str) -> list[dict[str, object]]:
     last: Mapping[str, float] = {}
     message = ""
     try:
-        gan.train(recipe, None, resume=False, overwrite=True)
+        train(gan.setup, recipe, overwrite=True, finish=export_and_summarise)
     except CollapsedError as error:
         last, message = error.figures, str(error)
     seconds = round(time.process_time() - started, 1)

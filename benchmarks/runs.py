@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.card import ModelCard
-from training.recipe.config import EmbedRecipe, Recipe
+from training.recipe.config import Recipe
+from training.recipe.embed_config import EmbedRecipe
 from training.recipe.generative_config import AutoencodeRecipe
 
 

@@ -24,7 +24,7 @@ from benchmarks import tables
 from models import checkpoint, runtime
 from models.card import ModelCard
 from models.runtime import Runtime
-from models.runtime_selection import Choice, Kind, disagreement
+from models.runtime_selection import OutputKind, RuntimeSelector, disagreement
 from training.datasets import images as data
 from training.datasets.faces import rows_of
 from training.datasets.protocols import read_lfw
@@ -78,8 +78,10 @@ def measure(folder: Path, card: ModelCard, compiled: Path) -> list[dict[str, obj
     """A row for each runtime."""
     network, _ = checkpoint.load(folder)
     pictures = shown_to(card)
-    kind: Kind = "logits" if card.task == "classify" else "vectors"
-    choice = Choice(network, card.preprocess, card.preprocess.shape, kind, card.tolerance, card.sha256, compiled)
+    kind: OutputKind = "logits" if card.task == "classify" else "vectors"
+    choice = RuntimeSelector(
+        network, card.preprocess, card.preprocess.shape, kind, card.tolerance, card.sha256, compiled
+    )
     expected = answers(runtime.prepare(network), pictures)
     rows = []
     for name, make in choice.candidates().items():
@@ -97,7 +99,7 @@ def measure(folder: Path, card: ModelCard, compiled: Path) -> list[dict[str, obj
     return rows
 
 
-def _figures(expected: Tensor, found: Tensor, kind: Kind) -> dict[str, str]:
+def _figures(expected: Tensor, found: Tensor, kind: OutputKind) -> dict[str, str]:
     cosine = f"{float(torch.cosine_similarity(expected, found).min()):.6f}"
     if kind == "vectors":
         return {"top1_same": "", "probability_off": "", "cosine_least": cosine}

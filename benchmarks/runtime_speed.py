@@ -25,7 +25,7 @@ from benchmarks import tables
 from models.card import Tolerance
 from models.registry import build
 from models.runtime import default_device, prepare
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 from models.timing import interleaved_medians
 
 COLUMNS = ("hardware", "torch", "size", "runtime", "batch", "milliseconds", "pictures_per_second")
@@ -67,7 +67,9 @@ def engines(module: nn.Module, size: int, folder: Path) -> dict[str, Call]:
     }
     reference = prepare(copy.deepcopy(module))
     shape = (3, size, size)
-    choice = Choice(module, lambda _: torch.zeros(shape), shape, "logits", Tolerance(), f"speed {size}", folder)
+    choice = RuntimeSelector(
+        module, lambda _: torch.zeros(shape), shape, "logits", Tolerance(), f"speed {size}", folder
+    )
     return found | {reference.name: reference} | {name: make() for name, make in choice.candidates().items()}
 
 

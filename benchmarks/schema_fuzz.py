@@ -26,7 +26,7 @@ import httpx
 import typer
 
 from app.auth.keys import FOLDER as KEYS_FOLDER
-from app.auth.keys import SCOPES, Keys
+from app.auth.keys import SCOPES, ApiKeys
 from app.settings import PROJECT
 from benchmarks import tables
 from benchmarks.proxies import uses_proxies
@@ -79,7 +79,7 @@ def main(
         # Choosing a runtime for every model takes minutes, and changes nothing that is looked at here.
         state = Path(folder) / "state"
         settings = {"VESTIBULE_STATE": str(state), "VESTIBULE_RUNTIME": "torch"}
-        keys = Keys(state / KEYS_FOLDER)
+        keys = ApiKeys(state / KEYS_FOLDER)
         _, key = keys.create("fuzz", SCOPES)
         keys.close()
         with serving(**settings, VESTIBULE_DEADLINE_S=str(DEADLINE_S)) as (process, url, _):

@@ -12,16 +12,16 @@ from torch import Tensor
 from models import checkpoint
 from models.openvino_runtime import SIZES
 from models.runtime import Runtime, prepare
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 
 
 def chosen_runtime(model: Path, compiled: Path) -> Runtime:
     """As Vestibule chose it, by the verdict that it left in the folder `compiled`."""
     module, card = checkpoint.load(model)
-    choice = Choice(
+    choice = RuntimeSelector(
         module, card.preprocess, card.preprocess.shape, "logits", card.tolerance, f"{card.sha256} ", compiled
     )
-    runtime, _ = choice.made(prepare(module), Path("examples"))
+    runtime, _ = choice.select(prepare(module), Path("examples"))
     return runtime
 
 

@@ -29,7 +29,8 @@ from benchmarks.dlib_pipeline import DlibPipeline
 from benchmarks.proxies import uses_proxies
 from training.core.errors import TrainingError
 from training.datasets.protocols import VIEWS, read_lfw, read_pairs
-from training.evaluation.measure_faces import FAILED, RATES
+from training.evaluation.embedded_faces import FAILED
+from training.evaluation.measure_faces import RATES
 from training.metrics.verification import Scores, cross_validated_accuracy
 from training.recipe.config import datasets_folder
 
@@ -71,10 +72,10 @@ def lfw_pairs(folder: Path | None, count: int) -> list[Pair]:
         pairs = read_pairs(folder / VIEWS["View 1"], people)
     except TrainingError as error:
         fail(str(error))
-    chosen = np.linspace(0, len(pairs.same) - 1, min(count, len(pairs.same))).round().astype(int)
+    chosen = np.linspace(0, len(pairs.mated) - 1, min(count, len(pairs.mated))).round().astype(int)
     return [
         Pair(people.paths[source], people.paths[target], same)
-        for (source, target), same in zip(pairs.places[chosen].tolist(), pairs.same[chosen].tolist(), strict=True)
+        for (source, target), same in zip(pairs.positions[chosen].tolist(), pairs.mated[chosen].tolist(), strict=True)
     ]
 
 

@@ -65,7 +65,7 @@ def _row(packages: list[str], top: int) -> tuple[list[str], int]:
 
 def draw() -> str:
     """Return the picture as SVG."""
-    rows = layers("app.") + [["models"]] + [["index"]] + layers("index.embedded.")
+    rows = [*layers("app."), ["models"], ["index"], *layers("index.embedded.")]
     training = subpackages("training")
     parts: list[str] = []
     top = MARGIN

@@ -1,17 +1,17 @@
 """AlexNet: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012.
 
-Input [N, in_channels, H, W] (H, W >= 63, made for 224), output [N, num_classes]. `alexnet2012` is the paper's network:
-ReLU, local response normalisation, overlapping pooling, two towers, dropout; each of them is a switch. `alexnet` is the
-one-tower form as torchvision publishes it, after Krizhevsky, "One weird trick for parallelizing convolutional neural
+Input [N, in_channels, H, W] (H, W >= 63, designed for 224), output [N, num_classes]. `alexnet2012` is the paper's
+network: ReLU, local response normalisation, overlapping pooling, two towers, dropout; each is a setting. `alexnet` is
+the one-tower form that torchvision publishes, after Krizhevsky, "One weird trick for parallelizing convolutional neural
 networks", 2014.
 
-Deviations: 224 pixels, a kernel of 11 and a stride of 4 do not make the paper's 55x55 maps, so 2 pixels of padding do.
+Deviations: 224 pixels, a kernel of 11 and a stride of 4 do not give the paper's 55x55 maps without 2 pixels of padding.
 Two towers are two groups of channels in one convolution. The last maps are averaged to `pool_size` x `pool_size`, which
-changes nothing at 224 and lets other sizes in. Small pictures (CIFAR) take another `stem`, narrower `hidden` layers and
-a smaller `pool_size`.
+has no effect at 224 and permits other sizes. Small images (CIFAR) use another `stem`, narrower `hidden` layers and a
+smaller `pool_size`.
 
-The paper's pixels are 0 to 255 less their mean. With pixels of unit variance its normalisation has almost nothing to
-do, since alpha is that small, and its initial weights give a far weaker signal.
+The paper's pixels are 0 to 255 minus their mean. With pixels of unit variance its normalisation has almost no effect,
+since alpha is small, and its initial weights give a far weaker signal.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
 
 @dataclass(frozen=True)
 class AlexNetConfig:
     """The defaults are the paper's network.
 
-    `channels` are the five convolutions' outputs, `stem` the first one's kernel, stride and padding in pixels, `hidden`
+    `channels` are the convolutions' outputs, `stem` the first's kernel, stride and padding in pixels, `hidden`
     the widths of the fully connected layers before the classifier. `overlapping_pooling` is a window of 3 with stride
-    2, without it a window of 2. With 2 `groups` the second, fourth and fifth convolution see their own tower only.
-    `dropout` acts on the outputs of the hidden layers, as the paper has it, or on their inputs, as torchvision does.
-    `init` is the paper's N(0, 0.01^2), He et al. 2015 or what torch gives its layers.
+    2, without it a window of 2. With 2 `groups` the second, fourth and fifth convolution read their own tower only.
+    `dropout` acts on the outputs of the hidden layers, as in the paper, or on their inputs, as in torchvision. `init`
+    is the paper's N(0, 0.01^2), He et al. 2015 or torch's default.
     """
 
     num_classes: int = 1000
@@ -56,28 +56,28 @@ class AlexNetConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that leaves one pixel after the third pooling."""
+        """Side in pixels of the smallest image of which one pixel is left after the third pooling."""
         kernel, stride, padding = self.stem
         side = 15 if self.overlapping_pooling else 8  # the first convolution's output: 15 -> 7 -> 3 -> 1
         return max(1, (side - 1) * stride + kernel - 2 * padding)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers in one picture's pooled maps, then in each hidden layer; the last are its features."""
+        """Values per image in the pooled maps, then in each hidden layer; the last are the features."""
         return (self.channels[-1] * self.pool_size**2, *self.hidden)
 
 
 class LocalResponseNorm(nn.Module):
     """Section 3.3: x_i / (2 + 1e-4 * sum of x_j^2 over the five channels around i)^0.75.
 
-    torch's own layer means the squares where the paper sums them, and takes about three times as long on a CPU.
+    torch's layer takes the mean of the squares where the paper takes the sum, and is about three times slower on a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same."""
         squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))  # [N, C + 4, H, W]
-        nearby = reduce(torch.add, (squares[:, i : i + x.shape[1]] for i in range(5)))
-        root = torch.rsqrt(2.0 + 1e-4 * nearby)  # to the -0.5; its own root adds the -0.25
+        window_sum = reduce(torch.add, (squares[:, i : i + x.shape[1]] for i in range(5)))
+        root = torch.rsqrt(2.0 + 1e-4 * window_sum)  # power -0.5; its root is the power -0.25
         return x * (root * root.sqrt())
 
 
@@ -105,7 +105,7 @@ def _convolutions(config: AlexNetConfig) -> list[nn.Module]:
 
 
 def _hidden(config: AlexNetConfig) -> list[nn.Module]:
-    """The fully connected layers; dropout on the last one's output is the head's."""
+    """The fully connected layers; dropout of the last layer's output is part of the head."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(config.widths):
         if layers or config.dropout_on == "inputs":
@@ -114,7 +114,7 @@ def _hidden(config: AlexNetConfig) -> list[nn.Module]:
     return layers
 
 
-class AlexNet(nn.Module):
+class AlexNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: AlexNetConfig):
@@ -132,18 +132,12 @@ class AlexNet(nn.Module):
         self.head = nn.Sequential(*drops, classifier)
         _initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 def _check(config: AlexNetConfig) -> None:
     if len(config.channels) != 5 or min(config.channels) < 1:
         raise ValueError(f"channels needs 5 numbers >= 1, got {config.channels}")
     if any(channels % config.groups for channels in config.channels):
-        raise ValueError(f"{config.groups} groups need channels that they divide, got {config.channels}")
+        raise ValueError(f"channels must be divisible by {config.groups} groups, got {config.channels}")
     kernel, stride, padding = config.stem
     if kernel < 1 or stride < 1 or not 0 <= padding < kernel:
         raise ValueError(f"stem needs a kernel and a stride >= 1 and a padding below the kernel, got {config.stem}")
@@ -154,23 +148,24 @@ def _check(config: AlexNetConfig) -> None:
 
 
 def _initialise(network: AlexNet) -> None:
-    """The paper's: weights N(0, 0.01^2), biases 0 in the first and third convolution and the classifier, elsewhere 1.
+    """Initialise by `init`.
 
-    He's: weights N(0, 2 / fan-in), biases 0.
+    `paper`: weights N(0, 0.01^2), biases 0 in the first and third convolution and the classifier, 1 elsewhere.
+    `he`: weights N(0, 2 / fan-in), biases 0.
     """
     init = network.config.init
     if init == "torch":
         return
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    unbiased = (layers[0], layers[2], layers[-1])
+    zero_bias = (layers[0], layers[2], layers[-1])
     for layer in layers:
         if init == "he":
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         else:
             nn.init.normal_(layer.weight, std=0.01)
         if layer.bias is not None:
-            # A positive bias gives the ReLU after it something to learn from early.
-            nn.init.constant_(layer.bias, 0.0 if init == "he" or layer in unbiased else 1.0)
+            # A positive bias gives the following ReLU positive inputs, and so gradients, early.
+            nn.init.constant_(layer.bias, 0.0 if init == "he" or layer in zero_bias else 1.0)
 
 
 VARIANTS = {

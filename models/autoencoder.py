@@ -1,14 +1,13 @@
-"""The autoencoder, and the encoder and decoder that the variational one shares with it.
+"""The autoencoder, and the encoder and decoder that it shares with the variational autoencoder.
 
 Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 2006.
     Input [N, in_channels, S, S] with S = `image_size` and values in 0..1, output the same.
-    Deviations: convolutions where the paper has fully connected layers, trained as a whole without layer-wise
-    pre-training, both as has become usual; residual blocks (He et al., CVPR 2016) in the decoder, which has the harder
-    half; the last step is a rearrangement of channels to pixels (Shi et al., "Real-Time Single Image and Video
-    Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016), so that nothing wide is
-    computed at full resolution.
+    Deviations: convolutions where the paper has fully connected layers, trained end to end without layer-wise
+    pre-training; residual blocks (He et al., CVPR 2016) in the decoder, whose task is harder; the last layer
+    rearranges channels to pixels (Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient
+    Sub-Pixel Convolutional Neural Network", CVPR 2016), so that no wide layer runs at full resolution.
 
-Labels are optional and are given to both halves: to the encoder behind its features, to the decoder behind the latent.
+Labels are optional. The encoder's head reads them after its features, the decoder after the latent.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from models.generative import check_labels, check_latents
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """`widths` are the channels after each halving of the encoder, whose mirror the decoder is.
+    """`widths` are the channels after each halving of the encoder, in reverse for the decoder.
 
-    Between map and latent are `layers` fully connected ones of the width `hidden`, none where that is 0; `blocks`
-    counts the decoder's residual blocks at each size.
+    Between map and latent are `layers` fully connected layers of the width `hidden`, none if that is 0; `blocks` counts
+    the decoder's residual blocks at each size.
     """
 
     in_channels: int = 1
@@ -43,10 +42,10 @@ class AutoencoderConfig:
 
     @property
     def side(self) -> int:
-        """Of the smallest map.
+        """Side of the smallest map.
 
         Raises:
-            ValueError: halving does not lead to whole pixels.
+            ValueError: if `image_size` cannot be halved that often.
         """
         side, rest = divmod(self.image_size, 1 << len(self.widths))
         if rest or not side or not self.widths:
@@ -59,7 +58,7 @@ def _activation() -> nn.Module:
 
 
 def _hidden(config: AutoencoderConfig, width: int) -> list[nn.Module]:
-    """The fully connected layers, from `width`."""
+    """The fully connected layers; `width` is that of the input."""
     modules: list[nn.Module] = []
     for _ in range(config.layers if config.hidden else 0):
         modules += [nn.Linear(width, config.hidden), _activation()]
@@ -97,13 +96,13 @@ class Encoder(nn.Module):
         width = config.widths[-1] * side**2 + config.num_classes
         self.head = nn.Sequential(*_hidden(config, width), nn.Linear(config.hidden or width, outputs))
 
-    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """What the latent is made of."""
-        check_images(pictures, self.config.in_channels, self.config.image_size, exact=True)
-        check_labels(labels, len(pictures), self.config)
-        features = self.features(pictures).flatten(1)
-        answer: Tensor = self.head(torch.cat([features, labels.to(features.dtype)], dim=1))
-        return answer
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The outputs [N, outputs], from which the latent is computed."""
+        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
+        check_labels(labels, len(images), self.config)
+        features = self.features(images).flatten(1)
+        outputs: Tensor = self.head(torch.cat([features, labels.to(features.dtype)], dim=1))
+        return outputs
 
 
 class Decoder(nn.Module):
@@ -135,7 +134,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures [N, in_channels, S, S] in 0..1 with labels [N, num_classes] -> the same pictures, through a latent."""
+    """Images [N, in_channels, S, S] in 0..1 with labels [N, num_classes] -> their reconstructions from a latent."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -143,16 +142,16 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config, config.latent)
         self.decoder = Decoder(config)
 
-    def embed(self, pictures: Tensor, labels: Tensor) -> Tensor:
+    def embed(self, images: Tensor, labels: Tensor) -> Tensor:
         """Latents [N, latent]."""
-        latents: Tensor = self.encoder(pictures, labels)
+        latents: Tensor = self.encoder(images, labels)
         return latents
 
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Pictures [N, in_channels, S, S] in 0..1."""
+        """Images [N, in_channels, S, S] in 0..1."""
         logits: Tensor = self.decoder(latents, labels)
         return logits.sigmoid()
 
-    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Reconstructions [N, in_channels, S, S]."""
-        return self.decode(self.embed(pictures, labels), labels)
+        return self.decode(self.embed(images, labels), labels)

@@ -1,19 +1,20 @@
-"""What two or more architectures share."""
+"""Layers and checks that several architectures share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 def check_images(images: Tensor, channels: int, height: int, width: int | None = None, *, exact: bool = False) -> None:
-    """Refuse a batch that is not [N, channels, height, width]; unless `exact`, larger pictures pass too.
+    """Check that a batch is [N, channels, height, width]; unless `exact`, images may be larger.
 
     Raises:
-        ValueError: with the expected and the actual shape.
+        ValueError: otherwise, with the expected and the actual shape.
     """
     width = height if width is None else width
     fits = images.ndim == 4 and images.shape[1] == channels
@@ -27,13 +28,46 @@ def check_images(images: Tensor, channels: int, height: int, width: int | None =
         raise ValueError(f"expected images of shape {expected}, got {list(images.shape)}")
 
 
+class FixedSizeConfig:
+    """Base of the configs of networks with one input size."""
+
+    image_size: int
+
+    @property
+    def smallest(self) -> int:
+        """Side in pixels of the input images."""
+        return self.image_size
+
+
+class FeaturesAndHead(nn.Module):
+    """Base of networks that are `features` and a `head`: [N, in_channels, H, W] -> [N, outputs].
+
+    Images may be larger than `config.smallest` unless the config is a `FixedSizeConfig`.
+    """
+
+    config: Any
+    features: nn.Module
+    head: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes] of a classifier, embeddings [N, dimensions] of an embedder.
+
+        Raises:
+            ValueError: if images have a wrong shape.
+        """
+        exact = isinstance(self.config, FixedSizeConfig)
+        check_images(images, self.config.in_channels, self.config.smallest, exact=exact)
+        outputs: Tensor = self.head(self.features(images))
+        return outputs
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)].
 
-    `conv` makes the convolution, so that a family with another padding rule passes its own class.
+    `conv` is the class of the convolution, for networks with another padding rule.
     """
 
-    def __init__(  # noqa: PLR0913  a convolution has this many numbers
+    def __init__(  # noqa: PLR0913  the settings of a convolution
         self,
         in_channels: int,
         out_channels: int,
@@ -63,7 +97,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's SAME padding: output ceil(size / stride), an odd pixel of padding at the right and the bottom."""
+    """Convolution with TensorFlow's SAME padding: output ceil(size / stride), odd padding at the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""

@@ -1,4 +1,4 @@
-"""Whether a confidence of 0.8 is right eight times in ten, and how to make it so."""
+"""Fit and measure calibration: of predictions with a confidence of 0.8, eight in ten should be correct."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.nn import functional as F
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T that minimises the cross-entropy of softmax(logits / T): [N, K] and [N] -> T in 0.05..20.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Fit it on pictures neither trained nor tested on.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Use images of neither the training nor the test set.
 
     Raises:
-        ValueError: no rows, or logits that are not finite.
+        ValueError: if there are no rows, or logits are not finite.
     """
     if len(logits) == 0 or not torch.isfinite(logits).all():
         raise ValueError("temperature needs at least one row of finite logits")
@@ -32,16 +33,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE with equal-width bins of the top class's confidence: [N, K] and [N] -> 0..1.
+    """The expected calibration error over equal bins of the top class's confidence: [N, K] and [N] -> 0..1.
 
     Raises:
-        ValueError: no rows, or probabilities that are not finite.
+        ValueError: if there are no rows, or probabilities are not finite.
     """
     if len(labels) == 0 or not torch.isfinite(probabilities).all():
         raise ValueError("the calibration error needs at least one row of finite probabilities")
     confidence, predicted = probabilities.max(dim=1)
     correct = (predicted == labels).double()
-    # Bin k holds the confidences in (k/bins, (k+1)/bins].
+    # Bin k is (k/bins, (k+1)/bins].
     index = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence.double())
     return float(gaps.abs().sum() / len(labels))

@@ -1,12 +1,12 @@
-"""The model card: everything about a weight file that its numbers do not say. Weights never travel without it."""
+"""The model card, which describes a weight file: task, architecture, preprocessing, classes, metrics, origin."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from models.matching import Matching
+from models.matching import CardModel, Matching
 from models.preprocess import Preprocess
 from models.registry import Task, configure, lookup
 from models.tta import Tta
@@ -15,13 +15,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    # JSON has no NaN: pydantic would write null, and the card could not be read again.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Metric(_Part):
-    """One figure, on which data it was taken, and who took it: measured here, or reported by the weights' source."""
+class Metric(CardModel):
+    """A figure, the data it was measured on, and whether it was measured here or reported by the weights' source."""
 
     name: str
     value: float
@@ -29,8 +24,8 @@ class Metric(_Part):
     origin: Literal["measured", "reported"] = "measured"
 
 
-class Training(_Part):
-    """What it took, so that somebody else can have it again. Seconds of wall time; versions by package."""
+class Training(CardModel):
+    """How the weights were trained, to reproduce it. `wall_time_s` is in seconds; `versions` are by package."""
 
     recipe: dict[str, Any]
     seed: int
@@ -42,12 +37,12 @@ class Training(_Part):
     versions: dict[str, str]
 
 
-class Tolerance(_Part):
-    """How far a runtime's answers may be from those of torch in float32 before it does not serve.
+class Tolerance(CardModel):
+    """How much a runtime's outputs may differ from those of torch in float32.
 
-    Of logits: `top1` is the share of pictures whose likeliest class is the same, at least; `probability` how far a
-    class's may be off. Of vectors: `direction` is how far 1 - cosine may be. Of maps: `maps` is how far a value may be
-    off.
+    For logits: `top1` is the minimal share of images with the same most probable class, `probability` the maximal
+    difference of a probability. For vectors: `direction` is the maximum of 1 - cosine. For maps: `maps` is the maximal
+    difference of a value.
     """
 
     top1: Annotated[float, Field(ge=0, le=1)] = 0.995
@@ -56,8 +51,8 @@ class Tolerance(_Part):
     maps: Annotated[float, Field(ge=0)] = 0.001
 
 
-class ModelCard(_Part):
-    """One served model. `sha256` binds the card to its `model.safetensors`."""
+class ModelCard(CardModel):
+    """The card of a served model. `sha256` is that of its `model.safetensors`."""
 
     schema_version: Literal[1] = 1
     name: Name
@@ -80,7 +75,7 @@ class ModelCard(_Part):
     sha256: Sha256
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         config = configure(self.architecture, self.config)
         if self.task != lookup(self.architecture).task:
             raise ValueError(f"{self.architecture} is built to {lookup(self.architecture).task}, not to {self.task}")
@@ -92,10 +87,12 @@ class ModelCard(_Part):
         if self.task != "embed" and self.matching:
             raise ValueError(f"matching is an embedder's, not that of a network to {self.task}")
         if self.preprocess.channels != config.in_channels:
-            raise ValueError(f"preprocessing makes {self.preprocess.channels} channels, not {config.in_channels}")
+            raise ValueError(
+                f"preprocessing gives {self.preprocess.channels} channels, the network takes {config.in_channels}"
+            )
         return self
 
     @property
     def version(self) -> str:
-        """Twelve hex digits of the weights' hash: two files with one version are one file."""
+        """The first twelve hex digits of the weights' hash."""
         return self.sha256[:12]

@@ -1,4 +1,4 @@
-"""safetensors + card.json <-> module, and nothing that does not fit together."""
+"""Save and load a network as safetensors and card.json, and refuse files that do not belong together."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from models.registry import build
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 
-# What DistributedDataParallel and torch.compile put in front of every name.
+# Prefixes that DistributedDataParallel and torch.compile add to every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 class CheckpointError(ValueError):
-    """A folder that does not hold one whole, consistent model."""
+    """The folder does not hold a complete, consistent model."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, sync, rename, sync the folder: after a crash the file is the old one or the new one, whole."""
+    """Write `data` to `path` by a temporary file, fsync and rename: after a crash the file is the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -46,7 +46,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def bare_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of the network itself: on the CPU, contiguous, wrappers' prefixes taken off."""
+    """The network's state on the CPU, contiguous, without the prefixes of wrappers."""
     state = {}
     for key, value in module.state_dict().items():
         name = key
@@ -63,21 +63,21 @@ def serialise(module: nn.Module) -> tuple[bytes, str]:
 
 
 def save(folder: Path, module: nn.Module, **card: Any) -> ModelCard:
-    """Write `module` and a card made of the given fields; `sha256` and `parameters` are filled in here.
+    """Write `module` and a card with the given fields, to which `sha256` and `parameters` are added.
 
-    The weights go first: a crash in between leaves a card whose hash is refused, never a wrong pair that loads. What
-    comes back is the card as the file has it (a config's tuples are lists there).
+    Weights are written first: after a crash in between, the card's hash does not match and the model is refused.
+    Returns the card as it is read from the file, where a config's tuples are lists.
     """
     data, digest = serialise(module)
     parameters = sum(p.numel() for p in module.parameters())
-    made = ModelCard(**card, sha256=digest, parameters=parameters)
+    model_card = ModelCard(**card, sha256=digest, parameters=parameters)
     write_atomically(folder / WEIGHTS_FILE, data)
-    write_card(folder, made)
+    write_card(folder, model_card)
     return read_card(folder)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write the card alone, as when a metric is added to weights that stay as they are."""
+    """Write the card without the weights, for example when a metric is added."""
     write_atomically(folder / CARD_FILE, (card.model_dump_json(indent=2) + "\n").encode())
 
 
@@ -85,7 +85,7 @@ def read_card(folder: Path) -> ModelCard:
     """The card of a model's folder.
 
     Raises:
-        CheckpointError: no card, not JSON, unknown schema, or a card that contradicts itself.
+        CheckpointError: no card, not JSON, unknown schema, or an inconsistent card.
     """
     path = folder / CARD_FILE
     try:
@@ -100,8 +100,8 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     """The network in evaluation mode on the CPU, with its card.
 
     Raises:
-        CheckpointError: see `read_card`; weights missing, not the file the card names, not this architecture's, or not
-            finite.
+        CheckpointError: see `read_card`; weights missing, with another hash than the card's, of another architecture,
+            or not finite.
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE

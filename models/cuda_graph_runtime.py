@@ -1,7 +1,7 @@
-"""A network on a GPU: its kernels recorded for a few sizes of batch, channels last, at a precision of one's choice.
+"""Run a network on a GPU by CUDA graphs: kernels recorded for a few batch sizes, channels last, at a given precision.
 
-A recorded sequence of kernels (CUDA graph) is launched at once, where eager torch launches one after the other, which
-for small batches takes longer than to run them. Without CUDA the same is computed unrecorded, so that it can be tested.
+A graph launches its kernels at once. Eager torch launches them one by one, which takes longer than running them for
+small batches. Without CUDA the computation is the same without recording, so that it can be tested.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.openvino_runtime import in_pieces
+from models.openvino_runtime import run_in_batches
 
 Precision = Literal["f32", "bf16", "f16"]
 
 _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-# Before a recording: what kernels choose and allocate at their first calls must not be recorded.
+# Calls before a recording, since kernels select algorithms and allocate memory in their first calls.
 _WARM_UP = 3
 
 
-class GraphRuntime:
-    """A copy of a network, each size of batch recorded when it is asked for first; see `Runtime`.
+class CudaGraphRuntime:
+    """A `Runtime` of a copy of `module` that records a graph at the first call of each batch size.
 
     `shape` is that of an item, [C, H, W].
     """
@@ -34,57 +34,57 @@ class GraphRuntime:
         self._module = copy.deepcopy(module).eval().to(device)
         self._module.to(memory_format=torch.channels_last)
         self.size = sum(value.nbytes for value in self._module.state_dict().values())
-        self._recorded: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._graphs: dict[int, Callable[[Tensor], Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
         """See `Runtime`.
 
         Raises:
-            ValueError: items of another shape.
+            ValueError: if items have another shape.
         """
-        return in_pieces(batch, self._shape, lambda rows: self._of_size(len(rows))(rows))
+        return run_in_batches(batch, self._shape, lambda rows: self._of_size(len(rows))(rows))
 
     def _of_size(self, size: int) -> Callable[[Tensor], Tensor]:
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size) if self._device.type == "cuda" else self._unrecorded
-        return self._recorded[size]
+        if size not in self._graphs:
+            self._graphs[size] = self._record(size) if self._device.type == "cuda" else self._run_eagerly
+        return self._graphs[size]
 
-    def _unrecorded(self, rows: Tensor) -> Tensor:
-        return self._computed(rows.to(self._device, memory_format=torch.channels_last))
+    def _run_eagerly(self, rows: Tensor) -> Tensor:
+        return self._forward(rows.to(self._device, memory_format=torch.channels_last))
 
-    def _computed(self, rows: Tensor) -> Tensor:
-        lower = self._dtype != torch.float32
-        # Without autocast's cache of weights: it would not outlive the recording.
-        with torch.autocast(self._device.type, self._dtype, enabled=lower, cache_enabled=False):
-            answers: Tensor = self._module(rows)
-        return answers
+    def _forward(self, rows: Tensor) -> Tensor:
+        reduced = self._dtype != torch.float32
+        # Autocast's cache of weights is invalid after the recording.
+        with torch.autocast(self._device.type, self._dtype, enabled=reduced, cache_enabled=False):
+            outputs: Tensor = self._module(rows)
+        return outputs
 
     def _record(self, size: int) -> Callable[[Tensor], Tensor]:
-        """The network on batches of just this size."""
+        """A function that runs the recorded graph of this batch size."""
         rows = torch.zeros(size, *self._shape, device=self._device).contiguous(memory_format=torch.channels_last)
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
-                self._computed(rows)
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+                self._forward(rows)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may load models meanwhile.
+        # Other threads may load models during the recording.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            answers = self._computed(rows)
-        self.size += rows.nbytes + answers.nbytes
+            outputs = self._forward(rows)
+        self.size += rows.nbytes + outputs.nbytes
 
-        def replay(given: Tensor) -> Tensor:
-            rows.copy_(given)
+        def replay(batch: Tensor) -> Tensor:
+            rows.copy_(batch)
             graph.replay()
-            return answers
+            return outputs
 
         return replay
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that the device has instructions for."""
+    """The precisions that the device supports."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("f32", "f16")
     return ("f32", "bf16", "f16")

@@ -1,15 +1,16 @@
-"""The denoising autoencoder: convolutional, with skips, residual, blind to how much noise there is.
+"""The denoising autoencoder: convolutional, residual, with skip connections, without input of the noise's strength.
 
-That an autoencoder is shown a corrupted picture and asked for the clean one: Vincent, Larochelle, Bengio, Manzagol,
-"Extracting and Composing Robust Features with Denoising Autoencoders", ICML 2008. The network is the DRUNet of Zhang,
-Li, Zuo, Zhang, Van Gool, Timofte, "Plug-and-Play Image Restoration with Deep Denoiser Prior", TPAMI 2021: residual
-blocks of two convolutions without batch normalisation, skips that add, and no bias anywhere, so that what is learnt at
-one strength of noise holds at others (Mohan, Kadkhodaie, Simoncelli, Fernandez-Granda, "Robust and Interpretable Blind
-Image Denoising via Bias-Free Convolutional Neural Networks", ICLR 2020).
-    Input [N, in_channels, H, W], H and W multiples of `multiple`, values in 0..1 plus noise; output the same without.
-    Deviations: it answers the noise, which is subtracted (Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017); there
-    is no map of the noise's strength; it begins by rearranging pixels to channels (Zhang, Zuo, Zhang, "FFDNet", TIP
-    2018), a quarter of the work at full resolution; fewer and narrower blocks, for two CPU cores.
+The task, to restore a corrupted image: Vincent, Larochelle, Bengio, Manzagol, "Extracting and Composing Robust Features
+with Denoising Autoencoders", ICML 2008. The network is the DRUNet of Zhang, Li, Zuo, Zhang, Van Gool, Timofte,
+"Plug-and-Play Image Restoration with Deep Denoiser Prior", TPAMI 2021: residual blocks of two convolutions without
+batch normalisation, additive skips, and no biases, so that denoising generalises to other strengths of noise (Mohan,
+Kadkhodaie, Simoncelli, Fernandez-Granda, "Robust and Interpretable Blind Image Denoising via Bias-Free Convolutional
+Neural Networks", ICLR 2020).
+    Input [N, in_channels, H, W], H and W multiples of `multiple`, values in 0..1 plus noise; output the same without
+    noise.
+    Deviations: it predicts the noise, which is subtracted (Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017); there
+    is no map of the noise's strength; its first layer rearranges pixels to channels (Zhang, Zuo, Zhang, "FFDNet", TIP
+    2018), which saves three quarters of the computation; fewer and narrower blocks, for two CPU cores.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from torch import Tensor, nn
 
 from models.blocks import check_images
 
-# What a new block's branch and the new answer are shrunk by: it begins near the identity, and so learns at a high rate.
-_QUIET = 0.1
+# Factor on the initial weights of each block's branch and of the output: the network starts near the identity, which
+# permits a high learning rate.
+_INITIAL_SCALE = 0.1
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """`unshuffle` x `unshuffle` pixels become channels; `widths` are the channels at each size, the next half as large.
+    """`unshuffle` x `unshuffle` pixels become channels; `widths` are the channels at each size, which halves each time.
 
-    `blocks` counts the residual blocks at each size on the way down, and as many on the way up; `image_size` is the
-    side of the pictures that it was trained on, though it takes any whose sides are multiples of `multiple`.
+    `blocks` counts the residual blocks at each size of the encoder and of the decoder; `image_size` is the side of the
+    training images, though the sides of an input may be any multiples of `multiple`.
     """
 
     in_channels: int = 3
@@ -42,11 +44,11 @@ class DenoiserConfig:
 
     @property
     def multiple(self) -> int:
-        """What both sides must be multiples of."""
+        """Both sides of an input must be multiples of it."""
         return self.unshuffle << (len(self.widths) - 1)
 
 
-class ResidualBlock(nn.Module):
+class DenoiserBlock(nn.Module):
     """x + two convolutions of x: [N, channels, H, W] to the same."""
 
     def __init__(self, channels: int):
@@ -64,7 +66,7 @@ class ResidualBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """[N, in_channels, H, W] -> [N, in_channels, H, W], about in 0..1: what noise hid may overshoot a little."""
+    """[N, in_channels, H, W] -> [N, in_channels, H, W], about in 0..1, which it may exceed a little."""
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
@@ -87,9 +89,9 @@ class Denoiser(nn.Module):
         )
         self._initialise()
 
-    def noise(self, pictures: Tensor) -> Tensor:
-        """What is taken to be noise [N, in_channels, H, W]."""
-        x = self.head(pictures)
+    def noise(self, images: Tensor) -> Tensor:
+        """The predicted noise [N, in_channels, H, W]."""
+        x = self.head(images)
         skips = []
         for stage in self.down:
             skips.append(x)
@@ -97,32 +99,32 @@ class Denoiser(nn.Module):
         x = self.bottom(x)
         for stage, skip in zip(self.up, reversed(skips), strict=True):
             x = stage(x) + skip
-        answer: Tensor = self.tail(x)
-        return answer
+        noise: Tensor = self.tail(x)
+        return noise
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """The clean pictures.
+    def forward(self, images: Tensor) -> Tensor:
+        """The denoised images.
 
         Raises:
-            ValueError: other channels, or sides that are no multiples of `config.multiple`.
+            ValueError: if channels differ, or sides are not multiples of `config.multiple`.
         """
         multiple = self.config.multiple
-        check_images(pictures, self.config.in_channels, multiple)
-        if pictures.shape[2] % multiple or pictures.shape[3] % multiple:
-            raise ValueError(f"expected images whose sides are multiples of {multiple}, got {list(pictures.shape)}")
-        return pictures - self.noise(pictures)
+        check_images(images, self.config.in_channels, multiple)
+        if images.shape[2] % multiple or images.shape[3] % multiple:
+            raise ValueError(f"expected images whose sides are multiples of {multiple}, got {list(images.shape)}")
+        return images - self.noise(images)
 
     def _initialise(self) -> None:
-        """He et al., ICCV 2015, and quiet at first."""
+        """Initialise as He et al., ICCV 2015, then scale by `_INITIAL_SCALE`."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         with torch.no_grad():
             for module in self.modules():
-                if isinstance(module, ResidualBlock):
-                    module.convs.get_submodule("2").get_parameter("weight").mul_(_QUIET)
-            self.tail.get_submodule("0").get_parameter("weight").mul_(_QUIET)
+                if isinstance(module, DenoiserBlock):
+                    module.convs.get_submodule("2").get_parameter("weight").mul_(_INITIAL_SCALE)
+            self.tail.get_submodule("0").get_parameter("weight").mul_(_INITIAL_SCALE)
 
 
 def _blocks(config: DenoiserConfig, channels: int) -> list[nn.Module]:
-    return [ResidualBlock(channels) for _ in range(config.blocks)]
+    return [DenoiserBlock(channels) for _ in range(config.blocks)]

@@ -1,14 +1,14 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", CVPR 2017.
 
 Input [N, in_channels, H, W], output [N, num_classes]. DenseNet-121 to 264 are the paper's ImageNet networks (table 1;
-H, W >= 32, made for 224); `densenet40` (k = 12) and `densenet-bc-100` (k = 12) are two of its CIFAR networks
-(table 2; H, W >= 4, made for 32).
+H, W >= 32, designed for 224); `densenet40` (k = 12) and `densenet-bc-100` (k = 12) are two of its CIFAR networks
+(table 2; H, W >= 4, designed for 32).
 
-Connections: within a block of L layers each layer reads every earlier one, L(L-1)/2 direct connections between layers.
-The paper counts L(L+1)/2: it adds the L that come from the block's input.
+Connections: in a block of L layers each layer reads all earlier layers, L(L-1)/2 direct connections between layers.
+The paper counts L(L+1)/2, including the L connections from the block's input.
 
-Deviations: none in the layers. The paper's own depths (6, 12, 64, 48) make 265 layers with weights, which it calls 264.
-Dropout follows every convolution but the first, as the paper has it; torchvision drops a layer's output only.
+Deviations: none in the layers. The paper's own depths (6, 12, 64, 48) give 265 layers with weights, not 264.
+Dropout follows every convolution but the first, as in the paper; torchvision drops a layer's output only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
-# A bottleneck's 1x1 convolution makes this many channels for each channel that the layer adds.
+# Output channels of a bottleneck's 1x1 convolution per channel that the layer adds.
 BOTTLENECK_WIDTH = 4
 
 
@@ -30,7 +30,7 @@ class DenseNetConfig:
     """The defaults are DenseNet-121. `depths` counts the layers of each block, `growth` (k) the channels each adds.
 
     `stem`: `imagenet` is 7x7 with stride 2 and a 3x3 max-pool with stride 2, `small` one 3x3 convolution,
-    `small-pool` that with a 2x2 max-pool after it.
+    `small-pool` is `small` and a 2x2 max-pool.
     `compression` (theta) is the share of channels that a transition between two blocks keeps, above 0 and at most 1.
     """
 
@@ -47,12 +47,12 @@ class DenseNetConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that every transition can still halve."""
+        """Side in pixels of the smallest image that every transition can halve."""
         return 1 << (len(self.depths) - 1 + {"imagenet": 2, "small": 0, "small-pool": 1}[self.stem])
 
 
 def _norm_act_conv(in_channels: int, out_channels: int, kernel_size: int, drop_rate: float) -> list[nn.Module]:
-    """Batch norm and ReLU come first here, before the convolution: [N, in, H, W] -> [N, out, H, W]."""
+    """Batch norm, ReLU, then the convolution: [N, in, H, W] -> [N, out, H, W]."""
     return [
         nn.BatchNorm2d(in_channels),
         nn.ReLU(inplace=True),
@@ -62,7 +62,7 @@ def _norm_act_conv(in_channels: int, out_channels: int, kernel_size: int, drop_r
 
 
 class DenseLayer(nn.Sequential):
-    """The channels that one layer adds: [N, in, H, W] -> [N, growth, H, W]."""
+    """The channels that a layer adds: [N, in, H, W] -> [N, growth, H, W]."""
 
     def __init__(self, config: DenseNetConfig, in_channels: int):
         layers: list[nn.Module] = []
@@ -80,7 +80,7 @@ class DenseBlock(nn.ModuleList):
         super().__init__(DenseLayer(config, in_channels + i * config.growth) for i in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Input and every layer's channels, in this order."""
+        """The input, then every layer's channels."""
         for layer in self:
             x = torch.cat([x, layer(x)], dim=1)
         return x
@@ -100,29 +100,31 @@ def _stem(config: DenseNetConfig) -> list[nn.Module]:
 
 
 def _blocks(config: DenseNetConfig) -> tuple[list[nn.Module], int]:
-    """The dense blocks, a transition between each two, and the channels that come out of the last."""
+    """The dense blocks with transitions between them, and the output channels of the last."""
     layers: list[nn.Module] = []
     channels = config.stem_channels
     for number, depth in enumerate(config.depths):
         if number:
-            kept = int(channels * config.compression)
-            layers += _norm_act_conv(channels, kept, 1, config.drop_rate)
-            layers.append(nn.AvgPool2d(2))  # [N, kept, H/2, W/2]
-            channels = kept
+            compressed = int(channels * config.compression)
+            layers += _norm_act_conv(channels, compressed, 1, config.drop_rate)
+            layers.append(nn.AvgPool2d(2))  # [N, compressed, H/2, W/2]
+            channels = compressed
         layers.append(DenseBlock(config, channels, depth))
         channels += depth * config.growth
     return layers, channels
 
 
-class DenseNet(nn.Module):
+class DenseNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
+
+    features: nn.Sequential
 
     def __init__(self, config: DenseNetConfig):
         super().__init__()
         if not config.depths or min(config.depths) < 1:
             raise ValueError(f"depths needs at least one block of at least one layer, got {config.depths}")
         if not 0 < config.compression <= 1:
-            raise ValueError(f"compression is a share of the channels, above 0 and at most 1, not {config.compression}")
+            raise ValueError(f"compression must be above 0 and at most 1, got {config.compression}")
         self.config = config
         blocks, channels = _blocks(config)
         self.features = nn.Sequential(
@@ -136,15 +138,9 @@ class DenseNet(nn.Module):
         self.head = nn.Linear(channels, config.num_classes)
         self.apply(_initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-in), as He et al. 2015; the classifier's biases begin at zero."""
+    """Convolutions N(0, 2 / fan-in), as in He et al. 2015; the classifier's biases are zero."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
     elif isinstance(module, nn.Linear):

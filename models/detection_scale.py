@@ -1,15 +1,14 @@
-"""At which scales faces are looked for in a photo, how a large photo is cut into tiles, and how their faces are merged.
+"""Plan the scales at which faces are detected in a photo, cut large scales into tiles, and merge the tiles' faces.
 
-A detector finds faces from about SMALLEST pixels on. Reducing every photo to the detector's size (640 pixels) loses the
-faces of a group photo of 24 megapixels, which then have 10 pixels. So the photo is looked at in levels, an image
-pyramid: the coarsest is the whole photo at the detector's size, which shows the large faces; the finest has the scale
-at which the smallest face that is looked for, `min_face` pixels of the photo, has SMALLEST pixels. By default that is
-the smaller of 40 pixels and 1/40 of the photo's longer side, so that photos of up to 1,600 pixels have one level, the
-detector's size, as they always had.
+A detector finds faces of at least about SMALLEST pixels. Reducing every photo to the detector's size (640 pixels) loses
+the faces of a group photo of 24 megapixels, which then have 10 pixels. So faces are detected on the levels of an image
+pyramid: the coarsest is the whole photo at the detector's size, for large faces; the finest has the scale at which the
+smallest face to detect, `min_face` pixels of the photo, has SMALLEST pixels. By default that is the smaller of 40
+pixels and 1/40 of the photo's longer side, so that photos of up to 1,600 pixels have one level, the detector's size.
 
-Levels larger than a tile are cut into tiles that overlap. A face counts where its centre lies in the part of a tile
-that is the tile's own, and where it is small enough to lie wholly in that tile; larger ones are found at the next
-coarser level. Of faces that overlap, at whichever levels they were found, the surest stays (non-maximum suppression).
+Levels larger than a tile are cut into overlapping tiles. A tile keeps faces whose centre lies in its own part, and
+which are small enough to lie entirely in the tile; larger faces are detected at the next coarser level. Of faces that
+overlap, on any levels, the most confident is kept (non-maximum suppression).
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ from models.preprocess import Preprocess
 # The rules for detection scales: `scan` with its default `min_face`, and `whole`.
 Scales = Literal["min-face", "whole"]
 
-# In pixels of a level: what a face needs to be found.
+# The side of a detectable face in pixels of a level.
 SMALLEST = 16
-# The default of `min_face`: the smaller of so many pixels and of this share of the longer side. At the share a face has
-# SMALLEST pixels where the longer side has 640.
+# The default of `min_face`: the smaller of MIN_FACE pixels and the longer side divided by SHARE, at which a face has
+# SMALLEST pixels if the longer side has 640.
 MIN_FACE, SHARE = 40, 40
-# Sides of tiles in pixels, and how far neighbours overlap: a face of up to OVERLAP pixels lies wholly in one of them.
+# Side and overlap of tiles in pixels; a face of up to OVERLAP pixels lies entirely in a tile.
 TILE, OVERLAP = 736, 96
-# From level to level at most: a face too large for a tile's overlap has OVERLAP / STEP pixels or more at the next one,
-# which must not be less than SMALLEST.
+# The largest factor between levels: a face too large for the overlap has at least OVERLAP / STEP pixels at the next
+# level, which must be at least SMALLEST.
 STEP = 5
-# Of a photo's finest level; a scale that needs more is reduced until it fits.
-MOST_PIXELS = 10_000_000
-MOST_FACES = 1000
-ROUNDING = 1e-6  # scales that differ by less are the same
+# Of a photo's finest level; larger scales are reduced to it.
+MAX_PIXELS = 10_000_000
+MAX_FACES = 1000
+ROUNDING = 1e-6  # scales that differ by less are equal
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis, in pixels of its level: where it begins and ends, and the part that is its own."""
+    """A tile along one axis, in pixels of its level: start and stop, and its own part without the overlaps."""
 
     start: int
     stop: int
@@ -80,7 +79,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Scan:
-    """How faces are looked for in a photo of `width` x `height` pixels: at these levels, the coarsest first."""
+    """The levels at which faces are detected in a photo of `width` x `height` pixels, the coarsest first."""
 
     width: int
     height: int
@@ -88,39 +87,39 @@ class Scan:
 
     @property
     def scale(self) -> float:
-        """Pixels of the finest level for one of the photo, above 0, at most 1."""
+        """Scale of the finest level relative to the photo, above 0, at most 1."""
         finest = self.levels[-1]
         return max(finest.width / self.width, finest.height / self.height)
 
     @property
     def min_face(self) -> float:
-        """The side in pixels of the photo of the smallest faces that are looked for."""
+        """Side in pixels of the photo of the smallest detectable faces."""
         return SMALLEST / self.scale
 
 
 def whole(size: tuple[int, int], preprocess: Preprocess) -> Scan:
-    """The photo of `size` (width, height) at the detector's size and at no other."""
-    return Scan(*size, (_level(*preprocess.fitted(*size), tiled=False),))
+    """The plan with the detector's size as the only level, for a photo of `size` (width, height)."""
+    return Scan(*size, (_level(*preprocess.fitted_size(*size), tiled=False),))
 
 
 def scan(size: tuple[int, int], preprocess: Preprocess, min_face: float | None = None) -> Scan:
-    """The levels that show faces of `min_face` pixels (None: the default) in a photo of `size` (width, height).
+    """The plan to detect faces of `min_face` pixels (None: the default) in a photo of `size` (width, height).
 
-    Photos are never enlarged, and the finest level has at most MOST_PIXELS; `Scan.min_face` says what came of it.
+    Photos are never enlarged, and the finest level has at most MAX_PIXELS, so `Scan.min_face` may be larger.
     """
     width, height = size
-    fitted = preprocess.fitted(width, height)
+    fitted = preprocess.fitted_size(width, height)
     coarse = min(1.0, preprocess.size[1] / width, preprocess.size[0] / height)
     smallest = min(MIN_FACE, max(size) / SHARE) if min_face is None else min_face
-    scale = min(1.0, SMALLEST / smallest, math.sqrt(MOST_PIXELS / (width * height)))
+    scale = min(1.0, SMALLEST / smallest, math.sqrt(MAX_PIXELS / (width * height)))
     if min_face is None:
         scale = max(scale, coarse)
     if scale <= coarse * (1 + ROUNDING):
         reduced = fitted if scale >= coarse * (1 - ROUNDING) else _reduced(size, scale)
         return Scan(width, height, (_level(*reduced, tiled=False),))
-    between = math.ceil(math.log(scale / coarse, STEP) - ROUNDING)
-    scales = [coarse * (scale / coarse) ** (step / between) for step in range(1, between + 1)]
-    finer = (_level(*_reduced(size, one), tiled=True) for one in scales)
+    count = math.ceil(math.log(scale / coarse, STEP) - ROUNDING)
+    scales = [coarse * (scale / coarse) ** (step / count) for step in range(1, count + 1)]
+    finer = (_level(*_reduced(size, factor), tiled=True) for factor in scales)
     return Scan(width, height, (_level(*fitted, tiled=False), *finer))
 
 
@@ -135,19 +134,19 @@ def _level(width: int, height: int, *, tiled: bool) -> Level:
 
 
 def _spans(length: int) -> tuple[Span, ...]:
-    """As few tiles of one size as there can be, a multiple of the network's coarsest cell."""
+    """The fewest tiles of equal size that cover `length`, a multiple of the network's coarsest cell."""
     count = max(1, math.ceil((length - OVERLAP) / (TILE - OVERLAP)))
     if count == 1:
         return (Span(0, length, 0, length),)
     side = math.ceil((length + (count - 1) * OVERLAP) / count / COARSEST) * COARSEST
     starts = [round(number * (length - side) / (count - 1)) for number in range(count)]
-    # Two tiles meet in the middle of what both have.
-    edges = [0.0, *((start + before + side) / 2 for before, start in pairwise(starts)), length]
+    # The own parts of neighbours meet in the middle of their overlap.
+    edges = [0.0, *((start + previous + side) / 2 for previous, start in pairwise(starts)), length]
     return tuple(Span(start, start + side, *own) for start, own in zip(starts, pairwise(edges), strict=True))
 
 
 def prepare(image: Image.Image, scan: Scan, preprocess: Preprocess) -> list[list[Pixels]]:
-    """The tiles of each level as the detector takes them: uint8 [H, W, C], black to multiples of 32."""
+    """The tiles of each level as inputs of the detector: uint8 [H, W, C], padded with black to multiples of 32."""
     image = image if image.mode == preprocess.mode else image.convert(preprocess.mode)
     method = Image.Resampling[preprocess.interpolation.upper()]
     levels = []
@@ -158,23 +157,23 @@ def prepare(image: Image.Image, scan: Scan, preprocess: Preprocess) -> list[list
     return levels
 
 
-def merge(scan: Scan, found: Sequence[Sequence[Detections]]) -> list[Face]:
-    """The faces of a photo, surest first, from what `detector.decode` found in each tile of each level."""
-    parts = [
+def merge(scan: Scan, detections: Sequence[Sequence[Detections]]) -> list[Face]:
+    """The faces of a photo, the most confident first, from the detections in each tile of each level."""
+    in_photo = [
         _in_photo(scan, level, column, row, tile)
-        for level, tiles in zip(scan.levels, found, strict=True)
+        for level, tiles in zip(scan.levels, detections, strict=True)
         for (column, row), tile in zip(level.tiles, tiles, strict=True)
     ]
-    boxes, scores, landmarks = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    if len(parts) > 1:
-        kept = nms(boxes, scores, NMS_OVERLAP)[:MOST_FACES]
+    boxes, scores, landmarks = (torch.cat(tensors) for tensors in zip(*in_photo, strict=True))
+    if len(in_photo) > 1:
+        kept = nms(boxes, scores, NMS_OVERLAP)[:MAX_FACES]
         boxes, scores, landmarks = boxes[kept], scores[kept], landmarks[kept]
     return faces_within(Detections(boxes, scores, landmarks), (scan.width, scan.height))
 
 
-def _in_photo(scan: Scan, level: Level, column: Span, row: Span, found: Detections) -> Detections:
-    """The faces of a tile that are its own, in pixels of the photo."""
-    boxes, scores, landmarks = (tensor.cpu() for tensor in found)
+def _in_photo(scan: Scan, level: Level, column: Span, row: Span, detections: Detections) -> Detections:
+    """The faces in a tile's own part, in pixels of the photo."""
+    boxes, scores, landmarks = (tensor.cpu() for tensor in detections)
     shift = torch.tensor([float(column.start), float(row.start)])
     scale = torch.tensor([scan.width / level.width, scan.height / level.height])
     corners, points = boxes.reshape(-1, 2, 2) + shift, landmarks + shift
@@ -185,11 +184,11 @@ def _in_photo(scan: Scan, level: Level, column: Span, row: Span, found: Detectio
 
 
 def _own(corners: Tensor, column: Span, row: Span) -> Tensor:
-    """Which boxes [K, 2, 2], in pixels of the level, are a tile's own: bool [K]."""
+    """Which boxes [K, 2, 2], in pixels of the level, belong to a tile: bool [K]."""
     sides = corners[:, 1] - corners[:, 0]
     centres = corners.mean(dim=1)
     low = torch.tensor([column.own_start, row.own_start])
     high = torch.tensor([column.own_stop, row.own_stop])
-    # The last tile's part has no end: a face at the photo's edge may have its centre beyond it.
+    # At the photo's edges the part is unbounded, since a face's centre may lie beyond the edge.
     inside = ((centres >= low) | (low == 0)) & ((centres < high) | (high == torch.tensor([column.stop, row.stop])))
     return inside.all(dim=1) & (sides.amax(dim=1) <= OVERLAP)

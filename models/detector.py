@@ -1,23 +1,23 @@
 """CenterFace: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point", arXiv 1911.03599, 2019.
 
 Input [N, 3, H, W], RGB on the scale 0..255, H and W multiples of 32; output [N, 15, H/4, W/4]. A face is the point at
-its centre: one cell of a heatmap, where other maps say its size and its landmarks. MobileNetV2 (Sandler et al., CVPR
-2018) looks at the picture, a top-down pyramid of 24 channels brings what it saw back to a quarter of the resolution.
+its centre: a cell of a heatmap, at which other maps give its size and landmarks. The backbone is MobileNetV2 (Sandler
+et al., CVPR 2018); a top-down pyramid of 24 channels upsamples its features to a quarter of the resolution.
 
 The 15 channels, for the cell at row i and column j:
-    0       the chance that a face's centre lies in the cell, 0..1
+    0       the probability that a face's centre lies in the cell, 0..1
     1, 2    log of the face's height and width in cells
-    3, 4    how far the centre is from (i + 0.5, j + 0.5), down and right, in cells
+    3, 4    the centre's offset from (i + 0.5, j + 0.5), down and right, in cells
     5..14   y, x of the five landmarks, as shares of the box, from its top left corner
 
 Deviations, all as in the published weights: ReLU in place of MobileNetV2's ReLU6; convolutions have biases and no
-normalisation, which was folded into them, except behind the three transposed convolutions. `decode` keeps the maxima
-of 3x3 cells (the authors' code: all cells above a threshold) and then suppresses boxes that overlap. A landmark's place
-is reckoned from the box as predicted; the authors' code takes the box after it was cut off at the picture's edge, which
-shifts the landmarks of faces that reach beyond it.
+normalisation, which is folded into them, except after the three transposed convolutions. `decode` keeps the maxima of
+3x3 cells (the authors' code: all cells above a threshold) and then suppresses boxes that overlap. Landmarks are
+relative to the predicted box; the authors' code uses the box after clipping it to the image, which shifts the landmarks
+of faces that reach beyond the edge.
 
-Pictures are never enlarged: faces 10 to 12 pixels wide are found as they are, and enlarging twofold finds those of 6 to
-8, of which nobody could be recognised.
+Images are never enlarged: faces 10 to 12 pixels wide are detected without, and enlarging twofold only adds faces of 6
+to 8 pixels, which are too small for recognition.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ STAGES = (
     (6, 320, 1, 1),
 )
 STEM_CHANNELS = 32
-# The stages whose outputs the pyramid takes: at 1/4, 1/8, 1/16 and 1/32 of the picture.
+# The stages whose outputs are the pyramid's inputs: at 1/4, 1/8, 1/16 and 1/32 of the image.
 TAPS = (1, 2, 4, 6)
-STRIDE = 4  # pixels a cell
-COARSEST = 32  # pixels a cell of the last stage
+STRIDE = 4  # pixels per cell
+COARSEST = 32  # pixels per cell of the last stage
 LANDMARKS = 5
 CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
-NMS_OVERLAP = 0.3  # of two boxes, as a share of their union; beyond it the surer one stays
+NMS_OVERLAP = 0.3  # of two boxes, as a share of their union, above which the less confident is removed
 
-# How fast the prominence of a face falls with its distance from the middle of the photo, in half diagonals; chosen by
+# The distance from the photo's centre, in half diagonals, at which a face's prominence falls by the factor e; chosen by
 # benchmarks/prominence.py, see docs/faces.md.
 PROMINENCE_SPREAD = 0.3
 
@@ -68,7 +68,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class CenterFaceConfig:
-    """`neck` is the pyramid's width; `image_size` is the side of the pictures that the weights were trained on."""
+    """`neck` is the pyramid's width; `image_size` is the side of the images that the weights were trained on."""
 
     in_channels: int = 3
     image_size: int = 800
@@ -77,12 +77,12 @@ class CenterFaceConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture."""
+        """Side in pixels of the smallest image."""
         return COARSEST
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1; a skip where shapes agree: [N, in, H, W] -> [N, out, H/s, W/s]."""
+    """Expand 1x1, depthwise 3x3, project 1x1; a skip if shapes agree: [N, in, H, W] -> [N, out, H/s, W/s]."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int):
         super().__init__()
@@ -103,7 +103,7 @@ class InvertedResidual(nn.Module):
 
 
 class TopDown(nn.Module):
-    """A coarse map at twice its resolution, plus the backbone's finer one at the pyramid's width."""
+    """A coarse map upsampled twofold, plus the backbone's finer map at the pyramid's width."""
 
     def __init__(self, inputs: int, config: CenterFaceConfig):
         super().__init__()
@@ -118,12 +118,12 @@ class TopDown(nn.Module):
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """[N, neck, H, W] and [N, inputs, 2H, 2W] -> [N, neck, 2H, 2W]."""
         larger: Tensor = self.enlarge(coarse)
-        beside: Tensor = self.lateral(fine)
-        return larger + beside
+        lateral: Tensor = self.lateral(fine)
+        return larger + lateral
 
 
 class Pyramid(nn.Module):
-    """Backbone and neck: [N, in_channels, H, W] -> [N, neck, H/4, W/4]. Layers stand in the order of computation."""
+    """Backbone and neck: [N, in_channels, H, W] -> [N, neck, H/4, W/4]. Layers are in the order of computation."""
 
     def __init__(self, config: CenterFaceConfig):
         super().__init__()
@@ -146,20 +146,20 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         x = self.stem(images)  # [N, 32, H/2, W/2]
-        taken = []
+        taps = []
         for number, stage in enumerate(self.stages):
             x = stage(x)
             if number in TAPS:
-                taken.append(x)  # [N, 24, H/4, W/4], [N, 32, H/8, W/8], [N, 96, H/16, W/16], [N, 320, H/32, W/32]
-        x = self.top(taken.pop())  # [N, neck, H/32, W/32]
+                taps.append(x)  # [N, 24, H/4, W/4], [N, 32, H/8, W/8], [N, 96, H/16, W/16], [N, 320, H/32, W/32]
+        x = self.top(taps.pop())  # [N, neck, H/32, W/32]
         for step in self.down:
-            x = step(x, taken.pop())  # [N, neck, H/16, W/16], then H/8, H/4
+            x = step(x, taps.pop())  # [N, neck, H/16, W/16], then H/8, H/4
         finest: Tensor = self.last(x)
         return finest
 
 
-class Points(nn.Module):
-    """The four predictions of each cell, side by side: [N, neck, h, w] -> [N, 15, h, w]."""
+class PointHead(nn.Module):
+    """The four predictions of each cell, concatenated: [N, neck, h, w] -> [N, 15, h, w]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -180,10 +180,10 @@ class CenterFace(nn.Module):
         super().__init__()
         self.config = config
         self.features = Pyramid(config)
-        self.head = Points(config.neck)
+        self.head = PointHead(config.neck)
 
     def forward(self, images: Tensor) -> Tensor:
-        """One tensor, so that it runs wherever a classifier runs. `Maps.of` takes it apart."""
+        """One tensor, so that it runs on the runtimes of classifiers. `CenterFaceMaps.of` splits it."""
         check_images(images, self.config.in_channels, COARSEST)
         height, width = images.shape[2:]
         if height % COARSEST or width % COARSEST:
@@ -192,8 +192,8 @@ class CenterFace(nn.Module):
         return points
 
 
-class Maps(NamedTuple):
-    """The network's output by meaning: [N, 1, h, w], [N, 2, h, w], [N, 2, h, w], [N, 10, h, w]."""
+class CenterFaceMaps(NamedTuple):
+    """The network's output split by meaning: [N, 1, h, w], [N, 2, h, w], [N, 2, h, w], [N, 10, h, w]."""
 
     heatmap: Tensor
     scale: Tensor
@@ -201,11 +201,11 @@ class Maps(NamedTuple):
     landmarks: Tensor
 
     @classmethod
-    def of(cls, outputs: Tensor) -> Maps:
+    def of(cls, outputs: Tensor) -> CenterFaceMaps:
         """Views of the network's output.
 
         Raises:
-            ValueError: not [N, 15, h, w].
+            ValueError: if outputs are not [N, 15, h, w].
         """
         if outputs.ndim != 4 or outputs.shape[1] != CHANNELS:
             raise ValueError(f"expected maps of shape [N, {CHANNELS}, h, w], got {list(outputs.shape)}")
@@ -213,26 +213,26 @@ class Maps(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The K faces of one picture in the network's pixels, surest first."""
+    """The K faces of an image in the network's pixels, the most confident first."""
 
     boxes: Tensor  # [K, 4]: left, top, right, bottom
     scores: Tensor  # [K], 0..1
     landmarks: Tensor  # [K, 5, 2]: x, y
 
 
-def decode(outputs: Tensor, threshold: float, overlap: float = NMS_OVERLAP, most: int = 1000) -> list[Detections]:
-    """The network's output [N, 15, h, w] -> the faces of each of the N pictures.
+def decode(outputs: Tensor, threshold: float, overlap: float = NMS_OVERLAP, limit: int = 1000) -> list[Detections]:
+    """The network's output [N, 15, h, w] -> the faces of each of the N images.
 
     A face is a cell above `threshold` that none of its eight neighbours exceeds. Of two boxes whose intersection is
-    more than `overlap` of their union, the surer stays; at most `most` faces of a picture are kept.
+    more than `overlap` of their union, the less confident is removed; at most `limit` faces of an image are kept.
     """
-    heatmap = Maps.of(outputs).heatmap[:, 0]
+    heatmap = CenterFaceMaps.of(outputs).heatmap[:, 0]
     peaks = (heatmap > threshold) & (heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1))
-    return [_at(maps, where, overlap, most) for maps, where in zip(outputs, peaks, strict=True)]
+    return [_detections(maps, mask, overlap, limit) for maps, mask in zip(outputs, peaks, strict=True)]
 
 
-def _at(maps: Tensor, peaks: Tensor, overlap: float, most: int) -> Detections:
-    """The faces of one picture: its maps [15, h, w] read where `peaks` [h, w] is true."""
+def _detections(maps: Tensor, peaks: Tensor, overlap: float, limit: int) -> Detections:
+    """The faces of an image: its maps [15, h, w] at the cells where `peaks` [h, w] is true."""
     rows, columns = peaks.nonzero(as_tuple=True)
     values = maps[:, rows, columns].T  # [K, 15]
     scores = values[:, 0]
@@ -242,16 +242,16 @@ def _at(maps: Tensor, peaks: Tensor, overlap: float, most: int) -> Detections:
     boxes = torch.cat([corners, corners + sizes], dim=1)
     shares = values[:, 5:].reshape(-1, LANDMARKS, 2).flip(-1)  # [K, 5, 2]: x, y
     landmarks = corners[:, None] + shares * sizes[:, None]
-    kept = nms(boxes, scores, overlap)[:most]
+    kept = nms(boxes, scores, overlap)[:limit]
     return Detections(boxes[kept], scores[kept], landmarks[kept])
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face, in pixels of the picture it was found in, measured from the picture's top left corner.
+    """A face, in pixels of its image from the top left corner.
 
-    `box` is (left, top, right, bottom), inside the picture; `score` is 0..1; `landmarks` are left eye, right eye, nose
-    tip, left and right mouth corner as seen in the picture, (x, y) each. A landmark may lie outside the picture.
+    `box` is (left, top, right, bottom), inside the image; `score` is 0..1; `landmarks` are left eye, right eye, nose
+    tip, left and right mouth corner as seen in the image, (x, y) each. A landmark may lie outside the image.
     """
 
     box: Box
@@ -260,13 +260,13 @@ class Face:
 
     @property
     def area(self) -> float:
-        """The box's, in square pixels."""
+        """Area of the box in square pixels."""
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
 
 
 def prominence(face: Face, size: tuple[int, int], spread: float = PROMINENCE_SPREAD) -> float:
-    """How likely a face is the one that a photo of `size` (width, height) is of; of several the highest is meant.
+    """How likely a face is the main subject of a photo of `size` (width, height); the highest of a photo is selected.
 
     The box's area in square pixels, weighted by exp(-(d / spread)^2), where d is the distance of the box's centre from
     the photo's centre, in half diagonals of the photo: 0 in the middle, 1 in a corner.
@@ -278,66 +278,66 @@ def prominence(face: Face, size: tuple[int, int], spread: float = PROMINENCE_SPR
 
 
 class Detector(Protocol):
-    """Whatever finds faces."""
+    """A function that detects faces."""
 
-    def __call__(self, picture: Image.Image | Pixels) -> list[Face]:
-        """The faces of a picture (PIL of any mode, or uint8 [H, W, 3]) of any size, surest first; often none."""
+    def __call__(self, image: Image.Image | Pixels, /) -> list[Face]:
+        """The faces of an image (PIL of any mode, or uint8 [H, W, 3]), the most confident first; often none."""
         ...
 
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """The picture as the network reads it: float32 [3, H, W], black at the right and bottom to multiples of 32."""
+    """The network's input: float32 [3, H, W], padded with black at the right and bottom to multiples of 32."""
     return preprocess.normalise(torch.from_numpy(padded(preprocess.pixels(image))))
 
 
 def padded(pixels: Pixels) -> Pixels:
-    """[H, W, C] -> the same, black at the right and bottom to multiples of 32."""
+    """[H, W, C] padded with black at the right and bottom to multiples of 32."""
     down, right = (-side % COARSEST for side in pixels.shape[:2])
     return np.pad(pixels, ((0, down), (0, right), (0, 0)))
 
 
-def restore(found: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
-    """What `decode` found in the prepared picture, in pixels of the original of `size` (width, height)."""
+def restore(detections: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
+    """The faces of `decode` for a prepared image, in pixels of the original of `size` (width, height)."""
     width, height = size
-    seen_width, seen_height = preprocess.fitted(width, height)
-    scale = torch.tensor([width / seen_width, height / seen_height])
-    boxes = (found.boxes.cpu().reshape(-1, 2, 2) * scale).reshape(-1, 4)
-    return faces_within(Detections(boxes, found.scores, found.landmarks.cpu() * scale), size)
+    input_width, input_height = preprocess.fitted_size(width, height)
+    scale = torch.tensor([width / input_width, height / input_height])
+    boxes = (detections.boxes.cpu().reshape(-1, 2, 2) * scale).reshape(-1, 4)
+    return faces_within(Detections(boxes, detections.scores, detections.landmarks.cpu() * scale), size)
 
 
-def faces_within(found: Detections, size: tuple[int, int]) -> list[Face]:
-    """Detections in pixels of a photo of `size` (width, height) as faces, their boxes cut off at its edges."""
-    corners = found.boxes.reshape(-1, 2, 2).clamp(min=torch.zeros(2), max=torch.tensor(size))
+def faces_within(detections: Detections, size: tuple[int, int]) -> list[Face]:
+    """Detections in pixels of a photo of `size` (width, height) as faces, with boxes clipped to the photo."""
+    corners = detections.boxes.reshape(-1, 2, 2).clamp(min=torch.zeros(2), max=torch.tensor(size))
     faces = []
     for ((left, top), (right, bottom)), score, landmarks in zip(
-        corners.tolist(), found.scores.tolist(), found.landmarks.tolist(), strict=True
+        corners.tolist(), detections.scores.tolist(), detections.landmarks.tolist(), strict=True
     ):
-        # What was found in the padding alone has nothing left.
+        # A box entirely in the padding is empty.
         if left < right and top < bottom:
             faces.append(Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks)))
     return faces
 
 
 class CenterFaceDetector:
-    """CenterFace from picture to faces: `prepare`, the network, `decode`, `restore`.
+    """Detects faces with CenterFace: `prepare`, the network, `decode`, `restore`.
 
-    `run` is the network, bare or as a runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its
-    card. Faces less sure than `threshold` are not told of.
+    `run` is the network or its runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its card.
+    Faces with a score up to `threshold` are left out.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
         if preprocess.fit != "within":
-            raise ValueError("a detector looks at whole pictures: its preprocessing must fit them within its size")
+            raise ValueError("a detector needs uncropped images: its preprocessing must have fit='within'")
         self._run = run
         self._preprocess = preprocess
         self._threshold = threshold
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image | Pixels) -> list[Face]:
+    def __call__(self, image: Image.Image | Pixels) -> list[Face]:
         """See `Detector`."""
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        (found,) = decode(self._run(prepare(image, self._preprocess)[None]), self._threshold)
-        return restore(found, image.size, self._preprocess)
+        pil_image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        (detections,) = decode(self._run(prepare(pil_image, self._preprocess)[None]), self._threshold)
+        return restore(detections, pil_image.size, self._preprocess)
 
 
 VARIANTS = {"centerface": CenterFaceConfig()}

@@ -1,13 +1,13 @@
 """EfficientNet: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
-Input [N, in_channels, >=32, >=32], output [N, num_classes]. The base network (B0) was found by a search for accuracy
-and cost together; B1 to B7 scale its depth, width and resolution at once (`compound_scale`).
+Input [N, in_channels, >=32, >=32], output [N, num_classes]. The base network (B0) was found by an architecture search
+for accuracy and cost; B1 to B7 scale its depth, width and resolution at once (`compound_scale`).
 
 Lite0 to Lite4 (Google, 2020) leave out squeeze-and-excitation, use ReLU6, and do not scale the stem, the head and the
 number of blocks in the first and last stage, so that they quantise well.
 
-Deviations: B0-B4 normalise with epsilon 1e-5 and B0-B7 pad symmetrically, as torchvision's released weights expect;
-Lite keeps TensorFlow's SAME padding, which its released weights expect. Small pictures (CIFAR) use `stem_stride=1` and
+Deviations: B0-B4 normalise with epsilon 1e-5 and B0-B7 pad symmetrically, as torchvision's weights require;
+Lite keeps TensorFlow's SAME padding, as its released weights require. Small images (CIFAR) use `stem_stride=1` and
 fewer stride-2 stages in `strides`.
 """
 
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.blocks import ConvNormAct, SameConv2d, check_images, round_channels
+from models.blocks import ConvNormAct, FeaturesAndHead, SameConv2d, round_channels
 
-# Table 1 of the paper: expansion, kernel, channels, blocks. The strides stand in the config.
+# Table 1 of the paper: expansion, kernel, channels, blocks. The strides are settings.
 STAGES = (
     (1, 3, 16, 1),
     (6, 3, 24, 2),
@@ -53,7 +53,7 @@ def compound_scale(
 
 @dataclass(frozen=True)
 class EfficientNetConfig:
-    """The defaults are B0. `width` and `depth` multiply channels and blocks; `image_size` is what it was made for."""
+    """The defaults are B0. `width` and `depth` multiply channels and blocks; `image_size` is the designed size."""
 
     num_classes: int = 1000
     in_channels: int = 3
@@ -73,7 +73,7 @@ class EfficientNetConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that every stage can still halve."""
+        """Side in pixels of the smallest image that every stage can halve."""
         return self.stem_stride * math.prod(self.strides)
 
 
@@ -86,14 +86,14 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each channel times its gate in 0..1."""
+        """Each channel multiplied by its gate in 0..1."""
         gates = x.mean(dim=(2, 3), keepdim=True)  # [N, C, 1, 1]
         gates = self.expand(F.silu(self.reduce(gates)))
         return x * torch.sigmoid(gates)
 
 
 class MBConv(nn.Module):
-    """Inverted residual: expand 1x1, depthwise kxk, squeeze-and-excite, project 1x1; a skip where shapes agree."""
+    """Inverted residual: expand 1x1, depthwise kxk, squeeze-and-excite, project 1x1; a skip if shapes agree."""
 
     def __init__(
         self, config: EfficientNetConfig, shape: tuple[int, int], expansion: int, kernel: int, stride: int, drop: float
@@ -134,7 +134,7 @@ def _conv_norm_act(config: EfficientNetConfig) -> partial[ConvNormAct]:
 
 
 def _stages(config: EfficientNetConfig) -> list[nn.Module]:
-    """The seven stages as one list of blocks; the chance to skip a block grows linearly with its depth."""
+    """The seven stages as one list of blocks; the probability of dropping a block grows linearly with its depth."""
     width = config.width
     inputs = round_channels(STEM_CHANNELS * width) if config.scale_ends else STEM_CHANNELS
     rows: list[tuple[tuple[int, int], int, int, int]] = []
@@ -151,7 +151,7 @@ def _stages(config: EfficientNetConfig) -> list[nn.Module]:
     return [MBConv(config, *row, drop=config.drop_connect * i / len(rows)) for i, row in enumerate(rows)]
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`, best at `config.image_size`."""
 
     def __init__(self, config: EfficientNetConfig):
@@ -174,15 +174,9 @@ class EfficientNet(nn.Module):
         self.head = nn.Sequential(nn.Dropout(config.dropout, inplace=True), nn.Linear(top, config.num_classes))
         self.apply(_initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 def _initialise(module: nn.Module) -> None:
-    """The reference code's: convolutions N(0, 2 / fan-out), the classifier U(+-1/sqrt(classes))."""
+    """Initialise as the reference code: convolutions N(0, 2 / fan-out), the classifier U(+-1/sqrt(classes))."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

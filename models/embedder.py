@@ -1,20 +1,20 @@
-"""Embedders: a picture, or anything else, to a point on the unit sphere, where near means alike.
+"""Embedders: networks that map an image, or another input, to a point on the unit sphere; similar inputs lie close.
 
 FaceResNet, a compact backbone for aligned faces on a CPU. The blocks are those of He, Zhang, Ren, Sun, "Deep Residual
-Learning for Image Recognition", CVPR 2016; that a weight for each place of the last map replaces average pooling is
-the global depthwise convolution of Chen, Liu, Gao, Han, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face
-Verification on Mobile Devices", CCBR 2018: in an aligned crop a place is a part of the face.
-    Input [N, in_channels, S, S] with S = `image_size`, made for 112; output [N, num_classes].
-    Deviations: plain 3x3 convolutions where MobileFaceNets has depthwise ones, which train slowly on CPUs; ReLU where
-    it has PReLU; a stem of stride 2 and no pooling, the ResNet's being made for pictures twice as wide.
+Learning for Image Recognition", CVPR 2016. The global depthwise convolution of Chen, Liu, Gao, Han, "MobileFaceNets:
+Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices", CCBR 2018, replaces average pooling: each
+position of the last map has a weight, since in an aligned crop it is a part of the face.
+    Input [N, in_channels, S, S] with S = `image_size`, designed for 112; output [N, num_classes].
+    Deviations: full 3x3 convolutions where MobileFaceNets has depthwise ones, which train slowly on CPUs; ReLU where it
+    has PReLU; a stem of stride 2 and no pooling, since the ResNet's stem is for images twice as wide.
 
-Embedder: the features of a network of the registry, and a head of one linear layer and a batch norm, as option E of
+Embedder: the features of a network of the registry, and a head of a linear layer and a batch norm, as option E of
 Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019, then division by the length.
     Input [N, in_channels, S, S], output [N, dimensions], each row of length 1.
 
 SiameseNetwork (Bromley et al., "Signature Verification using a 'Siamese' Time Delay Neural Network", NIPS 1993) and
-TripletNetwork (Hoffer, Ailon, "Deep Metric Learning Using Triplet Network", SIMBAD 2015) hold one module and show it
-two or three inputs. They do not know what the inputs are.
+TripletNetwork (Hoffer, Ailon, "Deep Metric Learning Using Triplet Network", SIMBAD 2015) apply one module to two
+or three inputs of any kind.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, check_images
-from models.resnet import RELU, ResidualBlock, ResNetConfig
+from models.blocks import ConvNormAct, FeaturesAndHead, FixedSizeConfig
+from models.resnet import RELU, ResNetConfig, initialise, residual_stages
 
 
 @dataclass(frozen=True)
-class FaceResNetConfig:
-    """The defaults have 3.1 M parameters and 427 M multiplications with their additions at 112x112, 139 M at 64x64.
+class FaceResNetConfig(FixedSizeConfig):
+    """The defaults have 3.1 M parameters and 427 M multiply-accumulates at 112x112, 139 M at 64x64.
 
     `depths` counts the blocks of each stage, `widths` their channels.
     """
@@ -46,14 +46,9 @@ class FaceResNetConfig:
     widths: tuple[int, ...] = (32, 64, 128, 256)
     dropout: float = 0.0
 
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the pictures it reads."""
-        return self.image_size
-
 
 class GlobalDepthwise(nn.Module):
-    """A depthwise convolution as large as the map; it starts as average pooling."""
+    """A depthwise convolution as large as the map, initialised as average pooling."""
 
     def __init__(self, channels: int, side: int, *, bias: bool = False):
         super().__init__()
@@ -62,12 +57,12 @@ class GlobalDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, side, side] -> [N, channels]."""
-        # The same numbers as F.conv2d with groups=channels, which is slow on CPUs for a kernel this large.
+        # Equal to F.conv2d with groups=channels, which is slow on CPUs for a kernel of this size.
         pooled = (x * self.weight).sum(dim=(2, 3))
         return pooled if self.bias is None else pooled + self.bias
 
 
-class FaceResNet(nn.Module):
+class FaceResNet(FeaturesAndHead):
     """[N, in_channels, S, S] -> logits [N, num_classes], S = `config.image_size`."""
 
     def __init__(self, config: FaceResNetConfig):
@@ -80,45 +75,19 @@ class FaceResNet(nn.Module):
         width = config.widths[-1]
         self.features = nn.Sequential(
             ConvNormAct(config.in_channels, config.widths[0], 3, stride=2, activation=RELU),  # [N, 32, 56, 56]
-            *_face_stages(config),  # [N, 256, 7, 7]
+            *residual_stages(ResNetConfig(block="basic"), config.depths, config.widths),  # [N, 256, 7, 7]
             GlobalDepthwise(width, side),  # [N, 256]
             nn.BatchNorm1d(width),
         )
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.num_classes))
-        self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-
-def _face_stages(config: FaceResNetConfig) -> list[nn.Module]:
-    """Every stage but the first begins with a block of stride 2."""
-    form = ResNetConfig(block="basic")
-    stages: list[nn.Module] = []
-    channels = config.widths[0]
-    for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
-        blocks = []
-        for block in range(depth):
-            blocks.append(ResidualBlock(form, channels, width, stride=2 if number and not block else 1))
-            channels = width
-        stages.append(nn.Sequential(*blocks))
-    return stages
-
-
-def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out), as in `models.resnet`."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.apply(initialise)
 
 
 @dataclass(frozen=True)
-class EmbedderConfig:
-    """`backbone` is a name of the registry, `backbone_config` changes to its config.
+class EmbedderConfig(FixedSizeConfig):
+    """`backbone` is a name of the registry, `backbone_config` overrides settings of its config.
 
-    Channels and size are the embedder's own and are handed on, so they cannot stand in `backbone_config`.
+    Channels and size are passed on from the embedder, so `backbone_config` cannot have them.
     """
 
     backbone: str = "face-resnet"
@@ -128,24 +97,19 @@ class EmbedderConfig:
     image_size: int = 112
     dropout: float = 0.0
 
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the pictures it reads."""
-        return self.image_size
-
 
 class UnitSphere(nn.Module):
-    """x / |x| for each row, in float32 or better; a row of zeros stays as it is."""
+    """x / |x| for each row, in float32 or better; a row of zeros is unchanged."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1, eps=1e-6)
 
 
-class Embedder(nn.Module):
+class Embedder(FeaturesAndHead):
     """[N, in_channels, S, S] -> [N, dimensions] on the unit sphere, S = `config.image_size`.
 
-    Of `backbone`, any network with `features`, nothing else is kept: the classes' head would be dead weight.
+    Of `backbone`, a network with `features`, only the features are kept.
     """
 
     def __init__(self, config: EmbedderConfig, backbone: nn.Module):
@@ -160,54 +124,44 @@ class Embedder(nn.Module):
             UnitSphere(),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, dimensions], each of length 1."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        embeddings: Tensor = self.head(self.features(images))
-        return embeddings
-
 
 @torch.no_grad()
 def _feature_count(features: nn.Module, shape: tuple[int, int, int]) -> int:
-    """D of `features`: [N, *shape] -> [N, D], without computing anything."""
-    ghost = copy.deepcopy(features).to("meta").eval()
-    answer: Tensor = ghost(torch.empty(1, *shape, device="meta"))
-    return answer.shape[1]
+    """D of `features`: [N, *shape] -> [N, D], found on the meta device."""
+    shapes_only = copy.deepcopy(features).to("meta").eval()
+    output: Tensor = shapes_only(torch.empty(1, *shape, device="meta"))
+    return output.shape[1]
 
 
-class SiameseNetwork(nn.Module):
-    """One network, two inputs. Its state is that of `network`, whose weights get the sum of both inputs' gradients.
-
-    With `together` the inputs go through as one batch, so that a batch norm sees all of them; without it one after the
-    other, which inputs of different shapes need. What is saved and served is `network`.
-    """
-
-    def __init__(self, network: nn.Module, *, together: bool = True):
+class _SharedNetwork(nn.Module):
+    def __init__(self, network: nn.Module, *, single_batch: bool = True):
         super().__init__()
         self.network = network
-        self.together = together
+        self.single_batch = single_batch
+
+    def _embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if not self.single_batch:
+            return tuple(self.network(batch) for batch in inputs)
+        return torch.split(self.network(torch.cat(inputs)), [len(batch) for batch in inputs])
+
+
+class SiameseNetwork(_SharedNetwork):
+    """Applies one network to two inputs; its weights get the sum of both inputs' gradients.
+
+    With `single_batch` both inputs are one batch, over which a batch norm takes its statistics; without it they run one
+    after the other, as inputs of different shapes must. `network` is what is saved and served.
+    """
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [N, ...] and [M, ...], as the network takes them -> embeddings [N, D] and [M, D]."""
-        one, two = _embed(self.network, (first, second), together=self.together)
-        return one, two
+        x, y = self._embed(first, second)
+        return x, y
 
 
-class TripletNetwork(nn.Module):
-    """One network, three inputs: anchor, positive, negative. All else is as in `SiameseNetwork`."""
-
-    def __init__(self, network: nn.Module, *, together: bool = True):
-        super().__init__()
-        self.network = network
-        self.together = together
+class TripletNetwork(_SharedNetwork):
+    """`SiameseNetwork` with three inputs: anchor, positive, negative."""
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [N, ...], as the network takes them -> embeddings [N, D] of each."""
-        one, two, three = _embed(self.network, (anchor, positive, negative), together=self.together)
-        return one, two, three
-
-
-def _embed(network: nn.Module, inputs: tuple[Tensor, ...], *, together: bool) -> tuple[Tensor, ...]:
-    if not together:
-        return tuple(network(part) for part in inputs)
-    return torch.split(network(torch.cat(inputs)), [len(part) for part in inputs])
+        x, y, z = self._embed(anchor, positive, negative)
+        return x, y, z

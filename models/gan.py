@@ -1,16 +1,16 @@
 """Generative adversarial networks: DCGAN's generator and discriminator, conditional ones, and WGAN's critic.
 
 Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks",
-ICLR 2016. Labels: in the generator conditional batch normalisation (de Vries et al., "Modulating early visual
-processing by language", NIPS 2017), in the discriminator a projection (Miyato, Koyama, "cGANs with Projection
-Discriminator", ICLR 2018). A critic is a discriminator without batch normalisation, as its gradient with respect to
-each picture counts (Gulrajani et al., "Improved Training of Wasserstein GANs", NIPS 2017). Spectral normalisation as
-Miyato et al., ICLR 2018.
-    Generator: latents [N, latent] with labels [N, num_classes] -> pictures [N, in_channels, S, S] in -1..1.
-    Discriminator: such pictures with labels -> scores [N], the higher the more real; logits, no probabilities.
-    Deviations: kernels of 4x4, which a stride of 2 divides, where the paper's 5x5 weave checkerboards; S is any
-    multiple of 2^len(widths), where the paper has 64; labels stand beside the latent, too; the projected features are
-    the whole last map, where Miyato and Koyama sum over its places.
+ICLR 2016. Labels: conditional batch normalisation in the generator (de Vries et al., "Modulating early visual
+processing by language", NIPS 2017), a projection in the discriminator (Miyato, Koyama, "cGANs with Projection
+Discriminator", ICLR 2018). A critic is a discriminator without batch normalisation, because its loss uses the gradient
+with respect to each image (Gulrajani et al., "Improved Training of Wasserstein GANs", NIPS 2017). Spectral
+normalisation: Miyato et al., ICLR 2018.
+    Generator: latents [N, latent] with labels [N, num_classes] -> images [N, in_channels, S, S] in -1..1.
+    Discriminator: such images with labels -> scores [N], higher for real images; logits, not probabilities.
+    Deviations: kernels of 4x4, which is a multiple of the stride, where the paper's 5x5 cause checkerboard patterns; S
+    is any multiple of 2^len(widths), where the paper has 64; labels are also concatenated to the latent; the projected
+    features are the entire last map, where Miyato and Koyama sum over its positions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Norm = Literal["none", "batch", "layer"]
 _SLOPE = 0.2  # of the leaky ReLU, below zero
 
 
-def _smallest(image_size: int, steps: int) -> int:
-    """The side of a map that `steps` doublings make a picture of.
+def _base_side(image_size: int, steps: int) -> int:
+    """The side of the map from which `steps` doublings lead to `image_size`.
 
     Raises:
-        ValueError: it is no whole number of pixels, or there are no doublings.
+        ValueError: if it is not a whole number of pixels, or there are no doublings.
     """
     side, rest = divmod(image_size, 1 << steps)
     if rest or not side or not steps:
@@ -45,7 +45,7 @@ def _smallest(image_size: int, steps: int) -> int:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """`widths` are the channels from the smallest map on; each doubling leads to the next, the last to the picture."""
+    """`widths` are the channels from the smallest map on; each doubling leads to the next, the last to the image."""
 
     in_channels: int = 1
     image_size: int = 28
@@ -55,15 +55,15 @@ class GeneratorConfig:
 
     @property
     def side(self) -> int:
-        """Of the smallest map; ValueError where doublings do not lead to `image_size`."""
-        return _smallest(self.image_size, len(self.widths))
+        """Side of the smallest map; ValueError if doublings do not lead to `image_size`."""
+        return _base_side(self.image_size, len(self.widths))
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     """`widths` are the channels after each halving; `norm` follows all convolutions but the first.
 
-    With `spectral` every layer's largest singular value is held at 1.
+    With `spectral` the largest singular value of every layer is normalised to 1.
     """
 
     in_channels: int = 1
@@ -75,8 +75,8 @@ class DiscriminatorConfig:
 
     @property
     def side(self) -> int:
-        """Of the smallest map; ValueError where `image_size` cannot be halved so often."""
-        return _smallest(self.image_size, len(self.widths))
+        """Side of the smallest map; ValueError if `image_size` cannot be halved that often."""
+        return _base_side(self.image_size, len(self.widths))
 
 
 class LabelledNorm(nn.Module):
@@ -91,7 +91,7 @@ class LabelledNorm(nn.Module):
         self.by_label = nn.Linear(num_classes, 2 * channels, bias=False) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Each channel to mean 0 and variance 1 over the batch, then as its class has it."""
+        """`x` normalised per channel over the batch, then scaled and shifted by its class."""
         normal: Tensor = self.norm(x)
         if self.by_label is None:
             return normal
@@ -101,7 +101,7 @@ class LabelledNorm(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents [N, latent] with labels [N, num_classes], one-hot -> pictures [N, in_channels, S, S] in -1..1."""
+    """Latents [N, latent] with labels [N, num_classes], one-hot -> images [N, in_channels, S, S] in -1..1."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -117,15 +117,15 @@ class Generator(nn.Module):
         self.apply(_initialise)
 
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Pictures [N, in_channels, S, S] in -1..1."""
+        """Images [N, in_channels, S, S] in -1..1."""
         check_latents(latents, labels, self.config)
         labels = labels.to(latents.dtype)
         x = self.seed(torch.cat([latents, labels], dim=1))
         x = self.norms[0](x, labels).relu()
         for doubling, norm in zip(self.doublings, self.norms[1:], strict=True):
             x = norm(doubling(x), labels).relu()  # [N, widths[i], 2^i side, 2^i side]
-        pictures: Tensor = self.pixels(x).tanh()
-        return pictures
+        images: Tensor = self.pixels(x).tanh()
+        return images
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """The same as `decode`."""
@@ -133,7 +133,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures [N, in_channels, S, S] with labels [N, num_classes] -> scores [N]; a critic unless `norm` is batch."""
+    """Images [N, in_channels, S, S] with labels [N, num_classes] -> scores [N]; a critic unless `norm` is batch."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -150,26 +150,26 @@ class Discriminator(nn.Module):
         self.by_label = nn.Linear(config.num_classes, width, bias=False) if config.num_classes else None
         self.apply(_initialise)
         if config.spectral:
-            for part in list(self.modules()):
-                if isinstance(part, nn.Conv2d | nn.Linear):
-                    spectral_norm(part)
+            for layer in list(self.modules()):
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    spectral_norm(layer)
 
-    def score(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """[N]: how real each picture looks as one of its class."""
-        check_images(pictures, self.config.in_channels, self.config.image_size, exact=True)
-        if tuple(labels.shape) != (len(pictures), self.config.num_classes):
-            expected = [len(pictures), self.config.num_classes]
+    def score(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Scores [N]: how real each image looks as a member of its class."""
+        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
+        if tuple(labels.shape) != (len(images), self.config.num_classes):
+            expected = [len(images), self.config.num_classes]
             raise ValueError(f"expected labels of shape {expected}, got {list(labels.shape)}")
-        features: Tensor = self.features(pictures)
+        features: Tensor = self.features(images)
         scores: Tensor = self.head(features)[:, 0]
         if self.by_label is None:
             return scores
         directions: Tensor = self.by_label(labels.to(features.dtype))
         return scores + (directions * features).sum(dim=1)
 
-    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """The same as `score`, which is never wrapped for mixed precision: a gradient penalty wants float32."""
-        return self.score(pictures, labels)
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The same as `score`. Only `forward` is wrapped for mixed precision: a gradient penalty needs float32."""
+        return self.score(images, labels)
 
 
 def _doubling(before: int, after: int) -> nn.Module:
@@ -183,7 +183,7 @@ def _norm(kind: Norm, channels: int) -> list[nn.Module]:
 
 
 def _initialise(module: nn.Module) -> None:
-    """The paper's: weights N(0, 0.02), gains N(1, 0.02), biases 0."""
+    """Initialise as the paper: weights N(0, 0.02), gains N(1, 0.02), biases 0."""
     if isinstance(module, LabelledNorm) and module.by_label is not None:
         gains, biases = module.by_label.weight.detach().chunk(2, dim=0)
         nn.init.normal_(gains, 1.0, 0.02)

@@ -1,10 +1,10 @@
-"""What networks that make pictures share: their abilities, their noise, and the parts of them that are served.
+"""Shared by networks that output images: their protocols, their latents, and the submodels that are served.
 
-Latents are float32 [N, latent], labels one-hot float32 [N, num_classes] ([N, 0] where there are none), pictures
+Latents are float32 [N, latent], one-hot labels float32 [N, num_classes] ([N, 0] without labels), images
 float32 [N, C, H, W] in the units of the card's `Preprocess`.
 
-A served part is a module with ONE tensor in and one out, so that any runtime can hold it and a batcher can queue its
-items one by one. Labels travel within that tensor: behind the latents, or as planes behind the channels.
+A submodel has one input tensor and one output tensor, so that any runtime can run it and a batcher can queue its items.
+Labels are part of the input: concatenated to the latents, or planes after the channels.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# SeedSequence tells samples of one seed apart by one 32-bit word.
+# SeedSequence distinguishes the samples of a seed by a 32-bit word.
 MAX_INDEX = 2**32 - 1
 MAX_SEED = 2**64 - 1
 
 
 class GenerativeConfig(Protocol):
-    """What the config of every network here says; `image_size` is the side in pixels, `num_classes` 0 for no labels."""
+    """The settings that every network here has."""
 
     @property
     def in_channels(self) -> int:
@@ -30,7 +30,7 @@ class GenerativeConfig(Protocol):
 
     @property
     def image_size(self) -> int:
-        """The side in pixels."""
+        """Side of an image in pixels."""
         ...
 
     @property
@@ -40,66 +40,66 @@ class GenerativeConfig(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Width of a label, 0 where there are none."""
+        """Width of a label, 0 without labels."""
         ...
 
 
 @runtime_checkable
-class Decodes(Protocol):
-    """A network that draws pictures."""
+class SupportsDecode(Protocol):
+    """A network that generates images from latents."""
 
     @property
     def config(self) -> GenerativeConfig:
-        """Sizes."""
+        """The network's settings."""
         ...
 
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """[N, latent], [N, num_classes] -> pictures [N, C, H, W]."""
+        """[N, latent], [N, num_classes] -> images [N, C, H, W]."""
         ...
 
 
 @runtime_checkable
-class Encodes(Protocol):
-    """A network that reads pictures."""
+class SupportsEncode(Protocol):
+    """A network that maps images to latents."""
 
     @property
     def config(self) -> GenerativeConfig:
-        """Sizes."""
+        """The network's settings."""
         ...
 
-    def embed(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """[N, C, H, W], [N, num_classes] -> latents [N, latent]; of a distribution of them, the mean."""
+    def embed(self, images: Tensor, labels: Tensor) -> Tensor:
+        """[N, C, H, W], [N, num_classes] -> latents [N, latent]; the mean if they are a distribution."""
         ...
 
 
 def latents(seed: int, index: int, dimensions: int) -> Tensor:
-    """The noise of one sample, N(0, 1), float32 [dimensions], on the CPU: a function of its arguments alone.
+    """The latent of a sample, N(0, 1), float32 [dimensions], on the CPU: a function of its arguments only.
 
-    So sample `index` of a seed is the same however many are drawn, in whatever batch, by whichever process.
+    Sample `index` of a seed does not depend on the number of samples, the batch or the process.
 
     Raises:
-        ValueError: a seed outside 0..MAX_SEED, an index outside 0..MAX_INDEX, or no dimensions.
+        ValueError: `seed` outside 0..MAX_SEED, `index` outside 0..MAX_INDEX, or `dimensions` below 1.
     """
     if not 0 <= seed <= MAX_SEED or not 0 <= index <= MAX_INDEX or dimensions < 1:
         raise ValueError(
             f"expected a seed in 0..{MAX_SEED}, an index in 0..{MAX_INDEX} and dimensions >= 1, "
             f"got {seed}, {index} and {dimensions}"
         )
-    # A spawn key stands apart from the seed's own words; [seed, index] as entropy would let two pairs be one.
+    # A spawn key is separate from the seed's words; with [seed, index] as entropy, two pairs could coincide.
     source = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(index,)))
     return torch.from_numpy(np.random.Generator(source).standard_normal(dimensions, dtype=np.float32))
 
 
 def no_labels(batch: Tensor) -> Tensor:
-    """Labels [N, 0] beside a batch [N, ...]: what a network without classes is given."""
+    """Labels [N, 0] for a batch [N, ...] of a network without classes."""
     return batch.new_zeros(len(batch), 0)
 
 
 def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> None:
-    """Refuse latents that are not [N, latent] or labels that are not [N, num_classes].
+    """Check that latents are [N, latent] and labels [N, num_classes].
 
     Raises:
-        ValueError: with the expected and the actual shapes.
+        ValueError: otherwise, with the expected and the actual shape.
     """
     if latents.ndim != 2 or latents.shape[1] != config.latent:
         raise ValueError(f"expected latents of shape [N, {config.latent}], got {list(latents.shape)}")
@@ -107,26 +107,26 @@ def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> 
 
 
 def check_labels(labels: Tensor, count: int, config: GenerativeConfig) -> None:
-    """Refuse labels that are not [count, num_classes].
+    """Check that labels are [count, num_classes].
 
     Raises:
-        ValueError: with the expected and the actual shape.
+        ValueError: otherwise, with the expected and the actual shape.
     """
     if tuple(labels.shape) != (count, config.num_classes):
         raise ValueError(f"expected labels of shape [{count}, {config.num_classes}], got {list(labels.shape)}")
 
 
-def with_label_planes(pictures: Tensor, labels: Tensor) -> Tensor:
-    """[N, C, H, W], [N, K] -> [N, C + K, H, W]: what an `EncoderPart` or a `ReconstructPart` takes."""
-    planes = labels[:, :, None, None].expand(-1, -1, *pictures.shape[2:])
-    return torch.cat([pictures, planes.to(pictures.dtype)], dim=1)
+def with_label_planes(images: Tensor, labels: Tensor) -> Tensor:
+    """[N, C, H, W], [N, K] -> [N, C + K, H, W], the input of encoder and reconstruction submodels."""
+    planes = labels[:, :, None, None].expand(-1, -1, *images.shape[2:])
+    return torch.cat([images, planes.to(images.dtype)], dim=1)
 
 
 def _split(planes: Tensor, config: GenerativeConfig) -> tuple[Tensor, Tensor]:
-    """What `with_label_planes` put together.
+    """The inverse of `with_label_planes`: images and labels.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: if the number of channels differs.
     """
     channels = config.in_channels + config.num_classes
     if planes.ndim != 4 or planes.shape[1] != channels:
@@ -134,21 +134,21 @@ def _split(planes: Tensor, config: GenerativeConfig) -> tuple[Tensor, Tensor]:
     return planes[:, : config.in_channels], planes[:, config.in_channels :, 0, 0]
 
 
-class DecoderPart(nn.Module):
-    """[N, latent + num_classes] -> pictures [N, C, H, W].
+class DecoderSubmodel(nn.Module):
+    """[N, latent + num_classes] -> images [N, C, H, W].
 
     Raises:
-        ValueError: for a network that does not decode, and at a call for another width.
+        ValueError: if the network has no `decode`; at a call, if the width differs.
     """
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        if not isinstance(network, Decodes):
+        if not isinstance(network, SupportsDecode):
             raise ValueError(f"{type(network).__name__} does not decode")
         self.network = network
 
     def forward(self, items: Tensor) -> Tensor:
-        """Latents with the labels behind them -> pictures."""
+        """Images from latents with labels concatenated."""
         latent = self.network.config.latent
         if items.ndim != 2:
             raise ValueError(
@@ -157,37 +157,37 @@ class DecoderPart(nn.Module):
         return self.network.decode(items[:, :latent], items[:, latent:])
 
 
-class EncoderPart(nn.Module):
+class EncoderSubmodel(nn.Module):
     """[N, C + num_classes, H, W], see `with_label_planes` -> latents [N, latent].
 
     Raises:
-        ValueError: for a network that does not encode, and at a call for another shape.
+        ValueError: if the network has no `embed`; at a call, if the shape differs.
     """
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        if not isinstance(network, Encodes):
+        if not isinstance(network, SupportsEncode):
             raise ValueError(f"{type(network).__name__} does not encode")
         self.network = network
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Pictures with the label planes behind them -> latents."""
+        """Latents of images with label planes."""
         return self.network.embed(*_split(planes, self.network.config))
 
 
-class ReconstructPart(nn.Module):
-    """[N, C + num_classes, H, W], see `with_label_planes` -> pictures [N, C, H, W] by way of their latents.
+class ReconstructionSubmodel(nn.Module):
+    """[N, C + num_classes, H, W], see `with_label_planes` -> reconstructions [N, C, H, W] from their latents.
 
     Raises:
-        ValueError: for a network that does not encode and decode, and at a call for another shape.
+        ValueError: if the network has no `embed` or `decode`; at a call, if the shape differs.
     """
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.encoder, self.decoder = EncoderPart(network), DecoderPart(network)
+        self.encoder, self.decoder = EncoderSubmodel(network), DecoderSubmodel(network)
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Pictures with the label planes behind them -> what the decoder makes of their latents."""
+        """Reconstructions of images with label planes."""
         _, labels = _split(planes, self.encoder.network.config)
-        pictures: Tensor = self.decoder(torch.cat([self.encoder(planes), labels], dim=1))
-        return pictures
+        images: Tensor = self.decoder(torch.cat([self.encoder(planes), labels], dim=1))
+        return images

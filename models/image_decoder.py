@@ -1,7 +1,7 @@
-"""The one image decoder: an encoded picture -> an upright 8-bit RGB picture. Serving and training both use it.
+"""Decode an image to upright 8-bit RGB. Serving and training share this decoder.
 
-The content decides about the format, never a file's name. Transparency is laid on white, 16-bit grey is scaled to 8
-bits, and the EXIF orientation is applied. Of an animation the first frame is read.
+The format is detected by content, not by a file's name. Transparency is composited on white, 16-bit grey is scaled to
+8 bits, and the EXIF orientation is applied. Of an animation the first frame is decoded.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ import simplejpeg
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-# Data sets have PGM and PPM as well, which nobody sends to a service.
+# Data sets also contain PGM and PPM.
 FILE_FORMATS = (*FORMATS, "PPM")
 STRIP_PIXELS = 2**20
-# Characters of a PNG's texts that are kept. XMP, which may tell the orientation, mostly has fewer.
-MOST_TEXT = 2**16
+# Characters of a PNG's texts that are kept. XMP, which may contain the orientation, is usually shorter.
+MAX_TEXT = 2**16
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
-# Increased when the pixels of some file change. Decoded copies of other versions are not used.
+# Increment when decoding changes the pixels of a file; caches of decoded images of other versions are not used.
 VERSION = 2
 
 
 class DecodeError(ValueError):
-    """A picture that cannot be decoded, with the reason."""
+    """The image cannot be decoded; the message is the reason."""
 
 
 class UnsupportedFormatError(DecodeError):
-    """The content is of none of the formats."""
+    """The content has none of the supported formats."""
 
 
 class TooManyPixelsError(DecodeError):
-    """The header names more pixels than are decoded."""
+    """The image has more pixels than the limit."""
 
 
 class DamagedError(DecodeError):
-    """The content begins as one of the formats and cannot be decoded; `__cause__` is the decoder's own error."""
+    """The content has a supported format but cannot be decoded; `__cause__` is the decoder's error."""
 
 
 def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image:
-    """The picture with its header read and its pixels not decoded.
+    """The image, of which only the header is read.
 
     Raises:
-        UnsupportedFormatError, DamagedError. TooManyPixelsError: by Pillow's own limit, where that is not turned off.
+        UnsupportedFormatError, DamagedError. TooManyPixelsError: by Pillow's limit, unless it is turned off.
     """
     try:
         image = Image.open(source, formats=formats)
@@ -61,37 +61,37 @@ def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image
 
 
 def _drop_texts(image: Image.Image) -> None:
-    """Let go of a PNG's texts beyond MOST_TEXT characters.
+    """Delete a PNG's texts beyond MAX_TEXT characters.
 
-    Pillow keeps 64 Mi characters of up to 4 bytes with the picture, and 70 kB of chunks may unpack to so many.
+    Pillow keeps up to 64 Mi characters of up to 4 bytes, to which 70 kB of chunks may unpack.
     """
     if not isinstance(image, PngImagePlugin.PngImageFile):
         return
     texts = image.text if image.png is None else image.png.im_text
-    kept = 0
+    total = 0
     for key, text in [*texts.items()]:
-        kept += len(text)
-        if kept > MOST_TEXT:
-            kept -= len(text)
+        total += len(text)
+        if total > MAX_TEXT:
+            total -= len(text)
             del texts[key]
             image.info.pop(key, None)
-            if image.png is not None:  # what an animation begins anew with
+            if image.png is not None:  # from which an animation restarts
                 image.png.rewind_state.info.pop(key, None)
 
 
 def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
-    """Decode an opened picture: upright, RGB; with `keep_alpha` RGBA where it has transparency.
+    """The decoded image, upright, RGB; with `keep_alpha` RGBA if it has transparency.
 
-    An embedded ICC profile stays in the result's `info["icc_profile"]` where the picture has no transparency or keeps
-    it; pixel values are not converted.
+    An embedded ICC profile is in the result's `info["icc_profile"]`, unless transparency was composited; pixel values
+    are not converted.
 
     Raises:
         DamagedError.
     """
     try:
         image.load()
-        _drop_texts(image)  # those that follow the pixels
-        # Damaged EXIF raises anything, and the picture itself is fine.
+        _drop_texts(image)  # texts after the pixels
+        # Damaged EXIF may raise any error, although the pixels are intact.
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, keep_alpha=keep_alpha)
@@ -99,25 +99,25 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         raise DamagedError(f"the data cannot be decoded: {error}") from error
 
 
-def with_end(image: Image.Image, data: bytes) -> Image.Image:
-    """The opened picture of these bytes; a JPEG that lacks only its end marker is opened anew with one.
+def with_end_marker(image: Image.Image, data: bytes) -> Image.Image:
+    """The opened image of `data`; a JPEG that lacks only its end marker is opened again with one.
 
-    Some cameras and downloads leave such files. Pillow refuses them, and with the marker it would read any file that is
-    cut short, its lower part grey; libjpeg-turbo warns of that.
+    Some cameras and downloads write such files. Pillow refuses them, but with the marker it would decode any truncated
+    file, the missing part grey; libjpeg-turbo detects that.
     """
     if image.format != "JPEG" or data.rfind(JPEG_END) > data.rfind(JPEG_SCAN):
         return image
-    if data.endswith(b"\0\0"):  # a download that was cut short into a file of the full size; zeros decode, too
+    if data.endswith(b"\0\0"):  # a truncated download in a file of the full size; zeros decode without an error
         return image
     try:
         simplejpeg.decode_jpeg(data + JPEG_END, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
-    except Exception:  # noqa: BLE001  of unusual subsampling it is a KeyError
+    except Exception:  # noqa: BLE001  unusual subsampling raises KeyError
         return image
     return Image.open(io.BytesIO(data + JPEG_END), formats=("JPEG",))
 
 
 def load_file(image: Image.Image) -> Image.Image:
-    """`load` of a picture that `open_image` opened and that still has its file; see `with_end`.
+    """`load` for an image of `open_image` whose file is still open; see `with_end_marker`.
 
     Raises:
         DamagedError.
@@ -125,24 +125,24 @@ def load_file(image: Image.Image) -> Image.Image:
     if isinstance(image, ImageFile.ImageFile) and image.format == "JPEG" and image.fp is not None:
         try:
             image.fp.seek(0)
-            return load(with_end(image, image.fp.read()))
+            return load(with_end_marker(image, image.fp.read()))
         except OSError as error:
             raise DamagedError(f"the file cannot be read: {error}") from error
     return load(image)
 
 
 def read(source: BinaryIO | Path) -> Image.Image:
-    """A file's picture: upright, RGB.
+    """The image in a file, upright, RGB.
 
     Raises:
-        DecodeError: see `open_image` and `load`. A path that cannot be opened is a DamagedError as well.
+        DecodeError: see `open_image` and `load`. DamagedError, too, if the path cannot be opened.
     """
     with open_image(source, FILE_FORMATS) as image:
         return load_file(image)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's content begins as a picture of FILE_FORMATS, whatever its name is."""
+def is_image(path: Path) -> bool:
+    """Whether the content of a file has one of FILE_FORMATS."""
     try:
         open_image(path, FILE_FORMATS).close()
     except TooManyPixelsError:
@@ -153,18 +153,18 @@ def is_picture(path: Path) -> bool:
 
 
 def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
+    if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would clip instead of scale
         grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        return image.convert("RGBA") if keep_alpha else on_white(image)
+        return image.convert("RGBA") if keep_alpha else composite_on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture with transparency, laid on white, as RGB.
+def composite_on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency composited on white, RGB.
 
-    In strips, because Pillow holds the interpreter lock while it composites: 0.4 s for 49 megapixels.
+    In strips, because Pillow holds the interpreter lock during a composition: 0.4 s for 49 megapixels.
     """
     result = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)

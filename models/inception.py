@@ -1,32 +1,25 @@
-"""Inception, two generations.
+"""Inception-v1 (GoogLeNet): Szegedy et al., "Going Deeper with Convolutions", CVPR 2015; and the base of Inception-v3.
 
-Inception-v1 (GoogLeNet): Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
-    Input [N, in_channels, H, W], made for 224; output [N, num_classes]. H, W >= 31, with the paper's auxiliary heads
-    >= 79; `googlenet` >= 15.
-    `inception-v1` is the paper's table 1 and figure 3. The paper gives no numbers for its local response normalisation
-    and its initial weights: here they are AlexNet's normalisation as Caffe's replication of GoogLeNet has it
-    (5 channels, beta 0.75, k 1, alpha 1e-4 divided by the 5 channels, which is torch's convention, too) and He et al.'s
-    weights.
-    `googlenet` is what torchvision's weights expect. It differs from the paper: batch norm in place of biases and
-    local response normalisation, 3x3 convolutions where the paper has 5x5, a 2x2 last max-pool, auxiliary heads that
-    average any map to 4x4, dropout 0.2.
+Input [N, in_channels, H, W], designed for 224; output [N, num_classes]. H, W >= 31, with the paper's auxiliary heads
+>= 79; `googlenet` >= 15.
 
-Inception-v3: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision",
-    CVPR 2016. Input [N, in_channels, H, W], made for 299; output [N, num_classes]. H, W >= 75, with the auxiliary head
-    >= 299.
-    Deviations, all of them the network that Google released and torchvision has: the stem has a 1x1 convolution and a
-    max-pool where table 1 has 3x3 convolutions, the modules of the 35x35 grid keep one 5x5 convolution, those of the
-    17x17 grid are four and a reduction, and the one auxiliary head ends in a 5x5 convolution. He et al.'s weights.
+`inception-v1` is the paper's table 1 and figure 3. The paper gives no numbers for its local response normalisation and
+its initial weights: this file uses AlexNet's normalisation as in Caffe's replication of GoogLeNet (5 channels,
+beta 0.75, k 1, alpha 1e-4 divided by the 5 channels, as torch defines it, too) and He et al.'s weights.
 
-Auxiliary heads exist for training: `forward(images)` never runs them, `forward(images, auxiliary=True)` answers with
-their logits, too. With `auxiliary=False` in the config, the form for serving, the state has no name that begins with
+`googlenet` matches torchvision's weights. It differs from the paper: batch norm in place of biases and local response
+normalisation, 3x3 convolutions where the paper has 5x5, a 2x2 last max-pool, auxiliary heads that average any map to
+4x4, dropout 0.2.
+
+Auxiliary heads are for training: `forward(images)` never runs them, `forward(images, auxiliary=True)` returns their
+logits, too. With `auxiliary=False` in the config, the form for serving, the state has no name that begins with
 `auxiliary.`, and is otherwise the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,34 +50,34 @@ TABLE_1: tuple[tuple[Row, ...], ...] = (
 
 
 class FilterConcat(nn.Module):
-    """Branches side by side, their maps concatenated: [N, in, H, W] -> [N, sum of the branches' channels, H', W']."""
+    """Parallel branches, concatenated: [N, in, H, W] -> [N, sum of the branches' channels, H', W']."""
 
     def __init__(self, *branches: nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every branch reads all of x; H' and W' are the same for all of them."""
+        """The branches' outputs for the same input `x`; H' and W' are the same for all of them."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 class InceptionNetwork(nn.Module):
-    """What both generations share: a chain of layers, a head, and heads that read from within the chain.
+    """Shared by both generations: a sequence of layers, a head, and auxiliary heads on intermediate layers.
 
-    `heads` holds one auxiliary head for each index of `features` after which it reads. With auxiliary heads or without,
-    pictures are refused that are smaller than `config.smallest`.
+    `heads` maps the index of a layer of `features` to the auxiliary head that reads the layer's output. Images smaller
+    than `config.smallest` are refused, with auxiliary heads or without.
     """
 
     def __init__(
         self,
-        config: InceptionV1Config | InceptionV3Config,
+        config: Any,
         features: nn.Sequential,
         head: nn.Module,
         heads: dict[int, nn.Module],
     ):
         super().__init__()
         if config.image_size < config.smallest:
-            raise ValueError(f"this network reads pictures of {config.smallest} pixels, not {config.image_size}")
+            raise ValueError(f"this network needs images of at least {config.smallest} pixels, got {config.image_size}")
         self.config = config
         self.features = features
         self.head = head
@@ -93,10 +86,10 @@ class InceptionNetwork(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, ...]:
-        """Logits [N, num_classes]; with `auxiliary` those, then each auxiliary head's [N, num_classes], first to last.
+        """Logits [N, num_classes]; with `auxiliary` followed by each auxiliary head's [N, num_classes], first to last.
 
         Raises:
-            ValueError: images of a wrong shape, or `auxiliary` of a network without auxiliary heads.
+            ValueError: if images have a wrong shape, or for `auxiliary` on a network without auxiliary heads.
         """
         check_images(images, self.config.in_channels, self.config.smallest)
         if not auxiliary:
@@ -105,24 +98,24 @@ class InceptionNetwork(nn.Module):
         if not self.taps:
             raise ValueError("this network has no auxiliary heads: its config says auxiliary=False")
         heads = dict(zip(self.taps, self.auxiliary, strict=True))
-        answers = []
+        auxiliary_logits = []
         x = images
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in heads:
-                answers.append(heads[index](x))
-        return self.head(x), *answers
+                auxiliary_logits.append(heads[index](x))
+        return self.head(x), *auxiliary_logits
 
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-in), He et al. 2015, without which the form without batch norm hardly starts."""
+    """Draw convolutions from N(0, 2 / fan-in), He et al. 2015; without it the form without batch norm hardly trains."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _convolution(
+def convolution(
     in_channels: int,
     out_channels: int,
     kernel: int | tuple[int, int],
@@ -131,9 +124,9 @@ def _convolution(
     padded: bool = True,
     batch_norm: bool = True,
 ) -> nn.Sequential:
-    """Convolution and ReLU: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)], less if not `padded`.
+    """Convolution, batch norm, ReLU: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)], smaller if not `padded`.
 
-    Between the two is batch norm; without it the convolution has a bias.
+    Without `batch_norm` the convolution has a bias.
     """
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = ((height - 1) // 2, (width - 1) // 2) if padded else (0, 0)
@@ -145,23 +138,20 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 
-# Inception-v1
-
-
 @dataclass(frozen=True)
 class InceptionV1Config:
     """The defaults are the paper's network; `googlenet` in VARIANTS is torchvision's.
 
-    `rows` are the stages, each a list of modules, each the six columns of table 1. Between two stages is a max-pool of
-    stride 2 with a window of `pools`. `stem`: `imagenet` is 7x7 with stride 2, max-pool, 1x1, 3x3, max-pool; `small` is
-    one 3x3 convolution with stride 1, for pictures of 28 to 32 pixels; `small-pool` is that with a 2x2 max-pool after
-    it. `stem_channels` has a number for each of the stem's convolutions. `wide_kernel` is the third branch's, whose
-    columns the paper calls 5x5.
+    `rows` are the stages: lists of modules, each given by the six columns of table 1. Between two stages is a max-pool
+    of stride 2 with a window of `pools`. `stem`: `imagenet` is 7x7 with stride 2, max-pool, 1x1, 3x3, max-pool; `small`
+    is one 3x3 convolution with stride 1, for images of 28 to 32 pixels; `small-pool` is `small` and a 2x2 max-pool.
+    `stem_channels` has a number for each of the stem's convolutions. `wide_kernel` is the kernel of the third branch,
+    whose columns the paper calls 5x5.
 
-    The auxiliary heads read after the modules `auxiliary_after`, pairs (stage, module) counted from 0. Their
-    `auxiliary_pool`: `strided` is the paper's 5x5 window with stride 3, which makes 4x4 of maps of 14 to 16 and is
-    averaged to 4x4 from others; `adaptive` averages any map to 4x4. Then come a 1x1 convolution to `auxiliary_channels`
-    and a hidden layer of `auxiliary_hidden`.
+    The auxiliary heads read the outputs of the modules `auxiliary_after`, pairs (stage, module) counted from 0. Their
+    `auxiliary_pool`: `strided` is the paper's 5x5 window with stride 3, which reduces maps of 14 to 16 to 4x4; maps of
+    other sizes are averaged to 4x4 afterwards. `adaptive` averages any map to 4x4. A 1x1 convolution to
+    `auxiliary_channels` and a hidden layer of `auxiliary_hidden` follow.
     """
 
     num_classes: int = 1000
@@ -184,20 +174,20 @@ class InceptionV1Config:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that leaves every stage, and every auxiliary head, its map."""
-        side = _picture_side(self, len(self.rows) - 1, 1)
+        """Side in pixels of the smallest image with which no stage or auxiliary head gets an empty map."""
+        side = _image_side(self, len(self.rows) - 1, 1)
         if self.auxiliary and self.auxiliary_pool == "strided":
-            return max(side, _picture_side(self, self.auxiliary_after[-1][0], 5))
+            return max(side, _image_side(self, self.auxiliary_after[-1][0], 5))
         return side
 
 
 def _outputs(row: Row) -> int:
-    """Channels that a module gives: its 1x1, 3x3, 5x5 and pool projection."""
+    """Output channels of a module: its 1x1, 3x3, 5x5 and pool projection."""
     return row[0] + row[2] + row[4] + row[5]
 
 
-def _picture_side(config: InceptionV1Config, stage: int, maps: int) -> int:
-    """Side of the smallest picture whose maps in a stage have the side `maps`: from the last stride to the first."""
+def _image_side(config: InceptionV1Config, stage: int, maps: int) -> int:
+    """Side of the smallest image whose maps in `stage` have the side `maps`, computed from the last stride back."""
     windows = config.pools[:stage]
     if config.stem != "small":
         windows = (3, 3, *windows) if config.stem == "imagenet" else (2, *windows)
@@ -223,7 +213,7 @@ def _check_stages(config: InceptionV1Config) -> None:
 def _check_auxiliary(config: InceptionV1Config) -> None:
     modules = [(stage, number) for stage, rows in enumerate(config.rows) for number in range(len(rows))]
     after = list(config.auxiliary_after)
-    if not after or after != [place for place in modules if place in after]:
+    if not after or after != [module for module in modules if module in after]:
         raise ValueError(f"auxiliary_after needs (stage, module) pairs in ascending order, all of {modules}: {after}")
 
 
@@ -232,18 +222,18 @@ def _v1_module(config: InceptionV1Config, in_channels: int, row: Row) -> FilterC
     norm = config.batch_norm
     narrow, reduce_3x3, conv_3x3, reduce_wide, conv_wide, projection = row
     return FilterConcat(
-        _convolution(in_channels, narrow, 1, batch_norm=norm),
+        convolution(in_channels, narrow, 1, batch_norm=norm),
         nn.Sequential(
-            _convolution(in_channels, reduce_3x3, 1, batch_norm=norm),
-            _convolution(reduce_3x3, conv_3x3, 3, batch_norm=norm),
+            convolution(in_channels, reduce_3x3, 1, batch_norm=norm),
+            convolution(reduce_3x3, conv_3x3, 3, batch_norm=norm),
         ),
         nn.Sequential(
-            _convolution(in_channels, reduce_wide, 1, batch_norm=norm),
-            _convolution(reduce_wide, conv_wide, config.wide_kernel, batch_norm=norm),
+            convolution(in_channels, reduce_wide, 1, batch_norm=norm),
+            convolution(reduce_wide, conv_wide, config.wide_kernel, batch_norm=norm),
         ),
         nn.Sequential(
             nn.MaxPool2d(3, stride=1, padding=1),
-            _convolution(in_channels, projection, 1, batch_norm=norm),
+            convolution(in_channels, projection, 1, batch_norm=norm),
         ),
     )
 
@@ -261,24 +251,24 @@ def _v1_stem(config: InceptionV1Config) -> list[nn.Module]:
     norm = config.batch_norm
     if config.stem != "imagenet":
         return [
-            _convolution(config.in_channels, config.stem_channels[0], 3, batch_norm=norm),  # [N, C, H, W]
+            convolution(config.in_channels, config.stem_channels[0], 3, batch_norm=norm),  # [N, C, H, W]
             *([_max_pool(2)] if config.stem == "small-pool" else []),  # [N, C, H/2, W/2]
             *_response_norm(config),
         ]
     first, reduced, last = config.stem_channels
     return [
-        _convolution(config.in_channels, first, 7, stride=2, batch_norm=norm),  # [N, 64, H/2, W/2]
+        convolution(config.in_channels, first, 7, stride=2, batch_norm=norm),  # [N, 64, H/2, W/2]
         _max_pool(3),  # [N, 64, H/4, W/4]
         *_response_norm(config),
-        _convolution(first, reduced, 1, batch_norm=norm),
-        _convolution(reduced, last, 3, batch_norm=norm),  # [N, 192, H/4, W/4]
+        convolution(first, reduced, 1, batch_norm=norm),
+        convolution(reduced, last, 3, batch_norm=norm),  # [N, 192, H/4, W/4]
         *_response_norm(config),
         _max_pool(3),  # [N, 192, H/8, W/8]
     ]
 
 
 def _v1_stages(config: InceptionV1Config) -> list[nn.Module]:
-    """Modules and pools in one list, so that an index says where an auxiliary head reads."""
+    """Modules and pools in one list, so that an index identifies the layer that an auxiliary head reads."""
     layers: list[nn.Module] = []
     channels = config.stem_channels[-1]
     for stage, rows in enumerate(config.rows):
@@ -296,7 +286,7 @@ def _v1_auxiliary_head(config: InceptionV1Config, stage: int, module: int) -> nn
     return nn.Sequential(
         *strided,
         nn.AdaptiveAvgPool2d(4),  # [N, C, 4, 4]
-        _convolution(
+        convolution(
             _outputs(config.rows[stage][module]), config.auxiliary_channels, 1, batch_norm=config.batch_norm
         ),  # [N, 128, 4, 4]
         nn.Flatten(),  # [N, 2048]
@@ -343,145 +333,3 @@ VARIANTS = {
         auxiliary_pool="adaptive",
     ),
 }
-
-
-# Inception-v3
-
-
-@dataclass(frozen=True)
-class InceptionV3Config:
-    """The defaults are the released network."""
-
-    num_classes: int = 1000
-    in_channels: int = 3
-    image_size: int = 299
-    dropout: float = 0.5
-    auxiliary: bool = True
-
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the smallest picture: its last grid is 1x1, what the auxiliary head reads is 17x17."""
-        return 299 if self.auxiliary else 75
-
-
-def _grid_35(in_channels: int, projection: int) -> FilterConcat:
-    """Figure 5, with one of its 5x5 convolutions left: [N, in, H, W] -> [N, 224 + projection, H, W]."""
-    return FilterConcat(
-        _convolution(in_channels, 64, 1),
-        nn.Sequential(_convolution(in_channels, 48, 1), _convolution(48, 64, 5)),
-        nn.Sequential(_convolution(in_channels, 64, 1), _convolution(64, 96, 3), _convolution(96, 96, 3)),
-        nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), _convolution(in_channels, projection, 1)),
-    )
-
-
-def _reduction_35(in_channels: int) -> FilterConcat:
-    """Figure 10: [N, in, H, W] -> [N, in + 480, (H-1)//2, (W-1)//2]."""
-    return FilterConcat(
-        _convolution(in_channels, 384, 3, stride=2, padded=False),
-        nn.Sequential(
-            _convolution(in_channels, 64, 1), _convolution(64, 96, 3), _convolution(96, 96, 3, stride=2, padded=False)
-        ),
-        nn.MaxPool2d(3, stride=2),
-    )
-
-
-def _grid_17(in_channels: int, width: int) -> FilterConcat:
-    """Figure 6, n = 7, `width` channels inside: [N, in, H, W] -> [N, 768, H, W]."""
-    return FilterConcat(
-        _convolution(in_channels, 192, 1),
-        nn.Sequential(
-            _convolution(in_channels, width, 1), _convolution(width, width, (1, 7)), _convolution(width, 192, (7, 1))
-        ),
-        nn.Sequential(
-            _convolution(in_channels, width, 1),
-            _convolution(width, width, (7, 1)),
-            _convolution(width, width, (1, 7)),
-            _convolution(width, width, (7, 1)),
-            _convolution(width, 192, (1, 7)),
-        ),
-        nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), _convolution(in_channels, 192, 1)),
-    )
-
-
-def _reduction_17(in_channels: int) -> FilterConcat:
-    """The second reduction: [N, in, H, W] -> [N, in + 512, (H-1)//2, (W-1)//2]."""
-    return FilterConcat(
-        nn.Sequential(_convolution(in_channels, 192, 1), _convolution(192, 320, 3, stride=2, padded=False)),
-        nn.Sequential(
-            _convolution(in_channels, 192, 1),
-            _convolution(192, 192, (1, 7)),
-            _convolution(192, 192, (7, 1)),
-            _convolution(192, 192, 3, stride=2, padded=False),
-        ),
-        nn.MaxPool2d(3, stride=2),
-    )
-
-
-def _grid_8(in_channels: int) -> FilterConcat:
-    """Figure 7, whose branches fork once more at their ends: [N, in, H, W] -> [N, 2048, H, W]."""
-    return FilterConcat(
-        _convolution(in_channels, 320, 1),
-        nn.Sequential(
-            _convolution(in_channels, 384, 1),
-            FilterConcat(_convolution(384, 384, (1, 3)), _convolution(384, 384, (3, 1))),
-        ),
-        nn.Sequential(
-            _convolution(in_channels, 448, 1),
-            _convolution(448, 384, 3),
-            FilterConcat(_convolution(384, 384, (1, 3)), _convolution(384, 384, (3, 1))),
-        ),
-        nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), _convolution(in_channels, 192, 1)),
-    )
-
-
-def _v3_grids() -> list[nn.Module]:
-    """The modules of the three grids; the auxiliary head reads after the last of the second."""
-    return [
-        _grid_35(192, 32),  # [N, 256, 35, 35]
-        _grid_35(256, 64),  # [N, 288, 35, 35]
-        _grid_35(288, 64),
-        _reduction_35(288),  # [N, 768, 17, 17]
-        *(_grid_17(768, width) for width in (128, 160, 160, 192)),
-        _reduction_17(768),  # [N, 1280, 8, 8]
-        _grid_8(1280),  # [N, 2048, 8, 8]
-        _grid_8(2048),
-    ]
-
-
-def _v3_auxiliary_head(num_classes: int) -> nn.Sequential:
-    """The 17x17 maps [N, 768, 17, 17] -> logits [N, num_classes]."""
-    return nn.Sequential(
-        nn.AvgPool2d(5, stride=3),  # [N, 768, 5, 5]
-        _convolution(768, 128, 1),  # [N, 128, 5, 5]
-        _convolution(128, 768, 5, padded=False),  # [N, 768, 1, 1]
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),  # [N, 768]
-        nn.Linear(768, num_classes),
-    )
-
-
-class InceptionV3(InceptionNetwork):
-    """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
-
-    def __init__(self, config: InceptionV3Config):
-        stem = [
-            _convolution(config.in_channels, 32, 3, stride=2, padded=False),  # [N, 32, 149, 149]
-            _convolution(32, 32, 3, padded=False),  # [N, 32, 147, 147]
-            _convolution(32, 64, 3),  # [N, 64, 147, 147]
-            nn.MaxPool2d(3, stride=2),  # [N, 64, 73, 73]
-            _convolution(64, 80, 1),  # [N, 80, 73, 73]
-            _convolution(80, 192, 3, padded=False),  # [N, 192, 71, 71]
-            nn.MaxPool2d(3, stride=2),  # [N, 192, 35, 35]
-        ]
-        grids = _v3_grids()
-        super().__init__(
-            config,
-            nn.Sequential(
-                *stem,
-                *grids,  # [N, 2048, 8, 8]
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),  # [N, 2048]
-            ),
-            nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2048, config.num_classes)),
-            {len(stem) + 7: _v3_auxiliary_head(config.num_classes)} if config.auxiliary else {},
-        )

@@ -2,17 +2,17 @@
 
 LeNet-1989: LeCun et al., "Backpropagation Applied to Handwritten Zip Code Recognition", Neural Computation 1, 1989.
     Input [N, 1, 16, 16], output [N, 10]; 9,760 free parameters.
-    Deviation: the paper does not print which 8 of H1's 12 maps each H2 map sees; here the maps form three groups of
-    four, and a group of H2 sees every group of H1 but its own.
+    Deviation: the paper does not print which 8 of H1's 12 maps each H2 map reads; here the maps form three groups of
+    four, and a group of H2 reads the two other groups of H1.
 
 LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86, 1998.
     Input [N, 1, 32, 32], output [N, 10]; 60,000 free parameters.
-    Deviations: the RBF codes are this file's own 7x12 drawings of the digits, in the style of the paper's figure 3; the
-    paper prints its bitmaps as a picture only. Subsampling takes the mean of a window where the paper takes the sum,
-    which its gain makes up for. Weights start as torch's layers do, not uniform in +-2.4 / fan-in.
+    Deviations: the RBF codes are new 7x12 drawings of the digits, in the style of the paper's figure 3, whose bitmaps
+    are printed as a figure only. Subsampling takes the mean of a window where the paper takes the sum; its trainable
+    gain compensates. Weights are initialised by torch's defaults, not uniformly in +-2.4 / fan-in.
 
-`LeNet5Config` reaches from the paper's form (scaled tanh, trainable subsampling, table I, RBF output) to the form that
-textbooks teach (ReLU, max-pooling, full connections, linear output).
+`LeNet5Config` covers the paper's form (scaled tanh, trainable subsampling, table I, RBF output) and the usual modern
+form (ReLU, max-pooling, full connections, linear output).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead, FixedSizeConfig
 
 # Table I of the paper: which of S2's 6 maps (columns) each of C3's 16 maps (rows) is connected to.
 C3_TABLE = (
@@ -36,7 +36,7 @@ C3_TABLE = (
 
 H2_TABLE = tuple(tuple(i for i in range(12) if i // 4 != j // 4) for j in range(12))
 
-# Ten 7x12 glyphs, a row each: # is +1 (ink), . is -1.
+# Ten 7x12 glyphs, one per line: # is +1 (ink), . is -1.
 DIGIT_GLYPHS = (
     "..###.. .#...#. #.....# #.....# #.....# #.....# #.....# #.....# #.....# .#...#. ..###.. .......",
     "...#... ..##... .#.#... ...#... ...#... ...#... ...#... ...#... ...#... ...#... .#####. .......",
@@ -60,7 +60,7 @@ class ScaledTanh(nn.Module):
 
 
 class TableConv2d(nn.Conv2d):
-    """A convolution whose output map j sees only the input maps table[j]; the rest of the kernel is held at zero."""
+    """A convolution whose output map j reads the input maps table[j] only; the rest of the kernel is held at zero."""
 
     table: Tensor
 
@@ -78,13 +78,13 @@ class TableConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight * self.table, self.bias, self.stride, self.padding)
 
     def free_parameters(self) -> int:
-        """Weights that the table connects, and biases."""
+        """The number of weights that the table connects, and of biases."""
         weights = int(self.table.sum()) * self.kernel_size[0] * self.kernel_size[1]
         return weights + (0 if self.bias is None else self.bias.numel())
 
 
 class UnitBias(nn.Module):
-    """One bias for every unit of a map: LeNet-1989 shares kernels, not thresholds."""
+    """A bias for every unit of a map: LeNet-1989 shares kernels, not biases."""
 
     def __init__(self, channels: int, size: int):
         super().__init__()
@@ -96,7 +96,7 @@ class UnitBias(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """LeNet-5's S layers: the mean of each 2x2 window, times one trainable gain a map, plus one trainable bias."""
+    """LeNet-5's S layers: the mean of each 2x2 window, times a trainable gain per map, plus a trainable bias."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -109,7 +109,7 @@ class Subsampling(nn.Module):
 
 
 class EuclideanRBF(nn.Module):
-    """LeNet-5's output layer: logit_i = -||x - code_i||^2, the codes fixed drawings of the digits (+1 ink, -1 not)."""
+    """LeNet-5's output layer: logit_i = -||x - code_i||^2, with fixed drawings of digits as codes (+1 ink, -1 not)."""
 
     codes: Tensor
 
@@ -124,29 +124,24 @@ class EuclideanRBF(nn.Module):
 
 
 @dataclass(frozen=True)
-class LeNet1989Config:
-    """Width of the classifier and its input, which the paper fixes at 16x16 grey."""
+class LeNet1989Config(FixedSizeConfig):
+    """The width of the classifier, and its input, which is 16x16 grey in the paper."""
 
     num_classes: int = 10
     in_channels: int = 1
     image_size: int = 16
 
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the pictures it reads."""
-        return self.image_size
 
-
-class LeNet1989(nn.Module):
+class LeNet1989(FeaturesAndHead):
     """[N, 1, 16, 16] -> logits [N, num_classes]. Background is -1, ink +1, in the paper."""
 
     def __init__(self, config: LeNet1989Config):
         super().__init__()
         if config.image_size != 16:
-            raise ValueError(f"LeNet-1989 has one bias per unit and so one input size, 16, not {config.image_size}")
+            raise ValueError(f"LeNet-1989 has a bias per unit and so one input size, 16, not {config.image_size}")
         self.config = config
         self.features = nn.Sequential(
-            nn.ConstantPad2d(2, -1.0),  # [N, 1, 20, 20]: outside the picture is background
+            nn.ConstantPad2d(2, -1.0),  # [N, 1, 20, 20]: outside the image is background
             nn.Conv2d(config.in_channels, 12, 5, stride=2, bias=False),  # H1 [N, 12, 8, 8]
             UnitBias(12, 8),
             ScaledTanh(),
@@ -160,16 +155,10 @@ class LeNet1989(nn.Module):
         )
         self.head = nn.Linear(30, config.num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, 16, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 @dataclass(frozen=True)
-class LeNet5Config:
-    """The defaults are the paper's network; `lenet5-relu` in the registry is the textbook's."""
+class LeNet5Config(FixedSizeConfig):
+    """The defaults are the paper's network; `lenet5-relu` in the registry is the modern form."""
 
     num_classes: int = 10
     in_channels: int = 1
@@ -180,30 +169,25 @@ class LeNet5Config:
     output: Literal["rbf", "linear"] = "rbf"
     dropout: float = 0.0
 
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the pictures it reads."""
-        return self.image_size
-
 
 def _activation(config: LeNet5Config) -> nn.Module:
     return ScaledTanh() if config.activation == "tanh" else nn.ReLU(inplace=True)
 
 
 def _pooling(config: LeNet5Config, channels: int) -> nn.Module:
-    # The paper squashes after subsampling, too; after max-pooling a second ReLU would do nothing.
+    # The paper applies the activation after subsampling, too; after max-pooling a second ReLU would have no effect.
     if config.pooling == "trainable":
         return nn.Sequential(Subsampling(channels), _activation(config))
     return nn.MaxPool2d(2)
 
 
-class LeNet5(nn.Module):
+class LeNet5(FeaturesAndHead):
     """[N, in_channels, 32, 32] -> logits [N, num_classes]. In the paper background is -0.1 and ink 1.175."""
 
     def __init__(self, config: LeNet5Config):
         super().__init__()
         if config.image_size != 32:
-            raise ValueError(f"LeNet-5 reads 32x32 pictures, not {config.image_size}")
+            raise ValueError(f"LeNet-5 reads images of 32x32 pixels, not {config.image_size}")
         if config.output == "rbf" and config.num_classes != 10:
             raise ValueError(f"the RBF output has codes for the 10 digits, not for {config.num_classes} classes")
         self.config = config
@@ -223,9 +207,3 @@ class LeNet5(nn.Module):
             _activation(config),
         )
         self.head = EuclideanRBF() if config.output == "rbf" else nn.Linear(84, config.num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, 32, exact=True)
-        logits: Tensor = self.head(self.features(images))
-        return logits

@@ -1,7 +1,6 @@
-"""From the similarity of two embeddings to a decision: thresholds at a stated false match rate, and a probability.
+"""Decide by the similarity of two embeddings: thresholds at a given false match rate (FMR), and a probability.
 
-What is stored in an embedder's card, and what serving asks of it. `training.metrics.verification` measures; here
-nothing does.
+`Matching` is stored in an embedder's card and used by serving. `training.metrics.verification` measures its values.
 """
 
 from __future__ import annotations
@@ -15,22 +14,24 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Part(BaseModel):
+class CardModel(BaseModel):
+    """The base of all objects in a card: immutable, without unknown fields, and finite, since JSON has no NaN."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class OperatingPoint(_Part):
-    """A similarity that `fmr` of the counted non-mated pairs reach."""
+class OperatingPoint(CardModel):
+    """The similarity that a share `fmr` of the counted non-mated pairs reaches."""
 
     fmr: Rate
     similarity: float
 
 
-class Tail(_Part):
-    """The similarities of strangers above `start`, which `rate` of them reach: a generalised Pareto distribution.
+class Tail(CardModel):
+    """A generalised Pareto distribution of non-mated similarities above `start`, which a share `rate` reaches.
 
-    Pickands, "Statistical Inference Using Extreme Order Statistics", Annals of Statistics 3, 1975: whatever the
-    distribution, its excesses over a high threshold come near to this one.
+    Pickands, "Statistical Inference Using Extreme Order Statistics", Annals of Statistics 3, 1975: the
+    excesses of any distribution over a high threshold approach this distribution.
     """
 
     start: float
@@ -39,33 +40,33 @@ class Tail(_Part):
     scale: Positive
 
     def similarity(self, fmr: float) -> float:
-        """The similarity that a share `fmr` of strangers reach; `fmr` in 0..`rate`, above 0."""
+        """The similarity that a share `fmr` of non-mated pairs reaches; `fmr` in 0..`rate`, above 0."""
         excess = math.log(self.rate / fmr)
         return self.start + self.scale * (math.expm1(self.shape * excess) / self.shape if self.shape else excess)
 
     def fmr(self, similarity: float) -> float:
-        """The share of strangers that reach a similarity of at least `start`, 0..`rate`."""
+        """The share of non-mated pairs that reach `similarity`, at least `start`: 0..`rate`."""
         excess = (similarity - self.start) / self.scale
         if not self.shape:
             return self.rate * math.exp(-excess)
-        # With a negative shape the distribution ends, and nothing lies beyond.
+        # With a negative shape the distribution has an upper end.
         base = max(0.0, 1 + self.shape * excess)
         return self.rate * base ** (-1 / self.shape) if base else 0.0
 
 
 class Threshold(NamedTuple):
-    """Pairs that reach `similarity` are accepted. `extrapolated`: no pairs were counted that far out."""
+    """Pairs that reach `similarity` are accepted. `extrapolated`: the FMR is below all that were counted."""
 
     similarity: float
     extrapolated: bool
 
 
-class Matching(_Part):
-    """How an embedder's similarities are read.
+class Matching(CardModel):
+    """How an embedder's similarities are interpreted.
 
-    `points` fall in FMR and rise in similarity; the last has the smallest FMR that was counted, and beyond it `tail`
-    is said to be an extrapolation. The probability that two pictures show one person is logistic in the similarity, at
-    the `prior` share of mated pairs.
+    `points` fall in FMR and rise in similarity; the last has the smallest FMR that was counted. Below it `tail`
+    extrapolates. The probability that two images show the same person is logistic in the similarity, for a share
+    `prior` of mated pairs.
     """
 
     points: Annotated[tuple[OperatingPoint, ...], Field(min_length=2)]
@@ -83,7 +84,7 @@ class Matching(_Part):
         if rates != sorted(set(rates), reverse=True) or values != sorted(values):
             raise ValueError("points must fall in FMR and rise in similarity")
         if self.tail.rate < self.counted:
-            raise ValueError("the tail must begin where pairs were counted")
+            raise ValueError("the tail must begin at a rate that was counted")
         return self
 
     @property
@@ -92,17 +93,17 @@ class Matching(_Part):
         return self.points[-1].fmr
 
     def threshold(self, fmr: float) -> Threshold:
-        """Where to decide so that a share `fmr` of strangers is accepted.
+        """The threshold at which a share `fmr` of non-mated pairs is accepted.
 
-        Between two counted rates the similarity is interpolated over the logarithm of the rate.
+        Between counted rates the similarity is interpolated linearly in the logarithm of the rate.
 
         Raises:
-            ValueError: `fmr` not above 0, or above the largest rate that was counted.
+            ValueError: if `fmr` is not above 0, or is above the largest rate that was counted.
         """
         if not 0 < fmr <= self.points[0].fmr:
             raise ValueError(f"the false match rate must be above 0 and at most {self.points[0].fmr:g}, not {fmr:g}")
         if fmr < self.counted:
-            # Never below what was counted, wherever the tail was fitted.
+            # Never below the counted thresholds, whatever the tail's fit.
             return Threshold(max(self.points[-1].similarity, self.tail.similarity(fmr)), extrapolated=True)
         for high, low in zip(self.points, self.points[1:], strict=False):
             if fmr >= low.fmr:
@@ -111,5 +112,5 @@ class Matching(_Part):
         raise AssertionError("the last point has the smallest rate")
 
     def probability(self, similarity: float) -> float:
-        """The chance that both pictures show one person, 0..1."""
+        """The probability that both images show the same person, 0..1."""
         return 0.5 * (1 + math.tanh((self.slope * similarity + self.intercept) / 2))

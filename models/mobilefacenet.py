@@ -3,12 +3,12 @@ Mobile Devices", CCBR 2018 (arXiv 1804.07573).
 
 Input [N, in_channels, 112, 112], an aligned face; output [N, dimensions], each row of length 1. MobileNetV2's inverted
 residuals (Sandler et al., CVPR 2018) with PReLU, and a global depthwise convolution in place of average pooling: in an
-aligned crop each place of the last map is a part of the face, so each place gets a weight of its own.
+aligned crop each position of the last map is a part of the face, so each position has a weight of its own.
 
 Deviations, all as in the published weights of sirius-ai/MobileFaceNet_TF: TensorFlow's SAME padding; a linear 1x1
 convolution after the first depthwise one; one more linear layer of 512 before the embedding; 192 dimensions (paper:
-128). With `norm=False` every convolution has a bias and no batch normalisation: the published file has them folded.
-The division by the length is part of the network here.
+128). With `norm=False` every convolution has a bias and no batch normalisation, which is folded into the published
+file's weights. The division by the length is part of the network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.blocks import SameConv2d, check_images
+from models.blocks import FeaturesAndHead, FixedSizeConfig, SameConv2d
 from models.embedder import GlobalDepthwise, UnitSphere
 
 # Table 1 of the paper: expansion t, output channels c, blocks n, stride s of the first block.
@@ -36,7 +36,7 @@ STRIDE = 16  # of the whole network: 112 pixels become a 7x7 map
 
 
 @dataclass(frozen=True)
-class MobileFaceNetConfig:
+class MobileFaceNetConfig(FixedSizeConfig):
     """The published variant: 1.3 M parameters and 0.2 G multiplications with their additions at 112x112.
 
     `norm`: batch normalisation after each convolution; False: a bias instead.
@@ -46,11 +46,6 @@ class MobileFaceNetConfig:
     in_channels: int = 3
     image_size: int = 112
     norm: bool = True
-
-    @property
-    def smallest(self) -> int:
-        """The side in pixels of the faces it reads."""
-        return self.image_size
 
 
 def _conv(
@@ -69,7 +64,7 @@ def _conv(
 
 
 class Bottleneck(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 (linear); a skip where shapes agree.
+    """Expand 1x1, depthwise 3x3, project 1x1 (linear); a skip if shapes agree.
 
     [N, inputs, H, W] -> [N, outputs, H / stride, W / stride].
     """
@@ -88,7 +83,7 @@ class Bottleneck(nn.Module):
         return x + y if self.skip else y
 
 
-class Embedding(nn.Module):
+class EmbeddingHead(nn.Module):
     """Global depthwise convolution, two linear layers, division by the length: [N, 512, S, S] -> [N, dimensions]."""
 
     def __init__(self, config: MobileFaceNetConfig):
@@ -109,7 +104,7 @@ class Embedding(nn.Module):
         return embeddings
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(FeaturesAndHead):
     """[N, in_channels, S, S] -> embeddings [N, dimensions] of length 1, S = `config.image_size`.
 
     Raises:
@@ -135,18 +130,12 @@ class MobileFaceNet(nn.Module):
             *blocks,  # [N, 128, 7, 7]
             _conv(config, channels, LAST_CHANNELS, 1),  # [N, 512, 7, 7]
         )
-        self.head = Embedding(config)
+        self.head = EmbeddingHead(config)
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, dimensions], each of length 1."""
-        check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        embeddings: Tensor = self.head(self.features(images))
-        return embeddings
 
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out), biases 0; PReLU starts at 0.25 as in its paper (He et al., ICCV 2015)."""
+    """Convolutions N(0, 2 / fan-out), biases 0; PReLU slopes 0.25 as in its paper (He et al., ICCV 2015)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

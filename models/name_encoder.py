@@ -1,15 +1,14 @@
-"""Words: the letters of a name to a point on the unit sphere, where near means spelt or sounding alike.
+"""Encode the letters of a name as a point on the unit sphere; names that are spelt or sound alike lie close.
 
 WordEncoder, convolutions over letters: Dai, Yan, Zhou, Wang, Yang, Cheng, "Convolutional Embedding for Edit Distance",
 SIGIR 2020, called CNN-ED.
     Input [N, L] of letter numbers with any L, as `encode` makes them; output [N, dimensions], each row of length 1.
-    Deviations: the paper flattens the last map, so that a letter's place counts from the name's beginning and names
-    have a longest length; here the mean and the maximum over the letters stand in its place, and a surname is found
-    wherever it stands. Letters have learnt vectors, blocks are residual with a layer norm, and there is no pooling
-    between them: names are short. The paper's loss also asks for the edit distance itself; a loss is not the network's
-    concern.
+    Deviations: the paper flattens the last map, so that features depend on a letter's position and names have a maximal
+    length; here the mean and the maximum over the letters replace it, and a surname is recognised at any position.
+    Letters have learnt vectors, blocks are residual with a layer norm, and there is no pooling between them, since
+    names are short.
 
-What the padding holds is never read: a name's vector does not depend on which other names are in its batch.
+Padding has no effect: a name's vector does not depend on the other names in its batch.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from models.embedder import UnitSphere
 
 PADDING = 0
 UNKNOWN = "?"
-# A letter's number is its place here, counted from 1.
+# A letter's number is its position here, counted from 1.
 ALPHABET = "abcdefghijklmnopqrstuvwxyz -'" + UNKNOWN
 
-# Of Latin letters, those that have no canonical decomposition; and what people type for a hyphen or an apostrophe.
-_FOLDS = str.maketrans(
+# Latin letters without a canonical decomposition, and variants of hyphen, apostrophe and space.
+_REPLACEMENTS = str.maketrans(
     {
         **{"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "\u0131": "i", "ħ": "h", "ŋ": "ng"},
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-"),
@@ -40,27 +39,26 @@ _FOLDS = str.maketrans(
 
 
 def fold(name: str) -> str:
-    """The name in `ALPHABET`: small letters without diacritics, single spaces between words.
+    """The name in the letters of `ALPHABET`: lower case without diacritics, single spaces between words.
 
-    Case is folded, compatibility decomposed (NFKD), marks are dropped; underscores, dots and commas part words;
-    whatever is left that `ALPHABET` lacks, digits and other scripts among it, becomes `UNKNOWN`. Folding twice is
-    folding once.
+    Case is folded, characters are decomposed (NFKD), marks are removed; underscores, dots and commas separate words;
+    all other characters, such as digits and other scripts, become `UNKNOWN`. Folding is idempotent.
     """
-    letters = unicodedata.normalize("NFKD", name.casefold().translate(_FOLDS))
-    kept = "".join(letter for letter in letters if not unicodedata.category(letter).startswith("M"))
-    return "".join(letter if letter in ALPHABET else UNKNOWN for letter in " ".join(kept.split()))
+    letters = unicodedata.normalize("NFKD", name.casefold().translate(_REPLACEMENTS))
+    unmarked = "".join(letter for letter in letters if not unicodedata.category(letter).startswith("M"))
+    return "".join(letter if letter in ALPHABET else UNKNOWN for letter in " ".join(unmarked.split()))
 
 
-def bare(name: str) -> str:
-    """The folded name's letters alone."""
+def letters_only(name: str) -> str:
+    """The letters of a folded name, without spaces and punctuation."""
     return "".join(letter for letter in name if letter.isalpha())
 
 
 def encode(names: Sequence[str]) -> Tensor:
-    """Names, folded or not, as letter numbers: int64 [N, L], L the longest, the others padded at their ends.
+    """Names, folded or not, as letter numbers: int64 [N, L], L the longest length, shorter names padded at the end.
 
     Raises:
-        ValueError: no names, or one that nothing is left of when it is folded.
+        ValueError: if there are no names, or a name is empty after folding.
     """
     folded = [fold(name) for name in names]
     if not folded or not all(folded):
@@ -73,7 +71,7 @@ def encode(names: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class WordEncoderConfig:
-    """`width` channels in each of `depth` blocks, whose convolutions reach over `kernel` letters, an odd number."""
+    """`width` channels in each of `depth` blocks, whose convolutions span `kernel` letters, an odd number."""
 
     dimensions: int = 128
     width: int = 128
@@ -89,7 +87,7 @@ VARIANTS = {
 
 
 class LetterBlock(nn.Module):
-    """x + GELU(norm(convolution(x))) for every letter, and zeros where there is none."""
+    """x + GELU(norm(convolution(x))) for every letter, and zeros for padding."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -98,10 +96,10 @@ class LetterBlock(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """[N, L, width] and where letters are [N, L, 1] -> [N, L, width]."""
-        seen = self.convolution(x.transpose(1, 2)).transpose(1, 2)
-        # Else the next convolution would see the padding as something other than the end of the name.
-        masked: Tensor = (x + self.activation(self.norm(seen))) * present
+        """[N, L, width] and the mask of letters [N, L, 1] -> [N, L, width]."""
+        convolved = self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        # Padding must be zero for the next convolution, as the end of a name is.
+        masked: Tensor = (x + self.activation(self.norm(convolved))) * present
         return masked
 
 

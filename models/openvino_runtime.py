@@ -1,6 +1,7 @@
-"""OpenVINO on the CPU: a network converted as it is, then compiled for a few sizes of batch.
+"""Run a network on the CPU with OpenVINO: converted once, then compiled for a few batch sizes.
 
-What OpenVINO makes of a network is kept in a folder, since that takes seconds; a file's name says all it depends on.
+Converted networks are cached in a folder, since a conversion takes seconds. A file's name is a hash of everything that
+its content depends on.
 """
 
 from __future__ import annotations
@@ -24,38 +25,38 @@ if TYPE_CHECKING:
 
 Precision = Literal["f32", "bf16"]
 
-# Batches run at these sizes only, filled up with zeros: each is planned and laid out ahead.
+# The compiled batch sizes; batches are padded with zeros to one of them.
 SIZES = (1, 2, 4, 8, 16, 32)
-# From this share of a size on it is cheaper to fill it up than to run what is there in smaller ones.
-FULL_ENOUGH = 0.75
-# How long one process waits for others that compile, before it does without what they keep.
-PATIENCE_S = 60.0
-# The side in pixels of pictures that a network of any size is shown when it is converted: a multiple that all take.
-EXAMPLE = 64
+# Above this share of a size, padding to it is faster than several smaller batches.
+MIN_FILL = 0.75
+# How long a process waits for another that compiles, before it compiles without the cache.
+LOCK_TIMEOUT_S = 60.0
+# The side in pixels of the example with which a network for images of any size is converted.
+EXAMPLE_SIDE = 64
 
 
-def pieces(count: int) -> Iterator[tuple[int, int]]:
-    """How so many items run: each time (items, size of their batch)."""
+def split_batch(count: int) -> Iterator[tuple[int, int]]:
+    """How `count` items are divided into batches: (items, padded size) of each batch."""
     while count > 0:
-        below = max(size for size in SIZES if size <= count)
-        above = min((size for size in SIZES if size >= count), default=below)
-        size = above if count >= FULL_ENOUGH * above else below
+        smaller = max(size for size in SIZES if size <= count)
+        larger = min((size for size in SIZES if size >= count), default=smaller)
+        size = larger if count >= MIN_FILL * larger else smaller
         yield min(count, size), size
         count -= size
 
 
-def in_pieces(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `run` answers to the items [N, *shape], in batches of `SIZES` filled up with zeros: float32 on the CPU.
+def run_in_batches(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Tensor:
+    """The outputs of `run` for the items [N, *shape], in batches padded with zeros to `SIZES`: float32 on the CPU.
 
-    An answer need only last until the next call.
+    The outputs are copied, so `run` may reuse their memory in its next call.
 
     Raises:
-        ValueError: items of another shape.
+        ValueError: if items have another shape.
     """
     if batch.shape[1:] != shape:
         raise ValueError(f"expected items of the shape {list(shape)}, got {list(batch.shape[1:])}")
     outputs, start = [], 0
-    for count, size in pieces(len(batch)):
+    for count, size in split_batch(len(batch)):
         rows = batch[start : start + count]
         if count < size:
             rows = torch.cat([rows, torch.zeros(size - count, *shape)])
@@ -65,10 +66,10 @@ def in_pieces(batch: Tensor, shape: tuple[int, ...], run: Callable[[Tensor], Ten
 
 
 class OpenVinoRuntime:
-    """A network on the CPU's OpenVINO at a named precision; see `Runtime`.
+    """A `Runtime` on OpenVINO's CPU plugin at a given precision.
 
-    `shape` is that of an item, [C, H, W]. `key` names the network's numbers and what of it `module` is: what was made
-    of them before is found again in `folder`.
+    `shape` is that of an item, [C, H, W]. `key` identifies the weights and the submodel that `module` is; the cached
+    conversion in `folder` is found by it.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], precision: Precision, key: str, folder: Path):
@@ -76,59 +77,59 @@ class OpenVinoRuntime:
         self._shape = shape
         model = _converted(module, shape, key, folder)
         sized = {size: _of_size(model, (size, *shape)) for size in SIZES}
-        self.size = sum(_room(one, 2 if precision == "bf16" else 4) for one in sized.values())
-        self._requests = {size: _compiled(one, precision, folder) for size, one in sized.items()}
+        self.size = sum(_memory_bytes(fixed, 2 if precision == "bf16" else 4) for fixed in sized.values())
+        self._requests = {size: _compiled(fixed, precision, folder) for size, fixed in sized.items()}
 
     def __call__(self, batch: Tensor) -> Tensor:
         """See `Runtime`.
 
         Raises:
-            ValueError: items of another shape.
+            ValueError: if items have another shape.
         """
-        return in_pieces(batch, self._shape, self._infer)
+        return run_in_batches(batch, self._shape, self._infer)
 
     def _infer(self, rows: Tensor) -> Tensor:
-        # Shared: OpenVINO writes the next answer where this one is, which `in_pieces` has copied by then.
-        (answer,) = self._requests[len(rows)].infer([rows.numpy()], share_inputs=True, share_outputs=True).values()
-        return torch.from_numpy(answer)
+        # Memory is shared: OpenVINO overwrites the output in the next call, after `run_in_batches` copied it.
+        (output,) = self._requests[len(rows)].infer([rows.numpy()], share_inputs=True, share_outputs=True).values()
+        return torch.from_numpy(output)
 
 
-class AnySizeRuntime:
-    """The same for a network whose answers are maps [N, ...] of pictures of any size; see `Runtime`.
+class OpenVinoAnySizeRuntime:
+    """A `Runtime` like `OpenVinoRuntime` for a network whose outputs are maps [N, ...] of images of any size.
 
-    `largest` is the shape of a large picture, [C, H, W]: so much room is reckoned with. OpenVINO plans a size when it
-    first comes, in about the time of an inference, and keeps the plan.
+    `largest` is the shape of a large image, [C, H, W], by which `size` is estimated. OpenVINO plans an image size at
+    its first call, in about the time of an inference, and keeps the plan.
     """
 
     def __init__(self, module: nn.Module, largest: tuple[int, ...], precision: Precision, key: str, folder: Path):
         self.name = f"openvino-cpu-{precision}"
         model = _converted(module, (largest[0], -1, -1), key, folder)
-        self.size = _room(_of_size(model, (1, *largest)), 2 if precision == "bf16" else 4)
+        self.size = _memory_bytes(_of_size(model, (1, *largest)), 2 if precision == "bf16" else 4)
         self._request = _compiled(model, precision, folder)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """See `Runtime`."""
-        (answer,) = self._request.infer([batch.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
-        return torch.from_numpy(answer).to(torch.float32, copy=True)
+        (output,) = self._request.infer([batch.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
+        return torch.from_numpy(output).to(torch.float32, copy=True)
 
 
 def precisions() -> tuple[Precision, ...]:
-    """Those that this processor has instructions for, the fastest first."""
+    """The precisions that the processor supports, the fastest first."""
     capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "f32") if "BF16" in capabilities else ("f32",)
 
 
 def signature() -> str:
-    """What a compiled network depends on beside its numbers: OpenVINO's version and the processor."""
+    """OpenVINO's version and the processor, on which a compiled network depends beside its weights."""
     ov = _openvino()
     flags = ",".join(sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
     return f"openvino-{ov.__version__} {_core().get_property('CPU', 'FULL_DEVICE_NAME').strip()} {flags}"
 
 
 def _openvino() -> Any:
-    """The package, without what tells its makers over the network that it is used: a stub stands in for that."""
+    """The package without its telemetry, which would send usage events over the network; a stub replaces it."""
     if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # cannot be imported then
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # prevents the import
     import openvino
 
     return openvino
@@ -136,27 +137,27 @@ def _openvino() -> Any:
 
 @cache
 def _core() -> Any:
-    """One for all: each would look for the processor and its plugins anew."""
+    """The shared core; a new one would detect the processor and load its plugins again."""
     return _openvino().Core()
 
 
 def _converted(module: nn.Module, shape: tuple[int, ...], key: str, folder: Path) -> openvino.Model:
-    """The network for items of that shape; -1: of any size."""
+    """The converted network for items of `shape`; -1 stands for any size. Cached in `folder`."""
     ov = _openvino()
     name = hashlib.sha256(f"{key} {shape} torch-{torch.__version__} openvino-{ov.__version__}".encode()).hexdigest()
     path = folder / f"{name[:32]}.xml"
     if path.is_file():
         return _core().read_model(path)
     with torch.inference_mode(), warnings.catch_warnings():
-        # The checks of shapes are traced as what they find; every batch has the shape that they find good.
+        # Tracing replaces checks of shapes by their results, which are valid, since every batch has this shape.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.trace is OpenVINO's way in so far
-        example = torch.zeros(2, *(EXAMPLE if side < 0 else side for side in shape))
+        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO still uses torch.jit.trace
+        example = torch.zeros(2, *(EXAMPLE_SIDE if side < 0 else side for side in shape))
         model = ov.convert_model(module.eval(), example_input=example, input=[-1, *shape])
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name[:32]}.{os.getpid()}.xml"
     ov.save_model(model, temporary, compress_to_fp16=False)
-    # The weights first: where the .xml is, all of it is.
+    # The weights first, so that an .xml is never without them.
     temporary.with_suffix(".bin").rename(path.with_suffix(".bin"))
     temporary.rename(path)
     return _core().read_model(path)
@@ -168,35 +169,35 @@ def _of_size(model: openvino.Model, shape: tuple[int, ...]) -> openvino.Model:
     return fixed
 
 
-def _room(model: openvino.Model, width: int) -> int:
-    """Bytes that it takes once compiled, about: all weights, and the largest answer of an operation.
+def _memory_bytes(model: openvino.Model, width: int) -> int:
+    """Estimated memory of the compiled network: all weights, and the largest output of an operation.
 
-    `width` is that of a number. Of efficientnet-lite0, all sizes together: 0.41 GB, where the process grew by 0.42; at
-    half the width 0.21, for 0.27.
+    `width` is the number of bytes of a value. For efficientnet-lite0 and all batch sizes the estimate is 0.41 GB, and
+    the process grew by 0.42; at half the width, 0.21 and 0.27.
     """
-    weights, most = 0, 0
+    weights, largest_output = 0, 0
     for operation in model.get_ops():
-        numbers = sum(math.prod(output.get_shape()) for output in operation.outputs())
+        values = sum(math.prod(output.get_shape()) for output in operation.outputs())
         if operation.get_type_name() == "Constant":
-            weights += numbers
+            weights += values
         else:
-            most = max(most, numbers)
-    return (weights + most) * width
+            largest_output = max(largest_output, values)
+    return (weights + largest_output) * width
 
 
 def _compiled(model: openvino.Model, precision: Precision, folder: Path) -> Any:
     settings = {
-        "INFERENCE_PRECISION_HINT": precision,  # never its default, which differs from processor to processor
+        "INFERENCE_PRECISION_HINT": precision,  # the default depends on the processor
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,  # one batch at a time, on all cores
-        # Without the weights, which lie beside it once and are laid out anew when it is read: for efficientnet-lite0
-        # 1 MB instead of 112, and a second more until it can take over from torch.
+        # Cached without the weights, which are stored once and laid out again at loading: for efficientnet-lite0 1 MB
+        # instead of 112, and a second more before it can replace torch.
         "CACHE_MODE": "OPTIMIZE_SIZE",
     }
-    kept = settings | {"CACHE_DIR": str(folder)}
+    cached = settings | {"CACHE_DIR": str(folder)}
     try:
-        # One process at a time: what one finds half written it takes away, under the hands of who writes it.
-        with FileLock(folder / "compiling.lock", timeout=PATIENCE_S):
-            return _core().compile_model(model, "CPU", kept).create_infer_request()
-    except Timeout:  # who has it may be stopped
+        # One process at a time, because OpenVINO deletes cache files that another process has written in part.
+        with FileLock(folder / "compiling.lock", timeout=LOCK_TIMEOUT_S):
+            return _core().compile_model(model, "CPU", cached).create_infer_request()
+    except Timeout:  # the process with the lock may hang
         return _core().compile_model(model, "CPU", settings).create_infer_request()

@@ -1,4 +1,4 @@
-"""From a decoded picture to the tensor a network was trained on; one description, stored in the card."""
+"""Convert a decoded image to the tensor that a network takes, by a description stored in the card."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.nn import functional
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 
-# So many pixels of a picture for each that a network gets are enough: a coarser picture of the same is as good. Of 400
-# JPEGs decoded at half their sides for vgg-cifar10, the median probability moved by 0.0005 and the furthest by 0.022
-# with five pixels for each; by 0.035 with three, and hardly less with more than five.
-AMPLE = 5
+# Image pixels per input pixel of a network, along a side; more do not improve its output. For 400 JPEGs decoded at half
+# their sides for vgg-cifar10, the probability changed by 0.0005 in the median and by at most 0.022 with five pixels; by
+# 0.035 with three, and hardly less with more than five.
+PIXELS_PER_INPUT_PIXEL = 5
 
 
 class Preprocess(BaseModel):
     """Centre crop to the target's shape, resize, convert, pad, normalise.
 
     `size` is (height, width) in pixels before padding; `crop_fraction` is the share of the largest centred window that
-    is kept; `pad` pixels of black are added on each side; `mean` and `std` are on the 0..255 scale, one per channel.
-    With `fit="within"` nothing is cut off: a picture larger than `size` is shrunk until it lies within it, a smaller
-    one stays as it is, and so pictures differ in shape.
+    is kept; `pad` pixels of black are added on each side; `mean` and `std` are on the scale 0..255, one per channel.
+    With `fit="within"` nothing is cropped: an image larger than `size` is shrunk to fit within it, a smaller image is
+    unchanged, so that outputs differ in shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,15 +42,15 @@ class Preprocess(BaseModel):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
     @model_validator(mode="after")
-    def _one_value_a_channel(self) -> Self:
+    def _check_channels(self) -> Self:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
         return self
 
     @model_validator(mode="after")
-    def _whole_pictures_are_only_shrunk(self) -> Self:
+    def _check_fit(self) -> Self:
         if self.fit == "within" and (self.crop_fraction != 1.0 or self.pad):
-            raise ValueError("crop_fraction and pad mean nothing where pictures are fitted within a size")
+            raise ValueError("crop_fraction and pad have no effect with fit='within'")
         return self
 
     @property
@@ -60,33 +60,33 @@ class Preprocess(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what a network receives; with `fit="within"` the largest."""
+        """(channels, height, width) of the output; with `fit="within"` the maximum."""
         return self.channels, self.size[0] + 2 * self.pad, self.size[1] + 2 * self.pad
 
     @property
-    def enough(self) -> int | None:
-        """Of more pixels on its shorter side a picture has no use; None: its own size matters."""
-        return math.ceil(AMPLE * max(self.size) / self.crop_fraction) if self.fit == "crop" else None
+    def max_useful_side(self) -> int | None:
+        """The shorter side in pixels beyond which an image need not be decoded; None: decode the full size."""
+        return math.ceil(PIXELS_PER_INPUT_PIXEL * max(self.size) / self.crop_fraction) if self.fit == "crop" else None
 
-    def fitted(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of a picture shrunk to lie within `size`, in whole pixels, at least one."""
+    def fitted_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of an image shrunk to fit within `size`, in whole pixels, at least 1."""
         scale = min(1.0, self.size[1] / width, self.size[0] / height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def pixels(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The geometric half: an 8-bit L or RGB picture of any size, or uint8 RGB [H, W, 3] -> uint8 [H, W, C], 0..255.
+        """Crop, resize and pad: an 8-bit L or RGB image of any size, or uint8 RGB [H, W, 3] -> uint8 [H, W, C], 0..255.
 
-        With `fit="within"`, H and W are those of `fitted`.
+        With `fit="within"`, H and W are those of `fitted_size`.
 
-        Crop and resize are one resampling step from a window of the source, so a picture of 1 x 30,000 pixels costs no
-        more than a square one. It agrees with torchvision's Resize then CenterCrop but for their rounding to pixels.
+        Crop and resize are one resampling of a window of the image, so an image of 1 x 30,000 pixels costs no more than
+        a square image. The result differs from torchvision's Resize and CenterCrop by their rounding to pixels only.
         """
         if not isinstance(image, Image.Image):
-            if self._is_shrunk_whole(image):
+            if self._is_resized_only(image):
                 return self._padded(self._shrunk(image))
             image = Image.fromarray(image)
         if self.fit == "within":
-            size = self.fitted(image.width, image.height)
+            size = self.fitted_size(image.width, image.height)
             image = image.convert(self.mode).resize(size, Image.Resampling[self.interpolation.upper()])
             return np.asarray(image, dtype=np.uint8).reshape(size[1], size[0], self.channels)
         height, width = self.size
@@ -101,39 +101,39 @@ class Preprocess(BaseModel):
         array = np.asarray(image, dtype=np.uint8).reshape(height, width, self.channels)
         return self._padded(array)
 
-    def _is_shrunk_whole(self, pixels: npt.NDArray[np.uint8]) -> bool:
+    def _is_resized_only(self, pixels: npt.NDArray[np.uint8]) -> bool:
         height, width = self.size
         whole = self.crop_fraction == 1.0 and pixels.shape[0] * width == pixels.shape[1] * height
         return self.mode == "RGB" and self.fit == "crop" and whole and pixels.shape[0] >= height
 
     def _shrunk(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The same resampling by torch, in a third of Pillow's time: at most one level off."""
-        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        shrunk = functional.interpolate(picture, self.size, mode=self.interpolation, antialias=True)
+        """The same resampling by torch, in a third of Pillow's time; values differ by at most 1."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        shrunk = functional.interpolate(image, self.size, mode=self.interpolation, antialias=True)
         return shrunk[0].permute(1, 2, 0).numpy()
 
     def _padded(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if not self.pad:
             return pixels
         height, width, channels = pixels.shape
-        # numpy.pad takes as long as all the rest of a small picture.
+        # numpy.pad takes as long as all other steps for a small image.
         padded = np.zeros((height + 2 * self.pad, width + 2 * self.pad, channels), np.uint8)
         padded[self.pad : self.pad + height, self.pad : self.pad + width] = pixels
         return padded
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """The numeric half, on any device: uint8 [..., H, W, C] -> float32 [..., C, H, W], (x - mean) / std."""
+        """(x - mean) / std on any device: uint8 [..., H, W, C] -> float32 [..., C, H, W]."""
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        pictures = pixels.movedim(-1, -3).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        return pictures.sub_(mean).div_(std)
+        images = pixels.movedim(-1, -3).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return images.sub_(mean).div_(std)
 
-    def denormalise(self, pictures: Tensor) -> Tensor:
-        """`normalise` undone, on any device: float [..., C, H, W] -> uint8 [..., H, W, C], in whole 0..255."""
-        mean = torch.tensor(self.mean, device=pictures.device)
-        std = torch.tensor(self.std, device=pictures.device)
-        return (pictures.float().movedim(-3, -1) * std + mean).round().clamp(0, 255).to(torch.uint8)
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise` on any device: float [..., C, H, W] -> uint8 [..., H, W, C]."""
+        mean = torch.tensor(self.mean, device=images.device)
+        std = torch.tensor(self.std, device=images.device)
+        return (images.float().movedim(-3, -1) * std + mean).round().clamp(0, 255).to(torch.uint8)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A picture -> float32 [C, H, W]."""
+        """The network's input for an image: float32 [C, H, W]."""
         return self.normalise(torch.from_numpy(self.pixels(image).copy()))

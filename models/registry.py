@@ -1,4 +1,4 @@
-"""Every architecture by name: its config with the variant's values, how to build it, what it is for."""
+"""Every architecture by name: its config, the function that builds it, and its task."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from models import (
     embedder,
     gan,
     inception,
+    inception_v3,
     lenet,
     mobilefacenet,
     resnet,
@@ -32,7 +33,7 @@ Task = Literal["classify", "detect", "embed", "reconstruct", "generate", "denois
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the registry."""
+    """A row of the registry."""
 
     config: Any
     build: Callable[[Any], nn.Module]
@@ -46,17 +47,17 @@ def _family(
 
 
 def _embedder(config: embedder.EmbedderConfig) -> embedder.Embedder:
-    """With the backbone that the config names, without the auxiliary heads that some have.
+    """The embedder on the backbone that the config names, without auxiliary heads.
 
     Raises:
-        ValueError: a backbone that is no classifier, or a config of it that does not fit.
+        ValueError: if the backbone is not a classifier, or its config is invalid.
     """
     row = lookup(config.backbone)
     if row.task != "classify":
-        raise ValueError(f"the backbone of an embedder is a classifier, not {config.backbone}")
+        raise ValueError(f"the backbone of an embedder must be a classifier, not {config.backbone}")
     size = {"in_channels": config.in_channels, "image_size": config.image_size}
-    if given := size.keys() & config.backbone_config.keys():
-        raise ValueError(f"{', '.join(sorted(given))} of the backbone are the embedder's own")
+    if duplicates := size.keys() & config.backbone_config.keys():
+        raise ValueError(f"{', '.join(sorted(duplicates))} of the backbone are set by the embedder")
     auxiliary = {"auxiliary": False} if hasattr(row.config, "auxiliary") else {}
     return embedder.Embedder(config, build(config.backbone, auxiliary | config.backbone_config | size))
 
@@ -72,7 +73,7 @@ REGISTRY: dict[str, Architecture] = {
     **_family(alexnet.VARIANTS, alexnet.AlexNet),
     **_family(vgg.VARIANTS, vgg.VGG),
     **_family(inception.VARIANTS, inception.InceptionV1),
-    "inception-v3": Architecture(inception.InceptionV3Config(), inception.InceptionV3, "classify"),
+    "inception-v3": Architecture(inception_v3.InceptionV3Config(), inception_v3.InceptionV3, "classify"),
     **_family(resnet.VARIANTS, resnet.ResNet),
     **_family(densenet.VARIANTS, densenet.DenseNet),
     **_family(efficientnet.VARIANTS, efficientnet.EfficientNet),
@@ -84,7 +85,7 @@ REGISTRY: dict[str, Architecture] = {
     "vae": Architecture(vae.VAEConfig(), vae.VAE, "generate"),
     "vae-denoiser": Architecture(vae.VAEConfig(), vae.VAE, "denoise"),
     "denoiser": Architecture(denoiser.DenoiserConfig(), denoiser.Denoiser, "denoise"),
-    # What serves; the discriminator or critic stays in the run's checkpoint.
+    # The generator is served; the discriminator or critic stays in the run's checkpoint.
     "gan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
     "wgan": Architecture(gan.GeneratorConfig(), gan.Generator, "generate"),
 }
@@ -94,15 +95,15 @@ def lookup(name: str) -> Architecture:
     """The registry's row.
 
     Raises:
-        ValueError: for a name that is not in the registry, with those that are.
+        ValueError: if the name is not in the registry; the message lists the names that are.
     """
     if name not in REGISTRY:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(sorted(REGISTRY))}")
+        raise ValueError(f"unknown architecture {name!r}; expected one of {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
 
 
 def configure(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
-    """The architecture's config with `overrides` (from a recipe or a card) put in and type-checked.
+    """The architecture's config with `overrides` (from a recipe or a card), type-checked.
 
     Raises:
         ValueError: unknown architecture, unknown key, or a value of the wrong type.
@@ -113,7 +114,7 @@ def configure(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
     try:
-        # By way of JSON, where a list may stand for a tuple, yet "10" or true is no number of classes.
+        # Strict validation of JSON accepts a list for a tuple, but not "10" or true for a number.
         values = json.dumps(asdict(config) | overrides, allow_nan=False)
         return TypeAdapter(type(config)).validate_json(values, strict=True)
     except (TypeError, ValueError) as error:  # ValidationError is a ValueError
@@ -121,5 +122,5 @@ def configure(name: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
 
 def build(name: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
-    """A fresh network, randomly initialised from torch's global generator, in training mode."""
+    """A new network in training mode, initialised from torch's global random generator."""
     return lookup(name).build(configure(name, overrides))

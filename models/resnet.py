@@ -1,12 +1,12 @@
 """ResNet: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 Input [N, in_channels, H, W], output [N, num_classes]. ResNet-18 to 152 are the paper's ImageNet networks (table 1;
-H, W >= 32, made for 224), ResNet-20 to 110 its CIFAR networks of 6n + 2 layers (section 4.2; H, W >= 8, made for 32).
-`plain` takes the shortcuts away and leaves the rest as it is: the paper's control.
+H, W >= 32, designed for 224), ResNet-20 to 110 its CIFAR networks of 6n + 2 layers (section 4.2; H, W >= 8, designed
+for 32). `plain` removes the shortcuts and nothing else, for the paper's control experiment.
 
-Deviations: a bottleneck that downsamples has its stride in the 3x3 convolution, not in the first 1x1, as the weights
-that torchvision publishes expect. The small form's other stems, its widths and depths are settings, so that a wide and
-shallow network for CIFAR is a configuration, too.
+Deviations: a bottleneck that downsamples has its stride in the 3x3 convolution, not in the first 1x1, as
+torchvision's weights require. Stems, widths and depths of the small form are settings, so that a wide and shallow
+network for CIFAR is a configuration, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, check_images
+from models.blocks import ConvNormAct, FeaturesAndHead
 
 RELU = partial(nn.ReLU, inplace=True)
 
@@ -28,8 +28,8 @@ class ResNetConfig:
     """The defaults are ResNet-50. `depths` counts the blocks of each stage, `widths` their 3x3 convolutions' channels.
 
     `stem`: `imagenet` is 7x7 with stride 2 and a 3x3 max-pool, `small` one 3x3 convolution of `widths[0]` channels,
-    `small-pool` that with a 2x2 max-pool after it. `shortcut` is what a block's skip does where shapes change: the
-    paper's option B, a 1x1 `projection`, or its option A, `pad`: every second pixel and channels of zeros.
+    `small-pool` is `small` and a 2x2 max-pool. `shortcut` is the skip of a block that changes shapes: the paper's
+    option B, a 1x1 `projection`, or its option A, `pad`: every second pixel and channels of zeros.
     """
 
     num_classes: int = 1000
@@ -45,17 +45,17 @@ class ResNetConfig:
 
     @property
     def expansion(self) -> int:
-        """A block's output channels for each channel of its width."""
+        """Output channels of a block per channel of its width."""
         return 4 if self.block == "bottleneck" else 1
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that every stage can still halve."""
+        """Side in pixels of the smallest image that every stage can halve."""
         return 1 << (len(self.widths) + {"imagenet": 1, "small": 0, "small-pool": 1}[self.stem])
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, and zeros for the channels that are new. No parameters."""
+    """Option A: every `stride`-th pixel, and zeros in new channels. No parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -114,11 +114,11 @@ def _stem(config: ResNetConfig) -> list[nn.Module]:
     return [convolution] if config.stem == "small" else [convolution, nn.MaxPool2d(2)]
 
 
-def _stages(config: ResNetConfig) -> list[nn.Module]:
-    """Every stage but the first begins with a block of stride 2."""
+def residual_stages(config: ResNetConfig, depths: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Module]:
+    """Stages of residual blocks for `widths[0]` input channels; each but the first begins with a block of stride 2."""
     stages: list[nn.Module] = []
-    channels = config.widths[0]
-    for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+    channels = widths[0]
+    for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
         blocks = []
         for block in range(depth):
             blocks.append(ResidualBlock(config, channels, width, stride=2 if number and not block else 1))
@@ -127,7 +127,7 @@ def _stages(config: ResNetConfig) -> list[nn.Module]:
     return stages
 
 
-class ResNet(nn.Module):
+class ResNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: ResNetConfig):
@@ -135,28 +135,23 @@ class ResNet(nn.Module):
         if not config.depths or len(config.depths) != len(config.widths) or min(config.depths + config.widths) < 1:
             raise ValueError(f"depths {config.depths} and widths {config.widths} need one number >= 1 for each stage")
         if config.shortcut == "pad" and config.block == "basic" and list(config.widths) != sorted(config.widths):
-            raise ValueError(f"a padded shortcut cannot lose channels, as widths {config.widths} ask")
+            raise ValueError(f"a padded shortcut cannot reduce channels, got widths {config.widths}")
         self.config = config
         self.features = nn.Sequential(
             *_stem(config),  # [N, widths[0], H/4, W/4]; small: H, W
-            *_stages(config),  # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
+            # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
+            *residual_stages(config, config.depths, config.widths),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),  # [N, widths[-1] * expansion]
         )
         self.head = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(config.widths[-1] * config.expansion, config.num_classes)
         )
-        self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        self.apply(initialise)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out), as He et al. 2015 and the released code do; the rest as torch does."""
+def initialise(module: nn.Module) -> None:
+    """Convolutions N(0, 2 / fan-out), as in He et al. 2015 and the released code; the rest as torch's default."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

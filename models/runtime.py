@@ -1,4 +1,4 @@
-"""A module made ready to run. Every engine stands behind one interface; torch in float32 is the reference."""
+"""The interface of runtimes, which run a network on an engine, and the reference: torch in float32."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 class Runtime(Protocol):
-    """A network that only answers: float32 [N, C, H, W] on the CPU -> float32 outputs [N, ...] on the CPU."""
+    """Runs a network for inference: float32 [N, C, H, W] on the CPU -> float32 outputs [N, ...] on the CPU."""
 
     @property
     def name(self) -> str:
-        """Engine, device and precision, as `torch-cpu-float32`."""
+        """Engine, device and precision, such as `torch-cpu-float32`."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes that it takes between two calls, as far as is known: of its weights, and of room held for answers."""
+        """Approximate memory in bytes between two calls: of the weights, and of buffers for outputs."""
         ...
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Outputs of the batch; rows in order. Safe to call from one thread at a time."""
+        """The outputs of the batch, rows in order. Call from one thread at a time."""
         ...
 
 
@@ -45,28 +45,28 @@ class TorchRuntime:
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it the caller's torch computes on one thread: shared among several, rows of a batch round differently."""
-    before = torch.get_num_threads()
+    """Limit torch to one thread for the calling thread; with several, rows of a batch are rounded differently."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def signature() -> str:
-    """What the bits of an answer may depend on beside the runtime's name: torch's version, and what it computes on."""
+    """torch's version and the processor, on which the exact bits of an output depend beside the runtime's name."""
     device = default_device()
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"torch-{torch.__version__} {processor}"
 
 
 def prepare(module: nn.Module, device: torch.device | None = None) -> Runtime:
-    """The runtime for `module` on `device` (None: `default_device()`)."""
+    """The reference runtime for `module` on `device` (None: `default_device()`)."""
     return TorchRuntime(module, device or default_device())

@@ -1,7 +1,7 @@
-"""The runtimes that can be asked for. Without torch, so that settings can be read without the seconds of its import."""
+"""The settings of the runtime. Without torch, so that reading settings does not wait for its import."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Wanted = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]
+RuntimeSetting = Literal["auto", "torch", "openvino-f32", "openvino-bf16"]

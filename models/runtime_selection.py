@@ -1,7 +1,7 @@
-"""Which runtime answers for a network: the fastest whose answers are those of torch in float32, on real pictures.
+"""Select the runtime of a network: the fastest whose outputs agree with torch in float32 on real images.
 
-That takes seconds, so it is done while torch serves, and the verdict is kept in a file, whose name says all it depends
-on.
+The comparison takes seconds, so it runs while torch serves. Its result is stored in a file, whose name is a hash of
+everything that the result depends on.
 """
 
 from __future__ import annotations
@@ -23,197 +23,207 @@ from torch import Tensor, nn
 from models import cuda_graph_runtime, openvino_runtime
 from models.card import Tolerance
 from models.checkpoint import write_atomically
-from models.cuda_graph_runtime import GraphRuntime
-from models.openvino_runtime import AnySizeRuntime, OpenVinoRuntime
+from models.cuda_graph_runtime import CudaGraphRuntime
+from models.openvino_runtime import OpenVinoAnySizeRuntime, OpenVinoRuntime
 from models.runtime import Runtime, default_device, signature
-from models.runtime_names import Wanted
-from models.timing import Turn, at_once, interleaved_medians
+from models.runtime_names import RuntimeSetting
+from models.timing import RunWork, interleaved_medians, run_directly
 
-# What answers mean: logits are compared as probabilities, vectors by direction, maps value by value. Pictures may have
-# any size where answers are maps, else they have one.
-Kind = Literal["logits", "vectors", "maps"]
+# How outputs are compared: logits as probabilities, vectors by direction, maps value by value. Only networks with maps
+# accept images of any size.
+OutputKind = Literal["logits", "vectors", "maps"]
 
-WINDOWS = 12  # of each picture
-ROUNDS, TIMED = 5, (1, 16)
-AT_ONCE = 16  # pictures compared, so that who waits for an answer gets it in between
-MAPS_TIMED = 4  # pictures, each by itself
+CROPS = 12  # of each image
+ROUNDS, TIMED_BATCHES = 5, (1, 16)
+COMPARED_BATCH = 16  # images per run, so that waiting requests run in between
+TIMED_MAPS = 4  # images, one by one
+
+# Converts an image to the network's input: float32 [C, H, W].
+PrepareImage = Callable[[Image.Image], Tensor]
 
 
-# Makes of a picture what a network takes: float32 [C, H, W].
-Prepare = Callable[[Image.Image], Tensor]
-
-
-class Verdict(BaseModel):
-    """Seconds a picture of each runtime that agrees with torch, by name, and why others do not."""
+class RuntimeComparison(BaseModel):
+    """Seconds per image of each runtime that agrees with torch, by name, and the reasons against the others."""
 
     seconds: dict[str, float]
     refused: dict[str, str]
 
     @property
     def fastest(self) -> str:
-        """Its name."""
+        """The name of the fastest runtime that agrees."""
         return min(self.seconds, key=lambda name: self.seconds[name])
 
 
-def windows(folder: Path, prepare: Prepare) -> list[Tensor]:
-    """Each picture of the folder whole, and windows of it, as a network takes them: always the same, maybe none."""
-    lots = random.Random(0)  # noqa: S311  not a secret
-    found = []
+def sample_inputs(folder: Path, prepare: PrepareImage) -> list[Tensor]:
+    """The inputs for each JPEG in `folder` and for `CROPS` random crops of it. The same every time, maybe empty."""
+    rng = random.Random(0)  # noqa: S311  not a secret
+    inputs = []
     for path in sorted(folder.glob("*.jpg")):
-        with Image.open(path) as picture:
-            found.append(prepare(picture))
-            for _ in range(WINDOWS):
-                side = round(min(picture.size) * lots.uniform(0.3, 1.0))
-                left, top = (lots.randrange(length - side + 1) for length in picture.size)
-                found.append(prepare(picture.crop((left, top, left + side, top + side))))
-    return found
+        with Image.open(path) as image:
+            inputs.append(prepare(image))
+            for _ in range(CROPS):
+                side = round(min(image.size) * rng.uniform(0.3, 1.0))
+                left, top = (rng.randrange(length - side + 1) for length in image.size)
+                inputs.append(prepare(image.crop((left, top, left + side, top + side))))
+    return inputs
 
 
-def disagreement(expected: Tensor, answers: Tensor, kind: Kind, tolerance: Tolerance) -> str | None:
-    """How answers [N, D], or maps [N], are not those expected; None: they are, within what is tolerated."""
-    if not answers.isfinite().all():
-        return "an answer is not finite"
+def disagreement(expected: Tensor, outputs: Tensor, kind: OutputKind, tolerance: Tolerance) -> str | None:
+    """The difference of outputs [N, D], or maps [N], from those expected; None within the tolerance."""
+    if not outputs.isfinite().all():
+        return "an output is not finite"
     if kind == "maps":
-        furthest = float((expected - answers).abs().max())
-        return f"a value differs by {furthest:.5f}" if furthest > tolerance.maps else None
+        difference = float((expected - outputs).abs().max())
+        return f"a value differs by {difference:.5f}" if difference > tolerance.maps else None
     if kind == "logits":
-        same = float((expected.argmax(dim=1) == answers.argmax(dim=1)).float().mean())
+        same = float((expected.argmax(dim=1) == outputs.argmax(dim=1)).float().mean())
         if same < tolerance.top1:
-            return f"the likeliest class is the same in {same:.2%} of the pictures"
-        furthest = float((expected.softmax(dim=1) - answers.softmax(dim=1)).abs().max())
-        return f"a probability differs by {furthest:.4f}" if furthest > tolerance.probability else None
-    cosine = float(torch.cosine_similarity(expected, answers).min())
-    return f"a vector has a cosine of {cosine:.5f} to torch's" if cosine < 1 - tolerance.direction else None
+            return f"the most probable class is the same for {same:.2%} of the images"
+        difference = float((expected.softmax(dim=1) - outputs.softmax(dim=1)).abs().max())
+        return f"a probability differs by {difference:.4f}" if difference > tolerance.probability else None
+    cosine = float(torch.cosine_similarity(expected, outputs).min())
+    return f"the cosine of a vector with torch's is {cosine:.5f}" if cosine < 1 - tolerance.direction else None
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Of a runtime for `module`, whose answers are of a `kind`.
+class RuntimeSelector:
+    """Selects a runtime for `module`, whose outputs are of `kind`.
 
-    `prepare` makes its input of a photo, [C, H, W] of this `shape`; where answers are maps that is a large one's.
-    `key` names the network's numbers and what of it `module` is; `folder` is where verdicts and what OpenVINO makes are
-    kept. What is `wanted` is refused, too, where it does not agree.
+    `prepare` converts an image to the module's input, [C, H, W] of `shape`; for maps, `shape` is that of a large image.
+    `key` identifies the weights and the submodel that `module` is. `folder` stores comparisons and OpenVINO's files. A
+    `requested` runtime is refused, too, if it does not agree.
     """
 
     module: nn.Module
-    prepare: Prepare
+    prepare: PrepareImage
     shape: tuple[int, ...]
-    kind: Kind
+    kind: OutputKind
     tolerance: Tolerance
     key: str
     folder: Path
-    wanted: Wanted = "auto"
+    requested: RuntimeSetting = "auto"
 
     @property
-    def is_open(self) -> bool:
-        """Whether anything but torch may serve."""
-        return self.wanted == "auto" or (self.wanted != "torch" and default_device().type == "cpu")
+    def has_alternatives(self) -> bool:
+        """Whether a runtime other than torch may serve."""
+        return self.requested == "auto" or (self.requested != "torch" and default_device().type == "cpu")
 
-    def made(self, reference: Runtime, pictures: Path, turn: Turn = at_once) -> tuple[Runtime, Verdict | None]:
-        """The runtime chosen, `reference` or another, and why; None where there was nothing to compare.
+    def select(
+        self, reference: Runtime, images: Path, run: RunWork = run_directly
+    ) -> tuple[Runtime, RuntimeComparison | None]:
+        """The runtime to use, `reference` or another, and the comparison; None if there was nothing to compare.
 
-        `pictures` is a folder of photos to compare answers on, without which the reference serves. All that runs a
-        network waits for its `turn`; what makes one ready does not.
+        `images` is a folder of photos on which outputs are compared; without photos the reference is used. Every
+        inference runs by `run`; conversion and compilation do not.
         """
-        candidates = self.candidates() if self.is_open else {}
+        candidates = self.candidates() if self.has_alternatives else {}
         if not candidates:
             return reference, None
-        path = self._path(turn(torch.get_num_threads))
-        if (known := _known(path)) is not None:
-            return candidates.get(known.fastest, lambda: reference)(), known
-        shown = windows(pictures, self.prepare)
-        if not shown:
+        path = self._path(run(torch.get_num_threads))
+        if (stored := _read(path)) is not None:
+            return candidates.get(stored.fastest, lambda: reference)(), stored
+        inputs = sample_inputs(images, self.prepare)
+        if not inputs:
             return reference, None
-        runtimes = {name: make() for name, make in candidates.items()}
-        own = self.wanted == "auto"
-        verdict = compare(reference, runtimes, shown, self.kind, self.tolerance, own=own, turn=turn)
-        write_atomically(path, verdict.model_dump_json(indent=1).encode())
-        return runtimes.get(verdict.fastest, reference), verdict
+        runtimes = {name: create() for name, create in candidates.items()}
+        comparison = compare(
+            reference,
+            runtimes,
+            inputs,
+            self.kind,
+            self.tolerance,
+            include_reference=self.requested == "auto",
+            run=run,
+        )
+        write_atomically(path, comparison.model_dump_json(indent=1).encode())
+        return runtimes.get(comparison.fastest, reference), comparison
 
     def candidates(self) -> dict[str, Callable[[], Runtime]]:
-        """What makes each runtime that may be chosen here beside torch, by its name."""
+        """A function that creates the runtime, for each runtime that may replace torch on this device, by its name."""
         device = default_device()
         if device.type == "cuda":
-            # What is recorded there is one size of picture.
-            recorded = () if self.kind == "maps" else cuda_graph_runtime.precisions(device)
+            # A graph is recorded for one size of image.
+            precisions = () if self.kind == "maps" else cuda_graph_runtime.precisions(device)
             return {
-                f"torch-cuda-graph-{precision}": partial(GraphRuntime, self.module, self.shape, precision, device)
-                for precision in recorded
+                f"torch-cuda-graph-{precision}": partial(CudaGraphRuntime, self.module, self.shape, precision, device)
+                for precision in precisions
             }
 
-        def make(precision: openvino_runtime.Precision) -> Runtime:
-            kind = AnySizeRuntime if self.kind == "maps" else OpenVinoRuntime
-            # A copy: while it is converted the network itself answers.
-            return kind(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
+        def create(precision: openvino_runtime.Precision) -> Runtime:
+            runtime = OpenVinoAnySizeRuntime if self.kind == "maps" else OpenVinoRuntime
+            # A copy, since the module serves while it is converted.
+            return runtime(copy.deepcopy(self.module), self.shape, precision, key=self.key, folder=self.folder)
 
         return {
-            f"openvino-cpu-{precision}": partial(make, precision)
+            f"openvino-cpu-{precision}": partial(create, precision)
             for precision in openvino_runtime.precisions()
-            if self.wanted in {"auto", f"openvino-{precision}"}
+            if self.requested in {"auto", f"openvino-{precision}"}
         }
 
     def _path(self, threads: int) -> Path:
-        asked = f"{self.key} {self.wanted} {self.kind} {self.tolerance.model_dump_json()}"
-        runs_on = openvino_runtime.signature() if default_device().type == "cpu" else ""
-        about = f"{asked} {signature()} {runs_on} {threads}"
-        return self.folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
+        question = f"{self.key} {self.requested} {self.kind} {self.tolerance.model_dump_json()}"
+        openvino = openvino_runtime.signature() if default_device().type == "cpu" else ""
+        identity = f"{question} {signature()} {openvino} {threads}"
+        return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
 
 
 def compare(
     reference: Runtime,
     candidates: Mapping[str, Runtime],
-    shown: Sequence[Tensor],
-    kind: Kind,
+    inputs: Sequence[Tensor],
+    kind: OutputKind,
     tolerance: Tolerance,
     *,
-    own: bool = True,
-    turn: Turn = at_once,
-) -> Verdict:
-    """Which candidates agree with the reference on pictures [C, H, W], and how fast they are.
+    include_reference: bool = True,
+    run: RunWork = run_directly,
+) -> RuntimeComparison:
+    """Compare the candidates' outputs with the reference's on `inputs` [C, H, W], and measure those that agree.
 
-    The reference itself competes if it is `own` or if nothing else agrees.
+    The reference is measured with `include_reference`, or if no candidate agrees.
     """
-    batches = _batches(shown, 1 if kind == "maps" else AT_ONCE)
-    expected, refused, agreeing = _answers(reference, batches, turn), {}, {}
+    batches = _batches(inputs, 1 if kind == "maps" else COMPARED_BATCH)
+    expected, refused, agreeing = _outputs(reference, batches, run), {}, {}
     for name, runtime in candidates.items():
-        reason = disagreement(expected, _answers(runtime, batches, turn), kind, tolerance)
+        reason = disagreement(expected, _outputs(runtime, batches, run), kind, tolerance)
         if reason is None:
             agreeing[name] = runtime
         else:
             refused[name] = reason
-    if own or not agreeing:
+    if include_reference or not agreeing:
         agreeing[reference.name] = reference
-    timed = batches[:MAPS_TIMED] if kind == "maps" else [_repeated(shown, size) for size in TIMED]
-    return Verdict(seconds=_timed(agreeing, timed, turn), refused=refused)
+    timed = batches[:TIMED_MAPS] if kind == "maps" else [_repeated(inputs, size) for size in TIMED_BATCHES]
+    return RuntimeComparison(seconds=_seconds_per_image(agreeing, timed, run), refused=refused)
 
 
-def _batches(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
-    return [torch.stack(list(pictures[first : first + size])) for first in range(0, len(pictures), size)]
+def _batches(inputs: Sequence[Tensor], size: int) -> list[Tensor]:
+    return [torch.stack(list(inputs[first : first + size])) for first in range(0, len(inputs), size)]
 
 
-def _repeated(pictures: Sequence[Tensor], count: int) -> Tensor:
-    return torch.stack([pictures[place % len(pictures)] for place in range(count)])
+def _repeated(inputs: Sequence[Tensor], count: int) -> Tensor:
+    """A batch of `count` inputs, repeated as needed."""
+    return torch.stack([inputs[index % len(inputs)] for index in range(count)])
 
 
-def _answers(runtime: Runtime, batches: Sequence[Tensor], turn: Turn) -> Tensor:
-    """[N, D]; maps, of any sizes, one after the other: [all their values]."""
-    answers = [turn(partial(runtime, batch)) for batch in batches]
-    return torch.cat(answers) if answers[0].ndim == 2 else torch.cat([answer.flatten() for answer in answers])
+def _outputs(runtime: Runtime, batches: Sequence[Tensor], run: RunWork) -> Tensor:
+    """The outputs of all batches, [N, D]; the values of maps, whose sizes may differ, one after the other."""
+    outputs = [run(partial(runtime, batch)) for batch in batches]
+    return torch.cat(outputs) if outputs[0].ndim == 2 else torch.cat([output.flatten() for output in outputs])
 
 
-def _timed(runtimes: Mapping[str, Runtime], batches: Sequence[Tensor], turn: Turn) -> dict[str, float]:
-    """Seconds a picture of each, added up over batches."""
+def _seconds_per_image(runtimes: Mapping[str, Runtime], batches: Sequence[Tensor], run: RunWork) -> dict[str, float]:
+    """Seconds per image of each runtime, summed over the batches."""
     calls = {
-        (name, place): partial(runtime, batch)
-        for place, batch in enumerate(batches)
+        (name, index): partial(runtime, batch)
+        for index, batch in enumerate(batches)
         for name, runtime in runtimes.items()
     }
-    taken = interleaved_medians(calls, ROUNDS, turn)
-    return {name: sum(taken[name, place] / len(batch) for place, batch in enumerate(batches)) for name in runtimes}
+    medians = interleaved_medians(calls, ROUNDS, run)
+    return {name: sum(medians[name, index] / len(batch) for index, batch in enumerate(batches)) for name in runtimes}
 
 
-def _known(path: Path) -> Verdict | None:
+def _read(path: Path) -> RuntimeComparison | None:
+    """The stored comparison; None if there is none that can be read."""
     try:
-        return Verdict.model_validate_json(path.read_bytes())
+        return RuntimeComparison.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None

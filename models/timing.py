@@ -1,4 +1,4 @@
-"""Time measured so that it is fair to all that are compared."""
+"""Measure the durations of calls side by side."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ T = TypeVar("T")
 _WARM_UP = 3
 
 
-class Turn(Protocol):
-    """Lets work be done when it is its turn, and answers what came of it."""
+class RunWork(Protocol):
+    """A function that runs work, possibly after waiting, and returns its result."""
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """Wait for the turn, do the work."""
+        """Run `work` and return its result."""
         ...
 
 
-def at_once(work: Callable[[], T]) -> T:
-    """The turn of who has nobody to wait for."""
+def run_directly(work: Callable[[], T]) -> T:
+    """Run `work` without waiting and return its result."""
     return work()
 
 
 def interleaved_medians(
-    calls: Mapping[Key, Callable[[], object]], rounds: int, turn: Turn = at_once
+    calls: Mapping[Key, Callable[[], object]], rounds: int, run: RunWork = run_directly
 ) -> dict[Key, float]:
-    """Median seconds of each call over `rounds` rounds in which each is made once, after a warm-up.
+    """Median seconds of each call over `rounds` rounds in which each call runs once, after a warm-up.
 
-    A machine that is slow for a while is so for all of them, and the median forgets it. What a call waits for its
-    `turn` does not count.
+    Interleaving makes a temporary slowdown affect all calls alike. The time that `run` waits is not counted.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in calls}
     for number in range(_WARM_UP + rounds):
         for key, call in calls.items():
-            taken = turn(partial(_seconds, call))
+            duration = run(partial(_seconds, call))
             if number >= _WARM_UP:
-                seconds[key].append(taken)
+                seconds[key].append(duration)
     return {key: statistics.median(values) for key, values in seconds.items()}
 
 

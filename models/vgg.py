@@ -1,13 +1,13 @@
 """VGG: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
 
-Input [N, in_channels, H, W] (H, W >= 32 with five stages, made for 224), output [N, num_classes]. Every convolution is
-3x3 and keeps the size; a 2x2 max-pool ends each stage. VGG-11, 13, 16 and 19 are table 1's columns A, B, D and E.
+Input [N, in_channels, H, W] (H, W >= 32 with five stages, designed for 224), output [N, num_classes]. Convolutions are
+3x3 and keep the size; a 2x2 max-pool ends each stage. VGG-11, 13, 16 and 19 are table 1's columns A, B, D and E.
 
-Deviations: the last maps are averaged to `pool_size` x `pool_size`, which changes nothing at 224 and lets other sizes
-in; convolutions start as He et al. 2015 have it, where the paper starts the deep networks from trained shallow ones;
-`-bn` adds batch normalisation, which is younger than the paper, and keeps the convolutions' biases, as the weights that
-torchvision publishes expect. Small pictures (CIFAR) take fewer `stages`, no `hidden` layers and a `pool_size` of 1.
-For them there are further settings, after Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: a `stem`
+Deviations: the last maps are averaged to `pool_size` x `pool_size`, which has no effect at 224 and permits other
+sizes; convolutions are initialised as by He et al. 2015, where the paper initialises deep networks from trained shallow
+ones; `-bn` adds batch normalisation, unknown to the paper, and keeps the convolutions' biases, as torchvision's
+weights require. Small images (CIFAR) use fewer `stages`, no `hidden` layers and a `pool_size` of 1.
+Further settings for them, after Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: a `stem`
 without padding before the stages, GELU in place of ReLU, a max-pool after the first convolution of each stage instead
 of the last, and the maximum of the last maps in place of their average.
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class VGGConfig:
 
     `hidden` are the widths of the fully connected layers before the classifier; `dropout` follows each of them, or the
     pooled features where there are none. A `pool_size` of 1 is global pooling, by `pool`. `stem` is the number of
-    filters and the kernel side of a first convolution without padding or normalisation; (0, 0) for none. `halve` says
-    after which of a stage's convolutions its 2x2 max-pool stands, which is before the normalisation if it is the first.
+    filters and the kernel side of a first convolution without padding or normalisation; (0, 0) for none. `halve` is the
+    convolution of a stage that its 2x2 max-pool follows; after the first it precedes the normalisation.
     """
 
     num_classes: int = 1000
@@ -54,12 +54,12 @@ class VGGConfig:
 
     @property
     def smallest(self) -> int:
-        """The side in pixels of the smallest picture that every stage can still halve."""
+        """Side in pixels of the smallest image that every stage can halve."""
         return (1 << len(self.stages)) + max(0, self.stem[1] - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers in one picture's pooled maps, then in each hidden layer; the last are its features."""
+        """Values per image in the pooled maps, then in each hidden layer; the last are the features."""
         return (self.stages[-1][-1] * self.pool_size**2, *self.hidden)
 
 
@@ -89,7 +89,7 @@ def _stages(config: VGGConfig) -> list[nn.Module]:
 
 
 def _hidden(config: VGGConfig) -> list[nn.Module]:
-    """The fully connected layers with the dropout between them; the head drops the last one's."""
+    """The fully connected layers with dropout between them; dropout of the last layer's output is part of the head."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(config.widths):
         if layers:
@@ -98,10 +98,10 @@ def _hidden(config: VGGConfig) -> list[nn.Module]:
     return layers
 
 
-class VGG(nn.Module):
+class VGG(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`.
 
-    The features are the last hidden layer's, [N, hidden[-1]], or the pooled maps, where there is no hidden layer.
+    The features are the last hidden layer's, [N, hidden[-1]], or the pooled maps without hidden layers.
     """
 
     def __init__(self, config: VGGConfig):
@@ -117,12 +117,6 @@ class VGG(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes))
         self.apply(_initialise)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, num_classes]."""
-        check_images(images, self.config.in_channels, self.config.smallest)
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
 
 def _check(config: VGGConfig) -> None:

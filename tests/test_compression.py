@@ -16,8 +16,7 @@ from benchmarks import compression, tables
 from benchmarks.compression import KINDS, LATENTS, Cell, Yardstick, cells, measure, samples
 from models.generative import latents
 from models.vae import VAE, VAEConfig
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 from training.metrics.reconstruction import psnr
 
 SMALL = """

@@ -19,8 +19,7 @@ from benchmarks.denoising import Benchmark, add_noise, measure, measure_all, str
 from models import checkpoint
 from models.preprocess import Preprocess
 from models.vae import VAE
-from tests.training.conftest import png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from tests.training.conftest import png, save, strokes, write_parquet
 from training.core.errors import DataError
 from training.metrics.reconstruction import psnr, ssim
 

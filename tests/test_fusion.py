@@ -22,16 +22,15 @@ from index.embedded.gallery import EmbeddedGallery
 from index.types import Floats
 from models import checkpoint
 from models.matching import Matching
+from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import encode
-from training.calibrate import fit_matching
 from training.datasets import images as data
 from training.datasets.faces import split_of
 from training.datasets.images import Indices
+from training.evaluation.embedded_faces import FaceEmbedder
 from training.evaluation.markdown import markers
-from training.evaluation.measure_faces import Embedder
-from training.metrics.verification import Scores
 
 PEOPLE, SUBJECTS = 10, 3
 
@@ -147,7 +146,7 @@ def test_thresholds_are_those_of_the_rules() -> None:
 def calibrated() -> Matching:
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(0.9, 0.1, 2000), random.normal(0.3, 0.2, 100_000)])
-    return fit_matching(Scores.of(values, np.arange(102_000) < 2000), "a test")
+    return fit_matching(values[:2000], values[2000:], "a test")
 
 
 @pytest.fixture
@@ -208,7 +207,7 @@ def test_the_whole_way_from_pictures_to_the_page(studio: Path, monkeypatch: pyte
     assert len(rows) == 2 * 2 * 3 * 3 * 2  # splits, sources, cells, rules, rates promised
     assert len(list((studio / "runs/cache").glob("fusion-*.npy"))) == 4
 
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("faces", "train", embedder.card.preprocess)
     for source in sources:
         mine = [

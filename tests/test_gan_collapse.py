@@ -13,7 +13,6 @@ from PIL import Image
 
 from benchmarks import gan_collapse, tables
 from benchmarks.gan_collapse import COLUMNS, RUNS, draw, recipe_of
-from training import gan
 from training.core.errors import CollapsedError
 from training.recipe.gan_config import GanRecipe
 
@@ -32,7 +31,7 @@ def test_the_runs_differ_in_the_loss_alone() -> None:
 def test_each_run_ends_as_a_row_says(
     collapsing: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(recipe: GanRecipe, run: str | None, **options: bool) -> None:
+    def train(setup: object, recipe: GanRecipe, **options: object) -> None:
         folder = tmp_path / "runs" / recipe.name
         folder.mkdir(parents=True)
         row = {f"validation/{name}": value for name, value in FIGURES.items()}
@@ -44,7 +43,7 @@ def test_each_run_ends_as_a_row_says(
             raise CollapsedError("it has collapsed", FIGURES | {"classes": 2.0})
 
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(gan, "train", train)
+    monkeypatch.setattr(gan_collapse, "train", train)
     monkeypatch.setattr(gan_collapse, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(gan_collapse, "PICTURE", tmp_path / "picture.png")
     with pytest.raises(typer.Exit) as ended:

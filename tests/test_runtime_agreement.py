@@ -12,9 +12,8 @@ from benchmarks import runtime_agreement
 from benchmarks.runtime_agreement import measure
 from models import checkpoint, openvino_runtime
 from models.preprocess import Preprocess
-from models.runtime_selection import Choice
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from models.runtime_selection import RuntimeSelector
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 
 PADDED = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
 
@@ -52,8 +51,8 @@ def test_a_runtime_that_answers_otherwise_is_told_of(
     module, card = checkpoint.load(network)
     with torch.inference_mode():
         torch_answers: Tensor = module(runtime_agreement.shown_to(card))
-    monkeypatch.setattr(Choice, "candidates", lambda self: {"reversed": Reversed})
+    monkeypatch.setattr(RuntimeSelector, "candidates", lambda self: {"reversed": Reversed})
     monkeypatch.setattr(runtime_agreement, "AT_ONCE", 100)
     (row,) = measure(network, card, tmp_path / "compiled")
     assert (row["top1_same"], row["cosine_least"]) == ("0.0000", "-1.000000")
-    assert "likeliest class is the same in 0.00%" in str(row["refused"])
+    assert "most probable class is the same for 0.00%" in str(row["refused"])

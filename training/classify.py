@@ -9,55 +9,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint
 from models.calibration import fit_temperature
-from models.card import Metric, ModelCard, Training
 from models.registry import build, configure
 from models.runtime import TorchRuntime
 from models.tta import VIEWS, Tta
-from training.core.errors import TrainingError
-from training.core.initialise import Start, begin_as_identity, set_norms, whiten
-from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.export import TrainedModel, begin_run, command, export_and_summarise
+from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten
+from training.core.run_folder import Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, fit, gather_rows, make_accelerator
-from training.datasets import images as data
-from training.datasets.augment import Colours, augment, blend, colour_basis, first_flips, mirror
+from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.datasets.augment import augment, blend, channel_statistics, first_flips, mirror
+from training.datasets.batches import Batches, stratified_sample, stratified_split
+from training.datasets.images import ImageSet, Indices, load
 from training.metrics.classification import classification, predict, probabilities
-from training.recipe.config import Recipe, load_recipe, runs_folder
-
-cli = typer.Typer(add_completion=False)
+from training.recipe.config import Recipe
 
 
-class Classification:
-    """The task: cross-entropy on augmented pictures, the best epoch by accuracy on the validation split."""
+class ClassificationTask:
+    """Train with cross-entropy on augmented images; the best epoch has the highest accuracy on the validation split."""
 
     monitor = "accuracy"
     mode: Literal["max", "min"] = "max"
 
-    def __init__(self, recipe: Recipe, images: data.ImageSet, accelerator: Accelerator):
+    def __init__(self, recipe: Recipe, images: ImageSet, accelerator: Accelerator):
         self.recipe = recipe
         self.images = images
-        self.start = Start(recipe) if recipe.model.start else None
+        self.pretrained = PretrainedFeatures(recipe) if recipe.model.start else None
         self.config = configure(
             recipe.model.architecture,
-            (self.start.config(recipe) if self.start else recipe.model.config)
+            (self.pretrained.config(recipe) if self.pretrained else recipe.model.config)
             | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
         )
         self.accelerator = accelerator
-        rows, self._held_out = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
-        self._rows = data.stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
+        rows, self._held_out = stratified_split(images.labels, recipe.data.validation, recipe.seed)
+        self._rows = stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
         self.held_out_labels = torch.from_numpy(images.labels[self._held_out])
-        self._batches = data.Batches(
+        self._batches = Batches(
             len(self._rows),
             recipe.train.batch_size,
             recipe.seed,
@@ -65,28 +60,31 @@ class Classification:
             accelerator.num_processes,
         )
         self.steps_per_epoch = self._batches.per_epoch
-        torch.manual_seed(derive(recipe.seed, "weights"))
-        module = build(recipe.model.architecture, asdict(self.config))
-        if recipe.train.identity:
-            begin_as_identity(module)
-        set_norms(module, recipe.train)
-        if recipe.train.whiten:
-            first = whiten(module, images, self._rows, recipe.preprocess)
-            first.weight.requires_grad_(not recipe.train.freeze_whitening)
-        if self.start:
-            self.start.give(module)
+        module = self._initial_network()
         self._features = module.get_submodule("features")
         if recipe.model.freeze:
             self._features.requires_grad_(False)
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"classifier": self._learner}
-        no_basis = torch.zeros(recipe.preprocess.channels, recipe.preprocess.channels)
-        basis = colour_basis(images.images, self._rows) if recipe.augment.colour_pca else no_basis
         self._flips = first_flips(len(images.labels), recipe.seed)
-        self._colours = Colours(recipe.preprocess.mean, basis)
+        self._statistics = channel_statistics(images.images, self._rows, recipe.augment, recipe.preprocess)
+
+    def _initial_network(self) -> nn.Module:
+        recipe = self.recipe
+        torch.manual_seed(derive(recipe.seed, "weights"))
+        module = build(recipe.model.architecture, asdict(self.config))
+        if recipe.train.identity:
+            initialise_as_identity(module)
+        set_norms(module, recipe.train)
+        if recipe.train.whiten:
+            first = whiten(module, self.images, self._rows, recipe.preprocess)
+            first.weight.requires_grad_(not recipe.train.freeze_whitening)
+        if self.pretrained:
+            self.pretrained.copy_to(module)
+        return module
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """See `Task`."""
+        """See `TrainingTask`."""
         rows = self._rows[self._batches(epoch, index)]
         device = self.accelerator.device
         pixels = torch.from_numpy(np.asarray(self.images.images[rows])).to(device)  # uint8 [N, H, W, C]
@@ -94,153 +92,115 @@ class Classification:
         images = pixels.movedim(-1, 1).float()
         if self.recipe.augment.flip == "alternating":
             images = mirror(images, self._flips[rows] ^ bool(epoch % 2))
-        images = augment(images, self.recipe.augment, generator, self._colours)
+        images = augment(images, self.recipe.augment, generator, self._statistics)
         targets = labels
         if self.recipe.augment.mixup or self.recipe.augment.cutmix:
             targets = F.one_hot(labels, len(self.images.classes)).float()
             images, targets = blend(images, targets, self.recipe.augment, generator)
-        images = self.recipe.preprocess.normalise(images.movedim(1, -1))
-        if self.recipe.train.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._learner.arrange(self.recipe.preprocess.normalise(images.movedim(1, -1)))
         self._learner.model.train()
         if self.recipe.model.freeze:
-            self._features.eval()  # or batch norm would go on counting, and what is dropped out would be missed
+            self._features.eval()  # batch norms keep their statistics, and nothing is dropped out
         logits, loss = self._logits_and_loss(images, targets)
         self._learner.update(loss)
         return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def _logits_and_loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The classifier's logits, and its loss with the weighted losses of its auxiliary classifiers, if it has some.
+        """Return the classifier's logits, and its loss plus the weighted losses of its auxiliary classifiers, if any.
 
         Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
         """
         train, model = self.recipe.train, self._learner.model
         outputs = model(images, auxiliary=True) if has_auxiliary(self.config) else (model(images),)
-        main, *others = (F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing) for logits in outputs)
-        return outputs[0], main + train.auxiliary_weight * sum(others)
+        main, *auxiliary = (
+            F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing) for logits in outputs
+        )
+        return outputs[0], main + train.auxiliary_weight * sum(auxiliary)
 
     def validate(self) -> Mapping[str, float]:
-        """See `Task`."""
+        """See `TrainingTask`."""
         figures = classification(probabilities(self.held_out_logits(self._learner.network), 1.0), self.held_out_labels)
         return {"loss": figures["nll"], "accuracy": figures["accuracy"]}
 
     def held_out_logits(self, network: nn.Module, tta: Tta = "none") -> Tensor:
-        """Logits of the validation split's views [V, validation, K] on the CPU, each process computing its share."""
+        """Return the logits of the validation split's views [V, validation, K] on the CPU.
+
+        Each process computes its share.
+        """
         runtime = TorchRuntime(network, self.accelerator.device)
 
-        def compute(rows: data.Indices) -> Tensor:
+        def compute(rows: Indices) -> Tensor:
             logits = predict(runtime, self.images, self._held_out[rows], self.recipe.preprocess, tta=tta)
             return logits.movedim(0, 1).contiguous()  # [rows, V, K]
 
         return gather_rows(self.accelerator, len(self._held_out), compute).movedim(0, 1)
 
+    def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:
+        """Choose temperature and test-time augmentation on the validation split; see `ExportTask`.
+
+        The chosen views have the lowest NLL among those that lose no accuracy against the plain image.
+        """
+        recipe, labels = self.recipe, self.held_out_labels
+        network, config = self._served(networks["classifier"])
+        logits = {kind: self.held_out_logits(network, kind) for kind in VIEWS}
+        temperature = fit_temperature(logits["none"][0], labels)
+        measured = {kind: classification(probabilities(logits[kind], temperature), labels) for kind in VIEWS}
+        plain = measured["none"]
+        accurate = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
+        tta = min(accurate, key=lambda kind: measured[kind]["nll"])
+        return TrainedModel(
+            network,
+            config,
+            figures=plain | ({} if tta == "none" else {f"{name}_tta": value for name, value in measured[tta].items()}),
+            data=f"{recipe.data.name} validation ({recipe.data.validation:,} cut from train)",
+            card={"classes": self.images.classes, "temperature": temperature, "tta": tta, **self._provenance()},
+        )
+
+    def _served(self, state: Mapping[str, Tensor]) -> tuple[nn.Module, Any]:
+        """Return the network as it is served, without auxiliary classifiers, and its config.
+
+        A new module, since the trained one may be wrapped or in mixed precision.
+        """
+        config = self.config
+        if has_auxiliary(config):
+            config = replace(config, auxiliary=False)
+            state = {name: value for name, value in state.items() if not name.startswith("auxiliary.")}
+        network = build(self.recipe.model.architecture, asdict(config))
+        network.load_state_dict(dict(state))
+        return network, config
+
+    def _provenance(self) -> dict[str, str]:
+        """Add the data and licence of the pretrained model to those that the recipe states."""
+        section = self.recipe.card
+        if not self.pretrained:
+            return {}
+        card = self.pretrained.card
+        return {
+            "data": f"{section.data}; started from {card.name} {card.version}, trained on: {card.data}",
+            "license": f"{section.license}; of {card.name}, which it started from: {card.license}",
+        }
+
 
 def has_auxiliary(config: Any) -> bool:
-    """Whether the network has auxiliary classifiers: `forward(images, auxiliary=True)` answers their logits, too."""
+    """Return whether the network has auxiliary classifiers, whose logits `forward(images, auxiliary=True)` adds."""
     return bool(getattr(config, "auxiliary", False))
 
 
-def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Classification, Run]:
-    """The run's folder with the resolved recipe in it, the data, the network."""
+def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[ClassificationTask, Run]:
+    """Prepare the run's folder, the data and the network."""
     accelerator = make_accelerator(recipe.train)
-    run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
-    run.begin(recipe, resume=resume, overwrite=overwrite)
-    with accelerator.local_main_process_first():  # one decodes, the others find it done
-        images = data.load(recipe.data.name, "train", recipe.preprocess)
-    return Classification(recipe, images, accelerator), run
+    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+    with accelerator.local_main_process_first():  # the main process decodes, the others read its result
+        images = load(recipe.data.name, "train", recipe.preprocess)
+    return ClassificationTask(recipe, images, accelerator), run
 
 
-def export(task: Classification, run: Run, progress: Progress) -> ModelCard | None:
-    """Calibrate the best epoch's network on the validation split and write it as the service reads it; main only."""
-    recipe, labels = task.recipe, task.held_out_labels
-    network, config = _served(task, run.load_best()["networks"]["classifier"])
-    logits = {kind: task.held_out_logits(network, kind) for kind in VIEWS}
-    if not run.main:
-        return None
-    temperature = fit_temperature(logits["none"][0], labels)
-    measured = {kind: classification(probabilities(logits[kind], temperature), labels) for kind in VIEWS}
-    plain = measured["none"]
-    harmless = [kind for kind in VIEWS if measured[kind]["accuracy"] >= plain["accuracy"]]
-    tta = min(harmless, key=lambda kind: measured[kind]["nll"])
-    where = f"{recipe.data.name} validation ({recipe.data.validation:,} cut from train)"
-    figures = plain | ({} if tta == "none" else {f"{name}_tta": value for name, value in measured[tta].items()})
-    return checkpoint.save(
-        run.folder / "export" / recipe.name,
-        network,
-        name=recipe.name,
-        description=recipe.description,
-        task="classify",
-        architecture=recipe.model.architecture,
-        config=asdict(config),
-        preprocess=recipe.preprocess,
-        classes=task.images.classes,
-        temperature=temperature,
-        tta=tta,
-        metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
-        training=_account(task, progress),
-        **_provenance(task),
-    )
-
-
-def _served(task: Classification, state: Mapping[str, Tensor]) -> tuple[nn.Module, Any]:
-    """The network as it is served, with its config: without auxiliary classifiers.
-
-    A fresh module: what training's has been through (mixed precision, wrappers) stays there.
-    """
-    config = task.config
-    if has_auxiliary(config):
-        config = replace(config, auxiliary=False)
-        state = {name: value for name, value in state.items() if not name.startswith("auxiliary.")}
-    network = build(task.recipe.model.architecture, asdict(config))
-    network.load_state_dict(dict(state))
-    return network, config
-
-
-def _provenance(task: Classification) -> dict[str, str]:
-    """The card's data, source and licence: the recipe's words, and those of the card that the network started from."""
-    said: dict[str, str] = task.recipe.card.model_dump()
-    if task.start:
-        card = task.start.card
-        said["data"] += f"; started from {card.name} {card.version}, trained on: {card.data}"
-        said["license"] += f"; of {card.name}, which it started from: {card.license}"
-    return said
-
-
-def _account(task: Classification, progress: Progress) -> Training:
-    return Training(
-        recipe=task.recipe.model_dump(mode="json"),
-        seed=task.recipe.seed,
-        epochs=task.recipe.train.epochs,
-        best_epoch=progress.best_epoch,
-        wall_time_s=round(progress.wall_time_s, 1),
-        hardware=hardware(task.accelerator.device),
-        processes=task.accelerator.num_processes,
-        versions=versions(),
-    )
-
-
-@cli.command()
-def main(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="As training/recipes/lenet5-mnist.toml.")],
-    run: Annotated[str | None, typer.Option(help="The run's folder under VESTIBULE_RUNS; default: its name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
-) -> None:
-    """Train a classifier by its recipe; the model and its card end up in the run's export/."""
-    try:
-        recipe = load_recipe(path, overrides or ())
-        task, folder = setup(recipe, run, resume=resume, overwrite=overwrite)
-        progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=resume)
-        card = export(task, folder, progress)
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    task.accelerator.end_training()
-    if card is not None:
-        figures = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in card.metrics)
-        typer.echo(f"{folder.folder / 'export' / card.name}: epoch {progress.best_epoch}, validation {figures}")
-
+cli = command(
+    Recipe,
+    setup,
+    export_and_summarise,
+    "Train a classifier by its recipe; the model and its card are written to the run's export/.",
+)
 
 if __name__ == "__main__":
     cli()

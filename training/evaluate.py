@@ -1,26 +1,22 @@
-"""Measure exported weights on a test split, which nothing else here opens.
+"""Measure exported weights on a test split, which no other training command opens.
 
 `python -m training.evaluate classify weights/lenet5-mnist --data mnist --write`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models import checkpoint
-from models.card import Metric
-from training.core.errors import TrainingError
+from training.core.errors import exit_on_error
 from training.core.run_folder import Run
-from training.evaluation import report_generators
+from training.core.weights import update_metrics
+from training.evaluation import measure_faces, measure_generators, report_faces, report_generators
 from training.evaluation.compare import compare
-from training.evaluation.measure_faces import measure
-from training.evaluation.measure_generators import measure as measure_generators
 from training.evaluation.measure_words import draw_recall, evaluate_run, recall_table, times
-from training.evaluation.report_faces import card_metrics, markdown, publish
 from training.metrics.classification import measure_classifier
 from training.recipe.config import runs_folder
 
@@ -38,63 +34,49 @@ def classify(
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the card.")] = False,
 ) -> None:
-    """Accuracy, NLL and ECE of a classifier, at its card's temperature; `_tta` with its test-time augmentation."""
-    try:
+    """Print accuracy, NLL and ECE of a classifier at its card's temperature; `_tta`: with test-time augmentation."""
+    with exit_on_error():
         _, metrics = measure_classifier(folder, dataset)
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     for metric in metrics:
         typer.echo(f"{metric.name:16} {metric.value:.4f}  {metric.data}")
     if write:
-        _add_metrics(folder, metrics)
-
-
-def _add_metrics(folder: Path, metrics: Sequence[Metric]) -> None:
-    """Write figures into a model's card, in place of those of the same name and data."""
-    card = checkpoint.read_card(folder)
-    measured = {(metric.name, metric.data) for metric in metrics}
-    kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
-    checkpoint.write_card(folder, card.model_copy(update={"metrics": (*kept, *metrics)}))
+        update_metrics(folder, metrics)
 
 
 @cli.command()
 def faces(
     folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],
     dataset: Annotated[str, typer.Option("--data", help="A data set of aligned faces under VESTIBULE_DATASETS.")],
-    lfw: Annotated[Path | None, typer.Option(help="LFW's pictures with pairsDevTest.txt, pairs.txt or both.")] = None,
-    orl: Annotated[Path | None, typer.Option(help="ORL's pictures, s1/1.pgm to s40/10.pgm.")] = None,
+    lfw: Annotated[Path | None, typer.Option(help="LFW's images with pairsDevTest.txt, pairs.txt or both.")] = None,
+    orl: Annotated[Path | None, typer.Option(help="ORL's images, s1/1.pgm to s40/10.pgm.")] = None,
     detector: Annotated[Path, typer.Option(help="The weights folder of a detector.")] = Path("weights/centerface"),
     write: Annotated[Path | None, typer.Option(help="Put faces.md and its pictures into this folder.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Put the figures into the card.")] = False,
 ) -> None:
     """Verification, identification and calibration of a face embedder, as tables and plots."""
-    try:
-        figures = measure(folder, dataset, lfw, orl, detector)
-        text = markdown(figures)
+    with exit_on_error():
+        figures = measure_faces.measure(folder, dataset, lfw, orl, detector)
+        text = report_faces.markdown(figures)
         typer.echo(text)
         if write is not None:
-            publish(figures, text, write)
+            report_faces.publish(figures, text, write)
         if card:
-            _add_metrics(folder, card_metrics(figures))
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+            update_metrics(folder, report_faces.card_metrics(figures))
 
 
 @cli.command()
 def generate(
-    folders: Annotated[list[Path], typer.Argument(metavar="WEIGHTS...", help="Folders of networks that draw.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="WEIGHTS...", help="Folders of generators.")],
     dataset: Annotated[str, typer.Option("--data", help="A data set under VESTIBULE_DATASETS.")],
-    judge: Annotated[Path, typer.Option(help="Whose features: a classifier or a face embedder.")],
-    samples: Annotated[int, typer.Option(min=2, help="Pictures of each.")] = 10_000,
-    held_out: Annotated[int, typer.Option(min=0, help="Test pictures for a VAE's bounds; 0 for all.")] = 0,
+    judge: Annotated[Path, typer.Option(help="The extractor of features: a classifier or a face embedder.")],
+    samples: Annotated[int, typer.Option(min=2, help="Images of each.")] = 10_000,
+    held_out: Annotated[int, typer.Option(min=0, help="Test images for a VAE's bounds; 0 for all.")] = 0,
     write: Annotated[Path | None, typer.Option(help="Put generators.md and its pictures into this folder.")] = None,
     cards: Annotated[bool, typer.Option("--cards", help="Put the figures into the cards.")] = False,
 ) -> None:
-    """Frechet distance, precision, recall and variety of what generators draw; bounds on a VAE's likelihood."""
-    try:
-        figures = measure_generators(folders, dataset, judge, samples, held_out)
+    """Frechet distance, precision, recall and diversity of generated images; bounds on a VAE's likelihood."""
+    with exit_on_error():
+        figures = measure_generators.measure(folders, dataset, judge, samples, held_out)
         text = report_generators.markdown(figures)
         typer.echo(text)
         weights = {checkpoint.read_card(folder).name: folder for folder in folders}
@@ -102,24 +84,18 @@ def generate(
             report_generators.publish(figures, text, weights, write)
         if cards:
             report_generators.write_cards(figures, weights)
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 @cli.command()
 def words(
     run: Annotated[str, typer.Option(help="The run's folder under VESTIBULE_RUNS.")] = "names",
-    relatives: Annotated[int, typer.Option(min=0, help="Made-up names in the gallery beside the real ones.")] = 7500,
-    most: Annotated[int, typer.Option("--names", min=0, help="At most how many test names; 0 for all.")] = 0,
+    relatives: Annotated[int, typer.Option(min=0, help="Recombined names in the gallery beside the real ones.")] = 7500,
+    most: Annotated[int, typer.Option("--names", min=0, help="The largest number of test names; 0 for all.")] = 0,
 ) -> None:
     """Recall@1 against edit distances: tables on the terminal, plots in the run's folder."""
     folder = Run(runs_folder() / run)
-    try:
+    with exit_on_error():
         results, gallery = evaluate_run(folder, relatives, most)
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(f"{recall_table(results)}\n\nprocessor time in a gallery of {gallery:,}, in the encoder's:")
     for method, ratio in times(results).items():
         typer.echo(f"{ratio:6.2f}  {method}")

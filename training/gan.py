@@ -1,8 +1,8 @@
 """Train a generator against its discriminator or critic: `python -m training.gan training/recipes/gan-mnist.toml`.
 
-They take turns: the discriminator's steps with the generator untouched, then the generator's with the discriminator
-untouched; that is one step of the loop. One process does it all: gradients of gradients do not pass through
-DistributedDataParallel.
+They are trained in turns: one step of the loop is some steps of the discriminator, in which the generator does not
+change, and one of the generator, in which the discriminator does not change. There is only one process:
+DistributedDataParallel does not support gradients of gradients.
 """
 
 from __future__ import annotations
@@ -11,62 +11,62 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
-import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 
-from models import checkpoint
-from models.card import Metric, ModelCard, Training
-from models.checkpoint import write_atomically
+from models.checkpoint import CheckpointError, write_atomically
 from models.gan import Discriminator
 from models.generative import latents
 from models.registry import build
-from training.core.errors import RecipeError, TrainingError
-from training.core.run_folder import Progress, Run, hardware, versions
+from training.core.errors import RecipeError
+from training.core.export import TrainedModel, begin_run, command, export_and_summarise
+from training.core.run_folder import Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, fit, make_accelerator
-from training.datasets.crops_and_noise import Pictures
+from training.core.trainer import Learner, make_accelerator
+from training.datasets.crops_and_noise import CroppedImages
 from training.datasets.images import Indices
-from training.losses import adversarial as losses
+from training.losses import adversarial
 from training.metrics.contact_sheet import sheet
 from training.metrics.feature_extractor import Extractor
-from training.metrics.gan_monitor import Pixels, Watch, balance, gradient_norm
-from training.recipe.config import read_recipe, runs_folder
+from training.metrics.gan_monitor import CollapseMonitor, Pixels, balance, gradient_norm
 from training.recipe.gan_config import GanRecipe
 
-cli = typer.Typer(add_completion=False)
-
 _ROWS_AT_ONCE = 250
-# Batches of noise whose statistics the averaged generator's normalisation is given.
-_SETTLING = 20
-# Pictures on which the critic's slope is measured after each epoch.
-_SLOPES = 256
-_SHOWN = 100
+# Batches of noise from which the statistics of the averaged generator's batch normalisation are computed.
+_NORM_BATCHES = 20
+# Images on which the critic's slope is measured after each epoch.
+_SLOPE_IMAGES = 256
+_SHEET_IMAGES = 100
 
 
-class Adversaries:
-    """The task: a generator that a discriminator cannot tell from the data.
+class AdversarialTask:
+    """Train a generator against a discriminator that tells its images from the data set's.
 
-    The best epoch is that of the lowest Frechet distance, in the features of the network that watches. With an `album`,
-    a sheet of samples is left in it after each epoch.
+    The best epoch has the lowest Frechet distance in the features of the monitor's network. A sheet of samples is
+    written to `sheets` after each epoch, unless that is None.
     """
 
     monitor = "frechet"
     mode: Literal["max", "min"] = "min"
 
     def __init__(
-        self, recipe: GanRecipe, pictures: Pictures, watch: Watch, accelerator: Accelerator, album: Path | None = None
+        self,
+        recipe: GanRecipe,
+        images: CroppedImages,
+        monitor: CollapseMonitor,
+        accelerator: Accelerator,
+        sheets: Path | None = None,
     ):
         self.recipe = recipe
-        self.pictures = pictures
-        self.watch = watch
+        self.images = images
+        self.collapse_monitor = monitor
         self.accelerator = accelerator
-        self.classes = pictures.set.classes if recipe.model.conditional else ()
+        self.classes = images.set.classes if recipe.model.conditional else ()
         try:
             self.config, config = recipe.configs(len(self.classes))
             torch.manual_seed(derive(recipe.seed, "weights"))
@@ -74,17 +74,17 @@ class Adversaries:
         except ValueError as error:
             raise RecipeError(str(error)) from error
         self._turns = recipe.game.turns
-        self.steps_per_epoch = pictures.per_epoch // self._turns
+        self.steps_per_epoch = images.per_epoch // self._turns
         self._critic = discriminator.score  # in float32, whatever the learner's precision is
         self._generator = Learner(generator, recipe.train, self.steps_per_epoch, accelerator)
         settings = recipe.train.model_copy(update={"ema": 0.0, "lr": recipe.train.lr * recipe.game.rate})
         self._discriminator = Learner(discriminator, settings, self.steps_per_epoch * self._turns, accelerator)
         self.learners = {"generator": self._generator, "discriminator": self._discriminator}
-        self._album = album
+        self._sheets = sheets
         self._epoch = 0
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """See `Task`. The figures are those of the last of the discriminator's steps, and of the generator's."""
+        """See `TrainingTask`. The figures are those of the discriminator's last step and of the generator's step."""
         self._epoch = epoch + 1
         self._generator.model.train()
         self._discriminator.model.train()
@@ -94,157 +94,164 @@ class Adversaries:
         return {**figures, **self._generate(generator)}
 
     def _discriminate(self, epoch: int, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
-        """One step of the discriminator; nothing of the generator changes."""
+        """Take one step of the discriminator; the generator does not change."""
         game = self.recipe.game
-        real, numbers = self.pictures.batch(epoch, batch, self.recipe.augment, draw)
-        real, labels = self._laid_out(real), self._labels(torch.from_numpy(numbers))
-        with untouched(self._generator.model), torch.no_grad():
+        real, numbers = self.images.batch(epoch, batch, self.recipe.augment, draw)
+        real, labels = self._to_device(real), self._labels(torch.from_numpy(numbers))
+        with frozen(self._generator.model), torch.no_grad():
             fake = self._generator.model(self._noise(len(real), draw), labels)
         scores = self._discriminator.model(real, labels), self._discriminator.model(fake, labels)
-        loss = losses.discriminator_loss(game.loss, *scores)
+        loss = adversarial.discriminator_loss(game.loss, *scores)
         figures = {"discriminator_loss": loss.detach()}
         step = epoch * self.steps_per_epoch * self._turns + batch
         if game.penalty and step % game.penalty_every == 0:
             slopes = self._slopes(real, fake, labels, draw)
-            loss = loss + game.penalty * game.penalty_every * losses.gradient_penalty(slopes)
+            loss = loss + game.penalty * game.penalty_every * adversarial.gradient_penalty(slopes)
         self._discriminator.update(loss)
         if game.clip:
-            losses.clip_weights(self._discriminator.model, game.clip)
-        figures |= _measured(game.loss, *scores)
+            adversarial.clip_weights(self._discriminator.model, game.clip)
+        figures |= _discriminator_figures(game.loss, *scores)
         return figures | {"discriminator_gradient": gradient_norm(self._discriminator.model)}
 
     def _generate(self, draw: torch.Generator) -> dict[str, Tensor]:
-        """One step of the generator; nothing of the discriminator changes."""
+        """Take one step of the generator; the discriminator does not change."""
         count = self.recipe.train.batch_size
         labels = self._labels(torch.randint(max(1, len(self.classes)), (count,), generator=draw))
-        with untouched(self._discriminator.model):
+        with frozen(self._discriminator.model):
             fake = self._generator.model(self._noise(count, draw), labels)
-            loss = losses.generator_loss(self.recipe.game.loss, self._discriminator.model(fake, labels))
+            loss = adversarial.generator_loss(self.recipe.game.loss, self._discriminator.model(fake, labels))
             self._generator.update(loss)
         return {"generator_loss": loss.detach(), "generator_gradient": gradient_norm(self._generator.model)}
 
     def _slopes(
         self, real: Tensor, fake: Tensor, labels: Tensor, draw: torch.Generator, *, create_graph: bool = True
     ) -> Tensor:
-        """Of the critic, [N], at a random point between each real and each generated picture."""
+        """Return the critic's slopes [N] at a random point between each real and each generated image."""
         shares = torch.rand(len(real), generator=draw).to(real.device)
-        points = losses.between(real, fake.float(), shares)
-        return losses.slopes(lambda pictures: self._critic(pictures, labels), points, create_graph=create_graph)
+        points = adversarial.interpolate(real, fake.float(), shares)
+        return adversarial.slopes(lambda images: self._critic(images, labels), points, create_graph=create_graph)
 
     def _noise(self, count: int, draw: torch.Generator) -> Tensor:
         return torch.randn(count, self.config.latent, generator=draw).to(self.accelerator.device)
 
     def _labels(self, numbers: Tensor) -> Tensor:
-        """One-hot float32 [N, K], or [N, 0]."""
+        """Return one-hot labels, float32 [N, K]; [N, 0] if the networks are unconditional."""
         if not self.classes:
             return torch.zeros(len(numbers), 0, device=self.accelerator.device)
         return F.one_hot(numbers, len(self.classes)).float().to(self.accelerator.device)
 
-    def _laid_out(self, pictures: Tensor) -> Tensor:
-        pictures = pictures.to(self.accelerator.device)
-        return pictures.contiguous(memory_format=torch.channels_last) if self.recipe.train.channels_last else pictures
+    def _to_device(self, images: Tensor) -> Tensor:
+        return self._discriminator.arrange(images.to(self.accelerator.device))
 
     def validate(self) -> Mapping[str, float]:
-        """See `Task`.
+        """See `TrainingTask`.
 
         Raises:
-            CollapsedError: see `Watch.check`.
+            CollapsedError: see `CollapseMonitor.check`.
         """
         network = self._generator.network
-        settle(network, self._settling())
+        recompute_norms(network, self._norm_batches())
         samples = self.samples(network, self.recipe.watch.samples)
-        if self._album is not None:
-            write_atomically(self._album / f"epoch-{self._epoch:03d}.png", sheet(samples[:_SHOWN], 10, 2))
-        figures = self._compared(samples) | self._held_out(network)
-        self.watch.check(figures, self._epoch)
+        if self._sheets is not None:
+            write_atomically(self._sheets / f"epoch-{self._epoch:03d}.png", sheet(samples[:_SHEET_IMAGES], 10, 2))
+        figures = self._sample_figures(samples) | self._held_out_figures(network)
+        self.collapse_monitor.check(figures, self._epoch)
         return figures
 
-    def _settling(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _norm_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         draw = torch.Generator().manual_seed(derive(self.recipe.seed, "settling"))
-        for _ in range(_SETTLING):
+        for _ in range(_NORM_BATCHES):
             numbers = torch.randint(max(1, len(self.classes)), (_ROWS_AT_ONCE,), generator=draw)
             yield self._noise(_ROWS_AT_ONCE, draw), self._labels(numbers)
 
     def figures(self, network: nn.Module) -> dict[str, float]:
-        """How near a generator's samples are to the validation pictures, see `Watch.figures`."""
-        return self._compared(self.samples(network, self.recipe.watch.samples))
+        """Compare a generator's samples with the validation images, see `CollapseMonitor.figures`."""
+        return self._sample_figures(self.samples(network, self.recipe.watch.samples))
 
-    def _compared(self, samples: Pixels) -> dict[str, float]:
-        return self.watch.figures(samples, self._asked(len(samples)) if self.classes else None)
+    def _sample_figures(self, samples: Pixels) -> dict[str, float]:
+        return self.collapse_monitor.figures(samples, self._classes_in_turn(len(samples)) if self.classes else None)
 
-    def _asked(self, count: int) -> Tensor:
-        """Classes in turn."""
+    def _classes_in_turn(self, count: int) -> Tensor:
         return torch.arange(count) % max(1, len(self.classes))
 
     @torch.inference_mode()
     def samples(self, network: nn.Module, count: int) -> Pixels:
-        """The recipe's first `count` pictures, classes in turn: uint8 [count, H, W, C]."""
+        """Generate the images of the recipe's first `count` latents, classes in turn: uint8 [count, H, W, C]."""
         network.eval()
         noise = torch.stack([latents(self.recipe.seed, index, self.config.latent) for index in range(count)])
-        noise, labels = noise.to(self.accelerator.device), self._labels(self._asked(count))
+        noise, labels = noise.to(self.accelerator.device), self._labels(self._classes_in_turn(count))
         firsts = range(0, count, _ROWS_AT_ONCE)
         drawn = torch.cat([network(noise[i : i + _ROWS_AT_ONCE], labels[i : i + _ROWS_AT_ONCE]) for i in firsts])
         pixels: Pixels = self.recipe.preprocess.denormalise(drawn).cpu().numpy()
         return pixels
 
-    def _held_out(self, network: nn.Module) -> dict[str, float]:
-        """What the discriminator makes of pictures that it was not trained on, and its slopes between them."""
-        rows: Indices = self.pictures.held_out[:_SLOPES]
+    def _held_out_figures(self, network: nn.Module) -> dict[str, float]:
+        """Return the discriminator's figures on images that it was not trained on, and its slopes between them."""
+        rows: Indices = self.images.held_out[:_SLOPE_IMAGES]
         draw = torch.Generator().manual_seed(derive(self.recipe.seed, "held out"))
-        real = self._laid_out(self.pictures.clean(rows))
-        labels = self._labels(torch.from_numpy(self.pictures.set.labels[rows]))
+        real = self._to_device(self.images.clean(rows))
+        labels = self._labels(torch.from_numpy(self.images.set.labels[rows]))
         self._discriminator.model.eval()
         with torch.no_grad():
             fake = network.eval()(self._noise(len(rows), draw), labels)
             scores = self._critic(real, labels), self._critic(fake, labels)
         slopes = self._slopes(real, fake, labels, draw, create_graph=False)
-        figures = {name: float(value) for name, value in _measured(self.recipe.game.loss, *scores).items()}
+        figures = {name: float(value) for name, value in _discriminator_figures(self.recipe.game.loss, *scores).items()}
         return figures | {"slope": float(slopes.mean()), "steepest": float(slopes.max())}
 
+    def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:
+        """Measure the generator's samples; see `ExportTask`."""
+        recipe = self.recipe
+        network = build(recipe.model.architecture, asdict(self.config))
+        network.load_state_dict(networks["generator"])
+        figures = self.figures(network.to(self.accelerator.device))
+        data = f"{recipe.watch.samples:,} samples, {recipe.data.name} validation, {self.collapse_monitor.features}"
+        return TrainedModel(network, self.config, figures, data, card={"classes": self.classes})
 
-def _measured(kind: losses.Adversarial, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """A critic's estimate of the earth mover's distance; of a discriminator who is winning."""
+
+def _discriminator_figures(kind: adversarial.Adversarial, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Return a critic's estimate of the earth mover's distance, or a discriminator's accuracy and lead."""
     real, fake = real.detach(), fake.detach()
     if kind == "wasserstein":
-        return {"earth_mover": losses.earth_mover(real, fake)}
+        return {"earth_mover": adversarial.earth_mover(real, fake)}
     accuracy, lead = balance(real, fake)
     return {"accuracy": accuracy, "lead": lead}
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """The module computes as in training, yet nothing of it changes, and gradients pass through it to its inputs only.
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Freeze the module: it computes as in training mode and passes gradients to its inputs, but does not change.
 
-    Neither running statistics of batch normalisation nor the vectors of spectral normalisation move.
+    Neither running statistics of batch normalisation nor the vectors of spectral normalisation are updated.
     """
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = _batch_norms(module)
     tracking = [norm.track_running_stats for norm in norms]
-    spectral = [part for part in module.modules() if isinstance(part, ParametrizationList)]
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    spectral = [layer for layer in module.modules() if isinstance(layer, ParametrizationList)]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for norm in norms:
         norm.track_running_stats = False
-    for part in spectral:
-        part.eval()
-    for parameter in learning:
+    for layer in spectral:
+        layer.eval()
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
         for norm, tracks in zip(norms, tracking, strict=True):
             norm.track_running_stats = tracks
-        for part in spectral:
-            part.train(module.training)
-        for parameter in learning:
+        for layer in spectral:
+            layer.train(module.training)
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
 @torch.no_grad()
-def settle(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """Give batch normalisation the statistics that the network's own weights have on these inputs.
+def recompute_norms(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Recompute the running statistics of batch normalisation on the inputs `batches`.
 
-    Averaged weights need it: an average of other weights' statistics is not theirs.
+    Averaged weights need it: their statistics are not the average of those of the weights that were averaged.
     """
-    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = _batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -256,93 +263,36 @@ def settle(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> None
         norm.momentum = momentum
 
 
-def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[Adversaries, Run]:
-    """The run's folder with the resolved recipe in it, the data, the networks.
+def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[AdversarialTask, Run]:
+    """Prepare the run's folder, the data and the networks.
 
     Raises:
-        TrainingError: more than one process, and see `Run.begin`, `Pictures`, `Extractor`.
+        TrainingError: more than one process; see `Run.begin`, `CroppedImages` and `Extractor`.
     """
     accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
     try:
         extractor = Extractor(recipe.watch.extractor)
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise RecipeError(f"watch.extractor: {error}") from error
-    run = Run(runs_folder() / (run_name or recipe.name))
-    run.begin(recipe, resume=resume, overwrite=overwrite)
-    pictures = Pictures(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
-    real = pictures.set.images[pictures.held_out]
-    watch = Watch(recipe.watch, extractor, real, derive(recipe.seed, "modes"))
-    return Adversaries(recipe, pictures, watch, accelerator, run.folder / "samples"), run
+    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+    images = CroppedImages(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
+    real = images.set.images[images.held_out]
+    monitor = CollapseMonitor(recipe.watch, extractor, real, derive(recipe.seed, "modes"))
+    return AdversarialTask(recipe, images, monitor, accelerator, run.folder / "samples"), run
 
 
-def export(task: Adversaries, run: Run, progress: Progress) -> ModelCard:
-    """Write the best epoch's generator as the service reads it."""
-    recipe = task.recipe
-    network = build(recipe.model.architecture, asdict(task.config))
-    network.load_state_dict(run.load_best()["networks"]["generator"])
-    figures = task.figures(network.to(task.accelerator.device))
-    where = f"{recipe.watch.samples:,} samples, {recipe.data.name} validation, {task.watch.features}"
-    return checkpoint.save(
-        run.folder / "export" / recipe.name,
-        network,
-        name=recipe.name,
-        description=recipe.description,
-        task="generate",
-        architecture=recipe.model.architecture,
-        config=asdict(task.config),
-        preprocess=recipe.preprocess,
-        classes=task.classes,
-        metrics=[Metric(name=name, value=value, data=where) for name, value in figures.items()],
-        training=_account(task, progress),
-        **recipe.card.model_dump(),
-    )
-
-
-def _account(task: Adversaries, progress: Progress) -> Training:
-    return Training(
-        recipe=task.recipe.model_dump(mode="json"),
-        seed=task.recipe.seed,
-        epochs=task.recipe.train.epochs,
-        best_epoch=progress.best_epoch,
-        wall_time_s=round(progress.wall_time_s, 1),
-        hardware=hardware(task.accelerator.device),
-        versions=versions(),
-    )
-
-
-def train(recipe: GanRecipe, run: str | None, *, resume: bool, overwrite: bool) -> tuple[Run, Progress, ModelCard]:
-    """A whole run.
-
-    Raises:
-        TrainingError: see `setup`, `fit` and `Watch.check`.
-    """
-    task, folder = setup(recipe, run, resume=resume, overwrite=overwrite)
-    progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=resume)
-    card = export(task, folder, progress)
-    task.accelerator.end_training()
-    return folder, progress, card
-
-
-@cli.command()
-def main(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="As training/recipes/gan-mnist.toml.")],
-    run: Annotated[str | None, typer.Option(help="The run's folder under VESTIBULE_RUNS; default: its name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
-) -> None:
-    """Train a generator by its recipe; the model and its card end up in the run's export/."""
-    try:
-        recipe = read_recipe(GanRecipe, path, overrides or ())
-        folder, progress, card = train(recipe, run, resume=resume, overwrite=overwrite)
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    figures = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in card.metrics)
-    typer.echo(f"{folder.folder / 'export' / card.name}: epoch {progress.best_epoch}, validation {figures}")
-
+cli = command(
+    GanRecipe,
+    setup,
+    export_and_summarise,
+    "Train a generator by its recipe; the model and its card are written to the run's export/.",
+)
 
 if __name__ == "__main__":
     cli()

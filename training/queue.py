@@ -1,11 +1,11 @@
 """Train every shipped model, one after the other: `python -m training.queue`, which `make weights` runs.
 
-`training/queue.toml` states the models and their order. A model is done when a card of its run's export, or of the
-shipped weights, holds the recipe as it stands today and the export has been evaluated. A run that was stopped, in
-whatever way, goes on from its last checkpoint; a run of another recipe is started anew. What a model needs first
-(a teacher's vectors) is computed first. A failure is logged and the next model is tried.
+`training/queue.toml` lists the models in order. A model is done if the card of the shipped weights has the current
+recipe, or if that of its run's export has it and the export has been evaluated. A stopped run is resumed from its last
+checkpoint; a run of another recipe is deleted and started again. A teacher's vectors are computed before they are
+needed. If a step fails, the failure is logged and the next model is tried.
 
-VESTIBULE_RUNS/queue.jsonl gets one line for each finished step: what ran, when, on which processor, core-hours.
+VESTIBULE_RUNS/queue.jsonl gets a line for each finished step: command, time, processor, core-hours.
 """
 
 from __future__ import annotations
@@ -31,18 +31,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import checkpoint
 from models.card import ModelCard
-from training.core.errors import RecipeError, TrainingError
+from training.core.errors import RecipeError, exit_on_error
 from training.core.run_folder import hardware
-from training.recipe.config import (
-    EmbedRecipe,
-    Recipe,
-    Section,
-    exported,
-    read_recipe,
-    runs_folder,
-    teacher_files,
-    weights_folder,
-)
+from training.recipe.config import Recipe, Section, exported, read_recipe, runs_folder, teacher_files, weights_folder
+from training.recipe.embed_config import EmbedRecipe
 from training.recipe.gan_config import GanRecipe
 from training.recipe.generative_config import AutoencodeRecipe
 
@@ -55,8 +47,8 @@ _FORMS: dict[str, type[Section]] = {
     "autoencode": AutoencodeRecipe,
     "gan": GanRecipe,
 }
-# glibc gives large blocks back to the kernel after each step; the page faults of the next one cost a fifth of a step
-# (MobileFaceNet on one core: 16.6 images/s, with these settings 20.6).
+# By default glibc returns large blocks to the kernel after each training step, and page faults take a fifth of the next
+# step (MobileFaceNet on one core: 16.6 images/s, with these settings 20.6).
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
@@ -64,12 +56,12 @@ _ALLOCATOR = {
 }
 
 
-class Entry(BaseModel):
+class QueueEntry(BaseModel):
     """One model of the queue.
 
-    `recipe` is a file beside the queue's; `script` the module of `training` that trains it; `evaluate` the arguments
-    of `training.evaluate`, its command first, between which and the rest the exported folder is put. `stage_of` names
-    the model that starts from this one; a stage is not shipped, and is skipped when that model is done.
+    `recipe` is a path relative to the queue's file; `script` the module of `training` that trains it; `evaluate` the
+    command of `training.evaluate` and its options, without the exported folder. `stage_of` names the model that starts
+    from this one; a stage is not shipped, and is skipped if that model is done.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,14 +73,14 @@ class Entry(BaseModel):
 
     @property
     def name(self) -> str:
-        """The model's name, which is that of its recipe's file."""
+        """The model's name, the stem of its recipe's file."""
         return self.recipe.stem
 
     def read(self) -> Any:
-        """The recipe, as its script reads it.
+        """Read the recipe as the script does.
 
         Raises:
-            RecipeError: see `read_recipe`; the recipe's name is not its file's.
+            RecipeError: see `read_recipe`; the recipe has another name than its file.
         """
         recipe: Any = read_recipe(_FORMS[self.script], self.recipe)
         if recipe.name != self.name:
@@ -96,24 +88,24 @@ class Entry(BaseModel):
         return recipe
 
 
-def read_queue(path: Path) -> list[Entry]:
-    """The models of a queue file, in its order.
+def read_queue(path: Path) -> list[QueueEntry]:
+    """Read the models of a queue file, in order.
 
     Raises:
-        RecipeError: unreadable, not TOML, or values that do not fit.
+        RecipeError: the file is unreadable, not TOML, or has invalid values.
     """
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["model"]
-        entries = [Entry(**row) for row in rows]
+        entries = [QueueEntry(**row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path}: {error}") from error
-    if strangers := {entry.stage_of for entry in entries} - {entry.name for entry in entries} - {""}:
-        raise RecipeError(f"{path}: stage_of names {', '.join(sorted(strangers))}, which is not in the queue")
+    if unknown := {entry.stage_of for entry in entries} - {entry.name for entry in entries} - {""}:
+        raise RecipeError(f"{path}: stage_of names {', '.join(sorted(unknown))}, which is not in the queue")
     return [entry.model_copy(update={"recipe": path.parent / entry.recipe}) for entry in entries]
 
 
-def is_trained(folder: Path, entry: Entry, recipe: Section) -> bool:
-    """Whether the folder holds a model that was trained by this very recipe."""
+def is_trained(folder: Path, entry: QueueEntry, recipe: Section) -> bool:
+    """Return whether the folder has a model that was trained by the same recipe."""
     try:
         card = checkpoint.read_card(folder)
         return card.training is not None and _FORMS[entry.script].model_validate(card.training.recipe) == recipe
@@ -121,45 +113,45 @@ def is_trained(folder: Path, entry: Entry, recipe: Section) -> bool:
         return False
 
 
-class Log:
+class QueueLog:
     """VESTIBULE_RUNS/queue.jsonl: one JSON object for each finished step, the oldest first."""
 
     def __init__(self) -> None:
         self.path = runs_folder() / "queue.jsonl"
 
     def write(self, **row: Any) -> None:
-        """Append a line and sync it."""
+        """Append a line and fsync."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def evaluated(self, card: ModelCard) -> bool:
-        """Whether these weights have been evaluated."""
+        """Return whether the weights with this card have been evaluated."""
         if not self.path.is_file():
             return False
-        wanted = {"step": "evaluate", "model": card.name, "version": card.version, "exit": 0}
+        expected = {"step": "evaluate", "model": card.name, "version": card.version, "exit": 0}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # the line that a power cut left half-written
+            except ValueError:  # a line that a power cut left incomplete
                 continue
-            if wanted.items() <= row.items():
+            if expected.items() <= row.items():
                 return True
         return False
 
 
 class Queue:
-    """Runs the steps of each model as commands, on the CPUs that this process may use."""
+    """Runs the steps of each model as commands on the CPUs of this process."""
 
-    def __init__(self, entries: Sequence[Entry], log: Log, lock: int, *, reproduce: bool = False):
+    def __init__(self, entries: Sequence[QueueEntry], log: QueueLog, lock: int, *, reproduce: bool = False):
         self._entries = {entry.name: entry for entry in entries}
         self._log = log
         self._lock = lock
         self._reproduce = reproduce
 
-    def is_done(self, entry: Entry) -> bool:
-        """Whether its weights are shipped, or are trained and evaluated."""
+    def is_done(self, entry: QueueEntry) -> bool:
+        """Return whether the model is shipped, or trained and evaluated."""
         recipe = entry.read()
         if not self._reproduce and is_trained(weights_folder() / entry.name, entry, recipe):
             return True
@@ -169,7 +161,7 @@ class Queue:
         return not entry.evaluate or self._log.evaluated(checkpoint.read_card(export))
 
     def work(self, name: str) -> bool:
-        """Train and evaluate one model, or skip what is done; whether all of it has succeeded."""
+        """Train and evaluate a model, except for steps that are done; return whether all steps have succeeded."""
         entry = self._entries[name]
         if self.is_done(entry) or (entry.stage_of and self.is_done(self._entries[entry.stage_of])):
             typer.echo(f"{name}: done")
@@ -186,14 +178,14 @@ class Queue:
         typer.echo(f"{name}: done, {export}")
         return True
 
-    def _train(self, entry: Entry, recipe: Any) -> bool:
+    def _train(self, entry: QueueEntry, recipe: Any) -> bool:
         if not self._teach(recipe):
             return False
         options = ["--resume"] if _can_resume(entry, recipe) else ["--overwrite"]
         return self._run("train", recipe.name, [f"training.{entry.script}", str(entry.recipe), *options])
 
     def _teach(self, recipe: Any) -> bool:
-        """Compute the vectors of the recipe's teacher, if it has one whose vectors are not there."""
+        """Compute the vectors of the recipe's teacher if they are missing; return whether that has succeeded."""
         if not isinstance(recipe, EmbedRecipe) or not recipe.loss.teacher:
             return True
         teacher, dataset = recipe.loss.teacher, recipe.data.name
@@ -210,7 +202,7 @@ class Queue:
         begun = time.monotonic()
         cpus = _cpus()
         threads = {"OMP_NUM_THREADS": str(len(cpus))}
-        # The child inherits the lock: if this process alone is killed, a new queue waits for the child to end.
+        # The child inherits the lock: if only this process is killed, a new queue waits for the child to end.
         process = subprocess.Popen(command, env=_ALLOCATOR | os.environ | threads, pass_fds=[self._lock])  # noqa: S603
         try:
             code = process.wait()
@@ -246,8 +238,8 @@ def _card(folder: Path) -> ModelCard | None:
         return None
 
 
-def _can_resume(entry: Entry, recipe: Section) -> bool:
-    """Whether the run's folder holds a checkpoint of this very recipe."""
+def _can_resume(entry: QueueEntry, recipe: Section) -> bool:
+    """Return whether the run's folder has a checkpoint of the same recipe."""
     folder = runs_folder() / str(getattr(recipe, "name", ""))
     try:
         text = (folder / "recipe.toml").read_text(encoding="utf-8")
@@ -258,17 +250,17 @@ def _can_resume(entry: Entry, recipe: Section) -> bool:
 
 
 def _cpus() -> list[int]:
-    """The CPUs that this process may use; not every system can tell."""
+    """Return the CPUs that this process may use; all CPUs on systems without affinity."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def parse_cpus(text: str) -> set[int]:
-    """`0`, `0,2` or `0-3` as a set of CPU numbers.
+    """Parse `0`, `0,2` or `0-3` into a set of CPU numbers.
 
     Raises:
-        RecipeError: another form, or CPUs that this machine does not have.
+        RecipeError: invalid text, or CPUs that this machine does not have.
     """
     try:
         chosen: set[int] = set()
@@ -284,21 +276,21 @@ def parse_cpus(text: str) -> set[int]:
 
 @contextmanager
 def only_queue() -> Iterator[int]:
-    """The descriptor of VESTIBULE_RUNS/queue.lock, locked; waits for another queue to end."""
+    """Hold the lock of VESTIBULE_RUNS/queue.lock and yield its descriptor; wait for another queue to end."""
     runs_folder().mkdir(parents=True, exist_ok=True)
     descriptor = os.open(runs_folder() / "queue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            typer.echo("another queue, or what it has started, is at work here: waiting for it to end", err=True)
+            typer.echo("another queue, or a command that it has started, is running: waiting for it to end", err=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _stop(*_: object) -> None:
+def _exit_on_sigterm(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -307,25 +299,22 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Only these; default: all.")] = None,
     queue: Annotated[Path, typer.Option(help="The file that lists the models.")] = QUEUE,
     cpus: Annotated[str | None, typer.Option(help="CPUs to use, as 0 or 0-3; default: all.")] = None,
-    reproduce: Annotated[bool, typer.Option("--reproduce", help="Train again what is shipped already.")] = False,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Train shipped models again.")] = False,
 ) -> None:
-    """Train the recipe of every shipped model, in the stated order, one at a time."""
-    try:
+    """Train all shipped models by their recipes, one after the other."""
+    with exit_on_error():
         if cpus:
             os.sched_setaffinity(0, parse_cpus(cpus))
         entries = read_queue(queue)
-        known = [entry.name for entry in entries]
-        if unknown := set(names or ()) - set(known):
-            raise RecipeError(f"{queue} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
-        signal.signal(signal.SIGTERM, _stop)
+        in_order = [entry.name for entry in entries]
+        if unknown := set(names or ()) - set(in_order):
+            raise RecipeError(f"{queue} has no {', '.join(sorted(unknown))}; it has {', '.join(in_order)}")
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
         with only_queue() as lock:
-            trainer = Queue(entries, Log(), lock, reproduce=reproduce)
-            failed = [name for name in known if (not names or name in names) and not trainer.work(name)]
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+            trainer = Queue(entries, QueueLog(), lock, reproduce=reproduce)
+            failed = [name for name in in_order if (not names or name in names) and not trainer.work(name)]
     if failed:
-        typer.echo(f"error: failed: {', '.join(failed)}; see {Log().path}", err=True)
+        typer.echo(f"error: failed: {', '.join(failed)}; see {QueueLog().path}", err=True)
         raise typer.Exit(1)
 
 

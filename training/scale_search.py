@@ -1,4 +1,4 @@
-"""How to make an EfficientNet twice as costly: deeper, wider, or on larger pictures?
+"""Search the best way to double the cost of an EfficientNet: more depth, width, or resolution.
 
 `python -m training.scale_search training/recipes/efficientnet-cifar10.toml --epochs 3 --train-limit 10000 --out docs`
 
@@ -30,20 +30,20 @@ from models.efficientnet import EfficientNetConfig
 from models.registry import build, configure
 from models.runtime import default_device
 from training import classify
-from training.core.errors import RecipeError, RunError, TrainingError
+from training.core.errors import RecipeError, RunError, exit_on_error
 from training.core.run_folder import hardware, versions
 from training.core.trainer import fit
-from training.datasets import images as data
+from training.datasets import images
 from training.evaluation.plots import ACCENT, INK, PALE, Dot, blank, place_labels, png
 from training.metrics.flops import macs
 from training.recipe.config import Recipe, load_recipe
 
 cli = typer.Typer(add_completion=False)
 
-COST = 2.0  # how many times the base network's, at phi = 1
+COST = 2.0  # relative to the base network, at phi = 1
 
 
-class Triple(NamedTuple):
+class ScalingFactors(NamedTuple):
     """The factors of depth, width and resolution."""
 
     alpha: float
@@ -52,7 +52,7 @@ class Triple(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """The factor of the MACs, but for rounding: alpha beta^2 gamma^2."""
+        """The factor of the MACs before rounding: alpha beta^2 gamma^2."""
         return self.alpha * (self.beta * self.gamma) ** 2
 
     def __str__(self) -> str:
@@ -60,11 +60,11 @@ class Triple(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A network to train: the triple whose cost is nearest to `COST`, the others that round to the same network."""
+class ScaledNetwork:
+    """A network to train: the factors with the cost nearest to `COST`, and others that round to the same network."""
 
-    triple: Triple
-    same: tuple[Triple, ...]
+    triple: ScalingFactors
+    same: tuple[ScalingFactors, ...]
     recipe: Recipe
     macs: int
     parameters: int
@@ -72,7 +72,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """A row of the CSV file. `recipe` is the hash of the recipe it was trained by; `accuracy` on validation, 0..1."""
+    """A row of the CSV file. `recipe` is the hash of the recipe; `accuracy` is that on the validation split, 0..1."""
 
     recipe: str
     alpha: float
@@ -85,34 +85,34 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Search:
-    """What was searched: `target` is T in MACs, `exponent` is w."""
+class ScaleSearch:
+    """The networks to compare; `target` is T in MACs, `exponent` is w."""
 
     base: Recipe
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ScaledNetwork, ...]
     target: float
     exponent: float
 
     def reward(self, result: Result) -> float:
-        """ACC (MACs / T)^w."""
+        """Return ACC (MACs / T)^w."""
         return result.accuracy * math.pow(result.macs / self.target, self.exponent)
 
 
-def grid(step: float, tolerance: float) -> list[Triple]:
-    """All triples of multiples of `step` from 1 on with a cost within `tolerance` of `COST`, ascending.
+def grid(step: float, tolerance: float) -> list[ScalingFactors]:
+    """Return all triples 1 + k * `step` with a cost within `tolerance` of `COST`, ascending.
 
     Raises:
-        ValueError: a step that is not positive, a tolerance not in 0..1 (at 1, triples that scale nothing would do).
+        ValueError: a step that is not positive, or a tolerance that is not in 0..1 (1 would allow no scaling at all).
     """
     if step <= 0 or not 0 <= tolerance < 1:
         raise ValueError(f"a grid needs a step > 0 and a tolerance in 0..1, got {step:g} and {tolerance:g}")
     factors = [round(1 + step * i, 6) for i in range(int((COST + tolerance - 1) / step + 1e-6) + 1)]
-    every = (Triple(alpha, beta, gamma) for alpha in factors for beta in factors for gamma in factors)
+    every = (ScalingFactors(alpha, beta, gamma) for alpha in factors for beta in factors for gamma in factors)
     return [triple for triple in every if abs(triple.cost - COST) <= tolerance + 1e-9]
 
 
-def scaled(base: Recipe, triple: Triple) -> Recipe:
-    """The recipe of the base network made larger; what augmentation counts in pixels grows with the pictures.
+def scaled(base: Recipe, triple: ScalingFactors) -> Recipe:
+    """Return the recipe of the scaled base network; augmentations in pixels are scaled with the images.
 
     Raises:
         RecipeError: the base is not an EfficientNet's.
@@ -134,36 +134,36 @@ def scaled(base: Recipe, triple: Triple) -> Recipe:
 
 
 def network(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's network for that many classes, with random weights, in evaluation mode: to be counted."""
+    """Return the recipe's network for `classes` classes in evaluation mode, with random weights, to count its MACs."""
     given = {"num_classes": classes, "in_channels": recipe.preprocess.channels}
     return build(recipe.model.architecture, recipe.model.config | given).eval()
 
 
-def candidates(base: Recipe, triples: Iterable[Triple], classes: int) -> tuple[Candidate, ...]:
-    """The distinct networks among those of the triples.
+def candidates(base: Recipe, triples: Iterable[ScalingFactors], classes: int) -> tuple[ScaledNetwork, ...]:
+    """Return the distinct networks of the triples.
 
-    Widths are rounded to multiples of 8 and depths up, pictures have whole pixels: several triples may be one network.
+    Widths are rounded to multiples of 8, depths up, and image sides to pixels, so several triples may be one network.
 
     Raises:
         RecipeError: see `scaled`.
     """
-    groups: dict[Any, list[Triple]] = {}
+    groups: dict[Any, list[ScalingFactors]] = {}
     for triple in triples:
         recipe = scaled(base, triple)
         shapes = tuple(tuple(tensor.shape) for tensor in network(recipe, classes).state_dict().values())
         groups.setdefault((shapes, recipe.preprocess.size), []).append(triple)
-    found = []
+    networks = []
     for group in groups.values():
         nearest, *same = sorted(group, key=lambda triple: abs(triple.cost - COST))
         recipe = scaled(base, nearest)
         module = network(recipe, classes)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        found.append(Candidate(nearest, tuple(same), recipe, macs(module, recipe.preprocess.shape), parameters))
-    return tuple(found)
+        networks.append(ScaledNetwork(nearest, tuple(same), recipe, macs(module, recipe.preprocess.shape), parameters))
+    return tuple(networks)
 
 
 def shortened(recipe: Recipe, epochs: int | None, train: int) -> Recipe:
-    """The recipe with so many epochs, the warm-up in proportion, and at most `train` training pictures (0: all)."""
+    """Return the recipe with other `epochs`, a proportional warm-up, and at most `train` training images (0: all)."""
     epochs = epochs or recipe.train.epochs
     warmup = recipe.train.warmup_epochs * epochs / recipe.train.epochs
     update = {
@@ -173,11 +173,11 @@ def shortened(recipe: Recipe, epochs: int | None, train: int) -> Recipe:
     return Recipe.model_validate(recipe.model_copy(update=update).model_dump())
 
 
-def train(candidate: Candidate) -> Result:
-    """Train the network, anew if it was begun before, and measure it on the validation split at its best epoch.
+def train(candidate: ScaledNetwork) -> Result:
+    """Train the network from the beginning and return its figures on the validation split at the best epoch.
 
     Raises:
-        TrainingError: see `classify.setup` and `loop.fit`.
+        TrainingError: see `classify.setup` and `fit`.
     """
     recipe = candidate.recipe
     folder = f"scale-search/{recipe.name}/{digest(recipe)}"
@@ -194,15 +194,15 @@ def train(candidate: Candidate) -> Result:
 
 
 def digest(recipe: Recipe) -> str:
-    """Twelve hex digits: two recipes with one digest are one recipe."""
+    """Return twelve hex digits of the recipe's hash."""
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
 
 
 def read_results(path: Path) -> list[Result]:
-    """The rows of the CSV file, none if there is no file.
+    """Read the rows of the CSV file; none if there is no file.
 
     Raises:
-        RunError: the file holds something else.
+        RunError: the file has other content.
     """
     if not path.is_file():
         return []
@@ -210,7 +210,7 @@ def read_results(path: Path) -> list[Result]:
         try:
             return TypeAdapter(list[Result]).validate_python(list(csv.DictReader(file)))
         except (ValidationError, csv.Error) as error:
-            raise RunError(f"{path} does not hold the results of a search: {error}") from error
+            raise RunError(f"{path} has no results of a search: {error}") from error
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -222,30 +222,30 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     write_atomically(path, buffer.getvalue().encode())
 
 
-def run(search: Search, path: Path) -> list[Result]:
-    """The candidates' results, best reward first: those that `path` holds already, the others trained and put there.
+def run(search: ScaleSearch, path: Path) -> list[Result]:
+    """Return the results by descending reward; networks without a row in `path` are trained, and added to it.
 
-    Rows of other recipes stay in the file.
+    Rows of other recipes are kept in the file.
 
     Raises:
         TrainingError: see `read_results` and `train`.
     """
-    known = read_results(path)
-    finished = {result.recipe: result for result in known}
+    rows = read_results(path)
+    finished = {result.recipe: result for result in rows}
     results = []
     for number, candidate in enumerate(search.candidates, start=1):
         result = finished.get(digest(candidate.recipe))
         if result is None:
             result = train(candidate)
-            known.append(result)
-            write_results(path, known)
+            rows.append(result)
+            write_results(path, rows)
         typer.echo(f"{number}/{len(search.candidates)}: {candidate.triple}: accuracy {result.accuracy:.4f}")
         results.append(result)
     return sorted(results, key=search.reward, reverse=True)
 
 
-def markdown(search: Search, results: Sequence[Result]) -> str:
-    """The table of the results, with what it takes to have them again."""
+def markdown(search: ScaleSearch, results: Sequence[Result]) -> str:
+    """Return the table of the results after an explanation."""
     of = {digest(candidate.recipe): candidate for candidate in search.candidates}
     lines = [
         "| alpha, beta, gamma | the same network | pixels | MACs | parameters | accuracy | reward | seconds |",
@@ -267,7 +267,7 @@ def markdown(search: Search, results: Sequence[Result]) -> str:
     return f"{_account(search, results[0])}\n\n" + "\n".join(lines)
 
 
-def _account(search: Search, best: Result) -> str:
+def _account(search: ScaleSearch, best: Result) -> str:
     base, networks = search.base, len(search.candidates)
     triples = networks + sum(len(candidate.same) for candidate in search.candidates)
     pictures = f"at most {base.data.train:,}" if base.data.train else "all"
@@ -284,8 +284,8 @@ def _account(search: Search, best: Result) -> str:
     )
 
 
-def draw(search: Search, results: Sequence[Result]) -> bytes:
-    """A PNG: accuracy over MACs, the best reward marked, with the line along which the reward is as good."""
+def draw(search: ScaleSearch, results: Sequence[Result]) -> bytes:
+    """Return a PNG of accuracy over MACs with the best reward marked, and the line of equal reward."""
     best = results[0]
     figure, axes = blank(
         f"Twice the cost of {search.base.name}: where to put it?",
@@ -298,7 +298,7 @@ def draw(search: Search, results: Sequence[Result]) -> bytes:
             x=result.macs / 1e6,
             y=100 * result.accuracy,
             area=70,
-            label=str(Triple(result.alpha, result.beta, result.gamma)),
+            label=str(ScalingFactors(result.alpha, result.beta, result.gamma)),
             colour=ACCENT if result is best else INK,
         )
         for result in results
@@ -320,39 +320,36 @@ def draw(search: Search, results: Sequence[Result]) -> bytes:
 
 @cli.command()
 def main(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="Of an EfficientNet: the base network's.")],
-    out: Annotated[Path, typer.Option(help="Where scale-search.{csv,md} and pictures/scale-search.png go.")],
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="That of the base network, an EfficientNet.")],
+    out: Annotated[Path, typer.Option(help="The folder for scale-search.{csv,md} and pictures/scale-search.png.")],
     epochs: Annotated[int | None, typer.Option(min=1, help="For each network; default: the recipe's.")] = None,
-    train_limit: Annotated[int, typer.Option(min=0, help="At most so many training pictures; 0: all.")] = 0,
-    step: Annotated[float, typer.Option(help="Of the grid.")] = 0.1,
-    tolerance: Annotated[float, typer.Option(help="How far alpha beta^2 gamma^2 may be from 2.")] = 0.1,
-    exponent: Annotated[float, typer.Option(help="The reward's w: what cost counts.")] = -0.07,
+    train_limit: Annotated[int, typer.Option(min=0, help="The largest number of training images; 0: all.")] = 0,
+    step: Annotated[float, typer.Option(help="The step of the grid.")] = 0.1,
+    tolerance: Annotated[float, typer.Option(help="The largest difference of alpha beta^2 gamma^2 from 2.")] = 0.1,
+    exponent: Annotated[float, typer.Option(help="The reward's w, the weight of the cost.")] = -0.07,
 ) -> None:
-    """Train every network of the grid for a short time and report which way of scaling pays; goes on where it was."""
-    try:
+    """Train every network of the grid for a short time and compare them; a stopped search is continued."""
+    with exit_on_error(ValueError):
         base = shortened(load_recipe(path), epochs, train_limit)
         search = plan(base, grid(step, tolerance), exponent)
         results = run(search, out / "scale-search.csv")
-    except (TrainingError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     table = markdown(search, results)
     typer.echo(table)
     write_atomically(out / "scale-search.md", f"# Scaling EfficientNet\n\n{table}\n".encode())
     write_atomically(out / "pictures" / "scale-search.png", draw(search, results))
 
 
-def plan(base: Recipe, triples: Sequence[Triple], exponent: float) -> Search:
-    """The search over those triples, none of which has been trained.
+def plan(base: Recipe, triples: Sequence[ScalingFactors], exponent: float) -> ScaleSearch:
+    """Return the search over `triples`, before any training.
 
     Raises:
         RecipeError: see `scaled`; no triples. DataError: no such data set.
     """
     if not triples:
         raise RecipeError("no triple of the grid fulfils the constraint: a smaller step, or more tolerance?")
-    classes = len(data.find(base.data.name, "train").classes)
+    classes = len(images.find(base.data.name, "train").classes)
     target = COST * macs(network(base, classes), base.preprocess.shape)
-    return Search(base, candidates(base, triples, classes), target, exponent)
+    return ScaleSearch(base, candidates(base, triples, classes), target, exponent)
 
 
 if __name__ == "__main__":

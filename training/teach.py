@@ -1,4 +1,4 @@
-"""A teacher's vector of each face of a data set, for `training.embed` to distil from.
+"""Compute a teacher's vectors of all faces of a data set, from which `training.embed` distils.
 
 `python -m training.teach faces --jobs 2 --name NAME --model MODEL` writes VESTIBULE_RUNS/teachers/NAME.npy, float32
 [pictures, D]. A killed run continues where it stopped. MODEL is the weights folder of an embedder, or an ONNX or TFLite
@@ -26,15 +26,12 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from models import checkpoint
 from models.align import SIDE
 from models.checkpoint import write_atomically
 from models.preprocess import Preprocess
-from models.runtime import prepare
-from training.core.errors import DataError, TrainingError
-from training.datasets import images as data
-from training.losses.metric_learning import unit
-from training.metrics.classification import predict
+from training.core.errors import DataError, exit_on_error
+from training.datasets import images
+from training.metrics.embedding import embed_faces, load_embedder
 from training.recipe.config import teacher_files
 
 cli = typer.Typer(add_completion=False)
@@ -50,15 +47,15 @@ _ALIGNED = Preprocess(size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def chip(face: Pixels) -> Pixels:
-    """An aligned face [112, 112, 3] in the teacher's framing, [150, 150, 3]; below its edge, its edge."""
+    """Return an aligned face [112, 112, 3] in dlib's framing, [150, 150, 3]; the bottom edge is repeated."""
     left, top, right, bottom = WINDOW
-    longer = np.pad(face, ((0, max(0, bottom - SIDE)), (0, 0), (0, 0)), mode="edge")
-    window = Image.fromarray(longer[top:bottom, left:right])
+    padded = np.pad(face, ((0, max(0, bottom - SIDE)), (0, 0), (0, 0)), mode="edge")
+    window = Image.fromarray(padded[top:bottom, left:right])
     return np.asarray(window.resize((CHIP, CHIP), Image.Resampling.BILINEAR))
 
 
 def model_file(name: str) -> str:
-    """Where the package of dlib's models has the file of that name.
+    """Return the path of a file in the package of dlib's models.
 
     Raises:
         ImportError: the package is not installed, or has no such file.
@@ -77,18 +74,18 @@ def _dlib() -> Any:
 
 
 def dlib_vectors(faces: Pixels) -> Vectors:
-    """Aligned faces [N, 112, 112, 3] -> the teacher's vectors [N, 128]."""
+    """Return dlib's vectors [N, 128] of aligned faces [N, 112, 112, 3]."""
     return np.array([_dlib().compute_face_descriptor(chip(face)) for face in faces], np.float32)
 
 
 class GraphTeacher:
     """An ONNX or TFLite file as a teacher, run by OpenVINO in float32.
 
-    It reads one input, [N, 3, 112, 112] or [N, 112, 112, 3], RGB, (x - mean) / std, and has one output [N, D]. N may be
+    Its one input is [N, 3, 112, 112] or [N, 112, 112, 3], RGB, (x - mean) / std; its one output is [N, D]. N may be
     fixed in the file.
 
     Raises:
-        DataError: a file that cannot be read, or another form.
+        DataError: the file cannot be read, or has other inputs or outputs.
     """
 
     def __init__(self, file: Path, mean: float, std: float):
@@ -109,13 +106,13 @@ class GraphTeacher:
         if len(sides) != 4 or sides[1:] not in ([3, SIDE, SIDE], [SIDE, SIDE, 3]):
             raise DataError(f"{file} reads {shape}, expected [N, 3, {SIDE}, {SIDE}] or [N, {SIDE}, {SIDE}, 3]")
         self._channels_last = sides[3] == 3
-        # A batch that is fixed in the graph's reshapes cannot be changed.
+        # A batch size that is fixed in the graph cannot be changed.
         self._batch = sides[0] or 1
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
         self._network = core.compile_model(graph, "CPU", settings)
 
     def __call__(self, faces: Pixels) -> Vectors:
-        """Aligned faces [N, 112, 112, 3] -> unit vectors [N, D]."""
+        """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3]."""
         pixels = (faces.astype(np.float32) - self._mean) / self._std
         vectors = self._run(pixels) + self._run(pixels[:, :, ::-1])
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -126,32 +123,23 @@ class GraphTeacher:
         count = len(pixels)
         padded = np.concatenate([pixels, np.repeat(pixels[-1:], -count % self._batch, axis=0)])
         batches = np.split(padded, len(padded) // self._batch)
-        # The output's memory is the next inference's, so it is copied.
+        # The next inference reuses the output's memory.
         return np.concatenate([self._network(np.ascontiguousarray(batch))[0].copy() for batch in batches])[:count]
 
 
 class NetworkTeacher:
-    """The weights folder of an embedder as a teacher, picture and mirror image averaged.
+    """The weights folder of an embedder as a teacher, with the vectors of image and mirror image averaged.
 
     Raises:
-        DataError: no whole model in the folder, or one of another task.
+        CheckpointError, DataError: see `load_embedder`.
     """
 
     def __init__(self, folder: Path):
-        try:
-            module, self._card = checkpoint.load(folder)
-        except checkpoint.CheckpointError as error:
-            raise DataError(str(error)) from error
-        if self._card.task != "embed":
-            raise DataError(f"{folder} is a network to {self._card.task}, not to embed")
-        self._runtime = prepare(module)
+        self._runtime, self._card = load_embedder(folder)
 
     def __call__(self, faces: Pixels) -> Vectors:
-        """Aligned faces [N, 112, 112, 3] -> unit vectors [N, D]."""
-        pixels = np.stack([self._card.preprocess.pixels(Image.fromarray(face)) for face in faces])
-        rows = np.arange(len(faces))
-        views = predict(self._runtime, data.ImageSet(pixels, rows, ()), rows, self._card.preprocess, tta="flip")
-        return np.asarray(unit(views.sum(dim=0)).numpy())
+        """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3]."""
+        return np.asarray(embed_faces(self._runtime, faces, self._card.preprocess, tta="flip").numpy())
 
 
 @cache
@@ -160,14 +148,14 @@ def _model(model: Path, mean: float, std: float) -> Callable[[Pixels], Vectors]:
 
 
 def model_vectors(model: Path, mean: float, std: float, faces: Pixels) -> Vectors:
-    """Unit vectors [N, D] of aligned faces [N, 112, 112, 3], by `GraphTeacher` or `NetworkTeacher`."""
+    """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3], by `GraphTeacher` or `NetworkTeacher`."""
     return _model(model, mean, std)(faces)
 
 
-def _part(folder: Path, images: Pixels, embed: Callable[[Pixels], Vectors], first: int) -> None:
+def _write_part(folder: Path, faces: Pixels, embed: Callable[[Pixels], Vectors], first: int) -> None:
     path = folder / f"{first}.npy"
     if not path.is_file():
-        write_atomically(path, _npy(embed(np.asarray(images[first : first + _AT_ONCE]))))
+        write_atomically(path, _npy(embed(np.asarray(faces[first : first + _AT_ONCE]))))
 
 
 def _npy(vectors: Vectors) -> bytes:
@@ -177,22 +165,22 @@ def _npy(vectors: Vectors) -> bytes:
 
 
 def teach(dataset: str, name: str, embed: Callable[[Pixels], Vectors], jobs: int) -> Path:
-    """Write the vectors of every picture, in the data set's order; parts that are there already are kept.
+    """Write the vectors of all images in the data set's order and return the file; finished parts are reused.
 
     Raises:
-        DataError: see `data.load`.
+        DataError: see `images.load`.
     """
-    faces = data.load(dataset, "train", _ALIGNED)
+    faces = images.load(dataset, "train", _ALIGNED)
     path, _ = teacher_files(name, dataset)
     folder = path.with_suffix(".parts")
     folder.mkdir(parents=True, exist_ok=True)
     firsts = range(0, len(faces.labels), _AT_ONCE)
-    work = partial(_part, folder, faces.images, embed)
+    work = partial(_write_part, folder, faces.images, embed)
     if jobs == 1:
         for first in tqdm(firsts, disable=None):
             work(first)
     else:
-        # Started anew rather than forked: a fork copies locks of OpenMP's threads as they stand.
+        # Spawned, since a fork copies the locks of OpenMP's threads in their current state.
         with get_context("spawn").Pool(jobs) as pool:
             for _ in tqdm(pool.imap_unordered(work, firsts), total=len(firsts), disable=None):
                 pass
@@ -225,18 +213,15 @@ def main(
     std: Annotated[float, typer.Option(help="Likewise.")] = 128.0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side, each with one thread.")] = 1,
 ) -> None:
-    """Embed every face with the teacher."""
-    try:
+    """Embed every face of a data set with the teacher."""
+    with exit_on_error():
         if model is not None:
-            _model(model, mean, std)  # a file that does not fit is refused before the faces are decoded
+            _model(model, mean, std)  # an invalid file is reported before the faces are decoded
             embed: Callable[[Pixels], Vectors] = partial(model_vectors, model, mean, std)
         else:
             _check_dlib()
             embed = dlib_vectors
         typer.echo(teach(dataset, name, embed, jobs))
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,52 +1,50 @@
 """Train a name encoder: `python -m training.words training/recipes/names.toml`; `training.evaluate words` measures it.
 
-The loss, the miner and the loop are those of `training.embed`: none of them cares what is embedded. Two spellings of
-one name are positives of each other, all others negatives. What chooses the epoch is recall@1: how often a misspelt
-name's nearest in a gallery of clean ones is the name itself.
+Loss, mining and training loop are the same as in `training.embed`. Two spellings of one name are positives of each
+other, all other names are negatives. The best epoch has the highest recall@1: the share of misspelt names whose nearest
+neighbour in a gallery of correct names is the name itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import typer
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from models.name_encoder import VARIANTS, WordEncoder, encode
-from training.core.errors import RecipeError, TrainingError
-from training.core.run_folder import Run
+from training.core.errors import RecipeError
+from training.core.export import begin_run, command
+from training.core.run_folder import Progress, Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, fit, make_accelerator
-from training.datasets import images as data
+from training.core.trainer import Learner, make_accelerator
+from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.misspellings import KINDS, misspell
 from training.datasets.names import Names, read_names
-from training.losses import metric_learning, mining
-from training.recipe.config import LossSection, WordsRecipe, read_recipe, runs_folder
+from training.losses import mining
+from training.losses.mined import triplet_loss
+from training.recipe.words_config import WordsRecipe
 
 Integers = npt.NDArray[np.int64]
 
 _AT_ONCE = 512
 _CALIBRATION_PROBES = 4
 
-cli = typer.Typer(add_completion=False)
-
 
 @torch.inference_mode()
 def vectors(network: nn.Module, names: Sequence[str], device: torch.device | str = "cpu") -> npt.NDArray[np.float32]:
-    """Each name's vector: [N, D], in evaluation mode."""
+    """Return the vectors [N, D] of names, computed in evaluation mode."""
     network.eval()
     parts = [names[first : first + _AT_ONCE] for first in range(0, len(names), _AT_ONCE)]
     return np.concatenate([network(encode(part).to(device)).cpu().numpy() for part in parts])
 
 
-class Spelling:
-    """The task: triplets in batches of P names in K spellings; the best epoch by recall@1 of the calibration split."""
+class SpellingTask:
+    """Train with triplets in batches of P names in K spellings; the best epoch has the highest recall@1."""
 
     monitor = "recall"
     mode: Literal["max", "min"] = "max"
@@ -54,13 +52,13 @@ class Spelling:
     def __init__(self, recipe: WordsRecipe, names: Names, accelerator: Accelerator):
         unknown = {*recipe.data.trained, *recipe.data.held_out} - KINDS.keys()
         if unknown:
-            raise RecipeError(f"no kind of edit: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
+            raise RecipeError(f"unknown kinds of edits: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
         self.recipe = recipe
         self.accelerator = accelerator
         self.names = names
-        self._train = names.train + names.made
-        labels = data.positive_labels(np.arange(len(self._train)), "augment")
-        self._batches = data.IdentityBatches(
+        self._train = names.train + names.synthetic
+        labels = positive_labels(np.arange(len(self._train)), "augment")
+        self._batches = IdentityBatches(
             labels,
             recipe.train.batch_size // recipe.data.spellings,
             recipe.data.spellings,
@@ -78,24 +76,24 @@ class Spelling:
         self._probes = [misspell(name, section.trained, section.edits, random) for name in probes]
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """See `Task`."""
+        """See `TrainingTask`."""
         section, device = self.recipe.data, self.accelerator.device
         random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         rows = self._batches(epoch, index)
         edits = random.integers(section.edits + 1, size=len(rows))
-        spelt = [
+        spellings = [
             misspell(self._train[row], section.trained, count, random) for row, count in zip(rows, edits, strict=True)
         ]
         self._learner.model.train()
-        embeddings = self._learner.model(encode(spelt).to(device))
+        embeddings = self._learner.model(encode(spellings).to(device))
         labels = torch.from_numpy(rows).to(device)
         embeddings, labels = mining.gather_embeddings(self.accelerator, embeddings.float(), labels)
-        loss, active = triplet_loss(self.recipe.loss, embeddings, labels)
+        loss, active = triplet_loss(self.recipe.loss, embeddings, labels, generator)
         self._learner.update(loss)
         return {"loss": loss.detach(), "active": active.detach()}
 
     def validate(self) -> Mapping[str, float]:
-        """See `Task`."""
+        """See `TrainingTask`."""
         gallery = self.names.calibrate + self.names.train
         embedded = vectors(self._learner.network, gallery, self.accelerator.device)
         probes = vectors(self._learner.network, self._probes, self.accelerator.device)
@@ -103,46 +101,26 @@ class Spelling:
         return {"recall": float((nearest == np.arange(len(probes)) % len(self.names.calibrate)).mean())}
 
 
-def triplet_loss(loss: LossSection, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The recipe's triplet loss of a batch, embeddings [N, D] and labels [N], and the share of active triplets."""
-    distances = metric_learning.pairwise_distances(embeddings, loss.metric)
-    if loss.mining == "semi-hard":
-        triplets = mining.semi_hard(distances, labels, loss.margin)
-    else:
-        triplets = mining.batch_hard(distances, labels)
-    positive, negative = triplets.of(distances)
-    value = metric_learning.triplet(positive, negative, loss.margin, squared=loss.squared, active_only=loss.active_only)
-    if loss.squared:
-        positive, negative = positive.square(), negative.square()
-    return value, mining.active_fraction(positive, negative, loss.margin)
+def setup(recipe: WordsRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[SpellingTask, Run]:
+    """Prepare the run's folder, the names and the network."""
+    accelerator = make_accelerator(recipe.train)
+    task = SpellingTask(recipe, read_names(recipe.data, recipe.seed), accelerator)
+    return task, begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
 
 
-@cli.command()
-def main(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="As training/recipes/names.toml.")],
-    run: Annotated[str | None, typer.Option(help="The run's folder under VESTIBULE_RUNS; default: its name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
-) -> None:
-    """Train a name encoder by its recipe; its weights are the run's best.pt."""
-    try:
-        recipe = read_recipe(WordsRecipe, path, overrides or ())
-        accelerator = make_accelerator(recipe.train)
-        folder = Run(runs_folder() / (run or recipe.name), main=accelerator.is_main_process)
-        task = Spelling(recipe, read_names(recipe.data, recipe.seed), accelerator)
-        folder.begin(recipe, resume=resume, overwrite=overwrite)
-        progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=accelerator, resume=resume)
-    except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    accelerator.end_training()
-    if folder.main:
-        typer.echo(
-            f"{folder.folder}: epoch {progress.best_epoch}, recall@1 {progress.best_value:.4f} of "
-            f"{len(task.names.calibrate)} names in {progress.wall_time_s:.0f} s"
-        )
+def summarise(task: SpellingTask, run: Run, progress: Progress) -> str | None:
+    """Return a line for the terminal on the main process, None on the others; the weights stay in best.pt."""
+    if not run.main:
+        return None
+    return (
+        f"{run.folder}: epoch {progress.best_epoch}, recall@1 {progress.best_value:.4f} of "
+        f"{len(task.names.calibrate)} names in {progress.wall_time_s:.0f} s"
+    )
 
+
+cli = command(
+    WordsRecipe, setup, summarise, "Train a name encoder by its recipe; its weights are written to the run's best.pt."
+)
 
 if __name__ == "__main__":
     cli()

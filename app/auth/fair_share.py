@@ -1,18 +1,19 @@
-"""Whose work a piece of work is, so that thread pools can be fair between requests and API keys."""
+"""The owner of a piece of work, by which thread pools share their time fairly between requests and API keys."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-# Seconds. The work of a request that has kept threads for longer than this counts as long.
+# Seconds. The work of a request that has used more thread time than this counts as long.
 LONG_S = 0.25
 
 
 @dataclass(eq=False)
 class Owner:
-    """A request, for which work is done. `caller`: the id of its API key, None while the service is open; `busy_s`: for
-    how long it has kept threads.
+    """A request on whose behalf threads work.
+
+    `caller`: the id of its API key, None while the service has no keys. `busy_s`: thread time used so far, in seconds.
     """
 
     caller: str | None

@@ -1,7 +1,7 @@
-"""API keys: made, found again by their hash, revoked; in a small ledger of their own that every process reads.
+"""API keys: create, look up by hash and revoke them, in a ledger that all processes share.
 
-A key is 256 random bits. Only its SHA-256 is kept: a slow hash (bcrypt, argon2) protects what people think of, by
-making each guess dear, and nobody guesses 256 random bits at any price; it would only make each request dear.
+A key is 256 random bits, of which only the SHA-256 is stored. A slow hash (bcrypt, argon2) protects guessable passwords
+by making each guess expensive; 256 random bits cannot be guessed, and it would make each request expensive.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from index.errors import ConflictError, NotFoundError
 Scope = Literal["infer", "enrol", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-# A key that lies around is known for what it is: by people, and by programs that look for secrets.
+# So that people and secret scanners recognise a leaked key.
 PREFIX = "vst_"
 FOLDER, LEDGER_FILE, AUDIT_FILE = "keys", "ledger.db", "audit.log"
 
@@ -55,8 +56,8 @@ STEPS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Key:
-    """What is known of a key but itself. Times in seconds since 1970; a limit of None is the service's own."""
+class ApiKey:
+    """A key without its secret. Times in seconds since 1970; where a limit is None the service's default applies."""
 
     id: str
     name: str
@@ -67,15 +68,15 @@ class Key:
     rate_per_minute: int | None = None
     concurrency: int | None = None
 
-    def holds(self, now: float) -> bool:
-        """Whether it opens anything at this time."""
+    def is_valid(self, now: float) -> bool:
+        """Whether the key is neither revoked nor expired at this time."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
-class Keys:
-    """The keys in a folder, which is made with the first of them.
+class ApiKeys:
+    """The keys in a folder, which is created with the first key.
 
-    Keys that were revoked or ran out are still known: a service that had keys once is not open again without them.
+    Revoked and expired keys stay in it, so that a service that had keys once never becomes open again.
 
     Raises:
         GalleryError: see `Ledger`. apsw.Error: the folder cannot be read or written.
@@ -85,36 +86,36 @@ class Keys:
         self._folder = folder
         self._file = folder / LEDGER_FILE
         self._clock = clock
-        self._store: _Store | None = None
+        self._store: _OpenStore | None = None
         self._opening = threading.Lock()
-        self._known: tuple[int, Mapping[bytes, Key]] = (-1, {})
+        self._cached: tuple[int, Mapping[bytes, ApiKey]] = (-1, {})
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._store is not None:
             self._store.ledger.close()
-            self._store = None
+            self._store, self._cached = None, (-1, {})  # a reopened ledger counts versions anew
 
-    def known(self) -> Mapping[bytes, Key]:
-        """Every key there ever was, by its hash, as of the last commit of any process."""
+    def by_hash(self) -> Mapping[bytes, ApiKey]:
+        """Return every key ever created by its hash, oldest first, as of the last commit of any process."""
         if self._store is None and not self._file.exists():
             return {}
         store = self._opened()
-        # Before the keys are read: what is committed in between is read the next time.
+        # Read before the keys, so that a commit in between is noticed by the next call.
         version = store.watcher.version()
-        if version != self._known[0]:
-            self._known = (version, {row[0]: _key(*row[1:]) for row in store.ledger.reader().execute(_ALL)})
-        return self._known[1]
+        if version != self._cached[0]:
+            self._cached = (version, {row[0]: _key(*row[1:]) for row in store.ledger.reader().execute(_ALL)})
+        return self._cached[1]
 
-    def all(self) -> list[Key]:
-        """Every key there ever was, the oldest first."""
-        return list(self.known().values())
+    def all(self) -> list[ApiKey]:
+        """Return every key ever created, oldest first."""
+        return list(self.by_hash().values())
 
-    def holder(self, secret: str) -> Key | None:
-        """The key that this is, if it is one and holds."""
-        # What a look-up's time may tell is how a hash begins, and no key can be made to fit that.
-        found = self.known().get(_hash(secret))
-        return found if found is not None and found.holds(self._clock()) else None
+    def find_valid(self, secret: str) -> ApiKey | None:
+        """Return the key with this secret if it is valid now, else None."""
+        # The time of the look-up can reveal how a stored hash begins, from which no secret can be derived.
+        key = self.by_hash().get(_hash(secret))
+        return key if key is not None and key.is_valid(self._clock()) else None
 
     def create(
         self,
@@ -124,12 +125,12 @@ class Keys:
         expires_at: float | None = None,
         rate_per_minute: int | None = None,
         concurrency: int | None = None,
-    ) -> tuple[Key, str]:
-        """A new key, and the only time that it is told. It holds once this returns, in every process."""
+    ) -> tuple[ApiKey, str]:
+        """Create a key and return it with its secret, which is not stored. Every process accepts it from now on."""
         secret, now = PREFIX + secrets.token_urlsafe(32), self._clock()
-        made = Key(secrets.token_hex(8), name, frozenset(scopes), now, expires_at, None, rate_per_minute, concurrency)
-        scope_list = json.dumps(sorted(made.scopes))
-        row = (made.id, _hash(secret), name, scope_list, now, expires_at, rate_per_minute, concurrency)
+        key = ApiKey(secrets.token_hex(8), name, frozenset(scopes), now, expires_at, None, rate_per_minute, concurrency)
+        scope_list = json.dumps(sorted(key.scopes))
+        row = (key.id, _hash(secret), name, scope_list, now, expires_at, rate_per_minute, concurrency)
 
         def write(db: apsw.Connection) -> None:
             db.execute(
@@ -137,16 +138,16 @@ class Keys:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            audit.record(db, AuditEvent("create_key", now, of=made.id))
+            audit.record(db, AuditEvent("create_key", now, of=key.id))
 
         self._write(write)
-        return made, secret
+        return key, secret
 
     def revoke(self, key: str) -> None:
-        """From now on the key opens nothing.
+        """Revoke the key with this id, in every process.
 
         Raises:
-            NotFoundError. ConflictError: it is revoked.
+            NotFoundError. ConflictError: it is revoked already.
         """
         now = self._clock()
 
@@ -162,12 +163,12 @@ class Keys:
         self._write(write)
 
     def note_reload(self, version: str | None, actor: str | None) -> None:
-        """Put it into the audit log that another version of a model is served (None: none any more)."""
+        """Log in the audit log that `version` of a model is now served; None: that the model was removed."""
         self._write(partial(audit.record, event=AuditEvent("reload", self._clock(), actor, of=version)))
 
     @property
     def audit(self) -> AuditLog:
-        """The log of what was done to keys and models."""
+        """The audit log of changes to keys and models."""
         return self._opened().audit
 
     def _write(self, write: Callable[[apsw.Connection], None]) -> None:
@@ -175,19 +176,23 @@ class Keys:
         store.ledger.write(write)
         store.audit.flush()
 
-    def _opened(self) -> _Store:
+    def _opened(self) -> _OpenStore:
         with self._opening:
             if self._store is None:
                 make_folder(self._folder)
-                ledger = Ledger(self._file, steps=STEPS)
-                log = AuditLog(self._folder / AUDIT_FILE, ledger, ledger.reader().execute("SELECT id FROM owner").get)
-                log.flush(recover=True)
-                self._store = _Store(ledger, ledger.watcher(), log)
+                with ExitStack() as on_error:
+                    ledger = Ledger(self._file, steps=STEPS)
+                    on_error.callback(ledger.close)
+                    owner = ledger.reader().execute("SELECT id FROM owner").get
+                    log = AuditLog(self._folder / AUDIT_FILE, ledger, owner)
+                    log.flush(recover=True)
+                    self._store = _OpenStore(ledger, ledger.watcher(), log)
+                    on_error.pop_all()
             return self._store
 
 
 @dataclass(frozen=True)
-class _Store:
+class _OpenStore:
     ledger: Ledger
     watcher: Watcher
     audit: AuditLog
@@ -199,8 +204,8 @@ _ALL = (
 )
 
 
-def _key(id: str, name: str, scopes: str, *rest: float | None) -> Key:
-    return Key(id, name, frozenset(json.loads(scopes)), *rest)  # type: ignore[arg-type]  # STRICT columns have these types
+def _key(id: str, name: str, scopes: str, *rest: float | None) -> ApiKey:
+    return ApiKey(id, name, frozenset(json.loads(scopes)), *rest)  # type: ignore[arg-type]  # STRICT columns have these types
 
 
 def _hash(secret: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How much one key may ask for: so many requests a minute, and so many at once."""
+"""Limits of one API key: requests per minute, and requests in progress at once."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ MINUTE_S = 60.0
 
 
 class SlidingWindow:
-    """A sliding window log: at most `limit` in any `seconds`, exactly, whenever those begin.
+    """A sliding window log: at most `limit` events in any interval of `seconds`, exactly.
 
-    It remembers when each of the last `limit` was; a counter that is reset, or a bucket that fills, would let twice as
-    many pass around the moment that it is full again. Pure: who asks says what time it is.
+    It stores the times of the last `limit` events. A fixed window or a token bucket would let twice as many pass around
+    the moment it is reset or full. The caller passes the time.
     """
 
     def __init__(self, limit: int, seconds: float = MINUTE_S):
         self._seconds = seconds
-        self._taken: deque[float] = deque(maxlen=limit)
+        self._times: deque[float] = deque(maxlen=limit)
 
     def take(self, now: float) -> float:
-        """0 where one more may pass, which then counts; else how many seconds until one may. `now` never goes back."""
-        if len(self._taken) == self._taken.maxlen and (wait := self._taken[0] + self._seconds - now) > 0:
+        """Count an event and return 0, or return the seconds until the next may happen. `now` never decreases."""
+        if len(self._times) == self._times.maxlen and (wait := self._times[0] + self._seconds - now) > 0:
             return wait
-        self._taken.append(now)
+        self._times.append(now)
         return 0.0
 
 
-class Share:
-    """What one key has taken of what it may; None: as much as it likes."""
+class KeyUsage:
+    """Requests of one key, counted against its limits. A limit of None means no limit."""
 
-    def __init__(self, per_minute: int | None, at_once: int | None):
+    def __init__(self, per_minute: int | None, concurrency: int | None):
         self.per_minute = per_minute
-        self.at_once = at_once
+        self.concurrency = concurrency
         self._window = SlidingWindow(per_minute) if per_minute else None
-        self._under_way = 0
+        self._in_progress = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether as many requests are under way as may be."""
-        return self.at_once is not None and self._under_way >= self.at_once
+        """Whether the key has as many requests in progress as it may have."""
+        return self.concurrency is not None and self._in_progress >= self.concurrency
 
-    def wait(self, now: float) -> float:
-        """0 where one more request may begin, which then counts for its minute; else the seconds until one may."""
+    def take(self, now: float) -> float:
+        """Count a request in this minute and return 0, or return the seconds until the next may begin."""
         return self._window.take(now) if self._window else 0.0
 
     def begin(self) -> None:
-        """A request is under way."""
-        self._under_way += 1
+        """Count a request as in progress."""
+        self._in_progress += 1
 
     def end(self) -> None:
-        """It is over."""
-        self._under_way -= 1
+        """Count it as finished."""
+        self._in_progress -= 1

@@ -12,11 +12,11 @@ from app.classification.schemas import ClassifyParams, ClassifyResponse
 from app.classification.service import Classification
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["classify"], dependencies=INFER)
 
-PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
+PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.Unprocessable)
 
 
 def classification(request: Request) -> Classification:
@@ -26,7 +26,7 @@ def classification(request: Request) -> Classification:
 
 
 @router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def classify(request: Request, params: Annotated[ClassifyParams, Query()]) -> ClassifyResponse:
     """What is in this picture, or which digits (`sequence`)? One picture, or up to 64 at once."""
     return await classification(request).classify(await images(request), params)

@@ -18,7 +18,8 @@ from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
 from app.inference.predictor import Predictor
 from models.card import ModelCard
-from models.digit_string_decoder import Lattice, lattice, read
+from models.digit_segmentation import Lattice, build_lattice
+from models.digit_string_decoder import read
 from models.tta import Tta, views
 
 DIGITS = tuple("0123456789")
@@ -54,7 +55,7 @@ class Classification:
             if kind == "none":
                 return [await self._predictor.decode_pixels(data, preprocess)]
             return await self._predictor.decode(
-                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), preprocess.enough
+                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), preprocess.max_useful_side
             )
 
         async def one(index: int, data: bytes) -> Classified:
@@ -90,7 +91,7 @@ def _check_sequence(card: ModelCard, params: ClassifyParams) -> None:
 def _candidates(card: ModelCard, picture: Image.Image) -> tuple[Lattice, list[Tensor]]:
     """What may be digits in the picture, and the same as the network wants it, each [C, H, W]."""
     try:
-        found = lattice(np.asarray(picture.convert("L")))
+        found = build_lattice(np.asarray(picture.convert("L")))
     except ValueError as error:
         raise Unprocessable(str(error)) from error
     return found, [card.preprocess(Image.fromarray(crop)) for crop in found.crops]

@@ -14,7 +14,7 @@ import typer
 from app.cli.terminal import fail, failing, read_settings, state_of
 
 if TYPE_CHECKING:
-    from app.auth.keys import Key, Keys
+    from app.auth.keys import ApiKey, ApiKeys
 
 DAY_S = 86_400
 
@@ -90,18 +90,18 @@ def show_audit() -> None:
     fail(f"entry {fault.sequence}: {fault.reason}")
 
 
-def _described(key: Key) -> dict[str, object]:
+def _described(key: ApiKey) -> dict[str, object]:
     times = {name: getattr(key, name) for name in ("created_at", "expires_at", "revoked_at")}
     shown = {name: None if at is None else _moment(at) for name, at in times.items()}
-    return {**key.__dict__, **shown, "scopes": sorted(key.scopes), "holds": key.holds(time.time())}
+    return {**key.__dict__, **shown, "scopes": sorted(key.scopes), "holds": key.is_valid(time.time())}
 
 
-def _until(key: Key) -> str:
+def _until(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return f"revoked {_moment(key.revoked_at)}"
     if key.expires_at is None:
         return "until it is revoked"
-    return f"{'until' if key.holds(time.time()) else 'ran out'} {_moment(key.expires_at)}"
+    return f"{'until' if key.is_valid(time.time()) else 'ran out'} {_moment(key.expires_at)}"
 
 
 def _moment(at: float) -> str:
@@ -109,12 +109,12 @@ def _moment(at: float) -> str:
 
 
 @contextmanager
-def _opened(*, new: bool = False) -> Iterator[Keys]:
+def _opened(*, new: bool = False) -> Iterator[ApiKeys]:
     """The keys in the state folder, which is created if it may be `new`."""
-    from app.auth.keys import FOLDER, Keys
+    from app.auth.keys import FOLDER, ApiKeys
 
     with failing("the keys"):
-        keys = Keys(state_of(read_settings(), new=new) / FOLDER)
+        keys = ApiKeys(state_of(read_settings(), new=new) / FOLDER)
         try:
             yield keys
         finally:

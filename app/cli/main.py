@@ -40,7 +40,7 @@ def serve(
     import structlog
 
     from app.server import logging_setup, state_folder
-    from app.server.supervisor import Workers, listen
+    from app.server.supervisor import Supervisor, listen
     from app.settings import ConfigurationError, unknown_variables
 
     settings = read_settings(host=host, port=port, workers=workers)
@@ -51,7 +51,7 @@ def serve(
         if warning := state_folder.prepare(settings.state):
             structlog.get_logger().warning("state_folder_not_private", detail=warning)
         if settings.workers > 1:
-            raise typer.Exit(Workers(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
+            raise typer.Exit(Supervisor(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
         listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
     except ConfigurationError as error:
         fail(str(error))
@@ -63,9 +63,9 @@ def worker(listening: int, parent: int) -> None:
     """One of the processes of `serve --workers`, on two sockets that it is given open."""
     import socket
 
-    from app.server.supervisor import tie
+    from app.server.supervisor import watch_parent
 
-    ready = tie(parent)
+    ready = watch_parent(parent)
     _serve(read_settings(), lambda port: ready(), [socket.socket(fileno=listening)])
 
 
@@ -112,7 +112,7 @@ def import_model(
 
     folder = read_settings().weights
     try:
-        card = import_weights(source, folder, file, tell=partial(typer.echo, err=True))
+        card = import_weights(source, folder, file, report=partial(typer.echo, err=True))
     except ImportWeightsError as error:
         fail(str(error))
     typer.echo(f"{card.name} {card.version} is in {folder / card.name}")
@@ -157,7 +157,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
     """A uvicorn server that calls `ready` with its port once it listens."""
     import uvicorn
 
-    from app.server.http_protocol import KEEP_ALIVE_S, Limits, PatientProtocol, room_for
+    from app.server.http_protocol import KEEP_ALIVE_S, ConnectionLimits, LimitedHttpProtocol, raise_file_limit
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -166,15 +166,15 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
                 _spare_the_collector()
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
-    limits = Limits(
+    limits = ConnectionLimits(
         head_s=settings.head_timeout_s,
-        answer_s=settings.answer_timeout_s,
+        response_s=settings.answer_timeout_s,
         head_bytes=settings.max_head_bytes,
-        connections=room_for(settings.max_connections),
+        connections=raise_file_limit(settings.max_connections),
     )
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=partial(PatientProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
+        http=partial(LimitedHttpProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
         ws="none",
         host=settings.host.strip("[]"),
         port=settings.port,

@@ -12,15 +12,15 @@ from app.faces.dependencies import faces
 from app.faces.schemas import DetectParams, DetectResponse
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(prefix="/faces", tags=["faces"], dependencies=INFER)
 
-PROBLEMS = errors.describe(*errors.OF_PICTURES)
+PROBLEMS = errors.describe(*errors.IMAGE_ERRORS)
 
 
 @router.post("/detect", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
     """Where are faces, and how good are they? One picture, or up to 64 at once; often a picture has none."""
     return await faces(request).detect(await images(request), params)

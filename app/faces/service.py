@@ -275,7 +275,7 @@ class Faces:
         """What a model makes of the picture as it is, [D], of length 1."""
         preprocess = model.card.preprocess
         # A face that was aligned is as large as it should be, or taken at its word.
-        enough = preprocess.enough if model.card.task == "classify" else None
+        enough = preprocess.max_useful_side if model.card.task == "classify" else None
         picture = await self._predictor.decode(data, preprocess, enough)
         vectors = await self._embeddings(model, [picture])
         return vectors[0]

@@ -11,11 +11,11 @@ from app.auth.scopes import INFER
 from app.faces.dependencies import faces, pair
 from app.faces.request_bodies import PAIR_BODY
 from app.faces.schemas import EmbeddingPair, VerifyEmbeddingsResponse, VerifyParams, VerifyResponse
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(prefix="/verify", tags=["faces"], dependencies=INFER)
 
-PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessable)
+PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.NoFace, errors.Unprocessable)
 EMBEDDING_PROBLEMS = errors.describe(
     errors.BadRequest,
     errors.OriginNotAllowed,
@@ -28,7 +28,7 @@ EMBEDDING_PROBLEMS = errors.describe(
 
 
 @router.post("", openapi_extra=PAIR_BODY, responses=PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
     """Do two pictures show one person? The source's most prominent face against every face of the target."""
     return await faces(request).verify(await pair(request), params)

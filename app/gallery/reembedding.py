@@ -16,7 +16,7 @@ from functools import partial
 
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
 from app.gallery.executor import GalleryExecutor
@@ -108,7 +108,7 @@ class Reembedder:
                 log.exception("reembedding_failed")
             for task in waiting:
                 await self._try(task)
-            await wait(self._requested, POLL_S)
+            await wait_for_event(self._requested, POLL_S)
 
     async def _try(self, task: Reembedding) -> None:
         """Do the re-embedding if this process has the model; log errors, so that they do not affect other tasks."""
@@ -132,7 +132,7 @@ class Reembedder:
         run_background = self._executor.run_background
         is_blocked = False
         try:
-            async with kept(lambda: run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
+            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
                 is_blocked = await self._embed_missing(task, model)
         finally:
             if not is_blocked:  # a blocked task keeps its lease: no process should try it at once

@@ -28,7 +28,7 @@ from app.gallery.schemas import (
 from app.gallery.search_schemas import FeedbackInfo, FeedbackList, SubjectVerification, SubjectVerifyParams
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
 router.include_router(bulk_routes.router)
@@ -50,9 +50,9 @@ CREATING = errors.describe(
 EXISTS: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "The collection exists already, with the same settings"}
 }
-COMPARING = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
+COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
 ENROLLING = errors.describe(
-    *errors.OF_PICTURES, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
+    *errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
 )
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
@@ -137,7 +137,7 @@ async def faces(
     dependencies=ENROL,
     responses=ENROLLING,
 )
-@admitted
+@counts_toward_capacity
 async def enrol(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[EnrolParams, Query()]
 ) -> EnrolResponse:
@@ -157,7 +157,7 @@ async def enrol(
     dependencies=INFER,
     responses=COMPARING,
 )
-@admitted
+@counts_toward_capacity
 async def verify(
     request: Request, collection: Collection, subject: SubjectId, params: Annotated[SubjectVerifyParams, Query()]
 ) -> SubjectVerification:
@@ -178,7 +178,7 @@ async def verify(
     openapi_extra=IMAGE_BODY,
     responses=ENROLLING,
 )
-@admitted
+@counts_toward_capacity
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """Report that the image's most prominent face is not the subject's: searches for similar faces do not return it."""
     return await gallery_service(request).feedback.add(

@@ -12,15 +12,15 @@ from app.gallery.dependencies import gallery_service
 from app.gallery.search_schemas import SearchParams, SearchResponse
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"], dependencies=INFER)
 
-PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict)
+PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict)
 
 
 @router.post("/search", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
     """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
     return await gallery_service(request).searches.search(await images(request), params, dependencies.caller(request))

@@ -19,7 +19,7 @@ from app.generation.schemas import (
 from app.generation.service import Generation
 from app.images.encoding import PNG, WEBP
 from app.images.responses import NOT_MODIFIED, describe_files, file_response
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["generate"], dependencies=INFER)
 
@@ -46,7 +46,7 @@ def generation(request: Request) -> Generation:
 
 
 @router.get("/generate", response_class=Response, responses=PICTURES | NOT_MODIFIED | PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def generate(
     request: Request, params: Annotated[GenerateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -55,7 +55,7 @@ async def generate(
 
 
 @router.post("/generate", response_class=Response, responses=PICTURES | PROBLEMS | SENDING)
-@admitted
+@counts_toward_capacity
 async def decode(request: Request, sent: LatentsRequest) -> Response:
     """The pictures at these points of the latent space; `POST /encode` answers such points."""
     return file_response(await generation(request).decode(sent))
@@ -64,7 +64,7 @@ async def decode(request: Request, sent: LatentsRequest) -> Response:
 @router.get(
     "/generate/interpolate", response_class=Response, responses=describe_files(PNG, WEBP) | NOT_MODIFIED | PROBLEMS
 )
-@admitted
+@counts_toward_capacity
 async def interpolate(
     request: Request, params: Annotated[InterpolateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -73,7 +73,7 @@ async def interpolate(
 
 
 @router.post("/v1/images/generations", response_model_exclude_none=True, responses=PROBLEMS | SENDING)
-@admitted
+@counts_toward_capacity
 async def images(request: Request, sent: ImagesRequest) -> ImagesResponse:
     """`GET /generate` in OpenAI's form: `prompt` is the label to draw, or one for each of `n` pictures."""
     return await generation(request).images(sent)

@@ -132,7 +132,7 @@ def _count_scans(image: Image.Image, data: bytes) -> int:
 def load(image: Image.Image, data: bytes, min_side: int | None, *, keep_alpha: bool = False) -> Image.Image:
     """Decode an image that `open_image` returned for `data`; see `decode`."""
     try:
-        image = image_decoder.with_end(image, data)
+        image = image_decoder.with_end_marker(image, data)
         if min_side is not None:
             _set_scale(image, min_side)
         return image_decoder.load(image, keep_alpha=keep_alpha)

@@ -25,7 +25,7 @@ from models import checkpoint, detector, runtime
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.runtime import Runtime
-from models.runtime_selection import Choice, Kind, Prepare
+from models.runtime_selection import OutputKind, PrepareImage, RuntimeSelector
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class PreparedModel:
     card: ModelCard
     submodel: Submodel
     runtime: Runtime
-    choice: Choice | None
+    choice: RuntimeSelector | None
 
 
 def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Settings) -> PreparedModel:
@@ -62,19 +62,21 @@ def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Setting
     network = submodel.extract(module)
     choice = _runtime_choice(network, card, submodel, settings)
     torch_runtime = convert_out_of_memory(lambda: runtime.prepare(network))
-    return PreparedModel(card, submodel, torch_runtime, choice if choice and choice.is_open else None)
+    return PreparedModel(card, submodel, torch_runtime, choice if choice and choice.has_alternatives else None)
 
 
-def _runtime_choice(network: nn.Module, card: ModelCard, submodel: Submodel, settings: Settings) -> Choice | None:
+def _runtime_choice(
+    network: nn.Module, card: ModelCard, submodel: Submodel, settings: Settings
+) -> RuntimeSelector | None:
     comparison = _comparison(card, submodel)
     if comparison is None:
         return None
     kind, prepare, shape = comparison
     key, folder = f"{card.sha256} {submodel.name}", settings.state / "compiled"
-    return Choice(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
+    return RuntimeSelector(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
 
 
-def _comparison(card: ModelCard, submodel: Submodel) -> tuple[Kind, Prepare, tuple[int, ...]] | None:
+def _comparison(card: ModelCard, submodel: Submodel) -> tuple[OutputKind, PrepareImage, tuple[int, ...]] | None:
     """How runtimes are compared: the kind of output, the preprocessing of photos and their (largest) shape; None: they
     are not, and torch serves.
     """

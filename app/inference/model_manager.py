@@ -25,7 +25,7 @@ from app.settings import Settings, variable
 from models.card import ModelCard
 from models.registry import Task
 from models.runtime import Runtime
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 
 T = TypeVar("T")
 
@@ -309,7 +309,7 @@ class ModelManager:
         self._selections.add(selection)
         selection.add_done_callback(self._selections.discard)
 
-    async def _select_runtime(self, model: LoadedModel, choice: Choice, reference: Runtime) -> None:
+    async def _select_runtime(self, model: LoadedModel, choice: RuntimeSelector, reference: Runtime) -> None:
         """Switch the model to the fastest runtime that agrees with torch. Torch serves until then."""
 
         def run_on_compute_thread(work: Callable[[], T]) -> T:
@@ -321,7 +321,7 @@ class ModelManager:
         loop = asyncio.get_running_loop()
         try:
             runtime, verdict = await loop.run_in_executor(
-                self.executors.select_runtime, choice.made, reference, self._settings.probes, run_on_compute_thread
+                self.executors.select_runtime, choice.select, reference, self._settings.probes, run_on_compute_thread
             )
         except _SelectionCancelled:
             return

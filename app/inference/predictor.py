@@ -192,7 +192,7 @@ class Predictor:
         # A small image that is enlarged would block the event loop, too.
         image = decode_fast(data, self._limits) if math.prod(preprocess.size) <= FAST_PIXELS else None
         if image is None:
-            return await self.decode(data, preprocess.pixels, preprocess.enough)
+            return await self.decode(data, preprocess.pixels, preprocess.max_useful_side)
         pixels = preprocess.pixels(image)
         timings.record("decode", time.perf_counter() - started)
         return pixels

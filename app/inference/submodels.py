@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from models.card import ModelCard
-from models.generative import DecoderPart, Decodes, EncoderPart, Encodes, ReconstructPart
+from models.generative import DecoderSubmodel, EncoderSubmodel, ReconstructionSubmodel, SupportsDecode, SupportsEncode
 from models.registry import configure
 
 # Decoders run batches of exactly this size on one thread: kernels depend on the batch size, and threads divide a batch
@@ -69,11 +69,13 @@ def _whole(network: nn.Module) -> nn.Module:
 WHOLE = Submodel("", _whole, _image_shape)
 # A classifier without its last layer: its output serves as an embedding.
 FEATURES = Submodel("features", lambda network: network.get_submodule("features"), _image_shape)
-DECODER = Submodel("decoder", DecoderPart, _latent_shape, (Decodes,), DECODER_BATCH_SIZE, deterministic=True)
+DECODER = Submodel("decoder", DecoderSubmodel, _latent_shape, (SupportsDecode,), DECODER_BATCH_SIZE, deterministic=True)
 # Image by image, so that an image's output does not depend on its batch, and other requests run between two tiles of a
 # large image.
-ENCODER = Submodel("encoder", EncoderPart, _labelled_image_shape, (Encodes,), 1)
-RECONSTRUCTOR = Submodel("reconstructor", ReconstructPart, _labelled_image_shape, (Encodes, Decodes), 1)
+ENCODER = Submodel("encoder", EncoderSubmodel, _labelled_image_shape, (SupportsEncode,), 1)
+RECONSTRUCTOR = Submodel(
+    "reconstructor", ReconstructionSubmodel, _labelled_image_shape, (SupportsEncode, SupportsDecode), 1
+)
 DENOISER = Submodel("denoiser", _whole, _smallest_image_shape, batch_size=1)
 
 

@@ -1,4 +1,4 @@
-"""Who may do what: API keys, their scopes and shares, judged by the headers before anything of the body is read."""
+"""API keys: check key, scope and rate limits from the headers, before any of the body is read."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.keys import Key, Keys
-from app.auth.rate_limit import Share
-from app.auth.scopes import Routes
+from app.auth.keys import ApiKey, ApiKeys
+from app.auth.rate_limit import KeyUsage
 from app.errors import RateLimited, ScopeMissing, Unauthorized, VestibuleError, error_response
+from app.middleware.routing import ProtectedRoute
 from app.observability.metrics import Metrics
 from app.settings import Settings
 
 
-class Gate:
-    """Pure ASGI. Everything is open while there never was a key, unless the settings ask for keys all the same.
+class Authentication:
+    """ASGI middleware. Respond 401, 403 or 429 unless the request's key permits it.
 
-    From then on what is not said to be open needs a key, a path that no route has included. `scope["state"]["caller"]`
-    is the key's id, or None. Shares are counted in this process: each of several gives a key its own.
+    Every request is permitted while no key was ever created, unless the settings require keys. After that every path
+    needs a key, unless its route is open; so does a path without a route. `scope["state"]["caller"]` is the key's id,
+    or None. Usage is counted per process.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        keys: Keys,
-        routes: Routes,
+        keys: ApiKeys,
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.app = app
         self._keys = keys
-        self._routes = routes
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._shares: dict[str, Share] = {}
+        self._usage: dict[str, KeyUsage] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -47,68 +46,68 @@ class Gate:
             await self.app(scope, receive, send)
             return
         try:
-            key = self._admitted(scope)
-            share = self._taken(key) if key else None
+            key = self._authorized_key(scope)
+            usage = self._counted_usage(key) if key else None
         except VestibuleError as error:
             await error_response(scope["path"], error)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = key.id if key else None
-        if share is None:
+        scope["state"]["caller"] = key.id if key else None
+        if usage is None:
             await self.app(scope, receive, send)
             return
-        share.begin()
+        usage.begin()
         try:
             await self.app(scope, receive, send)
         finally:
-            share.end()
+            usage.end()
 
-    def _admitted(self, scope: Scope) -> Key | None:
-        """The key that opens this; None where none is needed.
+    def _authorized_key(self, scope: Scope) -> ApiKey | None:
+        """Return the key that permits this request; None where no key is needed.
 
         Raises:
             Unauthorized, ScopeMissing.
         """
-        if not (self._keys.known() or self._settings.require_keys):
+        if not (self._keys.by_hash() or self._settings.require_keys):
             return None
-        found = self._routes.find(scope)
-        if found is not None:
-            if found.scope is None:
+        route: ProtectedRoute | None = scope["state"]["route"]
+        if route is not None:
+            if route.scope is None:
                 return None
-            scope["route"] = found.route  # so that a refusal is counted as this route's
+            scope["route"] = route.route  # the metrics count a refusal under this route
         secret = _bearer(scope)
         if secret is None:
             raise Unauthorized("send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"})
-        key = self._keys.holder(secret)
+        key = self._keys.find_valid(secret)
         if key is None:
-            told = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-            raise Unauthorized("no key is like this, or it holds no longer", told)
-        if found is not None and found.scope not in key.scopes:
-            told = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{found.scope}"'}
-            raise ScopeMissing(f"this takes a key with the scope {found.scope}", told)
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            raise Unauthorized("the key is unknown, revoked or expired", headers)
+        if route is not None and route.scope not in key.scopes:
+            headers = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{route.scope}"'}
+            raise ScopeMissing(f"this needs a key with the scope {route.scope}", headers)
         return key
 
-    def _taken(self, key: Key) -> Share:
-        """The key's share, of which this request is a part from now on.
+    def _counted_usage(self, key: ApiKey) -> KeyUsage:
+        """Count the request in this minute's usage of the key and return that usage.
 
         Raises:
             RateLimited.
         """
-        share = self._shares.get(key.id)
-        if share is None:
+        usage = self._usage.get(key.id)
+        if usage is None:
             per_minute = key.rate_per_minute or self._settings.rate_per_minute
-            share = self._shares[key.id] = Share(per_minute, key.concurrency or self._settings.key_concurrency)
-        if share.is_full:
+            usage = self._usage[key.id] = KeyUsage(per_minute, key.concurrency or self._settings.key_concurrency)
+        if usage.is_full:
             self._metrics.shed.labels("key-concurrency", "").inc()
-            raise RateLimited(f"this key may have {share.at_once} requests under way", {"Retry-After": "1"})
-        if wait := share.wait(self._clock()):
+            raise RateLimited(f"this key may have {usage.concurrency} requests in progress", {"Retry-After": "1"})
+        if wait_s := usage.take(self._clock()):
             self._metrics.shed.labels("key-rate", "").inc()
-            told = {"Retry-After": str(math.ceil(wait))}
-            raise RateLimited(f"this key may make {share.per_minute} requests a minute", told)
-        return share
+            headers = {"Retry-After": str(math.ceil(wait_s))}
+            raise RateLimited(f"this key may make {usage.per_minute} requests a minute", headers)
+        return usage
 
 
 def _bearer(scope: Scope) -> str | None:
-    """The key in `Authorization`; None where there is no such header, several of them, or another scheme."""
-    sent = Headers(scope=scope).getlist("authorization")
-    kind, _, secret = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
-    return secret.strip() if kind.lower() == "bearer" and secret.strip() else None
+    """Return the secret in `Authorization`; None if the header is missing, repeated or of another scheme."""
+    values = Headers(scope=scope).getlist("authorization")
+    scheme, _, secret = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None

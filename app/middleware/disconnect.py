@@ -1,4 +1,4 @@
-"""A client that left is not worked for: what its request was about to do is cancelled, and its place is free."""
+"""Cancel the work of a request whose client has disconnected, and free its capacity."""
 
 from __future__ import annotations
 
@@ -9,64 +9,66 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Departure:
-    """Pure ASGI. Notices that the client leaves while its request is worked on, which the framework does not.
+class Disconnect:
+    """ASGI middleware. Cancel a request while it is processed if its client disconnects; FastAPI does not.
 
-    What a request has begun off the event loop goes on to its end. A write that waits for its turn in the ledger is not
-    made.
+    Work that the request has started in a thread runs to its end. A ledger write that still waits for its turn is not
+    carried out.
     """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; return without an answer where nobody waits for one any more."""
+        """Pass the request on; return without a response if the client disconnected."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        work = asyncio.current_task()
-        assert work is not None  # noqa: S101  a coroutine runs in one
-        line = _Line(receive, work.cancel)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a coroutine runs in one
+        client = _Client(receive, task.cancel)
 
-        async def told(message: Message) -> None:
-            line.stop()  # what was to be computed is
+        async def unwatched_send(message: Message) -> None:
+            client.stop_watching()  # the response is computed: nothing is left to cancel
             await send(message)
 
         if is_without_body(scope):
-            line.watch()
+            client.watch()
         try:
-            await self.app(scope, line.receive, told)
+            await self.app(scope, client.receive, unwatched_send)
         except asyncio.CancelledError:
-            # Of the two who may cancel it, the server, too, wants it to end.
-            if not line.gone.is_set() or work.uncancel():
+            # If the server has cancelled the task as well, the cancellation must reach it.
+            if not client.disconnected.is_set() or task.uncancel():
                 raise
         finally:
-            line.stop()
+            client.stop_watching()
 
 
-class _Line:
-    """From the client. Nobody listens ahead of the application: a body is not read before that asks for it, and whether
-    the client leaves is watched from then on that its request is whole.
+class _Client:
+    """The messages of one request's client.
+
+    The body is read only when the application asks for it. Watching for a disconnect starts once the request is
+    complete.
     """
 
-    def __init__(self, receive: Receive, on_departure: Callable[[], object]):
+    def __init__(self, receive: Receive, on_disconnect: Callable[[], object]):
         self._receive = receive
-        self._on_departure = on_departure
+        self._on_disconnect = on_disconnect
         self._watching: asyncio.Task[None] | None = None
         self._is_read = False
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
 
     def watch(self) -> None:
-        """The request is whole."""
+        """Start watching for a disconnect; the request is complete."""
         self._watching = asyncio.create_task(self._watch())
 
-    def stop(self) -> None:
-        """It is of no importance any more whether the client leaves."""
+    def stop_watching(self) -> None:
+        """Stop watching for a disconnect."""
         if self._watching is not None:
             self._watching.cancel()
 
     async def receive(self) -> Message:
-        """The next part of the body; after the last one, that the client left."""
+        """Return the next part of the body; after the last one, wait for the disconnect and return it."""
         if self._watching is None:
             message = await self._receive()
             self._is_read = True
@@ -76,17 +78,17 @@ class _Line:
         if not self._is_read:
             self._is_read = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone.set()
-        self._on_departure()
+        self.disconnected.set()
+        self._on_disconnect()
 
 
 def is_without_body(scope: Scope) -> bool:
-    """Whether the request's head says that nothing follows."""
+    """Whether the headers say that the request has no body."""
     headers = Headers(scope=scope)
     return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers

@@ -1,25 +1,26 @@
-"""Who may call: where the service listens, the Host allow-list, the Origin rule.
+"""Host allow-list, Origin rule, and the address of a request: HEAD, and the sub-path of a reverse proxy.
 
-Keys are judged in `app.middleware.authentication`.
+API keys are checked in `app.middleware.authentication`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.auth.keys import Keys
+from app.auth.keys import ApiKeys
 from app.auth.scopes import PROBES
 from app.errors import HeadTooLarge, HostNotAllowed, OriginNotAllowed, VestibuleError, error_response
 from app.settings import Settings, is_loopback
 
-# What a page of an allowed origin may do: send a key and a body, and read what is told in header fields. No cookies.
-_CROSS_ORIGIN: dict[str, Any] = {
+# A page of an allowed origin may send a key and a body, and read these response headers. No cookies.
+_CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "PUT", "PATCH", "DELETE"),
     "allow_headers": ("authorization", "content-type", "if-none-match", "x-request-id"),
     "expose_headers": (
@@ -34,47 +35,46 @@ _CROSS_ORIGIN: dict[str, Any] = {
     ),
 }
 
-_READING = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d*)?", re.IGNORECASE)
 
 
 class Exposed(Exception):
-    """Whoever reaches the port could use the service."""
+    """The service would be open to everyone who can reach its port."""
 
 
-def refuse_exposure(settings: Settings, keys: Keys) -> None:
-    """See that where the service is to listen only those can use it who may.
+def refuse_exposure(settings: Settings, keys: ApiKeys) -> None:
+    """Check that the service listens on loopback only, or needs keys, or was explicitly allowed to do neither.
 
     Raises:
         Exposed.
     """
-    if is_loopback(settings.host) or settings.allow_public or settings.require_keys or keys.known():
+    if is_loopback(settings.host) or settings.allow_public or settings.require_keys or keys.by_hash():
         return
     raise Exposed(
-        f"refusing to listen on {settings.host}: without API keys anybody who reaches this port could use it; "
-        "make one (vestibule keys create), keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true where something in front "
-        "of it keeps strangers out"
+        f"refusing to listen on {settings.host}: without API keys everyone who reaches this port could use it; "
+        "create a key (vestibule keys create), keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true if something in "
+        "front of the service restricts access"
     )
 
 
-def readable_elsewhere(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The same, with answers that pages of the allowed origins may read; where there are none, just the same."""
+def with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return `app` with CORS headers for the allowed origins; `app` itself if there are none."""
     if not settings.allowed_origins:
         return app
-    return CORSMiddleware(app, allow_origins=settings.allowed_origins, **_CROSS_ORIGIN)
+    return CORSMiddleware(app, allow_origins=settings.allowed_origins, **_CORS)
 
 
-class Door:
-    """Pure ASGI. Answers 403 to a foreign Host, to several, and to a request that changes or computes something where
-    a foreign page sends it; 431 to too large a head. Health probes may name any Host.
+class HostAndOrigin:
+    """ASGI middleware. Respond 403 to a wrong Host or a foreign Origin, and 431 to headers that are too large.
 
-    `computes`: whether a request is for a route that computes, which a GET may be, too.
+    A page of another origin may not send a request that changes or computes something, which a GET may do as well.
+    Health probes may send any Host.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, computes: Callable[[Scope], bool]):
+    def __init__(self, app: ASGIApp, settings: Settings):
         self.app = app
-        self._computes = computes
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._origins = frozenset(settings.allowed_origins)
         self._max_head_bytes = settings.max_head_bytes
@@ -82,46 +82,105 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        error = self._refusal(scope) if scope["type"] == "http" else None
+        error = self._error(scope) if scope["type"] == "http" else None
         if error is not None:
             await error_response(scope["path"], error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> VestibuleError | None:
-        sent = scope["headers"]
-        size = sum(len(name) + len(value) for name, value in sent) + len(scope["path"]) + len(scope["query_string"])
-        if len(sent) > self._max_headers or size > self._max_head_bytes:
+    def _error(self, scope: Scope) -> VestibuleError | None:
+        fields = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in fields) + len(scope["path"]) + len(scope["query_string"])
+        if len(fields) > self._max_headers or size > self._max_head_bytes:
             return HeadTooLarge(f"a request may have {self._max_headers} fields, {self._max_head_bytes} bytes in all")
-        reading = scope["method"] in _READING
-        if reading and scope["path"] in PROBES:
+        is_safe = scope["method"] in _SAFE_METHODS
+        if is_safe and scope["path"] in PROBES:
             return None
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:
-            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the names this service is reached by")
-        if not self._is_foreign(headers) or (reading and not self._computes(scope)):
+            return HostNotAllowed("set VESTIBULE_ALLOWED_HOSTS to the host names of this service")
+        route = scope["state"]["route"]
+        computes = route is not None and route.counts_toward_capacity
+        if not self._is_foreign(headers) or (is_safe and not computes):
             return None
-        return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the pages that may call this service")
+        return OriginNotAllowed("set VESTIBULE_ALLOWED_ORIGINS to the origins that may call this service")
 
     def _is_foreign(self, headers: Headers) -> bool:
-        """Whether a page sent this that is neither the service's own nor one of the allowed origins."""
+        """Whether the request comes from a page that is neither the service's own nor of an allowed origin."""
         origin = headers.get("origin")
         if origin in self._origins:
             return False
-        # Browsers send these headers by themselves and pages cannot change them; other clients send neither. With a GET
-        # they send no Origin, and Sec-Fetch-Site only to loopback and by HTTPS; elsewhere a Referer, unless the page
-        # tells them not to.
+        # Browsers send these headers themselves and pages cannot change them; other clients send neither. With a GET
+        # browsers send no Origin, and Sec-Fetch-Site only to loopback and over HTTPS; elsewhere they send a Referer,
+        # unless the page forbids it.
         if origin is None and "sec-fetch-site" not in headers and (referer := headers.get("referer")):
             scheme, _, rest = referer.partition("://")
             origin = f"{scheme}://{rest.partition('/')[0]}"
             if origin in self._origins:
                 return False
-        elsewhere = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
-        return elsewhere or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        differs = origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()
+        return differs or headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
 def _hostname(host: str) -> str | None:
-    """`[::1]:8000` -> `[::1]`, `Example.org:80` -> `example.org`; None for what is no host with an optional port."""
-    found = _HOST.fullmatch(host)
-    return found.group(1).lower() if found else None
+    """`[::1]:8000` -> `[::1]`, `Example.org:80` -> `example.org`; None if it is no host with an optional port."""
+    match = _HOST.fullmatch(host)
+    return match.group(1).lower() if match else None
+
+
+class SubPath:
+    """ASGI middleware. Remove `root_path` from the path of a request, and add it to the target of a redirect.
+
+    A proxy may remove the prefix itself: a path without it is passed on unchanged. Redirects name no host, because only
+    the proxy knows the host and scheme that the client used.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str):
+        self.app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        root_path, path = self._root_path, scope["path"]
+        if root_path and path == root_path:  # the console's links are relative to its folder
+            await RedirectResponse(f"{root_path}/")(scope, receive, send)
+            return
+        if root_path and path.startswith(f"{root_path}/"):
+            scope = {**scope, "path": path[len(root_path) :]}
+
+        async def send_prefixed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [(name, self._prefixed(name, value)) for name, value in message["headers"]]
+            await send(message)
+
+        await self.app(scope, receive, send_prefixed)
+
+    def _prefixed(self, name: bytes, value: bytes) -> bytes:
+        if name.lower() != b"location":
+            return value
+        target = urlsplit(value.decode())
+        return f"{self._root_path}{target._replace(scheme='', netloc='').geturl()}".encode()
+
+
+class HeadAsGet:
+    """ASGI middleware. Respond to HEAD as to GET, without the body: every path that has GET has HEAD (RFC 9110)."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_without_body)

@@ -1,148 +1,138 @@
-"""A bounded number of requests that compute something; one more is refused before anything else is done about it."""
+"""Bound the number of requests that compute at once, and refuse further ones at the lowest possible cost.
+
+These are two middleware, because a request is refused before anything else is done for it but counted only after
+authentication: otherwise a request without a key could use capacity, or abort the slow body of one that has a key.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.fair_share import OWNER, Owner
-from app.auth.scopes import Guarded, Routes
 from app.errors import Overloaded, error_response
-from app.middleware.body_timeout import Arrival
-from app.middleware.host_and_origin import readable_elsewhere
-from app.middleware.request_log import UNLESS_SAID, request_id
+from app.middleware.host_and_origin import with_cors
+from app.middleware.request_body import BodyArrival
+from app.middleware.request_log import DEFAULT_HEADERS, request_id
+from app.middleware.routing import ProtectedRoute, RouteTable
 from app.observability.metrics import Metrics
 from app.settings import Settings
 
-E = TypeVar("E", bound=Callable[..., Any])
-
-_MARK = "takes_a_place"
-# How many were refused is logged so often, in one line: a line for each would cost more than to refuse it.
-TOLD_EVERY_S = 1.0
+# Refusals are logged as a count, one line per interval: a line for each would cost more than the refusal.
+LOG_INTERVAL_S = 1.0
 
 log = structlog.get_logger()
 
 
-def admitted(endpoint: E) -> E:
-    """Decorates what answers requests that take a place. A dependency would do, at ten times the cost of a refusal."""
-    setattr(endpoint, _MARK, True)
-    return endpoint
+class Capacity:
+    """Counts the requests that compute something, of which `limit` may be in progress."""
 
-
-class Places:
-    """How many there are."""
-
-    def __init__(self, places: int, metrics: Metrics):
-        self._free = places
+    def __init__(self, limit: int, metrics: Metrics):
+        self._free = limit
         self._metrics = metrics
-        self._arriving: dict[Arrival, None] = {}
+        self._arriving: dict[BodyArrival, None] = {}
 
     @property
-    def are_taken(self) -> bool:
-        """Whether there is none, not even that of a body which comes too slowly."""
-        return self._free <= 0 and self._slow() is None
+    def is_exhausted(self) -> bool:
+        """Whether no request can be accepted, not even in place of one whose body arrives too slowly."""
+        return self._free <= 0 and self._slow_body() is None
 
-    def enter(self, arrival: Arrival | None = None) -> None:
-        """Take a place; where there is none, that of a body which comes too slowly, whose request is over then."""
-        if self._free <= 0 and (slow := self._slow()) is not None:
+    def acquire(self, arrival: BodyArrival | None = None) -> None:
+        """Count a request as in progress. If the limit is reached, abort one whose body arrives too slowly."""
+        if self._free <= 0 and (slow := self._slow_body()) is not None:
             self._metrics.shed.labels("slow-body", "").inc()
             del self._arriving[slow]
-            slow.give_way()
+            slow.abort()
         if arrival is not None:
             self._arriving[arrival] = None
         self._free -= 1
         self._metrics.in_flight.inc()
 
-    def leave(self, arrival: Arrival | None = None) -> None:
-        """Give the place back."""
+    def release(self, arrival: BodyArrival | None = None) -> None:
+        """Count a request as finished."""
         if arrival is not None:
             self._arriving.pop(arrival, None)
         self._free += 1
         self._metrics.in_flight.dec()
 
-    def _slow(self) -> Arrival | None:
-        for one in [*self._arriving]:
-            if one.is_whole:  # so each is looked at few times, however many are refused meanwhile
-                del self._arriving[one]
-            elif one.is_slow:
-                return one
+    def _slow_body(self) -> BodyArrival | None:
+        for arrival in [*self._arriving]:
+            if arrival.is_complete:  # removed, so that many refusals do not each look at it again
+                del self._arriving[arrival]
+            elif arrival.is_slow:
+                return arrival
         return None
 
 
-def takes_a_place(found: Guarded | None) -> bool:
-    """Whether requests for this route do."""
-    return found is not None and getattr(found.route.endpoint, _MARK, False)
+class LoadShedding:
+    """ASGI middleware, outside all others but `SubPath` and `HeadAsGet`. Respond 429 if the capacity is exhausted.
 
-
-class Refusal:
-    """Pure ASGI, outermost, for what is refused must cost next to nothing. Answers 429 where all places are taken.
-
-    Nothing is awaited between here and `Admission`, so what passes has its place.
+    Nothing is awaited between here and `CapacityGuard`, so a request that passes here finds the capacity there.
     """
 
-    def __init__(self, app: ASGIApp, places: Places, routes: Routes, settings: Settings, metrics: Metrics):
+    def __init__(self, app: ASGIApp, capacity: Capacity, routes: RouteTable, settings: Settings, metrics: Metrics):
         self.app = app
-        self._places = places
+        self._capacity = capacity
         self._routes = routes
         self._metrics = metrics
         self._shed = metrics.shed.labels("admission", "")
-        self._answers = {one: _answer(one) for one in routes.all if takes_a_place(one)}
-        self._refuse = readable_elsewhere(self._answered, settings)
+        self._responses = {route: _response(route) for route in routes.all if route.counts_toward_capacity}
+        self._refuse = with_cors(self._send_refusal, settings)
         self._refused = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on when there is a place for it, or it needs none."""
-        if scope["type"] == "http" and self._places.are_taken and takes_a_place(self._routes.find(scope)):
-            await self._refuse(scope, receive, send)
-        else:
+        """Pass the request on, or refuse it; `scope["state"]["route"]` is its route, or None."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        route = self._routes.find(scope)
+        scope.setdefault("state", {})["route"] = route
+        is_refused = route is not None and route.counts_toward_capacity and self._capacity.is_exhausted
+        await (self._refuse if is_refused else self.app)(scope, receive, send)
 
-    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._routes.find(scope)
-        assert found is not None  # noqa: S101  it takes a place
+    async def _send_refusal(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route: ProtectedRoute = scope["state"]["route"]
         self._shed.inc()
-        self._metrics.requests.labels(found.route.path, scope["method"], Overloaded.status).inc()
+        self._metrics.requests.labels(route.route.path, scope["method"], Overloaded.status).inc()
         if not self._refused:
-            asyncio.get_running_loop().call_later(TOLD_EVERY_S, self._tell)
+            asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._log_refusals)
         self._refused += 1
-        headers, body = self._answers[found]
+        headers, body = self._responses[route]
         headers = [*headers, (b"x-request-id", request_id(scope).encode())]
         await send({"type": "http.response.start", "status": Overloaded.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _tell(self) -> None:
-        log.warning("overloaded", refused=self._refused, seconds=TOLD_EVERY_S)
+    def _log_refusals(self) -> None:
+        log.warning("overloaded", refused=self._refused, seconds=LOG_INTERVAL_S)
         self._refused = 0
 
 
-def _answer(found: Guarded) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """The header and the body of a refusal, in the form that clients of this route read."""
-    error = Overloaded("as many requests as fit are under way", {"Retry-After": "1"})
-    answer = error_response(found.route.path or "", error)
-    return [*answer.raw_headers, *UNLESS_SAID], bytes(answer.body)
+def _response(route: ProtectedRoute) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of a refusal, in the format that clients of this route read."""
+    error = Overloaded("the limit of requests in progress is reached", {"Retry-After": "1"})
+    response = error_response(route.route.path or "", error)
+    return [*response.raw_headers, *DEFAULT_HEADERS], bytes(response.body)
 
 
-class Admission:
-    """Pure ASGI. A request that takes a place has it until it is answered; whose body is slow is told by `Patience`."""
+class CapacityGuard:
+    """ASGI middleware. Hold capacity for a request until it is answered, and name it as the owner of its work."""
 
-    def __init__(self, app: ASGIApp, places: Places, routes: Routes):
+    def __init__(self, app: ASGIApp, capacity: Capacity):
         self.app = app
-        self._places = places
-        self._routes = routes
+        self._capacity = capacity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        if scope["type"] != "http" or not takes_a_place(self._routes.find(scope)):
+        route = scope["state"]["route"] if scope["type"] == "http" else None
+        if route is None or not route.counts_toward_capacity:
             await self.app(scope, receive, send)
             return
-        arrival: Arrival | None = scope["state"].get("arrival")
+        arrival: BodyArrival | None = scope["state"].get("arrival")
         OWNER.set(Owner(scope["state"].get("caller")))  # in the request's own task
-        self._places.enter(arrival)
+        self._capacity.acquire(arrival)
         try:
             await self.app(scope, receive, send)
         finally:
-            self._places.leave(arrival)
+            self._capacity.release(arrival)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.auth.keys import Keys
+from app.auth.keys import ApiKeys
 from app.errors import NotFound, full_disk
 from app.inference.model_manager import ModelManager
 from app.inference.reload_sync import ReloadSync
@@ -15,7 +15,7 @@ from models.card import ModelCard
 class Models:
     """The models of the service, as `/models` shows them."""
 
-    def __init__(self, model_manager: ModelManager, keys: Keys, reload_sync: ReloadSync):
+    def __init__(self, model_manager: ModelManager, keys: ApiKeys, reload_sync: ReloadSync):
         self._model_manager = model_manager
         self._keys = keys
         self._reload_sync = reload_sync

@@ -1,9 +1,10 @@
-"""Prometheus metrics, in a registry of the application's own."""
+"""Prometheus metrics, in a registry of each application."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -15,112 +16,74 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 
-# prometheus_client's own switch, read when it is imported: the folder in which several processes keep their figures.
+# prometheus_client reads this variable when imported: the folder in which several processes keep their metrics.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-# Of several processes: a gauge is the sum over those that live, or what any of them has.
+# A gauge of several processes: the sum, or the maximum, over the live ones.
 _SUM: Literal["livesum"] = "livesum"
-_ANY: Literal["livemax"] = "livemax"
+_MAXIMUM: Literal["livemax"] = "livemax"
 
 
 class Metrics:
-    """All figures the service keeps of itself, or all workers of theirs together. Times in seconds."""
+    """All metrics of the service, summed over its worker processes. Times in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._shared = SHARED in os.environ
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "vestibule_requests", "Answers by route and status", ["route", "method", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode=_SUM)
+        latest = partial(Gauge, registry=self.registry, multiprocess_mode=_MAXIMUM)
+
+        self.requests = counter("vestibule_requests", "Responses by route and status", ["route", "method", "status"])
+        self.latency = histogram(
             "vestibule_request_seconds",
-            "From the first header to the last byte",
+            "From the headers to the end of the response",
             ["route"],
             buckets=_SECONDS,
-            registry=self.registry,
         )
-        self.in_flight = Gauge(
-            "vestibule_requests_in_flight",
-            "Admitted and not yet answered",
-            registry=self.registry,
-            multiprocess_mode=_SUM,
-        )
-        self.shed = Counter(
+        self.in_flight = gauge("vestibule_requests_in_flight", "Requests that use capacity and are not yet answered")
+        self.shed = counter(
             "vestibule_shed",
-            "Refused for want of room: requests at the door (admission, slow-body, key-rate, key-concurrency), pictures"
-            " by a model (queue, deadline, memory)",
+            "Refused at a limit: requests (admission, slow-body, body-bytes, key-rate, key-concurrency), and images by"
+            " a model (queue, deadline, memory)",
             ["where", "model"],
-            registry=self.registry,
         )
-        self.cancelled = Counter(
+        self.cancelled = counter(
             "vestibule_cancelled",
-            "Pictures whose caller left, or whose time was over, before the model had answered",
+            "Images whose client disconnected, or whose deadline passed, before the model had answered",
             ["model"],
-            registry=self.registry,
         )
-        self.queue_depth = Gauge(
-            "vestibule_queue_depth",
-            "Pictures that wait for the model or are in it",
-            ["model"],
-            registry=self.registry,
-            multiprocess_mode=_SUM,
-        )
-        self.batch_size = Histogram(
-            "vestibule_batch_size", "Pictures run together", ["model"], buckets=_SIZES, registry=self.registry
-        )
-        self.queued = Histogram(
-            "vestibule_queue_seconds", "Wait for the model", ["model"], buckets=_SECONDS, registry=self.registry
-        )
-        self.computed = Histogram(
-            "vestibule_compute_seconds", "A batch in the model", ["model"], buckets=_SECONDS, registry=self.registry
-        )
-        self.loaded = Gauge(
-            "vestibule_model_loaded",
-            "1 for each loaded model",
-            ["model", "version"],
-            registry=self.registry,
-            multiprocess_mode=_ANY,
-        )
+        self.queue_depth = gauge("vestibule_queue_depth", "Images that wait for the model or are in it", ["model"])
+        self.batch_size = histogram("vestibule_batch_size", "Images in a batch", ["model"], buckets=_SIZES)
+        self.queued = histogram("vestibule_queue_seconds", "Wait for the model", ["model"], buckets=_SECONDS)
+        self.computed = histogram("vestibule_compute_seconds", "A batch in the model", ["model"], buckets=_SECONDS)
 
-        self.memory = Gauge(
-            "vestibule_model_bytes",
-            "What the loaded parts of a model take, about",
-            ["model"],
-            registry=self.registry,
-            multiprocess_mode=_SUM,
-        )
-        self.reloads = Counter(
-            "vestibule_reloads", "What reloading came to", ["model", "outcome"], registry=self.registry
-        )
-        self.evictions = Counter(
-            "vestibule_evictions", "Models let go of for want of memory", ["model"], registry=self.registry
-        )
+        self.loaded = latest("vestibule_model_loaded", "1 for each loaded model", ["model", "version"])
+        self.memory = gauge("vestibule_model_bytes", "Approximate memory of the loaded parts of a model", ["model"])
+        self.reloads = counter("vestibule_reloads", "Reloads by outcome", ["model", "outcome"])
+        self.evictions = counter("vestibule_evictions", "Models evicted to free memory", ["model"])
 
-        self.maintenance_failures = Counter(
-            "vestibule_maintenance_failures",
-            "Steps of the gallery's maintenance that failed (round: as a whole)",
-            ["step"],
-            registry=self.registry,
+        self.maintenance_failures = counter(
+            "vestibule_maintenance_failures", "Failed steps of gallery maintenance (round: a whole round)", ["step"]
         )
-        self.maintenance_completed = Gauge(
+        self.maintenance_completed = latest(
             "vestibule_maintenance_completed_seconds",
-            "When the last round of the gallery's maintenance ended in which no step failed, seconds since 1970",
-            registry=self.registry,
-            multiprocess_mode=_ANY,
+            "End of the last round of gallery maintenance without a failed step, in seconds since 1970",
         )
 
     def unloaded(self, model: str, version: str) -> None:
-        """The model is not loaded any more."""
-        if self._shared:  # where nothing can be taken out
+        """Record that the model is no longer loaded."""
+        if self._shared:  # labels cannot be removed there
             self.loaded.labels(model, version).set(0)
             return
         with suppress(KeyError):
             self.loaded.remove(model, version)
 
     def exposition(self) -> bytes:
-        """The text format that Prometheus scrapes."""
+        """Return all metrics in the text format that Prometheus scrapes."""
         if not self._shared:
             return generate_latest(self.registry)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
-        return generate_latest(everybody)
+        all_processes = CollectorRegistry()
+        MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
+        return generate_latest(all_processes)

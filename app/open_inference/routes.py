@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from app import dependencies, errors
 from app.auth.scopes import INFER
 from app.images.responses import describe_files, file_response
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 from app.open_inference.messages import INFER_BODY, OCTETS, Message, read_message
 from app.open_inference.schemas import (
     IndexedModel,
@@ -115,7 +115,7 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @router.post(
     "/models/{name}/infer", dependencies=INFER, response_class=Response, openapi_extra=INFER_BODY, responses=INFERRING
 )
-@admitted
+@counts_toward_capacity
 async def infer(request: Request, name: Name) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
     return file_response(await open_inference(request).infer(name, None, await message(request)))
@@ -128,7 +128,7 @@ async def infer(request: Request, name: Name) -> Response:
     openapi_extra=INFER_BODY,
     responses=INFERRING,
 )
-@admitted
+@counts_toward_capacity
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """The same of a version."""
     return file_response(await open_inference(request).infer(name, version, await message(request)))

@@ -16,7 +16,7 @@ from app.operations.schemas import Health
 
 router = APIRouter(tags=["operations"])
 
-FIGURES = errors.describe(errors.HostNotAllowed, *errors.OF_KEYS)
+FIGURES = errors.describe(errors.HostNotAllowed, *errors.KEY_ERRORS)
 FIGURES[200] = {"content": {"text/plain": {}}}
 
 

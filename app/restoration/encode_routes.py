@@ -13,24 +13,24 @@ from app.images.encoding import PNG
 from app.images.request import images
 from app.images.responses import describe_files, file_response
 from app.images.uploads import IMAGE_BODY
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 from app.restoration.dependencies import restoration
 
 router = APIRouter(tags=["encode"], dependencies=INFER)
 
-PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
+PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.Unprocessable)
 RESPONSES = describe_files(PNG, schema=ReconstructResponse) | PROBLEMS
 
 
 @router.post("/encode", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-@admitted
+@counts_toward_capacity
 async def encode(request: Request, params: Annotated[EncodeParams, Query()]) -> EncodeResponse:
     """Each picture as a point of the latent space, where near means alike."""
     return await restoration(request).encode(await images(request), params)
 
 
 @router.post("/reconstruct", response_class=Response, openapi_extra=IMAGE_BODY, responses=RESPONSES)
-@admitted
+@counts_toward_capacity
 async def reconstruct(request: Request, params: Annotated[ReconstructParams, Query()]) -> Response:
     """What is left of a picture that went through the latent space."""
     return file_response(await restoration(request).reconstruct(await images(request), params))

@@ -104,7 +104,7 @@ class _Sent:
         """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
         if self.alpha is None:
             return pixels
-        seen = image_decoder.on_white(encoding.to_image(self.with_alpha(pixels)).convert("RGBA"))
+        seen = image_decoder.composite_on_white(encoding.to_image(self.with_alpha(pixels)).convert("RGBA"))
         return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
 
     def with_alpha(self, pixels: Pixels) -> Pixels:
@@ -170,7 +170,9 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def made(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
-            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            item = await self._predictor.decode(
+                data, lambda image: planes(index, image), card.preprocess.max_useful_side
+            )
             (drawn,) = await self._predictor.run(model, [item], slots=self._tiles)
             return await self._executors.run_cpu(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
 
@@ -194,7 +196,9 @@ class Restoration:
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def one(index: int, data: bytes) -> Encoded:
-            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            item = await self._predictor.decode(
+                data, lambda image: planes(index, image), card.preprocess.max_useful_side
+            )
             (latent,) = await self._predictor.run(model, [item], slots=self._tiles)
             return Encoded(index=index, latent=latent.tolist())
 

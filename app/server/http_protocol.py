@@ -1,7 +1,7 @@
-"""Clients that take their time at the wire, where neither uvicorn nor an application sets them a limit.
+"""An HTTP/1.1 protocol for uvicorn with limits on slow clients, large heads and open connections.
 
-Nothing reaches the application before a request's head is whole, so whoever sends that slowly is seen here or nowhere;
-and the parser of httptools has no limit for how much it keeps meanwhile.
+The application sees a request only once its head is complete, so only the protocol can limit how slowly a head arrives
+and how much of it httptools buffers. uvicorn sets neither limit.
 """
 
 from __future__ import annotations
@@ -17,85 +17,87 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# Descriptors for all but connections: the gallery's files, models, the listening sockets.
-OTHER_FILES = 512
+# File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
+RESERVED_FILES = 512
 
-# How long a connection may be idle between two requests: longer than the minute for which load balancers keep theirs,
-# since who sends a request at the moment that the server closes gets no answer.
+# How long a connection may be idle between two requests: longer than the 60 s of most load balancers, because a request
+# that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Times in seconds: until a head is whole, and how long none of an answer is taken. `head_bytes` is of what comes
-    without any of it being a body: a head, or what follows a chunked body.
+class ConnectionLimits:
+    """Limits of a server's connections.
+
+    `head_s`: seconds until a request's head is complete. `response_s`: seconds for which a client may read nothing of a
+    response. `head_bytes`: bytes of a head, or of the trailers after a chunked body. `connections`: open at once.
     """
 
     head_s: float
-    answer_s: float
+    response_s: float
     head_bytes: int
     connections: int
 
 
 class _Parser(httptools.HttpRequestParser):
-    """Ignores `Upgrade`, as RFC 9110 allows in 7.8, and CONNECT.
+    """An httptools parser that ignores `Upgrade`, as RFC 9110 section 7.8 allows, and CONNECT.
 
-    httptools takes such a request to end with its head, and its body for the next request. So the head's framing is
-    parsed once more before the body.
+    httptools assumes that such a request ends with its head, and would parse its body as the next request. So a head
+    with the same framing is parsed again before the body.
     """
 
-    def __init__(self, protocol: PatientProtocol):
+    def __init__(self, protocol: LimitedHttpProtocol):
         super().__init__(protocol)
         self._protocol = protocol
 
     def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
-        """Parse what came."""
+        """Parse received bytes."""
         while True:
             try:
                 super().feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                super().feed_data(self._protocol.repeated_head())
+                super().feed_data(self._protocol.framing_head())
 
 
-class PatientProtocol(HttpToolsProtocol):
-    """HTTP/1.1 for those who get on with it.
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with `limits`.
 
-    `waiting`: the connections of this server that no request is under way on, the one that has waited longest first.
-    Where there are more connections than may be, that one is closed, as nginx does: slow clients go before others.
+    `waiting`: the server's connections without a request in progress, the one that has waited longest first. When there
+    are more connections than allowed, that one is closed, as in nginx.
     """
 
-    def __init__(self, *, limits: Limits, waiting: dict[PatientProtocol, None], **given: Any):
-        super().__init__(**given)
+    def __init__(self, *, limits: ConnectionLimits, waiting: dict[LimitedHttpProtocol, None], **options: Any):
+        super().__init__(**options)
         self._limits = limits
         self._waiting = waiting
         self._head_timer: asyncio.TimerHandle | None = None
-        self._answer_timer: asyncio.TimerHandle | None = None
-        self._pending = 0  # bytes since the last head or piece of a body
+        self._response_timer: asyncio.TimerHandle | None = None
+        self._pending = 0  # bytes received since the last complete head or part of a body
         self._repeats_head = False  # see _Parser
         self.parser = _Parser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for a head."""
+        """Start waiting for a head; close another connection if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
             if not self._waiting:
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
                 return
-            next(iter(self._waiting))._leave()
+            next(iter(self._waiting))._close()
         self._waiting[self] = None
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for."""
+        """Stop all timers."""
         self._stop_waiting()
-        self._stop_answer_timer()
+        self._stop_response_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and see that what is not whole yet comes in time and is not too much."""
+        """Parse received bytes; limit the size of an incomplete head, and the time until it is complete."""
         self._pending += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -105,24 +107,24 @@ class PatientProtocol(HttpToolsProtocol):
         elif self._is_idle and self._head_timer is None:
             self._start_head_timer()
 
-    def repeated_head(self) -> bytes:
-        """A head with the framing of the last request's, which is under way already. No callback is to heed it."""
+    def framing_head(self) -> bytes:
+        """Return a head with the framing of the current request. The parser's callbacks ignore it."""
         self._repeats_head = True
         framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
         return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % header for header in framing)
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Begin a request unless its head is repeated."""
         if not self._repeats_head:
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Some of the path and query."""
+        """Keep a part of the path and query."""
         if not self._repeats_head:
             super().on_url(url)
 
     def on_headers_complete(self) -> None:
-        """A request begins, as `scope["state"]["began"]` says on `time.perf_counter`."""
+        """Start the request; `scope["state"]["began"]` is the time on `time.perf_counter`."""
         if self._repeats_head:
             self._repeats_head = False
             return
@@ -132,44 +134,44 @@ class PatientProtocol(HttpToolsProtocol):
         self.scope["state"]["began"] = time.perf_counter()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; not what follows a body, which would be among those that were judged already."""
+        """Keep a header, but no trailer: it would join headers that the middleware has checked already."""
         if not self._repeats_head and (self._is_idle or self.cycle.more_body is False):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body."""
+        """Pass on a part of the body."""
         self._pending = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole, unless its body follows a head that offers another protocol."""
+        """Complete the request, unless httptools only believes it complete because of `Upgrade`."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request's head."""
+        """Start waiting for the next request."""
         super().on_response_complete()
         if self._is_idle and not self.transport.is_closing():
             self._waiting[self] = None
 
     def pause_writing(self) -> None:
-        """The client does not take the answer as fast as it is given."""
+        """Abort the connection if the client reads nothing of the response for `response_s`."""
         super().pause_writing()
-        self._answer_timer = self.loop.call_later(self._limits.answer_s, self.transport.abort)
+        self._response_timer = self.loop.call_later(self._limits.response_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has taken it."""
+        """Stop that timer: the client has read some of the response."""
         super().resume_writing()
-        self._stop_answer_timer()
+        self._stop_response_timer()
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is under way. One that was answered before its body came is over."""
+        """Whether no request is in progress. One that was answered before its body arrived is not."""
         cycle = cast("Any", self.cycle)  # None before the first
         return cycle is None or bool(cycle.response_complete)
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_s, self._is_late)
+        self._head_timer = self.loop.call_later(self._limits.head_s, self._on_head_timeout)
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
@@ -177,34 +179,34 @@ class PatientProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _stop_answer_timer(self) -> None:
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
+    def _stop_response_timer(self) -> None:
+        if self._response_timer is not None:
+            self._response_timer.cancel()
+            self._response_timer = None
 
-    def _is_late(self) -> None:
+    def _on_head_timeout(self) -> None:
         if self._pending:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self._leave()
+            self._close()
 
     def _refuse(self, status: HTTPStatus) -> None:
-        if self._is_idle:  # else there is an answer under way
-            told = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            self.transport.write(told.encode())
-        self._leave()
+        if self._is_idle:  # else a response is being sent
+            response = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            self.transport.write(response.encode())
+        self._close()
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         self._stop_waiting()
         self.transport.close()
 
 
-def room_for(connections: int) -> int:
-    """So many connections, or as many as there can be file descriptors for; this process is given those it may have."""
+def raise_file_limit(connections: int) -> int:
+    """Raise this process's limit of open files for so many connections; return how many there can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = connections + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(1, soft - OTHER_FILES)
+        return max(1, soft - RESERVED_FILES)
     return connections

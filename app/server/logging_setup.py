@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, or readable lines on a terminal. Uvicorn's own go the same way."""
+"""Structured logs: one JSON object a line, or readable lines on a terminal. Uvicorn's logs have the same format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 
 class _StandardError:
-    """Whatever that is when a line is written: loggers are kept for longer than some of them."""
+    """The current `sys.stderr`: a cached logger may outlive the one that it was created with."""
 
     def write(self, text: str) -> None:
         sys.stderr.write(text)
@@ -22,7 +22,7 @@ class _StandardError:
 
 
 def _json(event: dict[str, Any], **_: object) -> str:
-    """By pydantic's serializer, in a fifth of the standard library's time; which writes what is no text for others."""
+    """Serialise with pydantic, in a fifth of the standard library's time; fall back to that for invalid text."""
     try:
         return to_json(event, fallback=repr).decode()
     except PydanticSerializationError:  # half of a surrogate pair
@@ -38,7 +38,7 @@ def configure(level: str = "INFO") -> None:
     ]
     final: list[structlog.types.Processor]
     if sys.stderr.isatty():
-        # Plain: a traceback with the values of all variables takes seconds, and they are what people sent.
+        # Plain: a traceback with the values of all variables takes seconds, and shows what users sent.
         final = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
         final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
@@ -48,7 +48,7 @@ def configure(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # Ours do not go through the standard library's, which takes three times as long: there is a line to each request.
+    # Our own lines bypass the standard library, which takes three times as long: each request logs a line.
     structlog.configure(
         processors=[*shared, *final],
         logger_factory=structlog.WriteLoggerFactory(_StandardError()),  # type: ignore[arg-type]  # all it needs of a file

@@ -1,4 +1,4 @@
-"""The state folder: private to the user who runs the service, and writable before anything is loaded."""
+"""The state folder: private to the user who runs the service, and checked for write access before models load."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OTHERS = 0o077  # permission bits of the group and of other users
 
 
 def prepare(folder: Path, *, create: bool = True) -> str | None:
-    """Make the folder if it is missing, check that files can be created in it, and set this process's umask to 077.
+    """Create the folder if it is missing, check that files can be created in it, and set this process's umask to 077.
 
     So every file that the process creates from now on can be read by its user alone. Child processes inherit that. With
-    `create=False` a missing folder stays missing.
+    `create=False` a missing folder is not created.
 
     Returns:
         A warning if other users may read an existing folder; else None.

@@ -1,7 +1,7 @@
-"""Several processes behind one port, one for each GPU: a parent that serves nothing, and starts again what dies.
+"""Worker processes behind one port, one per GPU, and the supervisor that starts and restarts them.
 
-uvicorn has a parent of its own. It gives every worker the same environment, and so the same GPU; it starts what dies
-again at once, for ever; and it kills a worker that is silent for five seconds, as one is that compiles a network.
+uvicorn's own supervisor gives every worker the same environment, and so the same GPU; it restarts a dead worker without
+backoff; and it kills a worker that does not respond for five seconds, which compiling a network can take.
 """
 
 from __future__ import annotations
@@ -29,35 +29,38 @@ log = structlog.get_logger()
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 BACKLOG = 2048
-LOOK_S = 0.1
-# Before a worker that died is started again: the first time, and at most. One that lived so long begins at the first.
+POLL_S = 0.1
+# Backoff before a dead worker is restarted: first and longest delay, and the run time that resets it to the first.
 FIRST_DELAY_S, MOST_DELAY_S, STEADY_S = 0.5, 30.0, 60.0
-# For what comes after the requests under way are answered, before a worker is killed.
-FAREWELL_S = 10.0
+# Time for the shutdown after the last request is answered, before a worker is killed.
+SHUTDOWN_GRACE_S = 10.0
 
 
 @dataclass
-class _Worker:
-    """`line` ends when either side does, and says when the worker serves. `due`: when to start it again."""
+class _WorkerProcess:
+    """A worker. `line`: a socket to it, closed when either process ends, on which it reports that it serves.
+
+    `restart_at`: when to restart it if it is dead, else None. `delay`: the backoff of the next restart, in seconds.
+    """
 
     number: int
     process: subprocess.Popen[bytes]
     line: socket.socket
     started: float
     ready: bool = False
-    due: float | None = None
+    restart_at: float | None = None
     delay: float = FIRST_DELAY_S
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say.
+    """Return a socket that listens on the host and port of the settings.
 
     Raises:
-        ConfigurationError: the address is in use, or is none of this machine.
+        ConfigurationError: the address is in use, or not one of this machine.
     """
     host, port = settings.host.strip("[]"), settings.port
     try:
-        families = {found[0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        families = {address[0] for address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one, as "a..b"
@@ -69,43 +72,43 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-class Workers:
-    """`settings.workers` processes on one listening socket, which is open as long as the parent is.
+class Supervisor:
+    """Runs `settings.workers` processes on one listening socket, which stays open in this process.
 
-    So nobody is refused while a worker is started again. `welcome` is called with the port when all serve.
+    So no connection is refused while a worker restarts. `on_ready` is called with the port once all workers serve.
     """
 
-    def __init__(self, settings: Settings, welcome: Callable[[int], None]):
+    def __init__(self, settings: Settings, on_ready: Callable[[int], None]):
         self._settings = settings
-        self._welcome = welcome
+        self._on_ready = on_ready
         self._stopping = threading.Event()
-        self._workers: list[_Worker] = []
-        self._figures = settings.state / "metrics"
-        self._welcomed = False
+        self._workers: list[_WorkerProcess] = []
+        self._metrics = settings.state / "metrics"
+        self._is_ready = False
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; 0, or the status of a worker that could not be started at all."""
-        for told in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(told, lambda *_: self._stopping.set())
-        shutil.rmtree(self._figures, ignore_errors=True)  # of another run
-        self._figures.mkdir(parents=True)
+        """Run until SIGTERM or SIGINT; return 0, or the status of a worker that could not start."""
+        for stop_signal in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop_signal, lambda *_: self._stopping.set())
+        shutil.rmtree(self._metrics, ignore_errors=True)  # of an earlier run
+        self._metrics.mkdir(parents=True)
         status: int | None = None
         with listen(self._settings) as listening:
             for number in range(self._settings.workers):
                 self._workers.append(self._start(number, listening))
-            while status is None and not self._stopping.wait(LOOK_S):
-                status = self._look_after(listening)
+            while status is None and not self._stopping.wait(POLL_S):
+                status = self._check(listening)
         self._stop()
         return status or 0
 
-    def _start(self, number: int, listening: socket.socket) -> _Worker:
+    def _start(self, number: int, listening: socket.socket) -> _WorkerProcess:
         ours, theirs = socket.socketpair()
         settings = self._settings
         environment = os.environ | {
             "VESTIBULE_HOST": settings.host,
             "VESTIBULE_PORT": str(settings.port),
             "VESTIBULE_WORKERS": str(settings.workers),
-            SHARED: str(self._figures),
+            SHARED: str(self._metrics),
             DEVICES: device(number, os.environ.get(DEVICES)),
         }
         descriptors = listening.fileno(), theirs.fileno()
@@ -114,41 +117,41 @@ class Workers:
             process = subprocess.Popen(command, env=environment, pass_fds=descriptors)  # noqa: S603  our own
         ours.setblocking(False)
         log.info("worker_started", worker=number, pid=process.pid)
-        return _Worker(number, process, ours, time.monotonic())
+        return _WorkerProcess(number, process, ours, time.monotonic())
 
-    def _look_after(self, listening: socket.socket) -> int | None:
-        """Welcome and start again; the status to end with, where a worker cannot be started."""
+    def _check(self, listening: socket.socket) -> int | None:
+        """Restart dead workers, report readiness; return the exit status if a worker cannot start."""
         for index, worker in enumerate(self._workers):
+            if worker.restart_at is not None:
+                if time.monotonic() >= worker.restart_at:
+                    self._workers[index] = self._start(worker.number, listening)
+                    self._workers[index].delay = worker.delay
+                continue
             if not worker.ready:
                 with suppress(BlockingIOError, ConnectionError):
                     worker.ready = bool(worker.line.recv(1))
-            if worker.due is not None:
-                if time.monotonic() >= worker.due:
-                    fresh = self._start(worker.number, listening)
-                    fresh.delay = worker.delay
-                    self._workers[index] = fresh
-            elif (status := worker.process.poll()) is not None:
-                if not self._welcomed and not worker.ready and status > 0:
+            if (status := worker.process.poll()) is not None:
+                if not self._is_ready and not worker.ready and status > 0:
                     return status  # it would fail the same way again
-                self._mourn(worker, status)
-        if not self._welcomed and all(worker.ready for worker in self._workers):
-            self._welcomed = True
-            self._welcome(listening.getsockname()[1])
+                self._schedule_restart(worker, status)
+        if not self._is_ready and all(worker.ready for worker in self._workers):
+            self._is_ready = True
+            self._on_ready(listening.getsockname()[1])
         return None
 
-    def _mourn(self, worker: _Worker, status: int) -> None:
-        mark_process_dead(worker.process.pid, str(self._figures))  # type: ignore[no-untyped-call]
+    def _schedule_restart(self, worker: _WorkerProcess, status: int) -> None:
+        mark_process_dead(worker.process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         worker.line.close()
         now = time.monotonic()
         delay = FIRST_DELAY_S if now - worker.started > STEADY_S else worker.delay
-        worker.due, worker.delay = now + delay, min(2 * delay, MOST_DELAY_S)
+        worker.restart_at, worker.delay = now + delay, min(2 * delay, MOST_DELAY_S)
         log.error("worker_died", worker=worker.number, pid=worker.process.pid, status=status, again_in_s=delay)
 
     def _stop(self) -> None:
-        """Let all finish what is under way."""
+        """Let all workers finish their requests; kill those that take too long."""
         for worker in self._workers:
             worker.process.terminate()
-        deadline = time.monotonic() + self._settings.drain_s + FAREWELL_S
+        deadline = time.monotonic() + self._settings.drain_s + SHUTDOWN_GRACE_S
         for worker in self._workers:
             try:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
@@ -159,15 +162,15 @@ class Workers:
 
 
 def device(number: int, visible: str | None) -> str:
-    """The GPU that a worker sees: one of those the parent may see, in turn; without a GPU it means nothing."""
+    """Return the GPU of a worker as CUDA_VISIBLE_DEVICES: one of the parent's, round robin. Unused without a GPU."""
     devices = [name for name in (visible or "").split(",") if name]
     if visible is None:
         return str(number)
     return devices[number % len(devices)] if devices else ""
 
 
-def tie(descriptor: int) -> Callable[[], None]:
-    """In a worker: end as by SIGTERM when the parent does. What comes back tells the parent that this worker serves."""
+def watch_parent(descriptor: int) -> Callable[[], None]:
+    """In a worker: send SIGTERM to itself when the parent ends. Return a function that reports this worker as ready."""
     line = socket.socket(fileno=descriptor)
 
     def wait() -> None:

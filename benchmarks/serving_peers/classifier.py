@@ -15,7 +15,7 @@ from torch import Tensor
 from models import checkpoint
 from models.preprocess import Preprocess
 from models.runtime import TorchRuntime
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 
 MAX_BATCH = 32  # as Vestibule's default
 WAIT_S = 0.005  # for a batch to fill, where there is a timer
@@ -54,10 +54,10 @@ class Classifier:
         self._layout = torch.channels_last
         if runtime == "openvino":
             compiled = Path(os.environ[STATE]) / "compiled"
-            choice = Choice(
+            choice = RuntimeSelector(
                 module, card.preprocess, card.preprocess.shape, "logits", card.tolerance, f"{card.sha256} ", compiled
             )
-            self._run, _ = choice.made(self._run, Path("examples"))
+            self._run, _ = choice.select(self._run, Path("examples"))
             self._layout = torch.contiguous_format
         with Path(os.environ[PIDS]).open("a") as file:
             print(os.getpid(), file=file)

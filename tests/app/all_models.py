@@ -1,4 +1,4 @@
-"""A weights folder with a classifier, an embedder and networks that make pictures, nearly all of them random."""
+"""A weights folder with a classifier, an embedder and generative networks, most of them with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.app.generators import random_generators
 
 
 def random_models(folders: pytest.TempPathFactory) -> Path:
-    """`lenet5-mnist`, `centerface`, `mobilefacenet-triplet` and all of `generators.NETWORKS`."""
+    """Return a folder with `lenet5-mnist`, `centerface`, `mobilefacenet-triplet` and all of `generators.NETWORKS`."""
     folder, other = folders.mktemp("weights"), folders.mktemp("embedder")
     random_generators(folder)
     random_embedder(other)

@@ -1,4 +1,4 @@
-"""Requests that go wrong, or look as if they would, with the status and problem type each must get.
+"""Invalid requests, and valid ones that look invalid, each with its expected status and problem type.
 
 Used by the tests in this process, and by benchmarks/bad_inputs.py over HTTP against a running service.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.conftest import encode, photo
 
-# httpx's Client and Response, or those of Starlette's TestClient, which stands on another distribution of the same API.
+# httpx's Client and Response, or those of Starlette's TestClient, which uses a fork of httpx.
 Client = Any
 Response = Any
 
@@ -31,7 +31,7 @@ JPEG = {"content-type": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Case:
-    """One request; `problem` is None where the answer must be a good one."""
+    """One request. `problem`: the expected problem type, None if the response must be a prediction."""
 
     name: str
     send: Callable[[Client], Response]
@@ -61,7 +61,7 @@ def _good(url: str = URL, **headers: str) -> Callable[[Client], Response]:
 
 @cache
 def coffee() -> bytes:
-    """A cup of coffee as JPEG: the good picture."""
+    """Return a photo of a cup of coffee as JPEG."""
     return encode(photo("coffee"), "JPEG", quality=90)
 
 
@@ -71,7 +71,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 @cache
 def png_bomb(side: int = 30_000) -> bytes:
-    """A black 1-bit PNG of side x side pixels: some hundred kB that want a gigabyte."""
+    """Return a black 1-bit PNG of side x side pixels: some hundred kB that decode to a gigabyte."""
     packer = zlib.compressobj(9)
     row = bytes(1 + side // 8)
     data = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.flush()
@@ -81,33 +81,33 @@ def png_bomb(side: int = 30_000) -> bytes:
 
 @cache
 def text_bomb() -> bytes:
-    """A PNG whose compressed text chunk unpacks to 200 MB."""
+    """Return a PNG whose compressed text chunk decompresses to 200 MB."""
     text = _chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(200_000_000), 9))
     plain = encode(Image.new("RGB", (8, 8)))
     return plain[:33] + text + plain[33:]
 
 
 def line(length: int) -> bytes:
-    """A white line on black, 2 pixels high: ink that is no string of digits."""
-    picture = Image.new("L", (length + 8, 10))
-    picture.paste(255, (4, 4, length + 4, 6))
-    return encode(picture)
+    """Return a white line on black, 2 pixels high, which is no string of digits."""
+    image = Image.new("L", (length + 8, 10))
+    image.paste(255, (4, 4, length + 4, 6))
+    return encode(image)
 
 
 def gif(frames: int) -> bytes:
-    """An animated GIF whose first frame is the cup of coffee."""
+    """Return an animated GIF whose first frame is the cup of coffee."""
     first = photo("coffee").resize((150, 100))
     rest = [Image.new("RGB", (150, 100), (i % 256, 0, 0)) for i in range(1, frames)]
     return encode(first, "GIF", save_all=True, append_images=rest)
 
 
 def grey16() -> bytes:
-    """The cup of coffee as a 16-bit grey PNG."""
+    """Return the cup of coffee as a 16-bit grey PNG."""
     return encode(Image.fromarray(np.asarray(photo("coffee").convert("L")).astype(np.uint16) * 257))
 
 
 def damaged_exif() -> bytes:
-    """A good JPEG with an EXIF block of noise."""
+    """Return a valid JPEG with an EXIF block of noise."""
     noise = b"Exif\0\0" + np.random.default_rng(0).bytes(300)
     return coffee()[:2] + b"\xff\xe1" + struct.pack(">H", len(noise) + 2) + noise + coffee()[2:]
 
@@ -135,7 +135,7 @@ def _text(value: str) -> Any:
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """The table."""
+    """Return all cases."""
     b64 = base64.b64encode(coffee()).decode()
     tiff = encode(Image.new("RGB", (8, 8)), "TIFF")
     cut_part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nabc'
@@ -232,7 +232,7 @@ def _transparent_palette() -> bytes:
 
 
 def is_problem(response: Response, case: Case) -> bool:
-    """Whether the answer is what the table says, and tells nothing of the inside."""
+    """Whether the response is the expected one and shows no internals."""
     if response.status_code != case.status or "Traceback" in response.text or "site-packages" in response.text:
         return False
     if case.problem is None:
@@ -246,5 +246,5 @@ def is_problem(response: Response, case: Case) -> bool:
 
 
 def is_espresso(response: Response) -> bool:
-    """Whether the good picture was answered right."""
+    """Whether the response classifies the cup of coffee correctly."""
     return bool(response.status_code == 200 and response.json()["data"][0]["predictions"][0]["class"] == "espresso")

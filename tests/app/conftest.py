@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,31 @@ from tests.app.embedder import random_embedder
 BASE_URL = "http://127.0.0.1:8000"
 
 
+class Clock:
+    """A clock that a test sets, in seconds."""
+
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Wait for the condition to become true; fail after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Every service of these tests, in this process and in others, keeps its gallery here."""
+    """The state folder of every service in these tests that names no other, also of other processes."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("VESTIBULE_STATE", str(folder))
@@ -29,26 +52,26 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def _as_it_was() -> Iterator[None]:
-    """The logging of this process, afterwards."""
-    before, root = structlog.get_config(), logging.getLogger()
+def _restore_logging() -> Iterator[None]:
+    """Restore this process's logging after the test."""
+    config, root = structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers, root.level
     yield
-    structlog.configure(**before)
+    structlog.configure(**config)
     root.handlers = handlers
     root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[TestClient]:
-    """A client of the running service; its lifespan is up. Errors of the service are answers, not exceptions."""
+    """A client of the started service. Its exceptions are responses here, too."""
     with TestClient(create_app(Settings()), base_url=BASE_URL, raise_server_exceptions=False) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A client of a service with a face embedder of random weights, whose gallery is this module's alone."""
+    """A client of a service with a face embedder of random weights and a gallery that only this module uses."""
     weights, state = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("state")
     random_embedder(weights)
     (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")

@@ -32,7 +32,7 @@ PREPROCESS = Preprocess(size=(112, 112), mean=(127.5,) * 3, std=(127.5,) * 3)
 def random_embedder(weights: Path) -> None:
     """Write a random network under the default embedder's name and, without calibration, as `uncalibrated`.
 
-    The other models that the service needs are linked into the folder.
+    The detector and the classifier that the service needs are linked into the folder.
     """
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
@@ -45,7 +45,7 @@ def save_embedder(weights: Path, name: str, *, dimensions: int = 32, seed: int =
     torch.manual_seed(seed)
     changes = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": dimensions}
     network = build("embedder", changes)
-    with torch.no_grad():  # statistics of random images, or all embeddings are nearly equal
+    with torch.no_grad():  # batch norm statistics, without which all embeddings are nearly equal
         network.train()
         network(torch.randn(64, 3, 112, 112))
     defaults: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A service of its own with a face embedder of random weights."""
+"""A service in its own process with a face embedder of random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.app.server.test_process import serving
 
 @contextmanager
 def serving_faces(folders: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service of its own with such an embedder, over real HTTP."""
+    """Yield the address of such a service."""
     weights = folders.mktemp("weights")
     random_embedder(weights)
     environment = {

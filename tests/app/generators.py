@@ -1,4 +1,4 @@
-"""A weights folder with networks that make pictures, of random weights: they draw no picture, but the same again."""
+"""A weights folder with generative networks of random weights: their images are meaningless but repeatable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from app.settings import PROJECT
 from models import checkpoint
-from models.generative import Decodes, Encodes
+from models.generative import SupportsDecode, SupportsEncode
 from models.preprocess import Preprocess
 from models.registry import build, configure, lookup
 
@@ -40,12 +40,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Preprocess]] = {
 
 
 def random_generators(weights: Path) -> None:
-    """All of `NETWORKS` in the folder `weights`, and the classifier that a service needs."""
+    """Write all of `NETWORKS` into the folder `weights`, and link the classifier that a service needs."""
     (weights / "lenet5-mnist").symlink_to(PROJECT / "weights" / "lenet5-mnist")
     for name, (architecture, changes, preprocess) in NETWORKS.items():
         torch.manual_seed(0)
         network = build(architecture, changes)
-        _live(network)
+        _fill_statistics(network)
         config = configure(architecture, changes)
         checkpoint.save(
             weights / name,
@@ -64,16 +64,16 @@ def random_generators(weights: Path) -> None:
 
 
 @torch.no_grad()
-def _live(network: nn.Module) -> None:
-    """Batch norms with statistics, or all latents are drawn as one picture; answers that differ from flat grey."""
+def _fill_statistics(network: nn.Module) -> None:
+    """Fill the batch norms' statistics; without them every latent decodes to the same grey image."""
     network.train()
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = 0.9
-    if isinstance(network, Encodes):
+    if isinstance(network, SupportsEncode):
         config = network.config
         pictures = torch.rand(64, config.in_channels, config.image_size, config.image_size)
         network.embed(pictures, torch.zeros(64, config.num_classes))
-    if isinstance(network, Decodes):
+    if isinstance(network, SupportsDecode):
         config = network.config
         for _ in range(3):
             network.decode(torch.randn(64, config.latent), torch.zeros(64, config.num_classes))

@@ -1,4 +1,4 @@
-"""What background tasks do after a failure that passes."""
+"""Background tasks go on after a temporary failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from app.background_tasks import kept, running
+from app.background_tasks import background_task, lease_renewal
 from app.inference import reload_sync
 from app.inference.reload_sync import ReloadSync
 
@@ -24,17 +24,17 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_a_lease_is_renewed_after_an_attempt_that_failed() -> None:
+def test_a_lease_is_renewed_after_a_failed_attempt() -> None:
     attempts: list[int] = []
 
-    async def keep() -> bool:
+    async def renew() -> bool:
         attempts.append(0)
         if len(attempts) == 1:
             raise OSError("the disk is full")
         return True
 
     async def scenario() -> None:
-        async with kept(keep, 0.001):
+        async with lease_renewal(renew, 0.001):
             await until(lambda: len(attempts) > 2)
 
     asyncio.run(scenario())
@@ -58,8 +58,7 @@ def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytes
             raise ValueError("a damaged folder")
 
     async def scenario() -> None:
-        manager = SimpleNamespace(executors=SimpleNamespace(run_io=stored), reload=reload)
-        async with running(ours.follow(cast("ModelManager", manager))):
+        async with background_task(ours.follow(cast("ModelManager", SimpleNamespace(stored=stored, reload=reload)))):
             for name in ("first", "second"):
                 theirs.announce(name)
                 await until(lambda name=name: name in asked)  # type: ignore[misc]

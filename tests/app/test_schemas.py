@@ -1,4 +1,4 @@
-"""Of everything a client sends, lists are bounded and fail at their first bad item."""
+"""Request schemas: lists are bounded and fail at their first invalid item; error responses are short."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, TypeAdapter
 
-from app.auth.scopes import Guarded, Routes
 from app.errors import MOST_CHARACTERS, MOST_ERRORS
 from app.faces.schemas import EmbeddingsRequest, PicturePair
 from app.gallery.bulk.schemas import BulkLine
 from app.gallery.schemas import SubjectInfo
 from app.main import create_app
-from app.middleware.body_limit import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY, reads_its_own_body
+from app.middleware.request_body import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY
+from app.middleware.routing import RouteTable
 from app.open_inference.schemas import InferenceRequest
 from app.restoration.schemas import NoisyInput
 from app.schemas import ImageInput
 from app.settings import Settings
 from tests.app.conftest import BASE_URL
 
-# Those of bodies that endpoints read themselves, which the framework does not know.
-OWN: tuple[type[BaseModel], ...] = (
+# Schemas of bodies that endpoints read themselves, which FastAPI does not know.
+SCHEMAS: tuple[type[BaseModel], ...] = (
     ImageInput,
     NoisyInput,
     PicturePair,
@@ -42,21 +42,21 @@ def service() -> FastAPI:
     return create_app(Settings())
 
 
-def sent(service: FastAPI) -> Iterator[tuple[str, Any]]:
-    """Every type that requests are validated by, with where it is used."""
-    for schema in OWN:
+def request_types(service: FastAPI) -> Iterator[tuple[str, Any]]:
+    """Yield every type that requests are validated with, and where it is used."""
+    for schema in SCHEMAS:
         yield schema.__name__, schema
-    for guarded in Routes(service).all:
-        dependant = getattr(guarded.route, "dependant", None)
+    for route in RouteTable(service).all:
+        dependant = getattr(route.route, "dependant", None)
         if dependant is None:
             continue
         for kind in ("path", "query", "header", "cookie", "body"):
             for field in getattr(dependant, f"{kind}_params"):
-                yield f"{guarded.route.path} {field.name}", field._type_adapter
+                yield f"{route.route.path} {field.name}", field._type_adapter
 
 
 def lists(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every list in a core schema of pydantic's, with its place."""
+    """Yield every list in a pydantic core schema, with its place."""
     if isinstance(schema, dict):
         if schema.get("type") in ("list", "set", "frozenset", "tuple", "generator"):
             yield place, schema
@@ -67,9 +67,9 @@ def lists(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from lists(below, f"{place}.{number}")
 
 
-def test_every_list_that_is_sent_is_bounded_and_fails_at_its_first_bad_item(service: FastAPI) -> None:
+def test_every_list_in_a_request_is_bounded_and_fails_at_its_first_invalid_item(service: FastAPI) -> None:
     seen = 0
-    for where, type_ in sent(service):
+    for where, type_ in request_types(service):
         adapter = type_ if isinstance(type_, TypeAdapter) else TypeAdapter(type_)
         for place, schema in lists(adapter.core_schema, where):
             seen += 1
@@ -80,7 +80,7 @@ def test_every_list_that_is_sent_is_bounded_and_fails_at_its_first_bad_item(serv
 
 
 def arrays(schema: Any, definitions: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
-    """Every array in a JSON schema."""
+    """Yield every array in a JSON schema."""
     if isinstance(schema, list):
         for below in schema:
             yield from arrays(below, definitions, seen)
@@ -95,7 +95,7 @@ def arrays(schema: Any, definitions: dict[str, Any], seen: frozenset[str] = froz
         yield from arrays(below, definitions, seen)
 
 
-def test_the_document_bounds_every_array_of_json_that_is_sent(service: FastAPI) -> None:
+def test_the_openapi_document_bounds_every_array_in_a_request(service: FastAPI) -> None:
     document = service.openapi()
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -104,21 +104,21 @@ def test_the_document_bounds_every_array_of_json_that_is_sent(service: FastAPI) 
                 assert "maxItems" in array, (path, array)
 
 
-def parsed_by_the_framework(service: FastAPI) -> Iterator[tuple[str, str]]:
-    """Method and path of each route with a JSON body that its endpoint does not read itself."""
-    for guarded in Routes(service).all:
-        dependant = getattr(guarded.route, "dependant", None)
+def routes_with_parsed_json(service: FastAPI) -> Iterator[tuple[str, str]]:
+    """Yield method and path of each route with a JSON body that FastAPI parses."""
+    for route in RouteTable(service).all:
+        dependant = getattr(route.route, "dependant", None)
         if dependant is not None and dependant.body_params:
-            assert not reads_its_own_body(guarded)
-            (method,) = guarded.methods or ()
-            path = str(guarded.route.path)
+            assert not route.reads_own_body
+            (method,) = route.methods or ()
+            path = str(route.route.path)
             for name in ("collection", "subject"):
                 path = path.replace(f"{{{name}}}", "x")
             yield method, path
 
 
-def test_which_endpoints_read_their_bodies_themselves(service: FastAPI) -> None:
-    own = {guarded.route.path for guarded in Routes(service).all if reads_its_own_body(guarded)}
+def test_the_endpoints_that_read_their_own_bodies(service: FastAPI) -> None:
+    own = {route.route.path for route in RouteTable(service).all if route.reads_own_body}
     assert own == {
         "/classify",
         "/faces/detect",
@@ -136,8 +136,6 @@ def test_which_endpoints_read_their_bodies_themselves(service: FastAPI) -> None:
         "/v2/models/{name}/infer",
         "/v2/models/{name}/versions/{version}/infer",
     }
-    found: Guarded | None = None
-    assert not reads_its_own_body(found)
 
 
 @pytest.mark.parametrize(
@@ -152,27 +150,27 @@ def test_which_endpoints_read_their_bodies_themselves(service: FastAPI) -> None:
     ids=["19,000 unknown keys", "a long unknown key", "more keys", "many lists", "too long"],
 )
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_hostile_body_gets_a_short_answer(service: FastAPI, body: str, status: int, *, chunked: bool) -> None:
+def test_a_hostile_body_gets_a_short_response(service: FastAPI, body: str, status: int, *, chunked: bool) -> None:
     client = TestClient(service, base_url=BASE_URL, raise_server_exceptions=False)
-    routes = list(parsed_by_the_framework(service))
+    routes = list(routes_with_parsed_json(service))
     assert len(routes) >= 6
     for method, path in routes:
         content: Any = iter([body[:1000].encode(), body[1000:].encode()]) if chunked else body
-        answer = client.request(method, path, content=content, headers={"content-type": "application/json"})
-        assert answer.status_code == status, (path, answer.text[:300])
-        assert len(answer.content) < MOST_ERRORS * (2 * MOST_CHARACTERS + 100)
-        assert len(answer.json().get("errors", [])) <= MOST_ERRORS
+        response = client.request(method, path, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == status, (path, response.text[:300])
+        assert len(response.content) < MOST_ERRORS * (2 * MOST_CHARACTERS + 100)
+        assert len(response.json().get("errors", [])) <= MOST_ERRORS
 
 
-def test_an_answer_names_twenty_errors_at_most(service: FastAPI) -> None:
+def test_a_response_has_at_most_twenty_errors(service: FastAPI) -> None:
     client = TestClient(service, base_url=BASE_URL, raise_server_exceptions=False)
     query = "&".join(f"x{number}=1" for number in range(1000))
-    answer = client.post(f"/classify?{query}", content=b"", headers={"content-type": "image/png"})
-    assert (answer.status_code, len(answer.json()["errors"])) == (422, MOST_ERRORS)
+    response = client.post(f"/classify?{query}", content=b"", headers={"content-type": "image/png"})
+    assert (response.status_code, len(response.json()["errors"])) == (422, MOST_ERRORS)
 
 
-def test_subjects_of_older_versions_can_be_answered() -> None:
-    """`gallery import` once took longer names and more metadata than the API does."""
+def test_subjects_of_older_versions_are_valid_responses() -> None:
+    """`gallery import` once accepted longer names and more metadata than the API."""
     stored = {"name": "n" * 257, "metadata": {"a": "x" * 20_000}, "expires_at": None}
     info = SubjectInfo(id="a", created_at=datetime.now(UTC), faces=0, **stored)
     assert {name: getattr(info, name) for name in stored} == stored

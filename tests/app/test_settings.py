@@ -1,4 +1,4 @@
-"""Settings from the environment: how lists are written, and that an error is one line that names the variable."""
+"""Settings from the environment: formats of lists, and one-line errors that name the variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.settings import PROJECT, Settings, unknown_variables
 
-pytestmark = pytest.mark.usefixtures("_as_it_was")
+pytestmark = pytest.mark.usefixtures("_restore_logging")
 
 THREE = ("127.0.0.1", "localhost", "[::1]")
 
@@ -34,7 +34,9 @@ THREE = ("127.0.0.1", "localhost", "[::1]")
         ("my_service.example.", ("my_service.example.",)),
     ],
 )
-def test_a_list_has_commas_or_is_json(text: str, hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_is_separated_by_commas_or_is_json(
+    text: str, hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VESTIBULE_ALLOWED_HOSTS", text)
     assert Settings().allowed_hosts == hosts
 
@@ -48,39 +50,29 @@ def test_a_list_has_commas_or_is_json(text: str, hosts: tuple[str, ...], monkeyp
         ('["https://a.example"]', ("https://a.example",)),
     ],
 )
-def test_origins_may_be_none(text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_origins(text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_ALLOWED_ORIGINS", text)
     assert Settings().allowed_origins == origins
 
 
+INVALID = {
+    "ALLOWED_HOSTS": ["", "[]", "*", "*.example.org", "https://a.org", "a.org:8000", '["a.org", "b.org"', "[1, 2]"],
+    "ALLOWED_ORIGINS": ["*", "example.org", "https://example.org/page"],
+    "PORT": ["tcp://10.0.0.1:8000", "", "70000"],
+    "WORKERS": ["0"],
+    "DEADLINE_S": ["soon"],
+    "UPKEEP_S": ["inf", "1e10"],
+    "STATE": [""],
+    "WEIGHTS": [""],
+    "REQUIRE_KEYS": ["perhaps"],
+    "RUNTIME": ["tensorrt"],
+    "ENCRYPTION_KEY": ["short"],
+    "ENCRYPTION_KEY_FILE": ["/nowhere/key"],
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("VESTIBULE_ALLOWED_HOSTS", ""),
-        ("VESTIBULE_ALLOWED_HOSTS", "[]"),
-        ("VESTIBULE_ALLOWED_HOSTS", "*"),
-        ("VESTIBULE_ALLOWED_HOSTS", "*.example.org"),
-        ("VESTIBULE_ALLOWED_HOSTS", "https://example.org"),
-        ("VESTIBULE_ALLOWED_HOSTS", "example.org:8000"),
-        ("VESTIBULE_ALLOWED_HOSTS", '["a.example", "b.example"'),
-        ("VESTIBULE_ALLOWED_HOSTS", "[1, 2]"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "*"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "example.org"),
-        ("VESTIBULE_ALLOWED_ORIGINS", "https://example.org/page"),
-        ("VESTIBULE_PORT", "tcp://10.0.0.1:8000"),
-        ("VESTIBULE_PORT", ""),
-        ("VESTIBULE_PORT", "70000"),
-        ("VESTIBULE_WORKERS", "0"),
-        ("VESTIBULE_DEADLINE_S", "soon"),
-        ("VESTIBULE_UPKEEP_S", "inf"),
-        ("VESTIBULE_UPKEEP_S", "1e10"),
-        ("VESTIBULE_STATE", ""),
-        ("VESTIBULE_WEIGHTS", ""),
-        ("VESTIBULE_REQUIRE_KEYS", "perhaps"),
-        ("VESTIBULE_RUNTIME", "tensorrt"),
-        ("VESTIBULE_ENCRYPTION_KEY", "short"),
-        ("VESTIBULE_ENCRYPTION_KEY_FILE", "/nowhere/key"),
-    ],
+    ("name", "value"), [(f"VESTIBULE_{name}", value) for name, values in INVALID.items() for value in values]
 )
 @pytest.mark.parametrize("command", [["serve"], ["health"], ["models"], ["keys", "list"], ["gallery", "list"]])
 def test_an_error_is_one_line_that_names_the_variable(command: list[str], name: str, value: str) -> None:
@@ -98,44 +90,44 @@ def test_settings_are_read_without_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_every_setting_that_is_invalid_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     env = {"VESTIBULE_PORT": "x", "VESTIBULE_ALLOWED_HOSTS": "*"}
-    told = CliRunner().invoke(cli, ["models"], env=env).stderr
-    assert "VESTIBULE_PORT: " in told
-    assert "VESTIBULE_ALLOWED_HOSTS: '*' is not a host" in told
+    stderr = CliRunner().invoke(cli, ["models"], env=env).stderr
+    assert "VESTIBULE_PORT: " in stderr
+    assert "VESTIBULE_ALLOWED_HOSTS: '*' is not a host" in stderr
 
 
 @pytest.mark.parametrize("field", ["CLASSIFIER", "DETECTOR", "EMBEDDER", "GENERATOR", "DENOISER", "AUTOENCODER"])
 @pytest.mark.parametrize("model", ["no-such-model", "judge-mnist"])
-def test_a_default_model_that_is_not_there_or_of_another_task(field: str, model: str, tmp_path: Path) -> None:
-    task = "denoiser-mnist" if field == "CLASSIFIER" else model
-    env = {f"VESTIBULE_DEFAULT_{field}": task, "VESTIBULE_STATE": str(tmp_path)}
+def test_a_missing_default_model_or_one_of_another_task_is_an_error(field: str, model: str, tmp_path: Path) -> None:
+    name = "denoiser-mnist" if field == "CLASSIFIER" else model
+    env = {f"VESTIBULE_DEFAULT_{field}": name, "VESTIBULE_STATE": str(tmp_path)}
     outcome = CliRunner().invoke(cli, ["serve", "--port", "0"], env=env)
     assert outcome.exit_code == 1
-    assert outcome.stderr.splitlines()[-1].startswith(f"vestibule: VESTIBULE_DEFAULT_{field}: '{task}' is not a model")
+    assert outcome.stderr.splitlines()[-1].startswith(f"vestibule: VESTIBULE_DEFAULT_{field}: '{name}' is not a model")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_address_in_use_ends_the_start_before_models_load(workers: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+def test_a_port_in_use_ends_the_startup_before_models_load(workers: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1])
         env = {"VESTIBULE_STATE": str(tmp_path)}
         outcome = CliRunner().invoke(cli, ["serve", "--port", port, "--workers", workers], env=env)
     assert outcome.exit_code == 1
-    told = f"vestibule: VESTIBULE_PORT (or --port): cannot listen on 127.0.0.1 port {port}: Address already in use"
-    assert outcome.stderr.splitlines()[-1] == told
+    message = f"vestibule: VESTIBULE_PORT (or --port): cannot listen on 127.0.0.1 port {port}: Address already in use"
+    assert outcome.stderr.splitlines()[-1] == message
     assert "model_loaded" not in outcome.output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.256", "a..b", "http://localhost", "192.0.2.1"])
-def test_a_host_that_is_none(host: str, tmp_path: Path) -> None:
+def test_an_invalid_host_is_an_error(host: str, tmp_path: Path) -> None:
     env = {"VESTIBULE_HOST": host, "VESTIBULE_ALLOW_PUBLIC": "true", "VESTIBULE_STATE": str(tmp_path)}
     outcome = CliRunner().invoke(cli, ["serve", "--port", "0"], env=env)
     assert outcome.exit_code == 1
     assert outcome.stderr.splitlines()[-1].startswith("vestibule: VESTIBULE_HOST (or --host): cannot listen on ")
 
 
-def test_variables_that_nothing_reads_are_named() -> None:
+def test_unknown_variables_are_listed() -> None:
     environment = {
         "VESTIBULE_ALOWED_HOSTS": "a",
         "VESTIBULE_ALLOWED_HOSTS": "a",
@@ -146,7 +138,7 @@ def test_variables_that_nothing_reads_are_named() -> None:
     assert unknown_variables(environment) == ["VESTIBULE_ALOWED_HOSTS", "VESTIBULE_SERVICE_HOST"]
 
 
-def test_as_a_process_there_is_no_traceback() -> None:
+def test_an_invalid_setting_prints_no_traceback() -> None:
     command = [sys.executable, "-m", "app.cli.main", "keys", "list"]
     environment = os.environ | {"VESTIBULE_ALLOWED_HOSTS": ""}
     done = subprocess.run(command, check=False, env=environment, cwd=PROJECT, capture_output=True, text=True)

@@ -1,31 +1,42 @@
-"""The service over real HTTP on a thread of this process: it starts at once, and its lines are counted as covered."""
+"""The service over real HTTP on a thread of this process: it starts at once, and its coverage is measured."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.main import create_app
 from app.settings import Settings
+from tests.app.conftest import until
 
 
 @contextmanager
-def serving_here(settings: Settings) -> Iterator[str]:
-    """The address, on IPv4, of a service with these settings, on a free port."""
-    host = settings.host.strip("[]")
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host=host, port=0, log_config=None, access_log=False))
+def running_server(server: uvicorn.Server) -> Iterator[tuple[str, int]]:
+    """Run the server on a thread and yield the host and port that it listens on."""
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive(), "the service did not start"
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        until(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive(), "the service did not start"
+        host, port, *_ = server.servers[0].sockets[0].getsockname()
+        yield host, port
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serving_app(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
+    """Yield the address, on IPv4, of this application, on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=0, log_config=None, access_log=False))
+    with running_server(server) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def serving_here(settings: Settings) -> AbstractContextManager[str]:
+    """Yield the address, on IPv4, of a service with these settings, on a free port."""
+    return serving_app(create_app(settings), settings.host.strip("[]"))

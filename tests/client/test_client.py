@@ -1,4 +1,4 @@
-"""The client asks the real service about real pictures."""
+"""The client with the real service and real images."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def opened(data: bytes) -> Image.Image:
 
 
 def test_classify(client: Client) -> None:
-    answer = client.classify(COFFEE, top_k=2)
-    assert answer.model == "efficientnet-lite0"
-    assert [one.class_ for one in answer.first.predictions] == ["espresso", "cup"]
-    assert answer.first.predictions[0].confidence == pytest.approx(0.953, abs=0.02)
+    response = client.classify(COFFEE, top_k=2)
+    assert response.model == "efficientnet-lite0"
+    assert [prediction.class_ for prediction in response.first.predictions] == ["espresso", "cup"]
+    assert response.first.predictions[0].confidence == pytest.approx(0.953, abs=0.02)
 
 
-def test_a_bad_picture_costs_its_neighbours_nothing(client: Client) -> None:
+def test_bad_image_does_not_affect_the_others(client: Client) -> None:
     with CAT.open("rb") as file:
         coffee, bad, cat = client.classify([str(COFFEE), b"no picture", file], top_k=1).data
     assert not isinstance(coffee, Failed)
@@ -48,9 +48,9 @@ def test_a_bad_picture_costs_its_neighbours_nothing(client: Client) -> None:
     assert isinstance(bad, Failed)
     assert (coffee.predictions[0].class_, cat.predictions[0].class_) == ("espresso", "Egyptian cat")
     assert (bad.index, bad.problem.type) == (1, "urn:vestibule:problem:unsupported-image")
-    with pytest.raises(UnknownModel, match="nobody") as caught:
+    with pytest.raises(UnknownModel, match="nobody") as error:
         client.classify(COFFEE, model="nobody")
-    assert caught.value.request_id
+    assert error.value.request_id
 
 
 def test_digits(client: Client) -> None:
@@ -62,19 +62,19 @@ def test_digits(client: Client) -> None:
 
 
 def test_faces(client: Client) -> None:
-    found = client.detect(ASTRONAUT).first
-    (face,) = found.faces
-    assert (found.width, found.height) == (512, 512)
+    detected = client.detect(ASTRONAUT).first
+    (face,) = detected.faces
+    assert (detected.width, detected.height) == (512, 512)
     assert 0 < face.box[0] < face.landmarks.left_eye[0] < face.landmarks.right_eye[0] < face.box[2] < 512
-    one, other = client.embed([ASTRONAUT, HOPPER]).data
-    assert not isinstance(one, Failed)
-    assert not isinstance(other, Failed)
-    assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-4)
+    astronaut, hopper = client.embed([ASTRONAUT, HOPPER]).data
+    assert not isinstance(astronaut, Failed)
+    assert not isinstance(hopper, Failed)
+    assert np.linalg.norm(astronaut.embedding) == pytest.approx(1, abs=1e-4)
     strangers = client.verify(ASTRONAUT, HOPPER)
     assert not strangers.verified
-    assert strangers.distance == pytest.approx(1 - np.dot(one.embedding, other.embedding), abs=1e-3)
+    assert strangers.distance == pytest.approx(1 - np.dot(astronaut.embedding, hopper.embedding), abs=1e-3)
     assert client.verify(ASTRONAUT, ASTRONAUT, fmr=0.01).verified
-    compared = client.verify_embeddings(one.embedding, [one.embedding, other.embedding])
+    compared = client.verify_embeddings(astronaut.embedding, [astronaut.embedding, hopper.embedding])
     assert [item.verified for item in compared.data] == [True, False]
     with pytest.raises(NoFace):
         client.verify(COFFEE, ASTRONAUT)
@@ -82,23 +82,24 @@ def test_faces(client: Client) -> None:
         assert client.embed([COFFEE, ASTRONAUT]).first
 
 
-def test_new_pictures(client: Client, tmp_path: Path) -> None:
+def test_generated_images(client: Client, tmp_path: Path) -> None:
     grid = client.generate(n=4, seed=1, label=[2, 0, 2, 6], grid=4)
     assert (grid.seed, grid.media_type, opened(grid.content).size) == (1, "image/png", (112, 28))
     grid.save(tmp_path / "year.png")
     each = client.generate_each(n=4, seed=1, label=["2", "0", "2", "6"])
     assert np.array_equal(
-        np.hstack([np.asarray(opened(one.png)) for one in each.data]), np.asarray(Image.open(tmp_path / "year.png"))
+        np.hstack([np.asarray(opened(sample.png)) for sample in each.data]),
+        np.asarray(Image.open(tmp_path / "year.png")),
     )
-    assert [one.label for one in each.data] == ["2", "0", "2", "6"]
+    assert [sample.label for sample in each.data] == ["2", "0", "2", "6"]
     assert client.generate(n=1, label=7).seed is not None
     strip = client.interpolate(1, 2, label=3, steps=4)
     assert opened(strip.content).size == (112, 28)
-    film = client.interpolate(1, 2, label=3, steps=4, format="webp")
-    assert (film.media_type, getattr(opened(film.content), "n_frames", 1)) == ("image/webp", 4)
+    animation = client.interpolate(1, 2, label=3, steps=4, format="webp")
+    assert (animation.media_type, getattr(opened(animation.content), "n_frames", 1)) == ("image/webp", 4)
 
 
-def test_there_and_back_through_the_latent_space(client: Client) -> None:
+def test_encode_decode_and_reconstruct(client: Client) -> None:
     seven = client.generate(n=1, seed=7, label=7).content
     latent = client.encode(seven, model="ae-mnist").first.latent
     decoded = np.asarray(opened(client.decode([latent], model="ae-mnist").content), float)
@@ -109,7 +110,7 @@ def test_there_and_back_through_the_latent_space(client: Client) -> None:
     assert np.abs(reconstructed - np.asarray(opened(seven))).mean() < 25
 
 
-def test_clean_pictures(client: Client) -> None:
+def test_denoise(client: Client) -> None:
     clean = np.asarray(Image.open(CAT).resize((96, 64)), float)
     noisy = (clean + np.random.default_rng(0).normal(0, 25, clean.shape)).clip(0, 255).astype(np.uint8)
     files = []
@@ -117,16 +118,16 @@ def test_clean_pictures(client: Client) -> None:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         files.append(file.getvalue())
-    answer = client.denoise(files[0], reference=files[1]).first
-    assert opened(answer.png).size == (answer.width, answer.height) == (96, 64)
-    assert answer.psnr is not None
-    assert answer.psnr_before is not None
-    assert answer.psnr > answer.psnr_before + 3
+    denoised = client.denoise(files[0], reference=files[1]).first
+    assert opened(denoised.png).size == (denoised.width, denoised.height) == (96, 64)
+    assert denoised.psnr is not None
+    assert denoised.psnr_before is not None
+    assert denoised.psnr > denoised.psnr_before + 3
 
 
-def test_the_gallery(client: Client) -> None:
-    made = client.create_collection("sdk doors", keep_crops=True)
-    assert (made.name, made.keep_crops, made.encrypted) == ("sdk doors", True, False)
+def test_gallery(client: Client) -> None:
+    collection = client.create_collection("sdk doors", keep_crops=True)
+    assert (collection.name, collection.keep_crops, collection.encrypted) == ("sdk doors", True, False)
     enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE])
     (face,), (failed,) = enrolled.indexed, enrolled.failed
     assert failed.problem.type == "urn:vestibule:problem:no-face"
@@ -135,10 +136,10 @@ def test_the_gallery(client: Client) -> None:
     assert (put.name, put.metadata, put.expires_at, put.faces) == ("Eileen", {"site": "north"}, until, 1)
     assert client.subject("sdk doors", "eileen@1") == put
     assert client.subjects("sdk doors", limit=1).data == [put]
-    assert [one.id for one in client.faces("sdk doors", "eileen@1").data] == [face.face_id]
+    assert [face.id for face in client.faces("sdk doors", "eileen@1").data] == [face.face_id]
 
-    found = client.search(ASTRONAUT, "sdk doors", where={"site": {"in": ["north", "south"]}})
-    (searched,) = found.first.faces
+    result = client.search(ASTRONAUT, "sdk doors", where={"site": {"in": ["north", "south"]}})
+    (searched,) = result.first.faces
     assert (searched.status, searched.candidates[0].name) == ("match", "Eileen")
     assert client.search(HOPPER, "sdk doors").first.faces[0].status == "unknown"
     assert client.search(ASTRONAUT, "sdk doors", where={"site": "south"}).first.faces[0].candidates == []
@@ -157,7 +158,7 @@ def test_the_gallery(client: Client) -> None:
     with pytest.raises(NotFound):
         client.reembedding("sdk doors")
     assert client.collection("sdk doors").faces == 0
-    assert "sdk doors" in [one.name for one in client.collections().data]
+    assert "sdk doors" in [info.name for info in client.collections().data]
     client.erase_collection("sdk doors")
 
 
@@ -168,7 +169,7 @@ def finished(client: Client, collection: str, job: str) -> str:
     return state
 
 
-def test_many_at_once(client: Client) -> None:
+def test_bulk_enrolment(client: Client) -> None:
     fingerprint = client.create_collection("sdk-bulk").fingerprint
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -192,7 +193,7 @@ def test_many_at_once(client: Client) -> None:
     assert client.jobs("sdk-bulk").data[-1].items["enrolled"] == 2
     assert client.subject("sdk-bulk", "grace").name == "Grace"
     assert client.cancel_job("sdk-bulk", job.id).state == "done"
-    with pytest.raises(Conflict):  # a vector has no crop to be embedded anew
+    with pytest.raises(Conflict):  # a vector has no crop that could be re-embedded
         client.reembed("sdk-bulk")
     client.erase_collection("sdk-bulk")
 
@@ -200,7 +201,7 @@ def test_many_at_once(client: Client) -> None:
 def test_models_and_health(client: Client) -> None:
     assert client.live().status == "live"
     assert client.ready().models["efficientnet-lite0"]
-    listed = {one.name: one for one in client.models().data}
+    listed = {model.name: model for model in client.models().data}
     assert listed["efficientnet-lite0"].default
     detail = client.model("lenet5-mnist")
     assert (detail.card.task, detail.card.classes) == ("classify", list("0123456789"))
@@ -210,10 +211,10 @@ def test_models_and_health(client: Client) -> None:
         client.model("nobody")
 
 
-def test_many_calls_at_once(live: str) -> None:
+def test_concurrent_calls(live: str) -> None:
     async def ask() -> list[str]:
         async with AsyncClient(live) as connected:
-            answers = await asyncio.gather(*(connected.classify(one, top_k=1) for one in (COFFEE, CAT, COFFEE)))
-            return [answer.first.predictions[0].class_ for answer in answers]
+            responses = await asyncio.gather(*(connected.classify(image, top_k=1) for image in (COFFEE, CAT, COFFEE)))
+            return [response.first.predictions[0].class_ for response in responses]
 
     assert asyncio.run(ask()) == ["espresso", "Egyptian cat", "espresso"]

@@ -1,4 +1,4 @@
-"""The client and the service's OpenAPI document: each call is there, and each route is called."""
+"""The client against the service's OpenAPI document: every call is documented, and every route has a call."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vestibule_client.errors import ProblemDocument
 
 Schema = dict[str, Any]
 
-# What the client does not call: Prometheus' page and other clients' protocols. The console is in no document.
+# Routes without a call: Prometheus' page and other clients' protocols. The console is not in the document.
 LEFT_OUT = {"/metrics"}
 LEFT_OUT_BELOW = ("/v1/", "/v2")
-# Parameters that no call lets a caller choose: `format` and `sequence` are a call of their own each.
+# Parameters that no call has; for values of `format` and `sequence` there are separate calls.
 NOT_SENT = {
     ("/embed", "encoding_format"),
     ("/generate", "if-none-match"),
@@ -30,7 +30,7 @@ NOT_SENT = {
 }
 
 PICTURE = b"a picture"
-# What each parameter of a call is given, by its name; where calls differ, by theirs and its name.
+# The argument for each parameter by name, or by "call.parameter".
 ARGUMENTS: dict[str, Any] = {
     "pictures": [PICTURE, PICTURE],
     "picture": PICTURE,
@@ -71,13 +71,13 @@ def builders() -> Iterator[tuple[str, Callable[..., Call[Any]]]]:
 
 
 def sample(name: str, build: Callable[..., Call[Any]]) -> Call[Any]:
-    """A call with every parameter given."""
-    given = {}
+    """A call with all arguments."""
+    arguments = {}
     for parameter in inspect.signature(build).parameters.values():
-        own = f"{name}.{parameter.name}"
-        known = own if own in ARGUMENTS else parameter.name
-        given[parameter.name] = ARGUMENTS[known] if known in ARGUMENTS else BY_TYPE[parameter.annotation]
-    return build(**given)
+        qualified = f"{name}.{parameter.name}"
+        key = qualified if qualified in ARGUMENTS else parameter.name
+        arguments[parameter.name] = ARGUMENTS[key] if key in ARGUMENTS else BY_TYPE[parameter.annotation]
+    return build(**arguments)
 
 
 CALLS = {name: sample(name, build) for name, build in builders()}
@@ -90,18 +90,18 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Schema:
 
 
 class Reader:
-    """Of one schema: what its references mean, and which kinds of values it allows."""
+    """Resolves the references of a schema, and lists the types of values that it allows."""
 
     def __init__(self, definitions: Schema):
         self._definitions = definitions
 
     def kinds(self, schema: Schema) -> Iterator[tuple[str, Schema]]:
-        """Each type of JSON that a value may have, with what is said of it."""
+        """Each JSON type that a value may have, with its schema."""
         if "$ref" in schema:
             yield from self.kinds(self._definitions[schema["$ref"].rpartition("/")[2]])
         elif "anyOf" in schema or "oneOf" in schema:
-            for one in schema.get("anyOf") or schema["oneOf"]:
-                yield from self.kinds(one)
+            for option in schema.get("anyOf") or schema["oneOf"]:
+                yield from self.kinds(option)
         elif "type" in schema:
             yield schema["type"], schema
         else:
@@ -109,23 +109,23 @@ class Reader:
 
 
 def disagreements(theirs: Reader, served: Schema, ours: Reader, read: Schema, where: str) -> Iterator[str]:
-    """Why what the first schema allows might not be readable by the second."""
-    known = list(ours.kinds(read))
-    for kind, said in theirs.kinds(served):
-        fitting = [own for name, own in known if name in (kind, "any") or (kind, name) == ("integer", "number")]
+    """The reasons why the second schema may not read all values of the first."""
+    readable = list(ours.kinds(read))
+    for kind, schema in theirs.kinds(served):
+        fitting = [own for name, own in readable if name in (kind, "any") or (kind, name) == ("integer", "number")]
         if not fitting:
-            yield f"{where}: may be {kind}, and is read as {[name for name, _ in known]}"
+            yield f"{where}: may be {kind}, and is read as {[name for name, _ in readable]}"
         elif kind == "array":
-            yield from least(disagreements_of_arrays(theirs, said, ours, own, where) for own in fitting)
+            yield from least(disagreements_of_arrays(theirs, schema, ours, own, where) for own in fitting)
         elif kind == "object":
-            yield from least(disagreements_of_objects(theirs, said, ours, own, where) for own in fitting)
-        elif said.get("format") != fitting[0].get("format"):
-            yield f"{where}: has the format {said.get('format')}, and is read as {fitting[0].get('format')}"
+            yield from least(disagreements_of_objects(theirs, schema, ours, own, where) for own in fitting)
+        elif schema.get("format") != fitting[0].get("format"):
+            yield f"{where}: has the format {schema.get('format')}, and is read as {fitting[0].get('format')}"
 
 
-def least(found: Iterator[Iterator[str]]) -> list[str]:
-    """Of several ways to read a value, the one that fits best."""
-    return min((list(one) for one in found), key=len)
+def least(options: Iterator[Iterator[str]]) -> list[str]:
+    """The disagreements of the option with the fewest."""
+    return min((list(option) for option in options), key=len)
 
 
 def disagreements_of_arrays(theirs: Reader, served: Schema, ours: Reader, read: Schema, where: str) -> Iterator[str]:
@@ -143,22 +143,22 @@ def disagreements_of_objects(theirs: Reader, served: Schema, ours: Reader, read:
     properties = served.get("properties", {})
     for name, schema in read.get("properties", {}).items():
         if name not in properties:
-            yield f"{where}.{name}: is not answered"
+            yield f"{where}.{name}: is not in the response"
         elif name in read.get("required", ()) and name not in served.get("required", ()):
             yield f"{where}.{name}: may be missing"
         else:
             yield from disagreements(theirs, properties[name], ours, schema, f"{where}.{name}")
 
 
-def schema_of(answer: type[BaseModel]) -> tuple[Reader, Schema]:
-    read = answer.model_json_schema(by_alias=True)
+def schema_of(response: type[BaseModel]) -> tuple[Reader, Schema]:
+    read = response.model_json_schema(by_alias=True)
     return Reader(read.get("$defs", {})), read
 
 
 def success(operation: Schema) -> Schema:
-    """What is said of the answer when all went well: the same, whichever of several statuses says that."""
+    """The content of the successful response, which is the same for all 2xx statuses."""
     contents: list[Schema] = [
-        answer["content"] for status, answer in operation["responses"].items() if status.startswith("2")
+        response["content"] for status, response in operation["responses"].items() if status.startswith("2")
     ]
     assert contents
     assert all(content == contents[0] for content in contents)
@@ -166,14 +166,14 @@ def success(operation: Schema) -> Schema:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_is_as_the_document_has_it(name: str, document: Schema) -> None:
+def test_request_is_as_documented(name: str, document: Schema) -> None:
     call = CALLS[name]
     operation = document["paths"][call.path][call.method.lower()]
     parameters = operation.get("parameters", [])
-    assert set(call.names) == {one["name"] for one in parameters if one["in"] == "path"}
-    queried = {one["name"]: one["required"] for one in parameters if one["in"] == "query"}
+    assert set(call.names) == {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
+    queried = {parameter["name"]: parameter["required"] for parameter in parameters if parameter["in"] == "query"}
     assert set(call.query) <= set(queried)
-    assert {one for one, required in queried.items() if required} <= set(call.query)
+    assert {name for name, required in queried.items() if required} <= set(call.query)
     body = operation.get("requestBody")
     if body is None:
         assert (call.files, call.json, call.content) == ((), None, None)
@@ -189,7 +189,7 @@ def test_a_call_is_as_the_document_has_it(name: str, document: Schema) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_answer_is_read_as_the_document_has_it(name: str, document: Schema) -> None:
+def test_response_is_as_documented(name: str, document: Schema) -> None:
     call = CALLS[name]
     content = success(document["paths"][call.path][call.method.lower()])
     if call.answer is File:
@@ -197,27 +197,27 @@ def test_an_answer_is_read_as_the_document_has_it(name: str, document: Schema) -
         return
     theirs = Reader(document["components"]["schemas"])
     served = content["application/json"]["schema"]
-    if call.path == "/classify":  # answers one of two kinds, by what was asked
+    if call.path == "/classify":  # has one of two responses, by a parameter
         ((_, served),) = theirs.kinds(served)
         other = "Classified" if call.query.get("sequence") else "DigitString"
-        items = [one for one in served["properties"]["data"]["items"]["anyOf"] if not one["$ref"].endswith(other)]
+        items = [item for item in served["properties"]["data"]["items"]["anyOf"] if not item["$ref"].endswith(other)]
         served = {
             **served,
             "properties": {**served["properties"], "data": {"type": "array", "items": {"anyOf": items}}},
         }
-    if call.path == "/embed":  # never asked for base64
+    if call.path == "/embed":  # base64 is never requested
         embedding = theirs._definitions["Embedding"]["properties"]["embedding"]
         theirs._definitions["Embedding"]["properties"]["embedding"] = embedding.get("anyOf", [embedding])[0]
     assert list(disagreements(theirs, served, *schema_of(call.answer), call.path)) == []
 
 
-def test_a_problem_is_read_as_the_document_has_it(document: Schema) -> None:
+def test_problem_is_as_documented(document: Schema) -> None:
     theirs = Reader(document["components"]["schemas"])
     served = document["components"]["schemas"]["Problem"]
     assert list(disagreements(theirs, served, *schema_of(ProblemDocument), "Problem")) == []
 
 
-def test_every_route_and_parameter_is_covered(document: Schema) -> None:
+def test_every_route_and_parameter_has_a_call(document: Schema) -> None:
     called = {(call.path, call.method.lower()) for call in CALLS.values()}
     sent = {(call.path, key) for call in CALLS.values() for key in (*call.query, *(call.json or ()))}
     for path, operations in document["paths"].items():
@@ -230,7 +230,7 @@ def test_every_route_and_parameter_is_covered(document: Schema) -> None:
                     assert ((path, parameter["name"]) in sent) != ((path, parameter["name"]) in NOT_SENT)
 
 
-def test_the_comparison_can_fail() -> None:
+def test_comparison_finds_disagreements() -> None:
     class Served(BaseModel):
         number: int
         texts: list[str]
@@ -244,12 +244,12 @@ def test_the_comparison_can_fail() -> None:
         texts: list[str]
         box: tuple[float, float]
 
-    def told(read: type[BaseModel]) -> list[str]:
+    def reasons(read: type[BaseModel]) -> list[str]:
         return list(disagreements(*schema_of(Served), *schema_of(read), ""))
 
-    assert told(Fine) == []
+    assert reasons(Fine) == []
     for name, kind, why in (
-        ("other", int, ".other: is not answered"),
+        ("other", int, ".other: is not in the response"),
         ("late", str, ".late: may be missing"),
         ("number", str, ".number: may be integer, and is read as ['string']"),
         ("texts", list[int], ".texts[]: may be string, and is read as ['integer']"),
@@ -259,29 +259,29 @@ def test_the_comparison_can_fail() -> None:
         ("when", str, ".when: has the format date-time, and is read as None"),
     ):
         read = type("Read", (BaseModel,), {"__annotations__": {name: kind}})
-        assert why in told(read)
+        assert why in reasons(read)
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_each_call_is_a_method_of_both_clients(client: type) -> None:
+def test_every_call_is_a_method_of_both_clients(client: type) -> None:
     for name, build in builders():
         method = getattr(client, name)
         assert method.__doc__ == build.__doc__
         assert list(inspect.signature(method).parameters) == ["self", *inspect.signature(build).parameters]
 
 
-def test_every_answer_ignores_what_it_does_not_know() -> None:
+def test_responses_ignore_unknown_fields() -> None:
     models: list[type[BaseModel]] = [
-        found
+        value
         for module in (answers, gallery_calls)
-        for found in vars(module).values()
-        if inspect.isclass(found) and issubclass(found, answers.Answer)
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, answers.Answer)
     ]
     assert len(models) > 30
     assert all(model.model_config.get("extra") == "ignore" for model in models)
     assert answers.Health.model_validate({"status": "sleepy", "mood": "fine"}).status == "sleepy"
 
 
-def test_nothing_but_httpx_and_pydantic_is_needed() -> None:
+def test_dependencies_are_httpx_and_pydantic() -> None:
     project = tomllib.loads((PROJECT / "clients" / "python" / "pyproject.toml").read_text())["project"]
-    assert [one.partition(">")[0] for one in project["dependencies"]] == ["httpx", "pydantic"]
+    assert [requirement.partition(">")[0] for requirement in project["dependencies"]] == ["httpx", "pydantic"]

@@ -1,4 +1,4 @@
-"""How a picture may be given to the client."""
+"""The kinds of images that the client accepts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ COFFEE = (PROJECT / "examples" / "coffee.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "given",
+    "data",
     [COFFEE, bytearray(COFFEE), memoryview(COFFEE), io.BytesIO(COFFEE), File(COFFEE, "image/jpeg")],
-    ids=lambda given: type(given).__name__,
+    ids=lambda data: type(data).__name__,
 )
-def test_bytes_of_every_kind_are_one_picture(given: Any) -> None:
-    assert parts("file", given) == [("file", COFFEE)]
+def test_every_kind_of_bytes_is_one_image(data: Any) -> None:
+    assert parts("file", data) == [("file", COFFEE)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_an_image_of_pillow_is_sent_without_loss(mode: str) -> None:
+def test_pillow_image_is_sent_lossless(mode: str) -> None:
     grey = photo("coffee").convert("L").resize((33, 21))
     image = Image.fromarray(np.asarray(grey, np.uint16) * 257) if mode == "I;16" else grey.convert("RGB").convert(mode)
     with Image.open(io.BytesIO(content(image))) as sent:
@@ -40,7 +40,7 @@ def test_an_image_of_pillow_is_sent_without_loss(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
-def test_what_png_cannot_hold_is_sent_as_rgb(mode: str) -> None:
+def test_modes_that_png_lacks_are_sent_as_rgb(mode: str) -> None:
     image = photo("coffee").resize((33, 21)).convert(mode)
     with Image.open(io.BytesIO(content(image))) as sent:
         assert np.array_equal(np.asarray(sent), np.asarray(image.convert("RGB")))
@@ -48,7 +48,7 @@ def test_what_png_cannot_hold_is_sent_as_rgb(mode: str) -> None:
         content(photo("coffee").convert("F"))
 
 
-def test_the_orientation_and_the_profile_of_an_image_are_kept() -> None:
+def test_orientation_and_profile_are_sent() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -58,21 +58,23 @@ def test_the_orientation_and_the_profile_of_an_image_are_kept() -> None:
         assert sent.info["icc_profile"] == profile
 
 
-def test_classify_them(live: str, tmp_path: Path) -> None:
+def test_all_kinds_give_the_same_result(live: str, tmp_path: Path) -> None:
     (tmp_path / "coffee.jpg").write_bytes(COFFEE)
     with Client(live) as client, Image.open(tmp_path / "coffee.jpg") as image:
-        asked: list[Any] = [COFFEE, bytearray(COFFEE), memoryview(COFFEE), image]
-        alone = [client.classify(picture, top_k=1).first.predictions[0] for picture in asked]
-        together = [item.predictions[0] for item in client.classify(asked, top_k=1).data]  # type: ignore[union-attr]
-    assert [one.class_ for one in alone] == [one.class_ for one in together] == ["espresso"] * 4
+        images: list[Any] = [COFFEE, bytearray(COFFEE), memoryview(COFFEE), image]
+        single = [client.classify(picture, top_k=1).first.predictions[0] for picture in images]
+        batch = [item.predictions[0] for item in client.classify(images, top_k=1).data]  # type: ignore[union-attr]
+    assert (
+        [prediction.class_ for prediction in single] == [prediction.class_ for prediction in batch] == ["espresso"] * 4
+    )
 
 
-def test_what_is_no_picture() -> None:
-    for given in (3, None, io.StringIO("text"), object()):
-        with pytest.raises(TypeError, match="expected a path"):
-            content(given)  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [3, None, io.StringIO("text"), object()])
+def test_other_objects_are_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="expected a path"):
+        content(value)
 
 
-def test_the_client_does_not_import_pillow() -> None:
+def test_client_does_not_import_pillow() -> None:
     script = "import sys, vestibule_client; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False, cwd=PROJECT).returncode == 0

@@ -1,4 +1,4 @@
-"""Proxy variables: loopback is asked directly, every other host through the proxy."""
+"""Proxy variables: loopback is contacted directly, every other host through the proxy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COFFEE = PROJECT / "examples" / "coffee.jpg"
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Refuses everything, and keeps the first line of each request."""
+    """A proxy that refuses every request and records its first line."""
 
     daemon_threads = True
 
@@ -39,7 +39,7 @@ class _Refuse(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What all proxy variables name, in both spellings."""
+    """A proxy that all proxy variables name, in upper and lower case."""
     with Proxy() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -57,11 +57,11 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     ("host", "is_this_machine"),
     [("::1", True), ("::", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False), ("10.0.0.1", False)],
 )
-def test_addresses_of_this_machine(host: str, *, is_this_machine: bool) -> None:
+def test_loopback_addresses(host: str, *, is_this_machine: bool) -> None:
     assert _is_loopback(host) == is_this_machine
 
 
-def test_loopback_is_asked_directly(live: str, proxy: Proxy) -> None:
+def test_loopback_bypasses_the_proxy(live: str, proxy: Proxy) -> None:
     with Client(live) as client:
         assert client.classify(COFFEE).first.predictions[0].class_ == "espresso"
     for host in ("localhost", "0.0.0.0"):
@@ -73,20 +73,20 @@ def test_loopback_is_asked_directly(live: str, proxy: Proxy) -> None:
             return (await client.live()).status
 
     assert asyncio.run(ask()) == "live"
-    told = CliRunner().invoke(cli, ["classify", "--url", live, "--top-k", "1", str(COFFEE)])
-    assert (told.exit_code, "espresso" in told.stdout) == (0, True)
+    result = CliRunner().invoke(cli, ["classify", "--url", live, "--top-k", "1", str(COFFEE)])
+    assert (result.exit_code, "espresso" in result.stdout) == (0, True)
     assert proxy.lines == []
 
 
 @pytest.mark.parametrize("host", ["127.8.8.8", "[::1]", "localhost.", "LOCALHOST", "vestibule.localhost"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_name_of_loopback_reaches_a_proxy(scheme: str, host: str, proxy: Proxy) -> None:
+def test_other_names_of_loopback_bypass_the_proxy(scheme: str, host: str, proxy: Proxy) -> None:
     with Client(f"{scheme}://{host}:1", retries=NEVER, timeout=5) as client, pytest.raises(VestibuleError):
         client.live()
     assert proxy.lines == []
 
 
-def test_other_hosts_are_asked_through_the_proxy(proxy: Proxy) -> None:
+def test_other_hosts_use_the_proxy(proxy: Proxy) -> None:
     for host in ("vision.example", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example"):
         with Client(f"http://{host}", retries=NEVER) as client, pytest.raises(VestibuleError):
             client.live()
@@ -99,11 +99,11 @@ def test_other_hosts_are_asked_through_the_proxy(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "gopher://x", "http://[x"])
-def test_a_proxy_that_cannot_be_used(live: str, monkeypatch: pytest.MonkeyPatch, proxy: Proxy, value: str) -> None:
+def test_unusable_proxy(live: str, monkeypatch: pytest.MonkeyPatch, proxy: Proxy, value: str) -> None:
     for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, value)
     with Client(live) as client:
         assert client.live().status == "live"
-    told = CliRunner().invoke(cli, ["classify", "--url", "http://vision.example", str(COFFEE)])
-    assert (told.exit_code, len(told.stderr.splitlines())) == (1, 1), told.stderr
-    assert type(told.exception) is SystemExit
+    result = CliRunner().invoke(cli, ["classify", "--url", "http://vision.example", str(COFFEE)])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.stderr
+    assert type(result.exception) is SystemExit

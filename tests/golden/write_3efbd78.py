@@ -1,17 +1,17 @@
-"""Write the golden files in tests/golden/3efbd78: everything that commit 3efbd78 keeps on disk, with what it answered.
+"""Write the golden files in tests/golden/3efbd78: everything that commit 3efbd78 stores on disk, with its responses.
 
-The files were written once and are never written again: they show that later versions read what that commit wrote. The
-script is kept so that a reader can see what is in them. It runs with the code of that commit, not with today's:
+The files were written once and are never written again: they prove that later versions read the files of that commit.
+The script documents their content. It runs with the code of that commit, not with the current code:
 
     git worktree add --detach ../old 3efbd78
-    make -C ../old install                      # the detector's weights are converted by it
+    make -C ../old install                      # converts the detector's weights
     cd ../old
     export PYTHONPATH=. VESTIBULE_RUNTIME=torch WRITE=../new/tests/golden/write_3efbd78.py
     for part in gallery state keys run; do python $WRITE $part ../new/tests/golden/3efbd78; done
 
-`gallery`: a gallery as a killed process leaves it, a backup and Parquet exports of it (index/). `state`: a state folder
-of the service, filled over HTTP (app/). `keys`: a store of API keys. `run`: an interrupted training run. Folders are
-tar archives, so that a test can only open a copy. Each `.json` holds inputs and the answers of 3efbd78.
+`gallery`: the gallery of a killed process, a backup and Parquet exports of it (index/). `state`: a state folder of the
+service, filled over HTTP (app/). `keys`: a store of API keys. `run`: an interrupted training run. Folders are tar
+archives, so that a test can only open a copy. Each `.json` contains inputs and the responses of 3efbd78.
 
 The photos are scikit-image's portrait of Eileen Collins and matplotlib's of Grace Hopper, both in the public domain.
 The cat and the cup are scikit-image's, CC0.
@@ -53,7 +53,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """One line for each key."""
+    """Write the JSON with a line for each key."""
     lines = [f"{json.dumps(key)}: {json.dumps(content[key], sort_keys=True)}" for key in sorted(content)]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -104,7 +104,7 @@ def fill(gallery: Any, name: str, *, encrypted: bool) -> None:
 
 
 def send_jobs(gallery: Any, names: list[str]) -> dict[str, dict[str, str]]:
-    """In each collection a job that is done, one with three of eight items enrolled, one queued, one half received."""
+    """Send four jobs to each collection: done, three of eight items enrolled, queued, and half received."""
     from index.job_records import Found, Item, Outcome, Properties
     from index.jobs import Jobs, Worker
     from index.records import NewFace
@@ -123,21 +123,21 @@ def send_jobs(gallery: Any, names: list[str]) -> dict[str, dict[str, str]]:
 
     def begin(name: str, numbers: range, subject: str, count: int) -> tuple[Any, Any]:
         """Send a job and enrol the first `count` of its items; the worker and the job."""
-        worker = Worker(gallery)  # another for each job: a worker may claim its own job again
+        worker = Worker(gallery)  # a new one for each job, since a worker may claim its own job again
         sent = jobs.ready(send(name, numbers, subject))
         job = worker.claim()
         if job is None or job.token != sent.token:
             raise RuntimeError("another job was claimed")
-        made = [
+        results = [
             Found(
-                one,
-                Outcome(one.number, "enrolled"),
-                [NewFace(one.subject, np.frombuffer(one.data, "<f4"), {}, crop(300 + one.number))],
+                item,
+                Outcome(item.number, "enrolled"),
+                [NewFace(item.subject, np.frombuffer(item.data, "<f4"), {}, crop(300 + item.number))],
             )
-            for one in worker.pending(job, 1)[:count]
+            for item in worker.pending(job, 1)[:count]
         ]
-        if not worker.enrol(job, made, "f1"):
-            raise RuntimeError("the job is another's")
+        if not worker.enrol(job, results, "f1"):
+            raise RuntimeError("the job belongs to another worker")
         return worker, job
 
     tokens: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -154,7 +154,7 @@ def send_jobs(gallery: Any, names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def begin_reembedding(gallery: Any, name: str) -> str:
-    """Half of the new vectors are staged; one of feedback's, too."""
+    """Start a re-embedding with half of the new vectors staged, and one of feedback."""
     from index.reembedding import FIRST, Reembeddings, Worker
 
     begun = Reembeddings(gallery).begin(name, "better", "f2", NEW_DIMENSIONS, actor="a-key").reembedding
@@ -163,35 +163,35 @@ def begin_reembedding(gallery: Any, name: str) -> str:
         raise RuntimeError("the collection is another's")
     vectors = unit(64, NEW_DIMENSIONS, 2)
     for items in (worker.pending(begun, FIRST, 1), worker.pending(begun, 0, 20)):
-        worker.stage(begun, {one.id: vectors[number_of(one.crop)] for one in items})
+        worker.stage(begun, {face.id: vectors[number_of(face.crop)] for face in items})
     return str(begun.token)
 
 
 def number_of(kept: bytes) -> int:
-    """Which of the new vectors belongs to a crop."""
+    """The index of the new vector of a crop."""
     return int(kept.split()[1]) % 64
 
 
 def answers(gallery: Any, name: str) -> dict[str, Any]:
-    """What 3efbd78 answers about the collection."""
+    """The responses of 3efbd78 about the collection."""
     from index.search import compare, search
 
     from index import records
 
     queries = unit(4, DIMENSIONS, 3)
 
-    def told(found: Any) -> list[Any]:
-        return [[[m.subject.key, m.face, m.similarity] for m in matches] for matches in found]
+    def as_lists(results: Any) -> list[Any]:
+        return [[[m.subject.key, m.face, m.similarity] for m in matches] for matches in results]
 
     wheres: list[Any] = [None, {"level": [2]}, {"in": [True]}, {"note": ["ä", "x"]}]
-    found = gallery.collection(name)
+    collection = gallery.collection(name)
     subjects = gallery.subjects(name)
     faces = [(s, face) for s in subjects for face in gallery.faces(name, s.key)]
     with gallery.ledger.snapshot() as db:
-        rows = records.rows_after(db, found.id, found.dimensions, 0)
+        rows = records.rows_after(db, collection.id, collection.dimensions, 0)
     stored = dict(zip(rows.faces.tolist(), map(text_of, rows.vectors), strict=True))
     return {
-        "collection": {**found.__dict__},
+        "collection": {**collection.__dict__},
         "subjects": [s.__dict__ for s in subjects],
         "faces": [
             {**face.__dict__, "crop": gallery.crop(name, face.token).decode(), "vector": stored[face.id]}
@@ -199,7 +199,7 @@ def answers(gallery: Any, name: str) -> dict[str, Any]:
         ],
         "queries": [text_of(query) for query in queries],
         "search": {
-            f"{fusion} {json.dumps(where)}": told(search(gallery, name, queries, 4, fusion=fusion, where=where))
+            f"{fusion} {json.dumps(where)}": as_lists(search(gallery, name, queries, 4, fusion=fusion, where=where))
             for fusion in ("best", "mean")
             for where in wheres
         },
@@ -214,7 +214,7 @@ def answers(gallery: Any, name: str) -> dict[str, Any]:
 
 
 def move(gallery: Any, name: str) -> None:
-    """A collection that was embedded anew; feedback without a crop was lost by that."""
+    """A re-embedded collection, which lost its feedback without a crop."""
     from index.feedback import Feedback
     from index.records import NewFace
     from index.reembedding import FIRST, Reembeddings, Worker
@@ -226,13 +226,13 @@ def move(gallery: Any, name: str) -> None:
     worker = Worker(gallery)
     worker.claim(begun)
     vectors = unit(64, NEW_DIMENSIONS, 2)
-    worker.stage(begun, {one.id: vectors[number_of(one.crop)] for one in worker.pending(begun, FIRST, 10)})
+    worker.stage(begun, {face.id: vectors[number_of(face.crop)] for face in worker.pending(begun, FIRST, 10)})
     if worker.switch(begun) != 0:
         raise RuntimeError("vectors are missing")
 
 
 def begin_gallery(folder: Path, out: Path, clock: Clock) -> None:
-    """Fill the gallery, back it up and put the backup back, before anything is erased."""
+    """Fill the gallery, back it up and restore the backup, before anything is erased."""
     from index.backup import back_up, restore
     from index.gallery import EmbeddedGallery
     from index.records import NewFace
@@ -253,7 +253,7 @@ def begin_gallery(folder: Path, out: Path, clock: Clock) -> None:
 
 
 def go_on(gallery: Any, out: Path, clock: Clock) -> dict[str, Any]:
-    """Build segments and inverted files, erase, export, and begin what is not finished."""
+    """Build segments and inverted files, erase, export, and start jobs that stay unfinished."""
     from index.maintenance import Limits, Maintenance
     from index.transfer import export_collection
 
@@ -265,15 +265,15 @@ def go_on(gallery: Any, out: Path, clock: Clock) -> dict[str, Any]:
     move(gallery, "moved")
     clock.now += 1
     maintenance.run()
-    told: dict[str, Any] = {"receipts": {"erased": [gallery.receipt(one.token).__dict__ for one in erased]}}
+    expected: dict[str, Any] = {"receipts": {"erased": [gallery.receipt(receipt.token).__dict__ for receipt in erased]}}
     for name, _ in PAIRS:
         path = out / f"{name}.parquet"
         path.unlink(missing_ok=True)
         export_collection(gallery, name, path)
-        told[f"{name}.parquet"] = answers(gallery, name)["faces"]
-        told[f"{name}-anew reembedding"] = begin_reembedding(gallery, f"{name}-anew")
-    told["jobs"] = send_jobs(gallery, [name for name, _ in PAIRS])
-    return told
+        expected[f"{name}.parquet"] = answers(gallery, name)["faces"]
+        expected[f"{name}-anew reembedding"] = begin_reembedding(gallery, f"{name}-anew")
+    expected["jobs"] = send_jobs(gallery, [name for name, _ in PAIRS])
+    return expected
 
 
 def write_gallery(out: Path) -> None:
@@ -287,7 +287,7 @@ def write_gallery(out: Path) -> None:
     expected = {"now": NOW, **go_on(gallery, out, clock)}
     gallery.close()
 
-    # What a killed process leaves: a write-ahead log, acts that are not in the audit log, unfinished erasures.
+    # A killed process leaves a write-ahead log, acts that are not in the audit log, and unfinished erasures.
     gallery = EmbeddedGallery(folder, key=OperatorKey(KEY), clock=clock)
     entries, _ = gallery.audit.read(limit=1000)
     expected["entries"] = [[entry.sequence, entry.hash, entry.act.__dict__] for entry in entries]
@@ -304,7 +304,7 @@ def write_gallery(out: Path) -> None:
     write_json(out / "gallery.json", expected)
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
-    (copy / "ledger.db-shm").unlink()  # which SQLite makes anew from the log
+    (copy / "ledger.db-shm").unlink()  # SQLite creates it again from the log
     pack(copy, out / "gallery.tar.xz")
     os._exit(0)
 
@@ -353,40 +353,40 @@ THINGS = (("cat", "cat"), ("cup", "cup"))
 def fill_collection(client: Any, name: str, pictures: dict[str, Any], **options: Any) -> None:
     checked(client.put(f"/collections/{name}", json=options))
     enrolled = THINGS if "embedder" in options else PEOPLE
-    for who, picture in enrolled:
-        url = f"/collections/{name}/subjects/{who}/faces"
-        made = checked(client.post(url, content=encoded(pictures[picture]), headers={"content-type": "image/png"}))
-        if len(made["indexed"]) != 1:
-            raise RuntimeError(f"{picture}: {made}")
+    for subject, picture in enrolled:
+        url = f"/collections/{name}/subjects/{subject}/faces"
+        enrolment = checked(client.post(url, content=encoded(pictures[picture]), headers={"content-type": "image/png"}))
+        if len(enrolment["indexed"]) != 1:
+            raise RuntimeError(f"{picture}: {enrolment}")
     properties = {"name": "The first one", "metadata": {"site": "north"}, "expires_at": "2100-01-01T00:00:00Z"}
     checked(client.put(f"/collections/{name}/subjects/{enrolled[0][0]}", json=properties))
 
 
 def collection_answers(client: Any, name: str, queries: dict[str, bytes]) -> dict[str, Any]:
     jpeg = {"content-type": "image/jpeg"}
-    told = {
+    responses = {
         "collection": checked(client.get(f"/collections/{name}")),
         "subjects": checked(client.get(f"/collections/{name}/subjects"))["data"],
         "faces": {},
         "feedback": {},
         "queries": {},
     }
-    calibrated = told["collection"]["embedder"] == "face-embedder"
-    for who in ("eileen", "grace") if calibrated else ("cat", "cup"):
-        photo = queries[who]
-        for what in ("faces", "feedback"):
-            told[what][who] = checked(client.get(f"/collections/{name}/subjects/{who}/{what}"))["data"]
+    calibrated = responses["collection"]["embedder"] == "face-embedder"
+    for subject in ("eileen", "grace") if calibrated else ("cat", "cup"):
+        photo = queries[subject]
+        for kind in ("faces", "feedback"):
+            responses[kind][subject] = checked(client.get(f"/collections/{name}/subjects/{subject}/{kind}"))["data"]
         params = {"collection": name, "fpir": "0.1", "where": '{"site": "north"}'}
-        found = {
+        results = {
             "search": client.post("/search", params={"collection": name, "fpir": "0.1"}, content=photo, headers=jpeg),
             "search where": client.post("/search", params=params, content=photo, headers=jpeg),
         }
         if calibrated:
             for claimed in ("eileen", "grace"):
                 url = f"/collections/{name}/subjects/{claimed}/verify"
-                found[f"verify {claimed}"] = client.post(url, params={"fmr": 0.01}, content=photo, headers=jpeg)
-        told["queries"][who] = {key: checked(value) for key, value in found.items()}
-    return told
+                results[f"verify {claimed}"] = client.post(url, params={"fmr": 0.01}, content=photo, headers=jpeg)
+        responses["queries"][subject] = {key: checked(value) for key, value in results.items()}
+    return responses
 
 
 def write_state(out: Path) -> None:
@@ -398,9 +398,12 @@ def write_state(out: Path) -> None:
 
     Worker.claim = lambda self: None  # type: ignore[method-assign]  # bulk jobs wait
     pictures = photos()
-    queries = {who: encoded(pictures[f"{who} query"], "JPEG", quality=85) for who in ("eileen", "grace", "cat", "cup")}
-    for who, photo in queries.items():
-        (out / f"{who}.jpg").write_bytes(photo)
+    queries = {
+        subject: encoded(pictures[f"{subject} query"], "JPEG", quality=85)
+        for subject in ("eileen", "grace", "cat", "cup")
+    }
+    for subject, photo in queries.items():
+        (out / f"{subject}.jpg").write_bytes(photo)
     state = Path(tempfile.mkdtemp()) / "state"
     settings = Settings(state=state, upkeep_s=0.1, encryption_key=base64.b64encode(KEY).decode())  # type: ignore[arg-type]
     expected: dict[str, Any] = {"key": base64.b64encode(KEY).decode(), "collections": {}, "jobs": {}}
@@ -429,7 +432,7 @@ def write_state(out: Path) -> None:
                 headers={"content-type": "application/zip"},
             )
             expected["jobs"][name] = checked(sent)
-        # An erasure that is finished.
+        # A finished erasure.
         url = "/collections/open-crops/subjects/gone"
         content = encoded(pictures["grace"])
         checked(client.post(f"{url}/faces", content=content, headers={"content-type": "image/png"}))
@@ -450,22 +453,22 @@ def write_keys(out: Path) -> None:
     now = [NOW]
     folder = Path(tempfile.mkdtemp()) / "keys"
     keys = Keys(folder, lambda: now[0])
-    made = {
+    created = {
         "admin": keys.create("the operator's", ["infer", "enrol", "admin"], rate_per_minute=600, concurrency=8),
         "infer": keys.create("the door", ["infer"], expires_at=NOW + 3.2e9),
         "expired": keys.create("a visitor", ["enrol"], expires_at=NOW + 10),
         "revoked": keys.create("a thief", ["infer", "enrol"]),
     }
     now[0] += 1
-    keys.revoke(made["revoked"][0].id)
-    keys.note_reload("0123456789ab", made["admin"][0].id)
-    told = {key.id: {**key.__dict__, "scopes": sorted(key.scopes)} for key in keys.all()}
+    keys.revoke(created["revoked"][0].id)
+    keys.note_reload("0123456789ab", created["admin"][0].id)
+    stored = {key.id: {**key.__dict__, "scopes": sorted(key.scopes)} for key in keys.all()}
     entries, _ = keys.audit.read()
     write_json(
         out / "keys.json",
         {
-            "secrets": {name: secret for name, (_, secret) in made.items()},
-            "keys": {name: told[key.id] for name, (key, _) in made.items()},
+            "secrets": {name: secret for name, (_, secret) in created.items()},
+            "keys": {name: stored[key.id] for name, (key, _) in created.items()},
             "entries": [[entry.sequence, entry.hash, {**entry.act.__dict__}] for entry in entries],
         },
     )
@@ -517,7 +520,7 @@ STOP_AT = 25  # of 36 steps; the last checkpoint is of step 24, in the third epo
 
 
 def write_strokes(folder: Path) -> None:
-    """Sixty pictures of one stroke, of three kinds, as `<split>/<class>/<picture>`."""
+    """Write sixty images of a stroke in three classes, as `<split>/<class>/<image>`."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -555,7 +558,7 @@ def write_run(out: Path) -> None:
     write_json(out / "run.json", {"history": history, "best_epoch": card["training"]["best_epoch"]})
     shutil.rmtree(whole)
     for number, path in enumerate(sorted((folder / "runs" / "strokes" / "tensorboard").iterdir())):
-        path.rename(path.with_name(f"events.out.tfevents.{NOW:.0f}.host.{number}.0"))  # it had the machine's name
+        path.rename(path.with_name(f"events.out.tfevents.{NOW:.0f}.host.{number}.0"))  # without the machine's name
     pack(folder, out / "run.tar.xz")
 
 

@@ -1,4 +1,4 @@
-"""CenterFace and the alignment once more, by other code: onnxruntime, plain loops, scikit-image and OpenCV."""
+"""Independent implementations of CenterFace and the alignment: onnxruntime, loops, scikit-image and OpenCV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.detector import Face, Pixels, Point
 
 Floats = npt.NDArray[np.float32]
 
-# The template once more, as the data's description has it.
+# The template of the data's description.
 TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
@@ -31,12 +31,12 @@ def published_file() -> bytes:
     return path.read_binary()
 
 
-class Published:
+class PublishedCenterFace:
     """The published file, run by onnxruntime on one thread."""
 
     def __init__(self) -> None:
         model = onnx.load_from_string(published_file())
-        # The file says 10x3x32x32, though its graph fits any size.
+        # The file declares 10x3x32x32, though its graph accepts any size.
         for value in [model.graph.input[0], *model.graph.output]:
             for axis in (0, 2, 3):
                 value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}-{axis}"
@@ -52,9 +52,9 @@ class Published:
         outputs: list[Floats] = self._session.run(["537", "538", "539", "540"], {"input.1": batch})
         return outputs
 
-    def faces(self, picture: Image.Image, threshold: float = 0.5) -> list[Face]:
-        """The faces of a picture that need not be made smaller."""
-        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    def faces(self, image: Image.Image, threshold: float = 0.5) -> list[Face]:
+        """The faces of an image that is not reduced."""
+        pixels = np.asarray(image.convert("RGB"), np.float32)
         height, width = pixels.shape[:2]
         canvas = np.zeros((1, 3, math.ceil(height / 32) * 32, math.ceil(width / 32) * 32), np.float32)
         canvas[0, :, :height, :width] = pixels.transpose(2, 0, 1)
@@ -63,8 +63,8 @@ class Published:
 
 
 def loop(heatmap: Floats, scale: Floats, offset: Floats, landmarks: Floats, threshold: float) -> list[Face]:
-    """A face for each cell above the threshold. Maps [?, h, w]; boxes are not cut off at the picture's edge."""
-    found = []
+    """A face for each cell above the threshold. Maps [?, h, w]; boxes are not clipped to the image."""
+    faces = []
     for i, j in zip(*np.where(heatmap[0] > threshold), strict=True):
         height, width = 4 * math.exp(scale[0, i, j]), 4 * math.exp(scale[1, i, j])
         top = 4 * (float(i) + 0.5 + float(offset[0, i, j])) - height / 2
@@ -74,12 +74,12 @@ def loop(heatmap: Floats, scale: Floats, offset: Floats, landmarks: Floats, thre
             for k in range(5)
         ]
         box = (left, top, left + width, top + height)
-        found.append(Face(box, float(heatmap[0, i, j]), tuple(points)))
-    return found
+        faces.append(Face(box, float(heatmap[0, i, j]), tuple(points)))
+    return faces
 
 
 def suppressed(faces: Sequence[Face], overlap: float = 0.3) -> list[Face]:
-    """The surest face, the surest of those that do not overlap it, and so on."""
+    """Non-maximum suppression: repeatedly the most confident face that overlaps none before."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
         if all(_overlap(face, other) <= overlap for other in kept):
@@ -94,16 +94,16 @@ def _overlap(a: Face, b: Face) -> float:
     return width * height / (a.area + b.area - width * height)
 
 
-def opencv_crop(picture: Image.Image, landmarks: Sequence[Point]) -> Pixels:
-    """The aligned face: OpenCV's area resize of the whole photo where the face is too large, then its warp."""
-    pixels = np.asarray(picture.convert("RGB"))
+def opencv_crop(image: Image.Image, landmarks: Sequence[Point]) -> Pixels:
+    """The aligned face: OpenCV's area resize of the whole photo if the face is too large, then its warp."""
+    pixels = np.asarray(image.convert("RGB"))
     matrix = SimilarityTransform.from_estimate(np.array(landmarks), TEMPLATE).params
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
         rows, columns = pixels.shape[0] / height, pixels.shape[1] / width
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        # From the smaller photo's pixel centres to the larger one's, then as before.
+        # First map pixel centres of the smaller photo to the larger.
         matrix = matrix @ np.array([[columns, 0, (columns - 1) / 2], [0, rows, (rows - 1) / 2], [0, 0, 1]])
     return np.asarray(
         cv2.warpAffine(pixels, matrix[:2], (112, 112), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),

@@ -1,6 +1,8 @@
-"""Temperature and calibration error against a search and a loop."""
+"""Temperature against a numerical search, calibration error against a loop."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,31 +13,22 @@ from models.calibration import expected_calibration_error, fit_temperature
 
 
 def sample(temperature: float, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that are too confident by `temperature`, with labels drawn from the honest ones."""
+    """Calibrated logits multiplied by `temperature`, with labels drawn from the calibrated probabilities."""
     generator = torch.Generator().manual_seed(0)
-    honest = torch.randn(count, 10, generator=generator) * 2
-    labels = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
-    return honest * temperature, labels
+    calibrated = torch.randn(count, 10, generator=generator) * 2
+    labels = torch.multinomial(calibrated.softmax(1), 1, generator=generator)[:, 0]
+    return calibrated * temperature, labels
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_it_finds_the_temperature_that_a_search_finds(temperature: float) -> None:
+def test_temperature_is_that_of_a_search(temperature: float) -> None:
     logits, labels = sample(temperature)
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(temperature, rel=0.05)
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(temperature, rel=0.05)
     searched = minimize_scalar(
         lambda t: float(F.cross_entropy(logits.double() / t, labels)), bounds=(0.1, 10), options={"xatol": 1e-6}
     )
-    assert found == pytest.approx(searched.x, rel=1e-3)
-
-
-def test_extremes_stay_finite() -> None:
-    right = F.one_hot(torch.arange(10)).float()
-    assert fit_temperature(right, torch.arange(10)) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="at least one"):
-        fit_temperature(torch.empty(0, 10), torch.empty(0, dtype=torch.long))
-    with pytest.raises(ValueError, match="finite"):
-        fit_temperature(torch.full((1, 10), torch.nan), torch.tensor([0]))
+    assert fitted == pytest.approx(searched.x, rel=1e-3)
 
 
 def test_ece_is_a_loop_over_bins() -> None:
@@ -52,21 +45,21 @@ def test_ece_is_a_loop_over_bins() -> None:
     assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-5)
 
 
-def test_ece_needs_finite_rows() -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        expected_calibration_error(torch.empty(0, 2), torch.empty(0, dtype=torch.long))
-    with pytest.raises(ValueError, match="finite"):
-        expected_calibration_error(torch.full((1, 2), torch.nan), torch.tensor([0]))
-
-
-def test_ece_by_hand() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
-    labels = torch.tensor([0, 1, 1, 1])
-    # Half right at 0.9, all right at 0.8: (0.4 + 0.2) / 2.
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
-
-
-def test_a_confidence_on_the_edge_belongs_to_the_bin_below() -> None:
+def test_confidence_on_an_edge_is_in_the_lower_bin() -> None:
     probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
     # Bins (0, 0.5] and (0.5, 1]: wrong at 0.5 and right at 0.75 do not cancel. (0.5 + 0.25) / 2.
     assert expected_calibration_error(probabilities, torch.tensor([1, 0]), bins=2) == pytest.approx(0.375)
+
+
+def test_temperature_has_a_lower_bound() -> None:
+    labels = torch.arange(10)
+    assert fit_temperature(F.one_hot(labels).float(), labels) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("function", [fit_temperature, expected_calibration_error])
+@pytest.mark.parametrize(("rows", "message"), [(0, "at least one row"), (1, "finite")])
+def test_missing_or_infinite_rows_are_refused(
+    function: Callable[[torch.Tensor, torch.Tensor], float], rows: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(torch.full((rows, 10), torch.nan), torch.zeros(rows, dtype=torch.long))

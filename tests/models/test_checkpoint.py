@@ -1,4 +1,4 @@
-"""Weights and card: what fits together loads, everything else is refused, and a crash leaves the old or the new."""
+"""Weights and card: matching files load, all others are refused, and a crash leaves the old file or the new."""
 
 from __future__ import annotations
 
@@ -13,35 +13,18 @@ import torch
 from torch import nn
 
 from models import checkpoint
-from models.card import ModelCard
 from models.checkpoint import CheckpointError
-from models.preprocess import Preprocess
 from models.registry import build
+from tests.models.helpers import save_untrained
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "card-1"
-
-
-def save(folder: Path, module: nn.Module) -> ModelCard:
-    return checkpoint.save(
-        folder,
-        module,
-        name="tiny",
-        description="for tests",
-        task="classify",
-        architecture="lenet1989",
-        config={},
-        preprocess=Preprocess(mode="L", size=(16, 16), mean=(127.5,), std=(127.5,)),
-        classes=tuple("0123456789"),
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
+SMALL_EMBEDDER = {"image_size": 32, "backbone_config": {"widths": [8, 16], "depths": [1, 1]}}
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save(tmp_path, build("lenet1989"))
+    save_untrained(tmp_path, build("lenet1989"), "lenet1989", {})
     return tmp_path
 
 
@@ -50,7 +33,7 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / "card.json").write_text(json.dumps(card))
 
 
-def test_what_was_saved_comes_back(saved: Path) -> None:
+def test_saved_network_is_loaded(saved: Path) -> None:
     torch.manual_seed(0)
     original = build("lenet1989")
     module, card = checkpoint.load(saved)
@@ -61,7 +44,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert card.parameters == sum(p.numel() for p in original.parameters())
 
 
-def test_a_flipped_byte_is_refused(saved: Path) -> None:
+def test_flipped_byte_is_refused(saved: Path) -> None:
     path = saved / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -71,34 +54,47 @@ def test_a_flipped_byte_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["card.json", "model.safetensors"])
-def test_a_missing_half_is_refused(saved: Path, name: str) -> None:
+def test_missing_file_is_refused(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         checkpoint.load(saved)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("architecture", "overrides", "changes", "message"),
     [
-        {"schema_version": 2},
-        {"classes": ["a", "b"]},
-        {"classes": []},
-        {"temperature": float("nan")},
-        {"temperature": 0},
-        {"unheard_of": 1},
-        {"name": "../etc"},
-        {"sha256": "short"},
-        {"task": "dance"},
-        {"metrics": [{"name": "accuracy", "value": None, "data": "x"}]},
-        {"architecture": "lenet6"},
-        {"config": {"width": 3}},
-        {"preprocess": {"mode": "RGB", "size": [16, 16], "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        ("lenet1989", {}, {"schema_version": 2}, "schema_version"),
+        ("lenet1989", {}, {"classes": ["a", "b"]}, "2 class names for a network with 10 classes"),
+        ("lenet1989", {}, {"classes": []}, "0 class names for a network with 10 classes"),
+        ("lenet1989", {}, {"temperature": float("nan")}, "temperature"),
+        ("lenet1989", {}, {"temperature": 0}, "temperature"),
+        ("lenet1989", {}, {"unheard_of": 1}, "unheard_of"),
+        ("lenet1989", {}, {"name": "../etc"}, "name"),
+        ("lenet1989", {}, {"sha256": "short"}, "sha256"),
+        ("lenet1989", {}, {"task": "dance"}, "task"),
+        ("lenet1989", {}, {"metrics": [{"name": "accuracy", "value": None, "data": "x"}]}, "metrics"),
+        ("lenet1989", {}, {"architecture": "lenet6"}, "unknown architecture"),
+        ("lenet1989", {}, {"config": {"width": 3}}, "no setting width"),
+        (
+            "lenet1989",
+            {},
+            {"preprocess": {"mode": "RGB", "size": [16, 16], "mean": [0, 0, 0], "std": [1, 1, 1]}},
+            "preprocessing gives 3 channels, the network takes 1",
+        ),
+        ("vae", {"num_classes": 3}, {"config": {"num_classes": 0}}, "3 class names for a network with 0 classes"),
+        ("vae", {}, {"temperature": 2.0}, "a temperature is a classifier's, not that of a network to generate"),
+        ("vae", {}, {"task": "denoise"}, "vae is built to generate, not to denoise"),
+        ("embedder", SMALL_EMBEDDER, {"classes": ["a"]}, "1 class names for a network with 0 classes"),
+        ("embedder", SMALL_EMBEDDER, {"temperature": 2.0}, "a classifier's, not that of a network to embed"),
     ],
 )
-def test_a_card_that_contradicts_itself_is_refused(saved: Path, changes: dict[str, Any]) -> None:
-    edit(saved, **changes)
-    with pytest.raises(CheckpointError, match=r"card\.json"):
-        checkpoint.load(saved)
+def test_inconsistent_card_is_refused(
+    architecture: str, overrides: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_untrained(tmp_path, build(architecture, overrides), architecture, overrides)
+    edit(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=rf"(?s)card\.json.*{message}"):
+        checkpoint.load(tmp_path)
 
 
 def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
@@ -113,7 +109,7 @@ def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-def test_wrappers_and_memory_formats_leave_no_trace(tmp_path: Path) -> None:
+def test_wrappers_and_memory_formats_do_not_change_the_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = build("lenet1989")
     wrapped = nn.Module()
@@ -121,7 +117,7 @@ def test_wrappers_and_memory_formats_leave_no_trace(tmp_path: Path) -> None:
     wrapped.module._orig_mod = plain.to(memory_format=torch.channels_last)
     assert checkpoint.bare_state(wrapped).keys() == plain.state_dict().keys()
     assert checkpoint.serialise(wrapped) == checkpoint.serialise(build_again())
-    save(tmp_path, wrapped)
+    save_untrained(tmp_path, wrapped, "lenet1989", {})
     assert checkpoint.load(tmp_path)
 
 
@@ -130,7 +126,7 @@ def build_again() -> nn.Module:
     return build("lenet1989")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     checkpoint.write_atomically(path, b"old")
 
@@ -154,10 +150,10 @@ def test_card_version_1_loads_forever() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     network = build("lenet1989")
     with torch.no_grad():
         next(network.parameters()).view(-1)[3] = value
-    save(tmp_path, network)
+    save_untrained(tmp_path, network, "lenet1989", {})
     with pytest.raises(CheckpointError, match="NaN or infinity in "):
         checkpoint.load(tmp_path)

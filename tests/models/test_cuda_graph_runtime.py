@@ -1,7 +1,8 @@
-"""Recorded networks against torch's own, as far as that goes without a GPU, and on one."""
+"""CUDA graphs against eager torch; without a GPU, the same computation without recording."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from models import cuda_graph_runtime, runtime_selection
 from models.card import Tolerance
-from models.cuda_graph_runtime import GraphRuntime, Precision
+from models.cuda_graph_runtime import CudaGraphRuntime, Precision
 from models.preprocess import Preprocess
 from models.registry import build
 from models.runtime import TorchRuntime
-from models.runtime_selection import Choice
+from models.runtime_selection import RuntimeSelector
 
 CPU = torch.device("cpu")
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
@@ -22,24 +23,24 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class Watcher(nn.Module):
-    """Notes how it is asked."""
+    """Records size, memory format and precision of each call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, 4, 3)
-        self.seen: list[tuple[int, bool, torch.dtype]] = []
+        self.calls: list[tuple[int, bool, torch.dtype]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        answers: Tensor = self.layer(x)
-        self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last), answers.dtype))
-        return answers.mean(dim=(2, 3))
+        outputs: Tensor = self.layer(x)
+        self.calls.append((len(x), x.is_contiguous(memory_format=torch.channels_last), outputs.dtype))
+        return outputs.mean(dim=(2, 3))
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_it_answers_what_torch_answers(precision: Precision) -> None:
+def test_outputs_are_torchs(precision: Precision) -> None:
     torch.manual_seed(0)
     module = build("resnet20", {}).eval()
-    ready = GraphRuntime(module, (3, 32, 32), precision, CPU)
+    ready = CudaGraphRuntime(module, (3, 32, 32), precision, CPU)
     assert ready.name == f"torch-cpu-graph-{precision}"
     assert ready.size == TorchRuntime(module, CPU).size
     for count in (1, 3, 37):
@@ -52,15 +53,15 @@ def test_it_answers_what_torch_answers(precision: Precision) -> None:
         assert float((outputs - expected).abs().max()) <= allowed * float(expected.abs().max())
 
 
-def test_batches_have_few_sizes_and_their_channels_last() -> None:
+def test_batches_are_padded_and_channels_last() -> None:
     watcher = Watcher()
-    ready = GraphRuntime(watcher, (3, 8, 8), "bf16", CPU)
+    ready = CudaGraphRuntime(watcher, (3, 8, 8), "bf16", CPU)
     ready(torch.ones(45, 3, 8, 8))
     copied = ready._module
     assert isinstance(copied, Watcher)
-    assert [size for size, _, _ in copied.seen] == [32, 16]
-    assert {(last, dtype) for _, last, dtype in copied.seen} == {(True, torch.bfloat16)}
-    assert watcher.seen == []  # the network itself is left as it is
+    assert [size for size, _, _ in copied.calls] == [32, 16]
+    assert {(last, dtype) for _, last, dtype in copied.calls} == {(True, torch.bfloat16)}
+    assert watcher.calls == []  # the original network is not used
     with pytest.raises(ValueError, match=r"shape \[3, 8, 8\], got \[3, 9, 9\]"):
         ready(torch.ones(1, 3, 9, 9))
 
@@ -71,25 +72,25 @@ def test_precisions_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert cuda_graph_runtime.precisions(CPU) == ("f32", "bf16", "f16")
 
 
-def test_on_a_gpu_they_are_what_is_chosen_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_on_a_gpu_are_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_selection, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     module = build("lenet5-relu", {})
-    question = Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
-    assert question.is_open
-    assert set(question.candidates()) == {f"torch-cuda-graph-{p}" for p in cuda_graph_runtime.precisions(CPU)}
-    assert not Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path, "openvino-f32").is_open
-    assert not Choice(module, GREY, GREY.shape, "maps", Tolerance(), "weights", tmp_path).candidates()  # of any size
+    selector = RuntimeSelector(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
+    assert selector.has_alternatives
+    assert set(selector.candidates()) == {f"torch-cuda-graph-{p}" for p in cuda_graph_runtime.precisions(CPU)}
+    assert not replace(selector, requested="openvino-f32").has_alternatives
+    assert not replace(selector, kind="maps").candidates()  # images of any size
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet-lite0"])
-def test_recorded_on_a_gpu(name: str, precision: Precision) -> None:
+def test_graph_on_a_gpu_has_torchs_outputs(name: str, precision: Precision) -> None:
     torch.manual_seed(0)
     module = build(name, {}).eval()
-    ready = GraphRuntime(module, (3, 96, 96), precision, torch.device("cuda"))
-    for count in (1, 5, 40, 1):  # the last by what was recorded for the first
+    ready = CudaGraphRuntime(module, (3, 96, 96), precision, torch.device("cuda"))
+    for count in (1, 5, 40, 1):  # the last replays the first's graph
         images = torch.randn(count, 3, 96, 96)
         with torch.inference_mode():
             expected = module(images)
@@ -102,14 +103,14 @@ def test_recorded_on_a_gpu(name: str, precision: Precision) -> None:
 
 
 @pytest.mark.gpu
-def test_the_choice_on_a_gpu_agrees_with_torch(tmp_path: Path) -> None:
+def test_selection_on_a_gpu_agrees_with_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build("lenet5-relu", {})
     reference = TorchRuntime(module, torch.device("cuda"))
-    question = Choice(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
-    ready, verdict = question.made(reference, EXAMPLES)
-    assert verdict is not None
-    assert "torch-cuda-graph-f32" in verdict.seconds
-    assert ready.name == verdict.fastest
-    again, kept = question.made(reference, EXAMPLES)
-    assert (again.name, kept) == (ready.name, verdict)
+    selector = RuntimeSelector(module, GREY, GREY.shape, "logits", Tolerance(), "weights", tmp_path)
+    ready, comparison = selector.select(reference, EXAMPLES)
+    assert comparison is not None
+    assert "torch-cuda-graph-f32" in comparison.seconds
+    assert ready.name == comparison.fastest
+    again, stored = selector.select(reference, EXAMPLES)
+    assert (again.name, stored) == (ready.name, comparison)

@@ -1,4 +1,4 @@
-"""Scales, tiles and merging: properties of the plan, and real faces that the detector's size alone does not show."""
+"""Scales, tiles and merging: properties of the plan, and real faces too small for the detector's size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from app.settings import PROJECT
 from models import checkpoint, detector
 from models.detection_scale import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     OVERLAP,
     STEP,
     TILE,
@@ -44,28 +44,28 @@ def network() -> CenterFace:
 
 
 @torch.inference_mode()
-def faces(network: CenterFace, picture: Image.Image, plan: Scan) -> list[Face]:
+def faces(network: CenterFace, image: Image.Image, plan: Scan) -> list[Face]:
     maps = [
         torch.cat([network(WITHIN.normalise(torch.from_numpy(tile[None]))) for tile in tiles])
-        for tiles in prepare(picture, plan, WITHIN)
+        for tiles in prepare(image, plan, WITHIN)
     ]
     return merge(plan, [decode(level, 0.5) for level in maps])
 
 
 @given(st.integers(1, 1600), st.integers(1, 1600))
-def test_photos_of_up_to_1600_pixels_are_looked_at_as_before(width: int, height: int) -> None:
+def test_photos_of_up_to_1600_pixels_have_one_level(width: int, height: int) -> None:
     plan = scan((width, height), WITHIN)
     assert plan == whole((width, height), WITHIN)
     (level,) = plan.levels
-    assert (level.width, level.height) == WITHIN.fitted(width, height)
+    assert (level.width, level.height) == WITHIN.fitted_size(width, height)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (250, 250), (640, 480), (1600, 900), (33, 640)])
 @torch.inference_mode()
-def test_their_faces_are_the_same_bit_by_bit(size: tuple[int, int], network: CenterFace) -> None:
-    for picture in (photo("astronaut").resize(size), grace_hopper().resize(size)):
-        (found,) = decode(network(detector.prepare(picture, WITHIN)[None]), 0.5)
-        assert faces(network, picture, scan(size, WITHIN)) == restore(found, size, WITHIN)
+def test_faces_of_one_level_are_the_detectors(size: tuple[int, int], network: CenterFace) -> None:
+    for image in (photo("astronaut").resize(size), grace_hopper().resize(size)):
+        (detections,) = decode(network(detector.prepare(image, WITHIN)[None]), 0.5)
+        assert faces(network, image, scan(size, WITHIN)) == restore(detections, size, WITHIN)
 
 
 @pytest.mark.parametrize(
@@ -78,44 +78,44 @@ def test_their_faces_are_the_same_bit_by_bit(size: tuple[int, int], network: Cen
         ((1000, 1000), 16, 1.0, 16),
         ((1000, 1000), 8, 1.0, 16),  # never enlarged
         ((4000, 3000), 200, 0.08, 200),
-        ((8000, 6000), 16, (MOST_PIXELS / 48_000_000) ** 0.5, 35.05),  # no more pixels than that
+        ((8000, 6000), 16, (MAX_PIXELS / 48_000_000) ** 0.5, 35.05),  # limited by MAX_PIXELS
         ((640, 480), 64, 0.25, 64),
     ],
 )
-def test_the_scale_shows_the_smallest_face(
+def test_scale_for_the_smallest_face(
     size: tuple[int, int], min_face: float | None, scale: float, smallest: float
 ) -> None:
     plan = scan(size, WITHIN, min_face)
     assert plan.scale == pytest.approx(scale, rel=2e-3)
     assert plan.min_face == pytest.approx(smallest, rel=2e-3)
     finest = plan.levels[-1]
-    assert finest.width * finest.height <= MOST_PIXELS * 1.001
+    assert finest.width * finest.height <= MAX_PIXELS * 1.001
 
 
 @given(SIDES, SIDES, st.none() | st.floats(8, 10_000))
-def test_every_plan_keeps_its_bounds(width: int, height: int, min_face: float | None) -> None:
+def test_every_plan_is_within_its_bounds(width: int, height: int, min_face: float | None) -> None:
     plan = scan((width, height), WITHIN, min_face)
     for coarser, finer in pairwise(plan.levels):
         assert max(finer.width, finer.height) <= STEP * max(coarser.width, coarser.height) + STEP
     for level in plan.levels:
         for spans, length in ((level.columns, level.width), (level.rows, level.height)):
             assert (spans[0].own_start, spans[-1].own_stop) == (0, length)
-            assert all(before.own_stop == after.own_start for before, after in pairwise(spans))
+            assert all(left.own_stop == right.own_start for left, right in pairwise(spans))
             for span in spans:
                 assert 0 <= span.start < span.stop <= length
                 assert span.stop - span.start <= TILE
-                # A face whose centre is the tile's own lies wholly in the tile, or reaches beyond the photo.
+                # A face with its centre in a tile's own part lies entirely in the tile, or reaches beyond the photo.
                 assert span.start == 0 or span.own_start - span.start >= OVERLAP / 2 - 1
                 assert span.stop == length or span.stop - span.own_stop >= OVERLAP / 2 - 1
 
 
-def found(*rows: tuple[float, float, float, float, float]) -> Detections:
+def detections_of(*rows: tuple[float, float, float, float, float]) -> Detections:
     """Detections of (left, top, right, bottom, score)."""
     values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
     return Detections(values[:, :4], values[:, 4], values[:, :2, None].movedim(1, 2).expand(-1, 5, 2))
 
 
-def test_of_a_face_seen_twice_the_surer_stays_in_the_photos_pixels() -> None:
+def test_merge_keeps_the_most_confident_in_the_photos_pixels() -> None:
     halves = (Span(0, 500, 0, 450), Span(400, 900, 450, 900))
     plan = Scan(
         1800,
@@ -125,28 +125,28 @@ def test_of_a_face_seen_twice_the_surer_stays_in_the_photos_pixels() -> None:
             Level(900, 200, halves, (Span(0, 200, 0, 200),)),
         ),
     )
-    coarse = found((100, 20, 120, 40, 0.7), (200, 10, 290, 100, 0.8))
-    left = found((200, 40, 240, 80, 0.9), (440, 40, 480, 80, 0.95), (10, 10, 190, 190, 0.99))
-    right = found((40, 40, 80, 80, 0.6), (450, 150, 490, 199, 0.5))
+    coarse = detections_of((100, 20, 120, 40, 0.7), (200, 10, 290, 100, 0.8))
+    left = detections_of((200, 40, 240, 80, 0.9), (440, 40, 480, 80, 0.95), (10, 10, 190, 190, 0.99))
+    right = detections_of((40, 40, 80, 80, 0.6), (450, 150, 490, 199, 0.5))
     merged = merge(plan, [[coarse], [left, right]])
     assert [(face.box, round(face.score, 2)) for face in merged] == [
-        ((400, 80, 480, 160), 0.9),  # twice its box in the finer level; the coarser level's is dropped
-        ((800, 40, 1160, 400), 0.8),  # larger than the tiles' overlap: the coarser level's alone
+        ((400, 80, 480, 160), 0.9),  # twice its box in the finer level, which replaces the coarser level's
+        ((800, 40, 1160, 400), 0.8),  # larger than the overlap of tiles: from the coarser level only
         ((880, 80, 960, 160), 0.6),  # its centre, 460, belongs to the right tile
         ((1700, 300, 1780, 398), 0.5),
     ]
     assert merged[0].landmarks[0] == (400, 80)
 
 
-def test_small_faces_of_a_large_photo_are_found_once_each(network: CenterFace) -> None:
-    """Also those on the edges of tiles. At the detector's size, where they have 11 pixels, hardly one is found."""
-    picture, centres = small_faces()
-    plan = scan(picture.size, WITHIN)
+def test_each_small_face_of_a_large_photo_is_detected_once(network: CenterFace) -> None:
+    """Also faces on the edges of tiles. At the detector's size they have 11 pixels and are mostly missed."""
+    image, centres = small_faces()
+    plan = scan(image.size, WITHIN)
     assert len(plan.levels[-1].columns) == 2
-    boxes = np.array([face.box for face in faces(network, picture, plan)])
+    boxes = np.array([face.box for face in faces(network, image, plan)])
     assert len(centres) - 3 <= len(boxes) <= len(centres)
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     nearest = np.linalg.norm(middles[:, None] - np.array(centres), axis=2)
     assert len(set(nearest.argmin(axis=1))) == len(boxes)
     assert nearest.min(axis=1).max() < 20
-    assert len(faces(network, picture, whole(picture.size, WITHIN))) < 5
+    assert len(faces(network, image, whole(image.size, WITHIN))) < 5

@@ -1,4 +1,4 @@
-"""Noise that depends on seed and index alone; the parts that are served."""
+"""Latents as a function of seed and index, and the submodels that are served."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from models.denoiser import Denoiser, DenoiserConfig
 from models.generative import (
     MAX_INDEX,
     MAX_SEED,
-    DecoderPart,
-    EncoderPart,
-    ReconstructPart,
+    DecoderSubmodel,
+    EncoderSubmodel,
+    ReconstructionSubmodel,
     latents,
     no_labels,
     with_label_planes,
 )
 
 
-def test_the_noise_is_standard_normal() -> None:
+def test_latents_are_standard_normal() -> None:
     values = torch.stack([latents(7, index, 40) for index in range(500)]).double().numpy()
     assert stats.kstest(values.ravel(), "norm").pvalue > 0.001
-    # Neither the samples of a seed nor the dimensions of a sample know of each other.
+    # Neither the samples of a seed nor the dimensions of a sample are correlated.
     assert np.abs(np.corrcoef(values.T) - np.eye(40)).max() < 5 / np.sqrt(500)
     assert abs(np.corrcoef(values[1:].ravel(), values[:-1].ravel())[0, 1]) < 5 / np.sqrt(500 * 40)
 
 
-def test_the_noise_never_changes() -> None:
-    # These numbers make the pictures that somebody has kept a seed of.
+def test_latents_of_a_seed_never_change() -> None:
+    # Users keep seeds to generate their images again.
     expected = torch.tensor([-0.6768542528152466, -0.20418637990951538, -1.0456126928329468, -0.44512939453125])
     assert torch.equal(latents(2026, 3, 4), expected)
     assert latents(2026, 3, 4).dtype == torch.float32
 
 
 @given(st.integers(0, MAX_SEED), st.integers(0, MAX_INDEX))
-def test_more_dimensions_begin_with_fewer_and_every_pair_is_its_own(seed: int, index: int) -> None:
+def test_latents_differ_for_every_seed_and_index(seed: int, index: int) -> None:
     drawn = latents(seed, index, 8)
     assert torch.equal(drawn, latents(seed, index, 8))
-    others = {((seed + 1) % (MAX_SEED + 1), index), (seed, (index + 1) % (MAX_INDEX + 1)), (index, seed % 2**32)}
-    for other in others - {(seed, index)}:
+    neighbours = {((seed + 1) % (MAX_SEED + 1), index), (seed, (index + 1) % (MAX_INDEX + 1)), (index, seed % 2**32)}
+    for other in neighbours - {(seed, index)}:
         assert not torch.equal(drawn, latents(*other, 8))
 
 
-def test_a_large_seed_is_not_two_small_words() -> None:
-    # As entropy, the words of 2**32 and 1 would be 0, 1, 1: those of the seed 0 with the index 1 + 2**32.
+def test_large_seed_is_not_split_into_words() -> None:
+    # Used as entropy, the words of 2**32 and 1 would be 0, 1, 1, as for the seed 0 with the index 1 + 2**32.
     assert not torch.equal(latents(2**32, 1, 4), latents(0, 1, 4))
     assert not torch.equal(latents(5 + 2**32 * 6, 0, 4), latents(5, 6, 4))
 
@@ -57,7 +57,7 @@ def test_a_large_seed_is_not_two_small_words() -> None:
 @pytest.mark.parametrize(
     ("seed", "index", "dimensions"), [(-1, 0, 1), (2**64, 0, 1), (0, -1, 1), (0, 2**32, 1), (0, 0, 0)]
 )
-def test_what_no_noise_is_drawn_for(seed: int, index: int, dimensions: int) -> None:
+def test_invalid_seed_or_index_is_refused(seed: int, index: int, dimensions: int) -> None:
     with pytest.raises(ValueError, match="expected a seed"):
         latents(seed, index, dimensions)
 
@@ -68,33 +68,33 @@ def network() -> Autoencoder:
     return Autoencoder(config).eval()
 
 
-def test_parts_are_the_methods_with_one_tensor() -> None:
+def test_submodels_are_the_methods_with_one_tensor() -> None:
     module = network()
-    pictures, labels = torch.rand(5, 1, 8, 8), torch.eye(2)[[0, 1, 1, 0, 1]]
+    images, labels = torch.rand(5, 1, 8, 8), torch.eye(2)[[0, 1, 1, 0, 1]]
     with torch.inference_mode():
-        codes = module.embed(pictures, labels)
-        planes = with_label_planes(pictures, labels)
+        codes = module.embed(images, labels)
+        planes = with_label_planes(images, labels)
         assert planes.shape == (5, 3, 8, 8)
         assert torch.equal(planes[:, 1:].mean(dim=(2, 3)), labels)
-        assert torch.equal(EncoderPart(module)(planes), codes)
-        assert torch.equal(DecoderPart(module)(torch.cat([codes, labels], dim=1)), module.decode(codes, labels))
-        assert torch.equal(ReconstructPart(module)(planes), module(pictures, labels))
+        assert torch.equal(EncoderSubmodel(module)(planes), codes)
+        assert torch.equal(DecoderSubmodel(module)(torch.cat([codes, labels], dim=1)), module.decode(codes, labels))
+        assert torch.equal(ReconstructionSubmodel(module)(planes), module(images, labels))
 
 
-def test_parts_can_be_exported_by_torch() -> None:
+def test_submodels_can_be_exported_by_torch() -> None:
     module, planes = network(), torch.rand(2, 3, 8, 8)
-    for part, items in ((ReconstructPart(module), planes), (DecoderPart(module), torch.randn(2, 5))):
-        program = torch.export.export(part, (items,))
-        torch.testing.assert_close(program.module()(items), part(items))
+    for submodel, batch in ((ReconstructionSubmodel(module), planes), (DecoderSubmodel(module), torch.randn(2, 5))):
+        program = torch.export.export(submodel, (batch,))
+        torch.testing.assert_close(program.module()(batch), submodel(batch))
 
 
-@pytest.mark.parametrize("part", [DecoderPart, EncoderPart, ReconstructPart])
-def test_a_network_without_the_ability_is_refused(part: type[nn.Module]) -> None:
+@pytest.mark.parametrize("submodel", [DecoderSubmodel, EncoderSubmodel, ReconstructionSubmodel])
+def test_network_without_the_method_is_refused(submodel: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="Denoiser does not"):
-        part(Denoiser(DenoiserConfig(widths=(4,), blocks=1)))
+        submodel(Denoiser(DenoiserConfig(widths=(4,), blocks=1)))
 
 
-def test_no_labels_are_a_column_less_table() -> None:
+def test_no_labels_are_a_table_without_columns() -> None:
     assert no_labels(torch.rand(3, 1, 8, 8)).shape == (3, 0)
     with pytest.raises(ValueError, match=r"expected labels of shape \[3, 2\], got \[3, 0\]"):
         network().embed(torch.rand(3, 1, 8, 8), torch.zeros(3, 0))

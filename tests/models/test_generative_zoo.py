@@ -1,64 +1,64 @@
-"""What every network of the registry that answers pictures can do. A new row is tested by being there."""
+"""Every network of the registry that outputs images: gradients, saving, ranges, refusals. New rows are included."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
 from torch import Tensor, nn
 
 from models import checkpoint
-from models.card import ModelCard
-from models.generative import DecoderPart, Decodes, EncoderPart, Encodes, ReconstructPart, with_label_planes
-from models.preprocess import Preprocess
+from models.generative import (
+    DecoderSubmodel,
+    EncoderSubmodel,
+    ReconstructionSubmodel,
+    SupportsDecode,
+    SupportsEncode,
+    with_label_planes,
+)
 from models.registry import REGISTRY, build, configure
+from tests.models.helpers import assert_all_gradients, save_untrained
 
 TASKS = {"reconstruct", "generate", "denoise"}
 ZOO = [name for name, row in REGISTRY.items() if row.task in TASKS]
 BATCH = 4
-KINDS = 3
+CLASSES = 3
 
 
-def conditions(name: str) -> list[dict[str, Any]]:
-    """The row as it is, and with labels where it can have some."""
+def label_overrides(name: str) -> list[dict[str, Any]]:
+    """No overrides, and labels if the network can have them."""
     labels = "num_classes" in {field.name for field in fields(REGISTRY[name].config)}
-    return [{}, {"num_classes": KINDS}] if labels else [{}]
+    return [{}, {"num_classes": CLASSES}] if labels else [{}]
 
 
-ROWS = [(name, overrides) for name in ZOO for overrides in conditions(name)]
-
-
-@jaxtyped(typechecker=beartype)
-def as_pictures(
-    answer: Float[Tensor, "n {channels} {side} {side}"], channels: int, side: int
-) -> Float[Tensor, "n {channels} {side} {side}"]:
-    """The answer, its shape checked as it stands in the signature."""
-    return answer
+ROWS = [
+    *((name, overrides) for name in ZOO for overrides in label_overrides(name)),
+    *(("gan", {"in_channels": 3, "image_size": side, "widths": [24, 16, 8]}) for side in (32, 48, 64)),
+    ("vae", {"in_channels": 3, "image_size": 32, "widths": [4, 4, 8], "likelihood": "gaussian"}),
+]
 
 
 def inputs(config: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, latents and one-hot labels, as many columns of the last two as the config says."""
-    pictures = torch.rand(BATCH, config.in_channels, config.image_size, config.image_size)
+    """Images, latents and one-hot labels in the shapes of the config."""
+    images = torch.rand(BATCH, config.in_channels, config.image_size, config.image_size)
     labels = torch.eye(getattr(config, "num_classes", 0) or 1).repeat(BATCH, 1)[:BATCH]
     latents = torch.randn(BATCH, getattr(config, "latent", 0))
-    return pictures, latents, labels if getattr(config, "num_classes", 0) else labels[:, :0]
+    return images, latents, labels if getattr(config, "num_classes", 0) else labels[:, :0]
 
 
-def parts(module: nn.Module, config: Any) -> list[tuple[nn.Module, Tensor]]:
-    """Everything of it that is served, with what it is given."""
-    pictures, latents, labels = inputs(config)
-    planes = with_label_planes(pictures, labels)
+def submodels(module: nn.Module, config: Any) -> list[tuple[nn.Module, Tensor]]:
+    """The submodels that are served, each with an input."""
+    images, latents, labels = inputs(config)
+    planes = with_label_planes(images, labels)
     served: list[tuple[nn.Module, Tensor]] = []
-    if isinstance(module, Decodes):
-        served.append((DecoderPart(module), torch.cat([latents, labels], dim=1)))
-    if isinstance(module, Encodes):
-        served += [(EncoderPart(module), planes), (ReconstructPart(module), planes)]
-    return served or [(module, pictures)]
+    if isinstance(module, SupportsDecode):
+        served.append((DecoderSubmodel(module), torch.cat([latents, labels], dim=1)))
+    if isinstance(module, SupportsEncode):
+        served += [(EncoderSubmodel(module), planes), (ReconstructionSubmodel(module), planes)]
+    return served or [(module, images)]
 
 
 @pytest.mark.parametrize(("name", "overrides"), ROWS)
@@ -66,123 +66,77 @@ def test_forward_backward_save_load(name: str, overrides: dict[str, Any], tmp_pa
     torch.manual_seed(0)
     config = configure(name, overrides)
     module = build(name, overrides)
-    answers = [part(given) for part, given in parts(module, config)]
-    loss = torch.stack([answer.square().mean() for answer in answers]).sum()
-    if hasattr(module, "posterior"):  # the loss needs what no served part shows
-        pictures, noise, labels = inputs(config)
-        reading = module(pictures, labels, noise)
-        scale = 0 if reading.log_scale is None else reading.log_scale
-        loss = loss + reading.logits.square().mean() + reading.log_variance.square().mean() + scale
+    outputs = [submodel(batch) for submodel, batch in submodels(module, config)]
+    loss = torch.stack([output.square().mean() for output in outputs]).sum()
+    if hasattr(module, "posterior"):  # the loss needs outputs that no submodel has
+        images, noise, labels = inputs(config)
+        output = module(images, labels, noise)
+        scale = 0 if output.log_scale is None else output.log_scale
+        loss = loss + output.logits.square().mean() + output.log_variance.square().mean() + scale
     assert loss.isfinite()
     loss.backward()  # type: ignore[no-untyped-call]
-    for key, parameter in module.named_parameters():
-        assert parameter.grad is not None, f"{key} is not used"
-        assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.any(), f"{key} has no gradient"
+    assert_all_gradients(module)
 
-    saved = checkpoint.save(
-        tmp_path,
-        module,
-        name=name,
-        description="untrained",
-        task=REGISTRY[name].task,
-        architecture=name,
-        config=asdict(config),
-        preprocess=Preprocess(
-            mode="L" if config.in_channels == 1 else "RGB",
-            size=(config.image_size, config.image_size),
-            mean=(0.0,) * config.in_channels,
-            std=(255.0,) * config.in_channels,
-        ),
-        classes=tuple("abc"[: overrides.get("num_classes", 0)]),
-        data="none",
-        source="this test",
-        license="Apache-2.0",
-    )
+    saved = save_untrained(tmp_path, module, name, overrides)
     loaded, card = checkpoint.load(tmp_path)
     assert card == saved
     torch.manual_seed(1)
-    given = parts(module.eval(), config)
+    original = submodels(module.eval(), config)
     torch.manual_seed(1)
-    again = parts(loaded, config)
+    restored = submodels(loaded, config)
     with torch.inference_mode():
-        for (part, items), (other, same) in zip(given, again, strict=True):
-            assert torch.equal(items, same)
-            assert torch.equal(part(items), other(same))
+        for (submodel, batch), (loaded_submodel, same_batch) in zip(original, restored, strict=True):
+            assert torch.equal(batch, same_batch)
+            assert torch.equal(submodel(batch), loaded_submodel(same_batch))
 
 
 @pytest.mark.parametrize(("name", "overrides"), ROWS)
-def test_pictures_have_their_shape_and_their_range(name: str, overrides: dict[str, Any]) -> None:
+def test_outputs_have_the_documented_shape_and_range(name: str, overrides: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = configure(name, overrides)
     module = build(name, overrides).eval()
     with torch.inference_mode():
-        for part, given in parts(module, config):
-            answer = part(given)
-            if isinstance(part, EncoderPart):
-                assert answer.shape == (BATCH, config.latent)
+        for submodel, batch in submodels(module, config):
+            output = submodel(batch)
+            if isinstance(submodel, EncoderSubmodel):
+                assert output.shape == (BATCH, config.latent)
                 continue
-            as_pictures(answer, config.in_channels, config.image_size)
-            if isinstance(part, DecoderPart):
-                assert answer.min() >= -1
-                assert answer.max() <= 1
-                assert answer.std() > 0
+            assert output.shape == (BATCH, config.in_channels, config.image_size, config.image_size)
+            if isinstance(submodel, DecoderSubmodel):
+                assert output.min() >= -1
+                assert output.max() <= 1
+                assert output.std() > 0
 
 
 @pytest.mark.parametrize(("name", "overrides"), ROWS)
-def test_a_batch_is_answered_row_by_row(name: str, overrides: dict[str, Any]) -> None:
+def test_output_does_not_depend_on_the_batch(name: str, overrides: dict[str, Any]) -> None:
     torch.manual_seed(0)
     module = build(name, overrides).eval()
     with torch.inference_mode():
-        for part, given in parts(module, configure(name, overrides)):
-            singly = torch.cat([part(item[None]) for item in given])
-            torch.testing.assert_close(part(given), singly, rtol=1e-4, atol=1e-5)
+        for submodel, batch in submodels(module, configure(name, overrides)):
+            one_by_one = torch.cat([submodel(item[None]) for item in batch])
+            torch.testing.assert_close(submodel(batch), one_by_one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_wrong_shapes_are_refused(name: str) -> None:
     module = build(name).eval()
-    for part, given in parts(module, REGISTRY[name].config):
-        wrong = [torch.cat([given, given[:, :1]], dim=1), given[:, 1:], given[0], given[None]]
-        if given.ndim == 4:
-            wrong += [given[:, :, 1:], given[:, :, :, 1:]]
-        for items in wrong:
+    for submodel, batch in submodels(module, REGISTRY[name].config):
+        wrong = [torch.cat([batch, batch[:, :1]], dim=1), batch[:, 1:], batch[0], batch[None]]
+        if batch.ndim == 4:
+            wrong += [batch[:, :, 1:], batch[:, :, :, 1:]]
+        for inputs in wrong:
             with pytest.raises(ValueError, match="expected"):
-                part(items)
+                submodel(inputs)
 
 
-@pytest.mark.parametrize(("name", "overrides"), [row for row in ROWS if row[1]])
-def test_a_label_changes_the_picture(name: str, overrides: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "overrides"), [row for row in ROWS if "num_classes" in row[1]])
+def test_label_changes_the_output(name: str, overrides: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = configure(name, overrides)
     module = build(name, overrides).eval()
     with torch.inference_mode():
-        for part, given in parts(module, config):
-            other = given.clone()
-            swapped = given[:, -KINDS:].roll(1, dims=1)
-            other[:, -KINDS:] = swapped
-            assert not torch.allclose(part(given), part(other))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"classes": ()}, "0 class names for a network with 3 classes"),
-        ({"config": {"num_classes": 0}}, "3 class names for a network with 0 classes"),
-        ({"temperature": 2.0}, "a temperature is a classifier's, not that of a network to generate"),
-        ({"task": "denoise"}, "vae is built to generate, not to denoise"),
-        (
-            {"preprocess": Preprocess(size=(28, 28), mean=(0,) * 3, std=(1,) * 3)},
-            "preprocessing makes 3 channels, not 1",
-        ),
-    ],
-)
-def test_a_card_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {
-        **{"name": "x", "description": "", "task": "generate", "architecture": "vae", "config": {"num_classes": 3}},
-        **{"preprocess": Preprocess(mode="L", size=(28, 28), mean=(0,), std=(1,)), "classes": ("a", "b", "c")},
-        **{"parameters": 1, "data": "", "source": "", "license": "", "sha256": "0" * 64},
-    }
-    assert ModelCard(**good).classes == ("a", "b", "c")
-    with pytest.raises(ValueError, match=message):
-        ModelCard(**good | changes)
+        for submodel, batch in submodels(module, config):
+            other = batch.clone()
+            other[:, -CLASSES:] = batch[:, -CLASSES:].roll(1, dims=1)
+            assert not torch.allclose(submodel(batch), submodel(other))

@@ -1,4 +1,4 @@
-"""The decoder that serving and training share: formats by content, transparency, 16 bits, EXIF, damage."""
+"""The decoder shared by serving and training: formats by content, transparency, 16 bits, EXIF, damage."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def turned() -> bytes:
 
 
 def faded() -> Image.Image:
-    picture = photo("coffee").resize((48, 32)).convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize((48, 32)))
-    return picture
+    image = photo("coffee").resize((48, 32)).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize((48, 32)))
+    return image
 
 
-PICTURES = {
+IMAGES = {
     "jpeg": encode(photo("coffee").resize((48, 32)), "JPEG"),
     "transparent": encode(faded()),
     "grey with alpha": encode(faded().convert("LA")),
@@ -51,31 +51,31 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("suffix", [".jpg", ".txt", ""])
 def test_serving_and_training_decode_to_the_same_pixels(name: str, suffix: str, tmp_path: Path) -> None:
-    """Whatever the file is called."""
-    served = np.asarray(decode(PICTURES[name], LIMITS))
+    """For any file name."""
+    served = np.asarray(decode(IMAGES[name], LIMITS))
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(PICTURES[name])
-    for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(PICTURES[name])), read_photo(path)):
+    path.write_bytes(IMAGES[name])
+    for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(IMAGES[name])), read_photo(path)):
         assert isinstance(trained, Image.Image)
         assert (trained.mode, trained.size) == ("RGB", served.shape[1::-1])
         assert np.array_equal(np.asarray(trained), served)
 
 
-def test_transparency_is_laid_on_white_and_16_bits_are_scaled() -> None:
+def test_transparency_becomes_white_and_16_bits_are_scaled() -> None:
     clear = data.decoded("here", io.BytesIO(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))))
     assert clear.getpixel((0, 0)) == (255, 255, 255)
     deep = data.decoded("here", io.BytesIO(encode(Image.fromarray(np.full((4, 4), 30_000, np.uint16)))))
     assert deep.getpixel((0, 0)) == (117, 117, 117)
 
 
-def test_alpha_and_profile_are_kept_where_asked_for() -> None:
-    kept = image_decoder.load(image_decoder.open_image(io.BytesIO(PICTURES["transparent"]), ("PNG",)), keep_alpha=True)
-    assert kept.mode == "RGBA"
-    assert np.array_equal(np.asarray(kept), np.asarray(faded()))
-    assert image_decoder.on_white(kept).tobytes() == decode(PICTURES["transparent"], LIMITS).tobytes()
+def test_alpha_is_kept_on_request() -> None:
+    rgba = image_decoder.load(image_decoder.open_image(io.BytesIO(IMAGES["transparent"]), ("PNG",)), keep_alpha=True)
+    assert rgba.mode == "RGBA"
+    assert np.array_equal(np.asarray(rgba), np.asarray(faded()))
+    assert image_decoder.composite_on_white(rgba).tobytes() == decode(IMAGES["transparent"], LIMITS).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_alpha_and_profile_are_kept_where_asked_for() -> None:
     [
         b"",
         b"text",
-        PICTURES["jpeg"][:400],
-        PICTURES["transparent"][:200],
-        PICTURES["transparent"][:60],
+        IMAGES["jpeg"][:400],
+        IMAGES["transparent"][:200],
+        IMAGES["transparent"][:60],
         b"BM" + b"\xff" * 60,
     ],
     ids=["empty", "text", "cut JPEG", "cut PNG", "cut header", "bad BMP"],
 )
-def test_a_corrupt_file_is_named_by_its_path(content: bytes, tmp_path: Path) -> None:
+def test_error_names_the_path_of_a_corrupt_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded: "):
@@ -100,9 +100,9 @@ def test_a_corrupt_file_is_named_by_its_path(content: bytes, tmp_path: Path) -> 
         decode(content, LIMITS)
 
 
-def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_decoder_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(PICTURES["transparent"])
+    path.write_bytes(IMAGES["transparent"])
 
     def fails(*_: object) -> None:
         raise IndexError("of some plugin")
@@ -115,24 +115,24 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, monkeypatch: p
                 data.decoded(str(path), path)
 
 
-def test_content_decides_what_is_a_picture(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(PICTURES["gif"])
-    (tmp_path / "b.jfif").write_bytes(PICTURES["jpeg"])
-    (tmp_path / "c").write_bytes(PICTURES["webp"])
-    (tmp_path / "d.heic").write_bytes(PICTURES["jpeg"])
-    (tmp_path / "e.doc").write_text("no picture")
+def test_images_are_recognised_by_content(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(IMAGES["gif"])
+    (tmp_path / "b.jfif").write_bytes(IMAGES["jpeg"])
+    (tmp_path / "c").write_bytes(IMAGES["webp"])
+    (tmp_path / "d.heic").write_bytes(IMAGES["jpeg"])
+    (tmp_path / "e.doc").write_text("no image")
     (tmp_path / "f.png").symlink_to("nowhere")
     (tmp_path / "g").mkdir()
     (tmp_path / ".h").write_text("hidden")
-    told: list[str] = []
-    assert [path.name for path in data.picture_files(tmp_path, told.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
-    assert told == [
+    messages: list[str] = []
+    assert [path.name for path in data.image_files(tmp_path, messages.append)] == ["a.txt", "b.jfif", "c", "d.heic"]
+    assert messages == [
         f"left out: {tmp_path / 'e.doc'}: none of JPEG, PNG, WEBP, BMP, GIF, PPM",
         f"left out: {tmp_path / 'f.png'}: a broken link",
     ]
     (tmp_path / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"i\.heic: \.heic is not read"):
-        data.picture_files(tmp_path, told.append)
+    with pytest.raises(DataError, match=r"i\.heic: \.heic is not supported"):
+        data.image_files(tmp_path, messages.append)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -140,16 +140,16 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("is_animated", [False, True])
-def test_little_is_kept_of_texts_that_a_few_bytes_unpack_to(*, is_animated: bool) -> None:
-    others: dict[str, Any] = (
+def test_long_compressed_texts_are_dropped(*, is_animated: bool) -> None:
+    options: dict[str, Any] = (
         {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]} if is_animated else {}
     )
-    plain = encode(Image.new("RGB", (8, 8)), **others)
+    plain = encode(Image.new("RGB", (8, 8)), **options)
     packed = zlib.compress(b"a" * 2**20, 9)
-    before, after = (
+    leading, trailing = (
         b"".join(_chunk(b"zTXt", b"%s%d\0\0" % (name, n) + packed) for n in range(3)) for name in (b"a", b"b")
     )
-    texts = plain[:33] + _chunk(b"tEXt", b"Title\0cup") + before + plain[33:-12] + after + plain[-12:]
+    texts = plain[:33] + _chunk(b"tEXt", b"Title\0cup") + leading + plain[33:-12] + trailing + plain[-12:]
     opened = image_decoder.open_image(io.BytesIO(texts), ("PNG",))
     assert isinstance(opened, PngImagePlugin.PngImageFile)
     assert opened.png is not None
@@ -161,16 +161,20 @@ def test_little_is_kept_of_texts_that_a_few_bytes_unpack_to(*, is_animated: bool
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_training_reads_a_jpeg_that_lacks_only_its_end_marker(mode: str, tmp_path: Path) -> None:
-    whole = encode(photo("coffee").resize((64, 48)).convert(mode), "JPEG")
-    served = decode(whole, LIMITS).tobytes()
+def test_jpeg_without_its_end_marker_is_decoded(mode: str, tmp_path: Path) -> None:
+    complete = encode(photo("coffee").resize((64, 48)).convert(mode), "JPEG")
+    served = decode(complete, LIMITS).tobytes()
     path = tmp_path / "a.jpg"
     for cut in (1, 2):
-        path.write_bytes(whole[:-cut])
-        for trained in (data.decoded("here", path), data.decoded("here", io.BytesIO(whole[:-cut])), read_photo(path)):
+        path.write_bytes(complete[:-cut])
+        for trained in (
+            data.decoded("here", path),
+            data.decoded("here", io.BytesIO(complete[:-cut])),
+            read_photo(path),
+        ):
             assert isinstance(trained, Image.Image)
             assert trained.tobytes() == served
-    path.write_bytes(whole[:-100])
+    path.write_bytes(complete[:-100])
     with pytest.raises(DataError, match="cannot be decoded"):
         data.decoded("here", path)
     assert read_photo(path) == "damaged: OSError"

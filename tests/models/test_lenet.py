@@ -14,7 +14,7 @@ from models.registry import build
 
 
 def free_parameters(module: nn.Module) -> int:
-    """Trainable numbers; of a connection table's kernels only those that are connected."""
+    """The number of trainable parameters; of a connection table's kernels, of the connected ones only."""
     if isinstance(module, TableConv2d):
         return module.free_parameters()
     own = sum(p.numel() for p in module.parameters(recurse=False))
@@ -38,7 +38,7 @@ def per_layer(module: nn.Module) -> list[int]:
         ("lenet5-relu", [156, 2_416, 48_120, 10_164, 850], 61_706),
     ],
 )
-def test_parameter_counts(name: str, layers: list[int], total: int) -> None:
+def test_free_parameters_of_each_layer(name: str, layers: list[int], total: int) -> None:
     module = build(name)
     assert per_layer(module) == layers
     assert free_parameters(module) == total
@@ -48,12 +48,12 @@ def test_parameter_counts(name: str, layers: list[int], total: int) -> None:
     ("inputs", "table", "options"),
     [(6, C3_TABLE, {}), (12, H2_TABLE, {"stride": 2, "bias": False}), (6, C3_TABLE, {"padding": 2})],
 )
-def test_table_convolution_is_one_convolution_a_map(
+def test_table_convolution_is_a_convolution_per_map(
     inputs: int, table: tuple[tuple[int, ...], ...], options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
     layer = TableConv2d(inputs, table, 5, **options)
-    nn.init.normal_(layer.weight)  # also where there is no connection, which must not matter
+    nn.init.normal_(layer.weight)  # also where there is no connection, which must have no effect
     images = torch.randn(3, inputs, 14, 14)
     maps = []
     for j, seen in enumerate(table):
@@ -63,7 +63,7 @@ def test_table_convolution_is_one_convolution_a_map(
     torch.testing.assert_close(layer(images), torch.cat(maps, dim=1), rtol=1e-5, atol=1e-4)
 
 
-def test_the_tables_are_the_papers() -> None:
+def test_tables_are_the_papers() -> None:
     assert [len(row) for row in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
     assert len(set(C3_TABLE)) == 16
     assert [sum(i in row for row in C3_TABLE) for i in range(6)] == [10] * 6  # table I: ten crosses a row
@@ -92,7 +92,7 @@ def test_rbf_is_the_negative_squared_distance() -> None:
     assert torch.equal(layer(layer.codes).argmax(dim=1), torch.arange(10))
 
 
-def test_the_codes_are_ten_different_drawings_of_7x12() -> None:
+def test_codes_are_ten_different_drawings_of_7x12() -> None:
     assert [[len(row) for row in glyph.split()] for glyph in DIGIT_GLYPHS] == [[7] * 12] * 10
     codes = EuclideanRBF().codes
     assert codes.shape == (10, 84)
@@ -112,8 +112,8 @@ def test_scaled_tanh() -> None:
     assert x.detach()[curvature.abs().argmax()] == pytest.approx(1, abs=0.02)
 
 
-def test_outside_the_picture_is_background() -> None:
-    """LeNet-1989 pads with -1: a blank picture looks the same at its edge as in its middle."""
+def test_padding_is_background() -> None:
+    """LeNet-1989 pads with -1: the maps of a blank image are the same at the edge and in the centre."""
     module = build("lenet1989")
     features = module.get_submodule("features")
     assert isinstance(features, nn.Sequential)

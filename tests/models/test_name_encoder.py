@@ -1,4 +1,4 @@
-"""The name encoder: what letters become, on the sphere, whatever the padding; the order of letters counts."""
+"""The name encoder: folding of letters, unit vectors, independence of padding, dependence on order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from jaxtyping import Float, Int64, jaxtyped
 from torch import Tensor, nn
 
 from models.name_encoder import ALPHABET, PADDING, UNKNOWN, VARIANTS, WordEncoder, WordEncoderConfig, encode, fold
+from tests.models.helpers import assert_all_gradients
 
 
 @jaxtyped(typechecker=beartype)
 def run(module: nn.Module, ids: Int64[Tensor, "n letters"], dimensions: int) -> Float[Tensor, "n {dimensions}"]:
-    """The module's answer. Types and shapes are checked as they stand in the signature."""
-    answer: Tensor = module(ids)
-    return answer
+    """The module's output. Types and shapes are checked against the signature."""
+    output: Tensor = module(ids)
+    return output
 
 
 def small() -> WordEncoder:
@@ -43,14 +44,14 @@ def test_folding(name: str, folded: str) -> None:
     assert set(folded) <= set(ALPHABET)
 
 
-def test_letters_are_counted_from_one_and_padded_at_the_end() -> None:
+def test_letters_are_numbered_from_one_and_padded_at_the_end() -> None:
     ids = encode(["ab z", "É"])
     assert ids.dtype == torch.int64
     assert ids.tolist() == [[1, 2, 27, 26], [5, PADDING, PADDING, PADDING]]
 
 
 @pytest.mark.parametrize("names", [[], [""], ["ada", " . "]])
-def test_nothing_to_read_is_refused(names: list[str]) -> None:
+def test_empty_names_are_refused(names: list[str]) -> None:
     with pytest.raises(ValueError, match="expected names with a letter in them"):
         encode(names)
 
@@ -59,15 +60,12 @@ def test_nothing_to_read_is_refused(names: list[str]) -> None:
 def test_forward_and_backward(name: str) -> None:
     torch.manual_seed(0)
     module = WordEncoder(VARIANTS[name])
-    # Every letter occurs, since what does not has no gradient.
+    # All letters occur, since others would have no gradient.
     ids = encode([ALPHABET, ALPHABET[::-1], "ada lovelace"])
     embeddings = run(module, ids, VARIANTS[name].dimensions)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-6)
     (embeddings[0] * embeddings[2]).sum().backward()  # type: ignore[no-untyped-call]
-    for key, parameter in module.named_parameters():
-        assert parameter.grad is not None, f"{key} is not used"
-        assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.any(), f"{key} has no gradient"
+    assert_all_gradients(module)
     letters = module.features.letters.weight.grad
     assert letters is not None
     assert letters[1:].any(dim=1).all()
@@ -77,24 +75,24 @@ def test_forward_and_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_vector_does_not_depend_on_the_padding_or_the_batch(training: bool) -> None:
+def test_vector_does_not_depend_on_padding(training: bool) -> None:
     module = small().train(training)
-    alone = module(encode(["bo"]))[0]
-    beside = module(encode(["bo", "hubert blaine wolfeschlegelsteinhausen"]))[0]
-    assert torch.allclose(alone, beside, atol=1e-6)
-    # Nor does it come from a network that answers the same for all.
-    assert (alone - module(encode(["wolfeschlegel"]))[0]).norm() > 0.05
+    single = module(encode(["bo"]))[0]
+    padded = module(encode(["bo", "hubert blaine wolfeschlegelsteinhausen"]))[0]
+    assert torch.allclose(single, padded, atol=1e-6)
+    # The network does not return the same vector for all names.
+    assert (single - module(encode(["wolfeschlegel"]))[0]).norm() > 0.05
 
 
-def test_the_order_of_letters_counts() -> None:
+def test_vector_depends_on_the_order_of_letters() -> None:
     module = small().eval()
     with torch.inference_mode():
-        one, two, three = module(encode(["martha", "marhta", "ahtram"]))
-    assert (one - two).norm() > 1e-3
-    assert (one - three).norm() > 1e-3
+        martha, marhta, ahtram = module(encode(["martha", "marhta", "ahtram"]))
+    assert (martha - marhta).norm() > 1e-3
+    assert (martha - ahtram).norm() > 1e-3
 
 
-def test_a_name_that_is_all_padding_does_no_harm() -> None:
+def test_padding_alone_has_finite_gradients() -> None:
     module = small()
     embeddings = module(torch.zeros(2, 5, dtype=torch.int64))
     embeddings.sum().backward()
@@ -112,6 +110,6 @@ def test_wrong_shapes_are_refused(ids: Tensor) -> None:
 
 
 @pytest.mark.parametrize("config", [WordEncoderConfig(kernel=4), WordEncoderConfig(depth=0)])
-def test_sizes_that_cannot_be(config: WordEncoderConfig) -> None:
+def test_invalid_settings_are_refused(config: WordEncoderConfig) -> None:
     with pytest.raises(ValueError, match="must be at least 1 and the kernel odd"):
         WordEncoder(config)

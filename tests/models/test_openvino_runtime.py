@@ -1,4 +1,4 @@
-"""OpenVINO's answers against torch's, whatever the number of pictures, and what is kept of a conversion."""
+"""OpenVINO's outputs against torch's for any number of images, and the cache of conversions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import openvino_runtime
-from models.openvino_runtime import SIZES, AnySizeRuntime, OpenVinoRuntime, pieces, precisions, signature
+from models.openvino_runtime import SIZES, OpenVinoAnySizeRuntime, OpenVinoRuntime, split_batch
 from models.registry import build
 
 
 @given(st.integers(0, 200))
-def test_pieces_are_all_there_is(count: int) -> None:
-    found = list(pieces(count))
-    assert sum(items for items, _ in found) == count
-    for items, size in found:
+def test_split_batch_covers_all_items(count: int) -> None:
+    batches = list(split_batch(count))
+    assert sum(items for items, _ in batches) == count
+    for items, size in batches:
         assert size in SIZES
         assert 0.75 * size <= items <= size
-    assert [size for _, size in found] == sorted((size for _, size in found), reverse=True)
+    assert [size for _, size in batches] == sorted((size for _, size in batches), reverse=True)
 
 
 @pytest.mark.parametrize("name", ["lenet5-relu", "resnet20", "efficientnet-lite0"])
-def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
+def test_outputs_are_torchs(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build(name, {}).eval()
     shape = (1, 32, 32) if name == "lenet5-relu" else (3, 32, 32)
@@ -40,6 +40,9 @@ def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
             layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     ready = OpenVinoRuntime(module, shape, "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
+    assert openvino_runtime.signature().startswith("openvino-")
+    first = ready(torch.ones(1, *shape))
+    copied = first.clone()
     for count in (1, 3, 7, 37):
         images = torch.randn(count, *shape)
         with torch.inference_mode():
@@ -47,15 +50,16 @@ def test_its_answers_are_torchs(name: str, tmp_path: Path) -> None:
         outputs = ready(images)
         assert outputs.shape == expected.shape
         assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    assert torch.equal(first, copied)  # not overwritten by later calls
 
 
 @pytest.mark.parametrize(("name", "config"), [("centerface", {}), ("denoiser", {"widths": [8, 8], "blocks": 1})])
-def test_maps_of_pictures_of_any_size_are_torchs(name: str, config: dict[str, object], tmp_path: Path) -> None:
+def test_maps_of_images_of_any_size_are_torchs(name: str, config: dict[str, object], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build(name, config).eval()
-    ready = AnySizeRuntime(module, (3, 256, 256), "f32", "weights", tmp_path)
+    ready = OpenVinoAnySizeRuntime(module, (3, 256, 256), "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
-    before = None
+    previous = None
     for count, height, width in ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64)):
         images = torch.rand(count, 3, height, width)
         with torch.inference_mode():
@@ -63,69 +67,56 @@ def test_maps_of_pictures_of_any_size_are_torchs(name: str, config: dict[str, ob
         outputs = ready(images)
         assert outputs.shape == expected.shape
         assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-        if before is not None:
-            assert torch.equal(*before)  # what was answered outlives the next
-        before = outputs, outputs.clone()
+        if previous is not None:
+            assert torch.equal(*previous)  # not overwritten by the next call
+        previous = outputs, outputs.clone()
     assert len(list(tmp_path.glob("*.xml"))) == 1
 
 
-def test_what_maps_take_is_weights_and_room_for_a_large_picture(tmp_path: Path) -> None:
+def test_size_for_maps_is_weights_and_outputs_of_a_large_image(tmp_path: Path) -> None:
     module = nn.Conv2d(1, 4, 3, bias=False)
-    ready = AnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
+    ready = OpenVinoAnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
     assert ready.size == 4 * (4 * 9 + 4 * 8 * 10)
 
 
-def test_what_it_takes_is_weights_and_room_for_each_size(tmp_path: Path) -> None:
+def test_size_is_weights_and_outputs_of_each_batch_size(tmp_path: Path) -> None:
     module = nn.Conv2d(1, 4, 3, bias=False)  # [1, 8, 8] -> [4, 6, 6]
-    weights, answer = 4 * 9, 4 * 6 * 6
+    weights, output = 4 * 9, 4 * 6 * 6
     rows = sum(SIZES)
     full, half = (OpenVinoRuntime(module, (1, 8, 8), p, "weights", tmp_path).size for p in ("f32", "bf16"))
-    assert full == 4 * (weights * len(SIZES) + answer * rows) == 2 * half
+    assert full == 4 * (weights * len(SIZES) + output * rows) == 2 * half
 
 
-def test_an_answer_outlives_the_next(tmp_path: Path) -> None:
-    ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
-    first = ready(torch.ones(1, 1, 32, 32))
-    kept = first.clone()
-    ready(torch.zeros(1, 1, 32, 32))
-    assert torch.equal(first, kept)
-
-
-def test_another_shape_is_refused(tmp_path: Path) -> None:
+def test_other_shapes_are_refused(tmp_path: Path) -> None:
     ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
     with pytest.raises(ValueError, match=r"expected items of the shape \[1, 32, 32\], got \[1, 28, 28\]"):
         ready(torch.zeros(2, 1, 28, 28))
 
 
-def test_a_conversion_is_kept_and_found_by_its_key(tmp_path: Path) -> None:
+def test_conversion_is_cached_by_its_key(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first, second = build("lenet5-relu", {}), build("lenet5-relu", {})
     images = torch.randn(2, 1, 32, 32)
-    one = OpenVinoRuntime(first, (1, 32, 32), "f32", "first", tmp_path)(images)
+    expected = OpenVinoRuntime(first, (1, 32, 32), "f32", "first", tmp_path)(images)
     assert len(list(tmp_path.glob("*.xml"))) == 1
-    again = OpenVinoRuntime(second, (1, 32, 32), "f32", "first", tmp_path)(images)  # who says it is the first gets it
-    assert torch.equal(again, one)
+    cached = OpenVinoRuntime(second, (1, 32, 32), "f32", "first", tmp_path)(images)  # the key identifies the network
+    assert torch.equal(cached, expected)
     other = OpenVinoRuntime(second, (1, 32, 32), "f32", "second", tmp_path)(images)
-    assert not torch.equal(other, one)
+    assert not torch.equal(other, expected)
     assert len(list(tmp_path.glob("*.xml"))) == 2
 
 
-def test_it_names_versions_and_processor() -> None:
-    assert signature().startswith("openvino-")
-    assert "f32" in precisions()
-
-
-def test_openvino_tells_nobody_that_it_is_used() -> None:
-    """In a process of its own: its import would send an event."""
+def test_telemetry_is_replaced_by_a_stub() -> None:
+    """In a separate process, because the import would send an event."""
     code = (
         "from models import openvino_runtime; openvino_runtime.signature(); "
         "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
 
 
-def test_processes_compile_one_after_the_other(tmp_path: Path) -> None:
+def test_compilation_waits_for_the_lock(tmp_path: Path) -> None:
     done = threading.Event()
 
     def compile_it() -> None:
@@ -133,15 +124,15 @@ def test_processes_compile_one_after_the_other(tmp_path: Path) -> None:
         done.set()
 
     thread = threading.Thread(target=compile_it)
-    with FileLock(tmp_path / "compiling.lock"):  # as another process would
+    with FileLock(tmp_path / "compiling.lock"):  # held as by another process
         thread.start()
         assert not done.wait(1)
     thread.join(60)
     assert done.is_set()
 
 
-def test_who_has_the_lock_and_does_not_go_on_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runtime, "PATIENCE_S", 0.1)
+def test_lock_timeout_compiles_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "LOCK_TIMEOUT_S", 0.1)
     with FileLock(tmp_path / "compiling.lock"):
         ready = OpenVinoRuntime(nn.Linear(4, 2), (4,), "f32", key="a", folder=tmp_path)
     assert ready(torch.zeros(3, 4)).shape == (3, 2)

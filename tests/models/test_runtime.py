@@ -1,4 +1,4 @@
-"""The reference runtime against the module it stands for."""
+"""The reference runtime against the module that it runs."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ CPU = torch.device("cpu")
 
 
 class Watcher(nn.Module):
-    """Answers in half precision and says how it was asked."""
+    """Returns half precision and records the modes in which it was called."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.asked = (self.training, torch.is_inference_mode_enabled())
+        self.modes = (self.training, torch.is_inference_mode_enabled())
         return x.flatten(1).half()
 
 
-def test_it_is_the_module_with_rows_in_order() -> None:
+def test_outputs_are_the_modules_with_rows_in_order() -> None:
     torch.manual_seed(0)
-    module = build("lenet5-relu", {"dropout": 0.5})  # a dropout that would show in train mode
+    module = build("lenet5-relu", {"dropout": 0.5})  # dropout changes outputs in train mode
     images = torch.randn(5, 1, 32, 32)
     ready = prepare(module, CPU)
     outputs = ready(images)
     with torch.no_grad():
         assert torch.equal(outputs, module.eval()(images))
     for row, image in zip(outputs, images, strict=True):
-        # Another batch size takes other kernels: the same but for rounding.
+        # Other batch sizes use other kernels, which round differently.
         torch.testing.assert_close(ready(image[None])[0], row, rtol=1e-5, atol=1e-5)
     assert ready.name == "torch-cpu-float32"
 
 
-def test_it_only_answers_and_in_float32() -> None:
+def test_inference_mode_and_float32_outputs() -> None:
     watcher = Watcher()
     outputs = TorchRuntime(watcher, CPU)(torch.ones(2, 1, 2, 2, requires_grad=True))
-    assert watcher.asked == (False, True)
+    assert watcher.modes == (False, True)
     assert (outputs.dtype, outputs.device, outputs.requires_grad) == (torch.float32, CPU, False)
 
 
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda"), (False, "cpu")])
-def test_the_default_device(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_device(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert default_device() == torch.device(device)
 
 
-def test_without_a_device_it_takes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_uses_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "default_device", lambda: CPU)
     assert prepare(Watcher()).name == "torch-cpu-float32"
 
@@ -57,7 +57,7 @@ def test_without_a_device_it_takes_the_default(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "name", ["efficientnet-b0", "resnet18", "vgg11-bn", "densenet121", "inception-v3", "centerface"]
 )
-def test_the_same_outputs_on_a_gpu(name: str) -> None:
+def test_outputs_on_a_gpu_are_the_same(name: str) -> None:
     torch.manual_seed(0)
     overrides = {"auxiliary": False} if name == "inception-v3" else {}
     module = build(name, overrides).eval()
@@ -67,5 +67,5 @@ def test_the_same_outputs_on_a_gpu(name: str) -> None:
     assert ready.name == "torch-cuda-float32"
     outputs = ready(images)
     assert outputs.device == CPU
-    # cuDNN's convolutions take TF32's 10 bits of mantissa by default.
+    # cuDNN's convolutions use TF32 with 10 bits of mantissa by default.
     assert float((outputs - expected).abs().max()) <= 1e-2 * float(expected.abs().max())

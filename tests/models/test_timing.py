@@ -1,4 +1,4 @@
-"""Times are those of the calls, by a clock that goes on only in them."""
+"""Durations by a simulated clock that only advances within the calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models import timing
 T = TypeVar("T")
 
 
-def test_latencies_are_medians_of_calls_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_are_medians_of_interleaved_calls_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now, calls = 0.0, []
 
     def call(name: str, seconds: Callable[[], float]) -> Callable[[], None]:
@@ -23,25 +23,13 @@ def test_latencies_are_medians_of_calls_that_take_turns(monkeypatch: pytest.Monk
 
         return run
 
-    monkeypatch.setattr(timing, "perf_counter", lambda: now)
-    # One call in five, and all of the warm-up, are slow.
-    slow = {"a": call("a", lambda: 9.0 if len(calls) < 7 or len(calls) % 10 == 9 else 1.0), "b": call("b", lambda: 2.0)}
-    assert timing.interleaved_medians(slow, rounds=5) == {"a": 1.0, "b": 2.0}
-    assert calls == ["a", "b"] * 8
-
-
-def test_who_waits_for_a_turn_is_not_slower_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def call() -> None:
-        nonlocal now
-        now += 1
-
-    def queued(work: Callable[[], T]) -> T:
+    def wait_and_run(work: Callable[[], T]) -> T:
         nonlocal now
         now += 60
         return work()
 
     monkeypatch.setattr(timing, "perf_counter", lambda: now)
-    assert timing.interleaved_medians({"a": call}, 2, queued) == {"a": 1.0}
-    assert now == 5 * 61
+    # One call in five, and all of the warm-up, are slow.
+    slow = {"a": call("a", lambda: 9.0 if len(calls) < 7 or len(calls) % 10 == 9 else 1.0), "b": call("b", lambda: 2.0)}
+    assert timing.interleaved_medians(slow, 5, wait_and_run) == {"a": 1.0, "b": 2.0}
+    assert calls == ["a", "b"] * 8

@@ -1,9 +1,6 @@
-"""The views of test-time augmentation against torchvision's, of pictures framed in black before they are normalised."""
+"""The views of test-time augmentation against torchvision's crops of padded images."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.tta import VIEWS, Tta, views
 from tests.conftest import photo
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "card-1"
 SIZES = [(32, 32, 0), (28, 28, 2), (24, 40, 0), (224, 224, 0)]
 
 
@@ -25,63 +20,50 @@ def preprocessing(height: int, width: int, pad: int) -> Preprocess:
 
 
 @pytest.mark.parametrize(("height", "width", "pad"), SIZES)
-def test_ten_crop_is_torchvisions_of_the_framed_picture(height: int, width: int, pad: int) -> None:
+def test_ten_crop_is_torchvisions_of_the_padded_image(height: int, width: int, pad: int) -> None:
     preprocess = preprocessing(height, width, pad)
     pixels = preprocess.pixels(photo("coffee"))
     height, width = preprocess.shape[1:]
     down, right = height // 8, width // 8
-    framed = np.pad(pixels, ((down, down), (right, right), (0, 0)))
-    crops = tv.ten_crop(preprocess.normalise(torch.from_numpy(framed)), [height, width])
-    found = list(views(preprocess.normalise(torch.from_numpy(pixels.copy())), "ten-crop", preprocess))
-    assert len(found) == VIEWS["ten-crop"]
-    # torchvision's order: four corners and the centre, then those of the mirror image, whose left is the right.
-    for view, place in zip(found, (4, 9, 0, 6, 1, 5, 2, 8, 3, 7), strict=True):
-        assert torch.equal(view, crops[place])
+    padded = np.pad(pixels, ((down, down), (right, right), (0, 0)))
+    crops = tv.ten_crop(preprocess.normalise(torch.from_numpy(padded)), [height, width])
+    actual = list(views(preprocess.normalise(torch.from_numpy(pixels.copy())), "ten-crop", preprocess))
+    assert len(actual) == VIEWS["ten-crop"]
+    # torchvision's order: four corners and the centre, then those of the mirror image, in which left is right.
+    for view, index in zip(actual, (4, 9, 0, 6, 1, 5, 2, 8, 3, 7), strict=True):
+        assert torch.equal(view, crops[index])
         assert view.is_contiguous()
 
 
 @pytest.mark.parametrize("kind", ["six-view", "ten-crop"])
-def test_a_batch_has_the_views_of_its_pictures(kind: Tta) -> None:
+def test_batch_has_the_views_of_its_images(kind: Tta) -> None:
     preprocess = preprocessing(32, 32, 0)
-    pictures = torch.stack([preprocess(photo(name)) for name in ("coffee", "rocket", "chelsea")])
-    alone = [list(views(picture, kind, preprocess)) for picture in pictures]
-    for number, view in enumerate(views(pictures, kind, preprocess)):
-        assert torch.equal(view, torch.stack([single[number] for single in alone]))
+    images = torch.stack([preprocess(photo(name)) for name in ("coffee", "rocket", "chelsea")])
+    single = [list(views(image, kind, preprocess)) for image in images]
+    for number, view in enumerate(views(images, kind, preprocess)):
+        assert torch.equal(view, torch.stack([image_views[number] for image_views in single]))
 
 
 @pytest.mark.parametrize(("height", "width", "pad"), SIZES)
-def test_six_views_are_windows_of_numpy_s_reflection(height: int, width: int, pad: int) -> None:
+def test_six_views_are_windows_of_numpys_reflection(height: int, width: int, pad: int) -> None:
     preprocess = preprocessing(height, width, pad)
-    picture = preprocess(photo("coffee"))
+    image = preprocess(photo("coffee"))
     height, width = preprocess.shape[1:]
     down, right = max(1, height // 32), max(1, width // 32)
-    framed = np.pad(picture.numpy(), ((0, 0), (down, down), (right, right)), mode="reflect")
-    found = [view.numpy() for view in views(picture, "six-view", preprocess)]
-    assert len(found) == VIEWS["six-view"]
-    windows = [picture.numpy(), framed[:, 2 * down :, 2 * right :], framed[:, :height, :width]]
+    padded = np.pad(image.numpy(), ((0, 0), (down, down), (right, right)), mode="reflect")
+    actual = [view.numpy() for view in views(image, "six-view", preprocess)]
+    assert len(actual) == VIEWS["six-view"]
+    windows = [image.numpy(), padded[:, 2 * down :, 2 * right :], padded[:, :height, :width]]
     for number, window in enumerate(windows):
-        assert np.array_equal(found[2 * number], window)
-        assert np.array_equal(found[2 * number + 1], window[..., ::-1])
+        assert np.array_equal(actual[2 * number], window)
+        assert np.array_equal(actual[2 * number + 1], window[..., ::-1])
 
 
 @pytest.mark.parametrize("kind", VIEWS)
-def test_every_kind_begins_with_the_picture_and_its_mirror_image(kind: Tta) -> None:
+def test_first_views_are_the_image_and_its_mirror_image(kind: Tta) -> None:
     preprocess = preprocessing(32, 32, 0)
-    picture = preprocess(photo("coffee"))
-    found: list[Tensor] = list(views(picture, kind, preprocess))
-    assert len(found) == VIEWS[kind]
-    for view, other in zip(found, (picture, picture.flip(-1)), strict=False):
+    image = preprocess(photo("coffee"))
+    actual: list[Tensor] = list(views(image, kind, preprocess))
+    assert len(actual) == VIEWS[kind]
+    for view, other in zip(actual, (image, image.flip(-1)), strict=False):
         assert torch.equal(view, other)
-
-
-@pytest.mark.parametrize("kind", VIEWS)
-def test_a_card_may_name_each_kind(kind: Tta) -> None:
-    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": kind}
-    read = ModelCard.model_validate_json(json.dumps(card))
-    assert (read.schema_version, read.tta) == (1, kind)
-
-
-def test_a_card_may_name_no_other_kind() -> None:
-    card = json.loads((GOLDEN / "card.json").read_text()) | {"tta": "five-crop"}
-    with pytest.raises(ValueError, match="ten-crop"):
-        ModelCard.model_validate_json(json.dumps(card))

@@ -1,9 +1,10 @@
-"""What every classifier of the registry can do. A new row is tested by being there."""
+"""Every classifier and embedder of the registry: gradients, saving, shapes, sizes, refusals. New rows are included."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import checkpoint
+from models.inception import TABLE_1, InceptionNetwork
 from models.lenet import TableConv2d
-from models.preprocess import Preprocess
 from models.registry import REGISTRY, build, configure
-from tests.models.helpers import run
+from tests.models.helpers import assert_all_gradients, run, save_untrained
 
-# With more parameters than this, a network takes seconds.
+# A network with more parameters takes seconds.
 FAST = 5_500_000
-# Settings that make two runs differ.
+# Settings that make a network random in train mode.
 RANDOM = {"dropout", "drop_connect", "drop_rate"}
 BATCH = 4
+
+# Settings for small images, and a smaller form of networks that have one.
+ALEXNET = {"channels": [8, 12, 16, 12, 8], "stem": [5, 1, 2], "hidden": [16], "pool_size": 3, "image_size": 32}
+VGG = {"stages": [[8, 8], [8, 8], [16, 16], [16, 16]], "hidden": [], "pool_size": 1, "image_size": 32}
+DENSENET = {"depths": [1, 1, 1, 1], "growth": 4}
+INCEPTION: dict[str, Any] = {
+    "num_classes": 10,
+    "image_size": 32,
+    "stem": "small",
+    "stem_channels": [24],
+    "rows": [
+        [[16, 16, 24, 4, 8, 8]],
+        [[24, 24, 32, 4, 8, 8], [24, 24, 32, 4, 8, 8]],
+        [[32, 32, 48, 8, 16, 16]],
+    ],
+    "batch_norm": True,
+    "local_response_norm": False,
+    "auxiliary_after": [[1, 0], [1, 1]],
+    "auxiliary_hidden": 64,
+}
+EMBEDDER = {"image_size": 32, "backbone_config": {"widths": [8, 16], "depths": [1, 1]}, "dimensions": 12}
+FACE = {"image_size": 32, "dimensions": 8}
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
@@ -29,97 +52,236 @@ def marks(name: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if parameters > FAST else []
 
 
-# Every classifier of the registry; those that take long are marked.
-ZOO = [pytest.param(name, marks=marks(name)) for name, row in REGISTRY.items() if row.task == "classify"]
+ZOO = [
+    *(pytest.param(name, {}, marks=marks(name)) for name, row in REGISTRY.items() if row.task == "classify"),
+    ("embedder", EMBEDDER),
+    ("mobilefacenet", FACE),
+    ("mobilefacenet", FACE | {"norm": False}),
+]
 
 
-def smallest_images(name: str) -> Tensor:
-    config = REGISTRY[name].config
-    side = config.smallest
-    return torch.randn(BATCH, config.in_channels, side, side)
+def smallest_images(config: Any) -> Tensor:
+    return torch.randn(BATCH, config.in_channels, config.smallest, config.smallest)
 
 
 def expected_zeros(module: nn.Module) -> dict[str, Tensor]:
-    """Where a gradient has to be exactly zero: true for the weights that a connection table leaves out."""
+    """Masks of the weights whose gradient must be zero because a connection table leaves them out."""
     return {
-        f"{name}.weight": (part.table == 0).expand_as(part.weight)
-        for name, part in module.named_modules()
-        if isinstance(part, TableConv2d)
+        f"{name}.weight": (layer.table == 0).expand_as(layer.weight)
+        for name, layer in module.named_modules()
+        if isinstance(layer, TableConv2d)
     }
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_forward_backward_save_load(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "overrides"), ZOO)
+def test_forward_backward_save_load(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    overrides = {field.name: 0.0 for field in fields(REGISTRY[name].config) if field.name in RANDOM}
+    overrides = overrides | {field.name: 0.0 for field in fields(REGISTRY[name].config) if field.name in RANDOM}
     config = configure(name, overrides)
     module = build(name, overrides)
-    images = smallest_images(name)
+    images = smallest_images(config)
 
-    answers = module(images, auxiliary=True) if getattr(config, "auxiliary", False) else (module(images),)
-    labels = torch.arange(BATCH)
-    loss = torch.stack([F.cross_entropy(logits, labels) for logits in answers]).sum()
+    outputs = module(images, auxiliary=True) if getattr(config, "auxiliary", False) else (module(images),)
+    loss = torch.stack([F.cross_entropy(output, torch.arange(BATCH)) for output in outputs]).sum()
     assert loss.isfinite()
-
     loss.backward()  # type: ignore[no-untyped-call]
-    zeros = expected_zeros(module)
-    for key, parameter in module.named_parameters():
-        assert parameter.grad is not None, f"{key} is not used"
-        assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.any(), f"{key} has no gradient"
-        if key in zeros:
-            assert not parameter.grad[zeros[key]].any(), f"{key} has gradients outside its table"
+    assert_all_gradients(module, expected_zeros(module))
 
-    channels, height, width = images.shape[1:]
-    saved = checkpoint.save(
-        tmp_path,
-        module,
-        name=name,
-        description="untrained",
-        task=REGISTRY[name].task,
-        architecture=name,
-        config=asdict(config),
-        preprocess=Preprocess(
-            mode="L" if channels == 1 else "RGB", size=(height, width), mean=(0.0,) * channels, std=(1.0,) * channels
-        ),
-        classes=tuple(map(str, range(config.num_classes))),
-        data="none",
-        source="this test",
-        license="Apache-2.0",
-    )
+    saved = save_untrained(tmp_path, module, name, overrides, config.smallest)
     loaded, card = checkpoint.load(tmp_path)
     assert card == saved
     assert not loaded.training
     with torch.inference_mode():
-        assert torch.equal(run(loaded, images, config.num_classes), module.eval()(images))
+        expected = module.eval()(images)
+        width = config.num_classes if hasattr(config, "num_classes") else config.dimensions
+        assert torch.equal(run(loaded, images, width), expected)
+        assert torch.equal(module.get_submodule("head")(module.get_submodule("features")(images)), expected)
+        if REGISTRY[name].task == "embed":
+            torch.testing.assert_close(expected.norm(dim=1), torch.ones(BATCH))
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_features_feed_the_head(name: str) -> None:
-    torch.manual_seed(0)
-    module = build(name).eval()
-    images = smallest_images(name)
-    features, head = module.get_submodule("features"), module.get_submodule("head")
-    with torch.inference_mode():
-        assert torch.equal(head(features(images)), module(images))
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_wrong_shapes_are_refused(name: str) -> None:
-    module = build(name).eval()
-    good = smallest_images(name)
+@pytest.mark.parametrize(("name", "overrides"), ZOO)
+def test_wrong_shapes_are_refused(name: str, overrides: dict[str, Any]) -> None:
+    module = build(name, overrides).eval()
+    good = smallest_images(configure(name, overrides))
     side = good.shape[-1]
-    wrong = {
-        "one channel more": torch.cat([good, good[:, :1]], dim=1),
-        "too small": good[:, :, : side - 1],
-        "too narrow": good[:, :, :, : side - 1],
-        "no batch": good[0],
-        "a dimension more": good[None],
-    }
-    for what, images in wrong.items():
-        with pytest.raises(ValueError, match="expected images of shape") as caught:
+    for images in (
+        torch.cat([good, good[:, :1]], dim=1),  # one channel more
+        good[:, :, : side - 1],
+        good[:, :, :, : side - 1],
+        good[0],
+        good[None],
+    ):
+        with pytest.raises(ValueError, match="expected images of shape") as error:
             module(images)
-        message = str(caught.value)
-        assert f"[N, {good.shape[1]}, " in message, what  # the expected shape
-        assert f"{side}]" in message, what
-        assert str(list(images.shape)) in message, what  # the actual one
+        message = str(error.value)
+        assert f"[N, {good.shape[1]}, " in message
+        assert f"{side}]" in message
+        assert str(list(images.shape)) in message
+    if ">=" not in message:
+        with pytest.raises(ValueError, match="expected images of shape"):
+            module(F.pad(good, (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "smallest"),
+    [
+        ("alexnet2012", {"hidden": [8]}, 63),
+        ("alexnet2012", {"hidden": [8], "overlapping_pooling": False}, 35),
+        ("alexnet", ALEXNET, 15),
+        ("alexnet2012", ALEXNET | {"overlapping_pooling": False}, 8),
+        ("vgg11", VGG, 16),
+        ("vgg11-bn", VGG | {"stem": [6, 3], "stages": [[4, 5], [7]], "halve": "first"}, 6),
+        ("resnet20", {"in_channels": 1}, 8),
+        ("resnet20", {"stem": "small-pool", "widths": [8, 16], "depths": [1, 1]}, 8),
+        ("resnet18", {}, 32),
+        ("densenet121", DENSENET, 32),
+        ("densenet121", DENSENET | {"stem": "small", "in_channels": 1}, 8),
+        ("densenet121", DENSENET | {"stem": "small-pool"}, 16),
+        ("efficientnet-b0", {"stem_stride": 1, "strides": [1, 1, 2, 2, 1, 2, 1]}, 8),
+        ("inception-v1", {"auxiliary": False}, 31),
+        ("inception-v1", {}, 79),
+        ("googlenet", {"auxiliary": False}, 15),  # torchvision's documented minimum
+        ("googlenet", {}, 15),
+        ("inception-v3", {"auxiliary": False}, 75),  # torchvision's documented minimum
+        ("inception-v3", {}, 299),
+        ("inception-v1", INCEPTION | {"auxiliary": False}, 4),
+        ("inception-v1", INCEPTION, 10),
+        ("inception-v1", INCEPTION | {"stem": "small-pool", "auxiliary": False}, 7),
+        ("inception-v1", INCEPTION | {"pools": [2, 2], "auxiliary_after": [[0, 0]]}, 5),
+    ],
+)
+def test_smallest_image(name: str, overrides: dict[str, Any], smallest: int) -> None:
+    config = configure(name, overrides)
+    assert config.smallest == smallest
+    with torch.device("meta"):
+        module = build(name, overrides).eval()
+        images = torch.zeros(2, config.in_channels, smallest, smallest)
+    outputs = module(images, auxiliary=True) if getattr(config, "auxiliary", False) else (module(images),)
+    assert {tuple(logits.shape) for logits in outputs} == {(2, config.num_classes)}
+    with pytest.raises(ValueError, match=rf">={smallest}, >={smallest}\], got \[2, \d, {smallest}, {smallest - 1}\]"):
+        module(images[..., 1:])
+    if name.startswith(("alexnet", "inception", "googlenet")):
+        # Without padding the limit is exact: one pixel less leaves a layer without input.
+        with pytest.raises(RuntimeError, match=r"size|too small"):
+            run_every_layer(module, images[:, :, 1:, 1:])
+
+
+def run_every_layer(module: nn.Module, x: Tensor) -> None:
+    """Run the layers of `features` and the auxiliary heads, without the check of the images' shape."""
+    heads = dict(zip(module.taps, module.auxiliary, strict=True)) if isinstance(module, InceptionNetwork) else {}
+    for index, layer in enumerate(module.get_submodule("features").children()):
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            return
+        x = layer(x)
+        if index in heads:
+            heads[index](x)
+
+
+SERVING = {"auxiliary": False}
+# Millions of parameters. The papers give, rounded: AlexNet 60; VGG-11 to 19 133, 133, 138, 144 (table 2); Inception-v3
+# less than 25; ResNet-20 to 110 0.27, 0.46, 0.85 and 1.7 (table 6); DenseNet-40 and -BC-100 1.0 and 0.8 (table 2).
+PARAMETERS: list[tuple[str, dict[str, Any], str]] = [
+    ("alexnet", {}, "61.100840"), ("alexnet2012", {}, "60.965224"),
+    ("vgg11", {}, "132.863336"), ("vgg13", {}, "133.047848"), ("vgg16", {}, "138.357544"), ("vgg19", {}, "143.667240"),
+    ("vgg11-bn", {}, "132.868840"), ("vgg13-bn", {}, "133.053736"),
+    ("vgg16-bn", {}, "138.365992"), ("vgg19-bn", {}, "143.678248"),
+    ("inception-v1", {}, "13.378280"), ("inception-v1", SERVING, "6.998552"),
+    ("googlenet", {}, "13.004888"), ("googlenet", SERVING, "6.624904"),
+    ("inception-v3", {}, "27.161264"), ("inception-v3", SERVING, "23.834568"),
+    ("resnet18", {}, "11.689512"), ("resnet34", {}, "21.797672"), ("resnet50", {}, "25.557032"),
+    ("resnet101", {}, "44.549160"), ("resnet152", {}, "60.192808"),
+    ("resnet20", {}, "0.27"), ("resnet32", {}, "0.46"), ("resnet56", {}, "0.85"), ("resnet110", {}, "1.7"),
+    ("densenet121", {}, "7.978856"), ("densenet169", {}, "14.149480"), ("densenet201", {}, "20.013928"),
+    ("densenet264", {}, "33.337704"), ("densenet40", {}, "1.019722"), ("densenet-bc-100", {}, "0.769162"),
+    ("efficientnet-b0", {}, "5.29"), ("efficientnet-b1", {}, "7.79"), ("efficientnet-b2", {}, "9.11"),
+    ("efficientnet-b3", {}, "12.23"), ("efficientnet-b4", {}, "19.34"), ("efficientnet-b5", {}, "30.39"),
+    ("efficientnet-b6", {}, "43.04"), ("efficientnet-b7", {}, "66.35"),
+    ("efficientnet-lite0", {}, "4.65"), ("efficientnet-lite4", {}, "13.01"),
+    ("mobilefacenet", {"norm": False}, "1.292992"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "overrides", "millions"), PARAMETERS)
+def test_parameter_counts(name: str, overrides: dict[str, Any], millions: str) -> None:
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(name, overrides).parameters())
+    assert f"{parameters / 1e6:.{len(millions.partition('.')[2])}f}" == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("alexnet2012", {"channels": [96, 256]}, r"channels needs 5 numbers >= 1, got \(96, 256\)"),
+        ("alexnet2012", {"channels": [96, 256, 0, 384, 256]}, "channels needs 5 numbers >= 1"),
+        ("alexnet2012", {"channels": [95, 256, 384, 384, 256]}, r"divisible by 2 groups, got \(95, 256"),
+        ("alexnet2012", {"stem": [0, 4, 2]}, r"stem needs .* got \(0, 4, 2\)"),
+        ("alexnet2012", {"stem": [11, 0, 2]}, r"stem needs .* got \(11, 0, 2\)"),
+        ("alexnet2012", {"stem": [11, 4, -1]}, r"stem needs .* got \(11, 4, -1\)"),
+        ("alexnet2012", {"stem": [5, 1, 5]}, r"stem needs .* got \(5, 1, 5\)"),
+        ("alexnet2012", {"stem": [11, 4]}, "alexnet2012: .*stem"),
+        ("alexnet2012", {"hidden": []}, r"hidden needs one or more numbers >= 1, got \(\)"),
+        ("alexnet2012", {"hidden": [4096, 0]}, "hidden needs one or more numbers >= 1"),
+        ("alexnet2012", {"pool_size": 0}, "pool_size must be >= 1, got 0"),
+        ("alexnet2012", {"activation": "gelu"}, "alexnet2012: .*activation"),
+        ("alexnet2012", {"groups": 3}, "alexnet2012: .*groups"),
+        ("alexnet2012", {"dropout_on": "both"}, "alexnet2012: .*dropout_on"),
+        ("alexnet2012", {"init": "xavier"}, "alexnet2012: .*init"),
+        ("vgg16", {"stages": []}, "stages needs one or more stages"),
+        ("vgg16", {"stages": [[64], []]}, r"stages needs .* got \(\(64,\), \(\)\)"),
+        ("vgg16", {"stages": [[64, 0]]}, r"stages needs .* got \(\(64, 0\),\)"),
+        ("vgg16", {"hidden": [4096, 0]}, r"hidden needs numbers >= 1, got \(4096, 0\)"),
+        ("vgg16", {"stem": [0, 3]}, r"stem needs a number of filters .* got \(0, 3\)"),
+        ("vgg16", {"stem": [24, 0]}, r"stem needs a number of filters .* got \(24, 0\)"),
+        ("vgg16", {"pool_size": 0}, "pool_size must be >= 1, got 0"),
+        ("vgg16", {"stages": [[4]], "hidden": [], "dropout": 1.5}, "has to be between 0 and 1, but got 1.5"),
+        ("resnet18", {"depths": [1, 1], "widths": [8]}, "one number >= 1 for each stage"),
+        ("resnet18", {"depths": [], "widths": []}, "one number >= 1 for each stage"),
+        ("resnet18", {"depths": [0], "widths": [8]}, "one number >= 1 for each stage"),
+        ("resnet20", {"depths": [1, 1], "widths": [16, 8]}, "a padded shortcut cannot reduce channels"),
+        ("densenet121", {"depths": []}, "at least one block"),
+        ("densenet121", {"depths": [6, 0]}, "at least one layer"),
+        ("densenet121", {"compression": 0.0}, "above 0"),
+        ("densenet121", {"compression": 1.5}, "at most 1"),
+        ("efficientnet-b0", {"strides": [1, 2]}, "strides needs 7 numbers, got 2"),
+        ("inception-v1", {"rows": []}, "at least one module in each stage"),
+        ("inception-v1", {"rows": [TABLE_1[0], [], TABLE_1[2]]}, "at least one module in each stage"),
+        ("inception-v1", {"rows": [*TABLE_1[:2], [[64, 0, 64, 8, 16, 16]]]}, "six numbers >= 1"),
+        ("inception-v1", {"rows": [[[64, 64, 64, 8, 16]]]}, "rows"),
+        ("inception-v1", {"pools": [3]}, "pools needs a 2 or 3 between each two of 3 stages"),
+        ("inception-v1", {"pools": [3, 4]}, "pools needs a 2 or 3"),
+        ("inception-v1", {"stem_channels": [64]}, "'imagenet' needs 3 stem_channels"),
+        ("inception-v1", {"stem": "small"}, "'small' needs 1 stem_channels"),
+        ("inception-v1", {"stem": "large"}, "stem"),
+        ("inception-v1", {"wide_kernel": 7}, "wide_kernel"),
+        ("inception-v1", {"image_size": 78}, "at least 79 pixels, got 78"),
+        ("inception-v1", {"image_size": 30, "auxiliary": False}, "at least 31 pixels, got 30"),
+        ("inception-v1", {"auxiliary_after": []}, "pairs in ascending order"),
+        ("inception-v1", {"auxiliary_after": [[1, 3], [1, 0]]}, "pairs in ascending order"),
+        ("inception-v1", {"auxiliary_after": [[1, 0], [1, 0]]}, "pairs in ascending order"),
+        ("inception-v1", {"auxiliary_after": [[1, 5]]}, "pairs in ascending order"),
+        ("inception-v1", {"auxiliary_after": [[3, 0]]}, "pairs in ascending order"),
+        ("inception-v1", {"auxiliary": 1}, "auxiliary"),
+        ("inception-v1", {"heads": 2}, "no setting heads"),
+        ("lenet5", {"image_size": 28}, "reads images of 32x32 pixels, not 28"),
+        ("lenet5", {"num_classes": 26}, "codes for the 10 digits, not for 26"),
+        ("lenet1989", {"image_size": 28}, "one input size, 16, not 28"),
+        ("mobilefacenet", {"image_size": 8}, "multiple of 16"),
+        ("mobilefacenet", {"image_size": 100}, "multiple of 16"),
+        ("embedder", {"backbone": "embedder"}, "must be a classifier, not embedder"),
+        ("embedder", {"backbone": "nothing"}, "unknown architecture 'nothing'"),
+        ("embedder", {"backbone_config": {"width": 3}}, "no setting width"),
+        ("embedder", {"backbone_config": {"image_size": 64}}, "image_size of the backbone are set by the embedder"),
+        ("embedder", {"backbone_config": {"depths": [1]}}, r"depths \(1,\) and widths"),
+        ("autoencoder", {"image_size": 28, "widths": [4, 8, 8]}, "28 pixels cannot be halved 3 times"),
+        ("autoencoder", {"image_size": 7, "widths": [4]}, "cannot be halved"),
+        ("autoencoder", {"image_size": 8, "widths": []}, "cannot be halved"),
+        ("autoencoder", {"image_size": 2, "widths": [4, 4, 4]}, "cannot be halved"),
+        ("gan", {"widths": [8, 8, 8]}, "28 pixels cannot be halved"),
+        ("gan", {"widths": []}, "28 pixels cannot be halved"),
+        ("gan", {"widths": [8] * 6}, "28 pixels cannot be halved"),
+    ],
+)
+def test_invalid_settings_are_refused(name: str, overrides: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=f"(?s){message}"):
+        build(name, overrides)

@@ -1,10 +1,12 @@
-"""Small data sets that the tests make themselves: three kinds of strokes, easy to tell apart."""
+"""Helpers of the training tests: data sets of simple strokes and of faces, untrained models, interrupted runs."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
+from matplotlib import cbook
 from PIL import Image
 
+from models import checkpoint
 from models.preprocess import Preprocess
+from models.registry import build
+from tests.conftest import photo
 
 CLASSES = ("across", "down", "slanted")
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.3,), std=(78.6,))
+TWO_PROCESSES = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 
 RECIPE = """
 name = "strokes"
@@ -62,7 +72,7 @@ license = "Apache-2.0"
 
 
 def strokes(count: int, seed: int = 0) -> tuple[list[Image.Image], list[int]]:
-    """`count` grey 28x28 pictures of one noisy stroke, and the class of each."""
+    """Return `count` grey 28x28 images of a noisy stroke, and the class of each."""
     numbers = np.random.default_rng(seed)
     pictures, labels = [], []
     for row in range(count):
@@ -83,7 +93,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def write_parquet(path: Path, encoded: list[bytes], labels: list[int], classes: tuple[str, ...] = CLASSES) -> None:
-    """As the `datasets` library writes it, class names in the schema's metadata."""
+    """Write a data set as the `datasets` library does, with class names in the schema's metadata."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     schema = pa.schema(
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
@@ -92,6 +102,64 @@ def write_parquet(path: Path, encoded: list[bytes], labels: list[int], classes: 
     images = [{"bytes": data, "path": None} for data in encoded]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), path)
+
+
+def write_identities(path: Path, faces: Iterable[tuple[Image.Image, str | None]]) -> None:
+    """Write a data set of images with identities."""
+    rows = [{"image": {"bytes": png(image), "path": None}, "identity": identity} for image, identity in faces]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def save(folder: Path, architecture: str, config: Mapping[str, object], **card: object) -> Path:
+    """Save an untrained model with a card; `card` replaces or adds fields."""
+    torch.manual_seed(0)
+    defaults: dict[str, object] = {"preprocess": GREY, "description": "x", "data": "x", "source": "x", "license": "x"}
+    card = {"name": folder.name, "architecture": architecture, "config": config} | defaults | card
+    checkpoint.save(folder, build(architecture, config), **card)
+    return folder
+
+
+def sets(*overrides: str) -> list[str]:
+    """Return command line options that override settings of a recipe."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@contextmanager
+def interrupted(task: type, call: int, method: str = "step") -> Iterator[None]:
+    """Let the given call of a method of a task, counted from 1, raise KeyboardInterrupt."""
+    original, calls = getattr(task, method), 0
+
+    def counting(self: object, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, method, counting)
+        yield
+    assert calls == call
+
+
+@cache
+def head(name: str) -> Image.Image:
+    """Return the head of the astronaut or of Grace Hopper, 192 x 192 pixels."""
+    if name == "astronaut":
+        return photo("astronaut").crop((128, 10, 320, 202))
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
+        return file.convert("RGB").crop((110, 20, 410, 320)).resize((192, 192))
+
+
+def save_photo(picture: Image.Image, path: Path, exif: Image.Exif | bytes = b"") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, exif=exif)
+
+
+def shifted(name: str, pixels: int) -> Image.Image:
+    """Another photo of the person: some pixels cut off at the left."""
+    return head(name).crop((pixels, 0, 192, 192))
 
 
 @pytest.fixture
@@ -105,17 +173,32 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def workshop(folders: Path) -> Path:
-    """`folders` with a training set of 130 strokes, a test file that nobody can read, and the recipe."""
+    """`folders` with a training set of 130 strokes, an unreadable test file, and the recipe."""
     pictures, labels = strokes(130)
     write_parquet(folders / "data/strokes/train.parquet", [png(p) for p in pictures], labels)
-    (folders / "data/strokes/test.parquet").write_bytes(b"not parquet: whoever opens this fails")
+    (folders / "data/strokes/test.parquet").write_bytes(b"not parquet, so opening it fails")
     (folders / "recipe.toml").write_text(RECIPE)
     return folders
 
 
+@pytest.fixture
+def album(folders: Path) -> Path:
+    """Two people with three photos each, one with a single photo; a cup, a file that is none, a copy."""
+    album = folders / "album"
+    for name in ("astronaut", "hopper"):
+        for pixels in range(3):
+            save_photo(shifted(name, pixels), album / name / f"{pixels}.png")
+    (album / "hopper/copy.png").write_bytes((album / "hopper/1.png").read_bytes())
+    save_photo(head("astronaut").transpose(Image.Transpose.FLIP_LEFT_RIGHT), album / "once/0.png")
+    save_photo(photo("coffee").resize((128, 96)), album / "once/cup.png")
+    save_photo(head("astronaut").point(lambda value: value // 8), album / "astronaut/night.png")
+    (album / "astronaut/broken.jpg").write_bytes(b"\xff\xd8\xff hardly a photo")
+    return album
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These tensors are too small to share out, and OpenMP's threads spin where others want the processor."""
+    """The tensors are too small for several threads, and idle OpenMP threads would take CPU time from other tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -124,6 +207,6 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
-    """accelerate keeps its settings for the life of a process; a test begins without another's."""
+    """Reset accelerate's settings, which are global."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -1,4 +1,4 @@
-"""Auxiliary classifiers: weighted in the loss, gone from what is served."""
+"""Auxiliary classifiers: weighted in the loss, absent from the export."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.registry import REGISTRY, Architecture
+from tests.training.conftest import sets
 from training import classify
 from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.datasets import images as data
+from training.datasets.batches import Batches, stratified_split
 from training.recipe.config import load_recipe
 
 
@@ -31,7 +33,7 @@ class Config:
 
 
 class Network(nn.Module):
-    """As an Inception network answers, of three linear layers."""
+    """A network with auxiliary outputs, as Inception, of three linear layers."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -54,7 +56,7 @@ def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> float:
-    """By its definition, one picture and one class after the other."""
+    """Compute the loss by its definition, with loops over images and classes."""
     total = 0.0
     for row, label in zip(logits.log_softmax(dim=1).tolist(), labels.tolist(), strict=True):
         for number, value in enumerate(row):
@@ -67,22 +69,22 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
     chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
     recipe = load_recipe(workshop / "recipe.toml", [*settings, *chosen])
     images = data.load("strokes", "train", recipe.preprocess)
-    task = classify.Classification(recipe, images, Accelerator(cpu=True))
+    task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
     network = deepcopy(task.learners["classifier"].model)
-    found = task.step(0, 0, generator(0))
-    train, _ = data.stratified_split(images.labels, recipe.data.validation, recipe.seed)
-    rows = train[data.Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
+    result = task.step(0, 0, generator(0))
+    train, _ = stratified_split(images.labels, recipe.data.validation, recipe.seed)
+    rows = train[Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
     labels = torch.from_numpy(images.labels[rows])
     with torch.no_grad():
         logits = network(recipe.preprocess.normalise(torch.from_numpy(images.images[rows])), auxiliary=True)
-    main, *others = (cross_entropy(head, labels, 0.1) for head in logits)
-    assert len(others) == 2
-    assert float(found["loss"]) == pytest.approx(main + weight * sum(others), rel=1e-5)
-    assert float(found["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
+    main, *rest = (cross_entropy(head, labels, 0.1) for head in logits)
+    assert len(rest) == 2
+    assert float(result["loss"]) == pytest.approx(main + weight * sum(rest), rel=1e-5)
+    assert float(result["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
 
 
 def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:
-    options = [part for setting in settings for part in ("--set", setting)]
+    options = sets(*settings)
     result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
     assert result.exit_code == 0, result.output
     run = workshop / "runs/strokes"
@@ -98,7 +100,7 @@ def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: l
 
 
 def test_a_recipe_may_leave_them_out(workshop: Path, settings: list[str]) -> None:
-    options = [part for setting in settings for part in ("--set", setting)]
+    options = sets(*settings)
     options += ["--set", "model.config={auxiliary=false}", "--set", "train.epochs=2"]
     result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
     assert result.exit_code == 0, result.output

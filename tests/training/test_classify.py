@@ -1,4 +1,4 @@
-"""The classifier's script, from a recipe to a served folder; killed; on two processes."""
+"""The training script of classifiers, from recipe to export; killed runs; two processes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.registry import build
 from models.tta import VIEWS, Tta
-from tests.training.conftest import CLASSES
+from tests.training.conftest import CLASSES, TWO_PROCESSES, sets
 from training import classify
 from training.core.run_folder import Run
 from training.datasets import images as data
+from training.datasets.batches import stratified_split
 from training.recipe.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def invoke(workshop: Path, *options: str) -> Result:
     return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
 
 
-def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
+def test_classifier_is_trained_and_exported(workshop: Path) -> None:
     result = invoke(workshop)
     assert result.exit_code == 0, result.output
     run = workshop / "runs/strokes"
@@ -52,7 +53,7 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
 
     # The figures again, by a plain loop over the split that was held out.
     images = data.load("strokes", "train", card.preprocess)
-    _, rows = data.stratified_split(images.labels, 30, seed=3)
+    _, rows = stratified_split(images.labels, 30, seed=3)
     right, surprise = 0, 0.0
     for row in rows:
         with torch.inference_mode():
@@ -75,7 +76,7 @@ def test_a_recipe_becomes_a_served_model(workshop: Path) -> None:
     assert (workshop / "data/strokes/test.parquet").read_bytes().startswith(b"not parquet")
 
 
-def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
+def test_all_settings_of_the_recipe_work(workshop: Path) -> None:
     switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
     switches += ["augment.cutmix=1", "augment.cutout=8", "augment.colour_pca=0.1", "augment.rand_augment=[2, 9]"]
     switches += [
@@ -88,9 +89,7 @@ def test_every_switch_of_the_recipe_can_be_thrown(workshop: Path) -> None:
     switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
     result = invoke(
         workshop,
-        *(part for switch in switches for part in ("--set", switch)),
-        "--set",
-        "model.config={output='linear'}",
+        *sets(*switches, "model.config={output='linear'}"),
     )
     assert result.exit_code == 0, result.output
     _, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
@@ -115,18 +114,18 @@ def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
         ((0, 1, 1, 1), "none"),
     ],
 )
-def test_the_views_that_helped_most_are_served(
+def test_best_views_are_exported(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
 ) -> None:
     # How much noise is in the picture, in its mirror image, in each of four shifted views, and of the eight corners.
-    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
+    def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
         right = torch.nn.functional.one_hot(task.held_out_labels, 3).float() * 3
         other = torch.randn(right.shape, generator=torch.Generator().manual_seed(1))
         more = noise[2] if tta == "six-view" else noise[3]
         factors = torch.tensor([noise[0], noise[1], *[more] * 8])[: VIEWS[tta]]
         return right + factors[:, None, None] * other
 
-    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    monkeypatch.setattr(classify.ClassificationTask, "held_out_logits", logits)
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
     assert card.tta == expected
@@ -136,16 +135,16 @@ def test_the_views_that_helped_most_are_served(
     }
 
 
-def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_that_lose_accuracy_are_not_exported(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nine pictures of ten are right by a little in the picture, wrong by a little more in the other views; the tenth is
     # very wrong in the picture alone, so that the other views lessen the loss.
-    def logits(task: classify.Classification, network: object, tta: Tta = "none") -> Tensor:
+    def logits(task: classify.ClassificationTask, network: object, tta: Tta = "none") -> Tensor:
         sure = torch.nn.functional.one_hot(task.held_out_labels, 3).float()
         little = torch.where(torch.arange(30) % 10 == 9, -4.0, 0.1)[:, None]
-        others = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
-        return torch.stack([little * sure, *[others * sure] * 9])[: VIEWS[tta]]
+        rest = torch.where(torch.arange(30) % 10 == 9, 0.0, -0.11)[:, None]
+        return torch.stack([little * sure, *[rest * sure] * 9])[: VIEWS[tta]]
 
-    monkeypatch.setattr(classify.Classification, "held_out_logits", logits)
+    monkeypatch.setattr(classify.ClassificationTask, "held_out_logits", logits)
     monkeypatch.setattr(classify, "fit_temperature", lambda logits, labels: 1.0)
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     card = checkpoint.read_card(workshop / "runs/strokes/export/strokes")
@@ -161,13 +160,13 @@ def test_views_that_lose_a_picture_are_not_served(workshop: Path, monkeypatch: p
     [
         (["--set", "train.speed=1"], "unknown key train.speed"),
         (["--set", "data.name=ants"], "no train*.parquet"),
-        (["--set", "train.batch_size=101"], "a batch of 101 from 100 training pictures"),
-        (["--set", "data.validation=130"], "cannot cut 130 validation pictures from 130"),
+        (["--set", "train.batch_size=101"], "a batch of 101 from 100 training images"),
+        (["--set", "data.validation=130"], "cannot cut 130 validation images from 130"),
         (["--set", "train.lr=1e30", "--set", "train.optimizer=sgd"], "the loss is nan"),
         (["--resume"], "there is no run to resume"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(workshop: Path, options: list[str], message: str) -> None:
+def test_errors_are_one_line(workshop: Path, options: list[str], message: str) -> None:
     result = invoke(workshop, *options)
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
@@ -175,7 +174,7 @@ def test_what_is_wrong_is_said_in_one_line(workshop: Path, options: list[str], m
     assert result.output.count("\n") == 1
 
 
-def test_a_run_is_not_trampled_on(workshop: Path) -> None:
+def test_existing_run_is_not_overwritten(workshop: Path) -> None:
     once = ["--set", "train.epochs=2"]
     assert invoke(workshop, *once).exit_code == 0
     assert "already holds a run" in invoke(workshop, *once).output
@@ -195,7 +194,7 @@ def digest(workshop: Path, run: str) -> str:
     return hashlib.sha256((workshop / "runs" / run / "export/strokes/model.safetensors").read_bytes()).hexdigest()
 
 
-def test_killed_twice_in_mid_epoch_it_ends_with_the_same_weights(workshop: Path) -> None:
+def test_killed_run_ends_with_the_same_weights(workshop: Path) -> None:
     longer = ["--set", "train.epochs=12", "--set", "train.checkpoint_steps=1"]
     assert invoke(workshop, "--run", "unbroken", *longer).exit_code == 0
     broken, options, stood_at = Run(workshop / "runs/broken"), longer, []
@@ -218,15 +217,15 @@ def _stands_at(run: Run, step: int) -> bool:
     return (run.folder / "last.pt").exists() and run.load_last(1)["progress"].step >= step
 
 
-def test_two_processes_train_what_one_does(workshop: Path) -> None:
+def test_two_processes_agree_with_one(workshop: Path) -> None:
     # Without what each process draws for itself; what is left of a difference is the order of sums.
     plain = ["augment={}", "model.config={}", "train.epochs=2"]
-    options = [part for change in plain for part in ("--set", change)]
+    options = sets(*plain)
+    python, *arguments = command(workshop, "two", *options)
     # accelerate's --cpu would start one process (see training.classify).
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    two = command(workshop, "two", *options)
-    subprocess.run([*launch, *two[1:]], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    subprocess.run(
+        [python, *TWO_PROCESSES, *arguments], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
+    )
     assert invoke(workshop, "--run", "one", *options).exit_code == 0
     cards = [checkpoint.read_card(workshop / "runs" / run / "export/strokes") for run in ("one", "two")]
     assert [card.training.processes for card in cards if card.training] == [1, 2]
@@ -245,7 +244,7 @@ def test_two_processes_train_what_one_does(workshop: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) -> None:
+def test_training_on_a_gpu_learns_and_resumes(workshop: Path, precision: str) -> None:
     options = ["--set", f"train.precision={precision}", "--set", "train.channels_last=true", "--set", "train.epochs=8"]
     result = invoke(workshop, *options)
     assert result.exit_code == 0, result.output
@@ -256,9 +255,7 @@ def test_training_on_a_gpu_learns_and_goes_on(workshop: Path, precision: str) ->
     assert invoke(workshop, *options, "--resume").exit_code == 0
 
 
-def test_two_epochs_of_an_alternating_flip_show_every_picture_both_ways(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(workshop / "recipe.toml", ["augment={flip='alternating'}"])
     task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
     seen: list[Tensor] = []
@@ -285,21 +282,19 @@ def test_two_epochs_of_an_alternating_flip_show_every_picture_both_ways(
     assert 0.3 < np.mean(mirrored) < 0.7
 
 
-def test_frozen_filters_stay_as_the_whitening_made_them(workshop: Path) -> None:
+def test_freeze_whitening_keeps_the_filters(workshop: Path) -> None:
     settings = ["train.whiten=true", "train.freeze_whitening=true"]
     task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
     layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
     weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
-    assert (
-        invoke(workshop, *[part for setting in settings for part in ("--set", setting)], "--overwrite").exit_code == 0
-    )
+    assert invoke(workshop, *sets(*settings), "--overwrite").exit_code == 0
     kept = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
     assert any(torch.equal(value, weight) for value in kept.values())
     assert bias is not None
     assert not any(torch.equal(value, bias) for value in kept.values())
 
 
-def test_the_settings_of_short_trainings_learn(workshop: Path) -> None:
+def test_settings_for_short_trainings_learn(workshop: Path) -> None:
     settings = [
         *("train.optimizer=muon", "train.filter_lr=0.05", "train.lr=0.02", "train.bias_lr=0.05", "train.nesterov=true"),
         *("train.schedule=linear", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"),
@@ -307,7 +302,7 @@ def test_the_settings_of_short_trainings_learn(workshop: Path) -> None:
         "model={architecture='vgg11-bn', config={stem=[4, 3], stages=[[8, 8]], hidden=[], pool_size=1, halve='first'}}",
         "augment={flip='alternating', crop=2, crop_fill='reflect'}",
     ]
-    assert invoke(workshop, *[part for setting in settings for part in ("--set", setting)]).exit_code == 0
+    assert invoke(workshop, *sets(*settings)).exit_code == 0
     history = json.loads((workshop / "runs/strokes/history.json").read_text())
     assert history[-1]["train/loss"] < history[0]["train/loss"]
     assert history[-1]["validation/accuracy"] > 0.6

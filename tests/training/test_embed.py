@@ -1,14 +1,11 @@
-"""An embedder from recipe to served file, on people whose faces are a hue and a stripe."""
+"""The training script of embedders, on synthetic faces with a colour and a stripe."""
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.registry import build
+from tests.training.conftest import interrupted, sets, write_identities
 from training import embed
 from training.core.errors import RecipeError
 from training.core.run_folder import Run
@@ -23,7 +21,8 @@ from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
 from training.losses.metric_learning import unit
 from training.metrics.verification import Scores
-from training.recipe.config import EmbedRecipe, read_recipe
+from training.recipe.config import read_recipe
+from training.recipe.embed_config import EmbedRecipe
 
 RECIPE = """
 name = "people"
@@ -84,11 +83,8 @@ def workshop(folders: Path) -> Path:
         for _ in range(5):
             pixels = colour + random.normal(0, 12, (16, 16, 3))
             pixels[stripe : stripe + 3] = 255 - colour
-            buffer = io.BytesIO()
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{person}"})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+            rows.append((Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), f"made:{person}"))
+    write_identities(folders / "data/people/train.parquet", rows)
     (folders / "recipe.toml").write_text(RECIPE)
     return folders
 
@@ -102,7 +98,7 @@ def figures(workshop: Path, run: str = "people") -> dict[str, float]:
     return {metric.name: metric.value for metric in card.metrics}
 
 
-def test_a_recipe_becomes_a_calibrated_embedder(workshop: Path) -> None:
+def test_embedder_is_trained_and_calibrated(workshop: Path) -> None:
     result = invoke(workshop)
     assert result.exit_code == 0, result.output
     module, card = checkpoint.load(workshop / "runs/people/export/people")
@@ -120,10 +116,10 @@ def test_a_recipe_becomes_a_calibrated_embedder(workshop: Path) -> None:
     labels = images.labels[rows]
     pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
     scores = Scores.of([vectors[i] @ vectors[j] for i, j in pairs], [labels[i] == labels[j] for i, j in pairs])
-    found = figures(workshop)
-    assert found["accuracy"] > 0.75  # it has learnt something
+    results = figures(workshop)
+    assert results["accuracy"] > 0.75  # it has learnt something
     # All pairs here, a thousand drawn ones there.
-    assert found["tar@fmr=0.01"] == pytest.approx(scores.tar(0.01), abs=0.15)
+    assert results["tar@fmr=0.01"] == pytest.approx(scores.tar(0.01), abs=0.15)
     assert card.matching is not None
     assert scores.fmr(card.matching.threshold(0.1).similarity) == pytest.approx(0.1, abs=0.05)
 
@@ -155,7 +151,7 @@ def test_every_loss_and_miner_trains(workshop: Path, loss: dict[str, object]) ->
     assert (max(active) > 0) == (loss["kind"] == "triplet")
 
 
-def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: Path) -> None:
+def test_distillation_approaches_the_teacher_and_is_continued(workshop: Path) -> None:
     count = 600
     teacher = np.random.default_rng(1).normal(size=(120, 16))[np.arange(count) // 5] + 3.0  # all faces look alike
     (workshop / "runs/teachers").mkdir(parents=True)
@@ -176,9 +172,7 @@ def test_a_student_comes_near_its_teacher_and_triplets_go_on_from_it(workshop: P
             assert torch.allclose(value, after[name], atol=1e-5), name
 
 
-def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_starts_from_shipped_weights_with_frozen_blocks(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     shipped = workshop / "weights/elder"
     shutil.copytree(workshop / "runs/people/export/people", shipped)
@@ -200,9 +194,7 @@ def test_a_run_starts_from_shipped_weights_and_keeps_the_first_blocks(
     assert "freeze is 99, and the network has" in result.output
 
 
-def test_the_export_lies_between_the_start_and_what_was_trained(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_weights_are_interpolated(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke(workshop, "--set", "train.epochs=2").exit_code == 0
     shutil.copytree(workshop / "runs/people/export/people", workshop / "weights/elder")
     monkeypatch.setenv("VESTIBULE_WEIGHTS", str(workshop / "weights"))
@@ -221,10 +213,10 @@ def test_the_export_lies_between_the_start_and_what_was_trained(
             torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_network_of_small_pictures_goes_on_with_larger_ones() -> None:
+def test_weights_are_resampled_for_larger_images() -> None:
     small = build("mobilefacenet", {"image_size": 64, "dimensions": 8}).eval()
     large = build("mobilefacenet", {"image_size": 112, "dimensions": 8}).eval()
-    large.load_state_dict(embed._fitted(small.state_dict(), large.state_dict()))
+    large.load_state_dict(embed._resampled(small.state_dict(), large.state_dict()))
     # The sum of the weights is kept: a map that is the same everywhere has one embedding, at any size.
     column = torch.randn(3, 512, 1, 1)
     with torch.inference_mode():
@@ -246,16 +238,16 @@ def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('loss={kind="distillation"}', "name of a teacher"),
-        ("model.freeze=1", "there is none"),
-        ("model.trained=0.5", "there is none"),
-        ('loss={kind="triplet", teacher="wise"}', "name of a teacher"),
-        ("augment.mixup=0.2", "neither"),
+        ('loss={kind="distillation"}', "a teacher must be named"),
+        ("model.freeze=1", "init is not set"),
+        ("model.trained=0.5", "init is not set"),
+        ('loss={kind="triplet", teacher="wise"}', "a teacher must be named"),
+        ("augment.mixup=0.2", "only for classifiers"),
         ("train.batch_size=30", "multiple of images"),
         ("data.split=train", "unknown key data.split"),
     ],
 )
-def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message: str) -> None:
+def test_inconsistent_recipes_are_refused(workshop: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_recipe(EmbedRecipe, workshop / "recipe.toml", [override])
 
@@ -269,40 +261,24 @@ def test_recipes_that_do_not_fit_together(workshop: Path, override: str, message
         (["train.batch_size=4000"], "identities"),
     ],
 )
-def test_what_is_missing_is_named(workshop: Path, options: list[str], message: str) -> None:
-    result = invoke(workshop, *(part for option in options for part in ("--set", option)))
+def test_missing_inputs_are_named(workshop: Path, options: list[str], message: str) -> None:
+    result = invoke(workshop, *sets(*options))
     assert result.exit_code == 1
     assert message in result.output
 
 
-def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--set", "loss.mining=random", "--set", "train.epochs=2"]
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
+    options = sets("loss.mining=random", "train.epochs=2")
     assert invoke(workshop, *options, "--run", "whole").exit_code == 0
-    step = embed.Embedding.step
-    calls = 0
-
-    def stops(self: embed.Embedding, epoch: int, index: int, generator: torch.Generator) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return step(self, epoch, index, generator)
-
-    monkeypatch.setattr(embed.Embedding, "step", stops)
-    invoke(workshop, *options, "--run", "broken")
-    assert calls == 5
-    monkeypatch.undo()
-    monkeypatch.setenv("VESTIBULE_DATASETS", str(workshop / "data"))
-    monkeypatch.setenv("VESTIBULE_RUNS", str(workshop / "runs"))
+    with interrupted(embed.EmbeddingTask, 5):
+        invoke(workshop, *options, "--run", "broken")
     assert invoke(workshop, *options, "--run", "broken", "--resume").exit_code == 0
     cards = [checkpoint.read_card(workshop / f"runs/{run}/export/people") for run in ("whole", "broken")]
     assert cards[0].sha256 == cards[1].sha256
 
 
-def test_too_few_strangers_to_calibrate_are_told_of_before_training(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed, "FEWEST_IMPOSTORS", 10**6)
+def test_too_few_impostor_pairs_are_reported_before_training(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "MIN_IMPOSTORS", 10**6)
     result = invoke(workshop)
     assert result.exit_code == 1
     assert "calibration needs 1000000 non-mated pairs" in result.output

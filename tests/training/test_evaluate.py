@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from models.card import Metric, ModelCard
-from models.registry import build
-from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 from training.evaluate import cli
 from training.metrics.classification import measure_classifier
 
@@ -27,26 +26,9 @@ def exported(folders: Path) -> Path:
     """An untrained network with a temperature and ten views, 20 test strokes, and two old figures in its card."""
     pictures, labels = strokes(20, seed=4)
     write_parquet(folders / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
-    torch.manual_seed(0)
     old = [Metric(name="accuracy", value=0.0, data=where) for where in ("strokes test (20)", "strokes validation")]
-    checkpoint.save(
-        folders / "weights",
-        build("lenet5-relu", {"num_classes": 3}),
-        name="strokes",
-        description="untrained",
-        task="classify",
-        architecture="lenet5-relu",
-        config={"num_classes": 3},
-        preprocess=GREY,
-        classes=CLASSES,
-        temperature=0.5,
-        tta="ten-crop",
-        metrics=old,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
-    return folders / "weights"
+    card: dict[str, object] = {"name": "strokes", "classes": CLASSES, "temperature": 0.5, "tta": "ten-crop"}
+    return save(folders / "weights", "lenet5-relu", {"num_classes": 3}, task="classify", metrics=old, **card)
 
 
 def plain_accuracy(folder: Path, *, tta: bool) -> float:
@@ -72,7 +54,7 @@ def test_figures_are_those_of_a_plain_loop(exported: Path) -> None:
     assert figures["accuracy_tta"] == pytest.approx(plain_accuracy(exported, tta=True))
 
 
-def test_write_replaces_the_old_figure_and_nothing_else(exported: Path) -> None:
+def test_write_replaces_only_the_same_figure(exported: Path) -> None:
     before, weights = checkpoint.read_card(exported), (exported / checkpoint.WEIGHTS_FILE).read_bytes()
     arguments = ["classify", str(exported), "--data", "strokes"]
     shown = CliRunner().invoke(cli, arguments)
@@ -100,14 +82,14 @@ def test_a_folder_without_a_model_is_refused(folders: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_shipped_lenet_is_as_good_as_its_card_says(
+def test_shipped_lenet_agrees_with_its_card(
     datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VESTIBULE_DATASETS", str(datasets("mnist").parent))
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path))
     card: ModelCard
     card, metrics = measure_classifier(WEIGHTS / "lenet5-mnist", "mnist")
-    said = {metric.name: metric.value for metric in card.metrics if metric.data == "mnist test (10,000)"}
-    found = {metric.name: metric.value for metric in metrics}
-    assert found == pytest.approx(said, abs=5e-4)
-    assert found["accuracy"] >= 0.990
+    lines = {metric.name: metric.value for metric in card.metrics if metric.data == "mnist test (10,000)"}
+    result = {metric.name: metric.value for metric in metrics}
+    assert result == pytest.approx(lines, abs=5e-4)
+    assert result["accuracy"] >= 0.990

@@ -1,13 +1,9 @@
-"""The adversaries' script: whose turn it is, from a recipe to a served folder, killed and resumed, collapsed."""
+"""The training script of adversarial networks: alternating steps, export, resumed and collapsed runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from models.generative import latents
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, interrupted, png, sets, strokes, write_parquet
 from training import gan
 from training.core.errors import CollapsedError, RecipeError
 from training.core.run_folder import Run
@@ -97,15 +93,11 @@ def makers(workshop: Path) -> Path:
     return workshop
 
 
-def changed(changes: list[str]) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
-
-
 def invoke(makers: Path, *options: str) -> Result:
     return CliRunner().invoke(gan.cli, [str(makers / "recipe.toml"), *options])
 
 
-def adversaries(makers: Path, *changes: str) -> gan.Adversaries:
+def adversaries(makers: Path, *changes: str) -> gan.AdversarialTask:
     recipe = read_recipe(GanRecipe, makers / "recipe.toml", changes)
     return gan.setup(recipe, None, resume=False, overwrite=True)[0]
 
@@ -128,7 +120,7 @@ def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
         pytest.param(PENALTY, {"head.bias"}, id="penalty"),
     ],
 )
-def test_each_turn_leaves_the_other_player_untouched(makers: Path, changes: list[str], still: set[str]) -> None:
+def test_each_step_changes_one_network_only(makers: Path, changes: list[str], still: set[str]) -> None:
     task = adversaries(makers, *changes)
     players = {name: learner.model for name, learner in task.learners.items()}
     task.step(0, 0, generator(1))  # every optimizer has something in it now
@@ -146,14 +138,14 @@ def test_each_turn_leaves_the_other_player_untouched(makers: Path, changes: list
         assert all(parameter.requires_grad for parameter in player.parameters())
 
 
-def test_untouched_computes_what_training_does_and_lets_gradients_through() -> None:
+def test_frozen_module_computes_as_in_training() -> None:
     torch.manual_seed(0)
     config = DiscriminatorConfig(widths=(8, 16), spectral=True)
     pictures = torch.randn(6, 1, 28, 28, requires_grad=True)
     labels = torch.zeros(6, 0)
     plain = Discriminator(DiscriminatorConfig(widths=(8, 16)))
     before = state(plain)
-    with gan.untouched(plain):
+    with gan.frozen(plain):
         inside = plain(pictures, labels)
         (gradient,) = torch.autograd.grad(inside.sum(), pictures)
     assert moved(before, plain) == set()
@@ -162,7 +154,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
     assert any("running_mean" in name for name in moved(before, plain))
     held = Discriminator(config)
     before = state(held)
-    with pytest.raises(RuntimeError, match="in the middle"), gan.untouched(held):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="in the middle"), gan.frozen(held):  # noqa: PT012
         held(pictures, labels)
         raise RuntimeError("in the middle")
     assert moved(before, held) == set()
@@ -173,7 +165,7 @@ def test_untouched_computes_what_training_does_and_lets_gradients_through() -> N
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
-def test_a_step_is_the_plain_alternation(makers: Path, loss: adversarial.Adversarial) -> None:
+def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) -> None:
     changes = ["discriminator.norm=none", "game.turns=2", "train.ema=0", f"game.loss={loss}", "game.rate=0.5"]
     task = adversaries(makers, *changes, "game.penalty=10", "game.penalty_every=2")
     torch.manual_seed(0)
@@ -188,7 +180,7 @@ def test_a_step_is_the_plain_alternation(makers: Path, loss: adversarial.Adversa
     }
     adam[d] = torch.optim.AdamW(d.parameters(), lr=0.001, betas=(0.5, 0.999), weight_decay=0)
     for turn in range(2):
-        real, numbers = task.pictures.batch(0, turn, task.recipe.augment, draw)
+        real, numbers = task.images.batch(0, turn, task.recipe.augment, draw)
         labels = torch.nn.functional.one_hot(torch.from_numpy(numbers), 3).float()
         fake = g(torch.randn(10, 8, generator=draw), labels).detach()
         value = adversarial.discriminator_loss(loss, d(real, labels), d(fake, labels))
@@ -206,10 +198,10 @@ def test_a_step_is_the_plain_alternation(makers: Path, loss: adversarial.Adversa
     value.backward()  # type: ignore[no-untyped-call]
     adam[g].step()
     for name, mine in (("generator", g), ("discriminator", d)):
-        theirs = task.learners[name].model.state_dict()
+        reference = task.learners[name].model.state_dict()
         for key, weight in mine.state_dict().items():
             if "running" not in key and "num_batches" not in key:  # these move in the generator's turn only
-                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=2e-5)
+                torch.testing.assert_close(reference[key], weight, rtol=1e-4, atol=2e-5)
 
 
 def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:
@@ -219,13 +211,13 @@ def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:
     assert values.abs().max().item() == pytest.approx(0.01)
 
 
-def test_settled_statistics_are_those_of_the_weights() -> None:
+def test_recomputed_statistics_are_those_of_the_weights() -> None:
     torch.manual_seed(0)
     network = Generator(GeneratorConfig(latent=8, widths=(16, 8)))
     for _ in range(5):
         network(torch.randn(16, 8) * 3, torch.zeros(16, 0))  # statistics of something else
     batches = [(torch.randn(200, 8), torch.zeros(200, 0)) for _ in range(10)]
-    gan.settle(network, iter(batches))
+    gan.recompute_norms(network, iter(batches))
     norm = network.get_submodule("norms.0.norm")
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.momentum == 0.1
@@ -242,7 +234,7 @@ def test_settled_statistics_are_those_of_the_weights() -> None:
     torch.testing.assert_close(serving, training, rtol=0, atol=0.02)
 
 
-def test_a_recipe_becomes_a_served_generator(makers: Path) -> None:
+def test_generator_is_trained_and_exported(makers: Path) -> None:
     result = invoke(makers)
     assert result.exit_code == 0, result.output
     run = makers / "runs/stroke-maker"
@@ -273,7 +265,7 @@ def test_a_recipe_becomes_a_served_generator(makers: Path) -> None:
 
 
 def test_a_critic_is_measured(makers: Path) -> None:
-    assert invoke(makers, *changed([*PENALTY, "train.precision=bf16", "train.channels_last=true"])).exit_code == 0
+    assert invoke(makers, *sets(*[*PENALTY, "train.precision=bf16", "train.channels_last=true"])).exit_code == 0
     run = makers / "runs/stroke-maker"
     history = json.loads((run / "history.json").read_text())
     assert len(history) == 2
@@ -290,14 +282,10 @@ def test_a_critic_is_measured(makers: Path) -> None:
 @pytest.mark.slow
 def test_the_generator_learns_strokes(makers: Path) -> None:
     changes = [*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95"]
-    assert invoke(makers, *changed(changes)).exit_code == 0
+    assert invoke(makers, *sets(*changes)).exit_code == 0
     history = json.loads((makers / "runs/stroke-maker/history.json").read_text())
     best = min(row["validation/frechet"] for row in history)
     assert best < 0.5 * history[0]["validation/frechet"]
-
-
-def command(makers: Path, run: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "training.gan", str(makers / "recipe.toml"), "--run", run, *options]
 
 
 def digest(makers: Path, run: str) -> str:
@@ -306,58 +294,29 @@ def digest(makers: Path, run: str) -> str:
     return hashlib.sha256(weights + (folder / "history.json").read_bytes()).hexdigest()
 
 
-def test_killed_in_mid_epoch_it_ends_with_the_same_weights(makers: Path) -> None:
-    options = changed(["train.epochs=4"])
+def test_interrupted_run_ends_with_the_same_weights(makers: Path) -> None:
+    options = sets(*[*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
     assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    total = Run(makers / "runs/unbroken").load_last(1)["progress"].step
-    broken = Run(makers / "runs/broken")
-    process = subprocess.Popen(command(makers, "broken", *options), cwd=ROOT)
-    while not ((broken.folder / "last.pt").exists() and broken.load_last(1)["progress"].step > total * 0.3):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert broken.load_last(1)["progress"].step < total
+    with interrupted(gan.AdversarialTask, 5, "_generate"):  # of three steps an epoch
+        invoke(makers, "--run", "broken", *options)
     assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
     assert digest(makers, "broken") == digest(makers, "unbroken")
 
 
-class Crash(Exception):
-    """Nothing is tidied on the way out."""
+def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = gan.AdversarialTask.samples
 
-
-def test_a_critic_s_run_that_died_between_two_turns_ends_with_the_same_weights(makers: Path) -> None:
-    options = changed([*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
-    assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    turns, plain = [0], gan.Adversaries._generate
-
-    def dies(task: gan.Adversaries, draw: torch.Generator) -> dict[str, Tensor]:
-        turns[0] += 1
-        if turns[0] == 5:  # of three steps an epoch
-            raise Crash
-        return plain(task, draw)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan.Adversaries, "_generate", dies)
-        assert isinstance(invoke(makers, "--run", "broken", *options).exception, Crash)
-    assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
-    assert digest(makers, "broken") == digest(makers, "unbroken")
-
-
-def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = gan.Adversaries.samples
-
-    def one_picture(task: gan.Adversaries, network: nn.Module, count: int) -> Any:
+    def one_picture(task: gan.AdversarialTask, network: nn.Module, count: int) -> Any:
         pixels = drawn(task, network, count)
         return np.repeat(pixels[:1], count, axis=0) + (np.arange(count) % 2 * (task._epoch > 1))[
             :, None, None, None
         ].astype(np.uint8)
 
-    monkeypatch.setattr(gan.Adversaries, "samples", one_picture)
-    result = invoke(makers, *changed(["watch.grace=1", "train.epochs=5"]))
+    monkeypatch.setattr(gan.AdversarialTask, "samples", one_picture)
+    result = invoke(makers, *sets(*["watch.grace=1", "train.epochs=5"]))
     assert result.exit_code == 1
     assert result.output.startswith("error: the generator has collapsed in epoch 2: ")
-    assert "of 5 kinds of pictures are drawn" in result.output
+    assert "of 5 kinds of images are drawn" in result.output
     run = makers / "runs/stroke-maker"
     assert len(json.loads((run / "history.json").read_text())) == 1  # stopped early
     assert not (run / "export").exists()
@@ -371,22 +330,22 @@ def test_a_collapsed_run_stops_and_says_so(makers: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.architecture=vae"], "vae is no generator that plays"),
+        (["model.architecture=vae"], "vae is not an adversarial generator"),
         (["preprocess.mean=[0]"], "mean 127.5, std 127.5"),
-        (["augment.mixup=0.2"], "a blend of two pictures is no picture"),
-        (["watch.samples=101"], "101 samples are compared with as many of 100 real"),
+        (["augment.mixup=0.2"], "mixup and cutmix blend images"),
+        (["watch.samples=101"], "101 samples need as many validation images, not 100"),
         (["game.loss=wasserstein", "discriminator.norm=none"], "needs a penalty, a clip or spectral"),
-        (["game.loss=wasserstein", "game.clip=0.1"], "no picture has a score of its own"),
-        (["game.penalty=10"], "no picture has a score of its own"),
+        (["game.loss=wasserstein", "game.clip=0.1"], "depends on the whole batch"),
+        (["game.penalty=10"], "depends on the whole batch"),
         (["model.config.widths=[8, 8, 8]"], "28 pixels cannot be halved 3 times"),
         (["watch.extractor=nowhere"], "watch.extractor: nowhere/card.json: No such file"),
         (["game.turn=2"], "unknown key game.turn"),
-        (["data.validation=160"], "cannot cut 160 validation pictures from 160"),
+        (["data.validation=160"], "cannot cut 160 validation images from 160"),
         (["train.lr=1e30"], "the loss is"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(makers: Path, changes: list[str], message: str) -> None:
-    result = invoke(makers, *changed(changes))
+def test_errors_are_one_line(makers: Path, changes: list[str], message: str) -> None:
+    result = invoke(makers, *sets(*changes))
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
     assert message in result.output
@@ -400,7 +359,7 @@ def test_several_processes_are_refused(makers: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["gan-mnist", "wgan-mnist", "wgan-faces"])
-def test_the_recipes_make_networks_that_fit(name: str) -> None:
+def test_shipped_recipes_make_valid_networks(name: str) -> None:
     recipe = read_recipe(GanRecipe, ROOT / f"training/recipes/{name}.toml")
     assert recipe.name == name
     config, other = recipe.configs(10)

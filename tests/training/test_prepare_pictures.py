@@ -1,4 +1,4 @@
-"""A folder of pictures, as people have them, to a data set: what is copied, what is left out, what is refused."""
+"""The command that converts folders of images to a data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def picture(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def album(folders: Path) -> Path:
-    """Two classes of ten and of six pictures, in a folder whose name is no data set's."""
+    """Two classes of ten and six images in a folder whose name is not a valid data set name."""
     folder = folders / "My Cups"
     for number in range(16):
         picture(folder / ("espresso" if number < 10 else "tea cup") / f"{number:02}.png", number)
@@ -43,18 +43,18 @@ def names(folder: Path) -> dict[str, list[str]]:
 def test_each_picture_is_in_one_split_and_the_recipe_fits(album: Path, folders: Path) -> None:
     result = prepare(album)
     assert result.exit_code == 0, result.output
-    made = folders / "data/my-cups"
+    created = folders / "data/my-cups"
     assert result.stdout.splitlines() == [
-        f"{made}: 2 classes, 13 pictures to train on, 3 for the test",
-        f"next: python -m training.classify {made / 'recipe.toml'}",
+        f"{created}: 2 classes, 13 images to train on, 3 for the test",
+        f"next: python -m training.classify {created / 'recipe.toml'}",
     ]
-    train, test = names(made / "train"), names(made / "test")
+    train, test = names(created / "train"), names(created / "test")
     assert {name: len(files) for name, files in test.items()} == {"espresso": 2, "tea cup": 1}
     assert {name: sorted(train[name] + test[name]) for name in train} == names(album)
-    copied = made / "train/espresso" / train["espresso"][0]
+    copied = created / "train/espresso" / train["espresso"][0]
     assert copied.read_bytes() == (album / "espresso" / copied.name).read_bytes()
 
-    recipe = load_recipe(made / "recipe.toml")
+    recipe = load_recipe(created / "recipe.toml")
     assert (recipe.name, recipe.data.name, recipe.description) == ("my-cups", "my-cups", "my-cups: espresso, tea cup")
     assert recipe.data.validation == 3
     assert recipe.train.batch_size == 10  # all that is left, below the shipped recipe's
@@ -83,16 +83,16 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
     (album / "tea cup/copy.png").write_bytes((album / "tea cup/12.png").read_bytes())
     result = prepare(album)
     assert result.exit_code == 0, result.output
-    said = result.stderr.splitlines()
-    assert [line.split(":")[0] for line in said] == ["left out"] * 5
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["left out"] * 5
     expected = [
         "link.png: a broken link",
         "notes.txt: none of JPEG, PNG",
         "cut.png: cannot be decoded",
         "text.jpg: cannot be decoded",
-        "copy.png is 12.png again",
+        "copy.png is a copy of 12.png",
     ]
-    assert all(part in line for part, line in zip(expected, said, strict=True)), said
+    assert all(part in line for part, line in zip(expected, lines, strict=True)), lines
     kept = names(folders / "data/my-cups/train")["espresso"] + names(folders / "data/my-cups/test")["espresso"]
     assert len(kept) == 10
 
@@ -134,14 +134,14 @@ def taken(album: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (loose, "1.jpg is in no class's folder; expected is a folder for each class"),
-        (one_class, "has 1 folders, and a classifier two classes or more"),
-        (nested, "espresso/old is a folder in a class's folder"),
-        (already_split, "is split already"),
-        (one_picture, f"the class mug has 1 pictures; {FEWEST} are the fewest"),
-        (heic, "00.HEIC: .HEIC is not read (1 in this folder); save it as JPEG"),
-        (in_two_classes, "are the same picture, in two classes"),
-        (taken, "my-cups is there already: delete it, or choose another --name"),
+        (loose, "1.jpg is not in the folder of a class; expected is a folder for each class"),
+        (one_class, "has 1 folders; a classifier needs two classes or more"),
+        (nested, "espresso/old is a folder inside the folder of a class"),
+        (already_split, "has train and test already"),
+        (one_picture, f"the class mug has 1 images; at least {FEWEST} are needed"),
+        (heic, "00.HEIC: .HEIC is not supported (1 in this folder); save it as JPEG"),
+        (in_two_classes, "are the same image in two classes"),
+        (taken, "my-cups exists already: delete it, or choose another --name"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_in_one_line(
@@ -164,11 +164,11 @@ def test_a_name_that_cannot_be_one(album: Path, folder: str, options: tuple[str,
 
 
 def test_no_such_folder(folders: Path) -> None:
-    assert f"{folders / 'none'} is no folder" in prepare(folders / "none").output
+    assert f"{folders / 'none'} is not a folder" in prepare(folders / "none").output
 
 
 def test_a_phone_s_photos_are_not_passed_over_in_a_split_data_set_either(folders: Path) -> None:
     picture(folders / "data/s/train/a/1.png", 1)
     (folders / "data/s/train/a/2.heic").write_bytes(b"")
-    with pytest.raises(DataError, match=r"2\.heic: \.heic is not read"):
+    with pytest.raises(DataError, match=r"2\.heic: \.heic is not supported"):
         data.find("s", "train")

@@ -1,4 +1,4 @@
-"""The training queue: what is done is skipped, what was killed goes on, what failed is named."""
+"""The training queue: finished steps are skipped, killed steps resumed, failures reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ evaluate = ["classify", "--data", "strokes", "--write"]
 
 @pytest.fixture
 def small(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A queue of two small classifiers, and a test split to evaluate them on."""
+    """A queue of two small classifiers, and a test split."""
     pictures, labels = strokes(40, seed=1)
     write_parquet(workshop / "data/strokes/test.parquet", [png(p) for p in pictures], labels)
     recipe = (workshop / "recipe.toml").read_text()
@@ -59,7 +59,7 @@ def small(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def same_process_as_before() -> Iterator[None]:
-    """The queue changes the CPUs of its process and its answer to SIGTERM."""
+    """Restore the CPU affinity and the SIGTERM handler, which the queue changes."""
     cpus, handler = os.sched_getaffinity(0), signal.getsignal(signal.SIGTERM)
     yield
     os.sched_setaffinity(0, cpus)
@@ -104,7 +104,7 @@ def test_shipped_weights_of_the_same_recipe_are_done(monkeypatch: pytest.MonkeyP
     assert not queue.is_trained(ROOT / "weights/nothing", entry, recipe)
 
 
-def test_it_trains_evaluates_skips_what_is_done_and_survives_a_failure(small: Path) -> None:
+def test_queue_trains_evaluates_skips_and_continues_after_failures(small: Path) -> None:
     edit(small / "recipes/strokes.toml", "lr = 0.002", "lr = 1e30")
     result = invoke(small, "--cpus", "0")
     assert result.exit_code == 1
@@ -126,7 +126,7 @@ def test_it_trains_evaluates_skips_what_is_done_and_survives_a_failure(small: Pa
     assert (invoke(small, "more").output, len(rows(small))) == ("more: done\n", 3)
 
     entries = queue.read_queue(small / "queue.toml")
-    done = partial(queue.Queue, entries, queue.Log(), 0)
+    done = partial(queue.Queue, entries, queue.QueueLog(), 0)
     assert done().is_done(entries[1])
     assert not done(reproduce=True).is_done(entries[1])
     edit(small / "recipes/more.toml", "epochs = 4", "epochs = 2")
@@ -139,10 +139,10 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
+def test_incomplete_log_line_is_ignored(small: Path) -> None:
     (small / "runs").mkdir(exist_ok=True)
     card = checkpoint.read_card(ROOT / "weights/lenet5-mnist")
-    log = queue.Log()
+    log = queue.QueueLog()
     assert not log.evaluated(card)
     log.path.write_text('{"model": "lenet5-mn\n')
     assert not log.evaluated(card)
@@ -150,7 +150,7 @@ def test_a_line_cut_short_by_a_power_cut_is_passed_over(small: Path) -> None:
     assert log.evaluated(card)
 
 
-def test_a_stage_is_skipped_when_what_follows_it_is_shipped(small: Path) -> None:
+def test_stage_of_a_shipped_model_is_skipped(small: Path) -> None:
     (small / "queue.toml").write_text(QUEUE.replace("[[model]]", '[[model]]\nstage_of = "more"', 1))
     shutil.copytree(ROOT / "weights/lenet5-mnist", small / "weights/more")
     shutil.copy(ROOT / "training/recipes/lenet5-mnist.toml", small / "recipes/more.toml")
@@ -175,7 +175,7 @@ def test_a_stage_is_skipped_when_what_follows_it_is_shipped(small: Path) -> None
         ("not toml", "queue.toml"),
     ],
 )
-def test_a_queue_that_does_not_fit_is_refused(small: Path, text: str, message: str) -> None:
+def test_invalid_queues_are_refused(small: Path, text: str, message: str) -> None:
     (small / "queue.toml").write_text(text)
     result = invoke(small)
     assert result.exit_code == 1
@@ -207,7 +207,7 @@ def test_a_second_queue_waits_for_the_first(small: Path) -> None:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """The queue as a user starts it, in a process group of its own."""
+    """Start the queue in its own process group."""
     command = [sys.executable, "-m", "training.queue", "--queue", str(folder / "queue.toml"), *options]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, start_new_session=True)
 
@@ -226,9 +226,7 @@ def wait_for(folder: Path, name: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_in_the_same_files_as_an_unbroken_run(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_queue_ends_with_the_same_files(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     # In the middle of the first training, after it, and in the middle of the second.
     for place in ("strokes/last.pt", "strokes/export/strokes/card.json", "more/last.pt"):
@@ -252,8 +250,8 @@ def test_killed_three_times_it_ends_in_the_same_files_as_an_unbroken_run(
 
 
 @pytest.mark.slow
-def test_the_child_of_a_killed_queue_keeps_its_place(small: Path) -> None:
-    """Two processes must not write one run's folder: a new queue waits for the training that the old one left."""
+def test_child_of_a_killed_queue_keeps_the_lock(small: Path) -> None:
+    """A new queue waits for the training process of a killed queue, so that two do not write to one run's folder."""
     process = start(small, "strokes")
     wait_for(small, "strokes/last.pt", process)
     process.kill()

@@ -20,7 +20,16 @@ from tests.training.conftest import RECIPE
 from training import scale_search
 from training.core.errors import RecipeError, RunError
 from training.recipe.config import Recipe, load_recipe
-from training.scale_search import Candidate, Result, Search, Triple, candidates, grid, scaled, shortened
+from training.scale_search import (
+    Result,
+    ScaledNetwork,
+    ScaleSearch,
+    ScalingFactors,
+    candidates,
+    grid,
+    scaled,
+    shortened,
+)
 
 SMALL = """
 architecture = "efficientnet-b0"
@@ -43,7 +52,7 @@ def base(recipe_file: Path) -> Recipe:
     return load_recipe(recipe_file)
 
 
-def test_the_grid_is_every_triple_near_twice_the_cost() -> None:
+def test_grid_has_all_triples_near_the_cost() -> None:
     tenths = range(10, 30)
     exact = [
         (a / 10, b / 10, c / 10)
@@ -51,21 +60,21 @@ def test_the_grid_is_every_triple_near_twice_the_cost() -> None:
         if abs(Fraction(a * b * b * c * c, 10**5) - 2) <= Fraction(1, 10)
     ]
     assert [tuple(triple) for triple in grid(0.1, 0.1)] == exact
-    assert Triple(2, 1, 1) in grid(0.1, 0)
-    paper = Triple(1.2, 1.1, 1.15)
+    assert ScalingFactors(2, 1, 1) in grid(0.1, 0)
+    paper = ScalingFactors(1.2, 1.1, 1.15)
     assert paper in grid(0.05, 0.1)
     assert paper not in grid(0.05, 0.05)
     assert paper.cost == pytest.approx(1.92, abs=0.001)
 
 
 @pytest.mark.parametrize(("step", "tolerance"), [(0, 0.1), (-0.1, 0.1), (0.1, -0.1), (0.1, 1)])
-def test_a_grid_that_cannot_be(step: float, tolerance: float) -> None:
+def test_invalid_grids_are_refused(step: float, tolerance: float) -> None:
     with pytest.raises(ValueError, match="step > 0"):
         grid(step, tolerance)
 
 
-def test_a_triple_scales_depth_width_and_pictures(base: Recipe) -> None:
-    recipe = scaled(base, Triple(2, 1.1, 1.4))
+def test_triple_scales_depth_width_and_resolution(base: Recipe) -> None:
+    recipe = scaled(base, ScalingFactors(2, 1.1, 1.4))
     assert recipe.model.config["depth"] == pytest.approx(0.6)
     assert recipe.model.config["width"] == pytest.approx(0.33)
     assert (recipe.preprocess.size, recipe.model.config["image_size"]) == ((28, 28), 28)
@@ -74,26 +83,26 @@ def test_a_triple_scales_depth_width_and_pictures(base: Recipe) -> None:
     assert recipe.model_dump(exclude=changed) == base.model_dump(exclude=changed)
 
 
-def test_triples_that_round_to_one_network_are_one_candidate(base: Recipe) -> None:
+def test_triples_that_round_to_the_same_network_are_merged(base: Recipe) -> None:
     triples = [triple for triple in grid(0.1, 0.1) if triple.alpha >= 1.6]
-    found = candidates(base, triples, classes=3)
+    result = candidates(base, triples, classes=3)
 
-    def rounded(triple: Triple) -> tuple[object, ...]:
+    def rounded(triple: ScalingFactors) -> tuple[object, ...]:
         channels = [round_channels(row[2] * 0.3 * triple.beta) for row in STAGES]
         ends = [round_channels(end * 0.3 * triple.beta) for end in (32, 1280)]
         blocks = [math.ceil(row[3] * 0.3 * triple.alpha) for row in STAGES]
         return (*channels, *ends, *blocks, round(20 * triple.gamma))
 
-    groups = [{candidate.triple, *candidate.same} for candidate in found]
+    groups = [{candidate.triple, *candidate.same} for candidate in result]
     assert sorted(itertools.chain.from_iterable(groups)) == triples
     assert 1 < len(groups) < len(triples)
     assert len(groups) == len({rounded(triple) for triple in triples})
-    for candidate, group in zip(found, groups, strict=True):
+    for candidate, group in zip(result, groups, strict=True):
         assert len({rounded(triple) for triple in group}) == 1
         assert abs(candidate.triple.cost - 2) == min(abs(triple.cost - 2) for triple in group)
-    one = found[0]
-    module = build("efficientnet-b0", one.recipe.model.config | {"num_classes": 3, "in_channels": 1})
-    assert one.parameters == sum(parameter.numel() for parameter in module.parameters())
+    item = result[0]
+    module = build("efficientnet-b0", item.recipe.model.config | {"num_classes": 3, "in_channels": 1})
+    assert item.parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_the_budget_shortens_the_recipe(base: Recipe) -> None:
@@ -104,7 +113,7 @@ def test_the_budget_shortens_the_recipe(base: Recipe) -> None:
 
 
 def test_the_reward_is_that_of_mnasnet(base: Recipe) -> None:
-    search = Search(base, (), target=100.0, exponent=-0.07)
+    search = ScaleSearch(base, (), target=100.0, exponent=-0.07)
     assert search.reward(Result("", 1, 1, 1, macs=100, parameters=1, accuracy=0.8, seconds=1)) == 0.8
     # MnasNet chose w so that twice the cost is worth 5 % of accuracy.
     dear = Result("", 1, 1, 1, macs=200, parameters=1, accuracy=0.8 * 1.05, seconds=1)
@@ -113,7 +122,7 @@ def test_the_reward_is_that_of_mnasnet(base: Recipe) -> None:
 
 def test_another_family_is_refused(workshop: Path) -> None:
     with pytest.raises(RecipeError, match="lenet5-relu is not an EfficientNet"):
-        scaled(load_recipe(workshop / "recipe.toml"), Triple(2, 1, 1))
+        scaled(load_recipe(workshop / "recipe.toml"), ScalingFactors(2, 1, 1))
 
 
 def invoke(recipe: Path, out: Path, *options: str) -> tuple[int, str]:
@@ -123,20 +132,18 @@ def invoke(recipe: Path, out: Path, *options: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_that_is_broken_off_and_goes_on(
-    recipe_file: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_search_is_continued(recipe_file: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = workshop / "docs"
-    trained: list[Triple] = []
+    trained: list[ScalingFactors] = []
     train = scale_search.train
 
-    def breaks_off(candidate: Candidate) -> Result:
+    def breaks_off(candidate: ScaledNetwork) -> Result:
         if trained:
             raise RunError("the power failed")
         trained.append(candidate.triple)
         return train(candidate)
 
-    def counted(candidate: Candidate) -> Result:
+    def counted(candidate: ScaledNetwork) -> Result:
         trained.append(candidate.triple)
         return train(candidate)
 
@@ -147,7 +154,7 @@ def test_a_rehearsal_that_is_broken_off_and_goes_on(
     monkeypatch.setattr(scale_search, "train", counted)
     code, output = invoke(recipe_file, out, "--step", "0.4")
     assert code == 0, output
-    assert trained == [Triple(1, 1, 1.4), Triple(1, 1.4, 1)]
+    assert trained == [ScalingFactors(1, 1, 1.4), ScalingFactors(1, 1.4, 1)]
     assert (out / "scale-search.csv").read_text().startswith(first)
     assert invoke(recipe_file, out, "--step", "0.4") == (0, output)
     assert len(trained) == 2
@@ -165,11 +172,11 @@ def test_a_rehearsal_that_is_broken_off_and_goes_on(
     assert len(drawn) < 150_000
 
 
-def test_a_file_that_holds_something_else_is_refused(recipe_file: Path, workshop: Path) -> None:
+def test_file_with_other_content_is_refused(recipe_file: Path, workshop: Path) -> None:
     (workshop / "docs").mkdir()
     (workshop / "docs/scale-search.csv").write_text("a,b\n1,2\n")
     code, output = invoke(recipe_file, workshop / "docs", "--step", "0.4")
-    assert (code, "does not hold the results of a search" in output) == (1, True)
+    assert (code, "has no results of a search" in output) == (1, True)
 
 
 def test_a_grid_without_triples_is_refused(recipe_file: Path, workshop: Path) -> None:

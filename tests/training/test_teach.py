@@ -1,25 +1,26 @@
-"""The teacher's framing and the file of its vectors; dlib itself is a download that not every machine has."""
+"""The framing for dlib, and the files of teachers' vectors. dlib itself is not installed everywhere."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from models.checkpoint import CheckpointError
+from models.runtime import TorchRuntime
 from tests.models.aligned_faces import first_faces
+from tests.training.conftest import write_identities
 from training import teach
 from training.core.errors import DataError
 from training.datasets import images as data
-from training.evaluation.measure_faces import Embedder
+from training.evaluation.embedded_faces import FaceEmbedder
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +38,9 @@ def few_faces(folders: Path) -> Path:
 
 
 def write_faces(folders: Path, count: int) -> Path:
-    rows = []
-    for shade in range(count):
-        buffer = io.BytesIO()
-        Image.new("RGB", (112, 112), (shade % 256,) * 3).save(buffer, "PNG")
-        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "identity": f"made:{shade // 2}"})
-    (folders / "data/faces").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/faces/train.parquet")
+    shades = range(count)
+    faces = [(Image.new("RGB", (112, 112), (shade % 256,) * 3), f"made:{shade // 2}") for shade in shades]
+    write_identities(folders / "data/faces/train.parquet", faces)
     return folders
 
 
@@ -51,7 +48,7 @@ def brightness(faces: teach.Pixels) -> teach.Vectors:
     return np.repeat(faces.mean(axis=(1, 2, 3), dtype=np.float64)[:, None], 128, axis=1).astype(np.float32)
 
 
-def test_the_window_is_where_it_was_measured() -> None:
+def test_window_position() -> None:
     rows, columns = np.mgrid[:112, :112]
     face = np.stack([columns, rows, np.zeros_like(rows)], axis=2).astype(np.uint8)
     chip = teach.chip(face).astype(float)
@@ -64,7 +61,7 @@ def test_the_window_is_where_it_was_measured() -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_row_for_each_picture_in_its_order(faces: Path, jobs: int) -> None:
+def test_vectors_are_in_the_order_of_the_data_set(faces: Path, jobs: int) -> None:
     path = teach.teach("faces", "grey", brightness, jobs)
     assert path == faces / "runs/teachers/grey.npy"
     vectors = np.load(path)
@@ -73,7 +70,7 @@ def test_a_row_for_each_picture_in_its_order(faces: Path, jobs: int) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["grey.npy"]
 
 
-def test_what_is_done_is_not_done_again(faces: Path) -> None:
+def test_finished_parts_are_reused(faces: Path) -> None:
     seen: list[int] = []
 
     def tires(pictures: teach.Pixels) -> teach.Vectors:
@@ -90,7 +87,7 @@ def test_what_is_done_is_not_done_again(faces: Path) -> None:
     assert np.array_equal(vectors[:, 0], np.arange(700) % 256)
 
 
-def test_a_data_set_that_is_not_there(folders: Path) -> None:
+def test_missing_data_set_is_reported(folders: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nobody"):
         teach.teach("nobody", "grey", brightness, 1)
 
@@ -116,14 +113,14 @@ def means(file: Path, batch: int | str = "N", *, outputs: int = 1, layout: str =
 
 @pytest.mark.parametrize("batch", ["N", 1, 3])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_an_onnx_file_teaches(tmp_path: Path, batch: int | str, layout: str) -> None:
+def test_onnx_file_as_teacher(tmp_path: Path, batch: int | str, layout: str) -> None:
     faces = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
     vectors = teach.GraphTeacher(means(tmp_path / "means.onnx", batch, layout=layout), 100.0, 50.0)(faces)
     expected = (faces.astype(float).mean(axis=(1, 2)) - 100) / 50  # a mirror image has the same means
     np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
 
 
-def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
+def test_invalid_teacher_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(DataError, match="not an ONNX or TFLite file"):
         teach.GraphTeacher(tmp_path / "broken.onnx", 0, 1)
@@ -134,20 +131,24 @@ def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
     onnx.save(small, str(tmp_path / "small.onnx"))
     with pytest.raises(DataError, match="expected"):
         teach.GraphTeacher(tmp_path / "small.onnx", 0, 1)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         teach.NetworkTeacher(tmp_path / "nothing")
     with pytest.raises(DataError, match="to classify, not to embed"):
         teach.NetworkTeacher(ROOT / "weights/lenet5-mnist")
 
 
-def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
+def test_network_teacher_agrees_with_serving(few_faces: Path) -> None:
     model = ROOT / "weights/mobilefacenet"
     options = ["faces", "--name", "wise", "--model", str(model)]
     small = data.load("faces", "train", teach._ALIGNED)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
-    embedder = Embedder(model)
+    embedder = FaceEmbedder(model)
     assert embedder.card.tta == "flip"
-    np.testing.assert_allclose(teach.NetworkTeacher(model)(pixels), embedder(pixels), atol=1e-5)
+    teacher = teach.NetworkTeacher(model)
+    np.testing.assert_allclose(teacher(pixels), embedder(pixels), atol=1e-5)
+    assert isinstance(teacher._runtime, TorchRuntime)
+    filters = [weight for weight in teacher._runtime._module.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in filters)
     result = CliRunner().invoke(teach.cli, [*options, "--mean", "0"])
     assert result.exit_code == 0, result.output
     assert np.load(few_faces / "runs/teachers/wise.npy").shape == (len(small.labels), 192)
@@ -157,14 +158,14 @@ def test_shipped_weights_teach_as_they_serve(few_faces: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_published_file_teaches_what_was_published_with_it(datasets: Callable[[str], Path]) -> None:
+def test_published_file_agrees_with_the_published_vectors(datasets: Callable[[str], Path]) -> None:
     folder = datasets("mobilefacenet")
     vectors = teach.GraphTeacher(folder / "mobilefacenet.tflite", 127.5, 128.0)(first_faces(datasets("faces"), 9))
     published = np.load(folder / "faces-vectors.npy", mmap_mode="r")[:9].astype(np.float32)
     np.testing.assert_allclose(vectors, published, atol=2e-3)  # published in float16
 
 
-def test_without_the_teacher_it_says_what_to_install(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_teacher_package_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -49,18 +49,18 @@ def quickly(command: str) -> list[str]:
 
 def test_the_page_s_commands_lead_to_an_answer(home: Path) -> None:
     with Shell(quickly) as shell:
-        said = dict(run_all(PAGE, shell))
+        lines = dict(run_all(PAGE, shell))
     card = read_card(home / "weights/animals")
-    (answer,) = (json.loads(text) for line, text in said.items() if "/classify?model=animals" in line)
+    (answer,) = (json.loads(text) for line, text in lines.items() if "/classify?model=animals" in line)
     assert (answer["model"], answer["version"]) == ("animals", card.version)
     (result,) = answer["data"]
-    assert {one["class"] for one in result["predictions"]} == set(COLOURS)
+    assert {item["class"] for item in result["predictions"]} == set(COLOURS)
     assert result["predictions"][0]["class"] == "cat"  # the green ones
-    assert sum(one["confidence"] for one in result["predictions"]) == pytest.approx(1, abs=1e-3)
+    assert sum(item["confidence"] for item in result["predictions"]) == pytest.approx(1, abs=1e-3)
 
     assert {metric.data for metric in card.metrics} == {"animals validation (6 cut from train)", "animals test (6)"}
     assert "started from efficientnet-lite0" in card.data
     assert "ImageNet-1k" in card.data
     assert "research and non-commercial" in card.license
-    (reloaded,) = (json.loads(text) for line, text in said.items() if line.endswith("/models/animals/reload"))
+    (reloaded,) = (json.loads(text) for line, text in lines.items() if line.endswith("/models/animals/reload"))
     assert reloaded["change"] == "unchanged"

@@ -1,4 +1,4 @@
-"""Names misspelt and found again: the noise, the edit distances by hand, a small encoder that learns."""
+"""Name encoders: misspellings, evaluation, training."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from PIL import Image
 from rapidfuzz.distance import Levenshtein
 from typer.testing import CliRunner, Result
 
-from models.name_encoder import VARIANTS, WordEncoder, bare, fold
+from models.name_encoder import VARIANTS, WordEncoder, fold, letters_only
+from tests.training.conftest import interrupted, sets, write_identities
 from training import evaluate, words
 from training.core.errors import DatasetNotFoundError, RecipeError
 from training.core.run_folder import Run
@@ -23,8 +23,10 @@ from training.datasets.faces import split_of
 from training.datasets.misspellings import KEYS, KINDS, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
-from training.recipe.config import WordsRecipe, read_recipe
-from training.words import Spelling
+from training.losses.mined import triplet_loss
+from training.recipe.config import read_recipe
+from training.recipe.words_config import WordsRecipe
+from training.words import SpellingTask
 
 SMALL = [
     'model.architecture="word-cnn-small"',
@@ -44,9 +46,8 @@ def workshop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for person in PEOPLE:
         (folders / "data/lfw-view1/lfw" / person).mkdir(parents=True)
     identities = ["pins:adalovelace", "pins:maryanning", "fiw:F0001/MID1", "glint:kurtgodel"]
-    rows = [{"image": {"bytes": b"", "path": None}, "identity": identity} for identity in identities]
-    (folders / "data/faces").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/faces/train.parquet")
+    faces = [(Image.new("L", (1, 1)), identity) for identity in identities]
+    write_identities(folders / "data/faces/train.parquet", faces)
     return folders
 
 
@@ -63,17 +64,16 @@ def measure(*options: str) -> Result:
 
 
 def train(*options: str) -> Result:
-    overrides = [part for override in SMALL for part in ("--set", override)]
-    return invoke("training/recipes/names.toml", *overrides, *options)
+    return invoke("training/recipes/names.toml", *sets(*SMALL), *options)
 
 
 # The names.
 
 
-def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path) -> None:
+def test_splits_are_disjoint_and_lfw_is_not_trained_on(workshop: Path) -> None:
     names = read_names(recipe().data, seed=1)
-    splits = (names.train, names.made, names.calibrate, names.test)
-    letters = [bare(name) for split in splits for name in split]
+    splits = (names.train, names.synthetic, names.calibrate, names.test)
+    letters = [letters_only(name) for split in splits for name in split]
     assert len(letters) == len(set(letters))
     people = {fold(person) for person in PEOPLE}
     assert people < set(names.test)
@@ -84,16 +84,16 @@ def test_no_name_is_in_two_splits_and_nobody_of_lfw_is_trained_on(workshop: Path
     for split, part in (("train", names.train), ("calibrate", names.calibrate)):
         assert {split_of(name) for name in part} == {split}
     assert {split_of(name) for name in set(names.test) - people} == {"test"}
-    assert len(names.train) + len(names.made) == 400
+    assert len(names.train) + len(names.synthetic) == 400
     assert all(fold(name) == name for split in splits for name in split)
     firsts, lasts = ({name.rpartition(" ")[part] for name in names.train} for part in (0, 2))
-    assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.made)
+    assert all(name.rpartition(" ")[0] in firsts and name.rpartition(" ")[2] in lasts for name in names.synthetic)
 
 
-def test_names_are_made_of_two_people_and_none_is_a_known_one() -> None:
+def test_recombined_names_are_new() -> None:
     people = ["ada lovelace", "jean-luc ponty", "hypatia"]
     expected = {"ada ponty", "jean-luc lovelace"}
-    assert set(recombine(people, 50, {bare(name) for name in people}, seed=1)) == expected
+    assert set(recombine(people, 50, {letters_only(name) for name in people}, seed=1)) == expected
     assert len(recombine(people, 1, set(), seed=1)) == 1
     assert recombine(people, 0, set(), seed=1) == recombine(["hypatia"], 5, set(), seed=1) == ()
 
@@ -110,20 +110,20 @@ def test_the_real_names(datasets: Callable[[str], Path], monkeypatch: pytest.Mon
     assert people <= set(names.test)
     assert len(people) > 900
     assert len(names.train) > 900
-    assert not people & {*names.train, *names.made, *names.calibrate}
+    assert not people & {*names.train, *names.synthetic, *names.calibrate}
 
 
 # The noise.
 
 
-def test_keys_that_touch() -> None:
+def test_neighbouring_keys() -> None:
     assert {key: set(KEYS[key]) for key in "gqlm"} == {
         "g": set("ftyhvb"),
         "q": set("wa"),
         "l": set("okp"),
         "m": set("njk"),
     }
-    assert all(key in KEYS[other] for key, others in KEYS.items() for other in others)
+    assert all(key in KEYS[other] for key, rest in KEYS.items() for other in rest)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_keys_that_touch() -> None:
         ("order", "hypatia", set()),
     ],
 )
-def test_each_kind_makes_just_these(kind: str, name: str, spellings: set[str]) -> None:
+def test_spellings_of_each_kind(kind: str, name: str, spellings: set[str]) -> None:
     assert set(KINDS[kind](name)) == spellings
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_answers_folded_names_that_differ(kind: str) -> None:
+def test_kinds_return_different_folded_names(kind: str) -> None:
     name = "yakob kazoov-schmueth phitz"
     spellings = KINDS[kind](name)
     assert spellings
@@ -160,7 +160,7 @@ def test_a_kind_answers_folded_names_that_differ(kind: str) -> None:
     assert all(spelling.strip() == spelling == fold(spelling) for spelling in spellings)
 
 
-def test_misspelling_is_a_function_of_the_seed() -> None:
+def test_misspelling_depends_only_on_the_seed() -> None:
     def spelt(seed: int) -> list[str]:
         random = np.random.default_rng(seed)
         return [misspell("gerhard schroeder", list(KINDS), edits, random) for edits in range(6)]
@@ -170,7 +170,7 @@ def test_misspelling_is_a_function_of_the_seed() -> None:
     assert spelt(1)[0] == "gerhard schroeder"
 
 
-def test_edits_are_counted_and_never_undone() -> None:
+def test_edits_are_counted_and_not_undone() -> None:
     random = np.random.default_rng(0)
     for _ in range(300):
         spelt = misspell("ab", ["swap", "drop"], 2, random)
@@ -191,7 +191,7 @@ def test_edits_are_counted_and_never_undone() -> None:
 # The evaluation.
 
 
-def test_names_that_lie_equally_near_share_the_hit() -> None:
+def test_equally_near_names_share_the_hit() -> None:
     distances = {"one": [0.0, 1.0, 1.0], "two": [2.0, 1.0, 1.0], "three": [1.0, 1.0, 1.0]}
     probes = Probes("trained", 1, tuple(distances), np.array([0, 1, 2]))
     hits = search("table", lambda name: np.array(distances[name]), probes)
@@ -237,9 +237,9 @@ def test_probes_are_of_their_kinds_and_unlike_those_of_training() -> None:
 # The encoder.
 
 
-def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop: Path) -> None:
+def test_training_improves_recall_and_is_evaluated(workshop: Path) -> None:
     small = recipe()
-    untrained = Spelling(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
+    untrained = SpellingTask(small, read_names(small.data, small.seed), Accelerator()).validate()["recall"]
     result = train()
     assert result.exit_code == 0, result.output
     history = Run(workshop / "runs/names").load_last(1)["progress"].history
@@ -255,23 +255,12 @@ def test_training_beats_no_training_and_the_evaluation_says_by_how_much(workshop
         assert (workshop / "runs/names" / plot).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--set", "data.names=1", "--set", "train.epochs=2", "--set", "train.checkpoint_steps=2"]
-    options += ["--set", "data.trained=['drop']", "--set", "train.batch_size=240"]
+def test_a_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
+    options = sets("data.names=1", "train.epochs=2", "train.checkpoint_steps=2")
+    options += sets("data.trained=['drop']", "train.batch_size=240")
     assert train(*options, "--run", "whole").exit_code == 0
-    step, calls = Spelling.step, 0
-
-    def stops(self: Spelling, epoch: int, index: int, generator: torch.Generator) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return step(self, epoch, index, generator)
-
-    monkeypatch.setattr(Spelling, "step", stops)
-    train(*options, "--run", "broken")
-    assert calls == 4
-    monkeypatch.setattr(Spelling, "step", step)
+    with interrupted(SpellingTask, 4):
+        train(*options, "--run", "broken")
     assert train(*options, "--run", "broken", "--resume").exit_code == 0
     whole, broken = (Run(workshop / "runs" / run).load_last(1)["learners"]["encoder"] for run in ("whole", "broken"))
     assert whole["model"].keys() == broken["model"].keys()
@@ -280,21 +269,21 @@ def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, monkeypatch: p
 
 @pytest.mark.parametrize("mining", ["semi-hard", "batch-hard"])
 @pytest.mark.parametrize("squared", [False, True])
-def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
+def test_loss_agrees_with_a_loop(mining: str, squared: bool) -> None:
     torch.manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(12, 4, dtype=torch.float64))
     labels = torch.arange(12) // 3
     section = recipe(f"loss.mining={mining}", f"loss.squared={str(squared).lower()}", "loss.metric=euclidean").loss
-    value, active = words.triplet_loss(section, vectors, labels)
+    value, active = triplet_loss(section, vectors, labels, torch.Generator())
     expected = []
     for anchor in range(12):
         distance = (vectors - vectors[anchor]).norm(dim=1).tolist()
-        others = [distance[k] for k in range(12) if labels[k] != labels[anchor]]
+        rest = [distance[k] for k in range(12) if labels[k] != labels[anchor]]
         positives = [distance[k] for k in range(12) if labels[k] == labels[anchor] and k != anchor]
         if mining == "batch-hard":
-            expected.append((max(positives), min(others)))
+            expected.append((max(positives), min(rest)))
         else:
-            fitting = [(d, [n for n in others if d < n < d + section.margin]) for d in positives]
+            fitting = [(d, [n for n in rest if d < n < d + section.margin]) for d in positives]
             expected += [(d, min(near)) for d, near in fitting if near]
     power = 2 if squared else 1
     parts = [max(0.0, section.margin + positive**power - negative**power) for positive, negative in expected]
@@ -306,23 +295,23 @@ def test_the_loss_is_the_plain_loops(mining: str, squared: bool) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.kind=contrastive", "semi-hard or batch-hard triplets"),
-        ("loss.mining=random", "semi-hard or batch-hard triplets"),
+        ("loss.kind=contrastive", "with semi-hard or batch-hard mining"),
+        ("loss.mining=random", "with semi-hard or batch-hard mining"),
         ("train.batch_size=31", "multiple of spellings"),
         ("model.architecture=word-rnn", "unknown architecture 'word-rnn'; known: word-cnn, word-cnn-small"),
-        ("data.held_out=['drop']", "trained on and held out: drop"),
+        ("data.held_out=['drop']", "both trained and held_out: drop"),
         ("data.trained=[]", "data.trained"),
     ],
 )
-def test_recipes_that_do_not_fit_together(override: str, message: str) -> None:
+def test_inconsistent_recipes_are_refused(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(override)
 
 
-def test_what_is_missing_is_named(workshop: Path) -> None:
+def test_missing_inputs_are_named(workshop: Path) -> None:
     result = train("--set", "data.trained=['drop', 'sneeze']")
     assert result.exit_code == 1
-    assert "no kind of edit: sneeze" in result.output
+    assert "unknown kinds of edits: sneeze" in result.output
     assert not (workshop / "runs/names").exists()
     result = measure("--run", "nobody")
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""Where a network starts, before any step: at another one's features, or at what the pictures say of patches."""
+"""Initialise a network before training: pretrained features, a whitening of image patches, identity convolutions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from training.datasets.images import ImageSet, Indices
 from training.recipe.config import Recipe, TrainSection
 
 _SAMPLE = 5000
-# Of the patches' mean variance: directions with less, as JPEG leaves them in the colours, are noise to be left small.
+# Directions with less than this share of the patches' mean variance are noise, as JPEG leaves it in the colours.
 _NOISE = 1e-2
-# What features expect of their pictures: other values, and they are of no use.
+# The features are of no use with other values of these fields.
 _NORMALISATION = {"mode", "mean", "std"}
 
 
-class Start:
-    """The classifier that a recipe's `model.start` names: its card, and its features for another network.
+class PretrainedFeatures:
+    """The card and the features of the classifier that a recipe's `model.start` names.
 
     Raises:
-        RecipeError: no whole model in that folder, no classifier, another architecture than the recipe's, or one whose
-            pictures were of another mode, mean or deviation. Their size may differ.
+        RecipeError: the folder has no complete model, no classifier, another architecture than the recipe's, or a model
+            for images of another mode, mean or standard deviation. The image size may differ.
     """
 
     def __init__(self, recipe: Recipe):
@@ -37,25 +37,25 @@ class Start:
         except checkpoint.CheckpointError as error:
             raise RecipeError(f"model.start: {error}") from error
         if self.card.task != "classify":
-            raise RecipeError(f"model.start: {self.card.name} is no classifier: it is there to {self.card.task}")
-        known = {"architecture": self.card.architecture} | self.card.preprocess.model_dump(include=_NORMALISATION)
-        asked = {"architecture": recipe.model.architecture} | recipe.preprocess.model_dump(include=_NORMALISATION)
-        for part, value in known.items():
-            if asked[part] != value:
-                raise RecipeError(f"model.start: {self.card.name} has the {part} {value}, the recipe {asked[part]}")
+            raise RecipeError(f"model.start: {self.card.name} is not a classifier but a network to {self.card.task}")
+        actual = {"architecture": self.card.architecture} | self.card.preprocess.model_dump(include=_NORMALISATION)
+        expected = {"architecture": recipe.model.architecture} | recipe.preprocess.model_dump(include=_NORMALISATION)
+        for name, value in actual.items():
+            if expected[name] != value:
+                raise RecipeError(f"model.start: {self.card.name} has the {name} {value}, the recipe {expected[name]}")
 
     def config(self, recipe: Recipe) -> dict[str, Any]:
-        """The card's config with the recipe's changes."""
+        """Return the card's config with the recipe's changes."""
         return self.card.config | recipe.model.config
 
-    def give(self, network: nn.Module) -> None:
-        """Let the network's features be this one's, and its last linear layer begin at zero.
+    def copy_to(self, network: nn.Module) -> None:
+        """Copy the features into `network`, and set its last linear layer to zero.
 
-        A random one's logits of such features are large and wrong, and few pictures do not unlearn them: after ten
-        epochs of 115 pictures of three classes 0.48 of 29 others were right, instead of 0.93.
+        With a random last layer the first logits are large and wrong, and a small data set does not correct them: after
+        ten epochs of 115 images of three classes the accuracy on 29 others was 0.48, with zeros 0.93.
 
         Raises:
-            RecipeError: they have another form, by the recipe's changes to the config.
+            RecipeError: the recipe's changes to the config change the shape of the features.
         """
         try:
             network.get_submodule("features").load_state_dict(self._network.get_submodule("features").state_dict())
@@ -68,20 +68,20 @@ class Start:
 
 
 def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Preprocess) -> nn.Conv2d:
-    """Let the first convolution begin as a whitening of its patches: what follows sees directions that are unrelated.
+    """Initialise the first convolution as a whitening of its patches, so that its outputs are uncorrelated; return it.
 
-    Its filters become the eigenvectors of the covariance of patches of at most 5,000 of `rows`, each over the standard
-    deviation along it and with both signs, so that a ReLU loses neither half. The directions of most variance come
-    first; filters beyond two for each direction that is more than noise stay as they were. After Jordan, "94% on
+    Its filters become the eigenvectors of the covariance of patches of at most 5,000 of `rows`, each divided by the
+    standard deviation along it and with both signs, so that a ReLU loses neither half. The directions of most variance
+    come first; filters beyond two for each direction above the noise keep their values. After Jordan, "94% on
     CIFAR-10 in 3.29 Seconds on a Single GPU", 2024; there the filters are never trained, see
-    `TrainSection.freeze_whitening`. Returns that convolution.
+    `TrainSection.freeze_whitening`.
 
     Raises:
-        ValueError: no convolution, or one that does not read `preprocess`'s channels.
+        ValueError: there is no convolution, or the first one has other input channels than `preprocess`.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != preprocess.channels:
-        raise ValueError(f"there is no first convolution of {preprocess.channels} channels to begin as a whitening")
+        raise ValueError(f"the network has no first convolution of {preprocess.channels} channels to whiten")
     filters = whitening(_patches(first, images, rows, preprocess))[: first.out_channels // 2]
     with torch.no_grad():
         pairs = torch.stack([filters, -filters], dim=1).view(-1, *first.weight.shape[1:])
@@ -91,11 +91,11 @@ def whiten(network: nn.Module, images: ImageSet, rows: Indices, preprocess: Prep
     return first
 
 
-def begin_as_identity(network: nn.Module) -> None:
-    """Let each convolution after the first pass its input on: its first `in_channels` filters become a Dirac delta.
+def initialise_as_identity(network: nn.Module) -> None:
+    """Set the first `in_channels` filters of each convolution after the first to a Dirac delta: the identity.
 
-    The other filters, and convolutions with fewer outputs than inputs, several groups or an even kernel, stay as they
-    are. After Jordan 2024, see `whiten`.
+    The other filters, and convolutions with fewer outputs than inputs, several groups or an even kernel, keep their
+    values. After Jordan 2024, see `whiten`.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     for layer in convolutions[1:]:
@@ -105,7 +105,7 @@ def begin_as_identity(network: nn.Module) -> None:
 
 
 def set_norms(network: nn.Module, train: TrainSection) -> None:
-    """Give every batch normalisation the recipe's `norm_momentum`, and keep its gain where `freeze_gains` says so."""
+    """Set the recipe's `norm_momentum` on every batch normalisation, and freeze its gain if `freeze_gains` is set."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = train.norm_momentum
@@ -114,9 +114,10 @@ def set_norms(network: nn.Module, train: TrainSection) -> None:
 
 
 def whitening(patches: Tensor) -> Tensor:
-    """Rows [M, D] that take patches [N, D] to M <= D unrelated numbers of variance about 1, most variance first.
+    """Return rows [M, D], M <= D, whose products with patches [N, D] are uncorrelated, with variances of about 1.
 
-    Directions with less than a hundredth of the mean variance are left out; the rest are damped by as much.
+    Directions are in descending order of variance. Those with less than a hundredth of the mean variance are left out,
+    and a hundredth of it is added to the variance of the others.
     """
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     floor = _NOISE * values.mean()
@@ -126,9 +127,9 @@ def whitening(patches: Tensor) -> Tensor:
 
 
 def _patches(convolution: nn.Conv2d, images: ImageSet, rows: Indices, preprocess: Preprocess) -> Tensor:
-    """Float64 [N, C * kernel height * kernel width] of normalised pictures, one place in so many that N stays small."""
+    """Return patches of normalised images, float64 [N, C * kernel height * kernel width]; a stride bounds N."""
     chosen = rows[:: -(-len(rows) // _SAMPLE)]
-    pictures = preprocess.normalise(torch.from_numpy(np.array(images.images[chosen])))
+    normalised = preprocess.normalise(torch.from_numpy(np.array(images.images[chosen])))
     size = (convolution.kernel_size[0], convolution.kernel_size[1])
-    step = max(1, min(pictures.shape[-2:]) // 8)
-    return F.unfold(pictures, size, stride=step).movedim(1, -1).flatten(0, 1).double()
+    step = max(1, min(normalised.shape[-2:]) // 8)
+    return F.unfold(normalised, size, stride=step).movedim(1, -1).flatten(0, 1).double()

@@ -1,8 +1,8 @@
 """Muon for convolutions: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
 `torch.optim.Muon` takes matrices alone and multiplies in bfloat16. One of its iterations for a 256x2304 matrix takes
-1.12 s on a processor without bfloat16 instructions, and 0.05 s in float32 (one busy AVX2 core). So this one flattens
-filters to matrices and multiplies in float32.
+1.12 s on a CPU without bfloat16 instructions, and 0.05 s in float32 (one busy AVX2 core). So this one flattens filters
+to matrices and multiplies in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ITERATIONS = 3
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix [M, N] with the same singular vectors and singular values near 1, by Newton-Schulz iterations.
+    """Return a matrix [M, N] with the same singular vectors and singular values near 1, by Newton-Schulz iterations.
 
     Singular values below about a hundredth of the Frobenius norm come out smaller than 1/2.
     """
@@ -33,7 +33,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.SGD):
-    """SGD, except for groups with `orthogonal=True`: their parameters [out, ...] move by orthogonalised momentum.
+    """SGD, but groups with `orthogonal=True` are updated by orthogonalised momentum; their parameters are [out, ...].
 
     Before its step, a parameter of such a group is scaled to a Frobenius norm of sqrt(out), so that `lr` is the
     relative length of the step. That changes nothing where batch normalisation follows; so these groups are for
@@ -42,7 +42,7 @@ class Muon(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient; the gradients of orthogonal groups are consumed."""
+        """Update every parameter that has a gradient; the gradients of orthogonal groups are set to None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,11 +1,12 @@
-"""A run's folder: what was asked for, where it stands, what it has become.
+"""The folder of a training run.
 
     recipe.toml     the resolved recipe, written before the first step
-    last.pt best.pt where to go on, and the best weights so far: `torch.save` files with their own sha256 at the end
+    last.pt         the state to resume from
+    best.pt         the best weights so far; like last.pt a `torch.save` file with its sha256 at the end
     history.json    a row for every epoch; the same in curves.png (drawn at the end) and tensorboard/
-    export/<name>/  the served model, written by the task
+    export/<name>/  the served model, see `training.core.export`
 
-One process of several writes; all of them may read.
+Only the main process writes; all processes may read.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 
 @dataclass
 class Progress:
-    """Where a run stands, its networks apart.
+    """The progress of a run, without the state of its networks.
 
     `step` counts optimizer steps since the beginning; `statistics` are this epoch's sums so far; `best_epoch` counts
-    from 1, 0 when no epoch has been validated; `wall_time_s` leaves out what a kill threw away.
+    from 1 and is 0 before the first validation; `wall_time_s` does not include steps that a kill lost.
     """
 
     step: int = 0
@@ -58,7 +59,7 @@ class Progress:
 
 
 class Run:
-    """One run's folder. Every method that writes does nothing on a process that is not `main`."""
+    """A run's folder. Methods that write do nothing unless the process is `main`."""
 
     def __init__(self, folder: Path, *, main: bool = True):
         self.folder = folder
@@ -66,12 +67,12 @@ class Run:
         self._writer: SummaryWriter | None = None
 
     def begin(self, recipe: BaseModel, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Take the folder for `recipe`, or find there the run of this very recipe.
+        """Start a run of `recipe` in the folder, or check that the folder has a run of the same recipe to resume.
 
-        A setting that is newer than the run has its default in the run's recipe.
+        A setting that the run's recipe lacks, since it is newer, has its default there.
 
         Raises:
-            RunError: the folder holds a run (or no run, when resuming), or that of another recipe.
+            RunError: the folder has a run already; or, if `resume`, no run or a run of another recipe.
         """
         if not self.main:
             return
@@ -85,25 +86,26 @@ class Run:
                 raise RunError(f"{path} is not the recipe given; it differs in {', '.join(changed)}")
             return
         if path.exists() and not overwrite:
-            raise RunError(f"{self.folder} already holds a run: --resume goes on with it, --overwrite deletes it")
+            raise RunError(f"{self.folder} already holds a run: --resume continues it, --overwrite deletes it")
         if path.exists():
             shutil.rmtree(self.folder)
         write_atomically(path, text.encode())
 
     def save_last(self, progress: Progress, learners: Mapping[str, Any], scaler: Any, processes: int) -> None:
-        """Replace last.pt by all that a resumed run needs. Randomness is not in it: see `training.core.seeds`."""
+        """Replace last.pt. It needs no state of random generators, see `training.core.seeds`."""
         state = {"progress": asdict(progress), "learners": dict(learners), "scaler": scaler, "processes": processes}
         self._save("last.pt", state | {"threads": torch.get_num_threads()})
 
     def load_last(self, processes: int) -> dict[str, Any]:
-        """What `save_last` was given, `progress` as a `Progress`, and `threads`.
+        """Return the arguments of `save_last` by name, and the number of `threads` at that time.
 
         Raises:
-            RunError: last.pt missing, damaged or incomplete; best.pt missing though there was a best; other processes.
+            RunError: last.pt is missing, damaged or incomplete; best.pt is missing or older than last.pt says; the run
+                was started with another number of processes.
         """
         state = self._load("last.pt", _LAST)
-        # Progress(**...) would put a default where a part is missing.
-        self._check("last.pt", state["progress"], {part.name for part in fields(Progress)})
+        # Progress(**...) would use a default for a missing field.
+        self._check("last.pt", state["progress"], {field.name for field in fields(Progress)})
         state["progress"] = Progress(**state["progress"])
         if state["processes"] != processes:
             raise RunError(f"the run was started with {state['processes']} processes, not {processes}")
@@ -116,10 +118,10 @@ class Run:
         self._save("best.pt", {"epoch": epoch, "networks": dict(networks)})
 
     def load_best(self) -> dict[str, Any]:
-        """What `save_best` was given.
+        """Return the arguments of `save_best` by name.
 
         Raises:
-            RunError: best.pt missing, damaged or incomplete.
+            RunError: best.pt is missing, damaged or incomplete.
         """
         return self._load("best.pt", _BEST)
 
@@ -128,7 +130,7 @@ class Run:
             buffer = io.BytesIO()
             torch.save(dict(state), buffer)
             data = buffer.getvalue()
-            # torch.load reads past a flipped byte without a word, and does not mind what comes after its zip archive.
+            # torch.load does not notice a flipped byte, and ignores bytes after its zip archive.
             write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
 
     def _load(self, name: str, keys: set[str]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Run:
         try:
             sealed = path.read_bytes()
         except OSError as error:
-            raise RunError(f"{path}: {error.strerror}; the run cannot go on without it") from error
+            raise RunError(f"{path}: {error.strerror}; the run cannot be resumed without it") from error
         data = sealed[:-_DIGEST]
         if hashlib.sha256(data).digest() != sealed[-_DIGEST:]:
             raise RunError(f"{path} is damaged: its sha256 does not match")
@@ -146,7 +148,9 @@ class Run:
 
     def _check(self, name: str, part: Mapping[str, Any], keys: set[str]) -> None:
         if part.keys() != keys:
-            raise RunError(f"{self.folder / name} lacks or has too much: {', '.join(sorted(part.keys() ^ keys))}")
+            raise RunError(
+                f"{self.folder / name} has missing or unknown parts: {', '.join(sorted(part.keys() ^ keys))}"
+            )
 
     def log(self, history: Sequence[Row]) -> None:
         """Write history.json, and its last row to TensorBoard. A row's `epoch` counts from 1."""
@@ -157,7 +161,7 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Rows that a killed run wrote from here on are struck out.
+            # Drops rows of later epochs, which a killed run may have written.
             self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=int(row["epoch"]))
         for name, value in row.items():
             self._writer.add_scalar(name, value, int(row["epoch"]))
@@ -172,12 +176,12 @@ class Run:
 
 
 def _document(recipe: BaseModel) -> dict[str, Any]:
-    """The recipe as TOML has it, which has no null: what is None is left out."""
+    """Return the recipe as a TOML document, which has no null: fields that are None are left out."""
     return recipe.model_dump(mode="json", exclude_none=True)
 
 
 def _resolved(form: type[BaseModel], path: Path) -> dict[str, Any]:
-    """A run's recipe as today's `form` reads it, or as it is where it cannot be read so."""
+    """Return a run's recipe with the defaults of `form` filled in, or unchanged if it is not valid for `form`."""
     document = tomllib.loads(path.read_text())
     try:
         return _document(form.model_validate(document))
@@ -185,19 +189,19 @@ def _resolved(form: type[BaseModel], path: Path) -> dict[str, Any]:
         return document
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Dotted names of what is not the same in two TOML documents."""
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of the keys whose values differ between two TOML documents."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [place]
+        return [] if old == new else [prefix]
     return [
         name
         for key in sorted(old.keys() | new.keys())
-        for name in _differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+        for name in _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
     ]
 
 
 def _curves(progress: Progress, title: str) -> bytes:
-    """A PNG with a panel for each figure, its `train/` and `validation/` curves in it, the best epoch marked."""
+    """Return a PNG with a panel for each figure that shows its `train/` and `validation/` curves and the best epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -228,7 +232,7 @@ def _curves(progress: Progress, title: str) -> bytes:
 
 
 def hardware(device: torch.device) -> str:
-    """What it ran on, as `AMD EPYC, 2 cores, 2 threads` or `NVIDIA H100`."""
+    """Return a description of the processor, as `AMD EPYC, 2 cores, 2 threads` or `NVIDIA H100`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
@@ -242,5 +246,5 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' that the numbers depend on."""
+    """Return the versions of Python and of the packages that affect results."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,4 +1,4 @@
-"""Randomness as a function of where one stands, so that a resumed run needs no generator's state."""
+"""Seeds that depend on the position in a run, so that a resumed run needs no saved generator state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import torch
 
 
-def derive(seed: int, *place: str | int) -> int:
-    """A seed in 0..2^63-1 for one place, as `derive(seed, "order", epoch)`: unrelated places give unrelated seeds."""
-    digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
+def derive(seed: int, *position: str | int) -> int:
+    """Return a seed, 0..2^63-1, that is a hash of `seed` and `position`, as in `derive(seed, "order", epoch)`."""
+    digest = hashlib.sha256(repr((seed, *position)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, *place: str | int) -> torch.Generator:
-    """A CPU generator that starts at `derive(seed, *place)`."""
-    return torch.Generator().manual_seed(derive(seed, *place))
+def generator(seed: int, *position: str | int) -> torch.Generator:
+    """Return a CPU generator with the seed `derive(seed, *position)`."""
+    return torch.Generator().manual_seed(derive(seed, *position))

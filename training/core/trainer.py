@@ -1,8 +1,8 @@
-"""The training loop, which knows no task: epochs of steps, checkpoints, statistics, validation, the best so far.
+"""The training loop of all tasks: epochs of steps, checkpoints, statistics, validation, the best epoch.
 
-A task brings one step, one validation, and the networks it trains as `Learner`s: one for a classifier, two that take
-turns for a GAN. What a step does is a function of the weights and of (seed, step, process), so that a run killed at any
-moment and resumed from last.pt ends with the very weights of one that was not.
+A task provides `step`, `validate` and its networks as `Learner`s: one for a classifier, two for a GAN. A step depends
+only on the weights and on (seed, step, process). So a run that was killed at any time and resumed from last.pt ends
+with the same weights, bit by bit, as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def make_accelerator(train: TrainSection) -> Accelerator:
-    """An accelerator with the recipe's precision; float32 in place of bf16 on a CPU without instructions for it."""
+    """Return an accelerator with the recipe's precision; float32 instead of bf16 on a CPU without bf16 instructions."""
     precision: str = train.precision
     if precision == "bf16" and not torch.accelerator.is_available():
         capabilities = torch.cpu.get_capabilities()
@@ -44,26 +44,24 @@ def make_accelerator(train: TrainSection) -> Accelerator:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the weights of convolutions and linear layers; none for biases, norms and gains.
-
-    What needs no gradient is in no group.
-    """
+    """Group the trained parameters: weight decay for weights of convolutions and linear layers, none for the rest."""
     decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        (decayed if name.endswith("weight") and parameter.ndim > 1 else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        (decayed if name.endswith("weight") and parameter.ndim > 1 else undecayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
-    """The parameters that need a gradient: all others, biases of convolutions and norms, filters of convolutions.
+    """Group the trained parameters into filters of convolutions, biases of convolutions and norms, and the rest.
 
-    Depthwise and grouped filters are among the others: their matrix would mix unrelated channels.
+    The order is rest, biases, filters. Depthwise and grouped filters are in the rest: their matrix would mix unrelated
+    channels.
     """
-    others: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     filters: list[nn.Parameter] = []
     for layer in module.modules():
@@ -76,10 +74,10 @@ def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
             elif name == "bias" and (convolution or isinstance(layer, nn.BatchNorm2d)):
                 biases.append(parameter)
             else:
-                others.append(parameter)
+                rest.append(parameter)
     bias_lr = train.bias_lr or train.lr
     groups: list[dict[str, Any]] = [
-        {"params": others, "weight_decay": train.weight_decay},
+        {"params": rest, "weight_decay": train.weight_decay},
         {"params": biases, "lr": bias_lr, "weight_decay": train.lr * train.weight_decay / bias_lr},
         {"params": filters, "lr": train.filter_lr, "momentum": train.filter_momentum, "orthogonal": True},
     ]
@@ -87,7 +85,7 @@ def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
 
 
 def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `parameter_groups`, or over `muon_groups`."""
+    """Return the recipe's optimizer over `parameter_groups`, or over `muon_groups`."""
     if train.optimizer == "muon":
         return Muon(muon_groups(module, train), lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
     groups = parameter_groups(module, train.weight_decay)
@@ -99,7 +97,7 @@ def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimi
 def make_scheduler(
     optimizer: torch.optim.Optimizer, train: TrainSection, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """The recipe's schedule, to be stepped once a step (`plateau`: once an epoch, with what should fall)."""
+    """Return the recipe's schedule; step it once a step (`plateau`: once an epoch, with a figure that should fall)."""
     total, warmup = train.epochs * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
     if train.schedule == "onecycle":
         rising = warmup / total if warmup else 0.3
@@ -120,10 +118,10 @@ def make_scheduler(
     return lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _warming(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The moving average's update, with a decay of at most (1 + n) / (10 + n) after n updates.
+def _ema_update(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the moving average's update, with a decay of at most (1 + n) / (10 + n) after n updates.
 
-    So a short run's average is not that of its first weights. As TensorFlow's ExponentialMovingAverage has it.
+    Otherwise the average of a short run would stay near its first weights. As in TensorFlow's ExponentialMovingAverage.
     """
 
     def update(averages: Any, currents: Any, count: Any) -> None:
@@ -134,10 +132,10 @@ def _warming(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 class Learner:
-    """One network in training: its optimizer, its schedule, the moving average of its weights.
+    """One network in training, with its optimizer, its schedule and the moving average of its weights.
 
-    `model` is what a step calls (it may be wrapped); `network` is what is validated and exported: the average where the
-    recipe asks for one, else the bare module.
+    A step calls `model`, which may be wrapped. Validation and export use `network`: the average if the recipe asks for
+    one, else the bare module.
     """
 
     def __init__(self, module: nn.Module, train: TrainSection, steps_per_epoch: int, accelerator: Accelerator):
@@ -149,7 +147,7 @@ class Learner:
         self._module = module
         self._average = None
         if train.ema:
-            self._average = AveragedModel(module, multi_avg_fn=_warming(train.ema), use_buffers=True)
+            self._average = AveragedModel(module, multi_avg_fn=_ema_update(train.ema), use_buffers=True)
         self._optimizer = make_optimizer(module, train)
         # On the bare optimizer: accelerate's wrapped scheduler would step once for every process.
         self._scheduler = make_scheduler(self._optimizer, train, steps_per_epoch)
@@ -157,7 +155,7 @@ class Learner:
 
     @property
     def network(self) -> nn.Module:
-        """The weights worth keeping."""
+        """The network to validate and to export."""
         return self._module if self._average is None else self._average.module
 
     @property
@@ -165,11 +163,15 @@ class Learner:
         """The learning rate of the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
+    def arrange(self, images: Tensor) -> Tensor:
+        """Return `images` [N, C, H, W] in the memory layout that the recipe asks for."""
+        return images.contiguous(memory_format=torch.channels_last) if self._train.channels_last else images
+
     def update(self, loss: Tensor) -> None:
-        """One optimizer step down the gradient of `loss`, a scalar.
+        """Take one optimizer step along the gradient of `loss`, a scalar.
 
         Raises:
-            DivergedError: a loss that is not finite; the weights are as they were.
+            DivergedError: `loss` is not finite; the weights are unchanged.
         """
         if not torch.isfinite(loss):
             raise DivergedError(f"the loss is {loss.item()} at a learning rate of {self.lr:g}")
@@ -184,12 +186,12 @@ class Learner:
             self._average.update_parameters(self._module)
 
     def end_epoch(self, falling: float) -> None:
-        """Tell a plateau schedule the figure of merit, turned so that less is better."""
+        """Step a plateau schedule with the monitored figure, negated if more of it is better."""
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(falling)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it; tensors are not copied."""
+        """Return the whole state for a checkpoint; tensors are not copied."""
         return {
             "model": self._module.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
@@ -198,10 +200,10 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            RunError: a part is missing or does not fit.
+            RunError: a part is missing or of another network.
         """
         try:
             self._module.load_state_dict(state["model"])
@@ -213,8 +215,8 @@ class Learner:
             raise RunError(f"last.pt does not hold this network's training: {error!r}") from error
 
 
-class Task(Protocol):
-    """What `fit` trains. `monitor` names the figure of `validate` that chooses the best epoch, `mode` its good end."""
+class TrainingTask(Protocol):
+    """A task for `fit`. The best epoch has the highest (`mode` "max") or lowest figure `monitor` of `validate`."""
 
     learners: dict[str, Learner]
     steps_per_epoch: int
@@ -222,22 +224,24 @@ class Task(Protocol):
     mode: Literal["max", "min"]
 
     def step(self, epoch: int, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Batch `index` of `epoch` (both from 0): updates the learners, answers this process's means as scalars.
+        """Update the learners by batch `index` of `epoch` (both from 0) and return this process's means as scalars.
 
-        What is random comes from `generator` or from torch's global generator, which are both new at every step.
+        Random numbers come from `generator` or torch's global generator; `fit` seeds both before every step.
         """
         ...
 
     def validate(self) -> Mapping[str, float]:
-        """Figures of the learners' `network`s on the validation split, the same on all processes."""
+        """Return figures of the learners' `network`s on the validation split, the same on all processes."""
         ...
 
 
-def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Accelerator, resume: bool) -> Progress:
-    """Train to the last epoch, from last.pt when `resume`; best.pt and last.pt are then those of the whole run.
+def fit(
+    task: TrainingTask, run: Run, train: TrainSection, *, seed: int, accelerator: Accelerator, resume: bool
+) -> Progress:
+    """Train to the last epoch, from last.pt if `resume`, and return the progress; writes best.pt and last.pt.
 
     Raises:
-        RunError: nothing to resume, or not all of it. DivergedError: see `Learner.update`.
+        RunError: there is no complete checkpoint to resume. DivergedError: see `Learner.update`.
     """
     progress = _restore(task, run, accelerator) if resume else Progress()
     started = time.perf_counter() - progress.wall_time_s
@@ -261,19 +265,19 @@ def fit(task: Task, run: Run, train: TrainSection, *, seed: int, accelerator: Ac
             disable=None if run.main else True,  # None: shown on a terminal only
         )
         for index in bar:
-            _step(task, progress, epoch, index, (seed, accelerator.process_index))
+            _step(task, progress, epoch, index, seed=seed, process=accelerator.process_index)
             within = index + 1 < task.steps_per_epoch
             if within and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0:
                 save()
         _end_epoch(task, run, accelerator, progress)
         run.log(progress.history)
         save()
-    accelerator.wait_for_everyone()  # what follows may read best.pt, which the main process has only now written
+    accelerator.wait_for_everyone()  # the main process has only now written best.pt, which export reads
     run.finish(progress)
     return progress
 
 
-def _restore(task: Task, run: Run, accelerator: Accelerator) -> Progress:
+def _restore(task: TrainingTask, run: Run, accelerator: Accelerator) -> Progress:
     state = run.load_last(accelerator.num_processes)
     if state["learners"].keys() != task.learners.keys() or (state["scaler"] is None) != (accelerator.scaler is None):
         raise RunError("last.pt holds other networks than this run's, or another precision")
@@ -289,8 +293,7 @@ def _restore(task: Task, run: Run, accelerator: Accelerator) -> Progress:
     return progress
 
 
-def _step(task: Task, progress: Progress, epoch: int, index: int, place: tuple[int, int]) -> None:
-    seed, process = place
+def _step(task: TrainingTask, progress: Progress, epoch: int, index: int, *, seed: int, process: int) -> None:
     torch.manual_seed(derive(seed, "step", progress.step, process))
     values = task.step(epoch, index, generator(seed, "draw", progress.step, process))
     for name, value in values.items():
@@ -298,11 +301,11 @@ def _step(task: Task, progress: Progress, epoch: int, index: int, place: tuple[i
     progress.step += 1
 
 
-def _end_epoch(task: Task, run: Run, accelerator: Accelerator, progress: Progress) -> None:
+def _end_epoch(task: TrainingTask, run: Run, accelerator: Accelerator, progress: Progress) -> None:
     sums = _mean_over_processes(progress.statistics, accelerator)
     figures = task.validate()
     value = figures[task.monitor]
-    # The rate that the epoch ended with: a resumed run may not know the one it began with.
+    # The learning rate at the end of the epoch: a resumed run may not know that of its beginning.
     row = {"epoch": float(len(progress.history) + 1), "lr": next(iter(task.learners.values())).lr}
     row |= {f"train/{name}": total / task.steps_per_epoch for name, total in sums.items()}
     row |= {f"validation/{name}": figure for name, figure in figures.items()}
@@ -313,14 +316,14 @@ def _end_epoch(task: Task, run: Run, accelerator: Accelerator, progress: Progres
     better = value > progress.best_value if task.mode == "max" else value < progress.best_value
     if better or not progress.best_epoch:
         progress.best_epoch, progress.best_value = len(progress.history), value
-        # Before last.pt, which names it: a kill in between repeats this epoch and writes the same file again.
+        # Before last.pt, which refers to it: after a kill in between, the epoch is repeated and writes the same file.
         run.save_best(
             progress.best_epoch, {name: bare_state(learner.network) for name, learner in task.learners.items()}
         )
 
 
 def _mean_over_processes(values: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """The mean of each value over the processes, which all hold the same names."""
+    """Return the mean of each value over the processes, which must have the same names."""
     if accelerator.num_processes == 1 or not values:
         return dict(values)
     sums = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
@@ -329,9 +332,9 @@ def _mean_over_processes(values: Mapping[str, float], accelerator: Accelerator) 
 
 
 def gather_rows(accelerator: Accelerator, count: int, compute: Callable[[Indices], Tensor]) -> Tensor:
-    """`compute` of rows 0..count-1, each process doing its share: [count, ...] on the CPU, the same on all of them."""
+    """Return `compute` of rows 0..count-1 as [count, ...] on the CPU of every process; each computes its share."""
     share = -(-count // accelerator.num_processes)
-    # The last shares repeat the last row until all are of one length, as gathering needs; the surplus is cut off.
+    # Gathering needs shares of equal length: the last ones repeat the last row, and the surplus is cut off.
     rows = np.arange(share * accelerator.process_index, share * (accelerator.process_index + 1)).clip(max=count - 1)
     gathered: Tensor = accelerator.gather(compute(rows).to(accelerator.device))
     return gathered[:count].cpu()

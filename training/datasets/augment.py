@@ -1,7 +1,7 @@
-"""Random changes that leave a picture what it is; every picture of a batch gets its own.
+"""Random augmentations of batches of images; the parameters are drawn for each image.
 
-Pictures are float [N, C, H, W] on the 0..255 scale, before normalisation, so that the zeros which come in from outside
-are black. Numbers are drawn from a CPU generator and then moved: the same on every device.
+Images are float [N, C, H, W] on the 0..255 scale, before normalisation, so that zeros which fill in from outside are
+black. Random numbers are drawn from a CPU generator and then moved, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.core.seeds import generator as seeded
+from models.preprocess import Preprocess
+from training.core import seeds
 from training.datasets.degradations import degrade
 from training.recipe.config import AugmentSection
 
-# What `rand_augment` chooses from; the first has no effect, and those after `sharpness` have no sign.
+# The choices of `rand_augment`. The first has no effect; those after `sharpness` have no sign.
 OPERATIONS = (
     *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"),
     *("brightness", "saturation", "contrast", "sharpness"),
@@ -32,17 +33,28 @@ _COLOUR_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
-class Colours:
-    """What the changes need to know of the training set: each channel's mean (0..255), and its `colour_basis`."""
+class ChannelStatistics:
+    """Statistics of the training set: each channel's mean (0..255), and its `colour_basis`."""
 
     mean: tuple[float, ...]
     basis: Tensor
 
 
-def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, colours: Colours) -> Tensor:
-    """All that `config` asks for, [N, C, H, W] -> the same shape.
+def channel_statistics(
+    images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], config: AugmentSection, preprocess: Preprocess
+) -> ChannelStatistics:
+    """Return the mean of `preprocess` and, if `config` uses it, the colour basis of `rows`, else zeros."""
+    channels = preprocess.channels
+    basis = colour_basis(images, rows) if config.colour_pca else torch.zeros(channels, channels)
+    return ChannelStatistics(preprocess.mean, basis)
 
-    Except for `blend`, which needs the labels, and for the alternating flip, which needs the rows: see `first_flips`.
+
+def augment(
+    images: Tensor, config: AugmentSection, generator: torch.Generator, statistics: ChannelStatistics
+) -> Tensor:
+    """Apply all augmentations of `config` to images [N, C, H, W].
+
+    Not included: `blend`, which needs the labels, and the alternating flip, which needs the rows (see `first_flips`).
     """
     if config.rotate or config.translate or config.shear or config.scale != (1.0, 1.0):
         images = affine(images, draw_affine(len(images), config, generator))
@@ -51,18 +63,18 @@ def augment(images: Tensor, config: AugmentSection, generator: torch.Generator, 
     if config.flip is True:
         images = random_flip(images, generator)
     if config.rand_augment[0]:
-        images = rand_augment(images, *config.rand_augment, colours.mean, generator)
+        images = rand_augment(images, *config.rand_augment, statistics.mean, generator)
     if config.colour_pca:
-        images = colour_pca(images, config.colour_pca, colours.basis, generator)
+        images = colour_pca(images, config.colour_pca, statistics.basis, generator)
     if config.cutout:
-        images = cutout(images, config.cutout, colours.mean, generator)
+        images = cutout(images, config.cutout, statistics.mean, generator)
     if config.camera.chance:
         images = degrade(images, config.camera, generator)
     return images
 
 
 def blend(images: Tensor, targets: Tensor, config: AugmentSection, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`mixup` or `cutmix` of pictures and targets [N, K]; one of them by a coin for the batch if `config` has both."""
+    """Apply `mixup` or `cutmix` to images and targets [N, K]; if `config` has both, a coin decides for the batch."""
     mix = config.mixup > 0
     if config.mixup and config.cutmix:
         mix = bool(torch.rand((), generator=generator) < 0.5)
@@ -72,43 +84,43 @@ def blend(images: Tensor, targets: Tensor, config: AugmentSection, generator: to
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture mirrored left to right with probability 1/2."""
+    """Mirror each image left to right with probability 1/2."""
     return mirror(images, torch.rand(len(images), generator=generator) < 0.5)
 
 
 def first_flips(count: int, seed: int) -> Tensor:
-    """Which of a data set's `count` pictures the even epochs of an alternating flip mirror: bool [count], half of them.
+    """Choose which of `count` images the even epochs of an alternating flip mirror: bool [count], half of them true.
 
-    The odd epochs mirror the others. After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: two epochs
-    in a row show every picture both ways, where independent flips show half of the pictures one way only.
+    The odd epochs mirror the other half. After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: two
+    consecutive epochs show every image both ways, while independent flips show half of the images one way only.
     """
-    return torch.rand(count, generator=seeded(seed, "flip")) < 0.5
+    return torch.rand(count, generator=seeds.generator(seed, "flip")) < 0.5
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """The pictures for which `chosen` [N] is true, mirrored left to right; the others as they are."""
+    """Mirror the images for which `chosen` [N] is true left to right."""
     return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
 def random_crop(
     images: Tensor, padding: int, generator: torch.Generator, fill: Literal["black", "reflect"] = "black"
 ) -> Tensor:
-    """Each picture moved by up to `padding` whole pixels both ways; `fill` comes in from outside."""
+    """Shift each image by up to `padding` whole pixels in both directions; `fill` is the content from outside."""
     n, _, height, width = images.shape
     shift = torch.randint(0, 2 * padding + 1, (2, n), generator=generator).to(images.device)
     rows = shift[0, :, None] + torch.arange(height, device=images.device)  # [N, H]
     columns = shift[1, :, None] + torch.arange(width, device=images.device)  # [N, W]
     padded = F.pad(images, (padding,) * 4, mode="reflect" if fill == "reflect" else "constant")
-    which = torch.arange(n, device=images.device)[:, None, None]
-    # The channels go last and come back: indices on both sides of a slice put what they choose in front.
-    return padded.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    batch = torch.arange(n, device=images.device)[:, None, None]
+    # Channels last while indexing: index tensors on both sides of a slice would put their dimensions first.
+    return padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def draw_affine(n: int, config: AugmentSection, generator: torch.Generator) -> Tensor:
-    """Matrices [N, 2, 3] from a place in the output to its place in the input, with sides of length 2 about the centre.
+    """Draw matrices [N, 2, 3] that map output to input coordinates, -1..1 from edge to edge.
 
-    Turn and shear are uniform in degrees to either side, the shift in fractions of a side, the factor of size uniform
-    in its logarithm.
+    Rotation and shear are uniform in degrees to either side, the shift is uniform in fractions of a side, the scale
+    uniform in its logarithm.
     """
     turn, shear, log_scale, right, down = torch.rand(5, n, generator=generator)
     turn = (2 * turn - 1) * math.radians(config.rotate)
@@ -122,7 +134,7 @@ def draw_affine(n: int, config: AugmentSection, generator: torch.Generator) -> T
 
 
 def affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear, black outside. On pictures that are not square a turn keeps right angles right."""
+    """Warp images by `matrices` of `draw_affine`, bilinear, black outside; rotations keep angles at any aspect."""
     height, width = images.shape[-2:]
     aspect = torch.tensor([[1.0, height / width, 1.0], [width / height, 1.0, 1.0]])
     grid = F.affine_grid((matrices * aspect).to(images.device), list(images.shape), align_corners=False)
@@ -130,9 +142,9 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each picture and its target [N, K] blended with another's of the batch, by shares from Beta(alpha, alpha).
+    """Blend each image and its target [N, K] with another of the batch, by shares from Beta(alpha, alpha).
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; here each picture draws its own share.
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; here the share is drawn for each image.
     """
     share = _draw_beta(len(images), alpha, generator).float().to(images.device)
     other = torch.randperm(len(images), generator=generator).to(images.device)
@@ -141,11 +153,11 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 
 
 def cutmix(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A box of each picture filled from another's of the batch; targets [N, K] blended by the area that was kept.
+    """Fill a box of each image from another of the batch; blend targets [N, K] by the area that was kept.
 
-    The box has the picture's shape and a share from Beta(alpha, alpha) of its area before it is cut off at the edges;
+    The box has the image's aspect and, before it is clipped at the edges, a share from Beta(alpha, alpha) of its area;
     its centre is uniform. Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
-    Features", ICCV 2019; here each picture draws its own box.
+    Features", ICCV 2019; here the box is drawn for each image.
     """
     n, _, height, width = images.shape
     side = _draw_beta(n, alpha, generator).sqrt()
@@ -157,7 +169,7 @@ def cutmix(images: Tensor, targets: Tensor, alpha: float, generator: torch.Gener
 
 
 def cutout(images: Tensor, side: int, fill: Sequence[float], generator: torch.Generator) -> Tensor:
-    """A square of each picture filled with one value a channel, its centre uniform, cut off at the edges.
+    """Fill a square of each image with one value a channel; its centre is uniform, and it is clipped at the edges.
 
     DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
@@ -167,28 +179,28 @@ def cutout(images: Tensor, side: int, fill: Sequence[float], generator: torch.Ge
 
 
 def _draw_beta(n: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """`n` draws from Beta(alpha, alpha), float64."""
-    # torch has no public Beta draw that takes a generator.
-    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    return torch.from_numpy(numbers.beta(alpha, alpha, n))
+    """Return `n` draws from Beta(alpha, alpha), float64."""
+    # torch has no public function that draws from Beta with a generator.
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    return torch.from_numpy(random.beta(alpha, alpha, n))
 
 
 def _draw_boxes(size: tuple[int, int], heights: Tensor, widths: Tensor, generator: torch.Generator) -> Tensor:
-    """Where boxes of those heights and widths [N] about uniform centres cover a picture: bool [N, 1, *size]."""
+    """Return masks of boxes with these heights and widths [N] and uniform centres: bool [N, 1, *size]."""
     covered = []
     for side, extent in zip(size, (heights, widths), strict=True):
         first = torch.randint(side, (len(extent),), generator=generator) - extent // 2
-        place = torch.arange(side)
-        covered.append((place >= first[:, None]) & (place < (first + extent)[:, None]))  # [N, side]
+        position = torch.arange(side)
+        covered.append((position >= first[:, None]) & (position < (first + extent)[:, None]))  # [N, side]
     return (covered[0][:, :, None] & covered[1][:, None, :])[:, None]
 
 
 def colour_basis(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Tensor:
-    """The directions in which the colours of pictures [N, H, W, C] vary, for `colour_pca`: float32 [C, C].
+    """Return the principal components of the colours of images [N, H, W, C], for `colour_pca`: float32 [C, C].
 
-    A column is an eigenvector of the covariance of the channels times its eigenvalue, of at most 2,000 of `rows`. The
-    paper does not say on which scale its eigenvalues are; here, as is the custom, that of pixels in 0..1. The columns
-    are then stretched to 0..255, and signed so that their first number is not negative.
+    A column is an eigenvector of the channels' covariance, of at most 2,000 of `rows`, times its eigenvalue. The paper
+    does not state the scale of its eigenvalues; here, as is usual, pixels are in 0..1. The columns are then scaled to
+    0..255, and their first number is made non-negative.
     """
     chosen = rows[:: -(-len(rows) // _COLOUR_SAMPLE)]
     channels = images.shape[-1]
@@ -205,10 +217,10 @@ def colour_basis(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> 
 
 
 def colour_pca(images: Tensor, deviation: float, basis: Tensor, generator: torch.Generator) -> Tensor:
-    """To every pixel of a picture the same colour, N(0, deviation) times each column of `basis`, see `colour_basis`.
+    """Add one colour to all pixels of an image: N(0, deviation) times each column of `basis`, see `colour_basis`.
 
     Section 4.1 of Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks",
-    NIPS 2012. As there, what leaves 0..255 is not cut off.
+    NIPS 2012. As there, values are not clipped to 0..255.
     """
     strength = deviation * torch.randn(len(images), basis.shape[1], generator=generator)
     return images + (strength @ basis.T).to(images.device)[:, :, None, None]
@@ -217,36 +229,36 @@ def colour_pca(images: Tensor, deviation: float, basis: Tensor, generator: torch
 def rand_augment(
     images: Tensor, count: int, magnitude: int, fill: Sequence[float], generator: torch.Generator
 ) -> Tensor:
-    """`count` of the `OPERATIONS` on each picture, of 1 or 3 channels, one after the other and each either way.
+    """Apply `count` random `OPERATIONS`, with random signs, to each image of 1 or 3 channels.
 
-    `magnitude` is 0..30, the same for all: 30 is a shear of 0.3, a shift of 150/331 of the side, a turn of 30 degrees,
-    a factor of 1 +- 0.9, 4 bits of 8, a solarisation of all. What comes in from outside is `fill`. Pictures are rounded
+    `magnitude`, 0..30, is the same for all: 30 is a shear of 0.3, a shift of 150/331 of the side, a rotation by 30
+    degrees, a factor of 1 +- 0.9, 4 bits of 8, a full solarisation. `fill` comes in from outside. Images are rounded
     to 8 bits. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020.
     """
-    pictures = images.round().clamp(0, 255).to(torch.uint8)
+    rounded = images.round().clamp(0, 255).to(torch.uint8)
     operations = torch.randint(len(OPERATIONS), (count, len(images)), generator=generator)
     signs = torch.randint(2, (count, len(images)), generator=generator) * (operations < _UNSIGNED)
-    apply = _operations(pictures.shape[2], pictures.shape[3], list(fill))
-    for group in operations * 2 + signs:  # [N]; pictures of one number go through one call together
-        changed = pictures.clone()
+    apply = _operations(rounded.shape[2], rounded.shape[3], list(fill))
+    for group in operations * 2 + signs:  # [N]; one call for all images with the same operation and sign
+        changed = rounded.clone()
         for number in group.unique().tolist():
             operation, sign = divmod(number, 2)
             rows = (group == number).nonzero()[:, 0].to(images.device)
             strength = (-1 if sign else 1) * magnitude / 30
-            changed[rows] = apply[OPERATIONS[operation]](pictures[rows], strength)
-        pictures = changed
-    return pictures.float()
+            changed[rows] = apply[OPERATIONS[operation]](rounded[rows], strength)
+        rounded = changed
+    return rounded.float()
 
 
 def _operations(height: int, width: int, fill: list[float]) -> dict[str, Callable[[Tensor, float], Tensor]]:
-    """Functions of uint8 pictures [N, C, H, W] and a strength in -1..1, in 0..1 where there is no sign."""
+    """Return functions of uint8 images [N, C, H, W] and a strength in -1..1, or 0..1 where there is no sign."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
     def warp(
         images: Tensor, angle: float = 0.0, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
     ) -> Tensor:
-        # Shears leave the top left corner where it is, as in the authors' code.
+        # Shears are about the top left corner, as in the authors' code.
         centre = [0.0, 0.0] if any(shear) else None
         degrees = [math.degrees(math.atan(slope)) for slope in shear]
         moved: Tensor = tv.affine(

@@ -1,4 +1,4 @@
-"""Pictures for networks that answer pictures: which are trained on, a random part of each, and the noise on them."""
+"""Data sets for networks whose output is an image: training and validation rows, random crops, and noise."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor
 from models.preprocess import Preprocess
 from training.core.errors import DataError
 from training.core.seeds import derive, generator
-from training.datasets import images as data
-from training.datasets.augment import Colours, augment
+from training.datasets.augment import ChannelStatistics, augment
+from training.datasets.batches import Batches, stratified_split
 from training.datasets.faces import rows_of
+from training.datasets.images import ImageSet, Indices, load
 from training.recipe.config import AugmentSection
 from training.recipe.generative_config import NoiseSection, PicturesSection
 
 
-class Pictures:
-    """One data set of a recipe, in batches.
+class CroppedImages:
+    """One data set of a recipe, in batches of random crops.
 
     Raises:
-        DataError: see `data.load` and `data.Batches`; a crop larger than the pictures; fewer to validate on than asked.
+        DataError: see `images.load` and `Batches`; a crop larger than the images; too few images to validate on.
     """
 
     def __init__(
@@ -37,35 +38,33 @@ class Pictures:
         if section.size:
             preprocess = preprocess.model_copy(update={"size": (section.size,) * 2, "fit": "crop"})
         self._preprocess = preprocess
-        self.set = data.load(section.name, "train", preprocess)
+        self.set = load(section.name, "train", preprocess)
         self._crop = section.crop or min(preprocess.shape[1:])
         if self._crop > min(preprocess.shape[1:]):
-            raise DataError(f"{section.name}: a crop of {section.crop} from pictures of {preprocess.shape[1:]}")
+            raise DataError(f"{section.name}: a crop of {section.crop} from images of {preprocess.shape[1:]}")
         self._rows, self.held_out = _split(self.set, section, seed)
-        # Of its own seed, so that two data sets of one length do not come in one order.
+        # The seed depends on the name, so that two data sets of one length have different orders.
         order = derive(seed, "pictures", section.name)
-        self._batches = data.Batches(
+        self._batches = Batches(
             len(self._rows), section.batch_size or batch_size, order, process=process, processes=processes
         )
         self.per_epoch = self._batches.per_epoch
 
-    def batch(
-        self, epoch: int, index: int, config: AugmentSection, draw: torch.Generator
-    ) -> tuple[Tensor, data.Indices]:
-        """Pictures float32 [N, C, crop, crop] in the units of the preprocessing, and their labels [N]."""
+    def batch(self, epoch: int, index: int, config: AugmentSection, draw: torch.Generator) -> tuple[Tensor, Indices]:
+        """Return normalised crops, float32 [N, C, crop, crop], and their labels [N]."""
         rows = self._rows[self._batches(epoch, index)]
-        pixels = torch.from_numpy(self._cut(rows, draw)).movedim(-1, 1).float()
+        pixels = torch.from_numpy(self._crops(rows, draw)).movedim(-1, 1).float()
         channels = self._preprocess.channels
-        colours = Colours(self._preprocess.mean, torch.zeros(channels, channels))
-        pixels = augment(pixels, config, draw, colours)
+        statistics = ChannelStatistics(self._preprocess.mean, torch.zeros(channels, channels))
+        pixels = augment(pixels, config, draw, statistics)
         return self._preprocess.normalise(pixels.movedim(1, -1)), self.set.labels[rows]
 
-    def clean(self, rows: data.Indices) -> Tensor:
-        """Those pictures, whole: float32 [N, C, H, W]."""
+    def clean(self, rows: Indices) -> Tensor:
+        """Return the whole images of `rows`, normalised: float32 [N, C, H, W]."""
         return self._preprocess.normalise(torch.from_numpy(np.asarray(self.set.images[rows])))
 
-    def _cut(self, rows: data.Indices, draw: torch.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """A random window of each: uint8 [N, crop, crop, C]."""
+    def _crops(self, rows: Indices, draw: torch.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """Return a random crop of each image: uint8 [N, crop, crop, C]."""
         height, width = self.set.images.shape[1:3]
         side = self._crop
         if (height, width) == (side, side):
@@ -76,19 +75,21 @@ class Pictures:
         return np.stack([self.set.images[row, y : y + side, x : x + side] for row, y, x in windows])
 
 
-def _split(images: data.ImageSet, section: PicturesSection, seed: int) -> tuple[data.Indices, data.Indices]:
-    """(training rows, validation rows), both ascending."""
+def _split(images: ImageSet, section: PicturesSection, seed: int) -> tuple[Indices, Indices]:
+    """Return (training rows, validation rows), both ascending."""
     if not section.identities:
-        return data.stratified_split(images.labels, section.validation, seed)
-    calibrating = rows_of(images, "calibrate")
-    if section.validation > len(calibrating):
-        raise DataError(f"{section.name}: {section.validation} to validate on, of {len(calibrating)} that calibrate")
-    chosen = np.random.default_rng(derive(seed, "validation")).permutation(calibrating)[: section.validation]
+        return stratified_split(images.labels, section.validation, seed)
+    calibration = rows_of(images, "calibrate")
+    if section.validation > len(calibration):
+        raise DataError(
+            f"{section.name}: {section.validation} validation images from {len(calibration)} in the calibration split"
+        )
+    chosen = np.random.default_rng(derive(seed, "validation")).permutation(calibration)[: section.validation]
     return rows_of(images, "train"), np.sort(chosen)
 
 
 def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Tensor:
-    """Pictures [N, C, H, W] in 0..1, each with noise of its own strength on it, some clipped to 0..1."""
+    """Add noise of a random strength to each image [N, C, H, W] in 0..1, and clip a random share of them to 0..1."""
     low, high = (sigma / 255 for sigma in section.sigma)
     sigma = low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=draw)
     clipped = torch.rand(len(clean), 1, 1, 1, generator=draw) < section.clipped
@@ -97,8 +98,8 @@ def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Te
     return torch.where(clipped.to(clean.device), noisy.clamp(0, 1), noisy)
 
 
-def add_fixed_noise(clean: Tensor, rows: data.Indices, sigma: float, seed: int) -> Tensor:
-    """The same with noise of one strength on the 0..255 scale, for validation: a function of seed, sigma and row."""
+def add_fixed_noise(clean: Tensor, rows: Indices, sigma: float, seed: int) -> Tensor:
+    """Add noise of the strength `sigma` (0..255 scale) that depends on seed, sigma and row only, for validation."""
     draws = (generator(seed, "noise", str(sigma), int(row)) for row in rows)
     noise = torch.stack([torch.randn(clean.shape[1:], generator=draw) for draw in draws])
     return clean + (noise * (sigma / 255)).to(clean.device)

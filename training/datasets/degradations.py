@@ -1,7 +1,7 @@
 """Degradations of an aligned face by a door camera: small, blurred, dark, noisy, compressed, grey, partly covered.
 
-Each function takes float pictures [N, C, H, W] on the 0..255 scale and changes every one of them; `degrade` picks, for
-each picture and each kind by itself, whether it is applied. Random numbers come from a CPU generator.
+Each function degrades all of the float images [N, C, H, W] on the 0..255 scale; `degrade` applies each kind to a random
+subset of the images. Random numbers come from a CPU generator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from training.recipe.config import CameraSection
 
-# Rows and columns of an aligned face, as shares of its side: what sunglasses and what a mask or scarf covers.
+# Top, bottom, left, right of an aligned face, as shares of its side: covered by sunglasses, and by a mask or scarf.
 _EYES = (0.34, 0.60, 0.14, 0.86)
 _MOUTH = (0.62, 1.00, 0.16, 0.84)
 _TAPS = 7  # samples along a motion path
@@ -27,9 +27,9 @@ Change = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def degrade(images: Tensor, config: CameraSection, generator: torch.Generator) -> Tensor:
-    """Each kind that `config` asks for, on a random share `config.chance` of the pictures; the shape stays.
+    """Apply each kind that `config` enables to a random share `config.chance` of the images; the shape is kept.
 
-    The order is that of a camera: what covers the face, light, movement and focus, distance, sensor, file.
+    The order is that of a camera: covered face, light, motion and focus, distance, sensor, file.
     """
     changes: list[tuple[bool, Change]] = [
         (config.occlude, occlude),
@@ -42,8 +42,8 @@ def degrade(images: Tensor, config: CameraSection, generator: torch.Generator) -
         (config.jpeg < 100, lambda x, draw: compress(x, config.jpeg, draw)),
     ]
     images = images.clone()
-    for wanted, change in changes:
-        if not wanted:
+    for enabled, change in changes:
+        if not enabled:
             continue
         rows = (torch.rand(len(images), generator=generator) < config.chance).nonzero()[:, 0].to(images.device)
         if len(rows):
@@ -52,7 +52,7 @@ def degrade(images: Tensor, config: CameraSection, generator: torch.Generator) -
 
 
 def occlude(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One flat random colour over the eyes, or over nose and mouth, of each picture."""
+    """Cover the eyes, or nose and mouth, of each image with a random colour."""
     n, channels, height, width = images.shape
     images = images.clone()
     colours = 255 * torch.rand(n, channels, 1, 1, generator=generator).to(images.device)
@@ -67,7 +67,7 @@ def occlude(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma (ITU-R BT.601) in all three channels; pictures of one channel stay as they are."""
+    """Set all three channels to the luma (ITU-R BT.601); images of one channel are unchanged."""
     if images.shape[1] != 3:
         return images
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
@@ -75,13 +75,13 @@ def grey(images: Tensor) -> Tensor:
 
 
 def darken(images: Tensor, lowest: float, generator: torch.Generator) -> Tensor:
-    """Each picture times a factor between `lowest` and 1, uniform in its logarithm."""
+    """Multiply each image by a factor between `lowest` and 1, uniform in its logarithm."""
     share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
     return images * torch.exp(share * math.log(lowest))
 
 
 def motion_blur(images: Tensor, longest: float, generator: torch.Generator) -> Tensor:
-    """Mean along a straight path of up to `longest` pixels in a random direction."""
+    """Average each image along a straight path of up to `longest` pixels in a random direction."""
     n, _, height, width = images.shape
     length, turn = torch.rand(2, n, generator=generator)
     angle = turn * math.pi
@@ -89,20 +89,20 @@ def motion_blur(images: Tensor, longest: float, generator: torch.Generator) -> T
     step = longest * length[:, None] * torch.stack([angle.cos() * 2 / width, angle.sin() * 2 / height], dim=1)
     matrices = torch.eye(2, 3).repeat(n, 1, 1)
     blurred = torch.zeros_like(images)
-    for place in torch.linspace(-0.5, 0.5, _TAPS):
-        matrices[:, :, 2] = place * step
+    for position in torch.linspace(-0.5, 0.5, _TAPS):
+        matrices[:, :, 2] = position * step
         grid = F.affine_grid(matrices.to(images.device), list(images.shape), align_corners=False)
         blurred += F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return blurred / _TAPS
 
 
 def defocus(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:
-    """Gaussian blur, each picture with a standard deviation of up to `largest` pixels."""
+    """Blur each image with a Gaussian of a random standard deviation of up to `largest` pixels."""
     n, channels, height, width = images.shape
     sigma = (largest * torch.rand(n, generator=generator)).clamp_min(1e-3)
     radius = math.ceil(3 * largest)
-    place = torch.arange(-radius, radius + 1)
-    kernels = torch.exp(-0.5 * (place / sigma[:, None]) ** 2)  # [N, K]
+    position = torch.arange(-radius, radius + 1)
+    kernels = torch.exp(-0.5 * (position / sigma[:, None]) ** 2)  # [N, K]
     kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.device)
     kernels = kernels.repeat_interleave(channels, dim=0)[:, None]  # [N C, 1, K]
     stacked = F.pad(images, (radius,) * 4, mode="replicate").reshape(1, n * channels, height + 2 * radius, -1)
@@ -112,7 +112,7 @@ def defocus(images: Tensor, largest: float, generator: torch.Generator) -> Tenso
 
 
 def enlarge_small(images: Tensor, smallest: int, generator: torch.Generator) -> Tensor:
-    """Each picture reduced to a side of `smallest` pixels or more, and enlarged again."""
+    """Reduce each image to a random side of at least `smallest` pixels, and enlarge it again."""
     height, width = images.shape[-2:]
     share = torch.rand(len(images), generator=generator)
     sides = torch.exp(math.log(smallest) + share * math.log(min(height, width) / smallest)).round().int().tolist()
@@ -124,19 +124,19 @@ def enlarge_small(images: Tensor, smallest: int, generator: torch.Generator) -> 
 
 
 def sensor_noise(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise, each picture with a standard deviation of up to `largest` of 255."""
+    """Add Gaussian noise to each image, with a random standard deviation of up to `largest` of 255."""
     sigma = largest * torch.rand(len(images), 1, 1, 1, generator=generator)
     noise = sigma * torch.randn(images.shape, generator=generator)
     return (images + noise.to(images.device)).clamp(0, 255)
 
 
 def compress(images: Tensor, lowest: int, generator: torch.Generator) -> Tensor:
-    """JPEG with a quality between `lowest` and 95."""
+    """Compress each image as JPEG with a random quality between `lowest` and 95."""
     qualities = torch.randint(lowest, 96, (len(images),), generator=generator).tolist()
     pixels = images.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
     decoded = []
-    for picture, quality in zip(pixels, qualities, strict=True):
+    for image, quality in zip(pixels, qualities, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(picture.squeeze()).save(buffer, "JPEG", quality=quality)
-        decoded.append(np.asarray(Image.open(buffer)).reshape(picture.shape))
+        Image.fromarray(image.squeeze()).save(buffer, "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(buffer)).reshape(image.shape))
     return torch.from_numpy(np.stack(decoded)).movedim(-1, 1).to(images)

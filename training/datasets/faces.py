@@ -1,13 +1,13 @@
-"""Which faces are trained on, which calibrate, which test; and the pairs that a split is judged by.
+"""Split a data set of faces into training, calibration and test identities, and draw the pairs to compare in a split.
 
-A data set of faces is one whose classes are identities, named `<source>:<name>` (see `training.datasets.images`).
-Splits share no identity and are a function of its name alone, so that they stay what they are when pictures are added.
+The classes of such a data set are identities, named `<source>:<name>` (see `training.datasets.images`). Splits share no
+identity. An identity's split depends on its name alone and so does not change when images are added.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +18,23 @@ from training.datasets.images import ImageSet, Indices
 
 FaceSplit = Literal["train", "calibrate", "test"]
 
-# Of a hundred identities of each source.
+# Percentages of each source's identities, by hash.
 _SHARES: dict[FaceSplit, range] = {"train": range(80), "calibrate": range(80, 90), "test": range(90, 100)}
 
 
 def source_of(identity: str) -> str:
-    """`pins` of `pins:nobody`."""
+    """Return the source of an identity: `pins` for `pins:somebody`."""
     return identity.partition(":")[0]
 
 
 def split_of(identity: str) -> FaceSplit:
-    """80, 10 and 10 per cent of each source's identities, by the SHA-256 of their names."""
-    place = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") % 100
-    return next(split for split, places in _SHARES.items() if place in places)
+    """Return an identity's split, by the SHA-256 of its name: about 80 % train, 10 % calibrate, 10 % test."""
+    percent = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") % 100
+    return next(split for split, percentages in _SHARES.items() if percent in percentages)
 
 
 def rows_of(faces: ImageSet, split: FaceSplit) -> Indices:
-    """The rows of the split's identities, ascending.
+    """Return the rows of the split's identities, ascending.
 
     Raises:
         DataError: there are none.
@@ -47,7 +47,7 @@ def rows_of(faces: ImageSet, split: FaceSplit) -> Indices:
 
 
 def mated_pairs(faces: ImageSet, rows: Indices, most: int, seed: int) -> Indices:
-    """Pairs of pictures of one person, as row numbers [P, 2], at most `most` of each identity, none twice."""
+    """Return different pairs of images of one person as row numbers [P, 2], at most `most` of each identity."""
     random = np.random.default_rng(derive(seed, "mated"))
     pairs: list[Indices] = []
     for identity in np.unique(faces.labels[rows]):
@@ -59,11 +59,11 @@ def mated_pairs(faces: ImageSet, rows: Indices, most: int, seed: int) -> Indices
 
 
 def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Indices:
-    """Pairs of pictures of two people of one source, as row numbers [P, 2]; P <= `count`, no pair twice.
+    """Return different pairs of images of two people of one source as row numbers [P, 2], P <= `count`.
 
-    Two sources may hold one person under two names, so pairs across sources prove nothing. Of the sources among `rows`
-    each has a share in proportion to its rows in the whole data set: how many rows of a source with few people and many
-    photos fall into a split is chance.
+    Two sources may contain one person under two names, so there are no pairs across sources. The share of each source
+    is proportional to its rows in the whole data set, not in `rows`: in a source of few people with many photos, the
+    number of rows in a split is random.
 
     Raises:
         DataError: no source has two identities among these rows.
@@ -73,7 +73,7 @@ def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Ind
     sources = numbers[faces.labels[rows]]
     present = np.unique(sources)
     counts = np.bincount(numbers[faces.labels])[present]  # rows of the whole data set
-    # Some draws are of one person or come twice; half as many again are left over in all but tiny sets.
+    # Three times as many as needed: draws of one person and repeated pairs are dropped.
     draws = np.ceil(3 * count * counts / counts.sum()).astype(np.int64)
     shuffled = [random.permutation(np.flatnonzero(sources == source)) for source in present]
     first = random.permutation(np.concatenate([np.resize(*part) for part in zip(shuffled, draws, strict=True)]))
@@ -92,6 +92,35 @@ def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Ind
 
 
 def _source_numbers(faces: ImageSet) -> npt.NDArray[np.int64]:
-    """Of each identity, the number of its source."""
+    """Return the number of each identity's source."""
     names = [source_of(identity) for identity in faces.classes]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+class ComparedPairs(NamedTuple):
+    """Pairs of a data set's images as row numbers [P, 2], mated ones first, and whether each is mated [P]."""
+
+    rows: Indices
+    mated: npt.NDArray[np.bool_]
+
+    def positions(self, rows: Indices) -> Indices:
+        """Return the positions [P, 2] of the pairs' images in `rows`, which are ascending and contain them."""
+        return np.searchsorted(rows, self.rows)
+
+    def similarities(self, vectors: npt.NDArray[np.float64], rows: Indices) -> npt.NDArray[np.float64]:
+        """Return the cosine of each pair [P], from the unit vectors [N, D] of the ascending `rows` [N]."""
+        first, second = self.positions(rows).T
+        return np.asarray((vectors[first] * vectors[second]).sum(axis=1))
+
+
+def draw_pairs(faces: ImageSet, rows: Indices, mated: int, impostors: int, seed: int) -> ComparedPairs:
+    """Return at most `mated` mated pairs of each identity of `rows` and at most `impostors` non-mated pairs.
+
+    Raises:
+        DataError: see `impostor_pairs`; no identity has two images.
+    """
+    same = mated_pairs(faces, rows, mated, seed)
+    if not len(same):
+        raise DataError("mated pairs need an identity with two images")
+    other = impostor_pairs(faces, rows, impostors, seed)
+    return ComparedPairs(np.concatenate([same, other]), np.arange(len(same) + len(other)) < len(same))

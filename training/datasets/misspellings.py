@@ -1,7 +1,8 @@
-"""Ways to misspell a name. `KINDS` is all that `misspell` can do, each a function from a folded name to every spelling
-one edit away: typing (a neighbouring key for the right one or beside it, a letter dropped, doubled, swapped with the
-next), letters that sound alike (ph and f, c and k), other transliterations (-ov, -off, -ow; kh and h), umlauts spelt
-out or bare, words joined, the surname first. Lost diacritics are no kind: folding takes them from both sides.
+"""Misspell names. Each of the `KINDS` of edits is a function that returns all spellings of a name after one edit.
+
+The kinds are typing errors (a neighbouring key instead of or beside the right one; a letter dropped, doubled or swapped
+with the next), letters that sound alike (ph and f, c and k), other transliterations (-ov, -off, -ow; kh and h), umlauts
+with or without e, joined words, and the surname first. Folding removes diacritics, so their loss is not an edit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.name_encoder import bare
+from models.name_encoder import letters_only
 
 Kind = Callable[[str], list[str]]
 
@@ -20,12 +21,12 @@ ORDER = "order"
 
 
 def _keys() -> dict[str, str]:
-    """The keys that touch each key of an American keyboard, whose rows are set off by half a key."""
+    """Return the neighbours of each key of a US keyboard, whose rows are shifted by half a key."""
     rows = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-    place = {key: (2 * column + row, 2 * row) for row, keys in enumerate(rows) for column, key in enumerate(keys)}
+    position = {key: (2 * column + row, 2 * row) for row, keys in enumerate(rows) for column, key in enumerate(keys)}
     return {
-        key: "".join(other for other, (a, b) in place.items() if 0 < abs(a - x) + abs(b - y) <= 3)
-        for key, (x, y) in place.items()
+        key: "".join(neighbour for neighbour, (a, b) in position.items() if 0 < abs(a - x) + abs(b - y) <= 3)
+        for key, (x, y) in position.items()
     }
 
 
@@ -42,7 +43,7 @@ def _stray(name: str) -> list[str]:
 
 def _drop(name: str) -> list[str]:
     shorter = (name[:i] + name[i + 1 :] for i, letter in enumerate(name) if letter.isalpha())
-    return [spelling for spelling in shorter if bare(spelling)]
+    return [spelling for spelling in shorter if letters_only(spelling)]
 
 
 def _double(name: str) -> list[str]:
@@ -64,25 +65,25 @@ def _order(name: str) -> list[str]:
 
 
 def _exchange(*spellings: str) -> Kind:
-    """One for another, wherever it stands, the longest that fits; with a $ only at the end of a word."""
+    """Return a kind that replaces one spelling by another; the longest match first; $ matches only at a word's end."""
     longest = sorted(spellings, key=len, reverse=True)
     pattern = re.compile("|".join(spelling.replace("$", r"\b") for spelling in longest))
     plain = [spelling.rstrip("$") for spelling in spellings]
 
     def kind(name: str) -> list[str]:
         return [
-            name[: match.start()] + other + name[match.end() :]
+            name[: match.start()] + spelling + name[match.end() :]
             for match in pattern.finditer(name)
-            for other in plain
-            if other != match[0]
+            for spelling in plain
+            if spelling != match[0]
         ]
 
     return kind
 
 
 def _umlaut(name: str) -> list[str]:
-    found = re.finditer("[aou]e?", name)
-    return [name[: m.start() + 1] + ("e" if len(m[0]) == 1 else "") + name[m.end() :] for m in found]
+    matches = re.finditer("[aou]e?", name)
+    return [name[: m.start() + 1] + ("e" if len(m[0]) == 1 else "") + name[m.end() :] for m in matches]
 
 
 KINDS: dict[str, Kind] = {
@@ -111,9 +112,9 @@ KINDS: dict[str, Kind] = {
 
 
 def misspell(name: str, kinds: Sequence[str], edits: int, random: np.random.Generator) -> str:
-    """The folded name after that many edits, each of a kind drawn from those that fit; fewer where none fits.
+    """Return the folded name after `edits` random edits of `kinds`; fewer if no kind is applicable.
 
-    No edit brings back a spelling that was before. Kinds are equally likely, however many ways each has.
+    No edit restores an earlier spelling. Kinds are equally likely, however many spellings each has.
     """
     spellings = [name]
     for _ in range(edits):
@@ -122,4 +123,4 @@ def misspell(name: str, kinds: Sequence[str], edits: int, random: np.random.Gene
             if fresh:
                 spellings.append(fresh[random.integers(len(fresh))])
                 break
-    return " ".join(spellings[-1].split())  # of "j lo" a dropped letter may leave a space in front
+    return " ".join(spellings[-1].split())  # dropping the j of "j lo" leaves a leading space

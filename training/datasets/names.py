@@ -1,9 +1,9 @@
-"""The names that a name encoder reads: whose they are, and in which split.
+"""The names that a name encoder is trained and tested on, and their splits.
 
-Test names are people's in LFW's development view, of which nothing is trained on, and a tenth of the others; another
-tenth chooses the epoch, both by `training.datasets.faces.split_of`. The others are SymPy's authors (BSD-3-Clause; its
-list comes with the package, which torch needs) and the identities of the faces whose sources spell names, without their
-spaces. From what is trained on, more names are made by giving one person's first names another's surname.
+Test names are those of LFW's development view, which is never trained on, and a tenth of the other names; another tenth
+is for validation, both by `training.datasets.faces.split_of`. The other names are SymPy's authors (BSD-3-Clause; the
+list is in the package, which torch requires) and the identities of face data sets whose sources use names, without
+spaces. Synthetic training names combine the first names of one training name with the surname of another.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.name_encoder import UNKNOWN, bare, fold
+from models.name_encoder import UNKNOWN, fold, letters_only
 from training.core.errors import DataError, DatasetNotFoundError
 from training.core.seeds import derive
-from training.datasets import images as data
+from training.datasets import images
 from training.datasets.faces import source_of, split_of
-from training.recipe.config import WordsDataSection, datasets_folder
+from training.recipe.config import datasets_folder
+from training.recipe.words_config import WordsDataSection
 
 _PACKAGE, _FILE = "sympy", "AUTHORS"
 _NAMED_SOURCES = {"pins", "vggface2", "glint"}
@@ -28,41 +29,39 @@ _NAMED_SOURCES = {"pins", "vggface2", "glint"}
 
 @dataclass(frozen=True)
 class Names:
-    """Folded names, no two alike but for spaces and hyphens, each in one split; `made` are recombined of `train`."""
+    """Folded names, distinct without spaces and hyphens, each in one split; `synthetic` are recombined from `train`."""
 
     train: tuple[str, ...]
-    made: tuple[str, ...]
+    synthetic: tuple[str, ...]
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
 
 
 def read_names(section: WordsDataSection, seed: int) -> Names:
-    """Every name of the recipe's sources, and as many made ones as bring those trained on to `section.names`.
+    """Read the names of the recipe's sources, and add synthetic ones until there are `section.names` training names.
 
     Raises:
-        DataError, DatasetNotFoundError: a source that is missing or holds no names, or a split without any.
+        DataError, DatasetNotFoundError: a source is missing or has no names, or a split is empty.
     """
     held_out = _distinct(_people(section.test), set())
-    others = _distinct([*_authors(), *_identities(section.identities)], {bare(name) for name in held_out})
-    parts = {
-        split: tuple(name for name in others if split_of(name) == split) for split in ("train", "calibrate", "test")
-    }
+    rest = _distinct([*_authors(), *_identities(section.identities)], {letters_only(name) for name in held_out})
+    parts = {split: tuple(name for name in rest if split_of(name) == split) for split in ("train", "calibrate", "test")}
     if not all(parts.values()):
-        raise DataError(f"{len(others)} names are too few for three splits")
-    known = {bare(name) for name in (*held_out, *others)}
-    made = recombine(parts["train"], section.names - len(parts["train"]), known, derive(seed, "made"))
-    return Names(parts["train"], made, parts["calibrate"], held_out + parts["test"])
+        raise DataError(f"{len(rest)} names are too few for three splits")
+    existing = {letters_only(name) for name in (*held_out, *rest)}
+    synthetic = recombine(parts["train"], section.names - len(parts["train"]), existing, derive(seed, "made"))
+    return Names(parts["train"], synthetic, parts["calibrate"], held_out + parts["test"])
 
 
-def _distinct(names: Iterable[str], known: set[str]) -> tuple[str, ...]:
-    """Folded, in order; without those that `known` has or that hold an unknown letter."""
+def _distinct(names: Iterable[str], excluded: set[str]) -> tuple[str, ...]:
+    """Return folded names, sorted, without those in `excluded` and those with an unknown letter."""
     folded = (fold(name) for name in names)
-    first = {bare(name): name for name in sorted(folded) if UNKNOWN not in name}
-    return tuple(sorted(name for letters, name in first.items() if letters and letters not in known))
+    first = {letters_only(name): name for name in sorted(folded) if UNKNOWN not in name}
+    return tuple(sorted(name for letters, name in first.items() if letters and letters not in excluded))
 
 
 def _people(dataset: str) -> list[str]:
-    """LFW's layout: lfw/<First_Last>/<picture>."""
+    """Return the names of LFW's folders, lfw/<First_Last>/<image>."""
     folder = datasets_folder() / dataset / "lfw"
     if not folder.is_dir():
         raise DatasetNotFoundError(f"no lfw/<First_Last>/ in {folder.parent.absolute()} (VESTIBULE_DATASETS)")
@@ -70,32 +69,32 @@ def _people(dataset: str) -> list[str]:
 
 
 def _identities(dataset: str) -> list[str]:
-    """Of the sources that spell names; the others number people."""
-    classes = data.find(dataset, "train").classes
+    """Return the names of the sources that use names; other sources number people."""
+    classes = images.find(dataset, "train").classes
     return [identity.partition(":")[2] for identity in classes if source_of(identity) in _NAMED_SOURCES]
 
 
 def _authors() -> list[str]:
-    """Lines as `First Last <address>`; what is one word is a handle, not a name."""
+    """Return the names in lines `First Last <address>`; single words are handles, not names."""
     paths = [path for path in importlib.metadata.files(_PACKAGE) or () if path.name == _FILE]
     if not paths:
         raise DataError(f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)} comes without its {_FILE}")
     lines = paths[0].read_text(encoding="utf-8").splitlines()
-    found = (re.match(r"\*?([^<]+) <", line) for line in lines)
-    return [match[1] for match in found if match and " " in match[1]]
+    matches = (re.match(r"\*?([^<]+) <", line) for line in lines)
+    return [match[1] for match in matches if match and " " in match[1]]
 
 
-def recombine(names: Sequence[str], count: int, known: set[str], seed: int) -> tuple[str, ...]:
-    """At most `count` names of one's first words and another's last, none of whose letters are in `known`."""
-    parted = [name.rpartition(" ") for name in names if " " in name]
-    if count < 1 or not parted:
+def recombine(names: Sequence[str], count: int, existing: set[str], seed: int) -> tuple[str, ...]:
+    """Combine first names and surnames of different `names` into at most `count` names that are not in `existing`."""
+    parts = [name.rpartition(" ") for name in names if " " in name]
+    if count < 1 or not parts:
         return ()
     random = np.random.default_rng(seed)
-    made: dict[str, str] = {}
-    for first, last in random.integers(len(parted), size=(4 * count, 2)):
-        name = f"{parted[first][0]} {parted[last][2]}"
-        if bare(name) not in known:
-            made[bare(name)] = name
-        if len(made) == count:
+    combined: dict[str, str] = {}
+    for first, last in random.integers(len(parts), size=(4 * count, 2)):
+        name = f"{parts[first][0]} {parts[last][2]}"
+        if letters_only(name) not in existing:
+            combined[letters_only(name)] = name
+        if len(combined) == count:
             break
-    return tuple(made.values())
+    return tuple(combined.values())

@@ -1,4 +1,4 @@
-"""Who is compared with whom: LFW's lists of pairs, ORL's choices of gallery photo, galleries drawn at random.
+"""Evaluation protocols: LFW's lists of pairs, ORL's gallery photos, and random galleries.
 
 Labeled Faces in the Wild: Huang, Ramesh, Berg, Learned-Miller, "Labeled Faces in the Wild: A Database for Studying Face
 Recognition in Unconstrained Environments", University of Massachusetts, Amherst, technical report 07-49, 2007. View 1
@@ -25,7 +25,7 @@ ORL_PHOTOS = 10
 
 @dataclass(frozen=True)
 class People:
-    """Pictures [N] of labelled people, those of one person side by side: labels 0..len(names)-1, in order."""
+    """Images [N] of labelled people, sorted by their labels 0..len(names)-1."""
 
     paths: tuple[Path, ...]
     labels: Indices
@@ -33,21 +33,21 @@ class People:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs as places among the pictures [P, 2], whether both show one person [P], the number of each one's fold [P].
+class ListedPairs:
+    """Pairs as positions of images [P, 2], whether each is mated [P], and the number of its fold [P].
 
-    A list without folds of its own has `fold` None.
+    `fold` is None if the list has no folds.
     """
 
-    places: Indices
-    same: npt.NDArray[np.bool_]
+    positions: Indices
+    mated: npt.NDArray[np.bool_]
     fold: Indices | None
 
 
 class Search(NamedTuple):
-    """Places among the pictures: `gallery` [G] has one photo of each enrolled subject, `probes` [Q] the other photos.
+    """Positions of images: `gallery` [G] has one photo of each enrolled subject, `probes` [Q] the other photos.
 
-    `mates` [Q] is the place of each probe's subject in the gallery, -1 for one who is not enrolled.
+    `mates` [Q] is the index in the gallery of each probe's subject, -1 if the subject is not enrolled.
     """
 
     gallery: Indices
@@ -56,7 +56,7 @@ class Search(NamedTuple):
 
 
 def read_lfw(folder: Path) -> People:
-    """LFW's pictures, `<person>/<person>_0001.jpg`, in `folder` or in the folder `lfw` in it.
+    """Read LFW's images, `<person>/<person>_0001.jpg`, in `folder` or in the folder `lfw` in it.
 
     Raises:
         DatasetNotFoundError: there are none.
@@ -66,17 +66,17 @@ def read_lfw(folder: Path) -> People:
 
 
 def read_orl(folder: Path) -> People:
-    """ORL's pictures, `s1/1.pgm` to `s40/10.pgm`; each subject's in the order of their numbers.
+    """Read ORL's images, `s1/1.pgm` to `s40/10.pgm`; those of a subject are sorted by number.
 
     Raises:
-        DatasetNotFoundError: there are none. DataError: not ten of each subject.
+        DatasetNotFoundError: there are none. DataError: a subject does not have ten.
     """
     paths = [path for path in folder.glob("s*/*.pgm") if path.stem.isdecimal()]
     people = _people(folder, sorted(paths, key=lambda path: (path.parent.name, int(path.stem))), "s1/1.pgm")
     counts = np.bincount(people.labels)
     if (counts != ORL_PHOTOS).any():
         odd = people.names[int(np.argmax(counts != ORL_PHOTOS))]
-        raise DataError(f"{folder / odd}: expected {ORL_PHOTOS} pictures, as of every subject")
+        raise DataError(f"{folder / odd}: expected {ORL_PHOTOS} images, as for every subject")
     return people
 
 
@@ -87,15 +87,16 @@ def _people(root: Path, paths: list[Path], layout: str) -> People:
     return People(tuple(paths), labels.astype(np.int64), tuple(names.tolist()))
 
 
-def read_pairs(path: Path, people: People) -> Pairs:
-    """One of LFW's lists. Its first line is the pairs of a kind, or the folds and the pairs of a kind in each fold.
+def read_pairs(path: Path, people: People) -> ListedPairs:
+    """Read one of LFW's lists of pairs.
 
-    In each fold the mated pairs come first, `person 1 2`, then the non-mated ones, `person 1 another 3`: tab-separated,
-    the numbers are those of their pictures.
+    The first line has the number of pairs of each kind, or the number of folds and that of pairs of each kind in a
+    fold. In each fold, lines of mated pairs, `person 1 2`, are followed by non-mated ones, `person 1 another 3`; the
+    numbers are those of the images.
 
     Raises:
-        DataError: unreadable, another form, too few or too many pairs, a picture that is not there. The message names
-            the line.
+        DataError: the file is unreadable or invalid, has too few or too many pairs, or names a missing image. The
+            message has the line's number.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -109,21 +110,21 @@ def read_pairs(path: Path, people: People) -> Pairs:
     lines = lines[1:]
     if fold_count < 1 or count < 1 or len(lines) != 2 * count * fold_count:
         raise DataError(f"{path}: expected {2 * count * fold_count} pairs as line 1 says, found {len(lines)}")
-    fold, place = np.divmod(np.arange(len(lines)), 2 * count)
-    same = place < count
-    known = {picture.stem: number for number, picture in enumerate(people.paths)}
-    places = np.array(
+    fold, position = np.divmod(np.arange(len(lines)), 2 * count)
+    mated = position < count
+    by_name = {path.stem: number for number, path in enumerate(people.paths)}
+    positions = np.array(
         [
-            _pair(line, known, f"{path}, line {number}", mated=bool(mated))
-            for number, (line, mated) in enumerate(zip(lines, same, strict=True), start=2)
+            _pair(line, by_name, f"{path}, line {number}", mated=bool(is_mated))
+            for number, (line, is_mated) in enumerate(zip(lines, mated, strict=True), start=2)
         ],
         np.int64,
     )
-    return Pairs(places, same, fold if folds else None)
+    return ListedPairs(positions, mated, fold if folds else None)
 
 
-def read_views(folder: Path, people: People) -> dict[str, Pairs]:
-    """The lists of pairs that are in LFW's folder, by the name of their view.
+def read_views(folder: Path, people: People) -> dict[str, ListedPairs]:
+    """Read the lists of pairs in LFW's folder, by the name of their view.
 
     Raises:
         DatasetNotFoundError: there is none. DataError: see `read_pairs`.
@@ -134,30 +135,30 @@ def read_views(folder: Path, people: People) -> dict[str, Pairs]:
     return views
 
 
-def _pair(line: str, known: dict[str, int], where: str, *, mated: bool) -> tuple[int, int]:
+def _pair(line: str, by_name: dict[str, int], where: str, *, mated: bool) -> tuple[int, int]:
     parts = line.split()
     if len(parts) != (3 if mated else 4):
         raise DataError(f"{where}: expected {'person 1 2' if mated else 'person 1 another 2'}, found {line!r}")
-    first, one, *second, two = parts
+    first, first_number, *second, second_number = parts
     try:
-        stems = [f"{first}_{int(one):04d}", f"{second[0] if second else first}_{int(two):04d}"]
-        return known[stems[0]], known[stems[1]]
+        stems = [f"{first}_{int(first_number):04d}", f"{second[0] if second else first}_{int(second_number):04d}"]
+        return by_name[stems[0]], by_name[stems[1]]
     except ValueError as error:
-        raise DataError(f"{where}: {line!r} does not end in a picture's number") from error
+        raise DataError(f"{where}: {line!r} does not end in an image's number") from error
     except KeyError as error:
-        raise DataError(f"{where}: there is no picture {error.args[0]}") from error
+        raise DataError(f"{where}: there is no image {error.args[0]}") from error
 
 
 def orl_searches(people: People) -> Iterator[Search]:
-    """Ten: each enrols one of the ten photos of every subject and looks for all the others."""
+    """Yield ten searches; each enrols another one of the ten photos of every subject, the rest are probes."""
     for number in range(ORL_PHOTOS):
         yield _search(people.labels, np.arange(number, len(people.labels), ORL_PHOTOS))
 
 
 def random_search(labels: Indices, random: np.random.Generator, enrolled: float = 1.0) -> Search:
-    """Enrol a random photo of each of a random share `enrolled` of the subjects; all other photos are probes.
+    """Return a search that enrols a random photo of each of a random share `enrolled` of the subjects.
 
-    Who has one photo only is enrolled without being looked for, or looked for without being enrolled.
+    All other photos are probes. The photo of a subject with only one is either in the gallery or a probe.
     """
     order = random.permutation(len(labels))
     subjects, first = np.unique(labels[order], return_index=True)
@@ -166,7 +167,7 @@ def random_search(labels: Indices, random: np.random.Generator, enrolled: float 
 
 
 def _search(labels: Indices, gallery: Indices) -> Search:
-    """`gallery` by rising labels."""
+    """Return the search with `gallery`, which is sorted by label; all other photos are probes."""
     probes = np.setdiff1d(np.arange(len(labels)), gallery)
     column = np.full(int(labels.max()) + 1, -1)
     column[labels[gallery]] = np.arange(len(gallery))

@@ -1,4 +1,4 @@
-"""The zoo side by side: what each model of a data set gets right, and what it costs."""
+"""Compare all classifiers of a data set: accuracy, calibration and cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from models.openvino_runtime import OpenVinoRuntime
 from models.runtime import Runtime, TorchRuntime, default_device
 from models.timing import interleaved_medians
 from models.tta import VIEWS
-from training.core.errors import DataError, TrainingError
+from training.core.errors import DataError, exit_on_error
 from training.core.run_folder import hardware, versions
-from training.datasets import images as data
-from training.evaluation import markdown as pages
+from training.datasets import images
+from training.evaluation.markdown import put, table
 from training.evaluation.plots import COLOURS, INK, Dot, blank, place_labels, png
 from training.metrics.classification import measure_classifier
 from training.metrics.flops import macs
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 32)
 
-Engine = Callable[[nn.Module, ModelCard], Runtime]
-Timed = tuple[str, int]  # engine, batch size
+RuntimeFactory = Callable[[nn.Module, ModelCard], Runtime]
+Timing = tuple[str, int]  # runtime, batch size
 
 
 def _torch(module: nn.Module, _: ModelCard) -> Runtime:
@@ -46,13 +46,13 @@ def _openvino(module: nn.Module, card: ModelCard) -> Runtime:
     return OpenVinoRuntime(module, card.preprocess.shape, "f32", card.sha256, runs_folder() / "cache" / "compiled")
 
 
-# The first one's latency is drawn.
-ENGINES: dict[str, Engine] = {"OpenVINO float32": _openvino, "torch float32": _torch}
+# The plot shows the latency of the first.
+RUNTIMES: dict[str, RuntimeFactory] = {"OpenVINO float32": _openvino, "torch float32": _torch}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model. Accuracies and ECE are 0..1, `file_size` is in bytes, latencies are in milliseconds a picture."""
+    """One model. Accuracies and ECE are 0..1, `file_size` is in bytes, latencies are in milliseconds per image."""
 
     card: ModelCard
     accuracy: float
@@ -60,7 +60,7 @@ class Entry:
     ece: float
     macs: int
     file_size: int
-    latency: Mapping[Timed, float]
+    latency: Mapping[Timing, float]
 
 
 def compare(
@@ -69,26 +69,23 @@ def compare(
     write: Annotated[Path | None, typer.Option(help="Put zoo.md and pictures/zoo.png into this folder.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each latency is taken.")] = 30,
 ) -> None:
-    """Accuracy, calibration and cost of every model that knows the data set's classes, as a table and a plot."""
-    try:
+    """Compare accuracy, calibration and cost of all models with the data set's classes in a table and a plot."""
+    with exit_on_error():
         entries = measure(fitting(weights, dataset), dataset, rounds)
-        table = markdown(entries, dataset, rounds)
-        typer.echo(table)
+        text = markdown(entries, dataset, rounds)
+        typer.echo(text)
         if write is not None:
-            pages.put(write / "zoo.md", "compare", table, heading="The zoo")
+            put(write / "zoo.md", "compare", text, heading="The zoo")
             write_atomically(write / "pictures" / "zoo.png", draw(entries, dataset))
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def fitting(weights: Path, dataset: str) -> list[Path]:
-    """The folders in `weights` with a classifier of the data set's classes, by name.
+    """Return the folders in `weights` with a classifier of the data set's classes, sorted by name.
 
     Raises:
-        DataError: there is none; no such data set. CheckpointError: a card that cannot be read.
+        DataError: there is none, or no such data set. CheckpointError: an invalid card.
     """
-    classes = data.find(dataset, "test").classes
+    classes = images.find(dataset, "test").classes
     folders = sorted(path.parent for path in weights.glob(f"*/{checkpoint.CARD_FILE}"))
     cards = {folder: checkpoint.read_card(folder) for folder in folders}
     fit = [folder for folder, card in cards.items() if card.task == "classify" and card.classes == classes]
@@ -98,10 +95,10 @@ def fitting(weights: Path, dataset: str) -> list[Path]:
 
 
 def measure(folders: Sequence[Path], dataset: str, rounds: int) -> list[Entry]:
-    """The models in those folders, best accuracy first; the figures are of the files as they lie there.
+    """Measure the models in `folders` and return them by descending accuracy.
 
     Raises:
-        CheckpointError, DataError: see `metrics.measure_classifier`.
+        CheckpointError, DataError: see `measure_classifier`.
     """
     latencies = _latencies(folders, dataset, rounds)
     entries = []
@@ -122,30 +119,30 @@ def measure(folders: Sequence[Path], dataset: str, rounds: int) -> list[Entry]:
     return sorted(entries, key=lambda entry: -entry.accuracy)
 
 
-def _latencies(folders: Sequence[Path], dataset: str, rounds: int) -> dict[Path, dict[Timed, float]]:
-    """Milliseconds a picture of each model on each engine at each batch size."""
-    calls: dict[tuple[Path, Timed], Callable[[], Tensor]] = {}
+def _latencies(folders: Sequence[Path], dataset: str, rounds: int) -> dict[Path, dict[Timing, float]]:
+    """Return the milliseconds per image of each model with each runtime at each batch size."""
+    calls: dict[tuple[Path, Timing], Callable[[], Tensor]] = {}
     for folder in folders:
-        for name, engine in ENGINES.items():
+        for name, factory in RUNTIMES.items():
             module, card = checkpoint.load(folder)
-            runtime, test = engine(module, card), data.load(dataset, "test", card.preprocess)
+            runtime, test = factory(module, card), images.load(dataset, "test", card.preprocess)
             for size in BATCHES:
                 pixels = np.asarray(test.images[np.arange(size) % len(test.labels)])
                 batch = card.preprocess.normalise(torch.from_numpy(pixels))
                 calls[folder, (name, size)] = partial(runtime, batch)
     seconds = interleaved_medians(calls, rounds)
     return {
-        folder: {timed: 1000 * seconds[of, timed] / timed[1] for of, timed in calls if of == folder}
+        folder: {timing: 1000 * seconds[of, timing] / timing[1] for of, timing in calls if of == folder}
         for folder in folders
     }
 
 
 def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
-    """The table with a line before it that says how it came about."""
-    timed = list(entries[0].latency)
+    """Return the table after an explanation."""
+    timing = list(entries[0].latency)
     heads = ["model", "accuracy", "with TTA", "ECE", "parameters", "MACs", "file"]
-    heads += [f"{engine}, batch {size}" for engine, size in timed]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    heads += [f"{runtime}, batch {size}" for runtime, size in timing]
+    rows = []
     for entry in entries:
         cells = [
             entry.card.name,
@@ -155,16 +152,16 @@ def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
             f"{entry.card.parameters / 1e6:.2f} M",
             f"{entry.macs / 1e6:.1f} M",
             f"{entry.file_size / 1e6:.2f} MB",
-            *(f"{entry.latency[key]:.2f} ms" for key in timed),
+            *(f"{entry.latency[key]:.2f} ms" for key in timing),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     about = (
         f"On the test split of {dataset}, by `python -m training.evaluate compare --data {dataset}`. ECE is taken at\n"
         "the card's temperature, without test-time augmentation (TTA). Latencies are a picture's share of a batch,\n"
         f"without TTA: medians of {rounds} rounds in which the models take turns, on {hardware(default_device())},\n"
         f"torch {versions()['torch']}."
     )
-    return f"{about}\n\n" + "\n".join(lines)
+    return f"{about}\n\n{table(heads, rows)}"
 
 
 def _tta(card: ModelCard) -> str:
@@ -172,19 +169,22 @@ def _tta(card: ModelCard) -> str:
 
 
 def draw(entries: Sequence[Entry], dataset: str) -> bytes:
-    """A PNG: accuracy over latency at batch 1, a dot's area its parameters, an arrow up to the accuracy with TTA."""
-    engine = next(iter(ENGINES))
+    """Return a PNG of accuracy over latency at batch 1.
+
+    The area of a dot shows the parameters; an arrow points to the accuracy with TTA.
+    """
+    runtime = next(iter(RUNTIMES))
     figure, axes = blank(
         f"Accuracy against latency on {dataset}",
         "dot area: parameters; arrow: test-time augmentation, which takes as many times longer as it has views",
-        f"milliseconds a picture ({engine}, one at a time, {hardware(default_device())})",
+        f"milliseconds a picture ({runtime}, one at a time, {hardware(default_device())})",
         "test accuracy, %",
     )
     most = max(entry.card.parameters for entry in entries)
     colours = dict(zip(sorted(entry.card.name for entry in entries), COLOURS * len(entries), strict=False))
     dots = [
         Dot(
-            x=entry.latency[engine, 1],
+            x=entry.latency[runtime, 1],
             y=100 * entry.accuracy,
             area=max(25.0, 480 * entry.card.parameters / most),
             label=f"{entry.card.name.removesuffix(f'-{dataset}')}\n{entry.card.parameters / 1e6:.2g} M",
@@ -208,7 +208,7 @@ def draw(entries: Sequence[Entry], dataset: str) -> bytes:
 
 
 def _limits(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Logarithmic milliseconds with plain numbers on them, and room for the labels."""
+    """Set a logarithmic x axis with plain numbers, and limits with room for the labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")

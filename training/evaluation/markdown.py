@@ -1,4 +1,4 @@
-"""Documents of which a part is written by a program: what stands between two markers; all else is a person's."""
+"""Write the generated part of a Markdown page, which is between two markers."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from training.core.errors import DataError
 
 
 def markers(name: str) -> tuple[str, str]:
-    """Where the part of that name begins and ends; invisible where Markdown is rendered."""
+    """Return the begin and end markers of the part `name`: HTML comments."""
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
 def replaced(page: str, name: str, text: str) -> str:
-    """The page with `text` between the markers of that name in place of what was there.
+    """Return the page with the text between the markers of `name` replaced by `text`.
 
     Raises:
-        DataError: the page does not have both markers, in their order.
+        DataError: the page does not have both markers in order.
     """
     begin, end = markers(name)
-    before, found_begin, rest = page.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found_begin and found_end):
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end):
         raise DataError(f"the page has no {begin} with {end} after it")
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def put(path: Path, name: str, text: str, *, heading: str) -> None:
-    """`replaced` in a file; one without markers gets them at its end, and where there is none, one with that heading.
+    """Replace the part `name` of a file. Markers are appended if missing; a missing file is created with `heading`.
 
     Raises:
-        DataError: the file has one marker, or the second before the first; it is as it was.
+        DataError: the file has one marker only, or the second before the first; it is unchanged.
     """
     page = path.read_text(encoding="utf-8") if path.is_file() else f"# {heading}\n"
     if not any(marker in page for marker in markers(name)):
@@ -45,6 +45,6 @@ def put(path: Path, name: str, text: str, *, heading: str) -> None:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,6 +1,6 @@
-"""Figures of networks that draw pictures, beside two references: real pictures, and a plain Gaussian of pixels.
+"""Measure generators against two references: real images, and a Gaussian distribution of pixels.
 
-All pictures, drawn and real, become bytes in the generator's own size and are then read by one extractor.
+Generated and real images are converted to bytes in the generator's size; one extractor computes their features.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
-from models.generative import Decodes, latents
+from models.generative import SupportsDecode, latents
 from models.preprocess import Preprocess
 from models.vae import VAE
 from training.core.errors import DataError
 from training.core.seeds import derive, generator
-from training.datasets import images as data
+from training.datasets import images
 from training.datasets.faces import rows_of
+from training.datasets.images import ImageSet, Indices
 from training.metrics import distribution, likelihood
-from training.metrics.feature_extractor import Extractor, Sight
+from training.metrics.feature_extractor import ExtractedFeatures, Extractor
 
 SEED = 0
 IMPORTANCE_SAMPLES = 64
-# Of each set, at most: all distances between its pictures are computed.
+# Largest number of images of each set for precision and recall, which need all distances between them.
 MANIFOLD_ROWS = 10_000
 _ROWS_AT_ONCE = 500
 
@@ -39,14 +40,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Range(NamedTuple):
-    """Of shares, 0..1: the lowest and the highest."""
+    """The lowest and the highest share, 0..1."""
 
     low: float
     high: float
 
 
 class Spread(NamedTuple):
-    """Mean distance between two pictures of a class over that between two real ones: over classes, and the least."""
+    """Mean distance between images of a class relative to that of real ones: the mean and the least over classes."""
 
     mean: float
     lowest: float
@@ -54,10 +55,10 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Quality:
-    """One set of pictures against the real test pictures. Bounds are in nats a picture, shares 0..1.
+    """Figures of a set of images against the real test images. Bounds are in nats per image, shares 0..1.
 
-    `asked` is the share read as the class that was asked for; `shares` are those of the classes as they were read.
-    `inception`, `asked` and `shares` are None where there are no classes, `bounds` (ELBO, IWAE) but for a VAE.
+    `asked` is the share that is recognised as the requested class; `shares` are those of the recognised classes.
+    `inception`, `asked` and `shares` are None without classes, `bounds` (ELBO, IWAE) for all but VAEs.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Quality:
 
 
 class Samples(NamedTuple):
-    """uint8 [N, H, W, C], and the labels [N] that were asked for, None where there are none."""
+    """Images uint8 [N, H, W, C], and their requested labels [N], if any."""
 
     pixels: Pixels
     labels: Tensor | None
@@ -81,7 +82,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Generators of one geometry with their references: the figures of real training pictures, and of the Gaussian."""
+    """Generators with the same preprocessing, and their references: real training images, and the Gaussian."""
 
     preprocess: Preprocess
     test: int
@@ -93,7 +94,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figures:
-    """All groups of one data set, read by one extractor, `samples` of each generator."""
+    """All groups of one data set with `samples` images of each generator."""
 
     dataset: str
     extractor: Extractor
@@ -102,74 +103,76 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Real:
-    """Pictures of a data set in one geometry, and which of them are for training and for testing."""
+class RealImages:
+    """The images of a data set with one preprocessing, and the rows for training and for testing."""
 
-    train: data.ImageSet
-    train_rows: data.Indices
-    test: data.ImageSet
-    test_rows: data.Indices
+    train: ImageSet
+    train_rows: Indices
+    test: ImageSet
+    test_rows: Indices
 
     @classmethod
-    def load(cls, dataset: str, preprocess: Preprocess) -> Real:
-        """Of a data set of identities the splits of `training.datasets.faces`.
+    def load(cls, dataset: str, preprocess: Preprocess) -> RealImages:
+        """Load a data set; for one of identities, with the splits of `training.datasets.faces`.
 
         Raises:
-            DatasetNotFoundError, DataError: see `data.load`.
+            DatasetNotFoundError, DataError: see `images.load`.
         """
-        train = data.load(dataset, "train", preprocess)
+        train = images.load(dataset, "train", preprocess)
         if all(":" in name for name in train.classes):
             return cls(train, rows_of(train, "train"), train, rows_of(train, "test"))
-        test = data.load(dataset, "test", preprocess)
+        test = images.load(dataset, "test", preprocess)
         return cls(train, np.arange(len(train.labels)), test, np.arange(len(test.labels)))
 
-    def some(self, count: int) -> Pixels:
-        """At most that many training pictures, drawn at random."""
+    def training_sample(self, count: int) -> Pixels:
+        """Return at most `count` random training images."""
         chosen = np.random.default_rng(derive(SEED, "floor")).permutation(self.train_rows)[:count]
         return np.asarray(self.train.images[np.sort(chosen)])
 
 
-class Truth:
-    """The test pictures as the extractor sees them."""
+class Reference:
+    """The features of the real test images, against which other sets are measured."""
 
-    def __init__(self, sight: Sight):
-        self._sight = sight
-        self._moments = distribution.moments(sight.features)
-        self._spread = self._spread_of(sight)
+    def __init__(self, extracted: ExtractedFeatures):
+        self._extracted = extracted
+        self._moments = distribution.moments(extracted.features)
+        self._spread = self._spread_of(extracted)
 
-    def judge(self, name: str, sight: Sight, asked: Tensor | None = None) -> Quality:
-        """Another set of pictures; `asked` are the labels [N] that they should have."""
-        classes, real = sight.probabilities.shape[1], self._sight.features
-        shares = sight.labels.bincount(minlength=classes).double() / len(sight.labels)
-        varied = self._spread > 0  # a class of which there are two real pictures
-        ratios = self._spread_of(sight)[varied] / self._spread[varied]
+    def compare(self, name: str, extracted: ExtractedFeatures, asked: Tensor | None = None) -> Quality:
+        """Measure another set of images; `asked` are their requested labels [N]."""
+        classes, real = extracted.probabilities.shape[1], self._extracted.features
+        shares = extracted.labels.bincount(minlength=classes).double() / len(extracted.labels)
+        varied = self._spread > 0  # classes with two real images or more
+        ratios = self._spread_of(extracted)[varied] / self._spread[varied]
         return Quality(
             name=name,
-            frechet=distribution.frechet_distance(self._moments, distribution.moments(sight.features)),
-            kernel=distribution.kernel_distance(real, sight.features),
-            manifolds=distribution.precision_recall(real[:MANIFOLD_ROWS], sight.features[:MANIFOLD_ROWS]),
+            frechet=distribution.frechet_distance(self._moments, distribution.moments(extracted.features)),
+            kernel=distribution.kernel_distance(real, extracted.features),
+            manifolds=distribution.precision_recall(real[:MANIFOLD_ROWS], extracted.features[:MANIFOLD_ROWS]),
             spread=Spread(float(ratios.mean()), float(ratios.min())),
-            inception=distribution.inception_score(sight.probabilities) if classes else None,
+            inception=distribution.inception_score(extracted.probabilities) if classes else None,
             shares=Range(float(shares.min()), float(shares.max())) if classes else None,
-            asked=None if asked is None else float((sight.labels == asked).double().mean()),
+            asked=None if asked is None else float((extracted.labels == asked).double().mean()),
         )
 
-    def _spread_of(self, sight: Sight) -> Tensor:
-        return distribution.within_class_distance(sight.features, sight.labels, max(1, sight.probabilities.shape[1]))
+    def _spread_of(self, extracted: ExtractedFeatures) -> Tensor:
+        return distribution.within_class_distance(
+            extracted.features, extracted.labels, max(1, extracted.probabilities.shape[1])
+        )
 
 
 def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, held_out: int) -> Figures:
-    """`samples` pictures of each generator; the bounds of VAEs on the first `held_out` test pictures, 0 for all.
+    """Measure `samples` images of each generator, and the bounds of VAEs on `held_out` test images (0: all).
 
     Raises:
-        CheckpointError: a folder without a model. DataError: a model that draws nothing, or that is conditional on
-            other classes than the extractor's; see `Real.load`.
+        CheckpointError: a folder without a model. DataError: a model that is not a generator, or one with other classes
+            than the extractor; see `RealImages.load`.
     """
     extractor = Extractor(judge)
     loaded = [_load(folder, extractor) for folder in folders]
 
-    def geometry(one: tuple[nn.Module, ModelCard]) -> str:
-        return one[1].preprocess.model_dump_json(exclude={"mean", "std"})
+    def geometry(model: tuple[nn.Module, ModelCard]) -> str:
+        return model[1].preprocess.model_dump_json(exclude={"mean", "std"})
 
     groups = [
         _group(list(members), dataset, extractor, samples, held_out)
@@ -180,10 +183,10 @@ def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, he
 
 def _load(folder: Path, extractor: Extractor) -> tuple[nn.Module, ModelCard]:
     network, card = checkpoint.load(folder)
-    if not isinstance(network, Decodes):
-        raise DataError(f"{folder}: a network to {card.task} draws no pictures from nothing")
+    if not isinstance(network, SupportsDecode):
+        raise DataError(f"{folder}: a network to {card.task} is not a generator")
     if card.classes and card.classes != extractor.card.classes:
-        raise DataError(f"{card.name} draws {card.classes}, {extractor.card.name} knows {extractor.card.classes}")
+        raise DataError(f"{card.name} has the classes {card.classes}, {extractor.card.name} {extractor.card.classes}")
     return network, card
 
 
@@ -191,104 +194,108 @@ def _group(
     members: Sequence[tuple[nn.Module, ModelCard]], dataset: str, extractor: Extractor, samples: int, held_out: int
 ) -> Group:
     preprocess = members[0][1].preprocess
-    real = Real.load(dataset, preprocess)
-    truth = Truth(extractor(np.asarray(real.test.images[real.test_rows])))
+    real = RealImages.load(dataset, preprocess)
+    reference = Reference(extractor(np.asarray(real.test.images[real.test_rows])))
     rows = real.test_rows[: held_out or None]
     return Group(
         preprocess=preprocess,
         test=len(real.test_rows),
         held_out=len(rows),
-        floor=truth.judge("real training pictures", extractor(real.some(samples))),
-        generators=tuple(_judge(network, card, truth, extractor, samples, (real, rows)) for network, card in members),
-        ceiling=truth.judge("Gaussian of pixels", extractor(gaussian(real.train, real.train_rows, samples, SEED))),
+        floor=reference.compare("real training images", extractor(real.training_sample(samples))),
+        generators=tuple(
+            _measure(network, card, reference, extractor, samples, (real, rows)) for network, card in members
+        ),
+        ceiling=reference.compare(
+            "Gaussian of pixels", extractor(gaussian(real.train, real.train_rows, samples, SEED))
+        ),
     )
 
 
-def _judge(
+def _measure(
     network: nn.Module,
     card: ModelCard,
-    truth: Truth,
+    reference: Reference,
     extractor: Extractor,
     samples: int,
-    held_out: tuple[Real, data.Indices],
+    held_out: tuple[RealImages, Indices],
 ) -> Quality:
-    drawn = draw(network, card, samples, SEED)
-    found = truth.judge(card.name, extractor(drawn.pixels), drawn.labels)
+    generated = draw(network, card, samples, SEED)
+    quality = reference.compare(card.name, extractor(generated.pixels), generated.labels)
     bounds = held_out_bounds(network, card, *held_out) if isinstance(network, VAE) else None
-    return replace(found, bounds=bounds, card=card)
+    return replace(quality, bounds=bounds, card=card)
 
 
 def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None = None) -> Samples:
-    """The first `count` samples of a seed, as the service would draw them; labels at random unless they are given."""
+    """Return the first `count` samples of a seed as the service generates them; labels are random unless given."""
     if card.classes and labels is None:
         labels = torch.randint(len(card.classes), (count,), generator=generator(seed, "labels"))
-    return Samples(np.concatenate(list(_drawn(network, card, count, seed, labels))), labels if card.classes else None)
+    return Samples(np.concatenate(list(_batches(network, card, count, seed, labels))), labels if card.classes else None)
 
 
 @torch.inference_mode()
-def _drawn(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None) -> Iterator[Pixels]:
-    assert isinstance(network, Decodes)  # noqa: S101  as `_load` made sure
+def _batches(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None) -> Iterator[Pixels]:
+    assert isinstance(network, SupportsDecode)  # noqa: S101  checked by `_load`
     for first in range(0, count, _ROWS_AT_ONCE):
-        places = range(first, min(first + _ROWS_AT_ONCE, count))
-        noise = torch.stack([latents(seed, place, network.config.latent) for place in places])
-        chosen = one_hot(None if labels is None else labels[first : places.stop], len(places), card)
-        yield card.preprocess.denormalise(network.decode(noise, chosen)).numpy()
+        indices = range(first, min(first + _ROWS_AT_ONCE, count))
+        noise = torch.stack([latents(seed, index, network.config.latent) for index in indices])
+        planes = one_hot(None if labels is None else labels[first : indices.stop], len(indices), card)
+        yield card.preprocess.denormalise(network.decode(noise, planes)).numpy()
 
 
 def one_hot(labels: Tensor | None, count: int, card: ModelCard) -> Tensor:
-    """float32 [count, classes], [count, 0] for a network without classes."""
+    """Return one-hot labels, float32 [count, classes]; [count, 0] for a network without classes."""
     if labels is None or not card.classes:
         return torch.zeros(count, 0)
     return F.one_hot(labels, len(card.classes)).float()
 
 
-def gaussian(pictures: data.ImageSet, rows: data.Indices, count: int, seed: int) -> Pixels:
-    """Samples of the normal distribution with the mean and the covariance of those pictures' pixels, as bytes.
+def gaussian(dataset: ImageSet, rows: Indices, count: int, seed: int) -> Pixels:
+    """Sample the normal distribution with mean and covariance of the pixels of `rows`: uint8 [count, H, W, C].
 
-    A sum of the centred pictures with normal weights has just this distribution, and no matrix of pixels by pixels is
-    needed, which for colour pictures of 64 x 64 would have 151 million elements.
+    A sum of the centred images with normal weights has this distribution. It needs no covariance matrix, which for
+    colour images of 64 x 64 has 151 million elements.
     """
-    shape = pictures.images.shape[1:]
+    shape = dataset.images.shape[1:]
     mean = np.zeros(int(np.prod(shape)))
     blocks = np.array_split(rows, max(1, len(rows) // _ROWS_AT_ONCE))
     for block in blocks:
-        mean += pictures.images[block].reshape(len(block), -1).sum(axis=0, dtype=np.float64) / len(rows)
+        mean += dataset.images[block].reshape(len(block), -1).sum(axis=0, dtype=np.float64) / len(rows)
     random = np.random.default_rng(derive(seed, "gaussian"))
-    drawn = np.tile(mean.astype(np.float32), (count, 1))
+    samples = np.tile(mean.astype(np.float32), (count, 1))
     for block in blocks:
-        centred = (pictures.images[block].reshape(len(block), -1) - mean).astype(np.float32)
+        centred = (dataset.images[block].reshape(len(block), -1) - mean).astype(np.float32)
         weights = random.standard_normal((count, len(block)), dtype=np.float32)
-        drawn += weights @ centred / np.float32(np.sqrt(max(len(rows) - 1, 1)))
-    return drawn.round().clip(0, 255).astype(np.uint8).reshape(count, *shape)
+        samples += weights @ centred / np.float32(np.sqrt(max(len(rows) - 1, 1)))
+    return samples.round().clip(0, 255).astype(np.uint8).reshape(count, *shape)
 
 
-def held_out_bounds(vae: VAE, card: ModelCard, real: Real, rows: data.Indices) -> tuple[float, float]:
-    """Mean ELBO and mean IWAE-`IMPORTANCE_SAMPLES` of those test pictures, in nats."""
-    pictures = card.preprocess.normalise(torch.from_numpy(np.asarray(real.test.images[rows])))
+def held_out_bounds(vae: VAE, card: ModelCard, real: RealImages, rows: Indices) -> tuple[float, float]:
+    """Return the mean ELBO and the mean IWAE-`IMPORTANCE_SAMPLES` of the test images `rows`, in nats."""
+    batch = card.preprocess.normalise(torch.from_numpy(np.asarray(real.test.images[rows])))
     labels = one_hot(torch.from_numpy(real.test.labels[rows]), len(rows), card)
-    found = likelihood.bounds(vae, pictures, labels, IMPORTANCE_SAMPLES, SEED)
-    return float(found.elbo.mean()), float(found.importance_weighted.mean())
+    bounds = likelihood.bounds(vae, batch, labels, IMPORTANCE_SAMPLES, SEED)
+    return float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())
 
 
-def card_metrics(figures: Figures, group: Group, found: Quality) -> list[Metric]:
-    """What a generator's card says of it."""
+def card_metrics(figures: Figures, group: Group, quality: Quality) -> list[Metric]:
+    """Return the figures of a generator for its card."""
     values = {
-        "frechet_distance": found.frechet,
-        "kernel_distance": found.kernel,
-        "precision": found.manifolds.precision,
-        "recall": found.manifolds.recall,
-        "spread": found.spread.mean,
-        "spread_lowest": found.spread.lowest,
-        "inception_score": found.inception,
-        "share_lowest": found.shares and found.shares.low,
-        "share_highest": found.shares and found.shares.high,
-        "asked": found.asked,
+        "frechet_distance": quality.frechet,
+        "kernel_distance": quality.kernel,
+        "precision": quality.manifolds.precision,
+        "recall": quality.manifolds.recall,
+        "spread": quality.spread.mean,
+        "spread_lowest": quality.spread.lowest,
+        "inception_score": quality.inception,
+        "share_lowest": quality.shares and quality.shares.low,
+        "share_highest": quality.shares and quality.shares.high,
+        "asked": quality.asked,
     }
     where = f"{figures.samples:,} samples, {figures.dataset} test ({group.test:,}), {figures.extractor.name}"
     metrics = [Metric(name=name, value=value, data=where) for name, value in values.items() if value is not None]
-    if found.bounds is not None:
+    if quality.bounds is not None:
         where = f"{figures.dataset} test ({group.held_out:,})"
         names = ("elbo", f"iwae_{IMPORTANCE_SAMPLES}")
-        bounds = zip(names, found.bounds, strict=True)
+        bounds = zip(names, quality.bounds, strict=True)
         metrics += [Metric(name=name, value=value, data=where) for name, value in bounds]
     return metrics

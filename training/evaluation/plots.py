@@ -1,4 +1,4 @@
-"""What the plots for the documentation have in common: plain axes, and labels that lie on nothing else."""
+"""Plots for the documentation: plain axes, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 INK, PALE, ACCENT = "#2f3437", "#8b9196", "#b5563c"
-# Blue, rust, green, violet, ochre, teal, grey: as dark as one another, so that none shouts.
+# Blue, rust, green, violet, ochre, teal, grey, of equal darkness.
 COLOURS = ("#40658f", "#b5563c", "#5c8a58", "#82659a", "#b08a35", "#3f8b92", "#75797d")
 
-# Directions of a label from its dot, the readable ones first.
+# Directions from a dot to its label, in order of preference.
 _DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 _GAPS = (4.0, 10.0, 18.0, 28.0, 40.0)  # points between a dot and its label
-_LEADER = 18.0  # from this gap on a thin line leads to the label
+_LEADER = 18.0  # with this gap or more, a thin line connects dot and label
 _SIDES: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 _ENDS: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A labelled point in data coordinates; `area` in square points, as matplotlib's `s`; `top` is where it reaches."""
+    """A labelled point in data coordinates; `area` in square points; `top` is the upper end of its arrow, if any."""
 
     x: float
     y: float
@@ -40,12 +40,12 @@ class Dot:
 
     @property
     def radius(self) -> float:
-        """In points."""
+        """The radius in points."""
         return math.sqrt(self.area / math.pi)
 
 
 def blank(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
-    """An empty plot of 8 x 5 inches with a title, a paler line under it, and a light grid."""
+    """Return an empty plot of 8 x 5 inches with a title, a subtitle and a light grid."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
@@ -63,29 +63,29 @@ def blank(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def place_labels(axes: Axes, dots: Sequence[Dot]) -> int:
-    """Write each dot's label near it, on no dot and on no other label; the number of labels that found a place.
+    """Draw each dot's label near it, on no dot and on no other label; return the number of labels drawn.
 
-    The earlier a dot, the better its label's place; where there is none left, the label is left out. What else is on
-    the plot, and its limits, must stand before.
+    Earlier dots get better positions; a label without a free position is left out. Draw everything else and set the
+    limits before.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = axes.get_figure(root=True)
-    assert figure is not None  # noqa: S101  as `blank` made it
+    assert figure is not None  # noqa: S101  `blank` made it
     figure.draw_without_rendering()
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    taken = [_covered(axes, dot, figure.dpi / 72) for dot in dots]
+    occupied = [_covered(axes, dot, figure.dpi / 72) for dot in dots]
     placed = 0
     for dot in dots:
-        box = _place(axes, dot, taken, renderer)
+        box = _place(axes, dot, occupied, renderer)
         if box is not None:
-            taken.append(box)
+            occupied.append(box)
             placed += 1
     return placed
 
 
 def _covered(axes: Axes, dot: Dot, scale: float) -> Bbox:
-    """The dot with its arrow; `scale` is pixels in a point."""
+    """Return the area of the dot and its arrow; `scale` is pixels per point."""
     from matplotlib.transforms import Bbox
 
     (left, low), (right, high) = axes.transData.transform([(dot.x, dot.y), (dot.x, dot.top or dot.y)])
@@ -93,14 +93,14 @@ def _covered(axes: Axes, dot: Dot, scale: float) -> Bbox:
     return Bbox.from_extents(left - reach, low - reach, right + reach, max(high, low) + reach)
 
 
-def _place(axes: Axes, dot: Dot, taken: Sequence[Bbox], renderer: RendererAgg) -> Bbox | None:
+def _place(axes: Axes, dot: Dot, occupied: Sequence[Bbox], renderer: RendererAgg) -> Bbox | None:
     frame = axes.get_window_extent()
     for gap in _GAPS:
         for direction in _DIRECTIONS:
             text = _annotate(axes, dot, direction, gap)
             box = _extent(text, renderer)
             inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
+            if inside and not any(box.overlaps(other) for other in occupied):
                 return box
             text.remove()
     return None
@@ -124,7 +124,7 @@ def _annotate(axes: Axes, dot: Dot, direction: tuple[int, int], gap: float) -> A
 
 
 def _extent(text: Annotation, renderer: RendererAgg) -> Bbox:
-    """Of the letters, without the line that leads to them."""
+    """Return the area of the text without its connecting line."""
     from matplotlib.text import Text
 
     text.update_positions(renderer)
@@ -132,7 +132,7 @@ def _extent(text: Annotation, renderer: RendererAgg) -> Bbox:
 
 
 def png(figure: Figure) -> bytes:
-    """The drawing as a PNG file."""
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

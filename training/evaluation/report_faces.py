@@ -1,4 +1,4 @@
-"""The figures of a face embedder as tables and plots."""
+"""Write the figures of a face embedder as tables and plots."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
 from models.card import Metric
 from models.checkpoint import write_atomically
-from training.evaluation import markdown as pages
+from training.evaluation.embedded_faces import FAILED
+from training.evaluation.markdown import put, table
 from training.evaluation.measure_faces import (
-    FAILED,
-    FEWEST_PEOPLE,
     FPIRS,
     GALLERIES,
     MATED,
+    MIN_PEOPLE,
     RATES,
     Average,
     Figures,
     Identification,
-    Promise,
+    ThresholdCheck,
     Verification,
 )
 from training.evaluation.plots import ACCENT, COLOURS, INK, PALE, blank, png
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 
 def markdown(figures: Figures) -> str:
-    """The tables, each with a line before it that says how it came about."""
+    """Return the tables, each with an explanation."""
     card, rates = figures.card, [f"TAR at {_rate(rate)}" for rate in RATES]
-    verification = pages.table(
+    verification = table(
         ["set", "mated", "non-mated", "accuracy", "EER", *rates, "no face"],
         [_verification_row(part) for part in figures.verifications],
     )
-    promises = pages.table(
+    checks = table(
         ["set", "FMR promised", "similarity", "FMR measured", "95 % interval", "measured / promised"],
-        [_promise_row(part) for part in figures.promises],
+        [_check_row(check) for check in figures.threshold_checks],
     )
     heads = [f"FNIR at {_rate(rate)}" for rate in FPIRS]
-    identification = pages.table(
+    identification = table(
         ["set", "subjects", "pictures", "rank-1", "mated searches", "non-mated", *heads, "no face"],
         [_identification_row(part) for part in figures.identifications],
     )
     command = f"python -m training.evaluate faces weights/{card.name} --data {figures.dataset}"
-    assert card.matching is not None  # noqa: S101  `Embedder` has refused it
+    assert card.matching is not None  # noqa: S101  checked by `FaceEmbedder`
     return f"""\
 `{card.name}`, version {card.version}, by `{command}`: the
 {figures.people} test identities of {figures.dataset}, which nothing trained, selected or calibrated on. Sources with
-fewer than {FEWEST_PEOPLE} people count among all only.
+fewer than {MIN_PEOPLE} people count among all only.
 
 ## Verification
 
@@ -74,11 +74,11 @@ moved, dark, noisy, compressed, grey, each on half of the photos.
 
 At the similarity that the card names for a false match rate. The interval is that of a bootstrap over identities.
 
-{promises}
+{checks}
 
 ![Reliability](pictures/faces-reliability.png)
 
-Of the card's probability the expected calibration error is {figures.reliability.error:.4f}, with mated pairs weighing
+The expected calibration error of the card's probability is {figures.reliability.error:.4f}, with mated pairs weighing
 {card.matching.prior:g} of all, which is the card's prior.
 
 ## Identification
@@ -92,7 +92,7 @@ photos of each subject in turn, all enrolled.
 
 
 def card_metrics(figures: Figures) -> list[Metric]:
-    """The figures for the card: of each set its TAR and, where it has them, accuracy, rank-1 and FNIR, all 0..1."""
+    """Return the figures for the card: TAR and, where defined, accuracy, rank-1 and FNIR of each set, all 0..1."""
     metrics = []
     for part in figures.verifications:
         values = {f"tar@fmr={rate:g}": part.scores.tar(rate) for rate in RATES}
@@ -119,19 +119,19 @@ def _verification_row(part: Verification) -> list[str]:
         "" if part.accuracy is None else f"{100 * part.accuracy[0]:.2f} ± {100 * part.accuracy[1]:.2f} %",
         f"{100 * scores.eer():.2f} %",
         *(f"{100 * scores.tar(rate):.2f} %" for rate in RATES),
-        f"{part.failures} of {part.pictures:,}",
+        f"{part.failures} of {part.images:,}",
     ]
 
 
-def _promise_row(part: Promise) -> list[str]:
-    low, high = part.interval
+def _check_row(check: ThresholdCheck) -> list[str]:
+    low, high = check.interval
     return [
-        part.name,
-        _rate(part.fmr) + (" (extrapolated)" if part.threshold.extrapolated else ""),
-        f"{part.threshold.similarity:.4f}",
-        f"{100 * part.measured:.3f} %",
+        check.name,
+        _rate(check.fmr) + (" (extrapolated)" if check.threshold.extrapolated else ""),
+        f"{check.threshold.similarity:.4f}",
+        f"{100 * check.measured:.3f} %",
         f"{100 * low:.3f} to {100 * high:.3f} %",
-        f"{part.measured / part.fmr:.2f}",
+        f"{check.measured / check.fmr:.2f}",
     ]
 
 
@@ -140,11 +140,11 @@ def _identification_row(part: Identification) -> list[str]:
     return [
         part.name,
         f"{part.subjects:,}",
-        f"{part.pictures:,}",
+        f"{part.images:,}",
         _average(part.rank_one),
         *(f"{count:,.0f}" if part.fnir else "" for count in (part.mated, part.impostor)),
         *("" if average is None else _average(average) for average in averages),
-        f"{part.failures} of {part.pictures:,}",
+        f"{part.failures} of {part.images:,}",
     ]
 
 
@@ -153,19 +153,19 @@ def _average(average: Average) -> str:
 
 
 def publish(figures: Figures, text: str, folder: Path) -> None:
-    """Write faces.md and pictures/faces-*.png into a folder; of faces.md only what is between its markers.
+    """Write faces.md and pictures/faces-*.png into a folder; of faces.md only the part between its markers.
 
     Raises:
-        DataError: see `pages.put`.
+        DataError: see `put`.
     """
-    pages.put(folder / "faces.md", "faces", text, heading="Faces")
+    put(folder / "faces.md", "faces", text, heading="Faces")
     drawings = {"roc": draw_roc(figures), "det": draw_det(figures), "reliability": draw_reliability(figures)}
     for name, drawing in drawings.items():
         write_atomically(folder / "pictures" / f"faces-{name}.png", drawing)
 
 
 def draw_roc(figures: Figures) -> bytes:
-    """A PNG: TAR over FMR, the latter logarithmic."""
+    """Return a PNG of TAR over FMR, the latter logarithmic."""
     from matplotlib.ticker import FuncFormatter
 
     figure, axes = blank(
@@ -184,12 +184,12 @@ def draw_roc(figures: Figures) -> bytes:
     return png(figure)
 
 
-# Shares that a DET plot names; the first and the last are its edges.
+# Tick values of the DET plot; the first and the last are its limits.
 _DET_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.4, 0.6)
 
 
 def draw_det(figures: Figures) -> bytes:
-    """A PNG: FNMR over FMR on axes of the normal deviate, where normally distributed similarities make a straight line.
+    """Return a PNG of FNMR over FMR on normal-deviate axes, on which normally distributed similarities are a line.
 
     Martin et al., "The DET Curve in Assessment of Detection Task Performance", Eurospeech 1997.
     """
@@ -217,19 +217,19 @@ def draw_det(figures: Figures) -> bytes:
 
 
 def _deviate(shares: Floats) -> Floats:
-    """The normal deviate of shares; matplotlib asks beyond 0..1, too."""
+    """Return the normal deviate of shares, which matplotlib also passes beyond 0..1."""
     return np.asarray(ndtri(np.clip(shares, 1e-9, 1 - 1e-9)))
 
 
 def _curves(
-    axes: Axes, parts: Sequence[Verification], place: Callable[[Floats, Floats], tuple[Floats, Floats]]
+    axes: Axes, parts: Sequence[Verification], point: Callable[[Floats, Floats], tuple[Floats, Floats]]
 ) -> None:
-    """A line for each set at its (FMR, FNMR): all in ink, single sources in colour, LFW with dashes."""
+    """Draw a line for each set at `point` of its (FMR, FNMR): all in ink, sources in colour, LFW dashed."""
     for number, part in enumerate(parts):
         fmr, fnmr = part.scores.curve()
-        # Of the thresholds with one FMR the lowest; on neither scale is there a place for 0.
+        # The lowest of the thresholds with one FMR; neither scale can show 0.
         rates, lowest = np.unique(fmr, return_index=True)
-        x, y = place(rates[rates > 0], fnmr[lowest[rates > 0]])
+        x, y = point(rates[rates > 0], fnmr[lowest[rates > 0]])
         axes.plot(
             x,
             y,
@@ -239,13 +239,13 @@ def _curves(
             drawstyle="steps-post",
             label=part.name,
         )
-    axes.tick_params(pad=7)  # where the axes meet, their labels do not
+    axes.tick_params(pad=7)  # so that the labels do not touch where the axes meet
 
 
 def draw_reliability(figures: Figures) -> bytes:
-    """A PNG: in each bin of the probability the share of mated pairs over what was predicted, with its interval."""
+    """Return a PNG of the share of mated pairs over the predicted probability in each bin, with its interval."""
     curve, matching = figures.reliability, figures.card.matching
-    assert matching is not None  # noqa: S101  `Embedder` has refused it
+    assert matching is not None  # noqa: S101  checked by `FaceEmbedder`
     figure, axes = blank(
         "Reliability of the probability",
         f"at the prior {matching.prior:g}; dot area: share of pairs; bars: 95 % of a bootstrap over identities",

@@ -1,4 +1,4 @@
-"""The figures of networks that draw pictures as a table, and a sheet of what each draws."""
+"""Write the figures of generators as tables, and a contact sheet of the samples of each."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 
 from models import checkpoint
 from models.checkpoint import write_atomically
-from training.evaluation import markdown as pages
+from training.core.weights import update_metrics
+from training.evaluation.markdown import put, table
 from training.evaluation.measure_generators import IMPORTANCE_SAMPLES, SEED, Figures, Group, Quality, card_metrics, draw
 from training.metrics.contact_sheet import sheet
 
-_SHEET = 10  # pictures in a row, and rows
-_SHEET_WIDTH = 600  # pixels, about
+_SHEET = 10  # images in a row, and rows
+_SHEET_WIDTH = 600  # approximately, in pixels
 
 
 def markdown(figures: Figures) -> str:
-    """A table for each size of pictures, with what it means before it."""
-    names = [one.name for group in figures.groups for one in group.generators]
+    """Return a table for each image size, after an explanation."""
+    names = [quality.name for group in figures.groups for quality in group.generators]
     command = f"python -m training.evaluate generate {' '.join(f'weights/{name}' for name in names)}"
     card = figures.extractor.card
     about = f"""\
@@ -52,7 +53,7 @@ def _table(figures: Figures, group: Group) -> str:
     if any(row.bounds for row in rows):
         about += f"; ELBO and IWAE-{IMPORTANCE_SAMPLES} of {group.held_out:,} of them, in nats a picture"
     cells = zip([row.name for row in rows], *kept.values(), strict=True)
-    return f"{about}:\n\n" + pages.table(["pictures", *kept], [list(row) for row in cells])
+    return f"{about}:\n\n" + table(["pictures", *kept], [list(row) for row in cells])
 
 
 def _spread(row: Quality) -> str:
@@ -70,18 +71,18 @@ def _sheets(names: Sequence[str]) -> str:
 
 
 def publish(figures: Figures, text: str, weights: Mapping[str, Path], folder: Path) -> None:
-    """Write generators.md (of which only the data set's part) and pictures/samples-*.png; `weights` by name.
+    """Write the data set's part of generators.md, and pictures/samples-*.png; `weights` by name.
 
     Raises:
-        DataError: see `pages.put`.
+        DataError: see `put`.
     """
-    pages.put(folder / "generators.md", f"generators-{figures.dataset}", text, heading="Generators")
+    put(folder / "generators.md", f"generators-{figures.dataset}", text, heading="Generators")
     for name, path in weights.items():
         write_atomically(folder / "pictures" / f"samples-{name}.png", draw_sheet(path))
 
 
 def draw_sheet(weights: Path) -> bytes:
-    """A PNG of the first samples of a generator, a row for each class where it has classes."""
+    """Return a PNG of the first samples of a generator, with a row for each class, if any."""
     network, card = checkpoint.load(weights)
     rows = len(card.classes) or _SHEET
     labels = torch.arange(rows).repeat_interleave(_SHEET) if card.classes else None
@@ -90,11 +91,7 @@ def draw_sheet(weights: Path) -> bytes:
 
 
 def write_cards(figures: Figures, weights: Mapping[str, Path]) -> None:
-    """Put the figures into the cards, in place of those of the same names and data."""
+    """Write the figures into the generators' cards; `weights` by name."""
     for group in figures.groups:
-        for found in group.generators:
-            card, metrics = checkpoint.read_card(weights[found.name]), card_metrics(figures, group, found)
-            measured = {(metric.name, metric.data) for metric in metrics}
-            kept = [metric for metric in card.metrics if (metric.name, metric.data) not in measured]
-            updated = card.model_copy(update={"metrics": (*kept, *metrics)})
-            checkpoint.write_card(weights[found.name], updated)
+        for quality in group.generators:
+            update_metrics(weights[quality.name], card_metrics(figures, group, quality))

@@ -1,6 +1,6 @@
-"""The cards of the shipped models as one page: `python -m training.evaluation.report_models docs/models.md`.
+"""Write the cards of the shipped models into a page: `python -m training.evaluation.report_models docs/models.md`.
 
-Shipped is what weights/LICENSES.md names, so that a model of somebody's own in the same folder stays out of it.
+Shipped models are those that weights/LICENSES.md names; other models in the folder are left out.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import typer
 
 from models import checkpoint
 from models.card import ModelCard
-from training.core.errors import DataError, TrainingError
+from training.core.errors import DataError, exit_on_error
 from training.evaluation.markdown import put, table
 
 cli = typer.Typer(add_completion=False)
 
-PART = "models"  # of the page
+PART = "models"  # the name of the page's generated part
 _LICENCES = "LICENSES.md"
 
 
 def shipped(weights: Path) -> list[Path]:
-    """The folders of the models that LICENSES.md names in its table's first column, as far as they are there.
+    """Return the existing folders of the models that the first column of the table in LICENSES.md names.
 
     Raises:
         DataError: no LICENSES.md.
@@ -38,10 +38,10 @@ def shipped(weights: Path) -> list[Path]:
 
 
 def markdown(weights: Path) -> str:
-    """A table of the shipped models and a section for each.
+    """Return a table of the shipped models and a section for each.
 
     Raises:
-        DataError: see `shipped`. CheckpointError: a card that is not whole.
+        DataError: see `shipped`. CheckpointError: an invalid card.
     """
     rows, sections = [], []
     for folder in shipped(weights):
@@ -57,20 +57,20 @@ def markdown(weights: Path) -> str:
 
 def _section(card: ModelCard) -> str:
     lines = [f"- **Architecture**: `{card.architecture}`, weights `{card.version}`", f"- **Trained on**: {card.data}"]
-    made = card.source
+    source = card.source
     if trained := card.training:
-        made += (
+        source += (
             f"; epoch {trained.best_epoch} of {trained.epochs}, seed {trained.seed},"
             f" {trained.wall_time_s:,.0f} s on {trained.hardware}"
         )
-    lines.append(f"- **Made**: {made}")
+    lines.append(f"- **Made**: {source}")
     lines += [f"- **Measured**: {line}" for line in _figures(card)] or ["- **Measured**: nothing"]
     lines.append(f"- **Licence**: {card.license}")
     return "\n".join([f"## {card.name}", "", card.description, "", *lines])
 
 
 def _figures(card: ModelCard) -> list[str]:
-    """A line for each data set: what was measured on it, or what others reported of it."""
+    """Return a line for each data set with the measured figures, and one with the reported ones."""
     lines: dict[tuple[str, str], list[str]] = {}
     for metric in card.metrics:
         figures = lines.setdefault((metric.data, metric.origin), [])
@@ -83,15 +83,12 @@ def _figures(card: ModelCard) -> list[str]:
 
 @cli.command()
 def main(
-    page: Annotated[Path, typer.Argument(help="The page; what stands outside its markers is left alone.")],
+    page: Annotated[Path, typer.Argument(help="The page; text outside its markers is kept.")],
     weights: Annotated[Path, typer.Option(help="The weights folder.")] = Path("weights"),
 ) -> None:
     """Write the cards of the shipped models into a page."""
-    try:
+    with exit_on_error():
         put(page, PART, markdown(weights), heading="Models in the box")
-    except (TrainingError, checkpoint.CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Losses of adversarial networks as functions of tensors. Scores [N] are logits: the higher, the more real.
 
-minimax         the discriminator's cross-entropy, and for the generator the same with its sign turned: Goodfellow et
-                al., "Generative Adversarial Nets", NIPS 2014. It hardly pulls once the discriminator is sure.
-non-saturating  the same discriminator; the generator minimises the surprise at being taken for real (ibid., section 3)
+minimax         the discriminator's cross-entropy, and its negative for the generator: Goodfellow et
+                al., "Generative Adversarial Nets", NIPS 2014. Its gradient vanishes once the discriminator is sure.
+non-saturating  the same discriminator; the generator minimises -log D(fake) (ibid., section 3)
 hinge           Lim, Ye, "Geometric GAN", 2017; Miyato et al., ICLR 2018
 wasserstein     Arjovsky, Chintala, Bottou, "Wasserstein GAN", ICML 2017; the critic must be 1-Lipschitz: by
                 `gradient_penalty` (Gulrajani et al., NIPS 2017), `clip_weights` (the paper's), or spectral norm
@@ -21,7 +21,7 @@ Adversarial = Literal["minimax", "non-saturating", "hinge", "wasserstein"]
 
 
 def discriminator_loss(kind: Adversarial, real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimises, from its scores of real [N] and of generated pictures [M]: a scalar."""
+    """Return the discriminator's loss, from its scores of real [N] and of generated images [M]: a scalar."""
     if kind == "wasserstein":
         return -earth_mover(real, fake)
     if kind == "hinge":
@@ -30,7 +30,7 @@ def discriminator_loss(kind: Adversarial, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(kind: Adversarial, fake: Tensor) -> Tensor:
-    """What the generator minimises, from the scores [N] of its pictures: a scalar."""
+    """Return the generator's loss, from the scores [N] of its images: a scalar."""
     if kind == "minimax":
         return -F.softplus(fake).mean()  # log(1 - sigmoid(s)) = -softplus(s)
     if kind == "non-saturating":
@@ -39,34 +39,34 @@ def generator_loss(kind: Adversarial, fake: Tensor) -> Tensor:
 
 
 def earth_mover(real: Tensor, fake: Tensor) -> Tensor:
-    """A critic's estimate of the earth mover's distance, in the units of its 1-Lipschitz scores: a scalar."""
+    """Return a critic's estimate of the earth mover's distance, in units of its 1-Lipschitz scores: a scalar."""
     return real.mean() - fake.mean()
 
 
-def between(real: Tensor, fake: Tensor, shares: Tensor) -> Tensor:
-    """A point on the line between each two pictures, [N, C, H, W] twice; `shares` [N] of the real one, 0..1."""
+def interpolate(real: Tensor, fake: Tensor, shares: Tensor) -> Tensor:
+    """Return a point between each real and each generated image [N, C, H, W]; `shares` [N], 0..1, of the real one."""
     return fake + shares[:, None, None, None] * (real - fake)
 
 
-def slopes(critic: Callable[[Tensor], Tensor], pictures: Tensor, *, create_graph: bool = False) -> Tensor:
-    """The Euclidean norm [N] of each score's gradient with respect to its picture [N, C, H, W].
+def slopes(critic: Callable[[Tensor], Tensor], images: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the Euclidean norm [N] of each score's gradient with respect to its image [N, C, H, W].
 
-    `create_graph` lets a loss of them reach the critic's weights.
+    With `create_graph`, a loss of the slopes has a gradient with respect to the critic's weights.
     """
-    pictures = pictures.detach().requires_grad_()
+    images = images.detach().requires_grad_()
     with torch.enable_grad():
-        (gradients,) = torch.autograd.grad(critic(pictures).sum(), pictures, create_graph=create_graph)
+        (gradients,) = torch.autograd.grad(critic(images).sum(), images, create_graph=create_graph)
     norms: Tensor = gradients.flatten(1).norm(dim=1)
     return norms
 
 
 def gradient_penalty(slopes: Tensor) -> Tensor:
-    """The mean of (slope - 1)^2, a scalar, of slopes [N]."""
+    """Return the mean of (slope - 1)^2 of slopes [N], a scalar."""
     return (slopes - 1).square().mean()
 
 
 @torch.no_grad()
 def clip_weights(module: nn.Module, limit: float) -> None:
-    """Every parameter back into -limit..limit, in place."""
+    """Clamp every parameter to -limit..limit in place."""
     for parameter in module.parameters():
         parameter.clamp_(-limit, limit)

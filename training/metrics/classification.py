@@ -1,4 +1,4 @@
-"""Figures of merit, computed in one way for the run's history and for the card."""
+"""Figures of classifiers, computed the same way for a run's history and for the card."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ from models.preprocess import Preprocess
 from models.runtime import Runtime, prepare
 from models.tta import VIEWS, Tta, views
 from training.core.errors import DataError
-from training.datasets import images as data
-from training.datasets.images import ImageSet, Indices
+from training.datasets.images import ImageSet, Indices, load
 
 
 def predict(
     runtime: Runtime,
-    pictures: ImageSet,
+    images: ImageSet,
     rows: Indices,
     preprocess: Preprocess,
     *,
     tta: Tta = "none",
     batch_size: int = 256,
 ) -> Tensor:
-    """Logits of each view of those rows: float32 [V, len(rows), K] on the CPU, see `models.tta`."""
+    """Return the outputs for each view of `rows`: float32 [V, len(rows), K] on the CPU, see `models.tta`."""
     logits = []
     for first in range(0, len(rows), batch_size):
-        pixels = torch.from_numpy(np.asarray(pictures.images[rows[first : first + batch_size]]))
-        images = preprocess.normalise(pixels)
-        logits.append(torch.stack([runtime(view) for view in views(images, tta, preprocess)]))
+        pixels = torch.from_numpy(np.asarray(images.images[rows[first : first + batch_size]]))
+        batch = preprocess.normalise(pixels)
+        logits.append(torch.stack([runtime(view) for view in views(batch, tta, preprocess)]))
     return torch.cat(logits, dim=1)
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """As the service answers: softmax of logits [V, N, K] at the temperature, then the mean over views: [N, K]."""
+    """Return the softmax of logits [V, N, K] at the temperature, averaged over views as in serving: [N, K]."""
     return (logits.double() / temperature).softmax(dim=2).mean(dim=0)
 
 
 def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy (0..1), mean negative log-likelihood (nats), expected calibration error (0..1) of [N, K] against [N]."""
+    """Return accuracy (0..1), mean NLL (nats) and expected calibration error (0..1) of [N, K] against labels [N]."""
     return {
         "accuracy": float((predicted.argmax(dim=1) == labels).double().mean()),
         "nll": float(F.nll_loss(predicted.clamp_min(1e-12).log(), labels)),
@@ -53,13 +52,13 @@ def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metric]]:
-    """The model's card and its figures on the data set's test split.
+    """Return the model's card and its figures on the data set's test split.
 
     Raises:
-        CheckpointError: see `checkpoint.load`. DataError: see `data.load`; other classes than the card's.
+        CheckpointError: see `checkpoint.load`. DataError: see `images.load`; other classes than the card's.
     """
     module, card = checkpoint.load(folder)
-    test = data.load(dataset, "test", card.preprocess)
+    test = load(dataset, "test", card.preprocess)
     if test.classes != card.classes:
         raise DataError(f"{dataset} has the classes {test.classes}, the card {card.classes}")
     runtime, rows = prepare(module), np.arange(len(test.labels))

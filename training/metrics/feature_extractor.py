@@ -1,7 +1,7 @@
-"""What a shipped network sees in pictures: the features that distributions of pictures are compared by.
+"""Extract features of images with a shipped network, to compare distributions of images.
 
-Any classifier serves, by what goes into its head, or any face embedder, by its embeddings; a figure that is made of
-them is worth something only beside others of the same extractor, so its name always goes with the figure.
+The extractor is a classifier, whose features are the inputs of its head, or a face embedder, whose features are its
+embeddings. Figures of different extractors cannot be compared, so every figure states the extractor's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import checkpoint
 from models.card import ModelCard
@@ -21,22 +21,19 @@ from training.core.errors import DataError
 
 _ROWS_AT_ONCE = 256
 
-# Of ImageNet, on which the Inception of the Frechet Inception distance was trained.
+# The InceptionV3 of the Frechet Inception distance was trained on ImageNet.
 _IMAGENET_CLASSES = 1000
 
 
-class Sight(NamedTuple):
-    """Of N pictures: features float32 [N, D] and, of a classifier with K classes, probabilities float64 [N, K].
-
-    An embedder has no classes: its probabilities are [N, 0].
-    """
+class ExtractedFeatures(NamedTuple):
+    """Features float32 [N, D] of N images, and class probabilities float64 [N, K]; K is 0 for an embedder."""
 
     features: Tensor
     probabilities: Tensor
 
     @property
     def labels(self) -> Tensor:
-        """The likeliest class of each picture, int64 [N]; without classes all are one, 0."""
+        """The most likely class of each image, int64 [N]; 0 if there are no classes."""
         return (
             self.probabilities.argmax(dim=1) if self.probabilities.shape[1] else torch.zeros(len(self.features)).long()
         )
@@ -52,45 +49,43 @@ class Extractor:
     def __init__(self, folder: Path):
         self._network, self.card = checkpoint.load(folder)
         if self.card.task not in {"classify", "embed"}:
-            raise DataError(f"{folder} is built to {self.card.task}: features are a classifier's or an embedder's")
+            raise DataError(f"{folder} is built to {self.card.task}: features come from a classifier or an embedder")
 
     @property
     def name(self) -> str:
-        """As `judge-mnist features`."""
+        """The name of the features, as `judge-mnist features`."""
         return f"{self.card.name} features"
 
     @property
     def frechet_name(self) -> str:
-        """What the Frechet distance of these features is called: FID if they are those of ImageNet's InceptionV3."""
+        """The name of the Frechet distance in these features: FID for those of ImageNet's InceptionV3."""
         return f"{'FID' if _is_inception(self.card) else 'Frechet distance'} ({self.name})"
 
     @torch.inference_mode()
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Sight:
-        """Pictures uint8 [N, H, W, C] of any size, grey or RGB, by way of the card's preprocessing."""
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> ExtractedFeatures:
+        """Extract from images uint8 [N, H, W, C] of any size, grey or RGB, with the card's preprocessing."""
         features, probabilities = [], []
         for first in range(0, len(pixels), _ROWS_AT_ONCE):
-            images = torch.stack([self.card.preprocess(picture(one)) for one in pixels[first : first + _ROWS_AT_ONCE]])
-            seen, likely = self._read(images)
-            features.append(seen)
-            probabilities.append(likely)
-        return Sight(torch.cat(features), torch.cat(probabilities))
+            images = torch.stack(
+                [self.card.preprocess(to_image(image)) for image in pixels[first : first + _ROWS_AT_ONCE]]
+            )
+            batch = self._extract(images)
+            features.append(batch.features)
+            probabilities.append(batch.probabilities)
+        return ExtractedFeatures(torch.cat(features), torch.cat(probabilities))
 
-    def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _extract(self, images: Tensor) -> ExtractedFeatures:
         if self.card.task == "embed":
-            embeddings: Tensor = self._network(images)
-            return embeddings, torch.zeros(len(images), 0, dtype=torch.float64)
-        seen: Tensor = self._part("features")(images)
-        logits: Tensor = self._part("head")(seen)
-        return seen, (logits.double() / self.card.temperature).softmax(dim=1)
-
-    def _part(self, name: str) -> nn.Module:
-        return self._network.get_submodule(name)
+            return ExtractedFeatures(self._network(images), torch.zeros(len(images), 0, dtype=torch.float64))
+        features: Tensor = self._network.get_submodule("features")(images)
+        logits: Tensor = self._network.get_submodule("head")(features)
+        return ExtractedFeatures(features, (logits.double() / self.card.temperature).softmax(dim=1))
 
 
 def _is_inception(card: ModelCard) -> bool:
     return card.architecture == "inception-v3" and len(card.classes) == _IMAGENET_CLASSES
 
 
-def picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """uint8 [H, W, 1 or 3] as a grey or RGB picture."""
+def to_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Convert uint8 [H, W, 1 or 3] to a grey or RGB image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates."""
+"""Count multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates for one picture of `shape` (C, H, W): those of convolutions and matrix products.
+    """Return the multiply-accumulates of convolutions and matrix products for one image of `shape` (C, H, W).
 
-    What works on each element alone (activations, normalisation, pooling) is not counted, as in the papers. The module
-    is in evaluation mode, on any device.
+    Elementwise operations (activations, normalisation, pooling) are not counted, as in the papers. The module must be
+    in evaluation mode; it may be on any device.
     """
     device = next(module.parameters()).device
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""How near a restored picture is to the clean one: PSNR and SSIM. Pictures are float [N, C, H, W] in 0..1."""
+"""Similarity of restored to clean images: PSNR and SSIM. Images are float [N, C, H, W] in 0..1."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from training.losses.generative import decibels, squared_error
 
-# The paper's window: a Gaussian of this standard deviation in pixels, cut off at 3.5 of them, 11 x 11.
+# The paper's Gaussian window: standard deviation in pixels, and truncation in standard deviations (11 x 11 pixels).
 _SIGMA, _TRUNCATE = 1.5, 3.5
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, 80 at most, all channels together: float64 [N].
+    """Return the peak signal-to-noise ratio of each image over all channels, in dB, at most 80: float64 [N].
 
     Raises:
         ValueError: shapes that differ.
@@ -22,21 +22,21 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def ssim(restored: Tensor, clean: Tensor) -> Tensor:
-    """Structural similarity of each picture, the mean over pixels and channels: float64 [N], at most 1.
+    """Return the structural similarity of each image, the mean over pixels and channels: float64 [N], at most 1.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
     TIP 2004, with the paper's Gaussian window, as scikit-image computes it. Sides must be at least 11 pixels.
 
     Raises:
-        ValueError: shapes that differ, smaller pictures.
+        ValueError: shapes that differ, or smaller images.
     """
     from skimage.metrics import structural_similarity
 
     _check(restored, clean)
     values = [
         structural_similarity(  # type: ignore[no-untyped-call]
-            one.double().numpy(),
-            other.double().numpy(),
+            image.double().numpy(),
+            reference.double().numpy(),
             channel_axis=0,
             data_range=1.0,
             gaussian_weights=True,
@@ -44,7 +44,7 @@ def ssim(restored: Tensor, clean: Tensor) -> Tensor:
             truncate=_TRUNCATE,
             use_sample_covariance=False,
         )
-        for one, other in zip(restored.cpu(), clean.cpu(), strict=True)
+        for image, reference in zip(restored.cpu(), clean.cpu(), strict=True)
     ]
     return torch.tensor(values, dtype=torch.float64)
 

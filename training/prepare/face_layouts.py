@@ -1,4 +1,4 @@
-"""Which photo shows whom: the layouts in which collections of people's photos are published."""
+"""Read who is on which photo from the layouts in which collections of people's photos are published."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from training.core.errors import DataError, DatasetNotFoundError
-from training.datasets.images import IMAGE_SUFFIXES, why_no_picture
+from training.datasets.images import IMAGE_SUFFIXES, why_no_image
 
 Layout = Literal["people", "vggface2", "celeba"]
 LeftOut = Literal["no-identity", "missing", "not-a-picture", "broken-link"]
 
 CELEBA_LIST = "identity_CelebA.txt"
-# As photographed first: of the same photos the others are CelebA's own crops, made for faces of one size.
+# In order of preference: the first has whole photos, the others CelebA's own crops of them.
 CELEBA_FOLDERS = ("img_celeba", "img_align_celeba", "img_align_celeba_png")
 _VGGFACE2_PERSON = re.compile(r"n\d{6}")
 
 
 class Photo(NamedTuple):
-    """Who is on it, and where it lies below the collection's folder."""
+    """A person's identity, and the path of the photo below the collection's folder."""
 
     identity: str
     path: str
@@ -32,7 +32,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Collection:
-    """Photos by identity, then by path; and the paths that are left out, each with the reason."""
+    """Photos sorted by identity and path, and the paths that are left out, each with the reason."""
 
     layout: Layout
     photos: tuple[Photo, ...]
@@ -40,111 +40,114 @@ class Collection:
 
 
 def printable(path: str) -> str:
-    r"""A path as text that every file can hold: bytes of a name that are not UTF-8 become \xff and the like."""
+    r"""Return a path as valid text: bytes that are not UTF-8 become escapes such as \xff."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
-    """The photos in `folder` and below it by one layout, None for the one that the names in it show.
+    """Read the photos in and below `folder`, which has the given layout; None: recognise it by the names.
 
-    `people`: a photo lies in its person's folder, as in LFW. An identity is the folder's path below the folder that
-    all of them share, so that two families may each have a `mother`.
-    `vggface2`: the same, where the folders are called n000001 and identities are these names, in train/, test/ or both.
-    `celeba`: identity_CelebA.txt has a line `000001.jpg 2880` for each photo of img_celeba/, or else img_align_celeba/.
+    `people`: each photo is in its person's folder, as in LFW. An identity is the folder's path below the common parent
+    of all of them, so that two families may each have a `mother`.
+    `vggface2`: as `people`, but the folders are called n000001, and identities are these names, in train/, test/ or
+    both.
+    `celeba`: identity_CelebA.txt has a line `000001.jpg 2880` for each photo of img_celeba/ or img_align_celeba/.
 
-    Hidden files and folders are passed over. Files that are no pictures by their suffix nor by their content are left
-    out and named. Links are followed.
+    Hidden files and folders are ignored. Files that are images neither by suffix nor by content are in `left_out`.
+    Links are followed.
 
     Raises:
-        DatasetNotFoundError: no such folder, or nothing of the layout in it. DataError: a layout that contradicts
-            itself: photos beside folders of photos, two lists, a line that is not a name and a number.
+        DatasetNotFoundError: no such folder, or no photos of the layout in it. DataError: a contradictory layout:
+            photos beside folders of photos, two lists, a line that is not a name and a number.
     """
     if not folder.is_dir():
         raise DatasetNotFoundError(f"{folder} is not a folder")
     files = sorted(_files(folder))
     lists = [path for path in files if posixpath.basename(path) == CELEBA_LIST]
-    pictures, others = _divided(folder, [path for path in files if path not in lists])
-    if not pictures:
-        raise DatasetNotFoundError(f"no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
-    layout = layout or _recognised(pictures, lists)
+    images, left_out = _divided(folder, [path for path in files if path not in lists])
+    if not images:
+        raise DatasetNotFoundError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
+    layout = layout or _recognised(images, lists)
     if layout == "celeba":
-        collection = _celeba(folder, pictures, lists)
+        collection = _celeba(folder, images, lists)
     else:
-        collection = _vggface2(folder, pictures) if layout == "vggface2" else _people(folder, pictures)
-    return replace(collection, left_out=collection.left_out + others)
+        collection = _vggface2(folder, images) if layout == "vggface2" else _people(folder, images)
+    return replace(collection, left_out=collection.left_out + left_out)
 
 
 def _divided(folder: Path, files: Sequence[str]) -> tuple[list[str], tuple[tuple[str, LeftOut], ...]]:
-    """The pictures among these files, and what is left out."""
-    pictures: list[str] = []
-    others: list[tuple[str, LeftOut]] = []
+    """Return the images among these files, and the other files with the reason."""
+    images: list[str] = []
+    left_out: list[tuple[str, LeftOut]] = []
     for path in files:
         if not (folder / path).exists():
-            others.append((path, "broken-link"))
-        elif why_no_picture(folder / path) is None:
-            pictures.append(path)
+            left_out.append((path, "broken-link"))
+        elif why_no_image(folder / path) is None:
+            images.append(path)
         else:
-            others.append((path, "not-a-picture"))
-    return pictures, tuple(others)
+            left_out.append((path, "not-a-picture"))
+    return images, tuple(left_out)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place).resolve()
-        # A link to a folder above would be walked round and round.
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
+        # A link to a parent folder would be an endless loop.
         folders[:] = [
-            name for name in folders if name[0] != "." and not here.is_relative_to(Path(place, name).resolve())
+            name for name in folders if name[0] != "." and not here.is_relative_to(Path(parent, name).resolve())
         ]
-        below = Path(place).relative_to(folder)
+        below = Path(parent).relative_to(folder)
         yield from ((below / name).as_posix() for name in names if name[0] != ".")
 
 
-def _recognised(pictures: Sequence[str], lists: Sequence[str]) -> Layout:
+def _recognised(images: Sequence[str], lists: Sequence[str]) -> Layout:
     if lists:
         return "celeba"
-    people = {posixpath.basename(posixpath.dirname(path)) for path in pictures}
+    people = {posixpath.basename(posixpath.dirname(path)) for path in images}
     return "vggface2" if all(_VGGFACE2_PERSON.fullmatch(name) for name in people) else "people"
 
 
-def _people(folder: Path, pictures: Sequence[str]) -> Collection:
-    holders = {posixpath.dirname(path) for path in pictures} - {""}
+def _people(folder: Path, images: Sequence[str]) -> Collection:
+    holders = {posixpath.dirname(path) for path in images} - {""}
     if not holders:
-        raise DatasetNotFoundError(f"{folder} has pictures, but no <person>/<photo>.jpg")
+        raise DatasetNotFoundError(f"{folder} has images, but no <person>/<photo>.jpg")
     for holder in sorted(holders):
         above = posixpath.dirname(holder)
         while above:
             if above in holders:
-                raise DataError(f"{folder}: photos in {printable(above)} and in {printable(holder)}: who is a person?")
+                raise DataError(
+                    f"{folder}: photos in {printable(above)} and in {printable(holder)}: which folder is a person's?"
+                )
             above = posixpath.dirname(above)
-    # The folder of an only person is not one that people share.
+    # With one person only, the common parent is not the person's own folder.
     shared = posixpath.commonpath(holders if len(holders) > 1 else [posixpath.dirname(*holders)])
     names = {holder: printable(holder[len(shared) :].lstrip("/")) for holder in holders}
-    return _collection("people", pictures, [names.get(posixpath.dirname(path), "") for path in pictures])
+    return _collection("people", images, [names.get(posixpath.dirname(path), "") for path in images])
 
 
-def _vggface2(folder: Path, pictures: Sequence[str]) -> Collection:
-    names = [posixpath.basename(posixpath.dirname(path)) for path in pictures]
+def _vggface2(folder: Path, images: Sequence[str]) -> Collection:
+    names = [posixpath.basename(posixpath.dirname(path)) for path in images]
     identities = [name if _VGGFACE2_PERSON.fullmatch(name) else "" for name in names]
     if not any(identities):
-        raise DatasetNotFoundError(f"{folder} has pictures, but no n000001/<photo>.jpg")
-    return _collection("vggface2", pictures, identities)
+        raise DatasetNotFoundError(f"{folder} has images, but no n000001/<photo>.jpg")
+    return _collection("vggface2", images, identities)
 
 
-def _celeba(folder: Path, pictures: Sequence[str], lists: Sequence[str]) -> Collection:
+def _celeba(folder: Path, images: Sequence[str], lists: Sequence[str]) -> Collection:
     if len(lists) != 1:
-        found = ", ".join(map(printable, lists))
+        names = ", ".join(map(printable, lists))
         raise (
-            DataError(f"{folder}: {found}: which one?")
+            DataError(f"{folder} has several lists: {names}")
             if lists
             else DatasetNotFoundError(f"no {CELEBA_LIST} in {folder}")
         )
-    present = Counter(posixpath.basename(posixpath.dirname(path)) for path in pictures)
+    present = Counter(posixpath.basename(posixpath.dirname(path)) for path in images)
     kind = next((name for name in CELEBA_FOLDERS if present[name]), None)
     if kind is None:
-        raise DatasetNotFoundError(f"none of {', '.join(CELEBA_FOLDERS)} with pictures in {folder}")
+        raise DatasetNotFoundError(f"none of {', '.join(CELEBA_FOLDERS)} with images in {folder}")
     identities = _celeba_identities(folder / lists[0])
-    chosen = [path for path in pictures if posixpath.basename(posixpath.dirname(path)) == kind]
-    # By the name without its suffix: one of the folders has PNG files, and the list has the JPEG files' names.
+    chosen = [path for path in images if posixpath.basename(posixpath.dirname(path)) == kind]
+    # Without the suffix, since one of the folders has PNG files and the list names the JPEG files.
     stems = [posixpath.splitext(posixpath.basename(path))[0] for path in chosen]
     absent = sorted(identities.keys() - set(stems))
     return _collection("celeba", chosen, [identities.get(stem, "") for stem in stems], absent)
@@ -165,10 +168,10 @@ def _celeba_identities(path: Path) -> dict[str, str]:
 
 
 def _collection(
-    layout: Layout, pictures: Sequence[str], identities: Sequence[str], absent: Sequence[str] = ()
+    layout: Layout, images: Sequence[str], identities: Sequence[str], absent: Sequence[str] = ()
 ) -> Collection:
-    """`identities` has one for each picture, "" where it is nobody's."""
-    pairs = list(zip(identities, pictures, strict=True))
+    """Build the collection; `identities` has an entry for each image, "" if it is unknown."""
+    pairs = list(zip(identities, images, strict=True))
     photos = tuple(sorted(Photo(identity, path) for identity, path in pairs if identity))
-    nobodys: list[tuple[str, LeftOut]] = [(path, "no-identity") for identity, path in pairs if not identity]
-    return Collection(layout, photos, (*nobodys, *((path, "missing") for path in absent)))
+    unknown: list[tuple[str, LeftOut]] = [(path, "no-identity") for identity, path in pairs if not identity]
+    return Collection(layout, photos, (*unknown, *((path, "missing") for path in absent)))

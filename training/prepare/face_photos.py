@@ -1,6 +1,6 @@
-"""One photo of somebody: read, its face found, judged, cut out. What `training.prepare_faces` does with each.
+"""Read a photo, detect its face, check the quality and cut the face out, for `training.prepare_faces`.
 
-On a CPU photos go through the detector one after another; where there is CUDA, those of one shape together.
+On a CPU the detector runs on one photo at a time, with CUDA on batches of photos of one shape.
 """
 
 from __future__ import annotations
@@ -19,46 +19,45 @@ import torch
 from PIL import Image
 
 from models import checkpoint, detection_scale, image_decoder
-from models.align import Limits, align, measure, reasons
+from models.align import QualityThresholds, align, measure, reasons
 from models.card import ModelCard
 from models.detection_scale import Scales
 from models.detector import Detections, Face, Pixels, decode
 from models.runtime import Runtime, default_device, prepare
-from training.datasets.images import ImageSet, why_no_picture
-from training.losses.metric_learning import unit
-from training.metrics.classification import predict
+from training.datasets.images import why_no_image
+from training.metrics.embedding import embed_faces
 from training.prepare.face_layouts import Photo, printable
 
 Choice = Literal["largest", "centre"]
 Outcome = Literal["kept", "unreadable", "no-face", "low-quality", "duplicate", "far", "too-few"]
 _PHOTOS_AT_ONCE = 16
 _MOST_PIXELS = 89_000_000  # of one photo
-_PIXELS_AT_ONCE = 16_000_000  # decoded and held, beside the last photo
+_PIXELS_AT_ONCE = 16_000_000  # decoded at the same time, not counting the last photo
 _DETECTION_THRESHOLD = 0.5
 _WEBP_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Options:
-    """What decides about a photo by itself. `embedder` is a weights folder where identities will be cleaned.
+class PhotoOptions:
+    """How single photos are judged; `embedder` is a weights folder if outliers will be removed.
 
-    `scales` names the rule for detection scales: "min-face" is the service's, "whole" detects at the detector's size
-    only, which finds no small faces of large photos, and reproduces data sets that were made before there were scales.
+    `scales` is the rule for detection scales: "min-face" is the service's; "whole" detects at the detector's size only,
+    which misses small faces in large photos, and reproduces data sets that were made before there were scales.
     """
 
     detector: Path = Path("weights/centerface")
     choose: Choice = "largest"
-    limits: Limits = field(default_factory=Limits)
+    limits: QualityThresholds = field(default_factory=QualityThresholds)
     embedder: Path | None = None
     scales: Scales = "min-face"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What became of one photo. `reasons` are words for `low-quality`, else a short text.
+class JudgedPhoto:
+    """A photo and its outcome. `reasons` are words for `low-quality`, else a short text.
 
-    Of `kept` ones `digest` is the SHA-256 of the decoded photo, `crop` its face as WebP, `vector` the face's embedding
-    where identities are cleaned.
+    If it is `kept`, `digest` is the SHA-256 of the decoded photo, `crop` its face as WebP, and `vector` the face's
+    embedding if outliers will be removed.
     """
 
     identity: str
@@ -70,14 +69,14 @@ class Judged:
     vector: Sequence[float] = ()
 
 
-class Examiner:
-    """The networks that a photo is judged with, loaded."""
+class PhotoExaminer:
+    """Judges photos with a detector and, if outliers will be removed, an embedder."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: PhotoOptions):
         self._options = options
         network, card = checkpoint.load(options.detector)
-        self._detect, self._sight = prepare(network), card.preprocess
-        # On a CPU several at once take longer than one after another: their maps do not fit into its caches.
+        self._detect, self._preprocess = prepare(network), card.preprocess
+        # On a CPU a batch takes longer than its photos one by one: the feature maps exceed the caches.
         self._at_once = 1 if default_device().type == "cpu" else _PHOTOS_AT_ONCE
         self._threshold = min(_DETECTION_THRESHOLD, options.limits.confidence)
         self._embed: tuple[Runtime, ModelCard] | None = None
@@ -85,82 +84,82 @@ class Examiner:
             network, card = checkpoint.load(options.embedder)
             self._embed = prepare(network), card
 
-    def __call__(self, folder: Path, photos: Sequence[Photo]) -> list[Judged]:
-        """The photos below `folder`, each judged by itself, in their order."""
-        judged: list[Judged] = []
+    def __call__(self, folder: Path, photos: Sequence[Photo]) -> list[JudgedPhoto]:
+        """Return the photos below `folder` with their outcomes, in the same order."""
+        judged: list[JudgedPhoto] = []
         crops: list[Pixels] = []
         for window in _windows(folder, photos):
-            found = iter(self._find([picture for _, picture in window if isinstance(picture, Image.Image)]))
-            for photo, picture in window:
-                blank = Judged(photo.identity, printable(photo.path), "unreadable")
-                if isinstance(picture, str):
-                    judged.append(replace(blank, reasons=picture))
+            detected = iter(self._detect_all([image for _, image in window if isinstance(image, Image.Image)]))
+            for photo, image in window:
+                unreadable = JudgedPhoto(photo.identity, printable(photo.path), "unreadable")
+                if isinstance(image, str):
+                    judged.append(replace(unreadable, reasons=image))
                     continue
-                one, crop = self._judge(blank, picture, next(found))
-                judged.append(one)
+                result, crop = self._judge(unreadable, image, next(detected))
+                judged.append(result)
                 crops += [crop] if crop is not None else []
         vectors = iter(self._vectors(crops))
-        return [replace(one, vector=next(vectors, ())) if one.outcome == "kept" else one for one in judged]
+        return [replace(photo, vector=next(vectors, ())) if photo.outcome == "kept" else photo for photo in judged]
 
-    def _find(self, pictures: Sequence[Image.Image]) -> list[list[Face]]:
-        """The faces of each picture; tiles of one shape go through the network together."""
+    def _detect_all(self, images: Sequence[Image.Image]) -> list[list[Face]]:
+        """Return the faces of each image; tiles of one shape are detected in batches."""
         rule = detection_scale.whole if self._options.scales == "whole" else detection_scale.scan
-        plans = [rule(picture.size, self._sight) for picture in pictures]
-        # Of each picture the tiles of all levels, one after the other.
+        plans = [rule(image.size, self._preprocess) for image in images]
+        # The tiles of all levels of the first image, then those of the next.
         tiles = [
             tile
-            for picture, plan in zip(pictures, plans, strict=True)
-            for level in detection_scale.prepare(picture, plan, self._sight)
+            for image, plan in zip(images, plans, strict=True)
+            for level in detection_scale.prepare(image, plan, self._preprocess)
             for tile in level
         ]
-        found = iter(self._detections(tiles))
+        detections = iter(self._detect_tiles(tiles))
         return [
-            detection_scale.merge(plan, [[next(found) for _ in level.tiles] for level in plan.levels]) for plan in plans
+            detection_scale.merge(plan, [[next(detections) for _ in level.tiles] for level in plan.levels])
+            for plan in plans
         ]
 
-    def _detections(self, tiles: Sequence[Pixels]) -> list[Detections]:
-        """What the detector finds in each tile."""
+    def _detect_tiles(self, tiles: Sequence[Pixels]) -> list[Detections]:
+        """Return the detections in each tile."""
         shapes: dict[tuple[int, ...], list[int]] = {}
-        for place, tile in enumerate(tiles):
-            shapes.setdefault(tile.shape, []).append(place)
-        found: dict[int, Detections] = {}
-        for places in shapes.values():
-            for first in range(0, len(places), self._at_once):
-                group = places[first : first + self._at_once]
-                batch = torch.from_numpy(np.stack([tiles[place] for place in group]))
-                outputs = self._detect(self._sight.normalise(batch))
-                found |= zip(group, decode(outputs, self._threshold), strict=True)
-        return [found[place] for place in range(len(tiles))]
+        for position, tile in enumerate(tiles):
+            shapes.setdefault(tile.shape, []).append(position)
+        detections: dict[int, Detections] = {}
+        for positions in shapes.values():
+            for first in range(0, len(positions), self._at_once):
+                batch = positions[first : first + self._at_once]
+                pixels = torch.from_numpy(np.stack([tiles[position] for position in batch]))
+                outputs = self._detect(self._preprocess.normalise(pixels))
+                detections |= zip(batch, decode(outputs, self._threshold), strict=True)
+        return [detections[position] for position in range(len(tiles))]
 
-    def _judge(self, blank: Judged, picture: Image.Image, faces: Sequence[Face]) -> tuple[Judged, Pixels | None]:
-        """With the aligned face where it is kept."""
+    def _judge(
+        self, photo: JudgedPhoto, image: Image.Image, faces: Sequence[Face]
+    ) -> tuple[JudgedPhoto, Pixels | None]:
+        """Return the photo with its outcome, and the aligned face if it is kept."""
         if not faces:
-            return replace(blank, outcome="no-face"), None
-        face = choose(faces, picture.size, self._options.choose)
+            return replace(photo, outcome="no-face"), None
+        face = choose(faces, image.size, self._options.choose)
         try:
-            crop = align(picture, face.landmarks)
+            crop = align(image, face.landmarks)
         except ValueError as error:
-            return replace(blank, outcome="no-face", reasons=str(error)), None
-        against = reasons(measure(face, crop), self._options.limits)
-        if against:
-            return replace(blank, outcome="low-quality", reasons=" ".join(against)), None
-        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        return replace(blank, outcome="kept", digest=digest, crop=_webp(crop)), crop
+            return replace(photo, outcome="no-face", reasons=str(error)), None
+        defects = reasons(measure(face, crop), self._options.limits)
+        if defects:
+            return replace(photo, outcome="low-quality", reasons=" ".join(defects)), None
+        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return replace(photo, outcome="kept", digest=digest, crop=_webp(crop)), crop
 
     def _vectors(self, crops: Sequence[Pixels]) -> list[list[float]]:
-        """Embeddings on the unit sphere as serving has them, of its card's views; none where nothing is cleaned."""
+        """Return the embeddings of `crops` as serving computes them; an empty list without an embedder."""
         if self._embed is None or not crops:
             return []
         runtime, card = self._embed
-        pixels = np.stack([card.preprocess.pixels(Image.fromarray(crop)) for crop in crops])
-        rows = np.arange(len(crops))
-        views = predict(runtime, ImageSet(pixels, rows, ()), rows, card.preprocess, tta=card.tta)
-        vectors: list[list[float]] = unit(views.sum(dim=0)).tolist()
+        vectors: list[list[float]] = embed_faces(runtime, np.stack(crops), card.preprocess, tta=card.tta).tolist()
         return vectors
 
 
 def choose(faces: Sequence[Face], size: tuple[int, int], choice: Choice) -> Face:
-    """The largest of some faces, or the one whose middle is nearest to that of the photo of `size` (width, height)."""
+    """Return the largest face, or the one nearest to the centre of a photo of `size` (width, height)."""
     if choice == "largest":
         return max(faces, key=lambda face: face.area)
     width, height = size
@@ -177,13 +176,13 @@ def _webp(crop: Pixels) -> bytes:
 
 
 def _windows(folder: Path, photos: Sequence[Photo]) -> Iterator[list[tuple[Photo, Image.Image | str]]]:
-    """Some photos at a time, decoded, so many as memory allows; see `read_photo`."""
+    """Yield decoded photos in groups of limited number and size; see `read_photo`."""
     window: list[tuple[Photo, Image.Image | str]] = []
     pixels = 0
     for photo in photos:
-        picture = read_photo(folder / photo.path)
-        window.append((photo, picture))
-        pixels += picture.width * picture.height if isinstance(picture, Image.Image) else 0
+        image = read_photo(folder / photo.path)
+        window.append((photo, image))
+        pixels += image.width * image.height if isinstance(image, Image.Image) else 0
         if len(window) == _PHOTOS_AT_ONCE or pixels >= _PIXELS_AT_ONCE:
             yield window
             window, pixels = [], 0
@@ -192,22 +191,22 @@ def _windows(folder: Path, photos: Sequence[Photo]) -> Iterator[list[tuple[Photo
 
 
 def read_photo(path: Path) -> Image.Image | str:
-    """A photo as `image_decoder` reads it, or the reason why it cannot be read.
+    """Return a decoded photo, or the reason why it cannot be read.
 
-    A file whose header names more than `_MOST_PIXELS` is not decoded.
+    A file whose header states more than `_MOST_PIXELS` is not decoded.
     """
-    if (reason := why_no_picture(path)) is not None:
+    if (reason := why_no_image(path)) is not None:
         return reason
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with image_decoder.open_image(path, image_decoder.FILE_FORMATS) as image:
-                # Pillow's own limit is the process's, and somebody may have turned it off.
+                # Pillow's own limit is global, and may be disabled.
                 if image.width * image.height > _MOST_PIXELS:
                     return "too many pixels"
                 return image_decoder.load_file(image)
     except image_decoder.DamagedError as error:
-        # No message: it may name this machine's folders.
+        # Without the message, which may contain paths.
         return f"damaged: {type(error.__cause__).__name__}"
     except image_decoder.DecodeError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what comes out of a training run, in one TOML file."""
+"""Recipes: TOML files with all settings of a training run. The sections that recipes share, and the classifier's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.card import Name
-from models.name_encoder import VARIANTS
 from models.preprocess import Preprocess
 from models.registry import configure
 from training.core.errors import RecipeError
@@ -22,13 +21,13 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused."""
+    """A section of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelSection(Section):
-    """A registry name and changes to its config. Class count and channels follow from the data and `preprocess`."""
+    """A name of the registry and changes to its config. Class count and channels follow from data and `preprocess`."""
 
     architecture: str
     config: dict[str, Any] = {}
@@ -40,26 +39,26 @@ class ModelSection(Section):
 
 
 class ClassifyModelSection(ModelSection):
-    """As `ModelSection`; `start` is a model's folder, as "weights/efficientnet-lite0", whose features are begun with.
+    """As `ModelSection`; training starts from the features of the model in the folder `start`, if given.
 
-    What `config` does not say is then as in that model's card. `freeze` keeps the features as they are, so that the
-    head alone is trained.
+    For example "weights/efficientnet-lite0". `config` then contains changes to the config of that model's card.
+    `freeze` keeps the features, so that only the head is trained.
     """
 
     start: str = ""
     freeze: bool = False
 
     @model_validator(mode="after")
-    def _is_of_something(self) -> Self:
+    def _start_for_freeze(self) -> Self:
         if self.freeze and not self.start:
-            raise ValueError("freeze keeps what start names, and there is no start")
+            raise ValueError("freeze keeps the features of start, and start is not set")
         return self
 
 
 class DataSection(Section):
-    """A folder under VESTIBULE_DATASETS, and how many of its training pictures are kept for validation.
+    """A folder under VESTIBULE_DATASETS, and the number of its training images that are used for validation.
 
-    `train` is at most how many of the others are trained on, each class keeping its share; 0 for all of them.
+    `train` is the largest number of other images to train on, each class keeping its share; 0 for all.
     """
 
     name: Name
@@ -68,12 +67,12 @@ class DataSection(Section):
 
 
 class CameraSection(Section):
-    """Degradations of a door camera (`training.datasets.degradations`), each for a share `chance` of the pictures.
+    """Degradations of a door camera (`training.datasets.degradations`), each on a share `chance` of the images.
 
-    `smallest` is the smallest side in pixels that a picture is reduced to before it is enlarged again, `defocus` the
+    `smallest` is the smallest side in pixels to which an image is reduced before it is enlarged again, `defocus` the
     largest standard deviation of a Gaussian blur and `motion` the longest path of a motion blur, both in pixels;
     `light` the darkest factor, `noise` the largest standard deviation of noise (of 255), `jpeg` the lowest quality.
-    `occlude` covers eyes or mouth, and needs aligned faces. The defaults do nothing.
+    `occlude` covers eyes or mouth of aligned faces. The defaults change nothing.
     """
 
     chance: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -88,11 +87,11 @@ class CameraSection(Section):
 
 
 class AugmentSection(Section):
-    """What `training.datasets.augment` does to a batch; the defaults do nothing.
+    """The augmentations of `training.datasets.augment`; the defaults change nothing.
 
-    `flip = true` mirrors each picture with probability 1/2. With `flip = "alternating"`, the first epoch mirrors a
-    random half of the pictures and every later epoch mirrors those that the epoch before it did not; classifiers only.
-    `crop_fill` is what `crop` pads with: black, or the picture reflected at its edges.
+    `flip = true` mirrors each image with probability 1/2. With `flip = "alternating"`, the first epoch mirrors a random
+    half of the images, and every later epoch mirrors those that the epoch before it did not; classifiers only.
+    `crop_fill` is the padding of `crop`: black, or the image reflected at its edges.
     `rotate` and `shear` are in degrees to either side, `translate` in fractions of a side, `scale` in factors of size;
     `crop` is in pixels of padding, `cutout` the side of its square in pixels; `mixup` and `cutmix` are the alpha of
     their Beta distribution; `colour_pca` is the standard deviation, 0.1 in AlexNet's paper; `rand_augment` is the
@@ -115,21 +114,22 @@ class AugmentSection(Section):
 
 
 class TrainSection(Section):
-    """How the weights move. `batch_size` is of all processes together; `momentum` is AdamW's first beta, too.
+    """Optimizer, schedule and length of the training.
 
-    `warmup_epochs` is the way up to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`.
-    `plateau` divides the rate by ten after `patience` epochs without progress. `ema` is the decay of the averaged
-    weights that are validated and exported, 0 for none. `checkpoint_steps` is how often last.pt is written within an
-    epoch, 0 for at its end only. `auxiliary_weight` is that of each auxiliary classifier's loss, where there are some.
-    `whiten` lets a classifier's first convolution begin as `training.core.initialise.whiten` has it. `precision =
-    "bf16"` is float32 on a processor without bf16 instructions, where bf16 is slower than float32 by far.
+    `batch_size` is the total of all processes; `momentum` is also AdamW's first beta. `warmup_epochs` is the length of
+    the rise to `lr`: linear before `constant` and `cosine`, the rising part of `onecycle`. `plateau` divides the rate
+    by ten after `patience` epochs without progress. `ema` is the decay of the averaged weights, which are validated and
+    exported; 0 for none. `checkpoint_steps` is the number of steps between writes of last.pt within an epoch; 0 for
+    only at its end. `auxiliary_weight` is the weight of each auxiliary classifier's loss. `whiten` initialises a
+    classifier's first convolution by `training.core.initialise.whiten`. `precision = "bf16"` means float32 on a CPU
+    without bf16 instructions, where bf16 would be much slower.
 
-    `muon` moves the filters of convolutions by `training.core.muon.Muon` with `filter_lr` and `filter_momentum`, and
-    the rest as `sgd` does; with it, `bias_lr` is the rate of the biases of convolutions and normalisations (0: `lr`),
-    and `weight_decay` shrinks all but the filters by lr * weight_decay a step. `linear` falls in a line to 0.
-    `freeze_whitening` keeps the filters that `whiten` has made (not their biases). `identity` starts each later
-    convolution as `training.core.initialise.begin_as_identity` describes. `norm_momentum` is the weight of the newest
-    batch in the running statistics of batch normalisations, and `freeze_gains` keeps their gains at 1.
+    `muon` updates the filters of convolutions by `training.core.muon.Muon` with `filter_lr` and `filter_momentum`, and
+    the rest as `sgd`; `bias_lr` is then the rate of the biases of convolutions and normalisations (0: `lr`), and
+    `weight_decay` shrinks all but the filters by lr * weight_decay per step. `linear` decreases linearly to 0.
+    `freeze_whitening` keeps the filters of `whiten` (not their biases). `identity` initialises the later convolutions
+    by `training.core.initialise.initialise_as_identity`. `norm_momentum` is the weight of the newest batch in the
+    running statistics of batch normalisations, and `freeze_gains` keeps their gains at 1.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -169,12 +169,12 @@ class TrainSection(Section):
         if self.bias_lr and self.optimizer != "muon":
             raise ValueError("bias_lr is a setting of muon")
         if self.freeze_whitening and not self.whiten:
-            raise ValueError("freeze_whitening keeps what whiten has made, and whiten is false")
+            raise ValueError("freeze_whitening keeps the filters of whiten, and whiten is false")
         return self
 
 
 def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | None = None) -> None:
-    """Raise ValueError for settings that only `training.classify` applies, so that no other script ignores them."""
+    """Raise ValueError for settings that only `training.classify` supports, so that no other script ignores them."""
     names = ("whiten", "identity", "norm_momentum", "freeze_gains")
     fields = TrainSection.model_fields
     chosen = [f"train.{name}" for name in names if getattr(train, name) != fields[name].default]
@@ -185,7 +185,7 @@ def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | No
 
 
 class CardSection(Section):
-    """What the card says that no program can know."""
+    """Fields of the model card that cannot be computed."""
 
     data: str
     source: str
@@ -193,7 +193,7 @@ class CardSection(Section):
 
 
 class Recipe(Section):
-    """One classifier's recipe. `name` is that of the run's folder and of the exported model."""
+    """The recipe of a classifier. `name` is that of the run's folder and of the exported model."""
 
     name: Name
     description: str
@@ -206,162 +206,12 @@ class Recipe(Section):
     card: CardSection
 
     @model_validator(mode="after")
-    def _begins_once(self) -> Self:
+    def _one_initialisation(self) -> Self:
         if self.model.start and (self.train.whiten or self.train.identity):
-            raise ValueError("a convolution begins as model.start has it, or by whiten and identity, not as both")
+            raise ValueError("model.start and train.whiten or train.identity exclude each other")
         side = min(self.preprocess.shape[1:])
         if self.augment.crop_fill == "reflect" and self.augment.crop >= side:
-            raise ValueError(f"a crop of {self.augment.crop} pixels cannot be reflected in a picture of {side}")
-        return self
-
-
-class EmbedModelSection(ModelSection):
-    """As `ModelSection`; `init` names the model that this one starts from, "" for random weights.
-
-    It is the export of the run of that name or, where there is none, the shipped model (see `exported`). The first
-    `freeze` blocks of its features keep their weights. The exported weights are a share `trained` of the trained ones
-    and for the rest those of init: a network between both forgets less of what is in no training set, and keeps most of
-    what it has learnt (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
-    """
-
-    init: str = ""
-    freeze: Annotated[int, Field(ge=0)] = 0
-    trained: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @model_validator(mode="after")
-    def _keeps_trained_weights(self) -> Self:
-        if (self.freeze or self.trained < 1) and not self.init:
-            raise ValueError("freeze and trained keep weights of init, and there is none")
-        return self
-
-
-class EmbedDataSection(Section):
-    """A data set of identities under VESTIBULE_DATASETS, and how a batch is drawn from it.
-
-    A batch has `images` pictures of each of batch_size / images identities. `positives` are other pictures of an
-    identity, or other augmentations of one picture. `mated` is how many pairs of each identity of the calibration split
-    are compared, `impostors` how many pairs of strangers.
-    """
-
-    name: Name
-    images: Annotated[int, Field(ge=2)] = 4
-    positives: Literal["identity", "augment"] = "identity"
-    mated: Annotated[int, Field(ge=1)] = 10
-    impostors: Annotated[int, Field(ge=1000)] = 100_000
-
-
-class LossSection(Section):
-    """What pulls and pushes: see `training.losses.metric_learning` and `training.losses.mining`.
-
-    `margin` is in units of the metric's distance, for margin softmax in those of a cosine; `scale` is margin softmax's,
-    `relations` the weight of distillation's relational half. `teacher` names a file of vectors, a row for each picture
-    of the data set (see `training.embed.Teacher`); `distillation` is the weight of its loss beside the others.
-    """
-
-    kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    mining: Literal["random", "batch-all", "semi-hard", "batch-hard"] = "batch-hard"
-    margin: NotNegative = 0.3
-    squared: bool = False
-    active_only: bool = False
-    scale: Positive = 30.0
-    relations: NotNegative = 1.0
-    teacher: str = ""
-    distillation: NotNegative = 0.0
-
-    @property
-    def learns_from_a_teacher(self) -> bool:
-        """Whether any part of the loss needs the teacher's vectors."""
-        return self.kind == "distillation" or self.distillation > 0
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.learns_from_a_teacher != bool(self.teacher):
-            raise ValueError("distillation needs the name of a teacher, and nothing else does")
-        return self
-
-
-class EmbedRecipe(Section):
-    """One embedder's recipe. `name` is that of the run's folder and of the exported model."""
-
-    name: Name
-    description: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    model: EmbedModelSection
-    data: EmbedDataSection
-    preprocess: Preprocess
-    augment: AugmentSection = AugmentSection()
-    loss: LossSection
-    train: TrainSection
-    card: CardSection
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("a blend of two identities is neither: mixup and cutmix are a classifier's")
-        refuse_classifier_settings(self.train, self.augment)
-        if self.train.batch_size % self.data.images:
-            raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")
-        return self
-
-
-class WordsModelSection(Section):
-    """A variant of `models.name_encoder`."""
-
-    architecture: str
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        if self.architecture not in VARIANTS:
-            raise ValueError(f"unknown architecture {self.architecture!r}; known: {', '.join(sorted(VARIANTS))}")
-        return self
-
-
-class WordsDataSection(Section):
-    """Where names come from, how many are trained on, how misspelt.
-
-    See `training.datasets.names` and `training.datasets.misspellings`.
-
-    `identities` and `test` are folders under VESTIBULE_DATASETS. A batch has `spellings` of each of batch_size /
-    spellings names, each with 0 to `edits` edits of the kinds that are `trained`; the `held_out` ones are for the
-    evaluation.
-    """
-
-    identities: Name
-    test: Name
-    names: Annotated[int, Field(ge=1)]
-    spellings: Annotated[int, Field(ge=2)] = 4
-    edits: Annotated[int, Field(ge=1)] = 4
-    trained: Annotated[tuple[str, ...], Field(min_length=1)]
-    held_out: Annotated[tuple[str, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _apart(self) -> Self:
-        if both := set(self.trained) & set(self.held_out):
-            raise ValueError(f"trained on and held out: {', '.join(sorted(both))}")
-        return self
-
-
-class WordsRecipe(Section):
-    """A name encoder's recipe. `name` is that of the run's folder."""
-
-    name: Name
-    description: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    model: WordsModelSection
-    data: WordsDataSection
-    loss: LossSection
-    train: TrainSection
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
-            raise ValueError("names are learnt from semi-hard or batch-hard triplets")
-        refuse_classifier_settings(self.train)
-        if self.train.batch_size % self.data.spellings:
-            raise ValueError(
-                f"batch_size ({self.train.batch_size}) must be a multiple of spellings ({self.data.spellings})"
-            )
+            raise ValueError(f"a crop of {self.augment.crop} pixels cannot be reflected in an image of {side}")
         return self
 
 
@@ -369,15 +219,15 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Section)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A classifier's recipe; see `read_recipe`."""
+    """Read a classifier's recipe; see `read_recipe`."""
     return read_recipe(Recipe, path, overrides)
 
 
 def read_recipe(form: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """The recipe in `path` with `overrides` put in, each as `train.epochs=1` (the value in TOML, or bare text).
+    """Read the recipe in `path` and apply `overrides`, each as `train.epochs=1` (the value in TOML, or bare text).
 
     Raises:
-        RecipeError: unreadable, not TOML, an override without "=", unknown keys (named), values that do not fit.
+        RecipeError: the file is unreadable or not TOML; an override without "="; unknown keys or invalid values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -412,26 +262,26 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def datasets_folder() -> Path:
-    """Where data sets lie: VESTIBULE_DATASETS, by default ./data."""
+    """Return the folder of data sets: VESTIBULE_DATASETS, by default ./data."""
     return Path(os.environ.get("VESTIBULE_DATASETS") or "data")
 
 
 def runs_folder() -> Path:
-    """Where runs and decoded data go: VESTIBULE_RUNS, by default ./runs."""
+    """Return the folder of runs and decoded data: VESTIBULE_RUNS, by default ./runs."""
     return Path(os.environ.get("VESTIBULE_RUNS") or "runs")
 
 
 def weights_folder() -> Path:
-    """Where shipped models lie: VESTIBULE_WEIGHTS, by default ./weights."""
+    """Return the folder of shipped models: VESTIBULE_WEIGHTS, by default ./weights."""
     return Path(os.environ.get("VESTIBULE_WEIGHTS") or "weights")
 
 
 def exported(name: str) -> Path:
-    """The folder of a trained model: its run's export or, where there is none, the shipped weights of that name."""
+    """Return the folder of a trained model: its run's export, or else the shipped weights of that name."""
     run = runs_folder() / name / "export" / name
     return run if run.is_dir() else weights_folder() / name
 
 
 def teacher_files(name: str, dataset: str) -> tuple[Path, Path]:
-    """The two places of a teacher's vectors of a data set: as `training.teach` writes them, and beside the data."""
+    """Return the two paths of a teacher's vectors of a data set: that of `training.teach`, and that beside the data."""
     return runs_folder() / "teachers" / f"{name}.npy", datasets_folder() / name / f"{dataset}-vectors.npy"

@@ -1,4 +1,4 @@
-"""Recipes of adversarial networks: what differs from other generators', see `training.recipe.generative_config`."""
+"""Recipes of adversarial networks; see `training.recipe.config`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from training.recipe.config import (
 )
 from training.recipe.generative_config import ConditionalSection, PicturesSection
 
-# In -1..1, as the generator's last layer answers them.
+# Maps pixels to -1..1, the range of the generator's last layer.
 _CENTRE = 127.5
 
 GENERATORS = ("gan", "wgan")
 
 
 class DiscriminatorSection(Section):
-    """See `models.gan.DiscriminatorConfig`; its sizes are the generator's."""
+    """See `models.gan.DiscriminatorConfig`; the image sizes are the generator's."""
 
     widths: tuple[int, ...] = (64, 128)
     norm: Norm = "batch"
@@ -39,13 +39,13 @@ class DiscriminatorSection(Section):
 
 
 class GameSection(Section):
-    """Who plays how.
+    """The adversarial loss and the ratio of the two networks' steps.
 
-    `turns` are the discriminator's steps before each one of the generator, on fresh pictures each, and `rate` is its
-    learning rate as a multiple of the generator's. A Wasserstein critic is held at a slope of 1 by a `penalty` of that
-    weight, or at any slope by `clip`, the greatest absolute value of a weight, or by spectral normalisation; 0 for
-    without. With `penalty_every` the penalty is taken in every so-manieth step of the critic only, and weighs as much
-    more (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020).
+    `turns` is the number of steps of the discriminator, each on new images, before one of the generator; `rate` is its
+    learning rate as a multiple of the generator's. The slope of a Wasserstein critic is limited by a gradient penalty
+    of weight `penalty`, by `clip`, the largest absolute value of a weight, or by spectral normalisation; 0 disables
+    them. With `penalty_every` = n only every n-th step of the critic has the penalty, with n times the weight (Karras
+    et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020).
     """
 
     loss: Adversarial = "non-saturating"
@@ -59,10 +59,10 @@ class GameSection(Section):
 class WatchSection(Section):
     """When a run counts as collapsed, see `training.metrics.gan_monitor`.
 
-    `extractor` is the weights folder of a classifier or an embedder, in whose features `samples` generated pictures are
-    compared with as many real ones. From epoch `grace` + 1 on (it counts from 1), the run is stopped if less than a
-    share of `coverage` of the classes that the real pictures have is drawn, of `modes_covered` of `modes` groups of
-    real pictures, or if pictures of a class are less than `diversity` times as far apart as real ones are.
+    `extractor` is the weights folder of a classifier or an embedder, in whose features `samples` generated images are
+    compared with as many real ones. After the first `grace` epochs the run is stopped if the generator draws less than
+    a share `coverage` of the classes of the real images, or less than a share `modes_covered` of `modes` groups of real
+    images, or if the mean distance between images of a class is less than `diversity` times that of real ones.
     """
 
     extractor: Path
@@ -75,7 +75,7 @@ class WatchSection(Section):
 
 
 class GanRecipe(Section):
-    """The recipe of one generator and its discriminator; `train.ema` is the generator's."""
+    """The recipe of a generator and its discriminator; `train.ema` applies to the generator."""
 
     name: Name
     description: str
@@ -93,29 +93,31 @@ class GanRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.model.architecture not in GENERATORS:
-            raise ValueError(f"{self.model.architecture} is no generator that plays: {', '.join(GENERATORS)}")
+            raise ValueError(f"{self.model.architecture} is not an adversarial generator: {', '.join(GENERATORS)}")
         if set(self.preprocess.mean) != {_CENTRE} or set(self.preprocess.std) != {_CENTRE}:
-            raise ValueError("these pictures are in -1..1: mean 127.5, std 127.5")
+            raise ValueError("the images must be in -1..1: mean 127.5, std 127.5")
         if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("a blend of two pictures is no picture: mixup and cutmix are a classifier's")
+            raise ValueError("mixup and cutmix blend images and are only for classifiers")
         refuse_classifier_settings(self.train, self.augment)
         if self.data.validation < self.watch.samples:
-            raise ValueError(f"{self.watch.samples} samples are compared with as many of {self.data.validation} real")
+            raise ValueError(f"{self.watch.samples} samples need as many validation images, not {self.data.validation}")
         return self
 
     @model_validator(mode="after")
-    def _critic_has_slopes(self) -> Self:
+    def _critic_is_limited(self) -> Self:
         if self.game.loss == "wasserstein" and not (self.game.penalty or self.game.clip or self.discriminator.spectral):
             raise ValueError("a Wasserstein critic needs a penalty, a clip or spectral normalisation")
         if self.discriminator.norm == "batch" and (self.game.penalty or self.game.loss == "wasserstein"):
-            raise ValueError("under batch normalisation no picture has a score of its own, so its slope means nothing")
+            raise ValueError(
+                "with batch normalisation a score depends on the whole batch, so the critic's slope is undefined"
+            )
         return self
 
     def configs(self, classes: int) -> tuple[Any, DiscriminatorConfig]:
-        """The generator's and the discriminator's, for a data set of so many classes.
+        """Return the configs of generator and discriminator for a data set of `classes` classes.
 
         Raises:
-            ValueError: the widths do not lead to the picture's size.
+            ValueError: the widths do not lead to the image size.
         """
         sizes = {
             "in_channels": self.preprocess.channels,

@@ -1,4 +1,4 @@
-"""Recipes of networks that make pictures: what differs from a classifier's, see `training.recipe.config`."""
+"""Recipes of autoencoders, VAEs and denoisers; see `training.recipe.config`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Grey = Annotated[float, Field(ge=0, le=255)]
 
 
 class ConditionalSection(ModelSection):
-    """As `ModelSection`; `conditional` gives the network the data set's labels."""
+    """As `ModelSection`; a `conditional` network gets the data set's labels."""
 
     conditional: bool = False
 
 
 class PicturesSection(Section):
-    """A data set under VESTIBULE_DATASETS, and how its pictures are shown.
+    """A data set under VESTIBULE_DATASETS, and the size of its images.
 
-    With `identities` the splits are those of `training.datasets.faces`, and `validation` is how many of the pictures
-    that calibrate are validated on; without, that many are cut from the training pictures. `size` is the side that they
-    are decoded to, 0 for the recipe's; `crop` the side of a random part of it that is trained on, 0 for the whole;
-    `batch_size` is that of all processes together, 0 for the recipe's.
+    With `identities` the splits are those of `training.datasets.faces`, and `validation` images of the calibration
+    split are validated on; otherwise as many of the training images. `size` is the side to which images are decoded, 0
+    for the recipe's; `crop` the side of a random crop to train on, 0 for the whole image; `batch_size` is the total of
+    all processes, 0 for the recipe's.
     """
 
     name: Name
@@ -48,10 +48,11 @@ class PicturesSection(Section):
 
 
 class NoiseSection(Section):
-    """White Gaussian noise on the pictures that a denoiser is shown; standard deviations on the 0..255 scale.
+    """White Gaussian noise on a denoiser's inputs; standard deviations are on the 0..255 scale.
 
-    Each picture's is uniform in `sigma`. A share of `clipped` of them are clipped to 0..255 afterwards, as a file of
-    bytes holds them; the others are not, as papers measure. `validation` lists what is measured, without clipping.
+    The standard deviation of each image is uniform in `sigma`. A share `clipped` of the images are clipped to 0..255
+    afterwards, as in image files; the others are not, as in papers. `validation` lists the noise strengths that are
+    measured, without clipping.
     """
 
     sigma: tuple[Grey, Grey]
@@ -66,10 +67,9 @@ class NoiseSection(Section):
 
 
 class RestoreSection(Section):
-    """What an autoencoder's answer is judged by.
+    """The loss: `distance` for networks that are not variational, the ELBO for VAEs.
 
-    `distance` is for networks that are not variational. For those that are it is the ELBO: `beta` weighs the KL term,
-    rising from 0 over the first `beta_epochs`.
+    `beta` is the weight of the KL term, which rises from 0 during the first `beta_epochs`.
     """
 
     distance: Distance = "psnr"
@@ -78,7 +78,7 @@ class RestoreSection(Section):
 
 
 class AutoencodeRecipe(Section):
-    """The recipe of one autoencoder, variational or not, or denoiser. With several data sets, they take turns."""
+    """The recipe of an autoencoder, VAE or denoiser. Several data sets are used in turn, batch by batch."""
 
     name: Name
     description: str
@@ -94,28 +94,30 @@ class AutoencodeRecipe(Section):
 
     @property
     def task(self) -> str:
-        """What the architecture is for."""
+        """The task of the architecture."""
         return lookup(self.model.architecture).task
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.task not in {"reconstruct", "generate", "denoise"}:
-            raise ValueError(f"{self.model.architecture} is built to {self.task}, which is not learnt like this")
+            raise ValueError(
+                f"{self.model.architecture} is built to {self.task}; this script trains reconstruct, generate, denoise"
+            )
         if (self.task == "denoise") != (self.noise is not None):
-            raise ValueError("a network to denoise needs noise, and no other does")
+            raise ValueError("the section noise is required to denoise, and not allowed otherwise")
         if self.preprocess.mean != (0.0,) * self.preprocess.channels or set(self.preprocess.std) != {255.0}:
-            raise ValueError("these pictures are in 0..1: mean 0, std 255")
+            raise ValueError("the images must be in 0..1: mean 0, std 255")
         if self.preprocess.fit == "within" and not all(section.size for section in self.data):
-            raise ValueError("pictures of one batch have one size: with fit within, each data set needs its own")
+            raise ValueError("images of a batch must have one size: with fit within, each data set needs a size")
         if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("a blend of two pictures is no picture: mixup and cutmix are a classifier's")
+            raise ValueError("mixup and cutmix blend images and are only for classifiers")
         refuse_classifier_settings(self.train, self.augment)
         if self.model.conditional and len(self.data) > 1:
-            raise ValueError("labels are those of one data set")
+            raise ValueError("a conditional network needs the labels of exactly one data set")
         return self
 
     def config(self, classes: int) -> Any:
-        """The network's, for a data set of so many classes; its size is the side of what is trained on."""
+        """Return the network's config for a data set of `classes` classes; its image size is the side of the crops."""
         first = self.data[0]
         sizes = {"in_channels": self.preprocess.channels, "image_size": first.crop or first.size or self.side}
         labels = {"num_classes": classes} if self.model.conditional else {}
@@ -123,5 +125,5 @@ class AutoencodeRecipe(Section):
 
     @property
     def side(self) -> int:
-        """Of what `preprocess` makes."""
+        """The side of preprocessed images."""
         return self.preprocess.shape[1]

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import structlog
 
-from app.background_tasks import kept, wait
+from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.gallery.bulk.upload import Upload, failed_item
@@ -165,7 +165,7 @@ class BulkJobs:
                 log.exception("bulk_failed")
                 job = None
             if job is None:
-                await wait(self._submitted, POLL_S)
+                await wait_for_event(self._submitted, POLL_S)
                 continue
             try:
                 await self._run(job)
@@ -177,7 +177,7 @@ class BulkJobs:
     async def _run(self, job: Job) -> None:
         run_background = self._executor.run_background
         try:
-            async with kept(lambda: run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail

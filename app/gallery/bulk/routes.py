@@ -12,7 +12,7 @@ from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
 from app.gallery.dependencies import gallery_service
 from app.gallery.schemas import Key
-from app.middleware.load_shedding import admitted
+from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"], dependencies=ENROL)
 
@@ -40,7 +40,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("/collections/{collection}/faces:bulk", status_code=202, openapi_extra=BULK_BODY, responses=SENDING)
-@admitted
+@counts_toward_capacity
 async def send(request: Request, collection: Collection, params: Annotated[BulkParams, Query()]) -> JobInfo:
     """Enrol many faces in the background, from a zip of photos or from lines of JSON with images or vectors."""
     return await gallery_service(request).jobs.submit(

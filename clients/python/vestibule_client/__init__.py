@@ -1,4 +1,4 @@
-"""A typed client of Vestibule: `Client`, and `AsyncClient` with the same calls to await."""
+"""A typed client of Vestibule: `Client`, and `AsyncClient` with the same methods as coroutines."""
 
 from vestibule_client.answers import Failed
 from vestibule_client.client import AsyncClient, Client

@@ -1,4 +1,7 @@
-"""What the service answers, as typed models. What a later version adds is ignored, and words of open sets are `str`."""
+"""The service's responses as typed models.
+
+Unknown fields of later versions are ignored; open enumerations are `str`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from vestibule_client.errors import ProblemDocument
 
 
 class Answer(BaseModel):
-    """Base of all answers."""
+    """Base of all responses."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=())
 
 
 class Failed(Answer):
-    """A picture of several that could not be answered; its neighbours were."""
+    """An image of several that could not be processed; the others were."""
 
     index: int
     problem: ProblemDocument
@@ -28,7 +31,7 @@ Item = TypeVar("Item", bound=Answer)
 
 
 class Answers(Answer, Generic[Item]):
-    """The pictures in the order they were given; `model` is what answered, and `version` of which weights."""
+    """The results of the images, in the order of the request; `model` and `version` are of the weights used."""
 
     model: str
     version: str
@@ -36,10 +39,10 @@ class Answers(Answer, Generic[Item]):
 
     @property
     def first(self) -> Item:
-        """What is said of the first picture, which is often the only one.
+        """The result of the first image.
 
         Raises:
-            Problem: it could not be answered.
+            Problem: the image could not be processed.
         """
         item = self.data[0]
         if isinstance(item, Failed):
@@ -48,7 +51,7 @@ class Answers(Answer, Generic[Item]):
 
 
 class Prediction(Answer):
-    """A class and how sure the model is of it, 0..1. In the service's words `class_` is `class`."""
+    """A class and the model's confidence in it, 0..1. `class_` is `class` in the JSON."""
 
     class_: str = Field(alias="class")
     class_id: int
@@ -56,14 +59,14 @@ class Prediction(Answer):
 
 
 class Classified(Answer):
-    """The classes of a picture, the likeliest first."""
+    """The classes of an image, the most probable first."""
 
     index: int
     predictions: list[Prediction]
 
 
 class Classification(Answers[Classified]):
-    """What is in the pictures."""
+    """The response of `classify`."""
 
 
 class Digit(Prediction):
@@ -73,7 +76,7 @@ class Digit(Prediction):
 
 
 class DigitString(Answer):
-    """The string of digits in a picture; `confidence` is over all ways to cut and read it."""
+    """The string of digits in an image; `confidence` is relative to all segmentations and readings."""
 
     index: int
     sequence: str
@@ -82,11 +85,11 @@ class DigitString(Answer):
 
 
 class DigitStrings(Answers[DigitString]):
-    """Which digits are in the pictures."""
+    """The response of `classify_sequence`."""
 
 
 class Landmarks(Answer):
-    """Five points of a face, left and right as seen in the picture: (x, y) in pixels from its top left corner."""
+    """Five points of a face, left and right as seen in the image: (x, y) in pixels from its top left corner."""
 
     left_eye: tuple[float, float]
     right_eye: tuple[float, float]
@@ -97,7 +100,7 @@ class Landmarks(Answer):
 
 class FaceQuality(Answer):
     """Measures of a face: `side` in pixels, `sharpness` above 0, `yaw` 0 and `pitch` 0.5 from the front, `brightness`
-    0..255; yaw and pitch are None where the landmarks show no face's shape.
+    0..255; yaw and pitch are None if the landmarks do not have the shape of a face.
     """
 
     side: float
@@ -108,7 +111,7 @@ class FaceQuality(Answer):
 
 
 class Face(Answer):
-    """A face: `box` is (left, top, right, bottom) in pixels; `reasons` say why it should not be enrolled."""
+    """A face: `box` is (left, top, right, bottom) in pixels; `reasons` are the reasons not to enrol it."""
 
     box: tuple[float, float, float, float]
     confidence: float
@@ -118,10 +121,10 @@ class Face(Answer):
 
 
 class DetectedFaces(Answer):
-    """The faces of a picture, the surest first, and the upright picture's size in pixels.
+    """The faces of an image, the most confident first, and the upright image's size in pixels.
 
-    `scale` is the largest scale at which faces were looked for, `min_face` the side in pixels of the smallest faces
-    that show at it; None of a service that does not say so.
+    `scale` is the largest scale at which faces were detected, `min_face` the side in pixels of the smallest faces that
+    are detectable at it; None from older services.
     """
 
     index: int
@@ -133,11 +136,11 @@ class DetectedFaces(Answer):
 
 
 class Detection(Answers[DetectedFaces]):
-    """Where faces are."""
+    """The response of `detect`."""
 
 
 class Embedding(Answer):
-    """A picture's vector, of length 1, and the face that it is of, the most prominent; None for an aligned picture."""
+    """An image's vector, of length 1, and its most prominent face, from which it is; None for an aligned image."""
 
     index: int
     embedding: list[float]
@@ -145,13 +148,13 @@ class Embedding(Answer):
 
 
 class Embeddings(Answers[Embedding]):
-    """The pictures as vectors."""
+    """The response of `embed`."""
 
 
 class OperatingPoint(Answer):
-    """Where is decided: the false match rate, by whose count, and whether it lies beyond what was counted.
+    """The false match rate of a decision, the data of its calibration, and whether it is extrapolated.
 
-    `prior` is the share of pairs of one person for which `probability` is meant.
+    `prior` is the share of mated pairs that `probability` assumes.
     """
 
     fmr: float
@@ -161,7 +164,7 @@ class OperatingPoint(Answer):
 
 
 class Comparison(Answer):
-    """Two faces: whether they count as one person's, how probable that is, and their distance, 1 - cosine, 0..2."""
+    """Whether two faces are accepted as the same person's, the probability, and their distance, 1 - cosine, 0..2."""
 
     verified: bool
     probability: float
@@ -169,13 +172,13 @@ class Comparison(Answer):
 
 
 class ComparedFace(Comparison):
-    """A face of the target, compared with the source's."""
+    """The comparison of a face of the target with the source's."""
 
     face: Face
 
 
 class Verification(Comparison):
-    """The source's most prominent face against every face of the target; first of all, against the nearest."""
+    """The source's most prominent face compared with every face of the target; the top fields are of the nearest."""
 
     threshold: float
     operating_point: OperatingPoint
@@ -187,13 +190,13 @@ class Verification(Comparison):
 
 
 class ComparedEmbedding(Comparison):
-    """A target by its place in the list."""
+    """The comparison of the target at `index`."""
 
     index: int
 
 
 class EmbeddingVerification(Answer):
-    """Each target against the source, in the order they were given."""
+    """Each target compared with the source, in the order of the request."""
 
     threshold: float
     operating_point: OperatingPoint
@@ -203,24 +206,24 @@ class EmbeddingVerification(Answer):
 
 
 class _Image(Answer):
-    """A picture as PNG in base64."""
+    """An image as PNG in base64."""
 
     b64_json: str = Field(repr=False)
 
     @property
     def png(self) -> bytes:
-        """The bytes of the file."""
+        """The bytes of the PNG file."""
         return base64.b64decode(self.b64_json)
 
 
 class GeneratedImage(_Image):
-    """A sample, and its class where the model is conditional."""
+    """A sample, and its class if the model is conditional."""
 
     label: str | None = None
 
 
 class GeneratedImages(Answer):
-    """Samples one by one; `seed` draws them again, and is None where latents were given."""
+    """Generated images; `seed` generates them again, and is None if latents were given."""
 
     created: int
     data: list[GeneratedImage]
@@ -230,10 +233,10 @@ class GeneratedImages(Answer):
 
 
 class DenoisedImage(_Image):
-    """A picture without its noise, of the size that was given.
+    """A denoised image of the input's size.
 
-    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the picture as given:
-    None without a reference, and where not one pixel differs.
+    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the input: None without
+    a reference, and if no pixel differs.
     """
 
     index: int
@@ -244,11 +247,11 @@ class DenoisedImage(_Image):
 
 
 class DenoisedImages(Answers[DenoisedImage]):
-    """Clean pictures."""
+    """The response of `denoise`."""
 
 
 class ReconstructedImage(_Image):
-    """What is left of a picture that went through the latent space, of the network's size."""
+    """An image reconstructed from its latent, of the network's size."""
 
     index: int
     width: int
@@ -256,22 +259,22 @@ class ReconstructedImage(_Image):
 
 
 class ReconstructedImages(Answers[ReconstructedImage]):
-    """Reconstructed pictures."""
+    """The response of `reconstruct`."""
 
 
 class Encoding(Answer):
-    """A picture as a point of the latent space."""
+    """An image's latent."""
 
     index: int
     latent: list[float]
 
 
 class Encodings(Answers[Encoding]):
-    """Pictures as points of the latent space."""
+    """The response of `encode`."""
 
 
 class ModelSummary(Answer):
-    """One model that can be asked for; `memory_bytes` is about what its loaded parts take."""
+    """An available model; `memory_bytes` is the approximate memory of its loaded submodels."""
 
     name: str
     version: str
@@ -286,7 +289,7 @@ class ModelSummary(Answer):
 
 
 class ModelMemory(Answer):
-    """Bytes that models take, about: loaded ones, those that leave, and the budget, where there is one."""
+    """Approximate memory of models in bytes: of loaded models, of models being evicted, and the budget, if any."""
 
     used: int
     leaving: int
@@ -294,14 +297,14 @@ class ModelMemory(Answer):
 
 
 class ModelList(Answer):
-    """Every model that can be asked for."""
+    """The response of `models`."""
 
     data: list[ModelSummary]
     memory: ModelMemory
 
 
 class Metric(Answer):
-    """A figure, on which data it was taken, and whether it was measured or reported by the weights' source."""
+    """A figure, the data it was measured on, and whether it was measured here or reported by the weights' source."""
 
     name: str
     value: float
@@ -310,7 +313,7 @@ class Metric(Answer):
 
 
 class ModelCard(Answer):
-    """What lies beside a model's weights: what it is, what it was trained on, how good it measured, its licence."""
+    """The description of a model's weights: architecture, training data, metrics, licence."""
 
     name: str
     description: str
@@ -327,7 +330,7 @@ class ModelCard(Answer):
 
 
 class ModelDetail(Answer):
-    """A model's card and how it runs: `choosing` tells that a faster runtime is still looked for."""
+    """A model's card and its runtime; `choosing` is true while faster runtimes are compared."""
 
     version: str
     default: bool
@@ -339,7 +342,7 @@ class ModelDetail(Answer):
 
 
 class ModelReloaded(Answer):
-    """`change` is `added`, `reloaded`, `unchanged` or `removed`; the versions now and before, None for no model."""
+    """`change` is `added`, `reloaded`, `unchanged` or `removed`; with the versions after and before, or None."""
 
     model: str
     change: str
@@ -348,9 +351,9 @@ class ModelReloaded(Answer):
 
 
 class Health(Answer):
-    """`status` is `live`, `ready` or `degraded`, and `reasons` say why; the versions of the loaded models by name.
+    """`status` is `live`, `ready` or `degraded`, with `reasons`; `models` are the loaded models' versions.
 
-    `maintained_at` is when the last round of the gallery's maintenance ended in which no step failed.
+    `maintained_at` is the end of the gallery's last maintenance in which no step failed.
     """
 
     status: str

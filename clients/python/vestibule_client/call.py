@@ -1,4 +1,4 @@
-"""A call as a value: what is asked, and how the answer is read. Both clients send these; nothing here does."""
+"""A call as a value: the request, and how the response is read. The clients send it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T", bound=BaseModel | File)
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """`path` is the OpenAPI document's, to be filled with `names`. Of `query`, what is None is left out.
+    """`path` is the OpenAPI document's, whose parameters are `names`. Values of `query` that are None are not sent.
 
-    The body is one of `files` (parts of a form), `json` or `content`, or there is none.
+    The body is one of `files` (parts of a form), `json` or `content`, or empty.
     """
 
     method: str
@@ -36,30 +36,30 @@ class Call(Generic[T]):
     content_type: str | None = None
 
     def request(self) -> dict[str, Any]:
-        """What `httpx.Client.build_request` takes.
+        """The arguments of `httpx.Client.build_request`.
 
         Raises:
-            ValueError: a name that would make another path of it.
+            ValueError: a name that would change the path.
         """
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "method": self.method,
             "url": self.path.format_map({key: _segment(name) for key, name in self.names.items()}),
             "params": {key: value for key, value in self.query.items() if value is not None},
         }
         if self.files:
-            # Names of files stay here: a path says more than its picture.
-            asked["files"] = [(name, ("picture", data, "application/octet-stream")) for name, data in self.files]
+            # File names are not sent, since they may reveal more than the image.
+            arguments["files"] = [(name, ("picture", data, "application/octet-stream")) for name, data in self.files]
         if self.json is not None:
-            asked["json"] = self.json
+            arguments["json"] = self.json
         if self.content is not None:
-            asked |= {"content": self.content, "headers": {"content-type": self.content_type}}
-        return asked
+            arguments |= {"content": self.content, "headers": {"content-type": self.content_type}}
+        return arguments
 
     def read(self, response: httpx.Response) -> T:
-        """The answer.
+        """The response as a model.
 
         Raises:
-            Problem: what the service says is wrong. UnexpectedAnswer: this cannot be read.
+            Problem: the service reports an error. UnexpectedAnswer: the response cannot be read.
         """
         request_id = response.headers.get("x-request-id")
         if not response.is_success:
@@ -69,11 +69,11 @@ class Call(Generic[T]):
         try:
             return cast(T, self.answer.model_validate_json(response.content))
         except ValidationError as error:
-            raise UnexpectedAnswer(f"{self.method} {self.path}: not what this client knows: {error}") from error
+            raise UnexpectedAnswer(f"{self.method} {self.path}: unexpected response: {error}") from error
 
 
 def _segment(name: str) -> str:
-    """A name as one part of a path."""
+    """A name as a segment of a path."""
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"{name!r} cannot be a name")
     return quote(name, safe="")
@@ -82,6 +82,6 @@ def _segment(name: str) -> str:
 def _file(response: httpx.Response) -> File:
     media_type = response.headers.get("content-type", "")
     if not media_type.startswith("image/"):
-        raise UnexpectedAnswer(f"expected a picture, and got {media_type or 'something unnamed'}")
+        raise UnexpectedAnswer(f"expected an image, got {media_type or 'no media type'}")
     seed = response.headers.get("x-seed")
     return File(response.content, media_type, int(seed) if seed else None, response.headers.get("etag"))

@@ -1,4 +1,4 @@
-"""The calls about pictures and models, each as a function of its arguments; the clients' methods are made of these."""
+"""The calls for images and models as functions of their arguments, from which the clients' methods are built."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Labels = str | int | Iterable[str | int]
 def classify(
     pictures: Pictures, *, model: str | None = None, top_k: int = 5, tta: bool = False
 ) -> Call[Classification]:
-    """What is in a picture, or in each of several? `tta`: test-time augmentation, where the model has one."""
+    """Classify an image, or each of several. `tta` uses test-time augmentation if the model has it."""
     query = {"model": model, "top_k": top_k, "tta": tta}
     return Call("POST", "/classify", Classification, query=query, files=tuple(parts("file", pictures)))
 
 
 def classify_sequence(pictures: Pictures, *, model: str | None = None) -> Call[DigitStrings]:
-    """Which string of digits is in a picture, or in each of several? By a model of the ten digits."""
+    """Read the string of digits in an image, or in each of several, with a model of the ten digits."""
     query = {"model": model, "sequence": True}
     return Call("POST", "/classify", DigitStrings, query=query, files=tuple(parts("file", pictures)))
 
@@ -46,22 +46,22 @@ def classify_sequence(pictures: Pictures, *, model: str | None = None) -> Call[D
 def detect(
     pictures: Pictures, *, model: str | None = None, threshold: float = 0.5, min_face: float | None = None
 ) -> Call[Detection]:
-    """Where are faces, and how good are they? Those less sure than `threshold` are not told of.
+    """Detect faces with a confidence of at least `threshold`, and measure their quality.
 
-    `min_face` is the side in pixels of the smallest face to look for; None: the service's default.
+    `min_face` is the side in pixels of the smallest face to detect; None: the service's default.
     """
     query = {"model": model, "threshold": threshold, "min_face": min_face}
     return Call("POST", "/faces/detect", Detection, query=query, files=tuple(parts("file", pictures)))
 
 
 def embed(pictures: Pictures, *, model: str | None = None, aligned: bool = False) -> Call[Embeddings]:
-    """Each picture's most prominent face as a vector; `aligned`: the pictures are aligned faces already."""
+    """Embed the most prominent face of each image; with `aligned` the images are aligned faces."""
     query = {"model": model, "aligned": aligned}
     return Call("POST", "/embed", Embeddings, query=query, files=tuple(parts("file", pictures)))
 
 
 def verify(source: Picture, target: Picture, *, model: str | None = None, fmr: float = 0.001) -> Call[Verification]:
-    """Do two pictures show one person, at this false match rate?"""
+    """Decide whether two images show the same person, at this false match rate."""
     files = (("source", content(source)), ("target", content(target)))
     return Call("POST", "/verify", Verification, query={"model": model, "fmr": fmr}, files=files)
 
@@ -69,7 +69,7 @@ def verify(source: Picture, target: Picture, *, model: str | None = None, fmr: f
 def verify_embeddings(
     source: Sequence[float], targets: Iterable[Sequence[float]], *, model: str | None = None, fmr: float = 0.001
 ) -> Call[EmbeddingVerification]:
-    """The same of a vector against others that were made by the same model."""
+    """Compare a vector with others of the same model, at this false match rate."""
     body = {"source": list(source), "targets": [list(target) for target in targets]}
     query = {"model": model, "fmr": fmr}
     return Call("POST", "/verify/embeddings", EmbeddingVerification, query=query, json=body)
@@ -85,9 +85,10 @@ def generate(
     grid: int | None = None,
     format: Format = "png",
 ) -> Call[File]:
-    """New pictures in one grid of `grid` columns; the same seed draws the same bytes.
+    """Generate images in one grid of `grid` columns; the same seed gives the same bytes.
 
-    `label` names a class, or one for each of `n`. `truncation` multiplies the noise: less is more typical.
+    `label` is a class for all, or a class for each of `n` images. `truncation` multiplies the noise; lower values give
+    more typical images.
     """
     query = {"model": model, "n": n, "seed": seed, "truncation": truncation, "grid": grid, "format": format}
     return Call("GET", "/generate", File, query=query | {"label": _labels(label)})
@@ -101,7 +102,7 @@ def generate_each(
     label: Labels = (),
     truncation: float = 1.0,
 ) -> Call[GeneratedImages]:
-    """New pictures one by one, each as PNG."""
+    """Generate images as separate PNGs."""
     query = {"model": model, "n": n, "seed": seed, "truncation": truncation, "format": "json"}
     return Call("GET", "/generate", GeneratedImages, query=query | {"label": _labels(label)})
 
@@ -114,14 +115,14 @@ def decode(
     grid: int | None = None,
     format: Format = "png",
 ) -> Call[File]:
-    """The pictures at points of the latent space, such as `encode` answers, in one grid."""
+    """Decode latents, for example from `encode`, to images in one grid."""
     return Call("POST", "/generate", File, json=_points(latents, model, label) | {"grid": grid, "format": format})
 
 
 def decode_each(
     latents: Iterable[Sequence[float]], *, model: str | None = None, label: Labels = ()
 ) -> Call[GeneratedImages]:
-    """The same one by one, each as PNG."""
+    """Decode latents to separate PNGs."""
     return Call("POST", "/generate", GeneratedImages, json=_points(latents, model, label) | {"format": "json"})
 
 
@@ -134,7 +135,7 @@ def interpolate(
     steps: int = 8,
     format: Format = "png",
 ) -> Call[File]:
-    """The way from the first sample of one seed to that of another: a strip as PNG, or a film as WebP."""
+    """Interpolate from the first sample of one seed to that of another: a strip as PNG, or an animation as WebP."""
     query = {"model": model, "from_seed": from_seed, "to_seed": to_seed, "steps": steps, "format": format}
     return Call("GET", "/generate/interpolate", File, query=query | {"label": _labels(label)})
 
@@ -142,9 +143,9 @@ def interpolate(
 def denoise(
     pictures: Pictures, *, model: str | None = None, strength: float = 1.0, reference: Pictures | None = None
 ) -> Call[DenoisedImages]:
-    """Pictures without their noise, each as PNG of its own size; with a clean `reference` of each, how near that is.
+    """Denoise images, each as PNG of its size; with a clean `reference` of each, also measure the result.
 
-    `strength`, 0..1, is how much of the answer is the cleaned picture.
+    `strength`, 0..1, is the share of the denoised image in the result.
     """
     files = parts("file", pictures) + ([] if reference is None else parts("reference", reference))
     query = {"model": model, "strength": strength, "format": "json"}
@@ -152,44 +153,44 @@ def denoise(
 
 
 def reconstruct(pictures: Pictures, *, model: str | None = None, label: Labels = ()) -> Call[ReconstructedImages]:
-    """What is left of pictures that went through the latent space, each as PNG."""
+    """Reconstruct images from their latents, each as PNG."""
     query = {"model": model, "label": _labels(label), "format": "json"}
     return Call("POST", "/reconstruct", ReconstructedImages, query=query, files=tuple(parts("file", pictures)))
 
 
 def encode(pictures: Pictures, *, model: str | None = None, label: Labels = ()) -> Call[Encodings]:
-    """Pictures as points of the latent space."""
+    """Encode images as latents."""
     query = {"model": model, "label": _labels(label)}
     return Call("POST", "/encode", Encodings, query=query, files=tuple(parts("file", pictures)))
 
 
 def models() -> Call[ModelList]:
-    """Every model that can be asked for."""
+    """List the available models."""
     return Call("GET", "/models", ModelList)
 
 
 def model(name: str) -> Call[ModelDetail]:
-    """One model's card, and how it runs."""
+    """Return a model's card and runtime."""
     return Call("GET", "/models/{name}", ModelDetail, {"name": name})
 
 
 def reload(name: str) -> Call[ModelReloaded]:
-    """Let the service read a model's files anew; requests under way end with what was there."""
+    """Reload a model's files; requests in progress finish with the previous weights."""
     return Call("POST", "/models/{name}/reload", ModelReloaded, {"name": name})
 
 
 def live() -> Call[Health]:
-    """The process answers."""
+    """Check that the process responds."""
     return Call("GET", "/health/live", Health)
 
 
 def ready() -> Call[Health]:
-    """The default models are loaded; `NotReady` is raised where they are not."""
+    """Check that the default models are loaded; raises `NotReady` otherwise."""
     return Call("GET", "/health/ready", Health)
 
 
 def _labels(label: Labels) -> list[str]:
-    return [str(one) for one in ([label] if isinstance(label, str | int) else label)]
+    return [str(value) for value in ([label] if isinstance(label, str | int) else label)]
 
 
 def _points(latents: Iterable[Sequence[float]], model: str | None, label: Labels) -> dict[str, object]:

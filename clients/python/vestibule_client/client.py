@@ -1,4 +1,4 @@
-"""The clients: every call of `calls` and `gallery_calls` as a method, to wait for or to await."""
+"""The clients: every call of `calls` and `gallery_calls` as a blocking method or a coroutine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vestibule_client.files import File
 from vestibule_client.retries import WHEN_BUSY, Retries
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# A server that closes a connection after five idle seconds must not do so while the next request is on its way.
+# Below the server's idle timeout of five seconds, so that it does not close a connection during a request.
 _LIMITS = httpx.Limits(keepalive_expiry=3)
 
 P = ParamSpec("P")
@@ -47,23 +47,23 @@ def _awaitable(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient,
 
 
 def _named(method: Callable[P, Sent], build: Callable[..., Any]) -> Callable[P, Sent]:
-    """With the name and the description of what it calls, and with its parameters after `self`."""
+    """`method` with the name, docstring and parameters of `build`, after `self`."""
     signature = inspect.signature(build)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     named = wraps(build)(method)
     named.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[itself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+        parameters=[self_parameter, *signature.parameters.values()], return_annotation=inspect.Signature.empty
     )
     return named
 
 
 class Client:
-    """Asks the service at `url`, else at VESTIBULE_URL, else at 127.0.0.1:8000; the key likewise (VESTIBULE_API_KEY).
+    """A client of the service at `url`, by default VESTIBULE_URL or 127.0.0.1:8000; `api_key` by VESTIBULE_API_KEY.
 
-    `timeout` in seconds, of each of connecting, sending and waiting for the next bytes. What is busy is asked again:
-    `retries` says how often, and `vestibule_client.retries.NEVER` that it is not. Every call may raise a
-    `VestibuleError`. Use it in a `with`, or `close` it. Proxies are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-    NO_PROXY, except for a service on loopback, which is asked directly.
+    `timeout` in seconds applies separately to connecting, sending and receiving. A busy service is asked again as
+    `retries` defines; `vestibule_client.retries.NEVER` turns that off. Every call may raise a `VestibuleError`. Use the
+    client in a `with` statement, or `close` it. Proxies are those of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; a
+    service on loopback is contacted directly.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Client:
         self._retries = retries
 
     def send(self, call: Call[T]) -> T:
-        """Make one call, and again where the service is busy.
+        """Send a call, again while the service is busy, and return the response.
 
         Raises:
             VestibuleError.
@@ -101,13 +101,13 @@ class Client:
         self._http.close()
 
     def __enter__(self) -> Self:
-        """Itself, which is closed at the end."""
+        """Return the client, which is closed at the end of the block."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the client."""
         self.close()
 
     classify = _blocking(calls.classify)
@@ -158,9 +158,9 @@ class Client:
 
 
 class AsyncClient:
-    """The same to await, with any number of calls under way at once; use it in an `async with`, or await `aclose`.
+    """A `Client` whose methods are coroutines, for concurrent calls; use it in an `async with`, or await `aclose`.
 
-    Files are read before a call is made, without letting go of the loop; where that matters, hand over their bytes.
+    Reading files blocks the event loop; pass their bytes to avoid that.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class AsyncClient:
         self._retries = retries
 
     async def send(self, call: Call[T]) -> T:
-        """Make one call, and again where the service is busy.
+        """Send a call, again while the service is busy, and return the response.
 
         Raises:
             VestibuleError.
@@ -198,13 +198,13 @@ class AsyncClient:
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
-        """Itself, which is closed at the end."""
+        """Return the client, which is closed at the end of the block."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the client."""
         await self.aclose()
 
     classify = _awaitable(calls.classify)
@@ -255,35 +255,35 @@ class AsyncClient:
 
 
 def _options(url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """What both kinds of httpx's clients take.
+    """The arguments of both httpx clients.
 
     Raises:
-        ValueError: no address, or no key that a header can carry.
+        ValueError: the URL is invalid, or the key cannot be sent in a header.
     """
     address = url or os.environ.get("VESTIBULE_URL") or DEFAULT_URL
     key = (api_key or os.environ.get("VESTIBULE_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError(
             "api_key (or VESTIBULE_API_KEY): the API key has characters that no key has"
-        )  # and is not repeated here
+        )  # the message must not contain the key
     headers = {"user-agent": f"vestibule-client/{_version()}"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         base_url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is no address: {error}") from error
+        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is not a URL: {error}") from error
     if base_url.scheme not in ("http", "https") or not base_url.host or (base_url.port or 1) > 65535:
-        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is no address: expected http://... or https://...")
+        raise ValueError(f"url (or VESTIBULE_URL): {address!r} is not a URL: expected http://... or https://...")
     options = {"base_url": base_url, "headers": headers, "timeout": timeout, "limits": _LIMITS}
     if _is_loopback(base_url.host):
-        # A proxy would get pictures and keys that never leave this machine, and would look for the service on its own.
+        # A proxy would receive images and keys that need not leave this machine, and would connect to its own loopback.
         options["trust_env"] = False
         if base_url.scheme == "https":
-            options["verify"] = httpx.create_ssl_context()  # by SSL_CERT_FILE where that is set
+            options["verify"] = httpx.create_ssl_context()  # respects SSL_CERT_FILE
     return options
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether the host is this machine, by its name or address alone."""
+    """Whether the host is this machine, judged by name or address without a lookup."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -297,7 +297,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def _configured() -> Iterator[None]:
-    """Raise ValueError for proxy variables that httpx cannot use: it raises ImportError for SOCKS without socksio."""
+    """Convert errors of proxy variables to ValueError; httpx raises ImportError for SOCKS without socksio."""
     try:
         yield
     except (ImportError, httpx.InvalidURL) as error:
@@ -313,14 +313,14 @@ def _version() -> str:
 
 @contextmanager
 def _translated(url: httpx.URL) -> Iterator[None]:
-    """Errors of httpx as our own."""
+    """Convert errors of httpx to `VestibuleError`."""
     try:
         yield
     except httpx.ConnectTimeout as error:
-        raise Unreachable(f"nothing answers at {url}") from error
+        raise Unreachable(f"no service responds at {url}") from error
     except httpx.TimeoutException as error:
-        raise TimedOut(f"no answer from {url} in the time allowed") from error
+        raise TimedOut(f"no response from {url} within the timeout") from error
     except httpx.ConnectError as error:
-        raise Unreachable(f"nothing answers at {url}: {error}") from error
+        raise Unreachable(f"no service responds at {url}: {error}") from error
     except httpx.HTTPError as error:
-        raise Unreachable(f"the connection to {url} broke: {error}") from error
+        raise Unreachable(f"the connection to {url} was lost: {error}") from error

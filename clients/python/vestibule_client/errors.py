@@ -1,4 +1,4 @@
-"""What can go wrong, as one short tree: no answer, one that means nothing, or the service's problem (RFC 9457)."""
+"""The exceptions: no response, an unreadable response, or a problem that the service reports (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class ProblemField(BaseModel):
-    """One parameter that does not fit."""
+    """An invalid parameter."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,29 +28,29 @@ class ProblemDocument(BaseModel):
     errors: Sequence[ProblemField] | None = None
 
     def error(self, request_id: str | None = None, retry_after: float | None = None) -> Problem:
-        """The exception that this problem is raised as."""
+        """The exception for this problem."""
         kind = _BY_TYPE.get(self.type) or _BY_STATUS.get(self.status) or (Problem, ServiceError)[self.status >= 500]
         return kind(self, request_id, retry_after)
 
 
 class VestibuleError(Exception):
-    """Base of all that a call raises."""
+    """Base of all exceptions that a call raises."""
 
 
 class Unreachable(VestibuleError):
-    """Nothing answers at the address, or the connection broke."""
+    """No service responds at the address, or the connection was lost."""
 
 
 class TimedOut(VestibuleError):
-    """No answer came in the time allowed."""
+    """No response within the timeout."""
 
 
 class UnexpectedAnswer(VestibuleError):
-    """An answer that this client cannot read: something else answers there, or another version."""
+    """The response cannot be read: it is from another service, or from another version."""
 
 
 class Problem(VestibuleError):
-    """What the service says is wrong; `retry_after` in seconds, where it says when to come back."""
+    """A problem that the service reports; `retry_after` in seconds, if it says when to retry."""
 
     def __init__(self, document: ProblemDocument, request_id: str | None = None, retry_after: float | None = None):
         fields = [f"{field.parameter}: {field.detail}" for field in document.errors or ()]
@@ -65,59 +65,59 @@ class Problem(VestibuleError):
 
 
 class BadRequest(Problem):
-    """400: the request is malformed, or the picture damaged."""
+    """400: the request is malformed, or the image is damaged."""
 
 
 class Unauthorized(Problem):
-    """401: there is no key, or not a valid one."""
+    """401: the key is missing or invalid."""
 
 
 class Forbidden(Problem):
-    """403: this key, host or origin may not do that."""
+    """403: the key, host or origin has no permission."""
 
 
 class NotFound(Problem):
-    """404: a named thing is not there."""
+    """404: a named object does not exist."""
 
 
 class Conflict(Problem):
-    """409: it does not fit with what is there."""
+    """409: the request conflicts with the current state."""
 
 
 class TooLarge(Problem):
-    """413: more bytes, pixels or pictures than a request may have."""
+    """413: more bytes, pixels or images than a request may have."""
 
 
 class UnsupportedMedia(Problem):
-    """415: not a picture, or in no format that is read there."""
+    """415: not an image, or an unsupported format."""
 
 
 class Unprocessable(Problem):
-    """422: well-formed, but it cannot be carried out."""
+    """422: the request is well-formed, but cannot be carried out."""
 
 
 class NoFace(Unprocessable):
-    """422: a picture that must show a face shows none."""
+    """422: an image that must show a face does not."""
 
 
 class UnknownModel(Unprocessable):
-    """422: there is no such model, or it is not one for this."""
+    """422: the model does not exist, or has another task."""
 
 
 class Overloaded(Problem):
-    """429: all places are taken, or the rate is."""
+    """429: the service is at capacity, or the key's rate limit is reached."""
 
 
 class ServiceError(Problem):
-    """5xx: something went wrong on the service's side."""
+    """5xx: the service failed."""
 
 
 class NotReady(ServiceError):
-    """503: it starts, stops, or lacks what it needs."""
+    """503: the service is starting, stopping, or lacks something it needs."""
 
 
 class DeadlineExceeded(ServiceError):
-    """504: the answer was not there in time."""
+    """504: the service exceeded the request's deadline."""
 
 
 _BY_TYPE: dict[str, type[Problem]] = {
@@ -140,10 +140,10 @@ _BY_STATUS: dict[int, type[Problem]] = {
 
 
 def read_problem(status: int, content: bytes) -> ProblemDocument:
-    """The problem that a body tells of.
+    """The problem in a response body.
 
     Raises:
-        UnexpectedAnswer: it tells of none.
+        UnexpectedAnswer: the body is not a problem document.
     """
     try:
         return ProblemDocument.model_validate_json(content)

@@ -1,4 +1,4 @@
-"""Answers that are pictures."""
+"""Responses that are images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class File:
-    """A picture as the bytes of a file. `seed` draws it again; None where it was drawn from latents."""
+    """An image as the bytes of a file. `seed` generates it again; None if it was decoded from latents."""
 
     content: bytes = field(repr=False)
     media_type: str
@@ -17,5 +17,5 @@ class File:
     etag: str | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, in place of what is there."""
+        """Write the bytes to a file, which is overwritten."""
         Path(path).write_bytes(self.content)

@@ -1,4 +1,4 @@
-"""What the gallery answers."""
+"""The gallery's responses as typed models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vestibule_client.errors import ProblemDocument
 
 
 class CollectionInfo(Answer):
-    """A collection; `fingerprint` names the whole way from picture to vector."""
+    """A collection; `fingerprint` identifies the pipeline from image to vector."""
 
     name: str
     embedder: str
@@ -24,7 +24,7 @@ class CollectionInfo(Answer):
 
 
 class Reembedding(Answer):
-    """What a collection is to become: `done` of its `faces` have a new vector.
+    """The re-embedding of a collection: `done` of its `faces` have a new vector.
 
     `state` is `queued`, `running`, `blocked` (see `problem`) or `cancelled`.
     """
@@ -43,7 +43,7 @@ class Reembedding(Answer):
 
 
 class CollectionDetail(CollectionInfo):
-    """With how much is in it, and whether a search compares every face (`exact`)."""
+    """A collection with its counts, and whether a search compares every face (`exact`)."""
 
     subjects: int
     faces: int
@@ -52,14 +52,14 @@ class CollectionDetail(CollectionInfo):
 
 
 class CollectionPage(Answer):
-    """Some collections; `next` is the `after` of the following page, None at the end."""
+    """A page of collections; `next` is the `after` of the next page, None on the last."""
 
     data: list[CollectionInfo]
     next: str | None
 
 
 class SubjectInfo(Answer):
-    """Someone, or something, by the caller's own `id`."""
+    """A subject with the caller's `id`."""
 
     id: str
     name: str | None = None
@@ -70,14 +70,14 @@ class SubjectInfo(Answer):
 
 
 class SubjectPage(Answer):
-    """Some subjects; `next` is the `after` of the following page, None at the end."""
+    """A page of subjects; `next` is the `after` of the next page, None on the last."""
 
     data: list[SubjectInfo]
     next: str | None
 
 
 class EnrolledFace(Answer):
-    """A face in the gallery, and what was measured of it when it was enrolled."""
+    """A face in the gallery, with its measures at enrolment."""
 
     id: str
     created_at: datetime
@@ -85,14 +85,14 @@ class EnrolledFace(Answer):
 
 
 class FaceList(Answer):
-    """A subject's faces in the order they were enrolled; `next` is the `after` of the following page, if any."""
+    """A page of a subject's faces in the order of enrolment; `next` is the `after` of the next page, if any."""
 
     data: list[EnrolledFace]
     next: int | None = None
 
 
 class IndexedFace(Answer):
-    """A face that was enrolled from picture `index`; `face` is None where pictures are taken whole."""
+    """A face that was enrolled from image `index`; `face` is None if images are embedded whole."""
 
     index: int
     face_id: str
@@ -100,7 +100,7 @@ class IndexedFace(Answer):
 
 
 class RejectedFace(Answer):
-    """A face of picture `index` that was not enrolled, and why."""
+    """A face of image `index` that was not enrolled, with the reasons."""
 
     index: int
     face: Face
@@ -108,7 +108,7 @@ class RejectedFace(Answer):
 
 
 class Enrolment(Answer):
-    """What became of each picture: faces `indexed`, faces `rejected`, or `failed` as a whole."""
+    """The results of an enrolment: faces `indexed`, faces `rejected`, and images that `failed`."""
 
     indexed: list[IndexedFace]
     rejected: list[RejectedFace]
@@ -116,7 +116,7 @@ class Enrolment(Answer):
 
 
 class ErasureReceipt(Answer):
-    """What is erased: `status` is `scrubbing` while files still hold some of it, then `erased`."""
+    """An erasure; `status` is `scrubbing` until no file contains the data any more, then `erased`."""
 
     id: str
     status: str
@@ -127,7 +127,7 @@ class ErasureReceipt(Answer):
 
 
 class Candidate(Answer):
-    """A subject that may be the one, by its nearest face; `probability` is None without calibration."""
+    """A candidate subject by its nearest face; `probability` is None without calibration."""
 
     subject_id: str
     name: str | None
@@ -137,10 +137,10 @@ class Candidate(Answer):
 
 
 class SearchedFace(Answer):
-    """A face (None: the whole picture) and who it may be, the likeliest first.
+    """A face (None: the whole image) and its candidates, the most probable first.
 
-    `status` is `match` where the first candidate is near enough for the promised rate, `unknown` where none is, and
-    `rejected` where the face was not searched.
+    `status` is `match` if the first candidate is within the threshold, `unknown` if none is, and `rejected` if the face
+    was not searched.
     """
 
     face: Face | None
@@ -150,21 +150,21 @@ class SearchedFace(Answer):
 
 
 class Searched(Answer):
-    """The faces of a picture, the surest first."""
+    """The faces of an image, the most confident first."""
 
     index: int
     faces: list[SearchedFace]
 
 
 class Chosen(Answer):
-    """How many subjects, and faces, `where` applies to."""
+    """How many subjects and faces match `where`."""
 
     subjects: int
     faces: int
 
 
 class SearchedCollection(Answer):
-    """What was searched; `exact` where every face was compared."""
+    """The searched collection; `exact` if every face was compared."""
 
     name: str
     subjects: int
@@ -174,7 +174,7 @@ class SearchedCollection(Answer):
 
 
 class SearchResult(Answers[Searched]):
-    """Who is in the pictures; `threshold` is the largest distance of a match, None without calibration."""
+    """The response of `search`; `threshold` is the largest distance of a match, None without calibration."""
 
     collection: SearchedCollection
     threshold: float | None
@@ -183,7 +183,7 @@ class SearchResult(Answers[Searched]):
 
 
 class SubjectVerification(Answer):
-    """Whether the picture's most prominent face is the subject; `denied`: feedback says that it is somebody else."""
+    """Whether the image's most prominent face is the subject; `denied`: feedback says that it is not."""
 
     verified: bool
     denied: bool
@@ -198,21 +198,21 @@ class SubjectVerification(Answer):
 
 
 class FeedbackInfo(Answer):
-    """A face that is not the subject's."""
+    """A face that was reported not to be the subject's."""
 
     id: str
     created_at: datetime
 
 
 class FeedbackList(Answer):
-    """What was said of a subject, in the order of time; `next` is the `after` of the following page, if any."""
+    """A page of the feedback about a subject, oldest first; `next` is the `after` of the next page, if any."""
 
     data: list[FeedbackInfo]
     next: str | None = None
 
 
 class JobInfo(Answer):
-    """A bulk job, which is `queued`, `running`, `done`, `failed` or `cancelled`; how many items are of each status."""
+    """A bulk job, which is `queued`, `running`, `done`, `failed` or `cancelled`; `items` counts items by status."""
 
     id: str
     collection: str
@@ -225,14 +225,14 @@ class JobInfo(Answer):
 
 
 class JobPage(Answer):
-    """Some jobs; `next` is the `after` of the following page, None at the end."""
+    """A page of jobs; `next` is the `after` of the next page, None on the last."""
 
     data: list[JobInfo]
     next: int | None
 
 
 class JobItem(Answer):
-    """What became of line or file `index`: `pending`, `enrolled`, `rejected`, `failed`, `erased` or `cancelled`."""
+    """The status of line or file `index`: `pending`, `enrolled`, `rejected`, `failed`, `erased` or `cancelled`."""
 
     index: int
     status: str
@@ -242,7 +242,7 @@ class JobItem(Answer):
 
 
 class JobItemPage(Answer):
-    """Some items; `next` is the `after` of the following page, None at the end."""
+    """A page of items; `next` is the `after` of the next page, None on the last."""
 
     data: list[JobItem]
     next: int | None

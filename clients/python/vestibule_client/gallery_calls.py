@@ -1,4 +1,4 @@
-"""The calls about the gallery, likewise."""
+"""The calls for the gallery as functions of their arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SUBJECT = _COLLECTION + "/subjects/{subject}"
 _BULK = _COLLECTION + "/faces:bulk"
 
 
-def search(  # noqa: PLR0913  they are the service's
+def search(  # noqa: PLR0913  the endpoint's parameters
     pictures: Pictures,
     collection: str,
     *,
@@ -48,9 +48,9 @@ def search(  # noqa: PLR0913  they are the service's
     repeated: bool = False,
     where: Mapping[str, Any] | None = None,
 ) -> Call[SearchResult]:
-    """Who of a collection is in a picture, or in each of several?
+    """Search a collection for the faces in an image, or in each of several.
 
-    `fpir` is the share of searches for strangers that may name somebody. `where` chooses among subjects by their
+    `fpir` is the share of searches for people who are not enrolled that may return a match. `where` filters subjects by
     metadata: `{"site": "north", "level": {"in": [1, 2]}}`.
     """
     query = {
@@ -67,40 +67,40 @@ def search(  # noqa: PLR0913  they are the service's
 
 
 def collections(*, after: str = "", limit: int = 100) -> Call[CollectionPage]:
-    """Collections by page, from `next` of the page before."""
+    """List collections by page; `after` is `next` of the previous page."""
     return Call("GET", "/collections", CollectionPage, query={"after": after, "limit": limit})
 
 
 def collection(name: str) -> Call[CollectionDetail]:
-    """A collection, and how much is in it."""
+    """Return a collection and its counts."""
     return Call("GET", _COLLECTION, CollectionDetail, {"collection": name})
 
 
 def create_collection(
     name: str, *, embedder: str | None = None, keep_crops: bool = False, encrypted: bool = False
 ) -> Call[CollectionInfo]:
-    """Make a collection, if there is none of this name; `embedder` is one of faces, or a classifier.
+    """Create a collection unless it exists; `embedder` is a face embedder or a classifier.
 
-    `keep_crops`: each aligned face is kept, so that it can be embedded anew by a later embedder. `encrypted`: nothing
-    of who is in it is written openly, but sealed by the service's operator's key; that cannot be changed later.
+    `keep_crops` stores each aligned face, so that a later embedder can re-embed it. `encrypted` encrypts all data about
+    subjects with the operator's key; that cannot be changed later.
     """
     body = {"embedder": embedder, "keep_crops": keep_crops, "encrypted": encrypted}
     return Call("PUT", _COLLECTION, CollectionInfo, {"collection": name}, json=body)
 
 
 def erase_collection(name: str) -> Call[ErasureReceipt]:
-    """Erase a collection and all that is in it."""
+    """Erase a collection with all its subjects."""
     return Call("DELETE", _COLLECTION, ErasureReceipt, {"collection": name})
 
 
 def subjects(collection: str, *, after: str = "", limit: int = 100) -> Call[SubjectPage]:
-    """A collection's subjects by page, from `next` of the page before."""
+    """List a collection's subjects by page; `after` is `next` of the previous page."""
     query = {"after": after, "limit": limit}
     return Call("GET", _COLLECTION + "/subjects", SubjectPage, {"collection": collection}, query)
 
 
 def subject(collection: str, subject: str) -> Call[SubjectInfo]:
-    """A subject."""
+    """Return a subject."""
     return Call("GET", _SUBJECT, SubjectInfo, _names(collection, subject))
 
 
@@ -112,7 +112,7 @@ def put_subject(
     metadata: Mapping[str, Any] | None = None,
     expires_at: datetime | None = None,
 ) -> Call[SubjectInfo]:
-    """Make a subject, or give it these properties in place of those it had; `expires_at` has a time zone."""
+    """Create a subject, or replace its properties; `expires_at` needs a time zone."""
     body = {
         "name": name,
         "metadata": dict(metadata or {}),
@@ -129,7 +129,7 @@ def erase_subject(collection: str, subject: str) -> Call[ErasureReceipt]:
 def enrol(
     collection: str, subject: str, pictures: Pictures, *, max_faces: int = 1, quality_gate: bool = True
 ) -> Call[Enrolment]:
-    """Enrol pictures of a subject, created if missing: of each the most prominent faces, if they are good."""
+    """Enrol the most prominent faces of images, if their quality suffices; the subject is created if missing."""
     return Call(
         "POST",
         _SUBJECT + "/faces",
@@ -141,26 +141,26 @@ def enrol(
 
 
 def faces(collection: str, subject: str, *, after: int = 0, limit: int = 10_000) -> Call[FaceList]:
-    """A subject's faces by page, from `next` of the page before."""
+    """List a subject's faces by page; `after` is `next` of the previous page."""
     query = {"after": after, "limit": limit}
     return Call("GET", _SUBJECT + "/faces", FaceList, _names(collection, subject), query)
 
 
 def erase_face(collection: str, face: str) -> Call[ErasureReceipt]:
-    """Erase one face; its subject stays."""
+    """Erase a face, not its subject."""
     names = {"collection": collection, "face": face}
     return Call("DELETE", _COLLECTION + "/faces/{face}", ErasureReceipt, names)
 
 
 def erasure(receipt: str) -> Call[ErasureReceipt]:
-    """What became of an erasure, by its receipt's id."""
+    """Return the status of an erasure by its receipt's id."""
     return Call("GET", "/erasures/{receipt}", ErasureReceipt, {"receipt": receipt})
 
 
 def verify_subject(
     collection: str, subject: str, picture: Picture, *, fmr: float = 0.001, fusion: Fusion = "best"
 ) -> Call[SubjectVerification]:
-    """Is this the subject, at this false match rate?"""
+    """Decide whether an image shows the subject, at this false match rate."""
     return Call(
         "POST",
         _SUBJECT + "/verify",
@@ -172,25 +172,25 @@ def verify_subject(
 
 
 def deny(collection: str, subject: str, picture: Picture) -> Call[FeedbackInfo]:
-    """Say that the picture's most prominent face is not the subject's; searches respect it."""
+    """Report that the image's most prominent face is not the subject's; later searches take it into account."""
     files = (("file", content(picture)),)
     return Call("POST", _SUBJECT + "/feedback", FeedbackInfo, _names(collection, subject), files=files)
 
 
 def denials(collection: str, subject: str, *, after: str = "", limit: int = 10_000) -> Call[FeedbackList]:
-    """What was said not to be the subject by page, from `next` of the page before."""
+    """List the faces that were reported not to be the subject's, by page; `after` is `next` of the previous page."""
     query = {"after": after, "limit": limit}
     return Call("GET", _SUBJECT + "/feedback", FeedbackList, _names(collection, subject), query)
 
 
 def take_back(collection: str, subject: str, feedback: str) -> Call[ErasureReceipt]:
-    """Take such a word back, and erase the face that was kept for it."""
+    """Withdraw feedback and erase the face that was stored for it."""
     names = {**_names(collection, subject), "feedback": feedback}
     return Call("DELETE", _SUBJECT + "/feedback/{feedback}", ErasureReceipt, names)
 
 
 def enrol_zip(collection: str, archive: Picture, *, max_faces: int = 1, quality_gate: bool = True) -> Call[JobInfo]:
-    """Begin to enrol a zip of photos, which lie in folders named by their subjects' ids; `job` tells how far it is."""
+    """Start to enrol a zip of photos in folders named by subject ids; `job` returns the progress."""
     query = {"max_faces": max_faces, "quality_gate": quality_gate}
     data = content(archive)
     return Call("POST", _BULK, JobInfo, {"collection": collection}, query, content=data, content_type="application/zip")
@@ -204,10 +204,10 @@ def enrol_lines(
     max_faces: int = 1,
     quality_gate: bool = True,
 ) -> Call[JobInfo]:
-    """Begin to enrol many, each a `subject_id` with an `image` or a `vector`; `job` tells how far it is.
+    """Start to enrol lines, each a `subject_id` with an `image` or a `vector`; `job` returns the progress.
 
-    `image` is a picture as everywhere here. A line may have `name`, `metadata` and `expires_at`. Vectors need the
-    `fingerprint` of the collection, which says that they are of its pipeline.
+    `image` is anything that other calls accept as a picture. A line may have `name`, `metadata` and `expires_at`.
+    Vectors need the `fingerprint` of the collection, to confirm that they are from its pipeline.
     """
     query = {"max_faces": max_faces, "quality_gate": quality_gate, "fingerprint": fingerprint}
     data = "".join(f"{json.dumps(_line(line))}\n" for line in lines).encode()
@@ -217,39 +217,39 @@ def enrol_lines(
 
 
 def jobs(collection: str, *, after: int = 0, limit: int = 100) -> Call[JobPage]:
-    """A collection's bulk jobs by page, from `next` of the page before."""
+    """List a collection's bulk jobs by page; `after` is `next` of the previous page."""
     query = {"after": after, "limit": limit}
     return Call("GET", _COLLECTION + "/jobs", JobPage, {"collection": collection}, query)
 
 
 def job(collection: str, job: str) -> Call[JobInfo]:
-    """How far a bulk job is."""
+    """Return the progress of a bulk job."""
     return Call("GET", _COLLECTION + "/jobs/{job}", JobInfo, {"collection": collection, "job": job})
 
 
 def job_items(collection: str, job: str, *, after: int = -1, limit: int = 100) -> Call[JobItemPage]:
-    """What became of each line or file, by page, from `next` of the page before."""
+    """List the status of each line or file by page; `after` is `next` of the previous page."""
     names, query = {"collection": collection, "job": job}, {"after": after, "limit": limit}
     return Call("GET", _COLLECTION + "/jobs/{job}/items", JobItemPage, names, query)
 
 
 def cancel_job(collection: str, job: str) -> Call[JobInfo]:
-    """Enrol no more of a bulk job; what is enrolled stays."""
+    """Cancel a bulk job; faces that were enrolled stay."""
     return Call("DELETE", _COLLECTION + "/jobs/{job}", JobInfo, {"collection": collection, "job": job})
 
 
 def reembed(collection: str, *, embedder: str | None = None) -> Call[Reembedding]:
-    """Make all vectors of a collection anew, in the background, from the crops that were kept."""
+    """Start to re-embed a collection from its stored crops, in the background."""
     return Call("POST", _COLLECTION + "/reembed", Reembedding, {"collection": collection}, json={"embedder": embedder})
 
 
 def reembedding(collection: str) -> Call[Reembedding]:
-    """How far that is; `NotFound` is raised where it is over, or was not asked for."""
+    """Return the progress of a re-embedding; raises `NotFound` if there is none."""
     return Call("GET", _COLLECTION + "/reembed", Reembedding, {"collection": collection})
 
 
 def cancel_reembedding(collection: str) -> Call[Reembedding]:
-    """Leave the collection as it is."""
+    """Cancel a re-embedding; the collection keeps its vectors."""
     return Call("DELETE", _COLLECTION + "/reembed", Reembedding, {"collection": collection})
 
 
@@ -258,10 +258,10 @@ def _names(collection: str, subject: str) -> dict[str, str]:
 
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON has it: pictures in base64, times as text."""
-    written = dict(line)
+    """The line as JSON values: images in base64, times as text."""
+    values = dict(line)
     if "image" in line:
-        written["image"] = base64.b64encode(content(line["image"])).decode()
+        values["image"] = base64.b64encode(content(line["image"])).decode()
     if isinstance(expires_at := line.get("expires_at"), datetime):
-        written["expires_at"] = expires_at.isoformat()
-    return written
+        values["expires_at"] = expires_at.isoformat()
+    return values

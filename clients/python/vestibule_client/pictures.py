@@ -1,4 +1,4 @@
-"""How a picture is given to a call, and how it goes into a request."""
+"""The kinds of images that a call accepts, and their conversion to parts of a request."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from vestibule_client.files import File
 
 
 class PillowImage(Protocol):
-    """A `PIL.Image.Image`, described by what is needed of it: Pillow is not a dependency of this client."""
+    """The used attributes of a `PIL.Image.Image`; Pillow is not a dependency of this client."""
 
     @property
     def mode(self) -> str:
-        """How a pixel is stored."""
+        """The pixel format."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """Write it to a file."""
+        """Write the image to a file."""
 
     def convert(self, mode: str) -> Any:
-        """A copy in another mode."""
+        """Return a copy in another mode."""
 
     def getexif(self) -> Any:
-        """Its EXIF data, which say which side is up."""
+        """Return the EXIF data, which contain the orientation."""
 
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | File | PillowImage
-"""The path of a file; an encoded file's bytes (JPEG, PNG, WebP, BMP or GIF), an open file that has them, or the `File`
-of an answer; or an image of Pillow, which is sent as PNG."""
+"""The path of a file; an encoded file's bytes (JPEG, PNG, WebP, BMP or GIF); an open binary file; the `File` of a
+response; or a Pillow image, which is sent as PNG."""
 Pictures: TypeAlias = Picture | Iterable[Picture]
 
 Part: TypeAlias = tuple[str, bytes]
 
-# What PNG cannot hold and RGB can.
+# Modes that PNG does not support, but that convert to RGB.
 _AS_RGB = frozenset({"CMYK", "YCbCr", "HSV"})
 
 
 def content(picture: Picture) -> bytes:
-    """The bytes of one picture, or of any other file.
+    """The bytes of an image, or of any other file.
 
     Raises:
-        OSError: there is no such file, or Pillow cannot write the image. TypeError: it is no picture.
+        OSError: the file does not exist, or Pillow cannot write the image. TypeError: not an image.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
@@ -55,22 +55,22 @@ def content(picture: Picture) -> bytes:
         return _png(cast("PillowImage", picture))
     if hasattr(picture, "read") and isinstance(data := picture.read(), bytes):
         return data
-    raise TypeError("expected a path, bytes, a file opened as binary or an image of Pillow")
+    raise TypeError("expected a path, bytes, a file opened in binary mode or a Pillow image")
 
 
 def parts(name: str, pictures: Pictures) -> list[Part]:
-    """One picture or several as parts of a form.
+    """An image, or several, as parts of a form.
 
     Raises:
-        OSError, TypeError: as `content`. ValueError: there is no picture.
+        OSError, TypeError: see `content`. ValueError: there is no image.
     """
-    one = isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | File)
-    single = one or hasattr(pictures, "read") or _is_pillow(pictures)
-    several = cast("Iterable[Picture]", [pictures] if single else pictures)
-    found = [(name, content(picture)) for picture in several]
-    if not found:
-        raise ValueError("expected a picture")
-    return found
+    is_data = isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview | File)
+    single = is_data or hasattr(pictures, "read") or _is_pillow(pictures)
+    images = cast("Iterable[Picture]", [pictures] if single else pictures)
+    parts = [(name, content(image)) for image in images]
+    if not parts:
+        raise ValueError("expected an image")
+    return parts
 
 
 def _is_pillow(picture: object) -> bool:
@@ -78,7 +78,7 @@ def _is_pillow(picture: object) -> bool:
 
 
 def _png(image: PillowImage) -> bytes:
-    """The image without loss, with its colour profile and its orientation."""
+    """The image as PNG, lossless, with its colour profile and orientation."""
     exif = image.getexif()
     writable = image.convert("RGB") if image.mode in _AS_RGB else image
     buffer = io.BytesIO()

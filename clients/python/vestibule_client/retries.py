@@ -1,4 +1,4 @@
-"""When a call is made again, and how long it waits first."""
+"""When a call is retried, and after which wait."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 _FIRST_S = 0.5
-_SPREAD = 0.25  # so that clients that were refused together do not come back together
+_SPREAD = 0.25  # random part of the wait, so that clients do not retry simultaneously
 
 
 @dataclass(frozen=True)
 class Retries:
-    """At most `times` more attempts where the status is one of `statuses`, if the wait is at most `longest_s`.
+    """At most `times` retries if the status is one of `statuses` and the wait is at most `longest_s`.
 
-    The wait is what `Retry-After` says, or without it half a second that doubles; and up to a quarter more. A 429 was
-    refused before anything was done, so it is safe to ask again; 503 may last, and is left to the caller.
+    The wait is `Retry-After`, or without it half a second, doubled for each attempt, plus up to a quarter. A 429 is
+    refused before any work, so that it is safe to retry; 503 may last long and is left to the caller.
     """
 
     times: int = 3
@@ -27,14 +27,14 @@ class Retries:
     longest_s: float = 30.0
 
     def wait(self, response: httpx.Response, attempt: int) -> float | None:
-        """Seconds until attempt number `attempt` + 1, counted from 0; None: there is none."""
+        """Seconds to wait before attempt `attempt` + 1, counted from 0; None: do not retry."""
         if attempt >= self.times or response.status_code not in self.statuses:
             return None
-        told = retry_after(response)
-        seconds = _FIRST_S * 2**attempt if told is None else told
+        requested = retry_after(response)
+        seconds = _FIRST_S * 2**attempt if requested is None else requested
         if seconds > self.longest_s:
             return None
-        return seconds * random.uniform(1, 1 + _SPREAD)  # noqa: S311  no secret
+        return seconds * random.uniform(1, 1 + _SPREAD)  # noqa: S311  not a secret
 
 
 WHEN_BUSY = Retries()
@@ -42,12 +42,12 @@ NEVER = Retries(times=0)
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that `Retry-After` says, as a number or as a date; None: it says nothing that can be read."""
-    told = response.headers.get("retry-after", "").strip()
-    if told.isascii() and told.isdigit():
-        return float(told)
+    """Seconds of `Retry-After`, a number or a date; None if it is missing or unreadable."""
+    header = response.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdigit():
+        return float(header)
     try:
-        when = parsedate_to_datetime(told)
+        when = parsedate_to_datetime(header)
     except ValueError:
         return None
     return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from models import checkpoint, digit_string_decoder
+from models import checkpoint, digit_segmentation, digit_string_decoder
 from tests.app.bad_inputs import DIGITS
 from tests.app.conftest import BASE_URL
 from tests.app.tiny_model import tiny_model
@@ -78,7 +78,7 @@ def test_a_string_is_read_with_its_boxes(client: TestClient) -> None:
 def test_it_is_what_lattice_network_and_viterbi_say(client: TestClient) -> None:
     picture, _, _ = string(*ROWS, gap=-2)
     module, card = checkpoint.load(PROJECT / "weights" / "lenet5-mnist")
-    found = digit_string_decoder.lattice(np.asarray(picture))
+    found = digit_segmentation.build_lattice(np.asarray(picture))
     with torch.inference_mode():
         logits = module(torch.stack([card.preprocess(Image.fromarray(crop)) for crop in found.crops]))
     expected = digit_string_decoder.read(found, logits, card.temperature)

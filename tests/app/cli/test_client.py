@@ -194,7 +194,7 @@ def test_where_nothing_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for arguments in (["classify", COFFEE, CAT], ["generate", "-o", tmp_path / "x.png"]):
         done = CliRunner().invoke(cli, [*map(str, arguments), "--url", url])
         assert (done.exit_code, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"vestibule: nothing answers at {url}")
+        assert done.stderr.startswith(f"vestibule: no service responds at {url}")
         assert done.stderr.endswith("is it running? `vestibule serve`\n")
         assert len(done.stderr.splitlines()) == 1
 
@@ -204,7 +204,7 @@ def test_where_nothing_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     [
         (["classify", "--model", "nobody", COFFEE, CAT], "There is no such model"),
         (["classify", "EMPTY"], "there is no picture in there"),
-        (["classify", "--url", "nowhere", COFFEE], "is no address"),
+        (["classify", "--url", "nowhere", COFFEE], "is not a URL"),
         (["verify", "missing.jpg", COFFEE], "missing.jpg: No such file or directory"),
     ],
 )

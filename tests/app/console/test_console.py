@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.settings import PROJECT
 from models.checkpoint import read_card
 from tests.app.server.test_process import serving
@@ -442,7 +442,7 @@ def painted(canvas: Locator) -> bool:
 
 @everywhere
 def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
-    keys = Keys(tmp_path / FOLDER)
+    keys = ApiKeys(tmp_path / FOLDER)
     with serving(VESTIBULE_STATE=str(tmp_path)) as (_, address, _):
         _, right = keys.create("console", ["infer"])
         visit.address, page = address, visit.page
@@ -466,7 +466,7 @@ def test_a_key_is_asked_for_kept_and_sent(visit: Visit, tmp_path: Path) -> None:
         page.get_by_text("The same in a terminal").first.click()
         expect(page.locator(".command pre").first).to_contain_text('-H "Authorization: Bearer $VESTIBULE_API_KEY"')
         page.goto(f"{address}/#gallery")
-        expect(page.get_by_text("this takes a key with the scope enrol").first).to_be_visible()
+        expect(page.get_by_text("this needs a key with the scope enrol").first).to_be_visible()
         assert right not in page.content()
         refused = [error for error in visit.errors if error.startswith((f"{REFUSED} 401", f"{REFUSED} 403"))]
         assert visit.errors == refused

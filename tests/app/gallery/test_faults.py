@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from app import main
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.inference.predictor import Predictor
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -177,7 +177,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     monkeypatch.setattr(state.gallery.reembedder._worker, "waiting", list)
     card = state.settings.weights / "uncalibrated" / "card.json"
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
-    keys = Keys(state.settings.state / FOLDER)
+    keys = ApiKeys(state.settings.state / FOLDER)
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
     monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")
     try:

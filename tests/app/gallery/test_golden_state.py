@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from app.auth.keys import Keys
+from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.audit.log import LogHead
@@ -190,7 +190,7 @@ def test_without_the_operators_key_plain_collections_and_receipts_are_read(tmp_p
 
 def test_old_api_keys_are_valid(tmp_path: Path) -> None:
     unpack("keys", tmp_path / "keys")
-    keys = Keys(tmp_path / "keys")
+    keys = ApiKeys(tmp_path / "keys")
     stored = {key["id"]: key for key in KEYS["keys"].values()}
     fields_of = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
     assert fields_of == stored

@@ -29,7 +29,7 @@ from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from models import checkpoint, runtime
-from models.generative import Decodes, latents
+from models.generative import SupportsDecode, latents
 from tests.app.conftest import BASE_URL
 from tests.app.generators import DIGITS, random_generators
 from tests.app.server.test_process import serving
@@ -75,7 +75,7 @@ def samples(client: TestClient, query: str) -> list[Pixels]:
 def drawn(weights: Path, name: str, latent: Tensor, classes: list[int] | None = None) -> Pixels:
     """What the network itself draws, [N, H, W] or [N, H, W, 3]."""
     network, card = checkpoint.load(weights / name)
-    assert isinstance(network, Decodes)
+    assert isinstance(network, SupportsDecode)
     given = torch.zeros(len(latent), 0) if classes is None else F.one_hot(torch.tensor(classes), 10).float()
     with torch.inference_mode():
         pictures = network.decode(latent, given)
@@ -425,9 +425,9 @@ def test_a_model_that_draws_is_listed_as_loaded(client: TestClient) -> None:
 def test_a_request_for_samples_waits_for_a_place_like_any(weights: Path) -> None:
     app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist", max_requests=1))
     with TestClient(app, base_url=BASE_URL) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         assert client.get("/generate?n=1").status_code == 429
-        app.state.places.leave()
+        app.state.capacity.release()
         assert client.get("/generate?n=1").status_code == 200
 
 

@@ -32,7 +32,7 @@ def classifier(name: str) -> tuple[nn.Module, ModelCard]:
 def check_same_classes(name: str, images: Iterable[Image.Image], factor: int) -> None:
     """Compare the probabilities of images, enlarged by `factor`, decoded at full size and at 1/factor of it."""
     module, card = classifier(name)
-    min_side = card.preprocess.enough
+    min_side = card.preprocess.max_useful_side
     assert min_side is not None
     full, reduced = [], []
     for image in images:

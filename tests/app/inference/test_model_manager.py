@@ -26,8 +26,8 @@ from app.settings import Settings
 from models import checkpoint, runtime
 from models.card import ModelCard
 from models.runtime import Runtime
-from models.runtime_selection import Choice, Verdict
-from models.timing import Turn
+from models.runtime_selection import RuntimeComparison, RuntimeSelector
+from models.timing import RunWork
 from tests.app.async_test import async_test, until
 from tests.app.conftest import BASE_URL
 from tests.app.tiny_model import model_manager, tiny_model
@@ -95,7 +95,9 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
 ) -> None:
     started, finish = threading.Event(), threading.Event()
 
-    def made(choice: Choice, reference: Runtime, images: Path, turn: Turn) -> tuple[Runtime, Verdict | None]:
+    def made(
+        choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
+    ) -> tuple[Runtime, RuntimeComparison | None]:
         started.set()
         assert finish.wait(10)
         assert turn(lambda: threading.current_thread().name).startswith("compute")
@@ -107,7 +109,7 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
             outputs.append(float((await model.infer(IMAGE, 10)).output[0]))
         return outputs
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         assert (model.runtime, model.selecting_runtime) == ("torch-cpu-float32", True)
@@ -127,7 +129,7 @@ async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeyp
     def made(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: not model.selecting_runtime)
@@ -139,13 +141,13 @@ async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeyp
 async def test_stopping_cancels_the_selection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def made(choice: Choice, reference: Runtime, images: Path, turn: Turn) -> None:
+    def made(choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork) -> None:
         for number in range(10_000):
             turn(lambda number=number: steps.append(number))  # type: ignore[misc]
             time.sleep(0.001)
         pytest.fail("the selection was not cancelled")
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: bool(steps))

@@ -19,7 +19,7 @@ import torch
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
-from app.auth.keys import FOLDER, Keys
+from app.auth.keys import FOLDER, ApiKeys
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import ImageEmbedder
 from app.inference import reload_sync
@@ -36,8 +36,8 @@ from app.settings import Settings
 from models import checkpoint
 from models.lenet import LeNet1989
 from models.runtime import Runtime, TorchRuntime
-from models.runtime_selection import Choice, Verdict
-from models.timing import Turn
+from models.runtime_selection import RuntimeComparison, RuntimeSelector
+from models.timing import RunWork
 from tests.app.async_test import async_test, until
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder
@@ -305,13 +305,13 @@ async def test_cancelled_reload_is_completed_announced_and_audited(settings: Set
     async with model_manager(settings) as manager:
         await manager.start()
         folder = settings.state / "reloads"
-        keys, other_worker = Keys(settings.state / FOLDER), ReloadSync(folder)
+        keys, other_worker = ApiKeys(settings.state / FOLDER), ReloadSync(folder)
         models = Models(manager, keys, ReloadSync(folder))
         tiny_model(settings.weights, seed=8)
         cancelled = asyncio.create_task(models.reload("tiny", "somebody"))
         await asyncio.sleep(0)
         cancelled.cancel()
-        await until(lambda: [entry.act.actor for entry in keys.audit.read()[0]] == ["somebody"])
+        await until(lambda: [entry.event.actor for entry in keys.audit.read()[0]] == ["somebody"])
         assert other_worker.take_changes() == ["tiny"]
         assert (await manager.load(None, "classify")).card.version == version(settings)
         results = await asyncio.gather(*(manager.reload("tiny") for _ in range(3)))
@@ -445,17 +445,19 @@ async def test_pipeline_in_use_keeps_its_detector_after_a_reload(tmp_path: Path)
 
 @async_test
 async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(choice: Choice, reference: Runtime, images: Path, turn: Turn) -> tuple[Runtime, Verdict | None]:
+    def made(
+        choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
+    ) -> tuple[Runtime, RuntimeComparison | None]:
         turn(lambda: None)
         return reference, None
 
     def count_objects() -> dict[str, int]:
-        kinds: tuple[type, ...] = (LoadedModel, Batcher, LeNet1989, Choice, asyncio.Task, TorchRuntime)
+        kinds: tuple[type, ...] = (LoadedModel, Batcher, LeNet1989, RuntimeSelector, asyncio.Task, TorchRuntime)
         objects = Counter(map(type, gc.get_objects()))
         counts = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
         return counts | {kind.__name__: objects[kind] for kind in kinds}
 
-    monkeypatch.setattr(Choice, "made", made)
+    monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
 
         async def reload_and_infer(seed: int) -> None:

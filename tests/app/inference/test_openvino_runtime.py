@@ -13,15 +13,17 @@ from PIL import Image
 
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from models.runtime_names import Wanted
-from models.runtime_selection import Verdict
+from models.runtime_names import RuntimeSetting
+from models.runtime_selection import RuntimeComparison
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
 PHOTOS = ("coffee", "chelsea", "rocket", "astronaut")
 
 
-def create_client(tmp_path: Path, runtime: Wanted, *models: str, probes: Path = PROJECT / "examples") -> TestClient:
+def create_client(
+    tmp_path: Path, runtime: RuntimeSetting, *models: str, probes: Path = PROJECT / "examples"
+) -> TestClient:
     """Return a client of a service with these shipped models, LeNet-5 and the runtime."""
     weights = tmp_path / "weights"
     weights.mkdir(exist_ok=True)
@@ -49,7 +51,7 @@ def selected_runtime(client: TestClient, name: str) -> str:
     return runtime
 
 
-def classify_and_search(tmp_path: Path, runtime: Wanted) -> tuple[str, list[dict[int, float]], list[float]]:
+def classify_and_search(tmp_path: Path, runtime: RuntimeSetting) -> tuple[str, list[dict[int, float]], list[float]]:
     """Return the runtime's name, each photo's probabilities, and the distances from one photo's features to all."""
     with create_client(tmp_path, runtime, "resnet-cifar10") as client:
         files = [("file", (f"{name}.png", encode(photo(name)))) for name in PHOTOS]
@@ -80,13 +82,13 @@ def test_fastest_runtime_is_selected_automatically(tmp_path: Path) -> None:
     with create_client(tmp_path, "auto") as client:
         runtime = selected_runtime(client, "lenet5-mnist")
     (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
-    assert Verdict.model_validate_json(verdict.read_bytes()).fastest == runtime
+    assert RuntimeComparison.model_validate_json(verdict.read_bytes()).fastest == runtime
 
 
 def test_faces_and_denoised_images_are_equal(tmp_path: Path) -> None:
     (tmp_path / "probe.jpg").write_bytes(encode(photo("chelsea").resize((160, 128)), "JPEG"))
     boxes, denoised = [], []
-    runtime: Wanted
+    runtime: RuntimeSetting
     for runtime, expected in (("torch", "torch-cpu-float32"), ("openvino-f32", "openvino-cpu-f32")):
         with create_client(tmp_path, runtime, "centerface", "denoiser-photo", probes=tmp_path) as client:
             small = encode(photo("astronaut").resize((200, 200)))

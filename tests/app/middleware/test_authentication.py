@@ -1,4 +1,4 @@
-"""The gate: every route with no key, a wrong one, one that ran out, one for something else, and a right one."""
+"""Authentication: each route without a key, and with an unknown, expired, revoked, insufficient and sufficient one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.auth.keys import FOLDER, SCOPES, Keys, Scope
+from app.auth.keys import FOLDER, SCOPES, ApiKeys, Scope
 from app.auth.rate_limit import SlidingWindow
-from app.auth.scopes import ADMIN, INFER, Routes, Unguarded
+from app.auth.scopes import ADMIN, INFER, ScopeDeclarationError
 from app.errors import HostNotAllowed, NotReady, OriginNotAllowed, RateLimited, ScopeMissing, Unauthorized
 from app.main import create_app
-from app.middleware.authentication import Gate
+from app.middleware.authentication import Authentication, _bearer
+from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.server import logging_setup
 from app.settings import Settings
-from tests.app.conftest import BASE_URL
+from tests.app.asgi import http_scope, respond
+from tests.app.conftest import BASE_URL, Clock
 
-# By hand, so that a scope is changed in two places or not at all. "" is open.
+# Written by hand, so that a scope changes only deliberately. "" is open.
 EXPECTED: dict[str, str] = {
     "": """
         GET /  GET /web/{name:path}  GET /health/live  GET /health/ready
@@ -76,8 +78,8 @@ def path(template: str) -> str:
     return re.sub(r"\{[^}]*\}", "x", template)
 
 
-class Absent:
-    """In place of what would load models or open the gallery."""
+class NotStarted:
+    """A domain's service of an application that is not started."""
 
     def __getattr__(self, name: str) -> Any:
         raise NotReady(name)
@@ -85,25 +87,25 @@ class Absent:
 
 @dataclass
 class Service:
-    """A service that is not started: who is refused is refused without any model, and who passes finds none."""
+    """A service that is not started: requests are refused before any model is needed, and others get 503."""
 
     app: FastAPI
-    keys: Keys
+    keys: ApiKeys
     client: TestClient
     headers: dict[str, dict[str, str]]
 
 
-def key(keys: Keys, *scopes: Scope, **limits: Any) -> dict[str, str]:
-    """Headers with a new key."""
+def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
+    """Return headers with a new key."""
     return {"authorization": f"Bearer {keys.create('a key', scopes, **limits)[1]}"}
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
-    app, keys = create_app(Settings(state=state)), Keys(state / FOLDER)
-    app.state.gallery = app.state.generation = Absent()
-    app.openapi_schema = {"openapi": "3.1.0"}  # which takes seconds to make
+    app, keys = create_app(Settings(state=state)), ApiKeys(state / FOLDER)
+    app.state.gallery = app.state.generation = NotStarted()
+    app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
     headers["revoked"] = key(keys, *SCOPES)
     keys.revoke(keys.all()[-1].id)
@@ -115,10 +117,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Iterator[Keys]:
-    made = Keys(tmp_path / FOLDER)
-    yield made
-    made.close()
+def keys(tmp_path: Path) -> Iterator[ApiKeys]:
+    keys = ApiKeys(tmp_path / FOLDER)
+    yield keys
+    keys.close()
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None:
@@ -126,34 +128,40 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def gated(service: Service, keys: Keys) -> Callable[..., TestClient]:
-    """Makes a gate with settings and a clock of its own, and nothing behind it."""
+def authenticated(service: Service, keys: ApiKeys) -> Callable[..., TestClient]:
+    """Return a function that puts `Authentication` with these settings in front of an application."""
+    routes = RouteTable(service.app)
 
-    def make(clock: Callable[[], float] = time.monotonic, **given: Any) -> TestClient:
-        routes = Routes(service.app)
-        return TestClient(Gate(nothing, keys, routes, Settings(**given), Metrics(), clock), base_url=BASE_URL)
+    def build(clock: Callable[[], float] = time.monotonic, app: Any = nothing, **options: Any) -> TestClient:
+        authentication = Authentication(app, keys, Settings(**options), Metrics(), clock)
 
-    return make
+        async def routed(scope: Any, receive: Any, send: Any) -> None:
+            scope["state"] = {"route": routes.find(scope)}
+            await authentication(scope, receive, send)
+
+        return TestClient(routed, base_url=BASE_URL)
+
+    return build
 
 
-def test_what_each_route_needs_is_what_was_decided(service: Service) -> None:
-    found = [
-        (method, one.route.path, one.scope or "")
-        for one in Routes(service.app).all
-        for method in one.methods or ["GET"]
+def test_the_scope_of_each_route_is_the_expected_one(service: Service) -> None:
+    scopes = [
+        (method, route.route.path, route.scope or "")
+        for route in RouteTable(service.app).all
+        for method in route.methods or ["GET"]
     ]
-    assert sorted(found) == sorted(CALLS)
+    assert sorted(scopes) == sorted(CALLS)
 
 
-def test_a_route_that_states_nothing_or_two_scopes_or_opens_what_is_open_is_no_service() -> None:
-    async def answer() -> None: ...
+@pytest.mark.parametrize(("dependencies", "at"), [((), "/new"), ((*INFER, *ADMIN), "/new"), (INFER, "/health/live")])
+def test_a_route_with_no_scope_two_scopes_or_a_scope_on_an_open_path_is_an_error(dependencies: Any, at: str) -> None:
+    async def endpoint() -> None: ...
 
-    for dependencies, at in (((), "/new"), ((*INFER, *ADMIN), "/new"), (INFER, "/health/live")):
-        router, app = APIRouter(), FastAPI(openapi_url=None)
-        router.get(at, dependencies=dependencies)(answer)
-        app.include_router(router)
-        with pytest.raises(Unguarded, match=at):
-            Routes(app)
+    router, app = APIRouter(), FastAPI(openapi_url=None)
+    router.get(at, dependencies=dependencies)(endpoint)
+    app.include_router(router)
+    with pytest.raises(ScopeDeclarationError, match=at):
+        RouteTable(app)
 
 
 TITLES = {
@@ -161,9 +169,9 @@ TITLES = {
 }
 
 
-def problem(answer: Any) -> str:
-    """The type of what was refused, also where another protocol tells it in other words."""
-    body = answer.json()
+def problem(response: Any) -> str:
+    """Return the problem type of a refusal, also in the format of the Open Inference Protocol."""
+    body = response.json()
     return TITLES[body["error"].split(":")[0]] if "error" in body else body["type"].rpartition(":")[2]
 
 
@@ -174,94 +182,88 @@ def test_each_route_by_key(service: Service, call: tuple[str, str, str]) -> None
     def ask(**headers: str) -> Any:
         return service.client.request(method, path(template), headers=headers)
 
-    def told(answer: Any, status: int, kind: str, challenge: str) -> None:
-        assert (answer.status_code, problem(answer), answer.headers["www-authenticate"]) == (status, kind, challenge)
+    def check(response: Any, status: int, kind: str, challenge: str) -> None:
+        refusal = response.status_code, problem(response), response.headers["www-authenticate"]
+        assert refusal == (status, kind, challenge)
 
-    told(ask(), 401, "unauthorized", "Bearer")
-    refused = [ask(**service.headers[which]) for which in ("wrong", "expired", "revoked")]
-    for answer in refused:
-        told(answer, 401, "unauthorized", 'Bearer error="invalid_token"')
-    assert len({answer.content for answer in refused}) == 1  # which of these it is nobody is told
+    check(ask(), 401, "unauthorized", "Bearer")
+    refusals = [ask(**service.headers[kind]) for kind in ("wrong", "expired", "revoked")]
+    for response in refusals:
+        check(response, 401, "unauthorized", 'Bearer error="invalid_token"')
+    assert len({response.content for response in refusals}) == 1  # the response does not say which of these it is
     challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-    told(ask(**service.headers[f"not {scope}"]), 403, "scope-missing", challenge)
-    right = service.headers[scope]
-    assert problem(ask(**right, host="evil.example")) == "host-not-allowed"
+    check(ask(**service.headers[f"not {scope}"]), 403, "scope-missing", challenge)
+    sufficient = service.headers[scope]
+    assert problem(ask(**sufficient, host="evil.example")) == "host-not-allowed"
     if method != "GET":
-        assert problem(ask(**right, origin="https://evil.example")) == "origin-not-allowed"
+        assert problem(ask(**sufficient, origin="https://evil.example")) == "origin-not-allowed"
 
 
 @pytest.mark.parametrize("call", CALLS, ids=name)
-def test_a_right_key_or_none_where_it_is_open_reaches_just_the_route_that_was_judged(
-    service: Service, call: tuple[str, str, str]
-) -> None:
+def test_the_framework_calls_the_route_whose_scope_was_checked(service: Service, call: tuple[str, str, str]) -> None:
     method, template, scope = call
-    at = path(template) if template != "/static-offline-docs" else f"{template}/favicon.png"  # all of a folder
-    seen: list[dict[str, Any]] = []
+    at = path(template) if template != "/static-offline-docs" else f"{template}/favicon.png"  # a folder of files
+    scopes: list[dict[str, Any]] = []
 
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope)
+        scopes.append(scope)
         await service.app(scope, receive, send)
 
     client = TestClient(recorded, base_url=BASE_URL, raise_server_exceptions=False)
-    answer = client.request(method, at, headers=service.headers.get(scope, {}))
-    assert answer.status_code not in (401, 403)
-    judged = Routes(service.app).find({"method": method, "path": at})
-    assert judged is not None
-    assert (judged.route.path, judged.scope) == (template, scope or None)
-    if method == "HEAD":  # it is answered as GET, in a scope of its own
+    response = client.request(method, at, headers=service.headers.get(scope, {}))
+    assert response.status_code not in (401, 403)
+    route = RouteTable(service.app).find({"method": method, "path": at})
+    assert route is not None
+    assert (route.route.path, route.scope) == (template, scope or None)
+    if method == "HEAD":  # answered as GET, in a scope of its own
         return
-    assert seen[0]["endpoint"] == (judged.route.endpoint or judged.route.app)
-    assert (seen[0]["state"]["caller"] is None) == (not scope)
-
-
-def test_what_no_route_has_needs_any_key(service: Service) -> None:
-    for method, at, status in (("GET", "/nothing", 404), ("DELETE", "/classify", 405), ("GET", "/metrics/", 307)):
-        assert service.client.request(method, at).status_code == 401
-        answer = service.client.request(method, at, headers=service.headers["infer"], follow_redirects=False)
-        assert answer.status_code == status
-    assert service.client.get("/metrics/", headers=service.headers["infer"]).status_code == 403
+    assert scopes[0]["endpoint"] == (route.route.endpoint or route.route.app)
+    assert (scopes[0]["state"]["caller"] is None) == (not scope)
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("method", "at", "status"),
+    [("GET", "/nothing", 404), ("DELETE", "/classify", 405), ("GET", "/metrics/", 307), ("GET", "/metrics", 403)],
+)
+def test_a_path_without_a_route_needs_any_key(service: Service, method: str, at: str, status: int) -> None:
+    assert service.client.request(method, at).status_code == 401
+    response = service.client.request(method, at, headers=service.headers["infer"], follow_redirects=False)
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    "value",
     ["", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "{secret}", "Bearer {secret}x", "Bearer {secret} x", "Bearer \xff"],
 )
-def test_only_a_whole_key_in_its_own_scheme_is_one(service: Service, sent: str) -> None:
+def test_only_a_whole_key_in_the_bearer_scheme_is_accepted(service: Service, value: str) -> None:
     secret = service.headers["infer"]["authorization"].removeprefix("Bearer ")
-    headers = {b"authorization": sent.format(secret=secret).encode("latin-1")}
+    headers = {b"authorization": value.format(secret=secret).encode("latin-1")}
     assert service.client.get("/models", headers=headers).status_code == 401
     for scheme in ("bearer", "BEARER "):
         assert service.client.get("/models", headers={"authorization": f"{scheme} {secret}"}).status_code == 200
 
 
-def test_a_body_is_not_read_for_who_is_refused(service: Service) -> None:
-    async def receive() -> Any:
-        raise AssertionError("somebody reads the body")
-
-    def ask(**headers: str) -> list[Any]:
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        given = {"host": "127.0.0.1", "content-type": "application/json", "content-length": "1000", **headers}
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/verify/embeddings",
-            "headers": [(key.encode(), value.encode()) for key, value in given.items()],
-            "query_string": b"",
-        }
-        asyncio.run(service.app(scope, receive, send))
-        return sent
-
-    assert ask()[0]["status"] == 401
-    assert ask(**service.headers["not infer"])[0]["status"] == 403
-    assert ask(**service.headers["infer"])[0]["status"] == 400  # it was read: else the two above prove nothing
+def test_a_repeated_authorization_header_is_no_key() -> None:
+    fields = [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")]
+    assert _bearer({"type": "http", "headers": fields[:1]}) == "a"
+    assert _bearer({"type": "http", "headers": fields}) is None
 
 
-def test_it_is_open_until_there_is_a_key_and_then_stays_closed(gated: Callable[..., TestClient], keys: Keys) -> None:
-    client = gated()
+def test_the_body_of_a_refused_request_is_not_read(service: Service) -> None:
+    def status(kind: str) -> int:
+        headers = {"host": "127.0.0.1", "content-type": "application/json", "content-length": "1000"}
+        scope = http_scope("/verify/embeddings", headers | service.headers.get(kind, {}))
+        return int(respond(service.app, scope)[0]["status"])
+
+    assert status("none") == 401
+    assert status("not infer") == 403
+    assert status("infer") == 400  # FastAPI's answer to the error of reading it
+
+
+def test_the_service_is_open_until_the_first_key_and_never_again(
+    authenticated: Callable[..., TestClient], keys: ApiKeys
+) -> None:
+    client = authenticated()
     assert client.get("/models").status_code == 204
     assert not keys._folder.exists()
     headers = key(keys, "infer")
@@ -272,81 +274,80 @@ def test_it_is_open_until_there_is_a_key_and_then_stays_closed(gated: Callable[.
     assert client.get("/models").status_code == client.get("/models", headers=headers).status_code == 401
 
 
-def test_keys_may_be_asked_for_before_there_is_one(gated: Callable[..., TestClient]) -> None:
-    client = gated(require_keys=True)
+def test_require_keys_applies_before_the_first_key(authenticated: Callable[..., TestClient]) -> None:
+    client = authenticated(require_keys=True)
     assert client.get("/models").status_code == 401
     assert client.get("/health/live").status_code == 204
 
 
-def test_refusals_are_counted_as_their_route_s(service: Service) -> None:
+def test_refusals_are_counted_for_their_route(service: Service) -> None:
     service.client.get("/collections/a-name")
-    figures = service.client.get("/metrics", headers=service.headers["admin"]).text
-    assert 'vestibule_requests_total{method="GET",route="/collections/{collection}",status="401"}' in figures
-    assert "a-name" not in figures
+    metrics = service.client.get("/metrics", headers=service.headers["admin"]).text
+    assert 'vestibule_requests_total{method="GET",route="/collections/{collection}",status="401"}' in metrics
+    assert "a-name" not in metrics
 
 
-def test_a_key_has_so_many_requests_a_minute(gated: Callable[..., TestClient], keys: Keys) -> None:
-    now = 1000.0
-    client = gated(lambda: now, rate_per_minute=3)
-    usual, own = key(keys, "infer"), key(keys, "infer", rate_per_minute=1)
+def test_requests_per_minute_of_a_key(authenticated: Callable[..., TestClient], keys: ApiKeys, clock: Clock) -> None:
+    client = authenticated(clock, rate_per_minute=3)
+    default, own = key(keys, "infer"), key(keys, "infer", rate_per_minute=1)
 
     def ask(headers: dict[str, str]) -> int:
         return client.get("/models", headers=headers).status_code
 
-    assert [ask(usual) for _ in range(4)] == [204, 204, 204, 429]
+    assert [ask(default) for _ in range(4)] == [204, 204, 204, 429]
     assert [ask(own) for _ in range(2)] == [204, 429]
-    now += 20.5
-    refused = client.get("/models", headers=own)
-    assert (problem(refused), refused.headers["retry-after"]) == ("rate-limited", "40")
-    assert "1 requests a minute" in refused.json()["detail"]
+    clock.now += 20.5
+    refusal = client.get("/models", headers=own)
+    assert (problem(refusal), refusal.headers["retry-after"]) == ("rate-limited", "40")
+    assert "1 requests a minute" in refusal.json()["detail"]
     assert client.get("/health/live").status_code == 204
-    now += 39.5
-    assert [ask(own), ask(usual)] == [204, 204]
+    clock.now += 39.5
+    assert [ask(own), ask(default)] == [204, 204]
 
 
-def test_a_key_has_so_many_requests_at_once(service: Service, keys: Keys) -> None:
-    busy, other = key(keys, "infer"), key(keys, "infer", concurrency=2)
-    ended = asyncio.Event()
+def test_concurrent_requests_of_a_key(authenticated: Callable[..., TestClient], keys: ApiKeys) -> None:
+    default, own = key(keys, "infer"), key(keys, "infer", concurrency=2)
+    finish = asyncio.Event()
 
     async def held(scope: Any, receive: Any, send: Any) -> None:
-        await ended.wait()
+        await finish.wait()
         await nothing(scope, receive, send)
 
-    gate = Gate(held, keys, Routes(service.app), Settings(key_concurrency=1), Metrics())
+    app = authenticated(app=held, key_concurrency=1).app
 
     async def scenario() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url=BASE_URL) as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
 
             async def ask(headers: dict[str, str]) -> tuple[int, str | None]:
-                answer = await client.get("/models", headers=headers)
-                return answer.status_code, answer.headers.get("retry-after")
+                response = await client.get("/models", headers=headers)
+                return response.status_code, response.headers.get("retry-after")
 
-            under_way = [asyncio.create_task(ask(headers)) for headers in (busy, other, other)]
+            in_progress = [asyncio.create_task(ask(headers)) for headers in (default, own, own)]
             await asyncio.sleep(0)
-            assert await ask(busy) == await ask(other) == (429, "1")
-            under_way[0].cancel()
-            await asyncio.wait(under_way[:1])
-            under_way.append(asyncio.create_task(ask(busy)))
+            assert await ask(default) == await ask(own) == (429, "1")
+            in_progress[0].cancel()
+            await asyncio.wait(in_progress[:1])
+            in_progress.append(asyncio.create_task(ask(default)))
             await asyncio.sleep(0)
-            ended.set()
-            assert await asyncio.gather(*under_way[1:]) == [(204, None)] * 3
-            assert await ask(busy) == (204, None)
+            finish.set()
+            assert await asyncio.gather(*in_progress[1:]) == [(204, None)] * 3
+            assert await ask(default) == (204, None)
 
     asyncio.run(scenario())
 
 
-@pytest.mark.usefixtures("_as_it_was")
-def test_no_key_is_in_the_log(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_restore_logging")
+def test_no_key_is_logged(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", lines := io.StringIO())
     logging_setup.configure("DEBUG")
     for headers in service.headers.values():
         for at in ("/models", "/collections", "/nothing", "/models/x/reload"):
             service.client.get(at, headers=headers)
             service.client.post(at, headers=headers, content=b"x")
-    told = lines.getvalue()
-    assert "/models/x/reload" in told
+    logged = lines.getvalue()
+    assert "/models/x/reload" in logged
     for headers in service.headers.values():
-        assert headers["authorization"].removeprefix("Bearer ") not in told
+        assert headers["authorization"].removeprefix("Bearer ") not in logged
 
 
 @settings(max_examples=50)
@@ -354,7 +355,7 @@ def test_no_key_is_in_the_log(service: Service, monkeypatch: pytest.MonkeyPatch)
     limit=st.integers(1, 5),
     steps=st.lists(st.floats(0, 30, allow_nan=False) | st.sampled_from([0.0, 12.0, 60.0]), max_size=40),
 )
-def test_a_window_lets_just_so_many_pass_whenever_it_begins(limit: int, steps: list[float]) -> None:
+def test_a_sliding_window_agrees_with_brute_force(limit: int, steps: list[float]) -> None:
     window, now, passed = SlidingWindow(limit), 0.0, list[float]()
     for step in steps:
         now += step
@@ -367,12 +368,12 @@ def test_a_window_lets_just_so_many_pass_whenever_it_begins(limit: int, steps: l
             passed.append(now)
 
 
-def test_the_openapi_document_says_what_each_call_needs(service: Service) -> None:
+def test_the_openapi_document_has_the_scope_of_each_route(service: Service) -> None:
     service.app.openapi_schema = None
     document = service.app.openapi()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     for at, operations in document["paths"].items():
         for method, operation in operations.items():
-            (scope,) = (scope for known, path, scope in CALLS if (known, path) == (method.upper(), at))
+            (scope,) = (scope for known_method, path, scope in CALLS if (known_method, path) == (method.upper(), at))
             assert operation.get("security", []) == ([{"key": [scope]}] if scope else [])
             assert not scope or {"401", "403", "429"} <= operation["responses"].keys()

@@ -1,4 +1,4 @@
-"""Places: which requests take one, that a refusal costs nothing of a body, and that every place comes back."""
+"""Capacity: the requests that use it, the cost of a refusal, and its release."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.auth.scopes import Routes
 from app.main import create_app
-from app.middleware.load_shedding import Admission, Places, Refusal, takes_a_place
+from app.middleware.load_shedding import Capacity, CapacityGuard, LoadShedding
+from app.middleware.request_body import BodyArrival
+from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from tests.app.conftest import BASE_URL
+from tests.app.asgi import http_scope, no_body, respond
+from tests.app.conftest import BASE_URL, Clock
 
-# What is answered without a network and without reading pictures.
+# Routes that run no network and decode no image.
 LIGHT = {
     ("POST", "/verify/embeddings"),
     ("POST", "/v2/repository/index"),
@@ -28,134 +30,125 @@ LIGHT = {
     ("PUT", "/collections/{collection}/subjects/{subject}"),
     ("POST", "/collections/{collection}/reembed"),
 }
-DRAWING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
+HEADERS = {"host": "127.0.0.1", "content-length": "1000000"}
+GENERATING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
 
 
 @pytest.fixture(scope="module")
 def service() -> FastAPI:
-    """The service, not started, with one place."""
+    """The service, not started, for one request at once."""
     return create_app(Settings(max_requests=1))
-
-
-def test_what_carries_pictures_or_draws_takes_a_place_and_nothing_else(service: FastAPI) -> None:
-    routes = [(method, one) for one in Routes(service).all for method in one.methods or ()]
-    taking = {(method, one.route.path) for method, one in routes if takes_a_place(one)}
-    sending = {(method, one.route.path) for method, one in routes if method in ("POST", "PUT", "PATCH")}
-    assert taking == (sending - LIGHT) | DRAWING
-    assert sending >= LIGHT
-
-
-def ask(service: FastAPI, path: str = "/classify", **headers: str) -> tuple[dict[str, Any], bytes]:
-    """The answer's start and body, by one whose body is never read."""
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        raise AssertionError("something was read")
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    known = {"host": "127.0.0.1", "content-type": "image/png", "content-length": "1000000"}
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in (known | headers).items()],
-    }
-    asyncio.run(service(scope, receive, send))
-    return sent[0], sent[1]["body"]
 
 
 @pytest.fixture
 def full(service: FastAPI) -> Iterator[FastAPI]:
-    """The same, with its place taken."""
-    service.state.places.enter()
+    """The same service with one request in progress."""
+    service.state.capacity.acquire()
     yield service
-    service.state.places.leave()
+    service.state.capacity.release()
 
 
-def test_a_refusal_reads_nothing_and_is_counted_as_its_routes(full: FastAPI) -> None:
-    start, body = ask(full)
-    headers = dict(start["headers"])
+def ask(
+    service: FastAPI, path: str = "/classify", headers: dict[str, str] | None = None
+) -> tuple[dict[bytes, bytes], Any]:
+    """Return the headers and body of a 429, whose request's body is not read."""
+    start, body = respond(service, http_scope(path, HEADERS | (headers or {})))
     assert start["status"] == 429
+    return dict(start["headers"]), json.loads(body["body"])
+
+
+def test_routes_that_count_toward_capacity(service: FastAPI) -> None:
+    routes = [(method, route) for route in RouteTable(service).all for method in route.methods or ()]
+    counted = {(method, route.route.path) for method, route in routes if route.counts_toward_capacity}
+    sending = {(method, route.route.path) for method, route in routes if method in ("POST", "PUT", "PATCH")}
+    assert counted == (sending - LIGHT) | GENERATING
+    assert sending >= LIGHT
+
+
+def test_a_refusal_does_not_read_the_body_and_is_counted_for_its_route(full: FastAPI) -> None:
+    headers, body = ask(full)
     assert headers[b"retry-after"] == b"1"
     assert headers[b"cache-control"] == b"no-store"
-    assert headers[b"content-length"] == str(len(body)).encode()
-    assert json.loads(body)["type"] == "urn:vestibule:problem:overloaded"
+    assert body["type"] == "urn:vestibule:problem:overloaded"
     value = full.state.metrics.registry.get_sample_value
     assert value("vestibule_requests_total", {"route": "/classify", "method": "POST", "status": "429"}) == 1
     assert value("vestibule_shed_total", {"where": "admission", "model": ""}) == 1
 
 
-def test_a_refusal_speaks_as_its_path_does_and_carries_the_callers_id(full: FastAPI) -> None:
-    start, body = ask(full, "/v2/models/lenet5-mnist/infer", **{"x-request-id": "mine"})
-    assert json.loads(body)["error"].startswith("The service is busy")
-    assert dict(start["headers"])[b"x-request-id"] == b"mine"
-    _, body = ask(full, "/v1/embeddings")
-    assert json.loads(body)["message"].startswith("The service is busy")
+def test_a_refusal_has_the_format_of_its_path_and_the_request_id(full: FastAPI) -> None:
+    headers, body = ask(full, "/v2/models/lenet5-mnist/infer", {"x-request-id": "mine"})
+    assert body["error"].startswith("The service is busy")
+    assert headers[b"x-request-id"] == b"mine"
+    assert ask(full, "/v1/embeddings")[1]["message"].startswith("The service is busy")
 
 
 def test_a_page_of_an_allowed_origin_may_read_a_refusal() -> None:
     service = create_app(Settings(max_requests=1, allowed_origins=["https://friend.example"]))
-    service.state.places.enter()
-    start, _ = ask(service, origin="https://friend.example")
-    assert start["status"] == 429
-    assert dict(start["headers"])[b"access-control-allow-origin"] == b"https://friend.example"
-    start, _ = ask(service, origin="https://evil.example")
-    assert b"access-control-allow-origin" not in dict(start["headers"])
-    service.state.places.leave()
+    service.state.capacity.acquire()
+    headers, _ = ask(service, headers={"origin": "https://friend.example"})
+    assert headers[b"access-control-allow-origin"] == b"https://friend.example"
+    headers, _ = ask(service, headers={"origin": "https://evil.example"})
+    assert b"access-control-allow-origin" not in headers
 
 
-def test_refusals_are_told_of_in_one_line_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_app(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError
-
-    async def send(message: Any) -> None:
-        pass
+def test_refusals_are_logged_as_a_count(service: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ignore(message: Any) -> None: ...
 
     async def scenario() -> None:
         for _ in range(3):
-            await refusal(scope, no_app, send)  # type: ignore[arg-type]
+            await shedding(http_scope(), no_body, ignore)
         await asyncio.sleep(0.05)
-        await refusal(scope, no_app, send)  # type: ignore[arg-type]
+        await shedding(http_scope(), no_body, ignore)
         await asyncio.sleep(0.05)
 
-    monkeypatch.setattr("app.middleware.load_shedding.TOLD_EVERY_S", 0.01)
-    settings, metrics = Settings(), Metrics()
-    places = Places(1, metrics)
-    refusal = Refusal(no_app, places, Routes(create_app(settings)), settings, metrics)
-    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
-    places.enter()
+    monkeypatch.setattr("app.middleware.load_shedding.LOG_INTERVAL_S", 0.01)
+    capacity = Capacity(0, Metrics())
+    shedding = LoadShedding(service, capacity, RouteTable(service), Settings(), Metrics())
     with structlog.testing.capture_logs() as lines:
         asyncio.run(scenario())
-    places.leave()
     assert [(line["event"], line["refused"]) for line in lines] == [("overloaded", 3), ("overloaded", 1)]
 
 
-def test_a_full_service_still_answers_what_takes_no_place(full: FastAPI) -> None:
+def test_routes_without_capacity_are_answered_when_it_is_exhausted(full: FastAPI) -> None:
     client = TestClient(full, base_url=BASE_URL, raise_server_exceptions=False)
-    assert client.get("/health/live").status_code == 200
-    assert client.get("/models").status_code == 200
-    assert client.get("/metrics").status_code == 200
+    for path in ("/health/live", "/models", "/metrics"):
+        assert client.get(path).status_code == 200
     assert client.post("/no/such/path").status_code == 404
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_every_place_comes_back(service: FastAPI, *, failing: bool) -> None:
-    places, seen = Places(1, Metrics()), []
+def test_capacity_is_released_after_each_request(service: FastAPI, *, failing: bool) -> None:
+    capacity, seen = Capacity(1, Metrics()), []
 
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(places._free)
+    async def endpoint(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(capacity.is_exhausted)
         if failing:
             raise RuntimeError
 
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/classify", "headers": [], "state": {}}
-    admission = Admission(inner, places, Routes(service))
     for _ in range(3):
         try:
-            asyncio.run(admission(scope, None, None))  # type: ignore[arg-type]
+            respond(CapacityGuard(endpoint, capacity), http_scope(routes=RouteTable(service)))
         except RuntimeError:
             assert failing
-    assert seen == [0, 0, 0]
-    assert places._free == 1
+    assert seen == [True] * 3
+    assert not capacity.is_exhausted
+
+
+def test_at_capacity_a_slow_body_is_aborted_and_no_other(clock: Clock) -> None:
+    capacity = Capacity(2, Metrics())
+    slow, complete = BodyArrival(20.0, 100, clock), BodyArrival(20.0, 100, clock)
+    for arrival in (complete, slow):
+        arrival._started = clock.now
+        capacity.acquire(arrival)
+    assert capacity.is_exhausted
+    complete.is_complete = True
+    assert capacity.is_exhausted
+    clock.now += 10
+    assert not capacity.is_exhausted
+    capacity.acquire()
+    assert (slow._aborted, complete._aborted) == (True, False)
+    assert capacity.is_exhausted  # the aborted request has not ended yet
+    capacity.release(slow)
+    assert capacity.is_exhausted
+    capacity.release(complete)
+    assert not capacity.is_exhausted

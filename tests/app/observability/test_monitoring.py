@@ -1,4 +1,4 @@
-"""What Grafana asks for is what the service tells, and both come up as compose has it."""
+"""Grafana's queries name metrics that exist, and the files of Compose agree with each other."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from app.observability.metrics import Metrics
 from app.settings import PROJECT, Settings
 
 DEPLOY = PROJECT / "deploy"
-# What of a query's words is no metric of ours or of the process's.
+# A metric of the service or of its process in a query.
 METRIC = re.compile(r"\b(?:vestibule|process)_\w+")
 
 
-def told() -> set[str]:
-    """The names of all series that /metrics can have."""
+def exposed() -> set[str]:
+    """Return the names of all series in /metrics."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
     families = list(Metrics().registry.collect())
     return {family.name + suffix for family in families for suffix in suffixes.get(family.type, [""])}
 
 
 def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "vestibule.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "vestibule.json").read_text())
+    return content
 
 
-def asked() -> set[str]:
-    """The metrics that the dashboard names, in all its queries and in the choice of a model."""
+def queried() -> set[str]:
+    """Return the metrics in all queries of the dashboard and in its variable for the model."""
     board = dashboard()
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     queries += [variable["query"]["query"] for variable in board["templating"]["list"]]
@@ -42,16 +42,16 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def test_every_metric_of_the_dashboard_is_told() -> None:
-    assert asked() <= told()
+def test_every_metric_of_the_dashboard_exists() -> None:
+    assert queried() <= exposed()
 
 
-def test_the_dashboard_leaves_nothing_out() -> None:
-    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in asked()}
+def test_the_dashboard_shows_every_metric() -> None:
+    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in queried()}
     assert {family.name for family in Metrics().registry.collect() if family.name.startswith("vestibule")} <= families
 
 
-def test_panels_do_not_overlap_and_ask_the_provisioned_source() -> None:
+def test_panels_do_not_overlap_and_query_the_provisioned_source() -> None:
     (source,) = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
     cells: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
@@ -67,7 +67,7 @@ def test_panels_do_not_overlap_and_ask_the_provisioned_source() -> None:
         assert all(target["datasource"]["uid"] == source["uid"] for target in panel.get("targets", []))
 
 
-def test_compose_starts_what_the_files_speak_of() -> None:
+def test_compose_agrees_with_the_files_of_prometheus_and_grafana() -> None:
     services = read(PROJECT / "docker-compose.yml")["services"]
     for name in ("prometheus", "grafana"):
         service = services[name]
@@ -76,37 +76,41 @@ def test_compose_starts_what_the_files_speak_of() -> None:
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith("./") or (PROJECT / source).exists(), volume
-    ((target,),) = [one["targets"] for one in read(DEPLOY / "prometheus.yml")["scrape_configs"][0]["static_configs"]]
+    ((target,),) = [
+        config["targets"] for config in read(DEPLOY / "prometheus.yml")["scrape_configs"][0]["static_configs"]
+    ]
     host, port = target.split(":")
     assert host in services
     assert any(mapping.endswith(f":{port}") for mapping in services[host]["ports"])
-    # Prometheus says this name in its requests' Host.
+    # Prometheus sends this name as Host.
     assert host in Settings(allowed_hosts=services[host]["environment"]["VESTIBULE_ALLOWED_HOSTS"]).allowed_hosts
     url = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]["url"]
     assert url.split("/")[-1].split(":")[0] in services
 
 
 def started(*profiles: str) -> set[str]:
-    """What `docker compose up` starts with these profiles; without any, with those of .env."""
+    """Return the services that `docker compose up` starts with these profiles; without any, with those of .env."""
     default = dict(line.split("=") for line in (PROJECT / ".env").read_text().splitlines() if not line.startswith("#"))
     active = set(profiles or default["COMPOSE_PROFILES"].split(","))
     services = read(PROJECT / "docker-compose.yml")["services"]
-    return {name for name, one in services.items() if not one.get("profiles") or active & set(one["profiles"])}
+    return {
+        name for name, service in services.items() if not service.get("profiles") or active & set(service["profiles"])
+    }
 
 
-def test_one_service_has_the_state() -> None:
+def test_one_service_uses_the_state() -> None:
     assert started() == started("cpu") == {"vestibule"}
     assert started("gpu") == {"vestibule-gpu"}
     assert started("cpu", "monitoring") == {"vestibule", "prometheus", "grafana"}
     assert started("gpu", "monitoring") == {"vestibule-gpu", "prometheus", "grafana"}
     services = read(PROJECT / "docker-compose.yml")["services"]
     cpu, gpu = services["vestibule"], services["vestibule-gpu"]
-    assert cpu["ports"] == gpu["ports"]  # so the second of both cannot start
+    assert cpu["ports"] == gpu["ports"]  # so only one of them can start
     assert cpu["volumes"] == gpu["volumes"]
-    assert gpu["networks"]["default"]["aliases"] == ["vestibule"]  # by which Prometheus asks
+    assert gpu["networks"]["default"]["aliases"] == ["vestibule"]  # the name that Prometheus uses
 
 
-def test_nobody_logs_in_to_grafana() -> None:
+def test_grafana_has_no_login() -> None:
     environment = read(PROJECT / "docker-compose.yml")["services"]["grafana"]["environment"]
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
     assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"

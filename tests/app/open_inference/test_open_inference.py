@@ -35,7 +35,7 @@ from app.open_inference.schemas import MOST_NUMBERS
 from app.open_inference.tensors import Form
 from app.settings import Settings
 from models import checkpoint
-from models.generative import Decodes, Encodes
+from models.generative import SupportsDecode, SupportsEncode
 from tests.app.all_models import random_models
 from tests.app.conftest import BASE_URL
 from tests.app.threaded import serving_here
@@ -92,7 +92,7 @@ def own(weights: Path, name: str, batch: Array) -> Array:
 def drawn(weights: Path, name: str, latents: Array, classes: list[int] | None = None) -> Array:
     """What the decoder itself draws."""
     network, _ = checkpoint.load(weights / name)
-    assert isinstance(network, Decodes)
+    assert isinstance(network, SupportsDecode)
     given = torch.zeros(len(latents), 0) if classes is None else F.one_hot(torch.tensor(classes), 10).float()
     with torch.inference_mode():
         return network.decode(torch.from_numpy(latents), given).numpy()
@@ -239,7 +239,7 @@ def test_pictures_go_through_denoisers_and_autoencoders(client: triton.Inference
     pictures = noise(3, 1, 28, 28)
     found = client.infer("ae-mnist", [sent("pictures", pictures)]).as_numpy("pictures")
     network, _ = checkpoint.load(weights / "ae-mnist")
-    assert isinstance(network, Encodes)
+    assert isinstance(network, SupportsEncode)
     with torch.inference_mode():
         latents = network.embed(torch.from_numpy(pictures), torch.zeros(3, 0)).numpy()
     assert np.abs(found - drawn(weights, "ae-mnist", latents)).max() <= 1e-5
@@ -463,7 +463,7 @@ BOMB = gzip.compress(bytes(50_000_000), 9)
         (message(), {HEAD: "1e2"}, 400, HEAD),
         (message(), {HEAD: "0"}, 400, "no inference request"),
         (message(), {HEAD: str(len(message()) - 1)}, 400, "no inference request"),
-        (message(), {"content-encoding": "br"}, 415, "'br' is not read; send gzip, deflate"),
+        (message(), {"content-encoding": "br"}, 415, "'br' is not supported; send gzip, deflate"),
         (message(), {"content-encoding": "gzip"}, 400, "not gzip"),
         (gzip.compress(message())[:-9], {"content-encoding": "gzip"}, 400, "one whole gzip"),
         (gzip.compress(message()) + b"x", {"content-encoding": "gzip"}, 400, "one whole gzip"),
@@ -545,11 +545,11 @@ def test_too_much_is_told_of_in_its_form(settings: Settings, monkeypatch: pytest
     url = "/v2/models/wgan-faces/infer"
     app = create_app(settings.model_copy(update={"max_requests": 1}))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         refused = client.post(url, content=message())
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert refused.json() == {"error": "The service is busy: as many requests as fit are under way"}
-        app.state.places.leave()
+        assert refused.json() == {"error": "The service is busy: the limit of requests in progress is reached"}
+        app.state.capacity.release()
         assert client.post(url, content=message()).status_code == 200
 
         def broken(*_: object) -> None:

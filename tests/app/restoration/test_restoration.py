@@ -28,7 +28,7 @@ from app.inference.executors import Executors
 from app.main import create_app
 from app.settings import Settings
 from models import checkpoint, image_decoder
-from models.generative import Decodes, Encodes
+from models.generative import SupportsDecode, SupportsEncode
 from tests.app.conftest import BASE_URL
 from tests.app.generators import random_generators
 from tests.conftest import encode, photo
@@ -225,7 +225,7 @@ def test_transparent_pictures_are_measured_as_they_look_on_white(client: TestCli
     for one in (picture, clean):
         one.putalpha(alpha)
     response = client.post("/denoise?strength=0", files={"file": encode(picture), "reference": encode(clean)})
-    seen = [np.asarray(image_decoder.on_white(one)) for one in (clean, picture)]
+    seen = [np.asarray(image_decoder.composite_on_white(one)) for one in (clean, picture)]
     assert float(response.headers["x-psnr"]) == pytest.approx(psnr(*seen), abs=1e-3)
     assert float(response.headers["x-psnr-before"]) == pytest.approx(psnr(*seen), abs=1e-3)
 
@@ -291,8 +291,8 @@ def test_a_network_of_one_size_gets_the_whole_picture_resized(
     picture = noisy(*size, "L")
     small = np.asarray(picture.resize((28, 28), Image.Resampling.BICUBIC))
     network, _ = checkpoint.load(weights / model)
-    assert isinstance(network, Encodes)
-    assert isinstance(network, Decodes)
+    assert isinstance(network, SupportsEncode)
+    assert isinstance(network, SupportsDecode)
     frame = 2 if model == "framed" else 0
     seen = torch.from_numpy(np.pad(small, frame)).float()[None, None] / 255
     with torch.inference_mode():
@@ -430,7 +430,7 @@ def test_what_means_nothing_is_a_clear_422(client: TestClient, url: str, problem
 
 def embedded(weights: Path, name: str, picture: Image.Image, label: int | None = None) -> Tensor:
     network, card = checkpoint.load(weights / name)
-    assert isinstance(network, Encodes)
+    assert isinstance(network, SupportsEncode)
     given = torch.zeros(1, network.config.num_classes)
     if label is not None:
         given[0, label] = 1

@@ -1,4 +1,4 @@
-"""What is logged on a terminal."""
+"""Log lines on a terminal."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.usefixtures("_as_it_was")
-def test_a_traceback_tells_where_and_not_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_restore_logging")
+def test_a_traceback_shows_no_values_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     logging_setup.configure()
 
-    def fails(picture: str) -> None:
-        raise ValueError(f"{len(picture)} characters are none of ours")
+    def fails(image: str) -> None:
+        raise ValueError(f"{len(image)} characters are no image")
 
     try:
         fails("somebody's face")
     except ValueError:
         structlog.get_logger().exception("unexpected_error", path="/verify")
-    told = terminal.getvalue()
-    assert "unexpected_error" in told
-    assert "/verify" in told
-    assert "in fails" in told
-    assert "ValueError: 15 characters" in told
-    assert "face" not in told.replace("somebody's face\")", "")  # the line of the call is the program's
+    text = terminal.getvalue()
+    assert "unexpected_error" in text
+    assert "/verify" in text
+    assert "in fails" in text
+    assert "ValueError: 15 characters" in text
+    assert "face" not in text.replace("somebody's face\")", "")  # in the source line of the call

@@ -1,4 +1,4 @@
-"""The service as a process of its own: what it prints, how it stops, what the command line says."""
+"""The service in its own process: its output, its shutdown, and the commands."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
-from models import importers
+from models import torchvision_weights
 from tests.app import bad_inputs
-from tests.app.conftest import BASE_URL
+from tests.app.conftest import BASE_URL, until
 from tests.conftest import encode, photo
 from tests.models.helpers import enliven
 
 
 @contextmanager
 def serving(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """`vestibule serve` on a free port: the process, its address, the lines it printed so far."""
+    """Run `vestibule serve` on a free port; yield the process, its address, and the lines printed so far."""
     command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
@@ -61,55 +61,53 @@ def serving(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str, li
         process.stdout.close()
 
 
-def test_it_says_what_to_try_and_that_works() -> None:
+def test_the_printed_example_works() -> None:
     with serving() as (process, address, lines):
-        deadline = time.monotonic() + 10
-        while not any("docs:" in line for line in lines) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: any("docs:" in line for line in lines))
         attempt = next(line.split("try:")[1].strip() for line in lines if "try:" in line)
         assert attempt.startswith("curl -F file=@")
-        picture = Path(attempt.split("@")[1].split()[0])
+        image = Path(attempt.split("@")[1].split()[0])
         url = attempt.split("'")[1]
         assert url.startswith(address)
-        assert bad_inputs.is_espresso(httpx.post(url, files={"file": picture.read_bytes()}))
+        assert bad_inputs.is_espresso(httpx.post(url, files={"file": image.read_bytes()}))
         process.send_signal(signal.SIGTERM)
         process.wait(20)
 
 
-def test_sigterm_lets_the_request_under_way_finish() -> None:
+def test_sigterm_lets_a_request_in_progress_finish() -> None:
     with serving() as (process, address, _):
         half, rest = bad_inputs.coffee()[:1000], bad_inputs.coffee()[1000:]
-        told = threading.Event()
+        is_sent = threading.Event()
 
         def slow_body() -> Iterator[bytes]:
             yield half
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
-            told.set()
+            is_sent.set()
             yield rest
 
         response = httpx.post(address + "/classify", content=slow_body(), headers=bad_inputs.JPEG, timeout=20)
-        assert told.is_set()
+        assert is_sent.is_set()
         assert bad_inputs.is_espresso(response)
         process.wait(20)
         with pytest.raises(httpx.ConnectError):
             httpx.get(address + "/health/live")
 
 
-def test_it_does_not_listen_beyond_loopback_without_being_told() -> None:
+def test_listening_beyond_loopback_without_keys_is_refused() -> None:
     result = CliRunner().invoke(cli, ["serve", "--host", "0.0.0.0"])
     assert result.exit_code == 1
     assert "refusing to listen on 0.0.0.0" in result.output
 
 
-def test_missing_weights_are_told_of_in_one_line(tmp_path: Path) -> None:
+def test_missing_weights_are_a_one_line_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["serve"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
     assert result.exit_code == 1
     assert "make install" in result.output
     assert "Traceback" not in result.output
 
 
-def test_models_lists_what_is_there_and_what_is_refused(tmp_path: Path) -> None:
+def test_models_lists_models_and_refused_folders(tmp_path: Path) -> None:
     assert "lenet5-mnist" in CliRunner().invoke(cli, ["models"]).output
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "card.json").write_text("{}")
@@ -124,22 +122,22 @@ def test_models_lists_what_is_there_and_what_is_refused(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_importing_from_nowhere_is_a_clear_error(tmp_path: Path) -> None:
+def test_an_unknown_import_source_is_a_one_line_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["import", "somewhere:else"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
     assert result.exit_code == 1
     assert "vestibule:" in result.output
 
 
-def test_a_torchvision_import_serves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imported_torchvision_weights_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = EfficientNet_B0_Weights.DEFAULT
     coffee, astronaut = (weights.transforms()(photo(name)) for name in ("coffee", "astronaut"))
     torch.manual_seed(0)
-    theirs = efficientnet_b0()
-    enliven(theirs, torch.stack([coffee, astronaut]))
-    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    network = efficientnet_b0()
+    enliven(network, torch.stack([coffee, astronaut]))
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
     digest = hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
-    row = importers.Published(prefix=digest[:8], url=weights.url, weights=weights)
-    monkeypatch.setattr(importers, "published", lambda name: [row])
+    row = torchvision_weights.TorchvisionFile(prefix=digest[:8], url=weights.url, weights=weights)
+    monkeypatch.setattr(torchvision_weights, "published_files", lambda name: [row])
 
     folder = tmp_path / "weights"
     command = ["import", "torchvision:efficientnet_b0", "--from", str(tmp_path / "mine.pth")]
@@ -151,7 +149,7 @@ def test_a_torchvision_import_serves_at_once(tmp_path: Path, monkeypatch: pytest
     with TestClient(create_app(settings), base_url=BASE_URL) as client:
         body = client.post("/classify?top_k=1", files={"file": encode(photo("coffee"))}).json()
     with torch.inference_mode():
-        expected = theirs.eval()(coffee[None])[0].softmax(0)
+        expected = network.eval()(coffee[None])[0].softmax(0)
     assert body["model"] == "efficientnet-b0"
     (prediction,) = body["data"][0]["predictions"]
     assert prediction["class_id"] == int(expected.argmax())
@@ -159,11 +157,11 @@ def test_a_torchvision_import_serves_at_once(tmp_path: Path, monkeypatch: pytest
     assert prediction["confidence"] == pytest.approx(float(expected.max()), abs=1e-3)
 
 
-def test_a_file_that_no_weights_are_known_by_is_a_clear_error(tmp_path: Path) -> None:
+def test_an_unknown_weights_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"no weights")
     command = ["import", "torchvision:resnet50", "--from", str(tmp_path / "mine.pth")]
     result = CliRunner().invoke(cli, command, env={"VESTIBULE_WEIGHTS": str(tmp_path / "weights")})
     assert result.exit_code == 1
-    assert "known: resnet50-11ad3fa6.pth" in result.output
+    assert "expected: resnet50-11ad3fa6.pth" in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "weights").exists()

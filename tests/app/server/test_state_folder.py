@@ -1,4 +1,4 @@
-"""The state folder: private to its user, and checked before anything is loaded."""
+"""The state folder: private to its user, and checked before models load."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from app.server.state_folder import prepare
 from app.settings import PROJECT, ConfigurationError
 from tests.app.server.test_process import serving
 
-pytestmark = pytest.mark.usefixtures("_as_it_was")
+pytestmark = pytest.mark.usefixtures("_restore_logging")
 
 NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """The umask of this process afterwards, and an open one before."""
+    """Set an open umask, and restore the old one after the test."""
     before = os.umask(0o022)
     yield
     os.umask(before)
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """Permission bits of the folder and of all below it."""
+    """Return the permission bits of the folder and of everything below it."""
     return {str(path): stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
 
 
 def test_files_of_the_service_are_private(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with serving(VESTIBULE_STATE=str(state), VESTIBULE_RUNTIME="torch"):
-        found = modes(state)
+        files = modes(state)
     assert (state / "gallery" / "ledger.db").exists()
-    assert {path: oct(mode) for path, mode in found.items() if mode & 0o077} == {}
+    assert {path: oct(mode) for path, mode in files.items() if mode & 0o077} == {}
 
 
 def test_files_of_commands_are_private(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    made = CliRunner().invoke(cli, ["keys", "create", "k", "--scope", "infer"], env={"VESTIBULE_STATE": str(state)})
-    assert made.exit_code == 0
+    outcome = CliRunner().invoke(cli, ["keys", "create", "k", "--scope", "infer"], env={"VESTIBULE_STATE": str(state)})
+    assert outcome.exit_code == 0
     assert (state / "keys" / "ledger.db").exists()
     assert {path: oct(mode) for path, mode in modes(state).items() if mode & 0o077} == {}
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o755, True), (0o750, True), (0o701, True), (0o700, False)])
-def test_an_older_folder_that_others_can_read_is_named(tmp_path: Path, mode: int, warned: bool) -> None:
+def test_a_folder_that_other_users_can_read_is_a_warning(tmp_path: Path, mode: int, warned: bool) -> None:
     tmp_path.chmod(mode)
     warning = prepare(tmp_path)
     assert (warning is not None) == warned
@@ -64,7 +64,7 @@ def test_an_older_folder_that_others_can_read_is_named(tmp_path: Path, mode: int
     assert ("other users may read" in listed.stderr) == warned
 
 
-def test_a_command_that_reads_makes_no_folder(tmp_path: Path) -> None:
+def test_a_read_only_command_creates_no_folder(tmp_path: Path) -> None:
     state = tmp_path / "state"
     for command in (["keys", "list"], ["gallery", "list"]):
         CliRunner().invoke(cli, command, env={"VESTIBULE_STATE": str(state)})
@@ -72,7 +72,7 @@ def test_a_command_that_reads_makes_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     os.seteuid(NOBODY)
@@ -95,7 +95,7 @@ def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("state", ["/proc/vestibule", "FILE/state"])
-def test_where_nothing_can_be_written_one_line_names_the_variable(
+def test_an_unwritable_folder_is_a_one_line_error_that_names_the_variable(
     command: list[str], state: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -105,7 +105,7 @@ def test_where_nothing_can_be_written_one_line_names_the_variable(
     assert "model_loaded" not in outcome.stderr
 
 
-def test_a_ledger_that_cannot_be_read_ends_the_process_before_models_load(tmp_path: Path) -> None:
+def test_an_unreadable_ledger_ends_the_process_before_models_load(tmp_path: Path) -> None:
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery" / "ledger.db").write_bytes(b"no database " * 1000)
     environment = os.environ | {"VESTIBULE_STATE": str(tmp_path), "VESTIBULE_RUNTIME": "torch"}
@@ -113,6 +113,6 @@ def test_a_ledger_that_cannot_be_read_ends_the_process_before_models_load(tmp_pa
     done = subprocess.run(
         command, check=False, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 3  # uvicorn's, where the application does not start
+    assert done.returncode == 3  # uvicorn's status for a failed startup
     assert "file is not a database" in done.stderr
     assert "model_loaded" not in done.stderr

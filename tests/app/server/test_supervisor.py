@@ -1,4 +1,4 @@
-"""`serve --workers`: what one process behind a port must do, and that the others are there when it dies."""
+"""`serve --workers`: requests, metrics and reloads reach all workers, and a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from PIL import Image
 from app.inference.reload_sync import ReloadSync
 from app.server.supervisor import device
 from app.settings import PROJECT
+from tests.app.conftest import until
 from tests.conftest import encode
 
-PATIENCE_S = 180.0  # a bound, not what it takes
+TIMEOUT_S = 180.0
 DIGIT = {"file": ("digit.png", encode(Image.new("L", (28, 28))))}
 
 
 class Service:
-    """`vestibule serve --workers 2` with two small models, and what it logged."""
+    """`vestibule serve --workers 2` with two small models, and the lines that it logged."""
 
     def __init__(self, folder: Path):
         self.weights = folder / "weights"
@@ -58,17 +59,17 @@ class Service:
 
     @property
     def pids(self) -> list[int]:
-        """Of all workers so far, in the order they were started in."""
+        """The ids of all workers started so far, in that order."""
         events = [json.loads(line) for line in self.lines if line.startswith("{")]
         return [event["pid"] for event in events if event["event"] == "worker_started"]
 
     def request(self, method: str, path: str, **options: object) -> httpx.Response:
-        """On a connection of its own, which whoever is free takes."""
-        return httpx.request(method, self.address + path, timeout=PATIENCE_S, **options)  # type: ignore[arg-type]
+        """Send a request on a new connection, which any free worker accepts."""
+        return httpx.request(method, self.address + path, timeout=TIMEOUT_S, **options)  # type: ignore[arg-type]
 
     @contextmanager
-    def without(self, pid: int) -> Iterator[None]:
-        """This worker stands still meanwhile: the other one answers."""
+    def stopped(self, pid: int) -> Iterator[None]:
+        """Stop this worker for a while, so that the other one answers."""
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -84,11 +85,8 @@ class Service:
 
 
 def wait_for(condition: Callable[[], bool], service: Service) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert service.process.poll() is None, service.lines
-        assert time.monotonic() < deadline, service.lines
-        time.sleep(0.05)
+    until(lambda: service.process.poll() is not None or condition(), TIMEOUT_S)
+    assert service.process.poll() is None, service.lines
 
 
 @pytest.fixture(scope="module")
@@ -101,71 +99,73 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.end()
 
 
-def classified(service: Service) -> bool:
+def classify(service: Service) -> bool:
     return service.request("POST", "/classify", files=DIGIT).status_code == 200
 
 
-def test_each_of_them_answers_and_their_figures_are_one(service: Service) -> None:
+def test_each_worker_answers_and_their_metrics_are_summed(service: Service) -> None:
     first, second = service.pids
     for pid in (first, second):
-        with service.without(pid):
-            assert classified(service)
-    figures = service.request("GET", "/metrics").text.splitlines()
-    (answered,) = [line for line in figures if line.startswith("vestibule_requests_total") and "/classify" in line]
+        with service.stopped(pid):
+            assert classify(service)
+    metrics = service.request("GET", "/metrics").text.splitlines()
+    (answered,) = [line for line in metrics if line.startswith("vestibule_requests_total") and "/classify" in line]
     assert float(answered.split()[-1]) == 2
-    assert 'vestibule_model_loaded{model="lenet5-mnist",version="' in "".join(figures)
+    assert 'vestibule_model_loaded{model="lenet5-mnist",version="' in "".join(metrics)
 
 
-def test_a_reload_reaches_both(service: Service) -> None:
+def test_a_reload_reaches_all_workers(service: Service) -> None:
     shutil.rmtree(service.weights / "judge-mnist")
     assert service.request("POST", "/models/judge-mnist/reload").json()["change"] == "removed"
     for pid in service.pids:
-        with service.without(pid):
+        with service.stopped(pid):
             wait_for(lambda: service.request("GET", "/models/judge-mnist").status_code == 404, service)
 
 
-def test_one_is_killed_the_other_answers_and_it_comes_back(service: Service) -> None:
+def test_a_dead_worker_is_restarted_while_the_other_answers(service: Service) -> None:
     first, second = service.pids
     os.kill(first, signal.SIGKILL)
     for _ in range(5):
-        assert classified(service)
+        assert classify(service)
     wait_for(lambda: len(service.pids) == 3, service)
-    with service.without(second):
-        assert classified(service)  # by the new one, once it is ready: nobody was refused until then
+    os.kill(service.pids[2], signal.SIGKILL)  # before it has reported that it serves
+    wait_for(lambda: len(service.pids) == 4, service)
+    with service.stopped(second):
+        assert classify(service)  # waits until the new worker is ready
 
 
-def test_sigterm_lets_the_request_under_way_finish(service: Service) -> None:
+def test_sigterm_lets_a_request_in_progress_finish(service: Service) -> None:
     data = DIGIT["file"][1]
 
-    def is_under_way() -> bool:
+    def is_in_progress() -> bool:
         return "vestibule_requests_in_flight 1.0" in service.request("GET", "/metrics").text
 
     def slow_body() -> Iterator[bytes]:
         yield data[:40]
-        wait_for(is_under_way, service)
+        wait_for(is_in_progress, service)
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         yield data[40:]
 
-    answer = service.request("POST", "/classify", content=slow_body(), headers={"content-type": "image/png"})
-    assert answer.status_code == 200
-    assert service.process.wait(PATIENCE_S) == 0
+    response = service.request("POST", "/classify", content=slow_body(), headers={"content-type": "image/png"})
+    assert response.status_code == 200
+    assert service.process.wait(TIMEOUT_S) == 0
     for pid in service.pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
-def test_a_worker_hears_of_what_the_others_reloaded_and_only_once(tmp_path: Path) -> None:
-    one, other = ReloadSync(tmp_path / "reloads"), ReloadSync(tmp_path / "reloads")
+def test_a_worker_is_told_once_about_reloads_of_the_others(tmp_path: Path) -> None:
+    one, other = ReloadSync(tmp_path / "reload_sync"), ReloadSync(tmp_path / "reload_sync")
     one.announce("lenet5-mnist")
     assert (one.take_changes(), other.take_changes(), other.take_changes()) == ([], ["lenet5-mnist"], [])
     other.announce("lenet5-mnist")
     one.announce("vgg-cifar10")
     assert (one.take_changes(), other.take_changes()) == (["lenet5-mnist"], ["vgg-cifar10"])
-    assert ReloadSync(tmp_path / "reloads").take_changes() == []  # it has read the weights folder since
+    assert ReloadSync(tmp_path / "reload_sync").take_changes() == []  # a new worker has read the current weights folder
 
 
-def test_each_worker_sees_a_gpu_of_its_own() -> None:
+def test_each_worker_sees_one_gpu() -> None:
     assert [device(number, None) for number in range(3)] == ["0", "1", "2"]
     assert [device(number, "4,GPU-ab") for number in range(3)] == ["4", "GPU-ab", "4"]
-    assert device(1, "") == ""  # hidden from the parent, so from the workers
+    assert device(1, "") == ""  # hidden from the parent, and so from the workers

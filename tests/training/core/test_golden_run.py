@@ -24,7 +24,7 @@ def golden(folders: Path) -> Path:
     return unpack("run", folders)
 
 
-def test_what_was_saved_is_read(golden: Path) -> None:
+def test_golden_checkpoint_is_read(golden: Path) -> None:
     run = Run(golden / "runs/strokes")
     state = run.load_last(processes=1)
     progress = state["progress"]
@@ -35,14 +35,14 @@ def test_what_was_saved_is_read(golden: Path) -> None:
     assert sorted(state["learners"]["classifier"]) == ["average", "model", "optimizer", "scheduler"]
 
 
-def test_it_is_resumed_to_the_weights_of_an_unbroken_run(golden: Path) -> None:
+def test_golden_run_is_resumed_to_the_same_weights(golden: Path) -> None:
     result = CliRunner().invoke(classify.cli, [str(golden / "recipe.toml"), "--resume"])
     assert result.exit_code == 0, result.output
     run = golden / "runs/strokes"
     history = json.loads((run / "history.json").read_text())
     assert len(history) == 4
-    for row, wanted in zip(history, WRITTEN["history"], strict=True):
-        assert row == pytest.approx(wanted, rel=1e-3)
+    for row, golden_row in zip(history, WRITTEN["history"], strict=True):
+        assert row == pytest.approx(golden_row, rel=1e-3)
     module, card = checkpoint.load(run / "export/strokes")
     assert card.training is not None
     assert card.training.best_epoch == WRITTEN["best_epoch"]

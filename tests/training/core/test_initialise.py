@@ -10,7 +10,7 @@ from torch import nn
 
 from models.preprocess import Preprocess
 from models.registry import build
-from training.core.initialise import begin_as_identity, set_norms, whiten, whitening
+from training.core.initialise import initialise_as_identity, set_norms, whiten, whitening
 from training.datasets.images import ImageSet, Indices
 from training.recipe.config import TrainSection
 
@@ -94,7 +94,7 @@ def test_later_convolutions_pass_their_input_on() -> None:
     grouped = nn.Conv2d(8, 8, 3, groups=8)
     network = nn.Sequential(*convolutions, grouped)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    begin_as_identity(network)
+    initialise_as_identity(network)
     after = network.state_dict()
     assert [name for name, value in before.items() if not torch.equal(value, after[name])] == ["1.weight"]
     maps = torch.randn(2, 4, 5, 5)

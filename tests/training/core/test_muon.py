@@ -15,10 +15,10 @@ def test_the_singular_vectors_stay_and_the_singular_values_come_near_one(shape: 
     left = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator(1)))[0]
     right = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator(2)))[0]
     values = torch.linspace(0.3, 1, min(shape))
-    found = left.T @ orthogonalise(left @ torch.diag(values) @ right.T) @ right
-    torch.testing.assert_close(found, torch.diag(found.diagonal()), rtol=0, atol=1e-4)
-    assert float(found.diagonal().min()) > 0.5
-    assert float(found.diagonal().max()) < 1.3
+    result = left.T @ orthogonalise(left @ torch.diag(values) @ right.T) @ right
+    torch.testing.assert_close(result, torch.diag(result.diagonal()), rtol=0, atol=1e-4)
+    assert float(result.diagonal().min()) > 0.5
+    assert float(result.diagonal().max()) < 1.3
 
 
 def test_nothing_moves_without_a_gradient_s_length() -> None:
@@ -35,12 +35,12 @@ def group(parameter: nn.Parameter) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_filters_move_as_torch_s_muon_moves_their_matrix(channels_last: bool) -> None:
+def test_filters_agree_with_torch_muon(channels_last: bool) -> None:
     ours = filters(channels_last)
     matrix = nn.Parameter(filters().detach().reshape(6, 36).clone())
     optimizer = Muon([group(ours)], lr=1.0)
     # torch's momentum is an average of the gradients: the same direction as this sum, and length is lost on the way.
-    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, momentum=0.6, ns_steps=3)
+    reference = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, momentum=0.6, ns_steps=3)
     for step in range(3):
         gradient = torch.randn(6, 4, 3, 3, generator=generator(4, step))
         ours.grad = gradient.clone()
@@ -48,7 +48,7 @@ def test_filters_move_as_torch_s_muon_moves_their_matrix(channels_last: bool) ->
         with torch.no_grad():
             matrix.mul_(6**0.5 / torch.linalg.matrix_norm(matrix))
         optimizer.step()
-        theirs.step()  # type: ignore[no-untyped-call]
+        reference.step()  # type: ignore[no-untyped-call]
     # torch's is in bfloat16, of 8 bits.
     torch.testing.assert_close(ours.detach().reshape(6, 36), matrix.detach(), rtol=0, atol=0.01)
     assert ours.grad is None
@@ -71,10 +71,10 @@ def test_the_rest_moves_as_sgd_does() -> None:
     def parameters() -> tuple[nn.Parameter, nn.Parameter]:
         return nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
 
-    ours, theirs, moving, still = parameters(), parameters(), filters(), filters()
+    ours, reference, moving, still = parameters(), parameters(), filters(), filters()
     settings = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
     optimizer = Muon([{"params": ours}, group(moving), group(still)], **settings)  # type: ignore[arg-type]
-    plain = torch.optim.SGD(theirs, **settings)  # type: ignore[arg-type]
+    plain = torch.optim.SGD(reference, **settings)  # type: ignore[arg-type]
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -85,9 +85,9 @@ def test_the_rest_moves_as_sgd_does() -> None:
     for _ in range(3):
         assert isinstance(optimizer.step(loss), Tensor)  # type: ignore[arg-type]
         plain.zero_grad()
-        (theirs[0].sum() ** 2 + theirs[1].square().sum()).backward()  # type: ignore[no-untyped-call]
+        (reference[0].sum() ** 2 + reference[1].square().sum()).backward()  # type: ignore[no-untyped-call]
         plain.step()
-    for mine, other in zip(ours, theirs, strict=True):
+    for mine, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(mine, other)
     assert not torch.equal(moving, filters())
     assert torch.equal(still, filters())  # it has no gradient

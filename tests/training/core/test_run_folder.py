@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what may be missing (nothing), what is in it."""
+"""The run's folder: recipe, checkpoints, history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.core.run_folder import Progress, Run, hardware, versions
 
 
 class Train(BaseModel):
-    """Settings; `momentum` is younger than the runs."""
+    """Settings; `momentum` is newer than the saved runs."""
 
     epochs: int = 2
     lr: float = 0.1
@@ -40,16 +40,16 @@ def row(epoch: int) -> dict[str, float]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with all its files, after its second epoch."""
-    made = Run(tmp_path / "r")
-    made.begin(RECIPE)
-    made.save_best(2, {"net": {"w": torch.ones(2)}})
-    made.save_last(Progress(step=8, best_epoch=2, history=[row(1), row(2)]), {"net": {"model": {}}}, None, 1)
-    return made
+    """A run with all files after its second epoch."""
+    created = Run(tmp_path / "r")
+    created.begin(RECIPE)
+    created.save_best(2, {"net": {"w": torch.ones(2)}})
+    created.save_last(Progress(step=8, best_epoch=2, history=[row(1), row(2)]), {"net": {"model": {}}}, None, 1)
+    return created
 
 
 def test_a_folder_holds_one_run(run: Run) -> None:
-    with pytest.raises(RunError, match="already holds a run: --resume goes on with it, --overwrite deletes it"):
+    with pytest.raises(RunError, match="already holds a run: --resume continues it, --overwrite deletes it"):
         run.begin(RECIPE)
     run.begin(RECIPE, overwrite=True)
     assert [path.name for path in run.folder.iterdir()] == ["recipe.toml"]

@@ -1,4 +1,4 @@
-"""A classifier that begins with another one's features: equal at first, kept if frozen, refused if they do not fit."""
+"""Training from pretrained features: copied, frozen, or refused if unsuitable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models import checkpoint
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.registry import build
-from tests.training.conftest import CLASSES, GREY
+from tests.training.conftest import CLASSES, GREY, sets
 from training import classify
 from training.core.run_folder import Run
 from training.recipe.config import Recipe, load_recipe
@@ -23,7 +23,7 @@ TINY = {"depths": [1, 1], "widths": [4, 8], "in_channels": 1, "num_classes": 4, 
 
 
 def begun(folder: Path, architecture: str = "resnet20", preprocess: Preprocess = GREY) -> ModelCard:
-    """A network as another training left it: weights and counts of its own."""
+    """Save a network with random weights and statistics."""
     torch.manual_seed(11)
     module = build(architecture, TINY)
     for name, buffer in module.named_buffers():
@@ -51,8 +51,7 @@ def switches(workshop: Path, *more: str) -> list[str]:
 
 
 def train(workshop: Path, *more: str) -> Result:
-    options = [part for switch in switches(workshop, *more) for part in ("--set", switch)]
-    return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *options])
+    return CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *sets(*switches(workshop, *more))])
 
 
 def recipe_of(workshop: Path, *more: str) -> Recipe:
@@ -83,20 +82,20 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
     elder, _ = checkpoint.load(workshop / "elder")
     result = train(workshop, f"model.freeze={str(freeze).lower()}")
     assert result.exit_code == 0, result.output
-    made, said = checkpoint.load(workshop / "runs/strokes/export/strokes")
-    kept = {name: torch.equal(value, features(elder)[name]) for name, value in features(made).items()}
+    created, lines = checkpoint.load(workshop / "runs/strokes/export/strokes")
+    kept = {name: torch.equal(value, features(elder)[name]) for name, value in features(created).items()}
     assert all(kept.values()) if freeze else not all(kept.values())
     assert any("running_mean" in name for name in kept)
     last = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
     assert freeze == all(torch.equal(last[f"features.{name}"], value) for name, value in features(elder).items())
-    assert made.state_dict()["head.1.weight"].any()
+    assert created.state_dict()["head.1.weight"].any()
 
-    assert said.classes == CLASSES
-    assert said.config == said.config | card.config | {"num_classes": 3}
-    assert said.data == f"strokes; started from elder {card.version}, trained on: other strokes"
-    assert said.license == "Apache-2.0; of elder, which it started from: CC0"
-    assert said.training is not None
-    assert said.training.recipe["model"]["start"] == str(workshop / "elder")
+    assert lines.classes == CLASSES
+    assert lines.config == lines.config | card.config | {"num_classes": 3}
+    assert lines.data == f"strokes; started from elder {card.version}, trained on: other strokes"
+    assert lines.license == "Apache-2.0; of elder, which it started from: CC0"
+    assert lines.training is not None
+    assert lines.training.recipe["model"]["start"] == str(workshop / "elder")
 
 
 @pytest.mark.parametrize(
@@ -112,11 +111,11 @@ def test_frozen_features_stay_bit_for_bit_and_others_move(workshop: Path, freeze
         ),
         (["model.config={widths=[4, 9]}"], "model.config asks for other features than elder has: Error(s) in"),
         (["model.config={depths=[1, 2]}"], "Missing key(s)"),
-        (["train.whiten=true"], "not as both"),
-        (["model.start=", "model.freeze=true"], "there is no start"),
+        (["train.whiten=true"], "exclude each other"),
+        (["model.start=", "model.freeze=true"], "start is not set"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(workshop: Path, more: list[str], message: str) -> None:
+def test_unsuitable_models_are_refused(workshop: Path, more: list[str], message: str) -> None:
     begun(workshop / "elder")
     result = train(workshop, *more)
     assert result.exit_code == 1
@@ -128,11 +127,11 @@ def test_what_does_not_fit_is_refused_in_one_line(workshop: Path, more: list[str
 def test_only_a_classifier_s_features_are_taken(workshop: Path) -> None:
     folder = Path(__file__).parents[3] / "weights/ae-mnist"
     result = train(workshop, f"model.start={folder}")
-    assert "ae-mnist is no classifier: it is there to reconstruct" in result.output
+    assert "ae-mnist is not a classifier but a network to reconstruct" in result.output
 
 
-def test_pictures_may_be_of_another_size(workshop: Path) -> None:
+def test_image_size_may_differ(workshop: Path) -> None:
     begun(workshop / "elder", preprocess=GREY.model_copy(update={"size": (40, 40), "pad": 0}))
     task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
-    assert task.start is not None
+    assert task.pretrained is not None
     assert task.images.images.shape[1:] == (32, 32, 1)

@@ -1,4 +1,4 @@
-"""The loop against plain loops, and against itself when it is interrupted."""
+"""The training loop against plain loops, and resumed against uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS = 7
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred runs need no curves; test_run draws some."""
+    """Do not draw curves, which take time; test_run_folder covers them."""
     monkeypatch.setattr("training.core.run_folder._curves", lambda progress, title: b"")
 
 
@@ -48,11 +48,11 @@ def network() -> nn.Module:
 
 
 class Crash(Exception):
-    """Stands for SIGKILL: nothing is caught or tidied on the way out."""
+    """Raised instead of SIGKILL; nothing catches it."""
 
 
 class Duel:
-    """Two networks that take turns, as a GAN's do; with `crash_at` it dies in that step, after one of two updates."""
+    """Two networks trained in turns, as in a GAN; raises Crash in step `crash_at` after one of two updates."""
 
     monitor = "error"
     mode: Literal["max", "min"] = "min"
@@ -100,7 +100,7 @@ def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def test_weight_decay_spares_biases_norms_and_gains() -> None:
+def test_weight_decay_excludes_biases_norms_and_gains() -> None:
     decayed, free = parameter_groups(network(), 0.1)
     assert [tuple(p.shape) for p in decayed["params"]] == [(8, 3), (1, 8)]
     assert [tuple(p.shape) for p in free["params"]] == [(8,), (8,), (8,), (1,)]
@@ -131,8 +131,8 @@ def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
         ["0.weight"],
     ]
     optimizer = make_optimizer(network, section(**MUON, bias_lr=1.0, weight_decay=0.1, momentum=0.8))
-    found = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
-    assert found == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
+    result = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert result == [(0.05, 0.8), (1.0, 0.8), (0.2, 0.6)]
     decays = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups]
     assert decays == pytest.approx([0.005, 0.005, 0])
     # A bias_lr of 0 is lr.
@@ -140,7 +140,7 @@ def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "onecycle"])
-def test_a_schedule_scales_every_rate_alike(schedule: str) -> None:
+def test_schedule_scales_all_rates(schedule: str) -> None:
     settings = section(**MUON, bias_lr=1.0, schedule=schedule)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     optimizer = make_optimizer(network, settings)
@@ -152,48 +152,42 @@ def test_a_schedule_scales_every_rate_alike(schedule: str) -> None:
         scheduler.step()
 
 
-def test_linear_rises_and_falls_in_lines() -> None:
-    assert rates(section(schedule="linear"), 3 * STEPS) == pytest.approx([0.05 * (21 - n) / 21 for n in range(21)])
-    found = rates(section(schedule="linear", warmup_epochs=1), 3 * STEPS)
-    rising = [0.05 * (step + 1) / 8 for step in range(STEPS)]
-    assert found == pytest.approx(rising + [0.05 * (14 - step) / 14 for step in range(14)])
-
-
 def rates(settings: TrainSection, steps: int) -> list[float]:
     optimizer = make_optimizer(network(), settings)
     scheduler = make_scheduler(optimizer, settings, STEPS)
-    found = []
+    result = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        result.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return result
 
 
-def test_cosine_rises_linearly_and_falls_to_nothing() -> None:
-    found = rates(section(schedule="cosine", warmup_epochs=1), 3 * STEPS)
-    rising = [0.05 * (step + 1) / 8 for step in range(STEPS)]
-    falling = [0.05 * (1 + math.cos(math.pi * step / 14)) / 2 for step in range(14)]
-    assert found == pytest.approx(rising + falling)
+def cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def test_constant_stays() -> None:
-    assert rates(section(schedule="constant"), 10) == [0.05] * 10
-    assert rates(section(schedule="constant", warmup_epochs=1), 9)[5:] == pytest.approx(
-        [0.05 * 6 / 8, 0.05 * 7 / 8, 0.05, 0.05]
-    )
+RISING = [0.05 * (step + 1) / 8 for step in range(STEPS)]
 
 
-def test_one_cycle_peaks_where_the_warm_up_ends() -> None:
-    found = rates(section(schedule="onecycle", warmup_epochs=1), 3 * STEPS)
-
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-    low, peak = 0.05 / 25, 6
-    expected = [between(low, 0.05, step / peak) for step in range(peak)]
-    expected += [between(0.05, low / 1e4, (step - peak) / (20 - peak)) for step in range(peak, 21)]
-    assert found == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 0, [0.05 * (21 - step) / 21 for step in range(21)]),
+        ("linear", 1, RISING + [0.05 * (14 - step) / 14 for step in range(14)]),
+        ("cosine", 1, RISING + [cosine(0.05, 0, step / 14) for step in range(14)]),
+        ("constant", 0, [0.05] * 21),
+        ("constant", 1, RISING + [0.05] * 14),
+        (
+            "onecycle",
+            1,
+            [cosine(0.002, 0.05, step / 6) for step in range(6)]
+            + [cosine(0.05, 2e-7, (step - 6) / 14) for step in range(6, 21)],
+        ),
+    ],
+)
+def test_learning_rates_of_each_schedule(schedule: str, warmup: int, expected: list[float]) -> None:
+    assert rates(section(schedule=schedule, warmup_epochs=warmup), 3 * STEPS) == pytest.approx(expected)
 
 
 def test_a_plateau_divides_by_ten_after_patience(tmp_path: Path) -> None:
@@ -204,7 +198,7 @@ def test_a_plateau_divides_by_ten_after_patience(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_fit_is_the_plain_loop(tmp_path: Path, optimizer: Literal["sgd", "adamw"]) -> None:
+def test_fit_agrees_with_a_loop(tmp_path: Path, optimizer: Literal["sgd", "adamw"]) -> None:
     settings = section(
         optimizer=optimizer, nesterov=True, weight_decay=0.1, schedule="constant", clip_norm=0.5, ema=0.8
     )
@@ -296,7 +290,7 @@ MOMENTS: dict[str, tuple[int | None, Callable[[pytest.MonkeyPatch], None] | None
     ],
     ids=["sgd cosine ema", "adamw onecycle", "sgd plateau", "muon linear"],
 )
-def test_wherever_it_dies_it_ends_the_same(tmp_path: Path, moment: str, changes: dict[str, Any]) -> None:
+def test_resumed_run_ends_with_the_same_weights(tmp_path: Path, moment: str, changes: dict[str, Any]) -> None:
     settings = section(**changes)
     unbroken = Duel(settings)
     expected = train(unbroken, tmp_path / "unbroken", settings)
@@ -316,7 +310,7 @@ def test_wherever_it_dies_it_ends_the_same(tmp_path: Path, moment: str, changes:
         assert_same(kept[0][name], kept[1][name])
 
 
-def test_a_resumed_run_takes_up_the_epoch_where_the_checkpoint_left_it(tmp_path: Path) -> None:
+def test_resumed_run_continues_within_the_epoch(tmp_path: Path) -> None:
     settings = section()
     with pytest.raises(Crash):
         train(Duel(settings, crash_at=STEPS + 4), tmp_path, settings)
@@ -327,7 +321,7 @@ def test_a_resumed_run_takes_up_the_epoch_where_the_checkpoint_left_it(tmp_path:
     assert len(resumed.seen) == 3 * STEPS - 9
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(tmp_path: Path) -> None:
+def test_nan_loss_leaves_the_weights_unchanged(tmp_path: Path) -> None:
     task = Duel(section())
     learner = task.learners["first"]
     before = {name: value.clone() for name, value in learner.network.state_dict().items()}
@@ -337,30 +331,21 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(tmp_path: Pa
     assert all(torch.equal(before[name], after[name]) for name in before if "running" not in name and "num" not in name)
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "average"])
-def test_a_missing_part_of_a_network_s_training_is_refused(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("damage", ["model", "optimizer", "scheduler", "average", "network", "history"])
+def test_incomplete_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     settings = section(epochs=1, ema=0.5)
-    train(Duel(settings), tmp_path, settings)
-    run = Run(tmp_path)
-    state = run.load_last(1)
-    del state["learners"]["second"][part]
-    run.save_last(state["progress"], state["learners"], state["scaler"], 1)
-    with pytest.raises(RunError, match=part):
-        train(Duel(settings), tmp_path, settings, resume=True)
-
-
-@pytest.mark.parametrize("damage", ["network", "history"])
-def test_a_checkpoint_that_does_not_add_up_is_refused(tmp_path: Path, damage: str) -> None:
-    settings = section(epochs=1)
     train(Duel(settings), tmp_path, settings)
     run = Run(tmp_path)
     state = run.load_last(1)
     if damage == "network":
         del state["learners"]["second"]
-    else:
+    elif damage == "history":
         state["progress"].history.clear()
+    else:
+        del state["learners"]["second"][damage]
     run.save_last(state["progress"], state["learners"], state["scaler"], 1)
-    with pytest.raises(RunError, match=r"last\.pt"):
+    message = r"last\.pt" if damage in {"network", "history"} else damage
+    with pytest.raises(RunError, match=message):
         train(Duel(settings), tmp_path, settings, resume=True)
 
 
@@ -377,7 +362,7 @@ def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog: pytest.L
 
 
 class TwoProcesses:
-    """Stands for accelerate on one of two processes; `gather` finds the other's rows in `rows`."""
+    """Replaces accelerate on one of two processes; `gather` reads the other's rows from `rows`."""
 
     num_processes = 2
     device = torch.device("cpu")
@@ -392,7 +377,7 @@ class TwoProcesses:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_rows_are_shared_out_and_put_together_in_order(count: int) -> None:
+def test_gathered_rows_are_in_order(count: int) -> None:
     table = torch.randn(count, 3)
 
     def compute(rows: Indices) -> Tensor:
@@ -405,7 +390,7 @@ def test_rows_are_shared_out_and_put_together_in_order(count: int) -> None:
     assert torch.equal(gather_rows(Accelerator(cpu=True), count, compute), table)
 
 
-def test_seeds_of_different_places_differ() -> None:
+def test_seeds_of_different_positions_differ() -> None:
     seeds = [derive(1, "step", 2, 3), derive(1, "step", 23), derive(1, "step", 3, 2), derive(1, "draw", 2, 3)]
     seeds += [derive(2, "step", 2, 3), derive(12, "step", 3)]
     assert len(set(seeds)) == len(seeds)

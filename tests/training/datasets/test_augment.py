@@ -1,9 +1,9 @@
-"""Augmentation against what it should be: identities, flips, plain loops, torchvision's."""
+"""Augmentation against plain loops, numpy, scikit-learn and torchvision."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from training.core.seeds import generator
 from training.datasets.augment import (
     OPERATIONS,
-    Colours,
+    ChannelStatistics,
     affine,
     augment,
     blend,
@@ -30,12 +30,11 @@ from training.datasets.augment import (
     mirror,
     mixup,
     rand_augment,
-    random_crop,
     random_flip,
 )
 from training.recipe.config import AugmentSection
 
-COLOURS = Colours((100.5, 50.25), torch.tensor([[4.0, -1.0], [3.0, 2.0]]))
+COLOURS = ChannelStatistics((100.5, 50.25), torch.tensor([[4.0, -1.0], [3.0, 2.0]]))
 
 
 def pictures(n: int = 6, channels: int = 2, height: int = 9, width: int = 9) -> Tensor:
@@ -46,25 +45,26 @@ def matrix(rows: list[list[float]], n: int = 6) -> Tensor:
     return torch.tensor(rows).expand(n, 2, 3)
 
 
-def test_the_defaults_do_nothing() -> None:
+@pytest.mark.parametrize("config", [AugmentSection(), AugmentSection(flip="alternating")])
+def test_defaults_and_alternating_flip_change_nothing(config: AugmentSection) -> None:
     images = pictures()
-    assert augment(images, AugmentSection(), generator(1), COLOURS) is images
+    assert augment(images, config, generator(1), COLOURS) is images
 
 
-def test_no_turn_is_the_picture_itself() -> None:
+def test_identity_transform_keeps_the_image() -> None:
     images = pictures(width=7)
     drawn = draw_affine(6, AugmentSection(), generator(1))
     assert torch.equal(drawn, matrix([[1, 0, 0], [0, 1, 0]]))
     torch.testing.assert_close(affine(images, drawn), images, rtol=0, atol=1e-3)
 
 
-def test_a_quarter_turn_is_rot90() -> None:
+def test_quarter_rotation_agrees_with_rot90() -> None:
     images = pictures()
     turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]]))  # above in the output is right in the input
     torch.testing.assert_close(turned, torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-2)
 
 
-def test_a_turn_of_an_oblong_picture_keeps_distances() -> None:
+def test_rotation_of_an_oblong_image_keeps_distances() -> None:
     images = torch.zeros(1, 1, 11, 21)
     images[0, 0, 5, 13] = 100  # three pixels right of the centre
     turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]], 1))
@@ -78,7 +78,7 @@ def test_a_shift_brings_in_black() -> None:
     torch.testing.assert_close(moved, F.pad(images, (0, 2))[..., 2:], rtol=0, atol=1e-2)
 
 
-def test_matrices_are_turn_times_shear_within_the_recipe_s_ranges() -> None:
+def test_affine_matrices_are_rotation_times_shear_in_range() -> None:
     config = AugmentSection(rotate=30, translate=0.1, scale=(0.5, 2.0), shear=20)
     drawn = draw_affine(500, config, generator(2))
     numbers = torch.rand(5, 500, generator=generator(2))
@@ -95,7 +95,7 @@ def test_matrices_are_turn_times_shear_within_the_recipe_s_ranges() -> None:
     assert 1.92 < float(areas.max()) <= 2 + 1e-5
 
 
-def test_each_picture_is_mirrored_or_not() -> None:
+def test_each_image_is_mirrored_or_unchanged() -> None:
     images = pictures(400)
     flipped = random_flip(images, generator(1))
     mirrored = [bool(torch.equal(new, old.flip(-1))) for new, old in zip(flipped, images, strict=True)]
@@ -104,32 +104,22 @@ def test_each_picture_is_mirrored_or_not() -> None:
     assert 150 < sum(mirrored) < 250
 
 
-def test_each_crop_is_a_window_of_the_padded_picture() -> None:
+@pytest.mark.parametrize(("fill", "mode"), [("black", "constant"), ("reflect", "reflect")])
+def test_each_crop_is_a_window_of_the_padded_image(
+    fill: Literal["black", "reflect"], mode: Literal["constant", "reflect"]
+) -> None:
     images = pictures(200, height=5, width=7)
-    cropped = random_crop(images, 2, generator(1))
-    padded = F.pad(images, (2, 2, 2, 2))
-    places = set()
-    for new, wide in zip(cropped, padded, strict=True):
-        fits = [(y, x) for y in range(5) for x in range(5) if torch.equal(new, wide[:, y : y + 5, x : x + 7])]
-        assert len(fits) == 1
-        places.add(fits[0])
-    assert len(places) == 25
-
-
-def test_a_reflected_crop_is_a_window_of_numpy_s_reflection() -> None:
-    images = pictures(200, height=5, width=7)
-    config = AugmentSection(crop=2, crop_fill="reflect")
-    cropped = augment(images, config, generator(1), COLOURS)
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
-    places = set()
+    cropped = augment(images, AugmentSection(crop=2, crop_fill=fill), generator(1), COLOURS)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode=mode)
+    positions = set()
     for new, wide in zip(cropped.numpy(), padded, strict=True):
         fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(new, wide[:, y : y + 5, x : x + 7])]
         assert len(fits) == 1
-        places.add(fits[0])
-    assert len(places) == 25
+        positions.add(fits[0])
+    assert len(positions) == 25
 
 
-def test_half_of_the_pictures_is_mirrored_first() -> None:
+def test_first_flips_are_half_of_the_images() -> None:
     first = first_flips(10_000, 3)
     assert 4800 < int(first.sum()) < 5200
     assert torch.equal(first, first_flips(10_000, 3))
@@ -141,15 +131,9 @@ def test_half_of_the_pictures_is_mirrored_first() -> None:
         )
 
 
-def test_augment_leaves_the_alternating_flip_to_its_caller() -> None:
-    images = pictures()
-    assert augment(images, AugmentSection(flip="alternating"), generator(1), COLOURS) is images
-
-
-def test_mixup_blends_pictures_and_targets_by_the_same_share() -> None:
+def test_mixup_blends_images_and_targets_by_the_same_share() -> None:
     n = 50
-    images = torch.arange(n).float()[:, None, None, None].expand(n, 1, 2, 2)  # a picture's value names it
-    targets = F.one_hot(torch.arange(n)).float()
+    images, targets = named(n)
     mixed, soft = mixup(images, targets, 0.4, generator(1))
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(n))
     torch.testing.assert_close(mixed[:, 0, 0, 0], soft @ torch.arange(n).float())
@@ -159,23 +143,13 @@ def test_mixup_blends_pictures_and_targets_by_the_same_share() -> None:
     assert float(share.max()) > 0.9
 
 
-def test_all_of_it_repeats_with_its_generator_and_stays_in_range() -> None:
-    config = AugmentSection(rotate=10, translate=0.1, scale=(0.9, 1.1), shear=5, crop=2, flip=True, cutout=3)
-    first = augment(pictures(), config, generator(1), COLOURS)
-    assert torch.equal(first, augment(pictures(), config, generator(1), COLOURS))
-    assert not torch.equal(first, augment(pictures(), config, generator(2), COLOURS))
-    assert first.shape == (6, 2, 9, 9)
-    assert float(first.min()) >= 0
-    assert float(first.max()) <= 255 + 1e-3
-
-
 def named(n: int, height: int = 8, width: int = 12) -> tuple[Tensor, Tensor]:
     """Pictures whose value names them, and their targets [N, N]."""
     images = torch.arange(n).float()[:, None, None, None].expand(n, 1, height, width).contiguous()
     return images, F.one_hot(torch.arange(n)).float()
 
 
-def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
+def test_cutmix_pastes_one_box_and_weights_by_area() -> None:
     n = 300
     images, targets = named(n)
     mixed, soft = cutmix(images, targets, 1.0, generator(1))
@@ -203,7 +177,7 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
     assert 0.55 < sum(kept) / n < 0.75
 
 
-def test_the_side_of_a_cutmix_box_follows_the_root_of_its_share() -> None:
+def test_cutmix_box_side_is_the_root_of_its_share() -> None:
     images, targets = named(2000, 32, 32)
     _, soft = cutmix(images, targets, 50.0, generator(2))  # nearly always half of the area: a side of 22
     kept = soft.diagonal()
@@ -213,7 +187,7 @@ def test_the_side_of_a_cutmix_box_follows_the_root_of_its_share() -> None:
     assert float(kept.mean()) == pytest.approx(1 - (side / 32) ** 2, abs=0.02)
 
 
-def test_where_both_blends_are_on_a_coin_chooses_one_for_the_batch() -> None:
+def test_mixup_and_cutmix_alternate_at_random() -> None:
     images, targets = named(20)
     config = AugmentSection(mixup=0.4, cutmix=1.0)
     patched = 0
@@ -230,7 +204,7 @@ def test_where_both_blends_are_on_a_coin_chooses_one_for_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("name", "function"), [("mixup", mixup), ("cutmix", cutmix)])
-def test_one_blend_alone_draws_as_it_does_by_itself(name: str, function: Any) -> None:
+def test_single_blend_draws_the_same_numbers(name: str, function: Any) -> None:
     images, targets = named(20)
     for seed in range(5):
         blended = blend(images, targets, AugmentSection.model_validate({name: 0.5}), generator(seed))
@@ -239,7 +213,7 @@ def test_one_blend_alone_draws_as_it_does_by_itself(name: str, function: Any) ->
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 30])
-def test_cutout_fills_a_square_about_a_uniform_centre(side: int) -> None:
+def test_cutout_squares_have_uniform_centres(side: int) -> None:
     images = pictures(600, height=7, width=9)
     cut = cutout(images, side, COLOURS.mean, generator(1))
     filled = cut == torch.tensor(COLOURS.mean)[None, :, None, None]
@@ -255,7 +229,7 @@ def test_cutout_fills_a_square_about_a_uniform_centre(side: int) -> None:
     assert {tuple(mask[0].flatten().tolist()) for mask in filled} == expected
 
 
-def test_the_basis_is_that_of_a_principal_component_analysis() -> None:
+def test_colour_basis_agrees_with_pca() -> None:
     numbers = np.random.default_rng(1)
     skew = numbers.normal(size=(3, 3)) * 25
     pixels = (numbers.normal(size=(5000, 4, 6, 3)) @ skew + 128).round().clip(0, 255).astype(np.uint8)
@@ -269,7 +243,7 @@ def test_the_basis_is_that_of_a_principal_component_analysis() -> None:
     assert not np.allclose(colour_basis(pixels, rows[:2000:2]).numpy(), basis, rtol=1e-4)
 
 
-def test_grey_pictures_vary_in_one_direction() -> None:
+def test_colour_basis_of_grey_images() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
     basis = colour_basis(pixels, np.arange(50))
     assert basis.shape == (1, 1)
@@ -295,50 +269,50 @@ def smooth(channels: int) -> Tensor:
 
 def outcomes(pictures: Tensor) -> Tensor:
     """Those of [N, C, H, W] that differ by more than a rounding, as float."""
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for picture in pictures.float():
-        if all(float((picture - other).abs().max()) > 2 for other in found):
-            found.append(picture)
-    return torch.stack(found)
+        if all(float((picture - other).abs().max()) > 2 for other in result):
+            result.append(picture)
+    return torch.stack(result)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
-def test_rand_augment_is_torchvisions(channels: int, magnitude: int) -> None:
+def test_rand_augment_agrees_with_torchvision(channels: int, magnitude: int) -> None:
     picture, fill = smooth(channels), [100.0, 50.0, 20.0][:channels]
-    theirs = v2.RandAugment(num_ops=1, magnitude=magnitude, interpolation="bilinear", fill=fill)
+    reference = v2.RandAugment(num_ops=1, magnitude=magnitude, interpolation="bilinear", fill=fill)
     torch.manual_seed(1)
-    expected = outcomes(torch.stack([theirs(picture) for _ in range(400)]))
+    expected = outcomes(torch.stack([reference(picture) for _ in range(400)]))
     changed = rand_augment(picture.float().expand(400, -1, -1, -1), 1, magnitude, fill, generator(1))
     assert changed.dtype == torch.float32
     ours = outcomes(changed)
     assert len(ours) == len(expected)
     assert len(ours) > (15 if magnitude else 2)
-    for one in ours:
-        assert float((one - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
+    for item in ours:
+        assert float((item - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
 
 
-def test_two_operations_are_one_after_the_other() -> None:
+def test_two_operations_are_composed() -> None:
     fill, picture = [9.0, 9.0, 9.0], smooth(3).float()
     once = outcomes(rand_augment(picture.expand(400, -1, -1, -1), 1, 12, fill, generator(1)))
     assert len(once) > 15
-    expected = torch.cat([rand_augment(one.expand(200, -1, -1, -1), 1, 12, fill, generator(2)) for one in once])
+    expected = torch.cat([rand_augment(item.expand(200, -1, -1, -1), 1, 12, fill, generator(2)) for item in once])
     twice = rand_augment(picture.expand(60, -1, -1, -1), 2, 12, fill, generator(3))
-    distances = [float((one - expected).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    distances = [float((item - expected).abs().mean(dim=(1, 2, 3)).min()) for item in twice]
     assert max(distances) < 0.5  # a rounding of the first may become more in the second, in few places
-    alone = [float((one - once).abs().mean(dim=(1, 2, 3)).min()) for one in twice]
+    alone = [float((item - once).abs().mean(dim=(1, 2, 3)).min()) for item in twice]
     assert sum(distance > 0.5 for distance in alone) > 30
 
 
-def test_rand_augment_treats_each_picture_alone() -> None:
+def test_rand_augment_is_independent_per_image() -> None:
     images = torch.stack([torch.roll(smooth(3), row, dims=2) for row in range(60)]).float()
-    others = torch.cat([images[:30], 255 - images[30:]])
-    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, others))
+    rest = torch.cat([images[:30], 255 - images[30:]])
+    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, rest))
     assert torch.equal(first[:30], second[:30])
     assert not torch.equal(first[30:], second[30:])
 
 
-def test_every_operation_comes_up_as_often() -> None:
+def test_operations_are_equally_likely() -> None:
     draws = torch.randint(len(OPERATIONS), (1, 7000), generator=generator(4))
     assert len(OPERATIONS) == len(set(OPERATIONS)) == 14
     same = rand_augment(smooth(3).float().expand(7000, -1, -1, -1), 1, 20, [0.0] * 3, generator(4))
@@ -347,9 +321,15 @@ def test_every_operation_comes_up_as_often() -> None:
     assert 400 < int(kept.sum()) < 600
 
 
-def test_all_of_the_new_repeats_with_its_generator_and_leaves_its_input_alone() -> None:
-    config = AugmentSection(rand_augment=(2, 9), colour_pca=0.1, cutout=3, crop=1)
-    colours = Colours((9.0, 8.0, 7.0), torch.eye(3))
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentSection(rotate=10, translate=0.1, scale=(0.9, 1.1), shear=5, crop=2, flip=True, cutout=3),
+        AugmentSection(rand_augment=(2, 9), colour_pca=0.1, cutout=3, crop=1),
+    ],
+)
+def test_augmentation_repeats_with_its_generator_and_keeps_its_input(config: AugmentSection) -> None:
+    colours = ChannelStatistics((9.0, 8.0, 7.0), torch.eye(3))
     images = pictures(channels=3)
     before = images.clone()
     first = augment(images, config, generator(1), colours)
@@ -357,6 +337,7 @@ def test_all_of_the_new_repeats_with_its_generator_and_leaves_its_input_alone() 
     assert not torch.equal(first, augment(images, config, generator(2), colours))
     assert torch.equal(images, before)
     assert (first.shape, first.dtype) == (images.shape, torch.float32)
+    assert config.colour_pca or 0 <= float(first.min()) <= float(first.max()) <= 255 + 1e-3
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,19 @@
-"""Pictures in batches, parts of them, and noise."""
+"""Batches of random crops, and noise."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from scipy import stats  # type: ignore[import-untyped]
 
 from models.preprocess import Preprocess
-from tests.training.conftest import png
+from tests.training.conftest import write_identities
 from training.core.errors import DataError
-from training.datasets.crops_and_noise import Pictures, add_fixed_noise, add_noise
+from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise
 from training.datasets.faces import split_of
 from training.recipe.config import AugmentSection
 from training.recipe.generative_config import NoiseSection, PicturesSection
@@ -28,11 +26,11 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make(section: dict[str, object], batch_size: int = 20, preprocess: Preprocess = UNIT) -> Pictures:
-    return Pictures(PicturesSection.model_validate(section), preprocess, batch_size, 1)
+def make(section: dict[str, object], batch_size: int = 20, preprocess: Preprocess = UNIT) -> CroppedImages:
+    return CroppedImages(PicturesSection.model_validate(section), preprocess, batch_size, 1)
 
 
-def test_an_epoch_shows_what_is_not_held_out_once(workshop: Path) -> None:
+def test_epoch_has_each_training_image_once(workshop: Path) -> None:
     pictures = make({"name": "strokes", "validation": 30})
     assert pictures.per_epoch == 5
     seen = torch.cat([pictures.batch(2, index, NONE, draw())[0] for index in range(5)])
@@ -48,25 +46,25 @@ def test_an_epoch_shows_what_is_not_held_out_once(workshop: Path) -> None:
     assert sorted(np.concatenate(numbers)) == sorted(pictures.set.labels[rows])
 
 
-def test_a_crop_is_a_window_and_every_window_comes(workshop: Path) -> None:
+def test_crops_are_windows_at_all_positions(workshop: Path) -> None:
     pictures = make({"name": "strokes", "validation": 30, "crop": 26, "batch_size": 50})
     whole = torch.from_numpy(pictures.set.images.astype(np.float32) / 255).movedim(-1, 1)
     windows = {(top, left): whole[:, 0, top : top + 26, left : left + 26] for top in range(3) for left in range(3)}
-    found = set()
+    result = set()
     for index in range(2):
         seen, _ = pictures.batch(0, index, NONE, draw(index))
         assert seen.shape == (50, 1, 26, 26)
         for picture in seen[:, 0]:
             places = [place for place, parts in windows.items() if (parts == picture).all(dim=(1, 2)).any()]
             assert len(places) == 1
-            found.update(places)
-    assert found == set(windows)
+            result.update(places)
+    assert result == set(windows)
     # The same draws, the same windows; augmentation comes on top.
     assert torch.equal(pictures.batch(0, 0, NONE, draw(0))[0], pictures.batch(0, 0, NONE, draw(0))[0])
     flipped = pictures.batch(0, 0, AugmentSection(flip=True), draw(0))[0]
     plain = pictures.batch(0, 0, NONE, draw(0))[0]
-    mirrored = [torch.equal(one, other.flip(-1)) for one, other in zip(flipped, plain, strict=True)]
-    same = [torch.equal(one, other) for one, other in zip(flipped, plain, strict=True)]
+    mirrored = [torch.equal(item, other.flip(-1)) for item, other in zip(flipped, plain, strict=True)]
+    same = [torch.equal(item, other) for item, other in zip(flipped, plain, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert 10 < sum(mirrored) < 40
 
@@ -78,15 +76,13 @@ def test_a_data_set_may_have_its_own_size(workshop: Path) -> None:
     assert pictures.clean(pictures.held_out[:3]).shape == (3, 1, 14, 14)
 
 
-def test_people_are_split_as_for_the_embedder(folders: Path) -> None:
+def test_identities_are_split_as_for_embedders(folders: Path) -> None:
     random = np.random.default_rng(0)
     rows = []
     for person in range(60):
-        for _ in range(3):
-            picture = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
-            rows.append({"image": {"bytes": png(picture), "path": None}, "identity": f"made:{person}"})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+        images = (Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(3))
+        rows += [(image, f"made:{person}") for image in images]
+    write_identities(folders / "data/people/train.parquet", rows)
     small = UNIT.model_copy(update={"size": (8, 8)})
     section: dict[str, object] = {"name": "people", "validation": 5, "identities": True}
     pictures = make(section, preprocess=small)
@@ -98,16 +94,16 @@ def test_people_are_split_as_for_the_embedder(folders: Path) -> None:
     assert splits(pictures.set.labels[pictures.held_out]) == {"calibrate"}
     for index in range(pictures.per_epoch):
         assert splits(pictures.batch(0, index, NONE, draw())[1]) == {"train"}
-    with pytest.raises(DataError, match="people: 500 to validate on, of"):
+    with pytest.raises(DataError, match="people: 500 validation images from"):
         make(section | {"validation": 500}, preprocess=small)
 
 
 def test_a_crop_that_is_too_large(workshop: Path) -> None:
-    with pytest.raises(DataError, match="strokes: a crop of 29 from pictures of"):
+    with pytest.raises(DataError, match="strokes: a crop of 29 from images of"):
         make({"name": "strokes", "validation": 30, "crop": 29})
 
 
-def test_noise_has_its_strength_and_some_is_clipped() -> None:
+def test_noise_strength_and_clipping() -> None:
     section = NoiseSection(sigma=(20, 60), clipped=0.25, validation=(25,))
     clean = torch.full((2000, 1, 12, 12), 0.5)
     noise = add_noise(clean, section, draw()) - clean
@@ -125,7 +121,7 @@ def test_noise_has_its_strength_and_some_is_clipped() -> None:
     assert not (add_noise(torch.zeros(200, 1, 4, 4), never, draw()) >= 0).all(dim=(1, 2, 3)).any()
 
 
-def test_the_noise_of_the_validation_is_fixed_for_each_picture() -> None:
+def test_validation_noise_is_fixed_per_image() -> None:
     clean, rows = torch.rand(50, 1, 16, 16), np.arange(50) * 3
     noisy = add_fixed_noise(clean, rows, 25.5, seed=4)
     assert torch.equal(noisy[7:9], add_fixed_noise(clean[7:9], rows[7:9], 25.5, seed=4))

@@ -1,4 +1,4 @@
-"""What a camera does to a face, against plain loops, scipy and Pillow."""
+"""Camera degradations against plain loops, scipy and Pillow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.core.seeds import generator
 from training.datasets import degradations
-from training.datasets.augment import Colours, augment
+from training.datasets.augment import ChannelStatistics, augment
 from training.recipe.config import AugmentSection, CameraSection
 
 EVERYTHING = CameraSection(
@@ -30,14 +30,14 @@ def faces(n: int = 8, channels: int = 3, side: int = 112) -> Tensor:
 def test_the_defaults_do_nothing() -> None:
     images = faces()
     assert torch.equal(degradations.degrade(images, CameraSection(chance=1.0), generator(1)), images)
-    colours = Colours((0.0,) * 3, torch.zeros(3, 3))
+    colours = ChannelStatistics((0.0,) * 3, torch.zeros(3, 3))
     assert augment(images, AugmentSection(), generator(1), colours) is images
     changed = augment(images, AugmentSection(camera=EVERYTHING), generator(1), colours)
     assert not torch.equal(changed, images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_picture_gets_its_own_and_the_scale_stays(channels: int) -> None:
+def test_degradations_differ_per_image_and_keep_the_scale(channels: int) -> None:
     images = faces(channels=channels)
     before = images.clone()
     changed = degradations.degrade(images, EVERYTHING, generator(2))
@@ -50,7 +50,7 @@ def test_every_picture_gets_its_own_and_the_scale_stays(channels: int) -> None:
     assert len(torch.unique(degradations.degrade(same, EVERYTHING, generator(2)), dim=0)) > 4
 
 
-def test_the_share_of_changed_pictures_is_the_chance() -> None:
+def test_share_of_degraded_images_is_the_chance() -> None:
     images = torch.full((2000, 1, 4, 4), 100.0)
     config = CameraSection(chance=0.2, light=0.5)
     changed = degradations.degrade(images, config, generator(0))
@@ -58,7 +58,7 @@ def test_the_share_of_changed_pictures_is_the_chance() -> None:
     assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 2000) ** 0.5)
 
 
-def test_defocus_is_a_gaussian_filter() -> None:
+def test_defocus_agrees_with_a_gaussian_filter() -> None:
     images = faces(4)
     sigmas = 2.5 * torch.rand(4, generator=generator(5))
     blurred = degradations.defocus(images, 2.5, generator(5))
@@ -105,7 +105,7 @@ def test_light_is_a_factor_and_noise_has_its_strength() -> None:
     assert torch.allclose(deviations, sigmas[:, 0, 0, 0], rtol=0.15)
 
 
-def test_grey_is_what_pillow_makes_of_it() -> None:
+def test_grey_agrees_with_pillow() -> None:
     images = faces(2)
     for image, actual in zip(images, degradations.grey(images), strict=True):
         pixels = image.round().byte().movedim(0, -1).numpy()
@@ -115,7 +115,7 @@ def test_grey_is_what_pillow_makes_of_it() -> None:
     assert degradations.grey(single) is single
 
 
-def test_what_is_covered_is_flat_and_the_rest_stays() -> None:
+def test_occlusion_covers_only_its_area() -> None:
     images = faces(40)
     covered = degradations.occlude(images, generator(0))
     changed = (covered != images).any(dim=1)  # [N, 112, 112]
@@ -127,7 +127,7 @@ def test_what_is_covered_is_flat_and_the_rest_stays() -> None:
         assert len(torch.unique(picture[:, where], dim=1).T) == 1
 
 
-def test_compression_is_jpeg_at_a_quality_of_the_range() -> None:
+def test_compression_is_jpeg_in_the_quality_range() -> None:
     images = faces(3).round()
     qualities = torch.randint(20, 96, (3,), generator=generator(6)).tolist()
     for image, quality, actual in zip(images, qualities, degradations.compress(images, 20, generator(6)), strict=True):

@@ -1,23 +1,21 @@
-"""Splits and pairs of faces, on made-up identities and, where it is at hand, on the real set."""
+"""Splits and pairs of faces, on synthetic identities and on the real data set."""
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from models.preprocess import Preprocess
+from tests.training.conftest import write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
-from training.datasets.faces import impostor_pairs, mated_pairs, rows_of, source_of, split_of
+from training.datasets.faces import draw_pairs, impostor_pairs, mated_pairs, rows_of, source_of, split_of
 from training.datasets.images import ImageSet
 
 
@@ -32,7 +30,7 @@ def crowd() -> ImageSet:
     return people({f"{source}:{i}": 1 + i % 5 for source in ("film", "street") for i in range(150)})
 
 
-def test_a_split_is_a_function_of_the_name() -> None:
+def test_split_depends_only_on_the_name() -> None:
     # These stay what they are, whatever else is in the set: a card's figures depend on it.
     # By sha256sum's first 16 digits: 98, 78, 81 and 92 of a hundred.
     names = ("pins:a", "pins:b", "pins:21", "fiw:7")
@@ -74,7 +72,7 @@ def test_impostor_pairs_are_of_two_people_of_one_source() -> None:
     assert 0.35 < sum(a == "film" for a, _ in sources) / 2000 < 0.65
 
 
-def test_a_source_weighs_what_it_weighs_in_the_whole_set() -> None:
+def test_source_shares_are_those_of_the_whole_set() -> None:
     """Ten of its people have many photos, and are in this split by chance."""
     sizes = {f"film:{i}": 4 for i in range(200)} | {f"street:{i}": 40 if i < 10 else 2 for i in range(210)}
     faces = people(sizes)
@@ -95,7 +93,23 @@ def test_the_same_seed_draws_the_same_pairs() -> None:
         assert not np.array_equal(draw(faces, rows, 50, 3), draw(faces, rows, 50, 4))
 
 
-def test_one_person_a_source_makes_no_impostors() -> None:
+def test_drawn_pairs_have_mated_ones_first_and_the_cosines_of_their_rows() -> None:
+    faces = crowd()
+    rows = rows_of(faces, "calibrate")
+    pairs = draw_pairs(faces, rows, mated=3, impostors=40, seed=1)
+    labels = faces.labels[pairs.rows]
+    assert np.array_equal(pairs.mated, labels[:, 0] == labels[:, 1])
+    assert np.array_equal(pairs.mated, np.sort(pairs.mated)[::-1])
+    assert np.array_equal(pairs.rows[pairs.mated], mated_pairs(faces, rows, 3, 1))
+    assert np.array_equal(rows[pairs.positions(rows)], pairs.rows)
+    vectors = np.random.default_rng(0).normal(size=(len(faces.labels), 4))
+    expected = [vectors[a] @ vectors[b] for a, b in pairs.rows]
+    assert pairs.similarities(vectors[rows], rows) == pytest.approx(expected)
+    with pytest.raises(DataError, match="two images"):
+        draw_pairs(people({"film:a": 1, "film:b": 1}), np.arange(2), 3, 40, seed=1)
+
+
+def test_single_person_per_source_has_no_impostor_pairs() -> None:
     faces = people({"film:a": 5, "street:a": 5})
     with pytest.raises(DataError, match="two identities"):
         impostor_pairs(faces, np.arange(10), 10, seed=0)
@@ -103,16 +117,9 @@ def test_one_person_a_source_makes_no_impostors() -> None:
 
 def test_identities_are_read_from_parquet(folders: Path) -> None:
     names = ["pins:zoe", "film:al", "pins:zoe", "film:bo"]
-    images = []
-    for shade in range(4):
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), (60 * shade, 0, 0)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-    (folders / "data/faces").mkdir(parents=True)
+    rows = [(Image.new("RGB", (8, 8), (60 * shade, 0, 0)), name) for shade, name in enumerate(names)]
     for part in (0, 1):
-        rows = slice(2 * part, 2 * part + 2)
-        table = pa.table({"image": images[rows], "identity": names[rows], "source": ["x", "x"]})
-        pq.write_table(table, folders / f"data/faces/train-{part}.parquet")
+        write_identities(folders / f"data/faces/train-{part}.parquet", rows[2 * part : 2 * part + 2])
     faces = data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
     assert faces.classes == ("film:al", "film:bo", "pins:zoe")
     assert [faces.classes[label] for label in faces.labels] == names
@@ -120,17 +127,14 @@ def test_identities_are_read_from_parquet(folders: Path) -> None:
 
 
 def test_a_row_without_identity_is_refused(folders: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    (folders / "data/faces").mkdir(parents=True)
-    table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "identity": ["a:b", None]})
-    pq.write_table(table, folders / "data/faces/train.parquet")
+    image = Image.new("RGB", (8, 8))
+    write_identities(folders / "data/faces/train.parquet", [(image, "a:b"), (image, None)])
     with pytest.raises(DataError, match="row 1: label -1"):
         data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
 
 
 @pytest.mark.data
-def test_the_real_set_has_the_identities_it_says(
+def test_real_data_set_has_the_stated_identities(
     datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VESTIBULE_DATASETS", str(datasets("faces").parent))

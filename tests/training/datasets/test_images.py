@@ -1,4 +1,4 @@
-"""Data sets: found, decoded once, split, put in order."""
+"""Data sets: sources, decoding cache, splits and batches."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torchvision.datasets
 from PIL import Image
 
 from models.preprocess import Preprocess
-from tests.training.conftest import CLASSES, GREY, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, GREY, png, strokes, write_identities, write_parquet
 from training.core.errors import DataError, DatasetNotFoundError
 from training.datasets import images as data
+from training.datasets.batches import Batches, stratified_sample, stratified_split
 
 
-def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) -> None:
+def test_parquet_shards_are_one_split(folders: Path) -> None:
     pictures, labels = strokes(20)
     encoded = [png(p) for p in pictures]
     write_parquet(folders / "data/s/train-00000.parquet", encoded[:12], labels[:12])
@@ -31,7 +30,7 @@ def test_parquet_shards_are_one_split_as_preprocessing_sees_it(folders: Path) ->
     assert np.array_equal(loaded.images, np.stack([GREY.pixels(p) for p in pictures]))
 
 
-def test_an_image_folder_has_its_classes_in_the_order_of_names(folders: Path) -> None:
+def test_image_folder_classes_are_sorted(folders: Path) -> None:
     pictures, _ = strokes(3)
     for name, picture in zip(["b/2.png", "b/1.JPG", "a/9.png"], pictures, strict=True):
         path = folders / "data/s/test" / name
@@ -48,7 +47,6 @@ C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
 
 
 def test_folders_in_both_unicode_forms_are_one_class(folders: Path) -> None:
-    """macOS's archives have the one form, others the other."""
     pictures, _ = strokes(3)
     for split, names in (("train", (f"{C}/1.png", f"{D}/2.png", "a/9.png")), ("test", (f"{D}/1.png", "a/2.png"))):
         for name, picture in zip(names, pictures, strict=False):
@@ -61,11 +59,8 @@ def test_folders_in_both_unicode_forms_are_one_class(folders: Path) -> None:
 
 
 def test_identities_in_both_unicode_forms_are_one_class(folders: Path) -> None:
-    encoded = [png(picture) for picture in strokes(4)[0]]
-    rows = {"image": [{"bytes": one, "path": ""} for one in encoded], "identity": [f"s:{D}", "s:a", f"s:{C}", "s:b"]}
-    path = folders / "data/s/train-00000.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.table(rows), path)
+    rows = zip(strokes(4)[0], (f"s:{D}", "s:a", f"s:{C}", "s:b"), strict=True)
+    write_identities(folders / "data/s/train-00000.parquet", rows)
     loaded = data.load("s", "train", GREY)
     assert loaded.classes == ("s:a", "s:b", f"s:{C}")
     assert loaded.labels.tolist() == [2, 0, 2, 1]
@@ -80,7 +75,7 @@ def test_labels_whose_names_are_the_same_are_refused(folders: Path) -> None:
     assert data.load("t", "train", GREY).classes == (C, "a")
 
 
-def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
+def test_exif_orientation_is_applied(folders: Path) -> None:
     picture = strokes(1)[0][0]
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -90,17 +85,15 @@ def test_a_photo_is_turned_as_its_exif_says(folders: Path) -> None:
     assert np.array_equal(data.load("s", "train", GREY).images[0], GREY.pixels(picture.rotate(180)))
 
 
-def test_pictures_are_decoded_once_until_file_or_geometry_changes(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_decoded_again_only_after_changes(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
-    pixels = data._pixels
+    decode = data.decoded
 
     def counted(where: str, *args: object) -> object:
         decoded.append(where)
-        return pixels(where, *args)  # type: ignore[arg-type]
+        return decode(where, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data, "_pixels", counted)
+    monkeypatch.setattr(data, "decoded", counted)
     first = data.load("strokes", "train", GREY)
     again = data.load("strokes", "train", GREY.model_copy(update={"mean": (0.0,)}))
     assert len(decoded) == 130  # mean and std are not in the pixels
@@ -123,7 +116,7 @@ def test_pictures_are_decoded_once_until_file_or_geometry_changes(
     ],
     ids=["empty", "text", "truncated", "label too large", "unlabelled"],
 )
-def test_a_bad_row_is_named_and_leaves_nothing_behind(folders: Path, bad: bytes, label: int, message: str) -> None:
+def test_invalid_row_is_named_and_leaves_no_cache(folders: Path, bad: bytes, label: int, message: str) -> None:
     pictures, labels = strokes(6)
     encoded = [png(p) for p in pictures]
     encoded[4], labels[4] = bad, label
@@ -133,7 +126,7 @@ def test_a_bad_row_is_named_and_leaves_nothing_behind(folders: Path, bad: bytes,
     assert list((folders / "runs/cache").iterdir()) == []
 
 
-def test_a_source_that_says_too_little(folders: Path) -> None:
+def test_incomplete_parquet_is_refused(folders: Path) -> None:
     path = folders / "data/s/train.parquet"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"PAR1")
@@ -141,11 +134,11 @@ def test_a_source_that_says_too_little(folders: Path) -> None:
         data.find("s", "train")
     path.unlink()
     (folders / "data/s/train/a").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         data.load("s", "train", GREY)
 
 
-def test_what_was_looked_for_is_said(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_set_lists_the_searched_places(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet and no train/<class>/ in .*data/ants"):
         data.load("ants", "train", GREY)
 
@@ -157,7 +150,7 @@ def test_what_was_looked_for_is_said(folders: Path, monkeypatch: pytest.MonkeyPa
         data.load("mnist", "test", GREY)
 
 
-def test_torchvision_is_asked_last(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_is_the_last_source(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, _ = strokes(3)
 
     class Downloaded(list[tuple[Image.Image, int]]):
@@ -174,7 +167,7 @@ def test_torchvision_is_asked_last(folders: Path, monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(loaded.images[2], GREY.pixels(pictures[2]))
 
 
-def test_colour_comes_as_preprocessing_asks(folders: Path) -> None:
+def test_colour_mode_follows_preprocessing(folders: Path) -> None:
     palette = Image.fromarray(np.full((8, 8, 3), (200, 10, 30), dtype=np.uint8)).quantize()
     write_parquet(folders / "data/s/train.parquet", [png(palette)], [0])
     colour = Preprocess(mode="RGB", size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -183,39 +176,39 @@ def test_colour_comes_as_preprocessing_asks(folders: Path) -> None:
 
 def test_a_split_keeps_each_class_s_share() -> None:
     labels = np.repeat([0, 1, 2], [500, 300, 10])
-    train, validation = data.stratified_split(labels, 81, seed=1)
+    train, validation = stratified_split(labels, 81, seed=1)
     assert np.bincount(labels[validation]).tolist() == [50, 30, 1]
     assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(810))
-    assert np.array_equal(validation, data.stratified_split(labels, 81, seed=1)[1])
-    assert not np.array_equal(validation, data.stratified_split(labels, 81, seed=2)[1])
-    counts = np.bincount(labels[data.stratified_split(labels, 100, seed=1)[1]])
+    assert np.array_equal(validation, stratified_split(labels, 81, seed=1)[1])
+    assert not np.array_equal(validation, stratified_split(labels, 81, seed=2)[1])
+    counts = np.bincount(labels[stratified_split(labels, 100, seed=1)[1]])
     assert counts.sum() == 100
     assert np.abs(counts - 100 * np.array([500, 300, 10]) / 810).max() <= 1
 
 
 @pytest.mark.parametrize("validation", [0, 10, 11])
-def test_a_split_needs_pictures_on_both_sides(validation: int) -> None:
+def test_split_needs_images_on_both_sides(validation: int) -> None:
     with pytest.raises(DataError, match="from 10"):
-        data.stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
+        stratified_split(np.zeros(10, dtype=np.int64), validation, seed=0)
 
 
 def test_a_sample_keeps_every_class_and_stays_within_its_rows() -> None:
     labels = np.repeat(np.arange(3), [500, 300, 10])
-    rows, _ = data.stratified_split(labels, 100, seed=1)
-    sample = data.stratified_sample(labels, rows, 142, seed=1)
+    rows, _ = stratified_split(labels, 100, seed=1)
+    sample = stratified_sample(labels, rows, 142, seed=1)
     assert len(sample) == len(set(sample.tolist())) == 142
     assert set(sample.tolist()) < set(rows.tolist())
     assert np.array_equal(sample, np.sort(sample))
     assert np.abs(np.bincount(labels[sample]) - 142 / 710 * np.bincount(labels[rows])).max() <= 1
-    assert np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=1))
-    assert not np.array_equal(sample, data.stratified_sample(labels, rows, 142, seed=2))
+    assert np.array_equal(sample, stratified_sample(labels, rows, 142, seed=1))
+    assert not np.array_equal(sample, stratified_sample(labels, rows, 142, seed=2))
     for everything in (0, 710, 1000):
-        assert np.array_equal(data.stratified_sample(labels, rows, everything, seed=1), rows)
+        assert np.array_equal(stratified_sample(labels, rows, everything, seed=1), rows)
 
 
-def test_processes_together_see_what_one_would() -> None:
-    alone = data.Batches(103, 20, seed=5)
-    shared = [data.Batches(103, 20, 5, process, 4) for process in range(4)]
+def test_processes_share_the_batches() -> None:
+    alone = Batches(103, 20, seed=5)
+    shared = [Batches(103, 20, 5, process, 4) for process in range(4)]
     assert alone.per_epoch == 5
     for epoch in (0, 1):
         seen = [alone(epoch, index) for index in range(5)]
@@ -223,10 +216,10 @@ def test_processes_together_see_what_one_would() -> None:
         for index, rows in enumerate(seen):
             assert np.array_equal(rows, np.concatenate([part(epoch, index) for part in shared]))
     assert not np.array_equal(alone(0, 0), alone(1, 0))
-    assert not np.array_equal(alone(0, 0), data.Batches(103, 20, seed=6)(0, 0))
+    assert not np.array_equal(alone(0, 0), Batches(103, 20, seed=6)(0, 0))
 
 
 @pytest.mark.parametrize(("batch", "processes", "message"), [(11, 1, "from 10"), (9, 2, "evenly over 2")])
-def test_batches_that_cannot_be(batch: int, processes: int, message: str) -> None:
+def test_impossible_batches_are_refused(batch: int, processes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        data.Batches(10, batch, 0, 0, processes)
+        Batches(10, batch, 0, 0, processes)

@@ -1,4 +1,4 @@
-"""Who is compared with whom, on folders made here and, where they are at hand, on the real ones."""
+"""Evaluation protocols, on synthetic folders and on the real ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lfw(tmp_path: Path) -> Path:
 def files(folder: Path, name: str) -> list[tuple[str, str]]:
     people = read_lfw(folder)
     pairs = read_pairs(folder / name, people)
-    return [(people.paths[a].name, people.paths[b].name) for a, b in pairs.places.tolist()]
+    return [(people.paths[a].name, people.paths[b].name) for a, b in pairs.positions.tolist()]
 
 
 def test_people_are_folders(lfw: Path) -> None:
@@ -63,7 +63,7 @@ def test_view_1_has_one_list_of_both_kinds(lfw: Path) -> None:
         ("Al_0002.jpg", "Cy_D_Eve_0010.jpg"),
         ("Al-Bo_0001.jpg", "Cy_D_Eve_0001.jpg"),
     ]
-    assert pairs.same.tolist() == [True, True, False, False]
+    assert pairs.mated.tolist() == [True, True, False, False]
     assert pairs.fold is None
 
 
@@ -72,9 +72,11 @@ def test_view_2_has_folds_of_its_own(lfw: Path) -> None:
     pairs = read_pairs(lfw / "pairs.txt", people)
     assert pairs.fold is not None
     assert pairs.fold.tolist() == [0, 0, 1, 1, 2, 2]
-    assert pairs.same.tolist() == [True, False] * 3
+    assert pairs.mated.tolist() == [True, False] * 3
     assert files(lfw, "pairs.txt")[3] == ("Cy_D_Eve_0003.jpg", "Al_0001.jpg")
-    assert (people.labels[pairs.places[:, 0]] == people.labels[pairs.places[:, 1]]).tolist() == pairs.same.tolist()
+    assert (
+        people.labels[pairs.positions[:, 0]] == people.labels[pairs.positions[:, 1]]
+    ).tolist() == pairs.mated.tolist()
 
 
 def test_the_views_that_are_there(lfw: Path) -> None:
@@ -97,17 +99,17 @@ def test_the_views_that_are_there(lfw: Path) -> None:
         ("1\nAl\t1\tAl-Bo\t1\nAl\t1\t2\n", "line 2: expected person 1 2"),
         ("1\nAl\t1\t2\n\nAl\t1\tAl-Bo\t1\n", "expected 2 pairs as line 1 says, found 3"),
         ("1\nAl\t1\t2\nAl\t1\t3\n", "line 3: expected person 1 another 2"),
-        ("1\nAl\t1\t4\nAl\t1\tAl-Bo\t1\n", "line 2: there is no picture Al_0004"),
-        ("1\nAl\t1\tx\nAl\t1\tAl-Bo\t1\n", "line 2: .* does not end in a picture's number"),
+        ("1\nAl\t1\t4\nAl\t1\tAl-Bo\t1\n", "line 2: there is no image Al_0004"),
+        ("1\nAl\t1\tx\nAl\t1\tAl-Bo\t1\n", "line 2: .* does not end in an image's number"),
     ],
 )
-def test_lists_of_another_form_are_refused(lfw: Path, text: str, message: str) -> None:
+def test_invalid_lists_are_refused(lfw: Path, text: str, message: str) -> None:
     (lfw / "pairs.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         read_pairs(lfw / "pairs.txt", read_lfw(lfw))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"0001\.jpg"):
         read_lfw(tmp_path)
     with pytest.raises(DatasetNotFoundError, match=r"s1/1\.pgm"):
@@ -141,12 +143,12 @@ def test_orl_enrols_each_photo_in_turn(orl: Path) -> None:
 
 def test_orl_with_a_photo_missing_is_refused(orl: Path) -> None:
     (orl / "s10/4.pgm").unlink()
-    with pytest.raises(DataError, match="s10: expected 10 pictures"):
+    with pytest.raises(DataError, match="s10: expected 10 images"):
         read_orl(orl)
 
 
 @pytest.mark.parametrize("enrolled", [1.0, 0.5])
-def test_a_gallery_has_one_photo_of_each_who_is_enrolled(enrolled: float) -> None:
+def test_gallery_has_one_photo_per_enrolled_subject(enrolled: float) -> None:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(40), random.integers(1, 6, 40))
     galleries = set()
@@ -172,12 +174,12 @@ def test_photos_and_subjects_are_drawn_evenly() -> None:
 
 
 @pytest.mark.data
-def test_the_real_folders_have_what_they_say(datasets: Callable[[str], Path]) -> None:
+def test_real_folders_have_the_stated_content(datasets: Callable[[str], Path]) -> None:
     folder = datasets("lfw-view1")
     people = read_lfw(folder)
     assert (len(people.paths), len(people.names)) == (1549, 963)
     pairs = read_views(folder, people)["View 1"]
-    assert pairs.same.sum() == (~pairs.same).sum() == 500
-    assert ((people.labels[pairs.places[:, 0]] == people.labels[pairs.places[:, 1]]) == pairs.same).all()
+    assert pairs.mated.sum() == (~pairs.mated).sum() == 500
+    assert ((people.labels[pairs.positions[:, 0]] == people.labels[pairs.positions[:, 1]]) == pairs.mated).all()
     subjects = read_orl(datasets("orl"))
     assert (len(subjects.paths), len(subjects.names)) == (400, 40)

@@ -1,4 +1,4 @@
-"""The zoo side by side: its figures, its table, its plot."""
+"""The comparison of classifiers: figures, table and plot."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from models import checkpoint
 from models.preprocess import Preprocess
 from models.registry import build
 from models.tta import Tta
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
+from tests.training.conftest import CLASSES, png, save, strokes, write_parquet
 from training.core.errors import DataError
 from training.evaluate import cli
 from training.evaluation import compare
@@ -36,22 +35,8 @@ LIGHT = {"num_classes": 3, "widths": [4, 4, 4]}
 
 
 def save_model(folder: Path, name: str, config: dict[str, object], tta: Tta, classes: tuple[str, ...]) -> None:
-    checkpoint.save(
-        folder / name,
-        build("resnet20", config),
-        name=name,
-        description="untrained",
-        task="classify",
-        architecture="resnet20",
-        config=config,
-        preprocess=COLOUR,
-        classes=classes,
-        temperature=0.7,
-        tta=tta,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
+    card = {"task": "classify", "preprocess": COLOUR, "classes": classes, "temperature": 0.7, "tta": tta}
+    save(folder / name, "resnet20", config, **card)
 
 
 @pytest.fixture
@@ -89,7 +74,7 @@ def test_figures_are_those_of_evaluate_and_of_the_files(zoo: Path) -> None:
         assert min(entry.latency.values()) > 0
 
 
-def test_latency_is_a_pictures_share_of_its_batch(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_per_image(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "interleaved_medians", lambda calls, rounds: dict.fromkeys(calls, 0.064))
     for entry in compare.measure(compare.fitting(zoo, "strokes"), "strokes", rounds=1):
         assert entry.latency == pytest.approx(TIMED)
@@ -143,7 +128,7 @@ def test_the_command_writes_table_and_plot(zoo: Path, folders: Path) -> None:
     assert len(drawn) < 150_000
 
 
-def test_a_zoo_without_a_model_for_the_data_is_refused(zoo: Path, folders: Path) -> None:
+def test_folder_without_a_matching_model_is_refused(zoo: Path, folders: Path) -> None:
     write_parquet(folders / "data/ants/test.parquet", [png(strokes(1)[0][0])], [0], ("fire", "army", "leaf"))
     with pytest.raises(DataError, match="none of the 3 models"):
         compare.fitting(zoo, "ants")
@@ -176,7 +161,7 @@ def latency(milliseconds: float) -> dict[tuple[str, int], float]:
     return {key: milliseconds if key[1] == 1 else milliseconds / 2 for key in TIMED}
 
 
-def test_labels_lie_on_no_dot_and_on_no_other_label() -> None:
+def test_labels_do_not_overlap() -> None:
     dots = [Dot(x=1 + 0.02 * i, y=2 + 0.03 * (i % 3), area=150, label=f"network {i}\n1.2 M") for i in range(7)]
     _, axes = blank("title", "subtitle", "x", "y")
     axes.set_xlim(0.8, 1.4)
@@ -188,7 +173,7 @@ def test_labels_lie_on_no_dot_and_on_no_other_label() -> None:
     labels = [text for text in axes.texts if text.get_text().startswith("network")]
     boxes = [Text.get_window_extent(label) for label in labels]
     assert len(boxes) == 7
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(item.overlaps(other) for item, other in combinations(boxes, 2))
     radius = dots[0].radius * figure.dpi / 72
     for x, y in axes.transData.transform([(dot.x, dot.y) for dot in dots]):
         for box in boxes:

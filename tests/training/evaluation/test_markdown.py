@@ -1,4 +1,4 @@
-"""What a program writes into a document, and what it leaves alone."""
+"""Generated parts of Markdown pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.evaluation.markdown import markers, put, replaced
 BEGIN, END = markers("table")
 
 
-def test_a_page_without_markers_keeps_what_it_holds(tmp_path: Path) -> None:
+def test_page_without_markers_is_extended(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     put(path, "table", "one", heading="The zoo")
     assert path.read_text() == f"# The zoo\n\n{BEGIN}\none\n{END}\n"
@@ -22,7 +22,7 @@ def test_a_page_without_markers_keeps_what_it_holds(tmp_path: Path) -> None:
     assert path.read_text() == f"mine\n\n{BEGIN}\ntwo\n{END}\n"
 
 
-def test_other_parts_and_what_a_person_wrote_stay(tmp_path: Path) -> None:
+def test_text_outside_the_markers_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     put(path, "table", "one", heading="A")
     put(path, "other", "two", heading="A")

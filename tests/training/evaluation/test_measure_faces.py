@@ -1,51 +1,40 @@
-"""The figures of a face embedder: plain loops over made-up people, and photos of two real ones the whole way."""
+"""The figures of a face embedder, against plain loops over synthetic people and end to end on photos of two people."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import combinations, count
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from matplotlib import cbook
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
 from models.detector import Box, Face, Pixels
 from models.matching import Matching
+from models.matching_fit import fit_matching
 from models.preprocess import Preprocess
-from models.registry import build
-from tests.conftest import encode, photo
-from training.calibrate import fit_matching
+from tests.conftest import photo
+from tests.training.conftest import head, save, write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import rows_of, split_of
-from training.datasets.protocols import Pairs, People, Search, read_orl
+from training.datasets.protocols import ListedPairs, People, Search, read_orl
 from training.evaluate import cli
 from training.evaluation import measure_faces, report_faces
+from training.evaluation.embedded_faces import EmbeddedFaces, FaceEmbedder, embed_photos, load_detector
 from training.evaluation.markdown import markers
-from training.evaluation.measure_faces import (
-    Embedded,
-    Embedder,
-    Verification,
-    embed_photos,
-    identify,
-    load_detector,
-    on_identities,
-    verify,
-)
+from training.evaluation.measure_faces import Verification, identify, on_identities, verify
 from training.evaluation.plots import ACCENT, COLOURS, INK
 from training.metrics.verification import Floats, Scores
 
 BEGIN, END = markers("faces")
+PEOPLE = {"Eileen": "astronaut", "Grace": "hopper"}
 WEIGHTS = Path(__file__).parents[3] / "weights"
 SMALL = Preprocess(size=(16, 16), mean=(127.5,) * 3, std=(127.5,) * 3)
 CONFIG = {
@@ -57,30 +46,14 @@ CONFIG = {
 
 
 def calibrated() -> Matching:
-    """As of some other pairs: the promises will not hold."""
+    """A calibration to other pairs, so that measured rates differ from the stated ones."""
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(0.9, 0.1, 2000), random.normal(0.3, 0.2, 20_000)])
-    return fit_matching(Scores.of(values, np.arange(22_000) < 2000), "a test")
+    return fit_matching(values[:2000], values[2000:], "a test")
 
 
 def save_embedder(folder: Path, matching: Matching | None) -> Path:
-    torch.manual_seed(0)
-    checkpoint.save(
-        folder,
-        build("embedder", CONFIG),
-        name="made-up",
-        description="untrained",
-        task="embed",
-        architecture="embedder",
-        config=CONFIG,
-        preprocess=SMALL,
-        tta="flip",
-        matching=matching,
-        data="none",
-        source="a test",
-        license="Apache-2.0",
-    )
-    return folder
+    return save(folder, "embedder", CONFIG, task="embed", preprocess=SMALL, tta="flip", matching=matching)
 
 
 def of_split(source: str, split: str, people: int) -> list[str]:
@@ -91,23 +64,21 @@ def of_split(source: str, split: str, people: int) -> list[str]:
 
 @pytest.fixture
 def studio(folders: Path) -> Path:
-    """Test people of two sources, twelve and three, each with five photos; others that are trained on; weights."""
+    """Twelve and three test people of two sources with five photos each, two training people, and an embedder."""
     random = np.random.default_rng(0)
     rows = []
     for name in of_split("film", "test", 12) + of_split("street", "test", 3) + of_split("film", "train", 2):
         colour = random.uniform(40, 215, 3)
         for _ in range(5):
             pixels = colour + random.normal(0, 40, 3) + random.normal(0, 12, (16, 16, 3))
-            image = {"bytes": encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))), "path": None}
-            rows.append({"image": image, "identity": name})
-    (folders / "data/people").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folders / "data/people/train.parquet")
+            rows.append((Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), name))
+    write_identities(folders / "data/people/train.parquet", rows)
     save_embedder(folders / "weights", calibrated())
     return folders
 
 
 def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     figures = on_identities(embedder, "people", images, rows_of(images, "test"))
     assert figures.people == 15
@@ -134,10 +105,10 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
         pairs = [(a, b) for a, b in pairs if names[a].split(":")[0] in sources]
         values = [vectors[a] @ vectors[b] for a, b in pairs]
         scores = Scores.of(values, [names[a] == names[b] for a, b in pairs])
-        assert part.pictures == 5 * (15 if "street" in sources else 12)
+        assert part.images == 5 * (15 if "street" in sources else 12)
         assert part.scores.mated == pytest.approx(scores.mated, abs=1e-5)
         assert part.scores.impostor == pytest.approx(scores.impostor, abs=1e-5)
-        promises = [promise for promise in figures.promises if promise.name == part.name]
+        promises = [promise for promise in figures.threshold_checks if promise.name == part.name]
         assert [promise.fmr for promise in promises] == [0.01, 0.001]
         for promise in promises:
             threshold = embedder.matching.threshold(promise.fmr).similarity
@@ -148,8 +119,8 @@ def test_figures_are_those_of_a_plain_loop(studio: Path) -> None:
     assert figures.reliability.error > 0.05  # the matching is that of other pairs
 
 
-def test_crops_and_rows_are_embedded_alike(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+def test_crops_and_rows_have_the_same_embeddings(studio: Path) -> None:
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.array([7, 3, 30])
     vectors = embedder(np.asarray(images.images[rows]))
@@ -157,11 +128,11 @@ def test_crops_and_rows_are_embedded_alike(studio: Path) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
 
 
-def embedded(vectors: list[list[float]], labels: list[int], found: list[bool]) -> Embedded:
-    return Embedded(np.array(vectors), np.array(labels), np.array(found))
+def embedded(vectors: list[list[float]], labels: list[int], found: list[bool]) -> EmbeddedFaces:
+    return EmbeddedFaces(np.array(vectors), np.array(labels), np.array(found))
 
 
-def test_a_picture_without_a_face_is_like_no_other() -> None:
+def test_image_without_a_face_has_the_least_similarity() -> None:
     photos = embedded([[1, 0], [0, 0], [0.6, 0.8], [-1, 0]], [0, 0, 1, 1], [True, False, True, True])
     assert photos.failures == 1
     assert photos.pairs(np.array([[0, 1], [0, 2], [3, 0]])).tolist() == [-1, 0.6, -1]
@@ -171,79 +142,77 @@ def test_a_picture_without_a_face_is_like_no_other() -> None:
     assert photos.search(search).tolist() == [[-1]]
 
 
-def test_a_failure_costs_the_pairs_it_is_in() -> None:
+def test_missing_face_fails_its_pairs() -> None:
     # Twenty people on one point each, two photos; the pairs are sure but for those of a picture without a face.
     angles = np.arange(40) // 2 * 0.15
     vectors, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.arange(40) // 2
     places = np.array([(2 * i, 2 * i + 1) for i in range(20)] + [(2 * i, (2 * i + 20) % 40) for i in range(20)])
-    pairs = Pairs(places, np.arange(40) < 20, None)
-    found = np.ones(40, bool)
-    whole = verify("whole", Embedded(vectors, labels, found), pairs)
-    assert (whole.failures, whole.pictures, whole.accuracy) == (0, 40, (1.0, 0.0))
-    found[1] = False
-    torn = verify("torn", Embedded(vectors, labels, found), pairs)
+    pairs = ListedPairs(places, np.arange(40) < 20, None)
+    result = np.ones(40, bool)
+    whole = verify("whole", EmbeddedFaces(vectors, labels, result), pairs)
+    assert (whole.failures, whole.images, whole.accuracy) == (0, 40, (1.0, 0.0))
+    result[1] = False
+    torn = verify("torn", EmbeddedFaces(vectors, labels, result), pairs)
     assert (torn.failures, torn.scores.tar(0.1)) == (1, 0.95)
     assert torn.accuracy is not None
     assert torn.accuracy[0] == pytest.approx(39 / 40)
     # A failure that is in none of the pairs does not count.
     kept = (places != 1).all(axis=1)
-    without = verify("without", Embedded(vectors, labels, found), Pairs(places[kept], pairs.same[kept], None))
-    assert (without.failures, without.pictures) == (0, 39)
+    without = verify(
+        "without", EmbeddedFaces(vectors, labels, result), ListedPairs(places[kept], pairs.mated[kept], None)
+    )
+    assert (without.failures, without.images) == (0, 39)
 
 
-def test_own_folds_are_used() -> None:
+def test_folds_of_the_list_are_used() -> None:
     # Each fold has a scale of its own: the other's threshold decides half of it wrongly.
     similarities = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1])
     vectors = np.stack([similarities, np.sqrt(1 - similarities**2)], axis=1)
     photos = embedded([[1, 0], *vectors.tolist()], list(range(9)), [True] * 9)
     places = np.array([(0, number) for number in range(1, 9)])
     same = np.array([True, True, False, False] * 2)
-    assert verify("two", photos, Pairs(places, same, np.arange(8) // 4)).accuracy == (0.5, 0.0)
+    assert verify("two", photos, ListedPairs(places, same, np.arange(8) // 4)).accuracy == (0.5, 0.0)
     with pytest.raises(DataError, match="two: 10 folds need"):
-        verify("two", photos, Pairs(places, same, None))
+        verify("two", photos, ListedPairs(places, same, None))
     with pytest.raises(DataError, match=r"two: .*only one"):
-        verify("two", photos, Pairs(places, same, np.zeros(8, np.int64)))
+        verify("two", photos, ListedPairs(places, same, np.zeros(8, np.int64)))
 
 
-def test_identification_of_people_who_are_all_different() -> None:
+def test_identification() -> None:
     labels = np.repeat(np.arange(8), 3)
-    photos = Embedded(np.eye(8)[labels], labels, np.ones(24, bool))
+    part = identify("fog", EmbeddedFaces(np.ones((24, 1)), labels, np.ones(24, bool)))
+    assert part.rank_one == (0.0, 0.0)
+    assert part.fnir == {0.1: (1.0, 0.0), 0.01: (1.0, 0.0)}
+    photos = EmbeddedFaces(np.eye(8)[labels], labels, np.ones(24, bool))
     part = identify("clear", photos)
-    assert (part.subjects, part.pictures, part.failures) == (8, 24, 0)
+    assert (part.subjects, part.images, part.failures) == (8, 24, 0)
     assert part.rank_one == (1.0, 0.0)
     assert part.fnir == {0.1: (0.0, 0.0), 0.01: (0.0, 0.0)}
     assert (part.mated, part.impostor) == (4 * 2, 4 * 3)
     # Where one photo of somebody has no face, it is missed as a probe and misses the others as the gallery's.
-    part = identify("torn", replace(photos, found=np.arange(24) != 4))
+    part = identify("torn", replace(photos, has_face=np.arange(24) != 4))
     assert 0 < 1 - part.rank_one.mean <= 2 / 16
     assert part.rank_one.deviation > 0
-
-
-def test_identification_of_people_who_are_all_alike() -> None:
-    labels = np.repeat(np.arange(8), 3)
-    part = identify("fog", Embedded(np.ones((24, 1)), labels, np.ones(24, bool)))
-    assert part.rank_one == (0.0, 0.0)
-    assert part.fnir == {0.1: (1.0, 0.0), 0.01: (1.0, 0.0)}
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [([0, 0, 0], "two subjects"), ([0, 1, 2], "two subjects"), ([0, 0, 1, 2, 3, 4, 5, 6], "mated and non-mated")],
 )
-def test_too_few_to_identify(labels: list[int], message: str) -> None:
+def test_too_few_subjects_are_refused(labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=f"few: .*{message}"):
-        identify("few", Embedded(np.eye(len(labels)), np.array(labels), np.ones(len(labels), bool)))
+        identify("few", EmbeddedFaces(np.eye(len(labels)), np.array(labels), np.ones(len(labels), bool)))
 
 
 def face(box: Box) -> Face:
-    """Upright, its eyes and mouth where they are in a box."""
+    """Return an upright face in a box."""
     left, top, right, bottom = box
     places = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
     return Face(box, 0.9, tuple((left + x * (right - left), top + y * (bottom - top)) for x, y in places))
 
 
 def beside(picture: Image.Image | Pixels) -> list[Face]:
-    """A large face at the left, a small one in the middle; none in the dark, one of no size in the white."""
+    """Detect a large face at the left and a small central one; none in black images, an empty one in white images."""
     assert isinstance(picture, Image.Image)
     width, height = picture.size
     if np.asarray(picture).min() == 255:
@@ -260,7 +229,7 @@ def mean_colour(faces: Pixels) -> Floats:
 
 
 @pytest.mark.parametrize("enlarged", [1, 2])
-def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> None:
+def test_face_nearest_to_the_centre_is_embedded(tmp_path: Path, enlarged: int) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, :85] = (255, 0, 0)
     pixels[:, 85:] = (0, 255, 0)
@@ -269,32 +238,23 @@ def test_the_face_in_the_middle_is_embedded(tmp_path: Path, enlarged: int) -> No
     Image.new("RGB", (200, 100), "white").save(tmp_path / "c.png")
     people = People(tuple(tmp_path / name for name in ("b.png", "a.png", "c.png")), np.arange(3), ("b", "a", "c"))
     photos = embed_photos(people, beside, mean_colour, enlarged)
-    assert photos.found.tolist() == [False, True, False]
+    assert photos.has_face.tolist() == [False, True, False]
     assert photos.vectors == pytest.approx(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), abs=0.05)
-    with pytest.raises(DataError, match="no face was found in any of 1 pictures"):
+    with pytest.raises(DataError, match="no face was found in any of 1 photos"):
         embed_photos(People(people.paths[:1], np.array([0]), ("b",)), beside, mean_colour)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png: none of"):
         embed_photos(people, beside, mean_colour)
 
 
-@cache
-def head(name: str) -> Image.Image:
-    """The head of one of two real people, 192 x 192 pixels."""
-    if name == "Eileen":
-        return photo("astronaut").crop((128, 10, 320, 202))
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as file:
-        return file.convert("RGB").crop((110, 20, 410, 320)).resize((192, 192))
-
-
 @pytest.fixture
 def lfw(tmp_path: Path) -> Path:
     """Five photos each of two people, and of a cup; both views."""
     folder = tmp_path / "lfw"
-    for name in ("Eileen", "Grace"):
+    for name, photo_name in PEOPLE.items():
         (folder / name).mkdir(parents=True)
         for number in range(1, 6):
-            head(name).crop((3 * number, 0, 192, 192)).save(folder / name / f"{name}_{number:04d}.jpg")
+            head(photo_name).crop((3 * number, 0, 192, 192)).save(folder / name / f"{name}_{number:04d}.jpg")
     (folder / "Cup").mkdir()
     photo("coffee").resize((128, 96)).save(folder / "Cup/Cup_0001.jpg")
     mated = [f"{name}\t{a}\t{b}" for a, b in combinations(range(1, 6), 2) for name in ("Eileen", "Grace")]
@@ -308,9 +268,9 @@ def lfw(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orl(tmp_path: Path) -> Path:
-    """Two subjects, their heads cut as tightly as ORL's."""
+    """Two subjects in crops as tight as ORL's."""
     folder = tmp_path / "orl"
-    for subject, name in enumerate(("Eileen", "Grace"), start=1):
+    for subject, name in enumerate(PEOPLE.values(), start=1):
         (folder / f"s{subject}").mkdir(parents=True)
         for number in range(1, 11):
             tight = head(name).crop((40 + number, 20, 145 + number, 148)).resize((92, 112)).convert("L")
@@ -324,7 +284,7 @@ def run(studio: Path, *options: str) -> Result:
     return CliRunner().invoke(cli, [*command, *options])
 
 
-def test_the_command_writes_tables_and_plots(studio: Path, lfw: Path, orl: Path) -> None:
+def test_command_writes_tables_and_plots(studio: Path, lfw: Path, orl: Path) -> None:
     docs = studio / "docs"
     docs.mkdir()
     result = run(studio, "--lfw", str(lfw), "--orl", str(orl), "--write", str(docs))
@@ -369,7 +329,7 @@ def colours(drawn: bytes) -> set[str]:
 
 
 def test_plots_show_every_set(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     figures = on_identities(embedder, "people", images, rows_of(images, "test"))
     random = np.random.default_rng(0)
@@ -382,7 +342,7 @@ def test_plots_show_every_set(studio: Path) -> None:
     assert ACCENT in colours(report_faces.draw_reliability(figures))
 
 
-def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, orl: Path) -> None:
+def test_errors_are_reported_and_nothing_is_written(studio: Path, lfw: Path, orl: Path) -> None:
     docs = studio / "docs"
 
     def fails(message: str, *options: str) -> None:
@@ -408,13 +368,15 @@ def test_what_is_wrong_is_named_and_nothing_is_written(studio: Path, lfw: Path, 
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [({"film:a": 2}, "no identity of this data set is in the split test"), ({}, "no test identity has two pictures")],
+    [
+        ({"film:a": 2}, "no identity of this data set is in the split test"),
+        ({}, "mated pairs need an identity with two images"),
+    ],
 )
 def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], message: str) -> None:
     names = names or dict.fromkeys(of_split("film", "test", 3), 1)
-    image = {"bytes": encode(Image.new("RGB", (16, 16))), "path": None}
-    rows = [{"image": image, "identity": name} for name, photos in names.items() for _ in range(photos)]
-    pq.write_table(pa.Table.from_pylist(rows), studio / "data/people/train.parquet")
+    rows = [(Image.new("RGB", (16, 16)), name) for name, photos in names.items() for _ in range(photos)]
+    write_identities(studio / "data/people/train.parquet", rows)
     result = run(studio)
     assert result.exit_code == 1
     assert message in result.output
@@ -422,14 +384,14 @@ def test_data_without_pairs_is_refused(studio: Path, names: dict[str, int], mess
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_a_face_is_found_in_every_picture_of_orl(datasets: Callable[[str], Path]) -> None:
+def test_face_is_detected_in_every_orl_image(datasets: Callable[[str], Path]) -> None:
     people, detector = read_orl(datasets("orl")), load_detector(WEIGHTS / "centerface")
     photos = embed_photos(people, detector, mean_colour, measure_faces.ORL_ENLARGED)
-    assert (photos.failures, len(photos.found)) == (0, 400)
+    assert (photos.failures, len(photos.has_face)) == (0, 400)
 
 
-def test_degraded_faces_are_the_same_each_time_and_half_of_each_kind(studio: Path) -> None:
-    embedder = Embedder(studio / "weights")
+def test_degradations_are_deterministic_and_of_every_kind(studio: Path) -> None:
+    embedder = FaceEmbedder(studio / "weights")
     images = data.load("people", "train", embedder.card.preprocess)
     rows = np.arange(len(images.labels))
     once, again = (measure_faces.degraded_faces(images, rows).images for _ in range(2))

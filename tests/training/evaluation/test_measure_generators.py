@@ -1,4 +1,4 @@
-"""Generators side by side with real pictures and with a Gaussian of pixels."""
+"""Measurement of generators against real images and a Gaussian of pixels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import scipy.linalg  # type: ignore[import-untyped]
 import torch
@@ -18,17 +16,16 @@ from models import checkpoint
 from models.generative import latents
 from models.preprocess import Preprocess
 from models.vae import VAE
-from tests.training.conftest import CLASSES, png, strokes, write_parquet
-from tests.training.metrics.test_feature_extractor import save
+from tests.training.conftest import CLASSES, png, save, strokes, write_identities, write_parquet
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.evaluate import cli
 from training.evaluation import measure_generators as measured
-from training.evaluation.measure_generators import Real, Truth, draw, gaussian, measure
+from training.evaluation.measure_generators import RealImages, Reference, draw, gaussian, measure
 from training.evaluation.report_generators import draw_sheet, markdown
 from training.metrics import likelihood
 from training.metrics.contact_sheet import sheet
-from training.metrics.feature_extractor import Extractor, Sight
+from training.metrics.feature_extractor import ExtractedFeatures, Extractor
 
 SMALL = Preprocess(mode="L", size=(28, 28), mean=(0,), std=(255,))
 TINY = {"image_size": 28, "widths": [4, 4], "hidden": 0, "latent": 3}
@@ -36,7 +33,7 @@ TINY = {"image_size": 28, "widths": [4, 4], "hidden": 0, "latent": 3}
 
 @pytest.fixture
 def studio(folders: Path) -> Path:
-    """90 strokes to train on, 60 to test on; untrained: a judge, a VAE with labels and one of half the size without."""
+    """90 training, 60 test strokes; an untrained extractor, a conditional VAE, and a VAE of half the size."""
     for split, count, seed in (("train", 90, 1), ("test", 60, 2)):
         pictures, labels = strokes(count, seed)
         write_parquet(folders / f"data/strokes/{split}.parquet", [png(p) for p in pictures], labels)
@@ -57,7 +54,7 @@ def run(studio: Path, *options: str, names: tuple[str, ...] = ("labelled", "half
 def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
     figures = measure([studio / "labelled"], "strokes", studio / "judge", samples=40, held_out=5)
     (group,) = figures.groups
-    (found,) = group.generators
+    (result,) = group.generators
     network, card = checkpoint.load(studio / "labelled")
     judge, judge_card = checkpoint.load(studio / "judge")
     assert isinstance(network, VAE)
@@ -73,20 +70,20 @@ def test_figures_are_those_of_a_plain_computation(studio: Path) -> None:
         test = [judge_card.preprocess(picture) for picture in strokes(60, 2)[0]]
         real = judge.get_submodule("features")(torch.stack(test)).double().numpy()
     features = torch.stack([feature for feature, _ in seen]).double().numpy()
-    one, other = np.cov(real.T), np.cov(features.T)
-    crossed = np.sqrt(scipy.linalg.eigvals(one @ other).astype(complex)).real.sum()
-    expected = ((real.mean(0) - features.mean(0)) ** 2).sum() + np.trace(one + other) - 2 * crossed
-    assert found.frechet == pytest.approx(expected, rel=1e-3)
+    item, other = np.cov(real.T), np.cov(features.T)
+    crossed = np.sqrt(scipy.linalg.eigvals(item @ other).astype(complex)).real.sum()
+    expected = ((real.mean(0) - features.mean(0)) ** 2).sum() + np.trace(item + other) - 2 * crossed
+    assert result.frechet == pytest.approx(expected, rel=1e-3)
     read = np.array([label for _, label in seen])
-    assert found.asked == pytest.approx((read == asked.numpy()).mean())
-    assert found.shares == pytest.approx((np.bincount(read, minlength=3).min() / 40, np.bincount(read).max() / 40))
+    assert result.asked == pytest.approx((read == asked.numpy()).mean())
+    assert result.shares == pytest.approx((np.bincount(read, minlength=3).min() / 40, np.bincount(read).max() / 40))
     pictures, labels = strokes(60, 2)
     batch = torch.stack([card.preprocess(picture) for picture in pictures[:5]])
     bounds = likelihood.bounds(network, batch, torch.eye(3)[labels[:5]], 64, measured.SEED)
-    assert found.bounds == pytest.approx((float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())))
+    assert result.bounds == pytest.approx((float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())))
 
 
-def test_real_pictures_are_near_and_a_gaussian_is_far(studio: Path) -> None:
+def test_real_images_score_better_than_a_gaussian(studio: Path) -> None:
     save(studio / "sharp", "lenet5-relu", {"num_classes": 3}, task="classify", classes=CLASSES)
     (group,) = measure([studio / "half"], "strokes", studio / "sharp", samples=60, held_out=1).groups
     assert group.floor.frechet < group.ceiling.frechet
@@ -95,34 +92,34 @@ def test_real_pictures_are_near_and_a_gaussian_is_far(studio: Path) -> None:
     assert (group.test, group.held_out) == (60, 1)
 
 
-def test_a_set_is_judged_by_what_is_read() -> None:
+def test_figures_depend_on_the_recognised_classes() -> None:
     draws = torch.Generator().manual_seed(0)
     classes = torch.arange(300) % 3
     features = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws)
-    truth = Truth(Sight(features, torch.eye(3)[classes].double()))
+    reference = Reference(ExtractedFeatures(features, torch.eye(3)[classes].double()))
     asked = torch.full((300,), 2)
     halved = 20 * torch.eye(3)[classes] + torch.randn(300, 3, generator=draws) / 2
-    found = truth.judge("x", Sight(halved, torch.eye(3)[classes].double()), asked)
-    assert found.asked == pytest.approx(1 / 3)
-    assert found.shares == pytest.approx((1 / 3, 1 / 3))
-    assert found.inception == pytest.approx(3)
-    assert found.spread.mean == pytest.approx(0.5, rel=0.1)
-    one_each = truth.judge("y", Sight(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
+    result = reference.compare("x", ExtractedFeatures(halved, torch.eye(3)[classes].double()), asked)
+    assert result.asked == pytest.approx(1 / 3)
+    assert result.shares == pytest.approx((1 / 3, 1 / 3))
+    assert result.inception == pytest.approx(3)
+    assert result.spread.mean == pytest.approx(0.5, rel=0.1)
+    one_each = reference.compare("y", ExtractedFeatures(halved[:3].repeat(100, 1), torch.eye(3)[classes].double()))
     assert (one_each.spread, one_each.manifolds.recall, one_each.asked) == ((0.0, 0.0), 0.0, None)
 
 
-def test_the_gaussian_has_the_pixels_moments(studio: Path) -> None:
+def test_gaussian_samples_have_the_pixel_moments(studio: Path) -> None:
     train = data.load("strokes", "train", SMALL)
     rows = np.arange(80)
     # Far from where bytes end, so that clipping takes nothing away.
     grey = data.ImageSet((train.images[:, 4:20:4, 4:20:4] // 4 + 90).astype(np.uint8), train.labels, train.classes)
-    flat, truth = gaussian(grey, rows, 20_000, seed=3).reshape(20_000, -1), grey.images[:80].reshape(80, -1)
-    assert np.abs(flat.mean(axis=0) - truth.mean(axis=0)).max() < 1
-    covariance = np.cov(truth.T.astype(float))
+    flat, reference = gaussian(grey, rows, 20_000, seed=3).reshape(20_000, -1), grey.images[:80].reshape(80, -1)
+    assert np.abs(flat.mean(axis=0) - reference.mean(axis=0)).max() < 1
+    covariance = np.cov(reference.T.astype(float))
     assert np.abs(np.cov(flat.T.astype(float)) - covariance).max() < 0.05 * covariance.max()
 
 
-def test_a_sample_depends_on_its_seed_and_its_place_alone(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_depends_only_on_seed_and_index(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, card = checkpoint.load(studio / "half")
     many = draw(network, card, 12, seed=5)
     monkeypatch.setattr(measured, "_ROWS_AT_ONCE", 5)
@@ -131,7 +128,7 @@ def test_a_sample_depends_on_its_seed_and_its_place_alone(studio: Path, monkeypa
     assert (draw(network, card, 12, seed=6).pixels != many.pixels).any()
 
 
-def test_labels_are_drawn_evenly_unless_they_are_given(studio: Path) -> None:
+def test_labels_are_uniform_unless_given(studio: Path) -> None:
     network, card = checkpoint.load(studio / "labelled")
     labels = draw(network, card, 600, seed=5).labels
     assert labels is not None
@@ -141,20 +138,14 @@ def test_labels_are_drawn_evenly_unless_they_are_given(studio: Path) -> None:
 
 
 def test_identities_are_split_as_for_training(folders: Path) -> None:
-    pictures = [png(picture) for picture in strokes(120)[0]]
-    rows = [
-        {"image": {"bytes": picture, "path": None}, "identity": f"here:{row // 2}"}
-        for row, picture in enumerate(pictures)
-    ]
-    path = folders / "data/people/train.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    real = Real.load("people", SMALL)
+    rows = [(image, f"here:{row // 2}") for row, image in enumerate(strokes(120)[0])]
+    write_identities(folders / "data/people/train.parquet", rows)
+    real = RealImages.load("people", SMALL)
     train, test = ({real.train.labels[row] for row in rows} for rows in (real.train_rows, real.test_rows))
     assert train
     assert test
     assert not train & test
-    assert len(real.some(7)) == 7
+    assert len(real.training_sample(7)) == 7
 
 
 def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path) -> None:
@@ -183,7 +174,7 @@ def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path)
     assert checkpoint.read_card(studio / "labelled") == first
 
 
-def test_what_is_no_vae_has_no_bounds(studio: Path) -> None:
+def test_only_vaes_have_bounds(studio: Path) -> None:
     save(studio / "plain", "autoencoder", TINY, task="reconstruct", preprocess=SMALL)
     result = run(studio, "--cards", names=("plain",))
     assert result.exit_code == 0, result.output
@@ -193,13 +184,13 @@ def test_what_is_no_vae_has_no_bounds(studio: Path) -> None:
     assert "elbo" not in names
 
 
-def test_without_being_asked_nothing_is_written(studio: Path) -> None:
+def test_nothing_is_written_without_options(studio: Path) -> None:
     before = checkpoint.read_card(studio / "half")
     assert run(studio, "--held-out", "2", names=("half",)).exit_code == 0
     assert checkpoint.read_card(studio / "half") == before
 
 
-def test_an_embedders_table_has_no_classes(studio: Path) -> None:
+def test_table_of_an_embedder_has_no_class_columns(studio: Path) -> None:
     colour = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
     config = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
     save(studio / "eye", "embedder", config, task="embed", preprocess=colour)
@@ -210,10 +201,10 @@ def test_an_embedders_table_has_no_classes(studio: Path) -> None:
     assert "Inception score" not in table
 
 
-def test_a_network_that_draws_nothing_and_strange_classes_are_refused(studio: Path) -> None:
+def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
     result = run(studio, names=("judge",))
     assert result.exit_code == 1
-    assert "a network to classify draws no pictures" in result.output
+    assert "a network to classify is not a generator" in result.output
     other = ("red", "black", "wood")
     save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=other)
     with pytest.raises(DataError, match="labelled draws"):
@@ -227,18 +218,18 @@ def test_the_sheet_shows_each_picture_in_its_place(studio: Path) -> None:
     assert (shown[2 * 30 : 2 * 58 : 2, 2 * 60 : 2 * 88 : 2] == pixels[12, ..., 0]).all()
     colour = np.zeros((3, 4, 4, 3), np.uint8)
     assert Image.open(io.BytesIO(sheet(colour, 2))).size == (10, 10)
-    with pytest.raises(ValueError, match="expected pictures"):
+    with pytest.raises(ValueError, match="expected images"):
         sheet(pixels[..., 0], 5)
 
 
 @pytest.mark.data
-def test_the_judge_is_another_than_the_watcher_and_reads_nearly_every_digit() -> None:
+def test_evaluation_extractor_differs_from_the_monitor_and_is_accurate() -> None:
     weights = Path(__file__).parents[3] / "weights"
     judge, watcher = Extractor(weights / "judge-mnist").card, Extractor(weights / "lenet5-mnist").card
     assert judge.architecture != watcher.architecture
     assert judge.training
     assert watcher.training
     assert judge.training.seed != watcher.training.seed
-    said = {metric.name: metric.value for metric in judge.metrics if metric.data == "mnist test (10,000)"}
-    assert said["accuracy"] >= 0.994
+    lines = {metric.name: metric.value for metric in judge.metrics if metric.data == "mnist test (10,000)"}
+    assert lines["accuracy"] >= 0.994
     assert (weights / "judge-mnist" / checkpoint.WEIGHTS_FILE).stat().st_size <= 3_000_000

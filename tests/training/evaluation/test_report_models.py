@@ -1,4 +1,4 @@
-"""The page of model cards: what it says of a card, and that the one in docs/ says what the cards do."""
+"""The page of model cards; docs/models.md must agree with the cards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[3]
 WEIGHTS, PAGE = ROOT / "weights", ROOT / "docs" / "models.md"
 
 
-def test_the_page_says_what_the_cards_do() -> None:
+def test_page_agrees_with_the_cards() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert replaced(page, PART, markdown(WEIGHTS)) == page, "python -m training.evaluation.report_models docs/models.md"
 
 
-def test_every_model_in_git_is_on_it() -> None:
+def test_page_lists_every_model_in_git() -> None:
     listed = subprocess.run(["git", "ls-files", "weights"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("no git here")
@@ -34,7 +34,7 @@ def test_every_model_in_git_is_on_it() -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """One shipped model, one that is somebody's own, and one that LICENSES.md promises."""
+    """A shipped model, another model, and a model that LICENSES.md names and is missing."""
     folder = tmp_path / "weights"
     for name in ("lenet5-mnist", "cups"):
         shutil.copytree(WEIGHTS / "lenet5-mnist", folder / name)
@@ -42,7 +42,7 @@ def weights(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_card_in_words(weights: Path) -> None:
+def test_section_of_a_card(weights: Path) -> None:
     text = markdown(weights)
     card = json.loads((weights / "lenet5-mnist/card.json").read_text())
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## lenet5-mnist"]
@@ -53,7 +53,7 @@ def test_a_card_in_words(weights: Path) -> None:
     assert "epoch 29 of 30, seed 1998, 257 s on AMD EPYC" in text
 
 
-def test_figures_of_others_are_said_to_be_theirs() -> None:
+def test_reported_figures_are_marked() -> None:
     text = markdown(WEIGHTS)
     assert "accuracy 0.751 on ImageNet-1k validation, as reported by its authors" in text
 
@@ -72,6 +72,6 @@ def test_a_changed_card_changes_the_page(weights: Path, tmp_path: Path) -> None:
     assert page.read_text() == before
 
 
-def test_without_licences_there_is_no_page(tmp_path: Path) -> None:
+def test_missing_licences_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"LICENSES\.md: No such file"):
         shipped(tmp_path)

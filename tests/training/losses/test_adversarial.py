@@ -23,14 +23,14 @@ def test_cross_entropy_is_torch_s(kind: losses.Adversarial) -> None:
     torch.testing.assert_close(losses.generator_loss(kind, FAKE), sign * bce(FAKE, target))
 
 
-def test_in_the_minimax_game_one_wins_what_the_other_loses() -> None:
+def test_minimax_losses_are_opposite() -> None:
     fake = FAKE.clone().requires_grad_()
-    (theirs,) = torch.autograd.grad(losses.discriminator_loss("minimax", REAL, fake), fake)
+    (reference,) = torch.autograd.grad(losses.discriminator_loss("minimax", REAL, fake), fake)
     (ours,) = torch.autograd.grad(losses.generator_loss("minimax", fake), fake)
-    torch.testing.assert_close(ours, -theirs)
+    torch.testing.assert_close(ours, -reference)
 
 
-def test_against_a_sure_discriminator_only_minimax_loses_its_pull() -> None:
+def test_only_minimax_gradient_vanishes_for_a_sure_discriminator() -> None:
     pulls = {}
     for kind in ("minimax", "non-saturating", "hinge", "wasserstein"):
         score = torch.tensor([-20.0], requires_grad=True)
@@ -83,7 +83,7 @@ def test_slopes_against_finite_differences() -> None:
         assert math.sqrt(sum(r * r for r in rises)) == pytest.approx(slope.item(), rel=1e-6)
 
 
-def test_slopes_are_measured_where_gradients_are_off_and_a_flat_critic_is_no_error() -> None:
+def test_slopes_work_without_grad_mode_and_for_constant_critics() -> None:
     weight = torch.zeros(4, requires_grad=True)
     with torch.no_grad():
         assert losses.slopes(lambda x: x.flatten(1) @ (weight + 1), torch.zeros(2, 1, 2, 2)).tolist() == [2, 2]
@@ -92,13 +92,13 @@ def test_slopes_are_measured_where_gradients_are_off_and_a_flat_critic_is_no_err
     assert gradient.isfinite().all()
 
 
-def test_points_lie_between_their_two_pictures() -> None:
+def test_interpolated_points_are_on_the_line() -> None:
     real, fake = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
-    points = losses.between(real, fake, torch.tensor([0.0, 1.0, 0.25]))
+    points = losses.interpolate(real, fake, torch.tensor([0.0, 1.0, 0.25]))
     torch.testing.assert_close(points, torch.stack([fake[0], real[1], 0.25 * real[2] + 0.75 * fake[2]]))
 
 
-def test_clipping_leaves_no_weight_outside_and_none_inside_changed() -> None:
+def test_clipping_changes_only_weights_outside_the_limit() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(30, 10)
     before: list[Tensor] = [parameter.detach().clone() for parameter in layer.parameters()]

@@ -1,4 +1,4 @@
-"""The losses against plain loops and pytorch-metric-learning, and batches that hold nothing to learn from."""
+"""The losses against plain loops and pytorch-metric-learning, and degenerate batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances as pml_distances  # type: ignore[import-untyped]
 from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import reducers as pml_reducers
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,7 +67,7 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("metric", METRICS)
 @settings(deadline=None, max_examples=40)
 @given(batch=batches(), margin=st.sampled_from([0.2, 1.0]))
-def test_contrastive_is_a_plain_loop(
+def test_contrastive_agrees_with_a_loop(
     batch: tuple[Tensor, Tensor], margin: float, metric: Metric, squared: bool
 ) -> None:
     vectors, labels = batch
@@ -90,7 +89,7 @@ def test_contrastive_is_a_plain_loop(
 @pytest.mark.parametrize("metric", METRICS)
 @settings(deadline=None, max_examples=25)
 @given(batch=batches(), margin=st.sampled_from([0.2, 1.0]))
-def test_triplet_is_a_plain_loop(
+def test_triplet_agrees_with_a_loop(
     batch: tuple[Tensor, Tensor], margin: float, metric: Metric, squared: bool, active_only: bool
 ) -> None:
     vectors, labels = batch
@@ -129,59 +128,18 @@ def assert_same_with_gradient(ours: Callable[[Tensor], Tensor], theirs: Callable
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_contrastive_against_pytorch_metric_learning(metric: Metric) -> None:
-    vectors, labels = sample()
-    # With a similarity s = 1 - d their margins are similarities, too.
-    margins = {"pos_margin": 0, "neg_margin": 3} if metric == "euclidean" else {"pos_margin": 1, "neg_margin": 0.5}
-    theirs = pml_losses.ContrastiveLoss(distance=PML[metric](), reducer=pml_reducers.MeanReducer(), **margins)
-
-    def ours(x: Tensor) -> Tensor:
-        distances = pairwise_distances(x, metric)
-        margin = 3 if metric == "euclidean" else 0.5
-        return contrastive(*all_pairs(distances, labels).of(distances), margin, squared=False)
-
-    assert_same_with_gradient(ours, lambda x: theirs(x, labels), vectors)
-
-
-@pytest.mark.parametrize("active_only", [False, True])
-@pytest.mark.parametrize("metric", METRICS)
-def test_triplet_against_pytorch_metric_learning(metric: Metric, active_only: bool) -> None:
-    vectors, labels = sample(1)
-    reducer = pml_reducers.AvgNonZeroReducer() if active_only else pml_reducers.MeanReducer()
-    theirs = pml_losses.TripletMarginLoss(margin=0.3, distance=PML[metric](), reducer=reducer)
-
-    def ours(x: Tensor) -> Tensor:
-        distances = pairwise_distances(x, metric)
-        return triplet(*batch_all(distances, labels).of(distances), 0.3, active_only=active_only)
-
-    assert_same_with_gradient(ours, lambda x: theirs(x, labels), vectors)
-
-
-def test_squared_triplets_against_pytorch_metric_learning() -> None:
-    vectors, labels = sample(2)
-    squares = pml_distances.LpDistance(normalize_embeddings=False, power=2)
-    theirs = pml_losses.TripletMarginLoss(margin=0.3, distance=squares, reducer=pml_reducers.MeanReducer())
-
-    def ours(x: Tensor) -> Tensor:
-        distances = pairwise_distances(x, "euclidean")
-        return triplet(*batch_all(distances, labels).of(distances), 0.3, squared=True)
-
-    assert_same_with_gradient(ours, lambda x: theirs(x, labels), vectors)
-
-
 def test_the_margin_softmax_against_pytorch_metric_learning() -> None:
     vectors, labels = sample(3)
     torch.manual_seed(0)
-    theirs = pml_losses.CosFaceLoss(num_classes=6, embedding_size=16, margin=0.35, scale=20)
-    proxies = theirs.W.detach().T.clone().requires_grad_()
+    reference = pml_losses.CosFaceLoss(num_classes=6, embedding_size=16, margin=0.35, scale=20)
+    proxies = reference.W.detach().T.clone().requires_grad_()
     assert_same_with_gradient(
-        lambda x: margin_softmax(x, proxies, labels, margin=0.35, scale=20), lambda x: theirs(x, labels), vectors
+        lambda x: margin_softmax(x, proxies, labels, margin=0.35, scale=20), lambda x: reference(x, labels), vectors
     )
-    torch.testing.assert_close(proxies.grad, theirs.W.grad.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(proxies.grad, reference.W.grad.T, rtol=1e-4, atol=1e-5)
 
 
-def test_distillation_is_a_plain_loop() -> None:
+def test_distillation_agrees_with_a_loop() -> None:
     generator = np.random.default_rng(0)
     student, teacher, centre = generator.normal(size=(7, 4)), generator.normal(size=(7, 4)), generator.normal(size=4)
     centred = [row - centre for row in teacher]
@@ -194,7 +152,7 @@ def test_distillation_is_a_plain_loop() -> None:
     assert float(loss) == pytest.approx(point + 3 * relation, abs=1e-9)
 
 
-def test_a_student_of_another_width_has_relations_only() -> None:
+def test_other_dimensions_allow_relational_distillation_only() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 8)
     assert relational_distillation(student, teacher) > 0
     # The first columns of an identity map keep all cosines.
@@ -209,7 +167,7 @@ def losses(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     generator = torch.Generator().manual_seed(5)
     proxies = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     teacher = torch.randn(len(labels), 4, generator=generator, dtype=torch.float64)
-    made: dict[str, Callable[[Tensor], Tensor]] = {
+    created: dict[str, Callable[[Tensor], Tensor]] = {
         "softmax": lambda x: margin_softmax(x, proxies, labels, margin=0.3, scale=8),
         "distillation": lambda x: distillation(x, teacher, teacher.new_ones(4)),
     }
@@ -224,13 +182,13 @@ def losses(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
                 distances = pairwise_distances(x, metric)
                 return triplet(*batch_all(distances, labels).of(distances), 0.5, squared=power)
 
-            made[f"contrastive {metric} {power}"] = pairs
-            made[f"triplet {metric} {power}"] = triplets
-    return made
+            created[f"contrastive {metric} {power}"] = pairs
+            created[f"triplet {metric} {power}"] = triplets
+    return created
 
 
 @pytest.mark.parametrize("name", losses(torch.tensor([0])))
-def test_gradients_are_those_of_small_steps(name: str) -> None:
+def test_gradients_agree_with_finite_differences(name: str) -> None:
     labels = torch.tensor([0, 0, 1, 1, 2])
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert losses(labels)[name](x) > 0
@@ -274,7 +232,7 @@ def test_degenerate_batches(case: str, name: str) -> None:
         assert float(loss.detach()) == pytest.approx(0.5, abs=1e-12)  # the margin, which no step can lessen
 
 
-def test_equal_vectors_have_no_distance_in_float32() -> None:
+def test_equal_vectors_have_zero_distance_in_float32() -> None:
     vectors = F.normalize(torch.randn(40, 128), dim=1)[torch.arange(80) % 40]
     distances = pairwise_distances(vectors)
     assert distances.diagonal(40).abs().max() == 0
@@ -283,7 +241,7 @@ def test_equal_vectors_have_no_distance_in_float32() -> None:
     assert (pairwise_distances(vectors, "cosine") - exact**2 / 2).abs().max() < 1e-6
 
 
-def test_steps_down_the_triplet_loss_part_the_identities() -> None:
+def test_triplet_loss_separates_identities() -> None:
     x, labels = sample(4)
     positive, negative = batch_all(pairwise_distances(x), labels).of(pairwise_distances(x))
     assert (positive > negative).any()

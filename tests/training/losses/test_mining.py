@@ -1,4 +1,4 @@
-"""The miners against plain loops and pytorch-metric-learning; P x K batches; mining across two processes."""
+"""The miners against plain loops; P x K batches; mining across two processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_metric_learning import distances as pml_distances  # type: ignore[import-untyped]
-from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor
 
+from tests.training.conftest import TWO_PROCESSES
 from training.core.errors import DataError
-from training.datasets.images import IdentityBatches, Indices, positive_labels
+from training.datasets.batches import IdentityBatches, positive_labels
+from training.datasets.images import Indices
 from training.losses.metric_learning import pairwise_distances
 from training.losses.mining import (
     Triplets,
@@ -68,7 +68,7 @@ def loop(labels: Tensor) -> set[tuple[int, ...]]:
 
 @settings(deadline=None, max_examples=60)
 @given(batch=batches(), margin=st.sampled_from([0.1, 0.5, 5.0]))
-def test_triplet_miners_are_plain_loops(batch: tuple[Tensor, Tensor], margin: float) -> None:
+def test_triplet_miners_agree_with_loops(batch: tuple[Tensor, Tensor], margin: float) -> None:
     distances, labels = batch
     d, everything = distances.tolist(), loop(labels)
     assert as_set(batch_all(distances, labels)) == everything
@@ -90,7 +90,7 @@ def test_triplet_miners_are_plain_loops(batch: tuple[Tensor, Tensor], margin: fl
 
 @settings(deadline=None, max_examples=60)
 @given(batch=batches())
-def test_pair_miners_are_plain_loops(batch: tuple[Tensor, Tensor]) -> None:
+def test_pair_miners_agree_with_loops(batch: tuple[Tensor, Tensor]) -> None:
     distances, labels = batch
     numbers, d = labels.tolist(), distances.tolist()
     couples = [(i, j) for j in range(len(numbers)) for i in range(j)]
@@ -108,29 +108,6 @@ def test_pair_miners_are_plain_loops(batch: tuple[Tensor, Tensor]) -> None:
     assert as_set(tuple(hard.negative)) == set(sorted(other, key=lambda pair: d[pair[0]][pair[1]])[:count])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_against_pytorch_metric_learning(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 5, (24,), generator=generator)
-    vectors = torch.randn(24, 8, generator=generator) + labels[:, None] * 0.1
-    distances = pairwise_distances(vectors)
-    raw = pml_distances.LpDistance(normalize_embeddings=False)
-    assert as_set(batch_hard(distances, labels)) == as_set(pml_miners.BatchHardMiner(distance=raw)(vectors, labels))
-    miner = pml_miners.TripletMarginMiner(margin=0.3, type_of_triplets="semihard", distance=raw)
-    theirs = as_set(miner(vectors, labels))
-    nearest = {
-        min((t for t in theirs if t[:2] == pair), key=lambda t: float(distances[t[0], t[2]]))
-        for pair in {t[:2] for t in theirs}
-    }
-    assert len(theirs) > len(nearest) > 10
-    assert as_set(semi_hard(distances, labels, 0.3)) == nearest
-    violating = pml_miners.TripletMarginMiner(margin=0.3, type_of_triplets="all", distance=raw)(vectors, labels)
-    everything = batch_all(distances, labels)
-    share = active_fraction(*everything.of(distances), 0.3)
-    assert 0 < float(share) < 1
-    assert float(share) == pytest.approx(len(violating[0]) / len(everything.anchor))
-
-
 def test_random_negatives_are_equally_likely_and_repeat_with_the_seed() -> None:
     labels = torch.tensor([0, 0, 1, 2, 2, 1])
     distances = torch.rand(6, 6)
@@ -141,8 +118,8 @@ def test_random_negatives_are_equally_likely_and_repeat_with_the_seed() -> None:
         counts[int(triplets.negative[triplets.anchor == 0])] += 1
     assert counts.keys() == {2, 3, 4, 5}
     assert all(430 < count < 570 for count in counts.values())  # 500 +- 3.6 standard deviations
-    one, two = (random_triplets(distances, labels, torch.Generator().manual_seed(7)) for _ in range(2))
-    assert as_set(one) == as_set(two)
+    first, second = (random_triplets(distances, labels, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert as_set(first) == as_set(second)
 
 
 MINERS: dict[str, Callable[[Tensor, Tensor], Triplets]] = {
@@ -166,7 +143,7 @@ def test_batches_without_triplets(name: str, labels: list[int]) -> None:
     assert not distances.grad.any()
 
 
-def test_vectors_that_coincide_have_hard_triplets_and_no_semi_hard_ones() -> None:
+def test_equal_vectors_have_no_semi_hard_triplets() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     distances = torch.zeros(4, 4)
     assert as_set(batch_hard(distances, labels)) == {(0, 1, 2), (1, 0, 2), (2, 3, 0), (3, 2, 0)}
@@ -175,7 +152,7 @@ def test_vectors_that_coincide_have_hard_triplets_and_no_semi_hard_ones() -> Non
     assert active_fraction(*batch_all(distances, labels).of(distances), 0.0) == 0
 
 
-def test_not_a_number_does_not_become_a_triplet_of_strangers() -> None:
+def test_nan_does_not_make_invalid_triplets() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     distances = torch.full((4, 4), torch.nan)
     assert as_set(batch_hard(distances, labels)) <= loop(labels)
@@ -196,7 +173,7 @@ def collections(draw: st.DrawFn) -> tuple[Indices, int, int]:
 
 @settings(deadline=None, max_examples=150)
 @given(collection=collections(), seed=st.integers(0, 100))
-def test_batches_are_p_identities_of_k_rows_each_row_once(
+def test_batches_have_p_identities_and_each_row_once(
     collection: tuple[Indices, int, int],
     seed: int,
 ) -> None:
@@ -226,7 +203,7 @@ def test_batches_are_p_identities_of_k_rows_each_row_once(
     assert sum(min(max(size // k, 1), more) for size in sizes.values()) < p * more, "one more batch would have fitted"
 
 
-def test_an_epoch_is_a_function_of_the_seed_and_the_processes_share_it() -> None:
+def test_epochs_depend_on_the_seed_and_are_shared_by_processes() -> None:
     labels = np.random.default_rng(0).integers(0, 40, 400)
     batches = IdentityBatches(labels, 8, 4, 5)
     first = [batches(0, index) for index in range(batches.per_epoch)]
@@ -241,7 +218,7 @@ def test_an_epoch_is_a_function_of_the_seed_and_the_processes_share_it() -> None
         assert np.array_equal(np.concatenate([share(0, index) for share in shares]), rows)
 
 
-def test_large_identities_meet_many_others() -> None:
+def test_large_identities_are_combined_with_many_others() -> None:
     """One with a third of all groups, and twenty of three groups each: every pair of them meets in a few epochs."""
     labels = np.concatenate([np.zeros(60, np.int64), np.repeat(np.arange(1, 21), 6)])
     batches = IdentityBatches(labels, 4, 2, 0)
@@ -273,7 +250,7 @@ def test_augmentations_of_one_photo_as_positives() -> None:
         ((2, 0), 1, "of 0"),
     ],
 )
-def test_batches_that_cannot_be(arguments: tuple[int, int], processes: int, message: str) -> None:
+def test_impossible_batches_are_refused(arguments: tuple[int, int], processes: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         IdentityBatches(np.array([0, 0, 1, 1, 2, 2]), *arguments, 0, processes=processes)
 
@@ -281,7 +258,7 @@ def test_batches_that_cannot_be(arguments: tuple[int, int], processes: int, mess
 # Across processes
 
 
-def test_one_process_gathers_itself() -> None:
+def test_single_process_gathers_its_own_rows() -> None:
     embeddings, labels = torch.randn(3, 2, requires_grad=True), torch.arange(3)
     gathered = gather_embeddings(Accelerator(cpu=True), embeddings, labels)
     assert gathered[0] is embeddings
@@ -293,8 +270,8 @@ import sys
 import torch
 from accelerate import Accelerator
 from torch import nn
-from training.losses import pairwise_distances, triplet
-from training.mining import batch_hard, gather_embeddings
+from training.losses.metric_learning import pairwise_distances, triplet
+from training.losses.mining import batch_hard, gather_embeddings
 
 accelerator = Accelerator(cpu=True)
 torch.set_num_threads(1)
@@ -318,20 +295,18 @@ accelerator.end_training()
 
 
 @pytest.mark.slow
-def test_two_processes_mine_and_learn_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mining_in_two_processes_agrees_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [str(tmp_path / "script.py"), str(tmp_path / "two.pt")]
-    subprocess.run([*launch, *command], cwd=ROOT, check=True, env=environment)
+    subprocess.run([sys.executable, *TWO_PROCESSES, *command], cwd=ROOT, check=True, env=environment)
     monkeypatch.setattr(sys, "argv", [command[0], str(tmp_path / "one.pt")])
     runpy.run_path(command[0])
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
-    triplets = one[2].T.tolist()
+    single, double = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    triplets = single[2].T.tolist()
     assert len(triplets) == 12
     assert any((a < 6) != (n < 6) for a, _, n in triplets), "no negative from the other process: this shows nothing"
     # The last bias moves all embeddings alike, which changes no distance.
-    assert all(gradient.abs().max() > 1e-3 for gradient in one[3:-1])
-    for alone, shared in zip(one, two, strict=True):
+    assert all(gradient.abs().max() > 1e-3 for gradient in single[3:-1])
+    for alone, shared in zip(single, double, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)

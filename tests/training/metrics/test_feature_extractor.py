@@ -1,8 +1,7 @@
-"""What a network sees in pictures."""
+"""Feature extraction by classifiers and embedders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from PIL import Image
 from models import checkpoint
 from models.embedder import Embedder
 from models.preprocess import Preprocess
-from models.registry import build
-from tests.training.conftest import CLASSES, GREY
+from tests.training.conftest import CLASSES, save
 from training.core.errors import DataError
 from training.metrics.feature_extractor import Extractor
 
@@ -22,26 +20,12 @@ COLOUR = Preprocess(size=(32, 32), mean=(127.5,) * 3, std=(127.5,) * 3)
 TINY = {"backbone": "resnet20", "backbone_config": {"widths": [4, 4, 4]}, "image_size": 32, "dimensions": 8}
 
 
-def save(folder: Path, architecture: str, config: Mapping[str, object], **card: object) -> Path:
-    torch.manual_seed(0)
-    defaults: dict[str, object] = {"preprocess": GREY, "description": "x", "data": "x", "source": "x", "license": "x"}
-    checkpoint.save(
-        folder,
-        build(architecture, config),
-        name=folder.name,
-        architecture=architecture,
-        config=config,
-        **defaults | card,
-    )
-    return folder
-
-
 @pytest.fixture
 def pixels() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1)).astype(np.uint8)
 
 
-def test_a_classifier_answers_features_and_its_probabilities(
+def test_classifier_features_and_probabilities(
     tmp_path: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     folder = save(
@@ -50,7 +34,7 @@ def test_a_classifier_answers_features_and_its_probabilities(
     extractor = Extractor(folder)
     sight = extractor(pixels)
     network, card = checkpoint.load(folder)
-    images = torch.stack([card.preprocess(Image.fromarray(one[..., 0])) for one in pixels])
+    images = torch.stack([card.preprocess(Image.fromarray(item[..., 0])) for item in pixels])
     with torch.inference_mode():
         features = network.get_submodule("features")(images)
         logits = network(images)
@@ -61,20 +45,20 @@ def test_a_classifier_answers_features_and_its_probabilities(
     assert extractor.frechet_name == "Frechet distance (judge features)"
 
 
-def test_an_embedder_answers_embeddings_and_knows_no_classes(tmp_path: Path) -> None:
+def test_embedder_features_without_classes(tmp_path: Path) -> None:
     folder = save(tmp_path / "faces", "embedder", TINY, task="embed", preprocess=COLOUR)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
     sight = Extractor(folder)(pixels)
     network, card = checkpoint.load(folder)
     assert isinstance(network, Embedder)
     with torch.inference_mode():
-        expected = network(torch.stack([card.preprocess(Image.fromarray(one)) for one in pixels]))
+        expected = network(torch.stack([card.preprocess(Image.fromarray(item)) for item in pixels]))
     torch.testing.assert_close(sight.features, expected)
     assert sight.probabilities.shape == (3, 0)
     assert sight.labels.tolist() == [0, 0, 0]
 
 
-def test_it_is_called_fid_with_imagenets_inception_only(tmp_path: Path) -> None:
+def test_fid_is_the_name_for_imagenet_inception_only(tmp_path: Path) -> None:
     small = {"num_classes": 3, "image_size": 75, "auxiliary": False}
     preprocess = Preprocess(size=(75, 75), mean=(127.5,) * 3, std=(127.5,) * 3)
     own = Extractor(
@@ -86,7 +70,7 @@ def test_it_is_called_fid_with_imagenets_inception_only(tmp_path: Path) -> None:
     assert own.frechet_name == "FID (own features)"
 
 
-def test_a_network_that_does_neither_is_refused(tmp_path: Path) -> None:
+def test_other_networks_are_refused(tmp_path: Path) -> None:
     config = {"image_size": 28, "widths": [2], "hidden": 0, "latent": 2}
     folder = save(
         tmp_path / "vae",

@@ -1,4 +1,4 @@
-"""The monitor: what it says of samples that are varied, of such that are not, and its figures against plain loops."""
+"""The collapse monitor on varied and on collapsed samples, and its figures against plain loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.core.errors import CollapsedError, TrainingError
 from training.metrics.feature_extractor import Extractor
-from training.metrics.gan_monitor import Pixels, Watch, balance, gradient_norm
+from training.metrics.gan_monitor import CollapseMonitor, Pixels, balance, gradient_norm
 from training.recipe.gan_config import WatchSection
 
 WEIGHTS = Path(__file__).parents[3] / "weights/lenet5-mnist"
@@ -24,7 +24,7 @@ SAMPLES, MODES = 500, 20
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Pixels, Tensor]:
-    """scikit-learn's 1,797 handwritten digits of 8x8, enlarged to 28x28, in an order without meaning."""
+    """scikit-learn's 1,797 handwritten digits of 8x8, enlarged to 28x28, shuffled."""
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     small = [Image.fromarray((picture * 15.9).astype(np.uint8)) for picture in bunch.images[order]]
@@ -33,19 +33,19 @@ def digits() -> tuple[Pixels, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def watch(digits: tuple[Pixels, Tensor]) -> Watch:
+def watch(digits: tuple[Pixels, Tensor]) -> CollapseMonitor:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    return Watch(section, Extractor(WEIGHTS), digits[0][:900], seed=0)
+    return CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed=0)
 
 
 def jittered(pictures: Pixels, count: int) -> Pixels:
-    """`count` copies of a few pictures, with noise on them that no eye would call variety."""
+    """Return `count` copies of a few images with slight noise."""
     copies = np.resize(pictures, (count, *pictures.shape[1:])).astype(int)
     noise = np.random.default_rng(1).integers(-6, 7, copies.shape)
     return (copies + noise).clip(0, 255).astype(np.uint8)
 
 
-def test_other_real_pictures_pass(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_other_real_images_pass(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels, labels = digits
     figures = watch.figures(pixels[900:1400], labels[900:1400])
     assert figures["classes"] == 10
@@ -56,7 +56,7 @@ def test_other_real_pictures_pass(watch: Watch, digits: tuple[Pixels, Tensor]) -
     watch.check(figures, epoch=2)
 
 
-def test_one_picture_a_class_is_a_collapse(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_single_image_per_class_is_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     good = watch.figures(pixels[900:1400], None)
     read = watch._extractor(pixels[:900]).labels
@@ -65,30 +65,30 @@ def test_one_picture_a_class_is_a_collapse(watch: Watch, digits: tuple[Pixels, T
     assert figures["classes"] == 10  # coverage alone would not have seen it
     assert figures["recall"] < 0.1
     assert figures["frechet"] > 3 * good["frechet"]
-    with pytest.raises(CollapsedError, match=r"pictures of a class differ 0\.\d\d times as much as real ones"):
+    with pytest.raises(CollapsedError, match=r"images of a class differ 0\.\d\d times as much as real ones"):
         watch.check(figures, epoch=2)
 
 
-def test_three_classes_of_ten_are_a_collapse(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_three_classes_of_ten_are_a_collapse(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     read = watch._extractor(pixels).labels
     figures = watch.figures(pixels[(read < 3).numpy()], None)
     assert figures["classes"] == 3
     with pytest.raises(CollapsedError, match="epoch 2: 3 of 10 classes are drawn; ") as caught:
         watch.check(figures, epoch=2)
-    assert f"{figures['modes']:.0f} of {MODES} kinds of pictures are drawn" in str(caught.value)
+    assert f"{figures['modes']:.0f} of {MODES} kinds of images are drawn" in str(caught.value)
     assert caught.value.figures == figures
     assert isinstance(caught.value, TrainingError)
 
 
-def test_nothing_is_said_before_its_time(watch: Watch) -> None:
+def test_grace_epochs_are_not_checked(watch: CollapseMonitor) -> None:
     collapsed = {"modes": 1.0, "diversity": 0.0, "classes": 1.0}
     watch.check(collapsed, epoch=1)
     with pytest.raises(CollapsedError):
         watch.check(collapsed, epoch=2)
 
 
-def test_the_figures_against_plain_loops(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_the_figures_against_plain_loops(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     pixels = digits[0]
     figures = watch.figures(pixels[900:1020], None)
     extractor = Extractor(WEIGHTS)
@@ -97,9 +97,9 @@ def test_the_figures_against_plain_loops(watch: Watch, digits: tuple[Pixels, Ten
     def groups(features: Tensor) -> list[int]:
         return [int((row.double() - watch._centres).square().sum(dim=1).argmin()) for row in features]
 
-    seen, known = groups(fake.features), groups(real.features)
+    seen, existing = groups(fake.features), groups(real.features)
     assert figures["modes"] == sum(
-        seen.count(mode) / 120 >= 0.25 * known.count(mode) / 900 for mode in range(MODES) if mode in known
+        seen.count(mode) / 120 >= 0.25 * existing.count(mode) / 900 for mode in range(MODES) if mode in existing
     )
 
     ratios = []
@@ -114,16 +114,16 @@ def test_the_figures_against_plain_loops(watch: Watch, digits: tuple[Pixels, Ten
     assert "asked" not in figures
 
 
-def test_the_groups_are_a_function_of_the_seed(watch: Watch, digits: tuple[Pixels, Tensor]) -> None:
+def test_groups_depend_only_on_the_seed(watch: CollapseMonitor, digits: tuple[Pixels, Tensor]) -> None:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    again, other = (Watch(section, Extractor(WEIGHTS), digits[0][:900], seed) for seed in (0, 1))
+    again, other = (CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed) for seed in (0, 1))
     assert torch.equal(again._centres, watch._centres)
     assert not torch.equal(other._centres, watch._centres)
 
 
 def test_without_classes_only_modes_and_diversity_count(digits: tuple[Pixels, Tensor]) -> None:
     section = WatchSection(extractor=WEIGHTS, samples=SAMPLES, modes=MODES)
-    watch = Watch(section, _Blind(), digits[0][:900], seed=0)  # type: ignore[arg-type]
+    watch = CollapseMonitor(section, _Blind(), digits[0][:900], seed=0)  # type: ignore[arg-type]
     figures = watch.figures(digits[0][900:1400], None)
     assert "classes" not in figures
     features = Extractor(WEIGHTS)(digits[0][:1400]).features
@@ -156,7 +156,7 @@ def test_balance_by_hand() -> None:
     assert balance(torch.tensor([-1.0]), torch.tensor([1.0])).lead == 0
 
 
-def test_gradient_norm_is_that_of_all_weights_together() -> None:
+def test_gradient_norm_covers_all_weights() -> None:
     layer = nn.Linear(3, 2)
     assert gradient_norm(layer) == 0
     layer(torch.ones(1, 3)).sum().backward()

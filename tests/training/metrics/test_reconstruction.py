@@ -18,13 +18,13 @@ def pair(channels: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_psnr_is_scikit_images(channels: int) -> None:
+def test_psnr_agrees_with_scikit_image(channels: int) -> None:
     restored, clean = pair(channels)
-    theirs = [
-        peak_signal_noise_ratio(one.numpy(), other.numpy(), data_range=1.0)  # type: ignore[no-untyped-call]
-        for one, other in zip(clean.double(), restored.double(), strict=True)
+    reference = [
+        peak_signal_noise_ratio(item.numpy(), other.numpy(), data_range=1.0)  # type: ignore[no-untyped-call]
+        for item, other in zip(clean.double(), restored.double(), strict=True)
     ]
-    assert psnr(restored, clean).tolist() == pytest.approx(theirs, rel=1e-6)
+    assert psnr(restored, clean).tolist() == pytest.approx(reference, rel=1e-6)
 
 
 def windowed(restored: np.ndarray, clean: np.ndarray) -> float:
@@ -44,11 +44,11 @@ def windowed(restored: np.ndarray, clean: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_is_the_papers_formula(channels: int) -> None:
+def test_ssim_agrees_with_the_formula(channels: int) -> None:
     restored, clean = pair(channels)
     expected = [
-        np.mean([windowed(one[n], other[n]) for n in range(channels)])
-        for one, other in zip(restored.double().numpy(), clean.double().numpy(), strict=True)
+        np.mean([windowed(item[n], other[n]) for n in range(channels)])
+        for item, other in zip(restored.double().numpy(), clean.double().numpy(), strict=True)
     ]
     assert ssim(restored, clean).tolist() == pytest.approx(expected, rel=1e-4)
     assert ssim(clean, clean).tolist() == pytest.approx([1.0] * 3)

@@ -34,7 +34,7 @@ def arrays(pairs: list[tuple[int, bool]]) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_rates_are_those_of_scikit_learns_curve(pairs: list[tuple[int, bool]]) -> None:
+def test_rates_agree_with_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     values, same = arrays(pairs)
     scores = Scores.of(values, same)
     false_positives, true_positives, thresholds = roc_curve(same, values, drop_intermediate=False)
@@ -45,7 +45,7 @@ def test_rates_are_those_of_scikit_learns_curve(pairs: list[tuple[int, bool]]) -
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_the_curve_has_scikit_learns_points(pairs: list[tuple[int, bool]]) -> None:
+def test_curve_agrees_with_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     values, same = arrays(pairs)
     fmr, fnmr = Scores.of(values, same).curve()
     false_positives, true_positives, _ = roc_curve(same, values, drop_intermediate=False)
@@ -53,15 +53,13 @@ def test_the_curve_has_scikit_learns_points(pairs: list[tuple[int, bool]]) -> No
     assert fmr == pytest.approx(false_positives[:0:-1])
     assert 1 - fnmr == pytest.approx(true_positives[:0:-1])
     # Their DET curve leaves out thresholds at its ends that change nothing.
-    theirs = {tuple(np.round(point, 9)) for point in zip(*det_curve(same, values)[:2], strict=True)}
-    assert theirs - {(0, 1)} <= {tuple(np.round(point, 9)) for point in zip(fmr, fnmr, strict=True)}
+    reference = {tuple(np.round(point, 9)) for point in zip(*det_curve(same, values)[:2], strict=True)}
+    assert reference - {(0, 1)} <= {tuple(np.round(point, 9)) for point in zip(fmr, fnmr, strict=True)}
 
 
 @settings(deadline=None)
 @given(PAIRS, st.floats(0, 1))
-def test_the_threshold_keeps_its_promise_and_accepts_no_fewer_than_it_may(
-    pairs: list[tuple[int, bool]], promise: float
-) -> None:
+def test_threshold_is_the_lowest_with_the_stated_fmr(pairs: list[tuple[int, bool]], promise: float) -> None:
     values, same = arrays(pairs)
     scores = Scores.of(values, same)
     threshold = scores.threshold_at(promise)
@@ -74,7 +72,7 @@ def test_the_threshold_keeps_its_promise_and_accepts_no_fewer_than_it_may(
 
 @settings(deadline=None)
 @given(PAIRS)
-def test_no_threshold_decides_more_pairs_rightly(pairs: list[tuple[int, bool]]) -> None:
+def test_best_threshold_has_the_most_correct_decisions(pairs: list[tuple[int, bool]]) -> None:
     values, same = arrays(pairs)
     ours = np.mean((values >= best_threshold(values, same)) == same)
     assert ours == max(np.mean((values >= t) == same) for t in np.arange(-3.5, 4, 0.5))
@@ -89,7 +87,7 @@ def test_the_equal_error_rate_of_two_normal_distributions() -> None:
     assert scores.tar(0.01) == pytest.approx(0.372, abs=0.02)  # 1 - Phi(2.326 - 2)
 
 
-def test_folds_are_decided_by_the_others() -> None:
+def test_each_fold_uses_the_best_threshold_of_the_others() -> None:
     random = np.random.default_rng(1)
     same = np.arange(200) % 2 == 0
     values = random.normal(same * 1.5, 1)
@@ -106,7 +104,7 @@ def test_folds_are_decided_by_the_others() -> None:
 @pytest.mark.parametrize(
     ("values", "same"), [([], []), ([1.0], [True]), ([1.0, 2.0], [True, True]), ([1.0, np.nan], [True, False])]
 )
-def test_pairs_that_say_nothing_are_refused(values: list[float], same: list[bool]) -> None:
+def test_pairs_of_one_kind_are_refused(values: list[float], same: list[bool]) -> None:
     with pytest.raises(ValueError, match="mated and non-mated"):
         Scores.of(values, same)
 
@@ -116,7 +114,7 @@ def test_too_few_pairs_for_the_folds() -> None:
         cross_validated_accuracy(np.arange(12.0), np.arange(12) < 4)
 
 
-def test_folds_that_are_given_are_kept() -> None:
+def test_given_folds_are_used() -> None:
     random = np.random.default_rng(2)
     same = np.arange(120) % 2 == 0
     values = random.normal(same * 1.5, 1)
@@ -152,7 +150,7 @@ def test_people_are_resampled_and_pairs_follow() -> None:
     assert total[~mated] / 4000 == pytest.approx(1 - 1 / 8, abs=0.1)  # E[count_a count_b] of a multinomial
 
 
-def test_the_interval_is_as_wide_as_the_figure_scatters_over_other_people() -> None:
+def test_interval_matches_the_spread_over_other_people() -> None:
     first, second = np.triu_indices(60, 1)
     identities = np.stack([first, second], axis=1)
 
@@ -165,16 +163,16 @@ def test_the_interval_is_as_wide_as_the_figure_scatters_over_other_people() -> N
     scatter = np.std([accepted(random).mean() for _ in range(500)])
     widths = []
     for _ in range(20):
-        found = accepted(random)
-        low, high = fmr_interval(found, identities, draws=300)
-        assert low < found.mean() < high
+        result = accepted(random)
+        low, high = fmr_interval(result, identities, draws=300)
+        assert low < result.mean() < high
         widths.append(high - low)
     assert np.mean(widths) / (2 * 1.96) == pytest.approx(scatter, rel=0.2)
     # Drawing pairs instead would say that the figure is much surer than it is.
     assert np.sqrt(0.08 * 0.92 / len(first)) < 0.5 * scatter
 
 
-def test_the_interval_of_two_people_is_that_of_their_pairs() -> None:
+def test_interval_for_two_people() -> None:
     # Half of the draws hold one person alone, and so no non-mated pair.
     assert fmr_interval(np.array([True, False]), np.array([[0, 1], [1, 0]]), draws=20) == (0.5, 0.5)
 
@@ -191,7 +189,7 @@ def some_pairs(seed: int, mated: int, impostor: int) -> tuple[np.ndarray, np.nda
     return probabilities, identities
 
 
-def test_reliability_is_scikit_learns_where_pairs_weigh_the_same() -> None:
+def test_reliability_agrees_with_scikit_learn() -> None:
     probabilities, identities = some_pairs(4, 300, 700)
     same = identities[:, 0] == identities[:, 1]
     curve = reliability(probabilities, identities, prior=0.3)
@@ -204,7 +202,7 @@ def test_reliability_is_scikit_learns_where_pairs_weigh_the_same() -> None:
     assert curve.error == pytest.approx(np.sum(curve.weight * abs(observed - predicted)))
 
 
-def test_a_prior_is_the_same_as_so_many_pairs() -> None:
+def test_prior_equals_a_change_of_pair_counts() -> None:
     # 200 mated pairs at the prior 1/10 weigh as if there were nine strangers' pairs for each, and there are two.
     probabilities, identities = some_pairs(5, 200, 400)
     curve = reliability(probabilities, identities, prior=0.1)
@@ -255,13 +253,13 @@ def test_open_set_figures_are_those_of_a_plain_loop(searches: list[tuple[list[in
     assert 1 - scores.tar(fpir) == pytest.approx(min(miss for alarm, miss in rates if alarm <= fpir))
 
 
-def test_the_first_candidate_has_no_equal() -> None:
+def test_tie_is_not_a_first_candidate() -> None:
     similarities = np.array([[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]])
     assert first_candidates(similarities, np.array([0, 0, 1])).tolist() == [True, False, False]
     assert first_candidates(similarities[:, :1], np.array([0, 0, 0])).all()  # alone in the gallery
 
 
 @pytest.mark.parametrize("mates", [[0, 0], [-1, -1]])
-def test_open_sets_have_both_kinds_of_searches(mates: list[int]) -> None:
+def test_open_set_needs_both_kinds_of_searches(mates: list[int]) -> None:
     with pytest.raises(ValueError, match="mated and non-mated searches"):
         open_set(np.zeros((2, 1)), np.array(mates))

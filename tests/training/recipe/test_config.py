@@ -1,4 +1,4 @@
-"""Recipes: what they hold, what they refuse."""
+"""Reading and validation of recipes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import pytest
 import tomli_w
 
 from training.core.errors import RecipeError
-from training.recipe.config import (
-    EmbedRecipe,
-    Recipe,
-    WordsRecipe,
-    datasets_folder,
-    load_recipe,
-    read_recipe,
-    runs_folder,
-)
+from training.recipe.config import Recipe, datasets_folder, load_recipe, read_recipe, runs_folder
+from training.recipe.embed_config import EmbedRecipe
 from training.recipe.gan_config import GanRecipe
 from training.recipe.generative_config import AutoencodeRecipe
+from training.recipe.words_config import WordsRecipe
 
 RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
 # Of those that are no classifier's.
@@ -34,7 +28,7 @@ FORMS: dict[str, type[Any]] = {
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_is_whole_and_named_as_its_file(path: Path) -> None:
+def test_shipped_recipes_are_valid_and_named_as_their_files(path: Path) -> None:
     form = FORMS.get(path.stem, Recipe)
     recipe = read_recipe(form, path)
     assert recipe.name == path.stem
@@ -72,10 +66,10 @@ def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
         ("train.bias_lr=1", "bias_lr is a setting of muon"),
         ("train.freeze_whitening=true", "whiten is false"),
         ("train.norm_momentum=0", "train.norm_momentum"),
-        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in a picture of 32"),
+        ("augment={crop=32, crop_fill='reflect'}", "a crop of 32 pixels cannot be reflected in an image of 32"),
     ],
 )
-def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str) -> None:
+def test_invalid_settings_are_named(workshop: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
         load_recipe(workshop / "recipe.toml", [override])
 
@@ -85,7 +79,7 @@ def test_what_does_not_fit_is_named(workshop: Path, override: str, message: str)
     "override",
     ["train.whiten=true", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"],
 )
-def test_what_only_a_classifier_s_script_applies_is_refused_elsewhere(name: str, override: str) -> None:
+def test_classifier_settings_are_refused_in_other_recipes(name: str, override: str) -> None:
     path = next(path for path in RECIPES if path.stem == name)
     setting = override.partition("=")[0]
     with pytest.raises(RecipeError, match=f"only a classifier's recipe has {setting}"):
@@ -100,7 +94,7 @@ def test_an_alternating_flip_needs_a_classifier(name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"name = ", b"\xff\xfe"], ids=["missing", "not TOML", "not UTF-8"])
-def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "recipe.toml"
     if content is not None:
         path.write_bytes(content)
@@ -108,14 +102,14 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes | None) -> None
         load_recipe(path)
 
 
-def test_byte_order_mark_of_an_editor_is_not_part_of_a_recipe(workshop: Path) -> None:
+def test_byte_order_mark_is_ignored(workshop: Path) -> None:
     path = workshop / "recipe.toml"
     recipe = load_recipe(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert load_recipe(path) == recipe
 
 
-def test_folders_come_from_the_environment_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_read_from_the_environment_at_call_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VESTIBULE_DATASETS", raising=False)
     monkeypatch.delenv("VESTIBULE_RUNS", raising=False)
     assert (datasets_folder(), runs_folder()) == (Path("data"), Path("runs"))

@@ -1,0 +1,155 @@
+"""Read the tensors of published weight files: a PyTorch pickle, an ONNX graph, a TFLite graph.
+
+Each reader returns the state of a network of the registry, under the registry's names.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.registry import build
+
+COUNTER = ".num_batches_tracked"
+
+
+class ImportWeightsError(ValueError):
+    """The source is unknown, is not installed, or is not the expected file."""
+
+
+# Published name of each part of a block -> its layer and the index in it (0 convolution, 1 normalisation).
+_BLOCK_PARTS = {
+    "_expand_conv": "0.0",
+    "_bn0": "0.1",
+    "_depthwise_conv": "1.0",
+    "_bn1": "1.1",
+    "_project_conv": "2.0",
+    "_bn2": "2.1",
+}
+_OUTER_LAYERS = {
+    "_conv_stem": "features.0.0",
+    "_bn0": "features.0.1",
+    "_conv_head": "features.17.0",
+    "_bn1": "features.17.1",
+    "_fc": "head.1",
+}
+
+
+def lite_name(name: str) -> str:
+    """The registry's name of a published tensor: `_blocks.3._bn1.weight` -> `features.4.block.1.1.weight`."""
+    part, _, rest = name.rpartition(".")
+    if part in _OUTER_LAYERS:
+        return f"{_OUTER_LAYERS[part]}.{rest}"
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", part)
+    if match is None or match[2] not in _BLOCK_PARTS:
+        raise ImportWeightsError(f"the file holds {name}, which EfficientNet-Lite does not have")
+    layer, inner = _BLOCK_PARTS[match[2]].split(".")
+    if match[1] == "0":  # expansion 1: this block has no expanding convolution
+        layer = str(int(layer) - 1)
+    return f"features.{int(match[1]) + 1}.block.{layer}.{inner}.{rest}"
+
+
+def read_efficientnet_lite(data: bytes, rename: Callable[[str], str] = lite_name) -> dict[str, Tensor]:
+    """The tensors of a pickled state under the registry's names. The pickle's code is not run.
+
+    Raises:
+        ImportWeightsError: an unknown name, or two names that map to the same layer.
+    """
+    published = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    state = {rename(name): value for name, value in published.items()}
+    if len(state) != len(published):
+        raise ImportWeightsError("two names in the file map to the same layer")
+    return state
+
+
+def _match_in_order(
+    architecture: str, config: Mapping[str, Any], published: Sequence[tuple[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The state of `architecture` from `published` tensors, each with the kind that ends its name (weight, bias, ...).
+
+    Tensors are matched by order, since the registry's networks, too, define their layers in the order of computation.
+    Counters of batches, which published graphs lack, are zero.
+
+    Raises:
+        ImportWeightsError: the tensors' kinds or shapes differ from the network's; dimensions of 1 do not count.
+    """
+    with torch.device("meta"):
+        expected = build(architecture, config).state_dict()
+    names = [name for name in expected if not name.endswith(COUNTER)]
+    layers = [(name.rpartition(".")[2], expected[name].squeeze().shape) for name in names]
+    if layers != [(kind, tensor.squeeze().shape) for kind, tensor in published]:
+        raise ImportWeightsError(f"the layers in the file's graph are not those of {architecture}")
+    state = {name: torch.tensor(0) for name in expected.keys() - set(names)}
+    return state | {
+        name: tensor.reshape(expected[name].shape) for name, (_, tensor) in zip(names, published, strict=True)
+    }
+
+
+# ONNX nodes with parameters: torch's names of those, in the order of the node's inputs.
+_ONNX_PARAMETERS = {
+    "Conv": ("weight", "bias"),
+    "ConvTranspose": ("weight", "bias"),
+    "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
+}
+
+
+def read_centerface(data: bytes) -> dict[str, Tensor]:
+    """CenterFace's state from the bytes of its ONNX file.
+
+    Raises:
+        ImportWeightsError: see `_match_in_order`.
+    """
+    import onnx
+
+    graph = onnx.load_from_string(data).graph
+    values = {value.name: torch.from_numpy(onnx.numpy_helper.to_array(value).copy()) for value in graph.initializer}
+    published = [
+        (kind, values[value])
+        for node in graph.node
+        if node.op_type in _ONNX_PARAMETERS
+        # A node's first input is its activations, the rest are its parameters.
+        for kind, value in zip(_ONNX_PARAMETERS[node.op_type], node.input[1:], strict=False)
+    ]
+    return _match_in_order("centerface", {}, published)
+
+
+# TFLite nodes with constants: torch's name of those, and the factor between the two. PReLU is relu(x) + c (x - |x|)
+# there; x - |x| is twice the negative part, so torch's slope is twice the constant.
+_TFLITE_PARAMETERS = {
+    "Convolution": ("weight", 1.0),
+    "GroupConvolution": ("weight", 1.0),
+    "Add": ("bias", 1.0),
+    "Multiply": ("weight", 2.0),
+}
+
+
+def read_mobilefacenet(data: bytes) -> dict[str, Tensor]:
+    """The state of MobileFaceNet without normalisation from the bytes of its TFLite file.
+
+    Raises:
+        ImportWeightsError: not a TFLite graph; see `_match_in_order`.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"  # OpenVINO reads files only, and identifies the format by the suffix
+        file.write_bytes(data)
+        try:
+            graph = openvino.Core().read_model(file)
+        except RuntimeError as error:
+            raise ImportWeightsError(f"the file is not a TFLite graph: {error}") from error
+        published = []
+        for node in graph.get_ordered_ops():
+            kind, factor = _TFLITE_PARAMETERS.get(node.get_type_name(), ("", 0.0))
+            inputs = [value.get_node() for value in node.input_values()] if kind else []
+            constants = [value for value in inputs if value.get_type_name() == "Constant"]
+            published += [(kind, torch.from_numpy(value.get_data().astype(np.float32)) * factor) for value in constants]
+    return _match_in_order("mobilefacenet", {"norm": False}, published)

@@ -1,0 +1,122 @@
+"""A failed startup leaves no thread, task or open file behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.auth.keys import AUDIT_FILE, FOLDER, ApiKeys
+from app.cli.main import _server
+from app.errors import NotReady, UnknownModel
+from app.main import create_app
+from app.settings import Settings
+from tests.app.tiny_model import tiny_model
+
+Break = Callable[[Path], dict[str, Any]]
+
+
+def resources() -> tuple[list[str], list[str]]:
+    """Return the names of all threads, and the targets of all open file descriptors."""
+    descriptors = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:  # that of the folder itself
+            continue
+    return sorted(thread.name for thread in threading.enumerate()), sorted(descriptors)
+
+
+def start(settings: Settings) -> None:
+    """Start the service without a server, and stop it again."""
+
+    async def scenario() -> None:
+        before = asyncio.all_tasks()
+        try:
+            async with app.router.lifespan_context(app):
+                pass
+        finally:
+            assert asyncio.all_tasks() == before
+
+    app = create_app(settings)
+    asyncio.run(scenario())
+
+
+def create_key(state: Path) -> None:
+    keys = ApiKeys(state / FOLDER)
+    keys.create("a key", ["infer"])
+    keys.close()
+
+
+def damage_gallery(folder: Path) -> dict[str, Any]:
+    (folder / "state" / "gallery").mkdir(parents=True)
+    (folder / "state" / "gallery" / "ledger.db").write_bytes(b"no database " * 1000)
+    return {}
+
+
+def damage_keys(folder: Path) -> dict[str, Any]:
+    (folder / "state" / FOLDER).mkdir(parents=True)
+    (folder / "state" / FOLDER / "ledger.db").write_bytes(b"no database " * 1000)
+    return {}
+
+
+def damage_audit_log_of_keys(folder: Path) -> dict[str, Any]:
+    create_key(folder / "state")
+    (folder / "state" / FOLDER / AUDIT_FILE).unlink()
+    (folder / "state" / FOLDER / AUDIT_FILE).mkdir()
+    return {}
+
+
+def damage_weights(folder: Path) -> dict[str, Any]:
+    file = folder / "weights" / "tiny" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return {}
+
+
+def set_unknown_default_beside_keys(folder: Path) -> dict[str, Any]:
+    create_key(folder / "state")
+    return {"host": "0.0.0.0", "default_embedder": "no-such-model"}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error"),
+    [
+        (damage_gallery, Exception),
+        (damage_keys, Exception),
+        (damage_audit_log_of_keys, OSError),
+        (damage_weights, NotReady),
+        (set_unknown_default_beside_keys, UnknownModel),
+    ],
+)
+def test_a_failed_startup_leaves_nothing_behind(break_it: Break, error: type[Exception], tmp_path: Path) -> None:
+    tiny_model(tmp_path / "weights")
+    paths: dict[str, Any] = {"weights": tmp_path / "weights", "state": tmp_path / "state"}
+    settings = Settings(default_classifier="tiny", **paths, **break_it(tmp_path))
+    before: tuple[list[str], list[str]] | None = None
+    for _ in range(2):  # the first time libraries open files of their own
+        with pytest.raises(error) as caught:
+            start(settings)
+        after, before = resources(), before or resources()
+        caught.value.__traceback__ = None
+    assert after == before
+
+
+def test_a_port_in_use_leaves_nothing_behind(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "weights")
+    before: tuple[list[str], list[str]] | None = None
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        settings = Settings(
+            weights=tmp_path / "weights", state=tmp_path / "state", default_classifier="tiny", port=port
+        )
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                _server(create_app(settings), settings, lambda port: None).run()
+            after, before = resources(), before or resources()
+    assert after == before

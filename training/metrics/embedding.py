@@ -1,0 +1,50 @@
+"""Compute embeddings as the service does, and measure them while an embedder is trained or calibrated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.card import ModelCard
+from models.preprocess import Preprocess
+from models.runtime import Runtime, prepare
+from models.tta import Tta
+from training.core import weights
+from training.datasets.images import ImageSet, Indices
+from training.losses.metric_learning import unit
+from training.metrics.classification import predict
+
+
+def embedding_runtime(network: nn.Module, device: torch.device | None = None) -> Runtime:
+    """Return a runtime for `network` with channels_last weights, which take a third of the time on a CPU.
+
+    The layout of the network itself changes, so do not pass one that is still being trained.
+    """
+    return prepare(network.to(memory_format=torch.channels_last), device)
+
+
+def load_embedder(folder: Path) -> tuple[Runtime, ModelCard]:
+    """Return runtime and card of an embedder's weights folder.
+
+    Raises:
+        CheckpointError, DataError: see `weights.load`.
+    """
+    network, card = weights.load(folder, "embed")
+    return embedding_runtime(network), card
+
+
+def embed_rows(runtime: Runtime, images: ImageSet, rows: Indices, preprocess: Preprocess, *, tta: Tta) -> Tensor:
+    """Return unit vectors, float32 [len(rows), D] on the CPU: the normalised sum of the vectors of each view."""
+    return unit(predict(runtime, images, rows, preprocess, tta=tta).sum(dim=0))
+
+
+def embed_faces(runtime: Runtime, faces: npt.NDArray[np.uint8], preprocess: Preprocess, *, tta: Tta) -> Tensor:
+    """Return the unit vectors, float32 [N, D], of aligned faces, uint8 [N, 112, 112, 3], as `embed_rows`."""
+    pixels = np.stack([preprocess.pixels(Image.fromarray(face)) for face in faces])
+    rows = np.arange(len(faces))
+    return embed_rows(runtime, ImageSet(pixels, rows, ()), rows, preprocess, tta=tta)

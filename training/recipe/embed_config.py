@@ -1,0 +1,111 @@
+"""Recipes of embedders; see `training.recipe.config`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.card import Name
+from models.preprocess import Preprocess
+from training.recipe.config import (
+    AugmentSection,
+    CardSection,
+    ModelSection,
+    NotNegative,
+    Positive,
+    Section,
+    TrainSection,
+    refuse_classifier_settings,
+)
+
+
+class EmbedModelSection(ModelSection):
+    """As `ModelSection`; training starts from the model named `init`, or from random weights if that is "".
+
+    `init` is the export of the run of that name or, if there is none, the shipped model (see `exported`). The first
+    `freeze` blocks of its features keep their weights. The exported weights are interpolated: `trained` times the
+    trained ones plus 1 - `trained` times those of `init`. This keeps most of the improvement and loses less accuracy on
+    data unlike the training set (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+    """
+
+    init: str = ""
+    freeze: Annotated[int, Field(ge=0)] = 0
+    trained: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _init_for_weights(self) -> Self:
+        if (self.freeze or self.trained < 1) and not self.init:
+            raise ValueError("freeze and trained keep weights of init, and init is not set")
+        return self
+
+
+class EmbedDataSection(Section):
+    """A data set of identities under VESTIBULE_DATASETS, and how batches and pairs are drawn from it.
+
+    A batch has `images` images of each of batch_size / images identities. `positives` are other images of an identity,
+    or other augmentations of one image. In the calibration split, `mated` pairs of each identity and `impostors`
+    non-mated pairs are compared.
+    """
+
+    name: Name
+    images: Annotated[int, Field(ge=2)] = 4
+    positives: Literal["identity", "augment"] = "identity"
+    mated: Annotated[int, Field(ge=1)] = 10
+    impostors: Annotated[int, Field(ge=1000)] = 100_000
+
+
+class LossSection(Section):
+    """The loss, see `training.losses.metric_learning` and `training.losses.mining`.
+
+    `margin` is in units of the metric's distance, or of a cosine for margin softmax; `scale` belongs to margin softmax,
+    `relations` is the weight of the relational part of distillation. `teacher` names a file of vectors, one for each
+    image of the data set (see `training.embed.TeacherVectors`); `distillation` is the weight of its loss if `kind` is
+    another.
+    """
+
+    kind: Literal["distillation", "margin-softmax", "contrastive", "triplet"]
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    mining: Literal["random", "batch-all", "semi-hard", "batch-hard"] = "batch-hard"
+    margin: NotNegative = 0.3
+    squared: bool = False
+    active_only: bool = False
+    scale: Positive = 30.0
+    relations: NotNegative = 1.0
+    teacher: str = ""
+    distillation: NotNegative = 0.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the loss needs the teacher's vectors."""
+        return self.kind == "distillation" or self.distillation > 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.uses_teacher != bool(self.teacher):
+            raise ValueError("a teacher must be named for distillation, and for no other loss")
+        return self
+
+
+class EmbedRecipe(Section):
+    """The recipe of an embedder. `name` is that of the run's folder and of the exported model."""
+
+    name: Name
+    description: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: EmbedModelSection
+    data: EmbedDataSection
+    preprocess: Preprocess
+    augment: AugmentSection = AugmentSection()
+    loss: LossSection
+    train: TrainSection
+    card: CardSection
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.augment.mixup or self.augment.cutmix:
+            raise ValueError("mixup and cutmix blend identities and are only for classifiers")
+        refuse_classifier_settings(self.train, self.augment)
+        if self.train.batch_size % self.data.images:
+            raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")
+        return self
