@@ -330,6 +330,8 @@ def test_maintenance_continues_after_failures_which_readiness_log_and_metrics_re
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client, capture_logs() as logs:
         errors.append(OSError("no space"))
         wait_until(lambda: not errors)
+        before = app.state.maintenance.completed_at
+        wait_until(lambda: app.state.maintenance.completed_at != before)
         assert client.put("/collections/damaged", json={}).status_code == 201
         storage = gallery_of(client)
         faces = [NewFace("a", np.ones(32, np.float32)), NewFace("b", -np.ones(32, np.float32))]
