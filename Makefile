@@ -5,7 +5,7 @@ TOOLS := .venv/tools/bin
 # (from an index of your own: PIP_EXTRA_INDEX_URL) brings none of them.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: install serve test test-slow check lint sbom weights audit bench docker lock clean
+.PHONY: install serve test test-slow check lint sbom weights audit bench docs docker lock clean
 
 install: .venv/dev.stamp ## everything: service, training, tests
 
@@ -42,6 +42,10 @@ audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
 	$(BIN)/python -m benchmarks.bad_inputs
 	$(BIN)/python -m benchmarks.accuracy_over_http lenet5-mnist --data mnist
+
+docs: .venv/dev.stamp ## pages and pictures that are made from the code and the cards
+	$(BIN)/python -m training.evaluation.report_models docs/models.md
+	$(BIN)/python docs/draw_architecture.py
 
 docker: ## the image vestibule:latest
 	docker build --tag vestibule .

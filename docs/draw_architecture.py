@@ -26,15 +26,15 @@ def modules(package: str) -> list[str]:
     return names + [f"{path.parent.name}/" for path in sorted(folder.glob("*/__init__.py"))]
 
 
-def layers(prefix: str) -> list[list[str]]:
-    """Return the packages of each layer, the topmost first, of the contract whose layers begin with `prefix`."""
-    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    rows = next(
-        contract["layers"]
-        for contract in contracts
-        if contract["type"] == "layers" and all(part.startswith(prefix) for part in contract["layers"])
-    )
-    return [[package.strip() for package in row.split("|")] for row in rows]
+def layers(package: str) -> list[list[str]]:
+    """Return the members of each layer of the contract about `package`, the topmost first, as dotted names."""
+    for contract in tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]:
+        containers = contract.get("containers", [""])
+        rows = [[name.strip() for name in row.split("|")] for row in contract.get("layers", [])]
+        members = [[f"{containers[0]}.{name}".lstrip(".") for name in row] for row in rows]
+        if members and all(name.startswith(f"{package}.") for row in members for name in row):
+            return members
+    raise LookupError(f"pyproject.toml has no contract about the layers of {package}")
 
 
 def subpackages(package: str) -> list[str]:
@@ -65,7 +65,7 @@ def _row(packages: list[str], top: int) -> tuple[list[str], int]:
 
 def draw() -> str:
     """Return the picture as SVG."""
-    rows = [*layers("app."), ["models"], ["index"], *layers("index.embedded.")]
+    rows = [*layers("app"), ["models"], *layers("index.embedded"), *layers("index")[1:]]
     training = subpackages("training")
     parts: list[str] = []
     top = MARGIN

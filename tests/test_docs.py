@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,8 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links(page) if not (page.parent / target).exists()] == []
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_code() -> None:
+    script = runpy.run_path(str(DOCS / "draw_architecture.py"))
+    assert script["PICTURE"].read_text(encoding="utf-8") == script["draw"](), "make docs"

@@ -46,7 +46,9 @@ def check_same_classes(name: str, images: Iterable[Image.Image], factor: int) ->
     logits = module(torch.stack(full)), module(torch.stack(reduced))
     first, second = ((each / card.temperature).softmax(dim=1) for each in logits)
     assert torch.equal(first.argmax(dim=1), second.argmax(dim=1))
-    assert 0 < float((first - second).abs().max()) <= 0.02
+    changes = (first - second).abs().amax(dim=1)  # measured for 400 images: docs/operating.md
+    assert 0 < float(changes.max()) <= 0.04
+    assert float(changes.median()) <= 0.02
 
 
 @pytest.mark.parametrize(
