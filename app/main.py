@@ -22,7 +22,7 @@ from app.faces.service import Faces
 from app.gallery import routes as gallery
 from app.gallery import search_routes
 from app.gallery.maintenance import MaintenanceThread
-from app.gallery.service import Galleries
+from app.gallery.service import GalleryService
 from app.generation import routes as generation
 from app.generation.service import Generation
 from app.images import decoding
@@ -88,13 +88,13 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(embedded.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            galleries = app.state.galleries = Galleries(predictor, embedded)
+            gallery_service = app.state.gallery = GalleryService(predictor, embedded)
             maintenance = app.state.maintenance = MaintenanceThread(embedded, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
-            await stack.enter_async_context(background_task(galleries.jobs.work()))
-            await stack.enter_async_context(background_task(galleries.reembedder.work()))
+            await stack.enter_async_context(background_task(gallery_service.jobs.work()))
+            await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
             if settings.workers > 1:
                 await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield

@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 import numpy as np
 import typer
 
-from app.gallery.open_set import Rule
+from app.gallery.open_set import DecisionRule
 from benchmarks import tables
 from benchmarks.open_set import NOBODY, Rate, Searched, figures, joined
 from index.embedded.gallery import EmbeddedGallery
@@ -176,7 +176,7 @@ def thresholds(matching: Matching, calibrating: Found, fpir: float, subjects: in
     card = {"subjects": subjects, "faces": subjects * photos}
     similarities = {"counted": calibrating.threshold_at(fpir)}
     for rule, number in card.items():
-        threshold = Rule.of(matching, fpir, number).threshold
+        threshold = DecisionRule.for_comparisons(matching, fpir, number).threshold
         similarities[rule] = threshold.similarity if threshold else np.inf
     return similarities
 

@@ -1,13 +1,13 @@
-"""What the routes of the gallery take from a request."""
+"""Access to the gallery service from a request."""
 
 from __future__ import annotations
 
 from fastapi import Request
 
-from app.gallery.service import Galleries
+from app.gallery.service import GalleryService
 
 
-def galleries(request: Request) -> Galleries:
+def gallery_service(request: Request) -> GalleryService:
     """Return the gallery service."""
-    service: Galleries = request.app.state.galleries
+    service: GalleryService = request.app.state.gallery
     return service

@@ -1,15 +1,15 @@
-"""The open-set decision: which candidates are near enough that strangers are told to be somebody no oftener than asked.
+"""The open-set decision: which candidates match, such that strangers match no more often than the caller allows.
 
-ISO/IEC 19795-1: FPIR is the share of searches for somebody who is not enrolled that name a candidate nevertheless. A
-stranger is compared with N faces. As if those comparisons were independent, FPIR = 1 - (1 - FMR)^N: the threshold is
-that of the FMR which follows. Where a subject is as like as its likest face, N is the number of faces, not of subjects,
-by which strangers are named up to three times as often as promised when each has five (docs/identification.md).
+ISO/IEC 19795-1: FPIR is the share of searches for people who are not enrolled that return a match. A stranger is
+compared with N faces. If those comparisons are independent, FPIR = 1 - (1 - FMR)^N, so the threshold is that of the FMR
+which follows. Where a subject is as similar as its nearest face, N is the number of faces, not of subjects: with the
+latter, strangers would match up to three times as often as promised at five faces each (docs/identification.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,131 +18,138 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from index.types import Match
 from models.matching import Matching, Threshold
 
-# Below a tenth of the smallest false match rate that was counted, nobody vouches for a match.
-HONEST_SHARE = 0.1
-# What a match is worth beside its margin, which may be none.
-_A_MATCH = 1e-9
-# Matches of each face that are read at first, besides twice the number of candidates asked for.
-SPARE = 8
+# A false match rate below this share of the smallest one that was counted is beyond the calibration.
+MIN_COUNTED_SHARE = 0.1
+# Gain of an assignment besides its margin over the threshold, which may be 0.
+_MATCH_GAIN = 1e-9
+# Matches of each face that are read first, besides twice the number of candidates to return.
+SPARE_MATCHES = 8
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Of one face: who it may be, likest first. `matched`: the first of them is the one."""
+    """The candidates of a face, most similar first. `matched`: the first of them is a match."""
 
     matched: bool
     candidates: list[Match]
 
 
-def of_each(rate: float, comparisons: int) -> float:
-    """The false match rate of each of so many comparisons, at which this share of all those together has one or more.
+def rate_per_comparison(rate: float, comparisons: int) -> float:
+    """Return the false match rate per comparison at which `rate` of all groups of so many comparisons have a match.
 
-    As if they were independent of one another.
+    The comparisons count as independent of one another.
     """
     if comparisons <= 1:
-        return rate  # to the last digit: a calibration's largest rate must not become larger
+        return rate  # exactly: a calibration's largest rate must not become larger
     return -math.expm1(math.log1p(-rate) / comparisons)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """From which similarity on a candidate is a match, at which FMR. Without calibration nothing is known of either.
+class DecisionRule:
+    """The similarity from which on a candidate matches, and its false match rate; both None without a calibration.
 
-    `beyond`: the FMR is so small that nothing that was counted vouches for it.
+    `beyond_calibration`: the rate is smaller than the calibration's data can confirm.
     """
 
     fmr: float | None
     threshold: Threshold | None
-    beyond: bool
+    beyond_calibration: bool
     extrapolate: bool
 
     @classmethod
-    def of(cls, matching: Matching | None, fpir: float, comparisons: int, *, extrapolate: bool = False) -> Rule:
-        """The rule for so many comparisons of a face in one search.
+    def for_comparisons(
+        cls, matching: Matching | None, fpir: float, comparisons: int, *, extrapolate: bool = False
+    ) -> DecisionRule:
+        """Return the rule for a search that compares each face so many times.
 
-        Where the FMR that follows is larger than any that was counted, the largest one counted stands for it, which
-        alarms less often than asked.
+        A false match rate above the largest one that was counted is replaced by that one, so that strangers match less
+        often than the caller allows.
         """
         if matching is None:
-            return cls(None, None, beyond=False, extrapolate=extrapolate)
-        fmr = min(of_each(fpir, comparisons), matching.points[0].fmr)
-        return cls(fmr, matching.threshold(fmr), fmr < HONEST_SHARE * matching.counted, extrapolate)
+            return cls(None, None, beyond_calibration=False, extrapolate=extrapolate)
+        fmr = min(rate_per_comparison(fpir, comparisons), matching.points[0].fmr)
+        return cls(fmr, matching.threshold(fmr), fmr < MIN_COUNTED_SHARE * matching.counted, extrapolate)
 
     @property
-    def decides(self) -> bool:
-        """Whether it ever says match."""
-        return self.threshold is not None and (self.extrapolate or not self.beyond)
+    def can_match(self) -> bool:
+        """Whether any candidate can match."""
+        return self.threshold is not None and (self.extrapolate or not self.beyond_calibration)
+
+    def is_match(self, candidate: Match) -> bool:
+        """Return whether the candidate is similar enough to match."""
+        return self.can_match and self.threshold is not None and candidate.similarity >= self.threshold.similarity
 
     def decide(self, faces: Sequence[Sequence[Match]], *, repeated: bool) -> list[Decision]:
-        """For each face of one picture, from its matches, likest first.
+        """Decide for each face of one image, given its candidates, most similar first.
 
-        Unless `repeated`, no subject is two faces of the picture: of all ways to give each face at most one subject
-        that is near enough, that with the largest sum of margins over the threshold is taken.
+        Unless `repeated`, no two faces of the image match the same subject: of all assignments of subjects to faces,
+        the one with the largest sum of margins over the threshold is chosen.
         """
         if repeated:
-            return [Decision(bool(found) and self.is_near(found[0]), list(found)) for found in faces]
-        taken = self._assigned(faces)
-        subjects = {match.subject.id for match in taken.values()}
-        rest = [[match for match in found if match.subject.id not in subjects] for found in faces]
+            return [
+                Decision(bool(candidates) and self.is_match(candidates[0]), list(candidates)) for candidates in faces
+            ]
+        assigned = self._assign(faces)
+        subjects = {match.subject.id for match in assigned.values()}
+        unassigned = [[match for match in candidates if match.subject.id not in subjects] for candidates in faces]
         return [
-            Decision(True, [taken[face], *others]) if face in taken else Decision(False, others)
-            for face, others in enumerate(rest)
+            Decision(True, [assigned[face], *candidates]) if face in assigned else Decision(False, candidates)
+            for face, candidates in enumerate(unassigned)
         ]
 
-    def _assigned(self, faces: Sequence[Sequence[Match]]) -> dict[int, Match]:
-        near = {
+    def _assign(self, faces: Sequence[Sequence[Match]]) -> dict[int, Match]:
+        """Return the match of each face that has one, by the face's position."""
+        matches = {
             (face, match.subject.id): match
-            for face, found in enumerate(faces)
-            for match in found
-            if self.is_near(match)
+            for face, candidates in enumerate(faces)
+            for match in candidates
+            if self.is_match(match)
         }
-        if self.threshold is None or not near:
+        if self.threshold is None or not matches:
             return {}
-        columns = {subject: column for column, subject in enumerate(dict.fromkeys(subject for _, subject in near))}
+        subjects = list(dict.fromkeys(subject for _, subject in matches))
+        columns = {subject: column for column, subject in enumerate(subjects)}
         gains = np.zeros((len(faces), len(columns)))
-        for (face, subject), match in near.items():
-            gains[face, columns[subject]] = match.similarity - self.threshold.similarity + _A_MATCH
-        subjects = list(columns)
-        pairs = zip(*(places.tolist() for places in linear_sum_assignment(gains, maximize=True)), strict=True)
-        return {face: near[face, subjects[column]] for face, column in pairs if (face, subjects[column]) in near}
-
-    def is_near(self, match: Match) -> bool:
-        """Whether a face may be this match's subject."""
-        return self.decides and self.threshold is not None and match.similarity >= self.threshold.similarity
+        for (face, subject), match in matches.items():
+            gains[face, columns[subject]] = match.similarity - self.threshold.similarity + _MATCH_GAIN
+        rows, chosen = (positions.tolist() for positions in linear_sum_assignment(gains, maximize=True))
+        pairs = [(face, subjects[column]) for face, column in zip(rows, chosen, strict=True)]
+        return {face: matches[face, subject] for face, subject in pairs if (face, subject) in matches}
 
 
-async def decide_by_steps(
-    rule: Rule,
+def decide_by_steps(
+    rule: DecisionRule,
     faces: int,
     limit: int,
-    read: Callable[[Sequence[int], int], Awaitable[list[list[Match]]]],
-    decide: Callable[[list[list[Match]]], Awaitable[list[Decision]]],
+    read: Callable[[Sequence[int], int], list[list[Match]]],
     *,
     repeated: bool,
 ) -> list[Decision]:
-    """Return for each of the picture's faces the same decision and the same first `limit` candidates as `Rule.decide`
-    does from `limit + faces - 1` matches of each face, which always suffice since every other face takes one subject at
-    most.
+    """Decide for each face of an image, reading no more candidates than the decision needs.
 
-    `read(places, k)` returns the `k` likest matches of the faces at these places, fewer where there are no more;
-    `decide` runs `Rule.decide`. Further matches are read only of faces whose answer may depend on them: the last match
-    read is near enough, so that the next one may be, too; or other faces took so many subjects that fewer than `limit`
-    are left, as of a group whose members are most of the collection. All others cost O(limit) matches, however many
-    faces the picture has.
+    The decisions and their first `limit` candidates are those of `DecisionRule.decide` on `limit + faces - 1`
+    candidates per face, which are always enough, since each other face takes at most one subject. `read(faces, k)`
+    returns the `k` most similar subjects of the faces at these positions, or all if there are fewer.
+
+    More candidates are read only of faces whose result may depend on them: the last one read matches, so that the next
+    one may, too; or other faces took so many subjects that fewer than `limit` are left. All others cost O(limit)
+    candidates, however many faces the image has.
     """
+    if not faces:
+        return []
     most = limit if repeated else limit + faces - 1
-    k = min(most, 2 * limit + SPARE)
-    matches = await read(range(faces), k)
-    asked = [k] * faces
+    k = min(most, 2 * limit + SPARE_MATCHES)
+    candidates = read(range(faces), k)
+    counts = [k] * faces
     while True:
-        decisions = await decide(matches)
-        short = [
+        decisions = rule.decide(candidates, repeated=repeated)
+        incomplete = [
             face
-            for face, (found, decision) in enumerate(zip(matches, decisions, strict=True))
-            if len(found) == asked[face] < most and (rule.is_near(found[-1]) or len(decision.candidates) < limit)
+            for face, (matches, decision) in enumerate(zip(candidates, decisions, strict=True))
+            if len(matches) == counts[face] < most and (rule.is_match(matches[-1]) or len(decision.candidates) < limit)
         ]
-        if not short:
+        if not incomplete:
             return decisions
         k = min(most, 2 * k)
-        for face, found in zip(short, await read(short, k), strict=True):
-            matches[face], asked[face] = found, k
+        for face, matches in zip(incomplete, read(incomplete, k), strict=True):
+            candidates[face], counts[face] = matches, k

@@ -1,11 +1,11 @@
-"""Collections embedded anew: asked for, told of, and done in the background by one task of each process.
+"""Re-embed collections in the background, by one task of each process.
 
-Only ever because somebody asks for it. That an embedder's weights are others than a collection's says nothing about
-which of the two are wrong: an operator's mistake in a folder of weights must not rewrite a gallery. Until it is asked
-for, a changed embedder is refused by that collection, and what is stored stays as it is.
+Only at a caller's request: weights that differ from a collection's do not say which of the two are wrong, and an
+operator's mistake in a folder of weights must not rewrite a gallery. Until then the collection refuses the changed
+embedder, and its vectors stay.
 
-The new vectors come from the crops that were kept of faces, WebP of 112x112 pixels, aligned when they were enrolled:
-neither the detector nor the alignment is used again.
+The new vectors are computed from the stored crops, WebP of 112x112 pixels that were aligned at enrolment; neither the
+detector nor the alignment runs again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import structlog
 
 from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
-from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
-from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
+from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
+from app.gallery.executor import GalleryExecutor
+from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks.reembedding import (
@@ -32,171 +33,173 @@ from index.embedded.tasks.reembedding import (
     ReembeddingWorker,
 )
 from index.types import Floats
+from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
 POLL_S = 1.0
-# At once, so that those who wait for an answer get theirs in between.
-CROPS = 8
+BATCH_SIZE = 8  # crops; few, so that requests are served in between
 
 
 class Reembedder:
-    """The collections of one gallery that are embedded anew."""
+    """Re-embeds the collections of one gallery."""
 
-    def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
-        self._pipeline = pipeline
-        self._ask, self._work = pipeline.ask, pipeline.work
+    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
+        self._executor = executor
+        self._embedder = embedder
         self._gallery = gallery
         self._reembeddings = Reembeddings(gallery)
         self._worker = ReembeddingWorker(gallery)
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
 
-    async def begin(self, collection: str, asked: NewEmbedder, actor: str | None) -> ReembeddingInfo:
-        """From now on it is done, sure to be so once this returns; `actor` as in `Galleries`.
+    async def begin(self, name: str, params: NewEmbedder, actor: str | None) -> ReembeddingInfo:
+        """Queue a re-embedding, which is durable when this returns; `actor` as in `GalleryService`.
 
         Raises:
-            NotFound: no such collection. UnknownModel. Conflict: it has such vectors already, is embedded anew already,
-            or there is a face without a crop; or the model sees no faces.
+            NotFound: no such collection. UnknownModel. Conflict: the collection has such vectors, is already being
+            re-embedded, or has a face without a crop; or the model does not embed faces.
         """
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        sight = await self._pipeline.sight(asked.embedder or found.embedder)
-        model, card = sight.model, sight.model.card
+        collection = await self._executor.read(lambda: self._gallery.collection(name))
+        pipeline = await self._embedder.pipeline(params.embedder or collection.embedder)
+        model, card = pipeline.embedder, pipeline.embedder.card
         if card.task != "embed":
             raise Conflict(
-                f"crops are kept of faces only, and {card.name} sees whole pictures: enrol those in a new collection"
+                f"crops are stored of faces only, and {card.name} embeds whole images: enrol those in a new collection"
             )
-        fingerprint = sight.fingerprint
-        change = self._reembeddings.begin.planned(collection, card.name, fingerprint, model.dimensions, actor=actor)
-        begun = await self._pipeline.commit(change, partial(_described, able=True))
-        self._asked.set()
-        return begun
+        change = self._reembeddings.begin.planned(name, card.name, pipeline.fingerprint, model.dimensions, actor=actor)
+        info = await self._executor.commit_response(change, partial(_reembedding_info, has_model=True))
+        self._requested.set()
+        return info
 
     async def progress(self, collection: str) -> ReembeddingInfo:
-        """How far it is.
+        """Return the progress of the collection's re-embedding.
 
         Raises:
-            NotFound: no such collection, or it is not embedded anew.
+            NotFound: no such collection, or it is not being re-embedded.
         """
-        found = await self._ask(lambda: self._reembeddings.progress(collection))
-        return _described(found, able=await self._model(found.reembedding) is not None)
+        progress = await self._executor.read(lambda: self._reembeddings.progress(collection))
+        return _reembedding_info(progress, has_model=await self._model(progress.reembedding) is not None)
 
-    async def told(self, collection: str) -> ReembeddingInfo | None:
-        """How far it is; None where it is not embedded anew."""
+    async def find_progress(self, collection: str) -> ReembeddingInfo | None:
+        """Return the progress, or None if the collection is not being re-embedded."""
         try:
             return await self.progress(collection)
         except NotFound:
             return None
 
     async def cancel(self, collection: str, actor: str | None) -> ReembeddingInfo:
-        """The collection stays as it is; how far it was.
+        """Cancel the re-embedding and return its last progress; the collection keeps its vectors.
 
         Raises:
             NotFound: as `progress`.
         """
         change = self._reembeddings.cancel.planned(collection, actor=actor)
-        reached = await self._pipeline.commit(change, partial(_described, able=True))
-        return reached.model_copy(update={"state": "cancelled"})
+        last = await self._executor.commit_response(change, partial(_reembedding_info, has_model=True))
+        return last.model_copy(update={"state": "cancelled"})
 
     async def work(self) -> None:
-        """Do one collection after the other, until cancelled."""
+        """Re-embed one collection after the other, until cancelled."""
         while True:
-            self._asked.clear()
+            self._requested.clear()
+            waiting: Sequence[Reembedding] = []
             try:
-                waiting = await self._work(self._worker.waiting)
-            except Exception:  # a full disk: the next round tries again
+                waiting = await self._executor.run_background(self._worker.waiting)
+            except Exception:  # such as a full disk: the next round tries again
                 log.exception("reembedding_failed")
-                waiting = []
-            for one in waiting:
-                await self._try(one)
-            await wait_for_event(self._asked, POLL_S)
+            for task in waiting:
+                await self._try(task)
+            await wait_for_event(self._requested, POLL_S)
 
-    async def _try(self, one: Reembedding) -> None:
-        """Do it if this process can; what fails, as on a damaged row, keeps no other collection from being done."""
+    async def _try(self, task: Reembedding) -> None:
+        """Do the re-embedding if this process has the model; log errors, so that they do not affect other tasks."""
         try:
-            model = await self._model(one)
-            if model is not None and await self._work(partial(self._worker.claim, one)):
-                await self._do(one, model)
+            model = await self._model(task)
+            if model is not None and await self._executor.run_background(partial(self._worker.claim, task)):
+                await self._run(task, model)
         except Exception:
-            # A full queue or a full disk: what is missing is still missing, and the next round tries again.
-            log.exception("reembedding_failed", collection=one.collection_id)
+            # Such as a full queue or a full disk: the next round computes what is missing.
+            log.exception("reembedding_failed", collection=task.collection_id)
 
-    async def _model(self, one: Reembedding) -> LoadedModel | None:
-        """What the new vectors are made by; None where this process has it not, or with other weights."""
+    async def _model(self, task: Reembedding) -> LoadedModel | None:
+        """Return the embedder of the new vectors, or None if this process does not have it with these weights."""
         try:
-            sight = await self._pipeline.sight_of(one.embedder, one.fingerprint)
+            pipeline = await self._embedder.pipeline_with_fingerprint(task.embedder, task.fingerprint)
         except (UnknownModel, NotReady):
             return None
-        return sight.model if sight else None
+        return pipeline.embedder if pipeline else None
 
-    async def _do(self, one: Reembedding, model: LoadedModel) -> None:
-        blocked = False
+    async def _run(self, task: Reembedding, model: LoadedModel) -> None:
+        run_background = self._executor.run_background
+        is_blocked = False
         try:
-            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(one)), LEASE_S / 4):
-                blocked = await self._make(one, model)
+            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
+                is_blocked = await self._embed_missing(task, model)
         finally:
-            if not blocked:  # else nobody needs to try at once
-                await self._work(lambda: self._worker.release(one))
+            if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
+                await run_background(lambda: self._worker.release(task))
 
-    async def _make(self, one: Reembedding, model: LoadedModel) -> bool:
-        """Make what is missing, then switch; whether that cannot be done now."""
+    async def _embed_missing(self, task: Reembedding, model: LoadedModel) -> bool:
+        """Compute the missing vectors, then switch to the new ones. Return whether unreadable crops prevent that."""
+        run_background = self._executor.run_background
         while True:
             staged, after = 0, FIRST
-            while items := await self._work(partial(self._worker.pending, one, after, CROPS)):
-                after = items[-1].id
-                made = await self._vectors(model, items)
-                if made and not await self._work(partial(self._worker.stage, one, made)):
-                    return False  # cancelled, or another process has it
-                staged += len(made)
-            missing = await self._work(lambda: self._worker.switch(one))
+            while crops := await run_background(partial(self._worker.pending, task, after, BATCH_SIZE)):
+                after = crops[-1].id
+                vectors = await self._embed(model, crops)
+                if vectors and not await run_background(partial(self._worker.stage, task, vectors)):
+                    return False  # cancelled, or another process has the lease
+                staged += len(vectors)
+            missing = await run_background(lambda: self._worker.switch(task))
             if not missing:
-                log.info("reembedded", collection=one.collection_id, fingerprint=one.fingerprint, switched=missing == 0)
+                is_switched = missing == 0
+                log.info(
+                    "reembedded", collection=task.collection_id, fingerprint=task.fingerprint, switched=is_switched
+                )
                 return False
             if not staged:
                 problem = f"{missing} faces have no crop that can be read: erase them and enrol them again, or cancel"
-                await self._work(partial(self._worker.block, one, problem))
+                await run_background(partial(self._worker.block, task, problem))
                 return True
 
-    async def _vectors(self, model: LoadedModel, items: Sequence[PendingCrop]) -> dict[int, Floats]:
-        """Of each crop that can be read, by the item's id; those that failed for a passing reason come again.
+    async def _embed(self, model: LoadedModel, crops: Sequence[PendingCrop]) -> dict[int, Floats]:
+        """Return the vectors of the readable crops, by the crops' ids; those with a temporary error are left out.
 
         Raises:
-            NotReady: all failed for a passing reason.
+            NotReady: all crops had a temporary error.
         """
-        passing = 0
+        temporary_errors = 0
 
-        async def one(item: PendingCrop) -> Floats | None:
-            nonlocal passing
+        async def embed(crop: PendingCrop) -> Floats | None:
+            nonlocal temporary_errors
             try:
-                vector = await self._pipeline.of_crop(model, item.crop)
+                return (await self._embedder.embed_crop(model, crop.crop)).numpy()
             except TRANSIENT:
-                passing += 1
-                return None
+                temporary_errors += 1
             except VestibuleError as error:
-                log.error("crop_refused", face=item.id, error=error.detail)
-                return None
-            return vector.numpy()
+                log.error("crop_refused", face=crop.id, error=error.detail)
+            return None
 
-        found = await asyncio.gather(*map(one, items))
-        if passing == len(items):
-            raise NotReady("no crop could be looked at")
-        return {item.id: vector for item, vector in zip(items, found, strict=True) if vector is not None}
+        vectors = await asyncio.gather(*map(embed, crops))
+        if temporary_errors == len(crops):
+            raise NotReady("no crop could be embedded")
+        return {crop.id: vector for crop, vector in zip(crops, vectors, strict=True) if vector is not None}
 
 
-def _described(found: ReembeddingProgress, *, able: bool) -> ReembeddingInfo:
-    one, state, problem = found.reembedding, found.state, found.reembedding.problem
-    if not able and state != "running":
+def _reembedding_info(progress: ReembeddingProgress, *, has_model: bool) -> ReembeddingInfo:
+    task, state, problem = progress.reembedding, progress.state, progress.reembedding.problem
+    if not has_model and state != "running":
         state = "blocked"
-        problem = f"no model here makes vectors of {one.fingerprint}: put its weights back, or cancel"
+        problem = f"no model here computes vectors of {task.fingerprint}: restore its weights, or cancel"
     return ReembeddingInfo(
-        embedder=one.embedder,
-        fingerprint=one.fingerprint,
-        dimensions=one.dimensions,
+        embedder=task.embedder,
+        fingerprint=task.fingerprint,
+        dimensions=task.dimensions,
         state=state,
         problem=problem,
-        faces=found.faces,
-        done=found.done,
-        feedback=found.feedback,
-        feedback_lost=found.lost,
-        requested_at=moment(one.requested_at),
-        erasure=one.token,
+        faces=progress.faces,
+        done=progress.done,
+        feedback=progress.feedback,
+        feedback_lost=progress.lost,
+        requested_at=read_timestamp(task.requested_at),
+        erasure=task.token,
     )

@@ -1,4 +1,4 @@
-"""Collections embedded anew: /collections/{c}/reembed."""
+"""Routes of re-embeddings: /collections/{c}/reembed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 
 from app import dependencies, errors
 from app.auth.scopes import ENROL
-from app.gallery.dependencies import galleries
+from app.gallery.dependencies import gallery_service
 from app.gallery.schemas import Key, NewEmbedder, ReembeddingInfo
 
 router = APIRouter(tags=["gallery"], dependencies=ENROL)
@@ -30,18 +30,18 @@ Collection = Annotated[Key, Path(description="The collection's name.")]
 
 
 @router.post("/collections/{collection}/reembed", status_code=202, responses=BEGINNING)
-async def begin(request: Request, collection: Collection, asked: NewEmbedder) -> ReembeddingInfo:
-    """Make all vectors of a collection anew, in the background, from the crops that were kept, and then switch."""
-    return await galleries(request).reembedder.begin(collection, asked, dependencies.caller(request))
+async def begin(request: Request, collection: Collection, params: NewEmbedder) -> ReembeddingInfo:
+    """Compute all vectors of a collection again from the stored crops, in the background, and then switch to them."""
+    return await gallery_service(request).reembedder.begin(collection, params, dependencies.caller(request))
 
 
 @router.get("/collections/{collection}/reembed", responses=PROBLEMS)
 async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
-    """How far that is; 404 where it is over, or was not asked for."""
-    return await galleries(request).reembedder.progress(collection)
+    """Return the progress of the re-embedding; 404 if there is none or it has ended."""
+    return await gallery_service(request).reembedder.progress(collection)
 
 
 @router.delete("/collections/{collection}/reembed", responses=CANCELLING)
 async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
-    """Leave the collection as it is."""
-    return await galleries(request).reembedder.cancel(collection, dependencies.caller(request))
+    """Cancel the re-embedding; the collection keeps its vectors."""
+    return await gallery_service(request).reembedder.cancel(collection, dependencies.caller(request))

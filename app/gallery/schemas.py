@@ -1,4 +1,4 @@
-"""What goes in and out of the gallery's routes, as typed models."""
+"""Requests and responses about collections, subjects, faces and erasures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pydantic import (
     AwareDatetime,
     BeforeValidator,
     Field,
-    Json,
     StrictBool,
     StringConstraints,
     TypeAdapter,
@@ -22,74 +21,72 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.faces.schemas import DetectedFace
-from app.schemas import Failed, OperatingPoint, Schema
+from app.schemas import Failed, Schema
+from index.types import Receipt
 from index.validation import check_object, check_timestamp, read_timestamp
 from models.align import Reason
 
-# Of names in paths: no slashes, no controls.
-# Of any alphabet, joiners included: \w in OpenAPI's regular expressions is ASCII's alone.
+# Letters of any alphabet and joiners: \w in OpenAPI's regular expressions is ASCII only. No slashes and no control
+# characters, since keys are parts of URLs.
 _WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
 _CHARACTER = rf"[{_WORD}.@:+ -]"
-_MOST_CHARACTERS = 128
-_CHARACTER_OF_KEY = TypeAdapter(Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}$")])
+_MAX_CHARACTERS = 128
+_KEY_CHARACTER = TypeAdapter(Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}$")])
 
 
-def _explained(sent: Any, check: ValidatorFunctionWrapHandler) -> str:
-    """The key, or an error that names the first character that does not belong there."""
+def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
+    """Return the key, or raise an error that names its first invalid character."""
     try:
-        return str(check(sent))
+        return str(validate(value))
     except ValidationError:
-        if not isinstance(sent, str):
+        if not isinstance(value, str):
             raise
-        allowed = f"expected 1 to {_MOST_CHARACTERS} letters, digits, spaces and . _ @ : + -"
-        found = _first_invalid(sent) or f"{len(sent)} characters"
+        allowed = f"expected 1 to {_MAX_CHARACTERS} letters, digits, spaces and . _ @ : + -"
+        actual = _first_invalid_character(value) or f"{len(value)} characters"
         raise PydanticCustomError(
-            "invalid_key", "{allowed}; got {found}", {"allowed": allowed, "found": found}
+            "invalid_key", "{allowed}; got {actual}", {"allowed": allowed, "actual": actual}
         ) from None
 
 
-def _first_invalid(sent: str) -> str:
-    """The first character that is not allowed, as U+002F (SOLIDUS); empty where there is none."""
-    for character in sent[:_MOST_CHARACTERS]:
+def _first_invalid_character(key: str) -> str:
+    """Return the first invalid character in the form "U+002F (SOLIDUS)"; empty if there is none."""
+    for character in key[:_MAX_CHARACTERS]:
         try:
-            _CHARACTER_OF_KEY.validate_python(character)
+            _KEY_CHARACTER.validate_python(character)
         except ValidationError:
             name = unicodedata.name(character, "")
             return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
     return ""
 
 
-# What a caller names things by. In the ledger it is in Unicode form C (index/unicode_forms.py).
-Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MOST_CHARACTERS}}}$"), WrapValidator(_explained)]
-
-moment = read_timestamp
+# An id that the caller chose. The ledger stores it in Unicode normalisation form C (index/unicode_forms.py).
+Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MAX_CHARACTERS}}}$"), WrapValidator(_validate_key)]
 
 
-def _no_number(value: object) -> object:
-    """Text, as the schema says: seconds since 1970 would be accepted, too, and milliseconds by their size."""
+def _require_text(value: object) -> object:
+    """Refuse numbers: pydantic would read them as seconds or, by their size, as milliseconds since 1970."""
     if isinstance(value, int | float):
         raise ValueError("expected a date and time as text")
     return value
 
 
-def _universal(sent: datetime) -> datetime:
-    """In UTC, where its year must be one of 1 to 9999, too."""
+def _to_utc(value: datetime) -> datetime:
+    """Convert the time to UTC, in which its year must be one of 1 to 9999, too."""
     try:
-        universal = sent.astimezone(UTC)
+        utc = value.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("expected a time in UTC's years 1 to 9999") from error
-    check_timestamp(universal.timestamp(), "it")
-    return universal
+    check_timestamp(utc.timestamp(), "it")
+    return utc
 
 
-def _plain(sent: dict[str, Any]) -> dict[str, Any]:
-    check_object(sent, "metadata")
-    return sent
+def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    check_object(metadata, "metadata")
+    return metadata
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]
-Moment = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_universal)]
-
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+ExpiryTime = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
@@ -100,20 +97,21 @@ class NewCollection(Schema):
     embedder: str | None = Field(
         None,
         description=(
-            "A face embedder, or any classifier: its features of whole pictures. null: the default, or the embedder of"
-            " the collection that is there already."
+            "A face embedder, or any classifier: its features of whole images. null: the default embedder, or that of"
+            " the existing collection."
         ),
     )
     keep_crops: StrictBool = Field(
-        False, description="Keep each aligned face, so that a later embedder can embed it anew."
+        False,
+        description="Store the crop of each aligned face, so that another embedder can re-embed the collection.",
     )
     encrypted: StrictBool = Field(
-        False, description="Write nothing of who is in it openly, but sealed by the operator's key. Stays so for good."
+        False, description="Encrypt all that identifies a subject with the operator's key. Cannot be changed later."
     )
 
 
 class CollectionInfo(Schema):
-    """A collection: `fingerprint` names the whole way from picture to vector; vectors of another are refused."""
+    """A collection. `fingerprint` identifies its embedding pipeline; vectors of another pipeline are refused."""
 
     name: str
     embedder: str
@@ -127,15 +125,17 @@ class CollectionInfo(Schema):
 class NewEmbedder(Schema):
     """The body of `POST /collections/{c}/reembed`."""
 
-    embedder: str | None = Field(None, description="A face embedder; null: the same, whose weights are others now.")
+    embedder: str | None = Field(
+        None, description="A face embedder; null: the collection's embedder, with its current weights."
+    )
 
 
 class ReembeddingInfo(Schema):
-    """What a collection is to become, and how far that is: `done` of its `faces` have a new vector.
+    """The progress of a re-embedding: `done` of the `faces` have a new vector.
 
-    Of its `feedback`, `feedback_lost` has no crop, and is forgotten when the new vectors take the place of the old.
-    From then on `/erasures/{erasure}` says when nothing of those is left in any file. `blocked`: see `problem`; it goes
-    on by itself when that is gone.
+    `feedback_lost` of the `feedback` has no crop and is deleted when the new vectors replace the old. From then on
+    `/erasures/{erasure}` says when no file contains the old vectors any more. `blocked`: see `problem`; the
+    re-embedding continues once that is solved.
     """
 
     embedder: str
@@ -152,7 +152,7 @@ class ReembeddingInfo(Schema):
 
 
 class CollectionDetail(CollectionInfo):
-    """With how much is in it, and whether a search compares every face (`exact`)."""
+    """A collection with its size, and whether a search compares every face (`exact`)."""
 
     subjects: int
     faces: int
@@ -161,37 +161,41 @@ class CollectionDetail(CollectionInfo):
 
 
 class CollectionPage(Schema):
-    """Some collections in the order of names; `next` is the `after` of the following page."""
+    """A page of collections, ordered by name; `next` is the `after` of the following page."""
 
     data: list[CollectionInfo]
     next: str | None
 
 
 class SubjectProperties(Schema):
-    """The body of `PUT /collections/{c}/subjects/{s}`: what the subject has from now on."""
+    """The body of `PUT /collections/{c}/subjects/{s}`: the properties that replace those of the subject."""
 
     name: Annotated[str, Field(max_length=256)] | None = None
     metadata: Metadata = Field(default_factory=dict)
-    expires_at: Moment | None = Field(None, description="From then on it is not found, and then erased.")
+    expires_at: ExpiryTime | None = Field(
+        None, description="From this time on the subject is not found; it is erased soon after."
+    )
 
 
 class SubjectInfo(Schema):
-    """Someone, or something, by the caller's own `id`."""
+    """A person or a thing, identified by the caller's own `id`."""
 
-    # Without the limits of what is sent: rows of older versions may be beyond them, and to check 16 KiB of metadata
-    # takes 5 ms, in the event loop, for each subject of a page.
+    # Without the limits of requests: rows of older versions may exceed them, and checking 16 KiB of metadata takes 5 ms
+    # of the event loop for each subject of a page.
     name: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
-    expires_at: AwareDatetime | None = Field(None, description="From then on it is not found, and then erased.")
+    expires_at: AwareDatetime | None = Field(
+        None, description="From this time on the subject is not found; it is erased soon after."
+    )
     id: str
     created_at: AwareDatetime
     faces: int
 
 
 class SubjectPage(Schema):
-    """Some subjects in the order of ids; `next` is the `after` of the following page.
+    """A page of subjects, ordered by id; `next` is the `after` of the following page.
 
-    Those of an encrypted collection come in an order that means nothing, and stays.
+    The subjects of an encrypted collection come in an arbitrary order that does not change.
     """
 
     data: list[SubjectInfo]
@@ -199,7 +203,7 @@ class SubjectPage(Schema):
 
 
 class EnrolledFace(Schema):
-    """A face in the gallery: `details` has what was measured of it when it was enrolled."""
+    """A face in the gallery; `details` are measurements of the enrolled image."""
 
     id: str
     created_at: AwareDatetime
@@ -207,7 +211,7 @@ class EnrolledFace(Schema):
 
 
 class FaceList(Schema):
-    """A subject's faces in the order they were enrolled; `next` is the `after` of the following page."""
+    """A page of a subject's faces, in the order of enrolment; `next` is the `after` of the following page."""
 
     data: list[EnrolledFace]
     next: int | None
@@ -216,12 +220,14 @@ class FaceList(Schema):
 class EnrolParams(Schema):
     """The query of `POST /collections/{c}/subjects/{s}/faces`."""
 
-    max_faces: Annotated[int, Field(ge=1, le=100, description="Of one picture, the most prominent first.")] = 1
-    quality_gate: bool = Field(True, description="Reject faces that have something against them.")
+    max_faces: Annotated[
+        int, Field(ge=1, le=100, description="The most faces to enrol per image; the most prominent come first.")
+    ] = 1
+    quality_gate: bool = Field(True, description="Reject faces of insufficient quality.")
 
 
 class IndexedFace(Schema):
-    """A face that was enrolled from picture `index`; `face` is null where pictures are taken whole."""
+    """A face enrolled from image `index`; `face` is null if the collection holds whole images."""
 
     index: int
     face_id: str
@@ -229,7 +235,7 @@ class IndexedFace(Schema):
 
 
 class RejectedFace(Schema):
-    """A face of picture `index` that was not enrolled, and why."""
+    """A face of image `index` that was not enrolled, and why."""
 
     index: int
     face: DetectedFace
@@ -237,7 +243,7 @@ class RejectedFace(Schema):
 
 
 class EnrolResponse(Schema):
-    """What became of each picture: faces `indexed`, faces `rejected`, or `failed` as a whole."""
+    """The faces of all images that were `indexed` or `rejected`, and the images that `failed`."""
 
     indexed: list[IndexedFace]
     rejected: list[RejectedFace]
@@ -245,7 +251,7 @@ class EnrolResponse(Schema):
 
 
 class ErasureReceipt(Schema):
-    """What is erased. `scrubbing` while files still hold some of it, `erased` when none does."""
+    """An erasure: `scrubbing` while files still contain the data, `erased` when none does."""
 
     id: str
     status: Literal["scrubbing", "erased"]
@@ -254,153 +260,14 @@ class ErasureReceipt(Schema):
     requested_at: AwareDatetime
     erased_at: AwareDatetime | None
 
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Value = bool | int | Finite | str
-
-
-class OneOf(Schema):
-    """Any of these values."""
-
-    in_: Annotated[list[Value], Field(alias="in", min_length=1, max_length=1000, fail_fast=True)]
-
-
-Wanted = Annotated[dict[str, Value | OneOf], Field(min_length=1, max_length=16)]
-
-
-class SearchParams(Schema):
-    """The query of `POST /search`."""
-
-    collection: str
-    limit: Annotated[int, Field(ge=1, le=100, description="How many candidates to name for each face.")] = 5
-    fpir: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
-        0.01, description="The false positive identification rate: of searches for somebody who is not enrolled."
-    )
-    fusion: Literal["best", "mean"] = Field("best", description="How several faces of a subject count.")
-    quality_gate: bool = Field(False, description="Do not search with faces that have something against them.")
-    extrapolate: bool = Field(False, description="Decide beyond what the calibration can vouch for.")
-    repeated: bool = Field(False, description="Several faces of one picture may be the same subject.")
-    where: Json[Wanted] | None = Field(
-        None,
-        description=(
-            "Search only subjects with these values in the first level of their metadata, as JSON: "
-            '`{"site": "north", "level": {"in": [1, 2]}}`.'
-        ),
-    )
-
-    @property
-    def chosen(self) -> dict[str, list[Value]] | None:
-        """`where`, as the values allowed of each key."""
-        if self.where is None:
-            return None
-        return {key: value.in_ if isinstance(value, OneOf) else [value] for key, value in self.where.items()}
-
-
-class Candidate(Schema):
-    """A subject that may be the one: its nearest face, at `distance` 1 - cosine, 0..2.
-
-    `probability`, 0..1, is that two pictures show one person, at the operating point's prior; null without calibration.
-    """
-
-    subject_id: str
-    name: str | None
-    face_id: str
-    probability: float | None
-    distance: float
-
-
-SearchReason = Literal["BEYOND_CALIBRATION", "NOT_CALIBRATED"] | Reason
-
-
-class SearchedFace(Schema):
-    """One face (null: the whole picture) and who it may be, likest first.
-
-    `match`: the first candidate is near enough for the promised rate. `unknown`: none is. `rejected`: not searched.
-    """
-
-    face: DetectedFace | None
-    status: Literal["match", "unknown", "rejected"]
-    reasons: list[SearchReason]
-    candidates: list[Candidate]
-
-
-class Searched(Schema):
-    """The faces of one picture, the surest first."""
-
-    index: int
-    faces: list[SearchedFace]
-
-
-class Chosen(Schema):
-    """The subjects to which `where` applies."""
-
-    subjects: int
-    faces: int
-
-
-class SearchedCollection(Schema):
-    """What was searched: how many faces of how many subjects; `exact` where every one was compared.
-
-    `chosen`: how many of them `where` leaves; null without it. The threshold follows the number of comparisons: of
-    faces by the fusion `best`, of subjects by `mean`.
-    """
-
-    name: str
-    subjects: int
-    faces: int
-    exact: bool
-    chosen: Chosen | None
-
-
-class SearchResponse(Schema):
-    """The pictures in the order they were sent; `threshold` is the largest distance of a match, null for none."""
-
-    collection: SearchedCollection
-    threshold: float | None
-    operating_point: OperatingPoint | None
-    fpir: float
-    model: str
-    version: str
-    data: list[Searched | Failed]
-
-
-class SubjectVerifyParams(Schema):
-    """The query of `POST /collections/{c}/subjects/{s}/verify`."""
-
-    fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
-        0.001, description="The false match rate: of claims by somebody else, however many faces the subject has."
-    )
-    fusion: Literal["best", "mean"] = Field("best", description="How several faces of the subject count.")
-
-
-class SubjectVerification(Schema):
-    """Whether the picture's most prominent face (null: the whole picture) is the subject; `face_id` is the nearest of
-    the subject's faces.
-
-    `denied`: feedback says that it is somebody else; then it is not verified, however near it is.
-    """
-
-    verified: bool
-    denied: bool
-    probability: float
-    distance: float
-    threshold: float
-    operating_point: OperatingPoint
-    face: DetectedFace | None
-    face_id: str
-    model: str
-    version: str
-
-
-class FeedbackInfo(Schema):
-    """A face that is not the subject's."""
-
-    id: str
-    created_at: AwareDatetime
-
-
-class FeedbackList(Schema):
-    """What was said of a subject, in the order of time; `next` is the `after` of the following page."""
-
-    data: list[FeedbackInfo]
-    next: str | None
+    @classmethod
+    def from_receipt(cls, receipt: Receipt) -> ErasureReceipt:
+        """Return the receipt as responses show it."""
+        return cls(
+            id=receipt.token,
+            status="scrubbing" if receipt.erased_at is None else "erased",
+            subjects=receipt.subjects,
+            faces=receipt.faces,
+            requested_at=read_timestamp(receipt.requested_at),
+            erased_at=None if receipt.erased_at is None else read_timestamp(receipt.erased_at),
+        )

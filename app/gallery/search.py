@@ -1,4 +1,4 @@
-"""Who is this? The use cases that compare a picture with who is enrolled."""
+"""Search a collection for the faces of images, verify images against one subject, and record feedback."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.errors import BadRequest, Unprocessable, VestibuleError
-from app.faces.service import most_prominent
-from app.gallery.embedding_pipeline import Pipeline, Seen, Sight, compared, described, keeps_crops, settled
-from app.gallery.open_set import Decision, Rule, decide_by_steps, of_each
-from app.gallery.schemas import (
+from app.errors import Unprocessable
+from app.gallery.embedding_pipeline import EmbeddedFace, ImageEmbedder, keeps_crops
+from app.gallery.executor import GalleryExecutor, conflict_as_pipeline_changed, retry_once
+from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
+from app.gallery.schemas import ErasureReceipt
+from app.gallery.search_schemas import (
     Candidate,
     Chosen,
-    ErasureReceipt,
     FeedbackInfo,
     FeedbackList,
     Searched,
@@ -25,242 +25,174 @@ from app.gallery.schemas import (
     SearchResponse,
     SubjectVerification,
     SubjectVerifyParams,
-    moment,
 )
 from app.images.uploads import Images
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback, Rejection
 from index.embedded.query.search import compare, search, search_scope
-from index.types import Match
+from index.types import Collection, Match
+from index.validation import read_timestamp
 from models.matching import Matching
 
+MAX_ROW_ID = 2**62  # SQLite has no larger integers
 
-class Recognition:
-    """Search, verify, and be told of errors, over one gallery; `actor` as in `Galleries`."""
 
-    def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
-        self._pipeline = pipeline
-        self._ask = pipeline.ask
+class GallerySearch:
+    """Identifies and verifies faces. `actor`: id of the caller's key for the audit log; None without keys."""
+
+    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
+        self._executor = executor
+        self._embedder = embedder
         self._gallery = gallery
-        self._feedback = Feedback(gallery)
 
-    async def search(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
-        """Who in the collection is each face of each picture?
+    @retry_once
+    async def search(self, images: Images, params: SearchParams, actor: str | None) -> SearchResponse:
+        """Return the candidates of each face of each image.
 
         Raises:
-            VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
+            VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
+            vectors are of another pipeline.
         """
-        return await settled(lambda: self._searched(pictures, params, actor))
-
-    async def _searched(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
-        where = params.chosen
-        scope = await self._ask(lambda: search_scope(self._gallery, params.collection, where))
-        found, usage = scope.collection, scope.usage
-        sight = await self._pipeline.model(found)
-        model = sight.model
+        scope = await self._executor.read(lambda: search_scope(self._gallery, params.collection, params.conditions))
+        collection, usage = scope.collection, scope.usage
+        pipeline = await self._embedder.collection_pipeline(collection)
+        card = pipeline.embedder.card
         chosen = None if scope.selected is None else Chosen(subjects=scope.selected[0], faces=scope.selected[1])
-        searched = chosen or usage
-        comparisons = searched.faces if params.fusion == "best" else searched.subjects
-        rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
+        size = chosen or usage
+        comparisons = size.faces if params.fusion == "best" else size.subjects
+        rule = DecisionRule.for_comparisons(card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
+        task = _Search(self._gallery, collection, params, rule, card.matching, actor)
 
-        async def one(index: int, data: bytes) -> Searched:
-            seen = await self._pipeline.seen(sight, data)
-            wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
-            queries = [face.vector.numpy() for face in wanted]
+        async def search_image(index: int, data: bytes) -> Searched:
+            faces = await self._embedder.embed_image(pipeline, data)
+            with conflict_as_pipeline_changed():
+                return Searched(index=index, faces=await self._executor.read(lambda: task.identify(faces)))
 
-            async def read(places: Sequence[int], k: int) -> list[list[Match]]:
-                with compared():
-                    return await self._ask(
-                        lambda: search(
-                            self._gallery,
-                            params.collection,
-                            np.stack([queries[place] for place in places]),
-                            k,
-                            fusion=params.fusion,
-                            where=where,
-                            fingerprint=found.fingerprint,
-                        )
-                    )
-
-            async def decide(matches: list[list[Match]]) -> list[Decision]:
-                # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-                return await self._pipeline.executors.run_cpu(lambda: rule.decide(matches, repeated=params.repeated))
-
-            decisions: list[Decision] = []
-            if wanted:
-                decisions = await decide_by_steps(
-                    rule, len(wanted), params.limit, read, decide, repeated=params.repeated
-                )
-            decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
-            describe = _Describer(rule, model.card.matching, params.limit)
-            faces = await self._pipeline.predictor.map(lambda face: describe(face, decided.get(id(face))), seen)
-            named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
-            await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
-            return Searched(index=index, faces=faces)
-
-        data = await self._pipeline.predictor.for_each_image(pictures, one)
+        data = await self._embedder.predictor.for_each_image(images, search_image)
         return SearchResponse(
             collection=SearchedCollection(
-                name=found.name,
-                subjects=usage.subjects,
-                faces=usage.faces,
-                exact=usage.exact,
-                chosen=chosen,
+                name=collection.name, subjects=usage.subjects, faces=usage.faces, exact=usage.exact, chosen=chosen
             ),
             threshold=1 - rule.threshold.similarity if rule.threshold else None,
-            operating_point=_point(rule, model.card.matching),
+            operating_point=_operating_point(rule, card.matching),
             fpir=params.fpir,
-            model=model.card.name,
-            version=model.card.version,
+            model=card.name,
+            version=card.version,
             data=data,
         )
 
+    @retry_once
     async def verify(
-        self,
-        collection: str,
-        key: str,
-        pictures: Images,
-        params: SubjectVerifyParams,
-        actor: str | None,
+        self, name: str, key: str, images: Images, params: SubjectVerifyParams, actor: str | None
     ) -> SubjectVerification:
-        """Is the picture's most prominent face the subject?
+        """Compare the image's most prominent face with the subject of the collection `name`.
 
         Raises:
-            VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
-            subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
+            VestibuleError: about the request or its image. NotFound, Conflict: as `search`. Unprocessable: the subject
+            has no face, or the embedder's calibration has no threshold for the rate.
         """
-        return await settled(lambda: self._verified(collection, key, pictures, params, actor))
-
-    async def _verified(
-        self,
-        collection: str,
-        key: str,
-        pictures: Images,
-        params: SubjectVerifyParams,
-        actor: str | None,
-    ) -> SubjectVerification:
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        subject = await self._ask(lambda: self._gallery.subject(collection, key))
-        sight = await self._pipeline.model(found)
-        model = sight.model
-        matching = model.card.matching
+        collection, subject = await self._executor.read(
+            lambda: (self._gallery.collection(name), self._gallery.subject(name, key))
+        )
+        pipeline = await self._embedder.collection_pipeline(collection)
+        card = pipeline.embedder.card
+        matching = card.matching
         if matching is None:
-            raise Unprocessable(f"{model.card.name} is not calibrated: nothing says which pictures are near enough")
+            raise Unprocessable(f"{card.name} is not calibrated, so there is no threshold for a match")
         try:
             comparisons = subject.faces if params.fusion == "best" else 1
-            threshold = matching.threshold(of_each(params.fmr, comparisons))
+            threshold = matching.threshold(rate_per_comparison(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._meant(sight, pictures)
-        query = seen.vector.numpy()
-        with compared():
-            match, denied = await self._ask(
-                lambda: compare(
-                    self._gallery, collection, key, query, fusion=params.fusion, fingerprint=found.fingerprint
-                )
+        face = await self._embedder.embed_only_image(pipeline, images)
+
+        def compare_face() -> tuple[Match, bool]:
+            match, denied = compare(
+                self._gallery,
+                name,
+                key,
+                face.vector.numpy(),
+                fusion=params.fusion,
+                fingerprint=collection.fingerprint,
             )
-        if match is None:
-            raise Unprocessable("the subject has no face to compare with")
-        await self._ask(lambda: self._gallery.note_search(collection, [match.subject], actor=actor))
+            if match is None:
+                raise Unprocessable("the subject has no face to compare with")
+            self._gallery.note_search(name, [match.subject], actor=actor)
+            return match, denied
+
+        with conflict_as_pipeline_changed():
+            match, denied = await self._executor.read(compare_face)
         return SubjectVerification(
             verified=match.similarity >= threshold.similarity and not denied,
             denied=denied,
             probability=matching.probability(match.similarity),
-            distance=max(0.0, 1 - match.similarity),
+            distance=_distance(match),
             threshold=1 - threshold.similarity,
             operating_point=OperatingPoint(
                 fmr=params.fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior
             ),
-            face=seen.described,
+            face=face.detected,
             face_id=match.face,
-            model=model.card.name,
-            version=model.card.version,
+            model=card.name,
+            version=card.version,
         )
-
-    async def deny(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
-        """The picture's most prominent face is not the subject: it is not named for it again.
-
-        Raises:
-            VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
-        """
-        return await settled(lambda: self._denied(collection, key, pictures, actor))
-
-    async def _denied(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        await self._ask(lambda: self._gallery.subject(collection, key))
-        seen = await self._meant(await self._pipeline.model(found), pictures)
-        (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=keeps_crops(found))
-        vector = seen.vector.numpy()[None]
-        with compared():
-            change = self._feedback.add.planned(collection, key, vector, [face.crop], found.fingerprint, actor)
-            return await self._pipeline.commit(change, lambda made: _feedback(made[0]))
-
-    async def denials(self, collection: str, key: str, after: str, limit: int) -> FeedbackList:
-        """A page of what was said of the subject; `after` is a `next`, or empty.
-
-        Raises:
-            NotFound.
-        """
-        moment_s, _, number = after.partition("-")
-        place = (float(moment_s or 0), min(int(number or 0), 2**62))  # SQLite has no larger integers
-        found = await self._ask(lambda: self._feedback.of_subject(collection, key, place, limit))
-        following = f"{found[-1].created_at!r}-{found[-1].id}" if len(found) == limit else None
-        return FeedbackList(data=[_feedback(one) for one in found], next=following)
-
-    async def take_back(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
-        """Erase what was said.
-
-        Raises:
-            NotFound.
-        """
-        return await self._pipeline.commit(
-            self._feedback.remove.planned(collection, key, token, actor=actor), described
-        )
-
-    async def _meant(self, sight: Sight, pictures: Images) -> Seen:
-        """The most prominent face of the only picture.
-
-        Raises:
-            BadRequest: there are more. NoFace. See `Pipeline.seen`.
-        """
-        if len(pictures.items) != 1:
-            raise BadRequest("send one picture")
-        (data,) = pictures.items
-        if isinstance(data, VestibuleError):
-            raise data
-        await self._pipeline.predictor.check_pixels([data])
-        return most_prominent(await self._pipeline.predictor.with_deadline(self._pipeline.seen(sight, data)))
-
-
-def _feedback(made: Rejection) -> FeedbackInfo:
-    return FeedbackInfo(id=made.token, created_at=moment(made.created_at))
 
 
 @dataclass(frozen=True)
-class _Describer:
-    """How a decision is told."""
+class _Search:
+    """A search of a collection, whose images have the same decision rule."""
 
-    rule: Rule
+    gallery: EmbeddedGallery
+    collection: Collection
+    params: SearchParams
+    rule: DecisionRule
     matching: Matching | None
-    limit: int
+    actor: str | None
 
-    def __call__(self, seen: Seen, decision: Decision | None) -> SearchedFace:
-        if decision is None:
-            assert seen.described is not None  # noqa: S101  only a face can have something against it
-            return SearchedFace(
-                face=seen.described, status="rejected", reasons=list(seen.described.reasons), candidates=[]
+    def identify(self, faces: Sequence[EmbeddedFace]) -> list[SearchedFace]:
+        """Search for the faces of one image, decide, and record the search, all in the caller's thread.
+
+        In one thread since each change of threads costs a wake-up.
+        """
+        gate = self.params.quality_gate
+        positions = [n for n, face in enumerate(faces) if not (gate and face.detected and face.detected.reasons)]
+        vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
+
+        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
+            return search(
+                self.gallery,
+                self.collection.name,
+                vectors[list(rows)],
+                k,
+                fusion=self.params.fusion,
+                where=self.params.conditions,
+                fingerprint=self.collection.fingerprint,
             )
-        reasons: list[SearchReason] = []
+
+        limit = self.params.limit
+        results = decide_by_steps(self.rule, len(positions), limit, read, repeated=self.params.repeated)
+        subjects = [match.subject for decision in results for match in decision.candidates[:limit]]
+        self.gallery.note_search(self.collection.name, subjects, actor=self.actor)
+        decisions = dict(zip(positions, results, strict=True))
+        return [self._searched_face(face, decisions.get(position)) for position, face in enumerate(faces)]
+
+    def _searched_face(self, face: EmbeddedFace, decision: Decision | None) -> SearchedFace:
+        """Return the result of a face; it has no decision if it was not searched for."""
+        if decision is None:
+            assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
+            reasons: list[SearchReason] = list(face.detected.reasons)
+            return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
+        reasons = []
         if self.matching is None:
             reasons = ["NOT_CALIBRATED"]
-        elif not self.rule.decides:
+        elif not self.rule.can_match:
             reasons = ["BEYOND_CALIBRATION"]
         return SearchedFace(
-            face=seen.described,
+            face=face.detected,
             status="match" if decision.matched else "unknown",
             reasons=reasons,
-            candidates=[self._candidate(match) for match in decision.candidates[: self.limit]],
+            candidates=[self._candidate(match) for match in decision.candidates[: self.params.limit]],
         )
 
     def _candidate(self, match: Match) -> Candidate:
@@ -269,13 +201,72 @@ class _Describer:
             name=match.subject.name,
             face_id=match.face,
             probability=self.matching.probability(match.similarity) if self.matching else None,
-            distance=max(0.0, 1 - match.similarity),
+            distance=_distance(match),
         )
 
 
-def _point(rule: Rule, matching: Matching | None) -> OperatingPoint | None:
+def _distance(match: Match) -> float:
+    return max(0.0, 1 - match.similarity)  # a cosine may be rounded to slightly more than 1
+
+
+def _operating_point(rule: DecisionRule, matching: Matching | None) -> OperatingPoint | None:
     if matching is None or rule.fmr is None or rule.threshold is None:
         return None
     return OperatingPoint(
         fmr=rule.fmr, calibration=matching.data, extrapolated=rule.threshold.extrapolated, prior=matching.prior
     )
+
+
+class FeedbackService:
+    """Adds, lists and erases feedback. `actor`: id of the caller's key for the audit log; None without keys."""
+
+    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
+        self._executor = executor
+        self._embedder = embedder
+        self._gallery = gallery
+        self._feedback = Feedback(gallery)
+
+    @retry_once
+    async def add(self, name: str, key: str, images: Images, actor: str | None) -> FeedbackInfo:
+        """Record that the image's most prominent face is not the subject's, whom searches then do not return for it.
+
+        Raises:
+            VestibuleError: about the request or its image. NotFound, Conflict: as `GallerySearch.search`.
+        """
+
+        def read() -> Collection:
+            self._gallery.subject(name, key)  # raises NotFoundError before the image is decoded
+            return self._gallery.collection(name)
+
+        collection = await self._executor.read(read)
+        pipeline = await self._embedder.collection_pipeline(collection)
+        face = await self._embedder.embed_only_image(pipeline, images)
+        (new,) = await self._embedder.new_faces(key, [face], keep_crops=keeps_crops(collection))
+        with conflict_as_pipeline_changed():
+            change = self._feedback.add.planned(name, key, new.vector[None], [new.crop], collection.fingerprint, actor)
+            return await self._executor.commit_response(change, lambda rejections: _feedback_info(rejections[0]))
+
+    async def list_feedback(self, collection: str, key: str, after: str, limit: int) -> FeedbackList:
+        """Return a page of the feedback on the subject; `after` is the `next` of the page before, or empty.
+
+        Raises:
+            NotFound.
+        """
+        seconds, _, row_id = after.partition("-")
+        position = (float(seconds or 0), min(int(row_id or 0), MAX_ROW_ID))
+        rows = await self._executor.read(lambda: self._feedback.of_subject(collection, key, position, limit))
+        next_page = f"{rows[-1].created_at!r}-{rows[-1].id}" if len(rows) == limit else None
+        return FeedbackList(data=[_feedback_info(row) for row in rows], next=next_page)
+
+    async def remove(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
+        """Erase the feedback and the face that is stored for it.
+
+        Raises:
+            NotFound.
+        """
+        change = self._feedback.remove.planned(collection, key, token, actor=actor)
+        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
+
+
+def _feedback_info(rejection: Rejection) -> FeedbackInfo:
+    return FeedbackInfo(id=rejection.token, created_at=read_timestamp(rejection.created_at))

@@ -1,4 +1,4 @@
-"""POST /search."""
+"""Route of searches: POST /search."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
-from app.gallery.dependencies import galleries
-from app.gallery.schemas import SearchParams, SearchResponse
+from app.gallery.dependencies import gallery_service
+from app.gallery.search_schemas import SearchParams, SearchResponse
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
 from app.middleware.routing import counts_toward_capacity
@@ -22,5 +22,5 @@ PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflic
 @router.post("/search", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
-    """Who is this? Each face of each picture: a `match`, `unknown`, or `rejected`, and the likest subjects."""
-    return await galleries(request).recognition.search(await images(request), params, dependencies.caller(request))
+    """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
+    return await gallery_service(request).searches.search(await images(request), params, dependencies.caller(request))

@@ -1,4 +1,4 @@
-"""The use cases of the gallery: enrol, list, erase. Its files are `index`'s; here pictures meet it."""
+"""The service of the gallery: collections, subjects, enrolment and erasure. `index` stores them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import structlog
 
 from app.errors import Conflict, Locked, NoFace, Unprocessable
 from app.gallery.bulk.enrolment import BulkJobs
-from app.gallery.embedding_pipeline import Pipeline, Sight, compared, described, gated, keeps_crops, settled
+from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder, keeps_crops, select_faces
+from app.gallery.executor import GalleryExecutor, conflict_as_pipeline_changed, retry_once
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
     CollectionDetail,
@@ -26,141 +27,149 @@ from app.gallery.schemas import (
     SubjectInfo,
     SubjectPage,
     SubjectProperties,
-    moment,
 )
-from app.gallery.search import Recognition
+from app.gallery.search import FeedbackService, GallerySearch
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
 from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.gallery import EmbeddedGallery
 from index.types import Collection, CountedSubject, Face
+from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
 
-class Galleries:
-    """The use cases over one gallery; those that compare are `recognition`'s, those of bulk jobs `jobs`'.
+class GalleryService:
+    """All use cases of one gallery; searches, feedback, bulk jobs and re-embeddings are in attributes of their own.
 
-    `actor` is the id of the key by which something is asked for, for the audit log; None while the service is open.
+    `actor`: id of the caller's key for the audit log; None without keys.
     """
 
     def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
-        self._pipeline = Pipeline(predictor)
-        background = Pipeline(predictor.background())
-        self._ask = self._pipeline.ask
         self._gallery = gallery
+        self._executor = GalleryExecutor(predictor.executors)
+        self._embedder = ImageEmbedder(predictor)
+        background = ImageEmbedder(predictor.background())
         if count := count_clashes(gallery.ledger.reader()):
             log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
-        self.recognition = Recognition(self._pipeline, gallery)
-        self.jobs = BulkJobs(background, gallery)
-        self.reembedder = Reembedder(background, gallery)
+        self.searches = GallerySearch(self._executor, self._embedder, gallery)
+        self.feedback = FeedbackService(self._executor, self._embedder, gallery)
+        self.jobs = BulkJobs(self._executor, background, gallery)
+        self.reembedder = Reembedder(self._executor, background, gallery)
 
-    async def create(self, name: str, asked: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
-        """The collection, and whether it was made now; the same call again finds it.
+    async def create(self, name: str, params: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
+        """Return the collection and whether this call created it; a repeated call returns the existing one.
 
-        A call that names no embedder also finds a collection of an embedder that was the default earlier.
+        A call without an embedder also returns an existing collection of an earlier default embedder.
 
         Raises:
-            UnknownModel; Conflict: there is another of that name; Unprocessable: there is no key to encrypt it by.
+            UnknownModel. Conflict: a different collection has the name. Unprocessable: there is no encryption key.
         """
-        sight = await self._pipeline.sight(asked.embedder)
-        model, fingerprint = sight.model, sight.fingerprint
-        # Also of a collection that keeps an earlier rule for detection scales: the call that made it finds it.
-        fingerprints = {fingerprint, replace(sight, scales="whole").fingerprint}
-
+        pipeline = await self._embedder.pipeline(params.embedder)
+        model = pipeline.embedder
+        # A collection with the earlier rule for detection scales is returned to the call that created it, too.
+        fingerprints = {pipeline.fingerprint, replace(pipeline, scales="whole").fingerprint}
         change = self._gallery.create.planned(
             name,
             model.card.name,
-            fingerprint,
+            pipeline.fingerprint,
             model.dimensions,
-            encrypted=asked.encrypted,
+            encrypted=params.encrypted,
             actor=actor,
-            keep_crops=asked.keep_crops,
+            keep_crops=params.keep_crops,
         )
         try:
-            return await self._pipeline.commit(change, _collection), True
+            return await self._executor.commit_response(change, _collection_info), True
         except Locked as error:
             raise Unprocessable(error.detail) from error
         except Conflict:
-            found = _collection(await self._ask(lambda: self._gallery.collection(name)))
-            is_same = asked.embedder is None or found.fingerprint in fingerprints
-            if not is_same or (found.keep_crops, found.encrypted) != (asked.keep_crops, asked.encrypted):
+            existing = _collection_info(await self._collection(name))
+            is_same = params.embedder is None or existing.fingerprint in fingerprints
+            if not is_same or (existing.keep_crops, existing.encrypted) != (params.keep_crops, params.encrypted):
                 raise
-            return found, False
+            return existing, False
 
     async def list_collections(self, after: str, limit: int) -> CollectionPage:
-        """A page of collections."""
-        found = await self._ask(lambda: self._gallery.collections(after, limit))
-        return CollectionPage(data=[_collection(one) for one in found], next=_next([c.name for c in found], limit))
+        """Return a page of collections."""
+        rows = await self._executor.read(lambda: self._gallery.collections(after, limit))
+        return CollectionPage(
+            data=[_collection_info(row) for row in rows], next=_next_page([row.name for row in rows], limit)
+        )
 
     async def collection(self, name: str) -> CollectionDetail:
-        """The collection, how much is in it, and what it is to become.
+        """Return the collection with its size and the progress of its re-embedding.
 
         Raises:
             NotFound.
         """
-        reembedding = await self.reembedder.told(name)
+        reembedding = await self.reembedder.find_progress(name)
 
         def read() -> CollectionDetail:
             usage = self._gallery.usage(name)
             return CollectionDetail(
-                **_collection(self._gallery.collection(name)).model_dump(),
+                **_collection_info(self._gallery.collection(name)).model_dump(),
                 subjects=usage.subjects,
                 faces=usage.faces,
                 exact=usage.exact,
                 reembedding=reembedding,
             )
 
-        return await self._ask(read)
+        return await self._executor.read(read)
 
     async def drop(self, name: str, actor: str | None) -> ErasureReceipt:
-        """Erase the collection and all in it.
+        """Erase the collection with all its contents.
 
         Raises:
             NotFound.
         """
-        return await self._pipeline.commit(self._gallery.drop.planned(name, actor=actor), described)
+        change = self._gallery.drop.planned(name, actor=actor)
+        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
 
-    async def put_subject(self, collection: str, key: str, asked: SubjectProperties, actor: str | None) -> SubjectInfo:
-        """Make the subject, or give it these properties in place of those it had.
+    async def put_subject(
+        self, collection: str, key: str, properties: SubjectProperties, actor: str | None
+    ) -> SubjectInfo:
+        """Create the subject, or replace its properties.
 
         Raises:
-            NotFound: no such collection. Unprocessable: it would have expired already.
+            NotFound: no such collection. Unprocessable: `expires_at` is in the past.
         """
-        expires_at = asked.expires_at.timestamp() if asked.expires_at else None
+        expires_at = properties.expires_at.timestamp() if properties.expires_at else None
         change = self._gallery.put_subject.planned(
-            collection, key, name=asked.name, metadata=asked.metadata, expires_at=expires_at, actor=actor
+            collection, key, name=properties.name, metadata=properties.metadata, expires_at=expires_at, actor=actor
         )
-        return await self._pipeline.commit(change, _subject)
+        return await self._executor.commit_response(change, _subject_info)
 
     async def subject(self, collection: str, key: str) -> SubjectInfo:
-        """The subject.
+        """Return the subject.
 
         Raises:
             NotFound.
         """
-        return _subject(await self._ask(lambda: self._gallery.subject(collection, key)))
+        return _subject_info(await self._executor.read(lambda: self._gallery.subject(collection, key)))
 
     async def list_subjects(self, collection: str, after: str, limit: int) -> SubjectPage:
-        """A page of subjects.
+        """Return a page of the collection's subjects.
 
         Raises:
             NotFound: no such collection.
         """
-        found = await self._ask(lambda: self._gallery.subjects(collection, after, limit))
-        return SubjectPage(data=[_subject(one) for one in found], next=_next([s.key for s in found], limit))
+        rows = await self._executor.read(lambda: self._gallery.subjects(collection, after, limit))
+        return SubjectPage(data=[_subject_info(row) for row in rows], next=_next_page([row.key for row in rows], limit))
 
     async def list_faces(self, collection: str, key: str, after: int, limit: int) -> FaceList:
-        """A page of the subject's faces.
+        """Return a page of the subject's faces.
 
         Raises:
             NotFound.
         """
-        found = await self._ask(lambda: self._gallery.faces(collection, key, after, limit))
+        rows = await self._executor.read(lambda: self._gallery.faces(collection, key, after, limit))
         return FaceList(
-            data=[EnrolledFace(id=f.token, created_at=moment(f.created_at), details=f.details) for f in found],
-            next=found[-1].id if len(found) == limit else None,
+            data=[
+                EnrolledFace(id=row.token, created_at=read_timestamp(row.created_at), details=row.details)
+                for row in rows
+            ],
+            next=rows[-1].id if len(rows) == limit else None,
         )
 
     async def remove_face(self, collection: str, face: str, actor: str | None) -> ErasureReceipt:
@@ -170,85 +179,87 @@ class Galleries:
             NotFound.
         """
         change = self._gallery.remove_faces.planned(collection, [face], actor=actor)
-        return await self._pipeline.commit(change, described)
+        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
 
     async def receipt(self, token: str) -> ErasureReceipt:
-        """What became of an erasure.
+        """Return the state of an erasure.
 
         Raises:
             NotFound.
         """
-        return described(await self._ask(lambda: self._gallery.receipt(token)))
+        return ErasureReceipt.from_receipt(await self._executor.read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, pictures: Images, params: EnrolParams, actor: str | None
+        self, collection: str, key: str, images: Images, params: EnrolParams, actor: str | None
     ) -> EnrolResponse:
-        """The faces of each picture become the subject's, as far as nothing is against them.
+        """Enrol the faces of each image for the subject, except those that `select_faces` rejects.
 
         Raises:
-            VestibuleError: about the request, or about its only picture. NotFound: no such collection. Conflict: the
-            models are others than those the collection was made with.
+            VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
+            vectors are of another pipeline.
         """
-        await self._sight(collection)
+        await self._pipeline(collection)  # raises before an image is decoded
 
-        async def one(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
-            found, sight = await self._sight(collection)
-            seen = await self._pipeline.seen(sight, data)
-            if not seen:
+        @retry_once
+        async def enrol_image(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
+            current, pipeline = await self._pipeline(collection)
+            faces = await self._embedder.embed_image(pipeline, data)
+            if not faces:
                 raise NoFace("no face was found")
-            good, bad = gated(index, seen, params)
-            news = await self._pipeline.new_faces(key, good, keep_crops=keeps_crops(found))
-            if not news:
-                return [], bad
+            accepted, rejected = select_faces(index, faces, params)
+            new_faces = await self._embedder.new_faces(key, accepted, keep_crops=keeps_crops(current))
+            if not new_faces:
+                return [], rejected
 
-            def indexed(faces: Sequence[Face]) -> list[IndexedFace]:
+            def indexed_faces(rows: Sequence[Face]) -> list[IndexedFace]:
                 return [
-                    IndexedFace(index=index, face_id=face.token, face=one.described)
-                    for face, one in zip(faces, good, strict=True)
+                    IndexedFace(index=index, face_id=row.token, face=face.detected)
+                    for row, face in zip(rows, accepted, strict=True)
                 ]
 
-            with compared():
-                change = self._gallery.enrol.planned(collection, news, found.fingerprint, actor=actor)
-                return await self._pipeline.commit(change, indexed), bad
+            with conflict_as_pipeline_changed():
+                change = self._gallery.enrol.planned(collection, new_faces, current.fingerprint, actor=actor)
+                return await self._executor.commit_response(change, indexed_faces), rejected
 
-        answers = await self._pipeline.predictor.for_each_image(
-            pictures, lambda index, data: settled(lambda: one(index, data))
-        )
-        seen = [answer for answer in answers if not isinstance(answer, Failed)]
+        results = await self._embedder.predictor.for_each_image(images, enrol_image)
+        enrolled = [result for result in results if not isinstance(result, Failed)]
         return EnrolResponse(
-            indexed=[face for indexed, _ in seen for face in indexed],
-            rejected=[face for _, rejected in seen for face in rejected],
-            failed=[answer for answer in answers if isinstance(answer, Failed)],
+            indexed=[face for indexed, _ in enrolled for face in indexed],
+            rejected=[face for _, rejected in enrolled for face in rejected],
+            failed=[result for result in results if isinstance(result, Failed)],
         )
 
-    async def _sight(self, collection: str) -> tuple[Collection, Sight]:
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        return found, await self._pipeline.model(found)
+    async def _collection(self, name: str) -> Collection:
+        return await self._executor.read(lambda: self._gallery.collection(name))
+
+    async def _pipeline(self, name: str) -> tuple[Collection, EmbeddingPipeline]:
+        collection = await self._collection(name)
+        return collection, await self._embedder.collection_pipeline(collection)
 
 
-def _next(names: Sequence[str], limit: int) -> str | None:
-    """Where the following page begins; None where this one was not full."""
+def _next_page(names: Sequence[str], limit: int) -> str | None:
+    """Return where the following page begins; None if this one is not full."""
     return names[-1] if len(names) == limit else None
 
 
-def _collection(found: Collection) -> CollectionInfo:
+def _collection_info(collection: Collection) -> CollectionInfo:
     return CollectionInfo(
-        name=found.name,
-        embedder=found.embedder,
-        fingerprint=found.fingerprint,
-        dimensions=found.dimensions,
-        keep_crops=keeps_crops(found),
-        encrypted=found.encrypted,
-        created_at=moment(found.created_at),
+        name=collection.name,
+        embedder=collection.embedder,
+        fingerprint=collection.fingerprint,
+        dimensions=collection.dimensions,
+        keep_crops=keeps_crops(collection),
+        encrypted=collection.encrypted,
+        created_at=read_timestamp(collection.created_at),
     )
 
 
-def _subject(found: CountedSubject) -> SubjectInfo:
+def _subject_info(subject: CountedSubject) -> SubjectInfo:
     return SubjectInfo(
-        id=found.key,
-        name=found.name,
-        metadata=found.metadata,
-        expires_at=None if found.expires_at is None else moment(found.expires_at),
-        created_at=moment(found.created_at),
-        faces=found.faces,
+        id=subject.key,
+        name=subject.name,
+        metadata=subject.metadata,
+        expires_at=None if subject.expires_at is None else read_timestamp(subject.expires_at),
+        created_at=read_timestamp(subject.created_at),
+        faces=subject.faces,
     )

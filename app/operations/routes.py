@@ -26,7 +26,7 @@ class Monitored(Protocol):
     completed_at: datetime | None
 
     @property
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """Reasons why the service is degraded; empty while all is well."""
         ...
 
@@ -45,9 +45,9 @@ async def ready(request: Request) -> Health:
     if missing := [name for name, _ in model_manager.required_models if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
     maintenance: Monitored = request.app.state.maintenance
-    troubles = [*model_manager.degradations, *maintenance.troubles]
-    status = "degraded" if troubles else "ready"
-    return Health(status=status, models=loaded, reasons=troubles, maintained_at=maintenance.completed_at)
+    problems = [*model_manager.degradations, *maintenance.problems]
+    status = "degraded" if problems else "ready"
+    return Health(status=status, models=loaded, reasons=problems, maintained_at=maintenance.completed_at)
 
 
 @router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)

@@ -1,4 +1,4 @@
-"""A weights folder with a face embedder of random weights: its embeddings are meaningless but repeatable."""
+"""A weights folder with a face embedder of random weights: what it says of a face means nothing, but is repeatable."""
 
 from __future__ import annotations
 
@@ -36,23 +36,27 @@ def random_embedder(weights: Path) -> None:
     """
     for name in ("centerface", "lenet5-mnist"):
         (weights / name).symlink_to(PROJECT / "weights" / name)
-    torch.manual_seed(0)
-    changes = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": 32}
-    card: dict[str, Any] = {
+    save_embedder(weights, "mobilefacenet-triplet", tta="flip")
+    save_embedder(weights, "uncalibrated", tta="flip", matching=None)
+
+
+def save_embedder(weights: Path, name: str, *, dimensions: int = 32, seed: int = 0, **card: Any) -> None:
+    """Write a random network with the given dimensions to the folder; equal seeds give equal networks."""
+    torch.manual_seed(seed)
+    changes = {"backbone_config": {"depths": [1, 1], "widths": [8, 16]}, "dimensions": dimensions}
+    network = build("embedder", changes)
+    with torch.no_grad():  # batch norm statistics, without which all embeddings are nearly equal
+        network.train()
+        network(torch.randn(64, 3, 112, 112))
+    defaults: dict[str, Any] = {
         "description": "random",
         "task": "embed",
         "architecture": "embedder",
         "config": asdict(configure("embedder", changes)),
         "preprocess": PREPROCESS,
-        "tta": "flip",
+        "matching": MATCHING,
         "data": "none",
         "source": "this test",
         "license": "Apache-2.0",
     }
-    network = build("embedder", changes)
-    with torch.no_grad():  # batch norm statistics, without which all embeddings are nearly equal
-        network.train()
-        network(torch.randn(64, 3, 112, 112))
-    name = "mobilefacenet-triplet"
-    checkpoint.save(weights / name, network.eval(), name=name, matching=MATCHING, **card)
-    checkpoint.save(weights / "uncalibrated", network, name="uncalibrated", **card)
+    checkpoint.save(weights / name, network.eval(), name=name, **defaults | card)

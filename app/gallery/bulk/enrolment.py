@@ -1,4 +1,4 @@
-"""Bulk enrolment: jobs are taken in, told of, and done in the background by one task of each process."""
+"""Bulk enrolment: jobs are accepted from requests, and run in the background by one task of each process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, get_args
+from typing import get_args
 
 import numpy as np
 import structlog
@@ -14,251 +14,248 @@ import structlog
 from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
-from app.gallery.bulk.upload import Upload, refused
-from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
-from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
+from app.gallery.bulk.upload import Upload, failed_item
+from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder, keeps_crops, select_faces
+from app.gallery.executor import GalleryExecutor
+from app.gallery.schemas import EnrolParams, ErasureReceipt
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
-from index.types import Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
-from index.validation import check_future, check_item, unit_vectors
-
-T = TypeVar("T")
+from index.types import Collection, Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
+from index.validation import check_future, check_item, read_timestamp, unit_vectors
 
 log = structlog.get_logger()
 
 POLL_S = 1.0
-# The longest pause of a job that cannot go on, and how long after its pause it is forgotten that it paused.
-MOST_PAUSE_S, FORGOTTEN_S = 30.0, 600.0
-# What is raised for a row that is not what was written.
+# The longest pause of a job that fails, and how long after its pause a job counts as new.
+MAX_PAUSE_S, FORGET_S = 30.0, 600.0
+# Raised while a damaged row is read.
 UNREADABLE = (ValueError, TypeError, KeyError, CorruptError)
-# At once, so that those who wait for an answer get theirs in between.
-PICTURES = 8
-# Of what is written down at once while a job is taken in: items, and bytes beyond which no more are read.
-MOST_ITEMS, MOST_BYTES = 1024, 4 * 2**20
+BATCH_SIZE = 8  # images; few, so that requests are served in between
+# Limits of one commit while a job is received: items, and bytes beyond which no more items are added.
+CHUNK_ITEMS, CHUNK_BYTES = 1024, 4 * 2**20
 
 
-class Postponed:
-    """Ids of jobs that failed for the moment. Each pauses for POLL_S, and after each further failure for twice as long,
-    up to MOST_PAUSE_S. `clock` returns seconds.
+class JobBackoff:
+    """Pauses jobs that fail: for POLL_S, and after each further failure for twice as long, up to MAX_PAUSE_S.
+
+    `clock` returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._pauses: dict[int, tuple[float, float]] = {}  # id -> when the pause ends, and its length
+        self._pauses: dict[int, tuple[float, float]] = {}  # job id -> end and length of its pause
 
-    def current(self) -> set[int]:
-        """Ids of the jobs whose pause has not ended. Forgets those that were not tried long after theirs: they are
-        over, or another process does them.
-        """
+    def paused(self) -> set[int]:
+        """Return the ids of the paused jobs. Forgets jobs long after their pause: they ended, or run elsewhere."""
         now = self._clock()
-        self._pauses = {job: pause for job, pause in self._pauses.items() if now < pause[0] + FORGOTTEN_S}
-        return {job for job, (until, _) in self._pauses.items() if now < until}
+        self._pauses = {job: pause for job, pause in self._pauses.items() if now < pause[0] + FORGET_S}
+        return {job for job, (end, _) in self._pauses.items() if now < end}
 
-    def add(self, job: int) -> None:
-        """The job has failed now."""
+    def pause(self, job: int) -> None:
+        """Pause the job, which has just failed."""
         _, last = self._pauses.get(job, (0.0, 0.0))
-        pause = min(MOST_PAUSE_S, max(POLL_S, 2 * last))
-        self._pauses[job] = (self._clock() + pause, pause)
+        length = min(MAX_PAUSE_S, max(POLL_S, 2 * last))
+        self._pauses[job] = (self._clock() + length, length)
 
-    def remove(self, job: int) -> None:
-        """The job goes on."""
+    def reset(self, job: int) -> None:
+        """Forget the failures of the job, which has made progress."""
         self._pauses.pop(job, None)
 
 
 class BulkJobs:
-    """The bulk jobs of one gallery."""
+    """Accepts and runs the bulk jobs of one gallery; `actor` as in `GalleryService`."""
 
-    def __init__(self, pipeline: Pipeline, gallery: EmbeddedGallery):
-        self._pipeline = pipeline
-        self._ask, self._work = pipeline.ask, pipeline.work
+    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
+        self._executor = executor
+        self._embedder = embedder
         self._gallery = gallery
         self._jobs = JobQueue(gallery)
         self._worker = BulkEnrolmentWorker(gallery)
-        self._sent = asyncio.Event()
-        self._postponed = Postponed()
+        self._submitted = asyncio.Event()
+        self._backoff = JobBackoff()
 
-    async def submit(self, collection: str, upload: Upload, params: BulkParams, actor: str | None) -> JobInfo:
-        """A job that is sure to be done once this returns; `actor` as in `Galleries`.
+    async def submit(self, name: str, upload: Upload, params: BulkParams, actor: str | None) -> JobInfo:
+        """Store the upload as a job and return it; it is durable when this returns.
 
         Raises:
-            NotFound: no such collection. Conflict: its vectors are another pipeline's. See `Upload.items`.
+            NotFound: no such collection. Conflict: its vectors are of another pipeline. See `Upload.items`.
         """
-        found = await self._ask(lambda: self._gallery.collection(collection))
-        if params.fingerprint not in (None, found.fingerprint):
-            raise Conflict(f"{collection!r} holds vectors of {found.fingerprint}, not of {params.fingerprint}")
-        commit = self._pipeline.commit
-        job = await commit(self._jobs.begin.planned(collection, params.model_dump(), actor=actor), _itself)
+        collection = await self._collection(name)
+        if params.fingerprint not in (None, collection.fingerprint):
+            raise Conflict(f"{name!r} holds vectors of {collection.fingerprint}, not of {params.fingerprint}")
+        commit, run_cpu = self._executor.commit, self._embedder.predictor.executors.run_cpu
+        job = await commit(self._jobs.begin.planned(name, params.model_dump(), actor=actor))
         try:
-            chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
-            while chunk := await self._pipeline.executors.run_cpu(lambda: next(chunks, None), is_long=True):
-                await commit(self._jobs.append.planned(job, chunk), _itself)
-            job = await commit(self._jobs.ready.planned(job), _itself)
-        except BaseException:  # also of a client that left
-            await commit(self._jobs.abandon.planned(job), _itself)
+            chunks = _chunks(upload.items(collection.dimensions, vectors=params.fingerprint is not None))
+            while chunk := await run_cpu(lambda: next(chunks, None), is_long=True):
+                await commit(self._jobs.append.planned(job, chunk))
+            job = await commit(self._jobs.ready.planned(job))
+        except BaseException:  # also when the client disconnects
+            await commit(self._jobs.abandon.planned(job))
             raise
-        self._sent.set()
-        return await self._ask(lambda: self._described(job))
+        self._submitted.set()
+        return await self._executor.read(lambda: self._job_info(job))
 
     async def job(self, collection: str, token: str) -> JobInfo:
-        """How far the job is.
+        """Return the job and its progress.
 
         Raises:
             NotFound.
         """
-        return await self._ask(lambda: self._described(self._jobs.job(collection, token)))
+        return await self._executor.read(lambda: self._job_info(self._jobs.job(collection, token)))
 
     async def list_jobs(self, collection: str, after: int, limit: int) -> JobPage:
-        """A page of the collection's jobs.
+        """Return a page of the collection's jobs.
 
         Raises:
             NotFound: no such collection.
         """
 
         def read() -> JobPage:
-            found = self._jobs.list_jobs(collection, after, limit)
-            data = [self._described(job) for job in found if job.state != "receiving"]
-            return JobPage(data=data, next=found[-1].id if len(found) == limit else None)
+            jobs = self._jobs.list_jobs(collection, after, limit)
+            data = [self._job_info(job) for job in jobs if job.state != "receiving"]
+            return JobPage(data=data, next=jobs[-1].id if len(jobs) == limit else None)
 
-        return await self._ask(read)
+        return await self._executor.read(read)
 
     async def items(self, collection: str, token: str, after: int, limit: int) -> JobItemPage:
-        """What became of each item, by page.
+        """Return a page of the outcomes of the job's items.
 
         Raises:
             NotFound.
         """
 
         def read() -> JobItemPage:
-            found = self._jobs.outcomes(self._jobs.job(collection, token), after, limit)
-            data = [JobItem(index=one.number, status=one.status, **one.result) for one in found]
-            return JobItemPage(data=data, next=found[-1].number if len(found) == limit else None)
+            rows = self._jobs.outcomes(self._jobs.job(collection, token), after, limit)
+            data = [JobItem(index=row.number, status=row.status, **row.result) for row in rows]
+            return JobItemPage(data=data, next=rows[-1].number if len(rows) == limit else None)
 
-        return await self._ask(read)
+        return await self._executor.read(read)
 
     async def cancel(self, collection: str, token: str, actor: str | None) -> JobInfo:
-        """Enrol no more of it; a job that is over stays as it is.
+        """Cancel the pending items of the job and return it; a finished job does not change.
 
         Raises:
             NotFound.
         """
-        job = await self._pipeline.commit(self._jobs.cancel.planned(collection, token, actor=actor), _itself)
-        return await self._ask(lambda: self._described(job))
+        job = await self._executor.commit(self._jobs.cancel.planned(collection, token, actor=actor))
+        return await self._executor.read(lambda: self._job_info(job))
 
     async def remove_subject(self, collection: str, key: str, actor: str | None) -> ErasureReceipt:
-        """Erase the subject and all its faces, those that wait in jobs among them; `actor` as in `Galleries`.
+        """Erase the subject with all its faces and the items that wait in jobs.
 
         Raises:
             NotFound.
         """
         change = self._jobs.remove_subject.planned(collection, key, actor=actor)
-        return await self._pipeline.commit(change, described)
+        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
 
     async def work(self) -> None:
-        """Do one job after the other, until cancelled.
+        """Run one job after the other, until cancelled.
 
-        A job that cannot go on, as while its model is not ready, is tried again later; those after it are done first.
+        A job that fails, for example because its model is not ready, is retried later; the next jobs run meanwhile.
         """
         while True:
-            self._sent.clear()
+            self._submitted.clear()
             try:
-                job = await self._work(partial(self._worker.claim, self._postponed.current()))
+                job = await self._executor.run_background(partial(self._worker.claim, self._backoff.paused()))
             except Exception:
                 log.exception("bulk_failed")
                 job = None
             if job is None:
-                await wait_for_event(self._sent, POLL_S)
+                await wait_for_event(self._submitted, POLL_S)
                 continue
             try:
-                await self._do(job)
+                await self._run(job)
             except Exception:
-                # A full queue or a full disk, too: the items that are not enrolled yet are kept.
+                # Such as a full queue or a full disk: the pending items stay in the job.
                 log.exception("bulk_failed", job=job.token)
-                self._postponed.add(job.id)
+                self._backoff.pause(job.id)
 
-    async def _do(self, job: Job) -> None:
+    async def _run(self, job: Job) -> None:
+        run_background = self._executor.run_background
         try:
-            async with lease_renewal(lambda: self._work(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail
-            await self._work(lambda: self._worker.finish(job, "failed", problem))
+            await run_background(lambda: self._worker.finish(job, "failed", problem))
         except NotFound:  # the collection was dropped, and the job with it
             pass
-        except UNREADABLE:  # a damaged row, which would fail each time and keep all later jobs waiting
+        except UNREADABLE:  # a damaged row, which would fail at each retry
             log.exception("bulk_job_unreadable", job=job.token)
-            problem = "what was sent cannot be read back; send it again"
-            await self._work(lambda: self._worker.finish(job, "failed", problem))
+            problem = "the stored items cannot be read; send them again"
+            await run_background(lambda: self._worker.finish(job, "failed", problem))
         finally:
-            await self._work(lambda: self._worker.release(job))
+            await run_background(lambda: self._worker.release(job))
 
     async def _enrol_all(self, job: Job) -> None:
-        while items := await self._work(lambda: self._worker.pending(job, PICTURES)):
+        run_background = self._executor.run_background
+        while items := await run_background(lambda: self._worker.pending(job, BATCH_SIZE)):
             if items[0].kind == "vector":
-                dimensions = (await self._ask(lambda: self._gallery.collection(job.collection))).dimensions
-                found = [self._given(item, dimensions) for item in items]
+                dimensions = (await self._collection(job.collection)).dimensions
+                processed = [self._process_vector(item, dimensions) for item in items]
                 fingerprint = job.settings["fingerprint"]
             else:
-                found, fingerprint = await self._pictured(job, items)
+                processed, fingerprint = await self._process_images(job, items)
             try:
-                if not await self._work(partial(self._worker.enrol, job, found, fingerprint)):
-                    return  # cancelled, or another process has it
-                self._postponed.remove(job.id)  # it goes on: the next pause is a short one again
+                if not await run_background(partial(self._worker.enrol, job, processed, fingerprint)):
+                    return  # cancelled, or another process has the lease
+                self._backoff.reset(job.id)
             except Conflict:
                 if items[0].kind == "vector":
                     raise
-                # The collection was embedded anew meanwhile: the pictures are looked at once more.
-        await self._work(lambda: self._worker.finish(job, "done"))
+                # The collection was re-embedded meanwhile: the images are embedded again.
+        await run_background(lambda: self._worker.finish(job, "done"))
 
-    async def _pictured(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
-        """What is in the pictures, and the fingerprint of what saw it.
+    async def _process_images(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
+        """Return the faces of the images, without images that had a temporary error, and the pipeline's fingerprint.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady: of all of them nothing could be seen.
+            NotReady: all images had a temporary error.
         """
-        collection = await self._ask(lambda: self._gallery.collection(job.collection))
-        sight = await self._pipeline.model(collection)
+        collection = await self._collection(job.collection)
+        pipeline = await self._embedder.collection_pipeline(collection)
         params = EnrolParams(max_faces=job.settings["max_faces"], quality_gate=job.settings["quality_gate"])
 
-        async def one(item: Item) -> ProcessedItem | None:
+        async def process(item: Item) -> ProcessedItem | None:
             try:
                 self._check(item)
-                seen = await self._pipeline.seen(sight, item.data)
-                if not seen:
+                faces = await self._embedder.embed_image(pipeline, item.data)
+                if not faces:
                     raise NoFace("no face was found")
             except TRANSIENT:
                 return None
             except VestibuleError as error:
-                return ProcessedItem(item, refused(item.number, error))
+                return ProcessedItem(item, failed_item(item.number, error))
             except Exception:
                 log.exception("bulk_item_failed", job=job.token, index=item.number)
-                return ProcessedItem(item, refused(item.number, VestibuleError()))
-            good, rejected = gated(item.number, seen, params)
+                return ProcessedItem(item, failed_item(item.number, VestibuleError()))
+            accepted, rejected = select_faces(item.number, faces, params)
             reasons = list(dict.fromkeys(reason for face in rejected for reason in face.reasons))
-            faces = await self._pipeline.new_faces(item.subject, good, keep_crops=keeps_crops(collection))
-            return ProcessedItem(
-                item, Outcome(item.number, "enrolled" if faces else "rejected", {"reasons": reasons}), faces
-            )
+            new_faces = await self._embedder.new_faces(item.subject, accepted, keep_crops=keeps_crops(collection))
+            status: ItemStatus = "enrolled" if new_faces else "rejected"
+            return ProcessedItem(item, Outcome(item.number, status, {"reasons": reasons}), new_faces)
 
-        found = [answer for answer in await asyncio.gather(*map(one, items)) if answer is not None]
-        if not found:
-            raise NotReady("no picture of the job could be looked at")
-        return found, collection.fingerprint
+        processed = [result for result in await asyncio.gather(*map(process, items)) if result is not None]
+        if not processed:
+            raise NotReady("no image of the job could be embedded")
+        return processed, collection.fingerprint
 
-    def _given(self, item: Item, dimensions: int) -> ProcessedItem:
-        """Of a vector that was sent."""
+    def _process_vector(self, item: Item, dimensions: int) -> ProcessedItem:
         try:
             self._check(item)
             (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
         except VestibuleError as error:
-            return ProcessedItem(item, refused(item.number, error))
-        except ValueError as error:  # an InvalidError, or a number of bytes that no vector has
-            return ProcessedItem(item, refused(item.number, Unprocessable(str(error))))
+            return ProcessedItem(item, failed_item(item.number, error))
+        except ValueError as error:  # an InvalidError, or a number of bytes that is not a multiple of 4
+            return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
         return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
 
     def _check(self, item: Item) -> None:
-        """Refuse now what was accepted by an older version, or has expired while it waited.
+        """Refuse an item that an older version accepted, or that has expired since it was accepted.
 
         Raises:
             Unprocessable.
@@ -269,33 +266,31 @@ class BulkJobs:
         except InvalidError as error:
             raise Unprocessable(str(error)) from error
 
-    def _described(self, job: Job) -> JobInfo:
+    async def _collection(self, name: str) -> Collection:
+        return await self._executor.read(lambda: self._gallery.collection(name))
+
+    def _job_info(self, job: Job) -> JobInfo:
         counts = self._jobs.counts(job)
         return JobInfo(
             id=job.token,
             collection=job.collection,
             state=job.state,
             problem=job.problem,
-            created_at=moment(job.created_at),
-            finished_at=None if job.finished_at is None else moment(job.finished_at),
+            created_at=read_timestamp(job.created_at),
+            finished_at=None if job.finished_at is None else read_timestamp(job.finished_at),
             total=sum(counts.values()),
             items={status: counts.get(status, 0) for status in get_args(ItemStatus)},
         )
 
 
-def _itself(made: T) -> T:
-    """Return the argument, where the result of a commit needs no translation."""
-    return made
-
-
 def _chunks(items: Iterator[Item | Outcome]) -> Iterator[list[Item | Outcome]]:
-    """The items in pieces of a bearable size."""
+    """Group the items into lists that are committed at once."""
     chunk: list[Item | Outcome] = []
     size = 0
     for item in items:
         chunk.append(item)
         size += len(item.data) if isinstance(item, Item) else 0
-        if len(chunk) == MOST_ITEMS or size > MOST_BYTES:
+        if len(chunk) == CHUNK_ITEMS or size > CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -10,7 +10,7 @@ from app import dependencies, errors
 from app.auth.scopes import ENROL
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
-from app.gallery.dependencies import galleries
+from app.gallery.dependencies import gallery_service
 from app.gallery.schemas import Key
 from app.middleware.routing import counts_toward_capacity
 
@@ -41,13 +41,9 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 @router.post("/collections/{collection}/faces:bulk", status_code=202, openapi_extra=BULK_BODY, responses=SENDING)
 @counts_toward_capacity
-async def send(
-    request: Request,
-    collection: Collection,
-    params: Annotated[BulkParams, Query()],
-) -> JobInfo:
-    """Enrol many faces in the background: a zip of photos, or lines of JSON with pictures or vectors."""
-    return await galleries(request).jobs.submit(
+async def send(request: Request, collection: Collection, params: Annotated[BulkParams, Query()]) -> JobInfo:
+    """Enrol many faces in the background, from a zip of photos or from lines of JSON with images or vectors."""
+    return await gallery_service(request).jobs.submit(
         collection, await read_upload(request), params, dependencies.caller(request)
     )
 
@@ -56,14 +52,14 @@ async def send(
 async def jobs(
     request: Request, collection: Collection, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Limit = 100
 ) -> JobPage:
-    """A collection's jobs, by page; those that ended a week ago are forgotten."""
-    return await galleries(request).jobs.list_jobs(collection, after, limit)
+    """Return a page of a collection's jobs. Jobs are deleted a week after they end."""
+    return await gallery_service(request).jobs.list_jobs(collection, after, limit)
 
 
 @router.get("/collections/{collection}/jobs/{job}", responses=PROBLEMS)
 async def job(request: Request, collection: Collection, job: Job) -> JobInfo:
-    """How far a job is."""
-    return await galleries(request).jobs.job(collection, job)
+    """Return a job and its progress."""
+    return await gallery_service(request).jobs.job(collection, job)
 
 
 @router.get("/collections/{collection}/jobs/{job}/items", responses=PROBLEMS)
@@ -74,11 +70,11 @@ async def items(
     after: Annotated[int, Query(ge=-1, le=2**62)] = -1,
     limit: Limit = 100,
 ) -> JobItemPage:
-    """What became of each line or file, by page."""
-    return await galleries(request).jobs.items(collection, job, after, limit)
+    """Return a page of the outcomes of a job's lines or files."""
+    return await gallery_service(request).jobs.items(collection, job, after, limit)
 
 
 @router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS | FULL)
 async def cancel(request: Request, collection: Collection, job: Job) -> JobInfo:
-    """Enrol no more of a job; what is enrolled stays."""
-    return await galleries(request).jobs.cancel(collection, job, dependencies.caller(request))
+    """Cancel the pending items of a job; enrolled faces stay."""
+    return await gallery_service(request).jobs.cancel(collection, job, dependencies.caller(request))

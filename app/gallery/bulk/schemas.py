@@ -1,4 +1,4 @@
-"""What goes in and out of bulk jobs, as typed models."""
+"""Requests and responses about bulk jobs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class BulkParams(EnrolParams):
     """The query of `POST /collections/{c}/faces:bulk`."""
 
     fingerprint: str | None = Field(
-        None, description="Of the pipeline that made the vectors, as the collection tells it; needed to send vectors."
+        None, description="The fingerprint of the vectors' pipeline, as the collection has it; required for vectors."
     )
 
 
 class BulkLine(SubjectProperties):
-    """A line of NDJSON: a picture or a vector of a subject.
+    """A line of NDJSON: an image or a vector of a subject.
 
-    Where one of `name`, `metadata` and `expires_at` is there, the three are what the subject has from then on.
+    If it has any of `name`, `metadata` and `expires_at`, the three replace those of the subject.
     """
 
     subject_id: Key
@@ -31,14 +31,14 @@ class BulkLine(SubjectProperties):
     vector: Vector | str | None = Field(None, description="Numbers, or base64 of little-endian float32.")
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if (self.image is None) == (self.vector is None):
             raise ValueError("expected either an image or a vector")
         return self
 
 
 class JobInfo(Schema):
-    """A job, and how far it is: `total` items, and how many of them are of each status."""
+    """A job and its progress: the number of its items in total and of each status."""
 
     id: str
     collection: str
@@ -51,28 +51,28 @@ class JobInfo(Schema):
 
 
 class JobPage(Schema):
-    """Some jobs in the order they were sent; `next` is the `after` of the following page."""
+    """A page of jobs, in the order they were sent; `next` is the `after` of the following page."""
 
     data: list[JobInfo]
     next: int | None
 
 
 class JobItem(Schema):
-    """What became of line or file `index`, counted from 0.
+    """The outcome of line or file `index`, counted from 0; it does not identify the subject.
 
-    `rejected`: its faces have something against them. `failed`: it has no face, or cannot be read. `erased`: its
-    subject was erased before it was enrolled. Nothing here says whose it is.
+    `rejected`: its faces are of insufficient quality. `failed`: it has no face, or cannot be read. `erased`: its
+    subject was erased before it was enrolled.
     """
 
     index: int
     status: ItemStatus
-    faces: list[str] = Field(default_factory=list, description="Ids of the faces enrolled.")
+    faces: list[str] = Field(default_factory=list, description="Ids of the enrolled faces.")
     reasons: list[RejectedReason] = Field(default_factory=list)
     problem: Problem | None = None
 
 
 class JobItemPage(Schema):
-    """Some items in the order they were sent; `next` is the `after` of the following page."""
+    """A page of items, in the order they were sent; `next` is the `after` of the following page."""
 
     data: list[JobItem]
     next: int | None

@@ -1,4 +1,4 @@
-"""Read zips from untrusted senders. What one costs is bounded by its declared sizes, which the caller can check first.
+"""Read zips from untrusted clients. The declared sizes bound the cost of reading; callers can check them first.
 
 No entry is inflated beyond its declared size, and entries do not overlap, so no byte of the zip is inflated twice.
 Stored and deflated entries are read; encrypted and otherwise compressed ones are refused.
@@ -20,7 +20,7 @@ from itertools import pairwise
 from app.errors import BadRequest, BodyTooLarge
 
 # Bounds on the directory: bytes, and entries. The latter leaves room for one entry that macOS adds for each file.
-MOST_DIRECTORY, MOST_ENTRIES = 32 * 2**20, 200_000
+MAX_DIRECTORY_BYTES, MAX_ENTRIES = 32 * 2**20, 200_000
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
@@ -28,10 +28,10 @@ _LOCATOR64_BYTES = 20  # 4.3.15, between the two
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 _PATH_HEADER = struct.Struct("<BL")  # 4.6.9: version, and CRC-32 of the name that it replaces
-_MOST_COMMENT = 2**16 - 1
+_MAX_COMMENT = 2**16 - 1
 _IN_EXTRA = 0xFFFFFFFF  # the value is in the ZIP64 extra field
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075  # 4.5.3, 4.6.9
-_MOST_FIELDS = 16  # of one entry; more take too long
+_MAX_FIELDS = 16  # of one entry; more take too long
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _UTF8 = 1 << 0 | 1 << 6 | 1 << 13, 1 << 11  # 4.4.4
 _DOS_HOSTS = (0, 10, 14)  # 4.4.2: FAT, NTFS, VFAT, where a backslash separates folders
@@ -44,7 +44,7 @@ _UNKNOWN = "the zip does not say which encoding it uses; re-create the zip with 
 class Entry:
     """An entry as the directory describes it. `size`: bytes once unpacked.
 
-    `name` is None where its encoding is not known; then `fault` says why.
+    `name` is None if its encoding is unknown; `fault` says why.
     """
 
     name: str | None
@@ -60,15 +60,15 @@ class Entry:
 
     @property
     def parts(self) -> list[str]:
-        """The name's folders and, last, its file.
+        """The folders of the name and, last, its file.
 
         Raises:
-            BadRequest: the encoding is not known, or the name is absolute or leads out of the folder it is unpacked to.
+            BadRequest: the encoding is unknown, or the name is absolute or leads out of the zip's root.
         """
         if self.name is None:
             raise BadRequest(self.fault)
         name = self.name
-        if "\\" in name:  # as .NET Framework writes them, and with it PowerShell 5; read as Info-ZIP's unzip does
+        if "\\" in name:  # written by .NET Framework and PowerShell 5; read as Info-ZIP's unzip does
             if "/" in name or self.host not in _DOS_HOSTS:
                 raise BadRequest("the file name contains a backslash; re-create the zip with / between folders")
             name = name.replace("\\", "/")
@@ -84,23 +84,23 @@ class ZipReader:
     """The entries of a zip in memory, in the order of its directory.
 
     Raises:
-        BadRequest: not a zip, or damaged, or entries overlap. BodyTooLarge: a directory that is too large.
+        BadRequest: not a zip, or damaged, or entries overlap. BodyTooLarge: the directory is too large.
     """
 
     def __init__(self, data: bytes):
         self._data = data
         try:
             start, end, prefix = _directory(data)
-            self.entries = _all_or_none(list(_entries(data, start, end, prefix)))
+            self.entries = _refuse_mixed_encodings(list(_entries(data, start, end, prefix)))
             self._check_disjoint(start)
         except struct.error as error:
             raise BadRequest("the zip is damaged: its directory does not fit its size") from error
 
     def read(self, entry: Entry) -> bytes:
-        """The entry's content, which has its declared size and checksum.
+        """Return the entry's content after checking its size and checksum.
 
         Raises:
-            BadRequest: it is encrypted, compressed in another way, or not what is declared.
+            BadRequest: it is encrypted, compressed by another method, or its size or checksum is not the declared one.
         """
         if entry.flags & _ENCRYPTED:
             raise BadRequest("the file is encrypted; re-create the zip without a password")
@@ -110,13 +110,13 @@ class ZipReader:
             raise BadRequest("the file is damaged: it does not begin with a local header")
         start = self._start(entry)
         packed = memoryview(self._data)[start : start + entry.packed_size]
-        content = bytes(packed) if entry.method == _STORED else _inflated(packed, entry.size)
+        content = bytes(packed) if entry.method == _STORED else _inflate(packed, entry.size)
         if len(content) != entry.size or zlib.crc32(content) != entry.crc:
             raise BadRequest("the file does not unpack to the size and checksum that the zip declares")
         return content
 
     def _start(self, entry: Entry) -> int:
-        """Where the entry's content begins, after its local header."""
+        """Return the offset of the entry's content, after its local header."""
         *_, name_length, extra_length = _LOCAL.unpack_from(self._data, entry.offset)
         return int(entry.offset + _LOCAL.size + name_length + extra_length)
 
@@ -128,8 +128,8 @@ class ZipReader:
 
 
 def _directory(data: bytes) -> tuple[int, int, int]:
-    """Where the directory begins and ends, and how many bytes precede the zip, as in a self-extracting one."""
-    at = data.rfind(b"PK\x05\x06", max(0, len(data) - _END.size - _MOST_COMMENT))
+    """Return the directory's start and end, and how many bytes precede the zip, as in a self-extracting one."""
+    at = data.rfind(b"PK\x05\x06", max(0, len(data) - _END.size - _MAX_COMMENT))
     if at < 0:
         raise BadRequest("the body is not a zip")
     *_, size, offset, _ = _END.unpack_from(data, at)
@@ -138,8 +138,8 @@ def _directory(data: bytes) -> tuple[int, int, int]:
     if at64 >= 0 and data.startswith(b"PK\x06\x06", at64) and data.startswith(b"PK\x06\x07", at - _LOCATOR64_BYTES):
         *_, size, offset = _END64.unpack_from(data, at64)
         end = at64
-    if size > MOST_DIRECTORY:
-        raise BodyTooLarge(f"a zip's directory may have {MOST_DIRECTORY} bytes")
+    if size > MAX_DIRECTORY_BYTES:
+        raise BodyTooLarge(f"a zip's directory may have {MAX_DIRECTORY_BYTES} bytes")
     start = end - size
     if start < offset:
         raise BadRequest("the zip is damaged: its directory does not fit its size")
@@ -155,14 +155,14 @@ def _entries(data: bytes, at: int, end: int, prefix: int) -> Iterator[Entry]:
         if signature != b"PK\x01\x02":
             raise BadRequest("the zip is damaged: its directory does not hold what it declares")
         count += 1
-        if count > MOST_ENTRIES:
-            raise BodyTooLarge(f"a zip may hold {MOST_ENTRIES} entries")
+        if count > MAX_ENTRIES:
+            raise BodyTooLarge(f"a zip may hold {MAX_ENTRIES} entries")
         name_end = at + _CENTRAL.size + lengths[0]
         name, extra = data[at + _CENTRAL.size : name_end], data[name_end : name_end + lengths[1]]
         at = name_end + lengths[1] + lengths[2]
         if _IN_EXTRA in (size, packed_size, offset):
             size, packed_size, offset = _from_zip64(extra, size, packed_size, offset)
-        text, fault, flags = _decoded(name, flags, extra)
+        text, fault, flags = _decode_name(name, flags, extra)
         host, is_folder = made_by >> 8, name.endswith(b"/")
         if host in _DOS_HOSTS and name.isascii():
             is_folder |= name.endswith(b"\\")  # in other encodings that may be half a character
@@ -171,13 +171,13 @@ def _entries(data: bytes, at: int, end: int, prefix: int) -> Iterator[Entry]:
         raise BadRequest("the zip is damaged: its directory does not fit its size")
 
 
-def _field(extra: bytes, wanted: int) -> bytes:
-    """The content of an extra field (4.5.1), empty where it is not among the first ones."""
+def _extra_field(extra: bytes, field_id: int) -> bytes:
+    """Return the content of an extra field (4.5.1); empty if it is not among the first _MAX_FIELDS."""
     at = 0
-    if struct.pack("<H", wanted) in extra:
-        for _ in range(_MOST_FIELDS):
+    if struct.pack("<H", field_id) in extra:
+        for _ in range(_MAX_FIELDS):
             kind, length = struct.unpack_from("<HH", extra, at)
-            if kind == wanted:
+            if kind == field_id:
                 return extra[at + 4 : at + 4 + length]
             at += 4 + length
             if at + 4 > len(extra):
@@ -186,19 +186,19 @@ def _field(extra: bytes, wanted: int) -> bytes:
 
 
 def _from_zip64(extra: bytes, *values: int) -> list[int]:
-    """The values, with those that the ZIP64 extra field holds in place of their marks."""
-    field, at, found = _field(extra, _ZIP64), 0, []
+    """Return the values, with each _IN_EXTRA replaced by the value in the ZIP64 extra field."""
+    field, at, result = _extra_field(extra, _ZIP64), 0, []
     for value in values:
         if value == _IN_EXTRA:
-            (value,) = struct.unpack_from("<Q", field, at)  # noqa: PLW2901  the mark is replaced
+            (value,) = struct.unpack_from("<Q", field, at)  # noqa: PLW2901
             at += 8
-        found.append(value)
-    return found
+        result.append(value)
+    return result
 
 
-def _decoded(name: bytes, flags: int, extra: bytes) -> tuple[str | None, str, int]:
-    """The name, or None and what is wrong with it; and the flags, with that of UTF-8 where the name is sure to be."""
-    field = _field(extra, _UNICODE_PATH)
+def _decode_name(name: bytes, flags: int, extra: bytes) -> tuple[str | None, str, int]:
+    """Return the name, or None and the fault; and the flags, with the one for UTF-8 if the name certainly is."""
+    field = _extra_field(extra, _UNICODE_PATH)
     if len(field) > _PATH_HEADER.size and _PATH_HEADER.unpack_from(field) == (1, zlib.crc32(name)):
         name, flags = field[_PATH_HEADER.size :], flags | _UTF8
     try:
@@ -209,8 +209,8 @@ def _decoded(name: bytes, flags: int, extra: bytes) -> tuple[str | None, str, in
         return None, f"the file name is not UTF-8 and {_UNKNOWN}", flags
 
 
-def _all_or_none(entries: list[Entry]) -> list[Entry]:
-    """Take unmarked names for UTF-8 only if all of them are: some names in Shift-JIS are valid UTF-8, too."""
+def _refuse_mixed_encodings(entries: list[Entry]) -> list[Entry]:
+    """Accept unmarked names as UTF-8 only if all of them are: some names in Shift-JIS are valid UTF-8, too."""
     if all(entry.name is not None or entry.flags & _UTF8 for entry in entries):
         return entries
     fault = f"other file names are not UTF-8 and {_UNKNOWN}"
@@ -222,8 +222,8 @@ def _all_or_none(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def _inflated(packed: memoryview, size: int) -> bytes:
-    """At most one byte more than `size`, however much there is."""
+def _inflate(packed: memoryview, size: int) -> bytes:
+    """Return at most `size` + 1 bytes, however many there are."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         return inflater.decompress(packed, size + 1)

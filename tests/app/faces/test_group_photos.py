@@ -108,7 +108,7 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
 
     monkeypatch.setattr(align, "measure", noting("measure", align.measure))
     monkeypatch.setattr(align, "align", noting("align", align.align))
-    monkeypatch.setattr(embedding_pipeline, "crop_of", noting("crop", embedding_pipeline.crop_of))
+    monkeypatch.setattr(embedding_pipeline, "encode_crop", noting("crop", embedding_pipeline.encode_crop))
     crowd = encode(side_by_side())
     png: dict[str, Any] = {"content": crowd, "headers": {"content-type": "image/png"}}
     assert running.put("/collections/crowd", json={"keep_crops": True}).status_code == 201
@@ -170,7 +170,7 @@ def first_fingerprint(client: TestClient) -> tuple[str, int]:
 
 
 def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running: TestClient) -> None:
-    gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
+    gallery = running.app.state.gallery._gallery  # type: ignore[attr-defined]
     fingerprint, dimensions = first_fingerprint(running)
     gallery.create("existing", "mobilefacenet-triplet", fingerprint, dimensions, keep_crops=True)
     created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "mobilefacenet-triplet"})

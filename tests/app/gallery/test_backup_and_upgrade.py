@@ -1,4 +1,4 @@
-"""docs/backup-and-upgrade.md: its commands, as printed, on a small gallery."""
+"""The commands of docs/backup-and-upgrade.md, as printed, on a small gallery."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from tests.index.people import enrol, vectors
 PAGE = Path(__file__).parents[3] / "docs" / "backup-and-upgrade.md"
 
 
-def test_the_page_s_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VESTIBULE_STATE", "state")
     gallery = EmbeddedGallery(Path("state/gallery"))
     gallery.create("doors", "face-embedder", "f1", 4)
     enrol(gallery, "doors", 20)
     gallery.close()
-    Path("state/compiled").mkdir()
-    (tmp_path / "state/compiled/made-anew").write_bytes(b"")
-
+    (tmp_path / "state/compiled").mkdir()
+    (tmp_path / "state/compiled/cached").write_bytes(b"")
     with Shell() as shell:
-        said = list(run_all(PAGE, shell))
-    printed = dict(said)
-    assert [text for line, text in said if line.endswith("gallery verify")] == ["all is as it was written\n"] * 3
-    assert printed[".venv/bin/vestibule gallery backup backups/monday"].startswith("20 faces of 1 collections are in")
-    (listed,) = (text for line, text in said if line.endswith("gallery list"))
+        commands = list(run_all(PAGE, shell))
+    outputs = dict(commands)
+    assert [out for line, out in commands if line.endswith("gallery verify")] == ["all is as it was written\n"] * 3
+    assert outputs[".venv/bin/vestibule gallery backup backups/monday"].startswith("20 faces of 1 collections are in")
+    (listed,) = (out for line, out in commands if line.endswith("gallery list"))
     assert listed.split()[3:5] == ["20", "faces"]
-    (imported,) = (text for line, text in said if "import" in line)
+    (imported,) = (out for line, out in commands if "import" in line)
     assert imported == "20 faces enrolled in doors; 0 were there already\n"
-    moved = EmbeddedGallery(Path("elsewhere/gallery"))
-    (nearest,) = moved.search("doors", vectors(20)[:1], k=1)
-    moved.close()
+    restored = EmbeddedGallery(Path("elsewhere/gallery"))
+    (nearest,) = restored.search("doors", vectors(20)[:1], k=1)
+    restored.close()
     assert nearest[0].subject.key == "p0"

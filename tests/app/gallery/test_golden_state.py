@@ -1,12 +1,11 @@
-"""A state folder that commit 3efbd78 wrote: its collections keep their embedder, and are used as before.
+"""A state folder written by commit 3efbd78: its collections keep their embedder and are used as before.
 
-Collections of faces are there with and without stored crops, collections of whole pictures, and collections with a
-waiting bulk job; each of them once as `open-*` and once encrypted, as `sealed-*`.
+It has collections of faces with and without stored crops, of whole images, and with a pending bulk job; each of them
+once as `open-*` and once encrypted, as `sealed-*`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,26 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from typer.testing import CliRunner
 
 from app.auth.keys import ApiKeys
-from app.cli.gallery import gallery_cli
-from app.gallery import reembedding
-from app.gallery.bulk import enrolment
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.audit.log import LogHead
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.gallery import EmbeddedGallery
 from tests.app.conftest import BASE_URL
+from tests.app.gallery.helpers import JPEG, PNG, faces_of, wait_for_erasure, wait_for_switch, wait_until
 from tests.app.gallery.test_reembedding import other_embedder
 from tests.conftest import encode, photo
-from tests.golden_files import GOLDEN, KEY, expected, fields, unpack
+from tests.golden_files import GOLDEN, expected, fields, unpack
 
 WRITTEN, KEYS = expected("state"), expected("keys")
-OF_FACES = ("open-bare", "open-crops", "sealed-bare", "sealed-crops")
-OF_PICTURES = ("open-pictures", "sealed-pictures")
-WITH_JOBS = ("open-job", "sealed-job")
-JPEG, PNG = {"content-type": "image/jpeg"}, {"content-type": "image/png"}
-# A cosine computed on another processor differs by less.
-ROUNDING = 1e-4
+FACE_COLLECTIONS = ("open-bare", "open-crops", "sealed-bare", "sealed-crops")
+IMAGE_COLLECTIONS = ("open-pictures", "sealed-pictures")
+JOB_COLLECTIONS = ("open-job", "sealed-job")
+ROUNDING = 1e-4  # cosines of other processors differ by less
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
-    """Of a service on a copy of the golden state, with the shipped models and one more, `another`."""
+    """Settings of a service on a copy of the golden state, with the shipped models and `another` embedder."""
     weights = folder / "weights"
     weights.mkdir()
     for path in (PROJECT / "weights").iterdir():
@@ -57,78 +49,62 @@ def settings(folder: Path, **changes: Any) -> Settings:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _looks_often_for_work() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(enrolment, "POLL_S", 0.05)
-        patched.setattr(reembedding, "POLL_S", 0.05)
-        yield
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """Over the golden state; new collections get an embedder that nobody knew when it was written."""
-    chosen = settings(tmp_path_factory.mktemp("service"), default_embedder="another")
-    with TestClient(create_app(chosen), base_url=BASE_URL, raise_server_exceptions=False) as client:
-        client.app_state["settings"] = chosen
+    """A service on the golden state, whose default embedder did not exist when the state was written."""
+    options = settings(tmp_path_factory.mktemp("service"), default_embedder="another")
+    with TestClient(create_app(options), base_url=BASE_URL, raise_server_exceptions=False) as client:
         yield client
 
 
-def picture(name: str) -> bytes:
+def portrait(name: str) -> bytes:
     return (GOLDEN / f"{name}.jpg").read_bytes()
 
 
-def same(answer: Any, stored: Any, where: str = "") -> None:
-    """The stored answer again; there may be more in it. What was measured of the photo itself is left out."""
+def assert_contains(response: Any, stored: Any, where: str = "") -> None:
+    """Check that the response has all that is stored, except measurements of the photo itself (`face`)."""
     if isinstance(stored, dict):
         for key in stored.keys() - {"face"}:
-            same(answer[key], stored[key], f"{where}.{key}")
+            assert_contains(response[key], stored[key], f"{where}.{key}")
     elif isinstance(stored, list):
-        assert len(answer) == len(stored), where
-        for number, (one, other) in enumerate(zip(answer, stored, strict=True)):
-            same(one, other, f"{where}[{number}]")
+        assert len(response) == len(stored), where
+        for number, (actual, expected) in enumerate(zip(response, stored, strict=True)):
+            assert_contains(actual, expected, f"{where}[{number}]")
     elif isinstance(stored, float):
-        assert answer == pytest.approx(stored, abs=ROUNDING), where
+        assert response == pytest.approx(stored, abs=ROUNDING), where
     else:
-        assert answer == stored, where
+        assert response == stored, where
 
 
-def ask(
-    client: TestClient, collection: str, call: str, content: bytes, headers: dict[str, str] = JPEG
+def request(
+    client: TestClient, collection: str, call: str, image: bytes, headers: dict[str, str] = JPEG
 ) -> dict[str, Any]:
-    """The answer to a call whose answers were stored: `search`, `search where` or `verify SUBJECT`."""
+    """Send one of the requests whose responses are stored: `search`, `search where` or `verify SUBJECT`."""
     if call.startswith("verify"):
         url, params = f"/collections/{collection}/subjects/{call.partition(' ')[2]}/verify", {"fmr": "0.01"}
     else:
         where = {"where": '{"site": "north"}'} if call == "search where" else {}
         url, params = "/search", {"collection": collection, "fpir": "0.1", **where}
-    response = client.post(url, params=params, content=content, headers=headers)
+    response = client.post(url, params=params, content=image, headers=headers)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
 
-def candidates(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    (face,) = answer["data"][0]["faces"]
+def candidates(response: dict[str, Any]) -> list[dict[str, Any]]:
+    (face,) = faces_of(response)
     return list(face["candidates"])
 
 
-def erased(client: TestClient, receipt: dict[str, Any]) -> None:
-    deadline = time.monotonic() + 60
-    while client.get(f"/erasures/{receipt['id']}").json()["status"] != "erased":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_old_collections_keep_their_embedder(service: TestClient) -> None:
-    listed = {one["name"]: one for one in service.get("/collections").json()["data"]}
-    assert sorted(listed) == sorted((*OF_FACES, *OF_PICTURES, *WITH_JOBS))
-    for name in (*OF_FACES, *OF_PICTURES):
+    listed = {collection["name"]: collection for collection in service.get("/collections").json()["data"]}
+    assert sorted(listed) == sorted((*FACE_COLLECTIONS, *IMAGE_COLLECTIONS, *JOB_COLLECTIONS))
+    for name in (*FACE_COLLECTIONS, *IMAGE_COLLECTIONS):
         stored = WRITTEN["collections"][name]["collection"]
-        same(listed[name], {key: stored[key] for key in stored.keys() & listed[name].keys()})
-    assert {listed[name]["embedder"] for name in (*OF_FACES, *WITH_JOBS)} == {"face-embedder"}
-    assert len({listed[name]["fingerprint"] for name in (*OF_FACES, *WITH_JOBS)}) == 1
-    # The call that made a collection finds it again, as it did then.
-    for name in (*OF_FACES, *WITH_JOBS):
+        assert_contains(listed[name], {key: stored[key] for key in stored.keys() & listed[name].keys()})
+    assert {listed[name]["embedder"] for name in (*FACE_COLLECTIONS, *JOB_COLLECTIONS)} == {"face-embedder"}
+    assert len({listed[name]["fingerprint"] for name in (*FACE_COLLECTIONS, *JOB_COLLECTIONS)}) == 1
+    # The request that created a collection returns it, as it did then.
+    for name in (*FACE_COLLECTIONS, *JOB_COLLECTIONS):
         options = {key: listed[name][key] for key in ("keep_crops", "encrypted")}
         again = service.put(f"/collections/{name}", json=options)
         assert (again.status_code, again.json()) == (200, listed[name]), again.text
@@ -136,121 +112,88 @@ def test_old_collections_keep_their_embedder(service: TestClient) -> None:
         assert (again.status_code, again.json()) == (200, listed[name]), again.text
         refused = service.put(f"/collections/{name}", json={**options, "keep_crops": not options["keep_crops"]})
         assert refused.status_code == 409
-    made = service.put("/collections/new", json={})
-    assert (made.status_code, made.json()["embedder"]) == (201, "another")
+    created = service.put("/collections/new", json={})
+    assert (created.status_code, created.json()["embedder"]) == (201, "another")
     service.delete("/collections/new")
 
 
-@pytest.mark.parametrize("name", [*OF_FACES, *OF_PICTURES])
-def test_an_old_collection_is_used(
-    service: TestClient, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", [*FACE_COLLECTIONS, *IMAGE_COLLECTIONS])
+def test_an_old_collection_is_searched_and_changed(service: TestClient, name: str) -> None:
     stored, url = WRITTEN["collections"][name], f"/collections/{name}"
     first, second = sorted(stored["queries"])
-    same(service.get(url).json(), stored["collection"])
-    same(service.get(f"{url}/subjects").json()["data"], stored["subjects"])
-    for key, answers in stored["queries"].items():
-        same(service.get(f"{url}/subjects/{key}/faces").json()["data"], stored["faces"][key])
-        same(service.get(f"{url}/subjects/{key}/feedback").json()["data"], stored["feedback"][key])
-        for call, answer in answers.items():
-            same(ask(service, name, call, picture(key)), answer, f"{key} {call}")
-        assert candidates(ask(service, name, "search", picture(key)))[0]["subject_id"] == key
+    assert_contains(service.get(url).json(), stored["collection"])
+    assert_contains(service.get(f"{url}/subjects").json()["data"], stored["subjects"])
+    for key, responses in stored["queries"].items():
+        assert_contains(service.get(f"{url}/subjects/{key}/faces").json()["data"], stored["faces"][key])
+        assert_contains(service.get(f"{url}/subjects/{key}/feedback").json()["data"], stored["feedback"][key])
+        for call, response in responses.items():
+            assert_contains(request(service, name, call, portrait(key)), response, f"{key} {call}")
+        assert candidates(request(service, name, "search", portrait(key)))[0]["subject_id"] == key
 
-    # Another face of the first subject is nearer than those that 3efbd78 enrolled.
-    before = candidates(ask(service, name, "search", picture(first)))[0]
-    enrolled = service.post(f"{url}/subjects/{first}/faces", content=picture(first), headers=JPEG)
+    # A new face of the first subject is nearer than those that 3efbd78 enrolled.
+    before = candidates(request(service, name, "search", portrait(first)))[0]
+    enrolled = service.post(f"{url}/subjects/{first}/faces", content=portrait(first), headers=JPEG)
     assert enrolled.status_code == 200, enrolled.text
     (new,) = enrolled.json()["indexed"]
-    answer = ask(service, name, "search", picture(first))
-    after = candidates(answer)[0]
+    response = request(service, name, "search", portrait(first))
+    after = candidates(response)[0]
     assert (after["subject_id"], after["face_id"]) == (first, new["face_id"])
     assert after["distance"] < ROUNDING < before["distance"]
-    assert answer["model"] == stored["collection"]["embedder"]
+    assert response["model"] == stored["collection"]["embedder"]
     assert service.get(f"{url}/subjects/{first}").json()["faces"] == len(stored["faces"][first]) + 1
-    if name in OF_FACES:
+    if name in FACE_COLLECTIONS:
         for key, verified in ((first, True), (second, False)):
-            assert ask(service, name, f"verify {key}", picture(first))["verified"] is verified
+            assert request(service, name, f"verify {key}", portrait(first))["verified"] is verified
 
-    erased(service, service.delete(f"{url}/subjects/{first}").json())
-    left = [one["id"] for one in service.get(f"{url}/subjects").json()["data"]]
-    assert left == [second]
-    assert {one["subject_id"] for one in candidates(ask(service, name, "search", picture(first)))} <= {second}
-    assert candidates(ask(service, name, "search", picture(second)))[0]["subject_id"] == second
-
-    # What is exported from it is a collection elsewhere.
-    monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", WRITTEN["key"])
-    for state, command in ((service.app_state["settings"].state, "export"), (tmp_path, "import")):
-        monkeypatch.setenv("VESTIBULE_STATE", str(state))
-        arguments = [name] if command == "export" else []
-        done = CliRunner().invoke(gallery_cli, [command, *arguments, str(tmp_path / "faces.parquet")])
-        assert done.exit_code == 0, done.output
-    moved = EmbeddedGallery(tmp_path / "gallery", key=OperatorKey(KEY))
-    assert moved.collection(name).fingerprint == stored["collection"]["fingerprint"]
-    assert [face.token for face in moved.faces(name, second)] == [face["id"] for face in stored["faces"][second]]
-    moved.close()
+    wait_for_erasure(service, service.delete(f"{url}/subjects/{first}").json())
+    assert [subject["id"] for subject in service.get(f"{url}/subjects").json()["data"]] == [second]
+    found = candidates(request(service, name, "search", portrait(first)))
+    assert {candidate["subject_id"] for candidate in found} <= {second}
+    assert candidates(request(service, name, "search", portrait(second)))[0]["subject_id"] == second
 
 
-@pytest.mark.parametrize("name", WITH_JOBS)
-def test_a_waiting_bulk_job_is_done(service: TestClient, name: str) -> None:
+@pytest.mark.parametrize("name", JOB_COLLECTIONS)
+def test_a_pending_bulk_job_is_finished(service: TestClient, name: str) -> None:
     url = f"/collections/{name}"
-    job, deadline = f"{url}/jobs/{WRITTEN['jobs'][name]['id']}", time.monotonic() + 60
-    while (now := service.get(job).json())["state"] != "done":
-        assert time.monotonic() < deadline, now
-        time.sleep(0.02)
-    assert (now["items"]["enrolled"], now["items"]["failed"], now["total"]) == (2, 1, 3)
-    assert sorted(one["id"] for one in service.get(f"{url}/subjects").json()["data"]) == ["eileen", "grace"]
+    job_url = f"{url}/jobs/{WRITTEN['jobs'][name]['id']}"
+    wait_until(lambda: service.get(job_url).json()["state"] == "done")
+    job = service.get(job_url).json()
+    assert (job["items"]["enrolled"], job["items"]["failed"], job["total"]) == (2, 1, 3)
+    assert sorted(subject["id"] for subject in service.get(f"{url}/subjects").json()["data"]) == ["eileen", "grace"]
     for key in ("eileen", "grace"):
-        assert candidates(ask(service, name, "search", picture(key)))[0]["subject_id"] == key
+        assert candidates(request(service, name, "search", portrait(key)))[0]["subject_id"] == key
 
 
-def test_an_old_receipt_is_read_and_all_is_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VESTIBULE_STATE", str(unpack("state", tmp_path)))
-    monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", WRITTEN["key"])
-    done = CliRunner().invoke(gallery_cli, ["verify"])
-    assert (done.exit_code, done.output) == (0, "all is as it was written\n")
-    app = create_app(Settings(state=tmp_path, default_classifier="lenet5-mnist"))
-    with TestClient(app, base_url=BASE_URL) as client:
-        receipt = client.get(f"/erasures/{WRITTEN['erasure']['id']}")
-        assert receipt.json() == WRITTEN["erasure"]
-
-
-def test_an_old_collection_moves_to_another_embedder(tmp_path: Path) -> None:
-    chosen = settings(tmp_path, default_embedder="another")
-    with TestClient(create_app(chosen), base_url=BASE_URL, raise_server_exceptions=False) as client:
+def test_an_old_collection_is_reembedded(tmp_path: Path) -> None:
+    options = settings(tmp_path, default_embedder="another")
+    with TestClient(create_app(options), base_url=BASE_URL, raise_server_exceptions=False) as client:
         for name in ("open-crops", "sealed-crops"):
-            begun = client.post(f"/collections/{name}/reembed", json={"embedder": "another"})
-            assert begun.status_code == 202, begun.text
-            deadline = time.monotonic() + 60
-            while client.get(f"/collections/{name}/reembed").status_code != 404:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            response = client.post(f"/collections/{name}/reembed", json={"embedder": "another"})
+            assert response.status_code == 202, response.text
+            wait_for_switch(client, name)
             assert client.get(f"/collections/{name}").json()["embedder"] == "another"
-            answer = ask(client, name, "search", encode(photo("astronaut")), PNG)
-            (best, *_) = candidates(answer)
-            assert (answer["model"], best["subject_id"]) == ("another", "eileen")
-            assert best["distance"] < 0.05  # the crop was kept as WebP, which loses something
+            found = request(client, name, "search", encode(photo("astronaut")), PNG)
+            best = candidates(found)[0]
+            assert (found["model"], best["subject_id"]) == ("another", "eileen")
+            assert best["distance"] < 0.05  # the stored crop is WebP, which is lossy
             assert best["face_id"] == WRITTEN["collections"][name]["faces"]["eileen"][0]["id"]
-        for name in ("open-bare", "sealed-bare"):
-            refused = client.post(f"/collections/{name}/reembed", json={"embedder": "another"})
-            assert refused.status_code == 409
-            assert f"3 of 3 faces of '{name}' have no crop" in refused.json()["detail"]
-            assert ask(client, name, "search", picture("eileen"))["model"] == "face-embedder"
 
 
-def test_without_the_operator_s_key_the_rest_is_served(tmp_path: Path) -> None:
+def test_without_the_operators_key_plain_collections_and_receipts_are_read(tmp_path: Path) -> None:
     app = create_app(Settings(state=unpack("state", tmp_path), default_classifier="lenet5-mnist"))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
-        assert candidates(ask(client, "open-crops", "search", picture("grace")))[0]["subject_id"] == "grace"
-        locked = client.post("/search?collection=sealed-crops", content=picture("grace"), headers=JPEG)
+        assert candidates(request(client, "open-crops", "search", portrait("grace")))[0]["subject_id"] == "grace"
+        locked = client.post("/search?collection=sealed-crops", content=portrait("grace"), headers=JPEG)
         assert (locked.status_code, locked.json()["type"]) == (503, "urn:vestibule:problem:collection-locked")
+        assert client.get(f"/erasures/{WRITTEN['erasure']['id']}").json() == WRITTEN["erasure"]
 
 
-def test_keys_open_what_they_opened(tmp_path: Path) -> None:
+def test_old_api_keys_are_valid(tmp_path: Path) -> None:
     unpack("keys", tmp_path / "keys")
     keys = ApiKeys(tmp_path / "keys")
     stored = {key["id"]: key for key in KEYS["keys"].values()}
-    known = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
-    assert known == stored
+    fields_of = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
+    assert fields_of == stored
     entries, _ = keys.audit.read()
     heads = [LogHead(sequence, digest) for sequence, digest, _ in KEYS["entries"]]
     assert [LogHead(entry.sequence, entry.hash) for entry in entries] == heads

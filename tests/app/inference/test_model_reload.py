@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from app.auth.keys import FOLDER, ApiKeys
 from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
-from app.gallery.embedding_pipeline import Pipeline
+from app.gallery.embedding_pipeline import ImageEmbedder
 from app.inference import reload_sync
 from app.inference.batcher import Batcher
 from app.inference.loaded_model import LoadedModel
@@ -430,16 +430,17 @@ async def test_pipeline_in_use_keeps_its_detector_after_a_reload(tmp_path: Path)
     settings = Settings(weights=tmp_path, default_classifier="lenet5-mnist")
     image = encode(grace_hopper())
     async with model_manager(settings) as manager:
-        pipeline = Pipeline(Predictor(settings, manager))
-        sight = await pipeline.sight(None)
-        fingerprint = sight.fingerprint
-        (before,) = await pipeline.seen(sight, image)
+        embedder = ImageEmbedder(Predictor(settings, manager))
+        pipeline = await embedder.pipeline(None)
+        fingerprint = pipeline.fingerprint
+        (before,) = await embedder.embed_image(pipeline, image)
         change_weights(tmp_path / "centerface", lambda parameter: parameter.zero_())  # it detects no face
         assert (await manager.reload("centerface")).change == "reloaded"
-        (after,) = await pipeline.seen(sight, image)
+        (after,) = await embedder.embed_image(pipeline, image)
         assert torch.equal(before.vector, after.vector)
-        assert sight.fingerprint == fingerprint != (await pipeline.sight(None)).fingerprint
-        assert await pipeline.seen(await pipeline.sight(None), image) == []
+        reloaded = await embedder.pipeline(None)
+        assert pipeline.fingerprint == fingerprint != reloaded.fingerprint
+        assert await embedder.embed_image(reloaded, image) == []
 
 
 @async_test

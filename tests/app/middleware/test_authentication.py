@@ -104,7 +104,7 @@ def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
     app, keys = create_app(Settings(state=state)), ApiKeys(state / FOLDER)
-    app.state.galleries = app.state.generation = NotStarted()
+    app.state.gallery = app.state.generation = NotStarted()
     app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
     headers["revoked"] = key(keys, *SCOPES)
