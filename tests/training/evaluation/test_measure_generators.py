@@ -207,7 +207,7 @@ def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
     assert "a network to classify is not a generator" in result.output
     other = ("red", "black", "wood")
     save(studio / "other", "lenet5-relu", {"num_classes": 3}, task="classify", classes=other)
-    with pytest.raises(DataError, match="labelled draws"):
+    with pytest.raises(DataError, match="labelled has the classes"):
         measure([studio / "labelled"], "strokes", studio / "other", samples=5, held_out=1)
 
 

@@ -187,4 +187,4 @@ def test_landmarks_without_an_alignment_are_no_face(album: Path, monkeypatch: py
     monkeypatch.setattr(created, "_detect_all", lambda pictures: [[face] for _ in pictures])
     (item,) = created(album, [Photo("a", "astronaut/0.png")])
     assert item.outcome == "no-face"
-    assert "all the same" in item.reasons
+    assert "all equal" in item.reasons
