@@ -162,7 +162,7 @@ def test_by_hand(vestibule: Command, tmp_path: Path) -> None:
     assert "60/min" in lines["kiosk"]
     assert "until it is revoked" in lines["ever"]
     assert "2 at once" in lines["ever"]
-    assert " ran out 20" in lines["over"]
+    assert " expired 20" in lines["over"]
     assert vestibule("revoke", key.id).stdout == f"{key.id} is revoked\n"
     assert kept.holder(secret) is None
     kept.close()

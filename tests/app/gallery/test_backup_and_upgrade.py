@@ -26,12 +26,12 @@ def test_the_page_s_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest
     with Shell() as shell:
         said = list(run_all(PAGE, shell))
     printed = dict(said)
-    assert [text for line, text in said if line.endswith("gallery verify")] == ["all is as it was written\n"] * 3
+    assert [text for line, text in said if line.endswith("gallery verify")] == ["no faults found\n"] * 3
     assert printed[".venv/bin/vestibule gallery backup backups/monday"].startswith("20 faces of 1 collections are in")
     (listed,) = (text for line, text in said if line.endswith("gallery list"))
     assert listed.split()[3:5] == ["20", "faces"]
     (imported,) = (text for line, text in said if "import" in line)
-    assert imported == "20 faces enrolled in doors; 0 were there already\n"
+    assert imported == "enrolled 20 faces in doors; 0 were already enrolled\n"
     moved = EmbeddedGallery(Path("elsewhere/gallery"))
     (nearest,) = moved.search("doors", vectors(20)[:1], k=1)
     moved.close()

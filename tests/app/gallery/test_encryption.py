@@ -69,7 +69,7 @@ def test_rekey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", text(OLD))
     done = run.invoke(cli, ["gallery", "rekey", str(tmp_path / "new")])
     assert done.exit_code == 0
-    assert f"of 1 collections the keys are wrapped by {OperatorKey(NEW).id} now" in done.stdout
+    assert f"the keys of 1 collections are now wrapped with {OperatorKey(NEW).id}" in done.stdout
     assert run.invoke(cli, ["gallery", "rekey", str(tmp_path / "none")]).exit_code == 1
     assert run.invoke(cli, ["gallery", "verify"]).exit_code == 1
     monkeypatch.setenv("VESTIBULE_ENCRYPTION_KEY", text(NEW))

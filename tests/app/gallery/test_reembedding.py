@@ -255,7 +255,7 @@ def test_the_command_moves_a_collection_and_waits(
         command = ["gallery", "reembed", "--url", url]
         result = CliRunner().invoke(cli, [*command, "doors", "better"])
         assert result.exit_code == 0, result.output
-        assert "doors holds vectors of better, " in result.stdout
+        assert "doors has vectors of better, " in result.stdout
         assert client.get("/collections/doors").json()["embedder"] == "better"
         receipt = result.stdout.split()[-1]
         assert client.get(f"/erasures/{receipt}").status_code == 200
