@@ -59,7 +59,7 @@ class RequestOptions:
 
 @dataclass(frozen=True)
 class ImageCommand:
-    """`send` requests one image's result, `describe` formats it as text, `extra_fields` returns more fields of its JSON."""
+    """`send` requests one result, `describe` formats it as text, `extra_fields` adds fields to its JSON."""
 
     send: Callable[[AsyncClient, ImageFile], Awaitable[Answers[Any]]]
     describe: Callable[[ImageFile, Any], str]
