@@ -11,16 +11,10 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from app.observability.timings import Timings
+from app.observability import timings
 from app.settings import Settings
 
 T = TypeVar("T")
-
-
-def timings(request: Request) -> Timings:
-    """Return the timings of this request."""
-    value: Timings = request.state.timings
-    return value
 
 
 def caller(request: Request) -> str | None:
@@ -35,9 +29,9 @@ def max_images(request: Request) -> int:
     return settings.max_images
 
 
-async def timed_receive(request: Request, reading: Awaitable[T]) -> T:
+async def timed_receive(reading: Awaitable[T]) -> T:
     """Await the reading of the request body, record its time as `receive`, and return its result."""
     started = time.perf_counter()
     body = await reading
-    timings(request).record("receive", time.perf_counter() - started)
+    timings.record("receive", time.perf_counter() - started)
     return body

@@ -27,9 +27,9 @@ from app.gallery.service import Galleries
 from app.generation import routes as generation
 from app.generation.service import Generation
 from app.images import decoding
-from app.inference.model_manager import Engine
-from app.inference.predictor import Inference
-from app.inference.reload_sync import Reloads
+from app.inference.model_manager import ModelManager
+from app.inference.predictor import Predictor
+from app.inference.reload_sync import ReloadSync
 from app.middleware.addressing import HeadAsGet, SubPath
 from app.middleware.authentication import Gate
 from app.middleware.body_limit import BodyBudget, BodyLimit
@@ -72,13 +72,13 @@ def create_app(settings: Settings) -> FastAPI:
         UnknownModel: the default classifier is not in the weights folder. Exposed: see `refuse_exposure`.
         ConfigurationError: the sub-path is that of a route.
     """
-    decoding.own_limits()
+    decoding.disable_pillow_limit()
     keys = Keys(settings.state / KEYS_FOLDER)
     refuse_exposure(settings, keys)
     metrics = Metrics()
-    reloads = Reloads(settings.state / "reloads")
-    engine = Engine(settings, metrics)
-    inference = Inference(settings, engine)
+    reload_sync = ReloadSync(settings.state / "reloads")
+    model_manager = ModelManager(settings, metrics)
+    predictor = Predictor(settings, model_manager)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -89,9 +89,9 @@ def create_app(settings: Settings) -> FastAPI:
             keys.known()
             embedded = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
             stack.callback(embedded.close)
-            stack.push_async_callback(engine.stop)
-            await engine.start()
-            galleries = app.state.galleries = Galleries(inference, embedded)
+            stack.push_async_callback(model_manager.stop)
+            await model_manager.start()
+            galleries = app.state.galleries = Galleries(predictor, embedded)
             maintenance = app.state.maintenance = MaintenanceThread(embedded, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
@@ -99,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
             await stack.enter_async_context(running(galleries.jobs.work()))
             await stack.enter_async_context(running(galleries.reembedder.work()))
             if settings.workers > 1:
-                await stack.enter_async_context(running(reloads.follow(engine)))
+                await stack.enter_async_context(running(reload_sync.follow(model_manager)))
             yield
 
     app = FastAPIOffline(
@@ -112,11 +112,11 @@ def create_app(settings: Settings) -> FastAPI:
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.settings = settings
-    app.state.engine = engine
+    app.state.model_manager = model_manager
     app.state.metrics = metrics
     app.state.places = Places(settings.max_requests, metrics)
-    app.state.models = Models(engine, keys, reloads)
-    _add_services(app, settings, inference)
+    app.state.models = Models(model_manager, keys, reload_sync)
+    _add_services(app, settings, predictor)
     _add_routes(app)
     _add_middleware(app, settings, keys, metrics)
     return app
@@ -131,13 +131,13 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(router, responses=errors.describe(*errors.OF_HEADS))
 
 
-def _add_services(app: FastAPI, settings: Settings, inference: Inference) -> None:
+def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> None:
     """Build the services that run models; the gallery's is built at startup, when its ledger is open."""
-    app.state.classification = Classification(inference)
-    app.state.faces = Faces(inference)
-    app.state.generation = Generation(inference)
-    app.state.restoration = Restoration(settings, inference)
-    app.state.open_inference = OpenInference(settings, inference)
+    app.state.classification = Classification(predictor)
+    app.state.faces = Faces(predictor)
+    app.state.generation = Generation(predictor)
+    app.state.restoration = Restoration(settings, predictor)
+    app.state.open_inference = OpenInference(settings, predictor)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, keys: Keys, metrics: Metrics) -> None:

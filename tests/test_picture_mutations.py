@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.errors import VestibuleError
-from app.images.decoding import Limits, decode
+from app.images.decoding import ImageLimits, decode
 from benchmarks import mutated_pictures, picture_mutations, tables
 from benchmarks.picture_mutations import MUTATIONS, PNG_MAGIC, good, lie, with_sums
 
-LIMITS = Limits(bytes=2**25, pixels=10_000)
+LIMITS = ImageLimits(bytes=2**25, pixels=10_000)
 FORMS = sorted(good(32))
 
 

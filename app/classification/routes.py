@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.classification.schemas import ClassifyParams, ClassifyResponse
 from app.classification.service import Classification
@@ -29,4 +29,4 @@ def classification(request: Request) -> Classification:
 @admitted
 async def classify(request: Request, params: Annotated[ClassifyParams, Query()]) -> ClassifyResponse:
     """What is in this picture, or which digits (`sequence`)? One picture, or up to 64 at once."""
-    return await classification(request).classify(await images(request), params, dependencies.timings(request))
+    return await classification(request).classify(await images(request), params)

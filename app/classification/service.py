@@ -16,8 +16,7 @@ from app.errors import Unprocessable
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
-from app.inference.predictor import Inference
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor
 from models.card import ModelCard
 from models.digit_string_decoder import Lattice, lattice, read
 from models.tta import Tta, views
@@ -28,23 +27,24 @@ DIGITS = tuple("0123456789")
 class Classification:
     """Classify images, or read strings of digits in them."""
 
-    def __init__(self, inference: Inference):
-        self._inference = inference
-        self._engine = inference.engine
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
         # A string has hundreds of candidates, so all requests for strings share one room.
-        self._strings = inference.room()
+        self._strings = predictor.queue_slots()
 
-    async def classify(self, pictures: Images, params: ClassifyParams, timings: Timings) -> ClassifyResponse:
+    async def classify(self, pictures: Images, params: ClassifyParams) -> ClassifyResponse:
         """What is in each picture, likeliest first; with `sequence`, which string of digits.
 
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        model = await self._engine.model(params.model, "classify")
+        model = await self._model_manager.load(params.model, "classify")
         if params.tta and model.card.tta == "none":
             raise Unprocessable(f"{model.card.name} has no test-time augmentation")
         kind: Tta = model.card.tta if params.tta else "none"
-        room = self._inference.room()
+        room = self._predictor.queue_slots()
         if params.sequence:
             _check_sequence(model.card, params)
 
@@ -52,30 +52,30 @@ class Classification:
 
         async def seen(data: bytes) -> Iterable[Item]:
             if kind == "none":
-                return [await self._inference.pixels(data, preprocess, timings)]
-            return await self._inference.decoded(
-                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), timings, preprocess.enough
+                return [await self._predictor.decode_pixels(data, preprocess)]
+            return await self._predictor.decode(
+                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), preprocess.enough
             )
 
         async def one(index: int, data: bytes) -> Classified:
-            logits = await self._inference.run(model, await seen(data), timings, room=room)  # [views, classes]
+            logits = await self._predictor.run(model, await seen(data), slots=room)  # [views, classes]
             probabilities = _probabilities(logits, model.card.temperature)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
         async def string(index: int, data: bytes) -> DigitString:
-            return await self._string(model, index, data, timings)
+            return await self._string(model, index, data)
 
         answer = string if params.sequence else one
-        answers = await self._inference.each(pictures, answer)
+        answers = await self._predictor.for_each_image(pictures, answer)
         return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
 
-    async def _string(self, model: LoadedModel, index: int, data: bytes, timings: Timings) -> DigitString:
+    async def _string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
         card = model.card
-        found, crops = await self._inference.decoded(data, lambda picture: _candidates(card, picture), timings)
+        found, crops = await self._predictor.decode(data, lambda picture: _candidates(card, picture))
         logits = torch.empty(0, len(DIGITS))
         if crops:
-            logits = await self._inference.run(model, crops, timings, room=self._strings)
-        reading = await self._engine.decoded(lambda: read(found, logits, card.temperature))
+            logits = await self._predictor.run(model, crops, slots=self._strings)
+        reading = await self._executors.run_cpu(lambda: read(found, logits, card.temperature))
         digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
 from app import errors
-from app.images.encoding import JSON, is_known
+from app.images.encoding import JSON, etag_matches
 from app.settings import PROJECT
 
 router = APIRouter(include_in_schema=False)
@@ -97,7 +97,7 @@ def _answer(name: str, if_none_match: str | None) -> Response:
     if found is None:
         raise errors.NotFound("the console has no such file")
     headers = HEADERS | {"ETag": found.etag}
-    if is_known(found.etag, if_none_match):
+    if etag_matches(found.etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(found.content, media_type=found.media_type, headers=headers)
 

@@ -8,7 +8,7 @@ from app.dependencies import max_images, timed_receive
 from app.faces.request_bodies import Pair, read_embeddings, read_pair
 from app.faces.schemas import EmbeddingsRequest
 from app.faces.service import Faces
-from app.images.request import decoding_threads
+from app.images.request import run_cpu
 from app.images.uploads import Images
 
 
@@ -20,9 +20,9 @@ def faces(request: Request) -> Faces:
 
 async def pair(request: Request) -> Pair:
     """Return the two images of the request; see `read_pair`."""
-    return await timed_receive(request, read_pair(request, decoding_threads(request)))
+    return await timed_receive(read_pair(request, run_cpu(request)))
 
 
 async def embeddings_request(request: Request) -> tuple[EmbeddingsRequest, Images]:
     """Return OpenAI's request for embeddings, and its images; see `read_embeddings`."""
-    return await timed_receive(request, read_embeddings(request, max_images(request), decoding_threads(request)))
+    return await timed_receive(read_embeddings(request, max_images(request), run_cpu(request)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.faces.dependencies import faces
 from app.faces.schemas import DetectParams, DetectResponse
@@ -23,4 +23,4 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES)
 @admitted
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
     """Where are faces, and how good are they? One picture, or up to 64 at once; often a picture has none."""
-    return await faces(request).detect(await images(request), params, dependencies.timings(request))
+    return await faces(request).detect(await images(request), params)

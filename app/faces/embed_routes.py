@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.faces.dependencies import embeddings_request, faces
 from app.faces.request_bodies import EMBEDDINGS_BODY
@@ -24,7 +24,7 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NoFace, errors.Unprocessa
 @admitted
 async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
     """Each picture's most prominent face as a point on the unit sphere, where near means alike."""
-    return await faces(request).embed(await images(request), params, dependencies.timings(request))
+    return await faces(request).embed(await images(request), params)
 
 
 @router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_BODY, responses=PROBLEMS)
@@ -32,4 +32,4 @@ async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> Em
 async def embeddings(request: Request) -> EmbedResponse:
     """`POST /embed` in OpenAI's form: `input` is a picture or a list of them, base64 or data URIs."""
     asked, pictures = await embeddings_request(request)
-    return await faces(request).embed_like_openai(asked, pictures, dependencies.timings(request))
+    return await faces(request).embed_like_openai(asked, pictures)

@@ -10,15 +10,15 @@ from starlette.requests import Request
 from app.errors import BadRequest, UnsupportedMediaType
 from app.faces.schemas import EmbeddingsRequest, PicturePair
 from app.images.uploads import (
-    FILE,
-    INPUT_FORM,
+    FILE_SCHEMA,
+    INPUT_EXAMPLE,
     Images,
-    InThread,
-    content_type_of,
-    images_of,
+    RunCpu,
+    disconnect_as_bad_request,
+    json_images,
+    media_type,
     read_files,
     read_json,
-    whole,
 )
 
 PAIR = ("source", "target")
@@ -30,7 +30,7 @@ PAIR_BODY: dict[str, Any] = {
         "description": "Two pictures: JPEG, PNG, WebP, BMP or GIF.",
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, FILE)}
+                "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, FILE_SCHEMA)}
             },
             "application/json": {"schema": PicturePair.model_json_schema()},
         },
@@ -54,14 +54,14 @@ class Pair:
     target: bytes
 
 
-async def read_pair(request: Request, in_thread: InThread) -> Pair:
-    """The two pictures of a request, still encoded. Large JSON is parsed `in_thread`.
+async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
+    """The two pictures of a request, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
     """
-    content_type = content_type_of(request)
-    with whole():
+    content_type = media_type(request)
+    with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
             files = await read_files(request, PAIR, len(PAIR))
             if sorted(name for name, _ in files) != sorted(PAIR):
@@ -73,24 +73,24 @@ async def read_pair(request: Request, in_thread: InThread) -> Pair:
                 PicturePair,
                 '{"source": "<base64>", "target": "<base64>"}',
                 lambda sent: Pair(sent.base64(sent.value.source), sent.base64(sent.value.target)),
-                in_thread,
+                run_cpu,
             )
     raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
-async def read_embeddings(request: Request, max_images: int, in_thread: InThread) -> tuple[EmbeddingsRequest, Images]:
-    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed `in_thread`.
+async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) -> tuple[EmbeddingsRequest, Images]:
+    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    if content_type_of(request) != "application/json":
+    if media_type(request) != "application/json":
         raise UnsupportedMediaType("send application/json")
-    with whole():
+    with disconnect_as_bad_request():
         return await read_json(
             request,
             EmbeddingsRequest,
-            INPUT_FORM,
-            lambda sent: (sent.value, images_of(sent, sent.value.input, max_images)),
-            in_thread,
+            INPUT_EXAMPLE,
+            lambda sent: (sent.value, json_images(sent, sent.value.input, max_images)),
+            run_cpu,
         )

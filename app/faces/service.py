@@ -40,9 +40,7 @@ from app.faces.schemas import (
 )
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
-from app.inference.model_manager import Engine
-from app.inference.predictor import Inference
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor
 from app.schemas import OperatingPoint
 from index.errors import InvalidError
 from index.validation import unit_vectors
@@ -106,20 +104,21 @@ class Found:
 class Faces:
     """Detect, embed, verify."""
 
-    def __init__(self, inference: Inference):
-        self._inference = inference
-        self._engine: Engine = inference.engine
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
 
-    async def detect(self, pictures: Images, params: DetectParams, timings: Timings) -> DetectResponse:
+    async def detect(self, pictures: Images, params: DetectParams) -> DetectResponse:
         """The faces in each picture, with what speaks against enrolling them.
 
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        model = await self._engine.model(params.model, "detect")
+        model = await self._model_manager.load(params.model, "detect")
 
         async def one(index: int, data: bytes) -> Detected:
-            found = await self.find(model, data, params.threshold, timings, partial(scan, min_face=params.min_face))
+            found = await self.find(model, data, params.threshold, partial(scan, min_face=params.min_face))
             return Detected(
                 index=index,
                 width=found.image.width,
@@ -129,30 +128,30 @@ class Faces:
                 faces=[face.described() for face in found.faces],
             )
 
-        data = await self._inference.each(pictures, one)
+        data = await self._predictor.for_each_image(pictures, one)
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed(self, pictures: Images, params: EmbedParams, timings: Timings) -> EmbedResponse:
+    async def embed(self, pictures: Images, params: EmbedParams) -> EmbedResponse:
         """The embedding of each picture's most prominent face.
 
         Raises:
             VestibuleError: as `detect`; NoFace for a picture without one.
         """
-        model = await self._engine.model(params.model, "embed")
-        finder = None if params.aligned else await self._engine.model(None, "detect")
+        model = await self._model_manager.load(params.model, "embed")
+        finder = None if params.aligned else await self._model_manager.load(None, "detect")
 
         async def one(index: int, data: bytes) -> Embedding:
             if finder is None:
-                return Embedding(index=index, embedding=_encoded(await self.whole(model, data, timings), params))
-            found = await self.find(finder, data, DETECTION_THRESHOLD, timings)
+                return Embedding(index=index, embedding=_encoded(await self.whole(model, data), params))
+            found = await self.find(finder, data, DETECTION_THRESHOLD)
             meant = most_prominent(found.faces)
-            (vector,) = await self.embedded(model, [meant], timings)
+            (vector,) = await self.embedded(model, [meant])
             return Embedding(index=index, embedding=_encoded(vector, params), face=meant.described())
 
-        data = await self._inference.each(pictures, one)
+        data = await self._predictor.for_each_image(pictures, one)
         return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Images, timings: Timings) -> EmbedResponse:
+    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Images) -> EmbedResponse:
         """`embed`, asked for in OpenAI's words.
 
         Raises:
@@ -160,25 +159,25 @@ class Faces:
         """
         params = EmbedParams(model=asked.model, encoding_format=asked.encoding_format)
         if asked.dimensions is not None:
-            model = await self._engine.model(params.model, "embed")
+            model = await self._model_manager.load(params.model, "embed")
             if asked.dimensions != model.card.config["dimensions"]:
                 raise Unprocessable(f"{model.card.name} has {model.card.config['dimensions']} dimensions, no others")
-        return await self.embed(pictures, params, timings)
+        return await self.embed(pictures, params)
 
-    async def verify(self, pair: Pair, params: VerifyParams, timings: Timings) -> VerifyResponse:
+    async def verify(self, pair: Pair, params: VerifyParams) -> VerifyResponse:
         """The most prominent face of the source against every face of the target.
 
         Raises:
             VestibuleError: about the request or one of its pictures; NoFace for a picture without one.
         """
-        model = await self._engine.model(params.model, "embed")
-        finder = await self._engine.model(None, "detect")
+        model = await self._model_manager.load(params.model, "embed")
+        finder = await self._model_manager.load(None, "detect")
         matching, threshold = _operating(model.card, params.fmr)
-        await self._inference.check_pixels([pair.source, pair.target])
+        await self._predictor.check_pixels([pair.source, pair.target])
 
         async def found(name: str, data: bytes) -> list[FoundFace]:
             try:
-                faces = (await self.find(finder, data, DETECTION_THRESHOLD, timings)).faces
+                faces = (await self.find(finder, data, DETECTION_THRESHOLD)).faces
                 most_prominent(faces)
             except VestibuleError as error:
                 error.detail = f"{name}: {error.detail or error.title}"
@@ -188,9 +187,9 @@ class Faces:
         async def compared() -> tuple[FoundFace, list[FoundFace], Tensor]:
             sources, targets = await asyncio.gather(found("source", pair.source), found("target", pair.target))
             source = most_prominent(sources)
-            return source, targets, await self.embedded(model, [source, *targets], timings)
+            return source, targets, await self.embedded(model, [source, *targets])
 
-        source, targets, vectors = await self._inference.in_time(compared())
+        source, targets, vectors = await self._predictor.with_deadline(compared())
         similarities = (vectors[1:] @ vectors[0]).tolist()
         faces = [
             ComparedFace(face=target.described(), **_compared(similarity, matching, threshold).model_dump())
@@ -216,7 +215,7 @@ class Faces:
         Raises:
             UnknownModel; Unprocessable: vectors that the model cannot have made.
         """
-        model = await self._engine.model(params.model, "embed")
+        model = await self._model_manager.load(params.model, "embed")
         matching, threshold = _operating(model.card, params.fmr)
         dimensions = model.card.config["dimensions"]
         vectors = [pair.source, *pair.targets]
@@ -235,9 +234,7 @@ class Faces:
             data=data,
         )
 
-    async def find(
-        self, model: LoadedModel, data: bytes, threshold: float, timings: Timings, rule: Rule = scan
-    ) -> Found:
+    async def find(self, model: LoadedModel, data: bytes, threshold: float, rule: Rule = scan) -> Found:
         """The faces of a picture, looked for at the scales that the rule says."""
         preprocess = model.card.preprocess
 
@@ -245,49 +242,49 @@ class Faces:
             chosen = rule(picture.size, preprocess)
             return picture, chosen, detection_scale.prepare(picture, chosen, preprocess)
 
-        image, chosen, levels = await self._inference.decoded(data, prepare, timings)
-        maps = [await self._maps(model, tiles, timings) for tiles in levels]
+        image, chosen, levels = await self._predictor.decode(data, prepare)
+        maps = [await self._maps(model, tiles) for tiles in levels]
 
         def faces() -> list[Face]:
             found = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
             return detection_scale.merge(chosen, found)
 
-        found = await self._inference.mapped(partial(FoundFace.of, image), await self._engine.decoded(faces))
+        found = await self._predictor.map(partial(FoundFace.of, image), await self._executors.run_cpu(faces))
         return Found(image, chosen, [face for face in found if face is not None])
 
-    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels], timings: Timings) -> list[Tensor]:
+    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
         """The detector's maps of a level's tiles, in batches [N, 15, h, w]: few tiles at a time, so that others get in
         between.
         """
         return [
-            await self._inference.run(model, tiles[first : first + TILES_AT_ONCE], timings, "detect", self._room(tiles))
+            await self._predictor.run(model, tiles[first : first + TILES_AT_ONCE], "detect", self._room(tiles))
             for first in range(0, len(tiles), TILES_AT_ONCE)
         ]
 
     def _room(self, tiles: Sequence[Pixels]) -> asyncio.Semaphore | None:
         """Tiles of all requests share few places in the detector's queue; a picture that is one tile has its own."""
-        return self._inference.tiles if len(tiles) > 1 else None
+        return self._predictor.tile_slots if len(tiles) > 1 else None
 
-    async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace], timings: Timings) -> Tensor:
+    async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace]) -> Tensor:
         """The faces' embeddings [N, D], each of length 1."""
         preprocess = model.card.preprocess
-        pictures = await self._inference.mapped(lambda face: preprocess(Image.fromarray(face.crop)), faces)
-        return await self._embeddings(model, pictures, timings)
+        pictures = await self._predictor.map(lambda face: preprocess(Image.fromarray(face.crop)), faces)
+        return await self._embeddings(model, pictures)
 
-    async def whole(self, model: LoadedModel, data: bytes, timings: Timings) -> Tensor:
+    async def whole(self, model: LoadedModel, data: bytes) -> Tensor:
         """What a model makes of the picture as it is, [D], of length 1."""
         preprocess = model.card.preprocess
         # A face that was aligned is as large as it should be, or taken at its word.
         enough = preprocess.enough if model.card.task == "classify" else None
-        picture = await self._inference.decoded(data, preprocess, timings, enough)
-        vectors = await self._embeddings(model, [picture], timings)
+        picture = await self._predictor.decode(data, preprocess, enough)
+        vectors = await self._embeddings(model, [picture])
         return vectors[0]
 
-    async def _embeddings(self, model: LoadedModel, pictures: Sequence[Tensor], timings: Timings) -> Tensor:
+    async def _embeddings(self, model: LoadedModel, pictures: Sequence[Tensor]) -> Tensor:
         """[N, D], each of length 1: the mean direction over the views that the card names."""
         card = model.card
         seen = [view for picture in pictures for view in views(picture, card.tta, card.preprocess)]
-        outputs = await self._inference.run(model, seen, timings, stage="embed")
+        outputs = await self._predictor.run(model, seen, stage="embed")
         summed = outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1)
         return torch.from_numpy(_of_length_1(summed.numpy(), outputs.shape[1]))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.faces.dependencies import faces, pair
 from app.faces.request_bodies import PAIR_BODY
@@ -31,7 +31,7 @@ EMBEDDING_PROBLEMS = errors.describe(
 @admitted
 async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
     """Do two pictures show one person? The source's most prominent face against every face of the target."""
-    return await faces(request).verify(await pair(request), params, dependencies.timings(request))
+    return await faces(request).verify(await pair(request), params)
 
 
 @router.post("/embeddings", responses=EMBEDDING_PROBLEMS)

@@ -21,8 +21,7 @@ from app.faces.schemas import DetectedFace
 from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
 from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference.loaded_model import LoadedModel
-from app.inference.predictor import Inference
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor
 from index import errors as index_errors
 from index.embedded.store.ledger import Change
 from index.embedded.store.records import Collection, NewFace, Receipt
@@ -95,10 +94,11 @@ class Sight:
 class Pipeline:
     """What the use cases of the gallery share: its answers, and what a collection's embedder makes of a picture."""
 
-    def __init__(self, inference: Inference):
-        self.inference = inference
-        self.engine = inference.engine
-        self._faces = Faces(inference)
+    def __init__(self, predictor: Predictor):
+        self.predictor = predictor
+        self.model_manager = predictor.model_manager
+        self.executors = predictor.executors
+        self._faces = Faces(predictor)
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Return what the gallery answers to a read, which runs in a thread.
@@ -107,7 +107,7 @@ class Pipeline:
             NotFound, Conflict, Locked, Unprocessable.
         """
         with _translated():
-            return await self.engine.stored(question)
+            return await self.executors.run_io(question)
 
     async def work(self, step: Callable[[], T]) -> T:
         """Run a step of background work, which may wait for commits, in a thread that no request needs.
@@ -116,7 +116,7 @@ class Pipeline:
             NotFound, Conflict, Locked, Unprocessable, DiskFull.
         """
         with _translated():
-            return await self.engine.worked(step)
+            return await self.executors.run_background(step)
 
     async def commit(self, change: Change[T], answer: Callable[[T], U]) -> U:
         """Commit the change and return `answer` of its result. No thread waits for the disk.
@@ -141,8 +141,8 @@ class Pipeline:
         Raises:
             UnknownModel: no such name, or a model that does not embed. NotReady: its files do not fit together.
         """
-        model = await self.engine.embedder(embedder)
-        finder = await self.engine.model(None, "detect") if model.card.task == "embed" else None
+        model = await self.model_manager.load_embedder(embedder)
+        finder = await self.model_manager.load(None, "detect") if model.card.task == "embed" else None
         return Sight(model, finder)
 
     async def sight_of(self, embedder: str, fingerprint: str) -> Sight | None:
@@ -169,28 +169,28 @@ class Pipeline:
             )
         return sight
 
-    async def of_crop(self, model: LoadedModel, crop: bytes, timings: Timings) -> Tensor:
+    async def of_crop(self, model: LoadedModel, crop: bytes) -> Tensor:
         """The vector of an aligned face that was kept, float32 [D] of length 1.
 
         Raises:
             VestibuleError: see `Faces.whole`.
         """
-        return await self._faces.whole(model, crop, timings)
+        return await self._faces.whole(model, crop)
 
-    async def seen(self, sight: Sight, data: bytes, timings: Timings) -> list[Seen]:
+    async def seen(self, sight: Sight, data: bytes) -> list[Seen]:
         """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
         if sight.finder is None:
-            vector = await self._faces.whole(sight.model, data, timings)
+            vector = await self._faces.whole(sight.model, data)
             return [Seen(None, None, vector)]
-        found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, timings, sight.rule)).faces
+        found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, sight.rule)).faces
         if not found:
             return []
-        vectors = await self._faces.embedded(sight.model, found, timings)
+        vectors = await self._faces.embedded(sight.model, found)
         return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
 
     async def new_faces(self, subject: str, seen: Sequence[Seen], *, keep_crops: bool) -> list[NewFace]:
         """The faces to enrol for a subject, with their crops where the collection keeps those."""
-        crops = await self.inference.mapped(crop_of, seen) if keep_crops else [None] * len(seen)
+        crops = await self.predictor.map(crop_of, seen) if keep_crops else [None] * len(seen)
         return [_new_face(subject, crop, face) for crop, face in zip(crops, seen, strict=True)]
 
 

@@ -21,7 +21,6 @@ from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleErro
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo, moment
 from app.inference.loaded_model import LoadedModel
-from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.records import Floats
 from index.embedded.tasks.reembedding import FIRST, LEASE_S, Pending, Progress, Reembedding, Reembeddings, Worker
@@ -160,7 +159,7 @@ class Reembedder:
         async def one(item: Pending) -> Floats | None:
             nonlocal passing
             try:
-                vector = await self._pipeline.of_crop(model, item.crop, Timings())
+                vector = await self._pipeline.of_crop(model, item.crop)
             except TRANSIENT:
                 passing += 1
                 return None

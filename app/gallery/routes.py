@@ -150,7 +150,6 @@ async def enrol(
         subject,
         await images(request),
         params,
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 
@@ -171,7 +170,6 @@ async def verify(
         subject,
         await images(request),
         params,
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 
@@ -190,7 +188,6 @@ async def deny(request: Request, collection: Collection, subject: SubjectId) -> 
         collection,
         subject,
         await images(request),
-        dependencies.timings(request),
         dependencies.caller(request),
     )
 

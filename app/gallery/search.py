@@ -28,7 +28,6 @@ from app.gallery.schemas import (
     moment,
 )
 from app.images.uploads import Images
-from app.observability.timings import Timings
 from app.schemas import OperatingPoint
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query import metadata_filter
@@ -49,19 +48,15 @@ class Recognition:
         self._gallery = gallery
         self._feedback = Feedback(gallery)
 
-    async def search(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def search(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         """Who in the collection is each face of each picture?
 
         Raises:
             VestibuleError: about the request, or about its only picture. NotFound, Conflict: as `enrol`.
         """
-        return await settled(lambda: self._searched(pictures, params, timings, actor))
+        return await settled(lambda: self._searched(pictures, params, actor))
 
-    async def _searched(
-        self, pictures: Images, params: SearchParams, timings: Timings, actor: str | None
-    ) -> SearchResponse:
+    async def _searched(self, pictures: Images, params: SearchParams, actor: str | None) -> SearchResponse:
         found = await self._ask(lambda: self._gallery.collection(params.collection))
         sight = await self._pipeline.model(found)
         model = sight.model
@@ -72,7 +67,7 @@ class Recognition:
         rule = Rule.of(model.card.matching, params.fpir, comparisons, extrapolate=params.extrapolate)
 
         async def one(index: int, data: bytes) -> Searched:
-            seen = await self._pipeline.seen(sight, data, timings)
+            seen = await self._pipeline.seen(sight, data)
             wanted = [face for face in seen if not (params.quality_gate and face.described and face.described.reasons)]
             queries = [face.vector.numpy() for face in wanted]
 
@@ -92,7 +87,7 @@ class Recognition:
 
             async def decide(matches: list[list[Match]]) -> list[Decision]:
                 # In a thread: of a thousand faces it takes longer than the event loop may be blocked.
-                return await self._pipeline.engine.decoded(lambda: rule.decide(matches, repeated=params.repeated))
+                return await self._pipeline.executors.run_cpu(lambda: rule.decide(matches, repeated=params.repeated))
 
             decisions: list[Decision] = []
             if wanted:
@@ -101,12 +96,12 @@ class Recognition:
                 )
             decided = {id(face): decision for face, decision in zip(wanted, decisions, strict=True)}
             describe = _Describer(rule, model.card.matching, params.limit)
-            faces = await self._pipeline.inference.mapped(lambda face: describe(face, decided.get(id(face))), seen)
+            faces = await self._pipeline.predictor.map(lambda face: describe(face, decided.get(id(face))), seen)
             named = [match.subject for one in decided.values() for match in one.candidates[: params.limit]]
             await self._ask(lambda: self._gallery.note_search(params.collection, named, actor=actor))
             return Searched(index=index, faces=faces)
 
-        data = await self._pipeline.inference.each(pictures, one)
+        data = await self._pipeline.predictor.for_each_image(pictures, one)
         return SearchResponse(
             collection=SearchedCollection(
                 name=found.name,
@@ -129,7 +124,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         """Is the picture's most prominent face the subject?
@@ -138,7 +132,7 @@ class Recognition:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`. Unprocessable: the
             subject has no face; or nothing is known of the embedder's similarities, or not of such a rate.
         """
-        return await settled(lambda: self._verified(collection, key, pictures, params, timings, actor))
+        return await settled(lambda: self._verified(collection, key, pictures, params, actor))
 
     async def _verified(
         self,
@@ -146,7 +140,6 @@ class Recognition:
         key: str,
         pictures: Images,
         params: SubjectVerifyParams,
-        timings: Timings,
         actor: str | None,
     ) -> SubjectVerification:
         found = await self._ask(lambda: self._gallery.collection(collection))
@@ -161,7 +154,7 @@ class Recognition:
             threshold = matching.threshold(of_each(params.fmr, comparisons))
         except ValueError as error:
             raise Unprocessable(str(error)) from error
-        seen = await self._meant(sight, pictures, timings)
+        seen = await self._meant(sight, pictures)
         query = seen.vector.numpy()
         with compared():
             match, denied = await self._ask(
@@ -187,22 +180,18 @@ class Recognition:
             version=model.card.version,
         )
 
-    async def deny(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def deny(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         """The picture's most prominent face is not the subject: it is not named for it again.
 
         Raises:
             VestibuleError: about the request or its picture. NotFound, Conflict: as `search`.
         """
-        return await settled(lambda: self._denied(collection, key, pictures, timings, actor))
+        return await settled(lambda: self._denied(collection, key, pictures, actor))
 
-    async def _denied(
-        self, collection: str, key: str, pictures: Images, timings: Timings, actor: str | None
-    ) -> FeedbackInfo:
+    async def _denied(self, collection: str, key: str, pictures: Images, actor: str | None) -> FeedbackInfo:
         found = await self._ask(lambda: self._gallery.collection(collection))
         await self._ask(lambda: self._gallery.subject(collection, key))
-        seen = await self._meant(await self._pipeline.model(found), pictures, timings)
+        seen = await self._meant(await self._pipeline.model(found), pictures)
         (face,) = await self._pipeline.new_faces(key, [seen], keep_crops=keeps_crops(found))
         vector = seen.vector.numpy()[None]
         with compared():
@@ -236,7 +225,7 @@ class Recognition:
             subjects, faces = metadata_filter.counts(db, found.id, where)
         return Chosen(subjects=subjects, faces=faces)
 
-    async def _meant(self, sight: Sight, pictures: Images, timings: Timings) -> Seen:
+    async def _meant(self, sight: Sight, pictures: Images) -> Seen:
         """The most prominent face of the only picture.
 
         Raises:
@@ -247,8 +236,8 @@ class Recognition:
         (data,) = pictures.items
         if isinstance(data, VestibuleError):
             raise data
-        await self._pipeline.inference.check_pixels([data])
-        return most_prominent(await self._pipeline.inference.in_time(self._pipeline.seen(sight, data, timings)))
+        await self._pipeline.predictor.check_pixels([data])
+        return most_prominent(await self._pipeline.predictor.with_deadline(self._pipeline.seen(sight, data)))
 
 
 def _feedback(made: Rejection) -> FeedbackInfo:

@@ -23,6 +23,4 @@ PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.NotFound, errors.Conflict
 @admitted
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
     """Who is this? Each face of each picture: a `match`, `unknown`, or `rejected`, and the likest subjects."""
-    return await galleries(request).recognition.search(
-        await images(request), params, dependencies.timings(request), dependencies.caller(request)
-    )
+    return await galleries(request).recognition.search(await images(request), params, dependencies.caller(request))

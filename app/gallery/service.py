@@ -30,8 +30,7 @@ from app.gallery.schemas import (
 )
 from app.gallery.search import Recognition
 from app.images.uploads import Images
-from app.inference.predictor import Inference
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor
 from app.schemas import Failed
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.id_normalisation import count_clashes
@@ -46,9 +45,9 @@ class Galleries:
     `actor` is the id of the key by which something is asked for, for the audit log; None while the service is open.
     """
 
-    def __init__(self, inference: Inference, gallery: EmbeddedGallery):
-        self._pipeline = Pipeline(inference)
-        background = Pipeline(inference.in_bulk())
+    def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
+        self._pipeline = Pipeline(predictor)
+        background = Pipeline(predictor.background())
         self._ask = self._pipeline.ask
         self._gallery = gallery
         if count := count_clashes(gallery.ledger.reader()):
@@ -182,7 +181,7 @@ class Galleries:
         return described(await self._ask(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, pictures: Images, params: EnrolParams, timings: Timings, actor: str | None
+        self, collection: str, key: str, pictures: Images, params: EnrolParams, actor: str | None
     ) -> EnrolResponse:
         """The faces of each picture become the subject's, as far as nothing is against them.
 
@@ -194,7 +193,7 @@ class Galleries:
 
         async def one(index: int, data: bytes) -> tuple[list[IndexedFace], list[RejectedFace]]:
             found, sight = await self._sight(collection)
-            seen = await self._pipeline.seen(sight, data, timings)
+            seen = await self._pipeline.seen(sight, data)
             if not seen:
                 raise NoFace("no face was found")
             good, bad = gated(index, seen, params)
@@ -212,7 +211,9 @@ class Galleries:
                 change = self._gallery.enrol.planned(collection, news, found.fingerprint, actor=actor)
                 return await self._pipeline.commit(change, indexed), bad
 
-        answers = await self._pipeline.inference.each(pictures, lambda index, data: settled(lambda: one(index, data)))
+        answers = await self._pipeline.predictor.for_each_image(
+            pictures, lambda index, data: settled(lambda: one(index, data))
+        )
         seen = [answer for answer in answers if not isinstance(answer, Failed)]
         return EnrolResponse(
             indexed=[face for indexed, _ in seen for face in indexed],

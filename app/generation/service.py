@@ -30,12 +30,12 @@ from app.generation.schemas import (
     ListedImage,
 )
 from app.images import encoding
-from app.images.encoding import PNG, WEBP, File, Pixels
+from app.images.encoding import PNG, WEBP, EncodedFile, Pixels
 from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
-from app.inference.predictor import Inference
+from app.inference.predictor import Predictor
 from app.inference.submodels import DECODER
-from app.observability.timings import Timings
+from app.observability import timings
 from models import runtime
 from models.card import ModelCard
 from models.generative import latents
@@ -60,17 +60,20 @@ class _Samples:
 class Generation:
     """Draw."""
 
-    def __init__(self, inference: Inference):
-        self._inference = inference
-        self._engine = inference.engine
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
 
-    async def generate(self, params: GenerateParams, known: str | None, timings: Timings) -> File:
+    async def generate(self, params: GenerateParams, known: str | None) -> EncodedFile:
         """Samples of a seed; no content where `known`, an If-None-Match, names just these.
 
         Raises:
             Unprocessable: labels that the model has not. UnknownModel, Overloaded, NotReady, DeadlineExceeded.
         """
-        model = await self._engine.part(self._engine.card(params.model, "generate"), DECODER)
+        model = await self._model_manager.load_submodel(
+            self._model_manager.find_card(params.model, "generate"), DECODER
+        )
         classes = _in_turn(model.card, params.label, params.n)
         if params.seed is None:
             seed, created = secrets.randbelow(DRAWN_SEEDS), int(time.time())
@@ -79,99 +82,101 @@ class Generation:
             seed, created = params.seed, 0
             asked = params.model_dump(exclude={"model", "label"}) | {"classes": classes}
             headers = {"X-Seed": str(seed), **_kept(model, "generate", asked)}
-            if encoding.is_known(headers["ETag"], known):
-                return File(None, PNG, headers)
+            if encoding.etag_matches(headers["ETag"], known):
+                return EncodedFile(None, PNG, headers)
         noise = _noise(model.card, seed, params.n)
-        samples = await self._drawn(model, noise * params.truncation, classes, timings)
+        samples = await self._drawn(model, noise * params.truncation, classes)
         if params.format == "json":
-            return await self._listed(samples, created, seed, headers, timings)
-        return await self._sheet(samples, params.format, params.grid, headers, timings)
+            return await self._listed(samples, created, seed, headers)
+        return await self._sheet(samples, params.format, params.grid, headers)
 
-    async def images(self, asked: ImagesRequest, timings: Timings) -> ImagesResponse:
+    async def images(self, asked: ImagesRequest) -> ImagesResponse:
         """Samples, asked for in OpenAI's words.
 
         Raises:
             Unprocessable: a prompt that is no label of the model, or a size that is not its own; as `generate`.
         """
-        model = await self._engine.part(self._engine.card(asked.model, "generate"), DECODER)
+        model = await self._model_manager.load_submodel(self._model_manager.find_card(asked.model, "generate"), DECODER)
         card, count = model.card, asked.n or 1
-        classes = class_labels.needed(card, [asked.prompt] if asked.prompt.strip() else [], count)
+        classes = class_labels.require_labels(card, [asked.prompt] if asked.prompt.strip() else [], count)
         size = _own_size(card, asked.size)
         seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
-        samples = await self._drawn(model, _noise(card, seed, count), classes, timings)
-        texts = await self._texts(samples, timings)
-        names = class_labels.names(card, classes, count)
+        samples = await self._drawn(model, _noise(card, seed, count), classes)
+        texts = await self._texts(samples)
+        names = class_labels.label_names(card, classes, count)
         images = [_listed(*pair, asked.response_format) for pair in zip(texts, names, strict=True)]
         created = int(time.time()) if asked.seed is None else 0
         return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
 
-    async def decode(self, sent: LatentsRequest, timings: Timings) -> File:
+    async def decode(self, sent: LatentsRequest) -> EncodedFile:
         """What lies at latents that the caller chose, of any model that decodes.
 
         Raises:
             Unprocessable: another width than the model's; as `generate`.
         """
-        card = self._engine.card(sent.model, "generate", "reconstruct", "denoise")
-        model = await self._engine.part(card, DECODER)
+        card = self._model_manager.find_card(sent.model, "generate", "reconstruct", "denoise")
+        model = await self._model_manager.load_submodel(card, DECODER)
         width = _width(card)
         if wrong := [len(latent) for latent in sent.latents if len(latent) != width]:
             raise Unprocessable(f"a latent of {wrong[0]} numbers was sent; those of {card.name} have {width}")
         classes = _in_turn(card, sent.labels, len(sent.latents))
-        samples = await self._drawn(model, torch.tensor(sent.latents, dtype=torch.float32), classes, timings)
+        samples = await self._drawn(model, torch.tensor(sent.latents, dtype=torch.float32), classes)
         if sent.format == "json":
-            return await self._listed(samples, 0, None, {}, timings)
-        return await self._sheet(samples, sent.format, sent.grid, {}, timings)
+            return await self._listed(samples, 0, None, {})
+        return await self._sheet(samples, sent.format, sent.grid, {})
 
-    async def interpolate(self, params: InterpolateParams, known: str | None, timings: Timings) -> File:
+    async def interpolate(self, params: InterpolateParams, known: str | None) -> EncodedFile:
         """The way from the first sample of one seed to the first of another; `known` as for `generate`.
 
         Raises:
             Unprocessable: no label for a conditional model, or several; as `generate`.
         """
-        model = await self._engine.part(self._engine.card(params.model, "generate"), DECODER)
-        classes = class_labels.needed(model.card, params.label, 1)
+        model = await self._model_manager.load_submodel(
+            self._model_manager.find_card(params.model, "generate"), DECODER
+        )
+        classes = class_labels.require_labels(model.card, params.label, 1)
         headers = _kept(model, "interpolate", params.model_dump(exclude={"model", "label"}) | {"classes": classes})
-        if encoding.is_known(headers["ETag"], known):
-            return File(None, PNG, headers)
+        if encoding.etag_matches(headers["ETag"], known):
+            return EncodedFile(None, PNG, headers)
         first, last = (latents(seed, 0, _width(model.card)) for seed in (params.from_seed, params.to_seed))
         way = between(first, last, params.steps)
-        samples = await self._drawn(model, way, None if classes is None else classes * params.steps, timings)
+        samples = await self._drawn(model, way, None if classes is None else classes * params.steps)
         if params.format == "png":
-            return await self._sheet(samples, "png", params.steps, headers, timings)
-        content = await self._encoded(lambda: encoding.animation(list(samples.pixels), FRAME_MS), timings)
-        return File(content, WEBP, headers)
+            return await self._sheet(samples, "png", params.steps, headers)
+        content = await self._encoded(lambda: encoding.encode_animation(list(samples.pixels), FRAME_MS))
+        return EncodedFile(content, WEBP, headers)
 
-    async def _drawn(self, model: LoadedModel, latent: Tensor, classes: list[int] | None, timings: Timings) -> _Samples:
+    async def _drawn(self, model: LoadedModel, latent: Tensor, classes: list[int] | None) -> _Samples:
         items = torch.cat([latent, class_labels.one_hot(model.card, classes, len(latent))], dim=1)
-        pictures = await self._inference.in_time(self._inference.run(model, items, timings))
+        pictures = await self._predictor.with_deadline(self._predictor.run(model, items))
         return _Samples(model.card, model.card.preprocess.denormalise(pictures).numpy(), classes)
 
     async def _sheet(
-        self, samples: _Samples, form: str, columns: int | None, headers: Mapping[str, str], timings: Timings
-    ) -> File:
+        self, samples: _Samples, form: str, columns: int | None, headers: Mapping[str, str]
+    ) -> EncodedFile:
         pixels = encoding.grid(samples.pixels, columns or math.ceil(math.sqrt(len(samples.pixels))))
-        encode, media_type = (encoding.webp, WEBP) if form == "webp" else (encoding.png, PNG)
-        return File(await self._encoded(lambda: encode(pixels), timings), media_type, headers)
+        encode, media_type = (encoding.encode_webp, WEBP) if form == "webp" else (encoding.encode_png, PNG)
+        return EncodedFile(await self._encoded(lambda: encode(pixels)), media_type, headers)
 
     async def _listed(
-        self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str], timings: Timings
-    ) -> File:
+        self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str]
+    ) -> EncodedFile:
         card = samples.card
-        texts = await self._texts(samples, timings)
-        names = class_labels.names(card, samples.classes, len(texts))
+        texts = await self._texts(samples)
+        names = class_labels.label_names(card, samples.classes, len(texts))
         images = [GeneratedImage(b64_json=text, label=name) for text, name in zip(texts, names, strict=True)]
         answer = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
-        return encoding.document(answer, headers)
+        return encoding.encode_json(answer, headers)
 
-    async def _texts(self, samples: _Samples, timings: Timings) -> list[str]:
+    async def _texts(self, samples: _Samples) -> list[str]:
         """Each sample as PNG in base64."""
         return await self._encoded(
-            lambda: [base64.b64encode(encoding.png(one)).decode() for one in samples.pixels], timings
+            lambda: [base64.b64encode(encoding.encode_png(one)).decode() for one in samples.pixels]
         )
 
-    async def _encoded(self, function: Callable[[], T], timings: Timings) -> T:
+    async def _encoded(self, function: Callable[[], T]) -> T:
         started = time.perf_counter()
-        answer = await self._engine.decoded(function)
+        answer = await self._executors.run_cpu(function)
         timings.record("encode", time.perf_counter() - started)
         return answer
 
@@ -220,7 +225,7 @@ def _own_size(card: ModelCard, asked: str | None) -> str:
 
 def _in_turn(card: ModelCard, sent: list[str], count: int) -> list[int] | None:
     """The classes asked for; where none are, those of a conditional model in turn."""
-    classes = class_labels.chosen(card, sent, count)
+    classes = class_labels.parse_labels(card, sent, count)
     if classes is None and card.classes:
         return [index % len(card.classes) for index in range(count)]
     return classes
@@ -229,4 +234,4 @@ def _in_turn(card: ModelCard, sent: list[str], count: int) -> list[int] | None:
 def _kept(model: LoadedModel, call: str, asked: dict[str, object]) -> dict[str, str]:
     """Headers of an answer that is the same whenever it is asked for; other weights under the name change the tag."""
     parts = model.card.sha256, model.runtime, runtime.signature(), np.__version__, call, asked
-    return {"ETag": encoding.tag(*parts), "Cache-Control": "no-cache"}
+    return {"ETag": encoding.etag(*parts), "Cache-Control": "no-cache"}

@@ -1,8 +1,8 @@
 """Parse JSON bodies of many megabytes without blocking the event loop.
 
 A JSON parser holds the interpreter lock until it returns, also in a thread: 0.1 s for 64 MiB of base64, 3 s for 64 MiB
-of empty strings (processor time on the development machine). So long strings are cut out before parsing, one step for
-each string; the rest is parsed only if it is small and holds few values; a cut string is decoded a piece at a time.
+of empty strings (processor time on the development machine). So long strings are replaced by placeholders first, with
+one step for each string; the rest is parsed only if it is small and has few values; long strings are decoded in chunks.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from app.errors import BadRequest
 Model = TypeVar("Model", bound=BaseModel)
 
 BOM = b"\xef\xbb\xbf"
-# Bytes that are parsed at once, whatever they hold.
-SMALL = 64 * 2**10
+# Bodies up to this size are parsed at once.
+SMALL_BYTES = 64 * 2**10
 # Bytes that are searched or decoded in one step.
-PIECE = 2**18
-# A JSON parser takes a time that is quadratic in an integer's digits; no number that a route accepts has so many.
-MOST_DIGITS = 400
-# Bytes beyond which a string is cut out. What stays in place is too short to be taken for a number with more digits.
-LONG_STRING = MOST_DIGITS
+CHUNK_BYTES = 2**18
+# Parsing an integer takes a time quadratic in its digits; no number that a route accepts has so many.
+MAX_DIGITS = 400
+# Longer strings are replaced. Shorter ones have too few characters to be counted as a number with too many digits.
+LONG_STRING_BYTES = MAX_DIGITS
 
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _WHITESPACE = b" \t\r\n"
+_NOT_BASE64 = "not base64; images are never fetched from a URL or a path"
 
 
 class TooComplex(Exception):
-    """The JSON has more values, or more bytes besides its long strings, than are parsed. `str()` says which limit."""
+    """The JSON exceeds a limit; `str()` says which."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of what is parsed: bytes besides long strings, values, and objects and arrays among them."""
+class JsonLimits:
+    """Limits of what is parsed: bytes without long strings, values, and objects and arrays among them."""
 
     bytes: int
     values: int
@@ -49,35 +50,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Parsed(Generic[Model]):
-    """A validated body. `long_strings` maps the placeholders that stand in it for long strings to these, as sent."""
+class ParsedJson(Generic[Model]):
+    """A validated body. `long_strings` maps each placeholder in it to the long string it replaces, still escaped."""
 
     value: Model
     long_strings: Mapping[str, memoryview] = field(default_factory=dict)
 
     def base64(self, text: str) -> bytes:
-        """The bytes that a string of the body encodes. See `from_base64`."""
+        """Return the bytes that a string of the body encodes. See `from_base64`."""
         raw = self.long_strings.get(text)
-        return from_base64(text) if raw is None else _from_pieces(_unescaped(raw))
+        return from_base64(text) if raw is None else _decode_base64(_unescape(raw))
 
     def text(self, text: str) -> str:
-        """A string of the body in full."""
+        """Return a string of the body in full."""
         raw = self.long_strings.get(text)
         return text if raw is None else str(from_json(b'"%b"' % bytes(raw)))
 
 
-def parse(schema: type[Model], body: bytes | bytearray, limits: Limits) -> Parsed[Model]:
+def parse(schema: type[Model], body: bytes | bytearray, limits: JsonLimits) -> ParsedJson[Model]:
     """Validate a JSON body, which may begin with a byte order mark.
 
     Raises:
         TooComplex: over a limit. pydantic.ValidationError: not JSON, or not of this schema.
     """
-    body = body.removeprefix(BOM) if body.startswith(BOM) else body  # of a bytearray it is always a copy
-    if len(body) <= SMALL:
-        return Parsed(schema.model_validate_json(body))
-    rest, long_strings = _cut(body, limits)
-    _check(rest, limits)
-    return Parsed(schema.model_validate_json(rest), long_strings)
+    body = body.removeprefix(BOM) if body.startswith(BOM) else body  # bytearray.removeprefix always copies
+    if len(body) <= SMALL_BYTES:
+        return ParsedJson(schema.model_validate_json(body))
+    rest, long_strings = _replace_long_strings(body, limits)
+    _check_complexity(rest, limits)
+    return ParsedJson(schema.model_validate_json(rest), long_strings)
 
 
 def from_base64(text: str) -> bytes:
@@ -86,13 +87,13 @@ def from_base64(text: str) -> bytes:
     Raises:
         BadRequest: neither, or no bytes at all.
     """
-    pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-    return _from_pieces(piece.encode("utf-8", "replace") for piece in pieces)
+    chunks = (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
+    return _decode_base64(chunk.encode("utf-8", "replace") for chunk in chunks)
 
 
-def _cut(body: bytes | bytearray, limits: Limits) -> tuple[bytes, dict[str, memoryview]]:
-    """The body with placeholders in place of long strings, and these strings, still escaped."""
-    prefix = secrets.token_hex(8)  # so that no string of the client's is a placeholder
+def _replace_long_strings(body: bytes | bytearray, limits: JsonLimits) -> tuple[bytes, dict[str, memoryview]]:
+    """Return the body with placeholders for long strings, and the long strings, still escaped."""
+    prefix = secrets.token_hex(8)  # random, so that no string of the client equals a placeholder
     view = memoryview(body)
     parts: list[bytes | memoryview] = []
     long_strings: dict[str, memoryview] = {}
@@ -102,109 +103,107 @@ def _cut(body: bytes | bytearray, limits: Limits) -> tuple[bytes, dict[str, memo
         closing = opening
         while closing == opening or (closing >= 0 and _is_escaped(body, closing)):
             steps += 1
-            if steps > 2 * limits.values:  # a value and its key; an escaped quote counts as much
+            if steps > 2 * limits.values:  # a value and its key; an escaped quote counts as one, too
                 raise TooComplex(f"a body may hold {limits.values} values")
             closing = _find_quote(body, closing + 1)
         if closing < 0:
-            break  # the parser reports it
-        if closing - opening > LONG_STRING:
+            break  # the parser reports the unterminated string
+        if closing - opening > LONG_STRING_BYTES:
             placeholder = f"{prefix}-{len(long_strings)}"
             long_strings[placeholder] = view[opening + 1 : closing]
             parts += [view[copied:opening], f'"{placeholder}"'.encode()]
             copied = closing + 1
         opening = _find_quote(body, closing + 1)
     if len(body) - copied + sum(map(len, parts)) > limits.bytes:
-        raise TooComplex(f"a body may have {limits.bytes} bytes besides strings of more than {LONG_STRING} bytes")
+        raise TooComplex(f"a body may have {limits.bytes} bytes besides strings of more than {LONG_STRING_BYTES} bytes")
     return b"".join([*parts, view[copied:]]), long_strings
 
 
 def _find_quote(body: bytes | bytearray, start: int) -> int:
-    for begin in range(start, len(body), PIECE):
-        if (at := body.find(b'"', begin, begin + PIECE)) >= 0:
-            return at
+    for begin in range(start, len(body), CHUNK_BYTES):
+        if (position := body.find(b'"', begin, begin + CHUNK_BYTES)) >= 0:
+            return position
     return -1
 
 
 def _is_escaped(body: bytes | bytearray, quote: int) -> bool:
-    """Whether an odd number of backslashes precedes this quote."""
+    """Return whether an odd number of backslashes precedes this quote."""
     start, window = quote, 1
     while start > 0:
-        piece = body[max(0, start - window) : start]
-        text = piece.rstrip(b"\\")
-        start -= len(piece) - len(text)
-        if text:
+        chunk = body[max(0, start - window) : start]
+        stripped = chunk.rstrip(b"\\")
+        start -= len(chunk) - len(stripped)
+        if stripped:
             break
-        window = min(2 * window, PIECE)
+        window = min(2 * window, CHUNK_BYTES)
     return (quote - start) % 2 == 1
 
 
-def _check(rest: bytes, limits: Limits) -> None:
-    """Refuse what would take the parser long."""
+def _check_complexity(rest: bytes, limits: JsonLimits) -> None:
+    """Raise TooComplex if the parser would take long."""
     values = containers = 0
-    for begin in range(0, len(rest), PIECE):
-        piece = rest[begin : begin + PIECE + MOST_DIGITS]
-        values += piece.count(b",", 0, PIECE)
-        containers += piece.count(b"[", 0, PIECE) + piece.count(b"{", 0, PIECE)
-        if b"0" * (MOST_DIGITS + 1) in piece.translate(_DIGITS_TO_ZERO):
-            raise TooComplex(f"a number may have {MOST_DIGITS} digits")
+    for begin in range(0, len(rest), CHUNK_BYTES):
+        chunk = rest[begin : begin + CHUNK_BYTES + MAX_DIGITS]
+        values += chunk.count(b",", 0, CHUNK_BYTES)
+        containers += chunk.count(b"[", 0, CHUNK_BYTES) + chunk.count(b"{", 0, CHUNK_BYTES)
+        if b"0" * (MAX_DIGITS + 1) in chunk.translate(_DIGITS_TO_ZERO):
+            raise TooComplex(f"a number may have {MAX_DIGITS} digits")
     if values > limits.values:
         raise TooComplex(f"a body may hold {limits.values} values")
     if containers > limits.containers:
         raise TooComplex(f"a body may hold {limits.containers} objects and arrays")
 
 
-def _unescaped(raw: memoryview) -> Iterator[bytes]:
-    """The text of a JSON string of ASCII characters, a piece at a time.
+def _unescape(raw: memoryview) -> Iterator[bytes]:
+    """Yield the text of an escaped JSON string in chunks.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: it has characters outside ASCII, or invalid escapes.
     """
     start = 0
     while start < len(raw):
-        piece = bytes(raw[start : start + PIECE])
-        if start + PIECE < len(raw) and (cut := piece.rfind(b"\\", PIECE - 6)) >= 0:
-            piece = piece[:cut]  # not within an escape, of which the longest is \uXXXX
-        if not piece.isascii():
+        chunk = bytes(raw[start : start + CHUNK_BYTES])
+        # Do not cut within an escape, of which the longest is \uXXXX.
+        if start + CHUNK_BYTES < len(raw) and (cut := chunk.rfind(b"\\", CHUNK_BYTES - 6)) >= 0:
+            chunk = chunk[:cut]
+        if not chunk.isascii():
             raise BadRequest(_NOT_BASE64)
         try:
-            yield str(from_json(b'"%b"' % piece)).encode("utf-8", "replace")
+            yield str(from_json(b'"%b"' % chunk)).encode("utf-8", "replace")
         except ValueError as error:
             raise BadRequest(_NOT_BASE64) from error
-        start += len(piece)
+        start += len(chunk)
 
 
-_NOT_BASE64 = "not base64; pictures are never fetched from a URL or a path"
-
-
-def _from_pieces(pieces: Iterator[bytes]) -> bytes:
+def _decode_base64(chunks: Iterator[bytes]) -> bytes:
     decoded, pending = bytearray(), b""
-    for number, piece in enumerate(pieces):
-        text = pending + (_without_header(piece) if number == 0 else piece).translate(
+    for number, chunk in enumerate(chunks):
+        text = pending + (_strip_data_uri(chunk) if number == 0 else chunk).translate(
             _URL_SAFE_TO_STANDARD, _WHITESPACE
         )
-        whole = max(0, len(text) - 1) // 4 * 4  # the last group is kept back: only that may be padded
-        decoded += _groups(text[:whole])
+        whole = max(0, len(text) - 1) // 4 * 4  # keep the last group back: only that one may be padded
+        decoded += _decode_groups(text[:whole])
         pending = text[whole:]
     if len(pending) % 4:
         pending += b"=" * (-len(pending) % 4) if b"=" not in pending else b""
-    decoded += _groups(pending, is_last=True)
+    decoded += _decode_groups(pending, is_last=True)
     if not decoded:
-        raise BadRequest("the picture is empty")
+        raise BadRequest("the image is empty")
     return bytes(decoded)
 
 
-def _without_header(piece: bytes) -> bytes:
-    """A data URI's data; anything else as it is."""
-    if piece[:5].lower() != b"data:":
-        return piece
-    header, _, data = piece.partition(b",")
+def _strip_data_uri(chunk: bytes) -> bytes:
+    """Return the data of a data URI; any other text unchanged."""
+    if chunk[:5].lower() != b"data:":
+        return chunk
+    header, _, data = chunk.partition(b",")
     if not header.lower().endswith(b";base64"):
         raise BadRequest("a data URI must be base64: data:image/png;base64,...")
     return data
 
 
-def _groups(text: bytes, *, is_last: bool = False) -> bytes:
-    """The bytes of whole groups of four characters."""
+def _decode_groups(text: bytes, *, is_last: bool = False) -> bytes:
+    """Return the bytes of whole groups of four characters."""
     try:
         if b"=" in text and not is_last:
             raise binascii.Error

@@ -1,4 +1,4 @@
-"""A large picture as tiles that a network can take one by one, and the tiles' answers as one picture again."""
+"""Cut a large image into tiles that a network processes one by one, and join their outputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# In pixels. What a tile's edge lacks of its surroundings shows some way into it: there, within the margin, it counts
-# for nothing where a neighbour has the same pixels; over the rest of an overlap one fades into the other.
+# In pixels. Near its edge a tile's output suffers from the missing surroundings: within the margin it has almost no
+# weight where a neighbour covers the same pixels, and over the rest of the overlap the two are blended.
 SIDE, OVERLAP, MARGIN = 256, 64, 24
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture of height x width pixels is cut; all of its sides and tiles are multiples of `multiple`.
+    """The tiles of an image of height x width pixels; the sides of all tiles are multiples of `multiple`.
 
-    A picture that fits into one tile is one, of its own size; else all tiles have the same size.
+    An image that fits into one tile is a single tile of its own (padded) size; else all tiles have the same size.
     """
 
     height: int
@@ -27,34 +27,34 @@ class Tiling:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width, rounded up to multiples."""
+        """Height and width, rounded up to multiples of `multiple`."""
         return -self.height % self.multiple + self.height, -self.width % self.multiple + self.width
 
-    def pad(self, picture: Tensor) -> Tensor:
-        """[C, height, width] -> [C, *padded], mirrored beyond its lower and its right edge."""
+    def pad(self, image: Tensor) -> Tensor:
+        """[C, height, width] -> [C, *padded], mirrored at its lower and right edges."""
         below, right = self.padded[0] - self.height, self.padded[1] - self.width
-        return torch.from_numpy(np.pad(picture.numpy(), ((0, 0), (0, below), (0, right)), mode="symmetric"))
+        return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, below), (0, right)), mode="symmetric"))
 
     def cut(self, padded: Tensor) -> list[Tensor]:
         """[C, *padded] -> tiles [C, h, w], row by row."""
-        return [padded[:, top, left] for top, left in self._places()]
+        return [padded[:, top, left] for top, left in self._positions()]
 
     def join(self, tiles: Tensor) -> Tensor:
-        """Tiles [N, C, h, w] -> [C, height, width], where they overlap each the weightier the further from its edge."""
+        """Tiles [N, C, h, w] -> [C, height, width], blended where tiles overlap."""
         total = tiles.new_zeros(tiles.shape[1], *self.padded)
         weights = tiles.new_zeros(self.padded)
-        for tile, (top, left) in zip(tiles, self._places(), strict=True):
+        for tile, (top, left) in zip(tiles, self._positions(), strict=True):
             weight = _ramp(top, self.padded[0])[:, None] * _ramp(left, self.padded[1])
             total[:, top, left] += tile * weight
             weights[top, left] += weight
         return (total / weights)[:, : self.height, : self.width]
 
-    def _places(self) -> Iterator[tuple[slice, slice]]:
+    def _positions(self) -> Iterator[tuple[slice, slice]]:
         rows, columns = (self._cuts(length) for length in self.padded)
         return ((row, column) for row in rows for column in columns)
 
     def _cuts(self, length: int) -> list[slice]:
-        # The last starts where it fits: all are of one size, and all begin at a multiple, as the network's grids do.
+        # The last tile overlaps more: all tiles have one size, and start at a multiple, as the network's grids do.
         side = max(self.multiple, SIDE // self.multiple * self.multiple)
         if length <= side:
             return [slice(0, length)]
@@ -63,12 +63,12 @@ class Tiling:
 
 
 def _ramp(cut: slice, length: int) -> Tensor:
-    """A cut's weights, float32 [its length]: from its edges up to 1, but for those that are the picture's own."""
-    place = torch.arange(cut.start, cut.stop)
-    distances = [torch.full_like(place, OVERLAP)]
+    """Return a cut's weights, float32 [its length]: rising from its edges to 1, except at the image's own edges."""
+    position = torch.arange(cut.start, cut.stop)
+    distances = [torch.full_like(position, OVERLAP)]
     if cut.start:
-        distances.append(place - cut.start + 1)
+        distances.append(position - cut.start + 1)
     if cut.stop < length:
-        distances.append(cut.stop - place)
-    # Never 0: the tiles of a network with a very large multiple only touch.
+        distances.append(cut.stop - position)
+    # At least 1e-3: the tiles of a network with a very large multiple do not overlap.
     return ((torch.stack(distances).amin(0) - MARGIN) / (OVERLAP - 2 * MARGIN + 1)).clamp(1e-3, 1)

@@ -1,6 +1,6 @@
-"""A request's body -> image bytes: multipart, a raw image, or JSON. `BodyLimit` bounds the bytes that are read here.
+"""Read the images of a request body: multipart, a raw image, or JSON. `BodyLimit` bounds the bytes that are read here.
 
-The three kinds cannot be declared as FastAPI parameters side by side, so they are read here and described to OpenAPI by
+FastAPI cannot declare the three kinds of body side by side, so they are read here and described to OpenAPI by
 `IMAGE_BODY`.
 """
 
@@ -20,97 +20,92 @@ from starlette.requests import ClientDisconnect, Request
 from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType, VestibuleError
 from app.images import large_json
 from app.images.decoding import LARGE_BYTES
-from app.images.large_json import Parsed
+from app.images.large_json import ParsedJson
 from app.schemas import ImageInput
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 
-# Of JSON besides its pictures.
-JSON_LIMITS = large_json.Limits(bytes=2**20, values=16_384, containers=1_024)
+# For JSON, without its images.
+JSON_LIMITS = large_json.JsonLimits(bytes=2**20, values=16_384, containers=1_024)
 
+FILE_PART = "file"
+INPUT_EXAMPLE = '{"input": "<base64>"} or {"input": ["<base64>", ...]}'
 
-class InThread(Protocol):
-    """Runs a function off the event loop."""
-
-    def __call__(self, work: Callable[[], T], /, *, is_long: bool = False) -> Awaitable[T]:
-        """The function's result. `is_long`: it may take more than a fraction of a second."""
-        ...
-
-
-PART = "file"
+FILE_SCHEMA = {"type": "string", "format": "binary"}
+OPTIONAL_FILES_SCHEMA = {"type": "array", "items": FILE_SCHEMA}
+FILES_SCHEMA = {"type": "array", "minItems": 1, "items": FILE_SCHEMA}
 
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One picture or a list of them: JPEG, PNG, WebP, BMP or GIF.",
+        "description": "An image or a list of images: JPEG, PNG, WebP, BMP or GIF.",
         "content": {
             "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [PART],
-                    "properties": {
-                        PART: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-                    },
-                },
+                "schema": {"type": "object", "required": [FILE_PART], "properties": {FILE_PART: FILES_SCHEMA}}
             },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": FILE_SCHEMA},
             "application/json": {"schema": ImageInput.model_json_schema()},
         },
     }
 }
 
-FILE = {"type": "string", "format": "binary"}
 
+class RunCpu(Protocol):
+    """Runs a function off the event loop."""
 
-FILES_OR_NONE = {"type": "array", "items": FILE}
-FILES = {**FILES_OR_NONE, "minItems": 1}
+    def __call__(self, function: Callable[[], T], /, *, is_long: bool = False) -> Awaitable[T]:
+        """Return the function's result. `is_long`: it may take more than a fraction of a second."""
+        ...
 
 
 @dataclass(frozen=True)
 class Images:
-    """What was sent, in order: bytes, or what is wrong with one of a list. `many`: the client sent a list."""
+    """Images of a request, still encoded, in order; an unreadable item of a list is its error. `is_list`: the client
+    sent a list.
+    """
 
     items: tuple[bytes | VestibuleError, ...]
-    many: bool
+    is_list: bool
 
 
-async def read_pictures(request: Request, max_images: int, in_thread: InThread) -> Images:
-    """The pictures of a request, still encoded. Large JSON is parsed `in_thread`.
+async def read_images(request: Request, max_images: int, run_cpu: RunCpu) -> Images:
+    """Return the images of a request. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    content_type = content_type_of(request)
-    with whole():
+    content_type = media_type(request)
+    with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, (PART,), max_images)
-            pictures = Images(tuple(data for _, data in files), many=len(files) > 1)
+            files = await read_files(request, (FILE_PART,), max_images)
+            images = Images(tuple(data for _, data in files), is_list=len(files) > 1)
         elif content_type == "application/json":
-            pictures = await read_json(
-                request, ImageInput, INPUT_FORM, lambda sent: images_of(sent, sent.value.input, max_images), in_thread
+            images = await read_json(
+                request,
+                ImageInput,
+                INPUT_EXAMPLE,
+                lambda body: json_images(body, body.value.input, max_images),
+                run_cpu,
             )
         elif content_type.startswith("image/"):
-            pictures = raw_image(await request.body())
+            images = raw_image(await request.body())
         else:
             raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    return check_count(pictures, max_images)
+    return check_count(images, max_images)
 
 
-INPUT_FORM = '{"input": "<base64>"} or {"input": ["<base64>", ...]}'
-
-
-def content_type_of(request: Request) -> str:
+def media_type(request: Request) -> str:
     """Return the media type of the request body in lower case, without parameters."""
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 @contextmanager
-def whole() -> Iterator[None]:
-    """Around what reads a body.
+def disconnect_as_bad_request() -> Iterator[None]:
+    """Convert a disconnect while the body is read into a problem.
 
     Raises:
-        BadRequest: the client left before all of it had come.
+        BadRequest: the client disconnected before it had sent the whole body.
     """
     try:
         yield
@@ -118,31 +113,31 @@ def whole() -> Iterator[None]:
         raise BadRequest("the connection was closed before the whole request arrived") from error
 
 
-def check_count(pictures: Images, max_images: int) -> Images:
+def check_count(images: Images, max_images: int) -> Images:
     """Return the images.
 
     Raises:
         TooManyImages: there are more than `max_images`.
     """
-    if len(pictures.items) > max_images:
+    if len(images.items) > max_images:
         raise _too_many(max_images)
-    return pictures
+    return images
 
 
 def _too_many(max_images: int) -> TooManyImages:
-    return TooManyImages(f"a request may have {max_images} pictures")
+    return TooManyImages(f"a request may have {max_images} images")
 
 
-class _Parts:
-    """The file parts of a multipart body, kept in memory: Starlette's own parser spools parts over 1 MB to the temp
-    folder, and faces do not belong on disk. `BodyLimit` bounds what this may hold.
+class _MultipartFiles:
+    """Parses the file parts of a multipart body into memory. Starlette's own parser writes parts over 1 MB to the temp
+    folder, but photos of faces must not be written to disk. `BodyLimit` bounds the memory.
     """
 
-    def __init__(self, boundary: bytes, names: tuple[str, ...], most: int):
+    def __init__(self, boundary: bytes, names: tuple[str, ...], max_files: int):
         self.files: list[tuple[str, bytearray]] = []
-        self._names = names
-        self._most = most
         self.complete = False
+        self._names = names
+        self._max_files = max_files
         self._header = bytearray()
         self._value = bytearray()
         self._disposition = b""
@@ -160,10 +155,10 @@ class _Parts:
         )
 
     def feed(self, data: bytes) -> None:
-        """More of the body.
+        """Parse the next bytes of the body.
 
         Raises:
-            FormParserError: not multipart. BadRequest: a part that is not a picture's. TooManyImages.
+            FormParserError: not multipart. BadRequest: an unexpected part. TooManyImages.
         """
         self._parser.write(data)
 
@@ -180,12 +175,12 @@ class _Parts:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in self._names:
-            known = " and ".join(map(repr, self._names))
-            raise BadRequest(f"unexpected part {name[:40]!r}; pictures are sent as parts named {known}")
+            expected = " and ".join(map(repr, self._names))
+            raise BadRequest(f"unexpected part {name[:40]!r}; images are sent as parts named {expected}")
         if b"filename" not in options and not _has_extended_file_name(self._disposition):
             raise BadRequest(f"the part {name!r} has no file name, so it is not a file")
-        if len(self.files) == self._most:  # here, since a body may have a million empty parts
-            raise _too_many(self._most)
+        if len(self.files) == self._max_files:  # checked here, since a body may have a million empty parts
+            raise _too_many(self._max_files)
         self.files.append((name, bytearray()))
 
     def _on_end(self) -> None:
@@ -193,97 +188,101 @@ class _Parts:
 
 
 def _has_extended_file_name(disposition: bytes) -> bool:
-    """Whether there is a `filename*` (RFC 5987), which the multipart parser leaves out."""
+    """Return whether there is a `filename*` (RFC 5987), which the multipart parser ignores."""
     headers = Headers()
     headers["Content-Disposition"] = disposition.decode("latin-1")
     return headers.get_filename() is not None
 
 
-async def read_files(request: Request, names: tuple[str, ...], most: int) -> list[tuple[str, bytes]]:
-    """Name and bytes of each file, in order, of which there are at most so many."""
+async def read_files(request: Request, names: tuple[str, ...], max_files: int) -> list[tuple[str, bytes]]:
+    """Return the part name and bytes of each file of a multipart body, in order.
+
+    Raises:
+        BadRequest, TooManyImages.
+    """
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary")
     if not boundary:
         raise BadRequest("the content type names no boundary")
     try:
-        parts = _Parts(boundary, names, most)
+        parser = _MultipartFiles(boundary, names, max_files)
         async for chunk in request.stream():
-            parts.feed(chunk)
+            parser.feed(chunk)
     except FormParserError as error:
         raise BadRequest("the body is not valid multipart") from error
-    if not parts.complete:
+    if not parser.complete:
         raise BadRequest("the body was cut short")
-    if not parts.files:
+    if not parser.files:
         raise BadRequest(f"there is no part named {' or '.join(map(repr, names))}")
-    return [(name, bytes(data)) for name, data in parts.files]
+    return [(name, bytes(data)) for name, data in parser.files]
 
 
 def raw_image(body: bytes) -> Images:
-    """Return the image that an `image/*` body is.
+    """Return the image of an `image/*` body.
 
     Raises:
         BadRequest: the body is empty.
     """
     if not body:
         raise BadRequest("the body is empty")
-    return Images((body,), many=False)
+    return Images((body,), is_list=False)
 
 
-async def read_whole(request: Request) -> bytearray:
-    """The body. Copied as it comes: to join the pieces of 64 MiB at the end blocks the event loop for 70 ms."""
+async def read_body(request: Request) -> bytearray:
+    """Return the body. Chunks are appended as they arrive: joining 64 MiB blocks the event loop for 70 ms."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
+    async for chunk in request.stream():
+        body += chunk
     return body
 
 
 async def read_json(
-    request: Request,
-    schema: type[Body],
-    form: str,
-    read: Callable[[Parsed[Body]], T],
-    in_thread: InThread,
+    request: Request, schema: type[Body], example: str, read: Callable[[ParsedJson[Body]], T], run_cpu: RunCpu
 ) -> T:
-    """Parse the body as JSON of this schema and return the result of `read`; `form` describes the body in an error."""
-    body = await read_whole(request)
+    """Parse the body as JSON of this schema and return `read(parsed)`. Errors show `example`.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages; what `read` raises.
+    """
+    body = await read_body(request)
 
     def work() -> T:
-        return read(_validated(schema, body, form))
+        return read(_parse(schema, body, example))
 
-    if len(body) <= large_json.SMALL:
+    if len(body) <= large_json.SMALL_BYTES:
         return work()
-    return await in_thread(work, is_long=len(body) > LARGE_BYTES)
+    return await run_cpu(work, is_long=len(body) > LARGE_BYTES)
 
 
-def _validated(schema: type[Body], body: bytearray, form: str) -> Parsed[Body]:
+def _parse(schema: type[Body], body: bytearray, example: str) -> ParsedJson[Body]:
     try:
         return large_json.parse(schema, body, JSON_LIMITS)
     except large_json.TooComplex as error:
         raise BodyTooLarge(str(error)) from error
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        if any(item["type"] == "too_long" for item in found):
-            raise TooManyImages("the list of pictures is too long") from error
-        reasons = "; ".join(sorted({item["msg"] for item in found}))
-        raise BadRequest(f"the body must be {form}: {reasons}") from error
+        details = error.errors(include_url=False, include_input=False)
+        if any(item["type"] == "too_long" for item in details):
+            raise TooManyImages("the list of images is too long") from error
+        reasons = "; ".join(sorted({item["msg"] for item in details}))
+        raise BadRequest(f"the body must be {example}: {reasons}") from error
 
 
-def images_of(body: Parsed[Any], sent: str | list[str], max_images: int) -> Images:
-    """Return the images of a JSON body in which `sent` is one image or a list of them.
+def json_images(body: ParsedJson[Any], field: str | list[str], max_images: int) -> Images:
+    """Return the images of a JSON body in whose `field` there is one image or a list of them.
 
     Raises:
         BadRequest: the list is empty, or the only image is not base64. TooManyImages.
     """
-    if isinstance(sent, str):
-        return Images((body.base64(sent),), many=False)
-    if not sent:
-        raise BadRequest("the list of pictures is empty")
-    if len(sent) > max_images:
+    if isinstance(field, str):
+        return Images((body.base64(field),), is_list=False)
+    if not field:
+        raise BadRequest("the list of images is empty")
+    if len(field) > max_images:
         raise _too_many(max_images)
-    return Images(tuple(_or_error(body, text) for text in sent), many=True)
+    return Images(tuple(_bytes_or_error(body, text) for text in field), is_list=True)
 
 
-def _or_error(body: Parsed[Any], text: str) -> bytes | VestibuleError:
+def _bytes_or_error(body: ParsedJson[Any], text: str) -> bytes | VestibuleError:
     try:
         return body.base64(text)
     except BadRequest as error:

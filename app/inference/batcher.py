@@ -1,7 +1,7 @@
-"""Bounded, work-conserving micro-batching: whenever the worker is free and something waits, it runs.
+"""Bounded, work-conserving micro-batching: a batch starts whenever the model is free and an item waits.
 
-No timer holds a lone item back: batches form from what arrives while the one before is computed. Who waits for an
-answer goes before what is done in the background, which is never left out for good.
+There is no batching timer: a batch consists of the items that arrived while the previous one was computed. Interactive
+items go before background ones, which still get a fixed share of the batches.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Generic, Literal, TypeVar, get_args
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Lane = Literal["interactive", "bulk"]
+Priority = Literal["interactive", "background"]
 
-# So many batches of those who wait go before one of the background's, where there is something of both.
-PATIENCE = 8
-# Seconds for which batches stay smaller after one was too large.
-CAUTION_S = 60.0
+# Interactive batches between two background ones while items of both priorities wait.
+INTERACTIVE_BATCHES = 8
+# Seconds for which batches stay smaller after one did not fit into memory.
+REDUCED_SIZE_S = 60.0
 
 
 class QueueFull(Exception):
-    """As many items wait as may."""
+    """The queue has reached its capacity."""
 
 
 class Expired(Exception):
@@ -35,16 +35,16 @@ class Expired(Exception):
 
 
 class Stopped(Exception):
-    """The batcher takes nothing more."""
+    """The batcher accepts no more items."""
 
 
 class TooLarge(Exception):
-    """What `run` raises where the batch has no place in memory: fewer items may have."""
+    """Raised by `run` if the batch does not fit into memory; a smaller one may."""
 
 
 @dataclass(frozen=True)
-class Batched(Generic[Out]):
-    """One item's output and what it cost, in seconds; `size` is the batch it ran in."""
+class BatchResult(Generic[Out]):
+    """One item's output, its times in seconds, and the `size` of the batch that it ran in."""
 
     output: Out
     queued_s: float
@@ -53,122 +53,122 @@ class Batched(Generic[Out]):
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[In, Out]):
+class _QueuedItem(Generic[In, Out]):
     item: In
     deadline: float
-    since: float
-    future: asyncio.Future[Batched[Out]]
+    queued_at: float
+    future: asyncio.Future[BatchResult[Out]]
 
 
 class Batcher(Generic[In, Out]):
-    """Collects items of many callers for a function that is faster on many at once.
+    """Collects items of many callers for a function that is faster on a batch than on single items.
 
-    `run` takes 1..max_batch items and answers as many outputs in order; one call is under way at a time. A batch is of
-    one lane, each of which has `capacity` places. Times are those of the event loop's clock. There is a task only while
-    there is something to do: what is not used any more can be let go of.
+    `run` gets 1..max_batch items of one priority and returns as many outputs in the same order; calls do not overlap.
+    Each priority has a queue of `capacity` items. Times are those of the event loop's clock. A task exists only while
+    items wait or run, so that an unused batcher can be garbage-collected.
     """
 
     def __init__(self, run: Callable[[Sequence[In]], Awaitable[Sequence[Out]]], max_batch: int, capacity: int):
         self._run = run
         self._max_batch = max_batch
         self._capacity = capacity
-        self._lanes: dict[Lane, deque[_Waiting[In, Out]]] = {lane: deque() for lane in get_args(Lane)}
-        self._passed = 0
-        self._largest, self._cautious_until = max_batch, 0.0
+        self._queues: dict[Priority, deque[_QueuedItem[In, Out]]] = {name: deque() for name in get_args(Priority)}
+        self._interactive_batches = 0  # since the last background batch
+        self._reduced_size, self._reduced_until = max_batch, 0.0
         self._stopping = False
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """How many items wait."""
-        return sum(map(len, self._lanes.values()))
+        """Return the number of waiting items."""
+        return sum(map(len, self._queues.values()))
 
     @property
     def limit(self) -> int:
-        """How many items go into a batch now."""
-        return self._largest if asyncio.get_running_loop().time() < self._cautious_until else self._max_batch
+        """The current maximum batch size."""
+        return self._reduced_size if asyncio.get_running_loop().time() < self._reduced_until else self._max_batch
 
-    async def submit(self, item: In, wait_s: float, lane: Lane = "interactive") -> Batched[Out]:
-        """The item's output. A caller that is cancelled gives its place back at once.
+    async def submit(self, item: In, wait_s: float, priority: Priority = "interactive") -> BatchResult[Out]:
+        """Return the item's output. Cancelling the caller removes the item from the queue at once.
 
         Raises:
             QueueFull, Stopped: at once. Expired: it still waited after `wait_s` seconds. Or what `run` raised for it.
         """
         if self._stopping:
             raise Stopped
-        places = self._lanes[lane]
-        if len(places) >= self._capacity:
+        queue = self._queues[priority]
+        if len(queue) >= self._capacity:
             raise QueueFull
         loop = asyncio.get_running_loop()
         now = loop.time()
-        waiting = _Waiting[In, Out](item, now + wait_s, now, loop.create_future())
-        places.append(waiting)
+        queued = _QueuedItem[In, Out](item, now + wait_s, now, loop.create_future())
+        queue.append(queued)
         if self._worker is None:
-            # In a context of its own: that of one caller is not the others'.
+            # In an empty context: the worker must not run other callers' items in the context of this one.
             self._worker = loop.create_task(self._work(), context=Context())
         try:
-            return await waiting.future
+            return await queued.future
         except asyncio.CancelledError:
-            with suppress(ValueError):  # it is computed already
-                places.remove(waiting)
+            with suppress(ValueError):  # it has left the queue already
+                queue.remove(queued)
             raise
 
     async def stop(self) -> None:
-        """Take nothing more, finish what waits, and return when all of it is answered."""
+        """Accept no more items, and return when all waiting ones are done."""
         self._stopping = True
         if self._worker is not None:
             await self._worker
 
     async def _work(self) -> None:
         while batch := self._next_batch():
-            await self._answer(batch)
+            await self._run_batch(batch)
         self._worker = None
 
-    def _next_batch(self) -> list[_Waiting[In, Out]]:
-        batch: list[_Waiting[In, Out]] = []
+    def _next_batch(self) -> list[_QueuedItem[In, Out]]:
+        batch: list[_QueuedItem[In, Out]] = []
         while not batch and len(self):
-            batch = self._taken(self._lanes[self._next_lane()])
+            batch = self._take_batch(self._queues[self._next_priority()])
         return batch
 
-    def _next_lane(self) -> Lane:
-        if not self._lanes["bulk"]:
+    def _next_priority(self) -> Priority:
+        if not self._queues["background"]:
             return "interactive"
-        if self._lanes["interactive"] and self._passed < PATIENCE:
-            self._passed += 1
+        if self._queues["interactive"] and self._interactive_batches < INTERACTIVE_BATCHES:
+            self._interactive_batches += 1
             return "interactive"
-        self._passed = 0
-        return "bulk"
+        self._interactive_batches = 0
+        return "background"
 
-    def _taken(self, places: deque[_Waiting[In, Out]]) -> list[_Waiting[In, Out]]:
+    def _take_batch(self, queue: deque[_QueuedItem[In, Out]]) -> list[_QueuedItem[In, Out]]:
         now, limit = asyncio.get_running_loop().time(), self.limit
-        batch: list[_Waiting[In, Out]] = []
-        while places and len(batch) < limit:
-            waiting = places.popleft()
-            if waiting.future.done():  # its caller was cancelled this moment
+        batch: list[_QueuedItem[In, Out]] = []
+        while queue and len(batch) < limit:
+            queued = queue.popleft()
+            if queued.future.done():  # cancelled, but its caller has not run since
                 continue
-            if waiting.deadline < now:
-                waiting.future.set_exception(Expired())
+            if queued.deadline < now:
+                queued.future.set_exception(Expired())
                 continue
-            batch.append(waiting)
+            batch.append(queued)
         return batch
 
-    async def _answer(self, batch: list[_Waiting[In, Out]]) -> None:
+    async def _run_batch(self, batch: list[_QueuedItem[In, Out]]) -> None:
         started = asyncio.get_running_loop().time()
         try:
             clock = time.perf_counter()
-            outputs = await self._run([waiting.item for waiting in batch])
+            outputs = await self._run([queued.item for queued in batch])
             computed = time.perf_counter() - clock
             if len(outputs) != len(batch):
                 raise RuntimeError(f"{len(outputs)} outputs for {len(batch)} items")
-        except Exception as error:  # noqa: BLE001  whatever it is belongs to the callers
-            await self._blame(batch, error)
+        except Exception as error:  # noqa: BLE001  every error is passed on to the callers
+            await self._retry_once(batch, error)
             return
-        for waiting, output in zip(batch, outputs, strict=True):
-            if not waiting.future.done():
-                waiting.future.set_result(Batched(output, started - waiting.since, computed, len(batch)))
+        for queued, output in zip(batch, outputs, strict=True):
+            if not queued.future.done():
+                queued.future.set_result(BatchResult(output, started - queued.queued_at, computed, len(batch)))
 
-    async def _blame(self, batch: list[_Waiting[In, Out]], error: Exception) -> None:
-        """A failed batch is tried again one by one, once, so that only the culprit gets the error; one that was too
-        large in halves.
+    async def _retry_once(self, batch: list[_QueuedItem[In, Out]], error: Exception) -> None:
+        """Run the items of a failed batch one by one, so that only the faulty one gets the error. A batch that was too
+        large is run in halves.
         """
         if len(batch) == 1:
             if not batch[0].future.done():
@@ -176,9 +176,9 @@ class Batcher(Generic[In, Out]):
             return
         size = 1
         if isinstance(error, TooLarge):
-            size = self._largest = (len(batch) + 1) // 2
-            self._cautious_until = asyncio.get_running_loop().time() + CAUTION_S
+            size = self._reduced_size = (len(batch) + 1) // 2
+            self._reduced_until = asyncio.get_running_loop().time() + REDUCED_SIZE_S
         for first in range(0, len(batch), size):
-            # Some may have left meanwhile.
-            if again := [waiting for waiting in batch[first : first + size] if not waiting.future.done()]:
-                await self._answer(again)
+            # Callers may have been cancelled meanwhile.
+            if retried := [queued for queued in batch[first : first + size] if not queued.future.done()]:
+                await self._run_batch(retried)

@@ -1,4 +1,4 @@
-"""The classes that a caller asks for by name, as a conditional network takes them."""
+"""Class labels in requests to conditional networks: parsed, checked, and encoded as one-hot vectors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from app.errors import Unprocessable
 from models.card import ModelCard
 
 
-def chosen(card: ModelCard, sent: Sequence[str], count: int) -> list[int] | None:
-    """A class for each of `count` items from names, one for all or one for each; None where none was sent.
+def parse_labels(card: ModelCard, labels: Sequence[str], count: int) -> list[int] | None:
+    """Return the class id of each of `count` items from one label for all or one for each; None without labels.
 
-    Names may be joined by commas.
+    A string may hold several labels, separated by commas.
 
     Raises:
-        Unprocessable: an unknown name, another number of names, or a network without classes.
+        Unprocessable: an unknown label, another number of labels, or a network without classes.
     """
-    names = [name.strip() for text in sent for name in ([text] if text in card.classes else text.split(","))]
+    names = [name.strip() for text in labels for name in ([text] if text in card.classes else text.split(","))]
     if not names:
         return None
     if not card.classes:
-        raise Unprocessable(f"{card.name} knows no labels")
+        raise Unprocessable(f"{card.name} has no labels")
     if unknown := [name for name in names if name not in card.classes]:
         raise Unprocessable(f"{card.name} has no label {unknown[0][:64]!r}; it has: {', '.join(card.classes)}")
     if len(names) not in (1, count):
@@ -33,25 +33,25 @@ def chosen(card: ModelCard, sent: Sequence[str], count: int) -> list[int] | None
     return ids * count if len(ids) == 1 else ids
 
 
-def needed(card: ModelCard, sent: Sequence[str], count: int) -> list[int] | None:
-    """The same for what makes no sense without them.
+def require_labels(card: ModelCard, labels: Sequence[str], count: int) -> list[int] | None:
+    """Return the same as `parse_labels`; None only for a network without classes.
 
     Raises:
-        Unprocessable: as `chosen`; or none were sent to a conditional network.
+        Unprocessable: as `parse_labels`; or a conditional network got no label.
     """
-    ids = chosen(card, sent, count)
+    ids = parse_labels(card, labels, count)
     if ids is None and card.classes:
         raise Unprocessable(f"{card.name} needs a label: one of {', '.join(card.classes)}")
     return ids
 
 
 def one_hot(card: ModelCard, ids: Sequence[int] | None, count: int) -> Tensor:
-    """float32 [count, classes]; [count, 0] for a network without."""
+    """Return float32 [count, classes]; [count, 0] for a network without classes."""
     if ids is None:
         return torch.zeros(count, 0)
     return F.one_hot(torch.tensor(ids), len(card.classes)).float()
 
 
-def names(card: ModelCard, ids: Sequence[int] | None, count: int) -> list[str | None]:
-    """The labels' names."""
+def label_names(card: ModelCard, ids: Sequence[int] | None, count: int) -> list[str | None]:
+    """Return the label of each of `count` items; None without labels."""
     return [None] * count if ids is None else [card.classes[id_] for id_ in ids]

@@ -1,15 +1,14 @@
-"""Threads for short work, such as decoding a picture, fair between requests and between API keys.
-
-Work that takes long never keeps all threads, so that short work waits for short work only.
-"""
+"""The service's threads: a fair pool for the CPU work of requests, and an executor for each other kind of work."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -18,61 +17,67 @@ from app.auth.fair_share import LONG_S, OWNER, Owner
 
 T = TypeVar("T")
 
+IO_THREADS = 8
+BACKGROUND_THREADS = 4  # bulk enrolment and re-embedding: for each a step, and the renewal of its lease
+NICENESS = 5  # added to threads that compute
+
 
 @dataclass(frozen=True)
-class Long(Generic[T]):
-    """The rest of a piece of work. Work that turns out to take long returns this in place of its result."""
+class Continuation(Generic[T]):
+    """The rest of a task. A function that finds out that its task takes long returns this in place of the result."""
 
-    rest: Callable[[], T]
+    function: Callable[[], T]
 
 
-class _Job(Generic[T]):
-    """A piece of work, and then its result."""
+class _Task(Generic[T]):
+    """A function to be run, and later its result."""
 
-    def __init__(self, work: Callable[[], T | Long[T]], future: asyncio.Future[T], owner: Owner, *, is_long: bool):
-        self._work: Callable[[], T | Long[T]] | None = work
+    def __init__(
+        self, function: Callable[[], T | Continuation[T]], future: asyncio.Future[T], owner: Owner, *, is_long: bool
+    ):
+        self._function: Callable[[], T | Continuation[T]] | None = function
         self._future = future
         self._error: BaseException | None = None
         self._is_long = is_long
         self.owner = owner
 
-    def drop(self) -> None:
-        """In the event loop, once the future is cancelled: forget the work, and with it the picture that it is about,
-        before a thread comes to it.
-        """
-        self._work = None
-
     @property
     def is_long(self) -> bool:
-        """Whether it may take more than a fraction of a second."""
+        """Whether the task may take more than a fraction of a second."""
         return self._is_long or self.owner.busy_s > LONG_S
 
     @property
     def is_pending(self) -> bool:
-        """Whether something of it is to be run."""
-        return self._work is not None
+        """Whether there is a function left to run."""
+        return self._function is not None
+
+    def cancel(self) -> None:
+        """Release the function, and with it the image that it holds, before a thread takes the task. Called in the
+        event loop after the future was cancelled.
+        """
+        self._function = None
 
     def run(self) -> None:
-        """In a thread."""
-        work, self._work = self._work, None
-        if work is None or self._future.cancelled():
+        """Run the function, in a thread."""
+        function, self._function = self._function, None
+        if function is None or self._future.cancelled():
             return
         started = time.perf_counter()
         try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001  it is the caller's
+            result = function()
+        except BaseException as error:  # noqa: BLE001  passed on to the caller
             self._error = error
         else:
-            if isinstance(result, Long):
-                self._work, self._is_long = result.rest, True
-                if self._future.cancelled():  # after the assignment, which may come later than `drop`
-                    self._work = None
+            if isinstance(result, Continuation):
+                self._function, self._is_long = result.function, True
+                if self._future.cancelled():  # checked after the assignment, which may follow `cancel`
+                    self._function = None
             else:
                 self._result = result
         self.owner.busy_s += time.perf_counter() - started
 
-    def tell(self) -> None:
-        """In the event loop."""
+    def resolve(self) -> None:
+        """Set the future's result or exception, in the event loop."""
         if self._future.done():
             return
         if self._error is not None:
@@ -81,88 +86,89 @@ class _Job(Generic[T]):
             self._future.set_result(self._result)
 
 
-class _Queue:
-    """Jobs in turns: of callers, of each caller's requests in turn, and of a request in the order of their arrival."""
+class _FairQueue:
+    """Task queue that is round-robin between callers, then between a caller's requests; FIFO within a request."""
 
     def __init__(self) -> None:
-        self._callers: dict[str | None, dict[Owner, deque[_Job[Any]]]] = {}
+        self._callers: dict[str | None, dict[Owner, deque[_Task[Any]]]] = {}
         self._lock = threading.Lock()
 
-    def put(self, job: _Job[Any], *, first: bool = False) -> None:
-        """Add a job, at the end of its request's or at the beginning."""
+    def put(self, task: _Task[Any], *, first: bool = False) -> None:
+        """Add a task at the end of its request's tasks, or at their beginning."""
         with self._lock:
-            jobs = self._callers.setdefault(job.owner.caller, {}).setdefault(job.owner, deque())
-            (jobs.appendleft if first else jobs.append)(job)
+            tasks = self._callers.setdefault(task.owner.caller, {}).setdefault(task.owner, deque())
+            (tasks.appendleft if first else tasks.append)(task)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no job, not even a long one."""
+        """Whether there are no tasks, neither short nor long."""
         return not self._callers
 
-    def take(self, *, only_short: bool) -> _Job[Any] | None:
-        """The next job, or the next that is short; None where there is none."""
+    def take(self, *, only_short: bool) -> _Task[Any] | None:
+        """Remove and return the next task, or the next short one; None if there is none."""
         with self._lock:
             for caller, owners in self._callers.items():
-                for owner, jobs in owners.items():
-                    if not (only_short and jobs[0].is_long):
-                        return self._taken(caller, owner)
+                for owner, tasks in owners.items():
+                    if not (only_short and tasks[0].is_long):
+                        return self._take_first(caller, owner)
         return None
 
-    def _taken(self, caller: str | None, owner: Owner) -> _Job[Any]:
-        """The owner's first job; others have their turns before the next one of the same caller, or owner."""
+    def _take_first(self, caller: str | None, owner: Owner) -> _Task[Any]:
+        """Remove and return the request's first task; move the request and its caller to the end of their queues."""
         owners = self._callers.pop(caller)
-        jobs = owners.pop(owner)
-        job = jobs.popleft()
-        if jobs:
-            owners[owner] = jobs
+        tasks = owners.pop(owner)
+        task = tasks.popleft()
+        if tasks:
+            owners[owner] = tasks
         if owners:
             self._callers[caller] = owners
-        return job
+        return task
 
 
-class Pool:
-    """Threads beside one event loop, started with the first piece of work: one for short work only, and so many
-    `workers` for all work, each of which begins with `initializer`.
+class FairThreadPool:
+    """A thread pool that is fair between requests and between API keys, for one event loop.
 
-    With an executor each piece costs a thread, and then the event loop, an awakening, which on a virtual machine may
-    take as long as to decode a small picture. Here a busy thread finds what came meanwhile without being woken.
+    One thread runs short tasks only, so that they never wait for long ones; `workers` threads run all tasks, after
+    `initializer`. All threads start with the first task. Unlike an executor, it does not wake a thread, and then the
+    event loop, for each task: on a virtual machine a wake-up may take as long as decoding a small image. A busy thread
+    takes new tasks without being woken, and the event loop is woken once for all finished ones.
     """
 
     def __init__(self, workers: int, name: str, initializer: Callable[[], object] = lambda: None):
-        self._queue = _Queue()
-        # True: a job may be there; False: end.
+        self._queue = _FairQueue()
+        # True: a task may be waiting; False: stop.
         self._wakes: SimpleQueue[bool] = SimpleQueue()
         self._short_wakes: SimpleQueue[bool] = SimpleQueue()
         self._short_is_idle = False
-        self._done: deque[_Job[Any]] = deque()
-        self._told = False  # the event loop is about to look
+        self._finished: deque[_Task[Any]] = deque()
+        self._resolve_scheduled = False
         self._name = name
         self._workers = workers
         self._initializer = initializer
         self._threads: list[threading.Thread] = []
         self._background = Owner(None, busy_s=2 * LONG_S)
 
-    async def run(self, work: Callable[[], T | Long[T]], *, is_long: bool = False) -> T:
-        """Run `work` in the pool, as the request's that `OWNER` names, and return its result.
+    async def run(self, function: Callable[[], T | Continuation[T]], *, is_long: bool = False) -> T:
+        """Run the function in the pool, on behalf of the request in `OWNER`, and return its result.
 
-        A cancelled caller stops waiting, and work that has not begun by then is dropped. Work of no request counts as
-        long.
+        A cancelled caller stops waiting, and a task that has not started by then is dropped. Tasks outside any request
+        count as long.
         """
         loop = asyncio.get_running_loop()
         if not self._threads:
-            self._begin(loop)
+            self._start(loop)
         future: asyncio.Future[T] = loop.create_future()
-        job = _Job(work, future, OWNER.get() or self._background, is_long=is_long)
-        del work  # else this call keeps what `drop` forgets, as long as its traceback is kept
-        self._put(job)
+        task = _Task(function, future, OWNER.get() or self._background, is_long=is_long)
+        del function  # else a kept traceback of this call would keep what `cancel` releases
+        self._put(task)
         try:
             return await future
         except asyncio.CancelledError:
-            job.drop()
+            task.cancel()
             raise
 
     def stop(self) -> None:
-        """End the threads when all that was begun is done."""
+        """Finish all tasks and end the threads."""
         self._short_wakes.put(False)
         for _ in range(self._workers):
             self._wakes.put(False)
@@ -170,7 +176,7 @@ class Pool:
             thread.join()
         self._threads = []
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         targets = [self._serve_short, *[self._serve] * self._workers]
         self._threads = [
             threading.Thread(target=target, args=(loop,), name=f"{self._name}_{number}", daemon=True)
@@ -179,9 +185,9 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    def _put(self, job: _Job[Any], *, first: bool = False) -> None:
-        self._queue.put(job, first=first)
-        if self._short_is_idle and not job.is_long:
+    def _put(self, task: _Task[Any], *, first: bool = False) -> None:
+        self._queue.put(task, first=first)
+        if self._short_is_idle and not task.is_long:
             self._short_is_idle = False
             self._short_wakes.put(True)
         else:
@@ -189,36 +195,80 @@ class Pool:
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._initializer()
-        goes_on = True
-        while goes_on:
-            goes_on = self._wakes.get()
-            self._work(loop, only_short=False)
+        running = True
+        while running:
+            running = self._wakes.get()
+            self._run_tasks(loop, only_short=False)
 
     def _serve_short(self, loop: asyncio.AbstractEventLoop) -> None:
-        goes_on = True
-        while goes_on:
+        running = True
+        while running:
             self._short_is_idle = True
-            goes_on = self._short_wakes.get()
-            self._work(loop, only_short=True)
+            running = self._short_wakes.get()
+            self._run_tasks(loop, only_short=True)
             if not self._queue.is_empty:
-                self._wakes.put(True)  # what this thread was woken for may count as long by now
+                self._wakes.put(True)  # the task for which this thread was woken may count as long by now
 
-    def _work(self, loop: asyncio.AbstractEventLoop, *, only_short: bool) -> None:
-        """Run jobs until there is none."""
-        while (job := self._queue.take(only_short=only_short)) is not None:
-            job.run()
-            if job.is_pending:
-                self._put(job, first=True)
-            else:
-                self._tell_of(job, loop)
+    def _run_tasks(self, loop: asyncio.AbstractEventLoop, *, only_short: bool) -> None:
+        """Run tasks until none is left."""
+        while (task := self._queue.take(only_short=only_short)) is not None:
+            task.run()
+            if task.is_pending:
+                self._put(task, first=True)
+                continue
+            self._finished.append(task)
+            if not self._resolve_scheduled:
+                self._resolve_scheduled = True
+                loop.call_soon_threadsafe(self._resolve_finished)
 
-    def _tell_of(self, job: _Job[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._done.append(job)
-        if not self._told:
-            self._told = True
-            loop.call_soon_threadsafe(self._tell)
+    def _resolve_finished(self) -> None:
+        self._resolve_scheduled = False  # first, so that tasks which finish from now on schedule another call
+        while self._finished:
+            self._finished.popleft().resolve()
 
-    def _tell(self) -> None:
-        self._told = False  # before it looks: what is done from now on is told of anew
-        while self._done:
-            self._done.popleft().tell()
+
+def _lower_priority() -> None:
+    """Give this thread and those that it starts a lower priority. Batches are larger if requests are read and images
+    decoded before networks run; on an idle machine this costs a network nothing.
+    """
+    os.nice(NICENESS)
+
+
+def _available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Executors:
+    """All threads of the service, in separate pools, so that one kind of work does not delay another."""
+
+    def __init__(self) -> None:
+        # One batch at a time: a network uses all cores, and two networks side by side would compete for them.
+        self.compute = ThreadPoolExecutor(1, "compute", initializer=_lower_priority)
+        # Loading weights delays neither requests nor the compilation of a runtime.
+        self.load = ThreadPoolExecutor(1, "load")
+        self.select_runtime = ThreadPoolExecutor(1, "choose", initializer=_lower_priority)
+        self._cpu = FairThreadPool(_available_cores(), "decode", _lower_priority)
+        self._io = ThreadPoolExecutor(IO_THREADS, "store")
+        # Apart from `_io`: on a slow disk, background commits must not delay the reads of requests.
+        self._background = ThreadPoolExecutor(BACKGROUND_THREADS, "work")
+
+    async def run_cpu(self, function: Callable[[], T | Continuation[T]], *, is_long: bool = False) -> T:
+        """Run CPU work of a request, such as decoding an image; see `FairThreadPool.run`."""
+        return await self._cpu.run(function, is_long=is_long)
+
+    async def run_io(self, function: Callable[[], T]) -> T:
+        """Run a function that reads files for a request."""
+        return await asyncio.get_running_loop().run_in_executor(self._io, function)
+
+    async def run_background(self, function: Callable[[], T]) -> T:
+        """Run a step of background work, which may wait for files to be written."""
+        return await asyncio.get_running_loop().run_in_executor(self._background, function)
+
+    def stop(self) -> None:
+        """Finish all submitted work and end the threads."""
+        self._cpu.stop()
+        for executor in (self.compute, self.load, self.select_runtime, self._io, self._background):
+            executor.shutdown()

@@ -1,4 +1,4 @@
-"""A model that is loaded: its queue, and the runtime that answers for it."""
+"""A model in memory: its request queue, and the runtime that computes its batches."""
 
 from __future__ import annotations
 
@@ -12,82 +12,84 @@ from torch import Tensor
 
 from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded
 from app.inference import loader
-from app.inference.batcher import Batched, Batcher, Expired, Lane, QueueFull, Stopped, TooLarge
-from app.inference.loader import Item, Prepared
+from app.inference.batcher import Batcher, BatchResult, Expired, Priority, QueueFull, Stopped, TooLarge
+from app.inference.loader import Item, PreparedModel
 from app.observability.metrics import Metrics
 from app.settings import Settings
 from models.runtime import Runtime
 
 log = structlog.get_logger()
 
-# For how long it is told that something did not fit into memory.
-TROUBLE_S = 60.0
+# Seconds for which an out-of-memory error is reported as a degradation.
+DEGRADED_S = 60.0
 
 
-class Runner:
-    """What a batcher runs: whichever runtime is the model's when a batch begins, on the compute thread."""
+class BatchRunner:
+    """Runs batches on the compute thread, each with the runtime that is set when it starts."""
 
-    def __init__(self, prepared: Prepared, compute: Executor, metrics: Metrics):
+    def __init__(self, prepared: PreparedModel, compute: Executor, metrics: Metrics):
         self.runtime: Runtime = prepared.runtime
-        self._part = prepared.part
+        self._submodel = prepared.submodel
         self._card = prepared.card
         self._compute = compute
         name = prepared.card.name
         self._computed, self._sizes = metrics.computed.labels(name), metrics.batch_size.labels(name)
 
     async def __call__(self, items: Sequence[Item]) -> list[Tensor]:
-        """The outputs of the items, in their order."""
+        """Return the outputs of the items, in their order."""
         outputs = await asyncio.get_running_loop().run_in_executor(self._compute, self._run, items)
         self._sizes.observe(len(items))
         return outputs
 
     def _run(self, items: Sequence[Item]) -> list[Tensor]:
         with self._computed.time():
-            return loader.run(self._part, self._card.preprocess, self.runtime, items)
+            return loader.run(self._submodel, self._card.preprocess, self.runtime, items)
 
 
 class LoadedModel:
-    """A model or a part of one, warm, behind its own queue; `dimensions` is how many numbers, or maps, it answers with.
+    """A warm model or submodel with its own queue; `dimensions` is the length of an output's first dimension.
 
-    `choosing`: whether a faster runtime than that which answers is still looked for. `retired`: whether it answers only
-    those who have it already.
+    `selecting_runtime`: a faster runtime is still being looked for. `retired`: removed from the cache; it answers only
+    callers that still hold it.
     """
 
-    def __init__(self, prepared: Prepared, dimensions: int, runner: Runner, settings: Settings, metrics: Metrics):
+    def __init__(
+        self, prepared: PreparedModel, dimensions: int, runner: BatchRunner, settings: Settings, metrics: Metrics
+    ):
         self.card = prepared.card
-        self.part = prepared.part
+        self.submodel = prepared.submodel
         self.dimensions = dimensions
-        self.choosing = self.retired = False
+        self.selecting_runtime = self.retired = False
         self._runner = runner
-        self._batcher = Batcher(runner, prepared.part.rows or settings.max_batch, settings.queue_size)
+        self._batcher = Batcher(runner, prepared.submodel.batch_size or settings.max_batch, settings.queue_size)
         self._metrics = metrics
         self._depth = metrics.queue_depth.labels(prepared.card.name)
         self._queued = metrics.queued.labels(prepared.card.name)
-        self._short: tuple[str, float] | None = None
+        self._out_of_memory: tuple[str, float] | None = None  # the message, and when
 
     @property
-    def trouble(self) -> str | None:
-        """Why it does not answer all that it should, as of the last minute."""
-        if self._short is None or time.monotonic() - self._short[1] > TROUBLE_S:
+    def degradation(self) -> str | None:
+        """Why the model failed to answer an item within the last minute; None if it did not."""
+        if self._out_of_memory is None or time.monotonic() - self._out_of_memory[1] > DEGRADED_S:
             return None
-        return self._short[0]
+        return self._out_of_memory[0]
 
     @property
     def runtime(self) -> str:
-        """The name of what answers."""
+        """The current runtime's name."""
         return self._runner.runtime.name
 
     @property
     def size(self) -> int:
-        """Bytes that it takes; see `Runtime`."""
+        """Memory of the current runtime in bytes; see `Runtime`."""
         return self._runner.runtime.size
 
-    def switch(self, runtime: Runtime) -> None:
-        """From the next batch on this one answers."""
+    def set_runtime(self, runtime: Runtime) -> None:
+        """Use this runtime from the next batch on."""
         self._runner.runtime = runtime
 
-    async def infer(self, item: Item, wait_s: float, lane: Lane = "interactive") -> Batched[Tensor]:
-        """One item, as a preprocessed picture [C, H, W] or the pixels of one -> the network's output for it.
+    async def infer(self, item: Item, wait_s: float, priority: Priority = "interactive") -> BatchResult[Tensor]:
+        """Return the network's output for a preprocessed image [C, H, W], or for one given as pixels.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady. OutOfMemory: the item alone does not fit.
@@ -95,7 +97,7 @@ class LoadedModel:
         name = self.card.name
         try:
             with self._depth.track_inprogress():
-                batched = await self._batcher.submit(item, wait_s, lane)
+                result = await self._batcher.submit(item, wait_s, priority)
         except asyncio.CancelledError:
             self._metrics.cancelled.labels(name).inc()
             raise
@@ -107,14 +109,15 @@ class LoadedModel:
             raise DeadlineExceeded(f"{name} was not free within {wait_s:.0f} s") from error
         except TooLarge as error:
             self._metrics.shed.labels("memory", name).inc()
-            self._short = f"a picture alone does not fit into the memory of {name}'s device", time.monotonic()
+            message = f"a single image does not fit into the memory of {name}'s device"
+            self._out_of_memory = message, time.monotonic()
             log.error("out_of_memory", model=name, error=str(error))
-            raise OutOfMemory(self._short[0], {"Retry-After": str(round(TROUBLE_S))}) from error
+            raise OutOfMemory(message, {"Retry-After": str(round(DEGRADED_S))}) from error
         except Stopped as error:
             raise NotReady("the service is stopping") from error
-        self._queued.observe(batched.queued_s)
-        return batched
+        self._queued.observe(result.queued_s)
+        return result
 
     async def stop(self) -> None:
-        """Answer what waits, then take no more."""
+        """Accept no more items, and return when all waiting ones are done."""
         await self._batcher.stop()

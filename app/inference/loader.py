@@ -1,4 +1,4 @@
-"""From a model's folder to a part of it that answers, and how a batch goes through that."""
+"""Load a submodel from a model's folder, and run batches through it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from app.errors import UnknownModel
 from app.images.tiling import SIDE
 from app.inference.batcher import TooLarge
-from app.inference.submodels import DENOISER, FEATURES, WHOLE, Part, multiple_of
+from app.inference.submodels import DENOISER, FEATURES, WHOLE, Submodel, size_multiple
 from app.settings import Settings
 from models import checkpoint, detector, runtime
 from models.card import ModelCard
@@ -29,55 +29,57 @@ from models.runtime_selection import Choice, Kind, Prepare
 
 T = TypeVar("T")
 
-# What a model is asked about: what its network takes, or uint8 pixels [H, W, C], 0..255, of a picture's right size.
+# An input of a model: the network's own input tensor, or uint8 pixels [H, W, C], 0..255, of the network's image size.
 Item: TypeAlias = Tensor | npt.NDArray[np.uint8]
 
-# What goes through a network at once, in pixels of all its pictures: a full batch of classifiers' pictures, and few of
-# a detector's, whose maps are large.
-MOST_PIXELS = 32 * 256 * 256
+# Most pixels, of all images together, that run through a network at once: a full batch for a classifier, and few
+# images for a detector, whose feature maps are large.
+MAX_BATCH_PIXELS = 32 * 256 * 256
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model or a part of it, on torch, and what there is to choose instead; None: nothing."""
+class PreparedModel:
+    """A model or submodel on torch, and the choice among faster runtimes; None: torch is the only one."""
 
     card: ModelCard
-    part: Part
+    submodel: Submodel
     runtime: Runtime
     choice: Choice | None
 
 
-def prepare(folder: Path, card: ModelCard, part: Part, settings: Settings) -> Prepared:
-    """Read the weights that the card is of.
+def prepare(folder: Path, card: ModelCard, submodel: Submodel, settings: Settings) -> PreparedModel:
+    """Read the weights that the card describes.
 
     Raises:
-        CheckpointError: the files do not fit together, or hold another card by now. UnknownModel: no such part.
+        CheckpointError: the files do not match each other, or not `card`. UnknownModel: there is no such submodel.
         TooLarge: it does not fit into the device's memory.
     """
-    module, found = checkpoint.load(folder)
-    if found != card:
-        raise checkpoint.CheckpointError(f"{folder}: the card is not the one that was read before")
-    if not part.fits(module):
-        raise UnknownModel(f"{card.name} has no {part.name}")
-    network = part.cut(module)
-    choice = _choice(network, card, part, settings)
-    ready = fitting(lambda: runtime.prepare(network))
-    return Prepared(card, part, ready, choice if choice and choice.is_open else None)
+    module, stored_card = checkpoint.load(folder)
+    if stored_card != card:
+        raise checkpoint.CheckpointError(f"{folder}: the card has changed since it was read")
+    if not submodel.supports(module):
+        raise UnknownModel(f"{card.name} has no {submodel.name}")
+    network = submodel.extract(module)
+    choice = _runtime_choice(network, card, submodel, settings)
+    torch_runtime = convert_out_of_memory(lambda: runtime.prepare(network))
+    return PreparedModel(card, submodel, torch_runtime, choice if choice and choice.is_open else None)
 
 
-def _choice(network: nn.Module, card: ModelCard, part: Part, settings: Settings) -> Choice | None:
-    compared = _compared(card, part)
-    if compared is None:
+def _runtime_choice(network: nn.Module, card: ModelCard, submodel: Submodel, settings: Settings) -> Choice | None:
+    comparison = _comparison(card, submodel)
+    if comparison is None:
         return None
-    kind, prepare, shape = compared
-    key, folder = f"{card.sha256} {part.name}", settings.state / "compiled"
+    kind, prepare, shape = comparison
+    key, folder = f"{card.sha256} {submodel.name}", settings.state / "compiled"
     return Choice(network, prepare, shape, kind, card.tolerance, key, folder, settings.runtime)
 
 
-def _compared(card: ModelCard, part: Part) -> tuple[Kind, Prepare, tuple[int, ...]] | None:
-    """What answers to photos are, how photos are shown, and their (largest) shape; None: torch serves in any case."""
+def _comparison(card: ModelCard, submodel: Submodel) -> tuple[Kind, Prepare, tuple[int, ...]] | None:
+    """How runtimes are compared: the kind of output, the preprocessing of photos and their (largest) shape; None: they
+    are not, and torch serves.
+    """
     preprocess = card.preprocess
-    match card.task, part.name:
+    match card.task, submodel.name:
         case "classify", WHOLE.name:
             return "logits", preprocess, preprocess.shape
         case ("classify", FEATURES.name) | ("embed", WHOLE.name):
@@ -85,90 +87,90 @@ def _compared(card: ModelCard, part: Part) -> tuple[Kind, Prepare, tuple[int, ..
         case "detect", WHOLE.name:
             return "maps", partial(detector.prepare, preprocess=preprocess), preprocess.shape
         case "denoise", DENOISER.name:
-            return "maps", partial(_tile, card), (preprocess.channels, SIDE, SIDE)
+            return "maps", partial(_first_tile, card), (preprocess.channels, SIDE, SIDE)
     return None
 
 
-def _tile(card: ModelCard, picture: Image.Image) -> Tensor:
-    """The first tile of a picture for a denoiser, [C, H, W]."""
-    multiple, preprocess = multiple_of(card), card.preprocess
-    width, height = (min(length, SIDE) // multiple * multiple for length in picture.size)
-    pixels = np.array(picture.convert(preprocess.mode).crop((0, 0, width, height)))
+def _first_tile(card: ModelCard, image: Image.Image) -> Tensor:
+    """Return a denoiser's first tile of an image, [C, H, W]."""
+    multiple, preprocess = size_multiple(card), card.preprocess
+    width, height = (min(length, SIDE) // multiple * multiple for length in image.size)
+    pixels = np.array(image.convert(preprocess.mode).crop((0, 0, width, height)))
     return preprocess.normalise(torch.from_numpy(pixels.reshape(height, width, preprocess.channels)))
 
 
-def dimensions(prepared: Prepared) -> int:
-    """How many numbers, or maps, an item is answered with, by running it once: so no user pays for the first call.
+def output_dimensions(prepared: PreparedModel) -> int:
+    """Run one example, so that no request pays for the first call, and return the length of its first dimension.
 
     Raises:
         CheckpointError: the output has NaN or infinity.
     """
-    shape = prepared.part.example(prepared.card)
+    shape = prepared.submodel.example_shape(prepared.card)
     # A ramp: zeros would hide weights that overflow.
     example = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    (answer,) = fitting(lambda: run_filled(prepared.part, prepared.runtime, [example]))
-    if not answer.isfinite().all():
+    (output,) = convert_out_of_memory(lambda: run_padded(prepared.submodel, prepared.runtime, [example]))
+    if not output.isfinite().all():
         raise checkpoint.CheckpointError(f"{prepared.card.name}: its output has NaN or infinity")
-    return answer.shape[0]
+    return output.shape[0]
 
 
-def run(part: Part, preprocess: Preprocess, ready: Runtime, items: Sequence[Item]) -> list[Tensor]:
-    """The part's output for each item, in their order.
+def run(submodel: Submodel, preprocess: Preprocess, network: Runtime, items: Sequence[Item]) -> list[Tensor]:
+    """Return the submodel's output for each item, in their order.
 
     Raises:
         TooLarge: it does not fit into the device's memory.
     """
-    if part.rows is None:
-        return fitting(lambda: run_shaped(preprocess, ready, items))
-    filled = [item if isinstance(item, Tensor) else stacked(preprocess, [item])[0] for item in items]
-    return fitting(lambda: run_filled(part, ready, filled))
+    if submodel.batch_size is None:
+        return convert_out_of_memory(lambda: run_by_shape(preprocess, network, items))
+    tensors = [item if isinstance(item, Tensor) else stack_items(preprocess, [item])[0] for item in items]
+    return convert_out_of_memory(lambda: run_padded(submodel, network, tensors))
 
 
-def stacked(preprocess: Preprocess, items: Sequence[Item]) -> Tensor:
-    """Items of one kind and shape as the network takes them, [N, C, H, W]: of pixels all at once, since one by one they
-    cost as much as to decode them.
+def stack_items(preprocess: Preprocess, items: Sequence[Item]) -> Tensor:
+    """Return items of one type and shape as a batch [N, C, H, W]. Pixels are normalised all at once: one by one that
+    takes as long as decoding them.
     """
-    with runtime.one_thread():  # others would spin for a while, on the cores that the network is about to need
+    with runtime.one_thread():  # other threads would spin on cores that the network needs next
         tensors = [item for item in items if isinstance(item, Tensor)]
         if tensors:
             return torch.stack(tensors)
         return preprocess.normalise(torch.from_numpy(np.stack([np.asarray(item) for item in items])))
 
 
-def fitting(work: Callable[[], T]) -> T:
-    """What comes of it.
+def convert_out_of_memory(function: Callable[[], T]) -> T:
+    """Return the function's result.
 
     Raises:
-        TooLarge: it does not fit into the device's memory.
+        TooLarge: instead of torch.OutOfMemoryError.
     """
     try:
-        return work()
+        return function()
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # Only here: the error's traceback holds all that was in memory, and is gone by now.
+    # Not in the handler: the error's traceback references all tensors of the batch until the handler ends.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise TooLarge(reason)
 
 
-def run_shaped(preprocess: Preprocess, ready: Runtime, items: Sequence[Item]) -> list[Tensor]:
-    """The network's output for each item, in their order; those of one shape go through together."""
+def run_by_shape(preprocess: Preprocess, network: Runtime, items: Sequence[Item]) -> list[Tensor]:
+    """Return the network's output for each item, in their order; items of one shape share a batch."""
     shapes: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
     for index, item in enumerate(items):
         shapes.setdefault((isinstance(item, Tensor), tuple(item.shape)), []).append(index)
     outputs: dict[int, Tensor] = {}
     for (_, shape), indices in shapes.items():
-        size = max(1, MOST_PIXELS * preprocess.channels // math.prod(shape))
+        size = max(1, MAX_BATCH_PIXELS * preprocess.channels // math.prod(shape))
         for first in range(0, len(indices), size):
             group = indices[first : first + size]
-            batch = stacked(preprocess, [items[index] for index in group])
-            outputs |= zip(group, ready(batch), strict=True)
+            batch = stack_items(preprocess, [items[index] for index in group])
+            outputs |= zip(group, network(batch), strict=True)
     return [outputs[index] for index in range(len(items))]
 
 
-def run_filled(part: Part, ready: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
-    """The part's output for each of at most `part.rows` items of one shape; zeros fill the batch."""
-    missing = (part.rows or 0) - len(items)
+def run_padded(submodel: Submodel, network: Runtime, items: Sequence[Tensor]) -> list[Tensor]:
+    """Return the output for each of at most `batch_size` items of one shape; zeros fill the rest of the batch."""
+    missing = (submodel.batch_size or 0) - len(items)
     batch = torch.stack([*items, *(torch.zeros_like(items[0]) for _ in range(missing))])
-    with runtime.one_thread() if part.exact else nullcontext():
-        return list(ready(batch)[: len(items)])
+    with runtime.one_thread() if submodel.deterministic else nullcontext():
+        return list(network(batch)[: len(items)])

@@ -1,4 +1,4 @@
-"""The models that lie in a weights folder, by their cards."""
+"""Read the model cards of a weights folder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from models.card import ModelCard
 
 log = structlog.get_logger()
 
-MOST_TOLD = 500  # characters of why a file is refused
+MAX_REASON_LENGTH = 500  # characters
 
 
 def read_all(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
-    """Cards and folders by name. A folder that is refused is reported in the log and not served."""
-    found: dict[str, tuple[ModelCard, Path]] = {}
+    """Return cards and folders by model name. A refused folder is logged and left out."""
+    models: dict[str, tuple[ModelCard, Path]] = {}
     for folder, card in read_each(weights):
         if isinstance(card, ModelRefused):
             log.error("model_refused", folder=folder.name, error=card.detail)
         else:
-            found[card.name] = (card, folder)
-    return found
+            models[card.name] = (card, folder)
+    return models
 
 
 def read_each(weights: Path) -> Iterator[tuple[Path, ModelCard | ModelRefused]]:
-    """Each folder with a card or with weights, by name, and its card or why it is refused."""
+    """Yield each folder with a card or weights, sorted by name, and its card or why it is refused."""
     files = [*weights.glob(f"*/{checkpoint.CARD_FILE}"), *weights.glob(f"*/{checkpoint.WEIGHTS_FILE}")]
     for folder in sorted({path.parent for path in files}):
         try:
@@ -40,22 +40,22 @@ def read_each(weights: Path) -> Iterator[tuple[Path, ModelCard | ModelRefused]]:
 
 
 def read(folder: Path) -> ModelCard | None:
-    """The card that lies there; None: none does.
+    """Return the folder's card; None if it has none.
 
     Raises:
-        ModelRefused: it cannot be read, or is that of another.
+        ModelRefused: the card cannot be read, or has another model's name.
     """
     if not (folder / checkpoint.CARD_FILE).is_file():
         return None
     try:
         card = checkpoint.read_card(folder)
     except checkpoint.CheckpointError as error:
-        raise ModelRefused(told(error, folder)) from error
+        raise ModelRefused(public_reason(error, folder)) from error
     if card.name != folder.name:
         raise ModelRefused(f"the folder is {folder.name}, but its card is that of {card.name}: rename one of them")
     return card
 
 
-def told(error: Exception, folder: Path) -> str:
-    """For a caller: without where on this machine that is."""
-    return " ".join(str(error).replace(f"{folder}/", "").split())[:MOST_TOLD]
+def public_reason(error: Exception, folder: Path) -> str:
+    """Return the error's text without the folder's path, for API responses."""
+    return " ".join(str(error).replace(f"{folder}/", "").split())[:MAX_REASON_LENGTH]

@@ -1,4 +1,4 @@
-"""What all use cases share: pictures answered each for itself, decoded off the event loop, run through a model."""
+"""Shared by all endpoints: decode each image, run it through a model, and collect per-image errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from app.errors import DeadlineExceeded, TooManyPixels, VestibuleError, problem
 from app.images.decoding import (
-    FEW_PIXELS,
+    FAST_PIXELS,
     LARGE_BYTES,
-    Limits,
+    ImageLimits,
     count_pixels,
-    decode_if_quick,
+    decode_fast,
     is_large,
     load,
     open_image,
 )
 from app.images.uploads import Images
-from app.inference.batcher import Batched, Lane
-from app.inference.executors import Long
+from app.inference.batcher import BatchResult, Priority
+from app.inference.executors import Continuation
 from app.inference.loaded_model import LoadedModel
 from app.inference.loader import Item
-from app.inference.model_manager import Engine
-from app.observability.timings import Timings
+from app.inference.model_manager import ModelManager
+from app.observability import timings
 from app.schemas import Failed
 from app.settings import Settings
 from models.preprocess import Preprocess
@@ -39,101 +39,106 @@ from models.preprocess import Preprocess
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Items that `Inference.mapped` gives a thread at once: some tens of milliseconds of aligning faces.
-ITEMS_AT_ONCE = 8
+# Items that `Predictor.map` processes in one task of a thread: some tens of milliseconds of face alignment.
+MAP_CHUNK_SIZE = 8
 # Tiles of large photos that wait for the detector, of all requests together.
-TILES_QUEUED = 2
+MAX_QUEUED_TILES = 2
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What comes of all of it, side by side; of one piece without a task of its own, since most requests are for one
-    picture.
-    """
-    if len(work) == 1:
-        return [await work[0]]
-    return await asyncio.gather(*work)
+async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run the coroutines concurrently and return their results. A single one, as most requests have, gets no task."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    return await asyncio.gather(*coroutines)
 
 
-def _apply(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    return [work(item) for item in items]
+def _apply(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    return [function(item) for item in items]
 
 
-class Inference:
-    """The way from bytes to a network's output, over one engine, in one of its lanes."""
+class Predictor:
+    """Decodes images and runs models, with requests of one priority."""
 
-    def __init__(self, settings: Settings, engine: Engine, lane: Lane = "interactive"):
-        self.engine = engine
+    def __init__(self, settings: Settings, model_manager: ModelManager, priority: Priority = "interactive"):
+        self.model_manager = model_manager
+        self.executors = model_manager.executors
         self._settings = settings
-        self._lane: Lane = lane
+        self._priority: Priority = priority
         self._deadline_s = settings.deadline_s
-        self._limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
-        self._most_pixels = settings.max_request_pixels
-        # Places in the detector's queue for tiles of large photos, shared by all requests: a batch has few of them.
-        self.tiles = asyncio.Semaphore(TILES_QUEUED)
-        # Two batches: one is computed, one waits whole. More would only fill the queue, and refuse what filled it.
-        self._places = min(2 * settings.max_batch, settings.queue_size)
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._max_request_pixels = settings.max_request_pixels
+        # Shared by all requests: the detector's batches hold few tiles of large photos.
+        self.tile_slots = asyncio.Semaphore(MAX_QUEUED_TILES)
+        # Two batches, one running and one waiting. More would fill the queue without a gain in speed.
+        self._queue_slots = min(2 * settings.max_batch, settings.queue_size)
 
-    def in_bulk(self) -> Inference:
-        """The same for work in the background, which lets those go first who wait for an answer."""
-        return Inference(self._settings, self.engine, "bulk")
+    def background(self) -> Predictor:
+        """Return a predictor whose requests have lower priority than interactive ones."""
+        return Predictor(self._settings, self.model_manager, "background")
 
-    def room(self) -> asyncio.Semaphore:
-        """For what is queued at once by all that share it."""
-        return asyncio.Semaphore(self._places)
+    def queue_slots(self) -> asyncio.Semaphore:
+        """Return a semaphore that bounds how many items its holders may queue."""
+        return asyncio.Semaphore(self._queue_slots)
 
-    async def each(self, pictures: Images, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
-        """`one` for each picture, side by side. A list's bad picture becomes its problem and costs no neighbour.
+    async def for_each_image(self, images: Images, function: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
+        """Run `function` on the index and bytes of each image concurrently, and return its results.
 
-        Raises:
-            VestibuleError: about the only picture. TooManyPixels.
-        """
-        await self.check_pixels([item for item in pictures.items if isinstance(item, bytes)])
-        return await self.answered(pictures, one)
-
-    async def answered(self, pictures: Images, one: Callable[[int, bytes], Awaitable[T]]) -> list[T | Failed]:
-        """As `each`, for a request whose pixels have been checked.
+        In a list, an image's error becomes its `Failed` item and does not affect the other images.
 
         Raises:
-            VestibuleError: about the only picture.
+            VestibuleError: about a single image that is not in a list. TooManyPixels.
+        """
+        await self.check_pixels([item for item in images.items if isinstance(item, bytes)])
+        return await self.for_each_checked(images, function)
+
+    async def for_each_checked(
+        self, images: Images, function: Callable[[int, bytes], Awaitable[T]]
+    ) -> list[T | Failed]:
+        """Do the same as `for_each_image` for a request whose pixels were checked before.
+
+        Raises:
+            VestibuleError: about a single image that is not in a list.
         """
 
-        async def answer(index: int, item: bytes | VestibuleError) -> T | Failed:
+        async def process(index: int, item: bytes | VestibuleError) -> T | Failed:
             try:
                 if isinstance(item, VestibuleError):
                     raise item
-                return await self.in_time(one(index, item))
+                return await self.with_deadline(function(index, item))
             except VestibuleError as error:
-                if not pictures.many:
+                if not images.is_list:
                     raise
                 return Failed(index=index, problem=problem(error))
 
-        return await together([answer(index, item) for index, item in enumerate(pictures.items)])
+        return await gather([process(index, item) for index, item in enumerate(images.items)])
 
-    async def check_pixels(self, pictures: Sequence[bytes], *, redrawn: Sequence[bytes] = ()) -> None:
-        """Refuse the pictures of one request where they have too many pixels together. Their headers say how many.
+    async def check_pixels(self, images: Sequence[bytes], *, transformed: Sequence[bytes] = ()) -> None:
+        """Check the total number of pixels in a request's images, by their headers.
 
-        Each of `redrawn` counts twice: it is answered with a picture of its size.
+        Each of the `transformed` images counts twice: the response has an image of its size.
 
         Raises:
             TooManyPixels.
         """
-        if (len(pictures) + 2 * len(redrawn)) * self._limits.pixels <= self._most_pixels:
+        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._max_request_pixels:
             return
-        is_long = any(len(data) > LARGE_BYTES for data in (*pictures, *redrawn))
 
-        def count(sent: Sequence[bytes]) -> int:
-            return sum(count_pixels(data, self._limits) for data in sent)
+        def count(files: Sequence[bytes]) -> int:
+            return sum(count_pixels(data, self._limits) for data in files)
 
-        total = await self.in_time(self.engine.decoded(lambda: count(pictures) + 2 * count(redrawn), is_long=is_long))
-        if total > self._most_pixels:
-            which = "the pictures, their references and the answers" if redrawn else "the pictures"
-            raise TooManyPixels(f"{which} have {total} pixels; a request may have {self._most_pixels}")
+        is_long = any(len(data) > LARGE_BYTES for data in (*images, *transformed))
+        total = await self.with_deadline(
+            self.executors.run_cpu(lambda: count(images) + 2 * count(transformed), is_long=is_long)
+        )
+        if total > self._max_request_pixels:
+            counted = "the images, their references and the responses" if transformed else "the images"
+            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {self._max_request_pixels}")
 
-    async def in_time(self, work: Awaitable[T]) -> T:
-        """Its result.
+    async def with_deadline(self, work: Awaitable[T]) -> T:
+        """Return the result of `work`.
 
         Raises:
-            DeadlineExceeded: there was none in time.
+            DeadlineExceeded: it took longer than the request's deadline allows.
         """
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -141,81 +146,78 @@ class Inference:
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
 
-    async def decoded(
+    async def decode(
         self,
         data: bytes,
         prepare: Callable[[Image.Image], T],
-        timings: Timings,
-        enough: int | None = None,
+        min_side: int | None = None,
         *,
         keep_alpha: bool = False,
     ) -> T:
-        """Decode a picture and return what `prepare` makes of it; `enough` and `keep_alpha` as in `images.decode`.
+        """Decode an image and return `prepare(image)`; `min_side` and `keep_alpha` as in `images.decoding.decode`.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
         started = time.perf_counter()
 
-        def work() -> T | Long[T]:
+        def work() -> T | Continuation[T]:
             image = open_image(data, self._limits)
-            rest = Long(lambda: prepare(load(image, data, enough, keep_alpha=keep_alpha)))
-            return rest if is_large(image, data) else rest.rest()
+            rest = Continuation(lambda: prepare(load(image, data, min_side, keep_alpha=keep_alpha)))
+            return rest if is_large(image, data) else rest.function()
 
-        prepared = await self.engine.decoded(work, is_long=len(data) > LARGE_BYTES)
+        prepared = await self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES)
         timings.record("decode", time.perf_counter() - started)
         return prepared
 
-    async def mapped(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """`work` applied to each item in the threads that decode pictures, for work that takes milliseconds an item.
+    async def map(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Return `function` of each item, computed in the CPU thread pool; for work of milliseconds per item.
 
-        At most one thread works for a call, on ITEMS_AT_ONCE items before others have their turn. A cancelled caller,
-        as at its deadline or when its client has left, begins no further items.
+        A call uses at most one thread at a time, and releases it after each MAP_CHUNK_SIZE items. A cancelled caller
+        starts no further items.
         """
         results: list[T] = []
-        for first in range(0, len(items), ITEMS_AT_ONCE):
-            piece = items[first : first + ITEMS_AT_ONCE]
-            results += await self.engine.decoded(partial(_apply, work, piece))
+        for first in range(0, len(items), MAP_CHUNK_SIZE):
+            chunk = items[first : first + MAP_CHUNK_SIZE]
+            results += await self.executors.run_cpu(partial(_apply, function, chunk))
         return results
 
-    async def pixels(self, data: bytes, preprocess: Preprocess, timings: Timings) -> Item:
-        """The whole picture that these bytes are, of the size that a network takes.
+    async def decode_pixels(self, data: bytes, preprocess: Preprocess) -> Item:
+        """Decode an image and return its pixels in the network's size.
 
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage.
         """
         started = time.perf_counter()
-        # What is small and is made large would keep the event loop busy, too.
-        picture = decode_if_quick(data, self._limits) if math.prod(preprocess.size) <= FEW_PIXELS else None
-        if picture is None:
-            return await self.decoded(data, preprocess.pixels, timings, preprocess.enough)
-        pixels = preprocess.pixels(picture)
+        # A small image that is enlarged would block the event loop, too.
+        image = decode_fast(data, self._limits) if math.prod(preprocess.size) <= FAST_PIXELS else None
+        if image is None:
+            return await self.decode(data, preprocess.pixels, preprocess.enough)
+        pixels = preprocess.pixels(image)
         timings.record("decode", time.perf_counter() - started)
         return pixels
 
     async def run(
         self,
         model: LoadedModel,
-        pictures: Iterable[Item],
-        timings: Timings,
+        items: Iterable[Item],
         stage: str = "infer",
-        room: asyncio.Semaphore | None = None,
+        slots: asyncio.Semaphore | None = None,
     ) -> Tensor:
-        """The network's outputs [N, ...] for N preprocessed pictures, or the pixels of such, as many of them queued at
-        once as `room` has.
+        """Return the network's outputs [N, ...] for N items; `slots` bounds how many of them are queued at once.
 
         Raises:
             Overloaded, DeadlineExceeded, NotReady.
         """
-        places = room or self.room()
+        slots = slots or self.queue_slots()
 
-        async def infer(picture: Item) -> Batched[Tensor]:
-            async with places:
-                return await model.infer(picture, self._deadline_s, self._lane)
+        async def infer(item: Item) -> BatchResult[Tensor]:
+            async with slots:
+                return await model.infer(item, self._deadline_s, self._priority)
 
-        results = await together([infer(picture) for picture in pictures])
+        results = await gather([infer(item) for item in items])
         for result in results:
             timings.record("queue", result.queued_s)
             timings.record(stage, result.computed_s)
-        # By numpy: torch gives the interpreter away at each call, and in the event loop that waits to have it back.
+        # With numpy: each torch call releases the interpreter lock, and the event loop waits to get it back.
         return torch.from_numpy(np.stack([result.output.numpy() for result in results]))

@@ -1,7 +1,7 @@
-"""What the workers of one service tell each other of: that a model was reloaded, so that all of them do.
+"""Propagate model reloads between the worker processes of one service.
 
-A file for each model, in the state folder, which changes with each reload. Each worker reads the weights folder for
-itself: that is what is served, and this only says when to look.
+The state folder has a file for each model, and a reload writes a new token into it. The files only tell the other
+workers when to read the weights folder again.
 """
 
 from __future__ import annotations
@@ -14,63 +14,65 @@ from pathlib import Path
 import structlog
 
 from app.errors import NotFound, VestibuleError
-from app.inference.model_manager import Engine
+from app.inference.model_manager import ModelManager
 from models.checkpoint import write_atomically
 
 log = structlog.get_logger()
 
-EVERY_S = 1.0
-# Seconds until a reload that failed is tried again: at first, and at most.
-RETRY_S, MOST_RETRY_S = 1.0, 60.0
+POLL_S = 1.0
+# Seconds until a failed reload is retried: at first, and at most.
+RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
 
-class Reloads:
-    """Made before the weights folder is read, so that nothing is missed that is reloaded meanwhile."""
+class ReloadSync:
+    """Announces this worker's reloads, and follows those of others. Create it before the weights folder is read, so
+    that no reload in between is missed.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._seen = self._told()
+        self._tokens = self._read_tokens()
 
-    def tell(self, name: str) -> None:
-        """This worker reloaded the model."""
+    def announce(self, name: str) -> None:
+        """Tell the other workers that this one reloaded the model."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._seen[name] = uuid.uuid4().hex
-        write_atomically(self._folder / name, self._seen[name].encode())
+        self._tokens[name] = uuid.uuid4().hex
+        write_atomically(self._folder / name, self._tokens[name].encode())
 
-    def news(self) -> list[str]:
-        """The models that other workers reloaded since this was asked before."""
-        told = self._told()
-        names = [name for name, token in told.items() if self._seen.get(name) != token]
-        self._seen = told
+    def take_changes(self) -> list[str]:
+        """Return the models that other workers reloaded since the last call."""
+        tokens = self._read_tokens()
+        names = [name for name, token in tokens.items() if self._tokens.get(name) != token]
+        self._tokens = tokens
         return names
 
-    async def follow(self, engine: Engine) -> None:
-        """Reload what the others do, for as long as this is not cancelled.
+    async def follow(self, model_manager: ModelManager) -> None:
+        """Reload the models that other workers reload, until cancelled.
 
-        A reload that fails is tried again after RETRY_S, then after twice as long each time, up to MOST_RETRY_S, until
-        it succeeds; at once where the model was reloaded elsewhere meanwhile.
+        A failed reload is retried after RETRY_S, then with doubled delays up to MAX_RETRY_S, until it succeeds; at once
+        if another worker reloads the model again.
         """
-        failed: dict[str, tuple[float, float]] = {}  # name -> when to try again, and the pause until then
+        retries: dict[str, tuple[float, float]] = {}  # name -> time of the next attempt, and the delay before it
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(POLL_S)
             try:
-                names = await engine.stored(self.news)
-            except (VestibuleError, OSError) as error:  # as of too many open files; the next round asks again
+                names = await model_manager.executors.run_io(self.take_changes)
+            except (VestibuleError, OSError) as error:  # too many open files, for example; retried in the next round
                 log.error("reloads_not_read", error=str(error))
                 continue
             for name in names:
-                failed.pop(name, None)
+                retries.pop(name, None)
             now = time.monotonic()
-            for name in [*names, *(name for name, (when, _) in failed.items() if when <= now)]:
-                _, last = failed.pop(name, (0.0, 0.0))
+            for name in [*names, *(name for name, (when, _) in retries.items() if when <= now)]:
+                _, delay = retries.pop(name, (0.0, 0.0))
                 try:
-                    await engine.reload(name)
-                except NotFound:  # the model was added and removed again: there is nothing to serve here either
+                    await model_manager.reload(name)
+                except NotFound:  # the model was added and removed again
                     continue
-                except Exception as error:  # whatever a damaged folder leads to; the task must go on
+                except Exception as error:  # any error that a damaged folder causes; the task must go on
                     log.exception("not_reloaded", model=name, error=str(error))
-                    pause = min(MOST_RETRY_S, max(RETRY_S, 2 * last))
-                    failed[name] = (time.monotonic() + pause, pause)
+                    delay = min(MAX_RETRY_S, max(RETRY_S, 2 * delay))
+                    retries[name] = (time.monotonic() + delay, delay)
 
-    def _told(self) -> dict[str, str]:
+    def _read_tokens(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in self._folder.glob("[!.]*")}

@@ -1,4 +1,4 @@
-"""What of a network is served: the whole of it, or a part with one tensor in and one out."""
+"""Submodels: a whole network, or a part of one with a single input and output tensor, that can be served."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from models.card import ModelCard
 from models.generative import DecoderPart, Decodes, EncoderPart, Encodes, ReconstructPart
 from models.registry import configure
 
-# Samples go through a decoder so many at once, never fewer, on one thread: kernels differ from batch size to batch
-# size, threads share a batch out in places, and the bytes of a sample must depend neither on what else is asked for nor
-# on how many cores there are.
-DECODER_ROWS = 16
+# Decoders run batches of exactly this size on one thread: kernels depend on the batch size, and threads divide a batch
+# in different ways, but a sample's bytes must depend neither on the other samples nor on the number of cores.
+DECODER_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
-class Part:
-    """`cut` takes it out of a network that has all `abilities`; `example` is the shape of one of its items.
+class Submodel:
+    """`extract` returns it from a network that is an instance of all `required_types`; `example_shape` returns the
+    shape of one input.
 
-    `rows`: it runs at batches of just this size, filled up with zeros; None: of as many as wait. `exact`: on one
-    thread, so that an item's answer is the same bit by bit wherever in a batch it is.
+    `batch_size`: batches have exactly this size and are padded with zeros; None: any size. `deterministic`: it runs on
+    one thread, so that an item's output is the same bit by bit wherever it is in a batch.
     """
 
     name: str
-    cut: Callable[[nn.Module], nn.Module]
-    example: Callable[[ModelCard], tuple[int, ...]]
-    abilities: tuple[type, ...] = ()
-    rows: int | None = None
-    exact: bool = False
+    extract: Callable[[nn.Module], nn.Module]
+    example_shape: Callable[[ModelCard], tuple[int, ...]]
+    required_types: tuple[type, ...] = ()
+    batch_size: int | None = None
+    deterministic: bool = False
 
-    def fits(self, network: nn.Module) -> bool:
-        """Whether this network has such a part."""
-        return all(isinstance(network, ability) for ability in self.abilities)
+    def supports(self, network: nn.Module) -> bool:
+        """Return whether the network has this submodel."""
+        return all(isinstance(network, required) for required in self.required_types)
 
 
-def _picture(card: ModelCard) -> tuple[int, ...]:
+def _image_shape(card: ModelCard) -> tuple[int, ...]:
     return card.preprocess.shape
 
 
-def _latent(card: ModelCard) -> tuple[int, ...]:
+def _latent_shape(card: ModelCard) -> tuple[int, ...]:
     config = configure(card.architecture, card.config)
     return (config.latent + config.num_classes,)
 
 
-def _labelled_picture(card: ModelCard) -> tuple[int, ...]:
+def _labelled_image_shape(card: ModelCard) -> tuple[int, ...]:
     channels, height, width = card.preprocess.shape
     return channels + len(card.classes), height, width
 
 
-def _smallest_picture(card: ModelCard) -> tuple[int, ...]:
-    multiple = multiple_of(card)
+def _smallest_image_shape(card: ModelCard) -> tuple[int, ...]:
+    multiple = size_multiple(card)
     return card.preprocess.channels, multiple, multiple
 
 
-def multiple_of(card: ModelCard) -> int:
-    """What both sides of a picture must be multiples of; 0 for a network that takes one size only."""
+def size_multiple(card: ModelCard) -> int:
+    """Return the number that both sides of an image must be multiples of; 0 if the network takes only one size."""
     multiple: int = getattr(configure(card.architecture, card.config), "multiple", 0)
     return multiple
 
@@ -66,25 +66,25 @@ def _whole(network: nn.Module) -> nn.Module:
     return network
 
 
-WHOLE = Part("", _whole, _picture)
-# Of a classifier: what it sees in a picture, without its classes.
-FEATURES = Part("features", lambda network: network.get_submodule("features"), _picture)
-DECODER = Part("decoder", DecoderPart, _latent, (Decodes,), DECODER_ROWS, exact=True)
-# These run picture by picture, so that a picture's answer is the same in any company, and a large picture lets others
-# in between its tiles.
-ENCODER = Part("encoder", EncoderPart, _labelled_picture, (Encodes,), 1)
-RECONSTRUCTOR = Part("reconstructor", ReconstructPart, _labelled_picture, (Encodes, Decodes), 1)
-DENOISER = Part("denoiser", _whole, _smallest_picture, rows=1)
+WHOLE = Submodel("", _whole, _image_shape)
+# A classifier without its last layer: its output serves as an embedding.
+FEATURES = Submodel("features", lambda network: network.get_submodule("features"), _image_shape)
+DECODER = Submodel("decoder", DecoderPart, _latent_shape, (Decodes,), DECODER_BATCH_SIZE, deterministic=True)
+# Image by image, so that an image's output does not depend on its batch, and other requests run between two tiles of a
+# large image.
+ENCODER = Submodel("encoder", EncoderPart, _labelled_image_shape, (Encodes,), 1)
+RECONSTRUCTOR = Submodel("reconstructor", ReconstructPart, _labelled_image_shape, (Encodes, Decodes), 1)
+DENOISER = Submodel("denoiser", _whole, _smallest_image_shape, batch_size=1)
 
 
-def first_part(card: ModelCard) -> Part:
-    """What answers for the model where only its name is given."""
+def default_submodel(card: ModelCard) -> Submodel:
+    """Return the submodel that serves requests which give only the model's name."""
     match card.task:
         case "generate":
             return DECODER
         case "reconstruct":
             return RECONSTRUCTOR
         case "denoise":
-            return DENOISER if multiple_of(card) else RECONSTRUCTOR
+            return DENOISER if size_multiple(card) else RECONSTRUCTOR
         case _:
             return WHOLE

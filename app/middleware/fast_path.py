@@ -91,7 +91,7 @@ async def _response(scope: Scope, answer: BaseModel) -> Response:
     owner = OWNER.get()
     if owner is None or owner.busy_s <= LONG_S:
         return _json(answer)
-    response: Response = await scope["app"].state.engine.decoded(lambda: _json(answer))
+    response: Response = await scope["app"].state.model_manager.executors.run_cpu(lambda: _json(answer))
     return response
 
 

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.scopes import PROBES
 from app.errors import VestibuleError, error_response
+from app.observability import timings
 from app.observability.metrics import Metrics
-from app.observability.timings import Timings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SUBJECT = re.compile(r"(?<=/subjects/)[^/]+")
@@ -51,9 +51,8 @@ class Observe:
             return
         # Since its head was whole, where the protocol has noted that: others may have had their turns meanwhile.
         started: float = scope.setdefault("state", {}).get("began") or time.perf_counter()
-        timings = Timings()
+        stages = timings.start()
         known_as = request_id(scope)
-        scope["state"]["timings"] = timings
         status = 0
 
         async def observed(message: Message) -> None:
@@ -65,7 +64,7 @@ class Observe:
                 message["headers"] = [
                     *said,
                     (b"x-request-id", known_as.encode()),
-                    (b"server-timing", timings.header(time.perf_counter() - started).encode()),
+                    (b"server-timing", stages.header(time.perf_counter() - started).encode()),
                     *(header for header in UNLESS_SAID if header[0] not in names),
                 ]
             await send(message)

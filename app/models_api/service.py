@@ -6,8 +6,8 @@ import asyncio
 
 from app.auth.keys import Keys
 from app.errors import NotFound, full_disk
-from app.inference.model_manager import Engine
-from app.inference.reload_sync import Reloads
+from app.inference.model_manager import ModelManager
+from app.inference.reload_sync import ReloadSync
 from app.models_api.schemas import ModelDetail, ModelList, ModelMemory, ModelReloaded, ModelSummary
 from models.card import ModelCard
 
@@ -15,16 +15,16 @@ from models.card import ModelCard
 class Models:
     """The models of the service, as `/models` shows them."""
 
-    def __init__(self, engine: Engine, keys: Keys, reloads: Reloads):
-        self._engine = engine
+    def __init__(self, model_manager: ModelManager, keys: Keys, reload_sync: ReloadSync):
+        self._model_manager = model_manager
         self._keys = keys
-        self._reloads = reloads
+        self._reload_sync = reload_sync
 
     def models(self) -> ModelList:
         """Every model, in the order of names."""
-        shelf = self._engine.shelf
-        memory = ModelMemory(used=shelf.used, leaving=shelf.leaving, budget=shelf.budget)
-        return ModelList(data=[self._summary(card) for card in self._engine.cards.values()], memory=memory)
+        cache = self._model_manager.cache
+        memory = ModelMemory(used=cache.used_bytes, leaving=cache.retired_bytes, budget=cache.budget)
+        return ModelList(data=[self._summary(card) for card in self._model_manager.cards.values()], memory=memory)
 
     def model(self, name: str) -> ModelDetail:
         """One model's card.
@@ -32,17 +32,17 @@ class Models:
         Raises:
             NotFound: no model of that name.
         """
-        card = self._engine.cards.get(name)
+        card = self._model_manager.cards.get(name)
         if card is None:
             raise NotFound("no model of that name; GET /models lists them")
-        loaded = self._engine.loaded(name)
+        submodels = self._model_manager.cache.submodels(name)
         return ModelDetail(
             version=card.version,
-            default=self._engine.is_default(card),
-            loaded=loaded is not None,
+            default=self._model_manager.is_default(card),
+            loaded=bool(submodels),
             memory_bytes=self._memory(card),
-            runtime=loaded.runtime if loaded else None,
-            choosing=any(part.choosing for part in self._engine.parts(name)),
+            runtime=submodels[0].runtime if submodels else None,
+            choosing=any(submodel.selecting_runtime for submodel in submodels),
             card=card,
         )
 
@@ -50,17 +50,17 @@ class Models:
         """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
 
         Raises:
-            NotFound, ModelRefused, Conflict: see `Engine.reload`. DiskFull: it is reloaded here, but other workers
-            and the audit log do not know.
+            NotFound, ModelRefused, Conflict: see `ModelManager.reload`. DiskFull: it is reloaded here, but other
+            workers and the audit log do not know.
         """
         # Shielded as the reload itself is: where the client leaves, the others and the audit log are told all the same.
         return await asyncio.shield(asyncio.ensure_future(self._reloaded(name, actor)))
 
     async def _reloaded(self, name: str, actor: str | None) -> ModelReloaded:
-        done = await self._engine.reload(name)
+        done = await self._model_manager.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
         with full_disk():
-            await asyncio.to_thread(self._reloads.tell, name)
+            await asyncio.to_thread(self._reload_sync.announce, name)
             if done.change != "unchanged":
                 await asyncio.to_thread(self._keys.note_reload, now, actor)
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
@@ -74,10 +74,10 @@ class Models:
             license=card.license,
             parameters=card.parameters,
             classes=len(card.classes),
-            default=self._engine.is_default(card),
-            loaded=self._engine.loaded(card.name) is not None,
+            default=self._model_manager.is_default(card),
+            loaded=self._model_manager.is_loaded(card.name),
             memory_bytes=self._memory(card),
         )
 
     def _memory(self, card: ModelCard) -> int:
-        return sum(part.size for part in self._engine.parts(card.name))
+        return sum(submodel.size for submodel in self._model_manager.cache.submodels(card.name))

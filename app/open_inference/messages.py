@@ -14,9 +14,9 @@ from starlette.requests import Request
 
 from app.errors import BadRequest, BodyTooLarge
 from app.images import large_json
-from app.images.encoding import JSON, File
-from app.images.large_json import Parsed
-from app.images.uploads import read_whole, whole
+from app.images.encoding import JSON, EncodedFile
+from app.images.large_json import ParsedJson
+from app.images.uploads import disconnect_as_bad_request, read_body
 from app.open_inference import tensors
 from app.open_inference.schemas import (
     MOST_NUMBERS,
@@ -32,7 +32,7 @@ from app.open_inference.tensors import Array, Form
 HEAD = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
 # Of JSON besides pictures. Nested as its shape is, a picture of 224 x 224 pixels has 672 arrays.
-JSON_LIMITS = large_json.Limits(bytes=16 * 2**20, values=MOST_NUMBERS + 1_024, containers=65_536)
+JSON_LIMITS = large_json.JsonLimits(bytes=16 * 2**20, values=MOST_NUMBERS + 1_024, containers=65_536)
 
 
 def _schema() -> dict[str, Any]:
@@ -100,8 +100,8 @@ async def read_message(request: Request) -> Message:
     head = request.headers.get(HEAD)
     if head is not None and not (head.isascii() and head.isdigit() and len(head) < 20):
         raise BadRequest(f"{HEAD} is a number of bytes")
-    with whole():
-        body = await read_whole(request)
+    with disconnect_as_bad_request():
+        body = await read_body(request)
     return Message(body, None if head is None else int(head))
 
 
@@ -130,7 +130,7 @@ def parse(message: Message, inputs: Mapping[str, Sequence[Form]], outputs: Mappi
     return Asked(parsed.text(sent.id), arrays, wanted)
 
 
-def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -> File:
+def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -> EncodedFile:
     """The answer, with one array for each output that is wanted, in that order.
 
     Raises:
@@ -150,11 +150,11 @@ def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -
     response = InferenceResponse(model_name=model, model_version=version, id=asked.id or None, outputs=outputs)
     head = response.model_dump_json(exclude_none=True).encode()
     if not blobs:
-        return File(head, JSON)
-    return File(b"".join([head, *blobs]), OCTETS, {HEAD: str(len(head))})
+        return EncodedFile(head, JSON)
+    return EncodedFile(b"".join([head, *blobs]), OCTETS, {HEAD: str(len(head))})
 
 
-def _object(data: bytes | bytearray) -> Parsed[InferenceRequest]:
+def _object(data: bytes | bytearray) -> ParsedJson[InferenceRequest]:
     try:
         return large_json.parse(InferenceRequest, data, JSON_LIMITS)
     except large_json.TooComplex as error:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app import dependencies, errors
 from app.auth.scopes import INFER
-from app.images.responses import answer, describe
+from app.images.responses import describe_files, file_response
 from app.middleware.load_shedding import admitted
 from app.open_inference.messages import INFER_BODY, OCTETS, Message, read_message
 from app.open_inference.schemas import (
@@ -34,7 +34,7 @@ READING = errors.describe(errors.HostNotAllowed, schema=InferenceError)
 PROBES = errors.describe(errors.HostNotAllowed, errors.NotReady, schema=InferenceError)
 NAMED = errors.describe(errors.HostNotAllowed, errors.NotFound, errors.InvalidParameters, schema=InferenceError)
 SENDING = errors.describe(errors.OriginNotAllowed, errors.BodyTooLarge, schema=InferenceError)
-INFERRING = describe(OCTETS, schema=InferenceResponse) | errors.describe(
+INFERRING = describe_files(OCTETS, schema=InferenceResponse) | errors.describe(
     errors.BadRequest,
     errors.DamagedImage,
     errors.OriginNotAllowed,
@@ -61,7 +61,7 @@ def open_inference(request: Request) -> OpenInference:
 
 async def message(request: Request) -> Message:
     """Return the body of the request; see `read_message`."""
-    return await dependencies.timed_receive(request, read_message(request))
+    return await dependencies.timed_receive(read_message(request))
 
 
 @router.get("", dependencies=INFER, responses=READING)
@@ -118,9 +118,7 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @admitted
 async def infer(request: Request, name: Name) -> Response:
     """What a network answers to tensors, at most 64 rows of them."""
-    return answer(
-        await open_inference(request).infer(name, None, await message(request), dependencies.timings(request))
-    )
+    return file_response(await open_inference(request).infer(name, None, await message(request)))
 
 
 @router.post(
@@ -133,6 +131,4 @@ async def infer(request: Request, name: Name) -> Response:
 @admitted
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """The same of a version."""
-    return answer(
-        await open_inference(request).infer(name, version, await message(request), dependencies.timings(request))
-    )
+    return file_response(await open_inference(request).infer(name, version, await message(request)))

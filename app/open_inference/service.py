@@ -17,13 +17,13 @@ from torch import Tensor
 
 from app.errors import BadRequest, ImageTooLarge, NotFound, Unprocessable, VestibuleError
 from app.images.decoding import LARGE_BYTES
-from app.images.encoding import File
+from app.images.encoding import EncodedFile
 from app.images.tiling import SIDE
 from app.inference import class_labels
 from app.inference.loader import Item
-from app.inference.predictor import Inference, together
-from app.inference.submodels import multiple_of
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor, gather
+from app.inference.submodels import size_multiple
+from app.observability import timings
 from app.open_inference import messages, signatures
 from app.open_inference.messages import Message, Wanted
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata
@@ -40,9 +40,10 @@ PLATFORM = "pytorch_safetensors"
 class OpenInference:
     """Every model but detectors, whose maps mean nothing without what `POST /faces/detect` makes of them."""
 
-    def __init__(self, settings: Settings, inference: Inference):
-        self._inference = inference
-        self._engine = inference.engine
+    def __init__(self, settings: Settings, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
         self._most_rows = settings.max_images
 
     def server(self) -> ServerMetadata:
@@ -51,7 +52,7 @@ class OpenInference:
 
     def index(self) -> list[IndexedModel]:
         """Every model that can be asked, in the order of names."""
-        return [self._indexed(card) for card in self._engine.cards.values() if interface(card)]
+        return [self._indexed(card) for card in self._model_manager.cards.values() if interface(card)]
 
     def ready(self, name: str, version: str | None) -> ModelReady:
         """That the model is there.
@@ -77,7 +78,7 @@ class OpenInference:
             outputs=[signatures.metadata(card, name, (form,)) for name, form in found.outputs.items()],
         )
 
-    async def infer(self, name: str, version: str | None, message: Message, timings: Timings) -> File:
+    async def infer(self, name: str, version: str | None, message: Message) -> EncodedFile:
         """What the network answers; each row is an item of its own to the queue.
 
         Raises:
@@ -85,35 +86,35 @@ class OpenInference:
             UnsupportedImage: a picture. Unprocessable: numbers that the network cannot compute with.
             Overloaded, NotReady, DeadlineExceeded.
         """
-        return await self._inference.in_time(self._inferred(name, version, message, timings))
+        return await self._predictor.with_deadline(self._inferred(name, version, message))
 
-    async def _inferred(self, name: str, version: str | None, message: Message, timings: Timings) -> File:
+    async def _inferred(self, name: str, version: str | None, message: Message) -> EncodedFile:
         known, found = self._model(name, version)
-        model = await self._engine.part(known, found.part)
+        model = await self._model_manager.load_submodel(known, found.part)
         # These weights answer, whatever is reloaded from here on; while they were loaded others may have come.
         card, found = _of_version(model.card, version)
         started = time.perf_counter()
-        asked = await self._engine.decoded(
+        asked = await self._executors.run_cpu(
             lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows),
             is_long=len(message.body) > LARGE_BYTES,
         )
         timings.record("decode", time.perf_counter() - started)
-        items = await self._items(card, asked.inputs, timings)
-        answer = await self._inference.run(model, items, timings)
+        items = await self._items(card, asked.inputs)
+        answer = await self._predictor.run(model, items)
 
-        def document() -> File:
+        def document() -> EncodedFile:
             answers = _answers(card, found, answer)
             arrays = [_array(card, wanted, answers[wanted.name]) for wanted in asked.outputs]
             return messages.document(card.name, card.version, asked, arrays)
 
-        return await self._engine.decoded(document)
+        return await self._executors.run_cpu(document)
 
-    async def _items(self, card: ModelCard, inputs: Mapping[str, Array], timings: Timings) -> Sequence[Item]:
+    async def _items(self, card: ModelCard, inputs: Mapping[str, Array]) -> Sequence[Item]:
         """What the part is asked about, row by row."""
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[PICTURES]
         if rows.dtype != np.float32:
-            await self._inference.check_pixels([row for row in rows if isinstance(row, bytes)])
-            return await together([self._pixels(card, index, row, timings) for index, row in enumerate(rows)])
+            await self._predictor.check_pixels([row for row in rows if isinstance(row, bytes)])
+            return await gather([self._pixels(card, index, row) for index, row in enumerate(rows)])
         given = torch.from_numpy(rows.copy())  # what lies in the message cannot be written to, which torch wants
         ids = _ids(card, inputs[LABELS]) if LABELS in inputs else None
         chosen = class_labels.one_hot(card, ids, len(given))
@@ -122,22 +123,22 @@ class OpenInference:
         _check_sides(card, given)
         return with_label_planes(given, chosen).unbind()
 
-    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array, timings: Timings) -> Item:
+    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array) -> Item:
         """A picture of the size that the network wants, from a file's bytes or from pixels."""
         try:
             if isinstance(row, bytes):
-                return await self._inference.pixels(row, card.preprocess, timings)
+                return await self._predictor.decode_pixels(row, card.preprocess)
             pixels = row[..., 0] if row.shape[-1] == 1 else row
-            return await self._engine.decoded(lambda: card.preprocess.pixels(Image.fromarray(pixels)))
+            return await self._executors.run_cpu(lambda: card.preprocess.pixels(Image.fromarray(pixels)))
         except VestibuleError as error:
             error.detail = f"{PICTURES}[{index}]: {error.detail or error.title}"
             raise
 
     def _model(self, name: str, version: str | None) -> tuple[ModelCard, Interface]:
-        return _of_version(self._engine.cards.get(name), version)
+        return _of_version(self._model_manager.cards.get(name), version)
 
     def _indexed(self, card: ModelCard) -> IndexedModel:
-        reason = "" if self._engine.loaded(card.name) else "its first request loads it"
+        reason = "" if self._model_manager.is_loaded(card.name) else "its first request loads it"
         return IndexedModel(name=card.name, version=card.version, reason=reason)
 
 
@@ -163,7 +164,7 @@ def _check_sides(card: ModelCard, pictures: Tensor) -> None:
     Raises:
         BadRequest, ImageTooLarge.
     """
-    multiple, (height, width) = multiple_of(card), pictures.shape[2:]
+    multiple, (height, width) = size_multiple(card), pictures.shape[2:]
     if not multiple:
         return
     if height % multiple or width % multiple:

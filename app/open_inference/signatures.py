@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.inference.submodels import DECODER, DENOISER, RECONSTRUCTOR, WHOLE, Part, multiple_of
+from app.inference.submodels import DECODER, DENOISER, RECONSTRUCTOR, WHOLE, Submodel, size_multiple
 from app.open_inference.schemas import TensorMetadata
 from app.open_inference.tensors import Form
 from models.card import ModelCard
@@ -19,7 +19,7 @@ LOGITS, PROBABILITIES, EMBEDDINGS = "logits", "probabilities", "embeddings"
 class Interface:
     """How a part of a model is asked and what it answers: the forms of each input, the first of which is its own."""
 
-    part: Part
+    part: Submodel
     inputs: Mapping[str, tuple[Form, ...]]
     outputs: Mapping[str, Form]
 
@@ -37,7 +37,7 @@ def interface(card: ModelCard) -> Interface | None:
         return Interface(DECODER, {LATENTS: (latents,), **known}, {PICTURES: pictures})
     if card.task == "detect":
         return None
-    if multiple_of(card):
+    if size_multiple(card):
         pictures = Form("FP32", (-1, channels, -1, -1))
         return Interface(DENOISER, {PICTURES: (pictures,)}, {PICTURES: pictures})
     return Interface(RECONSTRUCTOR, {PICTURES: (pictures,), **known}, {PICTURES: pictures})

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from app import errors
 from app.auth.scopes import ADMIN
-from app.inference.model_manager import Engine
+from app.inference.model_manager import ModelManager
 from app.observability.metrics import CONTENT_TYPE, Metrics
 from app.operations.schemas import Health
 
@@ -40,12 +40,12 @@ async def live() -> Health:
 @router.get("/health/ready", responses=errors.describe(errors.NotReady))
 async def ready(request: Request) -> Health:
     """The default classifier and, where their weights are there, the face pair are loaded and warm."""
-    engine: Engine = request.app.state.engine
-    loaded = {name: card.version for name, card in engine.cards.items() if engine.loaded(name)}
-    if missing := [name for name, _ in engine.required if name not in loaded]:
+    model_manager: ModelManager = request.app.state.model_manager
+    loaded = {name: card.version for name, card in model_manager.cards.items() if model_manager.is_loaded(name)}
+    if missing := [name for name, _ in model_manager.required_models if name not in loaded]:
         raise errors.NotReady(f"not loaded: {', '.join(missing)}")
     maintenance: Monitored = request.app.state.maintenance
-    troubles = [*engine.troubles, *maintenance.troubles]
+    troubles = [*model_manager.degradations, *maintenance.troubles]
     status = "degraded" if troubles else "ready"
     return Health(status=status, models=loaded, reasons=troubles, maintained_at=maintenance.completed_at)
 

@@ -6,22 +6,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.generation.schemas import DenoiseParams, DenoiseResponse
 from app.images.encoding import PNG
-from app.images.responses import answer, describe
+from app.images.responses import describe_files, file_response
 from app.middleware.load_shedding import admitted
 from app.restoration.dependencies import noisy, restoration
 from app.restoration.request_bodies import NOISY_BODY
 
 router = APIRouter(tags=["denoise"], dependencies=INFER)
 
-RESPONSES = describe(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
+RESPONSES = describe_files(PNG, schema=DenoiseResponse) | errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
 
 
 @router.post("/denoise", response_class=Response, openapi_extra=NOISY_BODY, responses=RESPONSES)
 @admitted
 async def denoise(request: Request, params: Annotated[DenoiseParams, Query()]) -> Response:
     """A picture without its noise, in its own size; with a `reference`, how near it came."""
-    return answer(await restoration(request).denoise(await noisy(request), params, dependencies.timings(request)))
+    return file_response(await restoration(request).denoise(await noisy(request), params))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from app.dependencies import max_images, timed_receive
-from app.images.request import decoding_threads
+from app.images.request import run_cpu
 from app.restoration.request_bodies import Noisy, read_noisy
 from app.restoration.service import Restoration
 
@@ -18,4 +18,4 @@ def restoration(request: Request) -> Restoration:
 
 async def noisy(request: Request) -> Noisy:
     """Return the noisy images of the request and their references; see `read_noisy`."""
-    return await timed_receive(request, read_noisy(request, max_images(request), decoding_threads(request)))
+    return await timed_receive(read_noisy(request, max_images(request), run_cpu(request)))

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.generation.schemas import EncodeParams, EncodeResponse, ReconstructParams, ReconstructResponse
 from app.images.encoding import PNG
 from app.images.request import images
-from app.images.responses import answer, describe
+from app.images.responses import describe_files, file_response
 from app.images.uploads import IMAGE_BODY
 from app.middleware.load_shedding import admitted
 from app.restoration.dependencies import restoration
@@ -19,18 +19,18 @@ from app.restoration.dependencies import restoration
 router = APIRouter(tags=["encode"], dependencies=INFER)
 
 PROBLEMS = errors.describe(*errors.OF_PICTURES, errors.Unprocessable)
-RESPONSES = describe(PNG, schema=ReconstructResponse) | PROBLEMS
+RESPONSES = describe_files(PNG, schema=ReconstructResponse) | PROBLEMS
 
 
 @router.post("/encode", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @admitted
 async def encode(request: Request, params: Annotated[EncodeParams, Query()]) -> EncodeResponse:
     """Each picture as a point of the latent space, where near means alike."""
-    return await restoration(request).encode(await images(request), params, dependencies.timings(request))
+    return await restoration(request).encode(await images(request), params)
 
 
 @router.post("/reconstruct", response_class=Response, openapi_extra=IMAGE_BODY, responses=RESPONSES)
 @admitted
 async def reconstruct(request: Request, params: Annotated[ReconstructParams, Query()]) -> Response:
     """What is left of a picture that went through the latent space."""
-    return answer(await restoration(request).reconstruct(await images(request), params, dependencies.timings(request)))
+    return file_response(await restoration(request).reconstruct(await images(request), params))

@@ -8,22 +8,22 @@ from typing import Any
 from starlette.requests import Request
 
 from app.errors import BadRequest, UnsupportedMediaType, VestibuleError
-from app.images.large_json import Parsed
+from app.images.large_json import ParsedJson
 from app.images.uploads import (
-    FILE,
-    FILES,
-    FILES_OR_NONE,
-    INPUT_FORM,
-    PART,
+    FILE_PART,
+    FILE_SCHEMA,
+    FILES_SCHEMA,
+    INPUT_EXAMPLE,
+    OPTIONAL_FILES_SCHEMA,
     Images,
-    InThread,
+    RunCpu,
     check_count,
-    content_type_of,
-    images_of,
+    disconnect_as_bad_request,
+    json_images,
+    media_type,
     raw_image,
     read_files,
     read_json,
-    whole,
 )
 from app.restoration.schemas import NoisyInput
 
@@ -41,11 +41,11 @@ NOISY_BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": [PART],
-                    "properties": {PART: FILES, REFERENCE: FILES_OR_NONE},
+                    "required": [FILE_PART],
+                    "properties": {FILE_PART: FILES_SCHEMA, REFERENCE: OPTIONAL_FILES_SCHEMA},
                 }
             },
-            "image/*": {"schema": FILE},
+            "image/*": {"schema": FILE_SCHEMA},
             "application/json": {"schema": NoisyInput.model_json_schema()},
         },
     }
@@ -60,36 +60,36 @@ class Noisy:
     references: tuple[bytes | VestibuleError | None, ...]
 
 
-async def read_noisy(request: Request, max_images: int, in_thread: InThread) -> Noisy:
-    """The pictures of a request and their references, still encoded. Large JSON is parsed `in_thread`.
+async def read_noisy(request: Request, max_images: int, run_cpu: RunCpu) -> Noisy:
+    """The pictures of a request and their references, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    content_type = content_type_of(request)
+    content_type = media_type(request)
     references: tuple[bytes | VestibuleError | None, ...] = ()
-    with whole():
+    with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, (PART, REFERENCE), 2 * max_images)
-            items = tuple(data for name, data in files if name == PART)
+            files = await read_files(request, (FILE_PART, REFERENCE), 2 * max_images)
+            items = tuple(data for name, data in files if name == FILE_PART)
             references = tuple(data for name, data in files if name == REFERENCE)
-            pictures = Images(items, many=len(items) > 1)
+            pictures = Images(items, is_list=len(items) > 1)
         elif content_type == "application/json":
             pictures, references = await read_json(
-                request, NoisyInput, INPUT_FORM, lambda sent: _noisy(sent, max_images), in_thread
+                request, NoisyInput, INPUT_EXAMPLE, lambda sent: _noisy(sent, max_images), run_cpu
             )
         elif content_type.startswith("image/"):
             pictures = raw_image(await request.body())
         else:
             raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
     if not pictures.items:
-        raise BadRequest(f"there is no part named {PART!r}")
+        raise BadRequest(f"there is no part named {FILE_PART!r}")
     if references and len(references) != len(pictures.items):
         raise BadRequest(f"{len(references)} references for {len(pictures.items)} pictures: send one for each, or none")
     return Noisy(check_count(pictures, max_images), references or (None,) * len(pictures.items))
 
 
-def _noisy(body: Parsed[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
-    pictures = images_of(body, body.value.input, max_images)
+def _noisy(body: ParsedJson[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
+    pictures = json_images(body, body.value.input, max_images)
     reference = body.value.reference
-    return pictures, () if reference is None else images_of(body, reference, max_images).items
+    return pictures, () if reference is None else json_images(body, reference, max_images).items

@@ -28,14 +28,13 @@ from app.generation.schemas import (
     ReconstructResponse,
 )
 from app.images import encoding
-from app.images.encoding import PNG, File, Pixels
+from app.images.encoding import PNG, EncodedFile, Pixels
 from app.images.tiling import Tiling
 from app.images.uploads import Images
 from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
-from app.inference.predictor import Inference
-from app.inference.submodels import ENCODER, RECONSTRUCTOR, first_part, multiple_of
-from app.observability.timings import Timings
+from app.inference.predictor import Predictor
+from app.inference.submodels import ENCODER, RECONSTRUCTOR, default_submodel, size_multiple
 from app.restoration.request_bodies import Noisy
 from app.settings import Settings
 from models import image_decoder
@@ -83,10 +82,12 @@ class _Made:
     def _text(self) -> str:
         return base64.b64encode(self.png).decode()
 
-    def file(self) -> File:
+    def file(self) -> EncodedFile:
         """With what was measured in headers."""
         measures = {"X-PSNR": self.psnr, "X-PSNR-Before": self.psnr_before}
-        return File(self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None})
+        return EncodedFile(
+            self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class _Sent:
         """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
         if self.alpha is None:
             return pixels
-        seen = image_decoder.on_white(encoding.image(self.with_alpha(pixels)).convert("RGBA"))
+        seen = image_decoder.on_white(encoding.to_image(self.with_alpha(pixels)).convert("RGBA"))
         return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
 
     def with_alpha(self, pixels: Pixels) -> Pixels:
@@ -114,36 +115,37 @@ class _Sent:
 class Restoration:
     """Denoise, reconstruct, encode."""
 
-    def __init__(self, settings: Settings, inference: Inference):
-        self._inference = inference
-        self._engine = inference.engine
+    def __init__(self, settings: Settings, predictor: Predictor):
+        self._predictor = predictor
+        self._model_manager = predictor.model_manager
+        self._executors = predictor.executors
         self._most_pixels = settings.max_denoise_pixels
         self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
-        self._tiles = inference.room()
+        self._tiles = predictor.queue_slots()
 
-    async def denoise(self, sent: Noisy, params: DenoiseParams, timings: Timings) -> File:
+    async def denoise(self, sent: Noisy, params: DenoiseParams) -> EncodedFile:
         """Each picture without its noise, in its own size: in tiles, or resized for a network of one size.
 
         Raises:
             VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
         """
-        asked = self._engine.card(params.model, "denoise")
-        tiled = multiple_of(asked) > 0
+        asked = self._model_manager.find_card(params.model, "denoise")
+        tiled = size_multiple(asked) > 0
         only = _only(sent.pictures) if params.format == "png" else None
-        model = await self._engine.part(asked, first_part(asked))
+        model = await self._model_manager.load_submodel(asked, default_submodel(asked))
         card = model.card
         through = self._in_tiles if tiled else self._resized
 
-        await self._inference.check_pixels(_readable(sent.references), redrawn=_readable(sent.pictures.items))
+        await self._predictor.check_pixels(_readable(sent.references), transformed=_readable(sent.pictures.items))
 
         async def cleaned(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
             """`answer` of the cleaned picture, run in the thread that encodes it."""
             async with self._pictures:
-                noisy = await self._sent(card, data, timings)
-                reference = await self._reference(card, sent.references[index], noisy, timings)
-                clean = await through(model, noisy.pixels, timings)
+                noisy = await self._sent(card, data)
+                reference = await self._reference(card, sent.references[index], noisy)
+                clean = await through(model, noisy.pixels)
                 is_long = math.prod(noisy.pixels.shape[:2]) > LONG_PIXELS
-                return await self._engine.decoded(
+                return await self._executors.run_cpu(
                     lambda: answer(_blended(noisy, clean, params.strength, reference)), is_long=is_long
                 )
 
@@ -151,69 +153,65 @@ class Restoration:
             return await cleaned(index, data, lambda made: made.denoised(index))
 
         if only is not None:
-            return await self._inference.in_time(cleaned(0, only, _Made.file))
-        answers = await self._inference.answered(sent.pictures, one)
+            return await self._predictor.with_deadline(cleaned(0, only, _Made.file))
+        answers = await self._predictor.for_each_checked(sent.pictures, one)
         return await self._document(DenoiseResponse(model=card.name, version=card.version, data=answers))
 
-    async def reconstruct(self, pictures: Images, params: ReconstructParams, timings: Timings) -> File:
+    async def reconstruct(self, pictures: Images, params: ReconstructParams) -> EncodedFile:
         """What is left of each picture on its way through the latent space, in the network's size.
 
         Raises:
             VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
         """
-        asked = self._engine.card(params.model, *ENCODING)
+        asked = self._model_manager.find_card(params.model, *ENCODING)
         only = _only(pictures) if params.format == "png" else None
-        model = await self._engine.part(asked, RECONSTRUCTOR)
+        model = await self._model_manager.load_submodel(asked, RECONSTRUCTOR)
         card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def made(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
-            item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
-            )
-            (drawn,) = await self._inference.run(model, [item], timings, room=self._tiles)
-            return await self._engine.decoded(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
+            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            (drawn,) = await self._predictor.run(model, [item], slots=self._tiles)
+            return await self._executors.run_cpu(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
 
         async def one(index: int, data: bytes) -> Reconstructed:
             return await made(index, data, lambda found: found.reconstructed(index))
 
         if only is not None:
-            await self._inference.check_pixels([only])
-            return await self._inference.in_time(made(0, only, _Made.file))
-        answers = await self._inference.each(pictures, one)
+            await self._predictor.check_pixels([only])
+            return await self._predictor.with_deadline(made(0, only, _Made.file))
+        answers = await self._predictor.for_each_image(pictures, one)
         return await self._document(ReconstructResponse(model=card.name, version=card.version, data=answers))
 
-    async def encode(self, pictures: Images, params: EncodeParams, timings: Timings) -> EncodeResponse:
+    async def encode(self, pictures: Images, params: EncodeParams) -> EncodeResponse:
         """Each picture as a point of the latent space.
 
         Raises:
             VestibuleError: as `reconstruct`.
         """
-        model = await self._engine.part(self._engine.card(params.model, *ENCODING), ENCODER)
+        model = await self._model_manager.load_submodel(self._model_manager.find_card(params.model, *ENCODING), ENCODER)
         card = model.card
         planes = self._planes(card, params.label, len(pictures.items))
 
         async def one(index: int, data: bytes) -> Encoded:
-            item = await self._inference.decoded(
-                data, lambda image: planes(index, image), timings, card.preprocess.enough
-            )
-            (latent,) = await self._inference.run(model, [item], timings, room=self._tiles)
+            item = await self._predictor.decode(data, lambda image: planes(index, image), card.preprocess.enough)
+            (latent,) = await self._predictor.run(model, [item], slots=self._tiles)
             return Encoded(index=index, latent=latent.tolist())
 
-        answers = await self._inference.each(pictures, one)
+        answers = await self._predictor.for_each_image(pictures, one)
         return EncodeResponse(model=card.name, version=card.version, data=answers)
 
-    async def _document(self, answer: BaseModel) -> File:
+    async def _document(self, answer: BaseModel) -> EncodedFile:
         """The answer as JSON, encoded in a thread: it contains pictures."""
-        return await self._engine.decoded(lambda: encoding.document(answer, {}))
+        return await self._executors.run_cpu(lambda: encoding.encode_json(answer, {}))
 
     def _planes(self, card: ModelCard, sent: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
         """What makes a network's item [C + classes, H, W] of a picture and its place."""
-        chosen = class_labels.one_hot(card, class_labels.needed(card, sent, count), count)
+        chosen = class_labels.one_hot(card, class_labels.require_labels(card, sent, count), count)
         return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
 
-    async def _sent(self, card: ModelCard, data: bytes, timings: Timings) -> _Sent:
-        return await self._inference.decoded(data, lambda image: self._split(card, image), timings, keep_alpha=True)
+    async def _sent(self, card: ModelCard, data: bytes) -> _Sent:
+        return await self._predictor.decode(data, lambda image: self._split(card, image), keep_alpha=True)
 
     def _split(self, card: ModelCard, image: Image.Image) -> _Sent:
         """The picture's colours as the network has them, apart from alpha and profile, which the answer takes over."""
@@ -229,31 +227,29 @@ class Restoration:
         pixels = pixels.reshape(image.height, image.width, card.preprocess.channels)
         return _Sent(pixels, alpha, profile if is_own else None)
 
-    async def _reference(
-        self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent, timings: Timings
-    ) -> Pixels | None:
+    async def _reference(self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent) -> Pixels | None:
         """The reference image, composited on white."""
         if isinstance(sent, VestibuleError):
             raise sent
         if sent is None:
             return None
-        reference = await self._sent(card, sent, timings)
+        reference = await self._sent(card, sent)
         if reference.pixels.shape != noisy.pixels.shape:
             shapes = (noisy.pixels.shape, reference.pixels.shape)
             sizes = " and ".join(f"{width} x {height}" for height, width, _ in shapes)
             raise Unprocessable(f"the picture and its reference differ in size: {sizes}")
         return reference.on_white(reference.pixels)
 
-    async def _in_tiles(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+    async def _in_tiles(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
         preprocess = model.card.preprocess
         height, width, _ = noisy.shape
-        tiling = Tiling(height, width, multiple_of(model.card))
-        tiles = await self._engine.decoded(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
-        answers = await self._inference.run(model, tiles, timings, room=self._tiles)
-        return await self._engine.decoded(lambda: _scaled(preprocess, tiling.join(answers)))
+        tiling = Tiling(height, width, size_multiple(model.card))
+        tiles = await self._executors.run_cpu(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
+        answers = await self._predictor.run(model, tiles, slots=self._tiles)
+        return await self._executors.run_cpu(lambda: _scaled(preprocess, tiling.join(answers)))
 
-    async def _resized(self, model: LoadedModel, noisy: Pixels, timings: Timings) -> Tensor:
+    async def _resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """The same by way of the network's own size, stretched to it and back; nothing is cut off."""
         preprocess = model.card.preprocess
         size, own = preprocess.size[::-1], noisy.shape[1::-1]
@@ -263,9 +259,9 @@ class Restoration:
             framed = np.pad(small, ((preprocess.pad, preprocess.pad), (preprocess.pad, preprocess.pad), (0, 0)))
             return preprocess.normalise(_tensor(framed))
 
-        item = await self._engine.decoded(prepared)
-        (answer,) = await self._inference.run(model, [item], timings, room=self._tiles)
-        return await self._engine.decoded(
+        item = await self._executors.run_cpu(prepared)
+        (answer,) = await self._predictor.run(model, [item], slots=self._tiles)
+        return await self._executors.run_cpu(
             lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
         )
 
@@ -281,7 +277,7 @@ def _only(pictures: Images) -> bytes:
         Unprocessable: it sent a list.
     """
     first = pictures.items[0]
-    if pictures.many or isinstance(first, VestibuleError):
+    if pictures.is_list or isinstance(first, VestibuleError):
         raise Unprocessable("a list of pictures is answered as JSON: format=json")
     return first
 
@@ -305,7 +301,7 @@ def _unpadded(preprocess: Preprocess, picture: Tensor) -> Pixels:
 def _resize(preprocess: Preprocess, pixels: Pixels, size: Sequence[int]) -> Pixels:
     """uint8 [h, w, C] -> uint8 [H, W, C]; `size` is (W, H)."""
     width, height = size
-    resized = encoding.image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
+    resized = encoding.to_image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1)
 
 
@@ -323,7 +319,7 @@ def _blended(noisy: _Sent, clean: Tensor, strength: float, reference: Pixels | N
 
 
 def _png(pixels: Pixels, profile: bytes | None = None) -> _Made:
-    return _Made(encoding.png(pixels, profile), pixels.shape[1], pixels.shape[0])
+    return _Made(encoding.encode_png(pixels, profile), pixels.shape[1], pixels.shape[0])
 
 
 def _psnr(pixels: Pixels, reference: Pixels) -> float:

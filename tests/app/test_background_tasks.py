@@ -12,10 +12,10 @@ import pytest
 
 from app.background_tasks import kept, running
 from app.inference import reload_sync
-from app.inference.reload_sync import Reloads
+from app.inference.reload_sync import ReloadSync
 
 if TYPE_CHECKING:
-    from app.inference.model_manager import Engine
+    from app.inference.model_manager import ModelManager
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -41,8 +41,8 @@ def test_a_lease_is_renewed_after_an_attempt_that_failed() -> None:
 
 
 def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload_sync, "EVERY_S", 0.001)
-    ours, theirs = Reloads(tmp_path), Reloads(tmp_path)
+    monkeypatch.setattr(reload_sync, "POLL_S", 0.001)
+    ours, theirs = ReloadSync(tmp_path), ReloadSync(tmp_path)
     asked: list[str] = []
     rounds: list[int] = []
 
@@ -58,9 +58,10 @@ def test_reloads_are_followed_after_a_failure(tmp_path: Path, monkeypatch: pytes
             raise ValueError("a damaged folder")
 
     async def scenario() -> None:
-        async with running(ours.follow(cast("Engine", SimpleNamespace(stored=stored, reload=reload)))):
+        manager = SimpleNamespace(executors=SimpleNamespace(run_io=stored), reload=reload)
+        async with running(ours.follow(cast("ModelManager", manager))):
             for name in ("first", "second"):
-                theirs.tell(name)
+                theirs.announce(name)
                 await until(lambda name=name: name in asked)  # type: ignore[misc]
 
     asyncio.run(scenario())

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.errors import VestibuleError
-from app.images.decoding import Limits, decode
+from app.images.decoding import ImageLimits, decode
 from models import image_decoder
 from tests.conftest import encode, photo
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.prepare.face_photos import read_photo
 
-LIMITS = Limits(2**24, 10**7)
+LIMITS = ImageLimits(2**24, 10**7)
 
 
 def turned() -> bytes:

@@ -17,7 +17,6 @@ from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, 
 from app.gallery.bulk.upload import Upload, refused
 from app.gallery.embedding_pipeline import TRANSIENT, Pipeline, described, gated, keeps_crops
 from app.gallery.schemas import EnrolParams, ErasureReceipt, moment
-from app.observability.timings import Timings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S, Found, Item, Job, Outcome, Status, check_item
 from index.embedded.store.records import NewFace
@@ -93,7 +92,7 @@ class BulkJobs:
         job = await commit(self._jobs.begin.planned(collection, params.model_dump(), actor=actor), _itself)
         try:
             chunks = _chunks(upload.items(found.dimensions, vectors=params.fingerprint is not None))
-            while chunk := await self._pipeline.engine.decoded(lambda: next(chunks, None), is_long=True):
+            while chunk := await self._pipeline.executors.run_cpu(lambda: next(chunks, None), is_long=True):
                 await commit(self._jobs.append.planned(job, chunk), _itself)
             job = await commit(self._jobs.ready.planned(job), _itself)
         except BaseException:  # also of a client that left
@@ -225,7 +224,7 @@ class BulkJobs:
         async def one(item: Item) -> Found | None:
             try:
                 self._check(item)
-                seen = await self._pipeline.seen(sight, item.data, Timings())
+                seen = await self._pipeline.seen(sight, item.data)
                 if not seen:
                     raise NoFace("no face was found")
             except TRANSIENT:

@@ -27,8 +27,8 @@ from app.errors import (
 from app.gallery.bulk.schemas import BulkLine
 from app.gallery.bulk.zip_reader import Entry, ZipReader
 from app.gallery.schemas import Key
-from app.images.large_json import PIECE, from_base64
-from app.images.uploads import whole
+from app.images.large_json import CHUNK_BYTES, from_base64
+from app.images.uploads import disconnect_as_bad_request
 from index.embedded.store.job_records import Item, Outcome, Properties
 from index.errors import InvalidError
 from index.validation import check_key, unit_vectors
@@ -99,7 +99,7 @@ async def read_upload(request: Request) -> Upload:
     content_type = next((name for name, aliases in CONTENT_TYPES.items() if sent in aliases), None)
     if content_type is None:
         raise UnsupportedMediaType(f"send {ZIP} or {LINES}")
-    with whole():
+    with disconnect_as_bad_request():
         data = await request.body()
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise BadRequest("the body is empty")
@@ -127,8 +127,8 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _check_structure(line: bytes) -> None:
     """Refuse a line that would take the parser long. It is counted in pieces, between which other threads run."""
     commas = containers = escapes = 0
-    for begin in range(0, len(line), PIECE):
-        end = begin + PIECE
+    for begin in range(0, len(line), CHUNK_BYTES):
+        end = begin + CHUNK_BYTES
         commas += line.count(b",", begin, end)
         containers += line.count(b"[", begin, end) + line.count(b"{", begin, end)
         escapes += line.count(b"\\", begin, end)

@@ -23,7 +23,7 @@ from app.settings import PROJECT, Settings
 from models import checkpoint, digit_string_decoder
 from tests.app.bad_inputs import DIGITS
 from tests.app.conftest import BASE_URL
-from tests.app.inference.test_model_manager import tiny_model
+from tests.app.tiny_model import tiny_model
 from tests.conftest import encode
 
 PNG = {"content-type": "image/png"}

@@ -144,7 +144,7 @@ def test_what_knows_no_labels_takes_an_empty_prompt(client: openai.OpenAI, addre
         ({"prompt": "1,2"}, "2 labels for 1"),
         ({"prompt": ""}, "needs a label"),
         ({"prompt": " "}, "needs a label"),
-        ({"prompt": "a face", "model": "wgan-faces"}, "wgan-faces knows no labels"),
+        ({"prompt": "a face", "model": "wgan-faces"}, "wgan-faces has no labels"),
         ({"prompt": "1", "size": "1024x1024"}, "draws pictures of 28x28, not of 1024x1024"),
         ({"prompt": "1", "size": "large"}, "size"),
         ({"prompt": "1", "n": 0}, "n"),

@@ -115,8 +115,8 @@ def test_no_more_pixels_go_through_at_once_than_are_allowed(monkeypatch: pytest.
             seen.append(tuple(batch.shape))
             return batch.sum(dim=(1, 2, 3))
 
-    monkeypatch.setattr(loader, "MOST_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(loader, "MAX_BATCH_PIXELS", 2 * 8 * 8)
     pictures = [torch.full((3, side, 8), float(i)) for i, side in enumerate((8, 4, 8, 8, 40, 4))]
-    outputs = loader.run_shaped(PREPROCESS, Sums(), pictures)
+    outputs = loader.run_by_shape(PREPROCESS, Sums(), pictures)
     assert [float(output) for output in outputs] == [float(picture.sum()) for picture in pictures]
     assert sorted(seen) == [(1, 3, 8, 8), (1, 3, 40, 8), (2, 3, 4, 8), (2, 3, 8, 8)]

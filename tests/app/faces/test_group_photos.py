@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 
 from app.gallery import embedding_pipeline
 from app.inference import loader
-from app.inference.executors import Pool
-from app.inference.model_manager import Engine
-from app.inference.predictor import ITEMS_AT_ONCE, TILES_QUEUED, Inference
+from app.inference.executors import FairThreadPool
+from app.inference.model_manager import ModelManager
+from app.inference.predictor import MAP_CHUNK_SIZE, MAX_QUEUED_TILES, Predictor
 from app.settings import Settings
 from models import align, checkpoint
 from tests.app.face_pictures import grace_hopper, passer_by, side_by_side, small_faces
@@ -26,25 +26,27 @@ from tests.conftest import encode
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    made = Pool(2, "decode")
+def pool() -> Iterator[FairThreadPool]:
+    made = FairThreadPool(2, "decode")
     yield made
     made.stop()
 
 
 @pytest.fixture
-def inference(pool: Pool) -> Inference:
-    engine = cast("Engine", SimpleNamespace(decoded=pool.run))
-    return Inference(Settings(), engine)
+def predictor(pool: FairThreadPool) -> Predictor:
+    model_manager = cast("ModelManager", SimpleNamespace(executors=SimpleNamespace(run_cpu=pool.run)))
+    return Predictor(Settings(), model_manager)
 
 
-def test_items_are_mapped_in_order(inference: Inference) -> None:
-    numbers = list(range(3 * ITEMS_AT_ONCE + 1))
-    assert asyncio.run(inference.mapped(lambda number: 2 * number, numbers)) == [2 * number for number in numbers]
-    assert asyncio.run(inference.mapped(str, [])) == []
+def test_items_are_mapped_in_order(predictor: Predictor) -> None:
+    numbers = list(range(3 * MAP_CHUNK_SIZE + 1))
+    assert asyncio.run(predictor.map(lambda number: 2 * number, numbers)) == [2 * number for number in numbers]
+    assert asyncio.run(predictor.map(str, [])) == []
 
 
-def test_one_call_never_holds_two_threads_and_lets_others_in_between(inference: Inference, pool: Pool) -> None:
+def test_one_call_never_holds_two_threads_and_lets_others_in_between(
+    predictor: Predictor, pool: FairThreadPool
+) -> None:
     """With one of the two threads busy, a short task waits for at most one piece of a long list."""
     running, done, waited = [], [], []
     free = threading.Event()
@@ -56,7 +58,7 @@ def test_one_call_never_holds_two_threads_and_lets_others_in_between(inference: 
     async def scenario() -> None:
         busy = asyncio.ensure_future(pool.run(free.wait))
         await asyncio.sleep(0.05)
-        many = asyncio.ensure_future(inference.mapped(slow, range(50 * ITEMS_AT_ONCE)))
+        many = asyncio.ensure_future(predictor.map(slow, range(50 * MAP_CHUNK_SIZE)))
         await asyncio.sleep(0)
         try:
             await pool.run(lambda: waited.append(len(done)))
@@ -65,11 +67,11 @@ def test_one_call_never_holds_two_threads_and_lets_others_in_between(inference: 
         await asyncio.gather(busy, many)
 
     asyncio.run(scenario())
-    assert waited[0] <= ITEMS_AT_ONCE
-    assert len(done) == 50 * ITEMS_AT_ONCE
+    assert waited[0] <= MAP_CHUNK_SIZE
+    assert len(done) == 50 * MAP_CHUNK_SIZE
 
 
-def test_a_cancelled_call_begins_no_further_items(inference: Inference) -> None:
+def test_a_cancelled_call_begins_no_further_items(predictor: Predictor) -> None:
     begun: list[int] = []
     started, go_on = threading.Event(), threading.Event()
 
@@ -79,7 +81,7 @@ def test_a_cancelled_call_begins_no_further_items(inference: Inference) -> None:
         go_on.wait(20)
 
     async def scenario() -> None:
-        many = asyncio.ensure_future(inference.mapped(work, range(10 * ITEMS_AT_ONCE)))
+        many = asyncio.ensure_future(predictor.map(work, range(10 * MAP_CHUNK_SIZE)))
         await asyncio.get_running_loop().run_in_executor(None, started.wait)
         many.cancel()
         go_on.set()
@@ -88,7 +90,7 @@ def test_a_cancelled_call_begins_no_further_items(inference: Inference) -> None:
         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
-    assert len(begun) <= ITEMS_AT_ONCE
+    assert len(begun) <= MAP_CHUNK_SIZE
 
 
 def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
@@ -139,17 +141,17 @@ def test_small_faces_of_a_large_photo_are_found_and_the_scale_is_told(running: T
 def test_tiles_of_a_large_photo_wait_a_few_at_a_time(running: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a small photo would wait for a whole batch of them."""
     sizes = []
-    run_shaped = loader.run_shaped
+    run_by_shape = loader.run_by_shape
 
     def noting(preprocess: Any, ready: Any, items: Any) -> Any:
         sizes.append(len(items))
-        return run_shaped(preprocess, ready, items)
+        return run_by_shape(preprocess, ready, items)
 
-    monkeypatch.setattr(loader, "run_shaped", noting)
+    monkeypatch.setattr(loader, "run_by_shape", noting)
     files = [("file", (f"{number}.png", encode(small_faces()[0].resize((4000, 640))))) for number in range(2)]
     assert running.post("/faces/detect", files=files).is_success
     assert sum(sizes) >= 2 * (1 + 3)
-    assert max(sizes) <= 2 + 2 * TILES_QUEUED  # tiles, and each photo at the detector's size
+    assert max(sizes) <= 2 + 2 * MAX_QUEUED_TILES  # tiles, and each photo at the detector's size
 
 
 def first_fingerprint(client: TestClient) -> tuple[str, int]:

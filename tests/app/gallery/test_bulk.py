@@ -20,7 +20,7 @@ from PIL import Image
 from app.errors import Conflict, NotReady, Overloaded
 from app.gallery.bulk import enrolment, upload
 from app.gallery.embedding_pipeline import Pipeline
-from app.inference.model_manager import Engine
+from app.inference.executors import Executors
 from index.embedded.store.records import Floats
 from index.embedded.tasks.bulk_enrolment import Worker
 from tests.app.face_pictures import grace_hopper, side_by_side
@@ -211,10 +211,10 @@ def test_jobs_are_listed_and_cancelled(gallery: TestClient, monkeypatch: pytest.
 def test_an_unexpected_error_costs_one_item(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Pipeline.seen
 
-    async def sometimes(self: Pipeline, model: Any, data: bytes, timings: Any) -> Any:
+    async def sometimes(self: Pipeline, model: Any, data: bytes) -> Any:
         if data == b"trap":
             raise ZeroDivisionError("a bug")
-        return await whole(self, model, data, timings)
+        return await whole(self, model, data)
 
     monkeypatch.setattr(Pipeline, "seen", sometimes)
     job = send(gallery, zipped({"a/1.png": b"trap", "eileen/1.png": encode(photo("astronaut"))}), ZIP)
@@ -303,13 +303,13 @@ def test_pauses_double_up_to_a_limit_and_are_forgotten(monkeypatch: pytest.Monke
 
 def test_to_read_an_upload_is_long_work(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[bool] = []
-    decoded = Engine.decoded
+    run_cpu = Executors.run_cpu
 
-    async def recorded(self: Engine, function: Any, *, is_long: bool = False) -> Any:
+    async def recorded(self: Executors, function: Any, *, is_long: bool = False) -> Any:
         kinds.append(is_long)
-        return await decoded(self, function, is_long=is_long)
+        return await run_cpu(self, function, is_long=is_long)
 
-    monkeypatch.setattr(Engine, "decoded", recorded)
+    monkeypatch.setattr(Executors, "run_cpu", recorded)
     sent = lines({"subject_id": "a", "vector": [1.0] * 32})
     assert finished(gallery, send(gallery, sent, LINES, **fingerprint(gallery)))["state"] == "done"
     assert kinds == [True, True]  # the only chunk, and the end

@@ -142,15 +142,15 @@ def test_a_tiny_vector_does_not_match_everybody(client: TestClient) -> None:
 def test_a_picture_whose_features_have_no_direction_is_refused(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.inference.predictor import Inference
+    from app.inference.predictor import Predictor
 
-    run = Inference.run
+    run = Predictor.run
 
-    async def zeros(self: Inference, *given: Any, **named: Any) -> Any:
+    async def zeros(self: Predictor, *given: Any, **named: Any) -> Any:
         return 0 * await run(self, *given, **named)
 
     assert client.put("/collections/things", json={"embedder": "vgg-cifar10"}).status_code == 201
-    monkeypatch.setattr(Inference, "run", zeros)
+    monkeypatch.setattr(Predictor, "run", zeros)
     url = "/collections/things/subjects/black/faces"
     refused = client.post(url, content=encode(photo("coffee")), headers=PNG)
     assert (refused.status_code, "no direction" in refused.json()["detail"]) == (422, True)

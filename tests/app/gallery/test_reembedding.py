@@ -24,7 +24,7 @@ from app.gallery import reembedding
 from app.gallery.bulk import enrolment
 from app.gallery.embedding_pipeline import Pipeline, Sight
 from app.gallery.schemas import NewEmbedder
-from app.inference.batcher import Lane
+from app.inference.batcher import Priority
 from app.inference.loaded_model import LoadedModel
 from app.main import create_app
 from app.settings import PROJECT, Settings
@@ -198,7 +198,7 @@ def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
     lanes: set[tuple[str, str]] = set()
     infer = LoadedModel.infer
 
-    async def noted(self: LoadedModel, item: torch.Tensor, wait_s: float, lane: Lane) -> Any:
+    async def noted(self: LoadedModel, item: torch.Tensor, wait_s: float, lane: Priority) -> Any:
         lanes.add((self.card.name, lane))
         return await infer(self, item, wait_s, lane)
 
@@ -207,11 +207,11 @@ def test_what_is_done_in_the_background_lets_those_go_first_who_wait(
     assert lanes == {("centerface", "interactive"), ("mobilefacenet-triplet", "interactive")}
     lanes.clear()
     finished(gallery, send(gallery, zipped({"grace/1.png": encode(picture("grace"))}), ZIP))
-    assert lanes == {("centerface", "bulk"), ("mobilefacenet-triplet", "bulk")}
+    assert lanes == {("centerface", "background"), ("mobilefacenet-triplet", "background")}
     lanes.clear()
     gallery.post("/collections/doors/reembed", json={"embedder": "better"})
     switched(gallery)
-    assert lanes == {("better", "bulk")}
+    assert lanes == {("better", "background")}
 
 
 def test_without_crops_it_says_what_is_needed(service: TestClient) -> None:
@@ -304,11 +304,11 @@ def test_a_crop_that_cannot_be_read_is_told_of(gallery: TestClient, monkeypatch:
     of_crop = Pipeline.of_crop
     refused: list[bytes] = []
 
-    async def damaged(self: Pipeline, model: Any, crop: bytes, timings: Any) -> Any:
+    async def damaged(self: Pipeline, model: Any, crop: bytes) -> Any:
         if crop in (refused or [crop]):
             refused.append(crop)
             raise DamagedImage("it is broken")
-        return await of_crop(self, model, crop, timings)
+        return await of_crop(self, model, crop)
 
     monkeypatch.setattr(Pipeline, "of_crop", damaged)
     monkeypatch.setattr(reembedding, "CROPS", 1)
@@ -344,8 +344,8 @@ def test_a_request_that_is_overtaken_by_the_switch_is_answered_after_it(
     seen = Pipeline.seen
     overtaken: list[str] = []
 
-    async def after_the_switch(self: Pipeline, sight: Sight, data: bytes, timings: Any) -> Any:
-        answer = await seen(self, sight, data, timings)
+    async def after_the_switch(self: Pipeline, sight: Sight, data: bytes) -> Any:
+        answer = await seen(self, sight, data)
         if not overtaken:
             overtaken.append(sight.model.card.name)
             begun = gallery.app.state.galleries.reembedder  # type: ignore[attr-defined]

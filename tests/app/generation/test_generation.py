@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from app.generation.service import between
 from app.images import encoding
-from app.inference.loader import run_filled
-from app.inference.submodels import DECODER, DECODER_ROWS
+from app.inference.loader import run_padded
+from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from models import checkpoint, runtime
@@ -194,8 +194,8 @@ def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threa
     items = torch.randn(48, *DECODER.example(card), generator=generator)
 
     def answers(items: Tensor) -> Tensor:
-        batches = torch.split(items, DECODER_ROWS)
-        return torch.stack([row for batch in batches for row in run_filled(DECODER, decoder, list(batch))])
+        batches = torch.split(items, DECODER_BATCH_SIZE)
+        return torch.stack([row for batch in batches for row in run_padded(DECODER, decoder, list(batch))])
 
     torch.set_num_threads(1)
     expected = answers(items)
@@ -204,9 +204,9 @@ def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threa
         order = torch.randperm(len(items), generator=generator)
         assert torch.equal(answers(items[order]), expected[order])
         assert torch.get_num_threads() == count
-        for place in range(0, DECODER_ROWS, 5):
+        for place in range(0, DECODER_BATCH_SIZE, 5):
             company = [torch.zeros_like(items[0])] * place + [items[0]]
-            assert torch.equal(run_filled(DECODER, decoder, company)[place], expected[0])
+            assert torch.equal(run_padded(DECODER, decoder, company)[place], expected[0])
 
 
 def test_an_etag_answers_304_until_anything_changes(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""The pool: all that is begun is done, told of in the event loop, and nobody is woken more often than need be."""
+"""The fair thread pool: results, cancellation, wake-ups; fairness between callers, requests, short and long tasks."""
 
 from __future__ import annotations
 
@@ -12,318 +12,267 @@ from functools import partial
 import pytest
 
 from app.auth.fair_share import LONG_S, OWNER, Owner
-from app.inference.executors import Long, Pool
+from app.inference.executors import Continuation, FairThreadPool
+from tests.app.async_test import async_test
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
-    made = Pool(1, "test")
-    yield made
-    made.stop()
+def pool() -> Iterator[FairThreadPool]:
+    """A pool of one thread for all tasks and one for short tasks."""
+    pool = FairThreadPool(1, "test")
+    yield pool
+    pool.stop()
 
 
-def test_each_gets_what_came_of_its_own(pool: Pool) -> None:
-    async def scenario() -> list[int]:
-        return await asyncio.gather(*(pool.run(partial(pow, number, 2)) for number in range(1000)))
-
-    assert asyncio.run(scenario()) == [number * number for number in range(1000)]
-
-
-def test_it_runs_elsewhere_and_what_is_raised_is_raised_here(pool: Pool) -> None:
-    def fails() -> None:
-        raise KeyError(threading.current_thread().name)
-
-    async def scenario() -> str:
-        with pytest.raises(KeyError, match="test_"):
-            await pool.run(fails)
-        return await pool.run(lambda: threading.current_thread().name)
-
-    assert asyncio.run(scenario()).startswith("test_")
+async def run_as(
+    owner: Owner, pool: FairThreadPool, function: Callable[[], object], *, is_long: bool = False
+) -> object:
+    OWNER.set(owner)
+    return await pool.run(function, is_long=is_long)
 
 
-def test_two_run_side_by_side(pool: Pool) -> None:
-    both = threading.Barrier(2)
-
-    async def scenario() -> None:
-        OWNER.set(Owner(None))
-        await asyncio.wait_for(asyncio.gather(pool.run(both.wait), pool.run(both.wait)), 20)
-
-    asyncio.run(scenario())
+def start(
+    owner: Owner, pool: FairThreadPool, function: Callable[[], object], *, is_long: bool = False
+) -> asyncio.Task[object]:
+    """Run the function on behalf of a request."""
+    return asyncio.create_task(run_as(owner, pool, function, is_long=is_long))
 
 
-def test_what_nobody_waits_for_any_more_is_not_begun(pool: Pool) -> None:
-    gate, begun = threading.Event(), []
-
-    async def scenario() -> None:
-        OWNER.set(Owner(None))
-        busy = [asyncio.ensure_future(pool.run(gate.wait)) for _ in range(2)]
-        left = asyncio.ensure_future(pool.run(lambda: begun.append("left")))
-        stays = asyncio.ensure_future(pool.run(lambda: begun.append("stays")))
-        await asyncio.sleep(0)
-        left.cancel()
-        await asyncio.sleep(0)
-        gate.set()
-        await asyncio.gather(*busy, stays)
-        with pytest.raises(asyncio.CancelledError):
-            await left
-
-    asyncio.run(scenario())
-    assert begun == ["stays"]
+@async_test
+async def test_callers_get_their_own_results() -> None:
+    pool = FairThreadPool(1, "test")
+    results = await asyncio.gather(*(pool.run(partial(pow, number, 2)) for number in range(1000)))
+    assert results == [number * number for number in range(1000)]
+    pool.stop()
 
 
-class Picture:
-    """Stands for what work keeps in memory."""
+def raise_thread_name() -> object:
+    raise KeyError(threading.current_thread().name)
 
 
-def use(_: Picture) -> None:
-    """Work about a picture."""
+@pytest.mark.parametrize("function", [raise_thread_name, lambda: Continuation(raise_thread_name)])
+@async_test
+async def test_error_in_a_thread_of_the_pool_is_raised_to_the_caller(
+    pool: FairThreadPool, function: Callable[[], object]
+) -> None:
+    with pytest.raises(KeyError, match="test_"):
+        await pool.run(function)
 
 
-def test_a_cancelled_caller_keeps_nothing_in_the_queue(pool: Pool) -> None:
+@async_test
+async def test_two_short_tasks_run_concurrently(pool: FairThreadPool) -> None:
+    barrier = threading.Barrier(2)
+    await asyncio.gather(*(start(Owner(None), pool, barrier.wait) for _ in range(2)))
+
+
+@async_test
+async def test_task_cancelled_in_the_queue_is_not_run(pool: FairThreadPool) -> None:
+    gate, started = threading.Event(), []
+    owner = Owner(None)
+    busy = [start(owner, pool, gate.wait) for _ in range(2)]
+    cancelled = start(owner, pool, lambda: started.append("cancelled"))
+    other = start(owner, pool, lambda: started.append("other"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*busy, other)
+    assert cancelled.cancelled()
+    assert started == ["other"]
+
+
+class Memory:
+    """Stands for an image that a task holds in memory."""
+
+
+def use(_: Memory) -> None:
+    """A task that holds memory."""
+
+
+@async_test
+async def test_cancelled_task_releases_its_memory_while_it_is_queued(pool: FairThreadPool) -> None:
     gate = threading.Event()
-
-    async def scenario() -> list[bool]:
-        OWNER.set(Owner(None))
-        busy = [asyncio.ensure_future(pool.run(gate.wait)) for _ in range(2)]
-        picture = Picture()
-        kept = weakref.ref(picture)
-        left = asyncio.create_task(pool.run(partial(use, picture)))
-        del picture
-        await asyncio.sleep(0)
-        is_kept = [kept() is not None]
-        left.cancel()
-        await asyncio.wait([left])
-        gc.collect()
-        is_kept.append(kept() is not None)  # while both threads are busy still
-        gate.set()
-        await asyncio.gather(*busy)
-        return is_kept
-
-    assert asyncio.run(scenario()) == [True, False]
+    busy = [start(Owner(None), pool, gate.wait) for _ in range(2)]
+    memory = Memory()
+    reference = weakref.ref(memory)
+    cancelled = asyncio.create_task(pool.run(partial(use, memory)))
+    del memory
+    await asyncio.sleep(0)
+    assert reference() is not None
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    gc.collect()
+    assert reference() is None  # while both threads are busy still
+    gate.set()
+    await asyncio.gather(*busy)
 
 
-def test_a_caller_cancelled_during_the_first_part_keeps_no_second_part(pool: Pool) -> None:
+@async_test
+async def test_task_cancelled_while_it_runs_does_not_queue_its_continuation(pool: FairThreadPool) -> None:
     entered, gate, other_entered, other_gate = (threading.Event() for _ in range(4))
 
-    def first(picture: Picture) -> Long[None]:
+    def first_part(memory: Memory) -> Continuation[None]:
         entered.set()
         gate.wait()
-        return Long(partial(use, picture))
+        return Continuation(partial(use, memory))
 
     def other() -> None:
         other_entered.set()
         other_gate.wait()
 
-    async def scenario() -> bool:
-        picture = Picture()
-        kept = weakref.ref(picture)
-        left = begin(Owner("a"), pool, partial(first, picture), is_long=True)
-        del picture
-        await asyncio.to_thread(entered.wait)
-        busy = begin(Owner("b"), pool, other, is_long=True)  # it comes before the second part
-        left.cancel()
-        await asyncio.wait([left])
-        del left  # its traceback keeps the arguments of `begin`
-        gate.set()
-        await asyncio.to_thread(other_entered.wait)
-        gc.collect()
-        is_kept = kept() is not None
-        other_gate.set()
-        await busy
-        return is_kept
-
-    assert not asyncio.run(scenario())
+    memory = Memory()
+    reference = weakref.ref(memory)
+    cancelled = start(Owner("a"), pool, partial(first_part, memory), is_long=True)
+    del memory
+    await asyncio.to_thread(entered.wait)
+    busy = start(Owner("b"), pool, other, is_long=True)  # would run before the continuation
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    del cancelled  # its traceback holds the arguments of `run_as`
+    gate.set()
+    await asyncio.to_thread(other_entered.wait)
+    gc.collect()
+    assert reference() is None
+    other_gate.set()
+    await busy
 
 
-def test_who_leaves_while_it_runs_hears_nothing_of_it(pool: Pool) -> None:
+@async_test
+async def test_error_of_a_cancelled_task_is_ignored(pool: FairThreadPool) -> None:
     gate, entered = threading.Event(), threading.Event()
 
-    def work() -> None:
+    def fail() -> None:
         entered.set()
         gate.wait()
         raise KeyError
 
-    async def scenario() -> int:
-        left = asyncio.ensure_future(pool.run(work))
-        await asyncio.to_thread(entered.wait)
-        left.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await left
-        gate.set()
-        return await pool.run(lambda: 7)
-
-    assert asyncio.run(scenario()) == 7
+    cancelled = asyncio.create_task(pool.run(fail))
+    await asyncio.to_thread(entered.wait)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    gate.set()
+    assert await pool.run(lambda: 7) == 7
 
 
-def test_what_is_done_meanwhile_is_told_of_at_once() -> None:
-    pool, wakes = Pool(1, "test"), 0
+@async_test
+async def test_event_loop_is_woken_once_for_tasks_that_finish_while_it_is_busy(pool: FairThreadPool) -> None:
+    wakes = 0
+    loop = asyncio.get_running_loop()
+    original: Callable[..., object] = loop.call_soon_threadsafe
 
-    async def scenario() -> None:
+    def count(callback: Callable[..., object], *arguments: object) -> object:
         nonlocal wakes
-        loop = asyncio.get_running_loop()
-        original: Callable[..., object] = loop.call_soon_threadsafe
+        wakes += 1
+        return original(callback, *arguments)
 
-        def counted(callback: Callable[..., object], *given: object) -> object:
-            nonlocal wakes
-            wakes += 1
-            return original(callback, *given)
-
-        loop.call_soon_threadsafe = counted  # type: ignore[assignment]
-        done = threading.Event()
-        waits: list[Awaitable[object]] = [asyncio.ensure_future(pool.run(lambda: None)) for _ in range(99)]
-        waits.append(asyncio.ensure_future(pool.run(done.set)))
-        await asyncio.sleep(0)  # all are begun
-        done.wait(20)  # and the event loop is busy until all are done
-        await asyncio.gather(*waits)
-
-    asyncio.run(scenario())
-    pool.stop()
+    loop.call_soon_threadsafe = count  # type: ignore[assignment]
+    finished = threading.Event()
+    tasks: list[Awaitable[object]] = [asyncio.ensure_future(pool.run(lambda: None)) for _ in range(99)]
+    tasks.append(asyncio.ensure_future(pool.run(finished.set)))
+    await asyncio.sleep(0)  # all tasks are queued
+    finished.wait(20)  # blocks the event loop until all are finished
+    await asyncio.gather(*tasks)
     assert wakes <= 2
 
 
-def test_stopping_waits_for_what_was_begun_and_it_may_begin_anew() -> None:
-    pool, done = Pool(1, "test"), []
-    gate = threading.Event()
-
-    async def scenario() -> None:
-        OWNER.set(Owner(None))
-        waits = [asyncio.ensure_future(pool.run(gate.wait)), asyncio.ensure_future(pool.run(lambda: done.append(1)))]
-        await asyncio.sleep(0)
-        gate.set()
-        await asyncio.to_thread(pool.stop)
-        assert done == [1]
-        await asyncio.gather(*waits)
-        assert await pool.run(lambda: 3) == 3
-
-    asyncio.run(scenario())
+@async_test
+async def test_stopping_finishes_queued_tasks_and_the_pool_can_start_again() -> None:
+    pool, finished, gate = FairThreadPool(1, "restarted"), [], threading.Event()
+    OWNER.set(Owner(None))
+    tasks = [asyncio.ensure_future(pool.run(gate.wait)), asyncio.ensure_future(pool.run(lambda: finished.append(1)))]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.to_thread(pool.stop)
+    assert finished == [1]
+    await asyncio.gather(*tasks)
+    assert await pool.run(lambda: 3) == 3
     pool.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("test_")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("restarted_")]
 
 
-async def as_owner(owner: Owner, pool: Pool, work: Callable[[], object], *, is_long: bool = False) -> object:
-    OWNER.set(owner)
-    return await pool.run(work, is_long=is_long)
+@pytest.mark.parametrize("reason", ["flag", "continuation", "outside a request", "busy request"])
+@async_test
+async def test_long_tasks_leave_a_thread_for_short_ones(reason: str) -> None:
+    pool, gate, running, two = FairThreadPool(2, "test"), threading.Event(), [], threading.Event()
 
+    def block() -> None:
+        running.append(1)
+        if len(running) == 2:
+            two.set()
+        gate.wait(60)
 
-def begin(owner: Owner, pool: Pool, work: Callable[[], object], *, is_long: bool = False) -> asyncio.Task[object]:
-    return asyncio.create_task(as_owner(owner, pool, work, is_long=is_long))
-
-
-@pytest.mark.parametrize("how", ["said", "found out", "background", "so far"])
-def test_long_work_never_keeps_all_threads(how: str) -> None:
-    pool, gate, running, two = Pool(2, "test"), threading.Event(), [], threading.Event()
-
-    def work() -> object:
-        def rest() -> None:
-            running.append(1)
-            if len(running) == 2:
-                two.set()
-            gate.wait(60)
-
-        if how == "found out":
-            return Long(rest)
-        rest()
-        return None
-
-    async def scenario() -> None:
-        owners = [Owner(None, 2 * LONG_S if how == "so far" else 0.0) for _ in range(9)]
-        if how == "background":
-            tasks = [asyncio.ensure_future(pool.run(work)) for _ in range(9)]
-        else:
-            tasks = [begin(owner, pool, work, is_long=how == "said") for owner in owners]
-        await asyncio.to_thread(two.wait, 60)
-        for _ in range(50):
-            assert await asyncio.wait_for(begin(Owner(None), pool, lambda: 7), 20) == 7
-        assert len(running) == 2
-        gate.set()
-        await asyncio.wait_for(asyncio.gather(*tasks), 20)
-        assert len(running) == 9
-
-    asyncio.run(scenario())
+    function = (lambda: Continuation(block)) if reason == "continuation" else block
+    if reason == "outside a request":
+        tasks = [asyncio.ensure_future(pool.run(function)) for _ in range(9)]
+    else:
+        owners = [Owner(None, 2 * LONG_S if reason == "busy request" else 0.0) for _ in range(9)]
+        tasks = [start(owner, pool, function, is_long=reason == "flag") for owner in owners]
+    await asyncio.to_thread(two.wait, 60)
+    for _ in range(50):
+        assert await asyncio.wait_for(start(Owner(None), pool, lambda: 7), 20) == 7
+    assert len(running) == 2
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert len(running) == 9
     pool.stop()
 
 
-def test_callers_have_turns_and_so_have_the_requests_of_each() -> None:
-    pool, gate, worker_gate = Pool(1, "test"), threading.Event(), threading.Event()
-    order: list[str] = []
-    alice, other_of_alice, bob = Owner("alice"), Owner("alice"), Owner("bob")
-
-    async def scenario() -> None:
-        # Both threads are busy, and one stays so: the order is that of the queue.
-        worker = begin(Owner("nobody"), pool, lambda: worker_gate.wait(60), is_long=True)
-        short = begin(Owner("nobody"), pool, lambda: gate.wait(60))
-        await asyncio.sleep(0.1)
-        sent = [(alice, "abcde"), (other_of_alice, "AB"), (bob, "xy")]
-        tasks = [begin(owner, pool, partial(order.append, name)) for owner, names in sent for name in names]
-        await asyncio.sleep(0.1)
-        assert order == []
-        gate.set()
-        await asyncio.gather(short, *tasks)
-        worker_gate.set()
-        await worker
-
-    asyncio.run(scenario())
-    pool.stop()
+@async_test
+async def test_callers_and_the_requests_of_each_take_turns(pool: FairThreadPool) -> None:
+    gate, worker_gate, order = threading.Event(), threading.Event(), list[str]()
+    # The worker thread is busy all the time, and the other one until the gate opens, so that the order is the queue's.
+    worker = start(Owner("other"), pool, lambda: worker_gate.wait(60), is_long=True)
+    short = start(Owner("other"), pool, lambda: gate.wait(60))
+    await asyncio.sleep(0.1)
+    requests = [(Owner("alice"), "abcde"), (Owner("alice"), "AB"), (Owner("bob"), "xy")]
+    tasks = [start(owner, pool, partial(order.append, name)) for owner, names in requests for name in names]
+    await asyncio.sleep(0.1)
+    assert order == []
+    gate.set()
+    await asyncio.gather(short, *tasks)
+    worker_gate.set()
+    await worker
     assert "".join(order) == "axAybBcde"
 
 
-def test_work_that_became_long_while_it_waited_is_done() -> None:
-    pool, gate = Pool(1, "test"), threading.Event()
-
-    async def scenario() -> list[object]:
-        blocking = [begin(Owner(None), pool, lambda: gate.wait(60)) for _ in range(2)]
-        await asyncio.sleep(0.1)
-        owner = Owner(None)
-        waiting = begin(owner, pool, lambda: 7)
-        await asyncio.sleep(0)
-        owner.busy_s = 2 * LONG_S
-        gate.set()
-        return await asyncio.wait_for(asyncio.gather(waiting, *blocking), 60)
-
-    assert asyncio.run(scenario())[0] == 7
-    pool.stop()
-
-
-def test_long_work_of_one_request_waits_while_that_of_another_has_its_turn() -> None:
-    pool, gate = Pool(1, "test"), threading.Event()
-    order: list[str] = []
-
-    async def scenario() -> None:
-        first = begin(Owner(None), pool, lambda: gate.wait(60), is_long=True)
-        await asyncio.sleep(0.05)
-        many, other = Owner(None), Owner(None)
-        tasks = [begin(many, pool, partial(order.append, name), is_long=True) for name in "abc"]
-        tasks.append(begin(other, pool, partial(order.append, "x"), is_long=True))
-        await asyncio.sleep(0.05)
-        assert order == []
-        gate.set()
-        await asyncio.gather(first, *tasks)
-
-    asyncio.run(scenario())
-    pool.stop()
+@async_test
+async def test_long_tasks_of_two_requests_take_turns(pool: FairThreadPool) -> None:
+    gate, order = threading.Event(), list[str]()
+    first = start(Owner(None), pool, lambda: gate.wait(60), is_long=True)
+    await asyncio.sleep(0.05)
+    one, other = Owner(None), Owner(None)
+    requests = [(one, "a"), (one, "b"), (one, "c"), (other, "x")]
+    tasks = [start(owner, pool, partial(order.append, name), is_long=True) for owner, name in requests]
+    await asyncio.sleep(0.05)
+    assert order == []
+    gate.set()
+    await asyncio.gather(first, *tasks)
     assert "".join(order) == "axbc"
 
 
-def test_the_rest_of_long_work_may_raise_or_be_left() -> None:
-    pool, begun = Pool(1, "test"), threading.Event()
-    gate = threading.Event()
+@async_test
+async def test_task_whose_request_becomes_long_while_it_waits_is_run(pool: FairThreadPool) -> None:
+    gate, owner = threading.Event(), Owner(None)
+    busy = [start(Owner(None), pool, lambda: gate.wait(60)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    task = start(owner, pool, lambda: 7)
+    await asyncio.sleep(0)
+    owner.busy_s = 2 * LONG_S
+    gate.set()
+    assert await task == 7
+    await asyncio.gather(*busy)
 
-    def fails() -> object:
-        numbers: dict[str, int] = {}
-        return Long(lambda: numbers["no such key"])
 
-    async def scenario() -> None:
-        with pytest.raises(KeyError, match="no such key"):
-            await pool.run(fails)
-        blocking = begin(Owner(None), pool, lambda: gate.wait(60), is_long=True)
-        await asyncio.sleep(0.05)
-        left = begin(Owner(None), pool, lambda: Long(begun.set))
-        await asyncio.sleep(0.05)
-        left.cancel()
-        gate.set()
-        await asyncio.gather(blocking, left, return_exceptions=True)
-        assert await pool.run(lambda: 3) == 3
-
-    asyncio.run(scenario())
-    pool.stop()
-    assert not begun.is_set()
+@async_test
+async def test_continuation_of_a_cancelled_task_is_not_run(pool: FairThreadPool) -> None:
+    continued, gate = threading.Event(), threading.Event()
+    busy = start(Owner(None), pool, lambda: gate.wait(60), is_long=True)
+    await asyncio.sleep(0.05)
+    cancelled = start(Owner(None), pool, lambda: Continuation(continued.set))
+    await asyncio.sleep(0.05)
+    cancelled.cancel()
+    gate.set()
+    await asyncio.gather(busy, cancelled, return_exceptions=True)
+    assert await pool.run(lambda: 3) == 3
+    assert not continued.is_set()

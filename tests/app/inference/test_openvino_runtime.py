@@ -1,4 +1,4 @@
-"""The service with OpenVINO behind it answers what it answers with torch."""
+"""The service answers the same with OpenVINO as with torch."""
 
 from __future__ import annotations
 
@@ -18,83 +18,86 @@ from models.runtime_selection import Verdict
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
-PICTURES = ("coffee", "chelsea", "rocket", "astronaut")
+PHOTOS = ("coffee", "chelsea", "rocket", "astronaut")
 
 
-def client(tmp_path: Path, wanted: Wanted, probes: Path = PROJECT / "examples") -> TestClient:
+def create_client(tmp_path: Path, runtime: Wanted, *models: str, probes: Path = PROJECT / "examples") -> TestClient:
+    """Return a client of a service with these shipped models, LeNet-5 and the runtime."""
     weights = tmp_path / "weights"
     weights.mkdir(exist_ok=True)
-    for name in ("lenet5-mnist", "resnet-cifar10"):
+    for name in ("lenet5-mnist", *models):
         if not (weights / name).exists():
             (weights / name).symlink_to(PROJECT / "weights" / name)
-    state = tmp_path / "state"
     settings = Settings(
-        weights=weights, default_classifier="lenet5-mnist", state=state, probes=probes, runtime=wanted, upkeep_s=60
+        weights=weights,
+        default_classifier="lenet5-mnist",
+        state=tmp_path / "state",
+        probes=probes,
+        runtime=runtime,
+        upkeep_s=60,
     )
     return TestClient(create_app(settings), base_url=BASE_URL)
 
 
-def settled(service: TestClient, name: str) -> str:
-    """The model's runtime, once that is chosen."""
+def selected_runtime(client: TestClient, name: str) -> str:
+    """Wait until the model's runtime is selected, and return its name."""
     deadline = time.monotonic() + 60
-    while (told := service.get(f"/models/{name}").json())["choosing"]:
+    while (model := client.get(f"/models/{name}").json())["choosing"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    runtime: str = told["runtime"]
+    runtime: str = model["runtime"]
     return runtime
 
 
-def answers(tmp_path: Path, wanted: Wanted) -> tuple[str, list[dict[int, float]], list[float]]:
-    """The runtime's name, each picture's probabilities, and how far one picture's features are from the others'."""
-    with client(tmp_path, wanted) as service:
-        files = [("file", (f"{name}.png", encode(photo(name)))) for name in PICTURES]
-        service.post("/classify?model=resnet-cifar10", files=files)
-        service.put(f"/collections/{wanted}", json={"embedder": "resnet-cifar10"})
-        runtime = settled(service, "resnet-cifar10")
-        classes = service.post("/classify?model=resnet-cifar10&top_k=10", files=files).json()["data"]
-        for name, file in zip(PICTURES, files, strict=True):
-            enrolled = service.post(f"/collections/{wanted}/subjects/{name}/faces", files=[file])
+def classify_and_search(tmp_path: Path, runtime: Wanted) -> tuple[str, list[dict[int, float]], list[float]]:
+    """Return the runtime's name, each photo's probabilities, and the distances from one photo's features to all."""
+    with create_client(tmp_path, runtime, "resnet-cifar10") as client:
+        files = [("file", (f"{name}.png", encode(photo(name)))) for name in PHOTOS]
+        client.post("/classify?model=resnet-cifar10", files=files)
+        client.put(f"/collections/{runtime}", json={"embedder": "resnet-cifar10"})
+        selected = selected_runtime(client, "resnet-cifar10")
+        images = client.post("/classify?model=resnet-cifar10&top_k=10", files=files).json()["data"]
+        for name, file in zip(PHOTOS, files, strict=True):
+            enrolled = client.post(f"/collections/{runtime}/subjects/{name}/faces", files=[file])
             assert enrolled.json()["indexed"], enrolled.text
-        found = service.post(f"/search?collection={wanted}&limit=4", files=files[:1]).json()["data"][0]["faces"][0]
-    seen = [{one["class_id"]: one["confidence"] for one in each["predictions"]} for each in classes]
-    return runtime, seen, [candidate["distance"] for candidate in found["candidates"]]
+        (image,) = client.post(f"/search?collection={runtime}&limit=4", files=files[:1]).json()["data"]
+    classes = [{item["class_id"]: item["confidence"] for item in image["predictions"]} for image in images]
+    return selected, classes, [candidate["distance"] for candidate in image["faces"][0]["candidates"]]
 
 
-def test_the_same_classes_and_features(tmp_path: Path) -> None:
-    runtime, classes, distances = answers(tmp_path, "torch")
+def test_classes_and_features_are_equal(tmp_path: Path) -> None:
+    runtime, classes, distances = classify_and_search(tmp_path, "torch")
     assert runtime == "torch-cpu-float32"
-    assert len(distances) == len(PICTURES)
-    fast, fast_classes, fast_distances = answers(tmp_path, "openvino-f32")
-    assert fast == "openvino-cpu-f32"
-    assert fast_classes == [pytest.approx(one, abs=1e-4) for one in classes]
-    assert fast_distances == pytest.approx(distances, abs=1e-4)
-    assert len(list((tmp_path / "state" / "compiled").glob("*.xml"))) == 3  # two wholes, and one's features
+    assert len(distances) == len(PHOTOS)
+    runtime, openvino_classes, openvino_distances = classify_and_search(tmp_path, "openvino-f32")
+    assert runtime == "openvino-cpu-f32"
+    assert openvino_classes == [pytest.approx(probabilities, abs=1e-4) for probabilities in classes]
+    assert openvino_distances == pytest.approx(distances, abs=1e-4)
+    assert len(list((tmp_path / "state" / "compiled").glob("*.xml"))) == 3  # two models, and the features of one
 
 
-def test_the_fastest_is_chosen_by_itself(tmp_path: Path) -> None:
-    with client(tmp_path, "auto") as service:
-        runtime = settled(service, "lenet5-mnist")
+def test_fastest_runtime_is_selected_automatically(tmp_path: Path) -> None:
+    with create_client(tmp_path, "auto") as client:
+        runtime = selected_runtime(client, "lenet5-mnist")
     (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
     assert Verdict.model_validate_json(verdict.read_bytes()).fastest == runtime
 
 
-def test_faces_and_clean_pictures_are_the_same(tmp_path: Path) -> None:
+def test_faces_and_denoised_images_are_equal(tmp_path: Path) -> None:
     (tmp_path / "probe.jpg").write_bytes(encode(photo("chelsea").resize((160, 128)), "JPEG"))
-    (tmp_path / "weights").mkdir()
-    for name in ("centerface", "denoiser-photo"):
-        (tmp_path / "weights" / name).symlink_to(PROJECT / "weights" / name)
-    found, clean = [], []
-    wanted: Wanted
-    for wanted, expected in (("torch", "torch-cpu-float32"), ("openvino-f32", "openvino-cpu-f32")):
-        with client(tmp_path, wanted, probes=tmp_path) as service:
+    boxes, denoised = [], []
+    runtime: Wanted
+    for runtime, expected in (("torch", "torch-cpu-float32"), ("openvino-f32", "openvino-cpu-f32")):
+        with create_client(tmp_path, runtime, "centerface", "denoiser-photo", probes=tmp_path) as client:
             small = encode(photo("astronaut").resize((200, 200)))
-            assert service.post("/denoise", files={"file": small}).status_code == 200
-            assert (settled(service, "centerface"), settled(service, "denoiser-photo")) == (expected, expected)
-            pictures = [("file", ("a.png", encode(photo("astronaut")))), ("file", ("b.png", small))]
-            found.append(service.post("/faces/detect", files=pictures).json()["data"])
-            cleaned = Image.open(io.BytesIO(service.post("/denoise", files={"file": small}).content))
-            clean.append(np.asarray(cleaned, dtype=int))
-    assert [len(one["faces"]) for one in found[0]] == [1, 1]
-    for one, other in zip(*found, strict=True):
-        assert other["faces"][0]["box"] == pytest.approx(one["faces"][0]["box"], abs=0.01)
-    assert np.abs(clean[0] - clean[1]).max() <= 1
+            assert client.post("/denoise", files={"file": small}).status_code == 200
+            for name in ("centerface", "denoiser-photo"):
+                assert selected_runtime(client, name) == expected
+            files = [("file", ("a.png", encode(photo("astronaut")))), ("file", ("b.png", small))]
+            images = client.post("/faces/detect", files=files).json()["data"]
+            boxes.append([face["box"] for image in images for face in image["faces"]])
+            image = Image.open(io.BytesIO(client.post("/denoise", files={"file": small}).content))
+            denoised.append(np.asarray(image, dtype=int))
+    assert len(boxes[0]) == 2
+    assert boxes[1] == [pytest.approx(box, abs=0.01) for box in boxes[0]]
+    assert np.abs(denoised[0] - denoised[1]).max() <= 1

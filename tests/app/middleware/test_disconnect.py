@@ -23,7 +23,7 @@ from torch import Tensor
 from app.main import create_app
 from app.middleware.disconnect import Departure
 from app.settings import Settings
-from tests.app.inference.test_model_manager import tiny_model
+from tests.app.tiny_model import tiny_model
 from tests.conftest import encode, photo
 
 
@@ -81,7 +81,7 @@ def test_a_client_that_closes_its_socket_is_not_computed_and_its_places_are_free
 
     with listening(app) as port:
         runtime = Gated()
-        app.state.engine.loaded("tiny").switch(runtime)
+        app.state.model_manager.cache.submodels("tiny")[0].set_runtime(runtime)
         stays = threading.Thread(target=ask)
         stays.start()
         assert runtime.entered.wait(20)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from app.images import encoding
 from app.images.tiling import OVERLAP, SIDE, Tiling
-from app.inference.model_manager import Engine
+from app.inference.executors import Executors
 from app.main import create_app
 from app.settings import Settings
 from models import checkpoint, image_decoder
@@ -361,7 +361,7 @@ def test_the_only_picture_has_the_requests_pixels_at_most(few_pixels: TestClient
 @pytest.mark.parametrize("path", ["/denoise", "/reconstruct"])
 def test_answers_are_encoded_off_the_event_loop(client: TestClient, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
-    document, base64_of = encoding.document, base64.b64encode
+    document, base64_of = encoding.encode_json, base64.b64encode
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*sent: Any) -> Any:
@@ -370,7 +370,7 @@ def test_answers_are_encoded_off_the_event_loop(client: TestClient, path: str, m
 
         return call
 
-    monkeypatch.setattr(encoding, "document", recorded(document))
+    monkeypatch.setattr(encoding, "encode_json", recorded(document))
     monkeypatch.setattr(base64, "b64encode", recorded(base64_of))
     answer = client.post(path, params={"format": "json"}, content=encode(noisy(60, 40)), headers=PNG)
     assert answer.status_code == 200, answer.text
@@ -509,13 +509,13 @@ def test_large_bodies_and_pictures_are_long_work(
     weights: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], is_long: bool
 ) -> None:
     kinds: list[bool] = []
-    decoded = Engine.decoded
+    run_cpu = Executors.run_cpu
 
-    async def recorded(self: Engine, function: Any, *, is_long: bool = False) -> Any:
+    async def recorded(self: Executors, function: Any, *, is_long: bool = False) -> Any:
         kinds.append(is_long)
-        return await decoded(self, function, is_long=is_long)
+        return await run_cpu(self, function, is_long=is_long)
 
-    monkeypatch.setattr(Engine, "decoded", recorded)
+    monkeypatch.setattr(Executors, "run_cpu", recorded)
     sent = {"input": b64(noisy(*size))}
     with TestClient(create_app(Settings(weights=weights, default_classifier="lenet5-mnist")), base_url=BASE_URL) as it:
         kinds.clear()

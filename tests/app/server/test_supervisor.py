@@ -18,7 +18,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.inference.reload_sync import Reloads
+from app.inference.reload_sync import ReloadSync
 from app.server.supervisor import device
 from app.settings import PROJECT
 from tests.conftest import encode
@@ -156,13 +156,13 @@ def test_sigterm_lets_the_request_under_way_finish(service: Service) -> None:
 
 
 def test_a_worker_hears_of_what_the_others_reloaded_and_only_once(tmp_path: Path) -> None:
-    one, other = Reloads(tmp_path / "reloads"), Reloads(tmp_path / "reloads")
-    one.tell("lenet5-mnist")
-    assert (one.news(), other.news(), other.news()) == ([], ["lenet5-mnist"], [])
-    other.tell("lenet5-mnist")
-    one.tell("vgg-cifar10")
-    assert (one.news(), other.news()) == (["lenet5-mnist"], ["vgg-cifar10"])
-    assert Reloads(tmp_path / "reloads").news() == []  # it has read the weights folder since
+    one, other = ReloadSync(tmp_path / "reloads"), ReloadSync(tmp_path / "reloads")
+    one.announce("lenet5-mnist")
+    assert (one.take_changes(), other.take_changes(), other.take_changes()) == ([], ["lenet5-mnist"], [])
+    other.announce("lenet5-mnist")
+    one.announce("vgg-cifar10")
+    assert (one.take_changes(), other.take_changes()) == (["lenet5-mnist"], ["vgg-cifar10"])
+    assert ReloadSync(tmp_path / "reloads").take_changes() == []  # it has read the weights folder since
 
 
 def test_each_worker_sees_a_gpu_of_its_own() -> None:
