@@ -138,7 +138,7 @@ def test_what_was_done_is_in_a_log_of_its_own(keys: Keys, clock: Clock) -> None:
 
 
 def test_by_hand(vestibule: Command, tmp_path: Path) -> None:
-    assert "open to whoever reaches it" in vestibule("list").stdout
+    assert "does not require one" in vestibule("list").stdout
     made = vestibule(
         "create", "a kiosk", "--scope", "enrol", "--scope", "infer", "--days", "30", "--rate-per-minute", "60"
     )
