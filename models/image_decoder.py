@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
@@ -23,7 +24,7 @@ STRIP_PIXELS = 2**20
 MOST_TEXT = 2**16
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 # Increased when the pixels of some file change. Decoded copies of other versions are not used.
-VERSION = 2
+VERSION = 3
 
 
 class DecodeError(ValueError):
@@ -89,7 +90,7 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         DamagedError.
     """
     try:
-        image.load()
+        image = _load_pixels(image)
         _drop_texts(image)  # those that follow the pixels
         # Damaged EXIF raises anything, and the picture itself is fine.
         with suppress(Exception):
@@ -97,6 +98,37 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         return _rgb(image, keep_alpha=keep_alpha)
     except Exception as error:
         raise DamagedError(f"the data cannot be decoded: {error}") from error
+
+
+def _load_pixels(image: Image.Image) -> Image.Image:
+    """Decode the pixels; return RGBA for a 16-bit RGB PNG with a transparent colour (tRNS).
+
+    Pillow keeps the high bytes of such an image but all 16 bits of its transparent colour, which then matches no pixels
+    or the wrong ones.
+    """
+    low = _low_bytes(image)
+    image.load()
+    if low is None:
+        return image
+    values = np.asarray(image, np.uint16) * 256 + low
+    opaque = (values != np.array(image.info.pop("transparency"))).any(axis=-1)
+    image.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return image
+
+
+def _low_bytes(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """Return the low bytes [H, W, 3] of a 16-bit RGB PNG with a transparent colour, not yet decoded; else None."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or image.fp is None or "transparency" not in image.info:
+        return None
+    if not image.tile or image.tile[0].args != "RGB;16B":
+        return None
+    start = image.fp.tell()
+    image.fp.seek(0)
+    again = PngImagePlugin.PngImageFile(image.fp)
+    again.tile = [again.tile[0]._replace(args="RGB;16L")]  # a little-endian value's high byte
+    low = np.asarray(again, np.uint8)
+    image.fp.seek(start)
+    return low
 
 
 def with_end(image: Image.Image, data: bytes) -> Image.Image:
@@ -154,8 +186,12 @@ def is_picture(path: Path) -> bool:
 
 def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
-        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        grey = Image.fromarray((values * np.float32(255 / 65535)).round().clip(0, 255).astype(np.uint8))
+        grey.info = image.info.copy()
+        if (transparent := grey.info.pop("transparency", None)) is not None:
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        image = grey
     if image.has_transparency_data:
         return image.convert("RGBA") if keep_alpha else on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
