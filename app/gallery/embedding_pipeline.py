@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.errors import Conflict, DeadlineExceeded, Locked, NotFound, NotReady, Overloaded, Unprocessable, full_disk
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence
+from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, ScaleRule, by_prominence
 from app.gallery.schemas import EnrolParams, ErasureReceipt, RejectedFace, RejectedReason, moment
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Predictor
@@ -44,7 +44,7 @@ class Switched(Exception):
 class Seen:
     """A face of a picture (None: the whole picture) and its vector, float32 [D] of length 1."""
 
-    found: FoundFace | None
+    found: AlignedFace | None
     described: DetectedFace | None
     vector: Tensor
 
@@ -68,7 +68,7 @@ class Sight:
     scales: Scales = "min-face"
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> ScaleRule:
         """At which scales faces are looked for."""
         return detection_scale.whole if self.scales == "whole" else detection_scale.scan
 
@@ -175,18 +175,18 @@ class Pipeline:
         Raises:
             VestibuleError: see `Faces.whole`.
         """
-        return await self._faces.whole(model, crop)
+        return await self._faces.embed_whole_image(model, crop)
 
     async def seen(self, sight: Sight, data: bytes) -> list[Seen]:
         """The faces of a picture with their vectors, surest first; or the whole picture, where the model sees such."""
         if sight.finder is None:
-            vector = await self._faces.whole(sight.model, data)
+            vector = await self._faces.embed_whole_image(sight.model, data)
             return [Seen(None, None, vector)]
         found = (await self._faces.find(sight.finder, data, DETECTION_THRESHOLD, sight.rule)).faces
         if not found:
             return []
-        vectors = await self._faces.embedded(sight.model, found)
-        return [Seen(face, face.described(), vector) for face, vector in zip(found, vectors, strict=True)]
+        vectors = await self._faces.embed_faces(sight.model, found)
+        return [Seen(face, face.describe(), vector) for face, vector in zip(found, vectors, strict=True)]
 
     async def new_faces(self, subject: str, seen: Sequence[Seen], *, keep_crops: bool) -> list[NewFace]:
         """The faces to enrol for a subject, with their crops where the collection keeps those."""

@@ -22,7 +22,7 @@ from scipy.spatial import geometric_slerp  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.generation.service import between
+from app.generation.service import slerp
 from app.images import encoding
 from app.inference.loader import run_padded
 from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
@@ -398,17 +398,17 @@ def test_the_way_is_a_great_circle() -> None:
     generator = torch.Generator().manual_seed(0)
     first, last = F.normalize(torch.randn(2, 64, generator=generator).double()).unbind()
     expected = geometric_slerp(first.numpy(), last.numpy(), np.linspace(0, 1, 7))
-    assert np.allclose(between(first, last, 7), expected, atol=1e-7)
+    assert np.allclose(slerp(first, last, 7), expected, atol=1e-7)
     noise = latents(0, 0, 512), latents(1, 0, 512)
-    assert between(*noise, 9).norm(dim=1).numpy() == pytest.approx(math.sqrt(512), rel=0.1)
-    assert torch.equal(between(*noise, 9)[[0, -1]], torch.stack(noise))
+    assert slerp(*noise, 9).norm(dim=1).numpy() == pytest.approx(math.sqrt(512), rel=0.1)
+    assert torch.equal(slerp(*noise, 9)[[0, -1]], torch.stack(noise))
 
 
 def test_two_ends_without_a_circle_between_them_are_joined_by_a_line() -> None:
     point = torch.tensor([3.0, 4.0])
-    assert torch.equal(between(point, point, 3), torch.stack([point] * 3))
-    assert torch.equal(between(point, 2 * point, 3), torch.stack([point, 1.5 * point, 2 * point]))
-    assert torch.isfinite(between(point, -point, 5)).all()
+    assert torch.equal(slerp(point, point, 3), torch.stack([point] * 3))
+    assert torch.equal(slerp(point, 2 * point, 3), torch.stack([point, 1.5 * point, 2 * point]))
+    assert torch.isfinite(slerp(point, -point, 5)).all()
 
 
 def test_a_model_that_draws_is_listed_as_loaded(client: TestClient) -> None:
