@@ -13,7 +13,7 @@ serve: .venv/weights.stamp ## the service with the shipped weights on 127.0.0.1:
 	$(BIN)/vestibule serve
 
 test: .venv/dev.stamp ## the fast tests, with branch coverage: all of the gallery and the batcher, a floor elsewhere
-	$(BIN)/pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile --cov --cov-report=term
 	$(BIN)/coverage report --include='app/inference/batcher.py,index/*' --fail-under=100
 
 test-slow: .venv/dev.stamp ## the tests marked slow

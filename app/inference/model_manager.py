@@ -312,11 +312,11 @@ class ModelManager:
     async def _select_runtime(self, model: LoadedModel, choice: Choice, reference: Runtime) -> None:
         """Switch the model to the fastest runtime that agrees with torch. Torch serves until then."""
 
-        def run_on_compute_thread(function: Callable[[], T]) -> T:
+        def run_on_compute_thread(work: Callable[[], T]) -> T:
             """Run a step between two batches of requests."""
             if self._stopping or model.retired:
                 raise _SelectionCancelled
-            return self.executors.compute.submit(function).result()
+            return self.executors.compute.submit(work).result()
 
         loop = asyncio.get_running_loop()
         try:

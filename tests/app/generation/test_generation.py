@@ -189,9 +189,9 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("folder", [*RANDOM, *SHIPPED], ids=str)
 def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threads(weights: Path, folder: Path) -> None:
     network, card = checkpoint.load(weights / folder)  # a shipped one's is absolute, and stays it
-    decoder = runtime.prepare(DECODER.cut(network), torch.device("cpu"))
+    decoder = runtime.prepare(DECODER.extract(network), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    items = torch.randn(48, *DECODER.example(card), generator=generator)
+    items = torch.randn(48, *DECODER.example_shape(card), generator=generator)
 
     def answers(items: Tensor) -> Tensor:
         batches = torch.split(items, DECODER_BATCH_SIZE)
@@ -234,7 +234,7 @@ def test_an_etag_is_bound_to_weights_runtime_and_encoder(client: TestClient, mon
     etags = [client.get(url).headers["etag"]]
     monkeypatch.setattr(runtime, "signature", lambda: "another torch")
     etags.append(client.get(url).headers["etag"])
-    monkeypatch.setattr(encoding, "encoder", lambda: "another zlib")
+    monkeypatch.setattr(encoding, "encoder_versions", lambda: "another zlib")
     etags.append(client.get(url).headers["etag"])
     etags.append(client.get(url + "&model=vae-faces").headers["etag"])
     assert len(set(etags)) == 4

@@ -68,7 +68,6 @@ async def test_single_item_runs_at_once() -> None:
     assert (result.output, result.size) == (42, 1)
     assert 0 <= result.queued_s < 1
     assert result.computed_s > 0
-    await batcher.stop()
 
 
 @async_test
@@ -80,7 +79,6 @@ async def test_queued_items_form_the_next_batches_in_order() -> None:
     model.gate.set()
     assert await outputs(tasks) == [0, 2, 4, 6, 8, 10, 12]
     assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
-    await batcher.stop()
 
 
 @async_test
@@ -92,7 +90,6 @@ async def test_full_queue_rejects_items() -> None:
         await batcher.submit(3, 60)
     model.gate.set()
     assert await outputs(tasks) == [0, 2, 4]
-    await batcher.stop()
 
 
 @async_test
@@ -105,7 +102,6 @@ async def test_only_the_faulty_item_of_a_batch_gets_the_error() -> None:
     assert isinstance(results[2], ValueError)
     assert [result.output for result in results if not isinstance(result, BaseException)] == [0, 2, 6]
     assert model.batches == [[0], [1, 2, 3], [1], [2], [3]]
-    await batcher.stop()
 
 
 @async_test
@@ -116,7 +112,6 @@ async def test_missing_outputs_are_an_error() -> None:
     batcher = Batcher(lose, max_batch=8, capacity=10)
     with pytest.raises(RuntimeError, match="0 outputs for 1 items"):
         await batcher.submit(1, 60)
-    await batcher.stop()
 
 
 @pytest.mark.parametrize("caller_runs_first", [True, False])
@@ -137,7 +132,6 @@ async def test_cancelled_item_is_not_computed(*, caller_runs_first: bool) -> Non
     del tasks[1]
     assert await outputs(tasks) == [0, 4, 6][: len(tasks)]
     assert model.batches == [[0], [2, 3][: len(tasks) - 1]]
-    await batcher.stop()
 
 
 @pytest.mark.parametrize("faulty", [set(), {0}])
@@ -149,7 +143,6 @@ async def test_cancelling_a_running_item_does_not_affect_others(faulty: set[int]
     task.cancel()
     model.gate.set()
     assert (await batcher.submit(1, 60)).output == 2
-    await batcher.stop()
 
 
 @async_test
@@ -166,7 +159,6 @@ async def test_item_cancelled_in_a_failing_batch_is_not_retried() -> None:
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError, ValueError]
     assert batches == [[1, 2], [2]]
-    await batcher.stop()
 
 
 @async_test
@@ -188,7 +180,6 @@ async def test_background_items_get_a_fixed_share_of_the_batches() -> None:
         *interactive[2 * INTERACTIVE_BATCHES :],
         [104],
     ]
-    await batcher.stop()
 
 
 @async_test
@@ -203,7 +194,6 @@ async def test_each_priority_has_its_own_capacity() -> None:
     model.gate.set()
     await asyncio.gather(*tasks)
     assert model.batches == [[0], [1, 2], [100, 101]]
-    await batcher.stop()
 
 
 @async_test
@@ -219,7 +209,6 @@ async def test_expired_item_is_not_computed_and_the_worker_goes_on() -> None:
         await late
     assert await outputs(tasks) == [0, 200]
     assert model.batches == [[0], [100]]
-    await batcher.stop()
 
 
 @async_test
@@ -237,7 +226,6 @@ async def test_batch_over_memory_is_halved_and_later_ones_stay_smaller_for_a_whi
     assert batcher.limit == 2
     await asyncio.sleep(0.25)
     assert batcher.limit == 8
-    await batcher.stop()
 
 
 @async_test
@@ -246,7 +234,6 @@ async def test_single_item_over_memory_gets_the_error() -> None:
     with pytest.raises(TooLarge):
         await batcher.submit(1, 60)
     assert batcher.limit == 8
-    await batcher.stop()
 
 
 @async_test

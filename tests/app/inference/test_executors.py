@@ -202,9 +202,9 @@ async def test_long_tasks_leave_a_thread_for_short_ones(reason: str) -> None:
             two.set()
         gate.wait(60)
 
-    function = (lambda: Continuation(block)) if reason == "continuation" else block
+    function: Callable[[], object] = (lambda: Continuation(block)) if reason == "continuation" else block
     if reason == "outside a request":
-        tasks = [asyncio.ensure_future(pool.run(function)) for _ in range(9)]
+        tasks: list[asyncio.Task[object]] = [asyncio.create_task(pool.run(function)) for _ in range(9)]
     else:
         owners = [Owner(None, 2 * LONG_S if reason == "busy request" else 0.0) for _ in range(9)]
         tasks = [start(owner, pool, function, is_long=reason == "flag") for owner in owners]

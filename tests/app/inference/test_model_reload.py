@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -82,7 +81,7 @@ def classify(client: TestClient, model: str = "tiny") -> dict[str, Any]:
     return dict(response.json())
 
 
-def reload(client: TestClient, name: str) -> httpx.Response:
+def reload(client: TestClient, name: str) -> Any:
     return client.post(f"/models/{name}/reload")
 
 
@@ -133,14 +132,14 @@ async def test_earlier_requests_get_the_old_weights_and_later_ones_the_new(setti
         await asyncio.sleep(0.1)
         assert await manager.load("tiny", "classify") is old
         gated.gate.set()
-        result = await reloading
+        reloaded = await reloading
         card = checkpoint.read_card(settings.weights / "tiny")
-        assert (result.change, result.before, result.now) == ("reloaded", old.card, card)
+        assert (reloaded.change, reloaded.before, reloaded.now) == ("reloaded", old.card, card)
         new = await manager.load("tiny", "classify")
         assert (new.card.version, new.card) == (version(settings), manager.cards["tiny"])
         assert old.retired
-        for output in [*await asyncio.gather(*early), await old.infer(IMAGE, 20)]:
-            torch.testing.assert_close(output.output, before, rtol=1e-4, atol=1e-5)
+        for result in [*await asyncio.gather(*early), await old.infer(IMAGE, 20)]:
+            torch.testing.assert_close(result.output, before, rtol=1e-4, atol=1e-5)
         output = (await new.infer(IMAGE, 20)).output
         torch.testing.assert_close(output, expected_output(settings), rtol=1e-4, atol=1e-5)
 

@@ -41,7 +41,7 @@ def create_client(tmp_path: Path, runtime: Wanted, *models: str, probes: Path = 
 
 def selected_runtime(client: TestClient, name: str) -> str:
     """Wait until the model's runtime is selected, and return its name."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while (model := client.get(f"/models/{name}").json())["choosing"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)

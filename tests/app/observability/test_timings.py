@@ -24,8 +24,3 @@ def test_concurrent_requests_record_the_longest_of_their_own_tasks() -> None:
 
     headers = asyncio.run(both())
     assert headers == [f"decode;dur={ms}.00, app;dur=0.00, total;dur={ms}.00" for ms in (1000, 2000)]
-
-
-def test_recording_outside_a_request_does_nothing() -> None:
-    timings.record("decode", 1.0)
-    assert timings.Timings().header(0.0) == "app;dur=0.00, total;dur=0.00"
