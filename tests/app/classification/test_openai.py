@@ -134,15 +134,9 @@ def test_images_without_a_seed_are_random_and_can_be_repeated(client: openai.Ope
         ({"prompt": " "}, "needs a label"),
         ({"prompt": "a face", "model": "wgan-faces"}, "wgan-faces has no labels"),
         ({"prompt": "1", "size": "1024x1024"}, "generates images of 28x28, not 1024x1024"),
-        ({"prompt": "1", "size": "large"}, "size"),
-        ({"prompt": "1", "n": 0}, "n"),
-        ({"prompt": "1", "n": 65}, "n"),
         ({"prompt": "1", "n": "2"}, "n"),
         ({"prompt": "1", "model": "dall-e-3"}, "not a model for this task"),
         ({"prompt": "1", "model": "ae-mnist"}, "not a model for this task"),
-        ({"prompt": "1", "response_format": "png"}, "response_format"),
-        ({"prompt": "1", "extra_body": {"seed": -1}}, "seed"),
-        ({"prompt": "1" * 2000}, "prompt"),
     ],
 )
 def test_invalid_requests_for_images(client: openai.OpenAI, params: dict[str, Any], error: str) -> None:

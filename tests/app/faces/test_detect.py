@@ -86,17 +86,11 @@ def test_list_of_images_of_several_sizes(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "kind"),
-    [
-        ("model=lenet5-mnist", 422, "unknown-model"),
-        ("threshold=0", 422, "invalid-parameters"),
-        ("threshold=nan", 422, "invalid-parameters"),
-        ("treshold=0.5", 422, "invalid-parameters"),
-    ],
+    ("query", "kind"), [("model=lenet5-mnist", "unknown-model"), ("threshold=nan", "invalid-parameters")]
 )
-def test_invalid_queries(client: TestClient, query: str, status: int, kind: str) -> None:
+def test_invalid_queries(client: TestClient, query: str, kind: str) -> None:
     response = client.post(f"{URL}?{query}", content=encode(photo("coffee")), headers=PNG)
-    assert (response.status_code, response.json()["type"]) == (status, f"urn:vestibule:problem:{kind}")
+    assert (response.status_code, response.json()["type"]) == (422, f"urn:vestibule:problem:{kind}")
 
 
 def test_batches_have_a_maximum_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

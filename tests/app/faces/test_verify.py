@@ -164,7 +164,6 @@ TWO_SOURCES = [("source", ("a.png", ASTRONAUT)), ("source", ("b.png", ASTRONAUT)
         ({"json": {"source": B64, "target": B64, "x": 1}}, 400, "malformed-request", "body must be"),
         ({"json": {"source": B64, "target": [B64]}}, 400, "malformed-request", "body must be"),
         ({"json": {"source": B64, "target": URL}}, 400, "malformed-request", "never fetched"),
-        ({"files": SAME, "params": {"fmr": "0"}}, 422, "invalid-parameters", ""),
         ({"files": SAME, "params": {"fmr": "nan"}}, 422, "invalid-parameters", ""),
         ({"files": SAME, "params": {"fmr": "0.5"}}, 422, "unprocessable", "at most"),
         ({"files": SAME, "params": {"model": "x"}}, 422, "unknown-model", "mobilefacenet-trip"),
@@ -183,12 +182,9 @@ def test_invalid_pairs(faces: TestClient, request_body: dict[str, Any], status: 
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        ({"source": [1.0] * 32, "targets": []}, "invalid-parameters"),
         ({"source": [1.0] * 31, "targets": [[1.0] * 32]}, "unprocessable"),
         ({"source": [1.0] * 32, "targets": [[1.0] * 32, [1.0] * 33]}, "unprocessable"),
         ({"source": [0.0] * 32, "targets": [[1.0] * 32]}, "unprocessable"),
-        ({"source": ["x"] * 32, "targets": [[1.0] * 32]}, "invalid-parameters"),
-        ({"source": [1.0] * 5000, "targets": [[1.0] * 32]}, "invalid-parameters"),
         ({"source": [float("nan")] * 32, "targets": [[1.0] * 32]}, "invalid-parameters"),
     ],
 )

@@ -153,14 +153,9 @@ def test_bytes_are_reproducible_under_load_and_in_another_process(client: TestCl
         for n in (1, 3, 20)
     ]
     expected = {url: client.get(url).content for url in urls}
-    concurrent = [
-        *urls,
-        "/generate?n=9",
-        "/generate?model=vae-faces&n=33",
-        "/generate?model=vae-faces&n=1&truncation=2",
-    ] * 6
+    others = ["/generate?n=9", "/generate?model=vae-faces&n=33", "/generate?model=vae-faces&n=1&truncation=2"]
     with ThreadPoolExecutor(12) as pool:
-        results = list(pool.map(lambda url: (url, client.get(url).content), concurrent))
+        results = list(pool.map(lambda url: (url, client.get(url).content), (urls + others) * 6))
     assert all(content == expected[url] for url, content in results if url in expected)
     settings = {"VESTIBULE_WEIGHTS": str(weights), "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist"}
     with serving(**settings, OMP_NUM_THREADS="3") as (_, address, _):
@@ -246,16 +241,8 @@ def test_truncation_scales_the_noise(client: TestClient, weights: Path) -> None:
     ("query", "problem"),
     [
         ("n=0", "invalid-parameters"),
-        ("n=65", "invalid-parameters"),
-        ("n=1000000", "invalid-parameters"),
-        ("seed=-1", "invalid-parameters"),
         (f"seed={2**63}", "invalid-parameters"),
-        ("seed=one", "invalid-parameters"),
-        ("truncation=0", "invalid-parameters"),
-        ("truncation=2.1", "invalid-parameters"),
         ("truncation=nan", "invalid-parameters"),
-        ("format=gif", "invalid-parameters"),
-        ("grid=0", "invalid-parameters"),
         ("latents=1", "invalid-parameters"),
         ("label=ten", "unprocessable"),
         ("label=", "unprocessable"),
@@ -306,14 +293,8 @@ def test_latents_of_other_decoders(client: TestClient, weights: Path, model: str
         ('{"model": "vae-faces", "latents": [[NaN]]}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[1e999]]}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[1e300]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [["0.5"]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": []}', "invalid-parameters"),
-        ('{"model": "vae-faces"}', "invalid-parameters"),
         ("not JSON", "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[0]], "grid": "1"}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[0]], "grid": true}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[0]], "labels": "1"}', "invalid-parameters"),
         (f'{{"model": "vae-faces", "latents": [{", ".join(["[0]"] * 65)}]}}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[0, 1, 2]]}', "unprocessable"),
         ('{"latents": [[0, 0, 0, 0, 0, 0]], "labels": ["1", "2"]}', "unprocessable"),
@@ -351,10 +332,6 @@ def test_interpolation(client: TestClient, model: str, side: int, label: str) ->
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
-        ("from_seed=1", "invalid-parameters"),
-        ("from_seed=1&to_seed=2&steps=1", "invalid-parameters"),
-        ("from_seed=1&to_seed=2&steps=65", "invalid-parameters"),
-        (f"from_seed=1&to_seed={2**63}", "invalid-parameters"),
         ("from_seed=1&to_seed=2&format=json", "invalid-parameters"),
         ("from_seed=1&to_seed=2", "unprocessable"),
         ("from_seed=1&to_seed=2&label=1,2", "unprocessable"),
