@@ -78,7 +78,7 @@ async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
 
 
 async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) -> tuple[EmbeddingsRequest, Images]:
-    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed by `run_cpu`.
+    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.

@@ -83,12 +83,12 @@ def max_difference(a: npt.ArrayLike | Image.Image, b: npt.ArrayLike | Image.Imag
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
-def psnr(truth: Pixels, picture: Pixels | Image.Image) -> float:
-    return float(peak_signal_noise_ratio(truth, np.asarray(picture)))  # type: ignore[no-untyped-call]
+def psnr(truth: Pixels, image: Pixels | Image.Image) -> float:
+    return float(peak_signal_noise_ratio(truth, np.asarray(image)))  # type: ignore[no-untyped-call]
 
 
-def b64(picture: Image.Image) -> str:
-    return base64.b64encode(encode(picture)).decode()
+def b64(image: Image.Image) -> str:
+    return base64.b64encode(encode(image)).decode()
 
 
 def opened(content: bytes) -> Image.Image:
@@ -161,9 +161,9 @@ def display_p3() -> bytes:
     return header.ljust(128, b"\0") + struct.pack(">I", len(data)) + table + body
 
 
-def with_profile(picture: Image.Image, profile: bytes, kind: str = "PNG") -> bytes:
+def with_profile(image: Image.Image, profile: bytes, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, icc_profile=profile)
+    image.save(buffer, kind, icc_profile=profile)
     return buffer.getvalue()
 
 
@@ -377,28 +377,24 @@ def few_pixels(weights: Path) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "references", "total"),
+    ("images", "references", "total"),
     [(2, 0, 9600), (1, 1, 7200), (3, 0, 14_400), (2, 2, 14_400)],  # of 2400 pixels each
 )
 def test_references_and_responses_count_toward_the_pixel_limit(
-    few_pixels: TestClient, pictures: int, references: int, total: int
+    few_pixels: TestClient, images: int, references: int, total: int
 ) -> None:
     data = encode(noisy(60, 40))
-    files = [("file", ("a.png", data))] * pictures + [("reference", ("b.png", data))] * references
+    files = [("file", ("a.png", data))] * images + [("reference", ("b.png", data))] * references
     response = few_pixels.post("/denoise", params={"format": "json"}, files=files)
     assert response.status_code == (200 if total <= 10_000 else 413), response.text
     if total > 10_000:
         assert f"{total} pixels; a request may have 10000" in response.json()["detail"]
 
 
-def test_pixel_limit_of_a_single_image(few_pixels: TestClient) -> None:
-    for path, size, status in [
-        ("/denoise", (100, 50), 200),
-        ("/denoise", (100, 51), 413),
-        ("/reconstruct", (100, 100), 200),
-        ("/reconstruct", (100, 101), 413),
-    ]:
-        response = few_pixels.post(path, params={"format": "png"}, content=encode(noisy(*size)), headers=PNG)
+@pytest.mark.parametrize(("path", "height"), [("/denoise", 50), ("/reconstruct", 100)])
+def test_pixel_limit_of_a_single_image(few_pixels: TestClient, path: str, height: int) -> None:
+    for extra, status in ((0, 200), (1, 413)):
+        response = few_pixels.post(f"{path}?format=png", content=encode(noisy(100, height + extra)), headers=PNG)
         assert response.status_code == status, response.text
 
 
