@@ -293,11 +293,11 @@ def test_psnr_with_a_reference(client: TestClient, model: str, transparent: bool
     response = client.post(f"/denoise?model={model}", files={"file": encode(image), "reference": encode(clean)})
     result = opened(response.content)
     mode = "RGB" if model == "denoiser-photo" else "L"
-    truth, result, before = (
+    truth, after, before = (
         np.asarray(image_decoder.on_white(layer.convert("RGBA")).convert(mode)) for layer in (clean, result, image)
     )
     if mode == "RGB" or not transparent:  # in the L mode, colours are converted before they are composited
-        assert float(response.headers["x-psnr"]) == pytest.approx(psnr(truth, result), abs=1e-3)
+        assert float(response.headers["x-psnr"]) == pytest.approx(psnr(truth, after), abs=1e-3)
         assert float(response.headers["x-psnr-before"]) == pytest.approx(psnr(truth, before), abs=1e-3)
     body = {"input": [b64(image)] * 2, "reference": [b64(clean), b64(image)]}
     first, second = client.post(f"/denoise?model={model}&format=json&strength=0", json=body).json()["data"]
