@@ -67,7 +67,7 @@ def test_embeddings_equal_those_of_embed(client: openai.OpenAI, address: str, op
     assert (response.model, response.object, response.usage.total_tokens) == ("mobilefacenet-triplet", "list", 0)
     assert [item.index for item in response.data] == [0, 1, 2]
     files = [("file", ("a.png", encode(image))) for image in images]
-    expected = httpx.post(f"{address}/embed", files=files).json()["data"]
+    expected = httpx.post(f"{address}/embed", files=files, timeout=60).json()["data"]
     hopper, coffee, astronaut = response.data
     for item, own in ((hopper, expected[0]), (astronaut, expected[2])):
         assert len(item.embedding) == 32

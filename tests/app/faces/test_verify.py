@@ -76,9 +76,10 @@ def test_embed_uses_the_most_prominent_face(faces: TestClient) -> None:
 
 
 def test_base64_encoding(faces: TestClient) -> None:
-    plain = faces.post("/embed", json={"input": [B64, "no image"]}).json()["data"]
+    image = base64.b64encode(encode(photo("astronaut"))).decode()
+    plain = faces.post("/embed", json={"input": [image, "no image"]}).json()["data"]
     encoded = faces.post(
-        "/v1/embeddings", json={"input": B64, "model": "mobilefacenet-triplet", "encoding_format": "base64"}
+        "/v1/embeddings", json={"input": image, "model": "mobilefacenet-triplet", "encoding_format": "base64"}
     ).json()["data"]
     assert plain[1]["problem"]["status"] == 400
     values = np.frombuffer(base64.b64decode(encoded[0]["embedding"]), "<f4")
