@@ -77,7 +77,7 @@ def test_embed_uses_the_most_prominent_face(faces: TestClient) -> None:
 
 def test_base64_encoding(faces: TestClient) -> None:
     image = base64.b64encode(encode(photo("astronaut"))).decode()
-    plain = faces.post("/embed", json={"input": [image, "no image"]}).json()["data"]
+    plain = faces.post("/embed", json={"input": [image, "not base64!"]}).json()["data"]
     encoded = faces.post(
         "/v1/embeddings", json={"input": image, "model": "mobilefacenet-triplet", "encoding_format": "base64"}
     ).json()["data"]
