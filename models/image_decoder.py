@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
@@ -22,8 +23,8 @@ STRIP_PIXELS = 2**20
 # Characters of a PNG's texts that are kept. XMP, which may contain the orientation, is usually shorter.
 MAX_TEXT = 2**16
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
-# Increment when decoding changes the pixels of a file; caches of decoded images of other versions are not used.
-VERSION = 2
+# Increased when the pixels of some file change. Decoded copies of other versions are not used.
+VERSION = 3
 
 
 class DecodeError(ValueError):
@@ -89,9 +90,9 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         DamagedError.
     """
     try:
-        image.load()
-        _drop_texts(image)  # texts after the pixels
-        # Damaged EXIF may raise any error, although the pixels are intact.
+        image = _load_pixels(image)
+        _drop_texts(image)  # those that follow the pixels
+        # Damaged EXIF raises anything, and the picture itself is fine.
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, keep_alpha=keep_alpha)
@@ -99,8 +100,39 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
         raise DamagedError(f"the data cannot be decoded: {error}") from error
 
 
+def _load_pixels(image: Image.Image) -> Image.Image:
+    """Decode the pixels; return RGBA for a 16-bit RGB PNG with a transparent colour (tRNS).
+
+    Pillow keeps the high bytes of such an image but all 16 bits of its transparent colour, which then matches no pixels
+    or the wrong ones.
+    """
+    low = _low_bytes(image)
+    image.load()
+    if low is None:
+        return image
+    values = np.asarray(image, np.uint16) * 256 + low
+    opaque = (values != np.array(image.info.pop("transparency"))).any(axis=-1)
+    image.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return image
+
+
+def _low_bytes(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """Return the low bytes [H, W, 3] of a 16-bit RGB PNG with a transparent colour, not yet decoded; else None."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or image.fp is None or "transparency" not in image.info:
+        return None
+    if not image.tile or image.tile[0].args != "RGB;16B":
+        return None
+    start = image.fp.tell()
+    image.fp.seek(0)
+    again = PngImagePlugin.PngImageFile(image.fp)
+    again.tile = [again.tile[0]._replace(args="RGB;16L")]  # a little-endian value's high byte
+    low = np.asarray(again, np.uint8)
+    image.fp.seek(start)
+    return low
+
+
 def with_end_marker(image: Image.Image, data: bytes) -> Image.Image:
-    """The opened image of `data`; a JPEG that lacks only its end marker is opened again with one.
+    """The opened picture of these bytes; a JPEG that lacks only its end marker is opened anew with one.
 
     Some cameras and downloads write such files. Pillow refuses them, but with the marker it would decode any truncated
     file, the missing part grey; libjpeg-turbo detects that.
@@ -153,9 +185,13 @@ def is_image(path: Path) -> bool:
 
 
 def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would clip instead of scale
-        grey = np.asarray(image, dtype=np.float32) * (255 / 65535)
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
+        values = np.asarray(image)
+        grey = Image.fromarray((values * np.float32(255 / 65535)).round().clip(0, 255).astype(np.uint8))
+        grey.info = image.info.copy()
+        if (transparent := grey.info.pop("transparency", None)) is not None:
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        image = grey
     if image.has_transparency_data:
         return image.convert("RGBA") if keep_alpha else composite_on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -28,5 +28,5 @@ def classification(request: Request) -> Classification:
 @router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def classify(request: Request, params: Annotated[ClassifyParams, Query()]) -> ClassifyResponse:
-    """What is in this picture, or which digits (`sequence`)? One picture, or up to 64 at once."""
+    """Classify an image or a list of up to 64; with `sequence`, read strings of digits."""
     return await classification(request).classify(await images(request), params)

@@ -12,16 +12,16 @@ from app.schemas import Failed, Schema
 class ClassifyParams(Schema):
     """The query of `POST /classify`."""
 
-    model: str | None = Field(None, description="A name from /models; left out: the service's default classifier.")
-    top_k: Annotated[int, Field(ge=1, le=1000, description="How many classes to name, the likeliest first.")] = 5
-    tta: bool = Field(False, description="Test-time augmentation, where the model's card has one.")
+    model: str | None = Field(None, description="A name from /models; by default the service's default classifier.")
+    top_k: Annotated[int, Field(ge=1, le=1000, description="How many classes to return, most probable first.")] = 5
+    tta: bool = Field(False, description="Use test-time augmentation, if the model's card has one.")
     sequence: bool = Field(
-        False, description="Read a string of digits, with a model of the ten digits; `top_k` has no meaning then."
+        False, description="Read a string of digits with a model of the ten digits; `top_k` is ignored."
     )
 
 
 class Prediction(Schema):
-    """One class and how sure the model is of it, 0..1, after temperature scaling."""
+    """A class and its confidence, 0..1, after temperature scaling."""
 
     class_: str = Field(alias="class")
     class_id: int
@@ -29,22 +29,22 @@ class Prediction(Schema):
 
 
 class Classified(Schema):
-    """The answer for one picture."""
+    """The result for one image."""
 
     index: int
     predictions: list[Prediction]
 
 
 class Digit(Prediction):
-    """One digit of a string; `box` is (x0, y0, x1, y1) in the upright picture's pixels, x1 and y1 exclusive."""
+    """A digit of a string; `box` is (x0, y0, x1, y1) in pixels of the upright image, x1 and y1 exclusive."""
 
     box: tuple[int, int, int, int]
 
 
 class DigitString(Schema):
-    """The string of digits in one picture, empty where there is no ink.
+    """The string of digits in one image, empty if there are none.
 
-    A digit's confidence takes its box for granted; the string's, 0..1, is over all ways to cut and read the picture.
+    A digit's confidence is conditional on its box; the string's, 0..1, is over all segmentations and readings.
     """
 
     index: int
@@ -54,7 +54,7 @@ class DigitString(Schema):
 
 
 class ClassifyResponse(Schema):
-    """The pictures in the order they were sent."""
+    """The results in the order of the request's images."""
 
     model: str
     version: str

@@ -1,4 +1,4 @@
-"""Classify images: from plain values to a response schema, without HTTP."""
+"""The classification service: classify images and read strings of digits."""
 
 from __future__ import annotations
 
@@ -26,91 +26,92 @@ DIGITS = tuple("0123456789")
 
 
 class Classification:
-    """Classify images, or read strings of digits in them."""
+    """Classifies images, or reads strings of digits in them."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
         self._executors = predictor.executors
-        # A string has hundreds of candidates, so all requests for strings share one room.
-        self._strings = predictor.queue_slots()
+        # A string has hundreds of candidates, so all requests for strings share these slots.
+        self._string_slots = predictor.queue_slots()
 
-    async def classify(self, pictures: Images, params: ClassifyParams) -> ClassifyResponse:
-        """What is in each picture, likeliest first; with `sequence`, which string of digits.
+    async def classify(self, images: Images, params: ClassifyParams) -> ClassifyResponse:
+        """Return each image's most probable classes, or with `sequence` its string of digits.
 
         Raises:
-            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+            VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
         model = await self._model_manager.load(params.model, "classify")
         if params.tta and model.card.tta == "none":
             raise Unprocessable(f"{model.card.name} has no test-time augmentation")
-        kind: Tta = model.card.tta if params.tta else "none"
-        room = self._predictor.queue_slots()
+        tta: Tta = model.card.tta if params.tta else "none"
+        slots = self._predictor.queue_slots()
         if params.sequence:
             _check_sequence(model.card, params)
 
         preprocess = model.card.preprocess
 
-        async def seen(data: bytes) -> Iterable[Item]:
-            if kind == "none":
+        async def prepare(data: bytes) -> Iterable[Item]:
+            if tta == "none":
                 return [await self._predictor.decode_pixels(data, preprocess)]
             return await self._predictor.decode(
-                data, lambda picture: list(views(preprocess(picture), kind, preprocess)), preprocess.max_useful_side
+                data, lambda image: list(views(preprocess(image), tta, preprocess)), preprocess.max_useful_side
             )
 
-        async def one(index: int, data: bytes) -> Classified:
-            logits = await self._predictor.run(model, await seen(data), slots=room)  # [views, classes]
+        async def classify_image(index: int, data: bytes) -> Classified:
+            logits = await self._predictor.run(model, await prepare(data), slots=slots)  # [views, classes]
             probabilities = _probabilities(logits, model.card.temperature)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
-        async def string(index: int, data: bytes) -> DigitString:
-            return await self._string(model, index, data)
+        async def read_string(index: int, data: bytes) -> DigitString:
+            return await self._read_string(model, index, data)
 
-        answer = string if params.sequence else one
-        answers = await self._predictor.for_each_image(pictures, answer)
-        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(answers))
+        process = read_string if params.sequence else classify_image
+        items = await self._predictor.for_each_image(images, process)
+        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(items))
 
-    async def _string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
+    async def _read_string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
         card = model.card
-        found, crops = await self._predictor.decode(data, lambda picture: _candidates(card, picture))
+        candidates, crops = await self._predictor.decode(data, lambda image: _candidates(card, image))
         logits = torch.empty(0, len(DIGITS))
         if crops:
-            logits = await self._predictor.run(model, crops, slots=self._strings)
-        reading = await self._executors.run_cpu(lambda: read(found, logits, card.temperature))
+            logits = await self._predictor.run(model, crops, slots=self._string_slots)
+        reading = await self._executors.run_cpu(lambda: read(candidates, logits, card.temperature))
         digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
 
 
 def _check_sequence(card: ModelCard, params: ClassifyParams) -> None:
     if card.preprocess.channels != 1 or card.classes != DIGITS:
-        raise Unprocessable(f"{card.name} reads no digit strings: that takes grey pictures and the classes 0 to 9")
+        raise Unprocessable(f"{card.name} cannot read digit strings: they need grey input and the classes 0 to 9")
     if params.tta:
-        raise Unprocessable("a digit string is read without test-time augmentation")
+        raise Unprocessable("digit strings are read without test-time augmentation")
 
 
-def _candidates(card: ModelCard, picture: Image.Image) -> tuple[Lattice, list[Tensor]]:
-    """What may be digits in the picture, and the same as the network wants it, each [C, H, W]."""
+def _candidates(card: ModelCard, image: Image.Image) -> tuple[Lattice, list[Tensor]]:
+    """Return the candidates for digits in the image, and the network's input [C, H, W] for each."""
     try:
-        found = build_lattice(np.asarray(picture.convert("L")))
+        candidates = build_lattice(np.asarray(image.convert("L")))
     except ValueError as error:
         raise Unprocessable(str(error)) from error
-    return found, [card.preprocess(Image.fromarray(crop)) for crop in found.crops]
+    return candidates, [card.preprocess(Image.fromarray(crop)) for crop in candidates.crops]
 
 
 def _probabilities(logits: Tensor, temperature: float) -> npt.NDArray[np.float32]:
-    """Of each class, the mean over the views [N, C]. By numpy, as is `_top`: for so few numbers torch takes ten times
-    as long, and gives the interpreter away at each step.
+    """Return each class's mean probability over the views, from logits [views, classes].
+
+    With numpy, as in `_top`: for so few numbers torch takes ten times as long and releases the interpreter lock.
     """
     scaled = logits.numpy() / np.float32(temperature)
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    rows = powers / powers.sum(axis=1, keepdims=True)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    rows = exponentials / exponentials.sum(axis=1, keepdims=True)
     mean: npt.NDArray[np.float32] = rows[0] if len(rows) == 1 else rows.mean(axis=0)
     return mean
 
 
 def _top(card: ModelCard, probabilities: npt.NDArray[np.float32], k: int) -> list[Prediction]:
-    likeliest = np.argsort(-probabilities, kind="stable")[:k].tolist()
+    indices = np.argsort(-probabilities, kind="stable")[:k].tolist()
     return [
         Prediction(class_=card.classes[index], class_id=index, confidence=float(probabilities[index]))
-        for index in likeliest
+        for index in indices
     ]

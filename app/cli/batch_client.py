@@ -1,4 +1,4 @@
-"""Pictures asked about, many at once: several requests under way, the answers in the order of the pictures."""
+"""Send many image files to the service: several requests at a time, results in the order of the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from app.cli.terminal import fail, plain, progress, put
+from app.cli.terminal import fail, print_line, progress_bar, replace_unprintable
 
 if TYPE_CHECKING:
     from vestibule_client import AsyncClient, Retries
@@ -23,115 +23,33 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
-A = TypeVar("A")
-B = TypeVar("B")
+T = TypeVar("T")
+R = TypeVar("R")
 
 MOST_SKIPPED = 100  # skipped files that are named one by one
-LONGEST_NAME = 60  # characters of a file's name in a table; longer ones push the rest of their line to the right
+LONGEST_NAME = 60  # width of the column of file names; longer names push the rest of their line to the right
 
 
 @dataclass(frozen=True)
-class Source:
-    """A picture's file; `below` is its path below the folder that was named, or its name where it was named itself."""
+class ImageFile:
+    """An image file; `relative` is its path below the folder given on the command line, or its bare name."""
 
     path: Path
-    below: Path
+    relative: Path
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What is said of one picture. `record` is for programs; without an `item` it failed, and `why` says why."""
+class ImageResult:
+    """The result for one file. `record` is the JSON output; `item` is None if it failed, and `error` says why."""
 
     record: dict[str, Any]
     item: Answer | None = None
-    why: str = ""
-
-
-def sources(paths: Iterable[Path], skipped: list[Path]) -> Iterator[Source]:
-    """The files named, and the pictures in the folders named and in those below, by name; no hidden ones.
-
-    Files in folders whose suffix is not that of a picture are appended to `skipped`.
-
-    Raises:
-        OSError: a folder that cannot be read.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield Source(path, Path(path.name))
-            continue
-        for folder, below, files in os.walk(path, onerror=_raise):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            for name in sorted(files):
-                found = Path(folder, name)
-                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                    yield Source(found, found.relative_to(path))
-                elif not name.startswith("."):
-                    skipped.append(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-async def in_order(items: Iterable[A], ask: Callable[[A], Awaitable[B]], most: int) -> AsyncGenerator[tuple[A, B]]:
-    """Each item with its answer, in the order of items, with at most `most` asked at a time.
-
-    What `ask` raises is raised here, and the others that are under way are let go of.
-    """
-    waiting: deque[tuple[A, asyncio.Task[B]]] = deque()
-    try:
-        for item in items:
-            if len(waiting) == most:
-                first, task = waiting.popleft()
-                yield first, await task
-            waiting.append((item, asyncio.ensure_future(ask(item))))
-        while waiting:
-            first, task = waiting.popleft()
-            yield first, await task
-    finally:
-        for _, task in waiting:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
-
-
-async def answered(ask: Callable[[Source], Awaitable[Answers[Any]]], source: Source) -> Answered:
-    """What the service says of one picture. A picture that fails costs its neighbours nothing.
-
-    Raises:
-        VestibuleError: it would be said of every other picture, too.
-    """
-    import vestibule_client as vestibule
-
-    of_all = (
-        vestibule.Unreachable,
-        vestibule.UnexpectedAnswer,
-        vestibule.Unauthorized,
-        vestibule.Forbidden,
-        vestibule.NotFound,
-        vestibule.Conflict,
-        vestibule.UnknownModel,
-    )
-    name = {"file": str(source.path)}
-    try:
-        answer = await ask(source)
-        item = answer.first
-    except of_all:
-        raise
-    except vestibule.Problem as error:
-        problem = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
-        return Answered({**name, "problem": problem}, why=str(error))
-    except (vestibule.VestibuleError, OSError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        return Answered({**name, "problem": {"title": why}}, why=why)
-    whole = answer.model_dump(mode="json", by_alias=True, exclude={"data"})
-    return Answered(
-        {**name, **whole, **item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})}, item
-    )
+    error: str = ""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Whom, and how."""
+class RequestOptions:
+    """The service's address, the key, the output format and how many requests run at a time."""
 
     url: str | None
     api_key: str | None
@@ -140,65 +58,146 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked about each picture, how the answer is told to people, and what programs are told besides."""
+class ImageCommand:
+    """`send` requests one result, `describe` formats it as text, `extra_fields` adds fields to its JSON."""
 
-    ask: Callable[[AsyncClient, Source], Awaitable[Answers[Any]]]
-    told: Callable[[Source, Any], str]
-    added: Callable[[Source], dict[str, Any]] = lambda _: {}
+    send: Callable[[AsyncClient, ImageFile], Awaitable[Answers[Any]]]
+    describe: Callable[[ImageFile, Any], str]
+    extra_fields: Callable[[ImageFile], dict[str, Any]] = lambda _: {}
 
 
-def ask_each(files: list[Path], question: Question, asking: Asking) -> None:
-    """Ask about every picture, print a line for each, and end with 1 if one failed."""
-    with failing():
+def find_images(paths: Iterable[Path], skipped: list[Path]) -> Iterator[ImageFile]:
+    """Yield the given files, and the images in the given folders and their subfolders by name; no hidden ones.
+
+    Files in folders without an image's suffix are appended to `skipped`.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield ImageFile(path, Path(path.name))
+            continue
+        for folder, subfolders, files in os.walk(path, onerror=_raise):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                file = Path(folder, name)
+                if file.suffix.lower() in SUFFIXES:
+                    yield ImageFile(file, file.relative_to(path))
+                else:
+                    skipped.append(file)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+async def map_in_order(
+    items: Iterable[T], function: Callable[[T], Awaitable[R]], most: int
+) -> AsyncGenerator[tuple[T, R]]:
+    """Yield each item with the result of `function`, in the order of items, running at most `most` calls at a time.
+
+    An exception of `function` is raised here, and the calls still running are cancelled.
+    """
+    running: deque[tuple[T, asyncio.Task[R]]] = deque()
+    try:
+        for item in items:
+            if len(running) == most:
+                first, task = running.popleft()
+                yield first, await task
+            running.append((item, asyncio.ensure_future(function(item))))
+        while running:
+            first, task = running.popleft()
+            yield first, await task
+    finally:
+        for _, task in running:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+
+
+async def request_result(send: Callable[[ImageFile], Awaitable[Answers[Any]]], image: ImageFile) -> ImageResult:
+    """Return the service's result for one image; an error that concerns only this image becomes part of the result.
+
+    Raises:
+        VestibuleError: an error that every other image would have, too.
+    """
+    import vestibule_client as vestibule
+
+    name = {"file": str(image.path)}
+    try:
+        answer = await send(image)
+        item = answer.first
+    except (
+        vestibule.Unreachable,
+        vestibule.UnexpectedAnswer,
+        vestibule.Unauthorized,
+        vestibule.Forbidden,
+        vestibule.NotFound,
+        vestibule.Conflict,
+        vestibule.UnknownModel,
+    ):
+        raise
+    except vestibule.Problem as error:
+        problem = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
+        return ImageResult({**name, "problem": problem}, error=str(error))
+    except (vestibule.VestibuleError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return ImageResult({**name, "problem": {"title": reason}}, error=reason)
+    common = answer.model_dump(mode="json", by_alias=True, exclude={"data"})
+    return ImageResult(
+        {**name, **common, **item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})}, item
+    )
+
+
+def run_command(files: list[Path], command: ImageCommand, options: RequestOptions) -> None:
+    """Send every image, print a line for each, and exit with status 1 if one failed."""
+    with report_client_errors():
         skipped: list[Path] = []
-        found = list(sources(files, skipped))
+        images = list(find_images(files, skipped))
         _report_skipped(skipped)
-        if not found:
-            fail("there is no picture in there")
-        failed = asyncio.run(_answer_all(found, question, asking))
+        if not images:
+            fail("no images found in the given folders")
+        failed = asyncio.run(_print_results(images, command, options))
     if failed:
-        fail(f"{failed} of {len(found)} failed")
+        fail(f"{failed} of {len(images)} failed")
 
 
 def _report_skipped(skipped: list[Path]) -> None:
-    """Name on standard error the files that are not asked about; of very many the first ones."""
+    """Name the skipped files on standard error: the first MOST_SKIPPED of them, and the number of the rest."""
     accepted = " ".join(sorted(SUFFIXES))
     for path in skipped[:MOST_SKIPPED]:
-        typer.echo(f"vestibule: skipped {plain(str(path))}: its suffix is none of {accepted}", err=True)
-    if (more := len(skipped) - MOST_SKIPPED) > 0:
-        typer.echo(f"vestibule: skipped {more} more files", err=True)
+        typer.echo(f"vestibule: skipped {replace_unprintable(str(path))}: its suffix is none of {accepted}", err=True)
+    if (rest := len(skipped) - MOST_SKIPPED) > 0:
+        typer.echo(f"vestibule: skipped {rest} more files", err=True)
 
 
-async def _answer_all(found: list[Source], question: Question, asking: Asking) -> int:
-    """How many failed."""
+async def _print_results(images: list[ImageFile], command: ImageCommand, options: RequestOptions) -> int:
+    """Print a line for each image and return how many failed."""
     from vestibule_client import AsyncClient
 
     failed = 0
-    width = min(LONGEST_NAME, max(len(str(source.path)) for source in found))
-    async with AsyncClient(asking.url, api_key=asking.api_key, retries=patient()) as client:
-        ask = partial(answered, partial(question.ask, client))
-        with progress(len(found)) as advance:
-            async with aclosing(in_order(found, ask, asking.jobs)) as answers:
-                async for source, answer in answers:
-                    failed += answer.item is None
-                    put(_line(question, source, answer) if asking.as_json else _row(question, source, answer, width))
+    width = min(LONGEST_NAME, max(len(str(image.path)) for image in images))
+    async with AsyncClient(options.url, api_key=options.api_key, retries=retries()) as client:
+        request = partial(request_result, partial(command.send, client))
+        with progress_bar(len(images)) as advance:
+            async with aclosing(map_in_order(images, request, options.jobs)) as results:
+                async for image, result in results:
+                    failed += result.item is None
+                    if options.as_json:
+                        more = {} if result.item is None else command.extra_fields(image)
+                        print_line(json.dumps(result.record | more))
+                    else:
+                        text = (
+                            f"failed: {result.error}" if result.item is None else command.describe(image, result.item)
+                        )
+                        print_line(f"{replace_unprintable(str(image.path)):{width}}  {replace_unprintable(text)}")
                     advance()
     return failed
 
 
-def _line(question: Question, source: Source, answer: Answered) -> str:
-    return json.dumps(answer.record if answer.item is None else answer.record | question.added(source))
-
-
-def _row(question: Question, source: Source, answer: Answered, width: int) -> str:
-    text = f"failed: {answer.why}" if answer.item is None else question.told(source, answer.item)
-    return f"{plain(str(source.path)):{width}}  {plain(text)}"
-
-
 @contextmanager
-def failing() -> Iterator[None]:
-    """What went wrong is one line, not a traceback."""
+def report_client_errors() -> Iterator[None]:
+    """Print an error of the client or of a file as one line, and exit with status 1."""
     from vestibule_client import Unreachable, VestibuleError
 
     try:
@@ -213,8 +212,8 @@ def failing() -> Iterator[None]:
         fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
 
 
-def patient() -> Retries:
-    """Who sends many pictures meets a busy service, and has time."""
+def retries() -> Retries:
+    """Return the client's retry policy for commands: more attempts and longer waits than its default."""
     from vestibule_client import Retries
 
     return Retries(times=8, longest_s=120)

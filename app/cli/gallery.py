@@ -1,4 +1,4 @@
-"""`vestibule gallery`: what an operator does with the gallery on this machine, while the service runs or not."""
+"""`vestibule gallery`: commands of an operator on this machine's gallery, whether the service runs or not."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.batch_client import Asking
+from app.cli.batch_client import RequestOptions
 from app.cli.client import ApiKey, Url, connected
-from app.cli.terminal import fail, failing, progress, read_settings, state_of
+from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
 if TYPE_CHECKING:
     from index.embedded.gallery import EmbeddedGallery
-    from vestibule_client import Client
+_POLL_S = 0.5  # between two requests for the progress of a re-embedding
 
-_POLL_S = 0.5  # between two questions how far a re-embedding is
-
-gallery_cli = typer.Typer(name="gallery", help="The gallery: list, move, check, repair, back up.", no_args_is_help=True)
+gallery_cli = typer.Typer(
+    name="gallery", help="The gallery: list, export, import, verify, repair, back up.", no_args_is_help=True
+)
 
 
 @gallery_cli.command("list")
 def list_collections(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; sizes in bytes.")] = False,
 ) -> None:
-    """List the collections: what they hold and how they are searched."""
-    with _opened() as gallery:
+    """List the collections with their size, embedder and kind of search."""
+    with _open_gallery() as gallery:
         rows = [
             {
-                "name": found.name,
-                "embedder": found.embedder,
-                "fingerprint": found.fingerprint,
-                "dimensions": found.dimensions,
-                "encrypted": found.encrypted,
-                **gallery.usage(found.name).__dict__,
+                "name": collection.name,
+                "embedder": collection.embedder,
+                "fingerprint": collection.fingerprint,
+                "dimensions": collection.dimensions,
+                "encrypted": collection.encrypted,
+                **gallery.usage(collection.name).__dict__,
             }
-            for found in gallery.collections(limit=-1)
+            for collection in gallery.collections(limit=-1)
         ]
         ledger = gallery.ledger.path
         size = sum(path.stat().st_size for path in ledger.parent.glob(f"{ledger.name}*"))
@@ -60,192 +60,190 @@ def list_collections(
 @gallery_cli.command("export")
 def export_parquet(
     collection: str,
-    file: Annotated[Path, typer.Argument(help="A new .parquet file. It holds faces: keep it as you keep those.")],
+    file: Annotated[Path, typer.Argument(help="A new .parquet file. It contains biometric data: protect it.")],
 ) -> None:
-    """Write a collection to a parquet file, one row a face."""
+    """Export a collection to a Parquet file, one row per face."""
     from index.embedded.admin.parquet import export_collection
 
-    with _opened() as gallery:
+    with _open_gallery() as gallery:
         count = export_collection(gallery, collection, file)
-    typer.echo(f"{count:,} faces are in {file}")
+    typer.echo(f"wrote {count:,} faces to {file}")
 
 
 @gallery_cli.command("import")
 def import_parquet(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
-    collection: Annotated[str | None, typer.Option(help="Its name here; by default the name it had.")] = None,
+    file: Annotated[Path, typer.Argument(help="A file written by `export`.")],
+    collection: Annotated[
+        str | None, typer.Option(help="The collection's name; by default its name at export.")
+    ] = None,
 ) -> None:
-    """Enrol the faces of a parquet file; run it again after a crash, no face is enrolled twice."""
+    """Enrol the faces of a Parquet file. It can be run again after a crash: no face is enrolled twice."""
     from index.embedded.admin.parquet import import_collection
 
-    with _opened(new=True) as gallery:
+    with _open_gallery(new=True) as gallery:
         done = import_collection(gallery, file, collection)
-    typer.echo(f"{done.enrolled:,} faces enrolled in {done.collection}; {done.present:,} were there already")
+    typer.echo(f"enrolled {done.enrolled:,} faces in {done.collection}; {done.present:,} were already enrolled")
     if done.expired:
-        typer.echo(f"{done.expired:,} faces were left out: their subjects have expired")
+        typer.echo(f"skipped {done.expired:,} faces of expired subjects")
 
 
 @gallery_cli.command()
 def verify() -> None:
-    """Read everything and compare it; the exit status is 1 if something is not what was written."""
+    """Check the whole gallery for damage; the exit status is 1 if there is any."""
     from index.embedded.admin.verify import find_faults
 
     count = 0
-    with _opened() as gallery:
-        for count, fault in enumerate(find_faults(gallery), 1):  # noqa: B007  the last number is how many there were
+    with _open_gallery() as gallery:
+        for count, fault in enumerate(find_faults(gallery), 1):  # noqa: B007  the last number is the count
             typer.echo(fault)
     if count:
         raise typer.Exit(1)
-    typer.echo("all is as it was written")
+    typer.echo("no faults found")
 
 
 @gallery_cli.command()
 def clashes() -> None:
-    """List subjects and collections whose names differ from another's only in their Unicode form.
+    """List subjects and collections whose names differ only in their Unicode normalisation form.
 
-    DELETE of either subject erases both. A collection is dropped alone.
+    DELETE of either subject erases both; DELETE of a collection erases only that one.
     """
     from index.embedded.audit import id_normalisation
     from index.unicode_forms import normalised
 
     count = 0
-    with _opened() as gallery:
-        for count, clash in enumerate(id_normalisation.clashes(gallery.ledger.reader()), 1):  # noqa: B007  the last number
+    with _open_gallery() as gallery:
+        for count, clash in enumerate(id_normalisation.clashes(gallery.ledger.reader()), 1):  # noqa: B007  the count
             name = clash.collection if clash.key is None else clash.key
-            what = "a collection" if clash.key is None else f"a subject of {clash.collection!r}"
-            typer.echo(
-                f"{what}: {name!r}, in ASCII {name!a}, is {normalised(name)!a} in Unicode form C, which another has"
-            )
+            kind = "a collection" if clash.key is None else f"a subject of {clash.collection!r}"
+            typer.echo(f"{kind}: {name!r}, in ASCII {name!a}; its NFC form {normalised(name)!a} is another's name")
     typer.echo(f"{count} names clash")
 
 
 @gallery_cli.command()
 def compact() -> None:
-    """Do the background work now and give free space back; nobody can enrol or erase meanwhile."""
-    from index.embedded.admin import repair as upkeep
+    """Run the background work now and return free space to the disk; enrolments and erasures wait meanwhile."""
+    from index.embedded.admin import repair
 
-    with _opened() as gallery:
-        done = upkeep.compact(gallery)
+    with _open_gallery() as gallery:
+        done = repair.compact(gallery)
     typer.echo(f"{done.before:,} bytes before, {done.after:,} after")
     if not done.emptied:
-        typer.echo("the ledger's log is still read by others; the service empties it as soon as it can")
+        typer.echo("the ledger's log has open readers; the service truncates it when they finish")
 
 
 @gallery_cli.command()
-def rebuild(collection: Annotated[str | None, typer.Argument(help="By default all.")] = None) -> None:
-    """Throw segments and inverted files away and make them anew from the ledger."""
-    from index.embedded.admin import repair as upkeep
+def rebuild(collection: Annotated[str | None, typer.Argument(help="The collection; by default all.")] = None) -> None:
+    """Delete segments and inverted files and rebuild them from the ledger."""
+    from index.embedded.admin import repair
 
-    with _opened() as gallery:
-        names = upkeep.rebuild(gallery, collection)
-    typer.echo(f"made anew: {', '.join(names) or 'nothing, there is no collection'}")
+    with _open_gallery() as gallery:
+        names = repair.rebuild(gallery, collection)
+    typer.echo(f"rebuilt: {', '.join(names) or 'nothing, there are no collections'}")
 
 
 @gallery_cli.command()
 def rekey(
-    file: Annotated[Path, typer.Argument(help="The new key, 32 bytes in base64; the old one is in the settings.")],
+    file: Annotated[Path, typer.Argument(help="The new key, 32 bytes in base64; the settings name the old one.")],
 ) -> None:
-    """Let another operator's key wrap the keys of all encrypted collections; then start the service with that one."""
+    """Wrap the keys of all encrypted collections with a new operator key; then restart the service with it."""
     from app.settings import read_key
-    from index.embedded.admin import repair as upkeep
+    from index.embedded.admin import repair
 
-    with _opened() as gallery:
+    with _open_gallery() as gallery:
         new = read_key(file)
-        count = upkeep.rekey(gallery, new)
+        count = repair.rekey(gallery, new)
     typer.echo(
-        f"of {count} collections the keys are wrapped by {new.id} now: start the service anew, with"
-        f" VESTIBULE_ENCRYPTION_KEY_FILE={file}; backups from before need the old key"
+        f"the keys of {count} collections are now wrapped with {new.id}: restart the service with"
+        f" VESTIBULE_ENCRYPTION_KEY_FILE={file}; earlier backups need the old key"
     )
 
 
 @gallery_cli.command()
 def backup(
-    folder: Annotated[Path, typer.Argument(help="New or empty. It will hold faces: keep it as you keep those.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder. It will contain biometric data: protect it.")],
 ) -> None:
-    """Copy the ledger as it is now; the service may go on."""
+    """Copy the ledger's current state; the service may keep running."""
     from index.embedded.admin.backup import back_up
 
-    with _opened() as gallery:
-        made = back_up(gallery, folder)
-    typer.echo(f"{made.faces:,} faces of {made.collections:,} collections are in {folder}, sha256 {made.sha256}")
+    with _open_gallery() as gallery:
+        manifest = back_up(gallery, folder)
+    typer.echo(
+        f"backed up {manifest.faces:,} faces of {manifest.collections:,} collections to {folder},"
+        f" sha256 {manifest.sha256}"
+    )
 
 
 @gallery_cli.command()
-def restore(folder: Annotated[Path, typer.Argument(help="What `backup` wrote.")]) -> None:
-    """Put a backup in place of the ledger, and erase again what was erased since; the service must be stopped."""
-    from index.embedded.admin.backup import restore as put_back
+def restore(folder: Annotated[Path, typer.Argument(help="A folder written by `backup`.")]) -> None:
+    """Replace the ledger by a backup and repeat the erasures since then; the service must be stopped."""
+    from index.embedded.admin import backup
 
-    with failing("the ledger"):
-        done = put_back(state_of(read_settings(), new=True) / "gallery", folder)
-    made = datetime.fromtimestamp(done.manifest.created_at, UTC)
+    with report_state_errors("the ledger"):
+        done = backup.restore(prepare_state_folder(read_settings(), new=True) / "gallery", folder)
+    created_at = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
-        f"the ledger is that of {made:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
+        f"restored the ledger of {created_at:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
         f" {done.erased_subjects:,} subjects, {done.erased_collections:,} collections"
     )
-    typer.echo("the ledger that was there before is deleted, and so are its segments and inverted files")
+    typer.echo("deleted the previous ledger, its segments and its inverted files")
     if not done.remembered:
-        typer.echo("nothing here tells what was erased after the backup was made: that is back", err=True)
+        typer.echo("there is no record of erasures since the backup: faces erased since then are back", err=True)
 
 
 @gallery_cli.command()
 def reembed(
-    collection: Annotated[str, typer.Argument(help="Its faces need crops (keep_crops).", show_default=False)],
-    embedder: Annotated[str, typer.Argument(help="The model whose vectors it is to hold.", show_default=False)],
+    collection: Annotated[str, typer.Argument(help="A collection with stored crops (keep_crops).", show_default=False)],
+    embedder: Annotated[str, typer.Argument(help="The new embedder.", show_default=False)],
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Move a collection to another embedder: ask the running service, and wait until it has switched.
+    """Let the running service re-embed a collection with another embedder, and wait until it has switched.
 
-    Stopping this command does not stop the re-embedding; the same command shows its progress again.
+    Stopping this command does not stop the re-embedding; running it again shows the progress.
     """
     from vestibule_client import Conflict, NotFound
 
-    with connected(Asking(url, api_key)) as client:
+    with connected(RequestOptions(url, api_key)) as client:
         try:
             state = client.reembed(collection, embedder=embedder)
         except Conflict:
-            if not _is_under_way(client, collection, embedder):
+            running = client.collection(collection).reembedding
+            if running is None or running.embedder != embedder:
                 raise
             state = client.reembedding(collection)
-        with progress(state.faces) as advance:
-            shown = 0
+        with progress_bar(state.faces) as advance:
+            done = 0
             while True:
-                for _ in range(shown, state.done):
+                for _ in range(done, state.done):
                     advance()
-                shown = max(shown, state.done)
+                done = max(done, state.done)
                 if state.state in {"blocked", "cancelled"}:
                     fail(f"{collection}: the re-embedding is {state.state}: {state.problem or 'by another request'}")
                 try:
                     state = client.reembedding(collection)
-                except NotFound:  # it is over
+                except NotFound:  # it has ended
                     break
                 time.sleep(_POLL_S)
         now = client.collection(collection)
     if now.embedder != embedder:
-        fail(f"{collection} still holds vectors of {now.embedder}: the re-embedding was cancelled")
+        fail(f"{collection} still has vectors of {now.embedder}: the re-embedding was cancelled")
     typer.echo(
-        f"{collection} holds vectors of {now.embedder}, {now.fingerprint}; the erasure of the old ones: {state.erasure}"
+        f"{collection} has vectors of {now.embedder}, {now.fingerprint}; erasure of the old vectors: {state.erasure}"
     )
 
 
-def _is_under_way(client: Client, collection: str, embedder: str) -> bool:
-    """Whether the collection is being moved to this embedder already."""
-    running = client.collection(collection).reembedding
-    return running is not None and running.embedder == embedder
-
-
 @contextmanager
-def _opened(*, new: bool = False) -> Iterator[EmbeddedGallery]:
-    """The gallery, which must be there unless it may be `new`."""
+def _open_gallery(*, new: bool = False) -> Iterator[EmbeddedGallery]:
+    """Open the gallery; `new`: create it if it is missing, else that is an error."""
     from index.embedded.gallery import EmbeddedGallery
     from index.errors import NotFoundError
 
-    with failing("the ledger"):
-        given = read_settings()
-        folder = state_of(given, new=new) / "gallery"
+    with report_state_errors("the ledger"):
+        settings = read_settings()
+        folder = prepare_state_folder(settings, new=new) / "gallery"
         if not new and not folder.is_dir():
             raise NotFoundError(f"there is no gallery in {folder}")
-        gallery = EmbeddedGallery(folder, key=given.operator_key())
+        gallery = EmbeddedGallery(folder, key=settings.operator_key())
         try:
             yield gallery
         finally:

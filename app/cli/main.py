@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
 
-# What asks a service must not wait for torch: the settings, which know models, are imported by what needs them.
+# Client commands must start without importing torch, which app.settings does: functions import what they need.
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
 cli.add_typer(client_cli)
 cli.add_typer(gallery_cli)
@@ -32,11 +32,11 @@ cli.add_typer(keys_cli)
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback see the README.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; other than loopback, see the README.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes behind the port: one for each GPU.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes: one for each GPU.")] = None,
 ) -> None:
-    """Run the service until it is told to stop; SIGTERM lets requests under way finish."""
+    """Run the service until it is stopped; after SIGTERM, requests in progress finish first."""
     import structlog
 
     from app.server import logging_setup, state_folder
@@ -52,7 +52,7 @@ def serve(
             structlog.get_logger().warning("state_folder_not_private", detail=warning)
         if settings.workers > 1:
             raise typer.Exit(Supervisor(settings, lambda port: typer.echo(_welcome(settings.host, port))).run())
-        listen(settings).close()  # uvicorn would find an address in use only after the models are loaded
+        listen(settings).close()  # uvicorn would report an address in use only after the models are loaded
     except ConfigurationError as error:
         fail(str(error))
     _serve(settings, lambda port: typer.echo(_welcome(settings.host, port)))
@@ -60,7 +60,7 @@ def serve(
 
 @cli.command(hidden=True)
 def worker(listening: int, parent: int) -> None:
-    """One of the processes of `serve --workers`, on two sockets that it is given open."""
+    """Run a worker process of `serve --workers` on two sockets that it inherits as file descriptors."""
     import socket
 
     from app.server.supervisor import watch_parent
@@ -71,7 +71,7 @@ def worker(listening: int, parent: int) -> None:
 
 @cli.command()
 def health() -> None:
-    """Ask the service on this machine whether it is ready; the exit status says it."""
+    """Check whether the service on this machine is ready; the exit status is 0 if it is, else 1."""
     import httpx
 
     settings = read_settings()
@@ -86,7 +86,7 @@ def health() -> None:
 
 @cli.command("models")
 def list_models() -> None:
-    """List the models in the weights folder, and folders that are refused."""
+    """List the models in the weights folder; folders that cannot be served go to standard error."""
     from app.errors import ModelRefused
     from app.inference.model_repository import read_each
 
@@ -103,11 +103,11 @@ def import_model(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="The file to read: a .tflite, or a .pth of torchvision's where there is no network."
+            "--from", help="Read this file instead of downloading: a .tflite, or one of torchvision's .pth files."
         ),
     ] = None,
 ) -> None:
-    """Convert published weights into a served model of the weights folder."""
+    """Convert published weights into a model in the weights folder."""
     from models.importers import ImportWeightsError, import_weights
 
     folder = read_settings().weights
@@ -119,13 +119,13 @@ def import_model(
 
 
 def main() -> None:
-    """Entry point of the distribution."""
+    """Run the `vestibule` command."""
     replace_unencodable()
     cli()
 
 
 def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socket] | None = None) -> None:
-    """Serve on these sockets, None: on those that the settings name, until told to stop."""
+    """Serve until stopped on these sockets, or if None, on the address in the settings; `ready` receives the port."""
     from app.errors import VestibuleError
     from app.main import create_app
     from app.middleware.host_and_origin import Exposed
@@ -145,16 +145,17 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
         raise typer.Exit(1)
 
 
-def _spare_the_collector() -> None:
-    """Leave to itself what is there when the service starts, which is never garbage: modules, models, routes. To look
-    at all of it again and again took a sixth of the time of small requests, some of which waited 0.1 s for that.
+def _freeze_startup_objects() -> None:
+    """Exclude all objects that exist at startup (modules, models, routes) from garbage collection.
+
+    Scanning them took a sixth of the time of small requests, and delayed some by 0.1 s.
     """
     gc.collect()
     gc.freeze()
 
 
 def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uvicorn.Server:
-    """A uvicorn server that calls `ready` with its port once it listens."""
+    """Return a uvicorn server that calls `ready` with its port once it listens."""
     import uvicorn
 
     from app.server.http_protocol import KEEP_ALIVE_S, ConnectionLimits, LimitedHttpProtocol, raise_file_limit
@@ -163,7 +164,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.started:
-                _spare_the_collector()
+                _freeze_startup_objects()
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
     limits = ConnectionLimits(
@@ -188,7 +189,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
 
 
 def _address(host: str) -> str:
-    """The host part of an address by which this machine reaches a service that listens on `host`."""
+    """Return the host part of a URL by which this machine reaches a service that listens on `host`."""
     bare = host.strip("[]")
     bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)  # noqa: S104  compared, not bound
     return f"[{bare}]" if ":" in bare else bare
@@ -198,12 +199,12 @@ def _welcome(host: str, port: int) -> str:
     from app.settings import PROJECT
 
     name = _address(host)
-    picture = PROJECT / "examples" / "coffee.jpg"
-    shown = picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture
+    image = PROJECT / "examples" / "coffee.jpg"
+    path = image.relative_to(Path.cwd()) if image.is_relative_to(Path.cwd()) else image
     return (
         f"\nVestibule is ready on http://{name}:{port}\n"
-        f"  try:   curl -F file=@{shown} 'http://{name}:{port}/classify?top_k=3'\n"
-        f"  look:  http://{name}:{port}/ in a browser\n"
+        f"  try:   curl -F file=@{path} 'http://{name}:{port}/classify?top_k=3'\n"
+        f"  open:  http://{name}:{port}/ in a browser\n"
         f"  docs:  http://{name}:{port}/docs\n"
     )
 

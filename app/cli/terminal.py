@@ -1,4 +1,4 @@
-"""What commands say on a terminal: lines, a bar, and what went wrong."""
+"""Output of the commands on a terminal, their settings, and errors printed as one line."""
 
 from __future__ import annotations
 
@@ -23,48 +23,43 @@ def replace_unencodable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def put(line: str) -> None:
-    """One line on standard output, at once."""
-    # By this name each time: a bar takes its place while both are seen in one terminal.
+def print_line(line: str) -> None:
+    """Print one line on standard output and flush it."""
+    # Looked up on each call: a progress bar replaces sys.stdout while both are on one terminal.
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def plain(text: str) -> str:
-    """Without what would move a terminal's cursor or colour it: names of files and classes may hold anything."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+def replace_unprintable(text: str) -> str:
+    """Replace unprintable characters, which could move the cursor or change colours: file names may contain any."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def fail(message: str) -> NoReturn:
-    """Say what went wrong, and end with 1."""
+    """Print an error and exit with status 1."""
     typer.echo(f"vestibule: {message}", err=True)
     raise typer.Exit(1)
 
 
-def invalid(error: ValidationError) -> NoReturn:
-    """Print one line that names the variable of each invalid setting, and end with 1."""
-    fail("; ".join(_explained(detail["loc"], detail["msg"]) for detail in error.errors()))
+def read_settings(**options: object) -> Settings:
+    """Return the settings from the environment, overridden by the options that are not None.
 
+    If any are invalid, print one line that names the variable of each, and exit with status 1.
+    """
+    from app.settings import Settings, variable
 
-def _explained(location: tuple[int | str, ...], message: str) -> str:
-    from app.settings import variable
-
-    text = " ".join(message.removeprefix("Value error, ").split())
-    return f"{variable(str(location[0]))}: {text}" if location else text
-
-
-def read_settings(**given: object) -> Settings:
-    """The settings from the environment; those that are given and not None take precedence. Ends with 1 if invalid."""
-    from app.settings import Settings
+    def describe(location: tuple[int | str, ...], message: str) -> str:
+        text = " ".join(message.removeprefix("Value error, ").split())
+        return f"{variable(str(location[0]))}: {text}" if location else text
 
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        invalid(error)
+        fail("; ".join(describe(detail["loc"], detail["msg"]) for detail in error.errors()))
 
 
-def state_of(settings: Settings, *, new: bool) -> Path:
-    """The state folder, prepared for a command that works on its files; `new`: create it if it is missing.
+def prepare_state_folder(settings: Settings, *, new: bool) -> Path:
+    """Return the state folder, ready for a command that works on its files; `new`: create it if it is missing.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -77,8 +72,8 @@ def state_of(settings: Settings, *, new: bool) -> Path:
 
 
 @contextmanager
-def failing(ledger: str) -> Iterator[None]:
-    """Print an error about the state folder or its files as one line, and end with 1; `ledger` names the database."""
+def report_state_errors(database: str) -> Iterator[None]:
+    """Print an error about the state folder or its files as one line, and exit with status 1."""
     import apsw
 
     from app.settings import ConfigurationError
@@ -87,14 +82,14 @@ def failing(ledger: str) -> Iterator[None]:
     try:
         yield
     except apsw.Error as error:
-        fail(f"{ledger}: {error}")
+        fail(f"{database}: {error}")
     except (ConfigurationError, GalleryError, OSError) as error:
         fail(str(error))
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error while somebody looks at it; what is called moves it on."""
+def progress_bar(total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar if standard error is a terminal; yield a function that advances it by one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

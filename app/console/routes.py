@@ -1,4 +1,4 @@
-"""GET / and /web/...: the console, a page that calls this API and nothing else."""
+"""GET / and /web/...: the console, a web page that uses this API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 PAGE = "index.html"
 FOLDER = Path(__file__).resolve().parent / "static"
-# Pictures that a newcomer may try; their names, because the folder may hold others.
+# By name, since the folder may contain other files.
 EXAMPLES = ("coffee.jpg", "cat.jpg", "astronaut.jpg", "hopper.jpg", "digits.png")
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -32,7 +32,7 @@ MEDIA_TYPES = {
     ".png": "image/png",
 }
 
-# Nothing inline, nothing from elsewhere; pictures and recordings of the page's own making are `blob:` and `data:`.
+# No inline scripts or styles and no other origins; images and videos created by the page are `blob:` and `data:`.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -53,7 +53,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
-    # Kept, and asked for anew each time: a page never mixes files of two versions.
+    # Cached, but revalidated on each use: a page never mixes files of two versions.
     "Cache-Control": "no-cache",
 }
 
@@ -69,7 +69,7 @@ class _Asset:
 
 @router.get("/docs")
 async def documentation() -> Response:
-    """The OpenAPI document, to read and to try. Its links are relative, so it works below any path."""
+    """Return Swagger UI for the OpenAPI document. Its links are relative, so that it works below any path prefix."""
     offline = "static-offline-docs"
     return get_swagger_ui_html(
         openapi_url="openapi.json",
@@ -82,29 +82,29 @@ async def documentation() -> Response:
 
 @router.get("/")
 async def page(if_none_match: IfNoneMatch = None) -> Response:
-    """The console."""
+    """Return the console's page."""
     return _answer(PAGE, if_none_match)
 
 
 @router.get("/web/{name:path}")
 async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
-    """One of the console's files."""
+    """Return one of the console's files."""
     return _answer(name, if_none_match)
 
 
 def _answer(name: str, if_none_match: str | None) -> Response:
-    found = _assets().get(name)
-    if found is None:
+    asset = _assets().get(name)
+    if asset is None:
         raise errors.NotFound("the console has no such file")
-    headers = HEADERS | {"ETag": found.etag}
-    if etag_matches(found.etag, if_none_match):
+    headers = HEADERS | {"ETag": asset.etag}
+    if etag_matches(asset.etag, if_none_match):
         return Response(status_code=304, headers=headers)
-    return Response(found.content, media_type=found.media_type, headers=headers)
+    return Response(asset.content, media_type=asset.media_type, headers=headers)
 
 
 @cache
 def _assets() -> Mapping[str, _Asset]:
-    """Every file that is served, by its path below /web: what is not in here cannot be asked for."""
+    """Return all served files by their path below /web; no other files can be requested."""
     files = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES}
     examples = {name: path for name in EXAMPLES if (path := PROJECT / "examples" / name).is_file()}
     files |= {f"examples/{name}": path for name, path in examples.items()}

@@ -1,4 +1,4 @@
-"""What the routes about faces take from a request."""
+"""Dependencies of the face routes."""
 
 from __future__ import annotations
 

@@ -22,5 +22,5 @@ PROBLEMS = errors.describe(*errors.IMAGE_ERRORS)
 @router.post("/detect", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
-    """Where are faces, and how good are they? One picture, or up to 64 at once; often a picture has none."""
+    """Detect the faces in an image or a list of up to 64, and measure their quality."""
     return await faces(request).detect(await images(request), params)

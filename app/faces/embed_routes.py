@@ -1,4 +1,4 @@
-"""POST /embed, and the same as OpenAI's clients ask for it."""
+"""POST /embed, and POST /v1/embeddings for OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.NoFace, errors.Unprocess
 @router.post("/embed", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def embed(request: Request, params: Annotated[EmbedParams, Query()]) -> EmbedResponse:
-    """Each picture's most prominent face as a point on the unit sphere, where near means alike."""
+    """Return the embedding of each image's most prominent face, a unit vector; similar faces have nearby vectors."""
     return await faces(request).embed(await images(request), params)
 
 
 @router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def embeddings(request: Request) -> EmbedResponse:
-    """`POST /embed` in OpenAI's form: `input` is a picture or a list of them, base64 or data URIs."""
-    asked, pictures = await embeddings_request(request)
-    return await faces(request).embed_like_openai(asked, pictures)
+    """`POST /embed` in OpenAI's format: `input` is an image or a list of images, base64 or data URIs."""
+    body, images = await embeddings_request(request)
+    return await faces(request).embed_openai(body, images)

@@ -1,4 +1,4 @@
-"""Read the request bodies that only face routes have: a pair of images, OpenAI's request for embeddings."""
+"""Read the request bodies of face routes: a pair of images, and OpenAI's request for embeddings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from app.images.uploads import (
 
 PAIR = ("source", "target")
 
-
 PAIR_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "Two pictures: JPEG, PNG, WebP, BMP or GIF.",
+        "description": "Two images: JPEG, PNG, WebP, BMP or GIF.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "required": list(PAIR), "properties": dict.fromkeys(PAIR, FILE_SCHEMA)}
@@ -48,14 +47,14 @@ EMBEDDINGS_BODY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures to be compared, still encoded."""
+    """Two images to compare, still encoded."""
 
     source: bytes
     target: bytes
 
 
 async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
-    """The two pictures of a request, still encoded. Large JSON is parsed by `run_cpu`.
+    """Return the two images of a request, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
@@ -72,14 +71,14 @@ async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
                 request,
                 PicturePair,
                 '{"source": "<base64>", "target": "<base64>"}',
-                lambda sent: Pair(sent.base64(sent.value.source), sent.base64(sent.value.target)),
+                lambda body: Pair(body.base64(body.value.source), body.base64(body.value.target)),
                 run_cpu,
             )
     raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
 async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) -> tuple[EmbeddingsRequest, Images]:
-    """OpenAI's request for embeddings, and its pictures, still encoded. Large JSON is parsed by `run_cpu`.
+    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -91,6 +90,6 @@ async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) ->
             request,
             EmbeddingsRequest,
             INPUT_EXAMPLE,
-            lambda sent: (sent.value, json_images(sent, sent.value.input, max_images)),
+            lambda body: (body.value, json_images(body, body.value.input, max_images)),
             run_cpu,
         )

@@ -1,4 +1,4 @@
-"""Requests and responses about faces: detect, embed, verify."""
+"""Requests and responses for detecting, embedding and verifying faces."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ EncodingFormat = Literal["float", "base64"]
 class DetectParams(Schema):
     """The query of `POST /faces/detect`."""
 
-    model: str | None = Field(None, description="A detector from /models; left out: the service's default.")
-    threshold: Annotated[float, Field(ge=0.1, le=1, description="Faces less sure than this are not told of.")] = 0.5
+    model: str | None = Field(None, description="A detector from /models; by default the service's default.")
+    threshold: Annotated[float, Field(ge=0.1, le=1, description="Faces of lower confidence are not returned.")] = 0.5
     min_face: Annotated[float, Field(ge=8, le=10_000)] | None = Field(
         None,
-        description="The side in pixels of the smallest face to look for; left out: the smaller of 40 pixels and 1/40"
-        " of the photo's longer side. Smaller faces take longer. The answer has the side that was looked for.",
+        description="The side in pixels of the smallest faces to detect; by default the smaller of 40 pixels and 1/40"
+        " of the image's longer side. Smaller faces take longer. The response has the side that was used.",
     )
 
 
 class Landmarks(Schema):
-    """Five points of a face, left and right as seen in the picture: (x, y) in pixels from its top left corner."""
+    """Five landmarks of a face, left and right as seen in the image: (x, y) in pixels from its top left corner."""
 
     left_eye: tuple[float, float]
     right_eye: tuple[float, float]
@@ -35,10 +35,11 @@ class Landmarks(Schema):
 
 
 class FaceQuality(Schema):
-    """Measures of a face; yaw and pitch are null where the landmarks show no face's shape.
+    """Quality measures of a face; yaw and pitch are null if the landmarks are implausible.
 
-    `side`: the box's shorter side in pixels. `sharpness`: above 0, blurred faces below 0.01. `yaw`: 0 from the front,
-    positive to the picture's right. `pitch`: about 0.5 from the front, less looking up. `brightness`: 0..255.
+    `side`: the box's shorter side in pixels. `sharpness`: above 0; below 0.01 for blurred faces. `yaw`: 0 for a frontal
+    face, positive to the image's right. `pitch`: about 0.5 for a frontal face, less when looking up. `brightness`:
+    0..255.
     """
 
     side: float
@@ -49,9 +50,9 @@ class FaceQuality(Schema):
 
 
 class DetectedFace(Schema):
-    """One face: its box (left, top, right, bottom) in the upright picture's pixels, how sure the detector is of it.
+    """A face: its box (left, top, right, bottom) in pixels of the upright image, and the detector's confidence.
 
-    `reasons` say why the face should not be enrolled; none for a good one.
+    `reasons`: why the face should not be enrolled; empty for a face of good quality.
     """
 
     box: tuple[float, float, float, float]
@@ -62,11 +63,11 @@ class DetectedFace(Schema):
 
 
 class Detected(Schema):
-    """The faces of one picture, the surest first, and the upright picture's size in pixels.
+    """The faces of one image, by descending confidence, and the upright image's size in pixels.
 
-    `scale`, above 0 and at most 1, is the largest scale at which faces were looked for. `min_face` is the side in
-    pixels of the smallest faces that show at that scale, where they have 16 pixels. It is more than was asked for where
-    the photo would have to be enlarged, or would have more than 10 million pixels at that scale.
+    `scale`, above 0 and at most 1, is the largest scale of detection. `min_face` is the side in pixels of the smallest
+    faces detected at that scale, where they have 16 pixels. It exceeds the requested side if the image would have to be
+    enlarged, or would have more than 10 million pixels at that scale.
     """
 
     index: int
@@ -78,7 +79,7 @@ class Detected(Schema):
 
 
 class DetectResponse(Schema):
-    """The pictures in the order they were sent."""
+    """The results in the order of the request's images."""
 
     model: str
     version: str
@@ -88,25 +89,25 @@ class DetectResponse(Schema):
 class EmbedParams(Schema):
     """The query of `POST /embed`."""
 
-    model: str | None = Field(None, description="An embedder from /models; left out: the service's default.")
-    encoding_format: EncodingFormat = Field("float", description="`base64`: the little-endian float32 numbers.")
+    model: str | None = Field(None, description="An embedder from /models; by default the service's default.")
+    encoding_format: EncodingFormat = Field("float", description="`base64`: little-endian float32 numbers.")
     aligned: bool = Field(
-        False, description="The pictures are aligned faces already, as the model was trained on: nothing is looked for."
+        False, description="The images are aligned faces, like the model's training data: skip the detection."
     )
 
 
 class EmbeddingsRequest(OpenAIRequest):
-    """OpenAI's request for embeddings, with pictures in place of texts: each base64 or a data URI."""
+    """OpenAI's request for embeddings, with images instead of texts: each base64 or a data URI."""
 
     input: str | ImageList
     model: str | None = None
     encoding_format: EncodingFormat = "float"
-    dimensions: int | None = Field(None, description="Only what the model has.")
+    dimensions: int | None = Field(None, description="Must be the model's number of dimensions.")
     user: str | None = Field(None, description="Not used.")
 
 
 class Embedding(Schema):
-    """A picture's embedding, of length 1, and its face: the picture's most prominent; null for an aligned picture."""
+    """An image's embedding, of length 1, and its most prominent face; null for an aligned image."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -115,14 +116,14 @@ class Embedding(Schema):
 
 
 class Usage(Schema):
-    """OpenAI's count of tokens; pictures have none."""
+    """OpenAI's count of tokens; images have none."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
 
 
 class EmbedResponse(Schema):
-    """OpenAI's list of embeddings, the pictures in the order they were sent."""
+    """OpenAI's list of embeddings, in the order of the request's images."""
 
     object: Literal["list"] = "list"
     model: str
@@ -134,16 +135,16 @@ class EmbedResponse(Schema):
 class VerifyParams(Schema):
     """The query of `POST /verify` and `POST /verify/embeddings`."""
 
-    model: str | None = Field(None, description="An embedder from /models; left out: the service's default.")
+    model: str | None = Field(None, description="An embedder from /models; by default the service's default.")
     fmr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
-        0.001, description="The false match rate: the share of pairs of strangers that may be taken for one person."
+        0.001, description="The accepted false match rate: the share of pairs of different persons that match."
     )
 
 
 class Comparison(Schema):
-    """Two faces. `probability`, 0..1, that they are one person's; `distance` is 1 - cosine of their embeddings, 0..2.
+    """The comparison of two faces. `probability`, 0..1: of being the same person.
 
-    `verified`: the distance is at most the threshold.
+    `distance` is 1 - cosine of their embeddings, 0..2; `verified`: it is at most the threshold.
     """
 
     verified: bool
@@ -152,15 +153,15 @@ class Comparison(Schema):
 
 
 class ComparedFace(Comparison):
-    """A face of the target, compared with the source's."""
+    """A target face, compared with the source face."""
 
     face: DetectedFace
 
 
 class VerifyResponse(Comparison):
-    """Whether both pictures show one person: the source's most prominent face against every face of the target.
+    """Whether both images show the same person: the source's most prominent face against each target face.
 
-    `verified`, `probability` and `distance` are those of the nearest face of the target.
+    `verified`, `probability` and `distance` are those of the nearest target face.
     """
 
     threshold: float
@@ -173,7 +174,7 @@ class VerifyResponse(Comparison):
 
 
 class PicturePair(Schema):
-    """The JSON body of `POST /verify`: two pictures, each base64 or a data URI."""
+    """The JSON body of `POST /verify`: two images, each base64 or a data URI."""
 
     source: str
     target: str
@@ -186,20 +187,20 @@ Vector = Annotated[
 
 
 class EmbeddingPair(Schema):
-    """The body of `POST /verify/embeddings`: one embedding against others of the same model."""
+    """The body of `POST /verify/embeddings`: an embedding, and target embeddings of the same model."""
 
     source: Vector
     targets: Annotated[list[Vector], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class ComparedEmbedding(Comparison):
-    """A target by its place in the list."""
+    """A target's comparison; `index` is its position in the request."""
 
     index: int
 
 
 class VerifyEmbeddingsResponse(Schema):
-    """Each target against the source, in the order they were sent."""
+    """The comparison of each target with the source, in the request's order."""
 
     threshold: float
     operating_point: OperatingPoint

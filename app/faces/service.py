@@ -1,4 +1,4 @@
-"""The use cases about faces: where they are, what they are like, and whether two are one person's."""
+"""The face service: detect, embed and verify faces."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ from models.matching import Matching, Threshold
 from models.preprocess import Preprocess
 from models.tta import views
 
-# Less sure faces are not told of unless a caller asks for them.
+# The default minimum confidence of a face.
 DETECTION_THRESHOLD = 0.5
-# Of a large photo that are queued at once. A tile takes about 0.1 s on a core.
+# Tiles of a large image that are queued at a time. A tile takes about 0.1 s on a core.
 TILES_AT_ONCE = 2
 
-# Of a photo's size, (width, height), and the detector's preprocessing: at which scales faces are looked for.
-Rule: TypeAlias = Callable[[tuple[int, int], Preprocess], Scan]
+# Returns the scales of detection for an image's size, (width, height), and the detector's preprocessing.
+ScaleRule: TypeAlias = Callable[[tuple[int, int], Preprocess], Scan]
 
 
 @dataclass(frozen=True)
-class FoundFace:
-    """A detected face, the aligned crop of it, uint8 [112, 112, 3], and its quality."""
+class AlignedFace:
+    """A detected face, its aligned crop, uint8 [112, 112, 3], and its quality."""
 
     face: Face
     crop: Pixels
@@ -72,16 +72,16 @@ class FoundFace:
     prominence: float  # see `detector.prominence`
 
     @classmethod
-    def of(cls, image: Image.Image, face: Face) -> FoundFace | None:
-        """Align and measure a face of this picture; takes some milliseconds. None: its landmarks have no alignment."""
+    def of(cls, image: Image.Image, face: Face) -> AlignedFace | None:
+        """Align and measure a face of the image, which takes milliseconds; None if its landmarks cannot be aligned."""
         try:
             crop = align.align(image, face.landmarks)
         except align.NoAlignmentError:
             return None
         return cls(face, crop, align.measure(face, crop), detector.prominence(face, image.size))
 
-    def described(self) -> DetectedFace:
-        """The face as an answer has it, with the reasons against enrolling it."""
+    def describe(self) -> DetectedFace:
+        """Return the face for a response, with the reasons against enrolling it."""
         measures = {name: value if math.isfinite(value) else None for name, value in asdict(self.quality).items()}
         return DetectedFace(
             box=self.face.box,
@@ -93,106 +93,107 @@ class FoundFace:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The upright picture in RGB, how faces were looked for in it, and those that were found, surest first."""
+class DetectionResult:
+    """The upright image in RGB, the scales of detection, and the faces by descending confidence."""
 
     image: Image.Image
     scan: Scan
-    faces: list[FoundFace]
+    faces: list[AlignedFace]
 
 
 class Faces:
-    """Detect, embed, verify."""
+    """Detects, embeds and verifies faces."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
         self._executors = predictor.executors
 
-    async def detect(self, pictures: Images, params: DetectParams) -> DetectResponse:
-        """The faces in each picture, with what speaks against enrolling them.
+    async def detect(self, images: Images, params: DetectParams) -> DetectResponse:
+        """Return the faces in each image, with the reasons against enrolling them.
 
         Raises:
-            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+            VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
         model = await self._model_manager.load(params.model, "detect")
 
-        async def one(index: int, data: bytes) -> Detected:
-            found = await self.find(model, data, params.threshold, partial(scan, min_face=params.min_face))
+        async def detect_faces(index: int, data: bytes) -> Detected:
+            result = await self.find(model, data, params.threshold, partial(scan, min_face=params.min_face))
             return Detected(
                 index=index,
-                width=found.image.width,
-                height=found.image.height,
-                scale=found.scan.scale,
-                min_face=found.scan.min_face,
-                faces=[face.described() for face in found.faces],
+                width=result.image.width,
+                height=result.image.height,
+                scale=result.scan.scale,
+                min_face=result.scan.min_face,
+                faces=[face.describe() for face in result.faces],
             )
 
-        data = await self._predictor.for_each_image(pictures, one)
+        data = await self._predictor.for_each_image(images, detect_faces)
         return DetectResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed(self, pictures: Images, params: EmbedParams) -> EmbedResponse:
-        """The embedding of each picture's most prominent face.
+    async def embed(self, images: Images, params: EmbedParams) -> EmbedResponse:
+        """Return the embedding of each image's most prominent face.
 
         Raises:
-            VestibuleError: as `detect`; NoFace for a picture without one.
+            VestibuleError: as `detect`; NoFace for an image without a face.
         """
         model = await self._model_manager.load(params.model, "embed")
-        finder = None if params.aligned else await self._model_manager.load(None, "detect")
+        face_detector = None if params.aligned else await self._model_manager.load(None, "detect")
 
-        async def one(index: int, data: bytes) -> Embedding:
-            if finder is None:
-                return Embedding(index=index, embedding=_encoded(await self.whole(model, data), params))
-            found = await self.find(finder, data, DETECTION_THRESHOLD)
-            meant = most_prominent(found.faces)
-            (vector,) = await self.embedded(model, [meant])
-            return Embedding(index=index, embedding=_encoded(vector, params), face=meant.described())
+        async def embed_image(index: int, data: bytes) -> Embedding:
+            if face_detector is None:
+                return Embedding(index=index, embedding=_encode(await self.embed_whole_image(model, data), params))
+            face = most_prominent((await self.find(face_detector, data, DETECTION_THRESHOLD)).faces)
+            (vector,) = await self.embed_faces(model, [face])
+            return Embedding(index=index, embedding=_encode(vector, params), face=face.describe())
 
-        data = await self._predictor.for_each_image(pictures, one)
+        data = await self._predictor.for_each_image(images, embed_image)
         return EmbedResponse(model=model.card.name, version=model.card.version, data=data)
 
-    async def embed_like_openai(self, asked: EmbeddingsRequest, pictures: Images) -> EmbedResponse:
-        """`embed`, asked for in OpenAI's words.
+    async def embed_openai(self, request: EmbeddingsRequest, images: Images) -> EmbedResponse:
+        """`embed` with OpenAI's request.
 
         Raises:
             VestibuleError: as `embed`; Unprocessable: another number of dimensions than the model has.
         """
-        params = EmbedParams(model=asked.model, encoding_format=asked.encoding_format)
-        if asked.dimensions is not None:
+        params = EmbedParams(model=request.model, encoding_format=request.encoding_format)
+        if request.dimensions is not None:
             model = await self._model_manager.load(params.model, "embed")
-            if asked.dimensions != model.card.config["dimensions"]:
-                raise Unprocessable(f"{model.card.name} has {model.card.config['dimensions']} dimensions, no others")
-        return await self.embed(pictures, params)
+            if request.dimensions != model.card.config["dimensions"]:
+                raise Unprocessable(f"{model.card.name} only supports {model.card.config['dimensions']} dimensions")
+        return await self.embed(images, params)
 
     async def verify(self, pair: Pair, params: VerifyParams) -> VerifyResponse:
-        """The most prominent face of the source against every face of the target.
+        """Compare the source's most prominent face with each target face.
 
         Raises:
-            VestibuleError: about the request or one of its pictures; NoFace for a picture without one.
+            VestibuleError: about the request or one of its images; NoFace for an image without a face.
         """
         model = await self._model_manager.load(params.model, "embed")
-        finder = await self._model_manager.load(None, "detect")
-        matching, threshold = _operating(model.card, params.fmr)
+        face_detector = await self._model_manager.load(None, "detect")
+        matching, threshold = _operating_threshold(model.card, params.fmr)
         await self._predictor.check_pixels([pair.source, pair.target])
 
-        async def found(name: str, data: bytes) -> list[FoundFace]:
+        async def find_faces(name: str, data: bytes) -> list[AlignedFace]:
             try:
-                faces = (await self.find(finder, data, DETECTION_THRESHOLD)).faces
+                faces = (await self.find(face_detector, data, DETECTION_THRESHOLD)).faces
                 most_prominent(faces)
             except VestibuleError as error:
                 error.detail = f"{name}: {error.detail or error.title}"
                 raise
             return faces
 
-        async def compared() -> tuple[FoundFace, list[FoundFace], Tensor]:
-            sources, targets = await asyncio.gather(found("source", pair.source), found("target", pair.target))
+        async def embed_pair() -> tuple[AlignedFace, list[AlignedFace], Tensor]:
+            sources, targets = await asyncio.gather(
+                find_faces("source", pair.source), find_faces("target", pair.target)
+            )
             source = most_prominent(sources)
-            return source, targets, await self.embedded(model, [source, *targets])
+            return source, targets, await self.embed_faces(model, [source, *targets])
 
-        source, targets, vectors = await self._predictor.with_deadline(compared())
+        source, targets, vectors = await self._predictor.with_deadline(embed_pair())
         similarities = (vectors[1:] @ vectors[0]).tolist()
         faces = [
-            ComparedFace(face=target.described(), **_compared(similarity, matching, threshold).model_dump())
+            ComparedFace(face=target.describe(), **_compare(similarity, matching, threshold).model_dump())
             for target, similarity in zip(targets, similarities, strict=True)
         ]
         faces.sort(key=lambda face: face.distance)
@@ -202,7 +203,7 @@ class Faces:
             distance=faces[0].distance,
             threshold=1 - threshold.similarity,
             operating_point=_operating_point(params.fmr, matching, threshold),
-            source_face=source.described(),
+            source_face=source.describe(),
             face_matches=[face for face in faces if face.verified],
             unmatched_faces=[face for face in faces if not face.verified],
             model=model.card.name,
@@ -210,20 +211,20 @@ class Faces:
         )
 
     async def verify_embeddings(self, pair: EmbeddingPair, params: VerifyParams) -> VerifyEmbeddingsResponse:
-        """Each target against the source, whatever the vectors' lengths.
+        """Compare each target embedding with the source; vectors of any length are normalised.
 
         Raises:
-            UnknownModel; Unprocessable: vectors that the model cannot have made.
+            UnknownModel; Unprocessable: vectors that are no embeddings of the model.
         """
         model = await self._model_manager.load(params.model, "embed")
-        matching, threshold = _operating(model.card, params.fmr)
+        matching, threshold = _operating_threshold(model.card, params.fmr)
         dimensions = model.card.config["dimensions"]
         vectors = [pair.source, *pair.targets]
         if any(len(vector) != dimensions for vector in vectors):
             raise Unprocessable(f"an embedding of {model.card.name} has {dimensions} numbers")
-        matrix = _of_length_1(vectors, dimensions)
+        matrix = _normalise(vectors, dimensions)
         data = [
-            ComparedEmbedding(index=index, **_compared(similarity, matching, threshold).model_dump())
+            ComparedEmbedding(index=index, **_compare(similarity, matching, threshold).model_dump())
             for index, similarity in enumerate((matrix[1:] @ matrix[0]).tolist())
         ]
         return VerifyEmbeddingsResponse(
@@ -234,63 +235,61 @@ class Faces:
             data=data,
         )
 
-    async def find(self, model: LoadedModel, data: bytes, threshold: float, rule: Rule = scan) -> Found:
-        """The faces of a picture, looked for at the scales that the rule says."""
+    async def find(self, model: LoadedModel, data: bytes, threshold: float, rule: ScaleRule = scan) -> DetectionResult:
+        """Detect and align the faces of an image at the scales of the rule."""
         preprocess = model.card.preprocess
 
-        def prepare(picture: Image.Image) -> tuple[Image.Image, Scan, list[list[Pixels]]]:
-            chosen = rule(picture.size, preprocess)
-            return picture, chosen, detection_scale.prepare(picture, chosen, preprocess)
+        def prepare(image: Image.Image) -> tuple[Image.Image, Scan, list[list[Pixels]]]:
+            scales = rule(image.size, preprocess)
+            return image, scales, detection_scale.prepare(image, scales, preprocess)
 
-        image, chosen, levels = await self._predictor.decode(data, prepare)
-        maps = [await self._maps(model, tiles) for tiles in levels]
+        image, scales, levels = await self._predictor.decode(data, prepare)
+        maps = [await self._detector_maps(model, tiles) for tiles in levels]
 
-        def faces() -> list[Face]:
-            found = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
-            return detection_scale.merge(chosen, found)
+        def decode_faces() -> list[Face]:
+            faces = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
+            return detection_scale.merge(scales, faces)
 
-        found = await self._predictor.map(partial(FoundFace.of, image), await self._executors.run_cpu(faces))
-        return Found(image, chosen, [face for face in found if face is not None])
+        faces = await self._predictor.map(partial(AlignedFace.of, image), await self._executors.run_cpu(decode_faces))
+        return DetectionResult(image, scales, [face for face in faces if face is not None])
 
-    async def _maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
-        """The detector's maps of a level's tiles, in batches [N, 15, h, w]: few tiles at a time, so that others get in
-        between.
+    async def _detector_maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
+        """Run the detector on a level's tiles and return its maps in batches [N, 15, h, w].
+
+        Few tiles are queued at a time, so that other requests can run in between. The tiles of all large images share
+        the predictor's slots; an image of a single tile does not need one.
         """
+        slots = self._predictor.tile_slots if len(tiles) > 1 else None
         return [
-            await self._predictor.run(model, tiles[first : first + TILES_AT_ONCE], "detect", self._room(tiles))
+            await self._predictor.run(model, tiles[first : first + TILES_AT_ONCE], "detect", slots)
             for first in range(0, len(tiles), TILES_AT_ONCE)
         ]
 
-    def _room(self, tiles: Sequence[Pixels]) -> asyncio.Semaphore | None:
-        """Tiles of all requests share few places in the detector's queue; a picture that is one tile has its own."""
-        return self._predictor.tile_slots if len(tiles) > 1 else None
-
-    async def embedded(self, model: LoadedModel, faces: Sequence[FoundFace]) -> Tensor:
-        """The faces' embeddings [N, D], each of length 1."""
+    async def embed_faces(self, model: LoadedModel, faces: Sequence[AlignedFace]) -> Tensor:
+        """Return the faces' embeddings [N, D], each of length 1."""
         preprocess = model.card.preprocess
-        pictures = await self._predictor.map(lambda face: preprocess(Image.fromarray(face.crop)), faces)
-        return await self._embeddings(model, pictures)
+        inputs = await self._predictor.map(lambda face: preprocess(Image.fromarray(face.crop)), faces)
+        return await self._embed(model, inputs)
 
-    async def whole(self, model: LoadedModel, data: bytes) -> Tensor:
-        """What a model makes of the picture as it is, [D], of length 1."""
+    async def embed_whole_image(self, model: LoadedModel, data: bytes) -> Tensor:
+        """Return the embedding [D], of length 1, of a whole image without face detection."""
         preprocess = model.card.preprocess
-        # A face that was aligned is as large as it should be, or taken at its word.
-        enough = preprocess.max_useful_side if model.card.task == "classify" else None
-        picture = await self._predictor.decode(data, preprocess, enough)
-        vectors = await self._embeddings(model, [picture])
-        return vectors[0]
+        # Aligned faces are small; only images for classifiers may be decoded at a lower resolution.
+        min_side = preprocess.max_useful_side if model.card.task == "classify" else None
+        item = await self._predictor.decode(data, preprocess, min_side)
+        return (await self._embed(model, [item]))[0]
 
-    async def _embeddings(self, model: LoadedModel, pictures: Sequence[Tensor]) -> Tensor:
-        """[N, D], each of length 1: the mean direction over the views that the card names."""
+    async def _embed(self, model: LoadedModel, inputs: Sequence[Tensor]) -> Tensor:
+        """Return embeddings [N, D] of length 1: the mean direction over the views of the card's augmentation."""
         card = model.card
-        seen = [view for picture in pictures for view in views(picture, card.tta, card.preprocess)]
-        outputs = await self._predictor.run(model, seen, stage="embed")
-        summed = outputs.reshape(len(pictures), -1, outputs.shape[1]).sum(dim=1)
-        return torch.from_numpy(_of_length_1(summed.numpy(), outputs.shape[1]))
+        all_views = [view for item in inputs for view in views(item, card.tta, card.preprocess)]
+        outputs = await self._predictor.run(model, all_views, stage="embed")
+        summed = outputs.reshape(len(inputs), -1, outputs.shape[1]).sum(dim=1)
+        return torch.from_numpy(_normalise(summed.numpy(), outputs.shape[1]))
 
 
-def _of_length_1(vectors: npt.ArrayLike, dimensions: int) -> npt.NDArray[np.float32]:
-    """The vectors [N, D] scaled to length 1.
+def _normalise(vectors: npt.ArrayLike, dimensions: int) -> npt.NDArray[np.float32]:
+    """Scale vectors [N, D] to length 1.
 
     Raises:
         Unprocessable: see `unit_vectors`.
@@ -314,22 +313,22 @@ P = TypeVar("P", bound=Prominent)
 
 
 def by_prominence(faces: Sequence[P]) -> list[P]:
-    """The faces of one picture, the one that the picture is most likely of first."""
+    """Sort the faces of one image by descending prominence."""
     return sorted(faces, key=lambda face: face.prominence, reverse=True)
 
 
 def most_prominent(faces: Sequence[P]) -> P:
-    """The face that is meant where a picture stands for one person.
+    """Return the most prominent face of an image.
 
     Raises:
-        NoFace: there is none.
+        NoFace: there are no faces.
     """
     if not faces:
         raise NoFace("no face was found")
     return by_prominence(faces)[0]
 
 
-def _encoded(vector: Tensor, params: EmbedParams) -> list[float] | str:
+def _encode(vector: Tensor, params: EmbedParams) -> list[float] | str:
     encoding: EncodingFormat = params.encoding_format
     if encoding == "base64":
         return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
@@ -337,9 +336,9 @@ def _encoded(vector: Tensor, params: EmbedParams) -> list[float] | str:
     return values
 
 
-def _operating(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
     if card.matching is None:
-        raise Unprocessable(f"{card.name} is not calibrated: it has embeddings, but nothing says which are near enough")
+        raise Unprocessable(f"{card.name} is not calibrated: there is no distance threshold for its embeddings")
     try:
         return card.matching, card.matching.threshold(fmr)
     except ValueError as error:
@@ -350,8 +349,8 @@ def _operating_point(fmr: float, matching: Matching, threshold: Threshold) -> Op
     return OperatingPoint(fmr=fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior)
 
 
-def _compared(similarity: float, matching: Matching, threshold: Threshold) -> Comparison:
-    similarity = min(1.0, similarity)  # of two equal vectors it may be a rounding error more
+def _compare(similarity: float, matching: Matching, threshold: Threshold) -> Comparison:
+    similarity = min(1.0, similarity)  # rounding may exceed 1 for equal vectors
     return Comparison(
         verified=similarity >= threshold.similarity,
         probability=matching.probability(similarity),

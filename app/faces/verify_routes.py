@@ -30,7 +30,7 @@ EMBEDDING_PROBLEMS = errors.describe(
 @router.post("", openapi_extra=PAIR_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> VerifyResponse:
-    """Do two pictures show one person? The source's most prominent face against every face of the target."""
+    """Check whether two images show the same person: the source's most prominent face against each target face."""
     return await faces(request).verify(await pair(request), params)
 
 
@@ -38,5 +38,5 @@ async def verify(request: Request, params: Annotated[VerifyParams, Query()]) -> 
 async def embeddings(
     request: Request, params: Annotated[VerifyParams, Query()], pair: EmbeddingPair
 ) -> VerifyEmbeddingsResponse:
-    """The same of embeddings that were made before, by the same model."""
+    """Compare embeddings computed earlier by the same model."""
     return await faces(request).verify_embeddings(pair, params)

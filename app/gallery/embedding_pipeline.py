@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.errors import BadRequest, Conflict, DeadlineExceeded, NotReady, Overloaded, VestibuleError
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, Faces, FoundFace, Rule, by_prominence, most_prominent
+from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, ScaleRule, by_prominence, most_prominent
 from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
@@ -35,7 +35,7 @@ class EmbeddedFace:
     Both are None for the vector of a whole image.
     """
 
-    aligned: FoundFace | None
+    aligned: AlignedFace | None
     detected: DetectedFace | None
     vector: Tensor
 
@@ -66,7 +66,7 @@ class EmbeddingPipeline:
     scales: Scales = "min-face"
 
     @property
-    def scale_rule(self) -> Rule:
+    def scale_rule(self) -> ScaleRule:
         """Return the function that chooses the detection scales of an image."""
         return detection_scale.whole if self.scales == "whole" else detection_scale.scan
 
@@ -137,19 +137,19 @@ class ImageEmbedder:
         Raises:
             VestibuleError: see `Faces.whole`.
         """
-        return await self._faces.whole(model, crop)
+        return await self._faces.embed_whole_image(model, crop)
 
     async def embed_image(self, pipeline: EmbeddingPipeline, data: bytes) -> list[EmbeddedFace]:
         """Return the image's faces, most confident first; or the whole image if the pipeline has no detector."""
         if pipeline.detector is None:
-            vector = await self._faces.whole(pipeline.embedder, data)
+            vector = await self._faces.embed_whole_image(pipeline.embedder, data)
             return [EmbeddedFace(None, None, vector)]
         rule = pipeline.scale_rule
         faces = (await self._faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
         if not faces:
             return []
-        vectors = await self._faces.embedded(pipeline.embedder, faces)
-        return [EmbeddedFace(face, face.described(), vector) for face, vector in zip(faces, vectors, strict=True)]
+        vectors = await self._faces.embed_faces(pipeline.embedder, faces)
+        return [EmbeddedFace(face, face.describe(), vector) for face, vector in zip(faces, vectors, strict=True)]
 
     async def embed_only_image(self, pipeline: EmbeddingPipeline, images: Images) -> EmbeddedFace:
         """Return the most prominent face of a request that has exactly one image.

@@ -33,10 +33,10 @@ PROBLEMS = errors.describe(
     errors.NotReady,
     errors.DeadlineExceeded,
 )
-SENDING = errors.describe(errors.BadRequest, errors.BodyTooLarge)
-PICTURES = describe_files(PNG, WEBP, schema=GenerateResponse)
+BODY_PROBLEMS = errors.describe(errors.BadRequest, errors.BodyTooLarge)
+IMAGES = describe_files(PNG, WEBP, schema=GenerateResponse)
 
-IfNoneMatch = Annotated[str | None, Header(description="An `ETag` that was answered before.")]
+IfNoneMatch = Annotated[str | None, Header(description="The `ETag` of an earlier response.")]
 
 
 def generation(request: Request) -> Generation:
@@ -45,20 +45,20 @@ def generation(request: Request) -> Generation:
     return service
 
 
-@router.get("/generate", response_class=Response, responses=PICTURES | NOT_MODIFIED | PROBLEMS)
+@router.get("/generate", response_class=Response, responses=IMAGES | NOT_MODIFIED | PROBLEMS)
 @counts_toward_capacity
 async def generate(
     request: Request, params: Annotated[GenerateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
-    """New pictures. The same seed answers the same bytes; without one they are others each time."""
+    """Generate images. The same seed gives the same bytes; without a seed, a random one is used."""
     return file_response(await generation(request).generate(params, if_none_match))
 
 
-@router.post("/generate", response_class=Response, responses=PICTURES | PROBLEMS | SENDING)
+@router.post("/generate", response_class=Response, responses=IMAGES | PROBLEMS | BODY_PROBLEMS)
 @counts_toward_capacity
-async def decode(request: Request, sent: LatentsRequest) -> Response:
-    """The pictures at these points of the latent space; `POST /encode` answers such points."""
-    return file_response(await generation(request).decode(sent))
+async def decode(request: Request, body: LatentsRequest) -> Response:
+    """Decode latent vectors, such as `POST /encode` returns, to images."""
+    return file_response(await generation(request).decode(body))
 
 
 @router.get(
@@ -68,12 +68,12 @@ async def decode(request: Request, sent: LatentsRequest) -> Response:
 async def interpolate(
     request: Request, params: Annotated[InterpolateParams, Query()], if_none_match: IfNoneMatch = None
 ) -> Response:
-    """The way from the first sample of one seed to that of another, as a strip or a film."""
+    """Interpolate between the first samples of two seeds, as a strip or an animation."""
     return file_response(await generation(request).interpolate(params, if_none_match))
 
 
-@router.post("/v1/images/generations", response_model_exclude_none=True, responses=PROBLEMS | SENDING)
+@router.post("/v1/images/generations", response_model_exclude_none=True, responses=PROBLEMS | BODY_PROBLEMS)
 @counts_toward_capacity
-async def images(request: Request, sent: ImagesRequest) -> ImagesResponse:
-    """`GET /generate` in OpenAI's form: `prompt` is the label to draw, or one for each of `n` pictures."""
-    return await generation(request).images(sent)
+async def images(request: Request, body: ImagesRequest) -> ImagesResponse:
+    """`GET /generate` in OpenAI's format: `prompt` is the label to generate, or one for each of `n` images."""
+    return await generation(request).images(body)

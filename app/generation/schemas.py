@@ -1,4 +1,4 @@
-"""What goes in and out where pictures are made or cleaned, as typed models."""
+"""Requests and responses for generating, denoising, reconstructing and encoding images."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pydantic import Field
 
 from app.schemas import Failed, OpenAIRequest, Schema
 
-MOST_SAMPLES = 64
+MAX_SAMPLES = 64
 MAX_SEED = 2**63 - 1
 
-Model = Annotated[str | None, Field(description="A name from /models; left out: the service's default for this.")]
+Model = Annotated[str | None, Field(description="A name from /models; by default the service's default for the task.")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Labels = Annotated[
     list[Annotated[str, Field(max_length=128)]],
     Field(
-        max_length=MOST_SAMPLES,
+        max_length=MAX_SAMPLES,
         fail_fast=True,
-        description="Names of classes, repeated or joined by commas: one, or one for each.",
+        description="Class names, repeated or comma-separated: one for all images, or one for each.",
     ),
 ]
 Format = Annotated[
     Literal["png", "webp", "json"],
-    Field(description="A grid as PNG or as lossless WebP; or each picture as PNG in JSON."),
+    Field(description="A grid as PNG or lossless WebP, or each image as PNG in JSON."),
 ]
 Columns = Annotated[
-    int | None, Field(ge=1, le=MOST_SAMPLES, description="The grid's columns; left out: about as many as rows.")
+    int | None, Field(ge=1, le=MAX_SAMPLES, description="The grid's columns; by default about as many as rows.")
 ]
 PictureFormat = Annotated[
-    Literal["png", "json"], Field(description="One picture as PNG, or a list of them as PNG in JSON.")
+    Literal["png", "json"], Field(description="A single image as PNG, or a list of PNG images in JSON.")
 ]
-# Beyond any prior or encoder, and within what float32 can square.
+# The limit exceeds the values of any prior or encoder; its square fits into float32.
 Latent = Annotated[
     list[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]],
     Field(min_length=1, max_length=4096, fail_fast=True),
@@ -42,22 +42,22 @@ class GenerateParams(Schema):
     """The query of `GET /generate`."""
 
     model: Model = None
-    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES, description="How many samples.")] = 16
-    seed: Seed | None = Field(None, description="Left out: drawn at random, and told in `X-Seed`.")
-    label: Labels = Field([], description="Left out for a conditional model: its classes in turn.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES, description="How many samples.")] = 16
+    seed: Seed | None = Field(None, description="By default random; the response has it in `X-Seed`.")
+    label: Labels = Field([], description="By default all classes of a conditional model in turn.")
     truncation: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = Field(
-        1.0, description="What the noise is multiplied by: less is more typical, more is more varied."
+        1.0, description="Factor of the noise: smaller values give more typical, larger ones more varied samples."
     )
     format: Format = "png"
     grid: Columns = None
 
 
 class LatentsRequest(Schema):
-    """The body of `POST /generate`: a point of the latent space for each picture, of the model's own width."""
+    """The body of `POST /generate`: a latent vector of the model's width for each image."""
 
     model: Model = None
-    latents: Annotated[list[Latent], Field(min_length=1, max_length=MOST_SAMPLES, fail_fast=True)]
-    labels: Labels = Field([], description="Left out for a conditional model: its classes in turn.")
+    latents: Annotated[list[Latent], Field(min_length=1, max_length=MAX_SAMPLES, fail_fast=True)]
+    labels: Labels = Field([], description="By default all classes of a conditional model in turn.")
     format: Format = "png"
     grid: Annotated[Columns, Field(strict=True)] = None
 
@@ -68,13 +68,13 @@ class InterpolateParams(Schema):
     model: Model = None
     from_seed: Seed
     to_seed: Seed
-    label: Labels = Field([], description="One class, which a conditional model needs.")
-    steps: Annotated[int, Field(ge=2, le=MOST_SAMPLES, description="Pictures, both ends among them.")] = 8
+    label: Labels = Field([], description="One class; required for a conditional model.")
+    steps: Annotated[int, Field(ge=2, le=MAX_SAMPLES, description="The number of images, including both ends.")] = 8
     format: Literal["png", "webp"] = Field("png", description="A strip as PNG, or an animated WebP, lossless.")
 
 
 class GeneratedImage(Schema):
-    """A sample as PNG in base64, and its class where the model is conditional."""
+    """A sample as PNG in base64, and its class if the model is conditional."""
 
     b64_json: str
     label: str | None = None
@@ -83,8 +83,8 @@ class GeneratedImage(Schema):
 class GenerateResponse(Schema):
     """OpenAI's list of images.
 
-    `created` is in seconds since 1970, and 0 where the caller fixed what is drawn: then every byte is the same again.
-    `seed` is null where latents were sent.
+    `created` is in seconds since 1970; 0 for a given seed or latents, so that the response is the same byte for byte.
+    `seed` is null for latents.
     """
 
     created: int
@@ -95,29 +95,31 @@ class GenerateResponse(Schema):
 
 
 class ImagesRequest(OpenAIRequest):
-    """OpenAI's request for images; `prompt` names what a model draws: a class, or one for each picture.
+    """OpenAI's request for images; `prompt` is a class label, or a label for each image.
 
-    `seed` is not OpenAI's: with it the same pictures are answered again.
+    `seed` is an extension: the same seed gives the same images.
     """
 
     prompt: Annotated[str, Field(max_length=1024)] = Field(
-        description="Of a conditional model: a label, or `n` of them joined by commas. Of any other: empty.",
+        description="For a conditional model a label, or `n` comma-separated labels; otherwise empty.",
         examples=["2,0,2,6"],
     )
     model: Model = None
-    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES, strict=True)] | None = Field(None, description="Left out: 1.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] | None = Field(
+        None, description="The number of images; by default 1."
+    )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
-        None, description="Width and height as `28x28`: only the model's own, which is also `auto`."
+        None, description="Width and height as `28x28`; must be the model's size, or `auto`."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="`url`: data URIs, which nothing has to be fetched for. Left out: `b64_json`."
+        None, description="`url`: data URIs. By default `b64_json`."
     )
     seed: Annotated[Seed, Field(strict=True)] | None = None
     user: str | None = Field(None, description="Not used.")
 
 
 class ListedImage(Schema):
-    """A sample as PNG, in base64 or as a data URI, and its class where the model is conditional."""
+    """A sample as PNG, in base64 or as a data URI, and its class if the model is conditional."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -141,16 +143,16 @@ class DenoiseParams(Schema):
 
     model: Model = None
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        1.0, description="How much of the answer is the cleaned picture, 0..1; the rest is the picture as sent."
+        1.0, description="Weight of the denoised image in the result, 0..1; the rest is the input image."
     )
     format: PictureFormat = "png"
 
 
 class Denoised(Schema):
-    """A picture as PNG in base64, of the size that was sent.
+    """A denoised image as PNG in base64, of the input's size.
 
-    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the picture as sent:
-    null without a reference, and where not one pixel differs.
+    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the input: null without
+    a reference, and if all pixels are equal.
     """
 
     index: int
@@ -162,7 +164,7 @@ class Denoised(Schema):
 
 
 class DenoiseResponse(Schema):
-    """The pictures in the order they were sent."""
+    """The results in the order of the request's images."""
 
     model: str
     version: str
@@ -173,12 +175,12 @@ class ReconstructParams(Schema):
     """The query of `POST /reconstruct`."""
 
     model: Model = None
-    label: Labels = Field([], description="What a conditional model needs: a class for all pictures, or for each.")
+    label: Labels = Field([], description="Required for a conditional model: a class for all images, or for each.")
     format: PictureFormat = "png"
 
 
 class Reconstructed(Schema):
-    """A picture as PNG in base64, of the network's size."""
+    """A reconstructed image as PNG in base64, of the network's size."""
 
     index: int
     width: int
@@ -187,7 +189,7 @@ class Reconstructed(Schema):
 
 
 class ReconstructResponse(Schema):
-    """The pictures in the order they were sent."""
+    """The results in the order of the request's images."""
 
     model: str
     version: str
@@ -198,18 +200,18 @@ class EncodeParams(Schema):
     """The query of `POST /encode`."""
 
     model: Model = None
-    label: Labels = Field([], description="What a conditional model needs: a class for all pictures, or for each.")
+    label: Labels = Field([], description="Required for a conditional model: a class for all images, or for each.")
 
 
 class Encoded(Schema):
-    """A picture as a point of the latent space; `POST /generate` draws it again. Of a distribution, the mean."""
+    """An image's latent vector, which `POST /generate` decodes; of a distribution, the mean."""
 
     index: int
     latent: list[float]
 
 
 class EncodeResponse(Schema):
-    """The pictures in the order they were sent."""
+    """The results in the order of the request's images."""
 
     model: str
     version: str

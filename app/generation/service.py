@@ -1,7 +1,7 @@
-"""The use cases about new pictures: samples of a seed, what lies at given latents, the way from one sample to another.
+"""The generation service: samples from a seed, images from given latents, interpolation between samples.
 
-A sample is a function of the weights, the seed, its place, its label and the truncation: neither of how many are drawn
-nor of what else is under way.
+A sample depends only on the weights, the seed, its index, its label and the truncation: not on the number of samples
+or on other requests.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from models.registry import configure
 
 T = TypeVar("T")
 
-# A drawn seed is told in JSON, whose readers often hold numbers as float64: 2**53 is what those hold exactly.
-DRAWN_SEEDS = 2**53
+# Random seeds are below this: JSON parsers often read numbers as float64, which is exact up to 2**53.
+RANDOM_SEEDS = 2**53
 FRAME_MS = 100
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Pictures uint8 [N, H, W, C], and their classes."""
+    """Images uint8 [N, H, W, C] and their classes."""
 
     card: ModelCard
     pixels: Pixels
@@ -58,180 +58,178 @@ class _Samples:
 
 
 class Generation:
-    """Draw."""
+    """Generates images."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
         self._executors = predictor.executors
 
-    async def generate(self, params: GenerateParams, known: str | None) -> EncodedFile:
-        """Samples of a seed; no content where `known`, an If-None-Match, names just these.
+    async def generate(self, params: GenerateParams, if_none_match: str | None) -> EncodedFile:
+        """Return samples of a seed; without content if their ETag is in `if_none_match`.
 
         Raises:
-            Unprocessable: labels that the model has not. UnknownModel, Overloaded, NotReady, DeadlineExceeded.
+            Unprocessable: unknown labels. UnknownModel, Overloaded, NotReady, DeadlineExceeded.
         """
-        model = await self._model_manager.load_submodel(
-            self._model_manager.find_card(params.model, "generate"), DECODER
-        )
-        classes = _in_turn(model.card, params.label, params.n)
+        model = await self._load(params.model)
+        classes = _classes_or_all(model.card, params.label, params.n)
         if params.seed is None:
-            seed, created = secrets.randbelow(DRAWN_SEEDS), int(time.time())
+            seed, created = secrets.randbelow(RANDOM_SEEDS), int(time.time())
             headers = {"X-Seed": str(seed), "Cache-Control": "no-store"}
         else:
             seed, created = params.seed, 0
-            asked = params.model_dump(exclude={"model", "label"}) | {"classes": classes}
-            headers = {"X-Seed": str(seed), **_kept(model, "generate", asked)}
-            if encoding.etag_matches(headers["ETag"], known):
+            query = params.model_dump(exclude={"model", "label"}) | {"classes": classes}
+            headers = {"X-Seed": str(seed), **_cache_headers(model, "generate", query)}
+            if encoding.etag_matches(headers["ETag"], if_none_match):
                 return EncodedFile(None, PNG, headers)
         noise = _noise(model.card, seed, params.n)
-        samples = await self._drawn(model, noise * params.truncation, classes)
+        samples = await self._decode(model, noise * params.truncation, classes)
         if params.format == "json":
-            return await self._listed(samples, created, seed, headers)
-        return await self._sheet(samples, params.format, params.grid, headers)
+            return await self._json(samples, created, seed, headers)
+        return await self._grid(samples, params.format, params.grid, headers)
 
-    async def images(self, asked: ImagesRequest) -> ImagesResponse:
-        """Samples, asked for in OpenAI's words.
+    async def images(self, request: ImagesRequest) -> ImagesResponse:
+        """Return samples in OpenAI's format.
 
         Raises:
-            Unprocessable: a prompt that is no label of the model, or a size that is not its own; as `generate`.
+            Unprocessable: the prompt is no label of the model, or the size is not the model's; as `generate`.
         """
-        model = await self._model_manager.load_submodel(self._model_manager.find_card(asked.model, "generate"), DECODER)
-        card, count = model.card, asked.n or 1
-        classes = class_labels.require_labels(card, [asked.prompt] if asked.prompt.strip() else [], count)
-        size = _own_size(card, asked.size)
-        seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
-        samples = await self._drawn(model, _noise(card, seed, count), classes)
-        texts = await self._texts(samples)
+        model = await self._load(request.model)
+        card, count = model.card, request.n or 1
+        classes = class_labels.require_labels(card, [request.prompt] if request.prompt.strip() else [], count)
+        size = _check_size(card, request.size)
+        seed = secrets.randbelow(RANDOM_SEEDS) if request.seed is None else request.seed
+        samples = await self._decode(model, _noise(card, seed, count), classes)
+        texts = await self._base64(samples)
         names = class_labels.label_names(card, classes, count)
-        images = [_listed(*pair, asked.response_format) for pair in zip(texts, names, strict=True)]
-        created = int(time.time()) if asked.seed is None else 0
+        images = [_listed_image(*pair, request.response_format) for pair in zip(texts, names, strict=True)]
+        created = int(time.time()) if request.seed is None else 0
         return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
 
-    async def decode(self, sent: LatentsRequest) -> EncodedFile:
-        """What lies at latents that the caller chose, of any model that decodes.
+    async def decode(self, request: LatentsRequest) -> EncodedFile:
+        """Decode given latents, with any model that has a decoder.
 
         Raises:
-            Unprocessable: another width than the model's; as `generate`.
+            Unprocessable: latents of another width than the model's; as `generate`.
         """
-        card = self._model_manager.find_card(sent.model, "generate", "reconstruct", "denoise")
+        card = self._model_manager.find_card(request.model, "generate", "reconstruct", "denoise")
         model = await self._model_manager.load_submodel(card, DECODER)
-        width = _width(card)
-        if wrong := [len(latent) for latent in sent.latents if len(latent) != width]:
-            raise Unprocessable(f"a latent of {wrong[0]} numbers was sent; those of {card.name} have {width}")
-        classes = _in_turn(card, sent.labels, len(sent.latents))
-        samples = await self._drawn(model, torch.tensor(sent.latents, dtype=torch.float32), classes)
-        if sent.format == "json":
-            return await self._listed(samples, 0, None, {})
-        return await self._sheet(samples, sent.format, sent.grid, {})
+        width = _latent_width(card)
+        if wrong := [len(latent) for latent in request.latents if len(latent) != width]:
+            raise Unprocessable(f"latents of {card.name} have {width} numbers; got {wrong[0]}")
+        classes = _classes_or_all(card, request.labels, len(request.latents))
+        samples = await self._decode(model, torch.tensor(request.latents, dtype=torch.float32), classes)
+        if request.format == "json":
+            return await self._json(samples, 0, None, {})
+        return await self._grid(samples, request.format, request.grid, {})
 
-    async def interpolate(self, params: InterpolateParams, known: str | None) -> EncodedFile:
-        """The way from the first sample of one seed to the first of another; `known` as for `generate`.
+    async def interpolate(self, params: InterpolateParams, if_none_match: str | None) -> EncodedFile:
+        """Interpolate between the first samples of two seeds; `if_none_match` as in `generate`.
 
         Raises:
-            Unprocessable: no label for a conditional model, or several; as `generate`.
+            Unprocessable: not exactly one label for a conditional model; as `generate`.
         """
-        model = await self._model_manager.load_submodel(
-            self._model_manager.find_card(params.model, "generate"), DECODER
-        )
+        model = await self._load(params.model)
         classes = class_labels.require_labels(model.card, params.label, 1)
-        headers = _kept(model, "interpolate", params.model_dump(exclude={"model", "label"}) | {"classes": classes})
-        if encoding.etag_matches(headers["ETag"], known):
+        query = params.model_dump(exclude={"model", "label"}) | {"classes": classes}
+        headers = _cache_headers(model, "interpolate", query)
+        if encoding.etag_matches(headers["ETag"], if_none_match):
             return EncodedFile(None, PNG, headers)
-        first, last = (latents(seed, 0, _width(model.card)) for seed in (params.from_seed, params.to_seed))
-        way = between(first, last, params.steps)
-        samples = await self._drawn(model, way, None if classes is None else classes * params.steps)
+        first, last = (latents(seed, 0, _latent_width(model.card)) for seed in (params.from_seed, params.to_seed))
+        points = slerp(first, last, params.steps)
+        samples = await self._decode(model, points, None if classes is None else classes * params.steps)
         if params.format == "png":
-            return await self._sheet(samples, "png", params.steps, headers)
-        content = await self._encoded(lambda: encoding.encode_animation(list(samples.pixels), FRAME_MS))
+            return await self._grid(samples, "png", params.steps, headers)
+        content = await self._run_encoder(lambda: encoding.encode_animation(list(samples.pixels), FRAME_MS))
         return EncodedFile(content, WEBP, headers)
 
-    async def _drawn(self, model: LoadedModel, latent: Tensor, classes: list[int] | None) -> _Samples:
-        items = torch.cat([latent, class_labels.one_hot(model.card, classes, len(latent))], dim=1)
-        pictures = await self._predictor.with_deadline(self._predictor.run(model, items))
-        return _Samples(model.card, model.card.preprocess.denormalise(pictures).numpy(), classes)
+    async def _load(self, name: str | None) -> LoadedModel:
+        return await self._model_manager.load_submodel(self._model_manager.find_card(name, "generate"), DECODER)
 
-    async def _sheet(
-        self, samples: _Samples, form: str, columns: int | None, headers: Mapping[str, str]
+    async def _decode(self, model: LoadedModel, latent: Tensor, classes: list[int] | None) -> _Samples:
+        items = torch.cat([latent, class_labels.one_hot(model.card, classes, len(latent))], dim=1)
+        outputs = await self._predictor.with_deadline(self._predictor.run(model, items))
+        return _Samples(model.card, model.card.preprocess.denormalise(outputs).numpy(), classes)
+
+    async def _grid(
+        self, samples: _Samples, file_format: str, columns: int | None, headers: Mapping[str, str]
     ) -> EncodedFile:
         pixels = encoding.grid(samples.pixels, columns or math.ceil(math.sqrt(len(samples.pixels))))
-        encode, media_type = (encoding.encode_webp, WEBP) if form == "webp" else (encoding.encode_png, PNG)
-        return EncodedFile(await self._encoded(lambda: encode(pixels)), media_type, headers)
+        encode, media_type = (encoding.encode_webp, WEBP) if file_format == "webp" else (encoding.encode_png, PNG)
+        return EncodedFile(await self._run_encoder(lambda: encode(pixels)), media_type, headers)
 
-    async def _listed(
-        self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str]
-    ) -> EncodedFile:
+    async def _json(self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str]) -> EncodedFile:
         card = samples.card
-        texts = await self._texts(samples)
+        texts = await self._base64(samples)
         names = class_labels.label_names(card, samples.classes, len(texts))
         images = [GeneratedImage(b64_json=text, label=name) for text, name in zip(texts, names, strict=True)]
-        answer = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
-        return encoding.encode_json(answer, headers)
+        response = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
+        return encoding.encode_json(response, headers)
 
-    async def _texts(self, samples: _Samples) -> list[str]:
-        """Each sample as PNG in base64."""
-        return await self._encoded(
-            lambda: [base64.b64encode(encoding.encode_png(one)).decode() for one in samples.pixels]
+    async def _base64(self, samples: _Samples) -> list[str]:
+        """Return each sample as PNG in base64."""
+        return await self._run_encoder(
+            lambda: [base64.b64encode(encoding.encode_png(pixels)).decode() for pixels in samples.pixels]
         )
 
-    async def _encoded(self, function: Callable[[], T]) -> T:
+    async def _run_encoder(self, function: Callable[[], T]) -> T:
         started = time.perf_counter()
-        answer = await self._executors.run_cpu(function)
+        result = await self._executors.run_cpu(function)
         timings.record("encode", time.perf_counter() - started)
-        return answer
+        return result
 
 
-def between(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points [steps, D] from `start` to `end` [D], both among them, evenly along the great circle through them.
+def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Spherical linear interpolation: return `steps` points [steps, D] from `start` to `end` [D], both included.
 
     The length of Gaussian noise in D dimensions is close to sqrt(D). On a straight line the middle of two samples is
-    shorter by sqrt(2), where the network saw next to nothing in training; on the arc every point is as long as a
-    sample (White, "Sampling Generative Networks", 2016).
+    shorter by sqrt(2), a region the network hardly saw in training; on the arc every point is as long as a sample
+    (White, "Sampling Generative Networks", 2016).
     """
     first, last = start.double().numpy(), end.double().numpy()
     cosine = first @ last / (np.linalg.norm(first) * np.linalg.norm(last))
     angle = math.acos(min(1.0, max(-1.0, float(cosine))))
     share = np.linspace(0, 1, steps)[:, None]
-    # Two that point one way have no circle between them, and the straight line is as good.
+    # Parallel vectors do not define a great circle: interpolate linearly.
     straight = math.sin(angle) < 1e-9
     left = 1 - share if straight else np.sin((1 - share) * angle) / math.sin(angle)
     right = share if straight else np.sin(share * angle) / math.sin(angle)
     return torch.from_numpy((left * first + right * last).astype(np.float32))
 
 
-def _width(card: ModelCard) -> int:
+def _latent_width(card: ModelCard) -> int:
     width: int = configure(card.architecture, card.config).latent
     return width
 
 
 def _noise(card: ModelCard, seed: int, count: int) -> Tensor:
-    """The latents of a seed's first samples, [count, width]."""
-    return torch.stack([latents(seed, index, _width(card)) for index in range(count)])
+    """Return the latents [count, width] of a seed's first samples."""
+    return torch.stack([latents(seed, index, _latent_width(card)) for index in range(count)])
 
 
-def _listed(text: str, label: str | None, form: Literal["b64_json", "url"] | None) -> ListedImage:
-    if form == "url":
+def _listed_image(text: str, label: str | None, response_format: Literal["b64_json", "url"] | None) -> ListedImage:
+    if response_format == "url":
         return ListedImage(url=f"data:{PNG};base64,{text}", label=label)
     return ListedImage(b64_json=text, label=label)
 
 
-def _own_size(card: ModelCard, asked: str | None) -> str:
+def _check_size(card: ModelCard, requested: str | None) -> str:
     _, height, width = card.preprocess.shape
-    own = f"{width}x{height}"
-    if asked not in (None, "auto", own):
-        raise Unprocessable(f"{card.name} draws pictures of {own}, not of {asked}")
-    return own
+    size = f"{width}x{height}"
+    if requested not in (None, "auto", size):
+        raise Unprocessable(f"{card.name} generates images of {size}, not {requested}")
+    return size
 
 
-def _in_turn(card: ModelCard, sent: list[str], count: int) -> list[int] | None:
-    """The classes asked for; where none are, those of a conditional model in turn."""
-    classes = class_labels.parse_labels(card, sent, count)
+def _classes_or_all(card: ModelCard, labels: list[str], count: int) -> list[int] | None:
+    """Return the requested classes; without any, all classes of a conditional model in turn."""
+    classes = class_labels.parse_labels(card, labels, count)
     if classes is None and card.classes:
         return [index % len(card.classes) for index in range(count)]
     return classes
 
 
-def _kept(model: LoadedModel, call: str, asked: dict[str, object]) -> dict[str, str]:
-    """Headers of an answer that is the same whenever it is asked for; other weights under the name change the tag."""
-    parts = model.card.sha256, model.runtime, runtime.signature(), np.__version__, call, asked
+def _cache_headers(model: LoadedModel, route: str, query: dict[str, object]) -> dict[str, str]:
+    """Return the headers of a reproducible response; its ETag depends on the weights and library versions."""
+    parts = model.card.sha256, model.runtime, runtime.signature(), np.__version__, route, query
     return {"ETag": encoding.etag(*parts), "Cache-Control": "no-cache"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 from pydantic import BaseModel
 
 Pixels = npt.NDArray[np.uint8]
@@ -36,10 +36,13 @@ def encode_json(document: BaseModel, headers: Mapping[str, str]) -> EncodedFile:
     return EncodedFile(document.model_dump_json(by_alias=True).encode(), JSON, headers)
 
 
-def encode_png(pixels: Pixels, profile: bytes | None = None) -> bytes:
-    """Encode [H, W, C] with C as in `to_image`, and with an ICC profile if given."""
+def encode_png(pixels: Pixels, profile: bytes | None = None, chunks: Mapping[bytes, bytes] | None = None) -> bytes:
+    """Encode [H, W, C] with C as in `to_image`, with an ICC profile and more chunks, such as gAMA, if given."""
     buffer = io.BytesIO()
-    to_image(pixels).save(buffer, "PNG", compress_level=_COMPRESSION, icc_profile=profile)
+    info = PngImagePlugin.PngInfo()
+    for name, data in (chunks or {}).items():
+        info.add(name, data)
+    to_image(pixels).save(buffer, "PNG", compress_level=_COMPRESSION, icc_profile=profile, pnginfo=info)
     return buffer.getvalue()
 
 

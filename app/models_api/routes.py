@@ -1,4 +1,4 @@
-"""GET /models, GET /models/{name} and POST /models/{name}/reload; GET /v1/models for OpenAI's clients."""
+"""GET /models, GET /models/{name}, POST /models/{name}/reload, and GET /v1/models for OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def served_models(request: Request) -> Models:
 
 @router.get("/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
 async def models(request: Request) -> ModelList:
-    """Every model that can be asked for."""
+    """List the models."""
     return served_models(request).models()
 
 
 @router.get("/models/{name}", dependencies=INFER, responses=READING)
 async def model(request: Request, name: str) -> ModelDetail:
-    """One model's card: what it is, what it was trained on, how good it measured, its licence."""
+    """Return a model's card: description, training data, measured accuracy and licence."""
     return served_models(request).model(name)
 
 
 @router.post("/models/{name}/reload", dependencies=ADMIN, responses=RELOADING)
 async def reload(
-    request: Request, name: Annotated[ModelName, Path(description="That of a folder of the weights folder.")]
+    request: Request, name: Annotated[ModelName, Path(description="The name of a folder in the weights folder.")]
 ) -> ModelReloaded:
-    """Serve what lies in the weights folder under this name by now; requests under way end with what was there."""
+    """Reload a model from the weights folder; requests in progress finish with the previous weights."""
     return await served_models(request).reload(name, dependencies.caller(request))
 
 
 @router.get("/v1/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
 async def openai_models(request: Request) -> OpenAIModelList:
-    """`GET /models` in OpenAI's form."""
+    """List the models in OpenAI's format."""
     return OpenAIModelList(data=[OpenAIModel(id=model.name) for model in served_models(request).models().data])
 
 
 @router.get("/v1/models/{name}", dependencies=INFER, responses=READING)
 async def openai_model(request: Request, name: str) -> OpenAIModel:
-    """One model in OpenAI's form."""
+    """Return a model in OpenAI's format."""
     return OpenAIModel(id=served_models(request).model(name).card.name)

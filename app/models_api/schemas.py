@@ -13,7 +13,7 @@ ModelName = Name
 
 
 class ModelSummary(Schema):
-    """One row of `GET /models`."""
+    """A model in the list of `GET /models`."""
 
     name: str
     version: str
@@ -24,26 +24,26 @@ class ModelSummary(Schema):
     classes: int
     default: bool
     loaded: bool
-    memory_bytes: int = Field(description="What its loaded parts take, about.")
+    memory_bytes: int = Field(description="Approximate memory of its loaded submodels.")
 
 
 class ModelMemory(Schema):
-    """What models take, about, in bytes."""
+    """The approximate memory of models in bytes."""
 
-    used: int = Field(description="By those that are loaded.")
-    leaving: int = Field(description="By those that were reloaded or evicted, and still have requests under way.")
-    budget: int | None = Field(description="Beyond it the least recently used are evicted; null: there is none.")
+    used: int = Field(description="Memory of loaded models.")
+    leaving: int = Field(description="Memory of models that were reloaded or evicted but still have requests.")
+    budget: int | None = Field(description="Above it the least recently used models are evicted; null: no limit.")
 
 
 class ModelList(Schema):
-    """Every model that can be asked for."""
+    """The served models and their memory."""
 
     data: list[ModelSummary]
     memory: ModelMemory
 
 
 class OpenAIModel(Schema):
-    """A model in OpenAI's form. `created` is 0: cards do not have a date."""
+    """A model in OpenAI's format. `created` is 0: cards have no date."""
 
     id: str
     object: Literal["model"] = "model"
@@ -52,28 +52,28 @@ class OpenAIModel(Schema):
 
 
 class OpenAIModelList(Schema):
-    """OpenAI's list of models."""
+    """A list of models in OpenAI's format."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
 
 
 class ModelReloaded(Schema):
-    """What became of a model whose files were read anew."""
+    """The result of reloading a model."""
 
     model: str
     change: Literal["added", "reloaded", "unchanged", "removed"]
-    version: str | None = Field(description="What answers from now on; null: the model is gone.")
-    previous: str | None = Field(description="What answered before; null: nothing did.")
+    version: str | None = Field(description="The version served from now on; null: the model was removed.")
+    previous: str | None = Field(description="The version served before; null: the model is new.")
 
 
 class ModelDetail(Schema):
-    """A model's card as it lies beside its weights, and how it runs here."""
+    """A model's card, and how the model runs in this process."""
 
     version: str
     default: bool
     loaded: bool
     memory_bytes: int
     runtime: str | None
-    choosing: bool = Field(description="Whether a faster runtime is still looked for, while this one answers.")
+    choosing: bool = Field(description="Whether a faster runtime is being selected while this one serves.")
     card: ModelCard

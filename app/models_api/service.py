@@ -1,4 +1,4 @@
-"""List models, describe one, and reload one from its files."""
+"""The service that lists, describes and reloads models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.card import ModelCard
 
 
 class Models:
-    """The models of the service, as `/models` shows them."""
+    """Lists, describes and reloads the served models."""
 
     def __init__(self, model_manager: ModelManager, keys: ApiKeys, reload_sync: ReloadSync):
         self._model_manager = model_manager
@@ -21,20 +21,20 @@ class Models:
         self._reload_sync = reload_sync
 
     def models(self) -> ModelList:
-        """Every model, in the order of names."""
+        """Return all models, sorted by name."""
         cache = self._model_manager.cache
         memory = ModelMemory(used=cache.used_bytes, leaving=cache.retired_bytes, budget=cache.budget)
         return ModelList(data=[self._summary(card) for card in self._model_manager.cards.values()], memory=memory)
 
     def model(self, name: str) -> ModelDetail:
-        """One model's card.
+        """Return a model's card and state.
 
         Raises:
-            NotFound: no model of that name.
+            NotFound: there is no such model.
         """
         card = self._model_manager.cards.get(name)
         if card is None:
-            raise NotFound("no model of that name; GET /models lists them")
+            raise NotFound("there is no such model; GET /models lists the models")
         submodels = self._model_manager.cache.submodels(name)
         return ModelDetail(
             version=card.version,
@@ -47,16 +47,16 @@ class Models:
         )
 
     async def reload(self, name: str, actor: str | None) -> ModelReloaded:
-        """The model as its files are now; the other workers follow. `actor` is the id of the key that asked for it.
+        """Reload the model from its files, in all workers. `actor` is the id of the requesting key, for the audit log.
 
         Raises:
-            NotFound, ModelRefused, Conflict: see `ModelManager.reload`. DiskFull: it is reloaded here, but other
-            workers and the audit log do not know.
+            NotFound, ModelRefused, Conflict: see `ModelManager.reload`. DiskFull: it is reloaded in this worker, but
+            other workers are not notified and the audit log has no entry.
         """
-        # Shielded as the reload itself is: where the client leaves, the others and the audit log are told all the same.
-        return await asyncio.shield(asyncio.ensure_future(self._reloaded(name, actor)))
+        # Shielded: if the client disconnects, other workers are still notified and the audit entry is written.
+        return await asyncio.shield(asyncio.ensure_future(self._reload(name, actor)))
 
-    async def _reloaded(self, name: str, actor: str | None) -> ModelReloaded:
+    async def _reload(self, name: str, actor: str | None) -> ModelReloaded:
         done = await self._model_manager.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
         with full_disk():

@@ -1,6 +1,6 @@
-"""A whole message of the Open Inference Protocol, with its binary tensor data extension: read, and written.
+"""Parse requests and encode responses of the Open Inference Protocol with its binary tensor data extension.
 
-It is a JSON object and, behind it, the binary data of the tensors to which it gives a `binary_data_size`, in its order.
+A message is a JSON object, followed by the binary data of those tensors that have a `binary_data_size`, in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.images.large_json import ParsedJson
 from app.images.uploads import disconnect_as_bad_request, read_body
 from app.open_inference import tensors
 from app.open_inference.schemas import (
-    MOST_NUMBERS,
+    MAX_NUMBERS,
     InferenceRequest,
     InferenceResponse,
     Parameters,
@@ -27,16 +27,16 @@ from app.open_inference.schemas import (
     RequestOutput,
     ResponseOutput,
 )
-from app.open_inference.tensors import Array, Form
+from app.open_inference.tensors import Array, TensorType
 
-HEAD = "Inference-Header-Content-Length"
-OCTETS = "application/octet-stream"
-# Of JSON besides pictures. Nested as its shape is, a picture of 224 x 224 pixels has 672 arrays.
-JSON_LIMITS = large_json.JsonLimits(bytes=16 * 2**20, values=MOST_NUMBERS + 1_024, containers=65_536)
+JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+OCTET_STREAM = "application/octet-stream"
+# Without images in base64. A nested tensor of one image of 224 x 224 pixels has 672 arrays.
+JSON_LIMITS = large_json.JsonLimits(bytes=16 * 2**20, values=MAX_NUMBERS + 1_024, containers=65_536)
 
 
 def _schema() -> dict[str, Any]:
-    """Of the JSON, in one piece: what pydantic would refer to lies nowhere in an OpenAPI document."""
+    """Return the schema of a request with its `$defs` inlined: references to them do not resolve in OpenAPI."""
     schema = InferenceRequest.model_json_schema()
     del schema["$defs"]
     for name, items in (("inputs", RequestInput), ("outputs", RequestOutput)):
@@ -47,19 +47,19 @@ def _schema() -> dict[str, Any]:
 INFER_BODY: dict[str, Any] = {
     "parameters": [
         {
-            "name": HEAD,
+            "name": JSON_LENGTH_HEADER,
             "in": "header",
             "required": False,
-            "description": "How many bytes of the body are JSON, where binary data follows it.",
+            "description": "The number of bytes of JSON at the start of the body, if binary data follows it.",
             "schema": {"type": "integer", "minimum": 0},
         }
     ],
     "requestBody": {
         "required": True,
-        "description": "JSON, or JSON with the binary data of tensors behind it; gzip or deflate is undone.",
+        "description": "JSON, or JSON followed by the binary data of tensors; may be compressed by gzip or deflate.",
         "content": {
             JSON: {"schema": _schema()},
-            OCTETS: {"schema": {"type": "string", "format": "binary"}},
+            OCTET_STREAM: {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }
@@ -67,15 +67,15 @@ INFER_BODY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Message:
-    """A request as it was sent; `head` bytes of it are JSON: all if it is None."""
+    """The body of a request; its first `json_length` bytes are JSON, or all if that is None."""
 
     body: bytes | bytearray
-    head: int | None
+    json_length: int | None
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An output that is asked for; `classes`: of each row only so many of the largest, as text; 0: the tensor."""
+class RequestedOutput:
+    """A requested output. `classes`: 0 for the tensor, else how many of each row's largest values, as text."""
 
     name: str
     binary: bool
@@ -83,137 +83,139 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request: its tensors, as many rows of each, and what it wants of the answers."""
+class ParsedRequest:
+    """The request's id, its input arrays, all with the same number of rows, and the requested outputs."""
 
     id: str
     inputs: dict[str, Array]
-    outputs: list[Wanted]
+    outputs: list[RequestedOutput]
 
 
 async def read_message(request: Request) -> Message:
-    """The request's body, whole.
+    """Return the request's body and the length of its JSON.
 
     Raises:
         BadRequest, BodyTooLarge.
     """
-    head = request.headers.get(HEAD)
-    if head is not None and not (head.isascii() and head.isdigit() and len(head) < 20):
-        raise BadRequest(f"{HEAD} is a number of bytes")
+    length = request.headers.get(JSON_LENGTH_HEADER)
+    if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise BadRequest(f"{JSON_LENGTH_HEADER} must be a number of bytes")
     with disconnect_as_bad_request():
         body = await read_body(request)
-    return Message(body, None if head is None else int(head))
+    return Message(body, None if length is None else int(length))
 
 
-def parse(message: Message, inputs: Mapping[str, Sequence[Form]], outputs: Mapping[str, Form], most_rows: int) -> Asked:
-    """What a message asks of a model that takes each of `inputs` in one of its forms, and answers `outputs`.
+def parse(
+    message: Message, inputs: Mapping[str, Sequence[TensorType]], outputs: Mapping[str, TensorType], max_rows: int
+) -> ParsedRequest:
+    """Parse a request to a model whose inputs accept these types and that has these outputs.
 
     Raises:
-        BadRequest: not such a message, or not for this model. BodyTooLarge, TooManyImages: over a limit.
+        BadRequest: not a valid request, or not one for this model. BodyTooLarge, TooManyImages: over a limit.
     """
     body = message.body
-    head = len(body) if message.head is None else message.head
-    if head > len(body):
-        raise BadRequest(f"{HEAD} is {head}, and the body has {len(body)} bytes")
-    parsed = _object(body if head == len(body) else body[:head])
-    sent = parsed.value
-    names = [tensor.name for tensor in sent.inputs]
+    length = len(body) if message.json_length is None else message.json_length
+    if length > len(body):
+        raise BadRequest(f"{JSON_LENGTH_HEADER} is {length}, but the body has {len(body)} bytes")
+    parsed = _parse_json(body if length == len(body) else body[:length])
+    request = parsed.value
+    names = [tensor.name for tensor in request.inputs]
     if sorted(names) != sorted(inputs):
         raise BadRequest(f"expected the inputs {', '.join(inputs)}, each once; got {', '.join(names)[:256]}")
-    for tensor in sent.inputs:
-        tensors.check(tensor, inputs[tensor.name], most_rows)
-    if len({tensor.shape[0] for tensor in sent.inputs}) > 1:
-        raise BadRequest("the inputs differ in how many rows they have")
-    wanted = _wanted(sent, outputs)
-    blobs = _blobs(sent.inputs, memoryview(body)[head:])
-    arrays = {tensor.name: tensors.read(tensor, blob, parsed.base64) for tensor, blob in blobs}
-    return Asked(parsed.text(sent.id), arrays, wanted)
+    for tensor in request.inputs:
+        tensors.check(tensor, inputs[tensor.name], max_rows)
+    if len({tensor.shape[0] for tensor in request.inputs}) > 1:
+        raise BadRequest("the inputs differ in their number of rows")
+    requested = _requested_outputs(request, outputs)
+    arrays = {
+        tensor.name: tensors.to_array(tensor, data, parsed.base64)
+        for tensor, data in _split_binary(request.inputs, memoryview(body)[length:])
+    }
+    return ParsedRequest(parsed.text(request.id), arrays, requested)
 
 
-def document(model: str, version: str, asked: Asked, answers: Sequence[Array]) -> EncodedFile:
-    """The answer, with one array for each output that is wanted, in that order.
+def encode_response(model: str, version: str, request: ParsedRequest, arrays: Sequence[Array]) -> EncodedFile:
+    """Encode the response: one array for each requested output, in that order.
 
     Raises:
-        BadRequest: more numbers than are written as JSON.
+        BadRequest: too many numbers for JSON.
     """
-    outputs, blobs = [], []
-    for wanted, answer in zip(asked.outputs, answers, strict=True):
-        output = ResponseOutput(name=wanted.name, shape=list(answer.shape), datatype=tensors.datatype(answer))
-        if wanted.binary:
-            blobs.append(tensors.packed(answer))
-            output.parameters = {"binary_data_size": len(blobs[-1])}
-        elif answer.size > MOST_NUMBERS:
-            raise BadRequest(f"{wanted.name} has {answer.size} numbers: ask for it as binary data")
+    outputs, binary = [], []
+    for requested, array in zip(request.outputs, arrays, strict=True):
+        output = ResponseOutput(name=requested.name, shape=list(array.shape), datatype=tensors.datatype_name(array))
+        if requested.binary:
+            binary.append(tensors.to_binary(array))
+            output.parameters = {"binary_data_size": len(binary[-1])}
+        elif array.size > MAX_NUMBERS:
+            raise BadRequest(f"{requested.name} has {array.size} numbers: request it as binary data")
         else:
-            output.data = tensors.listed(answer)
+            output.data = tensors.to_json(array)
         outputs.append(output)
-    response = InferenceResponse(model_name=model, model_version=version, id=asked.id or None, outputs=outputs)
-    head = response.model_dump_json(exclude_none=True).encode()
-    if not blobs:
-        return EncodedFile(head, JSON)
-    return EncodedFile(b"".join([head, *blobs]), OCTETS, {HEAD: str(len(head))})
+    response = InferenceResponse(model_name=model, model_version=version, id=request.id or None, outputs=outputs)
+    encoded = response.model_dump_json(exclude_none=True).encode()
+    if not binary:
+        return EncodedFile(encoded, JSON)
+    return EncodedFile(b"".join([encoded, *binary]), OCTET_STREAM, {JSON_LENGTH_HEADER: str(len(encoded))})
 
 
-def _object(data: bytes | bytearray) -> ParsedJson[InferenceRequest]:
+def _parse_json(data: bytes | bytearray) -> ParsedJson[InferenceRequest]:
     try:
         return large_json.parse(InferenceRequest, data, JSON_LIMITS)
     except large_json.TooComplex as error:
         raise BodyTooLarge(f"{error}; send tensors as binary data") from error
     except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False)
-        reasons = sorted({": ".join(filter(None, [_place(item["loc"]), item["msg"]])) for item in found})
-        raise BadRequest(f"the body is no inference request: {'; '.join(reasons)}") from error
+        items = error.errors(include_input=False, include_url=False)
+        reasons = sorted({": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"]])) for item in items})
+        raise BadRequest(f"the body is not a valid inference request: {'; '.join(reasons)}") from error
 
 
-def _place(keys: Sequence[int | str]) -> str:
-    return ".".join(map(str, keys))
-
-
-def _wanted(sent: InferenceRequest, known: Mapping[str, Form]) -> list[Wanted]:
-    binary = _boolean(sent.parameters, "binary_data_output", default=False)
-    outputs = sent.outputs or [RequestOutput(name=name) for name in known]
+def _requested_outputs(request: InferenceRequest, types: Mapping[str, TensorType]) -> list[RequestedOutput]:
+    binary = _boolean(request.parameters, "binary_data_output", default=False)
+    outputs = request.outputs or [RequestOutput(name=name) for name in types]
     names = [output.name for output in outputs]
-    if not set(names) <= set(known) or len(set(names)) < len(names):
-        raise BadRequest(f"the outputs are {', '.join(known)}, each once at most; asked for: {', '.join(names)[:256]}")
-    return [_output(output, known[output.name], binary=binary) for output in outputs]
+    if not set(names) <= set(types) or len(set(names)) < len(names):
+        raise BadRequest(f"the outputs are {', '.join(types)}, each at most once; requested: {', '.join(names)[:256]}")
+    return [_requested_output(output, types[output.name], binary=binary) for output in outputs]
 
 
-def _output(output: RequestOutput, form: Form, *, binary: bool) -> Wanted:
-    _no_shared_memory(output.name, output.parameters)
+def _requested_output(output: RequestOutput, type_: TensorType, *, binary: bool) -> RequestedOutput:
+    _refuse_shared_memory(output.name, output.parameters)
     classes = output.parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
-        raise BadRequest(f"classification of {output.name} is a number of classes")
-    if classes and len(form.shape) != 2:
-        raise BadRequest(f"{output.name} holds no classes")
-    return Wanted(output.name, _boolean(output.parameters, "binary_data", default=binary), classes)
+        raise BadRequest(f"classification of {output.name} must be a number of classes")
+    if classes and len(type_.shape) != 2:
+        raise BadRequest(f"{output.name} has no classes")
+    return RequestedOutput(output.name, _boolean(output.parameters, "binary_data", default=binary), classes)
 
 
 def _boolean(parameters: Parameters, name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise BadRequest(f"the parameter {name} is true or false")
+        raise BadRequest(f"the parameter {name} must be true or false")
     return value
 
 
-def _no_shared_memory(name: str, parameters: Parameters) -> None:
+def _refuse_shared_memory(name: str, parameters: Parameters) -> None:
     if "shared_memory_region" in parameters:
-        raise BadRequest(f"{name} is in shared memory, which is neither read nor written here")
+        raise BadRequest(f"{name} is in shared memory, which this service does not support")
 
 
-def _blobs(sent: Sequence[RequestInput], data: memoryview) -> Iterator[tuple[RequestInput, memoryview | None]]:
-    """Each tensor with its binary data; None for those whose elements are in the JSON."""
+def _split_binary(inputs: Sequence[RequestInput], data: memoryview) -> Iterator[tuple[RequestInput, memoryview | None]]:
+    """Yield each tensor with its binary data, or None if its elements are in the JSON."""
     start = 0
-    for tensor in sent:
-        _no_shared_memory(tensor.name, tensor.parameters)
+    for tensor in inputs:
+        _refuse_shared_memory(tensor.name, tensor.parameters)
         size = tensor.parameters.get("binary_data_size")
         if (size is None) == (tensor.data is None):
-            raise BadRequest(f"{tensor.name} has either data or a binary_data_size")
+            raise BadRequest(f"{tensor.name} must have either data or a binary_data_size")
         if size is None:
             yield tensor, None
             continue
-        left = len(data) - start
-        if type(size) is not int or not 0 <= size <= left:
-            raise BadRequest(f"binary_data_size of {tensor.name} is a number of bytes, of which {left} are left")
+        rest = len(data) - start
+        if type(size) is not int or not 0 <= size <= rest:
+            raise BadRequest(
+                f"binary_data_size of {tensor.name} must be a number of bytes, at most the remaining {rest}"
+            )
         yield tensor, data[start : start + size]
         start += size
     if start != len(data):

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, so that its clients (`tritonclient`, KServe's) talk to the service unchanged."""
+"""Routes of the Open Inference Protocol, for its existing clients (`tritonclient`, KServe's)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app import dependencies, errors
 from app.auth.scopes import INFER
 from app.images.responses import describe_files, file_response
 from app.middleware.routing import counts_toward_capacity
-from app.open_inference.messages import INFER_BODY, OCTETS, Message, read_message
+from app.open_inference.messages import INFER_BODY, OCTET_STREAM, Message, read_message
 from app.open_inference.schemas import (
     IndexedModel,
     InferenceResponse,
@@ -21,20 +21,20 @@ from app.open_inference.schemas import (
     ServerReady,
 )
 from app.open_inference.service import OpenInference
-from app.operations import routes as ops
+from app.operations import routes as operations_routes
 from app.operations.schemas import Health
 from app.schemas import InferenceError
 
 router = APIRouter(prefix=errors.OIP, tags=["open inference protocol"])
 
 Name = Annotated[str, Path(description="A name from /v2/repository/index.", examples=["lenet5-mnist"])]
-Version = Annotated[str, Path(description="What the model's metadata names; there is one.")]
+Version = Annotated[str, Path(description="The version in the model's metadata; each model has one.")]
 
 READING = errors.describe(errors.HostNotAllowed, schema=InferenceError)
 PROBES = errors.describe(errors.HostNotAllowed, errors.NotReady, schema=InferenceError)
 NAMED = errors.describe(errors.HostNotAllowed, errors.NotFound, errors.InvalidParameters, schema=InferenceError)
 SENDING = errors.describe(errors.OriginNotAllowed, errors.BodyTooLarge, schema=InferenceError)
-INFERRING = describe_files(OCTETS, schema=InferenceResponse) | errors.describe(
+INFERRING = describe_files(OCTET_STREAM, schema=InferenceResponse) | errors.describe(
     errors.BadRequest,
     errors.DamagedImage,
     errors.OriginNotAllowed,
@@ -60,55 +60,55 @@ def open_inference(request: Request) -> OpenInference:
 
 
 async def message(request: Request) -> Message:
-    """Return the body of the request; see `read_message`."""
+    """Return the message of the request; see `read_message`."""
     return await dependencies.timed_receive(read_message(request))
 
 
 @router.get("", dependencies=INFER, responses=READING)
 async def server(request: Request) -> ServerMetadata:
-    """What answers here, and which extensions of the protocol it knows."""
+    """Return the server's name and version, and the protocol extensions it supports."""
     return open_inference(request).server()
 
 
 @router.get("/health/live", responses=READING)
 async def live() -> ServerLive:
-    """The process answers."""
+    """Return whether the process is running."""
     return ServerLive()
 
 
 @router.get("/health/ready", responses=PROBES)
-async def ready(_: Annotated[Health, Depends(ops.ready)]) -> ServerReady:
-    """The default model is loaded and warm."""
+async def ready(_: Annotated[Health, Depends(operations_routes.ready)]) -> ServerReady:
+    """Return whether the default model is loaded and warm."""
     return ServerReady()
 
 
 @router.post("/repository/index", dependencies=INFER, responses=SENDING)
 async def index(request: Request) -> list[IndexedModel]:
-    """Every model that can be asked; a body is not read: all are ready, and load with their first request."""
+    """List the models. The request body is ignored: every model is ready, and its first request loads it."""
     return open_inference(request).index()
 
 
 @router.get("/models/{name}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata(request: Request, name: Name) -> ModelMetadata:
-    """A model's inputs and outputs."""
+    """Return a model's inputs and outputs."""
     return open_inference(request).metadata(name, None)
 
 
 @router.get("/models/{name}/versions/{version}", dependencies=INFER, responses=NAMED, response_model_exclude_none=True)
 async def metadata_of_version(request: Request, name: Name, version: Version) -> ModelMetadata:
-    """The same, if this is its version."""
+    """Return the inputs and outputs of a version of a model."""
     return open_inference(request).metadata(name, version)
 
 
 @router.get("/models/{name}/ready", dependencies=INFER, responses=NAMED)
 async def model_ready(request: Request, name: Name) -> ModelReady:
-    """Whether a model can be asked."""
+    """Return whether a model accepts requests."""
     return open_inference(request).ready(name, None)
 
 
 @router.get("/models/{name}/versions/{version}/ready", dependencies=INFER, responses=NAMED)
 async def version_ready(request: Request, name: Name, version: Version) -> ModelReady:
-    """The same of a version."""
+    """Return whether a version of a model accepts requests."""
     return open_inference(request).ready(name, version)
 
 
@@ -117,7 +117,7 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 )
 @counts_toward_capacity
 async def infer(request: Request, name: Name) -> Response:
-    """What a network answers to tensors, at most 64 rows of them."""
+    """Return a network's outputs for input tensors of at most 64 rows."""
     return file_response(await open_inference(request).infer(name, None, await message(request)))
 
 
@@ -130,5 +130,5 @@ async def infer(request: Request, name: Name) -> Response:
 )
 @counts_toward_capacity
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
-    """The same of a version."""
+    """Return the outputs of a version of a network."""
     return file_response(await open_inference(request).infer(name, version, await message(request)))

@@ -1,6 +1,6 @@
-"""The objects of the Open Inference Protocol ("Predict Protocol, Version 2"), under the names its specification gives.
+"""The objects of the Open Inference Protocol ("Predict Protocol, Version 2"), named as in its specification.
 
-What a request has beyond them is passed over: the protocol is made to be extended.
+Unknown fields of a request are ignored, since the protocol allows extensions.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-# By name; values are strings, numbers or booleans. Which mean something here is said where they are read.
+# By name; values are strings, numbers or booleans.
 Parameters = dict[str, Any]
 
-# Numbers as text cost many times what they do as bytes, to read as well as to write.
-MOST_NUMBERS = 1_000_000
+# Of a tensor in JSON: parsing and writing text takes many times longer than binary data.
+MAX_NUMBERS = 1_000_000
 
 Dimension = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
 class ServerMetadata(BaseModel):
-    """What answers, and which extensions of the protocol it knows."""
+    """The server's name and version, and the protocol extensions it supports."""
 
     name: str
     version: str
@@ -27,19 +27,19 @@ class ServerMetadata(BaseModel):
 
 
 class ServerLive(BaseModel):
-    """The process answers."""
+    """The process is running."""
 
     live: Literal[True] = True
 
 
 class ServerReady(BaseModel):
-    """The default model answers."""
+    """The default model is loaded."""
 
     ready: Literal[True] = True
 
 
 class ModelReady(BaseModel):
-    """The model answers; one that is not loaded yet is loaded by its first request."""
+    """The model accepts requests; the first one loads it."""
 
     name: str
     ready: Literal[True] = True
@@ -48,8 +48,8 @@ class ModelReady(BaseModel):
 class TensorMetadata(BaseModel):
     """A tensor; -1 stands for any size.
 
-    Parameters of pictures: `mode` of their channels, RGB or L (grey); `mean` and `std`, on the scale of 0..255, that
-    its numbers are of: number * std + mean is the pixel. `also`: other forms in which an input is taken.
+    Parameters of images: `mode` is RGB or L (grey); `mean` and `std`, on the scale of 0..255, normalise its values:
+    value * std + mean is the pixel. `also`: other types that the input accepts.
     """
 
     name: str
@@ -59,7 +59,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """How a model is asked and what it answers."""
+    """The inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -69,7 +69,7 @@ class ModelMetadata(BaseModel):
 
 
 class IndexedModel(BaseModel):
-    """A row of the repository's index."""
+    """A model in the repository's index."""
 
     name: str
     version: str
@@ -78,24 +78,24 @@ class IndexedModel(BaseModel):
 
 
 class RequestInput(BaseModel):
-    """A tensor that is sent: in `data`, flat or nested, or behind the JSON in `binary_data_size` bytes, a parameter."""
+    """An input tensor: in `data`, flat or nested, or as `binary_data_size` bytes (a parameter) of binary data."""
 
     name: str
     shape: Annotated[list[Dimension], Field(min_length=1, max_length=8, fail_fast=True)]
     datatype: str
     parameters: Parameters = {}
-    data: Annotated[list[Any], Field(max_length=MOST_NUMBERS, fail_fast=True)] | None = None
+    data: Annotated[list[Any], Field(max_length=MAX_NUMBERS, fail_fast=True)] | None = None
 
 
 class RequestOutput(BaseModel):
-    """A tensor that is asked for; parameters: `binary_data`, `classification`."""
+    """A requested output; parameters: `binary_data`, `classification`."""
 
     name: str
     parameters: Parameters = {}
 
 
 class InferenceRequest(BaseModel):
-    """The JSON of a request; no `outputs`: all of them; a parameter: `binary_data_output`."""
+    """The JSON of a request; without `outputs`, all are returned; parameter: `binary_data_output`."""
 
     id: str = ""
     parameters: Parameters = {}
@@ -104,7 +104,7 @@ class InferenceRequest(BaseModel):
 
 
 class ResponseOutput(BaseModel):
-    """A tensor that is answered, row by row: in `data`, or behind the JSON in `binary_data_size` bytes."""
+    """An output tensor, row by row: in `data`, or as binary data of the length in the parameter `binary_data_size`."""
 
     name: str
     shape: list[int]
@@ -114,7 +114,7 @@ class ResponseOutput(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """The JSON of an answer; `id` is the request's."""
+    """The JSON of a response; `id` is the request's."""
 
     model_name: str
     model_version: str

@@ -1,7 +1,7 @@
-"""The use cases of the Open Inference Protocol: a network's own tensors in and out, through the queues of all else.
+"""The service of the Open Inference Protocol: run a network on tensors, in the same queues as all other requests.
 
-What `POST /classify` and the others do around a network (test-time augmentation, finding and aligning faces, several
-crops of a string) is not done here.
+It runs the network only. What `POST /classify` and other routes add (test-time augmentation, face detection and
+alignment, several crops of a string of digits) is left out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from app.inference.predictor import Predictor, gather
 from app.inference.submodels import size_multiple
 from app.observability import timings
 from app.open_inference import messages, signatures
-from app.open_inference.messages import Message, Wanted
+from app.open_inference.messages import Message, RequestedOutput
 from app.open_inference.schemas import IndexedModel, ModelMetadata, ModelReady, ServerMetadata
-from app.open_inference.signatures import LABELS, LATENTS, PICTURES, PROBABILITIES, Interface, interface
+from app.open_inference.signatures import IMAGES, LABELS, LATENTS, PROBABILITIES, Signature, signature
 from app.open_inference.tensors import Array
 from app.settings import Settings
 from models.card import ModelCard
@@ -38,161 +38,167 @@ PLATFORM = "pytorch_safetensors"
 
 
 class OpenInference:
-    """Every model but detectors, whose maps mean nothing without what `POST /faces/detect` makes of them."""
+    """Serves all models except detectors, whose raw outputs are of no use without `POST /faces/detect`'s decoding."""
 
     def __init__(self, settings: Settings, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
         self._executors = predictor.executors
-        self._most_rows = settings.max_images
+        self._max_rows = settings.max_images
 
     def server(self) -> ServerMetadata:
-        """What answers."""
+        """Return the server's name, version and extensions."""
         return ServerMetadata(name="vestibule", version=importlib.metadata.version("vestibule"), extensions=EXTENSIONS)
 
     def index(self) -> list[IndexedModel]:
-        """Every model that can be asked, in the order of names."""
-        return [self._indexed(card) for card in self._model_manager.cards.values() if interface(card)]
+        """Return the served models, sorted by name."""
+        return [
+            IndexedModel(
+                name=card.name,
+                version=card.version,
+                reason="" if self._model_manager.is_loaded(card.name) else "loaded by its first request",
+            )
+            for card in self._model_manager.cards.values()
+            if signature(card)
+        ]
 
     def ready(self, name: str, version: str | None) -> ModelReady:
-        """That the model is there.
+        """Return the readiness of a model: every served model is ready.
 
         Raises:
-            NotFound: no such model, or not of this version.
+            NotFound: there is no such model, or it has another version.
         """
-        card, _ = self._model(name, version)
+        card, _ = self._find(name, version)
         return ModelReady(name=card.name)
 
     def metadata(self, name: str, version: str | None) -> ModelMetadata:
-        """How the model is asked.
+        """Return the inputs and outputs of a model.
 
         Raises:
             NotFound: as `ready`.
         """
-        card, found = self._model(name, version)
+        card, model_signature = self._find(name, version)
         return ModelMetadata(
             name=card.name,
             versions=[card.version],
             platform=PLATFORM,
-            inputs=[signatures.metadata(card, name, forms) for name, forms in found.inputs.items()],
-            outputs=[signatures.metadata(card, name, (form,)) for name, form in found.outputs.items()],
+            inputs=[signatures.tensor_metadata(card, *item) for item in model_signature.inputs.items()],
+            outputs=[
+                signatures.tensor_metadata(card, name, (type_,)) for name, type_ in model_signature.outputs.items()
+            ],
         )
 
     async def infer(self, name: str, version: str | None, message: Message) -> EncodedFile:
-        """What the network answers; each row is an item of its own to the queue.
+        """Run the network on the message's tensors and return the encoded response; each row is queued by itself.
 
         Raises:
             NotFound: as `ready`. BadRequest, BodyTooLarge, TooManyImages: the message. DamagedImage, ImageTooLarge,
-            UnsupportedImage: a picture. Unprocessable: numbers that the network cannot compute with.
-            Overloaded, NotReady, DeadlineExceeded.
+            UnsupportedImage: an image. Unprocessable: the outputs are not finite. Overloaded, NotReady,
+            DeadlineExceeded.
         """
-        return await self._predictor.with_deadline(self._inferred(name, version, message))
+        return await self._predictor.with_deadline(self._infer(name, version, message))
 
-    async def _inferred(self, name: str, version: str | None, message: Message) -> EncodedFile:
-        known, found = self._model(name, version)
-        model = await self._model_manager.load_submodel(known, found.part)
-        # These weights answer, whatever is reloaded from here on; while they were loaded others may have come.
-        card, found = _of_version(model.card, version)
+    async def _infer(self, name: str, version: str | None, message: Message) -> EncodedFile:
+        card, model_signature = self._find(name, version)
+        model = await self._model_manager.load_submodel(card, model_signature.submodel)
+        # The model may have been reloaded meanwhile: from here on, use the card of the loaded weights.
+        card, model_signature = _check_version(model.card, version)
         started = time.perf_counter()
-        asked = await self._executors.run_cpu(
-            lambda: messages.parse(message, found.inputs, found.outputs, self._most_rows),
+        request = await self._executors.run_cpu(
+            lambda: messages.parse(message, model_signature.inputs, model_signature.outputs, self._max_rows),
             is_long=len(message.body) > LARGE_BYTES,
         )
         timings.record("decode", time.perf_counter() - started)
-        items = await self._items(card, asked.inputs)
-        answer = await self._predictor.run(model, items)
+        items = await self._prepare_items(card, request.inputs)
+        output = await self._predictor.run(model, items)
 
-        def document() -> EncodedFile:
-            answers = _answers(card, found, answer)
-            arrays = [_array(card, wanted, answers[wanted.name]) for wanted in asked.outputs]
-            return messages.document(card.name, card.version, asked, arrays)
+        def encode() -> EncodedFile:
+            outputs = _named_outputs(card, model_signature, output)
+            arrays = [_to_array(card, requested, outputs[requested.name]) for requested in request.outputs]
+            return messages.encode_response(card.name, card.version, request, arrays)
 
-        return await self._executors.run_cpu(document)
+        return await self._executors.run_cpu(encode)
 
-    async def _items(self, card: ModelCard, inputs: Mapping[str, Array]) -> Sequence[Item]:
-        """What the part is asked about, row by row."""
-        rows = inputs[LATENTS] if LATENTS in inputs else inputs[PICTURES]
+    async def _prepare_items(self, card: ModelCard, inputs: Mapping[str, Array]) -> Sequence[Item]:
+        """Return the submodel's input for each row."""
+        rows = inputs[LATENTS] if LATENTS in inputs else inputs[IMAGES]
         if rows.dtype != np.float32:
             await self._predictor.check_pixels([row for row in rows if isinstance(row, bytes)])
-            return await gather([self._pixels(card, index, row) for index, row in enumerate(rows)])
-        given = torch.from_numpy(rows.copy())  # what lies in the message cannot be written to, which torch wants
-        ids = _ids(card, inputs[LABELS]) if LABELS in inputs else None
-        chosen = class_labels.one_hot(card, ids, len(given))
+            return await gather([self._prepare_pixels(card, index, row) for index, row in enumerate(rows)])
+        batch = torch.from_numpy(rows.copy())  # torch requires writable memory; the message's is read-only
+        ids = _class_ids(card, inputs[LABELS]) if LABELS in inputs else None
+        labels = class_labels.one_hot(card, ids, len(batch))
         if LATENTS in inputs:
-            return torch.cat([given, chosen], dim=1).unbind()
-        _check_sides(card, given)
-        return with_label_planes(given, chosen).unbind()
+            return torch.cat([batch, labels], dim=1).unbind()
+        _check_sides(card, batch)
+        return with_label_planes(batch, labels).unbind()
 
-    async def _pixels(self, card: ModelCard, index: int, row: bytes | Array) -> Item:
-        """A picture of the size that the network wants, from a file's bytes or from pixels."""
+    async def _prepare_pixels(self, card: ModelCard, index: int, row: bytes | Array) -> Item:
+        """Return an encoded image or an array of pixels as pixels in the network's size."""
         try:
             if isinstance(row, bytes):
                 return await self._predictor.decode_pixels(row, card.preprocess)
             pixels = row[..., 0] if row.shape[-1] == 1 else row
             return await self._executors.run_cpu(lambda: card.preprocess.pixels(Image.fromarray(pixels)))
         except VestibuleError as error:
-            error.detail = f"{PICTURES}[{index}]: {error.detail or error.title}"
+            error.detail = f"{IMAGES}[{index}]: {error.detail or error.title}"
             raise
 
-    def _model(self, name: str, version: str | None) -> tuple[ModelCard, Interface]:
-        return _of_version(self._model_manager.cards.get(name), version)
-
-    def _indexed(self, card: ModelCard) -> IndexedModel:
-        reason = "" if self._model_manager.is_loaded(card.name) else "its first request loads it"
-        return IndexedModel(name=card.name, version=card.version, reason=reason)
+    def _find(self, name: str, version: str | None) -> tuple[ModelCard, Signature]:
+        return _check_version(self._model_manager.cards.get(name), version)
 
 
-def _of_version(card: ModelCard | None, version: str | None) -> tuple[ModelCard, Interface]:
-    found = interface(card) if card else None
-    if card is None or found is None:
-        raise NotFound("no model of that name is served here; POST /v2/repository/index lists them")
+def _check_version(card: ModelCard | None, version: str | None) -> tuple[ModelCard, Signature]:
+    model_signature = signature(card) if card else None
+    if card is None or model_signature is None:
+        raise NotFound("there is no such model; POST /v2/repository/index lists the models")
     if version not in (None, card.version):
-        raise NotFound(f"{card.name} has the version {card.version}, no others")
-    return card, found
+        raise NotFound(f"the only version of {card.name} is {card.version}")
+    return card, model_signature
 
 
-def _ids(card: ModelCard, sent: Array) -> list[int]:
-    ids: list[int] = sent.ravel().tolist()
+def _class_ids(card: ModelCard, labels: Array) -> list[int]:
+    ids: list[int] = labels.ravel().tolist()
     if not all(0 <= id_ < len(card.classes) for id_ in ids):
-        raise BadRequest(f"{LABELS} are classes of {card.name} by number, 0 to {len(card.classes) - 1}")
+        raise BadRequest(f"{LABELS} must be class numbers of {card.name}, 0 to {len(card.classes) - 1}")
     return ids
 
 
-def _check_sides(card: ModelCard, pictures: Tensor) -> None:
-    """Of a network that takes more than one size.
+def _check_sides(card: ModelCard, images: Tensor) -> None:
+    """Check the sides of images for a network that accepts several sizes.
 
     Raises:
         BadRequest, ImageTooLarge.
     """
-    multiple, (height, width) = size_multiple(card), pictures.shape[2:]
+    multiple, (height, width) = size_multiple(card), images.shape[2:]
     if not multiple:
         return
     if height % multiple or width % multiple:
-        raise BadRequest(f"the sides of {PICTURES} are multiples of {multiple}; got {height} x {width}")
+        raise BadRequest(f"the sides of {IMAGES} must be multiples of {multiple}; got {height} x {width}")
     if max(height, width) > SIDE:
-        raise ImageTooLarge(f"the sides of {PICTURES} are at most {SIDE}; POST /denoise takes larger ones")
+        raise ImageTooLarge(f"the sides of {IMAGES} must be at most {SIDE}; POST /denoise accepts larger ones")
 
 
-def _answers(card: ModelCard, found: Interface, answer: Tensor) -> dict[str, Tensor]:
-    """The network's answer by the names of its outputs.
+def _named_outputs(card: ModelCard, model_signature: Signature, output: Tensor) -> dict[str, Tensor]:
+    """Return the network's output as the outputs of its signature.
 
     Raises:
         Unprocessable: it is not finite.
     """
-    answers = dict.fromkeys(found.outputs, answer)
-    if PROBABILITIES in answers:
-        answers[PROBABILITIES] = (answer / card.temperature).softmax(dim=1)
-    if not all(tensor.isfinite().all() for tensor in answers.values()):
-        raise Unprocessable(f"{card.name} answers no finite numbers to inputs as large as these")
-    return answers
+    outputs = dict.fromkeys(model_signature.outputs, output)
+    if PROBABILITIES in outputs:
+        outputs[PROBABILITIES] = (output / card.temperature).softmax(dim=1)
+    if not all(tensor.isfinite().all() for tensor in outputs.values()):
+        raise Unprocessable(f"the outputs of {card.name} are not finite: the inputs are too large")
+    return outputs
 
 
-def _array(card: ModelCard, wanted: Wanted, answer: Tensor) -> Array:
-    """An output as it is, or each row's largest numbers as Triton writes them: `value:index:label`."""
-    if not wanted.classes:
-        return answer.numpy()
-    values, indices = answer.topk(min(wanted.classes, answer.shape[1]))
-    names = [f":{name}" for name in card.classes] or [""] * answer.shape[1]
+def _to_array(card: ModelCard, requested: RequestedOutput, output: Tensor) -> Array:
+    """Return an output unchanged, or each row's largest values as Triton formats them: `value:index:label`."""
+    if not requested.classes:
+        return output.numpy()
+    values, indices = output.topk(min(requested.classes, output.shape[1]))
+    names = [f":{name}" for name in card.classes] or [""] * output.shape[1]
     rows = [
         [f"{value:f}:{index}{names[index]}".encode() for value, index in zip(*row, strict=True)]
         for row in zip(values.tolist(), indices.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""How each model is asked by the Open Inference Protocol: the tensors of its network, by name."""
+"""The input and output tensors of each model in the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -7,56 +7,59 @@ from dataclasses import dataclass
 
 from app.inference.submodels import DECODER, DENOISER, RECONSTRUCTOR, WHOLE, Submodel, size_multiple
 from app.open_inference.schemas import TensorMetadata
-from app.open_inference.tensors import Form
+from app.open_inference.tensors import TensorType
 from models.card import ModelCard
 from models.registry import configure
 
-PICTURES, LATENTS, LABELS = "pictures", "latents", "labels"
+IMAGES, LATENTS, LABELS = "pictures", "latents", "labels"
 LOGITS, PROBABILITIES, EMBEDDINGS = "logits", "probabilities", "embeddings"
 
 
 @dataclass(frozen=True)
-class Interface:
-    """How a part of a model is asked and what it answers: the forms of each input, the first of which is its own."""
+class Signature:
+    """The submodel that serves requests, the types that each input accepts, and the type of each output.
 
-    part: Submodel
-    inputs: Mapping[str, tuple[Form, ...]]
-    outputs: Mapping[str, Form]
+    The first type of an input is the network's own; the others are converted to it.
+    """
+
+    submodel: Submodel
+    inputs: Mapping[str, tuple[TensorType, ...]]
+    outputs: Mapping[str, TensorType]
 
 
-def interface(card: ModelCard) -> Interface | None:
-    """How the model of this card is asked; None for one that is not."""
+def signature(card: ModelCard) -> Signature | None:
+    """Return the signature of a model; None if it is not served by this protocol."""
     channels, height, width = card.preprocess.shape
-    pictures = Form("FP32", (-1, channels, height, width))
+    images = TensorType("FP32", (-1, channels, height, width))
     if card.task in ("classify", "embed"):
-        forms = (pictures, Form("UINT8", (-1, -1, -1, channels)), Form("BYTES", (-1,)))
-        return Interface(WHOLE, {PICTURES: forms}, _vectors(card))
-    known = {LABELS: (Form("INT64", (-1,)), Form("INT64", (-1, 1)))} if card.classes else {}
+        types = (images, TensorType("UINT8", (-1, -1, -1, channels)), TensorType("BYTES", (-1,)))
+        return Signature(WHOLE, {IMAGES: types}, _vectors(card))
+    labels = {LABELS: (TensorType("INT64", (-1,)), TensorType("INT64", (-1, 1)))} if card.classes else {}
     if card.task == "generate":
-        latents = Form("FP32", (-1, configure(card.architecture, card.config).latent))
-        return Interface(DECODER, {LATENTS: (latents,), **known}, {PICTURES: pictures})
+        latents = TensorType("FP32", (-1, configure(card.architecture, card.config).latent))
+        return Signature(DECODER, {LATENTS: (latents,), **labels}, {IMAGES: images})
     if card.task == "detect":
         return None
     if size_multiple(card):
-        pictures = Form("FP32", (-1, channels, -1, -1))
-        return Interface(DENOISER, {PICTURES: (pictures,)}, {PICTURES: pictures})
-    return Interface(RECONSTRUCTOR, {PICTURES: (pictures,), **known}, {PICTURES: pictures})
+        images = TensorType("FP32", (-1, channels, -1, -1))
+        return Signature(DENOISER, {IMAGES: (images,)}, {IMAGES: images})
+    return Signature(RECONSTRUCTOR, {IMAGES: (images,), **labels}, {IMAGES: images})
 
 
-def _vectors(card: ModelCard) -> dict[str, Form]:
+def _vectors(card: ModelCard) -> dict[str, TensorType]:
     if card.task == "embed":
-        return {EMBEDDINGS: Form("FP32", (-1, card.config["dimensions"]))}
-    form = Form("FP32", (-1, len(card.classes)))
-    return {LOGITS: form, PROBABILITIES: form}
+        return {EMBEDDINGS: TensorType("FP32", (-1, card.config["dimensions"]))}
+    scores = TensorType("FP32", (-1, len(card.classes)))
+    return {LOGITS: scores, PROBABILITIES: scores}
 
 
-def metadata(card: ModelCard, name: str, forms: Sequence[Form]) -> TensorMetadata:
-    """A tensor that comes in these forms, the first of which is its own."""
-    own, *others = forms
+def tensor_metadata(card: ModelCard, name: str, types: Sequence[TensorType]) -> TensorMetadata:
+    """Return the metadata of a tensor of these types; `also` lists all but the first."""
+    first, *rest = types
     parameters = {}
-    if name == PICTURES:
+    if name == IMAGES:
         scale = card.preprocess
         parameters = {"mode": scale.mode, "mean": str(list(scale.mean)), "std": str(list(scale.std))}
-    if others:
-        parameters["also"] = "; ".join(map(str, others))
-    return TensorMetadata(name=name, datatype=own.datatype, shape=list(own.shape), parameters=parameters or None)
+    if rest:
+        parameters["also"] = "; ".join(map(str, rest))
+    return TensorMetadata(name=name, datatype=first.datatype, shape=list(first.shape), parameters=parameters or None)

@@ -1,7 +1,7 @@
-"""One tensor of the Open Inference Protocol -> numpy, and back: as JSON or as binary data.
+"""Convert tensors of the Open Inference Protocol, in JSON or binary data, to numpy arrays and back.
 
-Binary data is little-endian, row by row; each element of BYTES has its length before it, in four bytes. In JSON, BYTES
-are base64 or data URIs, as pictures are everywhere here.
+Binary data is little-endian, row by row; each element of BYTES is preceded by its length in four bytes. In JSON, BYTES
+are base64 or data URIs, like images in all other requests.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import numpy.typing as npt
 from app.errors import BadRequest, TooManyImages
 from app.open_inference.schemas import RequestInput
 
-# Of a type in DATATYPES; BYTES are Python's bytes as objects.
+# Its dtype is one of DATATYPES; elements of BYTES are Python bytes objects.
 Array = npt.NDArray[Any]
 
 
 class Datatype(NamedTuple):
-    """How elements lie in memory, and what they are in JSON."""
+    """The dtype of an array, the types of its elements in JSON, and what error messages call them."""
 
     dtype: np.dtype[Any]
     json: frozenset[type]
-    words: str
+    description: str
 
 
 _WHOLE, _REAL, _TEXT = frozenset({int}), frozenset({int, float}), frozenset({str})
 
-# Those that some model takes or answers.
+# The types that models have as inputs or outputs.
 DATATYPES = {
     "UINT8": Datatype(np.dtype(np.uint8), _WHOLE, "whole numbers"),
     "INT64": Datatype(np.dtype("<i8"), _WHOLE, "whole numbers"),
@@ -45,111 +45,111 @@ _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a tensor is like; -1 stands for any size."""
+class TensorType:
+    """The datatype and shape of a tensor; -1 stands for any size."""
 
     datatype: str
     shape: tuple[int, ...]
 
-    def fits(self, tensor: RequestInput) -> bool:
-        """Whether the tensor is like this."""
+    def matches(self, tensor: RequestInput) -> bool:
+        """Return whether the tensor has this type."""
         if tensor.datatype != self.datatype or len(tensor.shape) != len(self.shape):
             return False
-        return all(mine in (-1, sent) for mine, sent in zip(self.shape, tensor.shape, strict=True))
+        return all(size in (-1, actual) for size, actual in zip(self.shape, tensor.shape, strict=True))
 
     def __str__(self) -> str:
         return f"{self.datatype} {list(self.shape)}"
 
 
-def check(tensor: RequestInput, forms: Sequence[Form], most_rows: int) -> None:
-    """Refuse a tensor by what is said of it, before any of it is read.
+def check(tensor: RequestInput, types: Sequence[TensorType], max_rows: int) -> None:
+    """Check a tensor's datatype and shape before its elements are read.
 
     Raises:
-        BadRequest: in none of these forms, or empty. TooManyImages.
+        BadRequest: of none of these types, or empty. TooManyImages.
     """
-    if not any(form.fits(tensor) for form in forms):
-        known = " or ".join(map(str, forms))
-        raise BadRequest(f"{tensor.name} is {known}; got {tensor.datatype[:16]} {tensor.shape}")
+    if not any(type_.matches(tensor) for type_ in types):
+        expected = " or ".join(map(str, types))
+        raise BadRequest(f"{tensor.name} must be {expected}; got {tensor.datatype[:16]} {tensor.shape}")
     if math.prod(tensor.shape) == 0:
         raise BadRequest(f"{tensor.name} is empty")
-    if tensor.shape[0] > most_rows:
-        raise TooManyImages(f"{tensor.name} has {tensor.shape[0]} rows; a request may have {most_rows}")
+    if tensor.shape[0] > max_rows:
+        raise TooManyImages(f"{tensor.name} has {tensor.shape[0]} rows; a request may have {max_rows}")
 
 
-def read(tensor: RequestInput, blob: memoryview | None, from_base64: Callable[[str], bytes]) -> Array:
-    """The array of a tensor that was found good by `check`: of its binary data, or of its JSON where there is none.
+def to_array(tensor: RequestInput, data: memoryview | None, from_base64: Callable[[str], bytes]) -> Array:
+    """Return the array of a tensor that passed `check`, from its binary data or, if that is None, from its JSON.
 
     Raises:
-        BadRequest: not as many elements as its shape has, or not such as its datatype has; numbers that are not finite.
+        BadRequest: the elements do not match the shape or the datatype, or numbers are not finite.
     """
     datatype = DATATYPES[tensor.datatype]
-    flat = _from_json(tensor, datatype, from_base64) if blob is None else _from_binary(tensor, datatype.dtype, blob)
+    flat = _from_json(tensor, datatype, from_base64) if data is None else _from_binary(tensor, datatype.dtype, data)
     if datatype.dtype.kind == "f" and not np.isfinite(flat).all():
-        raise BadRequest(f"{tensor.name} holds numbers that are not finite")
+        raise BadRequest(f"{tensor.name} has numbers that are not finite")
     return flat.reshape(tensor.shape)
 
 
-def datatype(array: Array) -> str:
-    """Its name."""
-    return next(name for name, known in DATATYPES.items() if known.dtype == array.dtype)
+def datatype_name(array: Array) -> str:
+    """Return the protocol's name of the array's datatype."""
+    return next(name for name, datatype in DATATYPES.items() if datatype.dtype == array.dtype)
 
 
-def listed(array: Array) -> list[Any]:
-    """Its elements as JSON has them; BYTES must be text."""
+def to_json(array: Array) -> list[Any]:
+    """Return the elements as values of JSON; BYTES must be text."""
     if array.dtype.kind == "O":
         return [item.decode() for item in array.flat]
     elements: list[Any] = array.ravel().tolist()
     return elements
 
 
-def packed(array: Array) -> bytes:
-    """Its elements as binary data."""
+def to_binary(array: Array) -> bytes:
+    """Return the elements as binary data."""
     if array.dtype.kind == "O":
         return b"".join(_LENGTH.pack(len(item)) + item for item in array.flat)
     return array.tobytes()
 
 
-def _from_binary(tensor: RequestInput, dtype: np.dtype[Any], blob: memoryview) -> Array:
+def _from_binary(tensor: RequestInput, dtype: np.dtype[Any], data: memoryview) -> Array:
     if dtype.kind == "O":
-        return np.array(list(_elements(tensor, blob)), dtype)
+        return np.array(list(_split_elements(tensor, data)), dtype)
     size = math.prod(tensor.shape) * dtype.itemsize
-    if len(blob) != size:
-        raise BadRequest(f"{tensor.name} has {len(blob)} bytes of binary data; its shape has {size}")
-    return np.frombuffer(blob, dtype)
+    if len(data) != size:
+        raise BadRequest(f"{tensor.name} has {len(data)} bytes of binary data; its shape needs {size}")
+    return np.frombuffer(data, dtype)
 
 
-def _elements(tensor: RequestInput, blob: memoryview) -> Iterator[bytes]:
+def _split_elements(tensor: RequestInput, data: memoryview) -> Iterator[bytes]:
     start = 0
     for _ in range(math.prod(tensor.shape)):
         end = start + _LENGTH.size
-        if end <= len(blob):
-            (size,) = _LENGTH.unpack_from(blob, start)
+        if end <= len(data):
+            (size,) = _LENGTH.unpack_from(data, start)
             start, end = end, end + size
-        if end > len(blob):
-            raise BadRequest(f"the elements of {tensor.name} are cut short")
-        yield bytes(blob[start:end])
+        if end > len(data):
+            raise BadRequest(f"the elements of {tensor.name} are truncated")
+        yield bytes(data[start:end])
         start = end
-    if start != len(blob):
-        raise BadRequest(f"{len(blob) - start} bytes follow the elements of {tensor.name}")
+    if start != len(data):
+        raise BadRequest(f"{len(data) - start} bytes follow the elements of {tensor.name}")
 
 
 def _from_json(tensor: RequestInput, datatype: Datatype, from_base64: Callable[[str], bytes]) -> Array:
-    data, dtype = _flat(tensor), datatype.dtype
+    data, dtype = _flatten(tensor), datatype.dtype
     if not set(map(type, data)) <= datatype.json:
-        raise BadRequest(f"the data of {tensor.name}, {tensor.datatype}, is {datatype.words}")
+        raise BadRequest(f"the data of {tensor.name}, {tensor.datatype}, must be {datatype.description}")
     if dtype.kind == "O":
         return np.array([from_base64(text) for text in data], dtype)
     try:
         if dtype.kind == "f":
-            with np.errstate(over="ignore"):  # to infinity, which is refused as such
+            with np.errstate(over="ignore"):  # overflows to infinity, which to_array refuses
                 return np.array(data, np.float64).astype(dtype)
         return np.array(data, dtype)
     except OverflowError as error:
-        raise BadRequest(f"the data of {tensor.name} goes beyond {tensor.datatype}") from error
+        raise BadRequest(f"the data of {tensor.name} exceeds the range of {tensor.datatype}") from error
 
 
-def _flat(tensor: RequestInput) -> list[Any]:
-    """The elements row by row, whether they were sent flat or nested as the shape says."""
+def _flatten(tensor: RequestInput) -> list[Any]:
+    """Return the elements row by row; they may be sent flat, or nested according to the shape."""
     data = tensor.data or []
     sizes = [len(data)]
     while data and all(type(item) is list for item in data):

@@ -1,4 +1,4 @@
-"""Probes and metrics."""
+"""Health probes and metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from app.operations.schemas import Health
 
 router = APIRouter(tags=["operations"])
 
-FIGURES = errors.describe(errors.HostNotAllowed, *errors.KEY_ERRORS)
-FIGURES[200] = {"content": {"text/plain": {}}}
+METRICS_RESPONSES = errors.describe(errors.HostNotAllowed, *errors.KEY_ERRORS)
+METRICS_RESPONSES[200] = {"content": {"text/plain": {}}}
 
 
 class Monitored(Protocol):
@@ -33,13 +33,13 @@ class Monitored(Protocol):
 
 @router.get("/health/live")
 async def live() -> Health:
-    """The process answers."""
+    """Return 200 as long as the process responds."""
     return Health(status="live")
 
 
 @router.get("/health/ready", responses=errors.describe(errors.NotReady))
 async def ready(request: Request) -> Health:
-    """The default classifier and, where their weights are there, the face pair are loaded and warm."""
+    """Return 200 if the default classifier and, if installed, the face detector and embedder are loaded and warm."""
     model_manager: ModelManager = request.app.state.model_manager
     loaded = {name: card.version for name, card in model_manager.cards.items() if model_manager.is_loaded(name)}
     if missing := [name for name, _ in model_manager.required_models if name not in loaded]:
@@ -50,8 +50,8 @@ async def ready(request: Request) -> Health:
     return Health(status=status, models=loaded, reasons=problems, maintained_at=maintenance.completed_at)
 
 
-@router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=FIGURES)
+@router.get("/metrics", dependencies=ADMIN, response_class=Response, responses=METRICS_RESPONSES)
 async def metrics(request: Request) -> Response:
-    """Prometheus."""
-    figures: Metrics = request.app.state.metrics
-    return Response(figures.exposition(), media_type=CONTENT_TYPE)
+    """Return the metrics in Prometheus' text format."""
+    registry: Metrics = request.app.state.metrics
+    return Response(registry.exposition(), media_type=CONTENT_TYPE)

@@ -10,17 +10,17 @@ from app.schemas import Schema
 
 
 class Health(Schema):
-    """Probes: `live` means the process answers, `ready` that its default classifier and its face pair do.
+    """The result of a probe: `live` means that the process responds, `ready` that the required models are loaded.
 
-    `degraded`: they do, but within the last minute something did not fit into a device's memory or on the disk, or the
-    last round of the gallery's maintenance failed.
+    `degraded`: ready, but within the last minute a device's memory or the disk was full, or the last round of the
+    gallery's maintenance failed.
     """
 
     status: Literal["live", "ready", "degraded"]
-    reasons: list[str] = Field([], description="Why it is degraded.")
+    reasons: list[str] = Field([], description="Why the service is degraded.")
     maintained_at: AwareDatetime | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="When the last round of the gallery's maintenance ended in which no step failed.",
+        description="When the gallery's last maintenance round without a failed step ended.",
     )
     models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")

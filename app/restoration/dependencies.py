@@ -1,4 +1,4 @@
-"""What the routes of denoising and encoding take from a request."""
+"""Dependencies of the routes for denoising and encoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi import Request
 
 from app.dependencies import max_images, timed_receive
 from app.images.request import run_cpu
-from app.restoration.request_bodies import Noisy, read_noisy
+from app.restoration.request_bodies import DenoiseRequest, read_denoise_request
 from app.restoration.service import Restoration
 
 
@@ -16,6 +16,6 @@ def restoration(request: Request) -> Restoration:
     return service
 
 
-async def noisy(request: Request) -> Noisy:
-    """Return the noisy images of the request and their references; see `read_noisy`."""
-    return await timed_receive(read_noisy(request, max_images(request), run_cpu(request)))
+async def denoise_request(request: Request) -> DenoiseRequest:
+    """Return the images of the request and their references; see `read_denoise_request`."""
+    return await timed_receive(read_denoise_request(request, max_images(request), run_cpu(request)))

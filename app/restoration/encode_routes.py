@@ -25,12 +25,12 @@ RESPONSES = describe_files(PNG, schema=ReconstructResponse) | PROBLEMS
 @router.post("/encode", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
 @counts_toward_capacity
 async def encode(request: Request, params: Annotated[EncodeParams, Query()]) -> EncodeResponse:
-    """Each picture as a point of the latent space, where near means alike."""
+    """Return each image's latent vector; similar images have nearby vectors."""
     return await restoration(request).encode(await images(request), params)
 
 
 @router.post("/reconstruct", response_class=Response, openapi_extra=IMAGE_BODY, responses=RESPONSES)
 @counts_toward_capacity
 async def reconstruct(request: Request, params: Annotated[ReconstructParams, Query()]) -> Response:
-    """What is left of a picture that went through the latent space."""
+    """Encode an image to its latent vector and decode it again."""
     return file_response(await restoration(request).reconstruct(await images(request), params))

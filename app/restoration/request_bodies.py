@@ -30,12 +30,12 @@ from app.restoration.schemas import NoisyInput
 REFERENCE = "reference"
 
 
-NOISY_BODY: dict[str, Any] = {
+DENOISE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": (
-            "One picture or a list of them: JPEG, PNG, WebP, BMP or GIF; and to measure against, if there are any, "
-            "as many references, of the same sizes."
+            "An image or a list of images: JPEG, PNG, WebP, BMP or GIF; optionally, as many references of the same "
+            "sizes, to measure the result."
         ),
         "content": {
             "multipart/form-data": {
@@ -53,15 +53,15 @@ NOISY_BODY: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Noisy:
-    """Images to be cleaned and, for each, what it should become: None where nothing was sent to measure against."""
+class DenoiseRequest:
+    """Images to denoise and the reference of each, or None."""
 
-    pictures: Images
+    images: Images
     references: tuple[bytes | VestibuleError | None, ...]
 
 
-async def read_noisy(request: Request, max_images: int, run_cpu: RunCpu) -> Noisy:
-    """The pictures of a request and their references, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCpu) -> DenoiseRequest:
+    """Return the images of a request and their references, still encoded. Large JSON is parsed by `run_cpu`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -73,23 +73,23 @@ async def read_noisy(request: Request, max_images: int, run_cpu: RunCpu) -> Nois
             files = await read_files(request, (FILE_PART, REFERENCE), 2 * max_images)
             items = tuple(data for name, data in files if name == FILE_PART)
             references = tuple(data for name, data in files if name == REFERENCE)
-            pictures = Images(items, is_list=len(items) > 1)
+            images = Images(items, is_list=len(items) > 1)
         elif content_type == "application/json":
-            pictures, references = await read_json(
-                request, NoisyInput, INPUT_EXAMPLE, lambda sent: _noisy(sent, max_images), run_cpu
+            images, references = await read_json(
+                request, NoisyInput, INPUT_EXAMPLE, lambda body: _json_request(body, max_images), run_cpu
             )
         elif content_type.startswith("image/"):
-            pictures = raw_image(await request.body())
+            images = raw_image(await request.body())
         else:
             raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    if not pictures.items:
+    if not images.items:
         raise BadRequest(f"there is no part named {FILE_PART!r}")
-    if references and len(references) != len(pictures.items):
-        raise BadRequest(f"{len(references)} references for {len(pictures.items)} pictures: send one for each, or none")
-    return Noisy(check_count(pictures, max_images), references or (None,) * len(pictures.items))
+    if references and len(references) != len(images.items):
+        raise BadRequest(f"{len(references)} references for {len(images.items)} images: send one for each, or none")
+    return DenoiseRequest(check_count(images, max_images), references or (None,) * len(images.items))
 
 
-def _noisy(body: ParsedJson[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
-    pictures = json_images(body, body.value.input, max_images)
+def _json_request(body: ParsedJson[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
+    images = json_images(body, body.value.input, max_images)
     reference = body.value.reference
-    return pictures, () if reference is None else json_images(body, reference, max_images).items
+    return images, () if reference is None else json_images(body, reference, max_images).items

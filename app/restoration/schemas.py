@@ -6,6 +6,6 @@ from app.schemas import ImageInput, ImageList
 
 
 class NoisyInput(ImageInput):
-    """The same with what the pictures should become, to measure against: one reference for each."""
+    """Images to denoise, and optionally a reference for each, to measure the result."""
 
     reference: str | ImageList | None = None

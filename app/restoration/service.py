@@ -1,12 +1,13 @@
-"""The use cases that send pictures through a network for other pictures or latents: denoise, reconstruct, encode."""
+"""The service for denoising, reconstructing and encoding images."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -35,7 +36,7 @@ from app.inference import class_labels
 from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Predictor
 from app.inference.submodels import ENCODER, RECONSTRUCTOR, default_submodel, size_multiple
-from app.restoration.request_bodies import Noisy
+from app.restoration.request_bodies import DenoiseRequest
 from app.settings import Settings
 from models import image_decoder
 from models.card import ModelCard
@@ -45,21 +46,21 @@ from models.registry import Task
 
 T = TypeVar("T")
 
-# Whole pictures are held while their tiles are computed, each in several copies.
-PICTURES_AT_ONCE = 4
-# More pixels than these take more than 0.2 s to encode as PNG.
+# Each image is in memory in several copies while its tiles are computed.
+MAX_CONCURRENT_IMAGES = 4
+# Encoding more pixels as PNG takes more than 0.2 s.
 LONG_PIXELS = 500_000
-# An ICC profile says in its header of which colours it is. A larger profile than this is not answered with.
+# The position of the colour space in an ICC profile. Larger profiles are dropped.
 PROFILE_COLOURS = slice(16, 20)
 COLOURS = {"RGB": b"RGB ", "L": b"GRAY"}
-MOST_PROFILE_BYTES = 2**20
-# What may have an encoder; the first names whose default answers.
+MAX_PROFILE_BYTES = 2**20
+# Tasks whose models may have an encoder; the first one's default model is used.
 ENCODING: tuple[Task, ...] = ("reconstruct", "generate", "denoise")
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A picture as the bytes of a PNG, and what was measured of it, in dB."""
+class _ImageResult:
+    """An image as PNG and its peak signal-to-noise ratios in dB."""
 
     png: bytes
     width: int
@@ -68,22 +69,22 @@ class _Made:
     psnr_before: float | None = None
 
     def denoised(self, index: int) -> Denoised:
-        """As the answer about the picture at this place of a list."""
+        """Return the result as an item of a list."""
         psnr, before = _finite(self.psnr), _finite(self.psnr_before)
         return Denoised(
-            index=index, width=self.width, height=self.height, b64_json=self._text, psnr=psnr, psnr_before=before
+            index=index, width=self.width, height=self.height, b64_json=self._base64, psnr=psnr, psnr_before=before
         )
 
     def reconstructed(self, index: int) -> Reconstructed:
-        """As the answer about the picture at this place of a list."""
-        return Reconstructed(index=index, width=self.width, height=self.height, b64_json=self._text)
+        """Return the result as an item of a list."""
+        return Reconstructed(index=index, width=self.width, height=self.height, b64_json=self._base64)
 
     @property
-    def _text(self) -> str:
+    def _base64(self) -> str:
         return base64.b64encode(self.png).decode()
 
     def file(self) -> EncodedFile:
-        """With what was measured in headers."""
+        """Return the PNG file, with the signal-to-noise ratios as headers."""
         measures = {"X-PSNR": self.psnr, "X-PSNR-Before": self.psnr_before}
         return EncodedFile(
             self.png, PNG, {name: f"{value:.4f}" for name, value in measures.items() if value is not None}
@@ -91,198 +92,224 @@ class _Made:
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A picture as it was sent: `pixels`, uint8 [H, W, C], in the network's colours; `alpha`, uint8 [H, W], None where
-    it has none; and its ICC profile, None where there is none or one of other colours.
+class _DecodedImage:
+    """A decoded image: `pixels`, uint8 [H, W, C], in the network's colours; `alpha`, uint8 [H, W], or None.
+
+    `profile` and `chunks` define how viewers show its colours: an ICC profile, or the chunks of a PNG with gamma.
+    `is_grey`: the profile is one of grey levels, so the response must be grey, too.
     """
 
     pixels: Pixels
     alpha: Pixels | None = None
     profile: bytes | None = None
+    chunks: Mapping[bytes, bytes] = field(default_factory=dict)
+    is_grey: bool = False
 
     def on_white(self, pixels: Pixels) -> Pixels:
-        """These pixels under the picture's alpha, as they look on white: uint8 [H, W, C]."""
+        """Composite pixels [H, W, C] with this image's alpha on white: uint8 [H, W, C]."""
         if self.alpha is None:
             return pixels
-        seen = image_decoder.composite_on_white(encoding.to_image(self.with_alpha(pixels)).convert("RGBA"))
-        return np.asarray(seen.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
+        composited = image_decoder.composite_on_white(
+            encoding.to_image(np.dstack([pixels, self.alpha])).convert("RGBA")
+        )
+        return np.asarray(composited.convert("L" if pixels.shape[-1] == 1 else "RGB"), np.uint8).reshape(pixels.shape)
 
-    def with_alpha(self, pixels: Pixels) -> Pixels:
-        """uint8 [H, W, C], or with the picture's alpha [H, W, C + 1]."""
-        return pixels if self.alpha is None else np.dstack([pixels, self.alpha])
+    def encode(self, pixels: Pixels) -> _ImageResult:
+        """Encode pixels [H, W, C] with this image's alpha, ICC profile and chunks."""
+        visible = pixels[..., :1] if self.is_grey else pixels
+        channels = visible if self.alpha is None else np.dstack([visible, self.alpha])
+        return _encode(channels, self.profile, self.chunks)
 
 
 class Restoration:
-    """Denoise, reconstruct, encode."""
+    """Denoises, reconstructs and encodes images."""
 
     def __init__(self, settings: Settings, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
         self._executors = predictor.executors
-        self._most_pixels = settings.max_denoise_pixels
-        self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
-        self._tiles = predictor.queue_slots()
+        self._max_pixels = settings.max_denoise_pixels
+        self._image_slots = asyncio.Semaphore(MAX_CONCURRENT_IMAGES)
+        self._queue_slots = predictor.queue_slots()
 
-    async def denoise(self, sent: Noisy, params: DenoiseParams) -> EncodedFile:
-        """Each picture without its noise, in its own size: in tiles, or resized for a network of one size.
+    async def denoise(self, request: DenoiseRequest, params: DenoiseParams) -> EncodedFile:
+        """Denoise each image in its own size: in tiles, or resized for a network of a fixed size.
 
         Raises:
-            VestibuleError: about the request, or about its only picture. In a list, each picture answers for itself.
+            VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
-        asked = self._model_manager.find_card(params.model, "denoise")
-        tiled = size_multiple(asked) > 0
-        only = _only(sent.pictures) if params.format == "png" else None
-        model = await self._model_manager.load_submodel(asked, default_submodel(asked))
+        requested = self._model_manager.find_card(params.model, "denoise")
+        single = _single_image(request.images) if params.format == "png" else None
+        model = await self._model_manager.load_submodel(requested, default_submodel(requested))
         card = model.card
-        through = self._in_tiles if tiled else self._resized
+        run = self._run_tiles if size_multiple(requested) else self._run_resized
+        await self._predictor.check_pixels(_readable(request.references), transformed=_readable(request.images.items))
 
-        await self._predictor.check_pixels(_readable(sent.references), transformed=_readable(sent.pictures.items))
-
-        async def cleaned(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
-            """`answer` of the cleaned picture, run in the thread that encodes it."""
-            async with self._pictures:
-                noisy = await self._sent(card, data)
-                reference = await self._reference(card, sent.references[index], noisy)
-                clean = await through(model, noisy.pixels)
+        async def process(index: int, data: bytes, convert: Callable[[_ImageResult], T]) -> T:
+            """Denoise an image and return `convert(result)`, computed in the thread that encodes it."""
+            async with self._image_slots:
+                noisy = await self._decode(card, data)
+                reference = await self._decode_reference(card, request.references[index], noisy)
+                clean = await run(model, noisy.pixels)
                 is_long = math.prod(noisy.pixels.shape[:2]) > LONG_PIXELS
                 return await self._executors.run_cpu(
-                    lambda: answer(_blended(noisy, clean, params.strength, reference)), is_long=is_long
+                    lambda: convert(_blend(noisy, clean, params.strength, reference)), is_long=is_long
                 )
 
-        async def one(index: int, data: bytes) -> Denoised:
-            return await cleaned(index, data, lambda made: made.denoised(index))
+        async def list_item(index: int, data: bytes) -> Denoised:
+            return await process(index, data, lambda result: result.denoised(index))
 
-        if only is not None:
-            return await self._predictor.with_deadline(cleaned(0, only, _Made.file))
-        answers = await self._predictor.for_each_checked(sent.pictures, one)
-        return await self._document(DenoiseResponse(model=card.name, version=card.version, data=answers))
+        if single is not None:
+            return await self._predictor.with_deadline(process(0, single, _ImageResult.file))
+        items = await self._predictor.for_each_checked(request.images, list_item)
+        return await self._encode_json(DenoiseResponse(model=card.name, version=card.version, data=items))
 
-    async def reconstruct(self, pictures: Images, params: ReconstructParams) -> EncodedFile:
-        """What is left of each picture on its way through the latent space, in the network's size.
+    async def reconstruct(self, images: Images, params: ReconstructParams) -> EncodedFile:
+        """Encode each image to its latent and decode it again, in the network's size.
 
         Raises:
             VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
         """
-        asked = self._model_manager.find_card(params.model, *ENCODING)
-        only = _only(pictures) if params.format == "png" else None
-        model = await self._model_manager.load_submodel(asked, RECONSTRUCTOR)
+        requested = self._model_manager.find_card(params.model, *ENCODING)
+        single = _single_image(images) if params.format == "png" else None
+        model = await self._model_manager.load_submodel(requested, RECONSTRUCTOR)
         card = model.card
-        planes = self._planes(card, params.label, len(pictures.items))
+        prepare = self._preparation(card, params.label, len(images.items))
 
-        async def made(index: int, data: bytes, answer: Callable[[_Made], T]) -> T:
+        async def process(index: int, data: bytes, convert: Callable[[_ImageResult], T]) -> T:
             item = await self._predictor.decode(
-                data, lambda image: planes(index, image), card.preprocess.max_useful_side
+                data, lambda image: prepare(index, image), card.preprocess.max_useful_side
             )
-            (drawn,) = await self._predictor.run(model, [item], slots=self._tiles)
-            return await self._executors.run_cpu(lambda: answer(_png(_unpadded(card.preprocess, drawn))))
+            (output,) = await self._predictor.run(model, [item], slots=self._queue_slots)
+            return await self._executors.run_cpu(lambda: convert(_encode(_remove_padding(card.preprocess, output))))
 
-        async def one(index: int, data: bytes) -> Reconstructed:
-            return await made(index, data, lambda found: found.reconstructed(index))
+        async def list_item(index: int, data: bytes) -> Reconstructed:
+            return await process(index, data, lambda result: result.reconstructed(index))
 
-        if only is not None:
-            await self._predictor.check_pixels([only])
-            return await self._predictor.with_deadline(made(0, only, _Made.file))
-        answers = await self._predictor.for_each_image(pictures, one)
-        return await self._document(ReconstructResponse(model=card.name, version=card.version, data=answers))
+        if single is not None:
+            await self._predictor.check_pixels([single])
+            return await self._predictor.with_deadline(process(0, single, _ImageResult.file))
+        items = await self._predictor.for_each_image(images, list_item)
+        return await self._encode_json(ReconstructResponse(model=card.name, version=card.version, data=items))
 
-    async def encode(self, pictures: Images, params: EncodeParams) -> EncodeResponse:
-        """Each picture as a point of the latent space.
+    async def encode(self, images: Images, params: EncodeParams) -> EncodeResponse:
+        """Return each image's latent vector.
 
         Raises:
             VestibuleError: as `reconstruct`.
         """
         model = await self._model_manager.load_submodel(self._model_manager.find_card(params.model, *ENCODING), ENCODER)
         card = model.card
-        planes = self._planes(card, params.label, len(pictures.items))
+        prepare = self._preparation(card, params.label, len(images.items))
 
-        async def one(index: int, data: bytes) -> Encoded:
+        async def process(index: int, data: bytes) -> Encoded:
             item = await self._predictor.decode(
-                data, lambda image: planes(index, image), card.preprocess.max_useful_side
+                data, lambda image: prepare(index, image), card.preprocess.max_useful_side
             )
-            (latent,) = await self._predictor.run(model, [item], slots=self._tiles)
+            (latent,) = await self._predictor.run(model, [item], slots=self._queue_slots)
             return Encoded(index=index, latent=latent.tolist())
 
-        answers = await self._predictor.for_each_image(pictures, one)
-        return EncodeResponse(model=card.name, version=card.version, data=answers)
+        items = await self._predictor.for_each_image(images, process)
+        return EncodeResponse(model=card.name, version=card.version, data=items)
 
-    async def _document(self, answer: BaseModel) -> EncodedFile:
-        """The answer as JSON, encoded in a thread: it contains pictures."""
-        return await self._executors.run_cpu(lambda: encoding.encode_json(answer, {}))
+    async def _encode_json(self, response: BaseModel) -> EncodedFile:
+        """Return the response as JSON, encoded in a thread since it contains images."""
+        return await self._executors.run_cpu(lambda: encoding.encode_json(response, {}))
 
-    def _planes(self, card: ModelCard, sent: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
-        """What makes a network's item [C + classes, H, W] of a picture and its place."""
-        chosen = class_labels.one_hot(card, class_labels.require_labels(card, sent, count), count)
-        return lambda index, image: with_label_planes(card.preprocess(image)[None], chosen[index : index + 1])[0]
+    def _preparation(self, card: ModelCard, labels: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
+        """Return a function of an image and its index that returns the network's input [C + classes, H, W]."""
+        one_hot = class_labels.one_hot(card, class_labels.require_labels(card, labels, count), count)
+        return lambda index, image: with_label_planes(card.preprocess(image)[None], one_hot[index : index + 1])[0]
 
-    async def _sent(self, card: ModelCard, data: bytes) -> _Sent:
+    async def _decode(self, card: ModelCard, data: bytes) -> _DecodedImage:
         return await self._predictor.decode(data, lambda image: self._split(card, image), keep_alpha=True)
 
-    def _split(self, card: ModelCard, image: Image.Image) -> _Sent:
-        """The picture's colours as the network has them, apart from alpha and profile, which the answer takes over."""
-        if image.width * image.height > self._most_pixels:
+    def _split(self, card: ModelCard, image: Image.Image) -> _DecodedImage:
+        """Separate an image into the network's input colours and the attributes that the response keeps."""
+        if image.width * image.height > self._max_pixels:
             raise ImageTooLarge(
-                f"the picture has {image.width} x {image.height} pixels; at most {self._most_pixels} are cleaned"
+                f"the image has {image.width} x {image.height} pixels; at most {self._max_pixels} are denoised"
             )
         alpha = np.asarray(image.getchannel("A"), np.uint8) if image.mode == "RGBA" else None
         mode = card.preprocess.mode
         pixels = np.asarray(image.convert("RGB").convert(mode), dtype=np.uint8)
-        profile: bytes = image.info.get("icc_profile") or b""
-        is_own = profile[PROFILE_COLOURS] == COLOURS[mode] and len(profile) <= MOST_PROFILE_BYTES
         pixels = pixels.reshape(image.height, image.width, card.preprocess.channels)
-        return _Sent(pixels, alpha, profile if is_own else None)
+        profile: bytes | None = image.info.get("icc_profile")
+        if not profile:
+            return _DecodedImage(pixels, alpha, chunks=_gamma_chunks(image))
+        is_grey = profile[PROFILE_COLOURS] == COLOURS["L"] and mode == "RGB" and _equal_channels(pixels)
+        if len(profile) > MAX_PROFILE_BYTES or not (is_grey or profile[PROFILE_COLOURS] == COLOURS[mode]):
+            return _DecodedImage(pixels, alpha)
+        return _DecodedImage(pixels, alpha, profile, is_grey=is_grey)
 
-    async def _reference(self, card: ModelCard, sent: bytes | VestibuleError | None, noisy: _Sent) -> Pixels | None:
-        """The reference image, composited on white."""
-        if isinstance(sent, VestibuleError):
-            raise sent
-        if sent is None:
+    async def _decode_reference(
+        self, card: ModelCard, data: bytes | VestibuleError | None, noisy: _DecodedImage
+    ) -> Pixels | None:
+        """Return the reference's pixels, composited on white."""
+        if isinstance(data, VestibuleError):
+            raise data
+        if data is None:
             return None
-        reference = await self._sent(card, sent)
+        reference = await self._decode(card, data)
         if reference.pixels.shape != noisy.pixels.shape:
             shapes = (noisy.pixels.shape, reference.pixels.shape)
             sizes = " and ".join(f"{width} x {height}" for height, width, _ in shapes)
-            raise Unprocessable(f"the picture and its reference differ in size: {sizes}")
+            raise Unprocessable(f"the image and its reference differ in size: {sizes}")
         return reference.on_white(reference.pixels)
 
-    async def _in_tiles(self, model: LoadedModel, noisy: Pixels) -> Tensor:
-        """uint8 [H, W, C] -> the network's answer on the scale of 0..255, float32 [H, W, C]."""
+    async def _run_tiles(self, model: LoadedModel, noisy: Pixels) -> Tensor:
+        """Run the network on tiles: uint8 [H, W, C] -> float32 [H, W, C] on the scale of 0..255."""
         preprocess = model.card.preprocess
         height, width, _ = noisy.shape
         tiling = Tiling(height, width, size_multiple(model.card))
         tiles = await self._executors.run_cpu(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
-        answers = await self._predictor.run(model, tiles, slots=self._tiles)
-        return await self._executors.run_cpu(lambda: _scaled(preprocess, tiling.join(answers)))
+        outputs = await self._predictor.run(model, tiles, slots=self._queue_slots)
+        return await self._executors.run_cpu(lambda: _scale(preprocess, tiling.join(outputs)))
 
-    async def _resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
-        """The same by way of the network's own size, stretched to it and back; nothing is cut off."""
+    async def _run_resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
+        """Like `_run_tiles`, but stretched to the network's size and back."""
         preprocess = model.card.preprocess
-        size, own = preprocess.size[::-1], noisy.shape[1::-1]
+        network_size, image_size = preprocess.size[::-1], noisy.shape[1::-1]
 
-        def prepared() -> Tensor:
-            small = _resize(preprocess, noisy, size)
-            framed = np.pad(small, ((preprocess.pad, preprocess.pad), (preprocess.pad, preprocess.pad), (0, 0)))
-            return preprocess.normalise(_tensor(framed))
+        def prepare() -> Tensor:
+            small = _resize(preprocess, noisy, network_size)
+            padded = np.pad(small, ((preprocess.pad, preprocess.pad), (preprocess.pad, preprocess.pad), (0, 0)))
+            return preprocess.normalise(_tensor(padded))
 
-        item = await self._executors.run_cpu(prepared)
-        (answer,) = await self._predictor.run(model, [item], slots=self._tiles)
+        item = await self._executors.run_cpu(prepare)
+        (output,) = await self._predictor.run(model, [item], slots=self._queue_slots)
         return await self._executors.run_cpu(
-            lambda: _tensor(_resize(preprocess, _unpadded(preprocess, answer), own)).float()
+            lambda: _tensor(_resize(preprocess, _remove_padding(preprocess, output), image_size)).float()
         )
 
 
-def _readable(sent: Sequence[bytes | VestibuleError | None]) -> list[bytes]:
-    return [data for data in sent if isinstance(data, bytes)]
+def _equal_channels(pixels: Pixels) -> bool:
+    return bool((pixels == pixels[..., :1]).all())
 
 
-def _only(pictures: Images) -> bytes:
-    """The picture of a request that sent just one.
+def _gamma_chunks(image: Image.Image) -> dict[bytes, bytes]:
+    """Return the PNG chunks by which viewers correct an image's gamma and primaries; sRGB's need no correction."""
+    if "srgb" in image.info or not image.info.get("gamma"):
+        return {}
+    chunks = {b"gAMA": struct.pack(">I", round(image.info["gamma"] * 100_000))}
+    if "chromaticity" in image.info:
+        chunks[b"cHRM"] = struct.pack(">8I", *(round(value * 100_000) for value in image.info["chromaticity"]))
+    return chunks
+
+
+def _readable(items: Sequence[bytes | VestibuleError | None]) -> list[bytes]:
+    return [data for data in items if isinstance(data, bytes)]
+
+
+def _single_image(images: Images) -> bytes:
+    """Return the image of a request with a single one.
 
     Raises:
         Unprocessable: it sent a list.
     """
-    first = pictures.items[0]
-    if pictures.is_list or isinstance(first, VestibuleError):
-        raise Unprocessable("a list of pictures is answered as JSON: format=json")
+    first = images.items[0]
+    if images.is_list or isinstance(first, VestibuleError):
+        raise Unprocessable("the response to a list of images is JSON: use format=json")
     return first
 
 
@@ -290,44 +317,47 @@ def _tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels.copy())
 
 
-def _scaled(preprocess: Preprocess, picture: Tensor) -> Tensor:
-    """A network's picture [C, H, W] on the scale of 0..255, neither rounded nor clipped, [H, W, C]."""
-    return picture.movedim(0, -1) * torch.tensor(preprocess.std) + torch.tensor(preprocess.mean)
+def _scale(preprocess: Preprocess, output: Tensor) -> Tensor:
+    """Scale a network's output [C, H, W] to 0..255, neither rounded nor clipped, [H, W, C]."""
+    return output.movedim(0, -1) * torch.tensor(preprocess.std) + torch.tensor(preprocess.mean)
 
 
-def _unpadded(preprocess: Preprocess, picture: Tensor) -> Pixels:
-    """A network's picture [C, H, W] -> uint8 [H, W, C] without the frame that preprocessing puts around."""
+def _remove_padding(preprocess: Preprocess, output: Tensor) -> Pixels:
+    """Convert a network's output [C, H, W] to uint8 [H, W, C] without the padding of preprocessing."""
     pad = preprocess.pad
-    pixels: Pixels = preprocess.denormalise(picture).numpy()
+    pixels: Pixels = preprocess.denormalise(output).numpy()
     return pixels[pad : pixels.shape[0] - pad, pad : pixels.shape[1] - pad]
 
 
 def _resize(preprocess: Preprocess, pixels: Pixels, size: Sequence[int]) -> Pixels:
-    """uint8 [h, w, C] -> uint8 [H, W, C]; `size` is (W, H)."""
+    """Resize uint8 [h, w, C] to uint8 [H, W, C]; `size` is (W, H)."""
     width, height = size
     resized = encoding.to_image(pixels).resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, -1)
 
 
-def _blended(noisy: _Sent, clean: Tensor, strength: float, reference: Pixels | None) -> _Made:
-    """`strength` of the cleaned picture [H, W, C], the rest as it was, under the alpha and the profile that it had;
-    measured on white where there is a reference.
+def _blend(noisy: _DecodedImage, clean: Tensor, strength: float, reference: Pixels | None) -> _ImageResult:
+    """Interpolate between the noisy and the clean image [H, W, C] and encode the result.
+
+    With a reference, measure both composited on white.
     """
     mixed = torch.lerp(_tensor(noisy.pixels).float(), clean, strength).round().clamp(0, 255)
     pixels: Pixels = mixed.to(torch.uint8).numpy()
-    made = _png(noisy.with_alpha(pixels), noisy.profile)
+    if noisy.is_grey:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"), np.uint8)
+    result = noisy.encode(pixels)
     if reference is None:
-        return made
-    after, before = (_psnr(noisy.on_white(one), reference) for one in (pixels, noisy.pixels))
-    return replace(made, psnr=after, psnr_before=before)
+        return result
+    after, before = (_psnr(noisy.on_white(image), reference) for image in (pixels, noisy.pixels))
+    return replace(result, psnr=after, psnr_before=before)
 
 
-def _png(pixels: Pixels, profile: bytes | None = None) -> _Made:
-    return _Made(encoding.encode_png(pixels, profile), pixels.shape[1], pixels.shape[0])
+def _encode(pixels: Pixels, profile: bytes | None = None, chunks: Mapping[bytes, bytes] | None = None) -> _ImageResult:
+    return _ImageResult(encoding.encode_png(pixels, profile, chunks), pixels.shape[1], pixels.shape[0])
 
 
 def _psnr(pixels: Pixels, reference: Pixels) -> float:
-    """Peak signal-to-noise ratio over all channels, in dB; infinite for equal pictures."""
+    """Return the peak signal-to-noise ratio over all channels in dB; infinite for equal images."""
     error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
     return 10 * math.log10(255**2 / error) if error else math.inf
 

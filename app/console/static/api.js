@@ -1,6 +1,6 @@
-/** The one way from this page to the service. */
+/** Requests to the service's API. */
 
-import { held } from "./keyring.js";
+import { storedKey } from "./key_storage.js";
 
 /**
  * @typedef {{type?: string, title: string, status?: number, detail?: string,
@@ -8,7 +8,7 @@ import { held } from "./keyring.js";
  * @typedef {Record<string, string | number | boolean | null | undefined>} Query null and "" are left out
  */
 
-/** What the service answered in place of what was asked, in its own words. */
+/** An error of the API, with the title and detail of its problem document. */
 export class Problem extends Error {
   /**
    * @param {ProblemDetails} details
@@ -19,30 +19,30 @@ export class Problem extends Error {
     this.title = details.title;
     this.status = details.status ?? 0;
     const fields = (details.errors ?? []).map((field) => `${field.parameter}: ${field.detail}`);
-    const wait = retryAfter ? `It asks to wait ${retryAfter} s.` : "";
+    const wait = retryAfter ? `Try again in ${retryAfter} s.` : "";
     this.detail = [details.detail, ...fields, wait].filter(Boolean).join(" · ");
   }
 }
 
-const SILENT = {
-  title: "The service does not answer",
-  detail: "It may have stopped, or the network is down. What you entered here is kept; try again.",
+const UNREACHABLE = {
+  title: "The service does not respond",
+  detail: "It may have stopped, or the network is down. Your input is kept; try again.",
 };
 
 const NO_KEY = {
-  title: "This service asks for an API key",
+  title: "This service requires an API key",
   status: 401,
-  detail: "Enter one with the button “Key” at the top. Whoever runs the service makes them.",
+  detail: "Enter a key with the button “Key” at the top. The service's operator creates keys.",
 };
 
 const WRONG_KEY = {
   title: "The API key is not accepted",
   status: 401,
-  detail: "It is not known here, or holds no longer. Enter another one with the button “Key” at the top.",
+  detail: "It is unknown, expired or revoked. Enter another key with the button “Key” at the top.",
 };
 
 /**
- * A path of the API as an address, beside wherever this page lies.
+ * Return the URL of a path of the API, relative to this page.
  * @param {string} path
  * @param {Query} [query]
  */
@@ -56,28 +56,28 @@ export function address(path, query = {}) {
 }
 
 /**
- * Ask the service.
+ * Send a request and return its response.
  * @param {string} path
  * @param {{method?: string, query?: Query, body?: FormData, json?: unknown, signal?: AbortSignal}} [options]
  * @returns {Promise<Response>} with a status of 2xx
- * @throws {Problem} also where nothing answers; an aborted call throws as `fetch` does
+ * @throws {Problem} also if the service does not respond; an aborted request throws as `fetch` does
  */
 export async function call(path, { method = "GET", query = {}, body, json, signal } = {}) {
   /** @type {RequestInit & {headers: Record<string, string>}} */
-  const asked = { method, signal, headers: {} };
-  const key = held();
-  if (key) asked.headers.authorization = `Bearer ${key}`;
-  if (body) asked.body = body;
+  const init = { method, signal, headers: {} };
+  const key = storedKey();
+  if (key) init.headers.authorization = `Bearer ${key}`;
+  if (body) init.body = body;
   if (json !== undefined) {
-    asked.body = JSON.stringify(json);
-    asked.headers["content-type"] = "application/json";
+    init.body = JSON.stringify(json);
+    init.headers["content-type"] = "application/json";
   }
   let response;
   try {
-    response = await fetch(address(path, query), asked);
+    response = await fetch(address(path, query), init);
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new Problem(SILENT);
+    throw new Problem(UNREACHABLE);
   }
   if (response.ok) return response;
   if (response.status === 401) {
@@ -88,17 +88,17 @@ export async function call(path, { method = "GET", query = {}, body, json, signa
 }
 
 /**
- * The same, for an answer in JSON.
+ * Send a request and return the JSON of its response.
  * @param {string} path
  * @param {Parameters<typeof call>[1]} [options]
  * @returns {Promise<any>}
  */
-export async function ask(path, options) {
+export async function requestJson(path, options) {
   return (await call(path, options)).json();
 }
 
 /**
- * Let the browser save an answer as a file: a link alone would be followed without the key.
+ * Let the browser save a response as a file. A plain link would be requested without the key.
  * @param {string} path
  * @param {Query} query
  * @param {string} name
@@ -113,7 +113,7 @@ export async function save(path, query, name) {
 }
 
 /**
- * Pictures as the API takes them: one part each.
+ * Return multipart form data with a part for each image.
  * @param {Record<string, Blob | Blob[]>} parts
  */
 export function form(parts) {
@@ -125,7 +125,7 @@ export function form(parts) {
 }
 
 /**
- * What `Server-Timing` says, in ms.
+ * Return the durations of the `Server-Timing` header in ms, by name.
  * @param {Response} response
  * @returns {Record<string, number>}
  */
@@ -135,14 +135,14 @@ export function timings(response) {
 }
 
 /**
- * Whether a call was given up by the page itself.
+ * Return whether a request was aborted by this page.
  * @param {unknown} error
  */
 export function isAbort(error) {
   return error instanceof DOMException && error.name === "AbortError";
 }
 
-/** Of calls that overtake each other only the last one counts: each `next` aborts what went before. */
+/** Aborts the previous request when the next one starts. */
 export class Latest {
   /** @type {AbortController | undefined} */
   #controller;
@@ -168,7 +168,7 @@ async function problemOf(response) {
     const details = await response.json();
     if (typeof details.title === "string") return details;
   } catch {
-    // Something between this page and the service answered in its own way.
+    // A proxy answered with something that is not a problem document.
   }
-  return { title: `The answer was ${response.status} ${response.statusText}`.trim(), status: response.status };
+  return { title: `The response was ${response.status} ${response.statusText}`.trim(), status: response.status };
 }

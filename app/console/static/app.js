@@ -1,8 +1,8 @@
-/** The page: one tab at a time, by the address's hash; a tab keeps what is in it while others are looked at. */
+/** The console's page: the URL's hash selects the visible tab; hidden tabs keep their content. */
 
 import { announce, h } from "./dom.js";
-import { listenForKey } from "./key.js";
-import { listenForPictures } from "./pictures.js";
+import { initKeyButton } from "./key_dialog.js";
+import { listenForPastedPictures } from "./image_picker.js";
 import classify from "./tabs/classify.js";
 import denoise from "./tabs/denoise.js";
 import gallery from "./tabs/gallery.js";
@@ -13,7 +13,7 @@ import verify from "./tabs/verify.js";
 
 /**
  * @typedef {{title: string, lead: string, element: HTMLElement, show?: (rest: string) => void, hide?: () => void}} Tab
- *   `rest` is what follows the tab's name in the hash: `#gallery/doors`
+ *   `rest` is the part of the hash after the tab's name: "doors" in `#gallery/doors`
  */
 
 /** @type {Record<string, () => Tab>} */
@@ -29,8 +29,8 @@ let current;
 
 /** @param {string} name */
 function open(name) {
-  const known = opened.get(name);
-  if (known) return known;
+  const existing = opened.get(name);
+  if (existing) return existing;
   const tab = TABS[name]();
   const id = `title-${name}`;
   const section = h(
@@ -40,27 +40,27 @@ function open(name) {
     tab.element,
   );
   main.append(section);
-  const made = { tab, section };
-  opened.set(name, made);
-  return made;
+  const entry = { tab, section };
+  opened.set(name, entry);
+  return entry;
 }
 
-/** What the hash says, between its slashes. */
-function place() {
+/** Return the parts of the hash between its slashes. */
+function hashParts() {
   try {
     return location.hash.slice(1).split("/").map(decodeURIComponent);
   } catch {
-    return [FIRST]; // no such encoding
+    return [FIRST]; // invalid percent-encoding
   }
 }
 
 function route() {
-  const [asked, ...rest] = place();
-  const name = Object.hasOwn(TABS, asked) ? asked : FIRST;
+  const [requested, ...rest] = hashParts();
+  const name = Object.hasOwn(TABS, requested) ? requested : FIRST;
   if (current && current !== name) {
-    const left = open(current);
-    left.section.hidden = true;
-    left.tab.hide?.();
+    const previous = open(current);
+    previous.section.hidden = true;
+    previous.tab.hide?.();
   }
   const { tab, section } = open(name);
   const moved = current !== undefined && current !== name;
@@ -72,22 +72,22 @@ function route() {
   }
   document.title = `${tab.title} · Vestibule`;
   tab.show?.(rest.join("/"));
-  if (moved) arrive(section, tab.title);
+  if (moved) focusTab(section, tab.title);
 }
 
 /**
- * Whoever came by the row of tabs goes on from there; whoever followed a link in the page begins at the new title.
+ * After a link in the page, focus the new tab's title; after the tab bar, keep the focus there.
  * @param {HTMLElement} section
  * @param {string} title
  */
-function arrive(section, title) {
+function focusTab(section, title) {
   scrollTo(0, 0);
   if (links.some((link) => link === document.activeElement)) announce(title);
   else section.querySelector("h1")?.focus();
 }
 
 /** @param {KeyboardEvent} event */
-function walk(event) {
+function moveFocus(event) {
   const at = links.findIndex((link) => link === document.activeElement);
   /** @type {Record<string, number>} */
   const steps = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: links.length - 1 };
@@ -96,13 +96,13 @@ function walk(event) {
   links[(steps[event.key] + links.length) % links.length].focus();
 }
 
-document.getElementById("tabs")?.addEventListener("keydown", walk);
+document.getElementById("tabs")?.addEventListener("keydown", moveFocus);
 document.getElementById("skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
 addEventListener("hashchange", route);
-listenForKey();
-listenForPictures();
+initKeyButton();
+listenForPastedPictures();
 main.replaceChildren();
 route();

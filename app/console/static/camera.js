@@ -1,23 +1,24 @@
-/** One picture from the camera. What it sees stays in the page until the picture is sent. */
+/** Take a photo with the camera. The video stays in the page; only the photo is sent. */
 
-import { h, put } from "./dom.js";
+import { h, replaceContent } from "./dom.js";
 
-/** Whether this page may ask for a camera: only on this machine itself or over https. */
-export function hasCamera() {
+/** Return whether browsers allow this page to use a camera: only on localhost or over https. */
+export function cameraAvailable() {
   return Boolean(navigator.mediaDevices?.getUserMedia);
 }
 
 /**
- * @returns {Promise<File | null>} null where none was taken
+ * Open the camera dialog and return the photo.
+ * @returns {Promise<File | null>} null if none was taken
  */
-export async function photograph() {
+export async function takePhoto() {
   const video = h("video", { autoplay: true, playsinline: true });
   video.muted = true;
-  const told = h("p", { class: "hint", role: "status" }, "The browser asks whether this page may use the camera.");
-  const take = h("button", { type: "button", class: "primary", disabled: true }, "Take the picture");
+  const message = h("p", { class: "hint", role: "status" }, "Allow this page to use the camera in the browser's prompt.");
+  const take = h("button", { type: "button", class: "primary", disabled: true }, "Take photo");
   const close = h("button", { type: "button" }, "Cancel");
   const dialog = h("dialog", { class: "camera", "aria-label": "Camera" });
-  put(dialog, h("div", { class: "viewfinder" }, video), told, h("div", { class: "row end" }, close, take));
+  replaceContent(dialog, h("div", { class: "viewfinder" }, video), message, h("div", { class: "row end" }, close, take));
   document.body.append(dialog);
   dialog.showModal();
   close.addEventListener("click", () => dialog.close());
@@ -29,16 +30,16 @@ export async function photograph() {
     if (!dialog.open) return null;
     video.srcObject = stream;
     await video.play();
-    told.textContent = "What the camera sees stays in this page until you use the picture.";
+    message.textContent = "The video stays in this page; only the photo you take is sent.";
     take.disabled = false;
     take.focus();
-    const taken = new Promise((resolve) => take.addEventListener("click", () => resolve(still(video))));
+    const taken = new Promise((resolve) => take.addEventListener("click", () => resolve(captureFrame(video))));
     return await Promise.race([taken, ended]);
   } catch (error) {
     const denied = error instanceof DOMException && error.name === "NotAllowedError";
-    told.textContent = denied
-      ? "The browser does not let this page use the camera. Its address bar has the setting."
-      : "There is no camera that this page could use.";
+    message.textContent = denied
+      ? "The browser blocks the camera for this page; its address bar has the setting."
+      : "No camera is available.";
     await ended;
     return null;
   } finally {
@@ -48,10 +49,11 @@ export async function photograph() {
 }
 
 /**
+ * Return the current frame as a JPEG.
  * @param {HTMLVideoElement} video
  * @returns {Promise<File | null>}
  */
-function still(video) {
+function captureFrame(video) {
   const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d")?.drawImage(video, 0, 0);
   return new Promise((resolve) => {

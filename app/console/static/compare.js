@@ -1,4 +1,4 @@
-/** Two pictures of one size, one over the other, and an edge between them to slide. */
+/** Two images of one size, one over the other, with a draggable edge between them. */
 
 import { h } from "./dom.js";
 
@@ -6,7 +6,7 @@ import { h } from "./dom.js";
  * @param {{url: string, name: string}} before left of the edge
  * @param {{url: string, name: string}} after right of it
  */
-export function compare(before, after) {
+export function comparison(before, after) {
   const under = h("img", { src: before.url, alt: before.name, draggable: "false" });
   const over = h("img", { src: after.url, alt: after.name, draggable: "false" });
   const edge = h("span", { class: "edge", "aria-hidden": "true" });

@@ -1,42 +1,42 @@
-/** Parts that every tab is made of: fields, choices, sliders, notices, questions. */
+/** Controls shared by all tabs: fields, choices, sliders, notices, dialogs. */
 
 import { Problem } from "./api.js";
-import { announce, h, put, uniqueId } from "./dom.js";
-import { held } from "./keyring.js";
+import { announce, h, replaceContent, uniqueId } from "./dom.js";
+import { storedKey } from "./key_storage.js";
 
 /** @typedef {import("./dom.js").Child} Child */
 
 /**
- * A control under its name, with a hint below.
+ * A control with its label above and a hint below.
  * @param {string} name
  * @param {HTMLInputElement | HTMLSelectElement} control
  * @param {Child} [hint]
  */
 export function field(name, control, hint) {
   control.id ||= uniqueId("field");
-  const told = hint ? h("p", { class: "hint", id: `${control.id}-hint` }, hint) : null;
-  if (told) control.setAttribute("aria-describedby", told.id);
-  return h("div", { class: "field" }, h("label", { for: control.id }, name), control, told);
+  const hintElement = hint ? h("p", { class: "hint", id: `${control.id}-hint` }, hint) : null;
+  if (hintElement) control.setAttribute("aria-describedby", hintElement.id);
+  return h("div", { class: "field" }, h("label", { for: control.id }, name), control, hintElement);
 }
 
 /**
- * Do something with what is chosen from now on; what goes wrong is told in `place`.
+ * Run `act` with the selected value on each change; errors are shown in `place`.
  * @param {HTMLSelectElement} select
  * @param {HTMLElement} place
  * @param {(value: string) => Promise<void>} act
  */
-export function onChoice(select, place, act) {
+export function onSelect(select, place, act) {
   select.addEventListener("change", async () => {
     try {
       await act(select.value);
     } catch (error) {
-      put(place, trouble(error));
+      replaceContent(place, errorNotice(error));
     }
   });
 }
 
-/** Where a name is written that goes into addresses: a collection's or a subject's. */
-export function keyInput() {
+/** An input for the name of a collection or the id of a subject. */
+export function idInput() {
   return h("input", {
     type: "text",
     required: true,
@@ -49,7 +49,7 @@ export function keyInput() {
 }
 
 /**
- * A box to tick, with what it means.
+ * A labelled checkbox.
  * @param {string} name
  * @param {boolean} checked
  * @param {() => void} [onChange]
@@ -62,7 +62,7 @@ export function checkbox(name, checked, onChange) {
 }
 
 /**
- * One of a few, all of them in sight.
+ * A group of radio buttons in a row.
  * @param {string} legend
  * @param {{value: string, label: string}[]} options
  * @param {string} value
@@ -98,7 +98,7 @@ export function segmented(legend, options, value, onChange) {
 }
 
 /**
- * A number to slide, beside what it is now.
+ * A slider with its label and current value.
  * @param {{label: string, min: number, max: number, step: number, value: number,
  *   format?: (value: number) => string, onInput?: (value: number) => void, hint?: Child}} options
  */
@@ -106,25 +106,25 @@ export function slider({ label, min, max, step, value, format = String, onInput,
   const id = uniqueId("slider");
   const output = h("output", { for: id }, format(value));
   const input = h("input", { type: "range", id, min, max, step, value });
-  const tell = () => {
+  const showValue = () => {
     output.textContent = format(input.valueAsNumber);
     input.setAttribute("aria-valuetext", output.textContent);
     const [low, high] = [Number(input.min), Number(input.max)];
     input.style.setProperty("--at", `${((input.valueAsNumber - low) / (high - low || 1)) * 100}%`);
   };
   input.addEventListener("input", () => {
-    tell();
+    showValue();
     onInput?.(input.valueAsNumber);
   });
-  tell();
-  const told = hint ? h("p", { class: "hint", id: `${id}-hint` }, hint) : null;
-  if (told) input.setAttribute("aria-describedby", told.id);
+  showValue();
+  const hintElement = hint ? h("p", { class: "hint", id: `${id}-hint` }, hint) : null;
+  if (hintElement) input.setAttribute("aria-describedby", hintElement.id);
   const element = h(
     "div",
     { class: "field" },
     h("div", { class: "named" }, h("label", { for: id }, label), output),
     input,
-    told,
+    hintElement,
   );
   return {
     element,
@@ -134,26 +134,26 @@ export function slider({ label, min, max, step, value, format = String, onInput,
     },
     set value(next) {
       input.value = String(next);
-      tell();
+      showValue();
     },
     /** @param {number} high */
     set max(high) {
       input.max = String(high);
-      tell();
+      showValue();
     },
   };
 }
 
 /**
- * What went wrong, in the service's words.
+ * A notice with an error's title and detail.
  * @param {unknown} error
  * @param {(() => void) | null} [retry]
  */
-export function trouble(error, retry) {
-  const known = error instanceof Problem;
-  if (!known) console.error(error);
-  const title = known ? error.title : "This page made a mistake";
-  const detail = known ? error.detail : "Reload it; if it happens again, the browser's console says more.";
+export function errorNotice(error, retry) {
+  const isProblem = error instanceof Problem;
+  if (!isProblem) console.error(error);
+  const title = isProblem ? error.title : "An error occurred in this page";
+  const detail = isProblem ? error.detail : "Reload the page; the browser's console has the details.";
   return h(
     "div",
     { class: "notice problem", role: "alert" },
@@ -164,30 +164,30 @@ export function trouble(error, retry) {
 }
 
 /**
- * What is to be seen where there is nothing yet.
+ * A placeholder for content that does not exist yet.
  * @param {string} title
  * @param {...Child} children
  */
-export function empty(title, ...children) {
+export function emptyState(title, ...children) {
   return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), ...children);
 }
 
 /**
- * While something is on its way: as high as what will come.
+ * A placeholder while content loads, about as high as the content.
  * @param {string} text
  * @param {number} [lines]
  */
-export function waiting(text, lines = 3) {
-  const bars = Array.from({ length: lines }, () => h("span", { class: "bone" }));
+export function loading(text, lines = 3) {
+  const bars = Array.from({ length: lines }, () => h("span", { class: "skeleton" }));
   return h("div", { class: "waiting", "aria-busy": "true" }, h("p", { class: "hint" }, text), ...bars);
 }
 
 /**
- * A button has no effect again until its work is done. It is not disabled: it would lose the keyboard's focus.
+ * Run `work` unless the button's previous work is still running. The button is not disabled: it would lose the focus.
  * @param {HTMLButtonElement} button
  * @param {() => Promise<void>} work
  */
-export async function during(button, work) {
+export async function whileBusy(button, work) {
   if (button.hasAttribute("aria-busy")) return;
   button.setAttribute("aria-busy", "true");
   try {
@@ -198,15 +198,15 @@ export async function during(button, work) {
 }
 
 /**
- * Ask before what cannot be undone.
+ * Show a confirmation dialog and return whether the user confirmed.
  * @param {{title: string, text: string, action: string}} question
  * @returns {Promise<boolean>}
  */
-export function confirmed({ title, text, action }) {
+export function confirmDialog({ title, text, action }) {
   const heading = h("h2", { id: uniqueId("question") }, title);
   const dialog = h("dialog", { "aria-labelledby": heading.id });
   const end = (/** @type {string} */ answer) => () => dialog.close(answer);
-  put(
+  replaceContent(
     dialog,
     heading,
     h("p", {}, text),
@@ -228,10 +228,10 @@ export function confirmed({ title, text, action }) {
 }
 
 /**
- * The same by hand: what a terminal would be told. Written anew whenever it is opened or `update` is called.
+ * An equivalent terminal command that can be copied, updated when it is opened or `update` is called.
  * @param {() => string} write
  */
-export function command(write) {
+export function terminalCommand(write) {
   const text = h("code");
   const copy = h("button", { type: "button", class: "quiet" }, "Copy");
   copy.addEventListener("click", async () => {
@@ -248,12 +248,12 @@ export function command(write) {
   const element = h(
     "details",
     { class: "command" },
-    h("summary", {}, "The same in a terminal"),
+    h("summary", {}, "Terminal command"),
     h("div", { class: "code" }, h("pre", { tabindex: "0", "aria-label": "Command" }, text), copy),
   );
   const update = () => {
-    // The key itself is not shown: it would be on pictures of the screen.
-    text.textContent = held() ? write().replaceAll("curl ", 'curl -H "Authorization: Bearer $VESTIBULE_API_KEY" ') : write();
+    // The key itself is not shown, so that it is not on screenshots.
+    text.textContent = storedKey() ? write().replaceAll("curl ", 'curl -H "Authorization: Bearer $VESTIBULE_API_KEY" ') : write();
   };
   element.addEventListener("toggle", update);
   update();
@@ -261,7 +261,7 @@ export function command(write) {
 }
 
 /**
- * A word on a coloured ground; the colour says nothing that the word does not.
+ * A word on a coloured background. The word alone must carry the meaning.
  * @param {string} text
  * @param {"good" | "warn" | "bad" | "plain"} [tone]
  */
@@ -270,7 +270,7 @@ export function badge(text, tone = "plain") {
 }
 
 /**
- * A share as a bar, beside its number.
+ * A share as a bar.
  * @param {number} share 0..1
  * @param {string} [tone]
  */

@@ -1,11 +1,11 @@
-/** Elements, and numbers as people read them. Nothing here makes HTML out of text: what the service says stays text. */
+/** Create DOM elements and format numbers. Text is never parsed as HTML. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * @typedef {Node | string | number | null | undefined | false} Child
- * @typedef {Record<string, unknown>} Attributes `on...` are listeners; true is an empty attribute, false none;
- *   `value`, `checked` and the like are properties
+ * @typedef {Record<string, unknown>} Attributes functions named `on...` are listeners; true is an empty attribute,
+ *   false none; names in PROPERTIES are set as properties
  */
 
 const PROPERTIES = new Set([
@@ -31,21 +31,21 @@ function fill(element, attributes, children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, String(value));
   }
-  element.append(...shown(children));
+  element.append(...toNodes(children));
 }
 
 /**
  * @param {Child[]} children
  * @returns {(Node | string)[]}
  */
-function shown(children) {
+function toNodes(children) {
   return children
     .filter((child) => child !== null && child !== undefined && child !== false)
     .map((child) => (child instanceof Node ? child : String(child)));
 }
 
 /**
- * An HTML element.
+ * Create an HTML element.
  * @template {keyof HTMLElementTagNameMap} T
  * @param {T} tag
  * @param {Attributes} [attributes]
@@ -54,15 +54,15 @@ function shown(children) {
  */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
-  // A select takes its value only once its options are there.
-  const { value, ...others } = attributes;
-  fill(element, others, children);
+  // The value of a select can be set only after its options exist.
+  const { value, ...rest } = attributes;
+  fill(element, rest, children);
   if (value !== undefined) Reflect.set(element, "value", value);
   return element;
 }
 
 /**
- * An SVG element.
+ * Create an SVG element.
  * @param {string} tag
  * @param {Attributes} [attributes]
  * @param {...Child} children
@@ -75,16 +75,16 @@ export function s(tag, attributes = {}, ...children) {
 }
 
 /**
- * Put these in place of what is in there.
+ * Replace the children of an element.
  * @param {Element} element
  * @param {...Child} children
  */
-export function put(element, ...children) {
-  element.replaceChildren(...shown(children));
+export function replaceContent(element, ...children) {
+  element.replaceChildren(...toNodes(children));
 }
 
 /**
- * Say something to those who do not see the page.
+ * Announce a text to screen readers.
  * @param {string} text
  */
 export function announce(text) {
@@ -95,7 +95,7 @@ export function announce(text) {
 let ids = 0;
 
 /**
- * An id that no other element has.
+ * Return an element id that is unique in this page.
  * @param {string} prefix
  */
 export function uniqueId(prefix) {
@@ -104,7 +104,7 @@ export function uniqueId(prefix) {
 }
 
 /**
- * 0.9531 -> "95.3 %"; never a rounded certainty.
+ * 0.9531 -> "95.3 %"; shares near 0 and 1 are not rounded to them.
  * @param {number} share 0..1
  */
 export function percent(share) {
@@ -119,27 +119,27 @@ export function count(value) {
 }
 
 /**
- * A thing or several: `many(1, "face")` -> "1 face".
+ * A number with its noun: `plural(1, "face")` -> "1 face".
  * @param {number} number
- * @param {string} one
+ * @param {string} singular
  * @param {string} [several]
  */
-export function many(number, one, several = `${one}s`) {
-  return `${count(number)} ${number === 1 ? one : several}`;
+export function plural(number, singular, several = `${singular}s`) {
+  return `${count(number)} ${number === 1 ? singular : several}`;
 }
 
 /**
  * 4652008 -> "4.7 M".
  * @param {number} value
  */
-export function short(value) {
+export function compactNumber(value) {
   return Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 })
     .format(value)
     .replace(/([A-Z])$/, "\u00a0$1");
 }
 
 /**
- * A time that took so long.
+ * Format a duration.
  * @param {number} ms
  */
 export function duration(ms) {
@@ -152,14 +152,14 @@ export function duration(ms) {
  * 0.001 -> "1 in 1,000".
  * @param {number} rate
  */
-export function oneIn(rate) {
+export function formatRate(rate) {
   return `1 in ${count(Math.round(1 / rate))}`;
 }
 
 /**
- * A moment as the reader's clock shows it.
+ * Format a time in the browser's time zone.
  * @param {string} iso
  */
-export function moment(iso) {
+export function formatTime(iso) {
   return new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 }

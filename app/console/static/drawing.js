@@ -1,4 +1,4 @@
-/** A picture with marks on it: boxes with names, and the five points of a face. */
+/** An image with annotations: labelled boxes and the five landmarks of a face. */
 
 import { h } from "./dom.js";
 
@@ -6,10 +6,10 @@ import { h } from "./dom.js";
  * @typedef {{left_eye: number[], right_eye: number[], nose: number[], left_mouth: number[], right_mouth: number[]}} Points
  * @typedef {"accent" | "match" | "unknown" | "rejected"} Tone
  * @typedef {{box: number[], label?: string, tone?: Tone, landmarks?: Points}} Mark `box` is (left, top, right, bottom),
- *   all in the upright picture's pixels
+ *   in pixels of the upright image
  */
 
-// On any picture, in either theme: light colours on a dark halo. The dashes differ, too, for those who see no colours.
+// Light colours with a dark outline, visible on any image. The dashes differ, too, for users who cannot see colours.
 /** @type {Record<Tone, {colour: string, dash: number[]}>} */
 const TONES = {
   accent: { colour: "#5fe0f5", dash: [] },
@@ -19,11 +19,11 @@ const TONES = {
 };
 
 /**
- * A picture and the canvas over it.
+ * Return an image with a canvas over it, and a function that sets its marks.
  * @param {string} url
  * @param {string} alt
  */
-export function framed(url, alt) {
+export function annotatedImage(url, alt) {
   const image = h("img", { src: url, alt, draggable: "false" });
   const canvas = h("canvas", { "aria-hidden": "true" });
   const element = h("div", { class: "framed" }, image, canvas);
@@ -65,7 +65,7 @@ function draw(canvas, image, marks) {
  * @param {CanvasRenderingContext2D} context
  * @param {Mark} mark
  * @param {number} scale
- * @param {{width: number, height: number}} size of the picture as shown
+ * @param {{width: number, height: number}} size of the image on screen
  */
 function drawMark(context, { box, label, tone = "accent", landmarks }, scale, size) {
   const { colour, dash } = TONES[tone];
@@ -107,7 +107,7 @@ function drawLabel(context, label, colour, { left, top, bottom }, { width, heigh
   const chip = { width: context.measureText(label).width + 10, height: 18 };
   const x = Math.max(0, Math.min(left - 1, width - chip.width));
   const [above, below] = [top - chip.height - 3, bottom + 3];
-  // Above the box where there is room, else below it, else in it.
+  // Above the box if it fits, else below, else inside.
   const y = above >= 0 ? above : below + chip.height <= height ? below : top + 3;
   context.fillStyle = colour;
   context.beginPath();

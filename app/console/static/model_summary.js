@@ -1,9 +1,9 @@
-/** A model in a few lines, as it stands beside the choice of a model. */
+/** A short description of a model, shown below the model selection. */
 
-import { headline } from "./catalogue.js";
-import { count, h, percent, short } from "./dom.js";
+import { headline } from "./model_cards.js";
+import { count, h, percent, compactNumber } from "./dom.js";
 
-/** What a figure of a card is called, and how it is written. @type {Record<string, [string, (value: number) => string]>} */
+/** The label and format of each metric of a card. @type {Record<string, [string, (value: number) => string]>} */
 const METRICS = {
   accuracy: ["Accuracy", percent],
   accuracy_tta: ["Accuracy, several views", percent],
@@ -14,7 +14,7 @@ const METRICS = {
   nll_tta: ["Log loss, several views", (value) => value.toFixed(3)],
   eer: ["Equal error rate", percent],
   psnr: ["PSNR", decibels],
-  asked: ["Read as asked", percent],
+  asked: ["Label recognised", percent],
   precision: ["Precision", percent],
   recall: ["Recall", percent],
   frechet: ["Fréchet distance", (value) => value.toFixed(1)],
@@ -28,20 +28,21 @@ function decibels(value) {
 }
 
 /**
- * A figure's name and value in words.
- * @param {import("./catalogue.js").Metric} metric
+ * Return a metric's label and formatted value.
+ * @param {import("./model_cards.js").Metric} metric
  * @returns {[string, string]}
  */
 export function figure(metric) {
-  const [name, write] = METRICS[metric.name] ?? named(metric.name);
+  const [name, write] = METRICS[metric.name] ?? describeMetric(metric.name);
   return [name, write(metric.value)];
 }
 
 /**
+ * Return the label and format of a metric that is not in METRICS.
  * @param {string} name
  * @returns {[string, (value: number) => string]}
  */
-function named(name) {
+function describeMetric(name) {
   const rate = name.match(/^tar@fmr=(.*)$/);
   if (rate) return [`True matches at ${Number(rate[1]) * 100} % false`, percent];
   const noise = name.match(/^psnr_\w+?_([\d.]+)$/);
@@ -49,7 +50,7 @@ function named(name) {
   return [name.replaceAll("_", " "), (value) => (Number.isInteger(value) ? count(value) : value.toPrecision(3))];
 }
 
-/** @param {import("./catalogue.js").Detail} detail */
+/** @param {import("./model_cards.js").Detail} detail */
 export function modelSummary({ card }) {
   const best = headline(card);
   const [name, value] = best ? figure(best) : ["", ""];
@@ -61,8 +62,8 @@ export function modelSummary({ card }) {
       "p",
       { class: "hint" },
       best ? `${name} ${value} on ${best.data}${best.origin === "reported" ? ", as its authors report" : ""} · ` : "",
-      `${short(card.parameters)} parameters · `,
-      h("a", { href: `#models/${card.name}` }, "its card"),
+      `${compactNumber(card.parameters)} parameters · `,
+      h("a", { href: `#models/${card.name}` }, "model card"),
     ),
     h("p", { class: "hint" }, card.license),
   );

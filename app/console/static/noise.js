@@ -1,9 +1,9 @@
-/** White noise on a picture, as a sensor in the dark would have it: the same each time, so that only the strength varies. */
+/** Add white noise to an image: always the same noise, so that results differ by its strength only. */
 
 import { h } from "./dom.js";
 
 /**
- * Numbers in 0..1 from a seed: mulberry32, by Tommy Ettinger (public domain).
+ * Return a generator of numbers in 0..1: mulberry32, by Tommy Ettinger (public domain).
  * @param {number} seed
  */
 function uniform(seed) {
@@ -23,22 +23,22 @@ function uniform(seed) {
 export function gaussian(seed) {
   const draw = uniform(seed);
   /** @type {number | undefined} */
-  let kept;
+  let spare;
   return () => {
-    if (kept !== undefined) {
-      const last = kept;
-      kept = undefined;
+    if (spare !== undefined) {
+      const last = spare;
+      spare = undefined;
       return last;
     }
     const radius = Math.sqrt(-2 * Math.log(1 - draw()));
     const angle = 2 * Math.PI * draw();
-    kept = radius * Math.sin(angle);
+    spare = radius * Math.sin(angle);
     return radius * Math.cos(angle);
   };
 }
 
 /**
- * A picture's pixels on a canvas, scaled down to at most so many, grey where the model sees grey.
+ * Return an image's pixels, scaled down to at most `most` pixels and converted to grey if `grey`.
  * @param {Blob} blob
  * @param {number} most
  * @param {boolean} grey
@@ -48,27 +48,27 @@ export async function pixels(blob, most, grey) {
   const scale = Math.min(1, Math.sqrt(most / (bitmap.width * bitmap.height)));
   const canvas = h("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
-  context.fillStyle = "white"; // as the service has it behind what is transparent
+  context.fillStyle = "white"; // the service's background for transparent pixels, too
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
   const data = context.getImageData(0, 0, canvas.width, canvas.height);
-  if (grey) turnGrey(data.data);
+  if (grey) convertToGrey(data.data);
   return { data, scaled: scale < 1 };
 }
 
 /**
- * ITU-R BT.601's luma, which Pillow's mode L is.
+ * Convert to ITU-R BT.601's luma, like Pillow's mode L.
  * @param {Uint8ClampedArray} values
  */
-function turnGrey(values) {
+function convertToGrey(values) {
   for (let i = 0; i < values.length; i += 4) {
     values.fill(Math.round(0.299 * values[i] + 0.587 * values[i + 1] + 0.114 * values[i + 2]), i, i + 3);
   }
 }
 
 /**
- * With noise of this deviation, in grey levels of 0..255; what goes beyond those is cut.
+ * Return an image with added noise of this standard deviation in grey levels; values are clipped to 0..255.
  * @param {ImageData} clean
  * @param {number} sigma
  * @param {boolean} grey the same noise in all three channels
@@ -91,6 +91,6 @@ export function png(data) {
   const canvas = h("canvas", { width: data.width, height: data.height });
   canvas.getContext("2d")?.putImageData(data, 0, 0);
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the browser made no PNG"))), "image/png");
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the browser could not encode a PNG"))), "image/png");
   });
 }

@@ -1,4 +1,4 @@
-/** What GET /metrics says, and what happened between two times that it was asked. */
+/** Parse GET /metrics and compute figures from one or two samplings. */
 
 /** @typedef {{name: string, labels: Record<string, string>, value: number}} Sample */
 
@@ -11,17 +11,17 @@ export function parse(text) {
     .split("\n")
     .filter((line) => line && !line.startsWith("#"))
     .flatMap((line) => {
-      const found = line.match(/^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/);
-      if (!found) return [];
+      const match = line.match(/^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/);
+      if (!match) return [];
       const labels = Object.fromEntries(
-        [...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]),
+        [...(match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]),
       );
-      return [{ name: found[1], labels, value: Number(found[3]) }];
+      return [{ name: match[1], labels, value: Number(match[3]) }];
     });
 }
 
 /**
- * The sum of all samples of this name that have these labels.
+ * Return the sum of all samples of this name whose labels are chosen.
  * @param {Sample[]} samples
  * @param {string} name
  * @param {(labels: Record<string, string>) => boolean} [chosen]
@@ -31,7 +31,7 @@ export function total(samples, name, chosen = () => true) {
 }
 
 /**
- * The quantile of what a histogram counted between two samplings, within its bucket as if evenly spread; null for none.
+ * Return a quantile of a histogram's observations between two samplings, interpolated within its bucket; null if none.
  * @param {Sample[]} before
  * @param {Sample[]} after
  * @param {string} name without `_bucket`
@@ -40,7 +40,7 @@ export function total(samples, name, chosen = () => true) {
  * @returns {number | null}
  */
 export function quantile(before, after, name, share, chosen = () => true) {
-  const bounds = [...new Set(after.filter((one) => one.name === `${name}_bucket`).map((one) => one.labels.le))];
+  const bounds = [...new Set(after.filter((item) => item.name === `${name}_bucket`).map((item) => item.labels.le))];
   const buckets = bounds
     .map((le) => {
       const of = (/** @type {Sample[]} */ samples) =>

@@ -1,30 +1,29 @@
-/** A distance on a scale with the thresholds that were counted. */
+/** A distance on a scale with the calibrated thresholds. */
 
-import { h, oneIn } from "./dom.js";
+import { h, formatRate } from "./dom.js";
 
-const MOST = 1.2; // strangers lie about 1 apart; 2 is possible, and is shown at the end
+const MOST = 1.2; // different persons are about 1 apart; larger distances, at most 2, are shown at the end
 
 /**
- * Move an element to where a distance lies.
+ * Position an element at a distance on the scale.
  * @template {HTMLElement} T
  * @param {T} element
  * @param {number} distance
  */
-function placed(element, distance) {
+function positioned(element, distance) {
   element.style.left = `${(Math.min(distance, MOST) / MOST) * 100}%`;
   return element;
 }
 
 /**
- * `marks` are the thresholds at round rates; the chosen one is drawn stronger, also where it is none of them.
+ * Draw the scale. `marks` are the thresholds at round rates; the current threshold is emphasised.
  * @param {{distance: number, threshold: number, fmr: number, marks: {fmr: number, distance: number}[]}} shown
  */
 export function scale({ distance, threshold, fmr, marks }) {
-  const others = marks.filter((mark) => mark.fmr !== fmr);
-  const all = [...others, { fmr, distance: threshold }].sort((a, b) => b.fmr - a.fmr);
+  const all = [...marks.filter((mark) => mark.fmr !== fmr), { fmr, distance: threshold }].sort((a, b) => b.fmr - a.fmr);
   const near = h("span", { class: "near" });
   near.style.width = `${(Math.min(threshold, MOST) / MOST) * 100}%`;
-  const found = h(
+  const marker = h(
     "span",
     { class: `found ${distance <= threshold ? "good" : "warn"}` },
     h("b", {}, distance.toFixed(3)),
@@ -34,9 +33,9 @@ export function scale({ distance, threshold, fmr, marks }) {
     { class: "line", "aria-hidden": "true" },
     near,
     ...all.map((mark) =>
-      placed(h("span", { class: mark.fmr === fmr ? "tick chosen" : "tick" }, power(mark.fmr)), mark.distance),
+      positioned(h("span", { class: mark.fmr === fmr ? "tick chosen" : "tick" }, power(mark.fmr)), mark.distance),
     ),
-    placed(found, distance),
+    positioned(marker, distance),
   );
   return h(
     "div",
@@ -45,13 +44,13 @@ export function scale({ distance, threshold, fmr, marks }) {
     h(
       "div",
       { class: "ends hint", "aria-hidden": "true" },
-      h("span", {}, "0: the same"),
-      h("span", {}, "about 1: strangers"),
+      h("span", {}, "0: identical"),
+      h("span", {}, "about 1: different persons"),
     ),
     h(
       "p",
       { class: "hint" },
-      `Thresholds: ${all.map((mark) => `${oneIn(mark.fmr)} at ${mark.distance.toFixed(3)}`).join(" · ")}`,
+      `Thresholds: ${all.map((mark) => `${formatRate(mark.fmr)} at ${mark.distance.toFixed(3)}`).join(" · ")}`,
     ),
   );
 }

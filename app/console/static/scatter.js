@@ -1,4 +1,4 @@
-/** Points over two axes, the horizontal one logarithmic: drawn as SVG, and told as a table to those who do not see it. */
+/** A scatter plot with a logarithmic x axis, as SVG and, for screen readers, as a table. */
 
 import { h, s } from "./dom.js";
 
@@ -9,7 +9,7 @@ const HEIGHT = 320;
 const MARGIN = { left: 64, right: 24, top: 16, bottom: 48 };
 
 /**
- * As wide as there is room, so that letters keep their size.
+ * Return a plot that fills the available width; its text keeps its size.
  * @param {Plot} plot
  */
 export function scatter(plot) {
@@ -21,27 +21,27 @@ export function scatter(plot) {
 }
 
 /**
- * Numbers between two ends that are 1, 2 or 5 times a power of ten.
+ * Return the numbers in a range that are 1, 2 or 5 times a power of ten.
  * @param {number} low
  * @param {number} high
  */
 function decades(low, high) {
-  const found = [];
+  const values = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-    for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
+    for (const digit of [1, 2, 5]) values.push(digit * 10 ** power);
   }
-  return found.filter((value) => value >= low && value <= high);
+  return values.filter((value) => value >= low && value <= high);
 }
 
 /**
- * Round numbers between two ends, some four to eight of them.
+ * Return about four to eight round numbers in a range.
  * @param {number} low
  * @param {number} high
  */
-function rounds(low, high) {
+function roundNumbers(low, high) {
   const rough = (high - low) / 8;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((one) => one >= rough) ?? rough;
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((item) => item >= rough) ?? rough;
   const first = Math.ceil(low / step);
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, index) => (first + index) * step);
 }
@@ -51,10 +51,10 @@ function rounds(low, high) {
  * @param {number} width
  */
 function draw({ x, y, writeX, writeY, points }, width) {
-  const [lowX, highX] = [Math.min(...points.map((one) => one.x)) / 1.6, Math.max(...points.map((one) => one.x)) * 1.6];
-  const spread = Math.max(0.01, Math.max(...points.map((one) => one.y)) - Math.min(...points.map((one) => one.y)));
-  const lowY = Math.max(0, Math.min(...points.map((one) => one.y)) - spread * 0.25);
-  const highY = Math.min(1, Math.max(...points.map((one) => one.y)) + spread * 0.25);
+  const [lowX, highX] = [Math.min(...points.map((item) => item.x)) / 1.6, Math.max(...points.map((item) => item.x)) * 1.6];
+  const spread = Math.max(0.01, Math.max(...points.map((item) => item.y)) - Math.min(...points.map((item) => item.y)));
+  const lowY = Math.max(0, Math.min(...points.map((item) => item.y)) - spread * 0.25);
+  const highY = Math.min(1, Math.max(...points.map((item) => item.y)) + spread * 0.25);
   const right = width - MARGIN.right;
   const bottom = HEIGHT - MARGIN.bottom;
   const atX = (/** @type {number} */ value) =>
@@ -71,7 +71,7 @@ function draw({ x, y, writeX, writeY, points }, width) {
         s("text", { x: atX(value), y: bottom + 18, "text-anchor": "middle" }, writeX(value)),
       ),
     ),
-    ...rounds(lowY, highY).map((value) =>
+    ...roundNumbers(lowY, highY).map((value) =>
       s(
         "g",
         { class: "grid" },
@@ -82,17 +82,17 @@ function draw({ x, y, writeX, writeY, points }, width) {
     s("text", { class: "axis", x: right, y: HEIGHT - 6, "text-anchor": "end" }, `${x}, logarithmic →`),
     s("text", { class: "axis", x: 4, y: MARGIN.top - 4 }, `↑ ${y}`),
     ...labelled(
-      points.map((one) => ({ ...one, left: atX(one.x), top: atY(one.y) })),
+      points.map((item) => ({ ...item, left: atX(item.x), top: atY(item.y) })),
       right,
-    ).map((one) =>
+    ).map((item) =>
       s(
         "a",
-        { href: one.href, "aria-label": `${one.name}: ${y} ${writeY(one.y)}, ${x} ${writeX(one.x)}` },
-        s("circle", { cx: one.left, cy: one.top, r: 6 }),
+        { href: item.href, "aria-label": `${item.name}: ${y} ${writeY(item.y)}, ${x} ${writeX(item.x)}` },
+        s("circle", { cx: item.left, cy: item.top, r: 6 }),
         s(
           "text",
-          { x: one.left + (one.end ? -11 : 11), y: one.label, "text-anchor": one.end ? "end" : "start" },
-          one.text,
+          { x: item.left + (item.end ? -11 : 11), y: item.label, "text-anchor": item.end ? "end" : "start" },
+          item.text,
         ),
       ),
     ),
@@ -100,21 +100,21 @@ function draw({ x, y, writeX, writeY, points }, width) {
 }
 
 /**
- * Names beside their points, on the side where there is room, and over nothing that is there already.
+ * Return the points with their labels' positions, left or right of the point and without overlaps.
  * @template {Point & {left: number, top: number}} T
  * @param {T[]} points
  * @param {number} right
  * @returns {(T & {text: string, label: number, end: boolean})[]}
  */
 function labelled(points, right) {
-  const taken = points.map((one) => ({ from: one.left - 7, to: one.left + 7, y: one.top + 4 }));
-  const shared = sharedEnd(points.map((one) => one.name));
-  return points.map((one) => {
-    const text = one.name.slice(0, one.name.length - shared.length);
+  const taken = points.map((item) => ({ from: item.left - 7, to: item.left + 7, y: item.top + 4 }));
+  const shared = sharedEnd(points.map((item) => item.name));
+  return points.map((item) => {
+    const text = item.name.slice(0, item.name.length - shared.length);
     const width = text.length * 7.5;
     const places = [0, 15, -15, 30, -30].flatMap((shift) => [
-      { from: one.left + 9, to: one.left + 9 + width, y: one.top + 4 + shift, end: false },
-      { from: one.left - 9 - width, to: one.left - 9, y: one.top + 4 + shift, end: true },
+      { from: item.left + 9, to: item.left + 9 + width, y: item.top + 4 + shift, end: false },
+      { from: item.left - 9 - width, to: item.left - 9, y: item.top + 4 + shift, end: true },
     ]);
     const free = (/** @type {typeof places[number]} */ place) =>
       place.to <= right + MARGIN.right &&
@@ -122,12 +122,12 @@ function labelled(points, right) {
       !taken.some((other) => place.from < other.to && place.to > other.from && Math.abs(other.y - place.y) < 14);
     const place = places.find(free) ?? places[0];
     taken.push(place);
-    return { ...one, text, label: place.y, end: place.end };
+    return { ...item, text, label: place.y, end: place.end };
   });
 }
 
 /**
- * What all names end with, from a hyphen on: what tells nothing apart need not be read.
+ * Return the common ending of all names, from a hyphen on: labels leave it out.
  * @param {string[]} names
  */
 function sharedEnd(names) {
@@ -139,13 +139,13 @@ function sharedEnd(names) {
 function table({ x, y, writeX, writeY, points }) {
   return h(
     "table",
-    { class: "heard" },
+    { class: "visually-hidden" },
     h("caption", {}, `${y} over ${x}`),
     h(
       "tbody",
       {},
-      ...points.map((one) =>
-        h("tr", {}, h("th", { scope: "row" }, one.name), h("td", {}, writeX(one.x)), h("td", {}, writeY(one.y))),
+      ...points.map((item) =>
+        h("tr", {}, h("th", { scope: "row" }, item.name), h("td", {}, writeX(item.x)), h("td", {}, writeY(item.y))),
       ),
     ),
   );

@@ -1,4 +1,4 @@
-/** The last minutes of a figure as a line. */
+/** A line chart of a metric's last minutes. */
 
 import { h, s } from "./dom.js";
 
@@ -33,17 +33,17 @@ export function sparkline(name, write, hint) {
     h("p", { class: "hint" }, hint),
   );
 
-  /** @param {number | null} next null: nothing happened that could be measured */
+  /** @param {number | null} next null: there is no value for this interval */
   function push(next) {
     values.push(next);
     if (values.length > KEPT) values.shift();
     value.textContent = next === null ? "–" : write(next);
-    const seen = values.filter((one) => one !== null);
+    const seen = values.filter((item) => item !== null);
     const top = Math.max(...seen, 0);
-    most.textContent = seen.length > 1 ? `most ${write(top)}` : "";
-    const points = values.flatMap((one, index) => {
+    most.textContent = seen.length > 1 ? `max ${write(top)}` : "";
+    const points = values.flatMap((item, index) => {
       const x = WIDTH - ((values.length - 1 - index) * WIDTH) / (KEPT - 1);
-      return one === null ? [] : [`${x.toFixed(1)},${(HEIGHT - 2 - (top ? one / top : 0) * (HEIGHT - 4)).toFixed(1)}`];
+      return item === null ? [] : [`${x.toFixed(1)},${(HEIGHT - 2 - (top ? item / top : 0) * (HEIGHT - 4)).toFixed(1)}`];
     });
     line.setAttribute("points", points.join(" "));
     const [first, last] = [points[0], points.at(-1)].map((point) => point?.split(",")[0]);

@@ -1,38 +1,38 @@
-// Not a module, so that it runs before anything is painted: the page does not flash in the other theme.
+// Not a module, so that it runs before the first paint: otherwise the page would flash in the wrong theme.
 const THEMES = ["auto", "light", "dark"];
 
 /** @param {string} theme */
-function wear(theme) {
+function applyTheme(theme) {
   document.documentElement.dataset.theme = theme;
 }
 
-/** @returns {string} the theme that was chosen; `auto` follows the system */
+/** @returns {string} the stored theme; `auto` follows the system */
 function chosenTheme() {
   try {
-    const kept = localStorage.getItem("theme") ?? "auto";
-    return THEMES.includes(kept) ? kept : "auto";
+    const stored = localStorage.getItem("theme") ?? "auto";
+    return THEMES.includes(stored) ? stored : "auto";
   } catch {
-    return "auto"; // a browser that keeps nothing
+    return "auto"; // storage is disabled
   }
 }
 
-wear(chosenTheme());
+applyTheme(chosenTheme());
 
 addEventListener("DOMContentLoaded", () => {
   const button = /** @type {HTMLButtonElement} */ (document.getElementById("theme"));
-  const tell = () => {
+  const showTheme = () => {
     button.textContent = { auto: "Auto", light: "Light", dark: "Dark" }[chosenTheme()] ?? "Auto";
     button.setAttribute("aria-label", `Theme: ${button.textContent}`);
   };
   button.addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(chosenTheme()) + 1) % THEMES.length];
-    wear(next);
+    applyTheme(next);
     try {
       localStorage.setItem("theme", next);
     } catch {
-      // It holds until the page is closed.
+      // Storage is disabled: the theme lasts until the page is closed.
     }
-    tell();
+    showTheme();
   });
-  tell();
+  showTheme();
 });

@@ -1,4 +1,4 @@
-"""The console as files: what is served, under which rules, and that nothing in them breaks those rules."""
+"""The console's static files: which are served, their headers, and that they comply with the security policy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICY = (
 
 @pytest.fixture(scope="module")
 def page() -> TestClient:
-    """The service, not started: the console needs no model to be served."""
+    """The service without startup: the console does not need models."""
     return TestClient(create_app(Settings()), base_url=BASE_URL)
 
 
@@ -37,22 +37,20 @@ def without_comments(source: str) -> str:
     return re.sub(r"/\*.*?\*/|//[^\n\"'`]*$", "", source, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_front_page_is_the_console(page: TestClient) -> None:
-    answer = page.get("/")
-    assert answer.status_code == 200
-    assert answer.text == text("index.html")
-    assert page.head("/").headers["etag"] == answer.headers["etag"]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_file_is_served_as_what_it_is(page: TestClient, name: str) -> None:
-    answer = page.get(f"/web/{name}")
-    assert answer.content == (FOLDER / name).read_bytes()
-    assert answer.headers["content-type"].split(";")[0] == TYPES[name.rpartition(".")[2]]
+def test_front_page_and_all_files_are_served(page: TestClient) -> None:
+    front = page.get("/")
+    assert (front.status_code, front.text) == (200, text("index.html"))
+    assert page.head("/").headers["etag"] == front.headers["etag"]
+    assert (page.post("/").status_code, page.delete("/web/app.js").status_code) == (405, 405)
+    assert not [path for path in page.get("/openapi.json").json()["paths"] if path == "/" or path.startswith("/web")]
+    for name in FILES:
+        response = page.get(f"/web/{name}")
+        assert response.content == (FOLDER / name).read_bytes()
+        assert response.headers["content-type"].split(";")[0] == TYPES[name.rpartition(".")[2]]
 
 
 @pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/style.css", "/web/examples/coffee.jpg"])
-def test_pages_are_kept_and_asked_for_anew_and_may_do_only_what_they_must(page: TestClient, path: str) -> None:
+def test_security_and_cache_headers(page: TestClient, path: str) -> None:
     headers = page.get(path).headers
     assert headers["content-security-policy"] == POLICY
     assert headers["x-content-type-options"] == "nosniff"
@@ -62,11 +60,11 @@ def test_pages_are_kept_and_asked_for_anew_and_may_do_only_what_they_must(page: 
     assert re.fullmatch(r'"[0-9a-f]{32}"', headers["etag"])
 
 
-def test_what_is_known_is_not_sent_again(page: TestClient) -> None:
+def test_not_modified(page: TestClient) -> None:
     etag = page.get("/web/app.js").headers["etag"]
-    known = page.get("/web/app.js", headers={"if-none-match": f'"other", {etag}'})
-    assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", etag)
-    assert known.headers["content-security-policy"] == POLICY
+    cached = page.get("/web/app.js", headers={"if-none-match": f'"other", {etag}'})
+    assert (cached.status_code, cached.content, cached.headers["etag"]) == (304, b"", etag)
+    assert cached.headers["content-security-policy"] == POLICY
     assert page.get("/web/app.js", headers={"if-none-match": '"other"'}).status_code == 200
     assert page.get("/web/style.css", headers={"if-none-match": etag}).status_code == 200
 
@@ -87,30 +85,20 @@ def test_what_is_known_is_not_sent_again(page: TestClient) -> None:
         "/web/app.js%00.css",
     ],
 )
-def test_nothing_else_is_served(page: TestClient, path: str) -> None:
-    answer = page.get(path)
-    assert answer.status_code == 404
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_no_other_files_are_served(page: TestClient, path: str) -> None:
+    response = page.get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_examples_are_those_of_the_folder(page: TestClient) -> None:
+def test_examples_are_served(page: TestClient) -> None:
     names = page.get("/web/examples.json").json()
     assert sorted(names) == sorted(path.name for path in (PROJECT / "examples").iterdir())
     for name in names:
         assert page.get(f"/web/examples/{name}").content == (PROJECT / "examples" / name).read_bytes()
 
 
-def test_the_api_is_described_as_before(page: TestClient) -> None:
-    paths = page.get("/openapi.json").json()["paths"]
-    assert not [path for path in paths if path == "/" or path.startswith("/web")]
-
-
-def test_only_reading(page: TestClient) -> None:
-    assert page.post("/").status_code == 405
-    assert page.delete("/web/app.js").status_code == 405
-
-
-def test_nothing_is_inline() -> None:
+def test_no_inline_scripts_or_styles() -> None:
     html = text("index.html")
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", html, re.IGNORECASE)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
@@ -118,25 +106,21 @@ def test_nothing_is_inline() -> None:
     for attributes, body in scripts:
         assert "src=" in attributes
         assert not body.strip()
+    # Style attributes, and functions that parse text as code or HTML.
+    unsafe = r"\bstyle:\s|[\"']style[\"']|innerHTML|outerHTML|insertAdjacentHTML|\beval\(|new Function|document\.write"
     for name in (name for name in FILES if name.endswith(".js")):
-        source = without_comments(text(name))
-        # A style attribute, also one set by a script, and text that becomes code or HTML.
-        found = re.search(
-            r"\bstyle:\s|[\"']style[\"']|innerHTML|outerHTML|insertAdjacentHTML|\beval\(|new Function|document\.write",
-            source,
-        )
-        assert not found, (name, found)
+        match = re.search(unsafe, without_comments(text(name)))
+        assert not match, (name, match)
 
 
-def test_no_file_names_another_host() -> None:
+def test_no_file_refers_to_another_host() -> None:
     for name in FILES:
-        # What names a vocabulary is no address that anything is fetched from.
-        source = text(name).replace("http://www.w3.org/2000/svg", "")
-        found = re.search(r"(?:https?:|wss?:|[\"'(]\s*)//[\w.-]+\.\w+", source)
-        assert not found, (name, found)
+        source = text(name).replace("http://www.w3.org/2000/svg", "")  # an XML namespace, not fetched
+        match = re.search(r"(?:https?:|wss?:|[\"'(]\s*)//[\w.-]+\.\w+", source)
+        assert not match, (name, match)
 
 
-def test_every_address_in_the_files_leads_somewhere(page: TestClient) -> None:
+def test_links_and_imports_exist(page: TestClient) -> None:
     for link in re.findall(r"(?:src|href)=\"([^\"#]+)\"", text("index.html")):
         assert page.get(f"/{link}").status_code == 200, link
     for name in (name for name in FILES if name.endswith(".js")):
@@ -144,19 +128,18 @@ def test_every_address_in_the_files_leads_somewhere(page: TestClient) -> None:
             assert (FOLDER / Path(name).parent / link).resolve().is_file(), (name, link)
 
 
-def test_a_link_for_each_tab() -> None:
+def test_each_tab_has_a_link() -> None:
     tabs = re.search(r"const TABS = \{([^}]+)\}", text("app.js"))
     assert tabs
     names = {name.strip() for name in tabs[1].split(",")}
     assert names == set(re.findall(r"<a href=\"#(\w+)\"><svg", text("index.html")))
 
 
-def test_pictures_of_the_page_are_well_formed() -> None:
+def test_icon_is_well_formed() -> None:
     assert ElementTree.fromstring(text("icon.svg")).tag.endswith("svg")
 
 
-def test_all_of_it_is_installed() -> None:
-    packaged = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
-    assert {path.relative_to(PROJECT / "app") for glob in packaged for path in (PROJECT / "app").glob(glob)} >= {
-        Path("web") / name for name in FILES
-    }
+def test_all_files_are_packaged() -> None:
+    globs = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
+    packaged = {path for glob in globs for path in (PROJECT / "app").glob(glob)}
+    assert packaged >= {FOLDER / name for name in FILES}

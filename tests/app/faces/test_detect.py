@@ -1,4 +1,4 @@
-"""POST /faces/detect end to end, with the converted weights and pictures of an astronaut and an admiral."""
+"""POST /faces/detect end to end, with the converted weights and photos of two people."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from tests.conftest import encode, photo
 URL = "/faces/detect"
 
 
-def detect(client: TestClient, picture: Image.Image, threshold: float = 0.5) -> dict[str, Any]:
-    response = client.post(
-        URL, params={"threshold": threshold}, content=encode(picture), headers={"content-type": "image/png"}
-    )
+PNG = {"content-type": "image/png"}
+
+
+def detect(client: TestClient, image: Image.Image, threshold: float = 0.5) -> dict[str, Any]:
+    response = client.post(URL, params={"threshold": threshold}, content=encode(image), headers=PNG)
     assert response.status_code == 200, response.text
     (item,) = response.json()["data"]
     assert item["index"] == 0
     return dict(item)
 
 
-def test_the_same_faces_as_the_detector_finds(client: TestClient) -> None:
-    picture = side_by_side()
-    answer = detect(client, picture)
-    assert (answer["width"], answer["height"]) == picture.size
+def test_faces_equal_the_detector_s(client: TestClient) -> None:
+    image = side_by_side()
+    result = detect(client, image)
+    assert (result["width"], result["height"]) == image.size
     network, card = checkpoint.load(PROJECT / "weights" / "centerface")
-    expected = CenterFaceDetector(network.eval(), card.preprocess)(picture)
+    expected = CenterFaceDetector(network.eval(), card.preprocess)(image)
     assert len(expected) == 2
-    for ours, theirs in zip(answer["faces"], expected, strict=True):
-        assert ours["box"] == pytest.approx(theirs.box, abs=1e-2)
-        assert ours["confidence"] == pytest.approx(theirs.score, abs=1e-4)
-        assert np.allclose(list(ours["landmarks"].values()), theirs.landmarks, atol=1e-2)
-        quality = align.measure(theirs, align.align(picture, theirs.landmarks))
-        assert ours["quality"]["brightness"] == pytest.approx(quality.brightness, abs=0.5)
-        assert ours["reasons"] == []
+    for face, own in zip(result["faces"], expected, strict=True):
+        assert face["box"] == pytest.approx(own.box, abs=1e-2)
+        assert face["confidence"] == pytest.approx(own.score, abs=1e-4)
+        assert np.allclose(list(face["landmarks"].values()), own.landmarks, atol=1e-2)
+        quality = align.measure(own, align.align(image, own.landmarks))
+        assert face["quality"]["brightness"] == pytest.approx(quality.brightness, abs=0.5)
+        assert face["reasons"] == []
 
 
-def test_landmarks_lie_where_their_names_say(client: TestClient) -> None:
+def test_positions_of_landmarks(client: TestClient) -> None:
     (face,) = detect(client, photo("astronaut"))["faces"]
     left, top, right, bottom = face["box"]
     points = face["landmarks"]
@@ -55,68 +56,55 @@ def test_landmarks_lie_where_their_names_say(client: TestClient) -> None:
     assert top < points["left_eye"][1] < points["nose"][1] < points["left_mouth"][1] < bottom
 
 
-def test_a_face_whose_landmarks_are_one_point_is_left_out(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_face_with_degenerate_landmarks_is_dropped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = detection_scale.merge
-    odd = Face((10.0, 10.0, 60.0, 60.0), 0.99, ((30.0, 30.0),) * 5)
+    degenerate = Face((10.0, 10.0, 60.0, 60.0), 0.99, ((30.0, 30.0),) * 5)
     expected = detect(client, photo("astronaut"))
-    monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd, *merge(scan, found)])
+    monkeypatch.setattr(detection_scale, "merge", lambda *args: [degenerate, *merge(*args)])
     assert detect(client, photo("astronaut")) == expected
-    monkeypatch.setattr(detection_scale, "merge", lambda scan, found: [odd])
-    sent: dict[str, Any] = {"content": encode(photo("astronaut")), "headers": {"content-type": "image/png"}}
-    assert client.post("/embed", **sent).json()["type"].endswith("no-face")
+    monkeypatch.setattr(detection_scale, "merge", lambda *_: [degenerate])
+    response = client.post("/embed", content=encode(photo("astronaut")), headers=PNG)
+    assert response.json()["type"].endswith("no-face")
 
 
-def test_a_cup_of_coffee_has_no_face(client: TestClient) -> None:
-    assert detect(client, photo("coffee"))["faces"] == []
-
-
-def test_a_poor_face_comes_with_its_reasons(client: TestClient) -> None:
+def test_threshold_and_reasons(client: TestClient) -> None:
+    assert detect(client, photo("astronaut"), threshold=0.99)["faces"] == []
     dark = Image.eval(photo("astronaut").resize((128, 128)), lambda value: value // 6)
     (face,) = detect(client, dark)["faces"]
     assert {"SMALL_BOUNDING_BOX", "LOW_BRIGHTNESS"} <= set(face["reasons"])
 
 
-def test_a_threshold_hides_unsure_faces(client: TestClient) -> None:
-    assert detect(client, photo("astronaut"), threshold=0.99)["faces"] == []
-
-
-def test_pictures_of_any_shapes_together_and_a_bad_one_between(client: TestClient) -> None:
-    pictures = [photo("astronaut"), photo("astronaut").resize((200, 300)), photo("coffee"), grace_hopper()]
-    files = [("file", (f"{i}.png", encode(picture))) for i, picture in enumerate(pictures)]
-    files.insert(2, ("file", ("bad.png", b"no picture")))
+def test_list_of_images_of_several_sizes(client: TestClient) -> None:
+    images = [photo("astronaut"), photo("astronaut").resize((200, 300)), photo("coffee"), grace_hopper()]
+    files = [("file", (f"{i}.png", encode(image))) for i, image in enumerate(images)]
+    files.insert(2, ("file", ("bad.png", b"no image")))
     data = client.post(URL, files=files).json()["data"]
     assert [item["index"] for item in data] == [0, 1, 2, 3, 4]
     assert [len(item["faces"]) if "faces" in item else item["problem"]["status"] for item in data] == [1, 1, 415, 0, 1]
-    alone = detect(client, pictures[1])["faces"]
-    assert data[1]["faces"][0]["box"] == pytest.approx(alone[0]["box"], abs=1e-2)
+    single = detect(client, images[1])["faces"]
+    assert data[1]["faces"][0]["box"] == pytest.approx(single[0]["box"], abs=1e-2)
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "kind"),
-    [
-        ("model=lenet5-mnist", 422, "unknown-model"),
-        ("threshold=0", 422, "invalid-parameters"),
-        ("threshold=nan", 422, "invalid-parameters"),
-        ("treshold=0.5", 422, "invalid-parameters"),
-    ],
+    ("query", "kind"), [("model=lenet5-mnist", "unknown-model"), ("threshold=nan", "invalid-parameters")]
 )
-def test_bad_queries(client: TestClient, query: str, status: int, kind: str) -> None:
-    response = client.post(f"{URL}?{query}", content=encode(photo("coffee")), headers={"content-type": "image/png"})
-    assert (response.status_code, response.json()["type"]) == (status, f"urn:vestibule:problem:{kind}")
+def test_invalid_queries(client: TestClient, query: str, kind: str) -> None:
+    response = client.post(f"{URL}?{query}", content=encode(photo("coffee")), headers=PNG)
+    assert (response.status_code, response.json()["type"]) == (422, f"urn:vestibule:problem:{kind}")
 
 
-def test_no_more_pixels_go_through_at_once_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, ...]] = []
+def test_batches_have_a_maximum_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
 
     class Sums:
         name, size = "sums", 0
 
         def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-            seen.append(tuple(batch.shape))
+            shapes.append(tuple(batch.shape))
             return batch.sum(dim=(1, 2, 3))
 
     monkeypatch.setattr(loader, "MAX_BATCH_PIXELS", 2 * 8 * 8)
-    pictures = [torch.full((3, side, 8), float(i)) for i, side in enumerate((8, 4, 8, 8, 40, 4))]
-    outputs = loader.run_by_shape(PREPROCESS, Sums(), pictures)
-    assert [float(output) for output in outputs] == [float(picture.sum()) for picture in pictures]
-    assert sorted(seen) == [(1, 3, 8, 8), (1, 3, 40, 8), (2, 3, 4, 8), (2, 3, 8, 8)]
+    items = [torch.full((3, side, 8), float(i)) for i, side in enumerate((8, 4, 8, 8, 40, 4))]
+    outputs = loader.run_by_shape(PREPROCESS, Sums(), items)
+    assert [float(output) for output in outputs] == [float(item.sum()) for item in items]
+    assert sorted(shapes) == [(1, 3, 8, 8), (1, 3, 40, 8), (2, 3, 4, 8), (2, 3, 8, 8)]

@@ -1,4 +1,4 @@
-"""Photos with many faces: what they cost, where that is computed, and that other requests get their turn."""
+"""Photos with many faces: threads, fairness between requests, detection scales and prominence."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.conftest import encode
 
 @pytest.fixture
 def pool() -> Iterator[FairThreadPool]:
-    made = FairThreadPool(2, "decode")
-    yield made
-    made.stop()
+    threads = FairThreadPool(2, "decode")
+    yield threads
+    threads.stop()
 
 
 @pytest.fixture
@@ -38,77 +38,71 @@ def predictor(pool: FairThreadPool) -> Predictor:
     return Predictor(Settings(), model_manager)
 
 
-def test_items_are_mapped_in_order(predictor: Predictor) -> None:
+def test_map_keeps_the_order(predictor: Predictor) -> None:
     numbers = list(range(3 * MAP_CHUNK_SIZE + 1))
     assert asyncio.run(predictor.map(lambda number: 2 * number, numbers)) == [2 * number for number in numbers]
     assert asyncio.run(predictor.map(str, [])) == []
 
 
-def test_one_call_never_holds_two_threads_and_lets_others_in_between(
-    predictor: Predictor, pool: FairThreadPool
-) -> None:
-    """With one of the two threads busy, a short task waits for at most one piece of a long list."""
-    running, done, waited = [], [], []
-    free = threading.Event()
-
-    def slow(number: int) -> None:
-        running.append(threading.get_ident())
-        done.append(number)
+def test_map_lets_other_tasks_run_between_its_chunks(predictor: Predictor, pool: FairThreadPool) -> None:
+    """With hopper of two threads busy, a short task waits for at most hopper chunk of a long list."""
+    done: list[int] = []
+    waited: list[int] = []
+    release = threading.Event()
 
     async def scenario() -> None:
-        busy = asyncio.ensure_future(pool.run(free.wait))
+        busy = asyncio.ensure_future(pool.run(release.wait))
         await asyncio.sleep(0.05)
-        many = asyncio.ensure_future(predictor.map(slow, range(50 * MAP_CHUNK_SIZE)))
+        mapping = asyncio.ensure_future(predictor.map(done.append, range(50 * MAP_CHUNK_SIZE)))
         await asyncio.sleep(0)
         try:
             await pool.run(lambda: waited.append(len(done)))
         finally:
-            free.set()
-        await asyncio.gather(busy, many)
+            release.set()
+        await asyncio.gather(busy, mapping)
 
     asyncio.run(scenario())
     assert waited[0] <= MAP_CHUNK_SIZE
     assert len(done) == 50 * MAP_CHUNK_SIZE
 
 
-def test_a_cancelled_call_begins_no_further_items(predictor: Predictor) -> None:
+def test_cancelled_map_starts_no_further_items(predictor: Predictor) -> None:
     begun: list[int] = []
-    started, go_on = threading.Event(), threading.Event()
+    started, release = threading.Event(), threading.Event()
 
     def work(number: int) -> None:
         begun.append(number)
         started.set()
-        go_on.wait(20)
+        release.wait(20)
 
     async def scenario() -> None:
-        many = asyncio.ensure_future(predictor.map(work, range(10 * MAP_CHUNK_SIZE)))
+        mapping = asyncio.ensure_future(predictor.map(work, range(10 * MAP_CHUNK_SIZE)))
         await asyncio.get_running_loop().run_in_executor(None, started.wait)
-        many.cancel()
-        go_on.set()
+        mapping.cancel()
+        release.set()
         with pytest.raises(asyncio.CancelledError):
-            await many
+            await mapping
         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
     assert len(begun) <= MAP_CHUNK_SIZE
 
 
-def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
+def test_faces_are_aligned_and_measured_off_the_event_loop(
     running: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the event loop a hundred faces would keep every other request waiting."""
     threads: dict[str, set[str]] = {"measure": set(), "align": set(), "crop": set()}
 
-    def noting(name: str, function: Any) -> Any:
-        def noted(*given: Any) -> Any:
+    def recorded(name: str, function: Any) -> Any:
+        def call(*args: Any) -> Any:
             threads[name].add(threading.current_thread().name.partition("_")[0])
-            return function(*given)
+            return function(*args)
 
-        return noted
+        return call
 
-    monkeypatch.setattr(align, "measure", noting("measure", align.measure))
-    monkeypatch.setattr(align, "align", noting("align", align.align))
-    monkeypatch.setattr(embedding_pipeline, "encode_crop", noting("crop", embedding_pipeline.encode_crop))
+    monkeypatch.setattr(align, "measure", recorded("measure", align.measure))
+    monkeypatch.setattr(align, "align", recorded("align", align.align))
+    monkeypatch.setattr(embedding_pipeline, "encode_crop", recorded("crop", embedding_pipeline.encode_crop))
     crowd = encode(side_by_side())
     png: dict[str, Any] = {"content": crowd, "headers": {"content-type": "image/png"}}
     assert running.put("/collections/crowd", json={"keep_crops": True}).status_code == 201
@@ -121,56 +115,56 @@ def test_faces_are_measured_and_their_crops_encoded_off_the_event_loop(
     assert threads == {"measure": {"decode"}, "align": {"decode"}, "crop": {"decode"}}
 
 
-def test_small_faces_of_a_large_photo_are_found_and_the_scale_is_told(running: TestClient) -> None:
-    picture, centres = small_faces()
-    png: dict[str, Any] = {"content": encode(picture), "headers": {"content-type": "image/png"}}
-    (usual,) = running.post("/faces/detect", **png).json()["data"]
-    assert usual["scale"] == pytest.approx(0.4)
-    assert usual["min_face"] == pytest.approx(40, rel=1e-2)
-    assert len(usual["faces"]) >= len(centres) - 3
+def test_scale_and_min_face(running: TestClient) -> None:
+    image, centres = small_faces()
+    png: dict[str, Any] = {"content": encode(image), "headers": {"content-type": "image/png"}}
+    (default,) = running.post("/faces/detect", **png).json()["data"]
+    assert default["scale"] == pytest.approx(0.4)
+    assert default["min_face"] == pytest.approx(40, rel=1e-2)
+    assert len(default["faces"]) >= len(centres) - 3
     (coarse,) = running.post("/faces/detect?min_face=75", **png).json()["data"]
     assert coarse["min_face"] == pytest.approx(75, rel=1e-2)
     assert len(coarse["faces"]) < 5
     small: dict[str, Any] = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
     (whole,) = running.post("/faces/detect?min_face=10", **small).json()["data"]
     assert (whole["scale"], whole["min_face"]) == (1, 16)
-    for wrong in ("7", "0", "-40", "nan", "inf", "1e9"):
-        assert running.post(f"/faces/detect?min_face={wrong}", **small).status_code == 422, wrong
+    for invalid in ("7", "0", "-40", "nan", "inf", "1e9"):
+        assert running.post(f"/faces/detect?min_face={invalid}", **small).status_code == 422, invalid
 
 
-def test_tiles_of_a_large_photo_wait_a_few_at_a_time(running: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a small photo would wait for a whole batch of them."""
+def test_few_tiles_of_large_photos_are_queued(running: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a small photo would wait for a whole batch of tiles."""
     sizes = []
     run_by_shape = loader.run_by_shape
 
-    def noting(preprocess: Any, ready: Any, items: Any) -> Any:
+    def recorded(preprocess: Any, network: Any, items: Any) -> Any:
         sizes.append(len(items))
-        return run_by_shape(preprocess, ready, items)
+        return run_by_shape(preprocess, network, items)
 
-    monkeypatch.setattr(loader, "run_by_shape", noting)
+    monkeypatch.setattr(loader, "run_by_shape", recorded)
     files = [("file", (f"{number}.png", encode(small_faces()[0].resize((4000, 640))))) for number in range(2)]
     assert running.post("/faces/detect", files=files).is_success
     assert sum(sizes) >= 2 * (1 + 3)
-    assert max(sizes) <= 2 + 2 * MAX_QUEUED_TILES  # tiles, and each photo at the detector's size
+    assert max(sizes) <= 2 + 2 * MAX_QUEUED_TILES  # tiles, and each whole photo at the detector's size
 
 
 def first_fingerprint(client: TestClient) -> tuple[str, int]:
-    """The fingerprint that the first version of the service gave a collection, and the number of dimensions."""
+    """The fingerprint of collections created by the first version, and the number of dimensions."""
     weights = client.app.state.settings.weights  # type: ignore[attr-defined]
-    card, finder = (checkpoint.read_card(weights / name) for name in ("mobilefacenet-triplet", "centerface"))
+    card, detector = (checkpoint.read_card(weights / name) for name in ("mobilefacenet-triplet", "centerface"))
     parts = {
         "weights": card.sha256,
         "preprocess": card.preprocess.model_dump(mode="json"),
         "tta": card.tta,
-        "detector": finder.sha256,
+        "detector": detector.sha256,
         "alignment": [align.TEMPLATE, align.SIDE],
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"mobilefacenet-triplet:{digest[:16]}", card.config["dimensions"]
 
 
-def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running: TestClient) -> None:
-    gallery = running.app.state.gallery._gallery  # type: ignore[attr-defined]
+def test_existing_collection_keeps_its_scale_rule_until_re_embedding(running: TestClient) -> None:
+    gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
     fingerprint, dimensions = first_fingerprint(running)
     gallery.create("existing", "mobilefacenet-triplet", fingerprint, dimensions, keep_crops=True)
     created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "mobilefacenet-triplet"})
@@ -189,12 +183,12 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
 
     assert enrolled("new") > 25
     assert enrolled("existing") < 5
-    one: dict[str, Any] = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
+    hopper: dict[str, Any] = {"content": encode(grace_hopper()), "headers": {"content-type": "image/png"}}
     for collection in ("existing", "new"):
-        assert running.post(f"/collections/{collection}/subjects/grace/faces", **one).is_success
-        found = running.post(f"/search?collection={collection}", **one).json()["data"][0]["faces"][0]
-        assert found["candidates"][0]["subject_id"] == "grace"
-        assert found["candidates"][0]["distance"] == pytest.approx(0, abs=1e-5)
+        assert running.post(f"/collections/{collection}/subjects/grace/faces", **hopper).is_success
+        face = running.post(f"/search?collection={collection}", **hopper).json()["data"][0]["faces"][0]
+        assert face["candidates"][0]["subject_id"] == "grace"
+        assert face["candidates"][0]["distance"] == pytest.approx(0, abs=1e-5)
     assert running.post("/collections/existing/reembed", json={}).status_code == 202
     deadline = time.monotonic() + 60
     while running.get("/collections/existing").json()["fingerprint"] == fingerprint:
@@ -204,14 +198,14 @@ def test_an_existing_collection_keeps_its_rule_until_it_is_embedded_anew(running
     assert enrolled("existing") > 25
 
 
-def test_the_face_in_the_middle_is_meant_before_a_larger_one_at_the_edge(running: TestClient) -> None:
-    picture = encode(passer_by())
-    png: dict[str, Any] = {"content": picture, "headers": {"content-type": "image/png"}}
+def test_central_face_is_more_prominent_than_a_larger_one_at_the_edge(running: TestClient) -> None:
+    image = encode(passer_by())
+    png: dict[str, Any] = {"content": image, "headers": {"content-type": "image/png"}}
     faces = running.post("/faces/detect", **png).json()["data"][0]["faces"]
     middle, edge = sorted((face["box"] for face in faces), key=lambda box: box[0])
     assert (middle[2] - middle[0]) * (middle[3] - middle[1]) < (edge[2] - edge[0]) * (edge[3] - edge[1])
     assert running.post("/embed", **png).json()["data"][0]["face"]["box"] == middle
-    files = dict.fromkeys(("source", "target"), ("a.png", picture))
+    files = dict.fromkeys(("source", "target"), ("a.png", image))
     assert running.post("/verify", files=files).json()["source_face"]["box"] == middle
     running.put("/collections/passers", json={})
     subject = "/collections/passers/subjects/eileen"

@@ -1,4 +1,4 @@
-"""The shipped face embedder, on two people whose pictures packages ship: who is who, whatever is done to the photo."""
+"""The shipped face embedder on photos of two people, unchanged and altered."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.app.face_pictures import grace_hopper
 from tests.conftest import encode, photo
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=40)
+    image.save(buffer, "JPEG", quality=40)
     return Image.open(buffer).convert("RGB")
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "smaller": lambda picture: picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS),
-    "darker": lambda picture: ImageEnhance.Brightness(picture).enhance(0.6),
-    "grey": lambda picture: picture.convert("L").convert("RGB"),
-    "tilted": lambda picture: picture.rotate(15, Image.Resampling.BICUBIC),
+    "smaller": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "tilted": lambda image: image.rotate(15, Image.Resampling.BICUBIC),
     "compressed": jpeg,
-    "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
 }
 
 
-def ask(client: TestClient, source: Image.Image, target: Image.Image, fmr: float) -> dict[str, float]:
+def verify(client: TestClient, source: Image.Image, target: Image.Image, fmr: float) -> dict[str, float]:
     parts = {"source": encode(source), "target": encode(target)}
     response = client.post(f"/verify?fmr={fmr}", files=parts)
     assert response.status_code == 200, response.text
@@ -40,11 +40,11 @@ def ask(client: TestClient, source: Image.Image, target: Image.Image, fmr: float
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_person_is_verified_after_a_change_and_two_are_not(client: TestClient, change: str) -> None:
+def test_altered_photos_of_the_same_person_match(client: TestClient, change: str) -> None:
     collins, hopper = photo("astronaut"), grace_hopper()
     for person, other in ((collins, hopper), (hopper, collins)):
-        same = ask(client, person, CHANGES[change](person), 0.001)
-        different = ask(client, person, CHANGES[change](other), 0.1)
+        same = verify(client, person, CHANGES[change](person), 0.001)
+        different = verify(client, person, CHANGES[change](other), 0.1)
         assert same["verified"]
         assert not different["verified"]
         assert same["probability"] > 0.9
@@ -59,9 +59,7 @@ def test_one_person_is_verified_after_a_change_and_two_are_not(client: TestClien
         ("face-embedder", "embedder", "dlib", "triplet"),
     ],
 )
-def test_the_card_says_how_it_was_trained_and_what_it_may_be_used_for(
-    name: str, architecture: str, data: str, loss: str | None
-) -> None:
+def test_card_has_training_data_and_licence(name: str, architecture: str, data: str, loss: str | None) -> None:
     folder = PROJECT / "weights" / name
     network, card = checkpoint.load(folder)
     assert (card.task, card.architecture, card.tta) == ("embed", architecture, "flip")
@@ -75,11 +73,11 @@ def test_the_card_says_how_it_was_trained_and_what_it_may_be_used_for(
     assert sum(parameter.numel() for parameter in network.parameters()) < 4e6
 
 
-def test_new_collections_get_the_better_embedder_and_the_old_one_is_marked() -> None:
+def test_default_embedder_is_the_best_and_the_old_one_is_marked_as_deprecated() -> None:
     default = Settings().default_embedder
     assert default == "mobilefacenet-triplet"
     old, new = (checkpoint.read_card(PROJECT / "weights" / name) for name in ("face-embedder", default))
-    assert old.version == "67c16412c036"  # collections hold its vectors
+    assert old.version == "67c16412c036"  # existing collections have its vectors
     assert f"new collections use {default}" in old.description
     rates = [
         [metric.value for metric in card.metrics if metric.name == "tar@fmr=0.001" and "calibrate" in metric.data]

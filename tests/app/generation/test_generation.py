@@ -1,4 +1,4 @@
-"""GET and POST /generate and the way between two samples, with networks of random weights."""
+"""GET and POST /generate and GET /generate/interpolate, with networks of random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scipy.spatial import geometric_slerp  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.generation.service import between
+from app.generation.service import slerp
 from app.images import encoding
 from app.inference.loader import run_padded
 from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
@@ -33,7 +33,6 @@ from models.generative import SupportsDecode, latents
 from tests.app.conftest import BASE_URL
 from tests.app.generators import DIGITS, random_generators
 from tests.app.server.test_process import serving
-from tests.conftest import encode, photo
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -60,10 +59,10 @@ def pixels(content: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def cells(sheet: Pixels, side: int, columns: int, count: int) -> list[Pixels]:
-    """The grid cut up again, by hand."""
+def cells(grid: Pixels, side: int, columns: int, count: int) -> list[Pixels]:
+    """The cells of a grid, row by row."""
     corners = [(index // columns * side, index % columns * side) for index in range(count)]
-    return [sheet[top : top + side, left : left + side] for top, left in corners]
+    return [grid[top : top + side, left : left + side] for top, left in corners]
 
 
 def samples(client: TestClient, query: str) -> list[Pixels]:
@@ -72,71 +71,60 @@ def samples(client: TestClient, query: str) -> list[Pixels]:
     return [pixels(base64.b64decode(item["b64_json"])) for item in response.json()["data"]]
 
 
-def drawn(weights: Path, name: str, latent: Tensor, classes: list[int] | None = None) -> Pixels:
-    """What the network itself draws, [N, H, W] or [N, H, W, 3]."""
+def decoder_output(weights: Path, name: str, latent: Tensor, classes: list[int] | None = None) -> Pixels:
+    """The network's images, [N, H, W] or [N, H, W, 3]."""
     network, card = checkpoint.load(weights / name)
     assert isinstance(network, SupportsDecode)
-    given = torch.zeros(len(latent), 0) if classes is None else F.one_hot(torch.tensor(classes), 10).float()
+    one_hot = torch.zeros(len(latent), 0) if classes is None else F.one_hot(torch.tensor(classes), 10).float()
     with torch.inference_mode():
-        pictures = network.decode(latent, given)
-    levels = pictures.permute(0, 2, 3, 1).numpy() * card.preprocess.std + card.preprocess.mean
+        output = network.decode(latent, one_hot)
+    levels = output.permute(0, 2, 3, 1).numpy() * card.preprocess.std + card.preprocess.mean
     return np.rint(levels).clip(0, 255).astype(np.uint8).squeeze(-1 if levels.shape[-1] == 1 else ())
 
 
-def off_by(a: npt.ArrayLike, b: npt.ArrayLike) -> int:
-    """The largest difference of two pictures, in grey levels: kernels of other batch sizes round otherwise."""
+def max_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> int:
+    """The largest difference in grey levels; up to 1 is rounding by kernels of different batch sizes."""
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
 @pytest.mark.parametrize("model", ["vae-faces", "wgan-faces"])
-def test_a_grid_holds_what_the_network_draws_of_the_seeds_noise(client: TestClient, weights: Path, model: str) -> None:
+def test_grid_equals_the_decoder_s_output(client: TestClient, weights: Path, model: str) -> None:
     response = client.get(f"/generate?model={model}&n=5&seed=7")
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
     assert response.headers["x-seed"] == "7"
-    assert [stage.split(";")[0] for stage in response.headers["server-timing"].split(", ")] == [
-        "queue",
-        "infer",
-        "encode",
-        "app",
-        "total",
-    ]
-    sheet = pixels(response.content)
-    assert sheet.shape == (64, 96, 3)
-    expected = drawn(weights, model, torch.stack([latents(7, index, 12) for index in range(5)]))
-    assert off_by(cells(sheet, 32, 3, 5), expected) <= 1
+    stages = [stage.split(";")[0] for stage in response.headers["server-timing"].split(", ")]
+    assert stages == ["queue", "infer", "encode", "app", "total"]
+    grid = pixels(response.content)
+    assert grid.shape == (64, 96, 3)
+    expected = decoder_output(weights, model, torch.stack([latents(7, index, 12) for index in range(5)]))
+    assert max_difference(cells(grid, 32, 3, 5), expected) <= 1
     assert expected.std(axis=0).max() > 2  # the samples differ
-    assert not sheet[32:, 64:].any()
+    assert not grid[32:, 64:].any()
 
 
 @pytest.mark.parametrize(("columns", "shape"), [(1, (168, 28)), (4, (56, 112)), (6, (28, 168)), (8, (28, 224))])
-def test_the_grid_has_as_many_columns_as_asked(client: TestClient, columns: int, shape: tuple[int, int]) -> None:
+def test_columns_of_the_grid(client: TestClient, columns: int, shape: tuple[int, int]) -> None:
     assert pixels(client.get(f"/generate?n=6&seed=1&grid={columns}").content).shape == shape
 
 
-def test_webp_and_json_hold_the_same_pictures(client: TestClient) -> None:
-    for model, side in (("vae-faces", 32), ("cvae-mnist", 28)):
-        url = f"/generate?model={model}&n=6&seed=3&grid=3"
-        sheet = pixels(client.get(url).content)
-        film = client.get(url + "&format=webp")
-        assert film.headers["content-type"] == "image/webp"
-        found = np.asarray(Image.open(io.BytesIO(film.content)).convert("RGB" if sheet.ndim == 3 else "L"))
-        assert np.array_equal(found, sheet)
-        assert np.array_equal(samples(client, f"model={model}&n=6&seed=3"), cells(sheet, side, 3, 6))
-
-
-def test_json_is_openais_list_of_images(client: TestClient) -> None:
-    answer = client.get("/generate?n=3&seed=5&label=3&format=json")
-    body = answer.json()
-    assert answer.headers["content-type"] == "application/json"
+@pytest.mark.parametrize(("model", "side"), [("vae-faces", 32), ("cvae-mnist", 28)])
+def test_formats_have_the_same_images(client: TestClient, model: str, side: int) -> None:
+    url = f"/generate?model={model}&n=6&seed=3&grid=3"
+    grid = pixels(client.get(url).content)
+    webp = client.get(url + "&format=webp")
+    assert webp.headers["content-type"] == "image/webp"
+    image = Image.open(io.BytesIO(webp.content)).convert("RGB" if grid.ndim == 3 else "L")
+    assert np.array_equal(np.asarray(image), grid)
+    assert np.array_equal(samples(client, f"model={model}&n=6&seed=3"), cells(grid, side, 3, 6))
+    body = client.get(url + "&format=json").json()
     assert body.keys() == {"created", "data", "model", "version", "seed"}
-    assert (body["model"], body["seed"], body["created"]) == ("cvae-mnist", 5, 0)
-    assert [item["label"] for item in body["data"]] == ["3"] * 3
-    assert samples(client, "model=vae-faces&n=1")[0].shape == (32, 32, 3)
-    assert client.get("/generate?model=vae-faces&n=1&format=json").json()["data"][0]["label"] is None
+    assert (body["model"], body["seed"], body["created"]) == (model, 3, 0)
+    labels = [str(index) if model == "cvae-mnist" else None for index in range(6)]
+    assert [item["label"] for item in body["data"]] == labels
 
 
-def test_without_a_seed_one_is_drawn_and_told(client: TestClient) -> None:
+def test_random_seed_is_returned(client: TestClient) -> None:
     before = int(time.time())
     first, second = (client.get("/generate?n=2&format=json") for _ in range(2))
     assert before <= first.json()["created"] <= time.time()
@@ -144,12 +132,12 @@ def test_without_a_seed_one_is_drawn_and_told(client: TestClient) -> None:
     assert first.json()["seed"] == int(first.headers["x-seed"]) < 2**53
     assert first.headers["cache-control"] == "no-store"
     assert "etag" not in first.headers
-    again = client.get(f"/generate?n=2&format=json&seed={first.headers['x-seed']}").json()
-    assert again["data"] == first.json()["data"] != second.json()["data"]
+    repeated = client.get(f"/generate?n=2&format=json&seed={first.headers['x-seed']}").json()
+    assert repeated["data"] == first.json()["data"] != second.json()["data"]
 
 
 @pytest.mark.parametrize("model", ["cvae-mnist", "vae-faces", "gan-mnist", "wgan-faces"])
-def test_a_sample_is_the_same_whatever_else_is_drawn_with_it(client: TestClient, model: str) -> None:
+def test_samples_do_not_depend_on_their_number(client: TestClient, model: str) -> None:
     label = "&label=4" if model.endswith("mnist") else ""
     most = samples(client, f"model={model}&n=64&seed=11{label}")
     assert len(np.unique(np.stack(most), axis=0)) == 64
@@ -158,28 +146,27 @@ def test_a_sample_is_the_same_whatever_else_is_drawn_with_it(client: TestClient,
         assert np.array_equal(fewer, most[:n])
 
 
-def test_the_bytes_are_the_same_alone_among_others_and_in_another_process(client: TestClient, weights: Path) -> None:
+def test_bytes_are_reproducible_under_load_and_in_another_process(client: TestClient, weights: Path) -> None:
     urls = [
         f"/generate?model={model}&n={n}&seed={n}"
         for model in ("cvae-mnist", "gan-mnist", "wgan-faces")
         for n in (1, 3, 20)
     ]
-    alone = {url: client.get(url).content for url in urls}
-    assert {url: client.get(url).content for url in urls} == alone
-    crowd = [*urls, "/generate?n=9", "/generate?model=vae-faces&n=33", "/generate?model=vae-faces&n=1&truncation=2"] * 6
+    expected = {url: client.get(url).content for url in urls}
+    others = ["/generate?n=9", "/generate?model=vae-faces&n=33", "/generate?model=vae-faces&n=1&truncation=2"]
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda url: (url, client.get(url).content), crowd))
-    assert all(content == alone[url] for url, content in answers if url in alone)
+        results = list(pool.map(lambda url: (url, client.get(url).content), (urls + others) * 6))
+    assert all(content == expected[url] for url, content in results if url in expected)
     settings = {"VESTIBULE_WEIGHTS": str(weights), "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist"}
     with serving(**settings, OMP_NUM_THREADS="3") as (_, address, _):
-        assert {url: httpx.get(address + url).content for url in urls} == alone
+        assert {url: httpx.get(address + url).content for url in urls} == expected
         etag = client.get(urls[0]).headers["etag"]
         assert httpx.get(address + urls[0], headers={"if-none-match": etag}).status_code == 304
 
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Leaves torch's number of threads as it was."""
+    """Restores torch's number of threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -187,96 +174,75 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("folder", [*RANDOM, *SHIPPED], ids=str)
-def test_a_row_of_a_full_batch_depends_on_neither_place_nor_neighbours_nor_threads(weights: Path, folder: Path) -> None:
-    network, card = checkpoint.load(weights / folder)  # a shipped one's is absolute, and stays it
+def test_samples_depend_on_neither_batch_nor_threads(weights: Path, folder: Path) -> None:
+    network, card = checkpoint.load(weights / folder)  # the folders of shipped models are absolute
     decoder = runtime.prepare(DECODER.extract(network), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(48, *DECODER.example_shape(card), generator=generator)
 
-    def answers(items: Tensor) -> Tensor:
+    def outputs(items: Tensor) -> Tensor:
         batches = torch.split(items, DECODER_BATCH_SIZE)
         return torch.stack([row for batch in batches for row in run_padded(DECODER, decoder, list(batch))])
 
     torch.set_num_threads(1)
-    expected = answers(items)
-    for count in (2, 3, 5):  # of cores; 16 rows are shared out unevenly among three
+    expected = outputs(items)
+    for count in (2, 3, 5):  # 16 rows are divided unevenly among 3 and 5 threads
         torch.set_num_threads(count)
         order = torch.randperm(len(items), generator=generator)
-        assert torch.equal(answers(items[order]), expected[order])
+        assert torch.equal(outputs(items[order]), expected[order])
         assert torch.get_num_threads() == count
-        for place in range(0, DECODER_BATCH_SIZE, 5):
-            company = [torch.zeros_like(items[0])] * place + [items[0]]
-            assert torch.equal(run_padded(DECODER, decoder, company)[place], expected[0])
+        for row in range(0, DECODER_BATCH_SIZE, 5):
+            batch = [torch.zeros_like(items[0])] * row + [items[0]]
+            assert torch.equal(run_padded(DECODER, decoder, batch)[row], expected[0])
 
 
-def test_an_etag_answers_304_until_anything_changes(client: TestClient) -> None:
+def test_etag(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "/generate?n=2&seed=1&label=1"
     first = client.get(url)
     etag = first.headers["etag"]
     assert etag.startswith('"')
     assert first.headers["cache-control"] == "no-cache"
-    for known in (etag, f'"other", W/{etag}', "*"):
-        unchanged = client.get(url, headers={"if-none-match": known})
+    for tags in (etag, f'"other", W/{etag}', "*"):
+        unchanged = client.get(url, headers={"if-none-match": tags})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
         assert unchanged.headers["etag"] == etag
         assert unchanged.headers["x-seed"] == "1"
     assert client.get(url, headers={"if-none-match": '"other"'}).content == first.content
-    changed = ["n=3", "seed=2", "label=2", "truncation=0.5", "format=webp", "format=json", "grid=1", "model=vae-faces"]
-    others = {client.get(f"{url.replace('&label=1', '')}&{change}").headers["etag"] for change in changed[3:]}
-    others |= {client.get(url.replace(f"{change[:-1]}1", change)).headers["etag"] for change in changed[1:3]}
-    assert etag not in others
-    assert len(others) == 7
+    changes = ["truncation=0.5", "format=webp", "format=json", "grid=1", "model=vae-faces"]
+    urls = [f"{url.replace('&label=1', '')}&{change}" for change in changes]
+    urls += [url.replace("n=2", "n=3"), url.replace("seed=1", "seed=2"), url.replace("label=1", "label=2")]
+    assert len({etag, *(client.get(changed).headers["etag"] for changed in urls)}) == 9
     assert client.get("/generate?n=2&label=1", headers={"if-none-match": "*"}).status_code == 200
-
-
-def test_an_etag_is_bound_to_weights_runtime_and_encoder(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "/generate?n=1&seed=1"
-    etags = [client.get(url).headers["etag"]]
     monkeypatch.setattr(runtime, "signature", lambda: "another torch")
-    etags.append(client.get(url).headers["etag"])
+    assert (other_torch := client.get(url).headers["etag"]) != etag
     monkeypatch.setattr(encoding, "encoder_versions", lambda: "another zlib")
-    etags.append(client.get(url).headers["etag"])
-    etags.append(client.get(url + "&model=vae-faces").headers["etag"])
-    assert len(set(etags)) == 4
+    assert client.get(url).headers["etag"] not in {etag, other_torch}
 
 
 @pytest.mark.parametrize("model", ["cvae-mnist", "gan-mnist"])
-def test_labels_are_asked_for_by_name_for_all_or_for_each(client: TestClient, weights: Path, model: str) -> None:
+def test_labels_for_all_samples_or_for_each(client: TestClient, weights: Path, model: str) -> None:
     width = {"cvae-mnist": 6, "gan-mnist": 20}[model]
     noise = torch.stack([latents(2, index, width) for index in range(3)])
     for query, classes in (("label=7", [7] * 3), ("label=1,2,3", [1, 2, 3]), ("label=9&label=0,9", [9, 0, 9])):
-        found = samples(client, f"model={model}&n=3&seed=2&{query}")
-        assert off_by(found, drawn(weights, model, noise, classes)) <= 1
-    one, two = (samples(client, f"model={model}&n=1&seed=2&label={label}") for label in (1, 2))
-    assert not np.array_equal(one, two)
-
-
-def test_without_labels_the_classes_take_turns(client: TestClient) -> None:
-    data = client.get("/generate?n=12&seed=2&format=json").json()["data"]
+        images = samples(client, f"model={model}&n=3&seed=2&{query}")
+        assert max_difference(images, decoder_output(weights, model, noise, classes)) <= 1
+    data = client.get(f"/generate?model={model}&n=12&seed=2&format=json").json()["data"]
     assert "".join(item["label"] for item in data) == "".join(DIGITS) + "01"
 
 
 def test_truncation_scales_the_noise(client: TestClient, weights: Path) -> None:
     noise = torch.stack([latents(4, index, 12) for index in range(2)])
     for scale in (0.25, 2.0):
-        found = samples(client, f"model=vae-faces&n=2&seed=4&truncation={scale}")
-        assert off_by(found, drawn(weights, "vae-faces", noise * scale)) <= 1
+        images = samples(client, f"model=vae-faces&n=2&seed=4&truncation={scale}")
+        assert max_difference(images, decoder_output(weights, "vae-faces", noise * scale)) <= 1
 
 
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
         ("n=0", "invalid-parameters"),
-        ("n=65", "invalid-parameters"),
-        ("n=1000000", "invalid-parameters"),
-        ("seed=-1", "invalid-parameters"),
         (f"seed={2**63}", "invalid-parameters"),
-        ("seed=one", "invalid-parameters"),
-        ("truncation=0", "invalid-parameters"),
-        ("truncation=2.1", "invalid-parameters"),
         ("truncation=nan", "invalid-parameters"),
-        ("format=gif", "invalid-parameters"),
-        ("grid=0", "invalid-parameters"),
         ("latents=1", "invalid-parameters"),
         ("label=ten", "unprocessable"),
         ("label=", "unprocessable"),
@@ -287,39 +253,38 @@ def test_truncation_scales_the_noise(client: TestClient, weights: Path) -> None:
         ("model=nobody", "unknown-model"),
     ],
 )
-def test_what_means_nothing_is_a_clear_422(client: TestClient, query: str, problem: str) -> None:
+def test_invalid_queries(client: TestClient, query: str, problem: str) -> None:
     response = client.get(f"/generate?{query}")
     assert response.status_code == 422
     assert response.json()["type"] == f"urn:vestibule:problem:{problem}"
     assert response.json().get("detail") or response.json()["errors"][0]["parameter"] == query.partition("=")[0]
 
 
-def test_the_largest_seed_is_drawn(client: TestClient) -> None:
+def test_largest_seed(client: TestClient) -> None:
     response = client.get(f"/generate?n=1&seed={2**63 - 1}")
     assert (response.status_code, response.headers["x-seed"]) == (200, str(2**63 - 1))
 
 
-def test_latents_are_drawn_as_the_seed_that_they_are_of(client: TestClient) -> None:
+def test_latents_of_a_seed_give_the_seed_s_images(client: TestClient) -> None:
     noise = [latents(6, index, 6).tolist() for index in range(20)]
     body: dict[str, Any] = {"model": "cvae-mnist", "latents": noise, "labels": ["3"]}
-    for form in ("png", "webp"):
-        drawn_ = client.post("/generate", json=body | {"format": form, "grid": 5})
-        assert drawn_.content == client.get(f"/generate?n=20&seed=6&label=3&format={form}&grid=5").content
-        assert "x-seed" not in drawn_.headers
-    listed = client.post("/generate", json=body | {"format": "json"}).json()
-    assert listed["data"] == client.get("/generate?n=20&seed=6&label=3&format=json").json()["data"]
-    assert (listed["seed"], listed["created"]) == (None, 0)
+    for file_format in ("png", "webp"):
+        response = client.post("/generate", json=body | {"format": file_format, "grid": 5})
+        assert response.content == client.get(f"/generate?n=20&seed=6&label=3&format={file_format}&grid=5").content
+        assert "x-seed" not in response.headers
+    result = client.post("/generate", json=body | {"format": "json"}).json()
+    assert result["data"] == client.get("/generate?n=20&seed=6&label=3&format=json").json()["data"]
+    assert (result["seed"], result["created"]) == (None, 0)
     del body["labels"]
-    turns = client.post("/generate", json=body)
-    assert turns.content == client.get("/generate?n=20&seed=6").content
+    assert client.post("/generate", json=body).content == client.get("/generate?n=20&seed=6").content
 
 
 @pytest.mark.parametrize("model", ["ae-mnist", "vae-denoiser-mnist"])
-def test_any_decoder_draws_latents(client: TestClient, weights: Path, model: str) -> None:
+def test_latents_of_other_decoders(client: TestClient, weights: Path, model: str) -> None:
     width = {"ae-mnist": 8, "vae-denoiser-mnist": 16}[model]
     points = torch.linspace(-2, 2, 2 * width).view(2, width)
     response = client.post("/generate", json={"model": model, "latents": points.tolist(), "grid": 2})
-    assert off_by(cells(pixels(response.content), 28, 2, 2), drawn(weights, model, points)) <= 1
+    assert max_difference(cells(pixels(response.content), 28, 2, 2), decoder_output(weights, model, points)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -328,14 +293,8 @@ def test_any_decoder_draws_latents(client: TestClient, weights: Path, model: str
         ('{"model": "vae-faces", "latents": [[NaN]]}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[1e999]]}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[1e300]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [["0.5"]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[]]}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": []}', "invalid-parameters"),
-        ('{"model": "vae-faces"}', "invalid-parameters"),
         ("not JSON", "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[0]], "grid": "1"}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[0]], "grid": true}', "invalid-parameters"),
-        ('{"model": "vae-faces", "latents": [[0]], "labels": "1"}', "invalid-parameters"),
         (f'{{"model": "vae-faces", "latents": [{", ".join(["[0]"] * 65)}]}}', "invalid-parameters"),
         ('{"model": "vae-faces", "latents": [[0, 1, 2]]}', "unprocessable"),
         ('{"latents": [[0, 0, 0, 0, 0, 0]], "labels": ["1", "2"]}', "unprocessable"),
@@ -343,33 +302,27 @@ def test_any_decoder_draws_latents(client: TestClient, weights: Path, model: str
         ('{"model": "lenet5-mnist", "latents": [[0]]}', "unknown-model"),
     ],
 )
-def test_latents_that_mean_nothing_are_a_422(client: TestClient, body: str, problem: str) -> None:
+def test_invalid_latents(client: TestClient, body: str, problem: str) -> None:
     response = client.post("/generate", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["type"]) == (422, f"urn:vestibule:problem:{problem}")
 
 
-def test_the_way_between_two_seeds_begins_and_ends_with_their_samples(client: TestClient) -> None:
-    response = client.get("/generate/interpolate?model=vae-faces&from_seed=1&to_seed=2&steps=5")
+@pytest.mark.parametrize(("model", "side", "label"), [("vae-faces", 32, ""), ("cvae-mnist", 28, "&label=5")])
+def test_interpolation(client: TestClient, model: str, side: int, label: str) -> None:
+    url = f"/generate/interpolate?model={model}&from_seed=1&to_seed=2&steps=4{label}"
+    response = client.get(url)
     assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-cache")
     strip = pixels(response.content)
-    assert strip.shape == (32, 160, 3)
-    first, *_, last = cells(strip, 32, 5, 5)
-    assert np.array_equal(first, samples(client, "model=vae-faces&n=1&seed=1")[0])
-    assert np.array_equal(last, samples(client, "model=vae-faces&n=1&seed=2")[0])
-    etag = response.headers["etag"]
-    unchanged = client.get(response.url, headers={"if-none-match": etag})
+    assert strip.shape[:2] == (side, 4 * side)
+    first, *_, last = cells(strip, side, 4, 4)
+    assert np.array_equal(first, samples(client, f"model={model}&n=1&seed=1{label}")[0])
+    assert np.array_equal(last, samples(client, f"model={model}&n=1&seed=2{label}")[0])
+    unchanged = client.get(url, headers={"if-none-match": response.headers["etag"]})
     assert (unchanged.status_code, unchanged.content) == (304, b"")
-
-
-@pytest.mark.parametrize(("model", "side"), [("vae-faces", 32), ("cvae-mnist", 28)])
-def test_a_film_shows_the_strips_pictures(client: TestClient, model: str, side: int) -> None:
-    label = "&label=5" if model == "cvae-mnist" else ""
-    url = f"/generate/interpolate?model={model}&from_seed=1&to_seed=2&steps=4{label}"
-    strip = pixels(client.get(url).content)
-    film = client.get(url + "&format=webp")
-    assert film.headers["content-type"] == "image/webp"
-    assert film.content == client.get(url + "&format=webp").content
-    with Image.open(io.BytesIO(film.content)) as frames:
+    animation = client.get(url + "&format=webp")
+    assert animation.headers["content-type"] == "image/webp"
+    assert animation.content == client.get(url + "&format=webp").content
+    with Image.open(io.BytesIO(animation.content)) as frames:
         assert (getattr(frames, "n_frames", 1), frames.info["loop"]) == (4, 0)
         for index, expected in enumerate(cells(strip, side, 4, 4)):
             frames.seek(index)
@@ -379,58 +332,45 @@ def test_a_film_shows_the_strips_pictures(client: TestClient, model: str, side: 
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
-        ("from_seed=1", "invalid-parameters"),
-        ("from_seed=1&to_seed=2&steps=1", "invalid-parameters"),
-        ("from_seed=1&to_seed=2&steps=65", "invalid-parameters"),
-        (f"from_seed=1&to_seed={2**63}", "invalid-parameters"),
         ("from_seed=1&to_seed=2&format=json", "invalid-parameters"),
         ("from_seed=1&to_seed=2", "unprocessable"),
         ("from_seed=1&to_seed=2&label=1,2", "unprocessable"),
         ("from_seed=1&to_seed=2&model=denoiser-photo", "unknown-model"),
     ],
 )
-def test_a_way_that_means_nothing_is_a_422(client: TestClient, query: str, problem: str) -> None:
+def test_invalid_interpolations(client: TestClient, query: str, problem: str) -> None:
     response = client.get(f"/generate/interpolate?{query}")
     assert (response.status_code, response.json()["type"]) == (422, f"urn:vestibule:problem:{problem}")
 
 
-def test_the_way_is_a_great_circle() -> None:
+def test_slerp() -> None:
     generator = torch.Generator().manual_seed(0)
     first, last = F.normalize(torch.randn(2, 64, generator=generator).double()).unbind()
     expected = geometric_slerp(first.numpy(), last.numpy(), np.linspace(0, 1, 7))
-    assert np.allclose(between(first, last, 7), expected, atol=1e-7)
+    assert np.allclose(slerp(first, last, 7), expected, atol=1e-7)
     noise = latents(0, 0, 512), latents(1, 0, 512)
-    assert between(*noise, 9).norm(dim=1).numpy() == pytest.approx(math.sqrt(512), rel=0.1)
-    assert torch.equal(between(*noise, 9)[[0, -1]], torch.stack(noise))
+    assert slerp(*noise, 9).norm(dim=1).numpy() == pytest.approx(math.sqrt(512), rel=0.1)
+    assert torch.equal(slerp(*noise, 9)[[0, -1]], torch.stack(noise))
 
 
-def test_two_ends_without_a_circle_between_them_are_joined_by_a_line() -> None:
+def test_slerp_of_parallel_vectors_is_linear() -> None:
     point = torch.tensor([3.0, 4.0])
-    assert torch.equal(between(point, point, 3), torch.stack([point] * 3))
-    assert torch.equal(between(point, 2 * point, 3), torch.stack([point, 1.5 * point, 2 * point]))
-    assert torch.isfinite(between(point, -point, 5)).all()
+    assert torch.equal(slerp(point, point, 3), torch.stack([point] * 3))
+    assert torch.equal(slerp(point, 2 * point, 3), torch.stack([point, 1.5 * point, 2 * point]))
+    assert torch.isfinite(slerp(point, -point, 5)).all()
 
 
-def test_a_model_that_draws_is_listed_as_loaded(client: TestClient) -> None:
+def test_loaded_generator_in_the_list_of_models(client: TestClient) -> None:
     client.get("/generate?n=1")
     rows = {row["name"]: row for row in client.get("/models").json()["data"]}
-    assert (rows["cvae-mnist"]["loaded"], rows["cvae-mnist"]["default"], rows["cvae-mnist"]["classes"]) == (
-        True,
-        True,
-        10,
-    )
+    assert [rows["cvae-mnist"][name] for name in ("loaded", "default", "classes")] == [True, True, 10]
     assert client.get("/models/cvae-mnist").json()["runtime"].startswith("torch-")
 
 
-def test_a_request_for_samples_waits_for_a_place_like_any(weights: Path) -> None:
+def test_generate_counts_toward_the_capacity(weights: Path) -> None:
     app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist", max_requests=1))
     with TestClient(app, base_url=BASE_URL) as client:
         app.state.capacity.acquire()
         assert client.get("/generate?n=1").status_code == 429
         app.state.capacity.release()
         assert client.get("/generate?n=1").status_code == 200
-
-
-def test_classifying_goes_on_as_before(client: TestClient) -> None:
-    picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
-    assert client.post("/classify", **picture).json()["model"] == "lenet5-mnist"  # type: ignore[arg-type]

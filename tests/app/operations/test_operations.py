@@ -1,4 +1,4 @@
-"""Probes, metrics, model cards, the documentation page, and the OpenAPI document under fire."""
+"""Probes, metrics, model cards, the documentation page, and fuzzing by the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from app.settings import PROJECT, Settings
 from tests.app import bad_inputs
 from tests.app.conftest import BASE_URL
 from tests.app.server.test_process import serving
-from tests.conftest import encode, photo
 
 
-def document_of_a_service_without_keys() -> dict[str, Any]:
-    """Who needs which key is tested in test_gate.py."""
+def document_without_security() -> dict[str, Any]:
+    """The OpenAPI document without key requirements, which test_authentication.py tests."""
     document = create_app(Settings()).openapi()
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -34,18 +33,18 @@ def document_of_a_service_without_keys() -> dict[str, Any]:
     return document
 
 
-schema = schemathesis.openapi.from_dict(document_of_a_service_without_keys())
+schema = schemathesis.openapi.from_dict(document_without_security())
 
 
 @schemathesis.serializer("application/zip", "application/x-ndjson")
-def as_it_is(_: Any, value: Any) -> Any:
-    """What bulk jobs are sent, which schemathesis knows no form of."""
+def unchanged(_: Any, value: Any) -> Any:
+    """Serialise bodies of bulk jobs, whose media types schemathesis does not support."""
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Where the service answers over real HTTP: in this process each call would bring an event loop of its own."""
+    """The address of a service in another process: in this one each call would start an event loop."""
     with serving() as (_, url, _):
         yield url
 
@@ -58,28 +57,27 @@ def test_probes(client: TestClient) -> None:
 
 
 def test_not_ready_before_the_weights_are_loaded() -> None:
-    client = TestClient(create_app(Settings()), base_url=BASE_URL)  # without `with`: the lifespan does not run
+    client = TestClient(create_app(Settings()), base_url=BASE_URL)  # without `with`, the lifespan does not run
     response = client.get("/health/ready")
     assert (response.status_code, response.json()["type"]) == (503, "urn:vestibule:problem:not-ready")
     assert client.get("/health/live").status_code == 200
 
 
-def test_a_face_pair_that_is_there_but_not_whole_is_not_ready_and_the_rest_serves(tmp_path: Path) -> None:
+def test_damaged_face_models_are_reported_and_other_models_serve(tmp_path: Path) -> None:
     for name in ("lenet5-mnist", "centerface"):
         (tmp_path / name).symlink_to(PROJECT / "weights" / name)
     settings = Settings(weights=tmp_path, default_classifier="lenet5-mnist")
-    with TestClient(create_app(settings), base_url=BASE_URL) as whole:
-        assert whole.get("/health/ready").json()["models"].keys() == {"lenet5-mnist", "centerface"}
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        assert client.get("/health/ready").json()["models"].keys() == {"lenet5-mnist", "centerface"}
     shutil.copytree(PROJECT / "weights" / "mobilefacenet-triplet", tmp_path / "mobilefacenet-triplet")
     (tmp_path / "mobilefacenet-triplet" / "model.safetensors").write_bytes(b"not weights")
-    with TestClient(create_app(settings), base_url=BASE_URL) as broken:
-        refused = broken.get("/health/ready")
-        assert (refused.status_code, refused.json()["detail"]) == (503, "not loaded: mobilefacenet-triplet")
-        picture = {"content": encode(photo("coffee")), "headers": {"content-type": "image/png"}}
-        assert broken.post("/classify", **picture).status_code == 200  # type: ignore[arg-type]
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        response = client.get("/health/ready")
+        assert (response.status_code, response.json()["detail"]) == (503, "not loaded: mobilefacenet-triplet")
+        assert client.post("/classify", content=bad_inputs.coffee(), headers=bad_inputs.JPEG).status_code == 200
 
 
-def test_models_are_listed_with_their_cards(client: TestClient) -> None:
+def test_models_and_their_cards(client: TestClient) -> None:
     listed = {row["name"]: row for row in client.get("/models").json()["data"]}
     assert {"efficientnet-lite0", "lenet5-mnist"} <= listed.keys()
     assert listed["efficientnet-lite0"]["default"]
@@ -90,26 +88,25 @@ def test_models_are_listed_with_their_cards(client: TestClient) -> None:
         assert len(detail["card"]["classes"]) == row["classes"]
 
 
-def test_metrics_count_what_happened(client: TestClient) -> None:
+def test_metrics(client: TestClient) -> None:
     def value(name: str, **labels: str) -> float:
         families = text_string_to_metric_families(client.get("/metrics").text)
         samples = [s for family in families for s in family.samples if s.name == name]
         return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
-    good = {"route": "/classify", "method": "POST", "status": "200"}
-    before = value("vestibule_requests_total", **good), value("vestibule_batch_size_sum", model="efficientnet-lite0")
+    def counts() -> tuple[float, float]:
+        requests = value("vestibule_requests_total", route="/classify", method="POST", status="200")
+        return requests, value("vestibule_batch_size_sum", model="efficientnet-lite0")
+
+    before = counts()
     client.post("/classify", content=bad_inputs.coffee(), headers=bad_inputs.JPEG)
-    after = value("vestibule_requests_total", **good), value("vestibule_batch_size_sum", model="efficientnet-lite0")
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+    client.get("/unknown-path")
+    assert counts() == (before[0] + 1, before[1] + 1)
     assert value("vestibule_requests_in_flight") == 0
+    assert "unknown-path" not in client.get("/metrics").text
 
 
-def test_paths_that_clients_think_of_make_no_labels(client: TestClient) -> None:
-    client.get("/a-path-nobody-has-heard-of")
-    assert "nobody-has-heard-of" not in client.get("/metrics").text
-
-
-def test_docs_need_no_other_host(client: TestClient) -> None:
+def test_docs_link_to_no_other_host(client: TestClient) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
     links = re.findall(r"(?:src|href)=[\"']([^\"']+)", page.text)
@@ -128,19 +125,19 @@ def test_docs_need_no_other_host(client: TestClient) -> None:
     derandomize=True,
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
-# The other names of zip and NDJSON, which it cannot write.
+# Alternative media types of zip and NDJSON.
 @pytest.mark.filterwarnings("ignore:Skipped test cases with unsupported payload media types")
-def test_the_openapi_document_keeps_its_word(address: str, case: schemathesis.Case[Any]) -> None:
+def test_responses_comply_with_the_openapi_document(address: str, case: schemathesis.Case[Any]) -> None:
     response = case.call(base_url=address)
     assert response.status_code < 500 or response.status_code == 503
-    # That a string of bytes is a picture is nothing a schema can say.
+    # A schema cannot express that a string of bytes is a valid image.
     excluded: list[Any] = [positive_data_acceptance]
     if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        excluded.append(negative_data_rejection)  # it does not know 413, with which a body of a long list is refused
+        excluded.append(negative_data_rejection)  # the check does not accept 413 for a long list
     case.validate_response(response, excluded_checks=excluded)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:schemathesis")
-def test_a_collection_that_is_there_already_is_answered_as_the_document_says(address: str) -> None:
+def test_existing_collection_complies_with_the_openapi_document(address: str) -> None:
     case = schema["/collections/{collection}"]["PUT"].Case(path_parameters={"collection": "there"}, body={})
     assert [case.call_and_validate(base_url=address).status_code for _ in range(2)] == [201, 200]

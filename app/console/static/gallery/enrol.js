@@ -1,22 +1,22 @@
-/** A subject's photos into a collection, and what became of each. */
+/** Enrol a subject's photos in a collection and show the result for each. */
 
-import { ask, form } from "../api.js";
-import { badge, checkbox, during, field, keyInput, trouble } from "../controls.js";
-import { announce, h, many, put } from "../dom.js";
-import { framed } from "../drawing.js";
-import { picker, release } from "../pictures.js";
-import { sentence } from "../words.js";
+import { requestJson, form } from "../api.js";
+import { badge, checkbox, whileBusy, field, idInput, errorNotice } from "../controls.js";
+import { announce, h, plural, replaceContent } from "../dom.js";
+import { annotatedImage } from "../drawing.js";
+import { picker, release } from "../image_picker.js";
+import { describeReasons } from "../reasons.js";
 
 /**
- * @typedef {import("../pictures.js").Picture} Picture
+ * @typedef {import("../image_picker.js").Picture} Picture
  * @typedef {{box: number[], landmarks: import("../drawing.js").Points}} Face
  * @typedef {{indexed: {index: number, face: Face | null}[], rejected: {index: number, face: Face, reasons: string[]}[],
  *   failed: {index: number, problem: import("../api.js").ProblemDetails}[]}} Enrolled
- * @typedef {{path: string, whole: boolean, onEnrolled: () => void}} Options `whole`: of pictures, not of faces
+ * @typedef {{path: string, whole: boolean, onEnrolled: () => void}} Options `whole`: it holds whole images, not faces
  */
 
-/** Who is on the examples. @type {Record<string, [id: string, name: string]>} */
-const KNOWN = {
+/** The subjects of the example images. @type {Record<string, [id: string, name: string]>} */
+const EXAMPLE_SUBJECTS = {
   "astronaut.jpg": ["eileen", "Eileen Collins"],
   "hopper.jpg": ["grace", "Grace Hopper"],
   "coffee.jpg": ["coffee", "A cup of coffee"],
@@ -27,55 +27,55 @@ const KNOWN = {
 export function enrol({ path, whole, onEnrolled }) {
   /** @type {Picture[]} */
   let pictures = [];
-  const id = keyInput();
+  const id = idInput();
   const name = h("input", { type: "text", maxlength: 256, autocomplete: "off" });
-  const gate = checkbox("Refuse faces of poor quality", true);
+  const gate = checkbox("Reject low-quality faces", true);
   const chosen = h("div", { class: "picked" });
   const send = h("button", { type: "button", class: "primary", disabled: true }, "Enrol");
-  const told = h("div", { class: "stack", "aria-live": "polite" });
+  const outcomes = h("div", { class: "stack", "aria-live": "polite" });
   const examples = whole ? ["coffee.jpg", "cat.jpg"] : ["astronaut.jpg", "hopper.jpg"];
   const element = h(
     "section",
     { class: "panel", "aria-label": "Enrol" },
     h("h2", {}, "Enrol"),
     picker({
-      label: whole ? "Pictures of one subject" : "Photos of one person",
+      label: whole ? "Images of one subject" : "Photos of one person",
       multiple: true,
       examples,
       onPictures: add,
-      wants: () => false,
+      prefersPaste: () => false,
     }).element,
     chosen,
-    field("Subject id", id, "Yours to choose: letters, digits and . @ : + - _"),
+    field("Subject id", id, "Any id: letters, digits and . @ : + - _"),
     field("Name (optional)", name),
     whole ? null : gate.element,
     send,
-    told,
+    outcomes,
   );
-  id.addEventListener("input", settle);
-  send.addEventListener("click", () => during(send, run).then(settle));
+  id.addEventListener("input", updateButton);
+  send.addEventListener("click", () => whileBusy(send, run).then(updateButton));
 
-  function settle() {
+  function updateButton() {
     send.disabled = !pictures.length || !id.value || !id.checkValidity();
-    send.textContent = pictures.length > 1 ? `Enrol ${many(pictures.length, "photo")}` : "Enrol";
+    send.textContent = pictures.length > 1 ? `Enrol ${plural(pictures.length, "photo")}` : "Enrol";
   }
 
   /** @param {Picture[]} more */
   function add(more) {
-    const known = KNOWN[more[0].name];
-    if (known && !id.value) [id.value, name.value] = known;
+    const subject = EXAMPLE_SUBJECTS[more[0].name];
+    if (subject && !id.value) [id.value, name.value] = subject;
     pictures.push(...more);
-    put(told);
+    replaceContent(outcomes);
     show();
   }
 
   function show() {
-    put(
+    replaceContent(
       chosen,
       ...pictures.map((picture) => {
         const drop = h(
           "button",
-          { type: "button", class: "thumb", title: "Leave it out", "aria-label": `Leave out ${picture.name}` },
+          { type: "button", class: "thumb", title: "Remove", "aria-label": `Remove ${picture.name}` },
           h("img", { src: picture.url, alt: "" }),
         );
         drop.addEventListener("click", () => {
@@ -86,7 +86,7 @@ export function enrol({ path, whole, onEnrolled }) {
         return drop;
       }),
     );
-    settle();
+    updateButton();
   }
 
   async function run() {
@@ -94,56 +94,57 @@ export function enrol({ path, whole, onEnrolled }) {
     try {
       const body = form({ file: pictures.map((picture) => picture.blob) });
       const query = { quality_gate: gate.box.checked };
-      const answer = /** @type {Enrolled} */ (await ask(`${subject}/faces`, { method: "POST", query, body }));
-      if (name.value && answer.indexed.length) await call(subject, name.value);
-      put(told, ...pictures.map((picture, index) => outcome(picture, index, answer)));
+      const answer = /** @type {Enrolled} */ (await requestJson(`${subject}/faces`, { method: "POST", query, body }));
+      if (name.value && answer.indexed.length) await setName(subject, name.value);
+      replaceContent(outcomes, ...pictures.map((picture, index) => outcome(picture, index, answer)));
       announce(
-        `${many(answer.indexed.length, "face")} enrolled, ${answer.rejected.length + answer.failed.length} refused`,
+        `${plural(answer.indexed.length, "face")} enrolled, ${answer.rejected.length + answer.failed.length} rejected`,
       );
       pictures = [];
       [id.value, name.value] = ["", ""];
       show();
       onEnrolled();
     } catch (error) {
-      put(told, trouble(error));
+      replaceContent(outcomes, errorNotice(error));
     }
   }
 
-  settle();
+  updateButton();
   return { element };
 }
 
 /**
- * Give a subject a name, and leave what else it has.
+ * Set a subject's name and keep its other attributes.
  * @param {string} subject
  * @param {string} name
  */
-async function call(subject, name) {
-  const { metadata, expires_at } = await ask(subject);
-  await ask(subject, { method: "PUT", json: { name, metadata, expires_at } });
+async function setName(subject, name) {
+  const { metadata, expires_at } = await requestJson(subject);
+  await requestJson(subject, { method: "PUT", json: { name, metadata, expires_at } });
 }
 
 /**
+ * Show the result of enrolling one image.
  * @param {Picture} picture
  * @param {number} index
  * @param {Enrolled} answer
  */
 function outcome(picture, index, answer) {
-  const indexed = answer.indexed.filter((one) => one.index === index);
-  const rejected = answer.rejected.filter((one) => one.index === index);
-  const failed = answer.failed.find((one) => one.index === index);
-  const frame = framed(picture.url, picture.name);
+  const indexed = answer.indexed.filter((item) => item.index === index);
+  const rejected = answer.rejected.filter((item) => item.index === index);
+  const failed = answer.failed.find((item) => item.index === index);
+  const frame = annotatedImage(picture.url, picture.name);
   frame.mark([
-    ...rejected.map((one) => ({ ...one.face, tone: /** @type {import("../drawing.js").Tone} */ ("rejected") })),
-    ...indexed.flatMap((one) =>
-      one.face ? [{ ...one.face, tone: /** @type {import("../drawing.js").Tone} */ ("match") }] : [],
+    ...rejected.map((item) => ({ ...item.face, tone: /** @type {import("../drawing.js").Tone} */ ("rejected") })),
+    ...indexed.flatMap((item) =>
+      item.face ? [{ ...item.face, tone: /** @type {import("../drawing.js").Tone} */ ("match") }] : [],
     ),
   ]);
   const words = [
     indexed.length ? badge("✓ enrolled", "good") : badge("✕ not enrolled", "bad"),
-    ...rejected.map((one) => h("p", {}, `Not this face: ${sentence(one.reasons).toLowerCase()}`)),
+    ...rejected.map((item) => h("p", {}, `Face rejected: ${describeReasons(item.reasons).toLowerCase()}`)),
     failed ? h("p", {}, [failed.problem.title, failed.problem.detail].filter(Boolean).join(": ")) : null,
-    !indexed.length && !rejected.length && !failed ? h("p", {}, "There is no face in the picture.") : null,
+    !indexed.length && !rejected.length && !failed ? h("p", {}, "There is no face in the image.") : null,
   ];
   return h("div", { class: "outcome" }, frame.element, h("div", {}, ...words));
 }

@@ -1,8 +1,8 @@
-/** What is being erased: each receipt is followed until nothing is left in any file. */
+/** The list of erasures: each receipt is polled until the data is erased from all files. */
 
-import { ask } from "../api.js";
+import { requestJson } from "../api.js";
 import { badge } from "../controls.js";
-import { announce, h, many, moment } from "../dom.js";
+import { announce, h, plural, formatTime } from "../dom.js";
 
 /** @typedef {{id: string, status: "scrubbing" | "erased", subjects: number, faces: number, erased_at: string | null}} Receipt */
 
@@ -17,7 +17,7 @@ export function erasures() {
     h(
       "p",
       { class: "hint" },
-      "Gone from searches at once. The receipt turns to “erased” when no file holds anything of it any more.",
+      "Excluded from searches at once. The status becomes “erased” when no file contains the data any more.",
     ),
     list,
   );
@@ -46,13 +46,13 @@ async function follow(what, receipt, row) {
   for (;;) {
     const done = now.status === "erased";
     row.replaceChildren(
-      badge(done ? "✓ erased" : "scrubbing …", done ? "good" : "warn"),
+      badge(done ? "✓ erased" : "erasing …", done ? "good" : "warn"),
       h("strong", {}, what),
-      h("span", {}, `${many(now.subjects, "subject")}, ${many(now.faces, "face")}`),
+      h("span", {}, `${plural(now.subjects, "subject")}, ${plural(now.faces, "face")}`),
       h(
         "span",
         { class: "hint" },
-        done && now.erased_at ? `${moment(now.erased_at)} · ` : "",
+        done && now.erased_at ? `${formatTime(now.erased_at)} · ` : "",
         "receipt ",
         h("code", {}, now.id),
       ),
@@ -60,9 +60,9 @@ async function follow(what, receipt, row) {
     if (done) return announce(`${what} is erased`);
     await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
     try {
-      now = await ask(`erasures/${now.id}`);
+      now = await requestJson(`erasures/${now.id}`);
     } catch {
-      // It goes on without being watched; the next answer tells.
+      // The erasure continues in the service; poll again.
     }
   }
 }

@@ -1,21 +1,21 @@
-/** Who of a collection is in a picture? A match, nobody known, or a face too poor to ask. */
+/** Search a collection for the faces of images: matches, unknown faces, and rejected ones. */
 
-import { Latest, Problem, ask, form, isAbort } from "../api.js";
-import { badge, bar, checkbox, command, segmented, trouble, waiting } from "../controls.js";
-import { announce, h, many, oneIn, percent, put } from "../dom.js";
-import { framed } from "../drawing.js";
-import { picker, release } from "../pictures.js";
-import { sentence } from "../words.js";
+import { Latest, Problem, requestJson, form, isAbort } from "../api.js";
+import { badge, bar, checkbox, terminalCommand, segmented, errorNotice, loading } from "../controls.js";
+import { announce, h, plural, formatRate, percent, replaceContent } from "../dom.js";
+import { annotatedImage } from "../drawing.js";
+import { picker, release } from "../image_picker.js";
+import { describeReasons } from "../reasons.js";
 
 /**
- * @typedef {import("../pictures.js").Picture} Picture
+ * @typedef {import("../image_picker.js").Picture} Picture
  * @typedef {{subject_id: string, name: string | null, probability: number | null, distance: number}} Candidate
  * @typedef {{face: {box: number[], landmarks: import("../drawing.js").Points} | null,
- *   status: "match" | "unknown" | "rejected", reasons: string[], candidates: Candidate[]}} Found
- * @typedef {{name: string, whole: boolean}} Options `name` is the collection's; `whole`: of pictures, not of faces
+ *   status: "match" | "unknown" | "rejected", reasons: string[], candidates: Candidate[]}} FaceResult
+ * @typedef {{name: string, whole: boolean}} Options `name` is the collection's; `whole`: it holds whole images, not faces
  */
 
-/** @type {Record<Found["status"], [text: string, tone: "good" | "warn" | "plain"]>} */
+/** @type {Record<FaceResult["status"], [text: string, tone: "good" | "warn" | "plain"]>} */
 const STATUS = { match: ["✓ match", "good"], unknown: ["? unknown", "warn"], rejected: ["– rejected", "plain"] };
 
 /** @param {Options} options */
@@ -24,29 +24,29 @@ export function search({ name, whole }) {
   let pictures = [];
   const latest = new Latest();
   const rate = segmented(
-    "Searches for a stranger that name somebody, at most",
-    [0.1, 0.01, 0.001].map((value) => ({ value: String(value), label: oneIn(value) })),
+    "False positive identification rate, at most",
+    [0.1, 0.01, 0.001].map((value) => ({ value: String(value), label: formatRate(value) })),
     "0.01",
     run,
   );
-  const gate = checkbox("Do not ask about faces of poor quality", false, run);
+  const gate = checkbox("Skip low-quality faces", false, run);
   const results = h("div", { class: "stack", "aria-live": "polite" });
-  const terminal = command(
+  const terminal = terminalCommand(
     () =>
       `curl -F file=@${pictures[0]?.name ?? "camera.jpg"} '${location.origin}/search?${new URLSearchParams(query())}'`,
   );
   const element = h(
     "section",
     { class: "panel", "aria-label": "Search" },
-    h("h2", {}, whole ? "Which pictures are like this one?" : "Who is this?"),
+    h("h2", {}, whole ? "Which images are similar?" : "Who is this?"),
     h(
       "div",
       { class: "asking" },
       picker({
-        label: whole ? "A picture" : "Photos to ask about",
+        label: whole ? "Images to search for" : "Photos to search for",
         multiple: true,
         examples: whole ? ["coffee.jpg", "cat.jpg"] : ["astronaut.jpg", "hopper.jpg"],
-        onPictures: renew,
+        onPictures: setPictures,
       }).element,
       h("div", { class: "stack" }, whole ? null : rate.element, whole ? null : gate.element, terminal.element),
     ),
@@ -55,81 +55,83 @@ export function search({ name, whole }) {
 
   function query() {
     /** @type {Record<string, string>} */
-    const asked = { collection: name, limit: "5" };
-    if (!whole) Object.assign(asked, { fpir: rate.value, quality_gate: String(gate.box.checked) });
-    return asked;
+    const params = { collection: name, limit: "5" };
+    if (!whole) Object.assign(params, { fpir: rate.value, quality_gate: String(gate.box.checked) });
+    return params;
   }
 
   /** @param {Picture[]} more */
-  function renew(more) {
+  function setPictures(more) {
     pictures.forEach(release);
     pictures = more;
     run();
   }
 
-  /** Ask again, where something was asked: who is enrolled may have changed. */
+  /** Search for the current images, also after the collection has changed. */
   async function run() {
     terminal.update();
     if (!pictures.length) return;
     const signal = latest.next();
-    if (!results.hasChildNodes()) put(results, waiting("Searching …", 5));
+    if (!results.hasChildNodes()) replaceContent(results, loading("Searching …", 5));
     results.setAttribute("aria-busy", "true");
     try {
       const body = form({ file: pictures.map((picture) => picture.blob) });
-      const answer = await ask("search", { method: "POST", query: query(), body, signal });
-      put(results, summary(answer), ...pictures.map((picture, index) => one(picture, answer.data[index])));
+      const answer = await requestJson("search", { method: "POST", query: query(), body, signal });
+      replaceContent(results, summary(answer), ...pictures.map((picture, index) => imageResult(picture, answer.data[index])));
     } catch (error) {
       if (isAbort(error)) return;
-      put(results, trouble(error, run));
+      replaceContent(results, errorNotice(error, run));
     }
     results.removeAttribute("aria-busy");
   }
 
   /** @param {any} answer */
   function summary({ collection, threshold }) {
-    const among = `Searched ${many(collection.faces, whole ? "picture" : "face")} of ${many(collection.subjects, "subject")}${collection.exact ? ", each of them compared" : ", by an index"}.`;
+    const size = `Searched ${plural(collection.faces, whole ? "image" : "face")} of ${plural(collection.subjects, "subject")}, ${collection.exact ? "exhaustively" : "with an index"}.`;
     const limit =
       threshold === null
         ? ""
-        : ` A match is at most ${threshold.toFixed(3)} away; that follows how many faces there are.`;
-    return h("p", { class: "hint" }, among, limit);
+        : ` The threshold for a match is a distance of ${threshold.toFixed(3)}; it depends on the number of faces.`;
+    return h("p", { class: "hint" }, size, limit);
   }
 
   return { element, run };
 }
 
 /**
+ * Show the result for one image.
  * @param {Picture} picture
- * @param {{faces?: Found[], problem?: import("../api.js").ProblemDetails}} answer
+ * @param {{faces?: FaceResult[], problem?: import("../api.js").ProblemDetails}} answer
  */
-function one(picture, { faces, problem }) {
-  const frame = framed(picture.url, picture.name);
-  if (!faces) return h("div", { class: "result" }, frame.element, trouble(new Problem(/** @type {any} */ (problem))));
+function imageResult(picture, { faces, problem }) {
+  const frame = annotatedImage(picture.url, picture.name);
+  if (!faces) return h("div", { class: "result" }, frame.element, errorNotice(new Problem(/** @type {any} */ (problem))));
   frame.mark(
     faces.flatMap(({ face, status, candidates }, index) => {
       const who = status === "match" ? (candidates[0].name ?? candidates[0].subject_id) : status;
       return face ? [{ ...face, tone: status, label: faces.length > 1 ? `${index + 1} ${who}` : who }] : [];
     }),
   );
-  const found = faces.length
-    ? faces.map((face, index) => told(face, index, faces.length))
-    : [h("strong", {}, "There is no face in this picture.")];
+  const results = faces.length
+    ? faces.map((face, index) => faceResult(face, index, faces.length))
+    : [h("strong", {}, "There is no face in this image.")];
   announce(faces.map((face) => `${face.status} ${face.candidates[0]?.name ?? ""}`).join(", "));
-  return h("div", { class: "result searched" }, frame.element, h("div", { class: "said" }, ...found));
+  return h("div", { class: "result searched" }, frame.element, h("div", { class: "said" }, ...results));
 }
 
 /**
- * @param {Found} found
+ * Show the result for one face.
+ * @param {FaceResult} result
  * @param {number} index
  * @param {number} faces
  */
-function told({ face, status, reasons, candidates }, index, faces) {
+function faceResult({ face, status, reasons, candidates }, index, faces) {
   const [text, tone] = STATUS[status];
   const first = candidates[0];
-  /** @type {Record<Found["status"], string>} */
+  /** @type {Record<FaceResult["status"], string>} */
   const titles = {
     match: first?.name ?? first?.subject_id ?? "",
-    unknown: face ? "Nobody who is enrolled" : "The likest",
+    unknown: face ? "Not enrolled" : "Most similar",
     rejected: "Not searched",
   };
   const heading = h(
@@ -138,7 +140,7 @@ function told({ face, status, reasons, candidates }, index, faces) {
     face ? badge(text, tone) : null,
     h("strong", {}, faces > 1 ? `${index + 1}. ` : "", titles[status]),
   );
-  const why = reasons.length ? h("p", { class: "hint" }, sentence(reasons)) : null;
+  const why = reasons.length ? h("p", { class: "hint" }, describeReasons(reasons)) : null;
   return h(
     "div",
     { class: `found-face ${status}` },
@@ -150,25 +152,25 @@ function told({ face, status, reasons, candidates }, index, faces) {
 
 /**
  * @param {Candidate[]} candidates
- * @param {Found["status"]} status
+ * @param {FaceResult["status"]} status
  */
 function ranked(candidates, status) {
   return h(
     "ol",
     { class: "ranking", "aria-label": "Candidates" },
-    ...candidates.map((one, rank) =>
+    ...candidates.map((item, rank) =>
       h(
         "li",
         { class: "ranked" },
-        h("span", {}, one.name ?? one.subject_id, " ", one.name ? h("code", {}, one.subject_id) : null),
+        h("span", {}, item.name ?? item.subject_id, " ", item.name ? h("code", {}, item.subject_id) : null),
         h(
           "span",
           { class: "number hint" },
-          one.probability === null
-            ? `${one.distance.toFixed(3)} away`
-            : `${percent(one.probability)} · ${one.distance.toFixed(3)} away`,
+          item.probability === null
+            ? `distance ${item.distance.toFixed(3)}`
+            : `${percent(item.probability)} · distance ${item.distance.toFixed(3)}`,
         ),
-        bar(one.probability ?? 1 - one.distance / 2, rank === 0 && status === "match" ? "good" : "faint"),
+        bar(item.probability ?? 1 - item.distance / 2, rank === 0 && status === "match" ? "good" : "faint"),
       ),
     ),
   );

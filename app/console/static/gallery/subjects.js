@@ -1,8 +1,8 @@
-/** Who is in a collection: by page, with their faces; and how to erase them. */
+/** The subjects of a collection, by page, with their faces; and how to erase them. */
 
-import { ask } from "../api.js";
-import { confirmed, empty, trouble, waiting } from "../controls.js";
-import { count, h, many, moment, put } from "../dom.js";
+import { requestJson } from "../api.js";
+import { confirmDialog, emptyState, errorNotice, loading } from "../controls.js";
+import { count, h, plural, formatTime, replaceContent } from "../dom.js";
 
 /**
  * @typedef {{id: string, name: string | null, faces: number, created_at: string}} Subject
@@ -14,13 +14,13 @@ const PAGE = 10;
 
 /** @param {Options} options `path` is the collection's, in the API */
 export function subjects({ path, onErased }) {
-  /** Where each page seen so far began. @type {string[]} */
+  /** The cursor of each page up to the current one. @type {string[]} */
   let starts = [""];
-  const body = h("div", { class: "stack" }, waiting("Asking who is there …"));
+  const body = h("div", { class: "stack" }, loading("Loading subjects …"));
   const place = h("span", { class: "hint" });
-  const back = h("button", { type: "button", onclick: () => turn(-1) }, "‹ Before");
-  const on = h("button", { type: "button", onclick: () => turn(1) }, "Next ›");
-  const pages = h("nav", { class: "row end", "aria-label": "Pages of subjects", hidden: true }, place, back, on);
+  const back = h("button", { type: "button", onclick: () => turn(-1) }, "‹ Previous");
+  const forward = h("button", { type: "button", onclick: () => turn(1) }, "Next ›");
+  const pages = h("nav", { class: "row end", "aria-label": "Pages of subjects", hidden: true }, place, back, forward);
   const element = h("section", { class: "panel", "aria-label": "Subjects" }, h("h2", {}, "Subjects"), body, pages);
   /** @type {string | null} */
   let next = null;
@@ -34,56 +34,56 @@ export function subjects({ path, onErased }) {
 
   async function load() {
     try {
-      let answer = await ask(`${path}/subjects`, { query: { limit: PAGE, after: starts.at(-1) } });
+      let answer = await requestJson(`${path}/subjects`, { query: { limit: PAGE, after: starts.at(-1) } });
       if (!answer.data.length && starts.length > 1) {
-        starts.pop(); // the last of this page is gone
-        answer = await ask(`${path}/subjects`, { query: { limit: PAGE, after: starts.at(-1) } });
+        starts.pop(); // the last subject of this page was erased
+        answer = await requestJson(`${path}/subjects`, { query: { limit: PAGE, after: starts.at(-1) } });
       }
       next = answer.next;
       show(answer.data);
     } catch (error) {
-      put(body, trouble(error, load));
+      replaceContent(body, errorNotice(error, load));
     }
   }
 
-  /** @param {Subject[]} found */
-  function show(found) {
+  /** @param {Subject[]} page */
+  function show(page) {
     pages.hidden = next === null && starts.length === 1;
     back.disabled = starts.length === 1;
-    on.disabled = next === null;
+    forward.disabled = next === null;
     const first = (starts.length - 1) * PAGE + 1;
-    place.textContent = `${count(first)} to ${count(first + found.length - 1)}`;
-    if (!found.length) {
-      put(
+    place.textContent = `${count(first)} to ${count(first + page.length - 1)}`;
+    if (!page.length) {
+      replaceContent(
         body,
-        empty("Nobody is enrolled yet", h("p", {}, "Give a subject an id of your own and a photo or several, above.")),
+        emptyState("No subjects yet", h("p", {}, "Enrol a subject above: choose an id, and one or more photos.")),
       );
       return;
     }
-    put(body, h("ul", { class: "people" }, ...found.map(row)));
+    replaceContent(body, h("ul", { class: "people" }, ...page.map(row)));
   }
 
   /** @param {Subject} subject */
   function row(subject) {
-    const called = subject.name ?? subject.id;
+    const label = subject.name ?? subject.id;
     const faces = h("div", { class: "stack", hidden: true });
-    const open = h("button", { type: "button", class: "quiet", "aria-expanded": "false" }, many(subject.faces, "face"));
+    const open = h("button", { type: "button", class: "quiet", "aria-expanded": "false" }, plural(subject.faces, "face"));
     open.addEventListener("click", async () => {
       faces.hidden = !faces.hidden;
       open.setAttribute("aria-expanded", String(!faces.hidden));
       if (!faces.hidden) await list(subject, faces);
     });
-    const erase = h("button", { type: "button", class: "danger", "aria-label": `Erase ${called}` }, "Erase");
+    const erase = h("button", { type: "button", class: "danger", "aria-label": `Erase ${label}` }, "Erase");
     erase.addEventListener("click", async () => {
-      const text = `${many(subject.faces, "face")} and all else that is kept of ${called} will be erased, in searches at once and then in every file. This cannot be undone.`;
-      if (!(await confirmed({ title: `Erase ${called}?`, text, action: "Erase" }))) return;
-      await remove(called, `${path}/subjects/${encodeURIComponent(subject.id)}`);
+      const text = `${plural(subject.faces, "face")} and all other data of ${label} will be erased: from searches at once, then from every file. This cannot be undone.`;
+      if (!(await confirmDialog({ title: `Erase ${label}?`, text, action: "Erase" }))) return;
+      await remove(label, `${path}/subjects/${encodeURIComponent(subject.id)}`);
     });
     return h(
       "li",
       { class: "person" },
-      h("div", { class: "who" }, h("strong", {}, called), subject.name ? h("code", {}, subject.id) : null),
-      h("span", { class: "hint since" }, moment(subject.created_at)),
+      h("div", { class: "who" }, h("strong", {}, label), subject.name ? h("code", {}, subject.id) : null),
+      h("span", { class: "hint since" }, formatTime(subject.created_at)),
       open,
       erase,
       faces,
@@ -95,19 +95,19 @@ export function subjects({ path, onErased }) {
    * @param {HTMLElement} place
    */
   async function list(subject, place) {
-    put(place, waiting("Asking for the faces …", 1));
+    replaceContent(place, loading("Loading faces …", 1));
     try {
-      const { data } = await ask(`${path}/subjects/${encodeURIComponent(subject.id)}/faces`);
+      const { data } = await requestJson(`${path}/subjects/${encodeURIComponent(subject.id)}/faces`);
       const rows = /** @type {Face[]} */ (data).map((face) => {
         const name = `a face of ${subject.name ?? subject.id}`;
         const drop = h("button", { type: "button", class: "quiet", "aria-label": `Erase ${name}` }, "Erase this face");
         drop.addEventListener("click", () => remove(name, `${path}/faces/${face.id}`));
         const size = face.details.side ? `${Math.round(face.details.side)} px wide, ` : "";
-        return h("li", { class: "row spread" }, h("span", {}, `${size}enrolled ${moment(face.created_at)}`), drop);
+        return h("li", { class: "row spread" }, h("span", {}, `${size}enrolled ${formatTime(face.created_at)}`), drop);
       });
-      put(place, rows.length ? h("ul", { class: "faces" }, ...rows) : h("p", { class: "hint" }, "No face yet."));
+      replaceContent(place, rows.length ? h("ul", { class: "faces" }, ...rows) : h("p", { class: "hint" }, "No faces yet."));
     } catch (error) {
-      put(place, trouble(error));
+      replaceContent(place, errorNotice(error));
     }
   }
 
@@ -117,10 +117,10 @@ export function subjects({ path, onErased }) {
    */
   async function remove(what, where) {
     try {
-      onErased(what, await ask(where, { method: "DELETE" }));
+      onErased(what, await requestJson(where, { method: "DELETE" }));
       await load();
     } catch (error) {
-      body.prepend(trouble(error));
+      body.prepend(errorNotice(error));
     }
   }
 

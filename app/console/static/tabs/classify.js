@@ -1,19 +1,19 @@
-/** What is in these pictures, or which digits? */
+/** Classify images, or read strings of digits. */
 
 import { Latest, Problem, call, form, isAbort, timings } from "../api.js";
-import { detail, models, readsDigits } from "../catalogue.js";
-import { bar, checkbox, command, empty, field, onChoice, slider, trouble, waiting } from "../controls.js";
-import { announce, duration, h, many, percent, put } from "../dom.js";
-import { framed } from "../drawing.js";
+import { detail, models, readsDigits } from "../model_cards.js";
+import { bar, checkbox, terminalCommand, emptyState, field, onSelect, slider, errorNotice, loading } from "../controls.js";
+import { announce, duration, h, plural, percent, replaceContent } from "../dom.js";
+import { annotatedImage } from "../drawing.js";
 import { modelSummary } from "../model_summary.js";
-import { picker, release } from "../pictures.js";
+import { picker, release } from "../image_picker.js";
 
 /**
- * @typedef {import("../pictures.js").Picture} Picture
- * @typedef {import("../catalogue.js").Detail} Detail
+ * @typedef {import("../image_picker.js").Picture} Picture
+ * @typedef {import("../model_cards.js").Detail} Detail
  * @typedef {{class: string, class_id: number, confidence: number}} Prediction
  * @typedef {Prediction & {box: number[]}} Digit
- * @typedef {{picture: Picture, frame: ReturnType<typeof framed>, said: HTMLElement, element: HTMLElement}} Shown
+ * @typedef {{picture: Picture, frame: ReturnType<typeof annotatedImage>, said: HTMLElement, element: HTMLElement}} Shown
  */
 
 const EXAMPLES = ["coffee.jpg", "cat.jpg", "astronaut.jpg", "digits.png"];
@@ -28,19 +28,19 @@ export default function classify() {
 
   const select = h("select", { disabled: true });
   const summary = h("div", { class: "summary" });
-  const top = slider({ label: "Classes to name", min: 1, max: 10, step: 1, value: 5, onInput: soon });
-  const tta = checkbox("Average over several views", false, run);
+  const top = slider({ label: "Number of classes", min: 1, max: 10, step: 1, value: 5, onInput: runSoon });
+  const tta = checkbox("Test-time augmentation", false, run);
   const sequence = checkbox("Read a string of digits", false, () => {
-    settle();
+    updateOptions();
     run();
   });
   const hint = h("p", { class: "hint" });
   const took = h("p", { class: "hint took" });
   const clear = h("button", { type: "button", class: "quiet", onclick: () => remove(...shown) }, "Clear");
   const results = h("div", { class: "results" });
-  const terminal = command(curl);
+  const terminal = terminalCommand(curl);
 
-  onChoice(select, summary, async (name) => {
+  onSelect(select, summary, async (name) => {
     await choose(name);
     await run();
   });
@@ -51,24 +51,24 @@ export default function classify() {
     h(
       "div",
       { class: "side" },
-      picker({ label: "Your pictures", multiple: true, examples: EXAMPLES, onPictures: add }).element,
+      picker({ label: "Images", multiple: true, examples: EXAMPLES, onPictures: add }).element,
       h("div", { class: "panel" }, field("Model", select), summary, top.element, tta.element, sequence.element, hint),
       terminal.element,
     ),
     h("div", { class: "stage" }, h("div", { class: "row spread" }, took, clear), results),
   );
-  settle();
-  rest();
+  updateOptions();
+  showIntroduction();
   const started = start();
 
   async function start() {
     try {
-      const found = await models("classify");
-      put(select, ...found.map((model) => h("option", { value: model.name }, model.name)));
+      const available = await models("classify");
+      replaceContent(select, ...available.map((model) => h("option", { value: model.name }, model.name)));
       select.disabled = false;
-      await choose(found[0].name);
+      await choose(available[0].name);
     } catch (error) {
-      put(results, trouble(error, start));
+      replaceContent(results, errorNotice(error, start));
     }
   }
 
@@ -76,12 +76,12 @@ export default function classify() {
   async function choose(name) {
     select.value = name;
     chosen = await detail(name);
-    put(summary, modelSummary(chosen));
-    settle();
+    replaceContent(summary, modelSummary(chosen));
+    updateOptions();
   }
 
-  /** What this model has is offered, and nothing else. */
-  function settle() {
+  /** Enable the options that the model supports. */
+  function updateOptions() {
     const reads = chosen !== undefined && readsDigits(chosen.card);
     sequence.element.hidden = !reads;
     if (!reads) sequence.box.checked = false;
@@ -91,59 +91,59 @@ export default function classify() {
     top.input.disabled = string;
     const classes = chosen?.card.classes.length ?? 10;
     top.max = Math.min(10, classes);
-    hint.textContent = string ? "White on black or black on white; the digits may touch." : "";
+    hint.textContent = string ? "White on black or black on white; digits may touch." : "";
     terminal.update();
   }
 
   /** @param {Picture[]} pictures */
   async function add(pictures) {
-    if (pictures.some((picture) => picture.name === "digits.png")) await readThem();
+    if (pictures.some((picture) => picture.name === "digits.png")) await chooseDigitReader();
     for (const picture of pictures) {
-      const frame = framed(picture.url, picture.name);
+      const frame = annotatedImage(picture.url, picture.name);
       const said = h("div", { class: "said" });
       const drop = h("button", { type: "button", class: "close", "aria-label": `Remove ${picture.name}` }, "×");
       const card = h("article", { class: "result" }, frame.element, said, drop);
-      const one = { picture, frame, said, element: card };
-      drop.addEventListener("click", () => remove(one));
-      shown.push(one);
+      const item = { picture, frame, said, element: card };
+      drop.addEventListener("click", () => remove(item));
+      shown.push(item);
     }
-    put(results, ...shown.map((one) => one.element));
+    replaceContent(results, ...shown.map((item) => item.element));
     await run();
   }
 
-  /** The example of digits wants a model that reads them. */
-  async function readThem() {
-    for (const model of (await models("classify")).filter((one) => one.classes === 10)) {
+  /** Choose a model that reads digits, for the example of digits. */
+  async function chooseDigitReader() {
+    for (const model of (await models("classify")).filter((item) => item.classes === 10)) {
       if (!readsDigits((await detail(model.name)).card) || !model.name.startsWith("lenet")) continue;
       await choose(model.name);
       sequence.box.checked = true;
-      settle();
+      updateOptions();
       return;
     }
   }
 
   /** @param {...Shown} gone */
   function remove(...gone) {
-    for (const one of gone) {
-      one.element.remove();
-      release(one.picture);
+    for (const item of gone) {
+      item.element.remove();
+      release(item.picture);
     }
-    shown = shown.filter((one) => !gone.includes(one));
-    rest();
+    shown = shown.filter((item) => !gone.includes(item));
+    showIntroduction();
   }
 
-  /** Nothing to be told about: say how to begin. */
-  function rest() {
+  /** Without images, show how to begin. */
+  function showIntroduction() {
     clear.hidden = shown.length === 0;
     if (shown.length) return;
     latest.stop();
     took.textContent = "";
-    put(
+    replaceContent(
       results,
-      empty(
-        "What is in a picture?",
-        h("p", {}, "Choose one, or several at once; drop or paste them; or click one of the examples."),
-        h("p", {}, "Pictures go to this service and nowhere else, and it keeps none of them."),
+      emptyState(
+        "Classify an image",
+        h("p", {}, "Choose, drop or paste one or more images, or click an example."),
+        h("p", {}, "Images are sent to this service only, and it does not store them."),
       ),
     );
   }
@@ -151,8 +151,8 @@ export default function classify() {
   /** @type {number | undefined} */
   let timer;
 
-  /** Once the slider rests. */
-  function soon() {
+  /** Run when the slider has stopped moving. */
+  function runSoon() {
     clearTimeout(timer);
     timer = setTimeout(run, 250);
     terminal.update();
@@ -172,38 +172,38 @@ export default function classify() {
     if (!shown.length || !select.value) return;
     clear.hidden = false;
     const signal = latest.next();
-    const asked = [...shown];
-    for (const one of asked) if (!one.said.hasChildNodes()) put(one.said, waiting("Looking …"));
+    const requested = [...shown];
+    for (const item of requested) if (!item.said.hasChildNodes()) replaceContent(item.said, loading("Classifying …"));
     results.setAttribute("aria-busy", "true");
     try {
-      const body = form({ file: asked.map((one) => one.picture.blob) });
+      const body = form({ file: requested.map((item) => item.picture.blob) });
       const response = await call("classify", { method: "POST", query: query(), body, signal });
       const answer = await response.json();
       const times = timings(response);
-      took.textContent = `${many(asked.length, "picture")} in ${duration(times.total)}: decoding ${duration(times.decode ?? 0)}, the model ${duration(times.infer ?? 0)}`;
-      asked.forEach((one, index) => tell(one, answer.data[index]));
-      announce(asked.map((one) => `${one.picture.name}: ${one.said.querySelector("strong")?.textContent}`).join("; "));
+      took.textContent = `${plural(requested.length, "image")} in ${duration(times.total)}: decoding ${duration(times.decode ?? 0)}, the model ${duration(times.infer ?? 0)}`;
+      requested.forEach((item, index) => showResult(item, answer.data[index]));
+      announce(requested.map((item) => `${item.picture.name}: ${item.said.querySelector("strong")?.textContent}`).join("; "));
     } catch (error) {
       if (isAbort(error)) return;
       took.textContent = "";
-      for (const one of asked) {
-        one.frame.mark([]);
-        put(one.said, trouble(error, run));
+      for (const item of requested) {
+        item.frame.mark([]);
+        replaceContent(item.said, errorNotice(error, run));
       }
     }
     results.removeAttribute("aria-busy");
   }
 
   function curl() {
-    const asked = new URLSearchParams();
-    for (const [name, value] of Object.entries(query())) if (value !== null) asked.set(name, String(value));
-    const files = (shown.length ? shown : [{ picture: { name: "picture.jpg" } }]).slice(0, 4);
-    return `curl ${files.map((one) => `-F file=@${one.picture.name}`).join(" ")} '${location.origin}/classify?${asked}'`;
+    const params = new URLSearchParams();
+    for (const [name, value] of Object.entries(query())) if (value !== null) params.set(name, String(value));
+    const files = (shown.length ? shown : [{ picture: { name: "image.jpg" } }]).slice(0, 4);
+    return `curl ${files.map((item) => `-F file=@${item.picture.name}`).join(" ")} '${location.origin}/classify?${params}'`;
   }
 
   return {
     title: "Classify",
-    lead: "What is in a picture, and how sure is the model? Or which digits stand there?",
+    lead: "Classify images, with the model's confidence, or read strings of digits.",
     element,
     async show(name) {
       await started;
@@ -218,28 +218,28 @@ export default function classify() {
  * @param {Shown} one
  * @param {{predictions?: Prediction[], digits?: Digit[], sequence?: string, confidence?: number, problem?: any}} answer
  */
-function tell({ said, frame, picture, element }, answer) {
+function showResult({ said, frame, picture, element }, answer) {
   frame.mark([]);
   element.classList.toggle("wide", Boolean(answer.digits));
   if (answer.problem) {
-    put(said, trouble(new Problem(answer.problem)));
+    replaceContent(said, errorNotice(new Problem(answer.problem)));
   } else if (answer.digits) {
     frame.mark(answer.digits.map((digit) => ({ box: digit.box, label: digit.class })));
-    put(said, ...string(picture, answer.sequence ?? "", answer.confidence ?? 0, answer.digits));
+    replaceContent(said, ...string(picture, answer.sequence ?? "", answer.confidence ?? 0, answer.digits));
   } else {
-    put(said, h("p", { class: "name" }, picture.name), ranking(answer.predictions ?? []));
+    replaceContent(said, h("p", { class: "name" }, picture.name), ranking(answer.predictions ?? []));
   }
 }
 
 /** @param {Prediction[]} predictions */
 function ranking(predictions) {
-  const rows = predictions.map((one, rank) =>
+  const rows = predictions.map((item, rank) =>
     h(
       "li",
       { class: "ranked" },
-      h(rank ? "span" : "strong", {}, one.class),
-      h("span", { class: "number" }, percent(one.confidence)),
-      bar(one.confidence, rank ? "faint" : ""),
+      h(rank ? "span" : "strong", {}, item.class),
+      h("span", { class: "number" }, percent(item.confidence)),
+      bar(item.confidence, rank ? "faint" : ""),
     ),
   );
   return h("ol", { class: "ranking" }, ...rows);
@@ -252,16 +252,16 @@ function ranking(predictions) {
  * @param {Digit[]} digits
  */
 function string(picture, text, confidence, digits) {
-  if (!text) return [h("p", { class: "name" }, picture.name), h("strong", {}, "There is no ink in this picture.")];
+  if (!text) return [h("p", { class: "name" }, picture.name), h("strong", {}, "There are no digits in this image.")];
   return [
     h("p", { class: "name" }, picture.name),
     h("strong", { class: "digits" }, text),
-    h("p", {}, `${percent(confidence)} over all ways to cut and read the picture`),
+    h("p", {}, `${percent(confidence)} over all segmentations and readings of the image`),
     bar(confidence),
     h(
       "p",
       { class: "hint" },
-      `Weakest digit: ${percent(Math.min(...digits.map((digit) => digit.confidence)))}, its box taken for granted.`,
+      `Least certain digit: ${percent(Math.min(...digits.map((digit) => digit.confidence)))}, given its box.`,
     ),
   ];
 }

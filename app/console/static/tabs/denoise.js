@@ -1,20 +1,20 @@
-/** A picture without its noise, which is the picture's own or added here to see how much of it comes off again. */
+/** Denoise an image; noise can be added first, to measure how well it is removed. */
 
 import { Latest, address, call, form, isAbort, timings } from "../api.js";
-import { detail, models } from "../catalogue.js";
-import { compare } from "../compare.js";
-import { command, empty, field, onChoice, segmented, slider, trouble, waiting } from "../controls.js";
-import { announce, duration, h, put } from "../dom.js";
+import { detail, models } from "../model_cards.js";
+import { comparison } from "../compare.js";
+import { terminalCommand, emptyState, field, onSelect, segmented, slider, errorNotice, loading } from "../controls.js";
+import { announce, duration, h, replaceContent } from "../dom.js";
 import { modelSummary } from "../model_summary.js";
 import { noisy, pixels, png } from "../noise.js";
-import { picker, pictureOf, release } from "../pictures.js";
+import { picker, toPicture, release } from "../image_picker.js";
 
 /**
- * @typedef {import("../pictures.js").Picture} Picture
+ * @typedef {import("../image_picker.js").Picture} Picture
  * @typedef {{sent: string, clean: string, answer: string}} Urls
  */
 
-const MOST_PIXELS = 1_000_000;
+const MAX_PIXELS = 1_000_000;
 
 /** @returns {import("../app.js").Tab} */
 export default function denoise() {
@@ -25,20 +25,20 @@ export default function denoise() {
   let card = null;
   /** @type {Urls | null} */
   let urls = null;
-  /** @type {ReturnType<typeof compare> | null} */
+  /** @type {ReturnType<typeof comparison> | null} */
   let compared = null;
 
   const select = h("select", { disabled: true });
   const summary = h("div", { class: "summary" });
   const sigma = slider({
-    label: "Noise to add",
+    label: "Added noise",
     min: 0,
     max: 100,
     step: 1,
     value: 25,
     format: (value) => (value ? `σ ${value} of 255` : "none"),
-    onInput: soon,
-    hint: "Gaussian, made in this page. None: the picture is cleaned of what it has.",
+    onInput: runSoon,
+    hint: "Gaussian noise, added in this page. With none, the image is denoised as it is.",
   });
   const strength = slider({
     label: "Strength",
@@ -47,10 +47,10 @@ export default function denoise() {
     step: 0.05,
     value: 1,
     format: (value) => `${Math.round(value * 100)} %`,
-    onInput: soon,
+    onInput: runSoon,
   });
   const left = segmented(
-    "Left of the edge",
+    "Left image",
     [
       { value: "sent", label: "as sent" },
       { value: "clean", label: "without noise" },
@@ -61,12 +61,12 @@ export default function denoise() {
   const gained = h("div", { class: "gained", "aria-live": "polite" });
   const place = h("div");
   const shelf = h("div", { class: "row" });
-  const terminal = command(
+  const terminal = terminalCommand(
     () =>
       `curl -F file=@noisy.png${sigma.value ? " -F reference=@clean.png" : ""} -o clean-again.png '${address("denoise", query())}'`,
   );
 
-  onChoice(select, summary, async (name) => {
+  onSelect(select, summary, async (name) => {
     await choose(name);
     await run();
   });
@@ -77,9 +77,9 @@ export default function denoise() {
       "div",
       { class: "side" },
       picker({
-        label: "A picture",
+        label: "Image",
         examples: ["coffee.jpg", "cat.jpg", "astronaut.jpg"],
-        onPictures: ([one]) => take(one),
+        onPictures: ([first]) => take(first),
         extra: shelf,
       }).element,
       h("div", { class: "panel" }, field("Model", select), summary, sigma.element, strength.element, left.element),
@@ -87,14 +87,14 @@ export default function denoise() {
     ),
     h("div", { class: "stage" }, gained, place),
   );
-  put(
+  replaceContent(
     place,
-    empty(
-      "How much noise comes off again?",
+    emptyState(
+      "Denoise an image",
       h(
         "p",
         {},
-        "Choose a clean picture: this page adds the noise, the service takes it off, and the clean one says how near it came.",
+        "Choose a clean image: this page adds noise, the service removes it, and the result is compared with the clean image.",
       ),
     ),
   );
@@ -102,40 +102,40 @@ export default function denoise() {
 
   async function start() {
     try {
-      const found = await models("denoise");
-      if (!found.length) {
-        put(
+      const available = await models("denoise");
+      if (!available.length) {
+        replaceContent(
           place,
-          empty(
-            "No model cleans pictures here",
-            h("p", {}, "Put one that does into the weights folder and start the service again."),
+          emptyState(
+            "There is no denoiser",
+            h("p", {}, "Add one to the weights folder and restart the service."),
           ),
         );
         return;
       }
-      put(select, ...found.map((model) => h("option", { value: model.name }, model.name)));
+      replaceContent(select, ...available.map((model) => h("option", { value: model.name }, model.name)));
       select.disabled = false;
-      await choose(found[0].name);
+      await choose(available[0].name);
       await offerDigits();
     } catch (error) {
-      put(place, trouble(error, start));
+      replaceContent(place, errorNotice(error, start));
     }
   }
 
-  /** Where a model draws digits, there is something to clean for a model of digits. */
+  /** Offer generated digits as input, if there is a generator of digits. */
   async function offerDigits() {
-    const artist = (await models("generate")).find((model) => model.name.includes("mnist"));
-    if (!artist) return;
-    const button = h("button", { type: "button", class: "quiet" }, "Digits, drawn for this");
+    const generator = (await models("generate")).find((model) => model.name.includes("mnist"));
+    if (!generator) return;
+    const button = h("button", { type: "button", class: "quiet" }, "Generated digits");
     button.addEventListener("click", async () => {
       try {
-        const drawn = await call("generate", { query: { model: artist.name, n: 10, seed: 7, grid: 5 } });
-        take(pictureOf(await drawn.blob(), "digits.png"));
+        const digits = await call("generate", { query: { model: generator.name, n: 10, seed: 7, grid: 5 } });
+        take(toPicture(await digits.blob(), "digits.png"));
       } catch (error) {
-        put(place, trouble(error));
+        replaceContent(place, errorNotice(error));
       }
     });
-    put(shelf, button);
+    replaceContent(shelf, button);
   }
 
   /** @param {string} name */
@@ -143,7 +143,7 @@ export default function denoise() {
     select.value = name;
     const chosen = await detail(name);
     card = chosen.card;
-    put(summary, modelSummary(chosen));
+    replaceContent(summary, modelSummary(chosen));
     const trained = card.training?.recipe?.noise;
     sigma.max = Math.max(100, Math.round(trained?.sigma?.[1] ?? 100));
     sigma.value = Math.round(trained?.validation?.[0] ?? 25);
@@ -164,7 +164,7 @@ export default function denoise() {
   /** @type {number | undefined} */
   let timer;
 
-  function soon() {
+  function runSoon() {
     terminal.update();
     clearTimeout(timer);
     timer = setTimeout(run, 300);
@@ -173,22 +173,22 @@ export default function denoise() {
   async function run() {
     if (!picture || !card) return;
     const signal = latest.next();
-    if (!urls) put(place, waiting("Cleaning …", 6));
+    if (!urls) replaceContent(place, loading("Denoising …", 6));
     place.setAttribute("aria-busy", "true");
     try {
       const grey = card.preprocess.mode === "L";
-      const { data, scaled } = await pixels(picture.blob, MOST_PIXELS, grey);
+      const { data, scaled } = await pixels(picture.blob, MAX_PIXELS, grey);
       const clean = await png(data);
       const sent = sigma.value ? await png(noisy(data, sigma.value, grey)) : clean;
       const body = form(sigma.value ? { file: sent, reference: clean } : { file: sent });
       const response = await call("denoise", { method: "POST", query: query(), body, signal });
       show(await response.blob(), sent, clean);
-      tell(response, scaled);
+      showGain(response, scaled);
     } catch (error) {
       if (isAbort(error)) return;
       forget();
-      put(gained);
-      put(place, trouble(error, run));
+      replaceContent(gained);
+      replaceContent(place, errorNotice(error, run));
     }
     place.removeAttribute("aria-busy");
   }
@@ -207,10 +207,10 @@ export default function denoise() {
   function show(answer, sent, clean) {
     forget();
     urls = { sent: URL.createObjectURL(sent), clean: URL.createObjectURL(clean), answer: URL.createObjectURL(answer) };
-    compared = compare({ url: urls.sent, name: "as sent" }, { url: urls.answer, name: "cleaned" });
+    compared = comparison({ url: urls.sent, name: "as sent" }, { url: urls.answer, name: "denoised" });
     showLeft(left.value);
     const save = h("a", { class: "quiet", href: urls.answer, download: "clean.png" }, "Save as PNG");
-    put(place, h("div", { class: "panel" }, compared.element, h("div", { class: "row end" }, save)));
+    replaceContent(place, h("div", { class: "panel" }, compared.element, h("div", { class: "row end" }, save)));
   }
 
   /** @param {string} which */
@@ -225,32 +225,32 @@ export default function denoise() {
    * @param {Response} response
    * @param {boolean} scaled
    */
-  function tell(response, scaled) {
+  function showGain(response, scaled) {
     const [before, after] = ["x-psnr-before", "x-psnr"].map((name) => Number(response.headers.get(name)) || null);
-    const took = `${duration(timings(response).total)}${scaled ? "; the picture was made smaller for this page" : ""}`;
+    const took = `${duration(timings(response).total)}${scaled ? "; the image was scaled down" : ""}`;
     if (before === null || after === null) {
-      put(
+      replaceContent(
         gained,
-        h("p", { class: "hint" }, `Cleaned in ${took}. Without added noise there is nothing to measure against.`),
+        h("p", { class: "hint" }, `Denoised in ${took}. Without added noise there is no reference to compare with.`),
       );
       return;
     }
     const gain = after - before;
-    put(
+    replaceContent(
       gained,
       figure("as sent", `${before.toFixed(1)} dB`),
-      figure("cleaned", `${after.toFixed(1)} dB`),
+      figure("denoised", `${after.toFixed(1)} dB`),
       figure(
         gain < 0 ? "lost" : "gained",
         `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(1)} dB`,
         gain < 0 ? "bad" : "good",
       ),
-      h("p", { class: "hint" }, `Peak signal-to-noise ratio against the picture without noise; ${took}.`),
+      h("p", { class: "hint" }, `Peak signal-to-noise ratio (PSNR) against the image without noise; ${took}.`),
     );
     announce(`From ${before.toFixed(1)} to ${after.toFixed(1)} decibels`);
   }
 
-  return { title: "Denoise", lead: "A picture without its noise, and how near to the clean one that comes.", element };
+  return { title: "Denoise", lead: "Remove noise from an image and measure the improvement.", element };
 }
 
 /**

@@ -1,9 +1,9 @@
-/** Collections: make them, look into one, erase. `#gallery` lists them, `#gallery/doors` is one of them. */
+/** Create, list and erase collections. `#gallery` is the list, `#gallery/doors` the collection “doors”. */
 
-import { ask } from "../api.js";
-import { models } from "../catalogue.js";
-import { badge, checkbox, command, confirmed, during, empty, field, keyInput, trouble, waiting } from "../controls.js";
-import { h, many, moment, put } from "../dom.js";
+import { requestJson } from "../api.js";
+import { models } from "../model_cards.js";
+import { badge, checkbox, terminalCommand, confirmDialog, whileBusy, emptyState, field, idInput, errorNotice, loading } from "../controls.js";
+import { h, plural, formatTime, replaceContent } from "../dom.js";
 import { enrol } from "../gallery/enrol.js";
 import { erasures } from "../gallery/erasures.js";
 import { search } from "../gallery/search.js";
@@ -30,47 +30,47 @@ export default function gallery() {
 
   return {
     title: "Gallery",
-    lead: "Enrol people or things, and ask later who or what a picture shows.",
+    lead: "Enrol people or objects, and identify them in images.",
     element,
     show(name) {
-      // An open collection keeps what is in it; the list is asked for anew.
+      // An open collection keeps its content; the list is loaded again.
       if (name && name === shown) return;
       shown = name;
-      put(view, name ? collection(name, receipts.add) : overview());
+      replaceContent(view, name ? collection(name, receipts.add) : overview());
     },
   };
 }
 
 function overview() {
-  const list = h("div", { class: "stage" }, waiting("Asking for the collections …"));
-  const name = keyInput();
+  const list = h("div", { class: "stage" }, loading("Loading collections …"));
+  const name = idInput();
   const embedder = h("select");
-  const crops = checkbox("Keep aligned faces, so that a later model can embed them anew", false);
-  const encrypted = checkbox("Encrypt it by the operator's key; it stays so for good", false);
-  const make = h("button", { type: "submit", class: "primary" }, "Make it");
-  const told = h("div");
-  const maker = h(
+  const crops = checkbox("Store aligned faces, so that a new model can re-embed them", false);
+  const encrypted = checkbox("Encrypt with the operator's key (cannot be changed later)", false);
+  const create = h("button", { type: "submit", class: "primary" }, "Create collection");
+  const message = h("div");
+  const creation = h(
     "form",
     { class: "panel", "aria-label": "New collection" },
     h("h2", {}, "New collection"),
     field("Name", name, "Letters, digits and . @ : + - _"),
-    field("What it compares", embedder),
+    field("Embedder", embedder),
     crops.element,
     encrypted.element,
-    make,
-    told,
+    create,
+    message,
   );
-  maker.addEventListener("submit", (event) => {
+  creation.addEventListener("submit", (event) => {
     event.preventDefault();
-    during(make, async () => {
+    whileBusy(create, async () => {
       try {
-        await ask(pathOf(name.value), {
+        await requestJson(pathOf(name.value), {
           method: "PUT",
           json: { embedder: embedder.value || null, keep_crops: crops.box.checked, encrypted: encrypted.box.checked },
         });
         location.hash = hashOf(name.value);
       } catch (error) {
-        put(told, trouble(error));
+        replaceContent(message, errorNotice(error));
       }
     });
   });
@@ -78,26 +78,26 @@ function overview() {
     crops.box.disabled = embedder.selectedOptions[0]?.dataset.task !== "embed";
     if (crops.box.disabled) crops.box.checked = false;
   });
-  const terminal = command(
+  const terminal = terminalCommand(
     () =>
       `curl -X PUT --json '{"embedder": "${embedder.value}"}' '${location.origin}/${pathOf(name.value || "doors")}'`,
   );
-  const element = h("div", { class: "split" }, h("div", { class: "side" }, maker, terminal.element), list);
-  offer(embedder);
+  const element = h("div", { class: "split" }, h("div", { class: "side" }, creation, terminal.element), list);
+  loadEmbedders(embedder);
   load(list);
   return element;
 }
 
 /** @param {HTMLSelectElement} embedder */
-async function offer(embedder) {
-  const found = [...(await models("embed")), ...(await models("classify"))];
-  put(
+async function loadEmbedders(embedder) {
+  const available = [...(await models("embed")), ...(await models("classify"))];
+  replaceContent(
     embedder,
-    ...found.map((model) =>
+    ...available.map((model) =>
       h(
         "option",
         { value: model.name, "data-task": model.task },
-        `${model.task === "embed" ? "Faces" : "Whole pictures"}: ${model.name}`,
+        `${model.task === "embed" ? "Faces" : "Whole images"}: ${model.name}`,
       ),
     ),
   );
@@ -109,61 +109,61 @@ async function load(list) {
   const more = h("button", { type: "button", hidden: true }, "More");
   /** @param {string} after */
   async function page(after) {
-    const answer = await ask("collections", { query: { limit: 50, after } });
+    const answer = await requestJson("collections", { query: { limit: 50, after } });
     rows.append(...answer.data.map(listed));
     more.hidden = answer.next === null;
     more.onclick = () => page(answer.next);
     return rows.childElementCount;
   }
   try {
-    if (await page("")) put(list, rows, more);
-    else put(list, nothing());
+    if (await page("")) replaceContent(list, rows, more);
+    else replaceContent(list, noCollections());
   } catch (error) {
-    put(
+    replaceContent(
       list,
-      trouble(error, () => load(list)),
+      errorNotice(error, () => load(list)),
     );
   }
 }
 
-function nothing() {
-  return empty(
-    "No collection yet: make one",
+function noCollections() {
+  return emptyState(
+    "No collections yet",
     h(
       "p",
       {},
-      "A collection holds faces, or whole pictures, under ids of your own. For a first look, make one named “doors”, enrol one of the two example photos, and search with the other.",
+      "A collection stores faces, or whole images, under ids you choose. To try it, create one named “doors”, enrol one of the two example photos, and search with the other.",
     ),
     h(
       "p",
       {},
-      "Enrol only people who agreed. Whoever is erased is gone from searches at once and from the disk soon after.",
+      "Enrol people only with their consent. Erased subjects are excluded from searches at once and removed from the disk soon after.",
     ),
   );
 }
 
-/** @param {Collection} one */
-function listed(one) {
+/** @param {Collection} collection */
+function listed({ name, embedder, created_at }) {
   return h(
     "li",
     {},
     h(
       "a",
-      { class: "panel collection", href: hashOf(one.name) },
-      h("strong", {}, one.name),
-      h("span", { class: "hint" }, `compared by ${one.embedder} · made ${moment(one.created_at)}`),
+      { class: "panel collection", href: hashOf(name) },
+      h("strong", {}, name),
+      h("span", { class: "hint" }, `embedder ${embedder} · created ${formatTime(created_at)}`),
     ),
   );
 }
 
 /**
- * One collection.
+ * The view of one collection.
  * @param {string} name
  * @param {(what: string, receipt: any) => void} onErased
  */
 function collection(name, onErased) {
   const path = pathOf(name);
-  const head = h("div", { class: "stack" }, waiting("Opening …", 1));
+  const head = h("div", { class: "stack" }, loading("Opening …", 1));
   const body = h("div");
   const back = h("a", { href: "#gallery" }, "‹ All collections");
   /** @type {ReturnType<typeof search> | undefined} */
@@ -171,18 +171,18 @@ function collection(name, onErased) {
 
   /** @param {Detail} detail */
   function title(detail) {
-    const drop = h("button", { type: "button", class: "danger" }, "Erase the collection");
+    const drop = h("button", { type: "button", class: "danger" }, "Erase collection");
     drop.addEventListener("click", async () => {
-      const text = `${many(detail.subjects, "subject")} with ${many(detail.faces, "face")} will be erased, in searches at once and then in every file. This cannot be undone.`;
-      if (!(await confirmed({ title: `Erase ${name}?`, text, action: "Erase" }))) return;
+      const text = `${plural(detail.subjects, "subject")} with ${plural(detail.faces, "face")} will be erased: from searches at once, then from every file. This cannot be undone.`;
+      if (!(await confirmDialog({ title: `Erase ${name}?`, text, action: "Erase" }))) return;
       try {
-        onErased(name, await ask(path, { method: "DELETE" }));
+        onErased(name, await requestJson(path, { method: "DELETE" }));
         location.hash = "#gallery";
       } catch (error) {
-        head.append(trouble(error));
+        head.append(errorNotice(error));
       }
     });
-    put(
+    replaceContent(
       head,
       h(
         "div",
@@ -191,8 +191,8 @@ function collection(name, onErased) {
           "div",
           { class: "row" },
           h("h2", {}, name),
-          badge(many(detail.subjects, "subject")),
-          badge(many(detail.faces, "face")),
+          badge(plural(detail.subjects, "subject")),
+          badge(plural(detail.faces, "face")),
           badge(detail.embedder),
           detail.encrypted && badge("encrypted"),
         ),
@@ -203,36 +203,36 @@ function collection(name, onErased) {
 
   async function open() {
     try {
-      const detail = /** @type {Detail} */ (await ask(path));
+      const detail = /** @type {Detail} */ (await requestJson(path));
       title(detail);
       if (searching) return;
       const whole = (await models("embed")).every((model) => model.name !== detail.embedder);
       const erased = (/** @type {string} */ what, /** @type {any} */ receipt) => {
         onErased(what, receipt);
-        renew();
+        refresh();
       };
-      const who = subjects({ path, onErased: erased });
+      const subjectList = subjects({ path, onErased: erased });
       const enrolled = () => {
-        renew();
-        who.load();
+        refresh();
+        subjectList.load();
       };
       searching = search({ name, whole });
-      put(
+      replaceContent(
         body,
         h(
           "div",
           { class: "split" },
           h("div", { class: "side" }, enrol({ path, whole, onEnrolled: enrolled }).element),
-          h("div", { class: "stage" }, searching.element, who.element),
+          h("div", { class: "stage" }, searching.element, subjectList.element),
         ),
       );
     } catch (error) {
-      put(head, trouble(error, open));
+      replaceContent(head, errorNotice(error, open));
     }
   }
 
-  /** Counts, and the answer of the last search, follow what is enrolled. */
-  function renew() {
+  /** Update the counts and the last search's results after a change. */
+  function refresh() {
     open();
     searching?.run();
   }

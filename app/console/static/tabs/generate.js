@@ -1,12 +1,12 @@
-/** New pictures of a seed, and the way from one seed's sample to another's. */
+/** Generate images from a seed, and interpolate between the samples of two seeds. */
 
-import { Latest, address, ask, call, isAbort, save } from "../api.js";
-import { detail, models } from "../catalogue.js";
-import { command, during, empty, field, onChoice, slider, trouble, waiting } from "../controls.js";
-import { announce, h, many, put } from "../dom.js";
+import { Latest, address, requestJson, call, isAbort, save } from "../api.js";
+import { detail, models } from "../model_cards.js";
+import { terminalCommand, whileBusy, emptyState, field, onSelect, slider, errorNotice, loading } from "../controls.js";
+import { announce, h, plural, replaceContent } from "../dom.js";
 import { modelSummary } from "../model_summary.js";
 
-/** @typedef {import("../catalogue.js").Detail} Detail */
+/** @typedef {import("../model_cards.js").Detail} Detail */
 
 const SEED = { type: "text", inputmode: "numeric", pattern: "\\d{1,19}", maxlength: 19, autocomplete: "off" };
 const FRAMES = 24;
@@ -17,15 +17,15 @@ export default function generate() {
   const latest = new Latest();
   /** @type {Detail | undefined} */
   let chosen;
-  let drawn = false;
-  /** @type {import("../api.js").Query} what is to be seen was asked for by this */
+  let generated = false;
+  /** @type {import("../api.js").Query} the query of the visible samples */
   let shown = {};
 
   const select = h("select", { disabled: true });
   const summary = h("div", { class: "summary" });
   const label = h("select");
-  const labelled = field("Of which", label);
-  const number = slider({ label: "Samples", min: 1, max: 64, step: 1, value: 20, onInput: soon });
+  const labelField = field("Class", label);
+  const number = slider({ label: "Samples", min: 1, max: 64, step: 1, value: 20, onInput: drawSoon });
   const truncation = slider({
     label: "Truncation",
     min: 0.1,
@@ -33,40 +33,40 @@ export default function generate() {
     step: 0.05,
     value: 1,
     format: (value) => value.toFixed(2),
-    onInput: soon,
-    hint: "Less is more typical, more is more varied.",
+    onInput: drawSoon,
+    hint: "Smaller values give more typical samples, larger ones more varied samples.",
   });
-  const seed = h("input", { ...SEED, placeholder: "drawn at random" });
-  const again = h("button", { type: "button" }, "Draw this seed");
-  const fresh = h("button", { type: "button", class: "primary" }, "Draw new ones");
-  const told = h("p", { class: "hint took" });
+  const seed = h("input", { ...SEED, placeholder: "random" });
+  const again = h("button", { type: "button" }, "Generate with this seed");
+  const fresh = h("button", { type: "button", class: "primary" }, "Generate new samples");
+  const caption = h("p", { class: "hint took" });
   const download = h("button", { type: "button", class: "quiet", hidden: true }, "Save as PNG");
   const grid = h("div");
-  const terminal = command(() => `curl -o samples.png '${address("generate", query())}'`);
-  const way = interpolation(() => ({ model: select.value, classes: chosen?.card.classes ?? [] }));
+  const terminal = terminalCommand(() => `curl -o samples.png '${address("generate", query())}'`);
+  const interpolator = interpolation(() => ({ model: select.value, classes: chosen?.card.classes ?? [] }));
 
-  onChoice(select, summary, async (name) => {
+  onSelect(select, summary, async (name) => {
     await choose(name);
-    if (drawn) await draw();
+    if (generated) await draw();
   });
-  label.addEventListener("change", soon);
+  label.addEventListener("change", drawSoon);
   seed.addEventListener("input", () => {
     again.disabled = !seed.value || !seed.checkValidity();
     terminal.update();
   });
-  again.addEventListener("click", () => during(again, draw));
+  again.addEventListener("click", () => whileBusy(again, draw));
   download.addEventListener("click", () =>
-    during(download, async () => {
+    whileBusy(download, async () => {
       try {
         await save("generate", shown, "samples.png");
       } catch (error) {
-        put(grid, trouble(error, draw));
+        replaceContent(grid, errorNotice(error, draw));
       }
     }),
   );
   fresh.addEventListener("click", () => {
     seed.value = "";
-    return during(fresh, draw);
+    return whileBusy(fresh, draw);
   });
 
   const element = h(
@@ -80,10 +80,10 @@ export default function generate() {
         { class: "panel" },
         field("Model", select),
         summary,
-        labelled,
+        labelField,
         number.element,
         truncation.element,
-        field("Seed", seed, "The same seed draws the same pictures, byte for byte."),
+        field("Seed", seed, "The same seed gives the same images, byte for byte."),
         h("div", { class: "row" }, fresh, again),
       ),
       terminal.element,
@@ -91,37 +91,37 @@ export default function generate() {
     h(
       "div",
       { class: "stage" },
-      h("div", { class: "panel drawn" }, h("div", { class: "row spread" }, told, download), grid),
-      way.element,
+      h("div", { class: "panel generated" }, h("div", { class: "row spread" }, caption, download), grid),
+      interpolator.element,
     ),
   );
-  put(
+  replaceContent(
     grid,
-    empty(
-      "Nothing is drawn yet",
-      h("p", {}, "“Draw new ones” takes a seed at random and shows it, so that what pleases can be had again."),
+    emptyState(
+      "No samples yet",
+      h("p", {}, "“Generate new samples” uses a random seed and shows it, so that you can repeat it."),
     ),
   );
   start();
 
   async function start() {
     try {
-      const found = await models("generate");
-      if (!found.length) throw new Error("no generator");
-      put(select, ...found.map((model) => h("option", { value: model.name }, model.name)));
+      const available = await models("generate");
+      if (!available.length) throw new Error("no generator");
+      replaceContent(select, ...available.map((model) => h("option", { value: model.name }, model.name)));
       select.disabled = false;
-      await choose(found[0].name);
+      await choose(available[0].name);
     } catch (error) {
       fresh.disabled = again.disabled = true;
       const none = error instanceof Error && error.message === "no generator";
-      put(
+      replaceContent(
         grid,
         none
-          ? empty(
-              "No model draws here",
-              h("p", {}, "Put one that does into the weights folder and start the service again."),
+          ? emptyState(
+              "There is no generator",
+              h("p", {}, "Add one to the weights folder and restart the service."),
             )
-          : trouble(error, start),
+          : errorNotice(error, start),
       );
     }
   }
@@ -130,12 +130,12 @@ export default function generate() {
   async function choose(name) {
     select.value = name;
     chosen = await detail(name);
-    put(summary, modelSummary(chosen));
+    replaceContent(summary, modelSummary(chosen));
     const classes = /** @type {string[]} */ (chosen.card.classes);
-    labelled.hidden = classes.length === 0;
-    put(label, h("option", { value: "" }, "each in turn"), ...classes.map((one) => h("option", { value: one }, one)));
+    labelField.hidden = classes.length === 0;
+    replaceContent(label, h("option", { value: "" }, "all in turn"), ...classes.map((item) => h("option", { value: item }, item)));
     again.disabled = !seed.value;
-    way.offer(classes);
+    interpolator.setClasses(classes);
     terminal.update();
   }
 
@@ -152,32 +152,32 @@ export default function generate() {
   /** @type {number | undefined} */
   let timer;
 
-  function soon() {
+  function drawSoon() {
     terminal.update();
     clearTimeout(timer);
-    if (drawn) timer = setTimeout(draw, 250);
+    if (generated) timer = setTimeout(draw, 250);
   }
 
   async function draw() {
     const signal = latest.next();
-    const asked = query();
-    if (!drawn) put(grid, waiting("Drawing …", 6));
+    const params = query();
+    if (!generated) replaceContent(grid, loading("Generating …", 6));
     grid.setAttribute("aria-busy", "true");
     try {
-      const answer = await ask("generate", { query: { ...asked, format: "json" }, signal });
-      drawn = true;
-      // What was typed is kept as it was: such numbers may be larger than this language holds exactly.
-      seed.value = asked.seed || String(answer.seed);
+      const answer = await requestJson("generate", { query: { ...params, format: "json" }, signal });
+      generated = true;
+      // Keep the typed text: a seed may be too large for JavaScript's numbers.
+      seed.value = params.seed || String(answer.seed);
       again.disabled = false;
       show(answer.data);
-      told.textContent = `Seed ${seed.value} · ${many(answer.data.length, "sample")} by ${answer.model}`;
+      caption.textContent = `Seed ${seed.value} · ${plural(answer.data.length, "sample")} by ${answer.model}`;
       shown = query();
       download.hidden = false;
-      announce(told.textContent);
+      announce(caption.textContent);
     } catch (error) {
       if (isAbort(error)) return;
-      put(grid, trouble(error, draw));
-      drawn = false;
+      replaceContent(grid, errorNotice(error, draw));
+      generated = false;
     }
     terminal.update();
     grid.removeAttribute("aria-busy");
@@ -185,56 +185,57 @@ export default function generate() {
 
   /** @param {{b64_json: string, label: string | null}[]} data */
   function show(data) {
-    const samples = data.map(({ b64_json, label: of }, index) =>
+    const samples = data.map(({ b64_json, label: name }, index) =>
       h("img", {
         src: `data:image/png;base64,${b64_json}`,
-        alt: of ? `Sample ${index + 1}: ${of}` : `Sample ${index + 1}`,
+        alt: name ? `Sample ${index + 1}: ${name}` : `Sample ${index + 1}`,
       }),
     );
     const sheet = h("div", { class: "sheet" }, ...samples);
     sheet.style.setProperty("--columns", String(Math.min(data.length, 10)));
     sheet.style.setProperty("--fewer", String(Math.min(data.length, 5)));
-    put(grid, sheet);
+    replaceContent(grid, sheet);
   }
 
-  return { title: "Generate", lead: "New pictures that never were, from a model and a seed.", element, hide: way.stop };
+  return { title: "Generate", lead: "Generate new images from a model and a seed.", element, hide: interpolator.stop };
 }
 
 /**
- * @param {() => {model: string, classes: string[]}} asking
+ * The panel that interpolates between two samples.
+ * @param {() => {model: string, classes: string[]}} selection the selected model and its classes
  */
-function interpolation(asking) {
+function interpolation(selection) {
   const latest = new Latest();
   const from = h("input", { ...SEED, value: "1", required: true });
   const to = h("input", { ...SEED, value: "2", required: true });
   const label = h("select");
-  const labelled = field("Of which", label);
-  const go = h("button", { type: "button", class: "primary" }, "Walk");
+  const labelField = field("Class", label);
+  const go = h("button", { type: "button", class: "primary" }, "Interpolate");
   const place = h("div");
   /** @type {number | undefined} */
   let playing;
 
-  go.addEventListener("click", () => during(go, walk));
+  go.addEventListener("click", () => whileBusy(go, interpolate));
   const element = h(
     "section",
-    { class: "panel", "aria-label": "From one sample to another" },
-    h("h2", {}, "From one sample to another"),
+    { class: "panel", "aria-label": "Interpolation" },
+    h("h2", {}, "Interpolation"),
     h(
       "div",
       { class: "fields" },
       field("From seed", from),
       field("To seed", to),
-      labelled,
+      labelField,
       h("div", { class: "field bottom" }, go),
     ),
     place,
   );
-  put(
+  replaceContent(
     place,
     h(
       "p",
       { class: "hint" },
-      "The first sample of one seed turns into that of the other, on the sphere where such noise lies.",
+      "Interpolates from the first sample of one seed to that of the other, along the sphere of latent vectors.",
     ),
   );
 
@@ -243,9 +244,9 @@ function interpolation(asking) {
     playing = undefined;
   }
 
-  async function walk() {
+  async function interpolate() {
     stop();
-    const { model, classes } = asking();
+    const { model, classes } = selection();
     const query = {
       model,
       from_seed: from.value,
@@ -257,7 +258,7 @@ function interpolation(asking) {
       const strip = await (await call("generate/interpolate", { query, signal: latest.next() })).blob();
       show(await createImageBitmap(strip), strip);
     } catch (error) {
-      if (!isAbort(error)) put(place, trouble(error, walk));
+      if (!isAbort(error)) replaceContent(place, errorNotice(error, interpolate));
     }
   }
 
@@ -272,11 +273,11 @@ function interpolation(asking) {
       height,
       class: "frame",
       role: "img",
-      "aria-label": "The sample at this place of the way",
+      "aria-label": "The sample at this position",
     });
     const context = canvas.getContext("2d");
     const at = slider({
-      label: "Place on the way",
+      label: "Position",
       min: 0,
       max: FRAMES - 1,
       step: 1,
@@ -294,7 +295,7 @@ function interpolation(asking) {
       else
         playing = setInterval(() => {
           if (!canvas.isConnected) return stop();
-          // There and back again.
+          // Reverse at both ends.
           step = at.value + step < 0 || at.value + step >= FRAMES ? -step : step;
           at.value += step;
           paint(at.value);
@@ -305,11 +306,11 @@ function interpolation(asking) {
     const url = URL.createObjectURL(strip);
     const film = h("img", { src: url, alt: `All ${FRAMES} steps side by side`, class: "film" });
     film.addEventListener("load", () => URL.revokeObjectURL(url));
-    put(
+    replaceContent(
       place,
       h(
         "div",
-        { class: "walk" },
+        { class: "interpolated" },
         canvas,
         h("div", { class: "stack" }, at.element, h("div", { class: "row" }, play), film),
       ),
@@ -318,10 +319,10 @@ function interpolation(asking) {
   }
 
   /** @param {string[]} classes */
-  function offer(classes) {
-    labelled.hidden = classes.length === 0;
-    put(label, ...classes.map((one) => h("option", { value: one }, one)));
+  function setClasses(classes) {
+    labelField.hidden = classes.length === 0;
+    replaceContent(label, ...classes.map((item) => h("option", { value: item }, item)));
   }
 
-  return { element, offer, stop };
+  return { element, setClasses, stop };
 }

@@ -1,28 +1,28 @@
-/** How good is each model, how fast is it here, and what was it made of? */
+/** The models' accuracy, latency and cards. */
 
 import { call, form } from "../api.js";
-import { detail, forget, headline, models } from "../catalogue.js";
-import { badge, during, segmented, trouble, waiting } from "../controls.js";
-import { announce, count, duration, h, oneIn, percent, put, short } from "../dom.js";
+import { detail, clearCache, headline, models } from "../model_cards.js";
+import { badge, whileBusy, segmented, errorNotice, loading } from "../controls.js";
+import { announce, count, duration, h, formatRate, percent, replaceContent, compactNumber } from "../dom.js";
 import { figure } from "../model_summary.js";
 import { scatter } from "../scatter.js";
 
-/** @typedef {import("../catalogue.js").Detail} Detail */
+/** @typedef {import("../model_cards.js").Detail} Detail */
 
 const ROUNDS = 5;
-/** In the order of what people look for first. @type {Record<string, string>} */
+/** Titles of the tasks, in the order of the page. @type {Record<string, string>} */
 const TASKS = {
   classify: "Classify",
   embed: "Compare faces",
-  detect: "Find faces",
-  generate: "Draw",
-  denoise: "Clean",
+  detect: "Detect faces",
+  generate: "Generate",
+  denoise: "Denoise",
   reconstruct: "Reconstruct",
 };
 
 /** @returns {import("../app.js").Tab} */
 export default function modelsTab() {
-  const plot = h("div", { class: "panel" }, waiting("Asking for the cards …", 5));
+  const plot = h("div", { class: "panel" }, loading("Loading model cards …", 5));
   const cards = h("div", { class: "stack" });
   const element = h("div", { class: "stack" }, plot, cards);
   /** @type {Promise<void> | undefined} */
@@ -30,25 +30,25 @@ export default function modelsTab() {
 
   async function load() {
     try {
-      const found = await models();
-      const details = await Promise.all(found.map((model) => detail(model.name)));
-      put(plot, ...compared(details.filter(({ card }) => card.task === "classify" && accuracy(card))));
-      put(cards, ...byTask(details));
+      const all = await models();
+      const details = await Promise.all(all.map((model) => detail(model.name)));
+      replaceContent(plot, ...compared(details.filter(({ card }) => card.task === "classify" && accuracy(card))));
+      replaceContent(cards, ...byTask(details));
     } catch (error) {
       loaded = undefined;
-      put(
+      replaceContent(
         plot,
-        trouble(error, () => (loaded = load())),
+        errorNotice(error, () => (loaded = load())),
       );
     }
   }
 
   return {
     title: "Models",
-    lead: "What each model is, what it was trained on, how good it measured, and under which licence it may be used.",
+    lead: "Each model's purpose, training data, measured accuracy and licence.",
     element,
     async show(name) {
-      if (!loaded) forget(); // what is loaded has changed since
+      if (!loaded) clearCache(); // which models are loaded may have changed
       loaded ??= load();
       await loaded;
       const card = name ? document.getElementById(`card-${name}`) : null;
@@ -60,13 +60,13 @@ export default function modelsTab() {
   };
 }
 
-/** @param {any} card @returns {import("../catalogue.js").Metric | null} */
+/** @param {any} card @returns {import("../model_cards.js").Metric | null} */
 function accuracy(card) {
   const best = headline(card);
   return best?.name === "accuracy" ? best : null;
 }
 
-/** "cifar10 test (10,000)" -> "cifar10": figures on different pictures are not compared. @param {any} card */
+/** "cifar10 test (10,000)" -> "cifar10": accuracies on different data sets are not compared. @param {any} card */
 function dataset(card) {
   return accuracy(card)?.data.split(" ")[0] ?? "";
 }
@@ -85,11 +85,11 @@ function compared(details) {
   }
 
   const place = h("div");
-  const told = h("p", { class: "hint", role: "status" });
-  const measure = h("button", { type: "button", class: "primary" }, "Measure here");
-  measure.addEventListener("click", () => during(measure, measureAll));
+  const caption = h("p", { class: "hint", role: "status" });
+  const measure = h("button", { type: "button", class: "primary" }, "Measure latency");
+  measure.addEventListener("click", () => whileBusy(measure, measureAll));
   const choose = segmented(
-    "Measured on",
+    "Data set",
     sets.map((set) => ({ value: set, label: set })),
     shown,
     (set) => {
@@ -99,17 +99,16 @@ function compared(details) {
   );
 
   function draw() {
-    const found = ofSet(shown);
-    const timed = found.filter(({ card }) => latency.has(card.name));
-    const all = timed.length === found.length;
-    put(
+    const inSet = ofSet(shown);
+    const all = inSet.every(({ card }) => latency.has(card.name));
+    replaceContent(
       place,
       scatter({
-        x: all ? "latency here" : "parameters",
+        x: all ? "latency" : "parameters",
         y: "accuracy",
-        writeX: all ? duration : short,
+        writeX: all ? duration : compactNumber,
         writeY: percent,
-        points: found.map(({ card }) => ({
+        points: inSet.map(({ card }) => ({
           name: card.name,
           x: all ? (latency.get(card.name) ?? 0) : card.parameters,
           y: accuracy(card)?.value ?? 0,
@@ -117,30 +116,30 @@ function compared(details) {
         })),
       }),
     );
-    told.textContent = all
-      ? `The median of ${ROUNDS} answers to one picture, one after the other, from this page and back: the network, the queue and all that runs beside it count.`
-      : "Over the number of parameters, until the latency is measured. That loads each model once and asks it a few times.";
+    caption.textContent = all
+      ? `Median of ${ROUNDS} sequential requests from this page, including network and queue.`
+      : "Until the latency is measured, the x axis is the number of parameters. Measuring loads each model and sends it a few requests.";
   }
 
   async function measureAll() {
     try {
       const body = form({ file: await sample() });
       for (const { card } of ofSet(shown)) {
-        told.textContent = `Asking ${card.name} …`;
+        caption.textContent = `Measuring ${card.name} …`;
         latency.set(card.name, await median(card.name, body));
       }
       draw();
       announce("Measured");
     } catch (error) {
-      put(place, trouble(error, draw));
+      replaceContent(place, errorNotice(error, draw));
     }
   }
 
   draw();
-  return [h("div", { class: "row spread" }, h("h2", {}, "How good, how fast?"), measure), choose.element, place, told];
+  return [h("div", { class: "row spread" }, h("h2", {}, "Accuracy and latency"), measure), choose.element, place, caption];
 }
 
-/** A picture to ask about: of the page's own making, so that it is there in any case. @returns {Promise<Blob>} */
+/** Draw an image for the measurement. @returns {Promise<Blob>} */
 function sample() {
   const canvas = h("canvas", { width: 320, height: 240 });
   const context = canvas.getContext("2d");
@@ -159,12 +158,12 @@ function sample() {
  * @param {FormData} body
  */
 async function median(model, body) {
-  const ask = async () => (await call("classify", { method: "POST", query: { model, top_k: 1 }, body })).arrayBuffer();
-  await ask(); // it is loaded, and warm
+  const send = async () => (await call("classify", { method: "POST", query: { model, top_k: 1 }, body })).arrayBuffer();
+  await send(); // loads the model and warms it up
   const times = [];
   for (let round = 0; round < ROUNDS; round += 1) {
     const begun = performance.now();
-    await ask();
+    await send();
     times.push(performance.now() - begun);
   }
   return times.sort((a, b) => a - b)[Math.floor(ROUNDS / 2)];
@@ -173,16 +172,16 @@ async function median(model, body) {
 /** @param {Detail[]} details */
 function byTask(details) {
   return Object.entries(TASKS).flatMap(([task, title]) => {
-    const found = details.filter(({ card }) => card.task === task);
-    if (!found.length) return [];
+    const inTask = details.filter(({ card }) => card.task === task);
+    if (!inTask.length) return [];
     return [
-      h("section", { class: "stack" }, h("h2", {}, title), h("div", { class: "cards" }, ...found.map(shownCard))),
+      h("section", { class: "stack" }, h("h2", {}, title), h("div", { class: "cards" }, ...inTask.map(modelCard))),
     ];
   });
 }
 
 /** @param {Detail} model */
-function shownCard(model) {
+function modelCard(model) {
   const { card } = model;
   const best = headline(card);
   const [name, value] = best ? figure(best) : ["", ""];
@@ -208,19 +207,19 @@ function shownCard(model) {
       : null,
     h("p", { class: "licence" }, card.license),
     card.task === "classify" ? h("a", { href: `#classify/${card.name}` }, "Try it") : null,
-    h("details", {}, h("summary", {}, "The whole card"), ...whole(model)),
+    h("details", {}, h("summary", {}, "Full card"), ...cardDetails(model)),
   );
 }
 
 /** @param {Detail} model */
-function whole({ card, version, runtime }) {
+function cardDetails({ card, version, runtime }) {
   const training = card.training;
   return [
     facts([
       ["Trained on", card.data],
-      ["From", card.source],
+      ["Source", card.source],
       ["Architecture", `${card.architecture}, ${count(card.parameters)} parameters`],
-      ["Sees", `${card.preprocess.size.join(" × ")} pixels, ${card.preprocess.mode === "L" ? "grey" : "colour"}`],
+      ["Input", `${card.preprocess.size.join(" × ")} pixels, ${card.preprocess.mode === "L" ? "grey" : "colour"}`],
       [
         "Classes",
         card.classes.length ? (card.classes.length <= 20 ? card.classes.join(", ") : count(card.classes.length)) : "",
@@ -232,10 +231,10 @@ function whole({ card, version, runtime }) {
           : "",
       ],
       ["Weights", version],
-      ["Runs by", runtime ?? "not loaded yet"],
+      ["Runtime", runtime ?? "not loaded yet"],
     ]),
-    h("h4", {}, "Measured"),
-    measured(card),
+    h("h4", {}, "Metrics"),
+    metricTable(card),
     h("h4", {}, "Calibration"),
     ...calibration(card),
   ];
@@ -251,8 +250,8 @@ function facts(rows) {
 }
 
 /** @param {any} card */
-function measured(card) {
-  const rows = card.metrics.map((/** @type {import("../catalogue.js").Metric} */ metric) => {
+function metricTable(card) {
+  const rows = card.metrics.map((/** @type {import("../model_cards.js").Metric} */ metric) => {
     const [name, value] = figure(metric);
     return h(
       "tr",
@@ -262,33 +261,33 @@ function measured(card) {
       h("td", {}, metric.data, metric.origin === "reported" ? " (reported)" : ""),
     );
   });
-  return table(`What was measured of ${card.name}`, ["Figure", "Value", "On"], rows);
+  return table(`Metrics of ${card.name}`, ["Metric", "Value", "Data"], rows);
 }
 
 /** @param {any} card */
 function calibration(card) {
   if (card.matching) {
-    const rows = card.matching.points.map((/** @type {import("../catalogue.js").Point} */ point) =>
+    const rows = card.matching.points.map((/** @type {import("../model_cards.js").Point} */ point) =>
       h(
         "tr",
         {},
-        h("th", { scope: "row" }, oneIn(point.fmr)),
+        h("th", { scope: "row" }, formatRate(point.fmr)),
         h("td", { class: "number" }, (1 - point.similarity).toFixed(3)),
       ),
     );
     return [
-      h("p", { class: "hint" }, `Thresholds as counted on ${card.matching.data}.`),
-      table(`Thresholds of ${card.name}`, ["False matches", "Distance"], rows),
+      h("p", { class: "hint" }, `Thresholds calibrated on ${card.matching.data}.`),
+      table(`Thresholds of ${card.name}`, ["False match rate", "Distance"], rows),
     ];
   }
   if (card.task === "classify") {
     const fitted = card.temperature !== 1;
     const words = fitted
-      ? `Logits are divided by a temperature of ${card.temperature.toFixed(2)}, so that of answers with a confidence of 80 % four in five are right.`
-      : "No temperature was fitted: the confidences are the network's own.";
+      ? `Logits are divided by a temperature of ${card.temperature.toFixed(2)}, so that confidences are calibrated.`
+      : "No temperature was fitted: confidences are the network's raw softmax.";
     return [h("p", { class: "hint" }, words)];
   }
-  return [h("p", { class: "hint" }, "This model states no probability.")];
+  return [h("p", { class: "hint" }, "This model returns no probabilities.")];
 }
 
 /**
@@ -300,7 +299,7 @@ function table(caption, columns, rows) {
   return h(
     "table",
     {},
-    h("caption", { class: "heard" }, caption),
+    h("caption", { class: "visually-hidden" }, caption),
     h("thead", {}, h("tr", {}, ...columns.map((column) => h("th", { scope: "col" }, column)))),
     h("tbody", {}, ...rows),
   );

@@ -1,8 +1,8 @@
-/** How the service is, every two seconds for as long as this tab is looked at. */
+/** The service's health and metrics, polled every two seconds while this tab is visible. */
 
-import { Problem, ask, call } from "../api.js";
-import { badge, trouble } from "../controls.js";
-import { count, duration, h, many, put } from "../dom.js";
+import { Problem, requestJson, call } from "../api.js";
+import { badge, errorNotice } from "../controls.js";
+import { count, duration, h, plural, replaceContent } from "../dom.js";
 import { parse, quantile, total } from "../prometheus.js";
 import { sparkline } from "../sparkline.js";
 
@@ -10,27 +10,27 @@ import { sparkline } from "../sparkline.js";
 /** @typedef {{at: number, samples: Sample[]}} Reading */
 
 const EVERY_MS = 2000;
-// What this page and probes ask is not what the service is for.
-const OWN = new Set(["/metrics", "/health/live", "/health/ready", "/web/{name:path}", "/"]);
+// Requests of this page and of probes are not counted.
+const EXCLUDED_ROUTES = new Set(["/metrics", "/health/live", "/health/ready", "/web/{name:path}", "/"]);
 
 /** @param {Record<string, string>} labels */
-const asked = (labels) => !OWN.has(labels.route);
+const isCounted = (labels) => !EXCLUDED_ROUTES.has(labels.route);
 
 /** @param {number} seconds */
-const took = (seconds) => duration(seconds * 1000);
+const formatSeconds = (seconds) => duration(seconds * 1000);
 
 /** @returns {import("../app.js").Tab} */
 export default function status() {
   const health = h("div", { class: "panel health" });
   const tiles = {
-    rate: sparkline("Requests", (value) => `${value.toFixed(1)} /s`, "answered, without this page's own"),
-    median: sparkline("Latency, median", took, "from the first header to the last byte"),
-    tail: sparkline("Latency, 95 %", took, "one request in twenty takes longer"),
-    wait: sparkline("Queue", took, "mean wait of a picture for its model"),
-    flight: sparkline("Under way", count, "admitted and not yet answered"),
-    shed: sparkline("Turned away", (value) => `${value.toFixed(1)} /s`, "answered 429, for want of room"),
+    rate: sparkline("Requests", (value) => `${value.toFixed(1)} /s`, "responses, except to this page"),
+    median: sparkline("Latency, median", formatSeconds, "from the request's headers to the last byte"),
+    tail: sparkline("Latency, 95 %", formatSeconds, "1 in 20 requests takes longer"),
+    wait: sparkline("Queue", formatSeconds, "mean time an image waits for its model"),
+    flight: sparkline("In flight", count, "requests being processed"),
+    shed: sparkline("Shed", (value) => `${value.toFixed(1)} /s`, "refused with 429: over capacity"),
     memory: sparkline("Memory", (value) => `${count(Math.round(value / 2 ** 20))} MiB`, "resident"),
-    processor: sparkline("Processor", (value) => `${Math.round(value * 100)} %`, "of one core"),
+    processor: sparkline("CPU", (value) => `${Math.round(value * 100)} %`, "of one core"),
   };
   const routes = h("div", { class: "panel" });
   const pause = h("button", { type: "button", "aria-pressed": "false" }, "Pause");
@@ -40,7 +40,7 @@ export default function status() {
     { class: "stack" },
     problem,
     health,
-    h("div", { class: "row spread" }, h("h2", {}, "The last three minutes"), pause),
+    h("div", { class: "row spread" }, h("h2", {}, "Last three minutes"), pause),
     h("div", { class: "tiles" }, ...Object.values(tiles).map((tile) => tile.element)),
     routes,
   );
@@ -48,21 +48,21 @@ export default function status() {
   let last;
   /** @type {number | undefined} */
   let timer;
-  let seen = false;
+  let visible = false;
   let paused = false;
 
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Go on" : "Pause";
-    wake();
+    pause.textContent = paused ? "Resume" : "Pause";
+    updatePolling();
   });
-  document.addEventListener("visibilitychange", wake);
+  document.addEventListener("visibilitychange", updatePolling);
 
-  /** Ask now if somebody looks, and not at all if nobody does. */
-  function wake() {
+  /** Poll now if the tab is visible and not paused, else stop polling. */
+  function updatePolling() {
     clearTimeout(timer);
-    if (seen && !paused && !document.hidden) poll();
+    if (visible && !paused && !document.hidden) poll();
     else last = undefined;
   }
 
@@ -72,14 +72,14 @@ export default function status() {
       const reading = { at: performance.now(), samples: parse(text) };
       if (last) push(last, reading);
       last = reading;
-      put(routes, ...table(reading.samples));
-      put(problem);
+      replaceContent(routes, ...table(reading.samples));
+      replaceContent(problem);
     } catch (error) {
       last = undefined;
-      put(problem, trouble(error));
+      replaceContent(problem, errorNotice(error));
     }
     clearTimeout(timer);
-    if (seen && !paused && !document.hidden) timer = setTimeout(poll, EVERY_MS);
+    if (visible && !paused && !document.hidden) timer = setTimeout(poll, EVERY_MS);
   }
 
   /**
@@ -91,9 +91,9 @@ export default function status() {
     const since = (/** @type {string} */ name, /** @type {any} */ chosen) =>
       total(after.samples, name, chosen) - total(before.samples, name, chosen);
     const latency = (/** @type {number} */ share) =>
-      quantile(before.samples, after.samples, "vestibule_request_seconds", share, asked);
+      quantile(before.samples, after.samples, "vestibule_request_seconds", share, isCounted);
     const waited = since("vestibule_queue_seconds_count", undefined);
-    tiles.rate.push(since("vestibule_requests_total", asked) / seconds);
+    tiles.rate.push(since("vestibule_requests_total", isCounted) / seconds);
     tiles.median.push(latency(0.5));
     tiles.tail.push(latency(0.95));
     tiles.wait.push(waited ? since("vestibule_queue_seconds_sum", undefined) / waited : null);
@@ -105,15 +105,15 @@ export default function status() {
 
   return {
     title: "Status",
-    lead: "Whether the service is well, and what it is doing now.",
+    lead: "The service's health and current load.",
     element,
     show() {
-      seen = true;
-      wake();
+      visible = true;
+      updatePolling();
     },
     hide() {
-      seen = false;
-      wake();
+      visible = false;
+      updatePolling();
     },
   };
 }
@@ -124,23 +124,23 @@ async function showHealth(place) {
   let ready = { status: "not ready", models: {} };
   let words = "";
   try {
-    ready = await ask("health/ready");
+    ready = await requestJson("health/ready");
   } catch (error) {
     if (!(error instanceof Problem) || error.status === 0) throw error;
     words = error.detail;
   }
   const loaded = Object.entries(ready.models);
-  const well = ready.status === "ready";
-  put(
+  const isReady = ready.status === "ready";
+  replaceContent(
     place,
     h(
       "div",
       { class: "row" },
-      badge(well ? "✓ ready" : "✕ not ready", well ? "good" : "bad"),
-      h("strong", {}, well ? "The service is ready" : "The service answers, and is not ready"),
+      badge(isReady ? "✓ ready" : "✕ not ready", isReady ? "good" : "bad"),
+      h("strong", {}, isReady ? "The service is ready" : "The service is running but not ready"),
       words,
     ),
-    h("p", { class: "hint" }, `${many(loaded.length, "model")} loaded; the others are when they are first asked for.`),
+    h("p", { class: "hint" }, `${plural(loaded.length, "model")} loaded; the others load with their first request.`),
     h(
       "ul",
       { class: "row" },
@@ -153,18 +153,18 @@ async function showHealth(place) {
 
 /** @param {Sample[]} samples */
 function table(samples) {
-  const counts = samples.filter((one) => one.name === "vestibule_requests_total" && asked(one.labels));
-  const routes = [...new Set(counts.map((one) => one.labels.route))].map((route) => {
-    const here = (/** @type {Record<string, string>} */ labels) => labels.route === route;
-    const requests = total(counts, "vestibule_requests_total", here);
-    const failed = total(counts, "vestibule_requests_total", (labels) => here(labels) && Number(labels.status) >= 400);
+  const counts = samples.filter((item) => item.name === "vestibule_requests_total" && isCounted(item.labels));
+  const routes = [...new Set(counts.map((item) => item.labels.route))].map((route) => {
+    const ofRoute = (/** @type {Record<string, string>} */ labels) => labels.route === route;
+    const requests = total(counts, "vestibule_requests_total", ofRoute);
+    const failed = total(counts, "vestibule_requests_total", (labels) => ofRoute(labels) && Number(labels.status) >= 400);
     const seconds =
-      total(samples, "vestibule_request_seconds_sum", here) / total(samples, "vestibule_request_seconds_count", here);
-    return { route, requests, failed, seconds, p95: quantile([], samples, "vestibule_request_seconds", 0.95, here) };
+      total(samples, "vestibule_request_seconds_sum", ofRoute) / total(samples, "vestibule_request_seconds_count", ofRoute);
+    return { route, requests, failed, seconds, p95: quantile([], samples, "vestibule_request_seconds", 0.95, ofRoute) };
   });
   routes.sort((a, b) => b.requests - a.requests);
-  const title = h("h2", {}, "Since it was started");
-  if (!routes.length) return [title, h("p", { class: "hint" }, "Nothing was asked yet.")];
+  const title = h("h2", {}, "Since the start");
+  if (!routes.length) return [title, h("p", { class: "hint" }, "No requests yet.")];
   const number = (/** @type {string} */ text) => h("td", { class: "number" }, text);
   return [
     title,
@@ -180,7 +180,7 @@ function table(samples) {
           h(
             "tr",
             {},
-            ...["Route", "Requests", "Refused or failed", "Mean", "95 %"].map((name) =>
+            ...["Route", "Requests", "Errors", "Mean", "95 %"].map((name) =>
               h("th", { scope: "col" }, name),
             ),
           ),
@@ -188,15 +188,15 @@ function table(samples) {
         h(
           "tbody",
           {},
-          ...routes.map((one) =>
+          ...routes.map((item) =>
             h(
               "tr",
               {},
-              h("th", { scope: "row" }, h("code", {}, one.route)),
-              number(count(one.requests)),
-              number(count(one.failed)),
-              number(took(one.seconds)),
-              number(one.p95 === null ? "–" : took(one.p95)),
+              h("th", { scope: "row" }, h("code", {}, item.route)),
+              number(count(item.requests)),
+              number(count(item.failed)),
+              number(formatSeconds(item.seconds)),
+              number(item.p95 === null ? "–" : formatSeconds(item.p95)),
             ),
           ),
         ),

@@ -1,16 +1,16 @@
-/** Do two photos show one person? */
+/** Compare the faces of two photos. */
 
-import { Latest, ask, form, isAbort } from "../api.js";
-import { detail, distanceAt, models } from "../catalogue.js";
-import { badge, bar, command, empty, segmented, trouble, waiting } from "../controls.js";
-import { announce, h, oneIn, percent, put } from "../dom.js";
-import { framed } from "../drawing.js";
-import { example, picker, pictureOf, release } from "../pictures.js";
+import { Latest, requestJson, form, isAbort } from "../api.js";
+import { detail, distanceAt, models } from "../model_cards.js";
+import { badge, bar, terminalCommand, emptyState, segmented, errorNotice, loading } from "../controls.js";
+import { announce, h, formatRate, percent, replaceContent } from "../dom.js";
+import { annotatedImage } from "../drawing.js";
+import { example, picker, toPicture, release } from "../image_picker.js";
 import { scale } from "../scale.js";
-import { sentence } from "../words.js";
+import { describeReasons } from "../reasons.js";
 
 /**
- * @typedef {import("../pictures.js").Picture} Picture
+ * @typedef {import("../image_picker.js").Picture} Picture
  * @typedef {{box: number[], landmarks: import("../drawing.js").Points, reasons: string[]}} Face
  * @typedef {{verified: boolean, probability: number, distance: number, face: Face}} Compared
  * @typedef {{verified: boolean, probability: number, distance: number, threshold: number, source_face: Face,
@@ -28,11 +28,11 @@ export default function verify() {
   let matching = null;
 
   const verdict = h("div", { class: "panel verdict", "aria-live": "polite" });
-  const source = slot("First photo", "the most prominent face counts", run);
+  const source = slot("First photo", "the most prominent face is used", run);
   const target = slot("Second photo", "every face is compared", run);
   const rate = segmented(
-    "Strangers taken for one person, at most",
-    [...RATES, 0.00001].map((value) => ({ value: String(value), label: oneIn(value) })),
+    "False match rate, at most",
+    [...RATES, 0.00001].map((value) => ({ value: String(value), label: formatRate(value) })),
     "0.001",
     run,
   );
@@ -43,7 +43,7 @@ export default function verify() {
     target.show(first, false);
     run();
   });
-  const terminal = command(
+  const terminal = terminalCommand(
     () =>
       `curl -F source=@${source.picture?.name ?? "first.jpg"} -F target=@${target.picture?.name ?? "second.jpg"} '${location.origin}/verify?fmr=${rate.value}'`,
   );
@@ -55,16 +55,16 @@ export default function verify() {
     h("div", { class: "judged" }, verdict, h("div", { class: "panel" }, rate.element, help())),
     terminal.element,
   );
-  rest();
-  learn();
+  showIntroduction();
+  loadMatching();
 
-  /** The thresholds, from the card of the embedder that answers. */
-  async function learn() {
+  /** Load the thresholds from the card of the default embedder. */
+  async function loadMatching() {
     try {
       const embedder = (await models("embed")).find((model) => model.default);
       if (embedder) matching = (await detail(embedder.name)).card.matching;
     } catch {
-      // The scale shows the one threshold that the answer has.
+      // The scale shows only the threshold of the response.
     }
   }
 
@@ -72,12 +72,12 @@ export default function verify() {
     return h(
       "p",
       { class: "hint" },
-      "The stricter, the nearer two faces must lie, and the more photos of one person are missed.",
+      "At lower rates the threshold is stricter, and more photos of the same person are missed.",
     );
   }
 
-  /** Two photos that are there for the trying. @param {string} first @param {() => Promise<Picture>} second */
-  function offer(first, second) {
+  /** Return a listener that shows two examples. @param {string} first @param {() => Promise<Picture>} second */
+  function showExamples(first, second) {
     return async () => {
       [source, target].forEach((side) => release(side.picture));
       source.show(await example(first), false);
@@ -86,19 +86,19 @@ export default function verify() {
     };
   }
 
-  function rest() {
-    put(
+  function showIntroduction() {
+    replaceContent(
       verdict,
-      empty(
-        "Two photos, one question",
-        h("p", {}, "Give one photo on each side, or try it:"),
+      emptyState(
+        "Compare two photos",
+        h("p", {}, "Choose a photo on each side, or try an example:"),
         h(
           "div",
           { class: "row" },
-          h("button", { type: "button", onclick: offer(PEOPLE[0], () => example(PEOPLE[1])) }, "Two people"),
-          h("button", { type: "button", onclick: offer(PEOPLE[0], () => altered(PEOPLE[0])) }, "One person"),
+          h("button", { type: "button", onclick: showExamples(PEOPLE[0], () => example(PEOPLE[1])) }, "Different people"),
+          h("button", { type: "button", onclick: showExamples(PEOPLE[0], () => altered(PEOPLE[0])) }, "Same person"),
         ),
-        h("p", { class: "hint" }, "“One person” is a photo and the same one mirrored and darkened. No photo is kept."),
+        h("p", { class: "hint" }, "“Same person” is a photo and its mirrored, darkened copy. Photos are not stored."),
       ),
     );
   }
@@ -108,35 +108,35 @@ export default function verify() {
     source.frame?.mark([]);
     target.frame?.mark([]);
     latest.stop();
-    if (!source.picture || !target.picture) return rest();
+    if (!source.picture || !target.picture) return showIntroduction();
     const signal = latest.next();
-    put(verdict, waiting("Comparing …", 5));
+    replaceContent(verdict, loading("Comparing …", 5));
     try {
       const body = form({ source: source.picture.blob, target: target.picture.blob });
-      tell(await ask("verify", { method: "POST", query: { fmr: rate.value }, body, signal }));
+      showResult(await requestJson("verify", { method: "POST", query: { fmr: rate.value }, body, signal }));
     } catch (error) {
-      if (!isAbort(error)) put(verdict, trouble(error, run));
+      if (!isAbort(error)) replaceContent(verdict, errorNotice(error, run));
     }
   }
 
   /** @param {Verification} answer */
-  function tell(answer) {
+  function showResult(answer) {
     const compared = [...answer.face_matches, ...answer.unmatched_faces].sort((a, b) => a.distance - b.distance);
     const several = compared.length > 1;
     source.frame?.mark([{ ...answer.source_face, tone: "accent", label: "compared" }]);
     target.frame?.mark(
-      compared.map((one, index) => ({
-        ...one.face,
-        tone: /** @type {import("../drawing.js").Tone} */ (one.verified ? "match" : "unknown"),
-        label: several ? String(index + 1) : one.verified ? "match" : "no match",
+      compared.map((item, index) => ({
+        ...item.face,
+        tone: /** @type {import("../drawing.js").Tone} */ (item.verified ? "match" : "unknown"),
+        label: several ? String(index + 1) : item.verified ? "match" : "no match",
       })),
     );
     const marks = RATES.map((fmr) => ({ fmr, distance: matching && distanceAt(matching, fmr) })).filter(
       (mark) => mark.distance !== null,
     );
     const { fmr, extrapolated, prior, calibration } = answer.operating_point;
-    const title = answer.verified ? "The same person" : "Not shown to be the same person";
-    put(
+    const title = answer.verified ? "Same person" : "No match";
+    replaceContent(
       verdict,
       h(
         "div",
@@ -149,19 +149,19 @@ export default function verify() {
       several ? faces(compared) : null,
       warnings(
         answer.source_face,
-        compared.map((one) => one.face),
+        compared.map((item) => item.face),
       ),
       extrapolated
         ? h(
             "p",
             { class: "notice warn" },
-            `${oneIn(fmr)} lies beyond what was counted; the threshold is an extrapolation.`,
+            `${formatRate(fmr)} is below the calibrated rates; the threshold is extrapolated.`,
           )
         : null,
       h(
         "p",
         { class: "hint" },
-        `Probability ${percent(answer.probability)}, if ${percent(prior)} of all pairs that are asked about show one person. Counted on ${calibration}.`,
+        `Probability ${percent(answer.probability)}, if ${percent(prior)} of all compared pairs show the same person. Calibrated on ${calibration}.`,
       ),
     );
     announce(`${title}. Distance ${answer.distance.toFixed(3)}, threshold ${answer.threshold.toFixed(3)}.`);
@@ -169,15 +169,15 @@ export default function verify() {
 
   return {
     title: "Verify",
-    lead: "Do two photos show one person, at the rate of mistakes that you can live with?",
+    lead: "Check whether two photos show the same person, at a given false match rate.",
     element,
   };
 }
 
 /** @param {Verification} answer */
 function explained({ verified, distance, threshold, operating_point: { fmr } }) {
-  const place = `The faces are ${distance.toFixed(3)} apart, ${verified ? "within" : "beyond"} the ${threshold.toFixed(3)} `;
-  return `${place}at which ${oneIn(fmr)} pairs of strangers would be taken for one person.`;
+  const comparison = `The distance ${distance.toFixed(3)} is ${verified ? "within" : "above"} the threshold ${threshold.toFixed(3)}`;
+  return `${comparison}, at which ${formatRate(fmr)} pairs of different persons match.`;
 }
 
 /** @param {Compared[]} compared */
@@ -185,32 +185,33 @@ function faces(compared) {
   return h(
     "ol",
     { class: "ranking" },
-    ...compared.map((one, index) =>
+    ...compared.map((item, index) =>
       h(
         "li",
         { class: "ranked" },
-        h("span", {}, `Face ${index + 1}: ${one.verified ? "match" : "no match"}, ${one.distance.toFixed(3)} apart`),
-        h("span", { class: "number" }, percent(one.probability)),
-        bar(one.probability, one.verified ? "good" : "faint"),
+        h("span", {}, `Face ${index + 1}: ${item.verified ? "match" : "no match"}, distance ${item.distance.toFixed(3)}`),
+        h("span", { class: "number" }, percent(item.probability)),
+        bar(item.probability, item.verified ? "good" : "faint"),
       ),
     ),
   );
 }
 
 /**
+ * A notice about the faces' quality, or null if there is nothing to report.
  * @param {Face} source
- * @param {Face[]} others
+ * @param {Face[]} targets
  */
-function warnings(source, others) {
-  const faces = [{ where: "first", face: source }, ...others.map((face) => ({ where: "second", face }))];
-  const told = faces
+function warnings(source, targets) {
+  const faces = [{ where: "first", face: source }, ...targets.map((face) => ({ where: "second", face }))];
+  const lines = faces
     .filter(({ face }) => face.reasons.length)
-    .map(({ where, face }) => h("p", {}, `In the ${where} photo: ${sentence(face.reasons).toLowerCase()}`));
-  return told.length ? h("div", { class: "notice warn" }, h("strong", {}, "Take the answer with care"), ...told) : null;
+    .map(({ where, face }) => h("p", {}, `In the ${where} photo: ${describeReasons(face.reasons).toLowerCase()}`));
+  return lines.length ? h("div", { class: "notice warn" }, h("strong", {}, "The result may be unreliable"), ...lines) : null;
 }
 
 /**
- * One side: a picker until there is a picture, then the picture.
+ * One side of the comparison: a picker, replaced by the image once there is one.
  * @param {string} title
  * @param {string} hint
  * @param {() => void} onChange
@@ -220,27 +221,27 @@ function slot(title, hint, onChange) {
   const choose = picker({
     label: title,
     examples: PEOPLE,
-    wants: () => !side.picture,
+    prefersPaste: () => !side.picture,
     onPictures: ([picture]) => side.show(picture),
   });
   const side = {
     element,
     /** @type {Picture | null} */
     picture: null,
-    /** @type {ReturnType<typeof framed> | null} */
+    /** @type {ReturnType<typeof annotatedImage> | null} */
     frame: null,
-    /** @param {Picture | null} picture @param {boolean} [tell] */
-    show(picture, tell = true) {
+    /** @param {Picture | null} picture @param {boolean} [notify] */
+    show(picture, notify = true) {
       side.picture = picture;
-      side.frame = picture && framed(picture.url, `${title}: ${picture.name}`);
-      put(element, side.frame ? filled(side.frame.element) : choose.element);
-      if (tell) onChange();
+      side.frame = picture && annotatedImage(picture.url, `${title}: ${picture.name}`);
+      replaceContent(element, side.frame ? filled(side.frame.element) : choose.element);
+      if (notify) onChange();
     },
   };
   /** @param {HTMLElement} frame */
   function filled(frame) {
-    const other = h("button", { type: "button", class: "quiet" }, "Change");
-    other.addEventListener("click", () => {
+    const change = h("button", { type: "button", class: "quiet" }, "Change");
+    change.addEventListener("click", () => {
       release(side.picture);
       side.show(null);
     });
@@ -251,17 +252,17 @@ function slot(title, hint, onChange) {
         "figcaption",
         { class: "row spread" },
         h("span", {}, h("strong", {}, title), h("span", { class: "hint" }, ` · ${hint}`)),
-        other,
+        change,
       ),
       frame,
     );
   }
-  put(element, choose.element);
+  replaceContent(element, choose.element);
   return side;
 }
 
 /**
- * The same photo as another camera might have taken it.
+ * Return an example, mirrored and darkened.
  * @param {string} name
  */
 async function altered(name) {
@@ -274,5 +275,5 @@ async function altered(name) {
   context.setTransform(-1, 0, 0, 1, bitmap.width, 0);
   context.drawImage(bitmap, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
-  return pictureOf(blob, `mirrored-${name}`);
+  return toPicture(blob, `mirrored-${name}`);
 }

@@ -1,6 +1,6 @@
-/** The models of this service and their cards; asked for once, and again when that is asked for. */
+/** The service's models and their cards, cached until `clearCache`. */
 
-import { ask } from "./api.js";
+import { requestJson } from "./api.js";
 
 /**
  * @typedef {{name: string, version: string, task: string, description: string, license: string, parameters: number,
@@ -16,40 +16,40 @@ let listed;
 const details = new Map();
 
 /**
- * Every model, or those of some tasks; the default first.
+ * Return all models, or those of some tasks, sorted by name with the default first.
  * @param {...string} tasks
  * @returns {Promise<Summary[]>}
  */
 export async function models(...tasks) {
-  listed ??= ask("models").then((answer) => answer.data);
-  listed.catch(forget);
-  const found = (await listed).filter((model) => tasks.length === 0 || tasks.includes(model.task));
-  return found.sort((a, b) => Number(b.default) - Number(a.default) || a.name.localeCompare(b.name));
+  listed ??= requestJson("models").then((answer) => answer.data);
+  listed.catch(clearCache);
+  const matching = (await listed).filter((model) => tasks.length === 0 || tasks.includes(model.task));
+  return matching.sort((a, b) => Number(b.default) - Number(a.default) || a.name.localeCompare(b.name));
 }
 
 /**
- * One model's card.
+ * Return a model's card.
  * @param {string} name
  * @returns {Promise<Detail>}
  */
 export function detail(name) {
-  let asked = details.get(name);
-  if (!asked) {
-    asked = ask(`models/${encodeURIComponent(name)}`);
-    asked.catch(() => details.delete(name));
-    details.set(name, asked);
+  let request = details.get(name);
+  if (!request) {
+    request = requestJson(`models/${encodeURIComponent(name)}`);
+    request.catch(() => details.delete(name));
+    details.set(name, request);
   }
-  return asked;
+  return request;
 }
 
-/** Ask anew from now on: what is loaded changes with what is used. */
-export function forget() {
+/** Forget the cached models: which ones are loaded changes with use. */
+export function clearCache() {
   listed = undefined;
   details.clear();
 }
 
 /**
- * The figure that says most: on test pictures before validation pictures.
+ * Return a card's most important metric: accuracy first, on test images before validation images.
  * @param {any} card
  * @returns {Metric | undefined}
  */
@@ -61,7 +61,7 @@ export function headline(card) {
 }
 
 /**
- * Whether a model can read a string of digits.
+ * Return whether a model can read strings of digits.
  * @param {any} card
  */
 export function readsDigits(card) {
@@ -69,7 +69,7 @@ export function readsDigits(card) {
 }
 
 /**
- * The distance below which `fmr` of the strangers lie, as `models.matching` has it; null beyond what was counted.
+ * Return the distance threshold at a false match rate, as computed by `models.matching`; null outside its calibration.
  * @param {any} matching of an embedder's card
  * @param {number} fmr
  * @returns {number | null}
