@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the service without starting it: its lifespan loads the weights and starts all background work.
 
     Raises:
-        UnknownModel: a default model is not in the weights folder. Exposed: see `refuse_exposure`.
+        UnknownModel: a default model is not in the weights folder. ExposedError: see `refuse_exposure`.
         ConfigurationError: the sub-path is also a path of the service.
     """
     decoding.disable_pillow_limit()

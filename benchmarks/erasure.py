@@ -35,7 +35,7 @@ from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, subject_records
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.types import Floats, NewFace
 

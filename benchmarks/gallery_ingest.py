@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.gallery_clustered import Clustered, Floats
 from benchmarks.gallery_peers_engines import Vestibule
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.types import NewFace
 
 CLIENTS = 8

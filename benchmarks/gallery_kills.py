@@ -45,7 +45,7 @@ from index.embedded.store import erasure_records, migrations, vector_records
 from index.embedded.store.ledger import Ledger, Write
 from index.embedded.store.migrations import STEPS
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
-from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import CorruptError, GalleryError, NotFoundError
@@ -702,7 +702,9 @@ class Deaths:
         self._migrations = 0
         self._spans: dict[str, deque[float]] = defaultdict(lambda: deque([0.02], maxlen=30))
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["benchmarks.power_cut_vfs", "index.embedded.tasks.compaction", "typer"])
+        self._processes.set_forkserver_preload(
+            ["benchmarks.power_cut_vfs", "index.embedded.tasks.maintenance", "typer"]
+        )
         self.faults: list[str] = []
 
     def kills(self, aims: Iterable[str]) -> Iterator[Row]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.gallery_clustered import DIMENSIONS, Clustered, Floats
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import KMEANS_ITERATIONS, SAMPLE_PER_CENTROID, Ivf
 from index.types import NewFace
 

@@ -89,5 +89,5 @@ def _fit_logistic(mated: Floats, impostors: Floats, prior: float) -> tuple[float
 
     best = minimize(loss, np.array([1.0, float(logit(prior))]), jac=True, method="BFGS").x
     if best[0] <= 0:
-        raise ValueError("mated pairs are not more alike than others")
+        raise ValueError("mated pairs are not more similar than others")
     return float(best[0] / spread), float(best[1] - best[0] * centre / spread)

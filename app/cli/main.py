@@ -128,7 +128,7 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
     """Serve until stopped on these sockets, or if None, on the address in the settings; `ready` receives the port."""
     from app.errors import VestibuleError
     from app.main import create_app
-    from app.middleware.host_and_origin import Exposed
+    from app.middleware.host_and_origin import ExposedError
     from app.server import logging_setup
     from app.settings import ConfigurationError
 
@@ -137,7 +137,7 @@ def _serve(settings: Settings, ready: Callable[[int], None], sockets: list[socke
         app = create_app(settings)
     except VestibuleError as error:
         fail(f"{error.detail}. VESTIBULE_WEIGHTS is {settings.weights}; `make install` puts the shipped models there.")
-    except (ConfigurationError, Exposed) as error:
+    except (ConfigurationError, ExposedError) as error:
         fail(str(error))
     server = _server(app, settings, ready)
     server.run(sockets)

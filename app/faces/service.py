@@ -338,7 +338,7 @@ def _encode(vector: Tensor, params: EmbedParams) -> list[float] | str:
 
 def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
     if card.matching is None:
-        raise Unprocessable(f"{card.name} is not calibrated: there is no distance threshold for its embeddings")
+        raise Unprocessable(f"{card.name} is not calibrated: there is no similarity threshold for its embeddings")
     try:
         return card.matching, card.matching.threshold(fmr)
     except ValueError as error:

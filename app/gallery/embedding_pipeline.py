@@ -100,7 +100,7 @@ class ImageEmbedder:
         """Return the pipeline of the embedder (None: the default) with its current weights.
 
         Raises:
-            UnknownModel: no such model, or it does not embed. NotReady: its files do not fit together.
+            UnknownModel: no such model, or it does not embed. NotReady: its files do not match each other.
         """
         models = self.predictor.model_manager
         model = await models.load_embedder(embedder)
@@ -135,7 +135,7 @@ class ImageEmbedder:
         """Return the vector of a stored crop, float32 [D] of length 1.
 
         Raises:
-            VestibuleError: see `Faces.whole`.
+            VestibuleError: see `Faces.embed_whole_image`.
         """
         return await self._faces.embed_whole_image(model, crop)
 

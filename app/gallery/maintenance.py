@@ -12,7 +12,7 @@ import structlog
 
 from app.observability.metrics import Metrics
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.compaction import Maintenance, MaintenanceError
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
 
 log = structlog.get_logger()
 

@@ -46,7 +46,7 @@ def rate_per_comparison(rate: float, comparisons: int) -> float:
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """The similarity from which on a candidate matches, and its false match rate; both None without a calibration.
+    """The lowest similarity at which a candidate matches, and its false match rate; both None without a calibration.
 
     `beyond_calibration`: the rate is smaller than the calibration's data can confirm.
     """

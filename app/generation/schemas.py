@@ -1,4 +1,4 @@
-"""Requests and responses for generating, denoising, reconstructing and encoding images."""
+"""Requests and responses of generation; also the responses of denoising, reconstructing and encoding."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d*)?", re.IGNORECASE)
 
 
-class Exposed(Exception):
+class ExposedError(Exception):
     """The service would be open to everyone who can reach its port."""
 
 
@@ -48,11 +48,11 @@ def refuse_exposure(settings: Settings, keys: ApiKeys) -> None:
     """Check that the service listens on loopback only, or needs keys, or was explicitly allowed to do neither.
 
     Raises:
-        Exposed.
+        ExposedError.
     """
     if is_loopback(settings.host) or settings.allow_public or settings.require_keys or keys.by_hash():
         return
-    raise Exposed(
+    raise ExposedError(
         f"refusing to listen on {settings.host}: without API keys everyone who reaches this port could use it; "
         "create a key (vestibule keys create), keep 127.0.0.1, or set VESTIBULE_ALLOW_PUBLIC=true if something in "
         "front of the service restricts access"

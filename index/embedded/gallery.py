@@ -13,7 +13,7 @@ import apsw
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_lapsed, remove_subjects
+from index.embedded.audit.erasure import remove_expired_among, remove_subjects
 from index.embedded.audit.id_normalisation import normalise_ids
 from index.embedded.audit.log import AuditLog
 from index.embedded.encryption.aead import OperatorKey
@@ -182,7 +182,7 @@ class EmbeddedGallery:
         def write(db: apsw.Connection) -> CountedSubject:
             number, now = collection_records.find(db, collection).id, self.clock()
             check_future(expires_at, now)
-            remove_lapsed(db, number, [key], now)
+            remove_expired_among(db, number, [key], now)
             properties = {} if metadata is None else metadata
             subject = subject_records.upsert(
                 db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
@@ -221,7 +221,7 @@ class EmbeddedGallery:
         def write(db: apsw.Connection) -> list[Face]:
             target, now = collection_records.find(db, collection), self.clock()
             collection_records.check_fingerprint(target, fingerprint)
-            remove_lapsed(db, target.id, {face.subject for face in faces}, now)
+            remove_expired_among(db, target.id, {face.subject for face in faces}, now)
             enrolled = face_records.insert(db, target.id, faces, now)
             ids = [face.id for face in enrolled]
             audit.record(db, AuditEvent("enrol", now, actor, target.id, audit.subjects_of(db, ids), ids))

@@ -35,7 +35,7 @@ from benchmarks.erasure import (
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, erasure_records, face_records
 from index.embedded.store.secure_delete import Pages
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from tests.index.people import vectors
 
 DIMENSIONS = 64

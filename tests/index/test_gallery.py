@@ -14,7 +14,7 @@ import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
 from index.types import NewFace
 from tests.index.people import Clock

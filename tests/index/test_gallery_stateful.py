@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, NotFoundError
 from index.types import NewFace

@@ -30,7 +30,7 @@ from index.embedded.query.search import compare, search
 from index.embedded.store import vector_records
 from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment

@@ -36,7 +36,7 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, vector_records
 from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
 from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.types import Collection, NewFace

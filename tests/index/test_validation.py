@@ -23,7 +23,7 @@ from index.embedded.store import collection_records, rejection_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import JobQueue
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import InvalidError
 from index.types import Collection, Item, NewFace, Properties
@@ -128,7 +128,7 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
 def test_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 7)
+    monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 7)
     key = OperatorKey(b"k" * 32)
     gallery = EmbeddedGallery(tmp_path, key=key)
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
@@ -168,7 +168,7 @@ def test_vectors_of_older_versions_are_scaled_once(
 def test_vectors_of_feedback_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.compaction.VECTORS_PER_CHECK", 3)
+    monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 3)
     monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_READ", 3)
     gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)

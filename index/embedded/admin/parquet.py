@@ -24,7 +24,7 @@ import numpy as np
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_lapsed
+from index.embedded.audit.erasure import remove_expired_among
 from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, face_records
@@ -279,7 +279,7 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
 def _enrol(db: apsw.Connection, source: Collection, faces: list[FaceRecord], now: float) -> int:
     """Enrol the faces that are not enrolled yet, and return their number."""
     target = _get_or_create(db, source, now)
-    remove_lapsed(db, target.id, {face.subject for face in faces}, now)
+    remove_expired_among(db, target.id, {face.subject for face in faces}, now)
     enrolled = [face.token for face in faces if face_records.insert_record(db, target.id, face)]
     if enrolled:
         ids = face_records.ids_of_tokens(db, target.id, enrolled)

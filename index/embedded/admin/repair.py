@@ -12,7 +12,7 @@ from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
-from index.embedded.tasks.compaction import LEASE_S, Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits
 from index.errors import GalleryError
 
 _SCRUB_TRIES = 25  # of a fifth of a second each, while readers use the write-ahead log

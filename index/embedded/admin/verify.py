@@ -27,7 +27,7 @@ from index.embedded.store import (
 )
 from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.tasks import reembedding
-from index.embedded.tasks.compaction import LEASE, LEASE_S
+from index.embedded.tasks.maintenance import LEASE, LEASE_S
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError

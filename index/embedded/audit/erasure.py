@@ -35,7 +35,7 @@ def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
     return len(expired)
 
 
-def remove_lapsed(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
+def remove_expired_among(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
     """Delete those of the subjects that have expired, so that a new enrolment under the key starts a new subject."""
     if ids := subject_records.expired_among(db, collection_id, keys, now):
         remove_subjects(db, collection_id, ids, now, RETENTION)

@@ -37,7 +37,7 @@ class SearchScope:
 
 
 def search_scope(gallery: EmbeddedGallery, collection: str, where: Where | None = None) -> SearchScope:
-    """Return what a search of the collection compares a face with, all of one commit.
+    """Return what a search of the collection compares a face with, read in one snapshot.
 
     Raises:
         NotFoundError: no such collection. LockedError: the filter needs a key that is missing.

@@ -18,7 +18,7 @@ import apsw
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_lapsed, remove_subjects
+from index.embedded.audit.erasure import remove_expired_among, remove_subjects
 from index.embedded.encryption.data_keys import is_locked
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, erasure_records, face_records, job_records, subject_records
@@ -251,7 +251,7 @@ class BulkEnrolmentWorker:
     def _insert(self, db: apsw.Connection, job: Job, results: Sequence[ProcessedItem]) -> None:
         """Enrol the faces, record them in the audit log, and store the outcome of each item."""
         now = self._gallery.clock()
-        remove_lapsed(db, job.collection_id, {result.item.subject for result in results if result.faces}, now)
+        remove_expired_among(db, job.collection_id, {result.item.subject for result in results if result.faces}, now)
         for result in results:
             if result.faces and (properties := result.item.properties) is not None:
                 subject_records.upsert(db, job.collection_id, result.item.subject, **properties.__dict__, now=now)

@@ -196,7 +196,7 @@ def test_denoise(vestibule: Command, tmp_path: Path) -> None:
     [
         (["classify", "--model", "nobody", COFFEE, CAT], "There is no such model"),
         (["classify", "EMPTY"], "no images found in the given folders"),
-        (["classify", "--url", "nowhere", COFFEE], "is no address"),
+        (["classify", "--url", "nowhere", COFFEE], "is not a URL"),
         (["verify", "missing.jpg", COFFEE], "missing.jpg: No such file or directory"),
         (["classify", "--url", "UNUSED", COFFEE, CAT], "is it running? `vestibule serve`"),
         (["generate", "--url", "UNUSED", "-o", "x.png"], "is it running? `vestibule serve`"),

@@ -19,7 +19,7 @@ from index.embedded.admin import repair
 from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import folder_lock
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from tests.index.people import enrol, vectors
 
 Command = Callable[..., Any]  # returns a result with exit_code, stdout and stderr
@@ -30,7 +30,7 @@ import sys, threading
 from pathlib import Path
 import numpy as np
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.compaction import Limits, Maintenance
+from index.embedded.tasks.maintenance import Limits, Maintenance
 from index.embedded.store.records import NewFace
 gallery = EmbeddedGallery(Path(sys.argv[1]))
 maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
@@ -170,7 +170,7 @@ def test_rebuild(gallery_of: Command, state: Path) -> None:
     assert Maintenance(gallery).run()
     refused = gallery_of("rebuild")
     gallery.close()
-    assert (refused.exit_code, "background work" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "another process does" in refused.stderr) == (1, True)
 
 
 def test_backup_and_restore(gallery_of: Command, state: Path, tmp_path: Path) -> None:

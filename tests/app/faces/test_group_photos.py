@@ -164,7 +164,7 @@ def first_fingerprint(client: TestClient) -> tuple[str, int]:
 
 
 def test_existing_collection_keeps_its_scale_rule_until_re_embedding(running: TestClient) -> None:
-    gallery = running.app.state.galleries._gallery  # type: ignore[attr-defined]
+    gallery = running.app.state.gallery._gallery  # type: ignore[attr-defined]
     fingerprint, dimensions = first_fingerprint(running)
     gallery.create("existing", "mobilefacenet-triplet", fingerprint, dimensions, keep_crops=True)
     created = running.put("/collections/existing", json={"keep_crops": True, "embedder": "mobilefacenet-triplet"})

@@ -27,7 +27,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import subject_records
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL

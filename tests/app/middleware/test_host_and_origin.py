@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from app.auth.keys import ApiKeys
 from app.auth.scopes import PROBES
 from app.main import create_app
-from app.middleware.host_and_origin import Exposed, refuse_exposure
+from app.middleware.host_and_origin import ExposedError, refuse_exposure
 from app.middleware.routing import RouteTable
 from app.settings import Settings, is_loopback
 from tests.app.conftest import BASE_URL
@@ -167,7 +167,7 @@ def test_listening_beyond_loopback_needs_a_key_or_an_override(host: str, loopbac
     if loopback:
         refuse_exposure(Settings(host=host), keys)
         return
-    with pytest.raises(Exposed, match="refusing to listen"):
+    with pytest.raises(ExposedError, match="refusing to listen"):
         refuse_exposure(Settings(host=host), keys)
     refuse_exposure(Settings(host=host, allow_public=True), keys)
     refuse_exposure(Settings(host=host, require_keys=True), keys)

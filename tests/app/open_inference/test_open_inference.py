@@ -412,7 +412,7 @@ BOMB = gzip.compress(bytes(50_000_000), 9)
         (message(), {"content-encoding": "gzip"}, 400, "not gzip"),
         (gzip.compress(message())[:-9], {"content-encoding": "gzip"}, 400, "one whole gzip"),
         (b"", {"content-encoding": "gzip"}, 400, "not a valid inference request"),
-        (BOMB, {"content-encoding": "gzip"}, 413, "more when it is unpacked"),
+        (BOMB, {"content-encoding": "gzip"}, 413, "more once it is decompressed"),
         (bytes(4_000_001), {}, 413, "4000000 bytes"),
     ],
 )
@@ -478,10 +478,10 @@ def test_service_errors_have_the_protocol_s_format(settings: Settings, monkeypat
     url = "/v2/models/wgan-faces/infer"
     app = create_app(settings.model_copy(update={"max_requests": 1}))
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
-        app.state.places.enter()
+        app.state.capacity.acquire()
         busy = client.post(url, content=message())
         assert (busy.status_code, busy.headers["retry-after"], list(busy.json())) == (429, "1", ["error"])
-        app.state.places.leave()
+        app.state.capacity.release()
         assert client.post(url, content=message()).status_code == 200
 
         def fail(*_: object) -> None:

@@ -19,7 +19,7 @@ from index.embedded.admin.backup import BackupManifest, back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, face_records, folder_lock
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.types import NewFace
 from tests.index.people import enrol, folder_bytes, vectors

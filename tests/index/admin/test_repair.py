@@ -13,7 +13,7 @@ from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store.migrations import STEPS, migrate
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
 from index.types import CollectionUsage, NewFace
 from tests.index.people import enrol, vectors

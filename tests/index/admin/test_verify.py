@@ -16,7 +16,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from tests.index.people import enrol, vectors

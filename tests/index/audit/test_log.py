@@ -27,7 +27,7 @@ from index.embedded.audit.log import AuditLog, LogFault, LogHead
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import CorruptError, InvalidError, TooNewError
 from tests.index.people import Clock, enrol
 

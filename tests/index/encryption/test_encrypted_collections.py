@@ -25,7 +25,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment

@@ -19,7 +19,7 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.metadata_filter import Where
 from index.embedded.store import migrations
 from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.compaction import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
 from index.types import Floats, NewFace
 from tests.index.people import Clock, folder_bytes, vectors

@@ -17,7 +17,7 @@ from index.embedded.store import collection_records, erasure_records, tombstones
 from index.embedded.store.erasure_records import Removal
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.tombstones import Tombstones
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
 from tests.index.people import enrol
 

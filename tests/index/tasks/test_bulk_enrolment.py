@@ -15,7 +15,7 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks import bulk_enrolment as module
 from index.embedded.tasks.bulk_enrolment import KEEP_S, BulkEnrolmentWorker, JobQueue
-from index.embedded.tasks.compaction import Maintenance
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import ConflictError, NotFoundError
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import Clock, folder_bytes, vectors

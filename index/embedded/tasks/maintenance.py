@@ -38,7 +38,7 @@ VECTORS_PER_CHECK = 65_536
 
 @dataclass(frozen=True)
 class MaintenanceLimits:
-    """`segment`: faces per segment. `exact_below`: faces in segments from which on there is an inverted file.
+    """`segment`: faces per segment. `exact_below`: number of faces below which searches are exact, by no inverted file.
 
     The inverted file is retrained when there are more than `growth` times as many faces as at its training.
     """

@@ -13,8 +13,8 @@ import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import vector_records
-from index.embedded.tasks import compaction as module
-from index.embedded.tasks.compaction import Maintenance, MaintenanceError, MaintenanceLimits
+from index.embedded.tasks import maintenance as module
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceError, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from tests.index.people import Clock, enrol
