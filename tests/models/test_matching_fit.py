@@ -86,7 +86,7 @@ def test_slope_is_finite_if_pairs_do_not_overlap() -> None:
 def test_pairs_that_cannot_be_calibrated_are_refused() -> None:
     with pytest.raises(ValueError, match="1000 non-mated pairs"):
         fit_matching(*similarities(impostors=999), "a test")
-    with pytest.raises(ValueError, match="not more alike"):
+    with pytest.raises(ValueError, match="not more similar"):
         fit_matching(np.linspace(-1, 0, 500), np.linspace(0, 1, 2_000), "a test")
     with pytest.raises(ValueError, match="all similarities are equal"):
         fit_matching(np.ones(2), np.ones(2_000), "a test")

@@ -25,12 +25,12 @@ def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.Monke
     with Shell() as shell:
         commands = list(run_all(PAGE, shell))
     outputs = dict(commands)
-    assert [out for line, out in commands if line.endswith("gallery verify")] == ["all is as it was written\n"] * 3
-    assert outputs[".venv/bin/vestibule gallery backup backups/monday"].startswith("20 faces of 1 collections are in")
+    assert [out for line, out in commands if line.endswith("gallery verify")] == ["no faults found\n"] * 3
+    assert outputs[".venv/bin/vestibule gallery backup backups/monday"].startswith("backed up 20 faces of 1 ")
     (listed,) = (out for line, out in commands if line.endswith("gallery list"))
     assert listed.split()[3:5] == ["20", "faces"]
     (imported,) = (out for line, out in commands if "import" in line)
-    assert imported == "20 faces enrolled in doors; 0 were there already\n"
+    assert imported == "enrolled 20 faces in doors; 0 were already enrolled\n"
     restored = EmbeddedGallery(Path("elsewhere/gallery"))
     (nearest,) = restored.search("doors", vectors(20)[:1], k=1)
     restored.close()

@@ -215,7 +215,7 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem(
             enrol(client, "eileen", collection=name)
         result = run("doors", "better")
         assert result.exit_code == 0, result.output
-        assert "doors holds vectors of better, " in result.stdout
+        assert "doors has vectors of better, " in result.stdout
         assert client.get("/collections/doors").json()["embedder"] == "better"
         assert client.get(f"/erasures/{result.stdout.split()[-1]}").status_code == 200
         monkeypatch.setattr(ImageEmbedder, "embed_crop", damaged)
