@@ -27,6 +27,10 @@ class OperatingPoint(CardModel):
     similarity: float
 
 
+# The largest argument of `expm1` that is surely no overflow: far above any similarity.
+_MAX_EXPONENT = 700.0
+
+
 class Tail(CardModel):
     """A generalised Pareto distribution of non-mated similarities above `start`, which a share `rate` reaches.
 
@@ -42,7 +46,9 @@ class Tail(CardModel):
     def similarity(self, fmr: float) -> float:
         """The similarity that a share `fmr` of non-mated pairs reaches; `fmr` in 0..`rate`, above 0."""
         excess = math.log(self.rate / fmr)
-        return self.start + self.scale * (math.expm1(self.shape * excess) / self.shape if self.shape else excess)
+        if not self.shape:
+            return self.start + self.scale * excess
+        return self.start + self.scale * math.expm1(min(self.shape * excess, _MAX_EXPONENT)) / self.shape
 
     def fmr(self, similarity: float) -> float:
         """The share of non-mated pairs that reach `similarity`, at least `start`: 0..`rate`."""

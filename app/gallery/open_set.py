@@ -41,7 +41,7 @@ def rate_per_comparison(rate: float, comparisons: int) -> float:
     """
     if comparisons <= 1:
         return rate  # exactly: a calibration's largest rate must not become larger
-    return -math.expm1(math.log1p(-rate) / comparisons)
+    return max(-math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0))  # above 0, also where the quotient is not
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.gallery.open_set import Decision, DecisionRule, decide_by_steps
+from app.gallery.open_set import Decision, DecisionRule, decide_by_steps, rate_per_comparison
 from index.types import Match, Subject
 from tests.app.embedder import MATCHING
 
@@ -38,6 +38,17 @@ def test_threshold_depends_on_the_number_of_comparisons() -> None:
     extrapolating = DecisionRule.for_comparisons(MATCHING, 0.01, 1000, extrapolate=True)
     assert extrapolating.decide([[match(1, 1.0)]], repeated=False)[0].matched
     assert DecisionRule.for_comparisons(MATCHING, 0.9, 1).fmr == 0.1
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 10**7])
+@pytest.mark.parametrize("shape", [-0.1, 0.0, 1.5])
+def test_the_smallest_rates_are_beyond_the_calibration_and_no_error(comparisons: int, shape: float) -> None:
+    matching = MATCHING.model_copy(update={"tail": MATCHING.tail.model_copy(update={"shape": shape})})
+    for fpir in (5e-324, 1e-300):
+        assert 0 < rate_per_comparison(fpir, comparisons) <= fpir
+        rule = DecisionRule.for_comparisons(matching, fpir, comparisons)
+        assert rule.beyond_calibration
+        assert not rule.can_match
 
 
 def test_similarity_equal_to_the_threshold_is_a_match(rule: DecisionRule) -> None:
