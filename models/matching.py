@@ -27,7 +27,7 @@ class OperatingPoint(CardModel):
     similarity: float
 
 
-# The largest argument of `expm1` that is surely no overflow: far above any similarity.
+# `expm1` overflows above 709. The similarity at this limit is far above 1, so no pair reaches it.
 _MAX_EXPONENT = 700.0
 
 

@@ -35,13 +35,15 @@ class Decision:
 
 
 def rate_per_comparison(rate: float, comparisons: int) -> float:
-    """Return the false match rate per comparison at which `rate` of all groups of so many comparisons have a match.
+    """Return the per-comparison false match rate at which a share `rate` of searches has a false match.
 
-    The comparisons count as independent of one another.
+    Each search makes `comparisons` comparisons, which count as independent of one another.
     """
     if comparisons <= 1:
         return rate  # exactly: a calibration's largest rate must not become larger
-    return max(-math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0))  # above 0, also where the quotient is not
+    return max(
+        -math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0)
+    )  # the quotient may underflow to 0, which is no rate
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,21 @@ def assert_parity(ours: nn.Module, theirs: nn.Module, images: Tensor, statistics
     # Train mode updates the running statistics, so the second comparison in eval mode differs from the first.
     for train in (False, True, False):
         assert parity(ours, theirs, images, train=train) <= TOLERANCE
+
+
+# For images of CIFAR-10: 32x32 -> 16x16 -> 8x8.
+SMALL_INCEPTION: dict[str, Any] = {
+    "num_classes": 10,
+    "image_size": 32,
+    "stem": "small",
+    "stem_channels": [24],
+    "rows": [
+        [[16, 16, 24, 4, 8, 8]],
+        [[24, 24, 32, 4, 8, 8], [24, 24, 32, 4, 8, 8]],
+        [[32, 32, 48, 8, 16, 16]],
+    ],
+    "batch_norm": True,
+    "local_response_norm": False,
+    "auxiliary_after": [[1, 0], [1, 1]],
+    "auxiliary_hidden": 64,
+}

@@ -13,24 +13,15 @@ from torchvision.models.googlenet import Inception, InceptionAux
 
 from models.inception import InceptionNetwork
 from models.registry import build, configure
-from tests.models.helpers import TOLERANCE, assert_all_gradients, assert_parity, drop_rates, enliven, without_drops
-
-# For CIFAR's images: 32x32 -> 16x16 -> 8x8.
-SMALL: dict[str, Any] = {
-    "num_classes": 10,
-    "image_size": 32,
-    "stem": "small",
-    "stem_channels": [24],
-    "rows": [
-        [[16, 16, 24, 4, 8, 8]],
-        [[24, 24, 32, 4, 8, 8], [24, 24, 32, 4, 8, 8]],
-        [[32, 32, 48, 8, 16, 16]],
-    ],
-    "batch_norm": True,
-    "local_response_norm": False,
-    "auxiliary_after": [[1, 0], [1, 1]],
-    "auxiliary_hidden": 64,
-}
+from tests.models.helpers import (
+    SMALL_INCEPTION,
+    TOLERANCE,
+    assert_all_gradients,
+    assert_parity,
+    drop_rates,
+    enliven,
+    without_drops,
+)
 
 
 def network(name: str, overrides: dict[str, Any] | None = None) -> InceptionNetwork:
@@ -217,10 +208,10 @@ def test_v1_maps_have_table_1s_sizes() -> None:
         ("inception-v1", {}, 79),
         ("googlenet", {}, 15),
         pytest.param("inception-v3", {}, 299, marks=pytest.mark.slow),
-        ("inception-v1", SMALL, 32),
-        ("inception-v1", SMALL | {"auxiliary_pool": "adaptive", "wide_kernel": 3, "pools": [2, 3]}, 32),
-        ("inception-v1", SMALL | {"image_size": 28, "in_channels": 1}, 28),
-        ("inception-v1", SMALL | {"batch_norm": False, "local_response_norm": True}, 32),
+        ("inception-v1", SMALL_INCEPTION, 32),
+        ("inception-v1", SMALL_INCEPTION | {"auxiliary_pool": "adaptive", "wide_kernel": 3, "pools": [2, 3]}, 32),
+        ("inception-v1", SMALL_INCEPTION | {"image_size": 28, "in_channels": 1}, 28),
+        ("inception-v1", SMALL_INCEPTION | {"batch_norm": False, "local_response_norm": True}, 32),
     ],
 )
 def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, Any], side: int) -> None:
@@ -262,7 +253,7 @@ def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, A
 @pytest.mark.parametrize("side", [28, 32])
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_small_images_keep_their_resolution(side: int, auxiliary: bool) -> None:
-    module = network("inception-v1", SMALL | {"image_size": side, "auxiliary": auxiliary}).eval()
+    module = network("inception-v1", SMALL_INCEPTION | {"image_size": side, "auxiliary": auxiliary}).eval()
     with torch.inference_mode():
         images = torch.zeros(1, 3, side, side)
         maps = [layer.shape[2:] for layer in walk(module.features[:-2], images)]

@@ -15,7 +15,7 @@ from models import checkpoint
 from models.inception import TABLE_1, InceptionNetwork
 from models.lenet import TableConv2d
 from models.registry import REGISTRY, build, configure
-from tests.models.helpers import assert_all_gradients, run, save_untrained
+from tests.models.helpers import SMALL_INCEPTION, assert_all_gradients, run, save_untrained
 
 # A network with more parameters takes seconds.
 FAST = 5_500_000
@@ -27,21 +27,6 @@ BATCH = 4
 ALEXNET = {"channels": [8, 12, 16, 12, 8], "stem": [5, 1, 2], "hidden": [16], "pool_size": 3, "image_size": 32}
 VGG = {"stages": [[8, 8], [8, 8], [16, 16], [16, 16]], "hidden": [], "pool_size": 1, "image_size": 32}
 DENSENET = {"depths": [1, 1, 1, 1], "growth": 4}
-INCEPTION: dict[str, Any] = {
-    "num_classes": 10,
-    "image_size": 32,
-    "stem": "small",
-    "stem_channels": [24],
-    "rows": [
-        [[16, 16, 24, 4, 8, 8]],
-        [[24, 24, 32, 4, 8, 8], [24, 24, 32, 4, 8, 8]],
-        [[32, 32, 48, 8, 16, 16]],
-    ],
-    "batch_norm": True,
-    "local_response_norm": False,
-    "auxiliary_after": [[1, 0], [1, 1]],
-    "auxiliary_hidden": 64,
-}
 EMBEDDER = {"image_size": 32, "backbone_config": {"widths": [8, 16], "depths": [1, 1]}, "dimensions": 12}
 FACE = {"image_size": 32, "dimensions": 8}
 
@@ -145,10 +130,10 @@ def test_wrong_shapes_are_refused(name: str, overrides: dict[str, Any]) -> None:
         ("googlenet", {}, 15),
         ("inception-v3", {"auxiliary": False}, 75),  # torchvision's documented minimum
         ("inception-v3", {}, 299),
-        ("inception-v1", INCEPTION | {"auxiliary": False}, 4),
-        ("inception-v1", INCEPTION, 10),
-        ("inception-v1", INCEPTION | {"stem": "small-pool", "auxiliary": False}, 7),
-        ("inception-v1", INCEPTION | {"pools": [2, 2], "auxiliary_after": [[0, 0]]}, 5),
+        ("inception-v1", SMALL_INCEPTION | {"auxiliary": False}, 4),
+        ("inception-v1", SMALL_INCEPTION, 10),
+        ("inception-v1", SMALL_INCEPTION | {"stem": "small-pool", "auxiliary": False}, 7),
+        ("inception-v1", SMALL_INCEPTION | {"pools": [2, 2], "auxiliary_after": [[0, 0]]}, 5),
     ],
 )
 def test_smallest_image(name: str, overrides: dict[str, Any], smallest: int) -> None:
