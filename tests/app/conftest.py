@@ -52,12 +52,17 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def _restore_logging() -> Iterator[None]:
-    """Restore this process's logging after the test."""
+def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore this process's logging after the test.
+
+    A logger that caches its configuration at its first use would keep the test's for good, so none caches here.
+    """
     config, root = structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers, root.level
+    configure = structlog.configure
+    monkeypatch.setattr(structlog, "configure", lambda **new: configure(**new | {"cache_logger_on_first_use": False}))
     yield
-    structlog.configure(**config)
+    configure(**config)
     root.handlers = handlers
     root.setLevel(level)
 
