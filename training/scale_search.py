@@ -248,7 +248,7 @@ def markdown(search: ScaleSearch, results: Sequence[Result]) -> str:
     """Return the table of the results after an explanation."""
     of = {digest(candidate.recipe): candidate for candidate in search.candidates}
     lines = [
-        "| alpha, beta, gamma | also rounded to this network | pixels | MACs | parameters | accuracy | reward | seconds |",
+        "| alpha, beta, gamma | same after rounding | pixels | MACs | parameters | accuracy | reward | seconds |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
