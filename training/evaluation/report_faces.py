@@ -61,8 +61,8 @@ At most {MATED} mated pairs of each identity; both photos of a non-mated pair ar
 to the middle is compared; an image without a face has the similarity {FAILED:g} to all others, so that the rates are
 those of the whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on
 the others, and the standard error. At a rate below one of the pairs counted here, none is accepted. In the row "a
-camera's photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels, blurred,
-moved, dark, noisy, compressed, grey, each on half of the photos.
+camera's photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels,
+blurred, moved, dark, noisy, compressed, grey, each on half of the photos.
 
 {verification}
 
