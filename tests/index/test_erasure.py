@@ -17,8 +17,13 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import erasure
-from benchmarks.erasure import (
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import collection_records, erasure_records, face_records
+from index.embedded.store.secure_delete import Pages
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from tests.index.people import vectors
+from tests.soak import erasure
+from tests.soak.erasure import (
     COLLECTION,
     FINGERPRINT,
     SLICE,
@@ -32,11 +37,6 @@ from benchmarks.erasure import (
     person,
     search_elsewhere,
 )
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import collection_records, erasure_records, face_records
-from index.embedded.store.secure_delete import Pages
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from tests.index.people import vectors
 
 DIMENSIONS = 64
 LIMITS = MaintenanceLimits(segment=100, exact_below=200, growth=2.0)

@@ -13,7 +13,15 @@ import apsw
 import numpy as np
 import pytest
 
-from benchmarks.gallery_kills import (
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import erasure_records, vector_records
+from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
+from index.embedded.store.ledger import Ledger
+from index.embedded.tasks.maintenance import Maintenance
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
+from index.types import Collection, NewFace
+from tests.soak.gallery_kills import (
     BREAKAGES,
     CUT_AIMS,
     DIMENSIONS,
@@ -31,15 +39,7 @@ from benchmarks.gallery_kills import (
     summary,
     vector,
 )
-from benchmarks.power_cut_vfs import SECTOR, Disk, PowerCutVFS
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import erasure_records, vector_records
-from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
-from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.maintenance import Maintenance
-from index.embedded.vectors.ivf import Ivf
-from index.embedded.vectors.segment import Segment
-from index.types import Collection, NewFace
+from tests.soak.power_cut_vfs import SECTOR, Disk, PowerCutVFS
 
 VFS = "tests-power-cut"
 
