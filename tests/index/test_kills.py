@@ -23,10 +23,8 @@ from index.embedded.vectors.segment import Segment
 from index.types import Collection, NewFace
 from tests.soak.gallery_kills import (
     BREAKAGES,
-    CUT_AIMS,
     DIMENSIONS,
     FINGERPRINT,
-    KILL_AIMS,
     LIMITS,
     Deaths,
     Erased,
@@ -366,16 +364,6 @@ def test_some_kills(tmp_path: Path) -> None:
 
 def test_some_power_cuts(tmp_path: Path) -> None:
     assert run_deaths(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
-
-
-@pytest.mark.slow
-def test_a_kill_of_each_kind(tmp_path: Path) -> None:
-    assert run_deaths(Deaths(tmp_path / "work", seed=1), "kill -9", KILL_AIMS) == []
-
-
-@pytest.mark.slow
-def test_a_power_cut_of_each_kind(tmp_path: Path) -> None:
-    assert run_deaths(Deaths(tmp_path / "work", seed=1), "power cut", tuple(CUT_AIMS)) == []
 
 
 @pytest.mark.slow

@@ -1,12 +1,8 @@
-"""Fill a gallery, erase some of it, wait for `erased`, and search every file for what must be gone.
+"""Fill a gallery, erase some of it, wait for `erased`, and search every file for what was erased.
 
-`python -m tests.soak.erasure --vectors 1000000` prints how long it took from the first request to the last receipt that
-says `erased`, writes benchmarks/results/erasure.csv, and ends with 1 where 16 bytes in a row of an erased vector (as
-float32, float16, 8-bit codes or base64), crop, name, key or metadata are left under the gallery's or the temporary
-folder. There are some rounds of it: neighbours of what one round erased, which SQLite moves then, go in the next.
-
-With `--encrypted` the collection is an encrypted one, and the same is searched for before anything is erased, too:
-there must be nothing of it in any file, although all of it is enrolled.
+Searched are 16 bytes in a row of an erased vector (as float32, float16, 8-bit codes or base64), crop, name, key or
+metadata. There are several rounds of erasing: SQLite moves the neighbours of erased rows, which the next round erases.
+In an encrypted collection the same is searched for before anything is erased, too.
 """
 
 from __future__ import annotations
@@ -15,22 +11,17 @@ import base64
 import json
 import multiprocessing
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import apsw
 import numpy as np
 import numpy.typing as npt
-import typer
 
-from benchmarks import tables
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
@@ -39,10 +30,6 @@ from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
 from index.types import Floats, NewFace
 
-RESULTS = {
-    False: Path("benchmarks/results/erasure.csv"),
-    True: Path("benchmarks/results/erasure_encrypted.csv"),
-}
 COLLECTION, FINGERPRINT = "metro", "f1"
 SLICE, WORD = 16, 8
 FACES_OF_SUBJECT = 5
@@ -221,39 +208,14 @@ def erase(gallery: EmbeddedGallery, maintenance: Maintenance, tokens: Sequence[s
     return time.perf_counter() - began
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run. `erased_s`: of its slowest round. `left`: slices found."""
-
-    vectors: int
-    dimensions: int
-    rounds: int
-    faces_of_a_round: int
-    subjects_of_a_round: int
-    fill_s: float
-    build_s: float
-    ledger_mb: float
-    files_mb: float
-    erased_s: float
-    searched_mb: float
-    left: int
-
-
-@dataclass(frozen=True)
-class EncryptedRow(Row):
-    """Of an encrypted collection. `open`: slices found of what is to be erased, before it is."""
-
-    open: int
-
-
 def _limits(vectors: int) -> MaintenanceLimits:
-    """As shipped, unless there are too few vectors for segments and an index to be made of them."""
+    """The shipped limits, or smaller ones that let so few vectors fill segments and an index."""
     return MaintenanceLimits(segment=min(65_536, vectors // 16), exact_below=min(100_000, vectors // 2))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is enrolled, and what of it is erased in each round."""
+    """How much is enrolled, and how many faces and whole subjects each round erases."""
 
     vectors: int
     dimensions: int
@@ -288,11 +250,12 @@ def _forms(faces: Iterable[int], subjects: Iterable[int], dimensions: int, index
         yield one.crops[face % FACES_OF_SUBJECT] or b""
 
 
-def measure(plan: Plan, root: Path) -> tuple[Row, list[str]]:
-    """In an empty folder; what was found is told, too."""
-    state, temporary = root / "state", root / "temp"
-    temporary.mkdir()
-    os.environ["TMPDIR"] = os.environ["SQLITE_TMPDIR"] = tempfile.tempdir = str(temporary)
+def measure(plan: Plan, state: Path, temporary: Path) -> tuple[dict[str, float], list[str]]:
+    """Run the plan with a new gallery in `state`; return the figures and every slice found in the two folders.
+
+    `erased_s` is of the slowest round. `left` counts the slices that erasing left; `open` (of encrypted collections)
+    those that lay open before. `temporary` is the folder of temporary files of this process and of SQLite.
+    """
     gallery = EmbeddedGallery(state, key=OperatorKey(os.urandom(32)) if plan.encrypted else None)
     try:
         gallery.create(COLLECTION, "face-embedder", FINGERPRINT, plan.dimensions, encrypted=plan.encrypted)
@@ -317,53 +280,26 @@ def measure(plan: Plan, root: Path) -> tuple[Row, list[str]]:
         searched, found = search_elsewhere(sorted(forms), [state, temporary])
     finally:
         gallery.close()
-    row = Row(
-        plan.vectors,
-        plan.dimensions,
-        plan.rounds,
-        plan.faces,
-        plan.subjects,
-        fill_s=round(filled - began, 2),
-        build_s=round(built - filled, 2),
-        ledger_mb=round(ledger_bytes / 1e6, 1),
-        files_mb=round(files_bytes / 1e6, 1),
-        erased_s=round(max(seconds), 2),
-        searched_mb=round(searched / 1e6, 1),
-        left=len(found),
-    )
-    if plan.encrypted:
-        row = EncryptedRow(**asdict(row), open=len(found_open))
+    row = {
+        "vectors": plan.vectors,
+        "dimensions": plan.dimensions,
+        "rounds": plan.rounds,
+        "faces_of_a_round": plan.faces,
+        "subjects_of_a_round": plan.subjects,
+        "fill_s": round(filled - began, 2),
+        "build_s": round(built - filled, 2),
+        "ledger_mb": round(ledger_bytes / 1e6, 1),
+        "files_mb": round(files_bytes / 1e6, 1),
+        "erased_s": round(max(seconds), 2),
+        "searched_mb": round(searched / 1e6, 1),
+        "left": len(found),
+        **({"open": len(found_open)} if plan.encrypted else {}),
+    }
     return row, found_open + found
 
 
 def _found_open(plan: Plan, gallery: EmbeddedGallery, folders: Sequence[Path]) -> list[str]:
-    """What is found of who is to be erased, and is there still."""
-    there = indexes(gallery)
-    forms = {form for ones, whole in plan.chosen() for form in _forms(ones, whole, plan.dimensions, there)}
+    """Slices found of the people that the plan erases, before it does."""
+    now = indexes(gallery)
+    forms = {form for ones, whole in plan.chosen() for form in _forms(ones, whole, plan.dimensions, now)}
     return search_elsewhere(sorted(forms), folders)[1]
-
-
-def main(  # noqa: PLR0917  options of a command
-    vectors: Annotated[int, typer.Option(help="Faces to enrol, 5 of each subject.")] = 1_000_000,
-    dimensions: Annotated[int, typer.Option(help="Of each vector.")] = 128,
-    faces: Annotated[int, typer.Option(help="To erase in each round.")] = 1000,
-    subjects: Annotated[int, typer.Option(help="To erase in each round, with all their faces.")] = 20,
-    rounds: Annotated[int, typer.Option(help="Of erasing.")] = 3,
-    folder: Annotated[Path | None, typer.Option(help="Where to work; a temporary folder unless told.")] = None,
-    results: Annotated[Path | None, typer.Option(help="The file to write, instead of that in benchmarks/.")] = None,
-    encrypted: Annotated[bool, typer.Option(help="Search an encrypted collection, also before erasing.")] = False,
-) -> None:
-    """Measure it once; end with 1 where something was found."""
-    plan = Plan(vectors, dimensions, faces, subjects, rounds, encrypted)
-    with tempfile.TemporaryDirectory(dir=folder) as root:
-        row, found = measure(plan, Path(root).resolve())
-    tables.write(results or RESULTS[encrypted], [field.name for field in fields(row)], [asdict(row)])
-    for name, value in asdict(row).items():
-        print(f"{name:20} {value}")
-    for line in found[:20]:
-        print(line, file=sys.stderr)
-    raise typer.Exit(1 if found else 0)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,18 +1,14 @@
-"""Kill a gallery at random moments, or cut its power, and see that nothing acknowledged is lost, nothing deleted back.
+"""Kill a gallery at random moments, or cut its power, and check what is left of it.
 
-`python -m tests.soak.gallery_kills kills --count 300` sends SIGKILL, `... power-cuts --count 50` drops what was not
-synced (tests/soak/power_cut_vfs.py). Both print a table, write benchmarks/results/gallery_kills.csv as they go, and
-stop with 1 at the first fault, leaving the folder as it is. docs/gallery-durability.md says what is looked for.
-
-The gallery lives in a child process: two threads enrol and erase, one seals, indexes and scrubs. The child tells every
-request before it is made and every answer after it has come, so that the parent, which kills it, knows what must be
-there. All deaths of a run but those of migrations happen to one gallery, that lives on.
+The gallery lives in a child process: two threads enrol and erase, one seals, indexes and scrubs. The child reports
+every request before it is sent and every answer after it has come, so that the parent, which kills it, knows what must
+be there. All deaths of a run, except those of migrations, happen to one gallery, which lives on.
+docs/gallery-durability.md lists what is checked.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import multiprocessing
 import os
@@ -20,23 +16,20 @@ import random
 import shutil
 import signal
 import stat
-import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import apsw
 import numpy as np
-import typer
 
 from index.embedded.encryption.aead import Cipher
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
@@ -51,7 +44,6 @@ from index.errors import CorruptError, GalleryError, NotFoundError
 from index.types import Collection, Floats, NewFace
 from tests.soak.power_cut_vfs import Disk, PowerCutVFS
 
-RESULTS = Path("benchmarks/results/gallery_kills.csv")
 DIMENSIONS = 64
 FINGERPRINT = "f1"
 # So small that sealing, rewriting and building go on all the time.
@@ -702,9 +694,7 @@ class Deaths:
         self._migrations = 0
         self._spans: dict[str, deque[float]] = defaultdict(lambda: deque([0.02], maxlen=30))
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(
-            ["tests.soak.power_cut_vfs", "index.embedded.tasks.maintenance", "typer"]
-        )
+        self._processes.set_forkserver_preload(["tests.soak.power_cut_vfs", "index.embedded.tasks.maintenance"])
         self.faults: list[str] = []
 
     def kills(self, aims: Iterable[str]) -> Iterator[Row]:
@@ -846,49 +836,3 @@ def summary(rows: Iterable[Row]) -> str:
         ]
         lines.append(f"| {aim} | {len(group)} | " + " | ".join(f"{value:,}" for value in sums) + " |")
     return "\n".join(lines)
-
-
-def run(how: Callable[[Deaths], Iterator[Row]], seed: int, results: Path) -> None:
-    """Write, print and judge the rows."""
-    work = Path(tempfile.mkdtemp(prefix="gallery-kills-"))
-    deaths = Deaths(work, seed)
-    names = [one.name for one in fields(Row)]
-    rows: list[Row] = []
-    for row in how(deaths):
-        kept = []
-        if results.exists():
-            with results.open(newline="") as file:
-                kept = [line for line in csv.DictReader(file) if line["how"] != row.how]
-        rows.append(row)
-        with results.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows([*kept, *map(asdict, rows)])
-        print(*(f"{name}={value}" for name, value in asdict(row).items()), flush=True)
-    print(summary(rows))
-    if deaths.faults:
-        print(*deaths.faults, f"The folder is {work}", sep="\n")
-        raise SystemExit(1)
-    shutil.rmtree(work)
-
-
-cli = typer.Typer(help=__doc__, add_completion=False)
-Seed = Annotated[int, typer.Option(help="Of the requests and the moments; threads make every run another.")]
-
-
-@cli.command()
-def kills(count: Annotated[int, typer.Option(min=1)] = 300, seed: Seed = 0, results: Path = RESULTS) -> None:
-    """SIGKILL."""
-    aims = list(islice(cycle(KILL_AIMS), count))
-    run(lambda deaths: deaths.kills(aims), seed, results)
-
-
-@cli.command()
-def power_cuts(count: Annotated[int, typer.Option(min=1)] = 50, seed: Seed = 0, results: Path = RESULTS) -> None:
-    """Unsynced writes and names are dropped, or kept in part and out of order."""
-    aims = list(islice(cycle(CUT_AIMS), count))
-    run(lambda deaths: deaths.power_cuts(aims), seed, results)
-
-
-if __name__ == "__main__":
-    cli()

@@ -1,4 +1,4 @@
-"""What schemathesis loads for tests/soak/schema_fuzz.py: real values in place of random ones, and a count of all cases.
+"""Hooks of test_schema_fuzz.py: schemathesis gets real values in place of random ones, and all cases are counted.
 
 Random bytes are no picture and random names no collection: without these hooks nearly every case would end at the
 first check. So a share of the valid parts of a case is made real: names of models and collections, ids that the
