@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ def kill_once(run: str, option: str, target: int, delay: float) -> dict[str, flo
 @pytest.mark.slow
 @pytest.mark.data
 def test_a_killed_run_exports_the_weights_of_an_unbroken_run(
-    soak: Soak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    soak: Soak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Callable[[str], Path]
 ) -> None:
+    datasets("mnist")
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path))
     kills, recipe = soak.size or 2, load_recipe(RECIPE, OVERRIDES)
     subprocess.run(command("unbroken", "--overwrite"), check=True)
