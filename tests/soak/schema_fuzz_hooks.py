@@ -1,8 +1,8 @@
 """Hooks of test_schema_fuzz.py: schemathesis gets real values in place of random ones, and all cases are counted.
 
-Random bytes are no picture and random names no collection: without these hooks nearly every case would end at the
+Random bytes are no image and random names no collection: without these hooks nearly every case would end at the
 first check. So a share of the valid parts of a case is made real: names of models and collections, ids that the
-service gave before, pictures, vectors, tensors. What is invalid on purpose stays as it is.
+service gave before, images, vectors, tensors. What is invalid on purpose stays as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import zipfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import schemathesis
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from schemathesis import cli
 from schemathesis.core.failures import AcceptedNegativeData, Failure
@@ -127,14 +129,17 @@ def world() -> World:
     return _worlds[0]
 
 
-def pictures(_made: list[bytes] = []) -> list[bytes]:  # noqa: B006  made once
-    """Small ones, in several formats, one with a face and one cut short; another order each time."""
-    if not _made:
-        face, coffee = photo("astronaut").crop((150, 0, 300, 150)), photo("coffee").resize((60, 40))
-        _made += [encode(face, "JPEG"), encode(coffee, "WEBP"), encode(coffee.convert("L").resize((28, 28)))]
-        _made += [encode(photo("astronaut").resize((160, 160)), "JPEG"), encode(coffee.quantize(16), "GIF")]
-        _made.append(_made[0][:2000])
-    return _rng.sample(_made, len(_made))
+@cache
+def _images() -> Sequence[bytes]:
+    face, coffee = photo("astronaut").crop((150, 0, 300, 150)), photo("coffee").resize((60, 40))
+    whole = [encode(face, "JPEG"), encode(coffee, "WEBP"), encode(coffee.convert("L").resize((28, 28)))]
+    whole += [encode(photo("astronaut").resize((160, 160)), "JPEG"), encode(coffee.quantize(16), "GIF")]
+    return [*whole, whole[0][:2000]]
+
+
+def images() -> list[bytes]:
+    """Small images in several formats, two with a face and one cut short, in random order."""
+    return _rng.sample(_images(), len(_images()))
 
 
 def collection_body(name: str) -> Values:
@@ -149,29 +154,29 @@ def _vector(width: int) -> list[float]:
 def _zip() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for number, picture in enumerate(pictures()[:3]):
-            archive.writestr(f"{_rng.choice(SUBJECTS)}/{number}.jpg", picture)
+        for number, image in enumerate(images()[:3]):
+            archive.writestr(f"{_rng.choice(SUBJECTS)}/{number}.jpg", image)
     return file.getvalue()
 
 
 def _lines() -> str:
-    picture = base64.b64encode(pictures()[0]).decode()
+    image = base64.b64encode(images()[0]).decode()
     lines = (
-        {"subject_id": _rng.choice(SUBJECTS), "image": picture},
+        {"subject_id": _rng.choice(SUBJECTS), "image": image},
         {"subject_id": "dee", "vector": _vector(EMBEDDING)},
     )
     return "\n".join(map(json.dumps, lines))
 
 
 def _multipart(body: Values) -> Values:
-    """Real pictures in place of the parts that are there, of which a case may have any number."""
-    sent = itertools.cycle(pictures())
+    """Real images in place of the parts that are there, of which a case may have any number."""
+    sent = itertools.cycle(images())
     return {name: [next(sent)] if isinstance(value, list) else next(sent) for name, value in body.items()}
 
 
 def _in_base64(body: Values) -> Values:
-    """Real pictures in place of texts, one or some."""
-    texts = [base64.b64encode(picture).decode() for picture in pictures()]
+    """Real images in place of texts, one or some."""
+    texts = [base64.b64encode(image).decode() for image in images()]
     keys = [key for key in ("input", "source", "target", "reference") if body.get(key)]
     return body | {key: texts[:2] if isinstance(body[key], list) else texts.pop() for key in keys}
 
@@ -197,7 +202,7 @@ def real_body(case: Case) -> Any:
     if kind == LINES:
         return _lines()
     if kind.startswith("image/"):
-        return pictures()[0]
+        return images()[0]
     if not isinstance(case.body, dict):
         return case.body
     if kind == "multipart/form-data":
@@ -245,27 +250,39 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: Values) -
 def filter_failure(
     context: schemathesis.HookContext, failure: Failure, case: Case, response: schemathesis.Response
 ) -> bool:
-    """Whether it counts: schemathesis takes for invalid what no request can show to be.
+    """Return whether a failure counts. Schemathesis calls some valid requests invalid.
 
-    That is any bytes that a hook puts in place of a body, numbers in place of a text that travels as it is, and what of
-    a query does not travel as it is: an empty list does not at all, and a text as a list of that alone. Nor does it
-    know the letters of other alphabets (`\\p{L}`) when it looks whether a name is like the document's pattern.
+    Those are: bodies that a hook replaced, and schemathesis's own sample of an image file; numbers in place of a text,
+    which arrive as text; empty lists and texts in a query, which arrive as no list and as a list of one. It also does
+    not know the letters of other alphabets (`\\p{L}`) when it compares a name with the document's pattern.
     """
     if not isinstance(failure, AcceptedNegativeData):
         return True
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         return False  # it was refused: with a 431, which schemathesis does not expect
-    is_ours = case.id in _real_bodies or response.request.body in pictures()
+    is_real = case.id in _real_bodies or _is_image(response.request.body)
     if case.meta is None:
-        return not is_ours
+        return not is_real
     doubtful = {ParameterLocation.PATH} if all(map(_is_name, case.path_parameters.values())) else set()
-    if is_ours or case.media_type == LINES:
+    if is_real or case.media_type == LINES:
         doubtful.add(ParameterLocation.BODY)
     sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
     required = {one.name for one in case.operation.query if one.is_required}
     if set(case.query) - set(sent) or (required <= set(sent) and _is_real(sent)):
         doubtful.add(ParameterLocation.QUERY)
     return any(case.meta.is_negative_at(location) for location in ParameterLocation if location not in doubtful)
+
+
+def _is_image(body: object) -> bool:
+    """Return whether a body is a whole image file."""
+    if not isinstance(body, bytes):
+        return False
+    try:
+        with Image.open(io.BytesIO(body)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _is_real(sent: Mapping[str, Sequence[str]]) -> bool:
