@@ -36,9 +36,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with a face embedder of random weights."""
-    with serving_faces(tmp_path_factory) as url:
-        yield url
+    """The address of a service with a face embedder of random weights. A busy machine misses no deadline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VESTIBULE_DEADLINE_S", "600")
+        with serving_faces(tmp_path_factory) as url:
+            yield url
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ from benchmarks.gallery import fusion
 from benchmarks.gallery import peers as gallery_peers
 from benchmarks.gallery.group import Row
 from benchmarks.models import denoising
+from benchmarks.models.verify_over_http import server_timing
 from benchmarks.proxies import uses_proxies
 from benchmarks.serving import faults
 from benchmarks.serving import peers as serving_peers
@@ -83,6 +85,11 @@ def test_rows_replace_those_of_the_same_key(tmp_path: Path) -> None:
     merge(path, [Row("a", 10, recall_1=0.5)], ("engine", "vectors"))
     rows = [(row["engine"], row["vectors"], row["status"], row["recall_1"]) for row in read(path)]
     assert rows == [("b", "10", "ok", ""), ("a", "20", "ok", ""), ("a", "10", "ok", "0.5")]
+
+
+@pytest.mark.parametrize("parse", [server_timing, serving_peers.server_timing])
+def test_server_timing_is_parsed(parse: Callable[[str], dict[str, float]]) -> None:
+    assert parse("decode;dur=1.25, queue;dur=0.00, total;dur=31.0") == {"decode": 1.25, "queue": 0, "total": 31}
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "tests/soak"])
