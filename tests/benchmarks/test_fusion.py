@@ -33,7 +33,7 @@ PEOPLE, SUBJECTS = 10, 3
 
 
 def people(count: int = PEOPLE, photos: int = 7, few: int = 3) -> tuple[Floats, Indices]:
-    """Vectors [N, 6] around a centre for each person and labels [N], shuffled; the last `few` have two photos only."""
+    """Vectors [N, 6] around a centre for each person and labels [N], shuffled; the last `few` have two photos."""
     random = np.random.default_rng(0)
     labels = np.concatenate([np.repeat(np.arange(count - few), photos), np.repeat(np.arange(count - few, count), 2)])
     labels = random.permutation(labels) + 5
@@ -42,22 +42,22 @@ def people(count: int = PEOPLE, photos: int = 7, few: int = 3) -> tuple[Floats, 
 
 
 def found(similarities: list[float], right: list[bool], mated: list[bool]) -> Found:
-    """Searches of people 1, 2, ...; who is not found is taken for person 0."""
+    """Searches of people 1, 2, ...; the candidate of a wrong answer is person 0."""
     person = np.arange(1, len(mated) + 1)
     return Found(person, np.where(right, person, 0), np.array(similarities), np.array(mated))
 
 
 def test_a_draw_searches_what_it_never_enrols() -> None:
     _, labels = people()
-    made = list(draws(labels, SUBJECTS, 20))
-    for draw in made:
+    several = list(draws(labels, SUBJECTS, 20))
+    for draw in several:
         owners = labels[draw.gallery]
         assert owners.shape == (SUBJECTS, 5)
         assert len(set(owners[:, 0].tolist())) == SUBJECTS
         assert (owners == owners[:, :1]).all()
         assert len(np.unique(np.concatenate([draw.gallery.ravel(), draw.probes]))) == len(labels)
         assert draw.mated.tolist() == [label in owners for label in labels[draw.probes]]
-    enrolled = {int(label) for draw in made for label in labels[draw.gallery].ravel()}
+    enrolled = {int(label) for draw in several for label in labels[draw.gallery].ravel()}
     assert enrolled == set(range(5, 12))  # and none of those with two photos
     with pytest.raises(ValueError, match="7 have enough photos"):
         next(draws(labels, 8, 1))
@@ -66,7 +66,7 @@ def test_a_draw_searches_what_it_never_enrols() -> None:
 
 
 def by_hand(vectors: Floats, labels: Indices, draw: Draw, cell: Cell) -> list[tuple[int, float]]:
-    """Of each probe the first candidate and its similarity."""
+    """The first candidate of each probe and its similarity."""
     photos, how = cell
     answers = []
     for probe in draw.probes:
