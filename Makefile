@@ -40,8 +40,8 @@ audit: .venv/tools.stamp ## list known vulnerabilities of every locked package; 
 		{ echo "audit: vulnerabilities were found, or the package index could not be asked and nothing is known: see above"; exit 1; }
 
 bench: .venv/dev.stamp ## a running service (make serve) against its peers and limits; see benchmarks/
-	$(BIN)/python -m benchmarks.bad_inputs
-	$(BIN)/python -m benchmarks.accuracy_over_http lenet5-mnist --data mnist
+	$(BIN)/python -m benchmarks.serving.bad_inputs
+	$(BIN)/python -m benchmarks.models.accuracy_over_http lenet5-mnist --data mnist
 
 docs: .venv/dev.stamp ## regenerate the pages and diagrams that come from the code and the cards
 	$(BIN)/python -m training.evaluation.report_models docs/models.md

@@ -32,12 +32,12 @@ train() { # name, then what a GPU has time for
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
     python3 -m pytest -q -m gpu
-    python3 -m benchmarks.runtime_agreement --results "$results/runtime_agreement.csv"
-    python3 -m benchmarks.runtime_speed --results "$results/runtime_speed.csv"
+    python3 -m benchmarks.models.runtime_agreement --results "$results/runtime_agreement.csv"
+    python3 -m benchmarks.models.runtime_speed --results "$results/runtime_speed.csv"
     if command -v wrk; then # what the service makes of it, by requests over HTTP
-        python3 -m benchmarks.serving models
-        python3 -m benchmarks.serving run --only vestibule --results "$results"
-        python3 -m benchmarks.serving limit --results "$results"
+        python3 -m benchmarks.serving.peers models
+        python3 -m benchmarks.serving.peers run --only vestibule --results "$results"
+        python3 -m benchmarks.serving.peers limit --results "$results"
     fi
     # The same blocks as the recipe's with more of them, at the resolution and widths of the papers' CIFAR networks.
     train resnet-cifar10 --set 'model.config={depths=[2,2,2],widths=[64,128,256],stem="small",shortcut="projection"}'

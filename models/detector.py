@@ -58,7 +58,7 @@ CHANNELS = 1 + 2 + 2 + 2 * LANDMARKS
 NMS_OVERLAP = 0.3  # of two boxes, as a share of their union, above which the less confident is removed
 
 # The distance from the photo's centre, in half diagonals, at which a face's prominence falls by the factor e; chosen by
-# benchmarks/prominence.py, see docs/faces.md.
+# benchmarks/models/prominence.py, see docs/faces.md.
 PROMINENCE_SPREAD = 0.3
 
 Box = tuple[float, float, float, float]

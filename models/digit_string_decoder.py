@@ -47,7 +47,7 @@ class Penalties:
 
 
 # For lenet5-mnist, by the paper's discriminative forward training (section VI) of these constants alone: they minimise
-# the mean of -log P(string | image) over strings of MNIST training digits; benchmarks/digit_strings.py --fit.
+# the mean of -log P(string | image) over strings of MNIST training digits; benchmarks/models/digit_strings.py --fit.
 PENALTIES = Penalties(
     energy=0.61,
     height=2.68,

@@ -1,6 +1,6 @@
 """Invalid requests, and valid ones that look invalid, each with its expected status and problem type.
 
-Used by the tests in this process, and by benchmarks/bad_inputs.py over HTTP against a running service.
+Used by the tests in this process, and by benchmarks/serving/bad_inputs.py over HTTP against a running service.
 """
 
 from __future__ import annotations

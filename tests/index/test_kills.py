@@ -13,12 +13,18 @@ import apsw
 import numpy as np
 import pytest
 
-from benchmarks.gallery_kills import (
+from index.embedded.gallery import EmbeddedGallery
+from index.embedded.store import erasure_records, vector_records
+from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
+from index.embedded.store.ledger import Ledger
+from index.embedded.tasks.maintenance import Maintenance
+from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
+from index.types import Collection, NewFace
+from tests.soak.gallery_kills import (
     BREAKAGES,
-    CUT_AIMS,
     DIMENSIONS,
     FINGERPRINT,
-    KILL_AIMS,
     LIMITS,
     Deaths,
     Erased,
@@ -31,15 +37,7 @@ from benchmarks.gallery_kills import (
     summary,
     vector,
 )
-from benchmarks.power_cut_vfs import SECTOR, Disk, PowerCutVFS
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import erasure_records, vector_records
-from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
-from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.maintenance import Maintenance
-from index.embedded.vectors.ivf import Ivf
-from index.embedded.vectors.segment import Segment
-from index.types import Collection, NewFace
+from tests.soak.power_cut_vfs import SECTOR, Disk, PowerCutVFS
 
 VFS = "tests-power-cut"
 
@@ -366,16 +364,6 @@ def test_some_kills(tmp_path: Path) -> None:
 
 def test_some_power_cuts(tmp_path: Path) -> None:
     assert run_deaths(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
-
-
-@pytest.mark.slow
-def test_a_kill_of_each_kind(tmp_path: Path) -> None:
-    assert run_deaths(Deaths(tmp_path / "work", seed=1), "kill -9", KILL_AIMS) == []
-
-
-@pytest.mark.slow
-def test_a_power_cut_of_each_kind(tmp_path: Path) -> None:
-    assert run_deaths(Deaths(tmp_path / "work", seed=1), "power cut", tuple(CUT_AIMS)) == []
 
 
 @pytest.mark.slow

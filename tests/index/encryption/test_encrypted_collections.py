@@ -12,7 +12,6 @@ import apsw
 import numpy as np
 import pytest
 
-from benchmarks.erasure import forms_of_text, forms_of_vector, search_elsewhere
 from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.parquet import export_collection, import_collection
@@ -32,6 +31,7 @@ from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
 from index.types import Collection, Item, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import folder_bytes, vectors
+from tests.soak.erasure import forms_of_text, forms_of_vector, search_elsewhere
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
@@ -153,7 +153,7 @@ def fill_all_tables(gallery: EmbeddedGallery) -> None:
 
 
 def test_no_file_contains_plain_text(tmp_path: Path) -> None:
-    """Searched as in benchmarks/erasure.py."""
+    """Searched as in tests/soak/erasure.py."""
     galleries = [filled(tmp_path / name, Clock(), name) for name in ("doors", "open")]
     indexes = []
     for gallery, name in zip(galleries, ("doors", "open"), strict=True):

@@ -12,7 +12,6 @@ import apsw
 import numpy as np
 import pytest
 
-from benchmarks.erasure import forms_of_vector, search_all
 from index.embedded.admin import parquet as transfer
 from index.embedded.admin import verify as integrity
 from index.embedded.admin.backup import back_up, restore
@@ -35,6 +34,7 @@ from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Collection, Face, Floats, NewFace
 from tests.index.people import Clock, folder_bytes, vectors
+from tests.soak.erasure import forms_of_vector, search_all
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16)
 OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # by the number in the crop
