@@ -11,11 +11,9 @@ import timm
 import torch
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet as IndependentLite
-from torch import nn
 
 from models import checkpoint
 from models.blocks import SameConv2d
-from models.efficientnet import B_ROWS, compound_scale
 from models.importers import SOURCES, import_weights
 from models.registry import build
 from tests.conftest import photo
@@ -68,21 +66,3 @@ def test_same_padding_gives_the_ceiling() -> None:
                 assert output.shape[2:] == (-(-side // stride), -(-(side + 1) // stride))
 
 
-def test_compound_scale_is_the_papers() -> None:
-    alpha, beta, gamma = 1.2, 1.1, 1.15
-    assert alpha * beta**2 * gamma**2 == pytest.approx(2, abs=0.1)
-    assert compound_scale(0) == (1.0, 1.0, 224)
-    assert compound_scale(1) == (beta, alpha, 258)
-    # The published rows: near the formula up to B3, above it from B4 on.
-    for phi, name in zip((0, 0.5, 1, 2, 3, 4, 5, 6), B_ROWS, strict=True):
-        ratios = [row / formula for row, formula in zip(B_ROWS[name], compound_scale(phi), strict=False)]
-        low, high = (0.95, 1.05) if phi <= 2 else (1.0, 1.18)
-        assert all(low <= ratio <= high for ratio in ratios), (name, ratios)
-
-
-def test_small_images_keep_their_resolution() -> None:
-    config = {"stem_stride": 1, "strides": [1, 1, 2, 2, 1, 2, 1], "num_classes": 10, "image_size": 32}
-    module = build("efficientnet-b0", config).eval()
-    assert isinstance(module.features, nn.Sequential)
-    last = module.features[:-2](torch.zeros(1, 3, 32, 32))
-    assert last.shape[2:] == (4, 4)

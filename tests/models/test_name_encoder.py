@@ -8,7 +8,7 @@ from beartype import beartype
 from jaxtyping import Float, Int64, jaxtyped
 from torch import Tensor, nn
 
-from models.name_encoder import ALPHABET, PADDING, UNKNOWN, VARIANTS, WordEncoder, WordEncoderConfig, encode, fold
+from models.name_encoder import ALPHABET, PADDING, UNKNOWN, VARIANTS, WordEncoder, encode, fold
 from tests.models.helpers import assert_all_gradients
 
 
@@ -107,9 +107,3 @@ def test_wrong_shapes_are_refused(ids: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected letter numbers, int64 \[N, >=1\], got") as caught:
         small()(ids)
     assert f"{ids.dtype} {list(ids.shape)}" in str(caught.value)
-
-
-@pytest.mark.parametrize("config", [WordEncoderConfig(kernel=4), WordEncoderConfig(depth=0)])
-def test_invalid_settings_are_refused(config: WordEncoderConfig) -> None:
-    with pytest.raises(ValueError, match="must be at least 1 and the kernel odd"):
-        WordEncoder(config)
