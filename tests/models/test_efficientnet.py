@@ -64,5 +64,3 @@ def test_same_padding_gives_the_ceiling() -> None:
             for side in (7, 8, 9):
                 output = SameConv2d(1, 1, kernel, stride=stride)(torch.zeros(1, 1, side, side + 1))
                 assert output.shape[2:] == (-(-side // stride), -(-(side + 1) // stride))
-
-
