@@ -104,8 +104,8 @@ def test_triplet_agrees_with_a_loop(
                     losses.append(max(0.0, margin + near - far))
     if active_only:
         losses = [loss for loss in losses if loss > 0]
-    distances = pairwise_distances(vectors, metric)
-    loss = triplet(*batch_all(distances, labels).of(distances), margin, squared=squared, active_only=active_only)
+    distances = pairwise_distances(vectors, metric) ** power
+    loss = triplet(*batch_all(distances, labels).of(distances), margin, active_only=active_only)
     assert float(loss) == pytest.approx(mean(losses), abs=1e-7)
 
 
@@ -180,7 +180,7 @@ def losses(labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
 
             def triplets(x: Tensor, metric: Metric = metric, power: bool = power) -> Tensor:
                 distances = pairwise_distances(x, metric)
-                return triplet(*batch_all(distances, labels).of(distances), 0.5, squared=power)
+                return triplet(*batch_all(distances, labels).of(distances.square() if power else distances), 0.5)
 
             created[f"contrastive {metric} {power}"] = pairs
             created[f"triplet {metric} {power}"] = triplets
