@@ -131,8 +131,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Images [N, in_channels, S, S] in 0..1."""
-        logits: Tensor = self.decoder(latents, labels)
-        return logits.sigmoid()
+        return torch.sigmoid(self.decoder(latents, labels))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Reconstructions [N, in_channels, S, S]."""

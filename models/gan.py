@@ -102,8 +102,7 @@ class Generator(nn.Module):
         x = self.norms[0](x, labels).relu()
         for doubling, norm in zip(self.doublings, self.norms[1:], strict=True):
             x = norm(doubling(x), labels).relu()  # [N, widths[i], 2^i side, 2^i side]
-        images: Tensor = self.pixels(x).tanh()
-        return images
+        return torch.tanh(self.pixels(x))
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """The same as `decode`."""

@@ -159,11 +159,7 @@ class DecoderSubmodel(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Images from latents with labels concatenated."""
         latent = self.network.config.latent
-        if items.ndim != 2:
-            raise ValueError(
-                f"expected items of shape [N, {latent + self.network.config.num_classes}], got {list(items.shape)}"
-            )
-        return self.network.decode(items[:, :latent], items[:, latent:])
+        return self.network.decode(items[..., :latent], items[..., latent:])
 
 
 class EncoderSubmodel(nn.Module):

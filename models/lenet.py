@@ -77,11 +77,6 @@ class TableConv2d(nn.Conv2d):
         """[N, in, H, W] -> [N, len(table), H', W']."""
         return F.conv2d(x, self.weight * self.table, self.bias, self.stride, self.padding)
 
-    def free_parameters(self) -> int:
-        """The number of weights that the table connects, and of biases."""
-        weights = int(self.table.sum()) * self.kernel_size[0] * self.kernel_size[1]
-        return weights + (0 if self.bias is None else self.bias.numel())
-
 
 class UnitBias(nn.Module):
     """A bias for every unit of a map: LeNet-1989 shares kernels, not biases."""

@@ -58,12 +58,9 @@ def shared_architectures() -> dict[str, str]:
 def published_files(name: str) -> Sequence[TorchvisionFile]:
     """The weight files of torchvision's classifier `name`, the recommended file first."""
     table = get_model_weights(name)
-    rows = []
     # One of vgg16's files has no classifier, and so no categories.
-    for weights in sorted((w for w in table if w.meta["categories"]), key=lambda w: w is not table.DEFAULT):
-        prefix = weights.url.rpartition("-")[2].removesuffix(".pth")
-        rows.append(TorchvisionFile(prefix=prefix, url=weights.url, weights=weights))
-    return rows
+    classifiers = sorted((w for w in table if w.meta["categories"]), key=lambda w: w is not table.DEFAULT)
+    return [TorchvisionFile(w.url.rpartition("-")[2].removesuffix(".pth"), w.url, w) for w in classifiers]
 
 
 def import_torchvision(name: str, folder: Path, file: Path | None, report: Callable[[str], object]) -> ModelCard:
@@ -88,6 +85,7 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
     if hasattr(REGISTRY[architecture].config, "auxiliary"):
         overrides["auxiliary"] = False
     config = asdict(configure(architecture, overrides))
+    accuracy = round(row.weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100, 6)
     label = type(row.weights).__name__.removesuffix("_Weights")
     return checkpoint.save(
         folder / architecture,
@@ -99,7 +97,7 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
         config=config,
         preprocess=preprocess,
         classes=tuple(row.weights.meta["categories"]),
-        metrics=_metrics(row),
+        metrics=(Metric(name="accuracy", value=accuracy, data="ImageNet-1k validation", origin="reported"),),
         data="ImageNet-1k",
         source=f"torchvision's {row.weights!r}, file {row.file} (sha256 {digest}); {row.weights.meta['recipe']}",
         license="BSD-3-Clause (torchvision); weights trained on ImageNet-1k, whose terms are research, non-commercial",
@@ -220,9 +218,3 @@ def preprocess_of(name: str, row: TorchvisionFile) -> Preprocess:
         mean=tuple(round(255 * value, 6) for value in mean),
         std=tuple(round(255 * value, 6) for value in std),
     )
-
-
-def _metrics(row: TorchvisionFile) -> tuple[Metric, ...]:
-    percent = row.weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    accuracy = round(percent / 100, 6)
-    return (Metric(name="accuracy", value=accuracy, data="ImageNet-1k validation", origin="reported"),)

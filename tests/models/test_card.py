@@ -71,8 +71,3 @@ def test_config_that_cannot_be_built_is_a_checkpoint_error(tmp_path: Path) -> No
     assert checkpoint.read_card(tmp_path)
     with pytest.raises(CheckpointError, match="codes for the 10 digits, not for 26"):
         checkpoint.load(tmp_path)
-
-
-def test_card_is_immutable() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        checkpoint.read_card(GOLDEN).temperature = 2.0  # type: ignore[misc]

@@ -51,6 +51,8 @@ def test_outputs_are_torchs(name: str, tmp_path: Path) -> None:
         assert outputs.shape == expected.shape
         assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
     assert torch.equal(first, copied)  # not overwritten by later calls
+    with pytest.raises(ValueError, match=r"expected items of the shape \[\d, 32, 32\], got \[\d, 28, 28\]"):
+        ready(torch.zeros(2, shape[0], 28, 28))
 
 
 @pytest.mark.parametrize(("name", "config"), [("centerface", {}), ("denoiser", {"widths": [8, 8], "blocks": 1})])
@@ -73,24 +75,13 @@ def test_maps_of_images_of_any_size_are_torchs(name: str, config: dict[str, obje
     assert len(list(tmp_path.glob("*.xml"))) == 1
 
 
-def test_size_for_maps_is_weights_and_outputs_of_a_large_image(tmp_path: Path) -> None:
-    module = nn.Conv2d(1, 4, 3, bias=False)
-    ready = OpenVinoAnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
-    assert ready.size == 4 * (4 * 9 + 4 * 8 * 10)
-
-
-def test_size_is_weights_and_outputs_of_each_batch_size(tmp_path: Path) -> None:
+def test_size_is_weights_and_outputs(tmp_path: Path) -> None:
+    """Of a large image for maps, else of each batch size."""
     module = nn.Conv2d(1, 4, 3, bias=False)  # [1, 8, 8] -> [4, 6, 6]
-    weights, output = 4 * 9, 4 * 6 * 6
-    rows = sum(SIZES)
+    maps = OpenVinoAnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
+    assert maps.size == 4 * (4 * 9 + 4 * 8 * 10)
     full, half = (OpenVinoRuntime(module, (1, 8, 8), p, "weights", tmp_path).size for p in ("f32", "bf16"))
-    assert full == 4 * (weights * len(SIZES) + output * rows) == 2 * half
-
-
-def test_other_shapes_are_refused(tmp_path: Path) -> None:
-    ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
-    with pytest.raises(ValueError, match=r"expected items of the shape \[1, 32, 32\], got \[1, 28, 28\]"):
-        ready(torch.zeros(2, 1, 28, 28))
+    assert full == 4 * (4 * 9 * len(SIZES) + 4 * 6 * 6 * sum(SIZES)) == 2 * half
 
 
 def test_conversion_is_cached_by_its_key(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint
+from models import checkpoint, densenet, resnet, vgg
+from models.embedder import GlobalDepthwise
 from models.inception import TABLE_1, InceptionNetwork
 from models.lenet import TableConv2d
 from models.registry import REGISTRY, build, configure
@@ -124,7 +125,7 @@ def test_wrong_shapes_are_refused(name: str, overrides: dict[str, Any]) -> None:
         ("densenet121", DENSENET | {"stem": "small", "in_channels": 1}, 8),
         ("densenet121", DENSENET | {"stem": "small-pool"}, 16),
         ("efficientnet-b0", {"stem_stride": 1, "strides": [1, 1, 2, 2, 1, 2, 1]}, 8),
-        ("inception-v1", {"auxiliary": False}, 31),
+        ("inception-v1", {"image_size": 32, "auxiliary": False, "auxiliary_after": []}, 31),
         ("inception-v1", {}, 79),
         ("googlenet", {"auxiliary": False}, 15),  # torchvision's documented minimum
         ("googlenet", {}, 15),
@@ -152,15 +153,51 @@ def test_smallest_image(name: str, overrides: dict[str, Any], smallest: int) -> 
             run_every_layer(module, images[:, :, 1:, 1:])
 
 
-def run_every_layer(module: nn.Module, x: Tensor) -> None:
-    """Run the layers of `features` and the auxiliary heads, without the check of the images' shape."""
+def run_every_layer(module: nn.Module, x: Tensor) -> list[int]:
+    """Run the layers of `features` and the auxiliary heads, without the check of the images' shape; the maps' sides."""
     heads = dict(zip(module.taps, module.auxiliary, strict=True)) if isinstance(module, InceptionNetwork) else {}
+    sides = []
     for index, layer in enumerate(module.get_submodule("features").children()):
-        if isinstance(layer, nn.AdaptiveAvgPool2d):
-            return
+        if isinstance(layer, nn.AdaptiveAvgPool2d | GlobalDepthwise):
+            break
         x = layer(x)
+        sides.append(x.shape[-1])
         if index in heads:
             heads[index](x)
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sides"),
+    [
+        ("resnet20", {}, [32, 16, 8]),
+        ("densenet40", {}, [28, 14, 7]),
+        ("densenet-bc-100", {}, [32, 16, 8]),
+        ("efficientnet-b0", {"stem_stride": 1, "strides": [1, 1, 2, 2, 1, 2, 1]}, [32, 16, 8, 4]),
+        ("inception-v1", SMALL_INCEPTION, [32, 16, 8]),
+        ("inception-v1", SMALL_INCEPTION | {"image_size": 28, "auxiliary": False}, [28, 14, 7]),
+        ("face-resnet", {}, [56, 28, 14, 7]),
+    ],
+)
+def test_sides_of_the_maps(name: str, overrides: dict[str, Any], sides: list[int]) -> None:
+    """Networks for small images keep their resolution."""
+    with torch.device("meta"):
+        module = build(name, overrides).eval()
+        images = torch.zeros(2, 3, *(2 * [112 if name == "face-resnet" else sides[0]]))
+    assert list(dict.fromkeys(run_every_layer(module, images))) == sides
+
+
+@pytest.mark.parametrize("name", [*vgg.VARIANTS, *resnet.VARIANTS, *densenet.VARIANTS])
+def test_name_counts_the_layers(name: str) -> None:
+    """Convolutions and the classifier. The paper of ResNet counts no projection in a shortcut."""
+    with torch.device("meta"):
+        layers = [
+            key
+            for key, layer in build(name).named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear) and "shortcut" not in key
+        ]
+    number = int("".join(filter(str.isdigit, name)))
+    assert len(layers) == (265 if number == 264 else number)  # DenseNet-264's table has 265
 
 
 SERVING = {"auxiliary": False}

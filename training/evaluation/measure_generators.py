@@ -70,7 +70,6 @@ class Quality:
     shares: Range | None = None
     asked: float | None = None
     bounds: tuple[float, float] | None = None
-    card: ModelCard | None = None
 
 
 class Samples(NamedTuple):
@@ -222,7 +221,7 @@ def _measure(
     generated = draw(network, card, samples, SEED)
     quality = reference.compare(card.name, extractor(generated.pixels), generated.labels)
     bounds = held_out_bounds(network, card, *held_out) if isinstance(network, VAE) else None
-    return replace(quality, bounds=bounds, card=card)
+    return replace(quality, bounds=bounds)
 
 
 def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None = None) -> Samples:
