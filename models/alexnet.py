@@ -16,6 +16,7 @@ since alpha is small, and its initial weights give a far weaker signal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
@@ -27,7 +28,11 @@ from torch.nn import functional as F
 
 from models.blocks import FeaturesAndHead, Widths, hidden_layers
 
-ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 @dataclass(frozen=True)

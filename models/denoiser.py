@@ -61,7 +61,8 @@ class DenoiserBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum."""
-        return x + self.convs(x)
+        total: Tensor = x + self.convs(x)
+        return total
 
 
 class Denoiser(nn.Module):

@@ -102,8 +102,7 @@ def ink(image: Grey) -> Floats:
     if top < MIN_CONTRAST:
         return np.zeros_like(strength)
     full = np.percentile(strength[strength > top / 2], 90)
-    result: Floats = (strength / full).clip(0, 1).astype(np.float32)
-    return result
+    return (strength / full).clip(0, 1).astype(np.float32)
 
 
 def resize(image: Floats, height: int, width: int) -> Floats:
@@ -111,8 +110,7 @@ def resize(image: Floats, height: int, width: int) -> Floats:
     if image.shape == (height, width):
         return image
     scaled = F.interpolate(torch.from_numpy(image)[None, None], (height, width), mode="bilinear", antialias=True)
-    result: Floats = scaled[0, 0].numpy()
-    return result
+    return scaled[0, 0].numpy()
 
 
 def bounds(image: Floats) -> Box | None:

@@ -14,7 +14,6 @@ fewer stride-2 stages in `strides`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
@@ -91,16 +90,14 @@ class MBConv(nn.Module):
         super().__init__()
         inputs, outputs = shape
         conv_norm_act = _conv_norm_act(config)
-        activation = _activation(config)
         expanded = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_norm_act(inputs, expanded, 1, activation=activation))
-        layers.append(conv_norm_act(expanded, expanded, kernel, stride=stride, groups=expanded, activation=activation))
+            layers.append(conv_norm_act(inputs, expanded, 1))
+        layers.append(conv_norm_act(expanded, expanded, kernel, stride=stride, groups=expanded))
         if config.squeeze_excite:
             layers.append(SqueezeExcite(expanded, max(1, inputs // 4)))
-        layers.append(conv_norm_act(expanded, outputs, 1))
-        self.block = nn.Sequential(*layers)
+        self.block = nn.Sequential(*layers, conv_norm_act(expanded, outputs, 1, activation=None))
         self.skip = stride == 1 and inputs == outputs
         self.drop = StochasticDepth(drop, "row")
 
@@ -110,15 +107,12 @@ class MBConv(nn.Module):
         return x + self.drop(y) if self.skip else y
 
 
-def _activation(config: EfficientNetConfig) -> Callable[[], nn.Module]:
-    return partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True)
-
-
 def _conv_norm_act(config: EfficientNetConfig) -> partial[ConvNormAct]:
-    """The variant's convolution with its normalisation and padding."""
+    """The variant's convolution with its normalisation, activation and padding."""
     return partial(
         ConvNormAct,
         norm=partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum),
+        activation=partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True),
         conv=SameConv2d if config.padding == "same" else nn.Conv2d,
     )
 
@@ -146,7 +140,7 @@ class EfficientNet(FeaturesAndHead):
 
     def __init__(self, config: EfficientNetConfig):
         end_width = config.width if config.scale_ends else 1.0
-        conv_norm_act = partial(_conv_norm_act(config), activation=_activation(config))
+        conv_norm_act = _conv_norm_act(config)
         stem = round_channels(STEM_CHANNELS * end_width)
         last = round_channels(STAGES[-1][2] * config.width)
         top = round_channels(HEAD_CHANNELS * end_width)

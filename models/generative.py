@@ -99,11 +99,6 @@ def latents(seed: int, index: int, dimensions: int) -> Tensor:
     return torch.from_numpy(np.random.Generator(source).standard_normal(dimensions, dtype=np.float32))
 
 
-def no_labels(batch: Tensor) -> Tensor:
-    """Labels [N, 0] for a batch [N, ...] of a network without classes."""
-    return batch.new_zeros(len(batch), 0)
-
-
 def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> None:
     """Check that latents are [N, latent] and labels [N, num_classes].
 

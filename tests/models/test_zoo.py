@@ -76,6 +76,8 @@ def test_forward_backward_save_load(name: str, overrides: dict[str, Any], tmp_pa
     saved = save_untrained(tmp_path, module, name, overrides, config.smallest)
     loaded, card = checkpoint.load(tmp_path)
     assert card == saved
+    assert card.version == card.sha256[:12]
+    assert card.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert not loaded.training
     with torch.inference_mode():
         expected = module.eval()(images)

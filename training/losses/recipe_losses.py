@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,7 +15,10 @@ from training.recipe.embed_config import LossSection
 def contrastive_loss(loss: LossSection, embeddings: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
     """Return the contrastive loss of embeddings [N, D] with labels [N]."""
     distances = metric_learning.pairwise_distances(embeddings, loss.metric)
-    miners = {"random": partial(mining.random_pairs, generator=draw), "batch-hard": mining.hard_pairs}
+    miners: dict[str, Callable[[Tensor, Tensor], mining.Pairs]] = {
+        "random": partial(mining.random_pairs, generator=draw),
+        "batch-hard": mining.hard_pairs,
+    }
     pairs = miners.get(loss.mining, mining.all_pairs)(distances, labels)
     return metric_learning.contrastive(*pairs.of(distances), loss.margin, squared=loss.squared)
 
@@ -22,7 +26,7 @@ def contrastive_loss(loss: LossSection, embeddings: Tensor, labels: Tensor, draw
 def triplet_loss(loss: LossSection, embeddings: Tensor, labels: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the triplet loss of embeddings [N, D] with labels [N], and the share of active triplets."""
     distances = metric_learning.pairwise_distances(embeddings, loss.metric)
-    miners = {
+    miners: dict[str, Callable[[Tensor, Tensor], mining.Triplets]] = {
         "random": partial(mining.random_triplets, generator=draw),
         "semi-hard": partial(mining.semi_hard, margin=loss.margin),
         "batch-hard": mining.batch_hard,
