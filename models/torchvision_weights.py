@@ -22,7 +22,7 @@ from models import checkpoint
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
 from models.registry import REGISTRY, build, configure
-from models.weight_files import COUNTER, ImportWeightsError
+from models.weight_files import COUNTER, ImportWeightsError, match_in_order
 
 BinaryFile = io.BufferedReader | io.BufferedRandom
 
@@ -161,39 +161,26 @@ def _read_state(name: str, data: BinaryFile, file: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
 
 
-def _state_names(name: str) -> list[str]:
-    """The names in the state of torchvision's network, without auxiliary heads, in their order."""
-    options = {"aux_logits": False, "init_weights": False} if name in _TRANSFORM_INPUT else {}
-    with torch.device("meta"):
-        return list(get_model(name, weights=None, **options).state_dict())
-
-
 def fill_network(name: str, architecture: str, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The registry's network with the tensors of torchvision's `state`.
 
-    Tensors are matched by order: both networks define their layers in the order of computation, as the parity tests of
-    each family show. The file's names are compared with torchvision's, its shapes with the registry's network.
+    The file's names are compared with torchvision's; then tensors are matched by order, as the parity tests of each
+    family show.
 
     Raises:
-        ImportWeightsError: names, shapes or types differ.
+        ImportWeightsError: names differ; see `match_in_order`.
     """
+    options = {"aux_logits": False, "init_weights": False} if name in _TRANSFORM_INPUT else {}
     with torch.device("meta"):
         module = build(architecture, config)
-    source_names = _state_names(name)
+        source_names = list(get_model(name, weights=None, **options).state_dict())
     # Files older than torch 0.4.1 do not count batches, and the counters are not used.
     state = {key: torch.tensor(0) for key in source_names if key.endswith(COUNTER)} | state
     if state.keys() != set(source_names):
         odd = sorted(state.keys() ^ set(source_names))
         raise ImportWeightsError(f"not the state of {name}: {', '.join(odd[:5])} missing or too many ({len(odd)})")
-    filled = {}
-    for (key, tensor), source_name in zip(module.state_dict().items(), source_names, strict=True):
-        value = state[source_name]
-        if value.shape != tensor.shape or value.dtype != tensor.dtype:
-            raise ImportWeightsError(
-                f"{source_name} is {value.dtype} {list(value.shape)}, {key} is {tensor.dtype} {list(tensor.shape)}"
-            )
-        filled[key] = value
-    module.load_state_dict(filled, assign=True)
+    published = [(key.rpartition(".")[2], state[key]) for key in source_names]
+    module.load_state_dict(match_in_order(architecture, config, published), assign=True)
     return module
 
 

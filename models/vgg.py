@@ -14,6 +14,7 @@ of the last, and the maximum of the last maps in place of their average.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -22,6 +23,8 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from models.blocks import FeaturesAndHead, Widths, hidden_layers
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,12 @@ class VGGConfig:
         return (self.stages[-1][-1] * self.pool_size**2, *self.hidden)
 
 
-def _activation(config: VGGConfig) -> nn.Module:
-    return nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True)
-
-
 def _stages(config: VGGConfig) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    inputs = config.in_channels
+    activation, inputs = ACTIVATIONS[config.activation], config.in_channels
     filters, side = config.stem
     if filters:
-        layers += [nn.Conv2d(inputs, filters, side), _activation(config)]  # [N, filters, H - side + 1, W - side + 1]
+        layers += [nn.Conv2d(inputs, filters, side), activation()]  # [N, filters, H - side + 1, W - side + 1]
         inputs = filters
     for stage in config.stages:
         for place, outputs in enumerate(stage):
@@ -82,7 +81,7 @@ def _stages(config: VGGConfig) -> list[nn.Module]:
                 layers.append(nn.MaxPool2d(2))  # [N, stage[0], H/2, W/2]
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))
-            layers.append(_activation(config))
+            layers.append(activation())
             inputs = outputs
         if config.halve == "last":
             layers.append(nn.MaxPool2d(2))  # [N, stage[-1], H/2, W/2]
@@ -105,7 +104,7 @@ class VGG(FeaturesAndHead):
                 *_stages(config),  # [N, 512, H/32, W/32]
                 pool(config.pool_size),  # [N, 512, 7, 7]
                 nn.Flatten(),  # [N, 25088]
-                *hidden_layers(config.widths, partial(nn.ReLU, inplace=True), config.dropout),  # [N, 4096]
+                *hidden_layers(config.widths, ACTIVATIONS["relu"], config.dropout),  # [N, 4096]
             ),
             nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes)),
         )

@@ -28,14 +28,14 @@ def read_efficientnet_lite(data: bytes) -> dict[str, Tensor]:
     """The state of EfficientNet-Lite0 from the bytes of its pickled state. The pickle's code is not run.
 
     Raises:
-        ImportWeightsError: see `_match_in_order`.
+        ImportWeightsError: see `match_in_order`.
     """
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     published = [(name.rpartition(".")[2], tensor) for name, tensor in state.items()]
-    return _match_in_order("efficientnet-lite0", {}, published)
+    return match_in_order("efficientnet-lite0", {}, published)
 
 
-def _match_in_order(
+def match_in_order(
     architecture: str, config: Mapping[str, Any], published: Sequence[tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
     """The state of `architecture` from `published` tensors, each with the kind that ends its name (weight, bias, ...).
@@ -44,14 +44,14 @@ def _match_in_order(
     Counters of batches are zero if there are none, as in published graphs.
 
     Raises:
-        ImportWeightsError: the tensors' kinds or shapes differ from the network's; dimensions of 1 do not count.
+        ImportWeightsError: the tensors' kinds, types or shapes differ from the network's; dimensions of 1 do not count.
     """
     with torch.device("meta"):
         expected = build(architecture, config).state_dict()
     counts = any(kind == "num_batches_tracked" for kind, _ in published)
     names = [name for name in expected if counts or not name.endswith(COUNTER)]
-    layers = [(name.rpartition(".")[2], expected[name].squeeze().shape) for name in names]
-    if layers != [(kind, tensor.squeeze().shape) for kind, tensor in published]:
+    layers = [(name.rpartition(".")[2], expected[name].squeeze().shape, expected[name].dtype) for name in names]
+    if layers != [(kind, tensor.squeeze().shape, tensor.dtype) for kind, tensor in published]:
         raise ImportWeightsError(f"the layers in the file are not those of {architecture}")
     state = {name: torch.tensor(0) for name in expected.keys() - set(names)}
     return state | {
@@ -71,7 +71,7 @@ def read_centerface(data: bytes) -> dict[str, Tensor]:
     """CenterFace's state from the bytes of its ONNX file.
 
     Raises:
-        ImportWeightsError: see `_match_in_order`.
+        ImportWeightsError: see `match_in_order`.
     """
     import onnx
 
@@ -84,7 +84,7 @@ def read_centerface(data: bytes) -> dict[str, Tensor]:
         # A node's first input is its activations, the rest are its parameters.
         for kind, value in zip(_ONNX_PARAMETERS[node.op_type], node.input[1:], strict=False)
     ]
-    return _match_in_order("centerface", {}, published)
+    return match_in_order("centerface", {}, published)
 
 
 # TFLite nodes with constants: torch's name of those, and the factor between the two. PReLU is relu(x) + c (x - |x|)
@@ -101,7 +101,7 @@ def read_mobilefacenet(data: bytes) -> dict[str, Tensor]:
     """The state of MobileFaceNet without normalisation from the bytes of its TFLite file.
 
     Raises:
-        ImportWeightsError: not a TFLite graph; see `_match_in_order`.
+        ImportWeightsError: not a TFLite graph; see `match_in_order`.
     """
     import openvino
 
@@ -118,4 +118,4 @@ def read_mobilefacenet(data: bytes) -> dict[str, Tensor]:
             inputs = [value.get_node() for value in node.input_values()] if kind else []
             constants = [value for value in inputs if value.get_type_name() == "Constant"]
             published += [(kind, torch.from_numpy(value.get_data().astype(np.float32)) * factor) for value in constants]
-    return _match_in_order("mobilefacenet", {"norm": False}, published)
+    return match_in_order("mobilefacenet", {"norm": False}, published)

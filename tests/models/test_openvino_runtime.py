@@ -17,6 +17,7 @@ from torch import nn
 from models import openvino_runtime
 from models.openvino_runtime import SIZES, OpenVinoAnySizeRuntime, OpenVinoRuntime, split_batch
 from models.registry import build
+from tests.models.helpers import assert_runtime_agrees
 
 
 @given(st.integers(0, 200))
@@ -41,16 +42,7 @@ def test_outputs_are_torchs(name: str, tmp_path: Path) -> None:
     ready = OpenVinoRuntime(module, shape, "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
     assert openvino_runtime.signature().startswith("openvino-")
-    first = ready(torch.ones(1, *shape))
-    copied = first.clone()
-    for count in (1, 3, 7, 37):
-        images = torch.randn(count, *shape)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        assert outputs.shape == expected.shape
-        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-    assert torch.equal(first, copied)  # not overwritten by later calls
+    assert_runtime_agrees(ready, module, (torch.randn(count, *shape) for count in (1, 3, 7, 37, 1)))
     with pytest.raises(ValueError, match=r"expected items of the shape \[\d, 32, 32\], got \[\d, 28, 28\]"):
         ready(torch.zeros(2, shape[0], 28, 28))
 
@@ -61,17 +53,8 @@ def test_maps_of_images_of_any_size_are_torchs(name: str, config: dict[str, obje
     module = build(name, config).eval()
     ready = OpenVinoAnySizeRuntime(module, (3, 256, 256), "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
-    previous = None
-    for count, height, width in ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64)):
-        images = torch.rand(count, 3, height, width)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        assert outputs.shape == expected.shape
-        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-        if previous is not None:
-            assert torch.equal(*previous)  # not overwritten by the next call
-        previous = outputs, outputs.clone()
+    sizes = ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64))
+    assert_runtime_agrees(ready, module, (torch.rand(count, 3, *sides) for count, *sides in sizes))
     assert len(list(tmp_path.glob("*.xml"))) == 1
 
 

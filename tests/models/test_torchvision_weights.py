@@ -260,8 +260,8 @@ def test_unexpected_file_is_refused(name: str, file: str, message: str, publish:
         ({"conv1.weight": "a word"}, "does not hold a dictionary"),
         ({}, r"not the state of resnet18: bn1.bias, .* missing or too many \(102\)"),
         ({"layer5": torch.zeros(1)}, r"layer5|\(103\)"),
-        ({"fc__bias": torch.zeros(10)}, r"fc\.bias is torch\.float32 \[10\], head\.1\.bias is .* \[1000\]"),
-        ({"fc__bias": torch.zeros(1000).half()}, r"fc\.bias is torch\.float16"),
+        ({"fc__bias": torch.zeros(10)}, "the layers in the file are not those of resnet18"),
+        ({"fc__bias": torch.zeros(1000).half()}, "the layers in the file are not those of resnet18"),
         ({"layer5__weight": torch.zeros(1)}, r"layer5\.weight missing or too many \(1\)"),
     ],
 )

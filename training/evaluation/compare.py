@@ -85,11 +85,11 @@ def fitting(weights: Path, dataset: str) -> list[Path]:
         DataError: there is none, or no such data set. CheckpointError: an invalid card.
     """
     classes = images.find(dataset, "test").classes
-    folders = sorted(path.parent for path in weights.glob(f"*/{checkpoint.CARD_FILE}"))
-    cards = {folder: checkpoint.read_card(folder) for folder in folders}
+    paths = sorted(weights.glob(f"*/{checkpoint.CARD_FILE}"))
+    cards = {path.parent: checkpoint.read_card(path.parent) for path in paths}
     fit = [folder for folder, card in cards.items() if card.task == "classify" and card.classes == classes]
     if not fit:
-        raise DataError(f"none of the {len(folders)} models in {weights} has the classes of {dataset}: {classes}")
+        raise DataError(f"none of the {len(cards)} models in {weights} has the classes of {dataset}: {classes}")
     return fit
 
 

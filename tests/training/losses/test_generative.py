@@ -47,17 +47,15 @@ def test_grey_is_a_share_of_white() -> None:
     logits, grey = drawn(1, 1, 2, 2), torch.rand(1, 1, 2, 2, dtype=torch.float64)
     total = 0.0
     for number in range(16):
-        picture = torch.tensor([number >> bit & 1 for bit in range(4)], dtype=torch.float64).view(1, 1, 2, 2)
-        chance = torch.where(picture == 1, grey, 1 - grey).prod()
-        total += float(chance * Bernoulli(logits=logits).log_prob(picture).sum())  # type: ignore[no-untyped-call]
+        image = torch.tensor([number >> bit & 1 for bit in range(4)], dtype=torch.float64).view(1, 1, 2, 2)
+        chance = torch.where(image == 1, grey, 1 - grey).prod()
+        total += float(chance * Bernoulli(logits=logits).log_prob(image).sum())  # type: ignore[no-untyped-call]
     assert float(log_likelihood(logits, grey)) == pytest.approx(total, rel=1e-10)
 
 
 def test_half_precision_logits_are_computed_in_float32() -> None:
-    logits, pictures = drawn(2, 1, 4, 4).bfloat16(), torch.rand(2, 1, 4, 4)
-    torch.testing.assert_close(
-        log_likelihood(logits, pictures), log_likelihood(logits.float(), pictures), rtol=0, atol=0
-    )
+    logits, images = drawn(2, 1, 4, 4).bfloat16(), torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(log_likelihood(logits, images), log_likelihood(logits.float(), images), rtol=0, atol=0)
 
 
 def test_beta_weighs_only_the_kl_term() -> None:

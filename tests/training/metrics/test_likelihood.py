@@ -36,13 +36,13 @@ def drawn(count: int, num_classes: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("num_classes", [0, 4])
 def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_classes: int) -> None:
     vae = small(likelihood, num_classes)
-    pictures, labels = drawn(3, num_classes)
+    images, labels = drawn(3, num_classes)
     if likelihood == "bernoulli":
-        pictures = pictures.round()  # torch's Bernoulli takes no greys
-    result = bounds(vae, pictures, labels, samples=200, seed=7)
+        images = images.round()  # torch's Bernoulli takes no greys
+    result = bounds(vae, images, labels, samples=200, seed=7)
     with torch.no_grad():
         for row in range(3):
-            mean, log_variance = vae.posterior(pictures[row : row + 1], labels[row : row + 1])
+            mean, log_variance = vae.posterior(images[row : row + 1], labels[row : row + 1])
             posterior = Independent(Normal(mean[0].double(), (log_variance[0].double() / 2).exp()), 1)
             prior = Independent(Normal(torch.zeros(3).double(), 1.0), 1)
             noise = torch.randn(200, 3, generator=generator(7, "posterior", row)).double()
@@ -51,7 +51,7 @@ def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_clas
             pixels: Bernoulli | Normal = Bernoulli(logits=logits)
             if vae.log_scale is not None:
                 pixels = Normal(logits.sigmoid(), vae.log_scale.double().exp())
-            reconstruction = Independent(pixels, 3).log_prob(pictures[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
+            reconstruction = Independent(pixels, 3).log_prob(images[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
             elbo = float(reconstruction.mean() - kl_divergence(posterior, prior))
             terms = reconstruction + prior.log_prob(latents) - posterior.log_prob(latents)  # type: ignore[no-untyped-call]
             assert float(result.elbo[row]) == pytest.approx(elbo, rel=1e-4)
@@ -72,8 +72,8 @@ class Linear(VAE):
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.variance) / 2).double())
         self.covariance = torch.linalg.inv(torch.eye(2).double() + self.weights.T @ self.weights / self.variance)
 
-    def posterior(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (pictures.flatten(1) - self.offset) @ self.weights / self.variance @ self.covariance
+    def posterior(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (images.flatten(1) - self.offset) @ self.weights / self.variance @ self.covariance
         return mean, (self.covariance.diagonal().log() + 0.5).expand_as(mean)
 
     def decode_logits(self, latents: Tensor, labels: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ def test_importance_weighted_bound_rises_from_elbo_to_likelihood() -> None:
     vae = Linear()
     torch.manual_seed(4)
     flat = vae.marginal.sample((6,))
-    truth, pictures, none = vae.marginal.log_prob(flat), flat.reshape(6, 1, 2, 2), torch.zeros(6, 0)  # type: ignore[no-untyped-call]
-    few, more = (bounds(vae, pictures, none, samples=count).importance_weighted for count in (8, 512))
-    many = bounds(vae, pictures, none, samples=4096)
+    truth, images, none = vae.marginal.log_prob(flat), flat.reshape(6, 1, 2, 2), torch.zeros(6, 0)  # type: ignore[no-untyped-call]
+    few, more = (bounds(vae, images, none, samples=count).importance_weighted for count in (8, 512))
+    many = bounds(vae, images, none, samples=4096)
     assert many.elbo.mean() < few.mean() < more.mean() < truth.mean() + 0.01
     assert (many.elbo < truth).all()
     assert many.importance_weighted.tolist() == pytest.approx(truth.tolist(), abs=0.05)
@@ -98,11 +98,11 @@ def test_importance_weighted_bound_rises_from_elbo_to_likelihood() -> None:
 
 def test_bounds_depend_only_on_seed_and_image() -> None:
     vae = small()
-    pictures, labels = drawn(7)
-    combined = bounds(vae, pictures, labels, samples=500)
-    again = bounds(vae, pictures[:2], labels[:2], samples=500)
+    images, labels = drawn(7)
+    combined = bounds(vae, images, labels, samples=500)
+    again = bounds(vae, images[:2], labels[:2], samples=500)
     assert again.importance_weighted.tolist() == pytest.approx(combined.importance_weighted[:2].tolist(), rel=1e-6)
-    assert bounds(vae, pictures, labels, samples=500, seed=1).elbo.tolist() != combined.elbo.tolist()
+    assert bounds(vae, images, labels, samples=500, seed=1).elbo.tolist() != combined.elbo.tolist()
 
 
 def test_no_sample_is_refused() -> None:

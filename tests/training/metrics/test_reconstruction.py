@@ -1,4 +1,4 @@
-"""PSNR and SSIM of restored pictures."""
+"""PSNR and SSIM of restored images."""
 
 from __future__ import annotations
 
