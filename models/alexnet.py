@@ -16,16 +16,23 @@ since alpha is small, and its initial weights give a far weaker signal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from itertools import pairwise
+from functools import partial, reduce
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import FeaturesAndHead
+from models.blocks import FeaturesAndHead, Widths, hidden_layers
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,10 @@ class AlexNetConfig:
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    channels: tuple[int, ...] = (96, 256, 384, 384, 256)
-    stem: tuple[int, int, int] = (11, 4, 2)
-    hidden: tuple[int, ...] = (4096, 4096)
-    pool_size: int = 6
+    channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (96, 256, 384, 384, 256)
+    stem: tuple[PositiveInt, PositiveInt, NonNegativeInt] = (11, 4, 2)
+    hidden: Widths = (4096, 4096)
+    pool_size: PositiveInt = 6
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     local_response_norm: bool = True
     overlapping_pooling: bool = True
@@ -81,12 +88,6 @@ class LocalResponseNorm(nn.Module):
         return x * (root * root.sqrt())
 
 
-def _activation(config: AlexNetConfig) -> nn.Module:
-    if config.activation == "relu":
-        return nn.ReLU(inplace=True)
-    return nn.Tanh() if config.activation == "tanh" else nn.Sigmoid()
-
-
 def _convolutions(config: AlexNetConfig) -> list[nn.Module]:
     """Five convolutions; the first two are normalised and pooled, the last is pooled."""
     layers: list[nn.Module] = []
@@ -95,7 +96,7 @@ def _convolutions(config: AlexNetConfig) -> list[nn.Module]:
     for number, ((kernel, stride, padding), outputs) in enumerate(zip(shapes, config.channels, strict=True), start=1):
         groups = config.groups if number in (2, 4, 5) else 1
         layers.append(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups))
-        layers.append(_activation(config))
+        layers.append(ACTIVATIONS[config.activation]())
         if config.local_response_norm and number in (1, 2):
             layers.append(LocalResponseNorm())
         if number in (1, 2, 5):
@@ -104,47 +105,28 @@ def _convolutions(config: AlexNetConfig) -> list[nn.Module]:
     return layers
 
 
-def _hidden(config: AlexNetConfig) -> list[nn.Module]:
-    """The fully connected layers; dropout of the last layer's output is part of the head."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(config.widths):
-        if layers or config.dropout_on == "inputs":
-            layers.append(nn.Dropout(config.dropout))
-        layers += [nn.Linear(inputs, outputs), _activation(config)]
-    return layers
-
-
 class AlexNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: AlexNetConfig):
-        super().__init__()
-        _check(config)
-        self.config = config
-        self.features = nn.Sequential(
-            *_convolutions(config),  # [N, 256, 6, 6]
-            nn.AdaptiveAvgPool2d(config.pool_size),  # [N, 256, 6, 6]
-            nn.Flatten(),  # [N, 9216]
-            *_hidden(config),  # [N, 4096]
+        if config.stem[2] >= config.stem[0]:
+            raise ValueError(f"stem needs a padding below the kernel, got {config.stem}")
+        drops_inputs = config.dropout_on == "inputs"
+        activation = ACTIVATIONS[config.activation]
+        super().__init__(
+            config,
+            nn.Sequential(
+                *_convolutions(config),  # [N, 256, 6, 6]
+                nn.AdaptiveAvgPool2d(config.pool_size),  # [N, 256, 6, 6]
+                nn.Flatten(),  # [N, 9216]
+                *hidden_layers(config.widths, activation, config.dropout, drop_inputs=drops_inputs),  # [N, 4096]
+            ),
+            nn.Sequential(
+                *([] if drops_inputs else [nn.Dropout(config.dropout)]),
+                nn.Linear(config.widths[-1], config.num_classes),
+            ),
         )
-        classifier = nn.Linear(config.widths[-1], config.num_classes)
-        drops = [nn.Dropout(config.dropout)] if config.dropout_on == "outputs" else []
-        self.head = nn.Sequential(*drops, classifier)
         _initialise(self)
-
-
-def _check(config: AlexNetConfig) -> None:
-    if len(config.channels) != 5 or min(config.channels) < 1:
-        raise ValueError(f"channels needs 5 numbers >= 1, got {config.channels}")
-    if any(channels % config.groups for channels in config.channels):
-        raise ValueError(f"channels must be divisible by {config.groups} groups, got {config.channels}")
-    kernel, stride, padding = config.stem
-    if kernel < 1 or stride < 1 or not 0 <= padding < kernel:
-        raise ValueError(f"stem needs a kernel and a stride >= 1 and a padding below the kernel, got {config.stem}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ValueError(f"hidden needs one or more numbers >= 1, got {config.hidden}")
-    if config.pool_size < 1:
-        raise ValueError(f"pool_size must be >= 1, got {config.pool_size}")
 
 
 def _initialise(network: AlexNet) -> None:

@@ -14,54 +14,36 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import ConvNormAct, check_images
-from models.generative import check_labels, check_latents
+from models.generative import GenerativeConfig, check_labels, check_latents
+
+ACTIVATION = partial(nn.SiLU, inplace=True)
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(GenerativeConfig):
     """`widths` are the channels after each halving of the encoder, in reverse for the decoder.
 
     Between map and latent are `layers` fully connected layers of the width `hidden`, none if that is 0; `blocks` counts
     the decoder's residual blocks at each size.
     """
 
-    in_channels: int = 1
-    image_size: int = 28
-    latent: int = 32
-    num_classes: int = 0
-    widths: tuple[int, ...] = (32, 64)
     hidden: int = 256
     layers: int = 1
     blocks: int = 1
-
-    @property
-    def side(self) -> int:
-        """Side of the smallest map.
-
-        Raises:
-            ValueError: if `image_size` cannot be halved that often.
-        """
-        side, rest = divmod(self.image_size, 1 << len(self.widths))
-        if rest or not side or not self.widths:
-            raise ValueError(f"{self.image_size} pixels cannot be halved {len(self.widths)} times, at least once")
-        return side
-
-
-def _activation() -> nn.Module:
-    return nn.SiLU(inplace=True)
 
 
 def _hidden(config: AutoencoderConfig, width: int) -> list[nn.Module]:
     """The fully connected layers; `width` is that of the input."""
     modules: list[nn.Module] = []
     for _ in range(config.layers if config.hidden else 0):
-        modules += [nn.Linear(width, config.hidden), _activation()]
+        modules += [nn.Linear(width, config.hidden), ACTIVATION()]
         width = config.hidden
     return modules
 
@@ -72,7 +54,7 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.convs = nn.Sequential(
-            ConvNormAct(channels, channels, 3, activation=_activation), ConvNormAct(channels, channels, 3)
+            ConvNormAct(channels, channels, 3, activation=ACTIVATION), ConvNormAct(channels, channels, 3)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +71,7 @@ class Encoder(nn.Module):
         channels, side = (config.in_channels, *config.widths), config.side
         self.features = nn.Sequential(
             *(
-                ConvNormAct(before, after, 3, stride=2, activation=_activation)
+                ConvNormAct(before, after, 3, stride=2, activation=ACTIVATION)
                 for before, after in itertools.pairwise(channels)
             )  # [N, widths[-1], side, side]
         )
@@ -99,7 +81,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The outputs [N, outputs], from which the latent is computed."""
         check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        check_labels(labels, len(images), self.config)
+        check_labels(labels, len(images), self.config.num_classes)
         features = self.features(images).flatten(1)
         outputs: Tensor = self.head(torch.cat([features, labels.to(features.dtype)], dim=1))
         return outputs
@@ -117,11 +99,11 @@ class Decoder(nn.Module):
             *_hidden(config, width),
             nn.Linear(config.hidden or width, widths[0] * side**2),
             nn.Unflatten(1, (widths[0], side, side)),  # [N, widths[-1], side, side]
-            _activation(),
+            ACTIVATION(),
         )
         stages: list[nn.Module] = [ResidualUnit(widths[0]) for _ in range(config.blocks)]
         for before, after in itertools.pairwise(widths):
-            stages += [nn.Upsample(scale_factor=2), ConvNormAct(before, after, 3, activation=_activation)]
+            stages += [nn.Upsample(scale_factor=2), ConvNormAct(before, after, 3, activation=ACTIVATION)]
             stages += [ResidualUnit(after) for _ in range(config.blocks)]
         self.features = nn.Sequential(*stages)  # [N, widths[0], S/2, S/2]
         self.pixels = nn.Sequential(nn.Conv2d(widths[-1], 4 * config.in_channels, 3, padding=1), nn.PixelShuffle(2))
@@ -149,8 +131,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Images [N, in_channels, S, S] in 0..1."""
-        logits: Tensor = self.decoder(latents, labels)
-        return logits.sigmoid()
+        return torch.sigmoid(self.decoder(latents, labels))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Reconstructions [N, in_channels, S, S]."""

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Annotated, Any
 
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# One or more numbers of channels. A config's types are checked by `models.registry.configure`.
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
-def check_images(images: Tensor, channels: int, height: int, width: int | None = None, *, exact: bool = False) -> None:
-    """Check that a batch is [N, channels, height, width]; unless `exact`, images may be larger.
+
+def check_images(images: Tensor, channels: int, side: int, *, exact: bool = False) -> None:
+    """Check that a batch is [N, channels, side, side]; unless `exact`, images may be larger.
 
     Raises:
         ValueError: otherwise, with the expected and the actual shape.
     """
-    width = height if width is None else width
-    fits = images.ndim == 4 and images.shape[1] == channels
-    if fits and exact:
-        fits = tuple(images.shape[2:]) == (height, width)
-    elif fits:
-        fits = images.shape[2] >= height and images.shape[3] >= width
-    if not fits:
-        least = "" if exact else ">="
-        expected = f"[N, {channels}, {least}{height}, {least}{width}]"
-        raise ValueError(f"expected images of shape {expected}, got {list(images.shape)}")
+    fits = all(length == side if exact else length >= side for length in images.shape[2:])
+    if images.ndim != 4 or images.shape[1] != channels or not fits:
+        expected = str(side) if exact else f">={side}"
+        raise ValueError(f"expected images of shape [N, {channels}, {expected}, {expected}], got {list(images.shape)}")
 
 
 class FixedSizeConfig:
@@ -45,9 +44,11 @@ class FeaturesAndHead(nn.Module):
     Images may be larger than `config.smallest` unless the config is a `FixedSizeConfig`.
     """
 
-    config: Any
-    features: nn.Module
-    head: nn.Module
+    def __init__(self, config: Any, features: nn.Module, head: nn.Module):
+        super().__init__()
+        self.config = config
+        self.features = features
+        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, num_classes] of a classifier, embeddings [N, dimensions] of an embedder.
@@ -106,6 +107,21 @@ class SameConv2d(nn.Conv2d):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def hidden_layers(
+    widths: Sequence[int], activation: Callable[[], nn.Module], dropout: float, *, drop_inputs: bool = False
+) -> list[nn.Module]:
+    """Fully connected layers of `widths`, the first of which is the input's: [N, widths[0]] -> [N, widths[-1]].
+
+    Dropout acts between the layers, with `drop_inputs` before the first, too.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        if layers or drop_inputs:
+            layers.append(nn.Dropout(dropout))
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return layers
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:

@@ -119,11 +119,10 @@ class Denoiser(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        branches = [module.convs[-1] for module in self.modules() if isinstance(module, DenoiserBlock)]
         with torch.no_grad():
-            for module in self.modules():
-                if isinstance(module, DenoiserBlock):
-                    module.convs.get_submodule("2").get_parameter("weight").mul_(_INITIAL_SCALE)
-            self.tail.get_submodule("0").get_parameter("weight").mul_(_INITIAL_SCALE)
+            for layer in (*branches, self.tail[0]):
+                layer.get_parameter("weight").mul_(_INITIAL_SCALE)
 
 
 def _blocks(config: DenoiserConfig, channels: int) -> list[nn.Module]:

@@ -14,12 +14,13 @@ Dropout follows every convolution but the first, as in the paper; torchvision dr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from models.blocks import FeaturesAndHead
+from models.blocks import FeaturesAndHead, Widths
 
 # Output channels of a bottleneck's 1x1 convolution per channel that the layer adds.
 BOTTLENECK_WIDTH = 4
@@ -37,12 +38,12 @@ class DenseNetConfig:
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    depths: tuple[int, ...] = (6, 12, 24, 16)
+    depths: Widths = (6, 12, 24, 16)
     growth: int = 32
     stem: Literal["imagenet", "small", "small-pool"] = "imagenet"
     stem_channels: int = 64
     bottleneck: bool = True
-    compression: float = 0.5
+    compression: Annotated[float, Field(gt=0, le=1)] = 0.5
     drop_rate: float = 0.0
 
     @property
@@ -120,22 +121,20 @@ class DenseNet(FeaturesAndHead):
     features: nn.Sequential
 
     def __init__(self, config: DenseNetConfig):
-        super().__init__()
-        if not config.depths or min(config.depths) < 1:
-            raise ValueError(f"depths needs at least one block of at least one layer, got {config.depths}")
-        if not 0 < config.compression <= 1:
-            raise ValueError(f"compression must be above 0 and at most 1, got {config.compression}")
-        self.config = config
+        stem = _stem(config)
         blocks, channels = _blocks(config)
-        self.features = nn.Sequential(
-            *_stem(config),  # [N, stem, H/4, W/4]; small: H, W
-            *blocks,  # [N, channels, H/32, W/32]; small: a half for each block but the first
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),  # [N, channels]
+        super().__init__(
+            config,
+            nn.Sequential(
+                *stem,  # [N, stem, H/4, W/4]; small: H, W
+                *blocks,  # [N, channels, H/32, W/32]; small: a half for each block but the first
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),  # [N, channels]
+            ),
+            nn.Linear(channels, config.num_classes),
         )
-        self.head = nn.Linear(channels, config.num_classes)
         self.apply(_initialise)
 
 

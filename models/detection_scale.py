@@ -14,7 +14,7 @@ overlap, on any levels, the most confident is kept (non-maximum suppression).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, faces_within, padded
+from models.detector import COARSEST, NMS_OVERLAP, Detections, Face, Pixels, decode, faces_within, padded
 from models.preprocess import Preprocess
 
 # The rules for detection scales: `scan` with its default `min_face`, and `whole`.
@@ -70,11 +70,6 @@ class Level:
     def tiles(self) -> Iterator[tuple[Span, Span]]:
         """(column, row) of each tile, row by row."""
         return ((column, row) for row in self.rows for column in self.columns)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the level is one tile."""
-        return len(self.columns) == len(self.rows) == 1
 
 
 @dataclass(frozen=True)
@@ -177,10 +172,34 @@ def _in_photo(scan: Scan, level: Level, column: Span, row: Span, detections: Det
     shift = torch.tensor([float(column.start), float(row.start)])
     scale = torch.tensor([scan.width / level.width, scan.height / level.height])
     corners, points = boxes.reshape(-1, 2, 2) + shift, landmarks + shift
-    if not level.is_whole:
+    if len(level.columns) * len(level.rows) > 1:
         own = _own(corners, column, row)
         corners, points, scores = corners[own], points[own], scores[own]
     return Detections((corners * scale).reshape(-1, 4), scores, points * scale)
+
+
+class CenterFaceDetector:
+    """Detects faces with CenterFace at the detector's size only, see `whole`.
+
+    `run` is the network or its runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its card.
+    Faces with a score up to `threshold` are left out.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
+        if preprocess.fit != "within":
+            raise ValueError("a detector needs uncropped images: its preprocessing must have fit='within'")
+        self._run = run
+        self._preprocess = preprocess
+        self._threshold = threshold
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image | Pixels) -> list[Face]:
+        """See `Detector`."""
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        plan = whole(image.size, self._preprocess)
+        ((pixels,),) = prepare(image, plan, self._preprocess)
+        batch = self._preprocess.normalise(torch.from_numpy(pixels))[None]
+        return merge(plan, [decode(self._run(batch), self._threshold)])
 
 
 def _own(corners: Tensor, column: Span, row: Span) -> Tensor:

@@ -23,7 +23,6 @@ to 8 pixels, which are too small for recognition.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead, check_images
 from models.preprocess import Preprocess
 
 # MobileNetV2's table 2: expansion, channels, blocks, stride.
@@ -173,43 +172,19 @@ class PointHead(nn.Module):
         return torch.cat([self.heatmap(x).sigmoid(), self.scale(x), self.offset(x), self.landmarks(x)], dim=1)
 
 
-class CenterFace(nn.Module):
+class CenterFace(FeaturesAndHead):
     """[N, 3, H, W], 0..255, H and W multiples of 32 -> [N, 15, H/4, W/4]; the file's docstring names the channels."""
 
     def __init__(self, config: CenterFaceConfig):
-        super().__init__()
-        self.config = config
-        self.features = Pyramid(config)
-        self.head = PointHead(config.neck)
+        super().__init__(config, Pyramid(config), PointHead(config.neck))
 
     def forward(self, images: Tensor) -> Tensor:
-        """One tensor, so that it runs on the runtimes of classifiers. `CenterFaceMaps.of` splits it."""
+        """One tensor, so that it runs on the runtimes of classifiers."""
         check_images(images, self.config.in_channels, COARSEST)
         height, width = images.shape[2:]
         if height % COARSEST or width % COARSEST:
             raise ValueError(f"expected height and width to be multiples of {COARSEST}, got {height} and {width}")
-        points: Tensor = self.head(self.features(images))
-        return points
-
-
-class CenterFaceMaps(NamedTuple):
-    """The network's output split by meaning: [N, 1, h, w], [N, 2, h, w], [N, 2, h, w], [N, 10, h, w]."""
-
-    heatmap: Tensor
-    scale: Tensor
-    offset: Tensor
-    landmarks: Tensor
-
-    @classmethod
-    def of(cls, outputs: Tensor) -> CenterFaceMaps:
-        """Views of the network's output.
-
-        Raises:
-            ValueError: if outputs are not [N, 15, h, w].
-        """
-        if outputs.ndim != 4 or outputs.shape[1] != CHANNELS:
-            raise ValueError(f"expected maps of shape [N, {CHANNELS}, h, w], got {list(outputs.shape)}")
-        return cls(*torch.split(outputs, [1, 2, 2, 2 * LANDMARKS], dim=1))
+        return super().forward(images)
 
 
 class Detections(NamedTuple):
@@ -220,18 +195,23 @@ class Detections(NamedTuple):
     landmarks: Tensor  # [K, 5, 2]: x, y
 
 
-def decode(outputs: Tensor, threshold: float, overlap: float = NMS_OVERLAP, limit: int = 1000) -> list[Detections]:
+def decode(outputs: Tensor, threshold: float, limit: int = 1000) -> list[Detections]:
     """The network's output [N, 15, h, w] -> the faces of each of the N images.
 
     A face is a cell above `threshold` that none of its eight neighbours exceeds. Of two boxes whose intersection is
-    more than `overlap` of their union, the less confident is removed; at most `limit` faces of an image are kept.
+    more than NMS_OVERLAP of their union, the less confident is removed; at most `limit` faces of an image are kept.
+
+    Raises:
+        ValueError: if outputs are not [N, 15, h, w].
     """
-    heatmap = CenterFaceMaps.of(outputs).heatmap[:, 0]
+    if outputs.ndim != 4 or outputs.shape[1] != CHANNELS:
+        raise ValueError(f"expected maps of shape [N, {CHANNELS}, h, w], got {list(outputs.shape)}")
+    heatmap = outputs[:, 0]
     peaks = (heatmap > threshold) & (heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1))
-    return [_detections(maps, mask, overlap, limit) for maps, mask in zip(outputs, peaks, strict=True)]
+    return [_detections(maps, mask, limit) for maps, mask in zip(outputs, peaks, strict=True)]
 
 
-def _detections(maps: Tensor, peaks: Tensor, overlap: float, limit: int) -> Detections:
+def _detections(maps: Tensor, peaks: Tensor, limit: int) -> Detections:
     """The faces of an image: its maps [15, h, w] at the cells where `peaks` [h, w] is true."""
     rows, columns = peaks.nonzero(as_tuple=True)
     values = maps[:, rows, columns].T  # [K, 15]
@@ -242,7 +222,7 @@ def _detections(maps: Tensor, peaks: Tensor, overlap: float, limit: int) -> Dete
     boxes = torch.cat([corners, corners + sizes], dim=1)
     shares = values[:, 5:].reshape(-1, LANDMARKS, 2).flip(-1)  # [K, 5, 2]: x, y
     landmarks = corners[:, None] + shares * sizes[:, None]
-    kept = nms(boxes, scores, overlap)[:limit]
+    kept = nms(boxes, scores, NMS_OVERLAP)[:limit]
     return Detections(boxes[kept], scores[kept], landmarks[kept])
 
 
@@ -296,15 +276,6 @@ def padded(pixels: Pixels) -> Pixels:
     return np.pad(pixels, ((0, down), (0, right), (0, 0)))
 
 
-def restore(detections: Detections, size: tuple[int, int], preprocess: Preprocess) -> list[Face]:
-    """The faces of `decode` for a prepared image, in pixels of the original of `size` (width, height)."""
-    width, height = size
-    input_width, input_height = preprocess.fitted_size(width, height)
-    scale = torch.tensor([width / input_width, height / input_height])
-    boxes = (detections.boxes.cpu().reshape(-1, 2, 2) * scale).reshape(-1, 4)
-    return faces_within(Detections(boxes, detections.scores, detections.landmarks.cpu() * scale), size)
-
-
 def faces_within(detections: Detections, size: tuple[int, int]) -> list[Face]:
     """Detections in pixels of a photo of `size` (width, height) as faces, with boxes clipped to the photo."""
     corners = detections.boxes.reshape(-1, 2, 2).clamp(min=torch.zeros(2), max=torch.tensor(size))
@@ -316,28 +287,6 @@ def faces_within(detections: Detections, size: tuple[int, int]) -> list[Face]:
         if left < right and top < bottom:
             faces.append(Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks)))
     return faces
-
-
-class CenterFaceDetector:
-    """Detects faces with CenterFace: `prepare`, the network, `decode`, `restore`.
-
-    `run` is the network or its runtime: float32 [N, 3, H, W] -> [N, 15, H/4, W/4]. `preprocess` is that of its card.
-    Faces with a score up to `threshold` are left out.
-    """
-
-    def __init__(self, run: Callable[[Tensor], Tensor], preprocess: Preprocess, threshold: float = 0.5):
-        if preprocess.fit != "within":
-            raise ValueError("a detector needs uncropped images: its preprocessing must have fit='within'")
-        self._run = run
-        self._preprocess = preprocess
-        self._threshold = threshold
-
-    @torch.inference_mode()
-    def __call__(self, image: Image.Image | Pixels) -> list[Face]:
-        """See `Detector`."""
-        pil_image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        (detections,) = decode(self._run(prepare(pil_image, self._preprocess)[None]), self._threshold)
-        return restore(detections, pil_image.size, self._preprocess)
 
 
 VARIANTS = {"centerface": CenterFaceConfig()}

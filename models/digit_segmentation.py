@@ -66,8 +66,8 @@ class DigitCandidate:
 class Lattice:
     """The segmentation graph: `segments` + 1 nodes, and an arc from node `start` to node `stop` for each candidate.
 
-    `crops` is uint8 [len(candidates), 28, 28] in MNIST's form. For drawings, `cuts` is float32 [segments + 1, R]: the x
-    of each cut at the R heights `rows`, all in pixels of the image.
+    Candidates are sorted by `start`. `crops` is uint8 [len(candidates), 28, 28] in MNIST's form. For drawings, `cuts`
+    is float32 [segments + 1, R]: the x of each cut at the R heights `rows`, all in pixels of the image.
     """
 
     segments: int
@@ -102,8 +102,7 @@ def ink(image: Grey) -> Floats:
     if top < MIN_CONTRAST:
         return np.zeros_like(strength)
     full = np.percentile(strength[strength > top / 2], 90)
-    result: Floats = (strength / full).clip(0, 1).astype(np.float32)
-    return result
+    return (strength / full).clip(0, 1).astype(np.float32)
 
 
 def resize(image: Floats, height: int, width: int) -> Floats:
@@ -111,8 +110,7 @@ def resize(image: Floats, height: int, width: int) -> Floats:
     if image.shape == (height, width):
         return image
     scaled = F.interpolate(torch.from_numpy(image)[None, None], (height, width), mode="bilinear", antialias=True)
-    result: Floats = scaled[0, 0].numpy()
-    return result
+    return scaled[0, 0].numpy()
 
 
 def bounds(image: Floats) -> Box | None:
@@ -144,14 +142,6 @@ def normalise(digit: Floats) -> Grey:
     return (canvas[SIDE : 2 * SIDE, SIDE : 2 * SIDE] * 255).round().astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Cuts:
-    """`paths` int [K, H]: of row r, the pixels left of paths[k, r] are left of cut k. `crossed` [K]: ink, in pixels."""
-
-    paths: Ints
-    crossed: Floats
-
-
 def build_lattice(image: Grey) -> Lattice:
     """The over-segmentation of an image of a digit string: more cuts than digits, and a candidate for every plausible
     run of segments.
@@ -174,21 +164,21 @@ def build_lattice(image: Grey) -> Lattice:
     origin = step * np.array([x0, y0])
     # Size in the image of a pixel of `line`: x, y.
     scale = step * np.array([(x1 - x0) / line.shape[1], (y1 - y0) / line.shape[0]])
-    cuts = _cuts(line)
+    cuts, ink_crossed = _cuts(line)
     candidates, crops = [], []
     for start, stop in _runs(cuts):
-        crop, left = _between(line, cuts.paths[start], cuts.paths[stop])
+        crop, left = _between(line, cuts[start], cuts[stop])
         inside = np.array(bounds(crop)).reshape(2, 2)
         near, far = origin + (inside + np.array([left, 0])) * scale
         width, height = (inside[1] - inside[0]) / len(line)
-        crossed = (cuts.crossed[start] + cuts.crossed[stop]) / len(line)
+        crossed = (ink_crossed[start] + ink_crossed[stop]) / len(line)
         candidates.append(DigitCandidate(start, stop, _outward(near, far), float(width), float(height), float(crossed)))
         crops.append(normalise(crop))
     return Lattice(
-        segments=len(cuts.paths) - 1,
+        segments=len(cuts) - 1,
         candidates=tuple(candidates),
         crops=np.stack(crops),
-        cuts=(origin[0] + cuts.paths * scale[0]).astype(np.float32),
+        cuts=(origin[0] + cuts * scale[0]).astype(np.float32),
         rows=(origin[1] + (np.arange(len(line)) + 0.5) * scale[1]).astype(np.float32),
     )
 
@@ -235,8 +225,11 @@ def _clean(line: Floats) -> Floats:
     return cleaned if bounds(cleaned) else line
 
 
-def _cuts(line: Floats) -> _Cuts:
-    """The two outer edges and the cuts between them, left to right, with ink between neighbours."""
+def _cuts(line: Floats) -> tuple[Ints, Floats]:
+    """The two outer edges and the cuts between them, left to right, with ink between neighbours: [K, H] and [K].
+
+    In row r, the pixels left of cuts[k, r] are left of cut k. The second array is the ink that each cut crosses.
+    """
     height, width = line.shape
     costs, paths = _paths(line)
     spacing = max(1, round(CUT_SPACING * height))
@@ -254,7 +247,7 @@ def _cuts(line: Floats) -> _Cuts:
     inner = np.array(kept[1:-1], dtype=np.int64)
     cheapest = np.sort(inner[np.argsort(crossed[inner], kind="stable")[: MAX_SEGMENTS - 1]])
     final = np.array([kept[0], *cheapest, kept[-1]])
-    return _Cuts(ordered[final], crossed[final])
+    return ordered[final], crossed[final]
 
 
 def _with_ink_between(line: Floats, paths: Ints, crossed: Floats) -> list[int]:
@@ -336,10 +329,10 @@ def _between(line: Floats, left: Ints, right: Ints) -> tuple[Floats, int]:
     return np.where(inside, line[:, start:stop], np.float32(0)), start
 
 
-def _runs(cuts: _Cuts) -> Iterator[tuple[int, int]]:
+def _runs(cuts: Ints) -> Iterator[tuple[int, int]]:
     """(start, stop) of every single segment, and of every run of neighbours that is not too wide for a digit."""
-    middles = cuts.paths.mean(axis=1)
-    widest = MAX_WIDTH * cuts.paths.shape[1]
+    middles = cuts.mean(axis=1)
+    widest = MAX_WIDTH * cuts.shape[1]
     for start in range(len(middles) - 1):
         yield start, start + 1
         for stop in range(start + 2, len(middles)):

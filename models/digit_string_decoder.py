@@ -127,20 +127,14 @@ def read(lattice: Lattice, logits: Tensor, temperature: float = 1.0, penalties: 
 def viterbi(nodes: int, arcs: Arcs, costs: Doubles) -> list[int]:
     """The cheapest path from node 0 to node `nodes` - 1, as indices of its arcs in order.
 
-    `arcs` are (start, stop) with 0 <= start < stop < `nodes`, in any order; `costs` is [arcs], of either sign. With one
-    node the path is empty.
-
-    Raises:
-        ValueError: invalid arcs, costs that are not finite or do not match the arcs, or no path.
+    `arcs` are (start, stop) with 0 <= start < stop < `nodes`, sorted by `start`; there is a path of them. `costs` is
+    [arcs], finite, of either sign. With one node the path is empty.
     """
     best, last = np.full(nodes, np.inf), np.full(nodes, -1)
-    best[:1] = 0.0
-    for index in _in_order(nodes, arcs, costs):
-        start, stop = arcs[index]
+    best[0] = 0.0
+    for index, (start, stop) in enumerate(arcs):
         if best[start] + costs[index] < best[stop]:
             best[stop], last[stop] = best[start] + costs[index], index
-    if not np.isfinite(best[-1]):
-        raise ValueError(f"no path from node 0 to node {nodes - 1}")
     path: list[int] = []
     node = nodes - 1
     while node:
@@ -150,14 +144,10 @@ def viterbi(nodes: int, arcs: Arcs, costs: Doubles) -> list[int]:
 
 
 def forward(nodes: int, arcs: Arcs, costs: Doubles) -> float:
-    """The paper's forward penalty, -log of the sum over all paths of exp(-cost), infinite without a path.
-
-    Arguments and errors: see `viterbi`.
-    """
+    """The paper's forward penalty: -log of the sum over all paths of exp(-cost). Arguments: see `viterbi`."""
     total = np.full(nodes, -np.inf)  # log of the sum over the paths that end here
-    total[:1] = 0.0
-    for index in _in_order(nodes, arcs, costs):
-        start, stop = arcs[index]
+    total[0] = 0.0
+    for index, (start, stop) in enumerate(arcs):
         total[stop] = np.logaddexp(total[stop], total[start] - costs[index])
     return -float(total[-1])
 
@@ -166,16 +156,6 @@ def forward_along(nodes: int, arcs: Arcs, costs: Doubles) -> float:
     """`forward` over the paths of exactly K arcs; column k of `costs` [arcs, K] holds the costs of the k-th arc."""
     total = np.full((nodes, costs.shape[1] + 1), -np.inf)  # [node, arcs so far]
     total[0, 0] = 0.0
-    for index in _in_order(nodes, arcs, costs):
-        start, stop = arcs[index]
+    for index, (start, stop) in enumerate(arcs):
         total[stop, 1:] = np.logaddexp(total[stop, 1:], total[start, :-1] - costs[index])
     return -float(total[-1, -1])
-
-
-def _in_order(nodes: int, arcs: Arcs, costs: Doubles) -> list[int]:
-    """The arcs' indices, sorted so that arcs that end at a node precede arcs that start there."""
-    if nodes < 1 or any(not 0 <= start < stop < nodes for start, stop in arcs):
-        raise ValueError(f"expected arcs (start, stop) with 0 <= start < stop < {nodes}")
-    if len(costs) != len(arcs) or not np.isfinite(costs).all():
-        raise ValueError(f"expected a finite cost for each of {len(arcs)} arcs")
-    return sorted(range(len(arcs)), key=lambda index: arcs[index][0])

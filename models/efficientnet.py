@@ -1,7 +1,7 @@
 """EfficientNet: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
 Input [N, in_channels, >=32, >=32], output [N, num_classes]. The base network (B0) was found by an architecture search
-for accuracy and cost; B1 to B7 scale its depth, width and resolution at once (`compound_scale`).
+for accuracy and cost; B1 to B7 scale its depth, width and resolution at once (equation 3, rounded by hand).
 
 Lite0 to Lite4 (Google, 2020) leave out squeeze-and-excitation, use ReLU6, and do not scale the stem, the head and the
 number of blocks in the first and last stage, so that they quantise well.
@@ -14,12 +14,12 @@ fewer stride-2 stages in `strides`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
@@ -40,17 +40,6 @@ STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 
 
-def compound_scale(
-    phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15, resolution: int = 224
-) -> tuple[float, float, int]:
-    """Equation 3: (width, depth, resolution) at compound coefficient phi.
-
-    Cost grows by (alpha beta^2 gamma^2)^phi ~ 2^phi. Width and depth multiply B0's; the resolution is in pixels. The
-    paper's B1-B7 were set by hand near phi = 0.5, 1, 2, ... 6: within 5 % up to B3, larger by up to 18 % from B4 on.
-    """
-    return beta**phi, alpha**phi, round(resolution * gamma**phi)
-
-
 @dataclass(frozen=True)
 class EfficientNetConfig:
     """The defaults are B0. `width` and `depth` multiply channels and blocks; `image_size` is the designed size."""
@@ -69,7 +58,7 @@ class EfficientNetConfig:
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
     stem_stride: int = 2
-    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
+    strides: Annotated[tuple[PositiveInt, ...], Field(min_length=7, max_length=7)] = (1, 2, 2, 2, 1, 2, 1)
 
     @property
     def smallest(self) -> int:
@@ -101,16 +90,14 @@ class MBConv(nn.Module):
         super().__init__()
         inputs, outputs = shape
         conv_norm_act = _conv_norm_act(config)
-        activation = _activation(config)
         expanded = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_norm_act(inputs, expanded, 1, activation=activation))
-        layers.append(conv_norm_act(expanded, expanded, kernel, stride=stride, groups=expanded, activation=activation))
+            layers.append(conv_norm_act(inputs, expanded, 1))
+        layers.append(conv_norm_act(expanded, expanded, kernel, stride=stride, groups=expanded))
         if config.squeeze_excite:
             layers.append(SqueezeExcite(expanded, max(1, inputs // 4)))
-        layers.append(conv_norm_act(expanded, outputs, 1))
-        self.block = nn.Sequential(*layers)
+        self.block = nn.Sequential(*layers, conv_norm_act(expanded, outputs, 1, activation=None))
         self.skip = stride == 1 and inputs == outputs
         self.drop = StochasticDepth(drop, "row")
 
@@ -120,15 +107,12 @@ class MBConv(nn.Module):
         return x + self.drop(y) if self.skip else y
 
 
-def _activation(config: EfficientNetConfig) -> Callable[[], nn.Module]:
-    return partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True)
-
-
 def _conv_norm_act(config: EfficientNetConfig) -> partial[ConvNormAct]:
-    """The variant's convolution with its normalisation and padding."""
+    """The variant's convolution with its normalisation, activation and padding."""
     return partial(
         ConvNormAct,
         norm=partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum),
+        activation=partial(nn.SiLU if config.activation == "silu" else nn.ReLU6, inplace=True),
         conv=SameConv2d if config.padding == "same" else nn.Conv2d,
     )
 
@@ -155,23 +139,22 @@ class EfficientNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`, best at `config.image_size`."""
 
     def __init__(self, config: EfficientNetConfig):
-        super().__init__()
-        if len(config.strides) != len(STAGES):
-            raise ValueError(f"strides needs {len(STAGES)} numbers, got {len(config.strides)}")
-        self.config = config
         end_width = config.width if config.scale_ends else 1.0
-        conv_norm_act = partial(_conv_norm_act(config), activation=_activation(config))
+        conv_norm_act = _conv_norm_act(config)
         stem = round_channels(STEM_CHANNELS * end_width)
         last = round_channels(STAGES[-1][2] * config.width)
         top = round_channels(HEAD_CHANNELS * end_width)
-        self.features = nn.Sequential(
-            conv_norm_act(config.in_channels, stem, 3, stride=config.stem_stride),  # [N, 32w, H/2, W/2]
-            *_stages(config),  # [N, 320w, H/32, W/32]
-            conv_norm_act(last, top, 1),  # [N, 1280w, H/32, W/32]
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),  # [N, 1280w]
+        super().__init__(
+            config,
+            nn.Sequential(
+                conv_norm_act(config.in_channels, stem, 3, stride=config.stem_stride),  # [N, 32w, H/2, W/2]
+                *_stages(config),  # [N, 320w, H/32, W/32]
+                conv_norm_act(last, top, 1),  # [N, 1280w, H/32, W/32]
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),  # [N, 1280w]
+            ),
+            nn.Sequential(nn.Dropout(config.dropout, inplace=True), nn.Linear(top, config.num_classes)),
         )
-        self.head = nn.Sequential(nn.Dropout(config.dropout, inplace=True), nn.Linear(top, config.num_classes))
         self.apply(_initialise)
 
 
@@ -187,53 +170,27 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+_EARLY = EfficientNetConfig()
+_LATE = replace(_EARLY, norm_eps=1e-3, norm_momentum=0.01)
+_LITE = replace(_LATE, squeeze_excite=False, activation="relu6", padding="same", scale_ends=False)
+
 # Rows as published: width, depth, resolution, dropout. B2's released weights of torchvision were evaluated at 288.
-B_ROWS = {
-    "efficientnet-b0": (1.0, 1.0, 224, 0.2),
-    "efficientnet-b1": (1.0, 1.1, 240, 0.2),
-    "efficientnet-b2": (1.1, 1.2, 260, 0.3),
-    "efficientnet-b3": (1.2, 1.4, 300, 0.3),
-    "efficientnet-b4": (1.4, 1.8, 380, 0.4),
-    "efficientnet-b5": (1.6, 2.2, 456, 0.4),
-    "efficientnet-b6": (1.8, 2.6, 528, 0.5),
-    "efficientnet-b7": (2.0, 3.1, 600, 0.5),
+ROWS = {
+    "efficientnet-b0": (_EARLY, 1.0, 1.0, 224, 0.2),
+    "efficientnet-b1": (_EARLY, 1.0, 1.1, 240, 0.2),
+    "efficientnet-b2": (_EARLY, 1.1, 1.2, 260, 0.3),
+    "efficientnet-b3": (_EARLY, 1.2, 1.4, 300, 0.3),
+    "efficientnet-b4": (_EARLY, 1.4, 1.8, 380, 0.4),
+    "efficientnet-b5": (_LATE, 1.6, 2.2, 456, 0.4),
+    "efficientnet-b6": (_LATE, 1.8, 2.6, 528, 0.5),
+    "efficientnet-b7": (_LATE, 2.0, 3.1, 600, 0.5),
+    "efficientnet-lite0": (_LITE, 1.0, 1.0, 224, 0.2),
+    "efficientnet-lite1": (_LITE, 1.0, 1.1, 240, 0.2),
+    "efficientnet-lite2": (_LITE, 1.1, 1.2, 260, 0.3),
+    "efficientnet-lite3": (_LITE, 1.2, 1.4, 280, 0.3),
+    "efficientnet-lite4": (_LITE, 1.4, 1.8, 300, 0.3),
 }
-LITE_ROWS = {
-    "efficientnet-lite0": (1.0, 1.0, 224, 0.2),
-    "efficientnet-lite1": (1.0, 1.1, 240, 0.2),
-    "efficientnet-lite2": (1.1, 1.2, 260, 0.3),
-    "efficientnet-lite3": (1.2, 1.4, 280, 0.3),
-    "efficientnet-lite4": (1.4, 1.8, 300, 0.3),
-}
-
-
-def _b_config(name: str, width: float, depth: float, size: int, dropout: float) -> EfficientNetConfig:
-    late = name >= "efficientnet-b5"
-    return EfficientNetConfig(
-        width=width,
-        depth=depth,
-        image_size=size,
-        dropout=dropout,
-        norm_eps=1e-3 if late else 1e-5,
-        norm_momentum=0.01 if late else 0.1,
-    )
-
-
-def _lite_config(width: float, depth: float, size: int, dropout: float) -> EfficientNetConfig:
-    return EfficientNetConfig(
-        width=width,
-        depth=depth,
-        image_size=size,
-        dropout=dropout,
-        squeeze_excite=False,
-        activation="relu6",
-        padding="same",
-        scale_ends=False,
-        norm_eps=1e-3,
-        norm_momentum=0.01,
-    )
-
-
-VARIANTS = {name: _b_config(name, *row) for name, row in B_ROWS.items()} | {
-    name: _lite_config(*row) for name, row in LITE_ROWS.items()
+VARIANTS = {
+    name: replace(base, width=width, depth=depth, image_size=size, dropout=dropout)
+    for name, (base, width, depth, size, dropout) in ROWS.items()
 }

@@ -12,9 +12,9 @@ Embedder: the features of a network of the registry, and a head of a linear laye
 Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019, then division by the length.
     Input [N, in_channels, S, S], output [N, dimensions], each row of length 1.
 
-SiameseNetwork (Bromley et al., "Signature Verification using a 'Siamese' Time Delay Neural Network", NIPS 1993) and
-TripletNetwork (Hoffer, Ailon, "Deep Metric Learning Using Triplet Network", SIMBAD 2015) apply one module to two
-or three inputs of any kind.
+SiameseNetwork applies one module to several inputs of any kind: two in Bromley et al., "Signature Verification using a
+'Siamese' Time Delay Neural Network", NIPS 1993; three in Hoffer, Ailon, "Deep Metric Learning Using Triplet Network",
+SIMBAD 2015.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, FeaturesAndHead, FixedSizeConfig
+from models.blocks import ConvNormAct, FeaturesAndHead, FixedSizeConfig, Widths
 from models.resnet import RELU, ResNetConfig, initialise, residual_stages
 
 
@@ -42,8 +42,8 @@ class FaceResNetConfig(FixedSizeConfig):
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 112
-    depths: tuple[int, ...] = (1, 2, 3, 2)
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    depths: Widths = (1, 2, 3, 2)
+    widths: Widths = (32, 64, 128, 256)
     dropout: float = 0.0
 
 
@@ -66,20 +66,19 @@ class FaceResNet(FeaturesAndHead):
     """[N, in_channels, S, S] -> logits [N, num_classes], S = `config.image_size`."""
 
     def __init__(self, config: FaceResNetConfig):
-        super().__init__()
-        if not config.depths or len(config.depths) != len(config.widths) or min(config.depths + config.widths) < 1:
-            raise ValueError(f"depths {config.depths} and widths {config.widths} need one number >= 1 for each stage")
-        self.config = config
         halvings = len(config.widths)  # by the stem and by every stage but the first
         side = math.ceil(config.image_size / 2**halvings)
         width = config.widths[-1]
-        self.features = nn.Sequential(
-            ConvNormAct(config.in_channels, config.widths[0], 3, stride=2, activation=RELU),  # [N, 32, 56, 56]
-            *residual_stages(ResNetConfig(block="basic"), config.depths, config.widths),  # [N, 256, 7, 7]
-            GlobalDepthwise(width, side),  # [N, 256]
-            nn.BatchNorm1d(width),
+        super().__init__(
+            config,
+            nn.Sequential(
+                ConvNormAct(config.in_channels, config.widths[0], 3, stride=2, activation=RELU),  # [N, 32, 56, 56]
+                *residual_stages(ResNetConfig(block="basic"), config.depths, config.widths),  # [N, 256, 7, 7]
+                GlobalDepthwise(width, side),  # [N, 256]
+                nn.BatchNorm1d(width),
+            ),
+            nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.num_classes)),
         )
-        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.num_classes))
         self.apply(initialise)
 
 
@@ -113,15 +112,17 @@ class Embedder(FeaturesAndHead):
     """
 
     def __init__(self, config: EmbedderConfig, backbone: nn.Module):
-        super().__init__()
-        self.config = config
-        self.features = backbone.get_submodule("features")  # [N, D]
+        features = backbone.get_submodule("features")  # [N, D]
         shape = (config.in_channels, config.image_size, config.image_size)
-        self.head = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(_feature_count(self.features, shape), config.dimensions, bias=False),  # [N, dimensions]
-            nn.BatchNorm1d(config.dimensions),
-            UnitSphere(),
+        super().__init__(
+            config,
+            features,
+            nn.Sequential(
+                nn.Dropout(config.dropout),
+                nn.Linear(_feature_count(features, shape), config.dimensions, bias=False),  # [N, dimensions]
+                nn.BatchNorm1d(config.dimensions),
+                UnitSphere(),
+            ),
         )
 
 
@@ -133,35 +134,20 @@ def _feature_count(features: nn.Module, shape: tuple[int, int, int]) -> int:
     return output.shape[1]
 
 
-class _SharedNetwork(nn.Module):
+class SiameseNetwork(nn.Module):
+    """Applies one network to several inputs; its weights get the sum of all inputs' gradients.
+
+    With `single_batch` the inputs are one batch, over which a batch norm takes its statistics; without it they run one
+    after the other, as inputs of different shapes must. `network` is saved and served.
+    """
+
     def __init__(self, network: nn.Module, *, single_batch: bool = True):
         super().__init__()
         self.network = network
         self.single_batch = single_batch
 
-    def _embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Inputs [N, ...], [M, ...], as the network takes them -> embeddings [N, D], [M, D] in the same order."""
         if not self.single_batch:
             return tuple(self.network(batch) for batch in inputs)
         return torch.split(self.network(torch.cat(inputs)), [len(batch) for batch in inputs])
-
-
-class SiameseNetwork(_SharedNetwork):
-    """Applies one network to two inputs; its weights get the sum of both inputs' gradients.
-
-    With `single_batch` both inputs are one batch, over which a batch norm takes its statistics; without it they run one
-    after the other, as inputs of different shapes must. `network` is what is saved and served.
-    """
-
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [N, ...] and [M, ...], as the network takes them -> embeddings [N, D] and [M, D]."""
-        x, y = self._embed(first, second)
-        return x, y
-
-
-class TripletNetwork(_SharedNetwork):
-    """`SiameseNetwork` with three inputs: anchor, positive, negative."""
-
-    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs [N, ...], as the network takes them -> embeddings [N, D] of each."""
-        x, y, z = self._embed(anchor, positive, negative)
-        return x, y, z

@@ -24,39 +24,19 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.blocks import check_images
-from models.generative import check_latents
+from models.generative import GenerativeConfig, check_labels, check_latents, smallest_side
 
 Norm = Literal["none", "batch", "layer"]
 
 _SLOPE = 0.2  # of the leaky ReLU, below zero
 
 
-def _base_side(image_size: int, steps: int) -> int:
-    """The side of the map from which `steps` doublings lead to `image_size`.
-
-    Raises:
-        ValueError: if it is not a whole number of pixels, or there are no doublings.
-    """
-    side, rest = divmod(image_size, 1 << steps)
-    if rest or not side or not steps:
-        raise ValueError(f"{image_size} pixels cannot be halved {steps} times, at least once")
-    return side
-
-
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(GenerativeConfig):
     """`widths` are the channels from the smallest map on; each doubling leads to the next, the last to the image."""
 
-    in_channels: int = 1
-    image_size: int = 28
     latent: int = 64
-    num_classes: int = 0
     widths: tuple[int, ...] = (128, 64)
-
-    @property
-    def side(self) -> int:
-        """Side of the smallest map; ValueError if doublings do not lead to `image_size`."""
-        return _base_side(self.image_size, len(self.widths))
 
 
 @dataclass(frozen=True)
@@ -72,11 +52,6 @@ class DiscriminatorConfig:
     widths: tuple[int, ...] = (64, 128)
     norm: Norm = "batch"
     spectral: bool = False
-
-    @property
-    def side(self) -> int:
-        """Side of the smallest map; ValueError if `image_size` cannot be halved that often."""
-        return _base_side(self.image_size, len(self.widths))
 
 
 class LabelledNorm(nn.Module):
@@ -112,7 +87,10 @@ class Generator(nn.Module):
             nn.Unflatten(1, (widths[0], side, side)),  # [N, widths[0], side, side]
         )
         self.norms = nn.ModuleList(LabelledNorm(width, config.num_classes) for width in widths)
-        self.doublings = nn.ModuleList(_doubling(before, after) for before, after in itertools.pairwise(widths))
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+            for before, after in itertools.pairwise(widths)
+        )
         self.pixels = nn.ConvTranspose2d(widths[-1], config.in_channels, 4, stride=2, padding=1)
         self.apply(_initialise)
 
@@ -124,8 +102,7 @@ class Generator(nn.Module):
         x = self.norms[0](x, labels).relu()
         for doubling, norm in zip(self.doublings, self.norms[1:], strict=True):
             x = norm(doubling(x), labels).relu()  # [N, widths[i], 2^i side, 2^i side]
-        images: Tensor = self.pixels(x).tanh()
-        return images
+        return torch.tanh(self.pixels(x))
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """The same as `decode`."""
@@ -138,7 +115,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         self.config = config
-        side, channels = config.side, (config.in_channels, *config.widths)
+        side, channels = smallest_side(config.image_size, len(config.widths)), (config.in_channels, *config.widths)
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(itertools.pairwise(channels)):
             norm = config.norm if number else "none"
@@ -157,9 +134,7 @@ class Discriminator(nn.Module):
     def score(self, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [N]: how real each image looks as a member of its class."""
         check_images(images, self.config.in_channels, self.config.image_size, exact=True)
-        if tuple(labels.shape) != (len(images), self.config.num_classes):
-            expected = [len(images), self.config.num_classes]
-            raise ValueError(f"expected labels of shape {expected}, got {list(labels.shape)}")
+        check_labels(labels, len(images), self.config.num_classes)
         features: Tensor = self.features(images)
         scores: Tensor = self.head(features)[:, 0]
         if self.by_label is None:
@@ -170,10 +145,6 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The same as `score`. Only `forward` is wrapped for mixed precision: a gradient penalty needs float32."""
         return self.score(images, labels)
-
-
-def _doubling(before: int, after: int) -> nn.Module:
-    return nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
 
 
 def _norm(kind: Norm, channels: int) -> list[nn.Module]:

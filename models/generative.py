@@ -9,6 +9,7 @@ Labels are part of the input: concatenated to the latents, or planes after the c
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,28 +21,36 @@ MAX_INDEX = 2**32 - 1
 MAX_SEED = 2**64 - 1
 
 
-class GenerativeConfig(Protocol):
-    """The settings that every network here has."""
+def smallest_side(image_size: int, halvings: int) -> int:
+    """The side of the map to which `halvings`, at least one, reduce an image of `image_size` pixels.
+
+    Raises:
+        ValueError: if it is not a whole number of pixels, or there are no halvings.
+    """
+    side, rest = divmod(image_size, 1 << halvings)
+    if rest or not side or not halvings:
+        raise ValueError(f"{image_size} pixels cannot be halved {halvings} times, at least once")
+    return side
+
+
+@dataclass(frozen=True)
+class GenerativeConfig:
+    """Base of the configs: `image_size` is the side of an image, `latent` the dimensions of a latent.
+
+    `num_classes` is the width of a label, 0 without labels. `widths` are the channels of the maps, each of which has
+    half or twice the side of its predecessor.
+    """
+
+    in_channels: int = 1
+    image_size: int = 28
+    latent: int = 32
+    num_classes: int = 0
+    widths: tuple[int, ...] = (32, 64)
 
     @property
-    def in_channels(self) -> int:
-        """1 for grey, 3 for RGB."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Side of an image in pixels."""
-        ...
-
-    @property
-    def latent(self) -> int:
-        """Dimensions of a latent."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Width of a label, 0 without labels."""
-        ...
+    def side(self) -> int:
+        """Side of the smallest map; ValueError if `image_size` cannot be halved that often."""
+        return smallest_side(self.image_size, len(self.widths))
 
 
 @runtime_checkable
@@ -90,11 +99,6 @@ def latents(seed: int, index: int, dimensions: int) -> Tensor:
     return torch.from_numpy(np.random.Generator(source).standard_normal(dimensions, dtype=np.float32))
 
 
-def no_labels(batch: Tensor) -> Tensor:
-    """Labels [N, 0] for a batch [N, ...] of a network without classes."""
-    return batch.new_zeros(len(batch), 0)
-
-
 def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> None:
     """Check that latents are [N, latent] and labels [N, num_classes].
 
@@ -103,17 +107,17 @@ def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> 
     """
     if latents.ndim != 2 or latents.shape[1] != config.latent:
         raise ValueError(f"expected latents of shape [N, {config.latent}], got {list(latents.shape)}")
-    check_labels(labels, len(latents), config)
+    check_labels(labels, len(latents), config.num_classes)
 
 
-def check_labels(labels: Tensor, count: int, config: GenerativeConfig) -> None:
+def check_labels(labels: Tensor, count: int, num_classes: int) -> None:
     """Check that labels are [count, num_classes].
 
     Raises:
         ValueError: otherwise, with the expected and the actual shape.
     """
-    if tuple(labels.shape) != (count, config.num_classes):
-        raise ValueError(f"expected labels of shape [{count}, {config.num_classes}], got {list(labels.shape)}")
+    if tuple(labels.shape) != (count, num_classes):
+        raise ValueError(f"expected labels of shape [{count}, {num_classes}], got {list(labels.shape)}")
 
 
 def with_label_planes(images: Tensor, labels: Tensor) -> Tensor:
@@ -150,11 +154,7 @@ class DecoderSubmodel(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Images from latents with labels concatenated."""
         latent = self.network.config.latent
-        if items.ndim != 2:
-            raise ValueError(
-                f"expected items of shape [N, {latent + self.network.config.num_classes}], got {list(items.shape)}"
-            )
-        return self.network.decode(items[:, :latent], items[:, latent:])
+        return self.network.decode(items[..., :latent], items[..., latent:])
 
 
 class EncoderSubmodel(nn.Module):

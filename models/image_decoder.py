@@ -92,7 +92,7 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
     try:
         image = _load_pixels(image)
         _drop_texts(image)  # those that follow the pixels
-        # Damaged EXIF raises anything, and the picture itself is fine.
+        # Damaged EXIF raises anything, and the image itself is intact.
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, keep_alpha=keep_alpha)
@@ -132,7 +132,7 @@ def _low_bytes(image: Image.Image) -> npt.NDArray[np.uint8] | None:
 
 
 def with_end_marker(image: Image.Image, data: bytes) -> Image.Image:
-    """The opened picture of these bytes; a JPEG that lacks only its end marker is opened anew with one.
+    """The opened image of these bytes; a JPEG that lacks only its end marker is opened again with an end marker.
 
     Some cameras and downloads write such files. Pillow refuses them, but with the marker it would decode any truncated
     file, the missing part grey; libjpeg-turbo detects that.
@@ -177,10 +177,8 @@ def is_image(path: Path) -> bool:
     """Whether the content of a file has one of FILE_FORMATS."""
     try:
         open_image(path, FILE_FORMATS).close()
-    except TooManyPixelsError:
-        return True
-    except DecodeError:
-        return False
+    except DecodeError as error:
+        return isinstance(error, TooManyPixelsError)
     return True
 
 

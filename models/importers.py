@@ -126,34 +126,7 @@ def import_weights(
         sources = ", ".join([*sorted(SOURCES), *(f"torchvision:{name}" for name in shared_architectures())])
         raise ImportWeightsError(f"unknown source {source[:80]!r}; expected one of {sources}")
     row = SOURCES[source]
-    if row.distribution:
-        if file is not None:
-            raise ImportWeightsError(f"{source} is read from its installed package, not from a file")
-        data, version = _installed_file(row)
-        where = f"from the package {row.distribution} {version}, file {row.file}"
-    else:
-        data, where = _given_file(source, row, file), f"file {row.file}"
-    return _import_file(name, row, data, folder, f"{row.origin}; {where} (sha256 {row.sha256})")
-
-
-def _given_file(source: str, row: WeightsSource, file: Path | None) -> bytes:
-    if file is None:
-        raise ImportWeightsError(f"{source} is read from a file: pass the path of {row.file} with --from")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ImportWeightsError(f"{file}: {error.strerror}") from error
-    _check_hash(str(file), data, row)
-    return data
-
-
-def _check_hash(name: str, data: bytes, row: WeightsSource) -> None:
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != row.sha256:
-        raise ImportWeightsError(f"{name}: sha256 is {digest}, expected {row.sha256}")
-
-
-def _import_file(name: str, row: WeightsSource, data: bytes, folder: Path, source: str) -> ModelCard:
+    data, where = _read(source, row, file)
     module = build(row.architecture, row.config)
     try:
         module.load_state_dict(row.read(data))
@@ -171,13 +144,33 @@ def _import_file(name: str, row: WeightsSource, data: bytes, folder: Path, sourc
         classes=row.classes,
         metrics=row.metrics,
         data=row.data,
-        source=source,
+        source=f"{row.origin}; {where} (sha256 {row.sha256})",
         license=row.license,
     )
 
 
-def _installed_file(row: WeightsSource) -> tuple[bytes, str]:
-    """The bytes of the package's file and the package's version. The package's code is not run."""
+def _read(source: str, row: WeightsSource, file: Path | None) -> tuple[bytes, str]:
+    """The bytes of the source's file, whose hash is checked, and the file's origin as a text."""
+    where = f"file {row.file}"
+    if row.distribution:
+        if file is not None:
+            raise ImportWeightsError(f"{source} is read from its installed package, not from a file")
+        file, version = _installed_file(row)
+        where = f"from the package {row.distribution} {version}, {where}"
+    elif file is None:
+        raise ImportWeightsError(f"{source} is read from a file: pass the path of {row.file} with --from")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImportWeightsError(f"{file}: {error.strerror}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != row.sha256:
+        raise ImportWeightsError(f"{file}: sha256 is {digest}, expected {row.sha256}")
+    return data, where
+
+
+def _installed_file(row: WeightsSource) -> tuple[Path, str]:
+    """The path of the package's file and the package's version. The package's code is not run."""
     try:
         distribution = importlib.metadata.distribution(row.distribution)
     except importlib.metadata.PackageNotFoundError as error:
@@ -187,6 +180,4 @@ def _installed_file(row: WeightsSource) -> tuple[bytes, str]:
     paths = [path for path in distribution.files or () if path.name == row.file]
     if len(paths) != 1:
         raise ImportWeightsError(f"{row.distribution} does not hold one file named {row.file}")
-    data = Path(str(paths[0].locate())).read_bytes()
-    _check_hash(row.file, data, row)
-    return data, distribution.version
+    return Path(str(paths[0].locate())), distribution.version

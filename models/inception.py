@@ -19,18 +19,20 @@ logits, too. With `auxiliary=False` in the config, the form for serving, the sta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from models.blocks import check_images
+from models.blocks import FeaturesAndHead, Widths, check_images
 
 # One module's channels: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
-Row = tuple[int, int, int, int, int, int]
+Row = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+Rows = Annotated[tuple[Annotated[tuple[Row, ...], Field(min_length=1)], ...], Field(min_length=1)]
 
 # Table 1 of the 2015 paper: the modules 3a-3b, 4a-4e, 5a-5b.
-TABLE_1: tuple[tuple[Row, ...], ...] = (
+TABLE_1: Rows = (
     (
         (64, 96, 128, 16, 32, 32),
         (128, 128, 192, 32, 96, 64),
@@ -61,40 +63,34 @@ class FilterConcat(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
-class InceptionNetwork(nn.Module):
+class InceptionNetwork(FeaturesAndHead):
     """Shared by both generations: a sequence of layers, a head, and auxiliary heads on intermediate layers.
 
     `heads` maps the index of a layer of `features` to the auxiliary head that reads the layer's output. Images smaller
     than `config.smallest` are refused, with auxiliary heads or without.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        features: nn.Sequential,
-        head: nn.Module,
-        heads: dict[int, nn.Module],
-    ):
-        super().__init__()
+    features: nn.Sequential
+
+    def __init__(self, config: Any, features: nn.Sequential, head: nn.Module, heads: dict[int, nn.Module]):
         if config.image_size < config.smallest:
             raise ValueError(f"this network needs images of at least {config.smallest} pixels, got {config.image_size}")
-        self.config = config
-        self.features = features
-        self.head = head
+        super().__init__(config, features, head)
         self.taps = tuple(heads)
         self.auxiliary = nn.ModuleList(heads.values())
         self.apply(_initialise)
 
-    def forward(self, images: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def forward(  # type: ignore[override]  # with `auxiliary` it returns a tuple
+        self, images: Tensor, *, auxiliary: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
         """Logits [N, num_classes]; with `auxiliary` followed by each auxiliary head's [N, num_classes], first to last.
 
         Raises:
             ValueError: if images have a wrong shape, or for `auxiliary` on a network without auxiliary heads.
         """
-        check_images(images, self.config.in_channels, self.config.smallest)
         if not auxiliary:
-            logits: Tensor = self.head(self.features(images))
-            return logits
+            return super().forward(images)
+        check_images(images, self.config.in_channels, self.config.smallest)
         if not self.taps:
             raise ValueError("this network has no auxiliary heads: its config says auxiliary=False")
         heads = dict(zip(self.taps, self.auxiliary, strict=True))
@@ -157,10 +153,10 @@ class InceptionV1Config:
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    rows: tuple[tuple[Row, ...], ...] = TABLE_1
-    pools: tuple[int, ...] = (3, 3)
+    rows: Rows = TABLE_1
+    pools: tuple[Literal[2, 3], ...] = (3, 3)
     stem: Literal["imagenet", "small", "small-pool"] = "imagenet"
-    stem_channels: tuple[int, ...] = (64, 64, 192)
+    stem_channels: Widths = (64, 64, 192)
     batch_norm: bool = False
     wide_kernel: Literal[5, 3] = 5
     local_response_norm: bool = True
@@ -188,7 +184,7 @@ def _outputs(row: Row) -> int:
 
 def _image_side(config: InceptionV1Config, stage: int, maps: int) -> int:
     """Side of the smallest image whose maps in `stage` have the side `maps`, computed from the last stride back."""
-    windows = config.pools[:stage]
+    windows: tuple[int, ...] = config.pools[:stage]
     if config.stem != "small":
         windows = (3, 3, *windows) if config.stem == "imagenet" else (2, *windows)
     side = maps
@@ -198,16 +194,11 @@ def _image_side(config: InceptionV1Config, stage: int, maps: int) -> int:
 
 
 def _check_stages(config: InceptionV1Config) -> None:
-    rows = [row for stage in config.rows for row in stage]
-    if not all(config.rows) or not rows or any(len(row) != 6 or min(row) < 1 for row in rows):
-        raise ValueError(f"rows needs at least one module in each stage, and six numbers >= 1 in each: {config.rows}")
-    if len(config.pools) != len(config.rows) - 1 or not {2, 3}.issuperset(config.pools):
-        raise ValueError(f"pools needs a 2 or 3 between each two of {len(config.rows)} stages, got {config.pools}")
+    if len(config.pools) != len(config.rows) - 1:
+        raise ValueError(f"pools needs a number between each two of {len(config.rows)} stages, got {config.pools}")
     convolutions = 3 if config.stem == "imagenet" else 1
-    if len(config.stem_channels) != convolutions or min(config.stem_channels) < 1:
-        raise ValueError(
-            f"the stem {config.stem!r} needs {convolutions} stem_channels >= 1, got {config.stem_channels}"
-        )
+    if len(config.stem_channels) != convolutions:
+        raise ValueError(f"the stem {config.stem!r} needs {convolutions} stem_channels, got {config.stem_channels}")
 
 
 def _check_auxiliary(config: InceptionV1Config) -> None:

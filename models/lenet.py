@@ -77,11 +77,6 @@ class TableConv2d(nn.Conv2d):
         """[N, in, H, W] -> [N, len(table), H', W']."""
         return F.conv2d(x, self.weight * self.table, self.bias, self.stride, self.padding)
 
-    def free_parameters(self) -> int:
-        """The number of weights that the table connects, and of biases."""
-        weights = int(self.table.sum()) * self.kernel_size[0] * self.kernel_size[1]
-        return weights + (0 if self.bias is None else self.bias.numel())
-
 
 class UnitBias(nn.Module):
     """A bias for every unit of a map: LeNet-1989 shares kernels, not biases."""
@@ -129,31 +124,30 @@ class LeNet1989Config(FixedSizeConfig):
 
     num_classes: int = 10
     in_channels: int = 1
-    image_size: int = 16
+    image_size: Literal[16] = 16
 
 
 class LeNet1989(FeaturesAndHead):
     """[N, 1, 16, 16] -> logits [N, num_classes]. Background is -1, ink +1, in the paper."""
 
     def __init__(self, config: LeNet1989Config):
-        super().__init__()
-        if config.image_size != 16:
-            raise ValueError(f"LeNet-1989 has a bias per unit and so one input size, 16, not {config.image_size}")
-        self.config = config
-        self.features = nn.Sequential(
-            nn.ConstantPad2d(2, -1.0),  # [N, 1, 20, 20]: outside the image is background
-            nn.Conv2d(config.in_channels, 12, 5, stride=2, bias=False),  # H1 [N, 12, 8, 8]
-            UnitBias(12, 8),
-            ScaledTanh(),
-            nn.ConstantPad2d(2, -1.0),  # [N, 12, 12, 12]
-            TableConv2d(12, H2_TABLE, 5, stride=2, bias=False),  # H2 [N, 12, 4, 4]
-            UnitBias(12, 4),
-            ScaledTanh(),
-            nn.Flatten(),  # [N, 192]
-            nn.Linear(192, 30),  # H3 [N, 30]
-            ScaledTanh(),
+        super().__init__(
+            config,
+            nn.Sequential(
+                nn.ConstantPad2d(2, -1.0),  # [N, 1, 20, 20]: outside the image is background
+                nn.Conv2d(config.in_channels, 12, 5, stride=2, bias=False),  # H1 [N, 12, 8, 8]
+                UnitBias(12, 8),
+                ScaledTanh(),
+                nn.ConstantPad2d(2, -1.0),  # [N, 12, 12, 12]
+                TableConv2d(12, H2_TABLE, 5, stride=2, bias=False),  # H2 [N, 12, 4, 4]
+                UnitBias(12, 4),
+                ScaledTanh(),
+                nn.Flatten(),  # [N, 192]
+                nn.Linear(192, 30),  # H3 [N, 30]
+                ScaledTanh(),
+            ),
+            nn.Linear(30, config.num_classes),
         )
-        self.head = nn.Linear(30, config.num_classes)
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ class LeNet5Config(FixedSizeConfig):
 
     num_classes: int = 10
     in_channels: int = 1
-    image_size: int = 32
+    image_size: Literal[32] = 32
     activation: Literal["tanh", "relu"] = "tanh"
     pooling: Literal["trainable", "max"] = "trainable"
     connections: Literal["table", "full"] = "table"
@@ -185,25 +179,24 @@ class LeNet5(FeaturesAndHead):
     """[N, in_channels, 32, 32] -> logits [N, num_classes]. In the paper background is -0.1 and ink 1.175."""
 
     def __init__(self, config: LeNet5Config):
-        super().__init__()
-        if config.image_size != 32:
-            raise ValueError(f"LeNet-5 reads images of 32x32 pixels, not {config.image_size}")
         if config.output == "rbf" and config.num_classes != 10:
             raise ValueError(f"the RBF output has codes for the 10 digits, not for {config.num_classes} classes")
-        self.config = config
         c3 = TableConv2d(6, C3_TABLE, 5) if config.connections == "table" else nn.Conv2d(6, 16, 5)
-        self.features = nn.Sequential(
-            nn.Conv2d(config.in_channels, 6, 5),  # C1 [N, 6, 28, 28]
-            _activation(config),
-            _pooling(config, 6),  # S2 [N, 6, 14, 14]
-            c3,  # C3 [N, 16, 10, 10]
-            _activation(config),
-            _pooling(config, 16),  # S4 [N, 16, 5, 5]
-            nn.Conv2d(16, 120, 5),  # C5 [N, 120, 1, 1]
-            _activation(config),
-            nn.Flatten(),  # [N, 120]
-            nn.Dropout(config.dropout),
-            nn.Linear(120, 84),  # F6 [N, 84]
-            _activation(config),
+        super().__init__(
+            config,
+            nn.Sequential(
+                nn.Conv2d(config.in_channels, 6, 5),  # C1 [N, 6, 28, 28]
+                _activation(config),
+                _pooling(config, 6),  # S2 [N, 6, 14, 14]
+                c3,  # C3 [N, 16, 10, 10]
+                _activation(config),
+                _pooling(config, 16),  # S4 [N, 16, 5, 5]
+                nn.Conv2d(16, 120, 5),  # C5 [N, 120, 1, 1]
+                _activation(config),
+                nn.Flatten(),  # [N, 120]
+                nn.Dropout(config.dropout),
+                nn.Linear(120, 84),  # F6 [N, 84]
+                _activation(config),
+            ),
+            EuclideanRBF() if config.output == "rbf" else nn.Linear(84, config.num_classes),
         )
-        self.head = EuclideanRBF() if config.output == "rbf" else nn.Linear(84, config.num_classes)

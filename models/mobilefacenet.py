@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.blocks import FeaturesAndHead, FixedSizeConfig, SameConv2d
@@ -44,7 +46,7 @@ class MobileFaceNetConfig(FixedSizeConfig):
 
     dimensions: int = 192
     in_channels: int = 3
-    image_size: int = 112
+    image_size: Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE)] = 112
     norm: bool = True
 
 
@@ -105,17 +107,9 @@ class EmbeddingHead(nn.Module):
 
 
 class MobileFaceNet(FeaturesAndHead):
-    """[N, in_channels, S, S] -> embeddings [N, dimensions] of length 1, S = `config.image_size`.
-
-    Raises:
-        ValueError: an `image_size` that is not a multiple of 16.
-    """
+    """[N, in_channels, S, S] -> embeddings [N, dimensions] of length 1, S = `config.image_size`."""
 
     def __init__(self, config: MobileFaceNetConfig):
-        super().__init__()
-        if config.image_size < STRIDE or config.image_size % STRIDE:
-            raise ValueError(f"image_size must be a multiple of {STRIDE}, got {config.image_size}")
-        self.config = config
         stem = STEM_CHANNELS
         blocks: list[nn.Module] = []
         channels = stem
@@ -123,14 +117,17 @@ class MobileFaceNet(FeaturesAndHead):
             for block in range(count):
                 blocks.append(Bottleneck(config, channels, width, expansion, stride if not block else 1))
                 channels = width
-        self.features = nn.Sequential(
-            _conv(config, config.in_channels, stem, 3, stride=2),  # [N, 64, 56, 56]
-            _conv(config, stem, stem, 3),  # [N, 64, 56, 56]
-            _conv(config, stem, stem, 1, linear=True),  # [N, 64, 56, 56]
-            *blocks,  # [N, 128, 7, 7]
-            _conv(config, channels, LAST_CHANNELS, 1),  # [N, 512, 7, 7]
+        super().__init__(
+            config,
+            nn.Sequential(
+                _conv(config, config.in_channels, stem, 3, stride=2),  # [N, 64, 56, 56]
+                _conv(config, stem, stem, 3),  # [N, 64, 56, 56]
+                _conv(config, stem, stem, 1, linear=True),  # [N, 64, 56, 56]
+                *blocks,  # [N, 128, 7, 7]
+                _conv(config, channels, LAST_CHANNELS, 1),  # [N, 512, 7, 7]
+            ),
+            EmbeddingHead(config),
         )
-        self.head = EmbeddingHead(config)
         self.apply(_initialise)
 
 

@@ -127,8 +127,6 @@ class WordEncoder(nn.Module):
 
     def __init__(self, config: WordEncoderConfig):
         super().__init__()
-        if min(config.dimensions, config.width, config.depth) < 1 or config.kernel % 2 == 0:
-            raise ValueError(f"dimensions, width and depth must be at least 1 and the kernel odd, got {config}")
         self.config = config
         self.features = LetterFeatures(config)  # [N, 2 * width]
         self.head = nn.Sequential(

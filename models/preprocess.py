@@ -42,13 +42,9 @@ class Preprocess(BaseModel):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
     @model_validator(mode="after")
-    def _check_channels(self) -> Self:
+    def _check_consistency(self) -> Self:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_fit(self) -> Self:
         if self.fit == "within" and (self.crop_fraction != 1.0 or self.pad):
             raise ValueError("crop_fraction and pad have no effect with fit='within'")
         return self

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import ConvNormAct, FeaturesAndHead
+from models.blocks import ConvNormAct, FeaturesAndHead, Widths
 
 RELU = partial(nn.ReLU, inplace=True)
 
@@ -36,8 +36,8 @@ class ResNetConfig:
     in_channels: int = 3
     image_size: int = 224
     block: Literal["basic", "bottleneck"] = "bottleneck"
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: Widths = (3, 4, 6, 3)
+    widths: Widths = (64, 128, 256, 512)
     stem: Literal["imagenet", "small", "small-pool"] = "imagenet"
     shortcut: Literal["projection", "pad"] = "projection"
     plain: bool = False
@@ -115,7 +115,13 @@ def _stem(config: ResNetConfig) -> list[nn.Module]:
 
 
 def residual_stages(config: ResNetConfig, depths: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Module]:
-    """Stages of residual blocks for `widths[0]` input channels; each but the first begins with a block of stride 2."""
+    """Stages of residual blocks for `widths[0]` input channels; each but the first begins with a block of stride 2.
+
+    Raises:
+        ValueError: if depths and widths differ in length.
+    """
+    if len(depths) != len(widths):
+        raise ValueError(f"depths {depths} and widths {widths} need one number for each stage")
     stages: list[nn.Module] = []
     channels = widths[0]
     for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
@@ -131,21 +137,19 @@ class ResNet(FeaturesAndHead):
     """[N, in_channels, H, W] -> logits [N, num_classes]; any H, W >= `config.smallest`."""
 
     def __init__(self, config: ResNetConfig):
-        super().__init__()
-        if not config.depths or len(config.depths) != len(config.widths) or min(config.depths + config.widths) < 1:
-            raise ValueError(f"depths {config.depths} and widths {config.widths} need one number >= 1 for each stage")
         if config.shortcut == "pad" and config.block == "basic" and list(config.widths) != sorted(config.widths):
             raise ValueError(f"a padded shortcut cannot reduce channels, got widths {config.widths}")
-        self.config = config
-        self.features = nn.Sequential(
-            *_stem(config),  # [N, widths[0], H/4, W/4]; small: H, W
-            # [N, widths[-1] * expansion, H/32, W/32]; small: a half for each stage but the first
-            *residual_stages(config, config.depths, config.widths),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),  # [N, widths[-1] * expansion]
-        )
-        self.head = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(config.widths[-1] * config.expansion, config.num_classes)
+        width = config.widths[-1] * config.expansion
+        super().__init__(
+            config,
+            nn.Sequential(
+                *_stem(config),  # [N, widths[0], H/4, W/4]; small: H, W
+                # [N, width, H/32, W/32]; small: a half for each stage but the first
+                *residual_stages(config, config.depths, config.widths),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),  # [N, width]
+            ),
+            nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, config.num_classes)),
         )
         self.apply(initialise)
 

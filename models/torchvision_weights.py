@@ -22,7 +22,7 @@ from models import checkpoint
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
 from models.registry import REGISTRY, build, configure
-from models.weight_files import COUNTER, ImportWeightsError
+from models.weight_files import COUNTER, ImportWeightsError, match_in_order
 
 BinaryFile = io.BufferedReader | io.BufferedRandom
 
@@ -58,12 +58,9 @@ def shared_architectures() -> dict[str, str]:
 def published_files(name: str) -> Sequence[TorchvisionFile]:
     """The weight files of torchvision's classifier `name`, the recommended file first."""
     table = get_model_weights(name)
-    rows = []
     # One of vgg16's files has no classifier, and so no categories.
-    for weights in sorted((w for w in table if w.meta["categories"]), key=lambda w: w is not table.DEFAULT):
-        prefix = weights.url.rpartition("-")[2].removesuffix(".pth")
-        rows.append(TorchvisionFile(prefix=prefix, url=weights.url, weights=weights))
-    return rows
+    classifiers = sorted((w for w in table if w.meta["categories"]), key=lambda w: w is not table.DEFAULT)
+    return [TorchvisionFile(w.url.rpartition("-")[2].removesuffix(".pth"), w.url, w) for w in classifiers]
 
 
 def import_torchvision(name: str, folder: Path, file: Path | None, report: Callable[[str], object]) -> ModelCard:
@@ -76,7 +73,7 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
     if name not in shared:
         raise ImportWeightsError(f"torchvision and the registry do not share {name[:80]!r}, only {', '.join(shared)}")
     rows = published_files(name)
-    with _downloaded(rows[0], report) if file is None else _opened(file) as data:
+    with _downloaded(rows[0], report) if file is None else _open(file) as data:
         digest = hashlib.file_digest(data, "sha256").hexdigest()
         row = _identify(name, rows, digest, str(file) if file else rows[0].url)
         data.seek(0)
@@ -88,6 +85,7 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
     if hasattr(REGISTRY[architecture].config, "auxiliary"):
         overrides["auxiliary"] = False
     config = asdict(configure(architecture, overrides))
+    accuracy = round(row.weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100, 6)
     label = type(row.weights).__name__.removesuffix("_Weights")
     return checkpoint.save(
         folder / architecture,
@@ -99,21 +97,18 @@ def import_torchvision(name: str, folder: Path, file: Path | None, report: Calla
         config=config,
         preprocess=preprocess,
         classes=tuple(row.weights.meta["categories"]),
-        metrics=_metrics(row),
+        metrics=(Metric(name="accuracy", value=accuracy, data="ImageNet-1k validation", origin="reported"),),
         data="ImageNet-1k",
         source=f"torchvision's {row.weights!r}, file {row.file} (sha256 {digest}); {row.weights.meta['recipe']}",
         license="BSD-3-Clause (torchvision); weights trained on ImageNet-1k, whose terms are research, non-commercial",
     )
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryFile]:
+def _open(file: Path) -> BinaryFile:
     try:
-        data = file.open("rb")
+        return file.open("rb")
     except OSError as error:
         raise ImportWeightsError(f"{file}: {error.strerror}") from error
-    with data:
-        yield data
 
 
 @contextmanager
@@ -166,39 +161,26 @@ def _read_state(name: str, data: BinaryFile, file: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
 
 
-def _state_names(name: str) -> list[str]:
-    """The names in the state of torchvision's network, without auxiliary heads, in their order."""
-    options = {"aux_logits": False, "init_weights": False} if name in _TRANSFORM_INPUT else {}
-    with torch.device("meta"):
-        return list(get_model(name, weights=None, **options).state_dict())
-
-
 def fill_network(name: str, architecture: str, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The registry's network with the tensors of torchvision's `state`.
 
-    Tensors are matched by order: both networks define their layers in the order of computation, as the parity tests of
-    each family show. The file's names are compared with torchvision's, its shapes with the registry's network.
+    The file's names are compared with torchvision's; then tensors are matched by order, as the parity tests of each
+    family show.
 
     Raises:
-        ImportWeightsError: names, shapes or types differ.
+        ImportWeightsError: names differ; see `match_in_order`.
     """
+    options = {"aux_logits": False, "init_weights": False} if name in _TRANSFORM_INPUT else {}
     with torch.device("meta"):
         module = build(architecture, config)
-    source_names = _state_names(name)
+        source_names = list(get_model(name, weights=None, **options).state_dict())
     # Files older than torch 0.4.1 do not count batches, and the counters are not used.
     state = {key: torch.tensor(0) for key in source_names if key.endswith(COUNTER)} | state
     if state.keys() != set(source_names):
         odd = sorted(state.keys() ^ set(source_names))
         raise ImportWeightsError(f"not the state of {name}: {', '.join(odd[:5])} missing or too many ({len(odd)})")
-    filled = {}
-    for (key, tensor), source_name in zip(module.state_dict().items(), source_names, strict=True):
-        value = state[source_name]
-        if value.shape != tensor.shape or value.dtype != tensor.dtype:
-            raise ImportWeightsError(
-                f"{source_name} is {value.dtype} {list(value.shape)}, {key} is {tensor.dtype} {list(tensor.shape)}"
-            )
-        filled[key] = value
-    module.load_state_dict(filled, assign=True)
+    published = [(key.rpartition(".")[2], state[key]) for key in source_names]
+    module.load_state_dict(match_in_order(architecture, config, published), assign=True)
     return module
 
 
@@ -220,9 +202,3 @@ def preprocess_of(name: str, row: TorchvisionFile) -> Preprocess:
         mean=tuple(round(255 * value, 6) for value in mean),
         std=tuple(round(255 * value, 6) for value in std),
     )
-
-
-def _metrics(row: TorchvisionFile) -> tuple[Metric, ...]:
-    percent = row.weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    accuracy = round(percent / 100, 6)
-    return (Metric(name="accuracy", value=accuracy, data="ImageNet-1k validation", origin="reported"),)

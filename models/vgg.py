@@ -14,13 +14,17 @@ of the last, and the maximum of the last maps in place of their average.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
+from pydantic import Field, PositiveInt
 from torch import nn
 
-from models.blocks import FeaturesAndHead
+from models.blocks import FeaturesAndHead, Widths, hidden_layers
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class VGGConfig:
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    stages: tuple[tuple[int, ...], ...] = (
+    stages: Annotated[tuple[Widths, ...], Field(min_length=1)] = (
         (64, 64),
         (128, 128),
         (256, 256, 256),
@@ -44,9 +48,9 @@ class VGGConfig:
         (512, 512, 512),
     )
     batch_norm: bool = False
-    hidden: tuple[int, ...] = (4096, 4096)
+    hidden: tuple[PositiveInt, ...] = (4096, 4096)
     dropout: float = 0.5
-    pool_size: int = 7
+    pool_size: PositiveInt = 7
     stem: tuple[int, int] = (0, 0)
     activation: Literal["relu", "gelu"] = "relu"
     halve: Literal["first", "last"] = "last"
@@ -63,16 +67,12 @@ class VGGConfig:
         return (self.stages[-1][-1] * self.pool_size**2, *self.hidden)
 
 
-def _activation(config: VGGConfig) -> nn.Module:
-    return nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True)
-
-
 def _stages(config: VGGConfig) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    inputs = config.in_channels
+    activation, inputs = ACTIVATIONS[config.activation], config.in_channels
     filters, side = config.stem
     if filters:
-        layers += [nn.Conv2d(inputs, filters, side), _activation(config)]  # [N, filters, H - side + 1, W - side + 1]
+        layers += [nn.Conv2d(inputs, filters, side), activation()]  # [N, filters, H - side + 1, W - side + 1]
         inputs = filters
     for stage in config.stages:
         for place, outputs in enumerate(stage):
@@ -81,20 +81,10 @@ def _stages(config: VGGConfig) -> list[nn.Module]:
                 layers.append(nn.MaxPool2d(2))  # [N, stage[0], H/2, W/2]
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))
-            layers.append(_activation(config))
+            layers.append(activation())
             inputs = outputs
         if config.halve == "last":
             layers.append(nn.MaxPool2d(2))  # [N, stage[-1], H/2, W/2]
-    return layers
-
-
-def _hidden(config: VGGConfig) -> list[nn.Module]:
-    """The fully connected layers with dropout between them; dropout of the last layer's output is part of the head."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(config.widths):
-        if layers:
-            layers.append(nn.Dropout(config.dropout))
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
     return layers
 
 
@@ -105,29 +95,20 @@ class VGG(FeaturesAndHead):
     """
 
     def __init__(self, config: VGGConfig):
-        super().__init__()
-        _check(config)
-        self.config = config
+        if config.stem != (0, 0) and min(config.stem) < 1:
+            raise ValueError(f"stem needs a number of filters and a kernel side, both >= 1, got {config.stem}")
         pool = nn.AdaptiveMaxPool2d if config.pool == "max" else nn.AdaptiveAvgPool2d
-        self.features = nn.Sequential(
-            *_stages(config),  # [N, 512, H/32, W/32]
-            pool(config.pool_size),  # [N, 512, 7, 7]
-            nn.Flatten(),  # [N, 25088]
-            *_hidden(config),  # [N, 4096]
+        super().__init__(
+            config,
+            nn.Sequential(
+                *_stages(config),  # [N, 512, H/32, W/32]
+                pool(config.pool_size),  # [N, 512, 7, 7]
+                nn.Flatten(),  # [N, 25088]
+                *hidden_layers(config.widths, ACTIVATIONS["relu"], config.dropout),  # [N, 4096]
+            ),
+            nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes)),
         )
-        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.widths[-1], config.num_classes))
         self.apply(_initialise)
-
-
-def _check(config: VGGConfig) -> None:
-    if not config.stages or any(not stage or min(stage) < 1 for stage in config.stages):
-        raise ValueError(f"stages needs one or more stages, each of one or more numbers >= 1, got {config.stages}")
-    if config.hidden and min(config.hidden) < 1:
-        raise ValueError(f"hidden needs numbers >= 1, got {config.hidden}")
-    if config.pool_size < 1:
-        raise ValueError(f"pool_size must be >= 1, got {config.pool_size}")
-    if config.stem != (0, 0) and min(config.stem) < 1:
-        raise ValueError(f"stem needs a number of filters and a kernel side, both >= 1, got {config.stem}")
 
 
 def _initialise(module: nn.Module) -> None:

@@ -17,9 +17,9 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.calibration import fit_temperature
 from models.registry import build, configure
 from models.runtime import TorchRuntime
+from models.temperature import fit_temperature
 from models.tta import VIEWS, Tta
 from training.core.export import TrainedModel, begin_run, command, export_and_summarise
 from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten

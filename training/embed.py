@@ -32,7 +32,7 @@ from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.faces import draw_pairs, rows_of
 from training.datasets.images import ImageSet, Indices, load
 from training.losses import metric_learning, mining
-from training.losses.mined import contrastive_loss, triplet_loss
+from training.losses.recipe_losses import contrastive_loss, triplet_loss
 from training.metrics.embedding import embed_rows, embedding_runtime
 from training.metrics.verification import Scores, cross_validated_accuracy
 from training.recipe.config import exported, teacher_files

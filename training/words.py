@@ -26,7 +26,7 @@ from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.misspellings import KINDS, misspell
 from training.datasets.names import Names, read_names
 from training.losses import mining
-from training.losses.mined import triplet_loss
+from training.losses.recipe_losses import triplet_loss
 from training.recipe.words_config import WordsRecipe
 
 Integers = npt.NDArray[np.int64]

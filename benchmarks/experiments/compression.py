@@ -26,7 +26,7 @@ from models import checkpoint
 from models.autoencoder import Autoencoder
 from models.card import ModelCard
 from models.checkpoint import write_atomically
-from models.generative import latents, no_labels
+from models.generative import latents
 from models.vae import VAE
 from training.autoencode import setup
 from training.core.errors import TrainingError
@@ -146,7 +146,7 @@ def measure(cell: Cell, yardstick: Yardstick) -> dict[str, object]:
     assert card.training is not None
     test = yardstick.test
     restored = _decode(network, _embed(network, test))
-    bound = likelihood.bounds(network, test, no_labels(test), samples=1) if isinstance(network, VAE) else None
+    bound = likelihood.bounds(network, test, _no_labels(test), samples=1) if isinstance(network, VAE) else None
     distances = []
     for fitted in (False, True):
         drawn = card.preprocess.denormalise(samples(network, len(test), yardstick.training if fitted else None))
@@ -175,12 +175,16 @@ def samples(network: Autoencoder | VAE, count: int, fit: Tensor | None) -> Tenso
     return _decode(network, noise)
 
 
+def _no_labels(batch: Tensor) -> Tensor:
+    return batch.new_zeros(len(batch), 0)
+
+
 def _embed(network: Autoencoder | VAE, pictures: Tensor) -> Tensor:
-    return torch.cat([network.embed(part, no_labels(part)) for part in torch.split(pictures, _ROWS_AT_ONCE)])
+    return torch.cat([network.embed(part, _no_labels(part)) for part in torch.split(pictures, _ROWS_AT_ONCE)])
 
 
 def _decode(network: Autoencoder | VAE, codes: Tensor) -> Tensor:
-    return torch.cat([network.decode(part, no_labels(part)) for part in torch.split(codes, _ROWS_AT_ONCE)])
+    return torch.cat([network.decode(part, _no_labels(part)) for part in torch.split(codes, _ROWS_AT_ONCE)])
 
 
 @cli.command()

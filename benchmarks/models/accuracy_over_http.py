@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.proxies import uses_proxies
-from models.calibration import expected_calibration_error
+from training.metrics.classification import expected_calibration_error
 from training.recipe.config import datasets_folder
 
 

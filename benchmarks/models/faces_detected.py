@@ -23,7 +23,8 @@ from PIL import Image
 
 from models import checkpoint
 from models.align import align, measure
-from models.detector import CenterFaceDetector, Detector, Face
+from models.detection_scale import CenterFaceDetector
+from models.detector import Detector, Face
 from tests.models.centerface import PublishedCenterFace, opencv_crop
 
 RESULTS = Path(__file__).parents[1] / "results"

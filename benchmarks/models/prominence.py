@@ -32,7 +32,8 @@ from skimage import data as photos
 
 from models import checkpoint
 from models.align import SIDE
-from models.detector import CenterFaceDetector, Face, prominence
+from models.detection_scale import CenterFaceDetector
+from models.detector import Face, prominence
 from models.preprocess import Preprocess
 from training.datasets import images as data
 from training.datasets.faces import split_of

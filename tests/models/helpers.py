@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from models import checkpoint
 from models.card import ModelCard
 from models.preprocess import Preprocess
 from models.registry import configure, lookup
+from models.runtime import Runtime
 
 TOLERANCE = 1e-4  # of the logits' scale, in float32
 
@@ -136,6 +138,21 @@ def assert_parity(ours: nn.Module, theirs: nn.Module, images: Tensor, statistics
     # Train mode updates the running statistics, so the second comparison in eval mode differs from the first.
     for train in (False, True, False):
         assert parity(ours, theirs, images, train=train) <= TOLERANCE
+
+
+def assert_runtime_agrees(
+    ready: Runtime, module: nn.Module, batches: Iterable[Tensor], tolerance: float = 1e-4
+) -> None:
+    """The outputs are the module's up to a share of the largest, in float32, and later calls do not overwrite them."""
+    previous: tuple[Tensor, Tensor] | None = None
+    for batch in batches:
+        with torch.inference_mode():
+            expected = module(batch)
+        outputs = ready(batch)
+        assert (outputs.shape, outputs.dtype) == (expected.shape, torch.float32)
+        assert float((outputs - expected).abs().max()) <= tolerance * float(expected.abs().max())
+        assert previous is None or torch.equal(*previous)
+        previous = outputs, outputs.clone()
 
 
 # For images of CIFAR-10: 32x32 -> 16x16 -> 8x8.

@@ -16,6 +16,7 @@ from models.preprocess import Preprocess
 from models.registry import build
 from models.runtime import TorchRuntime
 from models.runtime_selection import RuntimeSelector
+from tests.models.helpers import assert_runtime_agrees
 
 CPU = torch.device("cpu")
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.0,), std=(78.0,))
@@ -43,14 +44,8 @@ def test_outputs_are_torchs(precision: Precision) -> None:
     ready = CudaGraphRuntime(module, (3, 32, 32), precision, CPU)
     assert ready.name == f"torch-cpu-graph-{precision}"
     assert ready.size == TorchRuntime(module, CPU).size
-    for count in (1, 3, 37):
-        images = torch.randn(count, 3, 32, 32)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        assert (outputs.shape, outputs.dtype) == (expected.shape, torch.float32)
-        allowed = 1e-4 if precision == "f32" else 0.05
-        assert float((outputs - expected).abs().max()) <= allowed * float(expected.abs().max())
+    batches = (torch.randn(count, 3, 32, 32) for count in (1, 3, 37))
+    assert_runtime_agrees(ready, module, batches, tolerance=1e-4 if precision == "f32" else 0.05)
 
 
 def test_batches_are_padded_and_channels_last() -> None:
@@ -90,16 +85,9 @@ def test_graph_on_a_gpu_has_torchs_outputs(name: str, precision: Precision) -> N
     torch.manual_seed(0)
     module = build(name, {}).eval()
     ready = CudaGraphRuntime(module, (3, 96, 96), precision, torch.device("cuda"))
-    for count in (1, 5, 40, 1):  # the last replays the first's graph
-        images = torch.randn(count, 3, 96, 96)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        first = outputs.clone()
-        ready(torch.zeros(count, 3, 96, 96))
-        assert torch.equal(outputs, first)
-        allowed = 1e-2 if precision == "f32" else 0.1
-        assert float((outputs - expected).abs().max()) <= allowed * float(expected.abs().max())
+    # Calls of one size share a graph and its memory.
+    batches = (torch.randn(count, 3, 96, 96) for count in (1, 1, 5, 40, 40, 1))
+    assert_runtime_agrees(ready, module, batches, tolerance=1e-2 if precision == "f32" else 0.1)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.settings import PROJECT
-from models import checkpoint, detector
+from models import checkpoint
 from models.detection_scale import (
     MAX_PIXELS,
     OVERLAP,
@@ -26,10 +26,9 @@ from models.detection_scale import (
     scan,
     whole,
 )
-from models.detector import CenterFace, Detections, Face, decode, restore
+from models.detector import CenterFace, Detections, Face, decode
 from models.preprocess import Preprocess
-from tests.app.face_pictures import grace_hopper, small_faces
-from tests.conftest import photo
+from tests.app.face_pictures import small_faces
 
 WITHIN = Preprocess(size=(640, 640), fit="within", mean=(0.0,) * 3, std=(1.0,) * 3)
 SIDES = st.integers(1, 12_000)
@@ -58,14 +57,6 @@ def test_photos_of_up_to_1600_pixels_have_one_level(width: int, height: int) -> 
     assert plan == whole((width, height), WITHIN)
     (level,) = plan.levels
     assert (level.width, level.height) == WITHIN.fitted_size(width, height)
-
-
-@pytest.mark.parametrize("size", [(512, 512), (250, 250), (640, 480), (1600, 900), (33, 640)])
-@torch.inference_mode()
-def test_faces_of_one_level_are_the_detectors(size: tuple[int, int], network: CenterFace) -> None:
-    for image in (photo("astronaut").resize(size), grace_hopper().resize(size)):
-        (detections,) = decode(network(detector.prepare(image, WITHIN)[None]), 0.5)
-        assert faces(network, image, scan(size, WITHIN)) == restore(detections, size, WITHIN)
 
 
 @pytest.mark.parametrize(

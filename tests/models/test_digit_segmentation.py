@@ -118,6 +118,7 @@ def test_candidates_lie_between_their_cuts() -> None:
     assert lattice.cuts.shape == (lattice.segments + 1, len(lattice.rows))
     assert (np.diff(lattice.cuts, axis=0) >= 0).all()
     assert {(i, i + 1) for i in range(lattice.segments)} <= {(c.start, c.stop) for c in lattice.candidates}
+    assert [c.start for c in lattice.candidates] == sorted(c.start for c in lattice.candidates)
     for c in lattice.candidates:
         assert 0 <= c.start < c.stop <= lattice.segments
         x0, y0, x1, y1 = c.box

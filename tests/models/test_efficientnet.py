@@ -11,11 +11,8 @@ import timm
 import torch
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet as IndependentLite
-from torch import nn
 
 from models import checkpoint
-from models.blocks import SameConv2d
-from models.efficientnet import B_ROWS, compound_scale
 from models.importers import SOURCES, import_weights
 from models.registry import build
 from tests.conftest import photo
@@ -58,31 +55,3 @@ def test_imported_weights_give_the_logits_of_a_third_implementation(tmp_path: Pa
         actual = module(batch)
     assert (expected - actual).abs().max() <= TOLERANCE * expected.abs().max()
     assert actual.argmax(1).tolist() == expected.argmax(1).tolist()
-
-
-def test_same_padding_gives_the_ceiling() -> None:
-    for kernel in (3, 5):
-        for stride in (1, 2):
-            for side in (7, 8, 9):
-                output = SameConv2d(1, 1, kernel, stride=stride)(torch.zeros(1, 1, side, side + 1))
-                assert output.shape[2:] == (-(-side // stride), -(-(side + 1) // stride))
-
-
-def test_compound_scale_is_the_papers() -> None:
-    alpha, beta, gamma = 1.2, 1.1, 1.15
-    assert alpha * beta**2 * gamma**2 == pytest.approx(2, abs=0.1)
-    assert compound_scale(0) == (1.0, 1.0, 224)
-    assert compound_scale(1) == (beta, alpha, 258)
-    # The published rows: near the formula up to B3, above it from B4 on.
-    for phi, name in zip((0, 0.5, 1, 2, 3, 4, 5, 6), B_ROWS, strict=True):
-        ratios = [row / formula for row, formula in zip(B_ROWS[name], compound_scale(phi), strict=False)]
-        low, high = (0.95, 1.05) if phi <= 2 else (1.0, 1.18)
-        assert all(low <= ratio <= high for ratio in ratios), (name, ratios)
-
-
-def test_small_images_keep_their_resolution() -> None:
-    config = {"stem_stride": 1, "strides": [1, 1, 2, 2, 1, 2, 1], "num_classes": 10, "image_size": 32}
-    module = build("efficientnet-b0", config).eval()
-    assert isinstance(module.features, nn.Sequential)
-    last = module.features[:-2](torch.zeros(1, 3, 32, 32))
-    assert last.shape[2:] == (4, 4)

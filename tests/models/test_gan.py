@@ -10,33 +10,21 @@ from torch.nn import functional as F
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, LabelledNorm
 from tests.models.helpers import assert_all_gradients
 
-# (channels, side, classes, generator's widths)
-SIZES = [
-    pytest.param(1, 28, 10, (16, 8), id="28 grey, labels"),
-    pytest.param(1, 28, 0, (16, 8), id="28 grey"),
-    pytest.param(3, 32, 10, (24, 16, 8), id="32 colour, labels"),
-    pytest.param(3, 48, 0, (24, 16, 8), id="48 colour"),
-    pytest.param(3, 64, 0, (32, 24, 16, 8), id="64 colour"),
-]
-
 
 def one_hot(count: int, classes: int) -> Tensor:
     return F.one_hot(torch.arange(count) % classes, classes).float() if classes else torch.zeros(count, 0)
 
 
-@pytest.mark.parametrize(("channels", "side", "classes", "widths"), SIZES)
-def test_every_weight_gets_a_gradient(channels: int, side: int, classes: int, widths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("channels", "side", "widths"), [(1, 28, (8, 16)), (3, 48, (8, 16, 24))])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_every_weight_of_a_discriminator_gets_a_gradient(
+    channels: int, side: int, widths: tuple[int, ...], classes: int
+) -> None:
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(channels, side, 5, classes, widths))
-    discriminator = Discriminator(DiscriminatorConfig(channels, side, classes, widths[::-1]))
-    labels = one_hot(20, classes)
-    images = generator(torch.randn(20, 5), labels)
-    assert images.shape == (20, channels, side, side)
-    assert images.abs().max() <= 1
-    scores = discriminator(images, labels)
+    discriminator = Discriminator(DiscriminatorConfig(channels, side, classes, widths))
+    scores = discriminator(torch.randn(20, channels, side, side), one_hot(20, classes))
     assert scores.shape == (20,)
     scores.square().sum().backward()
-    assert_all_gradients(generator)
     assert_all_gradients(discriminator)
 
 

@@ -19,7 +19,6 @@ from models.generative import (
     EncoderSubmodel,
     ReconstructionSubmodel,
     latents,
-    no_labels,
     with_label_planes,
 )
 
@@ -92,9 +91,3 @@ def test_submodels_can_be_exported_by_torch() -> None:
 def test_network_without_the_method_is_refused(submodel: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="Denoiser does not"):
         submodel(Denoiser(DenoiserConfig(widths=(4,), blocks=1)))
-
-
-def test_no_labels_are_a_table_without_columns() -> None:
-    assert no_labels(torch.rand(3, 1, 8, 8)).shape == (3, 0)
-    with pytest.raises(ValueError, match=r"expected labels of shape \[3, 2\], got \[3, 0\]"):
-        network().embed(torch.rand(3, 1, 8, 8), torch.zeros(3, 0))

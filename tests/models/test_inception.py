@@ -116,18 +116,14 @@ class StridedHead(InceptionAux):  # type: ignore[misc]
         return logits
 
 
-def caffes_response_norm(x: Tensor) -> Tensor:
-    """x_c / (1 + 1e-4 / 5 * sum of the squares of channels c-2 to c+2) ^ 0.75, channel by channel."""
-    maps = []
-    for channel in range(x.shape[1]):
-        neighbours = x[:, max(channel - 2, 0) : channel + 3]
-        maps.append(x[:, channel] / (1 + 1e-4 / 5 * neighbours.square().sum(1)) ** 0.75)
-    return torch.stack(maps, 1)
-
-
 class ResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return caffes_response_norm(x)
+        """x_c / (1 + 1e-4 / 5 * sum of the squares of channels c-2 to c+2) ^ 0.75, channel by channel."""
+        maps = []
+        for channel in range(x.shape[1]):
+            neighbours = x[:, max(channel - 2, 0) : channel + 3]
+            maps.append(x[:, channel] / (1 + 1e-4 / 5 * neighbours.square().sum(1)) ** 0.75)
+        return torch.stack(maps, 1)
 
 
 def test_v1_logits_are_those_of_torchvisions_modules_arranged_as_in_the_paper() -> None:
@@ -144,62 +140,6 @@ def test_v1_logits_are_those_of_torchvisions_modules_arranged_as_in_the_paper() 
     images = 128 * F.interpolate(torch.randn(2, 3, 4, 4), 224, mode="bilinear")
     assert_same_outputs(ours, theirs, images, train=False)
     assert_same_outputs(ours, theirs, images, train=True)
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def test_v1_parameters_are_table_1s() -> None:
-    # The column "params", in units of 1024, without biases. Some entries are up to 8 % off what their row gives.
-    column = {"3": (159, 380), "4": (364, 437, 463, 580, 840), "5": (1072, 1388)}
-    with torch.device("meta"):
-        module = network("inception-v1", {"auxiliary": False})
-    counts = [
-        sum(p.numel() for p in layer.parameters() if p.ndim == 4) / 1024
-        for layer in module.features
-        if hasattr(layer, "branches")
-    ]
-    assert counts == [pytest.approx(count, rel=0.08) for stage in column.values() for count in stage]
-    # The first convolution and the linear layer, which the table counts as 2.7 and 1000, and the 1x1 and 3x3.
-    total = 2.7 + 112 + sum(map(sum, column.values())) + 1000
-    assert parameters(module) / 1024 == pytest.approx(total, rel=0.01)
-
-
-def layers_with_parameters(logits: Tensor) -> int:
-    """The number of convolutions and matrix products on the longest path of autograd's graph."""
-    longest: dict[Any, int] = {None: 0}
-    pending = [logits.grad_fn]
-    while pending:
-        node = pending[-1]
-        inputs = [function for function, _ in node.next_functions]  # type: ignore[union-attr]
-        missing = [function for function in inputs if function not in longest]
-        if missing:
-            pending.extend(missing)
-            continue
-        counts = node.name().startswith(("ConvolutionBackward", "AddmmBackward"))  # type: ignore[union-attr]
-        longest[node] = counts + max((longest[function] for function in inputs), default=0)
-        pending.pop()
-    return longest[logits.grad_fn]
-
-
-@pytest.mark.parametrize("name", ["inception-v1", "googlenet"])
-def test_v1_has_22_layers_with_parameters(name: str) -> None:
-    assert layers_with_parameters(network(name)(torch.zeros(1, 3, 224, 224))) == 22
-
-
-def test_v1_maps_have_table_1s_sizes() -> None:
-    module = network("inception-v1", {"auxiliary": False})
-    shapes: list[tuple[int, ...]] = []
-    for layer in module.features:
-        layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:])))
-    with torch.no_grad():
-        module.eval()(torch.zeros(1, 3, 224, 224))
-    table = [(64, 112, 112), (64, 56, 56), (192, 56, 56), (192, 28, 28)]
-    table += [(256, 28, 28), (480, 28, 28), (480, 14, 14)]
-    table += [(512, 14, 14), (512, 14, 14), (512, 14, 14), (528, 14, 14), (832, 14, 14), (832, 7, 7)]
-    table += [(832, 7, 7), (1024, 7, 7), (1024, 1, 1)]
-    assert [shape for shape in dict.fromkeys(shapes) if len(shape) == 3] == list(dict.fromkeys(table))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +167,6 @@ def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, A
     outputs = module(images, auxiliary=True)
     assert ran == heads
     assert len(heads) == (1 if name == "inception-v3" else 2)
-    assert [output.shape for output in outputs] == [(4, config.num_classes)] * (1 + len(heads))
     torch.stack([F.cross_entropy(output, torch.arange(4)) for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     assert_all_gradients(module)
 
@@ -244,32 +183,5 @@ def test_auxiliary_heads_are_for_training_only(name: str, overrides: dict[str, A
         assert not ran
         assert torch.equal(logits, module(images, auxiliary=True)[0])
         assert torch.equal(logits, serving.eval()(images))
-        assert torch.equal(logits, serving.head(serving.features(images)))
-        assert logits.shape == (4, config.num_classes)
     with pytest.raises(ValueError, match="no auxiliary heads"):
         serving(images, auxiliary=True)
-
-
-@pytest.mark.parametrize("side", [28, 32])
-@pytest.mark.parametrize("auxiliary", [False, True])
-def test_small_images_keep_their_resolution(side: int, auxiliary: bool) -> None:
-    module = network("inception-v1", SMALL_INCEPTION | {"image_size": side, "auxiliary": auxiliary}).eval()
-    with torch.inference_mode():
-        images = torch.zeros(1, 3, side, side)
-        maps = [layer.shape[2:] for layer in walk(module.features[:-2], images)]
-        assert module(images).shape == (1, 10)
-    assert list(dict.fromkeys(maps)) == [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
-
-
-def walk(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
-    outputs = []
-    for layer in layers:
-        x = layer(x)
-        outputs.append(x)
-    return outputs
-
-
-def test_settings_of_auxiliary_heads_are_ignored_without_them() -> None:
-    with torch.device("meta"):
-        module = network("inception-v1", {"image_size": 32, "auxiliary": False, "auxiliary_after": []})
-    assert not [key for key in module.state_dict() if key.startswith("auxiliary")]

@@ -16,7 +16,7 @@ from models.registry import build
 def free_parameters(module: nn.Module) -> int:
     """The number of trainable parameters; of a connection table's kernels, of the connected ones only."""
     if isinstance(module, TableConv2d):
-        return module.free_parameters()
+        return int(module.table.expand_as(module.weight).sum()) + (0 if module.bias is None else module.bias.numel())
     own = sum(p.numel() for p in module.parameters(recurse=False))
     return own + sum(free_parameters(child) for child in module.children())
 

@@ -102,7 +102,3 @@ def test_points_out_of_order_are_refused(matching: Matching) -> None:
     points = [OperatingPoint(fmr=0.01, similarity=0.3), OperatingPoint(fmr=0.1, similarity=0.2)]
     with pytest.raises(ValidationError, match="fall in FMR"):
         Matching.model_validate(matching.model_dump() | {"points": [point.model_dump() for point in points]})
-
-
-def test_matching_survives_json(matching: Matching) -> None:
-    assert Matching.model_validate_json(matching.model_dump_json()) == matching

@@ -110,8 +110,5 @@ def test_other_files_are_refused(name: str | None, message: str, tmp_path: Path)
     with pytest.raises(ImportWeightsError, match=message):
         import_weights(SOURCE, tmp_path, tmp_path / name if name else None)
     assert not (tmp_path / "mobilefacenet").exists()
-
-
-def test_other_formats_are_refused() -> None:
     with pytest.raises(ImportWeightsError, match="not a TFLite graph"):
         read_mobilefacenet(b"another network")

@@ -17,6 +17,7 @@ from torch import nn
 from models import openvino_runtime
 from models.openvino_runtime import SIZES, OpenVinoAnySizeRuntime, OpenVinoRuntime, split_batch
 from models.registry import build
+from tests.models.helpers import assert_runtime_agrees
 
 
 @given(st.integers(0, 200))
@@ -41,16 +42,9 @@ def test_outputs_are_torchs(name: str, tmp_path: Path) -> None:
     ready = OpenVinoRuntime(module, shape, "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
     assert openvino_runtime.signature().startswith("openvino-")
-    first = ready(torch.ones(1, *shape))
-    copied = first.clone()
-    for count in (1, 3, 7, 37):
-        images = torch.randn(count, *shape)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        assert outputs.shape == expected.shape
-        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-    assert torch.equal(first, copied)  # not overwritten by later calls
+    assert_runtime_agrees(ready, module, (torch.randn(count, *shape) for count in (1, 3, 7, 37, 1)))
+    with pytest.raises(ValueError, match=r"expected items of the shape \[\d, 32, 32\], got \[\d, 28, 28\]"):
+        ready(torch.zeros(2, shape[0], 28, 28))
 
 
 @pytest.mark.parametrize(("name", "config"), [("centerface", {}), ("denoiser", {"widths": [8, 8], "blocks": 1})])
@@ -59,38 +53,18 @@ def test_maps_of_images_of_any_size_are_torchs(name: str, config: dict[str, obje
     module = build(name, config).eval()
     ready = OpenVinoAnySizeRuntime(module, (3, 256, 256), "f32", "weights", tmp_path)
     assert ready.name == "openvino-cpu-f32"
-    previous = None
-    for count, height, width in ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64)):
-        images = torch.rand(count, 3, height, width)
-        with torch.inference_mode():
-            expected = module(images)
-        outputs = ready(images)
-        assert outputs.shape == expected.shape
-        assert float((outputs - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-        if previous is not None:
-            assert torch.equal(*previous)  # not overwritten by the next call
-        previous = outputs, outputs.clone()
+    sizes = ((1, 64, 64), (2, 96, 32), (1, 160, 224), (1, 64, 64))
+    assert_runtime_agrees(ready, module, (torch.rand(count, 3, *sides) for count, *sides in sizes))
     assert len(list(tmp_path.glob("*.xml"))) == 1
 
 
-def test_size_for_maps_is_weights_and_outputs_of_a_large_image(tmp_path: Path) -> None:
-    module = nn.Conv2d(1, 4, 3, bias=False)
-    ready = OpenVinoAnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
-    assert ready.size == 4 * (4 * 9 + 4 * 8 * 10)
-
-
-def test_size_is_weights_and_outputs_of_each_batch_size(tmp_path: Path) -> None:
+def test_size_is_weights_and_outputs(tmp_path: Path) -> None:
+    """Of a large image for maps, else of each batch size."""
     module = nn.Conv2d(1, 4, 3, bias=False)  # [1, 8, 8] -> [4, 6, 6]
-    weights, output = 4 * 9, 4 * 6 * 6
-    rows = sum(SIZES)
+    maps = OpenVinoAnySizeRuntime(module, (1, 10, 12), "f32", "weights", tmp_path)
+    assert maps.size == 4 * (4 * 9 + 4 * 8 * 10)
     full, half = (OpenVinoRuntime(module, (1, 8, 8), p, "weights", tmp_path).size for p in ("f32", "bf16"))
-    assert full == 4 * (weights * len(SIZES) + output * rows) == 2 * half
-
-
-def test_other_shapes_are_refused(tmp_path: Path) -> None:
-    ready = OpenVinoRuntime(build("lenet5-relu", {}), (1, 32, 32), "f32", "weights", tmp_path)
-    with pytest.raises(ValueError, match=r"expected items of the shape \[1, 32, 32\], got \[1, 28, 28\]"):
-        ready(torch.zeros(2, 1, 28, 28))
+    assert full == 4 * (4 * 9 * len(SIZES) + 4 * 6 * 6 * sum(SIZES)) == 2 * half
 
 
 def test_conversion_is_cached_by_its_key(tmp_path: Path) -> None:

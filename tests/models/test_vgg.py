@@ -9,17 +9,9 @@ from torch.nn import functional as F
 from torchvision import models as reference
 
 from models.registry import build, configure
-from models.vgg import VGGConfig
 from tests.models.helpers import assert_parity, drop_rates, layers_of
 
 NAMES = ["vgg11", "vgg13", "vgg16", "vgg19", "vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn"]
-SMALL = {
-    "stages": [[64, 64], [128, 128], [256, 256], [256, 256]],
-    "hidden": [],
-    "pool_size": 1,
-    "num_classes": 10,
-    "image_size": 32,
-}
 
 
 def assert_same_logits(ours: nn.Module, theirs: nn.Module) -> None:
@@ -61,30 +53,6 @@ def test_logits_are_those_of_torchvisions_layers_at_an_eighth_of_the_width(name:
     assert_same_logits(build(name, {"stages": stages, "hidden": [32, 32], "num_classes": 10}), theirs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_name_counts_the_layers_with_weights(name: str) -> None:
-    with torch.device("meta"):
-        module = build(name)
-    layers = layers_of(module, nn.Conv2d, nn.Linear)
-    assert len(layers) == int(name.removeprefix("vgg").removesuffix("-bn"))
-    norms = len(layers) - 3 if name.endswith("-bn") else 0
-    assert len(layers_of(module, nn.BatchNorm2d)) == norms
-
-
-def test_maps_of_224_pixels_are_7x7_and_not_averaged() -> None:
-    assert VGGConfig() == configure("vgg16")
-    with torch.device("meta"):
-        module = build("vgg16")
-        images = torch.zeros(1, 3, 224, 224)
-    features = module.get_submodule("features")
-    assert isinstance(features, nn.Sequential)
-    (place,) = [i for i, layer in enumerate(features) if isinstance(layer, nn.AdaptiveAvgPool2d)]
-    assert features[:place](images).shape == (1, 512, 7, 7)
-    assert features(images).shape == (1, 4096)
-    maps = torch.randn(2, 3, 7, 7)
-    assert torch.equal(features[place](maps), maps)
-
-
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     module = build("vgg11", {"stages": [[64], [128], [256, 256]], "hidden": [512], "pool_size": 2})
@@ -98,23 +66,12 @@ def test_initial_weights() -> None:
     assert not any(layer.get_parameter("bias").any() for layer in convolutions + linears)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_features_of_small_images_are_averaged_maps(batch_norm: bool) -> None:
+@pytest.mark.parametrize("pool", ["average", "max"])
+def test_form_for_short_training_is_a_sequence_of_layers(pool: str) -> None:
     torch.manual_seed(0)
-    module = build("vgg11", SMALL | {"batch_norm": batch_norm}).eval()
-    features, head = module.get_submodule("features"), module.get_submodule("head")
-    assert isinstance(features, nn.Sequential)
-    images = torch.randn(2, 3, 32, 32)
-    maps = features[:-2](images)
-    assert maps.shape == (2, 256, 2, 2)
-    torch.testing.assert_close(features(images), maps.mean(dim=(2, 3)))
-    assert [type(layer) for layer in head.children()] == [nn.Dropout, nn.Linear]
-
-
-def test_form_for_short_training_is_a_sequence_of_layers() -> None:
-    torch.manual_seed(0)
-    config = {"stem": [6, 3], "stages": [[4, 5], [7]], "activation": "gelu", "halve": "first", "pool": "max"}
-    module = build("vgg11-bn", SMALL | config).eval()
+    config = {"stem": [6, 3], "stages": [[4, 5], [7]], "activation": "gelu", "halve": "first", "pool": pool}
+    small = {"hidden": [], "pool_size": 1, "num_classes": 10, "image_size": 32}
+    module = build("vgg11-bn", small | config).eval()
     images = torch.randn(2, 3, 32, 32)
     layers = layers_of(module, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
     stem, first, norm1, second, norm2, third, norm3, linear = layers
@@ -124,19 +81,5 @@ def test_form_for_short_training_is_a_sequence_of_layers() -> None:
     maps = F.gelu(norm2(second(maps)))
     maps = F.gelu(norm3(F.max_pool2d(third(maps), 2)))
     assert maps.shape == (2, 7, 7, 7)
-    torch.testing.assert_close(module(images), linear(maps.amax(dim=(2, 3))))
-
-
-def test_features_are_the_last_hidden_layer() -> None:
-    torch.manual_seed(0)
-    module = build("vgg11", SMALL | {"hidden": [48, 40], "pool_size": 2, "dropout": 0.25})
-    features = module.get_submodule("features")
-    assert isinstance(features, nn.Sequential)
-    kinds = [type(layer) for layer in features[-6:]]
-    assert kinds == [nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU]
-    assert drop_rates(module) == [0.25, 0.25]
-    images = torch.randn(2, 3, 32, 32)
-    assert features(images).shape == (2, 40)
-    assert not torch.equal(module(images), module(images))
-    module.eval()
-    assert torch.equal(module(images), module(images))
+    pooled = maps.amax(dim=(2, 3)) if pool == "max" else maps.mean(dim=(2, 3))
+    torch.testing.assert_close(module(images), linear(pooled))

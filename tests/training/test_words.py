@@ -23,7 +23,7 @@ from training.datasets.faces import split_of
 from training.datasets.misspellings import KEYS, KINDS, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
-from training.losses.mined import triplet_loss
+from training.losses.recipe_losses import triplet_loss
 from training.recipe.config import read_recipe
 from training.recipe.words_config import WordsRecipe
 from training.words import SpellingTask

@@ -38,16 +38,15 @@ RuntimeFactory = Callable[[nn.Module, ModelCard], Runtime]
 Timing = tuple[str, int]  # runtime, batch size
 
 
-def _torch(module: nn.Module, _: ModelCard) -> Runtime:
-    return TorchRuntime(module, default_device())
-
-
 def _openvino(module: nn.Module, card: ModelCard) -> Runtime:
     return OpenVinoRuntime(module, card.preprocess.shape, "f32", card.sha256, runs_folder() / "cache" / "compiled")
 
 
 # The plot shows the latency of the first.
-RUNTIMES: dict[str, RuntimeFactory] = {"OpenVINO float32": _openvino, "torch float32": _torch}
+RUNTIMES: dict[str, RuntimeFactory] = {
+    "OpenVINO float32": _openvino,
+    "torch float32": lambda module, _: TorchRuntime(module, default_device()),
+}
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def fitting(weights: Path, dataset: str) -> list[Path]:
         DataError: there is none, or no such data set. CheckpointError: an invalid card.
     """
     classes = images.find(dataset, "test").classes
-    folders = sorted(path.parent for path in weights.glob(f"*/{checkpoint.CARD_FILE}"))
-    cards = {folder: checkpoint.read_card(folder) for folder in folders}
+    paths = sorted(weights.glob(f"*/{checkpoint.CARD_FILE}"))
+    cards = {path.parent: checkpoint.read_card(path.parent) for path in paths}
     fit = [folder for folder, card in cards.items() if card.task == "classify" and card.classes == classes]
     if not fit:
-        raise DataError(f"none of the {len(folders)} models in {weights} has the classes of {dataset}: {classes}")
+        raise DataError(f"none of the {len(cards)} models in {weights} has the classes of {dataset}: {classes}")
     return fit
 
 
@@ -106,16 +105,17 @@ def measure(folders: Sequence[Path], dataset: str, rounds: int) -> list[Entry]:
         card, metrics = measure_classifier(folder, dataset)
         figures = {metric.name: metric.value for metric in metrics}
         module, _ = checkpoint.load(folder)
-        entry = Entry(
-            card=card,
-            accuracy=figures["accuracy"],
-            accuracy_tta=figures.get("accuracy_tta"),
-            ece=figures["ece"],
-            macs=macs(module, card.preprocess.shape),
-            file_size=(folder / checkpoint.WEIGHTS_FILE).stat().st_size,
-            latency=latencies[folder],
+        entries.append(
+            Entry(
+                card=card,
+                accuracy=figures["accuracy"],
+                accuracy_tta=figures.get("accuracy_tta"),
+                ece=figures["ece"],
+                macs=macs(module, card.preprocess.shape),
+                file_size=(folder / checkpoint.WEIGHTS_FILE).stat().st_size,
+                latency=latencies[folder],
+            )
         )
-        entries.append(entry)
     return sorted(entries, key=lambda entry: -entry.accuracy)
 
 
@@ -139,22 +139,9 @@ def _latencies(folders: Sequence[Path], dataset: str, rounds: int) -> dict[Path,
 
 def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
     """Return the table after an explanation."""
-    timing = list(entries[0].latency)
     heads = ["model", "accuracy", "with TTA", "ECE", "parameters", "MACs", "file"]
-    heads += [f"{runtime}, batch {size}" for runtime, size in timing]
-    rows = []
-    for entry in entries:
-        cells = [
-            entry.card.name,
-            f"{100 * entry.accuracy:.2f} %",
-            "" if entry.accuracy_tta is None else f"{100 * entry.accuracy_tta:.2f} % ({_tta(entry.card)})",
-            f"{entry.ece:.4f}",
-            f"{entry.card.parameters / 1e6:.2f} M",
-            f"{entry.macs / 1e6:.1f} M",
-            f"{entry.file_size / 1e6:.2f} MB",
-            *(f"{entry.latency[key]:.2f} ms" for key in timing),
-        ]
-        rows.append(cells)
+    heads += [f"{runtime}, batch {size}" for runtime, size in entries[0].latency]
+    rows = [_row(entry) for entry in entries]
     about = (
         f"On the test split of {dataset}, by `python -m training.evaluate compare --data {dataset}`. ECE is taken at\n"
         "the card's temperature, without test-time augmentation (TTA). Latencies are per image of a batch,\n"
@@ -164,8 +151,19 @@ def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
     return f"{about}\n\n{table(heads, rows)}"
 
 
-def _tta(card: ModelCard) -> str:
-    return f"{card.tta}, {VIEWS[card.tta]} views"
+def _row(entry: Entry) -> list[str]:
+    card = entry.card
+    tta = entry.accuracy_tta
+    return [
+        card.name,
+        f"{100 * entry.accuracy:.2f} %",
+        "" if tta is None else f"{100 * tta:.2f} % ({card.tta}, {VIEWS[card.tta]} views)",
+        f"{entry.ece:.4f}",
+        f"{card.parameters / 1e6:.2f} M",
+        f"{entry.macs / 1e6:.1f} M",
+        f"{entry.file_size / 1e6:.2f} MB",
+        *(f"{latency:.2f} ms" for latency in entry.latency.values()),
+    ]
 
 
 def draw(entries: Sequence[Entry], dataset: str) -> bytes:

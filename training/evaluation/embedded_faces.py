@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from models.align import align
 from models.card import ModelCard
-from models.detector import CenterFaceDetector, Detector, Pixels
+from models.detection_scale import CenterFaceDetector
+from models.detector import Detector, Pixels
 from models.matching import Matching
 from models.runtime import prepare
 from training.core import weights

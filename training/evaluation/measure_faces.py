@@ -241,10 +241,11 @@ def verify(name: str, photos: EmbeddedFaces, pairs: ListedPairs) -> Verification
     """
     similarities = photos.pairs(pairs.positions)
     try:
-        if pairs.fold is None:
-            accuracy = cross_validated_accuracy(similarities, pairs.mated)
-        else:
-            accuracy = accuracy_over_folds(similarities, pairs.mated, pairs.fold)
+        accuracy = (
+            cross_validated_accuracy(similarities, pairs.mated)
+            if pairs.fold is None
+            else accuracy_over_folds(similarities, pairs.mated, pairs.fold)
+        )
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     # Only the photos in the list; LFW has others.

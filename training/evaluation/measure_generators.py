@@ -39,13 +39,6 @@ _ROWS_AT_ONCE = 500
 Pixels = npt.NDArray[np.uint8]
 
 
-class Range(NamedTuple):
-    """The lowest and the highest share, 0..1."""
-
-    low: float
-    high: float
-
-
 class Spread(NamedTuple):
     """Mean distance between images of a class relative to that of real ones: the mean and the least over classes."""
 
@@ -57,8 +50,9 @@ class Spread(NamedTuple):
 class Quality:
     """Figures of a set of images against the real test images. Bounds are in nats per image, shares 0..1.
 
-    `asked` is the share that is recognised as the requested class; `shares` are those of the recognised classes.
-    `inception`, `asked` and `shares` are None without classes, `bounds` (ELBO, IWAE) for all but VAEs.
+    `asked` is the share that is recognised as the requested class; `shares` are the lowest and the highest share of a
+    recognised class. `inception`, `asked` and `shares` are None without classes; `bounds` (ELBO, IWAE) are None for all
+    but VAEs.
     """
 
     name: str
@@ -67,10 +61,9 @@ class Quality:
     manifolds: distribution.Manifolds
     spread: Spread
     inception: float | None = None
-    shares: Range | None = None
+    shares: tuple[float, float] | None = None
     asked: float | None = None
     bounds: tuple[float, float] | None = None
-    card: ModelCard | None = None
 
 
 class Samples(NamedTuple):
@@ -151,7 +144,7 @@ class Reference:
             manifolds=distribution.precision_recall(real[:MANIFOLD_ROWS], extracted.features[:MANIFOLD_ROWS]),
             spread=Spread(float(ratios.mean()), float(ratios.min())),
             inception=distribution.inception_score(extracted.probabilities) if classes else None,
-            shares=Range(float(shares.min()), float(shares.max())) if classes else None,
+            shares=(float(shares.min()), float(shares.max())) if classes else None,
             asked=None if asked is None else float((extracted.labels == asked).double().mean()),
         )
 
@@ -222,7 +215,7 @@ def _measure(
     generated = draw(network, card, samples, SEED)
     quality = reference.compare(card.name, extractor(generated.pixels), generated.labels)
     bounds = held_out_bounds(network, card, *held_out) if isinstance(network, VAE) else None
-    return replace(quality, bounds=bounds, card=card)
+    return replace(quality, bounds=bounds)
 
 
 def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None = None) -> Samples:
@@ -287,8 +280,8 @@ def card_metrics(figures: Figures, group: Group, quality: Quality) -> list[Metri
         "spread": quality.spread.mean,
         "spread_lowest": quality.spread.lowest,
         "inception_score": quality.inception,
-        "share_lowest": quality.shares and quality.shares.low,
-        "share_highest": quality.shares and quality.shares.high,
+        "share_lowest": quality.shares and quality.shares[0],
+        "share_highest": quality.shares and quality.shares[1],
         "asked": quality.asked,
     }
     where = f"{figures.samples:,} samples, {figures.dataset} test ({group.test:,}), {figures.extractor.name}"

@@ -75,13 +75,10 @@ def place_labels(axes: Axes, dots: Sequence[Dot]) -> int:
     figure.draw_without_rendering()
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     occupied = [_covered(axes, dot, figure.dpi / 72) for dot in dots]
-    placed = 0
     for dot in dots:
-        box = _place(axes, dot, occupied, renderer)
-        if box is not None:
+        if (box := _place(axes, dot, occupied, renderer)) is not None:
             occupied.append(box)
-            placed += 1
-    return placed
+    return len(occupied) - len(dots)
 
 
 def _covered(axes: Axes, dot: Dot, scale: float) -> Bbox:

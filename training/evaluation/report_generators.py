@@ -62,7 +62,7 @@ def _spread(row: Quality) -> str:
 
 
 def _shares(row: Quality) -> str:
-    return "" if row.shares is None else f"{100 * row.shares.low:.1f} to {100 * row.shares.high:.1f} %"
+    return "" if row.shares is None else f"{100 * row.shares[0]:.1f} to {100 * row.shares[1]:.1f} %"
 
 
 def _sheets(names: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """Losses of metric learning as functions of tensors.
 
 `contrastive` and `triplet` take distances: those of `pairwise_distances` at the pairs or triplets that
-`training.losses.mining` chose, `distances[anchor, positive]`. Every loss is a scalar with a graph. For a batch without
-pairs or triplets (one identity, one sample) it is 0 with zero gradients. Where vectors coincide and a distance has no
-gradient, its gradient is 0. No loss is NaN.
+`training.losses.mining` selects, `distances[anchor, positive]`. Every loss is a scalar with a graph. For a batch
+without pairs or triplets (one identity, one sample) it is 0 with zero gradients. Where vectors coincide and a distance
+has no gradient, its gradient is 0. No loss is NaN.
 """
 
 from __future__ import annotations
@@ -51,18 +51,14 @@ def contrastive(positive: Tensor, negative: Tensor, margin: float, *, squared: b
     return _mean(positive) + _mean(violation)
 
 
-def triplet(
-    positive: Tensor, negative: Tensor, margin: float, *, squared: bool = False, active_only: bool = False
-) -> Tensor:
+def triplet(positive: Tensor, negative: Tensor, margin: float, *, active_only: bool = False) -> Tensor:
     """Return the mean of max(0, margin + d(a, p) - d(a, n)) over triplets with distances `positive` and `negative` [T].
 
-    `squared` takes d^2, as Schroff, Kalenichenko, Philbin, "FaceNet: A Unified Embedding for Face Recognition and
-    Clustering", CVPR 2015; without it, as Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person
-    Re-Identification", 2017. `active_only` takes the mean over triplets with a loss above zero only, so that
-    learnt ones do not dilute it. If all vectors are equal, the loss is `margin`, with zero gradient.
+    Distances as in Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, or
+    their squares, as in Schroff, Kalenichenko, Philbin, "FaceNet: A Unified Embedding for Face Recognition and
+    Clustering", CVPR 2015. `active_only` takes the mean over triplets with a loss above zero only, so that learnt
+    triplets do not dilute it. If all vectors are equal, the loss is `margin`, with zero gradient.
     """
-    if squared:
-        positive, negative = positive.square(), negative.square()
     losses = F.relu(margin + positive - negative)
     if active_only:
         return losses.sum() / (losses > 0).sum().clamp(min=1)

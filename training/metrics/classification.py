@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import checkpoint
-from models.calibration import expected_calibration_error
 from models.card import Metric, ModelCard
 from models.preprocess import Preprocess
 from models.runtime import Runtime, prepare
@@ -40,6 +39,22 @@ def predict(
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Return the softmax of logits [V, N, K] at the temperature, averaged over views as in serving: [N, K]."""
     return (logits.double() / temperature).softmax(dim=2).mean(dim=0)
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error over equal bins of the top class's confidence: [N, K] and [N] -> 0..1.
+
+    Raises:
+        ValueError: there are no rows, or probabilities are not finite.
+    """
+    if len(labels) == 0 or not torch.isfinite(probabilities).all():
+        raise ValueError("the calibration error needs at least one row of finite probabilities")
+    confidence, predicted = probabilities.max(dim=1)
+    correct = (predicted == labels).double()
+    # Bin k is (k/bins, (k+1)/bins].
+    index = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence.double())
+    return float(gaps.abs().sum() / len(labels))
 
 
 def classification(predicted: Tensor, labels: Tensor) -> dict[str, float]:

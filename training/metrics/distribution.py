@@ -62,35 +62,24 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
     return root
 
 
-def frechet_distance_1d(mean: float, deviation: float, other_mean: float, other_deviation: float) -> float:
-    """Return the Frechet distance of two univariate normals: (m - n)^2 + (s - t)^2."""
-    return (mean - other_mean) ** 2 + (deviation - other_deviation) ** 2
-
-
-def inception_score(probabilities: Tensor, splits: int = 1) -> float:
+def inception_score(probabilities: Tensor) -> float:
     """Return exp of the mean KL divergence of each sample's class probabilities [N, K] from their mean: 1..K.
 
     Salimans et al., "Improved Techniques for Training GANs", NIPS 2016: high if each sample is of one class and all
-    classes occur. One image of each class is enough for that, so the score means little by itself. With `splits`, the
-    mean over that many parts of the rows in order.
+    classes occur. One image of each class is enough for that, so the score means little by itself.
 
     Raises:
-        ValueError: rows that are not probabilities, or fewer rows than parts.
+        ValueError: rows that are not probabilities, or no rows.
     """
-    if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
-        raise ValueError(f"expected probabilities [N, K] with N >= {max(splits, 1)}, got {list(probabilities.shape)}")
     rows = probabilities.double()
-    if not ((rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < 1e-4).all()):
+    if not len(rows) or not ((rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < 1e-4).all()):
         raise ValueError("expected rows of probabilities, at least 0 and with a sum of 1")
-    scores = []
-    for part in rows.tensor_split(splits):
-        divergences = torch.special.xlogy(part, part) - torch.special.xlogy(part, part.mean(dim=0))
-        scores.append(divergences.sum(dim=1).mean().exp())
-    return float(torch.stack(scores).mean())
+    divergences = torch.special.xlogy(rows, rows) - torch.special.xlogy(rows, rows.mean(dim=0))
+    return float(divergences.sum(dim=1).mean().exp())
 
 
-def kernel_distance(first: Tensor, second: Tensor, degree: int = 3) -> float:
-    """Return the unbiased squared maximum mean discrepancy under (x.y / D + 1)^degree; about 0 it may be negative.
+def kernel_distance(first: Tensor, second: Tensor) -> float:
+    """Return the unbiased squared maximum mean discrepancy under (x.y / D + 1)^3; about 0 it may be negative.
 
     Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", ICLR 2018, who call it KID for Inception's
     features. All pairs of [N, D] and [M, D] are used, where the paper averages over subsets.
@@ -100,19 +89,19 @@ def kernel_distance(first: Tensor, second: Tensor, degree: int = 3) -> float:
     """
     left, right = _checked_pair(first, second)
     n, m = len(left), len(right)
-    within = (_kernel_sum(left, left, degree) - _kernel_diagonal(left, degree)) / (n * (n - 1))
-    within += (_kernel_sum(right, right, degree) - _kernel_diagonal(right, degree)) / (m * (m - 1))
-    return within - 2 * _kernel_sum(left, right, degree) / (n * m)
+    within = (_kernel_sum(left, left) - _kernel_diagonal(left)) / (n * (n - 1))
+    within += (_kernel_sum(right, right) - _kernel_diagonal(right)) / (m * (m - 1))
+    return within - 2 * _kernel_sum(left, right) / (n * m)
 
 
-def _kernel_sum(left: Tensor, right: Tensor, degree: int) -> float:
+def _kernel_sum(left: Tensor, right: Tensor) -> float:
     """Return the sum of the kernel over all pairs."""
-    parts = ((part @ right.T / left.shape[1] + 1) ** degree for part in torch.split(left, _ROWS_AT_ONCE))
+    parts = ((part @ right.T / left.shape[1] + 1) ** 3 for part in torch.split(left, _ROWS_AT_ONCE))
     return sum(float(part.sum()) for part in parts)
 
 
-def _kernel_diagonal(rows: Tensor, degree: int) -> float:
-    return float(((rows.square().sum(dim=1) / rows.shape[1] + 1) ** degree).sum())
+def _kernel_diagonal(rows: Tensor) -> float:
+    return float(((rows.square().sum(dim=1) / rows.shape[1] + 1) ** 3).sum())
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> Manifolds:
@@ -150,45 +139,6 @@ def _distances(rows: Tensor, targets: Tensor) -> Iterator[Tensor]:
     """Yield Euclidean distances [<= _ROWS_AT_ONCE, M], block by block; exactly 0 for equal rows."""
     for part in torch.split(rows, _ROWS_AT_ONCE):
         yield torch.cdist(part, targets, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def wasserstein(first: Tensor, second: Tensor) -> Tensor:
-    """Return the 1-Wasserstein (earth mover's) distance between columns: [N, P] and [M, P] -> float64 [P].
-
-    It is the area between the two quantile functions, which are step functions, so N and M may differ.
-
-    Raises:
-        ValueError: see `moments`; widths that differ.
-    """
-    left, right = (rows.sort(dim=0).values for rows in _checked_pair(first, second))
-    n, m = len(left), len(right)
-    # Both functions are constant between the steps k / n and k / m, here in exact units of 1 / (n m).
-    steps = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n])).to(left.device)
-    widths = steps.diff(prepend=steps.new_zeros(1)).double() / (n * m)
-    gaps = (left[(steps - 1) // m] - right[(steps - 1) // n]).abs()
-    areas: Tensor = widths @ gaps
-    return areas
-
-
-def sliced_wasserstein(first: Tensor, second: Tensor, projections: int = 128, seed: int = 0) -> float:
-    """Return the mean of `wasserstein` over random directions, of [N, D] and [M, D].
-
-    Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", JMIV 2015. It is smaller
-    than the distance in D dimensions, by about the square root of D.
-
-    Raises:
-        ValueError: see `wasserstein`.
-    """
-    left, right = _checked_pair(first, second)
-    axes = directions(left.shape[1], projections, seed).to(left.device)
-    return float(wasserstein(left @ axes, right @ axes).mean())
-
-
-def directions(dimensions: int, count: int, seed: int) -> Tensor:
-    """Return uniform random points on the unit sphere: float64 [dimensions, count]."""
-    drawn = torch.randn(dimensions, count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    unit: Tensor = drawn / drawn.norm(dim=0, keepdim=True)
-    return unit
 
 
 def within_class_distance(features: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from models import checkpoint
-from models.card import ModelCard
 from training.core.errors import DataError
 
 _ROWS_AT_ONCE = 256
@@ -59,31 +58,23 @@ class Extractor:
     @property
     def frechet_name(self) -> str:
         """The name of the Frechet distance in these features: FID for those of ImageNet's InceptionV3."""
-        return f"{'FID' if _is_inception(self.card) else 'Frechet distance'} ({self.name})"
+        is_inception = self.card.architecture == "inception-v3" and len(self.card.classes) == _IMAGENET_CLASSES
+        return f"{'FID' if is_inception else 'Frechet distance'} ({self.name})"
 
     @torch.inference_mode()
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> ExtractedFeatures:
         """Extract from images uint8 [N, H, W, C] of any size, grey or RGB, with the card's preprocessing."""
-        features, probabilities = [], []
-        for first in range(0, len(pixels), _ROWS_AT_ONCE):
-            images = torch.stack(
-                [self.card.preprocess(to_image(image)) for image in pixels[first : first + _ROWS_AT_ONCE]]
-            )
-            batch = self._extract(images)
-            features.append(batch.features)
-            probabilities.append(batch.probabilities)
-        return ExtractedFeatures(torch.cat(features), torch.cat(probabilities))
+        starts = range(0, len(pixels), _ROWS_AT_ONCE)
+        batches = [self._extract(pixels[first : first + _ROWS_AT_ONCE]) for first in starts]
+        return ExtractedFeatures(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
-    def _extract(self, images: Tensor) -> ExtractedFeatures:
+    def _extract(self, pixels: npt.NDArray[np.uint8]) -> ExtractedFeatures:
+        images = torch.stack([self.card.preprocess(to_image(image)) for image in pixels])
         if self.card.task == "embed":
             return ExtractedFeatures(self._network(images), torch.zeros(len(images), 0, dtype=torch.float64))
         features: Tensor = self._network.get_submodule("features")(images)
         logits: Tensor = self._network.get_submodule("head")(features)
         return ExtractedFeatures(features, (logits.double() / self.card.temperature).softmax(dim=1))
-
-
-def _is_inception(card: ModelCard) -> bool:
-    return card.architecture == "inception-v3" and len(card.classes) == _IMAGENET_CLASSES
 
 
 def to_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:

@@ -100,10 +100,8 @@ def cross_validated_accuracy(similarities: npt.ArrayLike, same: npt.ArrayLike, f
     values, mated = np.asarray(similarities, np.float64), np.asarray(same, bool)
     if min(mated.sum(), (~mated).sum()) < folds:
         raise ValueError(f"{folds} folds need as many mated and as many non-mated pairs")
-    fold = np.empty(len(values), np.int64)
-    for kind in (mated, ~mated):
-        fold[kind] = np.arange(kind.sum()) % folds
-    return accuracy_over_folds(values, mated, fold)
+    number = np.where(mated, np.cumsum(mated), np.cumsum(~mated)) - 1  # of each pair among those of its kind
+    return accuracy_over_folds(values, mated, number % folds)
 
 
 def accuracy_over_folds(similarities: Floats, same: Flags, fold: Indices) -> tuple[float, float]:

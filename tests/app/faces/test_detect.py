@@ -13,7 +13,8 @@ from PIL import Image
 from app.inference import loader
 from app.settings import PROJECT
 from models import align, checkpoint, detection_scale
-from models.detector import CenterFaceDetector, Face
+from models.detection_scale import CenterFaceDetector
+from models.detector import Face
 from tests.app.embedder import PREPROCESS
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.conftest import encode, photo

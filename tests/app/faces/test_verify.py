@@ -17,7 +17,7 @@ from PIL import Image
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from models import align, checkpoint
-from models.detector import CenterFaceDetector
+from models.detection_scale import CenterFaceDetector
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import MATCHING, PREPROCESS, random_embedder
 from tests.app.face_pictures import grace_hopper, side_by_side

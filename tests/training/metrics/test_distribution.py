@@ -7,8 +7,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import scipy.linalg  # type: ignore[import-untyped]
-import scipy.stats  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -20,13 +18,10 @@ from training.metrics import distribution
 from training.metrics.distribution import (
     Manifolds,
     frechet_distance,
-    frechet_distance_1d,
     inception_score,
     kernel_distance,
     moments,
     precision_recall,
-    sliced_wasserstein,
-    wasserstein,
     within_class_distance,
 )
 
@@ -53,32 +48,15 @@ def test_the_frechet_distance_is_torch_fidelitys() -> None:
 
 def test_the_frechet_distance_of_few_samples_in_many_dimensions_is_symmetric_and_zero_to_itself() -> None:
     few, rest = sample(20, 64), sample(30, 64, seed=1)
-    there, back = (
-        frechet_distance(moments(few), moments(rest)),
-        frechet_distance(moments(rest), moments(few)),
-    )
+    there, back = frechet_distance(moments(few), moments(rest)), frechet_distance(moments(rest), moments(few))
     assert there == pytest.approx(back, rel=1e-6)
     assert frechet_distance(moments(few), moments(few)) == pytest.approx(0, abs=1e-4 * there)
 
 
-def test_univariate_closed_form_agrees_with_the_general_one() -> None:
-    item, other = REAL[:, :1], FAKE[:, :1]
-    deviations = item.double().std(), other.double().std()
-    closed = frechet_distance_1d(
-        float(item.double().mean()), float(deviations[0]), float(other.double().mean()), float(deviations[1])
-    )
-    assert frechet_distance(moments(item), moments(other)) == pytest.approx(closed, rel=NEAR)
-    assert frechet_distance_1d(0, 1, 3, 5) == 25
-
-
 def test_the_inception_score_is_torch_fidelitys() -> None:
     logits = 3 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
-    for splits in (1, 10):
-        reference = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
-        assert inception_score(logits.double().softmax(dim=1), splits) == pytest.approx(reference, rel=NEAR)
-
-
-def test_inception_score_ranges_from_one_to_the_number_of_classes() -> None:
+    reference = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
+    assert inception_score(logits.double().softmax(dim=1)) == pytest.approx(reference, rel=NEAR)
     assert inception_score(torch.eye(10).repeat(3, 1)) == pytest.approx(10)
     assert inception_score(torch.full((7, 10), 0.1)) == pytest.approx(1)
 
@@ -112,12 +90,6 @@ def test_kernel_distance_of_different_sizes_agrees_with_a_loop(monkeypatch: pyte
     assert kernel_distance(item, other) == pytest.approx(float(sum(within) - 2 * between), rel=1e-9)
 
 
-def test_kernel_distance_is_unbiased() -> None:
-    distances = [kernel_distance(sample(50, seed=2 * n), sample(50, seed=2 * n + 1)) for n in range(60)]
-    assert min(distances) < 0 < max(distances)
-    assert abs(np.mean(distances)) < 3 * scipy.stats.sem(distances)
-
-
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "_ROWS_AT_ONCE", 128)
@@ -142,24 +114,6 @@ def test_precision_and_recall_fall_separately() -> None:
     assert precision_recall(both, torch.cat(clusters)) == Manifolds(200 / 300, 1.0)
 
 
-def test_wasserstein_agrees_with_scipy() -> None:
-    for item, other in ((REAL, FAKE), (REAL[:5], FAKE[:7]), (REAL[:6], FAKE[:3])):
-        ours = wasserstein(item, other)
-        reference = [scipy.stats.wasserstein_distance(item[:, n].double(), other[:, n].double()) for n in range(12)]
-        assert ours.tolist() == pytest.approx(reference, rel=NEAR)
-
-
-def test_sliced_wasserstein_averages_uniform_directions() -> None:
-    ways = distribution.directions(12, 40, seed=5).numpy()
-    item, other = REAL.double().numpy(), FAKE.double().numpy()
-    reference = [scipy.stats.wasserstein_distance(item @ way, other @ way) for way in ways.T]
-    assert sliced_wasserstein(REAL, FAKE, projections=40, seed=5) == pytest.approx(np.mean(reference), rel=NEAR)
-    # A shift by v moves each projection by |v cos|, in three dimensions |v| / 2 on average.
-    moved = torch.randn(50, 3) + torch.tensor([0.0, 3.0, 4.0])
-    still = moved - torch.tensor([0.0, 3.0, 4.0])
-    assert sliced_wasserstein(still, moved, projections=20_000) == pytest.approx(2.5, rel=0.02)
-
-
 def test_the_distance_within_a_class_is_that_of_a_plain_loop() -> None:
     labels = torch.tensor([0] * 9 + [1] * 4 + [3])
     rows = REAL[: len(labels)].double()
@@ -170,34 +124,11 @@ def test_the_distance_within_a_class_is_that_of_a_plain_loop() -> None:
     assert within_class_distance(rows, labels, 4).tolist() == pytest.approx([*expected, 0.0, 0.0])
 
 
-def test_single_image_per_class_only_deceives_the_inception_score() -> None:
-    """A good generator samples the clusters of the classes; the other repeats one sample of each."""
-    draw = torch.Generator().manual_seed(0)
-    centres = 10 * torch.randn(10, 16, generator=draw)
-    labels = torch.arange(1000) % 10
-
-    def honest() -> Tensor:
-        return centres[labels] + torch.randn(1000, 16, generator=draw)
-
-    def read(features: Tensor) -> Tensor:
-        return (-torch.cdist(features, centres).square() / 2).softmax(dim=1).double()
-
-    real, fresh = honest(), honest()
-    repeating = honest()[:10][labels]
-    assert inception_score(read(repeating)) > 0.99 * inception_score(read(fresh)) > 9.8
-    truth = moments(real)
-    assert frechet_distance(truth, moments(repeating)) > 10 * frechet_distance(truth, moments(fresh))
-    assert precision_recall(real, fresh).recall > 0.75
-    assert precision_recall(real, repeating).recall == 0
-    spread = within_class_distance(repeating, labels, 10) / within_class_distance(real, labels, 10)
-    assert spread.max() == 0
-
-
 @pytest.mark.parametrize("hollow", [float("nan"), float("inf")])
 def test_non_finite_features_are_refused(hollow: float) -> None:
     broken = FAKE.clone()
     broken[3, 4] = hollow
-    for measure in (kernel_distance, precision_recall, wasserstein, sliced_wasserstein):
+    for measure in (kernel_distance, precision_recall):
         with pytest.raises(ValueError, match="finite"):
             measure(REAL, broken)
     with pytest.raises(ValueError, match="finite"):
@@ -213,7 +144,6 @@ def test_mismatched_shapes_are_refused() -> None:
         precision_recall(REAL[:3], FAKE)
     with pytest.raises(ValueError, match="labels"):
         within_class_distance(REAL, torch.zeros(3), 1)
-    with pytest.raises(ValueError, match="N >= 11"):
-        inception_score(torch.eye(10), splits=11)
-    with pytest.raises(ValueError, match="probabilities"):
-        inception_score(torch.ones(4, 10))
+    for rows in (torch.eye(10)[:0], torch.ones(4, 10)):
+        with pytest.raises(ValueError, match="probabilities"):
+            inception_score(rows)

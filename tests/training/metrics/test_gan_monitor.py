@@ -27,8 +27,8 @@ def digits() -> tuple[Pixels, Tensor]:
     """scikit-learn's 1,797 handwritten digits of 8x8, enlarged to 28x28, shuffled."""
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
-    small = [Image.fromarray((picture * 15.9).astype(np.uint8)) for picture in bunch.images[order]]
-    pixels = np.stack([np.asarray(picture.resize((28, 28), Image.Resampling.BICUBIC)) for picture in small])
+    small = [Image.fromarray((image * 15.9).astype(np.uint8)) for image in bunch.images[order]]
+    pixels = np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) for image in small])
     return pixels[..., None], torch.from_numpy(bunch.target[order])
 
 
@@ -38,9 +38,9 @@ def watch(digits: tuple[Pixels, Tensor]) -> CollapseMonitor:
     return CollapseMonitor(section, Extractor(WEIGHTS), digits[0][:900], seed=0)
 
 
-def jittered(pictures: Pixels, count: int) -> Pixels:
+def jittered(images: Pixels, count: int) -> Pixels:
     """Return `count` copies of a few images with slight noise."""
-    copies = np.resize(pictures, (count, *pictures.shape[1:])).astype(int)
+    copies = np.resize(images, (count, *images.shape[1:])).astype(int)
     noise = np.random.default_rng(1).integers(-6, 7, copies.shape)
     return (copies + noise).clip(0, 255).astype(np.uint8)
 

@@ -1,9 +1,8 @@
-"""Bounds on log p(x), and maximum likelihood as minimum KL."""
+"""Bounds on log p(x) against torch's distributions and a network whose log p(x) is known."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 
 from models.vae import VAE, VAEConfig
 from training.core.seeds import generator
-from training.losses.generative import kl_to_prior, log_likelihood
 from training.metrics.likelihood import bounds
 
 SIZE = {"image_size": 8, "latent": 3, "widths": (4, 8), "hidden": 0}
@@ -34,30 +32,17 @@ def drawn(count: int, num_classes: int = 0) -> tuple[Tensor, Tensor]:
     return torch.rand(count, 1, 8, 8, generator=draw), labels[:, :num_classes]
 
 
-def test_the_kl_is_that_of_torchs_distributions_and_of_monte_carlo() -> None:
-    draw = torch.Generator().manual_seed(0)
-    mean, log_variance = (torch.randn(5, 4, generator=draw, dtype=torch.float64) for _ in range(2))
-    posterior, prior = Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)
-    expected = kl_divergence(posterior, Normal(torch.zeros(()).double(), 1.0)).sum(dim=1)
-    assert kl_to_prior(mean, log_variance).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
-    torch.manual_seed(0)
-    samples = posterior.sample((100_000,))  # type: ignore[no-untyped-call]
-    ratios = (posterior.log_prob(samples) - prior.log_prob(samples)).sum(dim=2)  # type: ignore[no-untyped-call]
-    error = ratios.std(dim=0) / math.sqrt(len(ratios))
-    assert ((ratios.mean(dim=0) - expected).abs() < 4 * error).all()
-
-
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("num_classes", [0, 4])
 def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_classes: int) -> None:
     vae = small(likelihood, num_classes)
-    pictures, labels = drawn(3, num_classes)
+    images, labels = drawn(3, num_classes)
     if likelihood == "bernoulli":
-        pictures = pictures.round()  # torch's Bernoulli takes no greys
-    result = bounds(vae, pictures, labels, samples=200, seed=7)
+        images = images.round()  # torch's Bernoulli takes no greys
+    result = bounds(vae, images, labels, samples=200, seed=7)
     with torch.no_grad():
         for row in range(3):
-            mean, log_variance = vae.posterior(pictures[row : row + 1], labels[row : row + 1])
+            mean, log_variance = vae.posterior(images[row : row + 1], labels[row : row + 1])
             posterior = Independent(Normal(mean[0].double(), (log_variance[0].double() / 2).exp()), 1)
             prior = Independent(Normal(torch.zeros(3).double(), 1.0), 1)
             noise = torch.randn(200, 3, generator=generator(7, "posterior", row)).double()
@@ -66,7 +51,7 @@ def test_both_bounds_are_those_of_torchs_distributions(likelihood: str, num_clas
             pixels: Bernoulli | Normal = Bernoulli(logits=logits)
             if vae.log_scale is not None:
                 pixels = Normal(logits.sigmoid(), vae.log_scale.double().exp())
-            reconstruction = Independent(pixels, 3).log_prob(pictures[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
+            reconstruction = Independent(pixels, 3).log_prob(images[row].double().expand_as(logits))  # type: ignore[no-untyped-call]
             elbo = float(reconstruction.mean() - kl_divergence(posterior, prior))
             terms = reconstruction + prior.log_prob(latents) - posterior.log_prob(latents)  # type: ignore[no-untyped-call]
             assert float(result.elbo[row]) == pytest.approx(elbo, rel=1e-4)
@@ -87,8 +72,8 @@ class Linear(VAE):
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.variance) / 2).double())
         self.covariance = torch.linalg.inv(torch.eye(2).double() + self.weights.T @ self.weights / self.variance)
 
-    def posterior(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (pictures.flatten(1) - self.offset) @ self.weights / self.variance @ self.covariance
+    def posterior(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (images.flatten(1) - self.offset) @ self.weights / self.variance @ self.covariance
         return mean, (self.covariance.diagonal().log() + 0.5).expand_as(mean)
 
     def decode_logits(self, latents: Tensor, labels: Tensor) -> Tensor:
@@ -103,9 +88,9 @@ def test_importance_weighted_bound_rises_from_elbo_to_likelihood() -> None:
     vae = Linear()
     torch.manual_seed(4)
     flat = vae.marginal.sample((6,))
-    truth, pictures, none = vae.marginal.log_prob(flat), flat.reshape(6, 1, 2, 2), torch.zeros(6, 0)  # type: ignore[no-untyped-call]
-    few, more = (bounds(vae, pictures, none, samples=count).importance_weighted for count in (8, 512))
-    many = bounds(vae, pictures, none, samples=4096)
+    truth, images, none = vae.marginal.log_prob(flat), flat.reshape(6, 1, 2, 2), torch.zeros(6, 0)  # type: ignore[no-untyped-call]
+    few, more = (bounds(vae, images, none, samples=count).importance_weighted for count in (8, 512))
+    many = bounds(vae, images, none, samples=4096)
     assert many.elbo.mean() < few.mean() < more.mean() < truth.mean() + 0.01
     assert (many.elbo < truth).all()
     assert many.importance_weighted.tolist() == pytest.approx(truth.tolist(), abs=0.05)
@@ -113,44 +98,13 @@ def test_importance_weighted_bound_rises_from_elbo_to_likelihood() -> None:
 
 def test_bounds_depend_only_on_seed_and_image() -> None:
     vae = small()
-    pictures, labels = drawn(7)
-    combined = bounds(vae, pictures, labels, samples=500)
-    again = bounds(vae, pictures[:2], labels[:2], samples=500)
+    images, labels = drawn(7)
+    combined = bounds(vae, images, labels, samples=500)
+    again = bounds(vae, images[:2], labels[:2], samples=500)
     assert again.importance_weighted.tolist() == pytest.approx(combined.importance_weighted[:2].tolist(), rel=1e-6)
-    assert bounds(vae, pictures, labels, samples=500, seed=1).elbo.tolist() != combined.elbo.tolist()
+    assert bounds(vae, images, labels, samples=500, seed=1).elbo.tolist() != combined.elbo.tolist()
 
 
 def test_no_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         bounds(small(), *drawn(2), samples=0)
-
-
-def minimum(target: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
-    """Where a smooth function of two numbers is least."""
-    parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def evaluate() -> Tensor:
-        optimizer.zero_grad()
-        loss = target(parameters)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(evaluate)  # type: ignore[no-untyped-call]
-    return parameters.detach()
-
-
-def test_maximum_likelihood_normal_minimises_kl() -> None:
-    """Of a decoder of one pixel, by its log-likelihood of data, and by torch's KL from the data's own normal."""
-    data = 0.3 + 0.05 * torch.randn(500, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
-    truth = Normal(data.mean(), data.std(correction=0))
-
-    def surprise(parameters: Tensor) -> Tensor:
-        return -log_likelihood(parameters[0].expand(500, 1, 1, 1), data, parameters[1]).mean()
-
-    def divergence(parameters: Tensor) -> Tensor:
-        return kl_divergence(truth, Normal(parameters[0].sigmoid(), parameters[1].exp()))
-
-    likeliest, nearest = minimum(surprise, [0.0, 0.0]), minimum(divergence, [0.0, 0.0])
-    assert likeliest.tolist() == pytest.approx(nearest.tolist(), rel=1e-4)
-    assert float(nearest[1].exp()) == pytest.approx(0.05, rel=0.1)

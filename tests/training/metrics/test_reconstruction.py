@@ -1,4 +1,4 @@
-"""PSNR and SSIM of restored pictures."""
+"""PSNR and SSIM of restored images."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def test_psnr_agrees_with_scikit_image(channels: int) -> None:
         for item, other in zip(clean.double(), restored.double(), strict=True)
     ]
     assert psnr(restored, clean).tolist() == pytest.approx(reference, rel=1e-6)
+    assert psnr(clean, clean).tolist() == pytest.approx([80.0] * 3)
 
 
 def windowed(restored: np.ndarray, clean: np.ndarray) -> float:

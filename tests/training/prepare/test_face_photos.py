@@ -15,7 +15,8 @@ from PIL import Image
 
 from models import checkpoint
 from models.align import QualityThresholds
-from models.detector import CenterFaceDetector, Face
+from models.detection_scale import CenterFaceDetector
+from models.detector import Face
 from tests.conftest import encode, photo
 from tests.models.centerface import opencv_crop
 from tests.training.conftest import head, save_photo

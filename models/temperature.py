@@ -1,4 +1,4 @@
-"""Fit and measure calibration: of predictions with a confidence of 0.8, eight in ten should be correct."""
+"""Fit the temperature of a classifier: of predictions with a confidence of 0.8, eight in ten should be correct."""
 
 from __future__ import annotations
 
@@ -30,19 +30,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(log_t.detach().exp().clamp(0.05, 20.0))
-
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """The expected calibration error over equal bins of the top class's confidence: [N, K] and [N] -> 0..1.
-
-    Raises:
-        ValueError: if there are no rows, or probabilities are not finite.
-    """
-    if len(labels) == 0 or not torch.isfinite(probabilities).all():
-        raise ValueError("the calibration error needs at least one row of finite probabilities")
-    confidence, predicted = probabilities.max(dim=1)
-    correct = (predicted == labels).double()
-    # Bin k is (k/bins, (k+1)/bins].
-    index = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence.double())
-    return float(gaps.abs().sum() / len(labels))
