@@ -33,7 +33,7 @@ from app.middleware.authentication import Authentication
 from app.middleware.disconnect import Disconnect
 from app.middleware.host_and_origin import HeadAsGet, HostAndOrigin, SubPath, refuse_exposure, with_cors
 from app.middleware.load_shedding import Capacity, CapacityGuard, LoadShedding
-from app.middleware.request_body import BodyBudget, BodyLimit, BodyTimeout
+from app.middleware.request_body import BodyBudget, BodyLimit
 from app.middleware.request_log import RequestLog
 from app.middleware.routing import FastPath, RouteTable
 from app.models_api import routes as models_api
@@ -144,10 +144,9 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Me
         raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {root_path} is a path of the service itself")
     app.add_middleware(FastPath, routes=routes)
     app.add_middleware(Disconnect)
-    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, budget=budget)
     app.add_middleware(CapacityGuard, capacity=capacity)
-    app.add_middleware(BodyTimeout, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
+    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
+    app.add_middleware(BodyLimit, settings=settings, budget=budget)
     app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics)
     app.add_middleware(with_cors, settings=settings)
     app.add_middleware(HostAndOrigin, settings=settings)

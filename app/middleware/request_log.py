@@ -46,9 +46,6 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; `scope["state"]["timings"]` records its stages."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         # "began": when the head was complete, set by our HTTP protocol. The event loop may have run other tasks since.
         started: float = scope["state"].get("began") or time.perf_counter()
         stages = timings.start()

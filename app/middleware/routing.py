@@ -106,9 +106,9 @@ class FastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond, or pass the request on."""
-        route = scope["state"]["route"] if scope["type"] == "http" else None
-        read = self.query_readers.get(route) if route else None
-        if route is None or read is None:
+        route = scope["state"]["route"]
+        read = self.query_readers.get(route)
+        if read is None:
             await self.app(scope, receive, send)
             return
         endpoint: Any = route.route.endpoint
