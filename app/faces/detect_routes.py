@@ -10,8 +10,7 @@ from app import errors
 from app.auth.scopes import INFER
 from app.faces.dependencies import faces
 from app.faces.schemas import DetectParams, DetectResponse
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(prefix="/faces", tags=["faces"], dependencies=INFER)

@@ -11,8 +11,7 @@ from app.auth.scopes import INFER
 from app.faces.dependencies import embeddings_request, faces
 from app.faces.request_bodies import EMBEDDINGS_BODY
 from app.faces.schemas import EmbedParams, EmbedResponse
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["faces"], dependencies=INFER)

@@ -26,8 +26,7 @@ from app.gallery.schemas import (
     SubjectProperties,
 )
 from app.gallery.search_schemas import FeedbackInfo, FeedbackList, SubjectVerification, SubjectVerifyParams
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])

@@ -10,8 +10,7 @@ from app import dependencies, errors
 from app.auth.scopes import INFER
 from app.gallery.dependencies import gallery_service
 from app.gallery.search_schemas import SearchParams, SearchResponse
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"], dependencies=INFER)

@@ -21,7 +21,9 @@ from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMedia
 from app.images import large_json
 from app.images.decoding import LARGE_BYTES
 from app.images.large_json import ParsedJson
+from app.observability import timings
 from app.schemas import ImageInput
+from app.settings import Settings
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -69,30 +71,44 @@ class Images:
     is_list: bool
 
 
-async def read_images(request: Request, max_images: int, run_cpu: RunCpu) -> Images:
-    """Return the images of a request. Large JSON is parsed by `run_cpu`.
+def run_cpu(request: Request) -> RunCpu:
+    """Return the function that runs CPU work off the event loop."""
+    function: RunCpu = request.app.state.model_manager.executors.run_cpu
+    return function
+
+
+def max_images(request: Request) -> int:
+    """Return the largest number of images that a request may have."""
+    settings: Settings = request.app.state.settings
+    return settings.max_images
+
+
+async def images(request: Request) -> Images:
+    """Return the images of a request, for routes that take any number of them. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
+    return await timings.timed("receive", _read_images(request, max_images(request)))
+
+
+async def _read_images(request: Request, limit: int) -> Images:
     content_type = media_type(request)
     with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, (FILE_PART,), max_images)
-            images = Images(tuple(data for _, data in files), is_list=len(files) > 1)
-        elif content_type == "application/json":
-            images = await read_json(
+            files = await read_files(request, (FILE_PART,), limit)
+            return Images(tuple(data for _, data in files), is_list=len(files) > 1)
+        if content_type == "application/json":
+            return await read_json(
                 request,
                 ImageInput,
                 INPUT_EXAMPLE,
-                lambda body: json_images(body, body.value.input, max_images),
-                run_cpu,
+                lambda body: json_images(body, body.value.input, limit),
+                run_cpu(request),
             )
-        elif content_type.startswith("image/"):
-            images = raw_image(await request.body())
-        else:
-            raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    return check_count(images, max_images)
+        if content_type.startswith("image/"):
+            return raw_image(await request.body())
+    raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
 
 
 def media_type(request: Request) -> str:

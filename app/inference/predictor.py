@@ -159,16 +159,13 @@ class Predictor:
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
-        started = time.perf_counter()
 
         def work() -> T | Continuation[T]:
             image = open_image(data, self._limits)
             rest = Continuation(lambda: prepare(load(image, data, min_side, keep_alpha=keep_alpha)))
             return rest if is_large(image, data) else rest.function()
 
-        prepared = await self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES)
-        timings.record("decode", time.perf_counter() - started)
-        return prepared
+        return await timings.timed("decode", self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES))
 
     async def map(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Return `function` of each item, computed in the CPU thread pool; for work of milliseconds per item.

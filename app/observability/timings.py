@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Awaitable
 from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Timings:
@@ -39,3 +44,11 @@ def record(stage: str, seconds: float) -> None:
     """Record the stage's duration for the current request; do nothing outside a request, as in background work."""
     if (timings := _CURRENT.get()) is not None:
         timings.record(stage, seconds)
+
+
+async def timed(stage: str, work: Awaitable[T]) -> T:
+    """Await `work`, record its time as that of the stage, and return its result."""
+    started = time.perf_counter()
+    result = await work
+    record(stage, time.perf_counter() - started)
+    return result

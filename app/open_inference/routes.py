@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.images.responses import describe_files, file_response
 from app.middleware.routing import counts_toward_capacity
+from app.observability import timings
 from app.open_inference.messages import INFER_BODY, OCTET_STREAM, Message, read_message
 from app.open_inference.schemas import (
     IndexedModel,
@@ -61,7 +62,7 @@ def open_inference(request: Request) -> OpenInference:
 
 async def message(request: Request) -> Message:
     """Return the message of the request; see `read_message`."""
-    return await dependencies.timed_receive(read_message(request))
+    return await timings.timed("receive", read_message(request))
 
 
 @router.get("", dependencies=INFER, responses=READING)

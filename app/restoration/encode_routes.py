@@ -10,9 +10,8 @@ from app import errors
 from app.auth.scopes import INFER
 from app.generation.schemas import EncodeParams, EncodeResponse, ReconstructParams, ReconstructResponse
 from app.images.encoding import PNG
-from app.images.request import images
 from app.images.responses import describe_files, file_response
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 from app.restoration.dependencies import restoration
 
