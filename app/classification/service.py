@@ -14,8 +14,7 @@ from torch import Tensor
 from app.classification.schemas import Classified, ClassifyParams, ClassifyResponse, Digit, DigitString, Prediction
 from app.errors import Unprocessable
 from app.images.uploads import Images
-from app.inference.loaded_model import LoadedModel
-from app.inference.loader import Item
+from app.inference.loaded_model import Item, LoadedModel
 from app.inference.predictor import Predictor
 from models.card import ModelCard
 from models.digit_segmentation import Lattice, build_lattice
@@ -68,7 +67,7 @@ class Classification:
 
         process = read_string if params.sequence else classify_image
         items = await self._predictor.for_each_image(images, process)
-        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(items))
+        return ClassifyResponse(model=model.card.name, version=model.version, data=list(items))
 
     async def _read_string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
         card = model.card

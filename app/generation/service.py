@@ -231,5 +231,5 @@ def _classes_or_all(card: ModelCard, labels: list[str], count: int) -> list[int]
 
 def _cache_headers(model: LoadedModel, route: str, query: dict[str, object]) -> dict[str, str]:
     """Return the headers of a reproducible response; its ETag depends on the weights and library versions."""
-    parts = model.card.sha256, model.runtime, runtime.signature(), np.__version__, route, query
+    parts = model.card.sha256, model.runtime.name, runtime.signature(), np.__version__, route, query
     return {"ETag": encoding.etag(*parts), "Cache-Control": "no-cache"}

@@ -28,8 +28,7 @@ from app.images.decoding import (
 from app.images.uploads import Images
 from app.inference.batcher import BatchResult, Priority
 from app.inference.executors import Continuation
-from app.inference.loaded_model import LoadedModel
-from app.inference.loader import Item
+from app.inference.loaded_model import Item, LoadedModel
 from app.inference.model_manager import ModelManager
 from app.observability import timings
 from app.schemas import Failed

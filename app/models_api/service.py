@@ -41,8 +41,8 @@ class Models:
             default=self._model_manager.is_default(card),
             loaded=bool(submodels),
             memory_bytes=self._memory(card),
-            runtime=submodels[0].runtime if submodels else None,
-            choosing=any(submodel.selecting_runtime for submodel in submodels),
+            runtime=submodels[0].runtime.name if submodels else None,
+            choosing=any(submodel.choice for submodel in submodels),
             card=card,
         )
 
@@ -80,4 +80,4 @@ class Models:
         )
 
     def _memory(self, card: ModelCard) -> int:
-        return sum(submodel.size for submodel in self._model_manager.cache.submodels(card.name))
+        return sum(submodel.runtime.size for submodel in self._model_manager.cache.submodels(card.name))

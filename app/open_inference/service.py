@@ -20,7 +20,7 @@ from app.images.decoding import LARGE_BYTES
 from app.images.encoding import EncodedFile
 from app.images.tiling import SIDE
 from app.inference import class_labels
-from app.inference.loader import Item
+from app.inference.loaded_model import Item
 from app.inference.predictor import Predictor, gather
 from app.inference.submodels import size_multiple
 from app.observability import timings

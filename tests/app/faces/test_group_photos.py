@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.gallery import embedding_pipeline
-from app.inference import loader
+from app.inference import loaded_model
 from app.inference.executors import FairThreadPool
 from app.inference.model_manager import ModelManager
 from app.inference.predictor import MAP_CHUNK_SIZE, MAX_QUEUED_TILES, Predictor
@@ -135,13 +135,13 @@ def test_scale_and_min_face(running: TestClient) -> None:
 def test_few_tiles_of_large_photos_are_queued(running: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a small photo would wait for a whole batch of tiles."""
     sizes = []
-    run_by_shape = loader.run_by_shape
+    run_by_shape = loaded_model.run_by_shape
 
     def recorded(preprocess: Any, network: Any, items: Any) -> Any:
         sizes.append(len(items))
         return run_by_shape(preprocess, network, items)
 
-    monkeypatch.setattr(loader, "run_by_shape", recorded)
+    monkeypatch.setattr(loaded_model, "run_by_shape", recorded)
     files = [("file", (f"{number}.png", encode(small_faces()[0].resize((4000, 640))))) for number in range(2)]
     assert running.post("/faces/detect", files=files).is_success
     assert sum(sizes) >= 2 * (1 + 3)

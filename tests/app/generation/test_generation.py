@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from app.generation.service import slerp
 from app.images import encoding
-from app.inference.loader import run_padded
+from app.inference.loaded_model import run_padded
 from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
 from app.main import create_app
 from app.settings import PROJECT, Settings

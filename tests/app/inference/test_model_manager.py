@@ -112,7 +112,7 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
     monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
-        assert (model.runtime, model.selecting_runtime) == ("torch-cpu-float32", True)
+        assert (model.runtime.name, model.choice is None) == ("torch-cpu-float32", False)
         first = float((await model.infer(IMAGE, 10)).output[0])
         await asyncio.to_thread(started.wait, 10)
         requests = [asyncio.create_task(infer_until_switched(model)) for _ in range(20)]
@@ -121,7 +121,7 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
         for outputs in await asyncio.gather(*requests):
             assert outputs[:-1] == [pytest.approx(first, abs=1e-5)] * (len(outputs) - 1)
             assert outputs[-1] == 7
-        assert (model.runtime, model.selecting_runtime) == ("constant", False)
+        assert (model.runtime.name, model.choice is None) == ("constant", True)
 
 
 @async_test
@@ -132,8 +132,8 @@ async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeyp
     monkeypatch.setattr(RuntimeSelector, "select", made)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
-        await until(lambda: not model.selecting_runtime)
-        assert model.runtime == "torch-cpu-float32"
+        await until(lambda: model.choice is None)
+        assert model.runtime.name == "torch-cpu-float32"
         assert (await model.infer(IMAGE, 10)).output.shape == (10,)
 
 
@@ -151,7 +151,7 @@ async def test_stopping_cancels_the_selection(settings: Settings, monkeypatch: p
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: bool(steps))
-    assert model.runtime == "torch-cpu-float32"
+    assert model.runtime.name == "torch-cpu-float32"
 
 
 @async_test
@@ -191,7 +191,7 @@ async def test_models_alternate_on_the_compute_thread(settings: Settings) -> Non
         gate = threading.Event()
         models = {name: await manager.load(name, "classify") for name in ("tiny", "other")}
         for name, model in models.items():
-            model.set_runtime(RecordingRuntime(name, batches, gate))
+            model.runtime = RecordingRuntime(name, batches, gate)
         many = [asyncio.create_task(models["tiny"].infer(IMAGE, 10)) for _ in range(400)]
         await until(lambda: len(batches) == 1)
         few = [asyncio.create_task(models["other"].infer(IMAGE, 10)) for _ in range(12)]
@@ -228,7 +228,7 @@ def test_image_over_device_memory_is_a_503_and_degrades_the_service(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager: ModelManager = client.app.state.model_manager  # type: ignore[attr-defined]
-    manager.cache.submodels("tiny")[0].set_runtime(FullRuntime())
+    manager.cache.submodels("tiny")[0].runtime = FullRuntime()
     response = classify(client)
     assert problem(response) == (503, "out-of-memory")
     assert response.headers["retry-after"] == "60"

@@ -123,7 +123,7 @@ async def test_earlier_requests_get_the_old_weights_and_later_ones_the_new(setti
     async with model_manager(settings) as manager:
         old = await manager.load("tiny", "classify")
         gated = GatedRuntime(TorchRuntime(checkpoint.load(settings.weights / "tiny")[0], torch.device("cpu")))
-        old.set_runtime(gated)
+        old.runtime = gated
         early = [asyncio.create_task(old.infer(IMAGE, 20)) for _ in range(100)]
         await asyncio.to_thread(gated.entered.wait, 10)
         tiny_model(settings.weights, seed=5)
@@ -465,7 +465,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
             assert (await manager.reload("tiny")).change == "reloaded"
             model = await manager.load(None, "classify")
             await model.infer(IMAGE, 10)
-            await until(lambda: not model.selecting_runtime)
+            await until(lambda: model.choice is None)
 
         await manager.start()
         for seed in range(1, 4):  # creates the objects that are created once
@@ -477,7 +477,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
         try:
             for seed in range(4, 54):
                 await reload_and_infer(seed)
-            await until(lambda: len(manager.cache.all_models()) == 1)  # without the garbage collector
+            await until(lambda: len(manager.cache.models) == 1)  # without the garbage collector
         finally:
             gc.enable()
         gc.collect()
@@ -504,10 +504,10 @@ async def test_least_recently_used_model_is_evicted_and_finishes_its_requests(se
         cache.budget = 2 * size
         await manager.start()
         other = await manager.load("other", "classify")
-        assert (cache.used_bytes, other.size) == (2 * size, size)
+        assert (cache.used_bytes, other.runtime.size) == (2 * size, size)
         gated = GatedRuntime(TorchRuntime(nn.Flatten(), torch.device("cpu")), size)
         loading = asyncio.create_task(manager.load("third", "classify"))
-        other.set_runtime(gated)
+        other.runtime = gated
         early = asyncio.create_task(other.infer(IMAGE, 10))
         await asyncio.to_thread(gated.entered.wait, 10)
         await asyncio.sleep(0.01)

@@ -58,7 +58,7 @@ def test_work_of_a_closed_connection_is_not_computed_and_its_capacity_is_release
     with serving_app(app) as url:
         host, port = "127.0.0.1", urlsplit(url).port
         runtime = BlockedRuntime()
-        app.state.model_manager.cache.submodels("tiny")[0].set_runtime(runtime)
+        app.state.model_manager.cache.submodels("tiny")[0].runtime = runtime
         staying = threading.Thread(target=ask)
         staying.start()
         assert runtime.entered.wait(20)
