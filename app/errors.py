@@ -197,7 +197,15 @@ def error_response(path: str, error: VestibuleError, errors: list[FieldError] | 
 
 def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
     """Return the HTTP response for parameters that do not match their schema."""
-    return error_response(path, InvalidParameters(), _field_errors(error))
+    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
+    errors = [
+        FieldError(
+            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
+            detail=item["msg"][:MOST_CHARACTERS],
+        )
+        for item in error.errors()[:MOST_ERRORS]
+    ]
+    return error_response(path, InvalidParameters(), errors)
 
 
 @contextmanager
@@ -218,17 +226,6 @@ class FrameworkError(VestibuleError):
         super().__init__(headers=error.headers)
         phrase = HTTPStatus(error.status_code).phrase
         self.status, self.title, self.type = error.status_code, phrase, phrase.lower().replace(" ", "-")
-
-
-def _field_errors(error: RequestValidationError) -> list[FieldError]:
-    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
-    return [
-        FieldError(
-            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
-            detail=item["msg"][:MOST_CHARACTERS],
-        )
-        for item in error.errors()[:MOST_ERRORS]
-    ]
 
 
 async def _on_vestibule_error(request: Request, error: VestibuleError) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +63,7 @@ class Classification:
             probabilities = _probabilities(logits, model.card.temperature)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
-        async def read_string(index: int, data: bytes) -> DigitString:
-            return await self._read_string(model, index, data)
-
-        process = read_string if params.sequence else classify_image
+        process = partial(self._read_string, model) if params.sequence else classify_image
         items = await self._predictor.for_each_image(images, process)
         return ClassifyResponse(model=model.card.name, version=model.version, data=list(items))
 

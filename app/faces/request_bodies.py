@@ -13,7 +13,6 @@ from app.images.uploads import (
     FILE_SCHEMA,
     INPUT_EXAMPLE,
     Images,
-    RunCpu,
     disconnect_as_bad_request,
     json_images,
     media_type,
@@ -53,8 +52,8 @@ class Pair:
     target: bytes
 
 
-async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
-    """Return the two images of a request, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_pair(request: Request) -> Pair:
+    """Return the two images of a request, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
@@ -72,13 +71,12 @@ async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
                 PicturePair,
                 '{"source": "<base64>", "target": "<base64>"}',
                 lambda body: Pair(body.base64(body.value.source), body.base64(body.value.target)),
-                run_cpu,
             )
     raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
-async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) -> tuple[EmbeddingsRequest, Images]:
-    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_embeddings(request: Request, max_images: int) -> tuple[EmbeddingsRequest, Images]:
+    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -91,5 +89,4 @@ async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) ->
             EmbeddingsRequest,
             INPUT_EXAMPLE,
             lambda body: (body.value, json_images(body, body.value.input, max_images)),
-            run_cpu,
         )

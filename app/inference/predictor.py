@@ -51,10 +51,6 @@ async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return await asyncio.gather(*coroutines)
 
 
-def _apply(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    return [function(item) for item in items]
-
-
 class Predictor:
     """Decodes images and runs models, with requests of one priority."""
 
@@ -175,7 +171,7 @@ class Predictor:
         results: list[T] = []
         for first in range(0, len(items), MAP_CHUNK_SIZE):
             chunk = items[first : first + MAP_CHUNK_SIZE]
-            results += await self.executors.run_cpu(partial(_apply, function, chunk))
+            results += await self.executors.run_cpu(partial(list, map(function, chunk)))
         return results
 
     async def decode_pixels(self, data: bytes, preprocess: Preprocess) -> Item:

@@ -61,7 +61,7 @@ class RequestLog:
                 message["headers"] = [
                     *headers,
                     (b"x-request-id", identifier.encode()),
-                    (b"server-timing", stages.header(time.perf_counter() - started).encode()),
+                    (b"server-timing", timings.header(stages, time.perf_counter() - started).encode()),
                     *(header for header in DEFAULT_HEADERS if header[0] not in names),
                 ]
             await send(message)

@@ -24,7 +24,22 @@ class Models:
         """Return all models, sorted by name."""
         cache = self._model_manager.cache
         memory = ModelMemory(used=cache.used_bytes, leaving=cache.retired_bytes, budget=cache.budget)
-        return ModelList(data=[self._summary(card) for card in self._model_manager.cards.values()], memory=memory)
+        data = [
+            ModelSummary(
+                name=card.name,
+                version=card.version,
+                task=card.task,
+                description=card.description,
+                license=card.license,
+                parameters=card.parameters,
+                classes=len(card.classes),
+                default=self._model_manager.is_default(card),
+                loaded=self._model_manager.is_loaded(card.name),
+                memory_bytes=self._memory(card),
+            )
+            for card in self._model_manager.cards.values()
+        ]
+        return ModelList(data=data, memory=memory)
 
     def model(self, name: str) -> ModelDetail:
         """Return a model's card and state.
@@ -64,20 +79,6 @@ class Models:
             if done.change != "unchanged":
                 await asyncio.to_thread(self._keys.note_reload, now, actor)
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
-
-    def _summary(self, card: ModelCard) -> ModelSummary:
-        return ModelSummary(
-            name=card.name,
-            version=card.version,
-            task=card.task,
-            description=card.description,
-            license=card.license,
-            parameters=card.parameters,
-            classes=len(card.classes),
-            default=self._model_manager.is_default(card),
-            loaded=self._model_manager.is_loaded(card.name),
-            memory_bytes=self._memory(card),
-        )
 
     def _memory(self, card: ModelCard) -> int:
         return sum(submodel.runtime.size for submodel in self._model_manager.cache.submodels(card.name))

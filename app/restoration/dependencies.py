@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from app.images.uploads import max_images, run_cpu
+from app.images.uploads import max_images
 from app.observability import timings
 from app.restoration.request_bodies import DenoiseRequest, read_denoise_request
 from app.restoration.service import Restoration
@@ -18,4 +18,4 @@ def restoration(request: Request) -> Restoration:
 
 async def denoise_request(request: Request) -> DenoiseRequest:
     """Return the images of the request and their references; see `read_denoise_request`."""
-    return await timings.timed("receive", read_denoise_request(request, max_images(request), run_cpu(request)))
+    return await timings.timed("receive", read_denoise_request(request, max_images(request)))

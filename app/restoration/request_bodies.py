@@ -16,7 +16,6 @@ from app.images.uploads import (
     INPUT_EXAMPLE,
     OPTIONAL_FILES_SCHEMA,
     Images,
-    RunCpu,
     check_count,
     disconnect_as_bad_request,
     json_images,
@@ -60,8 +59,8 @@ class DenoiseRequest:
     references: tuple[bytes | VestibuleError | None, ...]
 
 
-async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCpu) -> DenoiseRequest:
-    """Return the images of a request and their references, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_denoise_request(request: Request, max_images: int) -> DenoiseRequest:
+    """Return the images of a request and their references, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -76,7 +75,7 @@ async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCp
             images = Images(items, is_list=len(items) > 1)
         elif content_type == "application/json":
             images, references = await read_json(
-                request, NoisyInput, INPUT_EXAMPLE, lambda body: _json_request(body, max_images), run_cpu
+                request, NoisyInput, INPUT_EXAMPLE, lambda body: _json_request(body, max_images)
             )
         elif content_type.startswith("image/"):
             images = raw_image(await request.body())

@@ -182,7 +182,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _stop_response_timer(self) -> None:
         if self._response_timer is not None:
             self._response_timer.cancel()
-            self._response_timer = None
 
     def _on_head_timeout(self) -> None:
         if self._pending:
