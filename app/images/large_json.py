@@ -177,8 +177,8 @@ def _decode_base64(chunks: Iterator[bytes]) -> bytes:
         whole = max(0, len(text) - 1) // 4 * 4  # keep the last group back: only that one may be padded
         decoded += _decode_groups(text[:whole])
         pending = text[whole:]
-    if len(pending) % 4:
-        pending += b"=" * (-len(pending) % 4) if b"=" not in pending else b""
+    if b"=" not in pending:
+        pending += b"=" * (-len(pending) % 4)
     decoded += _decode_groups(pending, is_last=True)
     if not decoded:
         raise BadRequest("the image is empty")
