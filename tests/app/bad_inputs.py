@@ -129,6 +129,10 @@ def _broken_multipart(body: bytes, boundary: str = "x") -> Callable[[Client], Re
     return _raw(body, f"multipart/form-data; boundary={boundary}")
 
 
+def _declared(length: str) -> Callable[[Client], Response]:
+    return lambda client: client.post(URL, content=b"", headers=JPEG | {"content-length": length})
+
+
 def _text(value: str) -> Any:
     return _json({"input": value})
 
@@ -146,14 +150,12 @@ def cases() -> tuple[Case, ...]:
         Case("no content type", lambda c: c.post(URL, content=b"abc"), 415, "unsupported-media-type"),
         Case("wrong content type", _raw(coffee(), "text/plain"), 415, "unsupported-media-type"),
         Case("text named .jpg", _file(b"hello, I am a text\n" * 50), 415, "unsupported-image"),
-        Case("text as image/jpeg", _raw(b"hello"), 415, "unsupported-image"),
         Case("empty file", _file(b""), 415, "unsupported-image"),
         Case("truncated JPEG", _file(coffee()[:20_000]), 400, "damaged-image"),
         Case("JPEG header only", _raw(coffee()[:20]), 415, "unsupported-image"),
         Case("truncated PNG", _raw(encode(photo("coffee"))[:9_000], "image/png"), 400, "damaged-image"),
         Case("PNG with a flipped byte", _raw(_flipped(encode(photo("coffee"))), "image/png"), 400, "damaged-image"),
         Case("truncated WebP", _raw(encode(photo("coffee"), "WEBP")[:3_000], "image/webp"), 400, "damaged-image"),
-        Case("1x1 PNG", _file(encode(Image.new("RGB", (1, 1)))), 200, None),
         Case("1x20000 PNG", _file(encode(Image.new("RGB", (1, 20_000)))), 200, None),
         Case("30,000 x 30,000 PNG bomb", _file(png_bomb()), 413, "image-too-large"),
         Case("PNG text bomb", _file(text_bomb()), 400, "damaged-image"),
@@ -170,19 +172,16 @@ def cases() -> tuple[Case, ...]:
         Case("multipart without boundary", _raw(b"abc", "multipart/form-data"), 400, "malformed-request"),
         Case("multipart of noise", _broken_multipart(b"\0" * 5_000), 400, "malformed-request"),
         Case("unknown model", _good(URL + "?model=gpt"), 422, "unknown-model"),
-        Case("model is a path", _good(URL + "?model=../../etc/passwd"), 422, "unknown-model"),
         Case("model name of 10,000 letters", _good(f"{URL}?model={big_name}"), 422, "unknown-model"),
         Case("top_k=0", _good(URL + "?top_k=0"), 422, "invalid-parameters"),
-        Case("top_k=10^9", _good(URL + "?top_k=1000000000"), 422, "invalid-parameters"),
-        Case("top_k=NaN", _good(URL + "?top_k=NaN"), 422, "invalid-parameters"),
         Case("top_k of 5,000 digits", _good(f"{URL}?top_k={'9' * 5_000}"), 422, "invalid-parameters"),
         Case("unknown parameter", _good(URL + "?topk=3"), 422, "invalid-parameters"),
         Case("tta where the model has none", _good(URL + "?tta=true"), 422, "unprocessable"),
-        Case("sequence=maybe", _good(URL + "?sequence=maybe"), 422, "invalid-parameters"),
         Case("sequence with a model of photos", _good(URL + "?sequence=true"), 422, "unprocessable"),
         Case("sequence with tta", _good(DIGITS + "&tta=true"), 422, "unprocessable"),
         Case("sequence of a line of 5,000 x 2", _raw(line(5_000), "image/png", DIGITS), 422, "unprocessable"),
         Case("sequence of 100,000 columns", _raw(line(100_000), "image/png", DIGITS), 422, "unprocessable"),
+        *(Case(f"length {text}", _declared(text), 413, "body-too-large") for text in ("10000000000", "-1", "many")),
         Case("65 files", _many(65), 413, "too-many-images"),
         Case("100 MB sent chunked", _chunked(100), 413, "body-too-large"),
         Case("one picture of 40 MB", _raw(coffee() + bytes(40 * 2**20)), 413, "image-too-large"),
@@ -190,11 +189,7 @@ def cases() -> tuple[Case, ...]:
         Case("base64 of a text", _text(base64.b64encode(b"hello").decode()), 415, "unsupported-image"),
         Case("data URI that is not base64", _text("data:image/png,abc"), 400, "malformed-request"),
         Case("a URL as input", _text("https://example.org/cat.jpg"), 400, "malformed-request"),
-        Case("a file URL as input", _text("file:///etc/passwd"), 400, "malformed-request"),
-        Case("a path as input", _text("/home/me/cat.jpg"), 400, "malformed-request"),
         Case("a path of base64's characters", _text("/etc/passwd"), 415, "unsupported-image"),
-        Case("many empty inputs", _json({"input": [""] * 300_000}), 413, "body-too-large"),
-        Case("more inputs than any request may have", _json({"input": [""] * 2_000}), 413, "too-many-images"),
         Case("unknown content encoding", _good(**{"content-encoding": "br"}), 415, "unsupported-media-type"),
         Case("gzip that is none", _good(**{"content-encoding": "gzip"}), 400, "malformed-request"),
         Case("gzip bomb", _packed(gzip.compress(bytes(100 * 2**20))), 413, "body-too-large"),
@@ -202,18 +197,12 @@ def cases() -> tuple[Case, ...]:
         Case("empty input", _text(""), 400, "malformed-request"),
         Case("empty list", _json({"input": []}), 400, "malformed-request"),
         Case("nested list", _json({"input": [[b64]]}), 400, "malformed-request"),
-        Case("number as input", _json({"input": 7}), 400, "malformed-request"),
         Case("extra key", _json({"input": b64, "url": "x"}), 400, "malformed-request"),
-        Case("JSON null", _raw(b"null", "application/json"), 400, "malformed-request"),
-        Case("JSON nested 1,000 deep", _raw(b"[" * 1_000, "application/json"), 400, "malformed-request"),
         Case("JSON nested 100,000 deep", _raw(b"[" * 100_000, "application/json"), 413, "body-too-large"),
         Case("JSON cut short", _raw(f'{{"input": "{b64}'.encode(), "application/json"), 400, "malformed-request"),
         Case("JSON that is not UTF-8", _raw(b'{"input": "\xff\xfe"}', "application/json"), 400, "malformed-request"),
         Case("foreign Origin", _good(origin="https://evil.example"), 403, "origin-not-allowed"),
-        Case("Origin null", _good(origin="null"), 403, "origin-not-allowed"),
-        Case("Sec-Fetch-Site cross-site", _good(**{"sec-fetch-site": "cross-site"}), 403, "origin-not-allowed"),
         Case("foreign Host", _good(host="evil.example"), 403, "host-not-allowed"),
-        Case("empty Host", _good(host=""), 403, "host-not-allowed"),
         Case("GET where POST is meant", lambda c: c.get(URL), 405, "method-not-allowed"),
         Case("no such route", lambda c: c.post("/clasify", content=b""), 404, "not-found"),
         Case("no such card", lambda c: c.get("/models/nothing"), 404, "not-found"),

@@ -79,31 +79,6 @@ def test_every_list_in_a_request_is_bounded_and_fails_at_its_first_invalid_item(
     assert seen > 15
 
 
-def arrays(schema: Any, definitions: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
-    """Yield every array in a JSON schema."""
-    if isinstance(schema, list):
-        for below in schema:
-            yield from arrays(below, definitions, seen)
-    if not isinstance(schema, dict):
-        return
-    name = str(schema.get("$ref", "")).rpartition("/")[2]
-    if name and name not in seen:
-        yield from arrays(definitions[name], definitions, seen | {name})
-    if schema.get("type") == "array":
-        yield schema
-    for below in schema.values():
-        yield from arrays(below, definitions, seen)
-
-
-def test_the_openapi_document_bounds_every_array_in_a_request(service: FastAPI) -> None:
-    document = service.openapi()
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            media = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            for array in arrays(media.get("schema"), document["components"]["schemas"]):
-                assert "maxItems" in array, (path, array)
-
-
 def routes_with_parsed_json(service: FastAPI) -> Iterator[tuple[str, str]]:
     """Yield method and path of each route with a JSON body that FastAPI parses."""
     for route in RouteTable(service).all:

@@ -341,15 +341,6 @@ def test_an_aborted_body_is_answered_408(service: FastAPI, path: str) -> None:
     assert b"in favour of other requests" in body["body"]
 
 
-def test_every_kind_of_body_may_be_compressed(client: TestClient) -> None:
-    headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    body = gzip.compress(json.dumps({"input": base64.b64encode(bad_inputs.coffee()).decode()}).encode())
-    assert bad_inputs.is_espresso(client.post("/classify", content=body, headers=headers))
-    latents = gzip.compress(json.dumps({"model": "cvae-mnist", "latents": [[0.0]]}).encode())
-    response = client.post("/generate", content=latents, headers=headers)
-    assert response.json()["type"] == "urn:vestibule:problem:unprocessable", response.text
-
-
 @pytest.mark.parametrize(
     "disposition",
     [
