@@ -30,8 +30,6 @@ class Classification:
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
-        self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
         # A string has hundreds of candidates, so all requests for strings share these slots.
         self._string_slots = predictor.queue_slots()
 
@@ -41,7 +39,7 @@ class Classification:
         Raises:
             VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
-        model = await self._model_manager.load(params.model, "classify")
+        model = await self._predictor.model_manager.load(params.model, "classify")
         if params.tta and model.card.tta == "none":
             raise Unprocessable(f"{model.card.name} has no test-time augmentation")
         tta: Tta = model.card.tta if params.tta else "none"
@@ -73,7 +71,7 @@ class Classification:
         logits = torch.empty(0, len(DIGITS))
         if crops:
             logits = await self._predictor.run(model, crops, slots=self._string_slots)
-        reading = await self._executors.run_cpu(lambda: read(candidates, logits, card.temperature))
+        reading = await self._predictor.executors.run_cpu(lambda: read(candidates, logits, card.temperature))
         digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
 

@@ -158,7 +158,7 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
     """Return a uvicorn server that calls `ready` with its port once it listens."""
     import uvicorn
 
-    from app.server.http_protocol import KEEP_ALIVE_S, ConnectionLimits, LimitedHttpProtocol, raise_file_limit
+    from app.server.http_protocol import KEEP_ALIVE_S, LimitedHttpProtocol, raise_file_limit
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
@@ -167,15 +167,10 @@ def _server(app: object, settings: Settings, ready: Callable[[int], None]) -> uv
                 _freeze_startup_objects()
                 ready(self.servers[0].sockets[0].getsockname()[1])
 
-    limits = ConnectionLimits(
-        head_s=settings.head_timeout_s,
-        response_s=settings.answer_timeout_s,
-        head_bytes=settings.max_head_bytes,
-        connections=raise_file_limit(settings.max_connections),
-    )
+    connections = raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=partial(LimitedHttpProtocol, limits=limits, waiting={}),  # type: ignore[arg-type]
+        http=partial(LimitedHttpProtocol, settings=settings, max_connections=connections, waiting={}),  # type: ignore[arg-type]
         ws="none",
         host=settings.host.strip("[]"),
         port=settings.port,
