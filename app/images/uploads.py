@@ -114,19 +114,14 @@ def disconnect_as_bad_request() -> Iterator[None]:
         raise BadRequest("the connection was closed before the whole request arrived") from error
 
 
-def check_count(images: Images, max_images: int) -> Images:
-    """Return the images.
+def check_count(count: int, max_images: int) -> None:
+    """Check the number of a request's images.
 
     Raises:
         TooManyImages: there are more than `max_images`.
     """
-    if len(images.items) > max_images:
-        raise _too_many(max_images)
-    return images
-
-
-def _too_many(max_images: int) -> TooManyImages:
-    return TooManyImages(f"a request may have {max_images} images")
+    if count > max_images:
+        raise TooManyImages(f"a request may have {max_images} images")
 
 
 class _MultipartFiles:
@@ -180,8 +175,7 @@ class _MultipartFiles:
             raise BadRequest(f"unexpected part {name[:40]!r}; images are sent as parts named {expected}")
         if b"filename" not in options and not _has_extended_file_name(disposition):
             raise BadRequest(f"the part {name!r} has no file name, so it is not a file")
-        if len(self.files) == self._max_files:  # checked here, since a body may have a million empty parts
-            raise _too_many(self._max_files)
+        check_count(len(self.files) + 1, self._max_files)  # here, since a body may have a million empty parts
         self.files.append((name, bytearray()))
 
 
@@ -276,8 +270,7 @@ def json_images(body: ParsedJson[Any], field: str | list[str], max_images: int) 
         return Images((body.base64(field),), is_list=False)
     if not field:
         raise BadRequest("the list of images is empty")
-    if len(field) > max_images:
-        raise _too_many(max_images)
+    check_count(len(field), max_images)
     return Images(tuple(_bytes_or_error(body, text) for text in field), is_list=True)
 
 

@@ -85,7 +85,8 @@ async def read_denoise_request(request: Request, max_images: int) -> DenoiseRequ
         raise BadRequest(f"there is no part named {FILE_PART!r}")
     if references and len(references) != len(images.items):
         raise BadRequest(f"{len(references)} references for {len(images.items)} images: send one for each, or none")
-    return DenoiseRequest(check_count(images, max_images), references or (None,) * len(images.items))
+    check_count(len(images.items), max_images)
+    return DenoiseRequest(images, references or (None,) * len(images.items))
 
 
 def _json_request(body: ParsedJson[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:
