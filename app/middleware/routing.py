@@ -8,7 +8,7 @@ half of the event loop's time for a small image. FastAPI still declares these ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ class ProtectedRoute:
     def __init__(self, route: RouteContext):
         self.route = route
         self.path = route.path_regex
-        self.methods = route.methods
+        self.methods: Collection[str] | None = route.methods
         self.scope = required_scope(route)
         self.counts_toward_capacity: bool = getattr(route.endpoint, _CAPACITY_MARK, False)
         # Such an endpoint describes its body to OpenAPI itself.
