@@ -88,7 +88,7 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
     constant = GatedRuntime("constant", lambda batch: torch.full((len(batch), 10), 7.0))
     constant.gate.set()
 
-    def made(
+    def select(
         choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
     ) -> tuple[Runtime, RuntimeComparison | None]:
         started.set()
@@ -102,7 +102,7 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
             outputs.append(float((await model.infer(IMAGE, 10)).output[0]))
         return outputs
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         assert (model.runtime.name, model.choice is None) == ("torch-cpu-float32", False)
@@ -119,10 +119,10 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
 
 @async_test
 async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(*_: object) -> None:
+    def select(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: model.choice is None)
@@ -134,13 +134,13 @@ async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeyp
 async def test_stopping_cancels_the_selection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def made(choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork) -> None:
+    def select(choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork) -> None:
         for number in range(10_000):
             turn(lambda number=number: steps.append(number))  # type: ignore[misc]
             time.sleep(0.001)
         pytest.fail("the selection was not cancelled")
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: bool(steps))

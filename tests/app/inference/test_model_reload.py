@@ -410,7 +410,7 @@ async def test_pipeline_in_use_keeps_its_detector_after_a_reload(tmp_path: Path)
 
 @async_test
 async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(
+    def select(
         choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
     ) -> tuple[Runtime, RuntimeComparison | None]:
         turn(lambda: None)
@@ -422,7 +422,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
         counts = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
         return counts | {kind.__name__: objects[kind] for kind in kinds}
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
 
         async def reload_and_infer(seed: int) -> None:
