@@ -59,9 +59,7 @@ class Predictor:
         self.executors = model_manager.executors
         self._settings = settings
         self._priority: Priority = priority
-        self._deadline_s = settings.deadline_s
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        self._max_request_pixels = settings.max_request_pixels
         # Shared by all requests: the detector's batches hold few tiles of large photos.
         self.tile_slots = asyncio.Semaphore(MAX_QUEUED_TILES)
         # Two batches, one running and one waiting. More would fill the queue without a gain in speed.
@@ -115,7 +113,7 @@ class Predictor:
         Raises:
             TooManyPixels.
         """
-        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._max_request_pixels:
+        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._settings.max_request_pixels:
             return
 
         def count(files: Sequence[bytes]) -> int:
@@ -125,9 +123,10 @@ class Predictor:
         total = await self.with_deadline(
             self.executors.run_cpu(lambda: count(images) + 2 * count(transformed), is_long=is_long)
         )
-        if total > self._max_request_pixels:
+        if total > self._settings.max_request_pixels:
             counted = "the images, their references and the responses" if transformed else "the images"
-            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {self._max_request_pixels}")
+            allowed = self._settings.max_request_pixels
+            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {allowed}")
 
     async def with_deadline(self, work: Awaitable[T]) -> T:
         """Return the result of `work`.
@@ -136,10 +135,10 @@ class Predictor:
             DeadlineExceeded: it took longer than the request's deadline allows.
         """
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._settings.deadline_s):
                 return await work
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
+            raise DeadlineExceeded(f"no answer within {self._settings.deadline_s:.0f} s") from error
 
     async def decode(
         self,
@@ -205,7 +204,7 @@ class Predictor:
 
         async def infer(item: Item) -> BatchResult[Tensor]:
             async with slots:
-                return await model.infer(item, self._deadline_s, self._priority)
+                return await model.infer(item, self._settings.deadline_s, self._priority)
 
         results = await gather([infer(item) for item in items])
         for result in results:
