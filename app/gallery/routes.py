@@ -1,4 +1,4 @@
-"""Routes of collections, their subjects and faces, and of erasures."""
+"""Routes of searches, of collections, their subjects and faces, of re-embeddings and of erasures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import dependencies, errors
 from app.auth.scopes import ENROL, INFER
-from app.gallery import reembedding_routes
-from app.gallery.bulk import routes as bulk_routes
-from app.gallery.dependencies import gallery_service
 from app.gallery.schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -21,39 +18,46 @@ from app.gallery.schemas import (
     FaceList,
     Key,
     NewCollection,
+    NewEmbedder,
+    ReembeddingInfo,
     SubjectInfo,
     SubjectPage,
     SubjectProperties,
 )
-from app.gallery.search_schemas import FeedbackInfo, FeedbackList, SubjectVerification, SubjectVerifyParams
+from app.gallery.search_schemas import (
+    FeedbackInfo,
+    FeedbackList,
+    SearchParams,
+    SearchResponse,
+    SubjectVerification,
+    SubjectVerifyParams,
+)
+from app.gallery.service import GalleryService
 from app.images.request import images
 from app.images.uploads import IMAGE_BODY
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
-router.include_router(bulk_routes.router)
-router.include_router(reembedding_routes.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON, errors.Locked)
 ERASING = errors.describe(*COMMON, errors.Locked, errors.DiskFull)
-CREATING = errors.describe(
+REEMBEDDING = (
     *COMMON,
     errors.BadRequest,
     errors.BodyTooLarge,
     errors.Conflict,
     errors.UnknownModel,
-    errors.Unprocessable,
     errors.NotReady,
     errors.DiskFull,
 )
+CREATING = errors.describe(*REEMBEDDING, errors.Unprocessable)
 EXISTS: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "The collection exists already, with the same settings"}
 }
 COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
-ENROLLING = errors.describe(
-    *errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
-)
+ENROLLING = COMPARING | errors.describe(errors.DiskFull)
+SEARCHING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
 SubjectId = Annotated[Key, Path(description="The subject's id, which the caller chooses.")]
@@ -69,6 +73,19 @@ AfterFeedback = Annotated[
         description="Where the page begins: the `next` of the previous page.",
     ),
 ]
+
+
+def gallery_service(request: Request) -> GalleryService:
+    """Return the gallery service."""
+    service: GalleryService = request.app.state.gallery
+    return service
+
+
+@router.post("/search", openapi_extra=IMAGE_BODY, dependencies=INFER, responses=SEARCHING)
+@counts_toward_capacity
+async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
+    """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
+    return await gallery_service(request).searches.search(await images(request), params, dependencies.caller(request))
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
@@ -215,3 +232,28 @@ async def remove_face(request: Request, collection: Collection, face: Key) -> Er
 async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
     """Return the state of an erasure: `scrubbing`, then `erased`."""
     return await gallery_service(request).receipt(receipt)
+
+
+@router.post(
+    "/collections/{collection}/reembed",
+    status_code=202,
+    dependencies=ENROL,
+    responses=errors.describe(*REEMBEDDING),
+)
+async def begin(request: Request, collection: Collection, params: NewEmbedder) -> ReembeddingInfo:
+    """Compute all vectors of a collection again from the stored crops, in the background, and then switch to them."""
+    return await gallery_service(request).reembedder.begin(collection, params, dependencies.caller(request))
+
+
+@router.get("/collections/{collection}/reembed", dependencies=ENROL, responses=errors.describe(*COMMON))
+async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
+    """Return the progress of the re-embedding; 404 if there is none or it has ended."""
+    return await gallery_service(request).reembedder.progress(collection)
+
+
+@router.delete(
+    "/collections/{collection}/reembed", dependencies=ENROL, responses=errors.describe(*COMMON, errors.DiskFull)
+)
+async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
+    """Cancel the re-embedding; the collection keeps its vectors."""
+    return await gallery_service(request).reembedder.cancel(collection, dependencies.caller(request))

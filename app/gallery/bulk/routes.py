@@ -10,16 +10,12 @@ from app import dependencies, errors
 from app.auth.scopes import ENROL
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
-from app.gallery.dependencies import gallery_service
+from app.gallery.routes import ERASING, PROBLEMS, Collection, Limit, gallery_service
 from app.gallery.schemas import Key
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"], dependencies=ENROL)
 
-PROBLEMS = errors.describe(
-    errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters, errors.Locked
-)
-FULL = errors.describe(errors.DiskFull)
 SENDING = errors.describe(
     errors.BadRequest,
     errors.OriginNotAllowed,
@@ -34,9 +30,7 @@ SENDING = errors.describe(
     errors.DiskFull,
 )
 
-Collection = Annotated[Key, Path(description="The collection's name.")]
 Job = Annotated[Key, Path(description="The job's id.")]
-Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("/collections/{collection}/faces:bulk", status_code=202, openapi_extra=BULK_BODY, responses=SENDING)
@@ -74,7 +68,7 @@ async def items(
     return await gallery_service(request).jobs.items(collection, job, after, limit)
 
 
-@router.delete("/collections/{collection}/jobs/{job}", responses=PROBLEMS | FULL)
+@router.delete("/collections/{collection}/jobs/{job}", responses=ERASING)
 async def cancel(request: Request, collection: Collection, job: Job) -> JobInfo:
     """Cancel the pending items of a job; enrolled faces stay."""
     return await gallery_service(request).jobs.cancel(collection, job, dependencies.caller(request))
