@@ -31,7 +31,6 @@ from app.faces.schemas import (
     EmbeddingsRequest,
     EmbedParams,
     EmbedResponse,
-    EncodingFormat,
     FaceQuality,
     Landmarks,
     VerifyEmbeddingsResponse,
@@ -171,7 +170,7 @@ class Faces:
         """
         model = await self._model_manager.load(params.model, "embed")
         face_detector = await self._model_manager.load(None, "detect")
-        matching, threshold = _operating_threshold(model.card, params.fmr)
+        matching, threshold = operating_threshold(model.card, params.fmr)
         await self._predictor.check_pixels([pair.source, pair.target])
 
         async def find_faces(name: str, data: bytes) -> list[AlignedFace]:
@@ -202,7 +201,7 @@ class Faces:
             probability=faces[0].probability,
             distance=faces[0].distance,
             threshold=1 - threshold.similarity,
-            operating_point=_operating_point(params.fmr, matching, threshold),
+            operating_point=operating_point(params.fmr, matching, threshold),
             source_face=source.describe(),
             face_matches=[face for face in faces if face.verified],
             unmatched_faces=[face for face in faces if not face.verified],
@@ -217,7 +216,7 @@ class Faces:
             UnknownModel; Unprocessable: vectors that are no embeddings of the model.
         """
         model = await self._model_manager.load(params.model, "embed")
-        matching, threshold = _operating_threshold(model.card, params.fmr)
+        matching, threshold = operating_threshold(model.card, params.fmr)
         dimensions = model.card.config["dimensions"]
         vectors = [pair.source, *pair.targets]
         if any(len(vector) != dimensions for vector in vectors):
@@ -229,7 +228,7 @@ class Faces:
         ]
         return VerifyEmbeddingsResponse(
             threshold=1 - threshold.similarity,
-            operating_point=_operating_point(params.fmr, matching, threshold),
+            operating_point=operating_point(params.fmr, matching, threshold),
             model=model.card.name,
             version=model.card.version,
             data=data,
@@ -329,14 +328,18 @@ def most_prominent(faces: Sequence[P]) -> P:
 
 
 def _encode(vector: Tensor, params: EmbedParams) -> list[float] | str:
-    encoding: EncodingFormat = params.encoding_format
-    if encoding == "base64":
+    if params.encoding_format == "base64":
         return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
     values: list[float] = vector.tolist()
     return values
 
 
-def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+def operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+    """Return the embedder's calibration and its similarity threshold for a false match rate.
+
+    Raises:
+        Unprocessable: there is no calibration, or it has no threshold for the rate.
+    """
     if card.matching is None:
         raise Unprocessable(f"{card.name} is not calibrated: there is no similarity threshold for its embeddings")
     try:
@@ -345,7 +348,8 @@ def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Thresho
         raise Unprocessable(str(error)) from error
 
 
-def _operating_point(fmr: float, matching: Matching, threshold: Threshold) -> OperatingPoint:
+def operating_point(fmr: float, matching: Matching, threshold: Threshold) -> OperatingPoint:
+    """Return the operating point of decisions by this threshold, for a response."""
     return OperatingPoint(fmr=fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior)
 
 

@@ -198,7 +198,7 @@ async def verify(
 @counts_toward_capacity
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """Report that the image's most prominent face is not the subject's: searches for similar faces do not return it."""
-    return await gallery_service(request).feedback.add(
+    return await gallery_service(request).add_feedback(
         collection,
         subject,
         await images(request),
@@ -211,7 +211,7 @@ async def denials(
     request: Request, collection: Collection, subject: SubjectId, after: AfterFeedback = "", limit: LongLimit = 10_000
 ) -> FeedbackList:
     """Return a page of the feedback on a subject."""
-    return await gallery_service(request).feedback.list_feedback(collection, subject, after, limit)
+    return await gallery_service(request).list_feedback(collection, subject, after, limit)
 
 
 @router.delete(
@@ -219,7 +219,7 @@ async def denials(
 )
 async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Erase feedback and the face that is stored for it."""
-    return await gallery_service(request).feedback.remove(collection, subject, feedback, dependencies.caller(request))
+    return await gallery_service(request).remove_feedback(collection, subject, feedback, dependencies.caller(request))
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=ERASING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -91,6 +91,17 @@ ExpiryTime = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValid
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
 
 
+Row = TypeVar("Row")
+Position = TypeVar("Position")
+
+
+class Page(Schema, Generic[Row, Position]):
+    """A page of a list; `next` is the `after` of the following page, null on the last page."""
+
+    data: list[Row]
+    next: Position | None
+
+
 class NewCollection(Schema):
     """The body of `PUT /collections/{c}`."""
 
@@ -160,11 +171,8 @@ class CollectionDetail(CollectionInfo):
     reembedding: ReembeddingInfo | None
 
 
-class CollectionPage(Schema):
+class CollectionPage(Page[CollectionInfo, str]):
     """A page of collections, ordered by name; `next` is the `after` of the following page."""
-
-    data: list[CollectionInfo]
-    next: str | None
 
 
 class SubjectProperties(Schema):
@@ -192,14 +200,11 @@ class SubjectInfo(Schema):
     faces: int
 
 
-class SubjectPage(Schema):
+class SubjectPage(Page[SubjectInfo, str]):
     """A page of subjects, ordered by id; `next` is the `after` of the following page.
 
     The subjects of an encrypted collection come in an arbitrary order that does not change.
     """
-
-    data: list[SubjectInfo]
-    next: str | None
 
 
 class EnrolledFace(Schema):
@@ -210,11 +215,8 @@ class EnrolledFace(Schema):
     details: dict[str, Any]
 
 
-class FaceList(Schema):
+class FaceList(Page[EnrolledFace, int]):
     """A page of a subject's faces, in the order of enrolment; `next` is the `after` of the following page."""
-
-    data: list[EnrolledFace]
-    next: int | None
 
 
 class EnrolParams(Schema):
