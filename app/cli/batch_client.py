@@ -179,9 +179,11 @@ async def _print_results(images: list[ImageFile], command: ImageCommand, options
     width = min(LONGEST_NAME, max(len(str(image.path)) for image in images))
     async with AsyncClient(options.url, api_key=options.api_key, retries=retries()) as client:
         request = partial(request_result, partial(command.send, client))
-        with progress_bar(len(images)) as advance:
+        with progress_bar(len(images)) as show_progress:
             async with aclosing(map_in_order(images, request, options.jobs)) as results:
+                done = 0
                 async for image, result in results:
+                    done += 1
                     failed += result.item is None
                     if options.as_json:
                         more = {} if result.item is None else command.extra_fields(image)
@@ -191,7 +193,7 @@ async def _print_results(images: list[ImageFile], command: ImageCommand, options
                             f"failed: {result.error}" if result.item is None else command.describe(image, result.item)
                         )
                         print_line(f"{replace_unprintable(str(image.path)):{width}}  {replace_unprintable(text)}")
-                    advance()
+                    show_progress(done)
     return failed
 
 

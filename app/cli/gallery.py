@@ -211,12 +211,9 @@ def reembed(
             if running is None or running.embedder != embedder:
                 raise
             state = client.reembedding(collection)
-        with progress_bar(state.faces) as advance:
-            done = 0
+        with progress_bar(state.faces) as show_progress:
             while True:
-                for _ in range(done, state.done):
-                    advance()
-                done = max(done, state.done)
+                show_progress(state.done)
                 if state.state in {"blocked", "cancelled"}:
                     fail(f"{collection}: the re-embedding is {state.state}: {state.problem or 'by another request'}")
                 try:

@@ -94,7 +94,7 @@ class ImageEmbedder:
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
-        self._faces = Faces(predictor)
+        self.faces = Faces(predictor)
 
     async def pipeline(self, embedder: str | None) -> EmbeddingPipeline:
         """Return the pipeline of the embedder (None: the default) with its current weights.
@@ -131,24 +131,16 @@ class ImageEmbedder:
             )
         return pipeline
 
-    async def embed_crop(self, model: LoadedModel, crop: bytes) -> Tensor:
-        """Return the vector of a stored crop, float32 [D] of length 1.
-
-        Raises:
-            VestibuleError: see `Faces.embed_whole_image`.
-        """
-        return await self._faces.embed_whole_image(model, crop)
-
     async def embed_image(self, pipeline: EmbeddingPipeline, data: bytes) -> list[EmbeddedFace]:
         """Return the image's faces, most confident first; or the whole image if the pipeline has no detector."""
         if pipeline.detector is None:
-            vector = await self._faces.embed_whole_image(pipeline.embedder, data)
+            vector = await self.faces.embed_whole_image(pipeline.embedder, data)
             return [EmbeddedFace(None, None, vector)]
         rule = pipeline.scale_rule
-        faces = (await self._faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
+        faces = (await self.faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
         if not faces:
             return []
-        vectors = await self._faces.embed_faces(pipeline.embedder, faces)
+        vectors = await self.faces.embed_faces(pipeline.embedder, faces)
         return [EmbeddedFace(face, face.describe(), vector) for face, vector in zip(faces, vectors, strict=True)]
 
     async def embed_only_image(self, pipeline: EmbeddingPipeline, images: Images) -> EmbeddedFace:

@@ -127,36 +127,36 @@ class Reembedder(GalleryAccess):
         return pipeline.embedder if pipeline else None
 
     async def _run(self, task: Reembedding, model: LoadedModel) -> None:
-        run_background = self._run_background
         is_blocked = False
         try:
-            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
                 is_blocked = await self._embed_missing(task, model)
         finally:
             if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
-                await run_background(lambda: self._worker.release(task))
+                await self._run_background(lambda: self._worker.release(task))
 
     async def _embed_missing(self, task: Reembedding, model: LoadedModel) -> bool:
         """Compute the missing vectors, then switch to the new ones. Return whether unreadable crops prevent that."""
-        run_background = self._run_background
         while True:
             staged, after = 0, FIRST
-            while crops := await run_background(partial(self._worker.pending, task, after, BATCH_SIZE)):
+            while crops := await self._run_background(partial(self._worker.pending, task, after, BATCH_SIZE)):
                 after = crops[-1].id
                 vectors = await self._embed(model, crops)
-                if vectors and not await run_background(partial(self._worker.stage, task, vectors)):
+                if vectors and not await self._run_background(partial(self._worker.stage, task, vectors)):
                     return False  # cancelled, or another process has the lease
                 staged += len(vectors)
-            missing = await run_background(lambda: self._worker.switch(task))
+            missing = await self._run_background(lambda: self._worker.switch(task))
             if not missing:
-                is_switched = missing == 0
                 log.info(
-                    "reembedded", collection=task.collection_id, fingerprint=task.fingerprint, switched=is_switched
+                    "reembedded",
+                    collection=task.collection_id,
+                    fingerprint=task.fingerprint,
+                    switched=missing == 0,  # not if it was cancelled
                 )
                 return False
             if not staged:
                 problem = f"{missing} faces have no crop that can be read: erase them and enrol them again, or cancel"
-                await run_background(partial(self._worker.block, task, problem))
+                await self._run_background(partial(self._worker.block, task, problem))
                 return True
 
     async def _embed(self, model: LoadedModel, crops: Sequence[PendingCrop]) -> dict[int, Floats]:
@@ -170,7 +170,7 @@ class Reembedder(GalleryAccess):
         async def embed(crop: PendingCrop) -> Floats | None:
             nonlocal temporary_errors
             try:
-                return (await self._embedder.embed_crop(model, crop.crop)).numpy()
+                return (await self._embedder.faces.embed_whole_image(model, crop.crop)).numpy()
             except TRANSIENT:
                 temporary_errors += 1
             except VestibuleError as error:

@@ -155,41 +155,37 @@ class BulkJobs(GalleryAccess):
         """
         while True:
             self._submitted.clear()
+            job: Job | None = None
             try:
                 job = await self._run_background(partial(self._worker.claim, self._backoff.paused()))
-            except Exception:
-                log.exception("bulk_failed")
-                job = None
-            if job is None:
-                await wait_for_event(self._submitted, POLL_S)
-                continue
-            try:
-                await self._run(job)
+                if job is not None:
+                    await self._run(job)
             except Exception:
                 # Such as a full queue or a full disk: the pending items stay in the job.
-                log.exception("bulk_failed", job=job.token)
-                self._backoff.pause(job.id)
+                log.exception("bulk_failed", job=job and job.token)
+                if job is not None:
+                    self._backoff.pause(job.id)
+            if job is None:
+                await wait_for_event(self._submitted, POLL_S)
 
     async def _run(self, job: Job) -> None:
-        run_background = self._run_background
         try:
-            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
             problem = error.detail
-            await run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(lambda: self._worker.finish(job, "failed", problem))
         except NotFound:  # the collection was dropped, and the job with it
             pass
         except UNREADABLE:  # a damaged row, which would fail at each retry
             log.exception("bulk_job_unreadable", job=job.token)
             problem = "the stored items cannot be read; send them again"
-            await run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(lambda: self._worker.finish(job, "failed", problem))
         finally:
-            await run_background(lambda: self._worker.release(job))
+            await self._run_background(lambda: self._worker.release(job))
 
     async def _enrol_all(self, job: Job) -> None:
-        run_background = self._run_background
-        while items := await run_background(lambda: self._worker.pending(job, BATCH_SIZE)):
+        while items := await self._run_background(lambda: self._worker.pending(job, BATCH_SIZE)):
             if items[0].kind == "vector":
                 dimensions = (await self._collection(job.collection)).dimensions
                 processed = [self._process_vector(item, dimensions) for item in items]
@@ -197,14 +193,14 @@ class BulkJobs(GalleryAccess):
             else:
                 processed, fingerprint = await self._process_images(job, items)
             try:
-                if not await run_background(partial(self._worker.enrol, job, processed, fingerprint)):
+                if not await self._run_background(partial(self._worker.enrol, job, processed, fingerprint)):
                     return  # cancelled, or another process has the lease
                 self._backoff.reset(job.id)
             except Conflict:
                 if items[0].kind == "vector":
                     raise
                 # The collection was re-embedded meanwhile: the images are embedded again.
-        await run_background(lambda: self._worker.finish(job, "done"))
+        await self._run_background(lambda: self._worker.finish(job, "done"))
 
     async def _process_images(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
         """Return the faces of the images, without images that had a temporary error, and the pipeline's fingerprint.
@@ -224,6 +220,8 @@ class BulkJobs(GalleryAccess):
                     raise NoFace("no face was found")
             except TRANSIENT:
                 return None
+            except InvalidError as error:
+                return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
             except VestibuleError as error:
                 return ProcessedItem(item, failed_item(item.number, error))
             except Exception:
@@ -244,8 +242,6 @@ class BulkJobs(GalleryAccess):
         try:
             self._check(item)
             (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
-        except VestibuleError as error:
-            return ProcessedItem(item, failed_item(item.number, error))
         except ValueError as error:  # an InvalidError, or a number of bytes that is not a multiple of 4
             return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
         return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
@@ -254,13 +250,10 @@ class BulkJobs(GalleryAccess):
         """Refuse an item that an older version accepted, or that has expired since it was accepted.
 
         Raises:
-            Unprocessable.
+            InvalidError.
         """
-        try:
-            check_item(item)
-            check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())
-        except InvalidError as error:
-            raise Unprocessable(str(error)) from error
+        check_item(item)
+        check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())
 
     def _job_info(self, job: Job) -> JobInfo:
         counts = self._jobs.counts(job)

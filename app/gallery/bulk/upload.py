@@ -155,6 +155,8 @@ def _line_items(data: bytes, dimensions: int, *, vectors: bool) -> Iterator[Item
             yield failed_item(number, BadRequest(detail))
         except BadRequest as error:
             yield failed_item(number, error)
+        except InvalidError as error:
+            yield failed_item(number, BadRequest(str(error)))
 
 
 def _summary(error: ValidationError) -> str:
@@ -165,10 +167,8 @@ def _summary(error: ValidationError) -> str:
 
 
 def _line_item(number: int, line: BulkLine, dimensions: int) -> Item:
-    try:
-        check_key(line.subject_id, "subject")
-    except InvalidError as error:
-        raise BadRequest(str(error)) from error
+    """Return the item of a line, or raise InvalidError or BadRequest."""
+    check_key(line.subject_id, "subject")
     properties = None
     if line.model_fields_set & {"name", "metadata", "expires_at"}:
         expires_at = line.expires_at.timestamp() if line.expires_at else None
@@ -185,10 +185,7 @@ def _vector_bytes(vector: list[float] | str, dimensions: int) -> bytes:
         numbers = np.frombuffer(data, "<f4") if len(data) == 4 * dimensions else np.empty(0)
     else:
         numbers = np.array(vector, np.float64)
-    try:
-        return unit_vectors(numbers[None], dimensions).astype("<f4").tobytes()
-    except InvalidError as error:
-        raise BadRequest(str(error)) from error
+    return unit_vectors(numbers[None], dimensions).astype("<f4").tobytes()
 
 
 def _zip_items(data: bytes) -> Iterator[Item | Outcome]:
@@ -203,7 +200,10 @@ def _zip_items(data: bytes) -> Iterator[Item | Outcome]:
         try:
             if isinstance(parts, BadRequest):
                 raise parts
-            yield Item(number, _subject(parts), "picture", _unpack(archive, entry))
+            subject = _subject(parts)
+            if entry.size > MAX_IMAGE_BYTES:
+                raise ImageTooLarge(f"the image has {entry.size} bytes; at most {MAX_IMAGE_BYTES} are allowed")
+            yield Item(number, subject, "picture", archive.read(entry))
         except VestibuleError as error:
             yield failed_item(number, error)
 
@@ -230,9 +230,3 @@ def _subject(parts: list[str]) -> str:
         return _KEY.validate_python(folders[-1])
     except ValidationError as error:
         raise BadRequest(f"the name of the photo's folder is not a subject's id: {error.errors()[0]['msg']}") from error
-
-
-def _unpack(archive: ZipReader, entry: Entry) -> bytes:
-    if entry.size > MAX_IMAGE_BYTES:
-        raise ImageTooLarge(f"the image has {entry.size} bytes; at most {MAX_IMAGE_BYTES} are allowed")
-    return archive.read(entry)

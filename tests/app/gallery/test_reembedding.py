@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.errors import DamagedImage, Overloaded
+from app.faces.service import Faces
 from app.gallery import reembedding
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
@@ -106,9 +107,9 @@ def wait_for_progress(client: TestClient, **expected: object) -> dict[str, Any]:
 def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Nothing is re-embedded before this function is called."""
     released = False
-    embed_crop = ImageEmbedder.embed_crop
+    embed_crop = Faces.embed_whole_image
 
-    async def embed_if_released(self: ImageEmbedder, *args: Any) -> Any:
+    async def embed_if_released(self: Faces, *args: Any) -> Any:
         if not released:
             raise Overloaded("the queue is full")
         return await embed_crop(self, *args)
@@ -118,7 +119,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
         released = True
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageEmbedder, "embed_crop", embed_if_released)
+        patch.setattr(Faces, "embed_whole_image", embed_if_released)
         yield set_released
         set_released()
 
@@ -218,7 +219,7 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem(
         assert "doors has vectors of better, " in result.stdout
         assert client.get("/collections/doors").json()["embedder"] == "better"
         assert client.get(f"/erasures/{result.stdout.split()[-1]}").status_code == 200
-        monkeypatch.setattr(ImageEmbedder, "embed_crop", damaged)
+        monkeypatch.setattr(Faces, "embed_whole_image", damaged)
         client.post("/collections/blocked/reembed", json=TO_BETTER).raise_for_status()
         for collection, embedder, message in (
             ("doors", "better", "doors"),  # it has those vectors
@@ -236,16 +237,16 @@ def test_an_unreadable_crop_blocks_the_switch_until_the_reembedding_is_cancelled
 ) -> None:
     enrol(gallery, "eileen")
     enrol(gallery, "grace")
-    embed_crop = ImageEmbedder.embed_crop
+    embed_crop = Faces.embed_whole_image
     unreadable: list[bytes] = []
 
-    async def damaged(self: ImageEmbedder, model: Any, crop: bytes) -> Any:
+    async def damaged(self: Faces, model: Any, crop: bytes) -> Any:
         if crop in (unreadable or [crop]):
             unreadable.append(crop)
             raise DamagedImage("it is broken")
         return await embed_crop(self, model, crop)
 
-    monkeypatch.setattr(ImageEmbedder, "embed_crop", damaged)
+    monkeypatch.setattr(Faces, "embed_whole_image", damaged)
     monkeypatch.setattr(reembedding, "BATCH_SIZE", 1)
     gallery.post(REEMBED, json=TO_BETTER)
     progress = wait_for_progress(gallery, state="blocked", done=1)
