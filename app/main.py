@@ -20,7 +20,6 @@ from app.console import routes as console
 from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
-from app.gallery.bulk import routes as bulk
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -54,7 +53,6 @@ ROUTERS = (
     generation.router,
     restoration.router,
     gallery.router,
-    bulk.router,
     models_api.router,
 )
 

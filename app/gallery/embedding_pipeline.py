@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.errors import BadRequest, Conflict, DeadlineExceeded, NotReady, Overloaded, VestibuleError
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, ScaleRule, by_prominence, most_prominent
+from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, by_prominence, most_prominent
 from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
@@ -66,11 +66,6 @@ class EmbeddingPipeline:
     scales: Scales = "min-face"
 
     @property
-    def scale_rule(self) -> ScaleRule:
-        """Return the function that chooses the detection scales of an image."""
-        return detection_scale.whole if self.scales == "whole" else detection_scale.scan
-
-    @property
     def fingerprint(self) -> str:
         """Return an id of all that determines the vector of an image."""
         card = self.embedder.card
@@ -114,8 +109,8 @@ class ImageEmbedder:
             UnknownModel, NotReady: see `pipeline`.
         """
         pipeline = await self.pipeline(embedder)
-        candidates = (pipeline, replace(pipeline, scales="whole"))
-        return next((candidate for candidate in candidates if candidate.fingerprint == fingerprint), None)
+        earlier = replace(pipeline, scales="whole")
+        return next((variant for variant in (pipeline, earlier) if variant.fingerprint == fingerprint), None)
 
     async def collection_pipeline(self, collection: Collection) -> EmbeddingPipeline:
         """Return the pipeline that computed the collection's vectors.
@@ -136,7 +131,7 @@ class ImageEmbedder:
         if pipeline.detector is None:
             vector = await self.faces.embed_whole_image(pipeline.embedder, data)
             return [EmbeddedFace(None, None, vector)]
-        rule = pipeline.scale_rule
+        rule = detection_scale.whole if pipeline.scales == "whole" else detection_scale.scan
         faces = (await self.faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
         if not faces:
             return []

@@ -48,11 +48,12 @@ def rate_per_comparison(rate: float, comparisons: int) -> float:
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """The lowest similarity at which a candidate matches, and its false match rate; both None without a calibration.
+    """The lowest similarity at which a candidate matches, and its false match rate; both None without `matching`.
 
     `beyond_calibration`: the rate is smaller than the calibration's data can confirm.
     """
 
+    matching: Matching | None
     fmr: float | None
     threshold: Threshold | None
     beyond_calibration: bool
@@ -68,9 +69,9 @@ class DecisionRule:
         often than the caller allows.
         """
         if matching is None:
-            return cls(None, None, beyond_calibration=False, extrapolate=extrapolate)
+            return cls(None, None, None, beyond_calibration=False, extrapolate=extrapolate)
         fmr = min(rate_per_comparison(fpir, comparisons), matching.points[0].fmr)
-        return cls(fmr, matching.threshold(fmr), fmr < MIN_COUNTED_SHARE * matching.counted, extrapolate)
+        return cls(matching, fmr, matching.threshold(fmr), fmr < MIN_COUNTED_SHARE * matching.counted, extrapolate)
 
     @property
     def can_match(self) -> bool:

@@ -1,13 +1,15 @@
-"""Routes of searches, of collections, their subjects and faces, of re-embeddings and of erasures."""
+"""Routes of the gallery: searches, collections, their subjects and faces, erasures, re-embeddings and bulk jobs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import dependencies, errors
 from app.auth.scopes import ENROL, INFER
+from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
+from app.gallery.bulk.upload import BULK_BODY, read_upload
 from app.gallery.schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -52,6 +54,19 @@ REEMBEDDING = (
     errors.DiskFull,
 )
 CREATING = errors.describe(*REEMBEDDING, errors.Unprocessable)
+SENDING = errors.describe(
+    errors.BadRequest,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.Conflict,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.InvalidParameters,
+    errors.Unprocessable,
+    errors.Overloaded,
+    errors.Locked,
+    errors.DiskFull,
+)
 EXISTS: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "The collection exists already, with the same settings"}
 }
@@ -60,6 +75,7 @@ ENROLLING = COMPARING | errors.describe(errors.DiskFull)
 SEARCHING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
+Job = Annotated[Key, Path(description="The job's id.")]
 SubjectId = Annotated[Key, Path(description="The subject's id, which the caller chooses.")]
 After = Annotated[str, Query(max_length=128, description="Where the page begins: the `next` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -77,8 +93,7 @@ AfterFeedback = Annotated[
 
 def gallery_service(request: Request) -> GalleryService:
     """Return the gallery service."""
-    service: GalleryService = request.app.state.gallery
-    return service
+    return cast("GalleryService", request.app.state.gallery)
 
 
 @router.post("/search", openapi_extra=IMAGE_BODY, dependencies=INFER, responses=SEARCHING)
@@ -257,3 +272,50 @@ async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
 async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
     """Cancel the re-embedding; the collection keeps its vectors."""
     return await gallery_service(request).reembedder.cancel(collection, dependencies.caller(request))
+
+
+@router.post(
+    "/collections/{collection}/faces:bulk",
+    status_code=202,
+    dependencies=ENROL,
+    openapi_extra=BULK_BODY,
+    responses=SENDING,
+)
+@counts_toward_capacity
+async def send(request: Request, collection: Collection, params: Annotated[BulkParams, Query()]) -> JobInfo:
+    """Enrol many faces in the background, from a zip of photos or from lines of JSON with images or vectors."""
+    return await gallery_service(request).jobs.submit(
+        collection, await read_upload(request), params, dependencies.caller(request)
+    )
+
+
+@router.get("/collections/{collection}/jobs", dependencies=ENROL, responses=PROBLEMS)
+async def jobs(
+    request: Request, collection: Collection, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Limit = 100
+) -> JobPage:
+    """Return a page of a collection's jobs. Jobs are deleted a week after they end."""
+    return await gallery_service(request).jobs.list_jobs(collection, after, limit)
+
+
+@router.get("/collections/{collection}/jobs/{job}", dependencies=ENROL, responses=PROBLEMS)
+async def job(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """Return a job and its progress."""
+    return await gallery_service(request).jobs.job(collection, job)
+
+
+@router.get("/collections/{collection}/jobs/{job}/items", dependencies=ENROL, responses=PROBLEMS)
+async def items(
+    request: Request,
+    collection: Collection,
+    job: Job,
+    after: Annotated[int, Query(ge=-1, le=2**62)] = -1,
+    limit: Limit = 100,
+) -> JobItemPage:
+    """Return a page of the outcomes of a job's lines or files."""
+    return await gallery_service(request).jobs.items(collection, job, after, limit)
+
+
+@router.delete("/collections/{collection}/jobs/{job}", name="cancel", dependencies=ENROL, responses=ERASING)
+async def cancel_job(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """Cancel the pending items of a job; enrolled faces stay."""
+    return await gallery_service(request).jobs.cancel(collection, job, dependencies.caller(request))

@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     StrictBool,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -28,10 +27,9 @@ from models.align import Reason
 
 # Letters of any alphabet and joiners: \w in OpenAPI's regular expressions is ASCII only. No slashes and no control
 # characters, since keys are parts of URLs.
-_WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
-_CHARACTER = rf"[{_WORD}.@:+ -]"
+_SIGNS = "_\u200c\u200d.@:+ -"
+_CHARACTER = rf"[\p{{L}}\p{{M}}\p{{N}}{_SIGNS}]"
 _MAX_CHARACTERS = 128
-_KEY_CHARACTER = TypeAdapter(Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}$")])
 
 
 def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
@@ -42,21 +40,15 @@ def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
         if not isinstance(value, str):
             raise
         allowed = f"expected 1 to {_MAX_CHARACTERS} letters, digits, spaces and . _ @ : + -"
-        actual = _first_invalid_character(value) or f"{len(value)} characters"
+        characters = value[:_MAX_CHARACTERS]
+        invalid = next((c for c in characters if unicodedata.category(c)[0] not in "LMN" and c not in _SIGNS), None)
+        actual = f"{len(value)} characters"
+        if invalid is not None:
+            name = unicodedata.name(invalid, "")
+            actual = f"U+{ord(invalid):04X}" + (f" ({name})" if name else "")
         raise PydanticCustomError(
             "invalid_key", "{allowed}; got {actual}", {"allowed": allowed, "actual": actual}
         ) from None
-
-
-def _first_invalid_character(key: str) -> str:
-    """Return the first invalid character in the form "U+002F (SOLIDUS)"; empty if there is none."""
-    for character in key[:_MAX_CHARACTERS]:
-        try:
-            _KEY_CHARACTER.validate_python(character)
-        except ValidationError:
-            name = unicodedata.name(character, "")
-            return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
-    return ""
 
 
 # An id that the caller chose. The ledger stores it in Unicode normalisation form C (index/unicode_forms.py).

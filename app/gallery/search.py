@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,10 +27,8 @@ from app.gallery.search_schemas import (
     Value,
 )
 from app.images.uploads import Images
-from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.search import compare, search, search_scope
 from index.types import Collection, Match
-from models.matching import Matching
 
 MAX_ROW_ID = 2**62  # SQLite has no larger integers
 
@@ -56,12 +53,12 @@ class GallerySearch(GalleryAccess):
         size = chosen or usage
         comparisons = size.faces if params.fusion == "best" else size.subjects
         rule = DecisionRule.for_comparisons(matching, params.fpir, comparisons, extrapolate=params.extrapolate)
-        task = _Search(self._gallery, collection, params, where, rule, matching, actor)
 
         async def search_image(index: int, data: bytes) -> Searched:
             faces = await self._embedder.embed_image(pipeline, data)
             with conflict_as_pipeline_changed():
-                return Searched(index=index, faces=await self._read(lambda: task.identify(faces)))
+                results = await self._read(lambda: self._identify(faces, collection, where, params, rule, actor))
+                return Searched(index=index, faces=results)
 
         data = await self._embedder.predictor.for_each_image(images, search_image)
         return SearchResponse(
@@ -79,6 +76,42 @@ class GallerySearch(GalleryAccess):
             version=card.version,
             data=data,
         )
+
+    def _identify(
+        self,
+        faces: Sequence[EmbeddedFace],
+        collection: Collection,
+        where: dict[str, list[Value]] | None,
+        params: SearchParams,
+        rule: DecisionRule,
+        actor: str | None,
+    ) -> list[SearchedFace]:
+        """Search for the faces of one image, decide, and record the search, all in the caller's thread.
+
+        In one thread since each change of threads costs a wake-up.
+        """
+        gate = params.quality_gate
+        positions = [n for n, face in enumerate(faces) if not (gate and face.detected and face.detected.reasons)]
+        vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
+
+        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
+            return search(
+                self._gallery,
+                collection.name,
+                vectors[list(rows)],
+                k,
+                fusion=params.fusion,
+                where=where,
+                fingerprint=collection.fingerprint,
+            )
+
+        results = decide_by_steps(rule, len(positions), params.limit, read, repeated=params.repeated)
+        subjects = [match.subject for decision in results for match in decision.candidates[: params.limit]]
+        self._gallery.note_search(collection.name, subjects, actor=actor)
+        decisions = dict(zip(positions, results, strict=True))
+        return [
+            _searched_face(face, decisions.get(position), rule, params.limit) for position, face in enumerate(faces)
+        ]
 
     @retry_once
     async def verify(
@@ -129,68 +162,28 @@ class GallerySearch(GalleryAccess):
         )
 
 
-@dataclass(frozen=True)
-class _Search:
-    """A search of a collection, whose images have the same decision rule."""
-
-    gallery: EmbeddedGallery
-    collection: Collection
-    params: SearchParams
-    where: dict[str, list[Value]] | None
-    rule: DecisionRule
-    matching: Matching | None
-    actor: str | None
-
-    def identify(self, faces: Sequence[EmbeddedFace]) -> list[SearchedFace]:
-        """Search for the faces of one image, decide, and record the search, all in the caller's thread.
-
-        In one thread since each change of threads costs a wake-up.
-        """
-        gate = self.params.quality_gate
-        positions = [n for n, face in enumerate(faces) if not (gate and face.detected and face.detected.reasons)]
-        vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
-
-        def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            return search(
-                self.gallery,
-                self.collection.name,
-                vectors[list(rows)],
-                k,
-                fusion=self.params.fusion,
-                where=self.where,
-                fingerprint=self.collection.fingerprint,
-            )
-
-        limit = self.params.limit
-        results = decide_by_steps(self.rule, len(positions), limit, read, repeated=self.params.repeated)
-        subjects = [match.subject for decision in results for match in decision.candidates[:limit]]
-        self.gallery.note_search(self.collection.name, subjects, actor=self.actor)
-        decisions = dict(zip(positions, results, strict=True))
-        return [self._searched_face(face, decisions.get(position)) for position, face in enumerate(faces)]
-
-    def _searched_face(self, face: EmbeddedFace, decision: Decision | None) -> SearchedFace:
-        """Return the result of a face; it has no decision if it was not searched for."""
-        if decision is None:
-            assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
-            reasons: list[SearchReason] = list(face.detected.reasons)
-            return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
-        reasons = [] if self.rule.can_match else ["BEYOND_CALIBRATION" if self.matching else "NOT_CALIBRATED"]
-        candidates = [
-            Candidate(
-                subject_id=match.subject.key,
-                name=match.subject.name,
-                face_id=match.face,
-                probability=self.matching.probability(match.similarity) if self.matching else None,
-                distance=_distance(match),
-            )
-            for match in decision.candidates[: self.params.limit]
-        ]
-        return SearchedFace(
-            face=face.detected,
-            status="match" if decision.matched else "unknown",
-            reasons=reasons,
-            candidates=candidates,
+def _searched_face(face: EmbeddedFace, decision: Decision | None, rule: DecisionRule, limit: int) -> SearchedFace:
+    """Return the result of a face with at most `limit` candidates; it has no decision if it was not searched for."""
+    if decision is None:
+        assert face.detected is not None  # noqa: S101  only faces can fail the quality gate
+        reasons: list[SearchReason] = list(face.detected.reasons)
+        return SearchedFace(face=face.detected, status="rejected", reasons=reasons, candidates=[])
+    candidates = [
+        Candidate(
+            subject_id=match.subject.key,
+            name=match.subject.name,
+            face_id=match.face,
+            probability=rule.matching.probability(match.similarity) if rule.matching else None,
+            distance=_distance(match),
         )
+        for match in decision.candidates[:limit]
+    ]
+    return SearchedFace(
+        face=face.detected,
+        status="match" if decision.matched else "unknown",
+        reasons=[] if rule.can_match else ["BEYOND_CALIBRATION" if rule.matching else "NOT_CALIBRATED"],
+        candidates=candidates,
+    )
 
 
 def _allowed_values(where: MetadataConditions) -> dict[str, list[Value]]:

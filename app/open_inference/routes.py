@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
@@ -55,8 +55,7 @@ INFERRING = describe_files(OCTET_STREAM, schema=InferenceResponse) | errors.desc
 
 def open_inference(request: Request) -> OpenInference:
     """Return the service of the Open Inference Protocol."""
-    service: OpenInference = request.app.state.open_inference
-    return service
+    return cast("OpenInference", request.app.state.open_inference)
 
 
 async def message(request: Request) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -34,8 +34,7 @@ RECONSTRUCTED = describe_files(PNG, schema=ReconstructResponse) | PROBLEMS
 
 def restoration(request: Request) -> Restoration:
     """Return the restoration service."""
-    service: Restoration = request.app.state.restoration
-    return service
+    return cast("Restoration", request.app.state.restoration)
 
 
 @router.post("/denoise", tags=["denoise"], response_class=Response, openapi_extra=DENOISE_BODY, responses=DENOISED)
