@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.errors import DamagedImage, Overloaded
 from app.faces.service import Faces
-from app.gallery import reembedding
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
 from app.inference.batcher import Priority
@@ -200,7 +199,7 @@ def test_an_impossible_request_says_why(running: TestClient) -> None:
         running.delete(f"/collections/{collection}")
 
 
-def test_the_command_waits_for_the_switch_or_reports_the_problem(
+def test_the_command_waits_for_the_switch_or_reports_the_problem_which_blocks_it(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def damaged(*_: Any) -> Any:
@@ -230,31 +229,10 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem(
             result = run(collection, embedder)
             assert result.exit_code == 1
             assert message in result.stderr
-
-
-def test_an_unreadable_crop_blocks_the_switch_until_the_reembedding_is_cancelled(
-    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enrol(gallery, "eileen")
-    enrol(gallery, "grace")
-    embed_crop = Faces.embed_whole_image
-    unreadable: list[bytes] = []
-
-    async def damaged(self: Faces, model: Any, crop: bytes) -> Any:
-        if crop in (unreadable or [crop]):
-            unreadable.append(crop)
-            raise DamagedImage("it is broken")
-        return await embed_crop(self, model, crop)
-
-    monkeypatch.setattr(Faces, "embed_whole_image", damaged)
-    monkeypatch.setattr(reembedding, "BATCH_SIZE", 1)
-    gallery.post(REEMBED, json=TO_BETTER)
-    progress = wait_for_progress(gallery, state="blocked", done=1)
-    assert progress["problem"].startswith("1 faces have no crop that can be read")
-    cancelled = gallery.delete(REEMBED)
-    assert (cancelled.status_code, cancelled.json()["state"], cancelled.json()["done"]) == (200, "cancelled", 1)
-    assert gallery.get(REEMBED).status_code == 404
-    assert find(gallery, "eileen") == "mobilefacenet-triplet"
+        cancelled = client.delete("/collections/blocked/reembed")
+        assert (cancelled.status_code, cancelled.json()["state"], cancelled.json()["done"]) == (200, "cancelled", 0)
+        assert client.get("/collections/blocked/reembed").status_code == 404
+        assert client.get("/collections/blocked").json()["embedder"] == "mobilefacenet-triplet"
 
 
 @pytest.mark.parametrize("call", ["search", "enrol", "verify", "feedback", "bulk"])
