@@ -48,16 +48,6 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class RequestOptions:
-    """The service's address, the key, the output format and how many requests run at a time."""
-
-    url: str | None
-    api_key: str | None
-    as_json: bool = False
-    jobs: int = 1
-
-
-@dataclass(frozen=True)
 class ImageCommand:
     """`send` requests one result, `describe` formats it as text, `extra_fields` adds fields to its JSON."""
 
@@ -148,15 +138,17 @@ async def request_result(command: ImageCommand, client: AsyncClient, image: Imag
     return ImageResult({**name, **common, **fields, **command.extra_fields(image)}, command.describe(image, item))
 
 
-def run_command(files: list[Path], command: ImageCommand, options: RequestOptions) -> None:
-    """Send every image, print a line for each, and exit with status 1 if one failed."""
+def run_command(
+    files: list[Path], command: ImageCommand, url: str | None, api_key: str | None, *, as_json: bool, jobs: int
+) -> None:
+    """Send every image, `jobs` at a time, print a line for each, and exit with status 1 if one failed."""
     with report_client_errors():
         skipped: list[Path] = []
         images = list(find_images(files, skipped))
         _report_skipped(skipped)
         if not images:
             fail("no images found in the given folders")
-        failed = asyncio.run(_print_results(images, command, options))
+        failed = asyncio.run(_print_results(images, command, url, api_key, as_json=as_json, jobs=jobs))
     if failed:
         fail(f"{failed} of {len(images)} failed")
 
@@ -170,22 +162,24 @@ def _report_skipped(skipped: list[Path]) -> None:
         typer.echo(f"vestibule: skipped {rest} more files", err=True)
 
 
-async def _print_results(images: list[ImageFile], command: ImageCommand, options: RequestOptions) -> int:
+async def _print_results(
+    images: list[ImageFile], command: ImageCommand, url: str | None, api_key: str | None, *, as_json: bool, jobs: int
+) -> int:
     """Print a line for each image and return how many failed."""
     from vestibule_client import AsyncClient
 
     failed = 0
     width = min(LONGEST_NAME, max(len(str(image.path)) for image in images))
-    async with AsyncClient(options.url, api_key=options.api_key, retries=retries()) as client:
+    async with AsyncClient(url, api_key=api_key, retries=retries()) as client:
         request = partial(request_result, command, client)
         with progress_bar(len(images)) as show_progress:
-            async with aclosing(map_in_order(images, request, options.jobs)) as results:
+            async with aclosing(map_in_order(images, request, jobs)) as results:
                 done = 0
                 async for image, result in results:
                     done += 1
                     failed += result.failed
                     text = f"{replace_unprintable(str(image.path)):{width}}  {replace_unprintable(result.text)}"
-                    print_line(json.dumps(result.record) if options.as_json else text)
+                    print_line(json.dumps(result.record) if as_json else text)
                     show_progress(done)
     return failed
 

@@ -27,7 +27,6 @@ from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["faces"], dependencies=INFER)
 
-DETECT_PROBLEMS = errors.describe(*errors.IMAGE_ERRORS)
 PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.NoFace, errors.Unprocessable)
 EMBEDDING_PROBLEMS = errors.describe(
     errors.BadRequest,
@@ -45,7 +44,7 @@ def faces(request: Request) -> Faces:
     return cast("Faces", request.app.state.faces)
 
 
-@router.post("/faces/detect", openapi_extra=IMAGE_BODY, responses=DETECT_PROBLEMS)
+@router.post("/faces/detect", openapi_extra=IMAGE_BODY, responses=errors.describe(*errors.IMAGE_ERRORS))
 @counts_toward_capacity
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> DetectResponse:
     """Detect the faces in an image or a list of up to 64, and measure their quality."""

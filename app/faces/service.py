@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import NoFace, Unprocessable, VestibuleError
-from app.faces.request_bodies import Pair
 from app.faces.schemas import (
     ComparedEmbedding,
     ComparedFace,
@@ -106,7 +105,6 @@ class Faces:
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
 
     async def detect(self, images: Images, params: DetectParams) -> DetectResponse:
         """Return the faces in each image, with the reasons against enrolling them.
@@ -162,8 +160,8 @@ class Faces:
                 raise Unprocessable(f"{model.card.name} only supports {model.card.config['dimensions']} dimensions")
         return await self.embed(images, params)
 
-    async def verify(self, pair: Pair, params: VerifyParams) -> VerifyResponse:
-        """Compare the source's most prominent face with each target face.
+    async def verify(self, images: tuple[bytes, bytes], params: VerifyParams) -> VerifyResponse:
+        """Compare the most prominent face of the first image, the source, with each face of the second, the target.
 
         Raises:
             VestibuleError: about the request or one of its images; NoFace for an image without a face.
@@ -171,7 +169,7 @@ class Faces:
         model = await self._model_manager.load(params.model, "embed")
         face_detector = await self._model_manager.load(None, "detect")
         matching, threshold = operating_threshold(model.card, params.fmr)
-        await self._predictor.check_pixels([pair.source, pair.target])
+        await self._predictor.check_pixels(images)
 
         async def find_faces(name: str, data: bytes) -> list[AlignedFace]:
             try:
@@ -183,9 +181,7 @@ class Faces:
             return faces
 
         async def embed_pair() -> tuple[AlignedFace, list[AlignedFace], Tensor]:
-            sources, targets = await asyncio.gather(
-                find_faces("source", pair.source), find_faces("target", pair.target)
-            )
+            sources, targets = await asyncio.gather(find_faces("source", images[0]), find_faces("target", images[1]))
             source = most_prominent(sources)
             return source, targets, await self.embed_faces(model, [source, *targets])
 
@@ -246,10 +242,13 @@ class Faces:
         maps = [await self._detector_maps(model, tiles) for tiles in levels]
 
         def decode_faces() -> list[Face]:
-            faces = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
-            return detection_scale.merge(scales, faces)
+            return detection_scale.merge(
+                scales, [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
+            )
 
-        faces = await self._predictor.map(partial(AlignedFace.of, image), await self._executors.run_cpu(decode_faces))
+        faces = await self._predictor.map(
+            partial(AlignedFace.of, image), await self._predictor.executors.run_cpu(decode_faces)
+        )
         return DetectionResult(image, scales, [face for face in faces if face is not None])
 
     async def _detector_maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
@@ -330,8 +329,7 @@ def most_prominent(faces: Sequence[P]) -> P:
 def _encode(vector: Tensor, params: EmbedParams) -> list[float] | str:
     if params.encoding_format == "base64":
         return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-    values: list[float] = vector.tolist()
-    return values
+    return list(vector.tolist())
 
 
 def operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:

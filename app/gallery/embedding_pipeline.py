@@ -47,9 +47,8 @@ class EmbeddedFace:
     @property
     def details(self) -> dict[str, object]:
         """Measurements of the face that the gallery stores."""
-        if self.detected is None:
-            return {}
-        return {"confidence": self.detected.confidence, **self.detected.quality.model_dump()}
+        face = self.detected
+        return {} if face is None else {"confidence": face.confidence, **face.quality.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,14 @@ class EmbeddingPipeline:
             parts |= {"detector": self.detector.card.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
             # The first rule is left out, so that the fingerprints of collections that use it do not change.
             if self.scales != "whole":
-                numbers = detection_scale.SMALLEST, detection_scale.MIN_FACE, detection_scale.SHARE
-                parts["detection_scale"] = [self.scales, *numbers]
-        text = json.dumps(parts, sort_keys=True)
-        return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+                parts["detection_scale"] = [
+                    self.scales,
+                    detection_scale.SMALLEST,
+                    detection_scale.MIN_FACE,
+                    detection_scale.SHARE,
+                ]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"{card.name}:{digest[:16]}"
 
 
 class ImageEmbedder:

@@ -41,9 +41,8 @@ def rate_per_comparison(rate: float, comparisons: int) -> float:
     """
     if comparisons <= 1:
         return rate  # exactly: a calibration's largest rate must not become larger
-    return max(
-        -math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0)
-    )  # the quotient may underflow to 0, which is no rate
+    # The quotient may underflow to 0, which is no rate.
+    return max(-math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0))
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,17 @@ class Reembedder(GalleryAccess):
 
     async def _try(self, task: Reembedding) -> None:
         """Do the re-embedding if this process has the model; log errors, so that they do not affect other tasks."""
+        is_blocked = False
         try:
             model = await self._model(task)
-            if model is not None and await self._run_background(partial(self._worker.claim, task)):
-                await self._run(task, model)
+            if model is None or not await self._run_background(partial(self._worker.claim, task)):
+                return
+            try:
+                async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
+                    is_blocked = await self._embed_missing(task, model)
+            finally:
+                if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
+                    await self._run_background(lambda: self._worker.release(task))
         except Exception:
             # Such as a full queue or a full disk: the next round computes what is missing.
             log.exception("reembedding_failed", collection=task.collection_id)
@@ -125,15 +132,6 @@ class Reembedder(GalleryAccess):
         except (UnknownModel, NotReady):
             return None
         return pipeline.embedder if pipeline else None
-
-    async def _run(self, task: Reembedding, model: LoadedModel) -> None:
-        is_blocked = False
-        try:
-            async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
-                is_blocked = await self._embed_missing(task, model)
-        finally:
-            if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
-                await self._run_background(lambda: self._worker.release(task))
 
     async def _embed_missing(self, task: Reembedding, model: LoadedModel) -> bool:
         """Compute the missing vectors, then switch to the new ones. Return whether unreadable crops prevent that."""
@@ -165,22 +163,23 @@ class Reembedder(GalleryAccess):
         Raises:
             NotReady: all crops had a temporary error.
         """
-        temporary_errors = 0
 
-        async def embed(crop: PendingCrop) -> Floats | None:
-            nonlocal temporary_errors
+        async def embed(crop: PendingCrop) -> Floats | VestibuleError:
             try:
                 return (await self._embedder.faces.embed_whole_image(model, crop.crop)).numpy()
-            except TRANSIENT:
-                temporary_errors += 1
             except VestibuleError as error:
-                log.error("crop_refused", face=crop.id, error=error.detail)
-            return None
+                if not isinstance(error, TRANSIENT):
+                    log.error("crop_refused", face=crop.id, error=error.detail)
+                return error
 
-        vectors = await asyncio.gather(*map(embed, crops))
-        if temporary_errors == len(crops):
+        results = await asyncio.gather(*map(embed, crops))
+        if all(isinstance(result, TRANSIENT) for result in results):
             raise NotReady("no crop could be embedded")
-        return {crop.id: vector for crop, vector in zip(crops, vectors, strict=True) if vector is not None}
+        return {
+            crop.id: result
+            for crop, result in zip(crops, results, strict=True)
+            if not isinstance(result, VestibuleError)
+        }
 
 
 def _reembedding_info(progress: ReembeddingProgress, *, has_model: bool) -> ReembeddingInfo:

@@ -72,7 +72,6 @@ EXISTS: dict[int | str, dict[str, Any]] = {
 }
 COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
 ENROLLING = COMPARING | errors.describe(errors.DiskFull)
-SEARCHING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
 Job = Annotated[Key, Path(description="The job's id.")]
@@ -96,7 +95,12 @@ def gallery_service(request: Request) -> GalleryService:
     return cast("GalleryService", request.app.state.gallery)
 
 
-@router.post("/search", openapi_extra=IMAGE_BODY, dependencies=INFER, responses=SEARCHING)
+@router.post(
+    "/search",
+    openapi_extra=IMAGE_BODY,
+    dependencies=INFER,
+    responses=errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict),
+)
 @counts_toward_capacity
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
     """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""

@@ -40,8 +40,9 @@ def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
         if not isinstance(value, str):
             raise
         allowed = f"expected 1 to {_MAX_CHARACTERS} letters, digits, spaces and . _ @ : + -"
-        characters = value[:_MAX_CHARACTERS]
-        invalid = next((c for c in characters if unicodedata.category(c)[0] not in "LMN" and c not in _SIGNS), None)
+        invalid = next(
+            (c for c in value[:_MAX_CHARACTERS] if unicodedata.category(c)[0] not in "LMN" and c not in _SIGNS), None
+        )
         actual = f"{len(value)} characters"
         if invalid is not None:
             name = unicodedata.name(invalid, "")

@@ -90,8 +90,11 @@ class GallerySearch(GalleryAccess):
 
         In one thread since each change of threads costs a wake-up.
         """
-        gate = params.quality_gate
-        positions = [n for n, face in enumerate(faces) if not (gate and face.detected and face.detected.reasons)]
+        positions = [
+            position
+            for position, face in enumerate(faces)
+            if not (params.quality_gate and face.detected and face.detected.reasons)
+        ]
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
 
         def read(rows: Sequence[int], k: int) -> list[list[Match]]:

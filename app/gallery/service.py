@@ -92,8 +92,9 @@ class GalleryService(GalleryAccess):
     async def list_collections(self, after: str, limit: int) -> CollectionPage:
         """Return a page of collections."""
         rows = await self._read(lambda: self._gallery.collections(after, limit))
-        next_page = rows[-1].name if len(rows) == limit else None
-        return CollectionPage(data=[_collection_info(row) for row in rows], next=next_page)
+        return CollectionPage(
+            data=[_collection_info(row) for row in rows], next=rows[-1].name if len(rows) == limit else None
+        )
 
     async def collection(self, name: str) -> CollectionDetail:
         """Return the collection with its size and the progress of its re-embedding.
@@ -152,8 +153,7 @@ class GalleryService(GalleryAccess):
             NotFound: no such collection.
         """
         rows = await self._read(lambda: self._gallery.subjects(collection, after, limit))
-        next_page = rows[-1].key if len(rows) == limit else None
-        return SubjectPage(data=[_subject_info(row) for row in rows], next=next_page)
+        return SubjectPage(data=[_subject_info(row) for row in rows], next=rows[-1].key if len(rows) == limit else None)
 
     async def list_faces(self, collection: str, key: str, after: int, limit: int) -> FaceList:
         """Return a page of the subject's faces.
@@ -250,8 +250,10 @@ class GalleryService(GalleryAccess):
         seconds, _, row_id = after.partition("-")
         position = (float(seconds or 0), min(int(row_id or 0), MAX_ROW_ID))
         rows = await self._read(lambda: self._feedback.of_subject(collection, key, position, limit))
-        next_page = f"{rows[-1].created_at!r}-{rows[-1].id}" if len(rows) == limit else None
-        return FeedbackList(data=[_feedback_info(row) for row in rows], next=next_page)
+        return FeedbackList(
+            data=[_feedback_info(row) for row in rows],
+            next=f"{rows[-1].created_at!r}-{rows[-1].id}" if len(rows) == limit else None,
+        )
 
     async def remove_feedback(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
         """Erase the feedback and the face that is stored for it.

@@ -63,7 +63,6 @@ class Generation:
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
 
     async def generate(self, params: GenerateParams, if_none_match: str | None) -> EncodedFile:
         """Return samples of a seed; without content if their ETag is in `if_none_match`.
@@ -107,8 +106,14 @@ class Generation:
             else ListedImage(b64_json=text, label=label)
             for text, label in await self._base64(samples)
         ]
-        created = int(time.time()) if request.seed is None else 0
-        return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
+        return ImagesResponse(
+            created=int(time.time()) if request.seed is None else 0,
+            data=images,
+            size=size,
+            model=card.name,
+            version=card.version,
+            seed=seed,
+        )
 
     async def decode(self, request: LatentsRequest) -> EncodedFile:
         """Decode given latents, with any model that has a decoder.
@@ -181,7 +186,7 @@ class Generation:
 
     async def _run_encoder(self, function: Callable[[], T]) -> T:
         started = time.perf_counter()
-        result = await self._executors.run_cpu(function)
+        result = await self._predictor.executors.run_cpu(function)
         timings.record("encode", time.perf_counter() - started)
         return result
 
@@ -204,8 +209,7 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def _latent_width(card: ModelCard) -> int:
-    width: int = configure(card.architecture, card.config).latent
-    return width
+    return int(configure(card.architecture, card.config).latent)
 
 
 def _noise(card: ModelCard, seed: int, count: int) -> Tensor:

@@ -173,14 +173,13 @@ class BulkJobs(GalleryAccess):
             async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
-            problem = error.detail
-            await self._run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(partial(self._worker.finish, job, "failed", error.detail))
         except NotFound:  # the collection was dropped, and the job with it
             pass
         except UNREADABLE:  # a damaged row, which would fail at each retry
             log.exception("bulk_job_unreadable", job=job.token)
             problem = "the stored items cannot be read; send them again"
-            await self._run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(partial(self._worker.finish, job, "failed", problem))
         finally:
             await self._run_background(lambda: self._worker.release(job))
 

@@ -28,7 +28,7 @@ from app.gallery.bulk.schemas import BulkLine
 from app.gallery.bulk.zip_reader import Entry, ZipReader
 from app.gallery.schemas import Key
 from app.images.large_json import CHUNK_BYTES, from_base64
-from app.images.uploads import disconnect_as_bad_request
+from app.images.uploads import disconnect_as_bad_request, media_type
 from index.errors import InvalidError
 from index.types import Item, Outcome, Properties
 from index.validation import check_key, unit_vectors
@@ -96,8 +96,7 @@ async def read_upload(request: Request) -> Upload:
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
     """
-    header = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    content_type = next((name for name, aliases in CONTENT_TYPES.items() if header in aliases), None)
+    content_type = next((name for name, aliases in CONTENT_TYPES.items() if media_type(request) in aliases), None)
     if content_type is None:
         raise UnsupportedMediaType(f"send {ZIP} or {LINES}")
     with disconnect_as_bad_request():
