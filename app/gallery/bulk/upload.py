@@ -170,8 +170,7 @@ def _line_item(number: int, line: BulkLine, dimensions: int) -> Item:
     check_key(line.subject_id, "subject")
     properties = None
     if line.model_fields_set & {"name", "metadata", "expires_at"}:
-        expires_at = line.expires_at.timestamp() if line.expires_at else None
-        properties = Properties(line.name, line.metadata, expires_at)
+        properties = Properties(line.name, line.metadata, line.expires_at.timestamp() if line.expires_at else None)
     if line.vector is not None:
         return Item(number, line.subject_id, "vector", _vector_bytes(line.vector, dimensions), properties)
     assert line.image is not None  # noqa: S101  BulkLine requires one of the two
