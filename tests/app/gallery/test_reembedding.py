@@ -20,11 +20,10 @@ from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
 from app.inference.batcher import Priority
 from app.inference.loaded_model import LoadedModel
-from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks.reembedding import ReembeddingWorker
-from tests.app.conftest import BASE_URL
+from tests.app.conftest import started
 from tests.app.embedder import random_embedder, save_embedder
 from tests.app.gallery.helpers import (
     PNG,
@@ -64,18 +63,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(weights: Path, state: Path) -> Settings:
-    return Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
-
-
-def client_of(weights: Path, state: Path) -> TestClient:
-    return TestClient(create_app(settings(weights, state)), base_url=BASE_URL, raise_server_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def running(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     state = tmp_path_factory.mktemp("state")
-    with client_of(weights, state) as client:
+    with started(weights, state=state, upkeep_s=0.05) as client:
         client.app_state["state"] = state
         yield client
 
@@ -205,7 +196,8 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem_which_blocks_it
     async def damaged(*_: Any) -> Any:
         raise DamagedImage("it is broken")
 
-    with serving_here(settings(weights, tmp_path)) as url, httpx.Client(base_url=url) as client:
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=tmp_path, upkeep_s=0.05)
+    with serving_here(settings) as url, httpx.Client(base_url=url) as client:
 
         def run(collection: str, embedder: str) -> Any:
             return CliRunner().invoke(cli, ["gallery", "reembed", "--url", url, collection, embedder])
@@ -280,10 +272,10 @@ def test_changed_weights_are_refused_until_a_reembedding(tmp_path: Path, monkeyp
             (folder / "mobilefacenet-triplet" / "model.safetensors").unlink()
             other_embedder(folder, "mobilefacenet-triplet", seed)
     state = tmp_path / "state"
-    with client_of(folders["old"], state) as client:
+    with started(folders["old"], state=state) as client:
         client.put("/collections/doors", json={"keep_crops": True})
         enrol(client, "eileen")
-    with client_of(folders["new"], state) as client, monkeypatch.context() as patch:
+    with started(folders["new"], state=state) as client, monkeypatch.context() as patch:
         for url in ("/search?collection=doors", f"{EILEEN}/faces"):
             refused = client.post(url, content=encode(portrait("eileen")), headers=PNG)
             assert refused.status_code == 409
@@ -291,8 +283,8 @@ def test_changed_weights_are_refused_until_a_reembedding(tmp_path: Path, monkeyp
         assert client.get("/collections/doors").json()["reembedding"] is None
         patch.setattr(ReembeddingWorker, "claim", lambda *_: False)
         assert client.post(REEMBED, json={}).status_code == 202
-    with client_of(folders["newest"], state) as client:
+    with started(folders["newest"], state=state) as client:
         assert "restore its weights, or cancel" in wait_for_progress(client, state="blocked")["problem"]
-    with client_of(folders["new"], state) as client:
+    with started(folders["new"], state=state) as client:
         wait_for_switch(client)
         assert find(client, "eileen") == "mobilefacenet-triplet"

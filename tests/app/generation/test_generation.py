@@ -26,11 +26,10 @@ from app.generation.service import slerp
 from app.images import encoding
 from app.inference.loader import run_padded
 from app.inference.submodels import DECODER, DECODER_BATCH_SIZE
-from app.main import create_app
-from app.settings import PROJECT, Settings
+from app.settings import PROJECT
 from models import checkpoint, runtime
 from models.generative import SupportsDecode, latents
-from tests.app.conftest import BASE_URL
+from tests.app.conftest import started
 from tests.app.generators import DIGITS, random_generators
 from tests.app.server.test_process import serving
 
@@ -50,8 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(weights: Path) -> Iterator[TestClient]:
-    app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist"))
-    with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as running:
+    with started(weights) as running:
         yield running
 
 

@@ -313,14 +313,6 @@ def test_invalid_inputs_are_refused(
     assert message in refusal[1]
 
 
-def test_other_versions_are_not_found(client: triton.InferenceServerClient, weights: Path) -> None:
-    version = checkpoint.read_card(weights / CLASSIFIER).version
-    inputs = [tensor_input("pictures", noise(1, 1, 32, 32))]
-    assert client.infer(CLASSIFIER, inputs, version).get_response()["model_version"] == version
-    status, message = status_and_message(client.infer, CLASSIFIER, inputs, model_version="1")
-    assert (status, message) == ("404", f"There is nothing here: the only version of {CLASSIFIER} is {version}")
-
-
 def in_shared_memory(tensor: Any) -> Any:
     tensor.set_shared_memory("region", 4096)
     return tensor

@@ -26,11 +26,9 @@ from torch import Tensor
 from app.images import encoding
 from app.images.tiling import OVERLAP, SIDE, Tiling
 from app.inference.executors import Executors
-from app.main import create_app
-from app.settings import Settings
 from models import checkpoint, image_decoder
 from models.generative import SupportsDecode, SupportsEncode
-from tests.app.conftest import BASE_URL
+from tests.app.conftest import started
 from tests.app.generators import random_generators
 from tests.conftest import encode, photo
 
@@ -47,8 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(weights: Path) -> Iterator[TestClient]:
-    app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist", max_denoise_pixels=200_000))
-    with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as running:
+    with started(weights, max_denoise_pixels=200_000) as running:
         yield running
 
 
@@ -350,8 +347,7 @@ def test_list_of_images(client: TestClient) -> None:
 @pytest.fixture(scope="module")
 def few_pixels(weights: Path) -> Iterator[TestClient]:
     """A client of a service that accepts 10,000 pixels per request."""
-    settings = Settings(weights=weights, default_classifier="lenet5-mnist", max_request_pixels=10_000)
-    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as running:
+    with started(weights, max_request_pixels=10_000) as running:
         yield running
 
 
@@ -532,8 +528,7 @@ def test_large_bodies_and_images_are_long_tasks(
 
     monkeypatch.setattr(Executors, "run_cpu", recorded)
     body = {"input": b64(noisy(*size))}
-    app = create_app(Settings(weights=weights, default_classifier="lenet5-mnist"))
-    with TestClient(app, base_url=BASE_URL) as default_client:
+    with started(weights) as default_client:
         kinds.clear()
         assert default_client.post("/denoise", params={"format": "json"}, json=body).status_code == 200
     # The JSON body, and the encoding of the image; only the encoding of the JSON response follows.
