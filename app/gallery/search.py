@@ -30,8 +30,6 @@ from app.images.uploads import Images
 from index.embedded.query.search import compare, search, search_scope
 from index.types import Collection, Match
 
-MAX_ROW_ID = 2**62  # SQLite has no larger integers
-
 
 class GallerySearch(GalleryAccess):
     """Identifies and verifies faces."""
