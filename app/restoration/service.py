@@ -205,7 +205,7 @@ class Restoration:
             data = [
                 result if isinstance(result, Failed) else to_item(result, index) for index, result in enumerate(results)
             ]
-            return encoding.encode_json(schema(model=card.name, version=card.version, data=data), {})  # type: ignore[arg-type]
+            return encoding.encode_json(schema(model=card.name, version=card.version, data=data), {})
 
         return await self._executors.run_cpu(encode)
 

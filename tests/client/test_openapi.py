@@ -128,11 +128,9 @@ def disagreements(served: Schema, read: Schema, where: str) -> list[str]:
             for own in options(read)
             if own.get("type") in (kind, None) or (kind, own.get("type")) == ("integer", "number")
         ]
-        reasons += min(
-            (disagreements_of_one_type(schema, own, where) for own in readers),
-            key=len,
-            default=[f"{where}: may be {kind}, and is read as {[own['type'] for own in options(read)]}"],
-        )
+        results = [disagreements_of_one_type(schema, own, where) for own in readers]
+        kinds = [own.get("type") for own in options(read)]
+        reasons += min(results, key=len) if results else [f"{where}: may be {kind}, and is read as {kinds}"]
     return reasons
 
 

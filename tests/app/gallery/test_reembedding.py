@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.errors import DamagedImage, Overloaded
+from app.errors import DamagedImage
 from app.faces.service import Faces
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
@@ -93,47 +93,27 @@ def wait_for_progress(client: TestClient, **expected: object) -> dict[str, Any]:
     return progress
 
 
-@pytest.fixture
-def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Nothing is re-embedded before this function is called."""
-    released = False
-    embed_crop = Faces.embed_whole_image
-
-    async def embed_if_released(self: Faces, *args: Any) -> Any:
-        if not released:
-            raise Overloaded("the queue is full")
-        return await embed_crop(self, *args)
-
-    def set_released() -> None:
-        nonlocal released
-        released = True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Faces, "embed_whole_image", embed_if_released)
-        yield set_released
-        set_released()
-
-
-def test_the_same_people_are_found_before_during_and_after(gallery: TestClient, release: Callable[[], None]) -> None:
+def test_people_are_found_before_during_and_after(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     enrol(gallery, "eileen")
     post_image(gallery, f"{EILEEN}/feedback", portrait("grace"))
     other_process = EmbeddedGallery(gallery.app_state["state"] / "gallery")
     assert gallery.get("/collections/doors").json()["reembedding"] is None
     assert other_process.size("doors") == 1
-    response = gallery.post(REEMBED, json=TO_BETTER)
-    assert response.status_code == 202, response.text
-    begun = response.json()
-    assert (begun["embedder"], begun["dimensions"], begun["faces"], begun["done"]) == ("better", 48, 1, 0)
-    assert (begun["state"], begun["feedback"], begun["feedback_lost"]) == ("queued", 1, 0)
-    assert begun["fingerprint"].startswith("better:")
-    assert gallery.post(REEMBED, json={}).status_code == 409
-    # The old pipeline serves; faces that are enrolled meanwhile are re-embedded, erased ones are not.
-    enrol(gallery, "grace")
-    face = enrol(gallery, "grace")["indexed"][0]["face_id"]
-    gallery.delete(f"/collections/doors/faces/{face}")
-    wait_for_progress(gallery, faces=2, done=0)
-    assert (find(gallery, "eileen"), find(gallery, "grace")) == ("mobilefacenet-triplet", "mobilefacenet-triplet")
-    release()
+    with monkeypatch.context() as patch:
+        patch.setattr(ReembeddingWorker, "claim", lambda *_: False)  # nothing is re-embedded yet
+        response = gallery.post(REEMBED, json=TO_BETTER)
+        assert response.status_code == 202, response.text
+        begun = response.json()
+        assert (begun["embedder"], begun["dimensions"], begun["faces"], begun["done"]) == ("better", 48, 1, 0)
+        assert (begun["state"], begun["feedback"], begun["feedback_lost"]) == ("queued", 1, 0)
+        assert begun["fingerprint"].startswith("better:")
+        assert gallery.post(REEMBED, json={}).status_code == 409
+        # The old pipeline serves; faces that are enrolled meanwhile are re-embedded, erased ones are not.
+        enrol(gallery, "grace")
+        face = enrol(gallery, "grace")["indexed"][0]["face_id"]
+        gallery.delete(f"/collections/doors/faces/{face}")
+        wait_for_progress(gallery, faces=2, done=0)
+        assert (find(gallery, "eileen"), find(gallery, "grace")) == ("mobilefacenet-triplet", "mobilefacenet-triplet")
     wait_for_switch(gallery)
     after = gallery.get("/collections/doors").json()
     assert (after["embedder"], after["dimensions"], after["fingerprint"]) == ("better", 48, begun["fingerprint"])
