@@ -139,7 +139,7 @@ def srgb(image: Image.Image) -> Pixels:
 def swapped() -> bytes:
     """An ICC profile with sRGB's primaries, but red and green swapped."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return profile.replace(b"rXYZ", b"\0\0\0\0").replace(b"gXYZ", b"rXYZ").replace(b"\0\0\0\0", b"gXYZ", 1)
+    return profile.replace(b"rXYZ", b"temp").replace(b"gXYZ", b"rXYZ").replace(b"temp", b"gXYZ")
 
 
 def with_profile(image: Image.Image, profile: bytes, kind: str = "PNG") -> bytes:
