@@ -13,12 +13,10 @@ Responses are RFC 9457 problems. Below /v2 they are `{"error": "..."}`, as the O
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-import apsw
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -208,14 +206,9 @@ def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse
     return error_response(path, InvalidParameters(), errors)
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Raise DiskFull in place of an error that a full disk caused."""
-    try:
-        yield
-    except (apsw.FullError, OSError) as error:
-        if not is_disk_full(error):
-            raise
+def raise_if_full(error: Exception) -> None:
+    """Raise DiskFull if a full disk caused the error."""
+    if is_disk_full(error):
         raise DiskFull("free some space for the state folder, then send the request again") from error
 
 

@@ -17,10 +17,9 @@ from app.background_tasks import background_task
 from app.classification import routes as classification
 from app.classification.service import Classification
 from app.console import routes as console
-from app.faces import detect_routes, embed_routes, verify_routes
+from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
-from app.gallery import search_routes
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -42,7 +41,7 @@ from app.observability.metrics import Metrics
 from app.open_inference import routes as open_inference
 from app.open_inference.service import OpenInference
 from app.operations import routes as operations
-from app.restoration import denoise_routes, encode_routes
+from app.restoration import routes as restoration
 from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
@@ -50,13 +49,9 @@ from index.embedded.gallery import EmbeddedGallery
 
 ROUTERS = (
     classification.router,
-    detect_routes.router,
-    embed_routes.router,
-    verify_routes.router,
+    faces.router,
     generation.router,
-    denoise_routes.router,
-    encode_routes.router,
-    search_routes.router,
+    restoration.router,
     gallery.router,
     models_api.router,
 )

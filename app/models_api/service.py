@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from app.auth.keys import ApiKeys
-from app.errors import NotFound, full_disk
+from app.errors import NotFound, raise_if_full
 from app.inference.model_manager import ModelManager
 from app.inference.reload_sync import ReloadSync
 from app.models_api.schemas import ModelDetail, ModelList, ModelMemory, ModelReloaded, ModelSummary
@@ -74,10 +74,13 @@ class Models:
     async def _reload(self, name: str, actor: str | None) -> ModelReloaded:
         done = await self._model_manager.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
-        with full_disk():
+        try:
             await asyncio.to_thread(self._reload_sync.announce, name)
             if done.change != "unchanged":
                 await asyncio.to_thread(self._keys.note_reload, now, actor)
+        except Exception as error:
+            raise_if_full(error)
+            raise
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
 
     def _memory(self, card: ModelCard) -> int:

@@ -24,9 +24,15 @@ from app.images.uploads import (
     read_files,
     read_json,
 )
-from app.restoration.schemas import NoisyInput
+from app.schemas import ImageInput, ImageList
 
 REFERENCE = "reference"
+
+
+class NoisyInput(ImageInput):
+    """Images to denoise, and optionally a reference for each, to measure the result."""
+
+    reference: str | ImageList | None = None
 
 
 DENOISE_BODY: dict[str, Any] = {

@@ -20,7 +20,7 @@ from app.main import create_app
 from app.middleware.request_body import MOST_CONTAINERS, MOST_KEYS, SMALL_BODY
 from app.middleware.routing import RouteTable
 from app.open_inference.schemas import InferenceRequest
-from app.restoration.schemas import NoisyInput
+from app.restoration.request_bodies import NoisyInput
 from app.schemas import ImageInput
 from app.settings import Settings
 from tests.app.conftest import BASE_URL

@@ -48,14 +48,6 @@ def test_faces_equal_the_detector_s(client: TestClient) -> None:
         assert face["reasons"] == []
 
 
-def test_positions_of_landmarks(client: TestClient) -> None:
-    (face,) = detect(client, photo("astronaut"))["faces"]
-    left, top, right, bottom = face["box"]
-    points = face["landmarks"]
-    assert left < points["left_eye"][0] < points["nose"][0] < points["right_eye"][0] < right
-    assert top < points["left_eye"][1] < points["nose"][1] < points["left_mouth"][1] < bottom
-
-
 def test_face_with_degenerate_landmarks_is_dropped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = detection_scale.merge
     degenerate = Face((10.0, 10.0, 60.0, 60.0), 0.99, ((30.0, 30.0),) * 5)
