@@ -13,12 +13,10 @@ Responses are RFC 9457 problems. Below /v2 they are `{"error": "..."}`, as the O
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-import apsw
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -36,178 +34,132 @@ class VestibuleError(Exception):
     type: str = "internal"
     title: str = "Something went wrong on our side"
 
+    def __init_subclass__(cls, status: int | None = None, type: str | None = None, title: str | None = None) -> None:
+        """Set the class's attributes; those that are left out are the base class's."""
+        cls.status, cls.type, cls.title = status or cls.status, type or cls.type, title or cls.title
+
     def __init__(self, detail: str = "", headers: Mapping[str, str] | None = None):
         super().__init__(detail)
         self.detail = detail
         self.headers = dict(headers or {})
 
 
-class BadRequest(VestibuleError):
+class BadRequest(VestibuleError, status=400, type="malformed-request", title="The request is malformed"):
     """The body does not match its content type."""
 
-    status, type, title = 400, "malformed-request", "The request is malformed"
 
-
-class DamagedImage(VestibuleError):
+class DamagedImage(VestibuleError, status=400, type="damaged-image", title="The picture is damaged"):
     """The image has a supported format, but is corrupt or truncated."""
 
-    status, type, title = 400, "damaged-image", "The picture is damaged"
 
-
-class Unauthorized(VestibuleError):
+class Unauthorized(VestibuleError, status=401, type="unauthorized", title="A valid API key is needed"):
     """There is no valid key. The response does not say whether it is missing, unknown, revoked or expired."""
 
-    status, type, title = 401, "unauthorized", "A valid API key is needed"
 
-
-class ScopeMissing(VestibuleError):
+class ScopeMissing(VestibuleError, status=403, type="scope-missing", title="This API key is not for that"):
     """The key is valid, but has not the scope of this route."""
 
-    status, type, title = 403, "scope-missing", "This API key is not for that"
 
-
-class HostNotAllowed(VestibuleError):
+class HostNotAllowed(VestibuleError, status=403, type="host-not-allowed", title="This host name is not served here"):
     """The Host header is not one of this service's names, as in a DNS rebinding attack."""
 
-    status, type, title = 403, "host-not-allowed", "This host name is not served here"
 
-
-class OriginNotAllowed(VestibuleError):
+class OriginNotAllowed(
+    VestibuleError, status=403, type="origin-not-allowed", title="Requests from this origin are not allowed"
+):
     """A page of another origin sent a request that changes or computes something."""
 
-    status, type, title = 403, "origin-not-allowed", "Requests from this origin are not allowed"
 
-
-class NotFound(VestibuleError):
+class NotFound(VestibuleError, status=404, type="not-found", title="There is nothing here"):
     """The named resource does not exist."""
 
-    status, type, title = 404, "not-found", "There is nothing here"
 
-
-class BodyTooSlow(VestibuleError):
+class BodyTooSlow(VestibuleError, status=408, type="body-too-slow", title="The request came too slowly"):
     """The body did not arrive in time."""
 
-    status, type, title = 408, "body-too-slow", "The request came too slowly"
 
-
-class HeadTooLarge(VestibuleError):
+class HeadTooLarge(VestibuleError, status=431, type="head-too-large", title="The header fields are too large"):
     """The request has too many header fields, or too large ones."""
 
-    status, type, title = 431, "head-too-large", "The header fields are too large"
 
-
-class Conflict(VestibuleError):
+class Conflict(VestibuleError, status=409, type="conflict", title="This does not fit with what is there"):
     """The request conflicts with the state: the resource exists already, or other models created it."""
 
-    status, type, title = 409, "conflict", "This does not fit with what is there"
 
-
-class BodyTooLarge(VestibuleError):
+class BodyTooLarge(VestibuleError, status=413, type="body-too-large", title="The request is too large"):
     """The body has too many bytes."""
 
-    status, type, title = 413, "body-too-large", "The request is too large"
 
-
-class ImageTooLarge(VestibuleError):
+class ImageTooLarge(VestibuleError, status=413, type="image-too-large", title="The picture is too large"):
     """An image has too many bytes or pixels."""
 
-    status, type, title = 413, "image-too-large", "The picture is too large"
 
-
-class TooManyImages(VestibuleError):
+class TooManyImages(VestibuleError, status=413, type="too-many-images", title="Too many pictures in one request"):
     """The request has too many images."""
 
-    status, type, title = 413, "too-many-images", "Too many pictures in one request"
 
-
-class TooManyPixels(VestibuleError):
+class TooManyPixels(VestibuleError, status=413, type="too-many-pixels", title="Too many pixels in one request"):
     """The images of the request have too many pixels in all."""
 
-    status, type, title = 413, "too-many-pixels", "Too many pixels in one request"
 
-
-class UnsupportedImage(VestibuleError):
+class UnsupportedImage(VestibuleError, status=415, type="unsupported-image", title="This is not a picture we can read"):
     """The file is not an image of a supported format."""
 
-    status, type, title = 415, "unsupported-image", "This is not a picture we can read"
 
-
-class UnsupportedMediaType(VestibuleError):
+class UnsupportedMediaType(
+    VestibuleError, status=415, type="unsupported-media-type", title="This content type is not accepted"
+):
     """The content type of the body is not supported."""
 
-    status, type, title = 415, "unsupported-media-type", "This content type is not accepted"
 
-
-class Unprocessable(VestibuleError):
+class Unprocessable(VestibuleError, status=422, type="unprocessable", title="The request cannot be carried out"):
     """The request is well-formed but cannot be carried out."""
 
-    status, type, title = 422, "unprocessable", "The request cannot be carried out"
 
-
-class UnknownModel(VestibuleError):
+class UnknownModel(VestibuleError, status=422, type="unknown-model", title="There is no such model"):
     """There is no such model, or it has another task."""
 
-    status, type, title = 422, "unknown-model", "There is no such model"
 
-
-class ModelRefused(Unprocessable):
+class ModelRefused(Unprocessable, type="model-refused", title="The files of the model are refused"):
     """The files of a model in the weights folder are incomplete, invalid or in the wrong folder."""
 
-    type, title = "model-refused", "The files of the model are refused"
 
-
-class NoFace(Unprocessable):
+class NoFace(Unprocessable, type="no-face", title="There is no face in the picture"):
     """No face was detected in an image that needs one."""
 
-    type, title = "no-face", "There is no face in the picture"
 
-
-class Overloaded(VestibuleError):
+class Overloaded(VestibuleError, status=429, type="overloaded", title="The service is busy"):
     """A limit of the service is reached; `Retry-After` says when to retry."""
 
-    status, type, title = 429, "overloaded", "The service is busy"
 
-
-class RateLimited(VestibuleError):
+class RateLimited(
+    VestibuleError, status=429, type="rate-limited", title="This API key has asked for as much as it may"
+):
     """A limit of the key is reached; `Retry-After` says when to retry."""
 
-    status, type, title = 429, "rate-limited", "This API key has asked for as much as it may"
 
-
-class NotReady(VestibuleError):
+class NotReady(VestibuleError, status=503, type="not-ready", title="The service is not ready"):
     """The service is starting or stopping, or something that it needs is unavailable."""
 
-    status, type, title = 503, "not-ready", "The service is not ready"
 
-
-class OutOfMemory(NotReady):
+class OutOfMemory(NotReady, type="out-of-memory", title="There is not enough memory for this"):
     """The device has too little memory for the request."""
 
-    type, title = "out-of-memory", "There is not enough memory for this"
 
-
-class Locked(NotReady):
+class Locked(NotReady, type="collection-locked", title="The collection is locked"):
     """The collection is encrypted and the service does not have its key."""
 
-    type, title = "collection-locked", "The collection is locked"
 
-
-class DiskFull(VestibuleError):
+class DiskFull(VestibuleError, status=507, type="disk-full", title="The disk is full"):
     """The disk is full, so that nothing was stored."""
 
-    status, type, title = 507, "disk-full", "The disk is full"
 
-
-class DeadlineExceeded(VestibuleError):
+class DeadlineExceeded(VestibuleError, status=504, type="deadline-exceeded", title="The request took too long"):
     """The deadline of the request has passed."""
 
-    status, type, title = 504, "deadline-exceeded", "The request took too long"
 
-
-class InvalidParameters(Unprocessable):
+class InvalidParameters(Unprocessable, type="invalid-parameters", title="Some parameters are not valid"):
     """Parameters do not match their schema."""
-
-    type, title = "invalid-parameters", "Some parameters are not valid"
 
 
 # Parameter errors in one response, and characters of each one's name and reason.
@@ -243,17 +195,20 @@ def error_response(path: str, error: VestibuleError, errors: list[FieldError] | 
 
 def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
     """Return the HTTP response for parameters that do not match their schema."""
-    return error_response(path, InvalidParameters(), _field_errors(error))
+    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
+    errors = [
+        FieldError(
+            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
+            detail=item["msg"][:MOST_CHARACTERS],
+        )
+        for item in error.errors()[:MOST_ERRORS]
+    ]
+    return error_response(path, InvalidParameters(), errors)
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Raise DiskFull in place of an error that a full disk caused."""
-    try:
-        yield
-    except (apsw.FullError, OSError) as error:
-        if not is_disk_full(error):
-            raise
+def raise_if_full(error: Exception) -> None:
+    """Raise DiskFull if a full disk caused the error."""
+    if is_disk_full(error):
         raise DiskFull("free some space for the state folder, then send the request again") from error
 
 
@@ -266,24 +221,11 @@ class FrameworkError(VestibuleError):
         self.status, self.title, self.type = error.status_code, phrase, phrase.lower().replace(" ", "-")
 
 
-def _field_errors(error: RequestValidationError) -> list[FieldError]:
-    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
-    return [
-        FieldError(
-            parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
-            detail=item["msg"][:MOST_CHARACTERS],
-        )
-        for item in error.errors()[:MOST_ERRORS]
-    ]
-
-
-async def _on_vestibule_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, VestibuleError)  # noqa: S101  registered for this class only
+async def _on_vestibule_error(request: Request, error: VestibuleError) -> JSONResponse:
     return error_response(request.scope["path"], error)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101
+async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     response = error_response(request.scope["path"], FrameworkError(error))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The methods of all routes with this path; the framework names those of the route that it tried first.
@@ -294,16 +236,15 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     return response
 
 
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101
+async def _on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     return invalid_parameters(request.scope["path"], error)
 
 
 def install(app: FastAPI) -> None:
     """Map the errors of `app` to responses. `RequestLog` responds 500 to all other exceptions."""
-    app.add_exception_handler(VestibuleError, _on_vestibule_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.exception_handler(VestibuleError)(_on_vestibule_error)
+    app.exception_handler(HTTPException)(_on_http_exception)
+    app.exception_handler(RequestValidationError)(_on_validation_error)
 
 
 def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:

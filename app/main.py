@@ -17,10 +17,9 @@ from app.background_tasks import background_task
 from app.classification import routes as classification
 from app.classification.service import Classification
 from app.console import routes as console
-from app.faces import detect_routes, embed_routes, verify_routes
+from app.faces import routes as faces
 from app.faces.service import Faces
 from app.gallery import routes as gallery
-from app.gallery import search_routes
 from app.gallery.maintenance import MaintenanceThread
 from app.gallery.service import GalleryService
 from app.generation import routes as generation
@@ -33,7 +32,7 @@ from app.middleware.authentication import Authentication
 from app.middleware.disconnect import Disconnect
 from app.middleware.host_and_origin import HeadAsGet, HostAndOrigin, SubPath, refuse_exposure, with_cors
 from app.middleware.load_shedding import Capacity, CapacityGuard, LoadShedding
-from app.middleware.request_body import BodyBudget, BodyLimit, BodyTimeout
+from app.middleware.request_body import BodyBudget, BodyLimit
 from app.middleware.request_log import RequestLog
 from app.middleware.routing import FastPath, RouteTable
 from app.models_api import routes as models_api
@@ -42,7 +41,7 @@ from app.observability.metrics import Metrics
 from app.open_inference import routes as open_inference
 from app.open_inference.service import OpenInference
 from app.operations import routes as operations
-from app.restoration import denoise_routes, encode_routes
+from app.restoration import routes as restoration
 from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
@@ -50,13 +49,9 @@ from index.embedded.gallery import EmbeddedGallery
 
 ROUTERS = (
     classification.router,
-    detect_routes.router,
-    embed_routes.router,
-    verify_routes.router,
+    faces.router,
     generation.router,
-    denoise_routes.router,
-    encode_routes.router,
-    search_routes.router,
+    restoration.router,
     gallery.router,
     models_api.router,
 )
@@ -144,10 +139,9 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Me
         raise ConfigurationError(f"VESTIBULE_ROOT_PATH: {root_path} is a path of the service itself")
     app.add_middleware(FastPath, routes=routes)
     app.add_middleware(Disconnect)
-    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, budget=budget)
     app.add_middleware(CapacityGuard, capacity=capacity)
-    app.add_middleware(BodyTimeout, allowed_s=settings.body_timeout_s, rate=settings.body_bytes_per_s)
+    budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
+    app.add_middleware(BodyLimit, settings=settings, budget=budget)
     app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics)
     app.add_middleware(with_cors, settings=settings)
     app.add_middleware(HostAndOrigin, settings=settings)

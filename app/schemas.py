@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,6 +51,17 @@ class Failed(Schema):
 
     index: int
     problem: Problem
+
+
+Result = TypeVar("Result")
+
+
+class ModelResults(Schema, Generic[Result]):
+    """The results of a model in the order of the request's images."""
+
+    model: str
+    version: str
+    data: list[Result | Failed]
 
 
 class OpenAIRequest(Schema):

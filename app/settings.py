@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -42,12 +43,9 @@ def _items(value: object) -> object:
     """Split text at its commas, or parse it as a JSON array."""
     if not isinstance(value, str):
         return value
-    try:
-        decoded = json.loads(value)
-    except ValueError:
-        decoded = None
-    if isinstance(decoded, list):
-        return decoded
+    with suppress(ValueError):
+        if isinstance(decoded := json.loads(value), list):
+            return decoded
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
@@ -169,27 +167,29 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("encryption_key")
+    @field_validator("encryption_key", "encryption_key_file")
     @classmethod
-    def _valid_key(cls, value: SecretStr | None) -> SecretStr | None:
-        operator_key(value, None)
-        return value
-
-    @field_validator("encryption_key_file")
-    @classmethod
-    def _readable_key(cls, value: Path | None) -> Path | None:
+    def _valid_key(cls, value: SecretStr | Path | None) -> SecretStr | Path | None:
         if value is not None:
-            read_key(value)
+            _read_source(value)
         return value
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
-        self.operator_key()
+        if self.encryption_key is not None and self.encryption_key_file is not None:
+            raise InvalidError(
+                "VESTIBULE_ENCRYPTION_KEY and VESTIBULE_ENCRYPTION_KEY_FILE: the key is given twice; keep one of them"
+            )
         return self
 
     def operator_key(self) -> OperatorKey | None:
-        """Return the key of encrypted collections; None if there is none."""
-        return operator_key(self.encryption_key, self.encryption_key_file)
+        """Return the key of encrypted collections; None if there is none.
+
+        Raises:
+            InvalidError: the file can no longer be read, or holds no valid key now.
+        """
+        source = self.encryption_key or self.encryption_key_file
+        return None if source is None else _read_source(source)
 
 
 def variable(field: str) -> str:
@@ -203,19 +203,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in names)
 
 
-def operator_key(text: SecretStr | None, file: Path | None) -> OperatorKey | None:
-    """Return the key from either source; None if there is none.
-
-    Raises:
-        InvalidError: both are set, the file cannot be read, or it is not a valid key.
-    """
-    if text is not None and file is not None:
-        raise InvalidError(
-            "VESTIBULE_ENCRYPTION_KEY and VESTIBULE_ENCRYPTION_KEY_FILE: the key is given twice; keep one of them"
-        )
-    if text is not None:
-        return OperatorKey.from_text(text.get_secret_value())
-    return None if file is None else read_key(file)
+def _read_source(source: SecretStr | Path) -> OperatorKey:
+    return read_key(source) if isinstance(source, Path) else OperatorKey.from_text(source.get_secret_value())
 
 
 def read_key(file: Path) -> OperatorKey:

@@ -7,32 +7,17 @@ from collections import deque
 MINUTE_S = 60.0
 
 
-class SlidingWindow:
-    """A sliding window log: at most `limit` events in any interval of `seconds`, exactly.
-
-    It stores the times of the last `limit` events. A fixed window or a token bucket would let twice as many pass around
-    the moment it is reset or full. The caller passes the time.
-    """
-
-    def __init__(self, limit: int, seconds: float = MINUTE_S):
-        self._seconds = seconds
-        self._times: deque[float] = deque(maxlen=limit)
-
-    def take(self, now: float) -> float:
-        """Count an event and return 0, or return the seconds until the next may happen. `now` never decreases."""
-        if len(self._times) == self._times.maxlen and (wait := self._times[0] + self._seconds - now) > 0:
-            return wait
-        self._times.append(now)
-        return 0.0
-
-
 class KeyUsage:
-    """Requests of one key, counted against its limits. A limit of None means no limit."""
+    """Requests of one key, counted against its limits; None: no limit. In a `with` statement a request is in progress.
+
+    A sliding window log: at most `per_minute` requests in any interval of a minute, exactly. It stores the times of the
+    last ones. A fixed window or a token bucket would let twice as many pass around the moment it is reset or full.
+    """
 
     def __init__(self, per_minute: int | None, concurrency: int | None):
         self.per_minute = per_minute
         self.concurrency = concurrency
-        self._window = SlidingWindow(per_minute) if per_minute else None
+        self._times: deque[float] = deque(maxlen=per_minute or 0)
         self._in_progress = 0
 
     @property
@@ -40,14 +25,15 @@ class KeyUsage:
         """Whether the key has as many requests in progress as it may have."""
         return self.concurrency is not None and self._in_progress >= self.concurrency
 
-    def take(self, now: float) -> float:
-        """Count a request in this minute and return 0, or return the seconds until the next may begin."""
-        return self._window.take(now) if self._window else 0.0
+    def count(self, now: float) -> float:
+        """Count a request and return 0, or return the seconds until the next may begin. `now` never decreases."""
+        if len(self._times) == self.per_minute and (wait := self._times[0] + MINUTE_S - now) > 0:
+            return wait
+        self._times.append(now)
+        return 0.0
 
-    def begin(self) -> None:
-        """Count a request as in progress."""
+    def __enter__(self) -> None:
         self._in_progress += 1
 
-    def end(self) -> None:
-        """Count it as finished."""
+    def __exit__(self, *_: object) -> None:
         self._in_progress -= 1

@@ -10,8 +10,7 @@ from app import errors
 from app.auth.scopes import INFER
 from app.classification.schemas import ClassifyParams, ClassifyResponse
 from app.classification.service import Classification
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["classify"], dependencies=INFER)

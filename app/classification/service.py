@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,7 @@ from torch import Tensor
 from app.classification.schemas import Classified, ClassifyParams, ClassifyResponse, Digit, DigitString, Prediction
 from app.errors import Unprocessable
 from app.images.uploads import Images
-from app.inference.loaded_model import LoadedModel
-from app.inference.loader import Item
+from app.inference.loaded_model import Item, LoadedModel
 from app.inference.predictor import Predictor
 from models.card import ModelCard
 from models.digit_segmentation import Lattice, build_lattice
@@ -30,8 +30,6 @@ class Classification:
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
-        self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
         # A string has hundreds of candidates, so all requests for strings share these slots.
         self._string_slots = predictor.queue_slots()
 
@@ -41,7 +39,7 @@ class Classification:
         Raises:
             VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
-        model = await self._model_manager.load(params.model, "classify")
+        model = await self._predictor.model_manager.load(params.model, "classify")
         if params.tta and model.card.tta == "none":
             raise Unprocessable(f"{model.card.name} has no test-time augmentation")
         tta: Tta = model.card.tta if params.tta else "none"
@@ -63,12 +61,9 @@ class Classification:
             probabilities = _probabilities(logits, model.card.temperature)
             return Classified(index=index, predictions=_top(model.card, probabilities, params.top_k))
 
-        async def read_string(index: int, data: bytes) -> DigitString:
-            return await self._read_string(model, index, data)
-
-        process = read_string if params.sequence else classify_image
+        process = partial(self._read_string, model) if params.sequence else classify_image
         items = await self._predictor.for_each_image(images, process)
-        return ClassifyResponse(model=model.card.name, version=model.card.version, data=list(items))
+        return ClassifyResponse(model=model.card.name, version=model.version, data=list(items))
 
     async def _read_string(self, model: LoadedModel, index: int, data: bytes) -> DigitString:
         card = model.card
@@ -76,7 +71,7 @@ class Classification:
         logits = torch.empty(0, len(DIGITS))
         if crops:
             logits = await self._predictor.run(model, crops, slots=self._string_slots)
-        reading = await self._executors.run_cpu(lambda: read(candidates, logits, card.temperature))
+        reading = await self._predictor.executors.run_cpu(lambda: read(candidates, logits, card.temperature))
         digits = [Digit(class_=card.classes[digit.class_id], **asdict(digit)) for digit in reading.digits]
         return DigitString(index=index, sequence=reading.text, digits=digits, confidence=reading.confidence)
 

@@ -19,7 +19,7 @@ from app.cli.terminal import fail, print_line, progress_bar, replace_unprintable
 
 if TYPE_CHECKING:
     from vestibule_client import AsyncClient, Retries
-    from vestibule_client.answers import Answer, Answers
+    from vestibule_client.answers import Answers
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
@@ -40,21 +40,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result for one file. `record` is the JSON output; `item` is None if it failed, and `error` says why."""
+    """The result for one file, as JSON and as text."""
 
     record: dict[str, Any]
-    item: Answer | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """The service's address, the key, the output format and how many requests run at a time."""
-
-    url: str | None
-    api_key: str | None
-    as_json: bool = False
-    jobs: int = 1
+    text: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +105,7 @@ async def map_in_order(
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
 
-async def request_result(send: Callable[[ImageFile], Awaitable[Answers[Any]]], image: ImageFile) -> ImageResult:
+async def request_result(command: ImageCommand, client: AsyncClient, image: ImageFile) -> ImageResult:
     """Return the service's result for one image; an error that concerns only this image becomes part of the result.
 
     Raises:
@@ -125,7 +115,7 @@ async def request_result(send: Callable[[ImageFile], Awaitable[Answers[Any]]], i
 
     name = {"file": str(image.path)}
     try:
-        answer = await send(image)
+        answer = await command.send(client, image)
         item = answer.first
     except (
         vestibule.Unreachable,
@@ -139,25 +129,26 @@ async def request_result(send: Callable[[ImageFile], Awaitable[Answers[Any]]], i
         raise
     except vestibule.Problem as error:
         problem = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
-        return ImageResult({**name, "problem": problem}, error=str(error))
+        return ImageResult({**name, "problem": problem}, f"failed: {error}", failed=True)
     except (vestibule.VestibuleError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return ImageResult({**name, "problem": {"title": reason}}, error=reason)
+        return ImageResult({**name, "problem": {"title": reason}}, f"failed: {reason}", failed=True)
     common = answer.model_dump(mode="json", by_alias=True, exclude={"data"})
-    return ImageResult(
-        {**name, **common, **item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})}, item
-    )
+    fields = item.model_dump(mode="json", by_alias=True, exclude={"index", "b64_json"})
+    return ImageResult({**name, **common, **fields, **command.extra_fields(image)}, command.describe(image, item))
 
 
-def run_command(files: list[Path], command: ImageCommand, options: RequestOptions) -> None:
-    """Send every image, print a line for each, and exit with status 1 if one failed."""
+def run_command(
+    files: list[Path], command: ImageCommand, url: str | None, api_key: str | None, *, as_json: bool, jobs: int
+) -> None:
+    """Send every image, `jobs` at a time, print a line for each, and exit with status 1 if one failed."""
     with report_client_errors():
         skipped: list[Path] = []
         images = list(find_images(files, skipped))
         _report_skipped(skipped)
         if not images:
             fail("no images found in the given folders")
-        failed = asyncio.run(_print_results(images, command, options))
+        failed = asyncio.run(_print_results(images, command, url, api_key, as_json=as_json, jobs=jobs))
     if failed:
         fail(f"{failed} of {len(images)} failed")
 
@@ -171,27 +162,25 @@ def _report_skipped(skipped: list[Path]) -> None:
         typer.echo(f"vestibule: skipped {rest} more files", err=True)
 
 
-async def _print_results(images: list[ImageFile], command: ImageCommand, options: RequestOptions) -> int:
+async def _print_results(
+    images: list[ImageFile], command: ImageCommand, url: str | None, api_key: str | None, *, as_json: bool, jobs: int
+) -> int:
     """Print a line for each image and return how many failed."""
     from vestibule_client import AsyncClient
 
     failed = 0
     width = min(LONGEST_NAME, max(len(str(image.path)) for image in images))
-    async with AsyncClient(options.url, api_key=options.api_key, retries=retries()) as client:
-        request = partial(request_result, partial(command.send, client))
-        with progress_bar(len(images)) as advance:
-            async with aclosing(map_in_order(images, request, options.jobs)) as results:
+    async with AsyncClient(url, api_key=api_key, retries=retries()) as client:
+        request = partial(request_result, command, client)
+        with progress_bar(len(images)) as show_progress:
+            async with aclosing(map_in_order(images, request, jobs)) as results:
+                done = 0
                 async for image, result in results:
-                    failed += result.item is None
-                    if options.as_json:
-                        more = {} if result.item is None else command.extra_fields(image)
-                        print_line(json.dumps(result.record | more))
-                    else:
-                        text = (
-                            f"failed: {result.error}" if result.item is None else command.describe(image, result.item)
-                        )
-                        print_line(f"{replace_unprintable(str(image.path)):{width}}  {replace_unprintable(text)}")
-                    advance()
+                    done += 1
+                    failed += result.failed
+                    text = f"{replace_unprintable(str(image.path)):{width}}  {replace_unprintable(result.text)}"
+                    print_line(json.dumps(result.record) if as_json else text)
+                    show_progress(done)
     return failed
 
 

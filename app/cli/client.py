@@ -15,7 +15,6 @@ import typer
 from app.cli.batch_client import (
     ImageCommand,
     ImageFile,
-    RequestOptions,
     report_client_errors,
     retries,
     run_command,
@@ -74,7 +73,7 @@ def classify(  # noqa: PLR0913  options of a command
             return f"{item.sequence or 'no digits'}  {item.confidence:.3f}"
         return ", ".join(f"{label.class_} {label.confidence:.3f}" for label in item.predictions)
 
-    run_command(files, ImageCommand(send, describe), RequestOptions(url, api_key, as_json, jobs))
+    run_command(files, ImageCommand(send, describe), url, api_key, as_json=as_json, jobs=jobs)
 
 
 @client_cli.command()
@@ -101,7 +100,7 @@ def search(  # noqa: PLR0913  options of a command
         ]
         return ", ".join(faces) or "no face"
 
-    run_command(files, ImageCommand(send, describe), RequestOptions(url, api_key, as_json, jobs))
+    run_command(files, ImageCommand(send, describe), url, api_key, as_json=as_json, jobs=jobs)
 
 
 @client_cli.command()
@@ -115,7 +114,7 @@ def verify(
     api_key: ApiKey = None,
 ) -> None:
     """Say whether two photos show one person; the exit status is 0 for either answer."""
-    with connected(RequestOptions(url, api_key)) as client:
+    with connected(url, api_key) as client:
         answer = client.verify(source, target, fmr=fmr, model=model)
     if as_json:
         print_line(json.dumps({"source": str(source), "target": str(target), **answer.model_dump(mode="json")}))
@@ -150,9 +149,9 @@ def generate(  # noqa: PLR0913  options of a command
     api_key: ApiKey = None,
 ) -> None:
     """Generate images."""
-    labels = [label] if label else []
-    with connected(RequestOptions(url, api_key)) as client:
+    with connected(url, api_key) as client:
         _refuse_existing(output, force=force)
+        labels = [label] if label else []
         file = client.generate(n=n, seed=seed, label=labels, model=model, truncation=truncation, grid=grid)
         _write(output, file.content)
     print_line(json.dumps({"output": str(output), "seed": file.seed}) if as_json else f"{output}  seed {file.seed}")
@@ -192,15 +191,15 @@ def denoise(  # noqa: PLR0913  options of a command
     command = ImageCommand(
         send, lambda image, _: str(output_path(image)), lambda image: {"output": str(output_path(image))}
     )
-    run_command(files, command, RequestOptions(url, api_key, as_json, jobs))
+    run_command(files, command, url, api_key, as_json=as_json, jobs=jobs)
 
 
 @contextmanager
-def connected(options: RequestOptions) -> Iterator[Client]:
+def connected(url: str | None, api_key: str | None) -> Iterator[Client]:
     """Yield a client; its errors are printed as one line and end the command with status 1."""
     from vestibule_client import Client
 
-    with report_client_errors(), Client(options.url, api_key=options.api_key, retries=retries()) as client:
+    with report_client_errors(), Client(url, api_key=api_key, retries=retries()) as client:
         yield client
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.batch_client import RequestOptions
 from app.cli.client import ApiKey, Url, connected
 from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
@@ -203,7 +202,7 @@ def reembed(
     """
     from vestibule_client import Conflict, NotFound
 
-    with connected(RequestOptions(url, api_key)) as client:
+    with connected(url, api_key) as client:
         try:
             state = client.reembed(collection, embedder=embedder)
         except Conflict:
@@ -211,12 +210,9 @@ def reembed(
             if running is None or running.embedder != embedder:
                 raise
             state = client.reembedding(collection)
-        with progress_bar(state.faces) as advance:
-            done = 0
+        with progress_bar(state.faces) as show_progress:
             while True:
-                for _ in range(done, state.done):
-                    advance()
-                done = max(done, state.done)
+                show_progress(state.done)
                 if state.state in {"blocked", "cancelled"}:
                     fail(f"{collection}: the re-embedding is {state.state}: {state.problem or 'by another request'}")
                 try:

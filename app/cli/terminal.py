@@ -88,8 +88,8 @@ def report_state_errors(database: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar if standard error is a terminal; yield a function that advances it by one."""
+def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar if standard error is a terminal; yield a function that sets how many steps are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -104,4 +104,4 @@ def progress_bar(total: int) -> Iterator[Callable[[], None]]:
         disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+        yield lambda done: bar.update(task, completed=done)

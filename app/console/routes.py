@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,8 @@ from fastapi import APIRouter, Header, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
 from app import errors
-from app.images.encoding import JSON, etag_matches
+from app.images.encoding import JSON, EncodedFile, etag_matches
+from app.images.responses import file_response
 from app.settings import PROJECT
 
 router = APIRouter(include_in_schema=False)
@@ -60,13 +61,6 @@ HEADERS = {
 IfNoneMatch = Annotated[str | None, Header()]
 
 
-@dataclass(frozen=True)
-class _Asset:
-    content: bytes
-    media_type: str
-    etag: str
-
-
 @router.get("/docs")
 async def documentation() -> Response:
     """Return Swagger UI for the OpenAPI document. Its links are relative, so that it works below any path prefix."""
@@ -93,17 +87,16 @@ async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
 
 
 def _answer(name: str, if_none_match: str | None) -> Response:
-    asset = _assets().get(name)
-    if asset is None:
+    file = _assets().get(name)
+    if file is None:
         raise errors.NotFound("the console has no such file")
-    headers = HEADERS | {"ETag": asset.etag}
-    if etag_matches(asset.etag, if_none_match):
-        return Response(status_code=304, headers=headers)
-    return Response(asset.content, media_type=asset.media_type, headers=headers)
+    if etag_matches(file.headers["ETag"], if_none_match):
+        file = replace(file, content=None)
+    return file_response(file)
 
 
 @cache
-def _assets() -> Mapping[str, _Asset]:
+def _assets() -> Mapping[str, EncodedFile]:
     """Return all served files by their path below /web; no other files can be requested."""
     files = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES}
     examples = {name: path for name in EXAMPLES if (path := PROJECT / "examples" / name).is_file()}
@@ -112,5 +105,5 @@ def _assets() -> Mapping[str, _Asset]:
     return assets | {"examples.json": _asset(json.dumps(list(examples)).encode(), JSON)}
 
 
-def _asset(content: bytes, media_type: str) -> _Asset:
-    return _Asset(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')
+def _asset(content: bytes, media_type: str) -> EncodedFile:
+    return EncodedFile(content, media_type, HEADERS | {"ETag": f'"{sha256(content).hexdigest()[:32]}"'})

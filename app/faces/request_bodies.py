@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +12,6 @@ from app.images.uploads import (
     FILE_SCHEMA,
     INPUT_EXAMPLE,
     Images,
-    RunCpu,
     disconnect_as_bad_request,
     json_images,
     media_type,
@@ -45,16 +43,8 @@ EMBEDDINGS_BODY: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two images to compare, still encoded."""
-
-    source: bytes
-    target: bytes
-
-
-async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
-    """Return the two images of a request, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_pair(request: Request) -> tuple[bytes, bytes]:
+    """Return the source and the target image of a request, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
@@ -62,23 +52,22 @@ async def read_pair(request: Request, run_cpu: RunCpu) -> Pair:
     content_type = media_type(request)
     with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, PAIR, len(PAIR))
-            if sorted(name for name, _ in files) != sorted(PAIR):
+            files = dict(await read_files(request, PAIR, len(PAIR)))
+            if len(files) != len(PAIR):
                 raise BadRequest("send one part named 'source' and one named 'target'")
-            return Pair(**dict(files))
+            return files["source"], files["target"]
         if content_type == "application/json":
             return await read_json(
                 request,
                 PicturePair,
                 '{"source": "<base64>", "target": "<base64>"}',
-                lambda body: Pair(body.base64(body.value.source), body.base64(body.value.target)),
-                run_cpu,
+                lambda body: (body.base64(body.value.source), body.base64(body.value.target)),
             )
     raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
-async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) -> tuple[EmbeddingsRequest, Images]:
-    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_embeddings(request: Request, max_images: int) -> tuple[EmbeddingsRequest, Images]:
+    """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -91,5 +80,4 @@ async def read_embeddings(request: Request, max_images: int, run_cpu: RunCpu) ->
             EmbeddingsRequest,
             INPUT_EXAMPLE,
             lambda body: (body.value, json_images(body, body.value.input, max_images)),
-            run_cpu,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.schemas import Failed, ImageList, OpenAIRequest, OperatingPoint, Schema
+from app.schemas import Failed, ImageList, ModelResults, OpenAIRequest, OperatingPoint, Schema
 from models.align import Reason
 
 EncodingFormat = Literal["float", "base64"]
@@ -78,12 +78,8 @@ class Detected(Schema):
     faces: list[DetectedFace]
 
 
-class DetectResponse(Schema):
+class DetectResponse(ModelResults[Detected]):
     """The results in the order of the request's images."""
-
-    model: str
-    version: str
-    data: list[Detected | Failed]
 
 
 class EmbedParams(Schema):

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import NoFace, Unprocessable, VestibuleError
-from app.faces.request_bodies import Pair
 from app.faces.schemas import (
     ComparedEmbedding,
     ComparedFace,
@@ -31,7 +30,6 @@ from app.faces.schemas import (
     EmbeddingsRequest,
     EmbedParams,
     EmbedResponse,
-    EncodingFormat,
     FaceQuality,
     Landmarks,
     VerifyEmbeddingsResponse,
@@ -107,7 +105,6 @@ class Faces:
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
 
     async def detect(self, images: Images, params: DetectParams) -> DetectResponse:
         """Return the faces in each image, with the reasons against enrolling them.
@@ -163,16 +160,16 @@ class Faces:
                 raise Unprocessable(f"{model.card.name} only supports {model.card.config['dimensions']} dimensions")
         return await self.embed(images, params)
 
-    async def verify(self, pair: Pair, params: VerifyParams) -> VerifyResponse:
-        """Compare the source's most prominent face with each target face.
+    async def verify(self, images: tuple[bytes, bytes], params: VerifyParams) -> VerifyResponse:
+        """Compare the most prominent face of the first image, the source, with each face of the second, the target.
 
         Raises:
             VestibuleError: about the request or one of its images; NoFace for an image without a face.
         """
         model = await self._model_manager.load(params.model, "embed")
         face_detector = await self._model_manager.load(None, "detect")
-        matching, threshold = _operating_threshold(model.card, params.fmr)
-        await self._predictor.check_pixels([pair.source, pair.target])
+        matching, threshold = operating_threshold(model.card, params.fmr)
+        await self._predictor.check_pixels(images)
 
         async def find_faces(name: str, data: bytes) -> list[AlignedFace]:
             try:
@@ -184,9 +181,7 @@ class Faces:
             return faces
 
         async def embed_pair() -> tuple[AlignedFace, list[AlignedFace], Tensor]:
-            sources, targets = await asyncio.gather(
-                find_faces("source", pair.source), find_faces("target", pair.target)
-            )
+            sources, targets = await asyncio.gather(find_faces("source", images[0]), find_faces("target", images[1]))
             source = most_prominent(sources)
             return source, targets, await self.embed_faces(model, [source, *targets])
 
@@ -202,7 +197,7 @@ class Faces:
             probability=faces[0].probability,
             distance=faces[0].distance,
             threshold=1 - threshold.similarity,
-            operating_point=_operating_point(params.fmr, matching, threshold),
+            operating_point=operating_point(params.fmr, matching, threshold),
             source_face=source.describe(),
             face_matches=[face for face in faces if face.verified],
             unmatched_faces=[face for face in faces if not face.verified],
@@ -217,7 +212,7 @@ class Faces:
             UnknownModel; Unprocessable: vectors that are no embeddings of the model.
         """
         model = await self._model_manager.load(params.model, "embed")
-        matching, threshold = _operating_threshold(model.card, params.fmr)
+        matching, threshold = operating_threshold(model.card, params.fmr)
         dimensions = model.card.config["dimensions"]
         vectors = [pair.source, *pair.targets]
         if any(len(vector) != dimensions for vector in vectors):
@@ -229,7 +224,7 @@ class Faces:
         ]
         return VerifyEmbeddingsResponse(
             threshold=1 - threshold.similarity,
-            operating_point=_operating_point(params.fmr, matching, threshold),
+            operating_point=operating_point(params.fmr, matching, threshold),
             model=model.card.name,
             version=model.card.version,
             data=data,
@@ -247,10 +242,13 @@ class Faces:
         maps = [await self._detector_maps(model, tiles) for tiles in levels]
 
         def decode_faces() -> list[Face]:
-            faces = [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
-            return detection_scale.merge(scales, faces)
+            return detection_scale.merge(
+                scales, [[tile for batch in level for tile in detector.decode(batch, threshold)] for level in maps]
+            )
 
-        faces = await self._predictor.map(partial(AlignedFace.of, image), await self._executors.run_cpu(decode_faces))
+        faces = await self._predictor.map(
+            partial(AlignedFace.of, image), await self._predictor.executors.run_cpu(decode_faces)
+        )
         return DetectionResult(image, scales, [face for face in faces if face is not None])
 
     async def _detector_maps(self, model: LoadedModel, tiles: Sequence[Pixels]) -> list[Tensor]:
@@ -329,14 +327,17 @@ def most_prominent(faces: Sequence[P]) -> P:
 
 
 def _encode(vector: Tensor, params: EmbedParams) -> list[float] | str:
-    encoding: EncodingFormat = params.encoding_format
-    if encoding == "base64":
+    if params.encoding_format == "base64":
         return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-    values: list[float] = vector.tolist()
-    return values
+    return list(vector.tolist())
 
 
-def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+def operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Threshold]:
+    """Return the embedder's calibration and its similarity threshold for a false match rate.
+
+    Raises:
+        Unprocessable: there is no calibration, or it has no threshold for the rate.
+    """
     if card.matching is None:
         raise Unprocessable(f"{card.name} is not calibrated: there is no similarity threshold for its embeddings")
     try:
@@ -345,7 +346,8 @@ def _operating_threshold(card: ModelCard, fmr: float) -> tuple[Matching, Thresho
         raise Unprocessable(str(error)) from error
 
 
-def _operating_point(fmr: float, matching: Matching, threshold: Threshold) -> OperatingPoint:
+def operating_point(fmr: float, matching: Matching, threshold: Threshold) -> OperatingPoint:
+    """Return the operating point of decisions by this threshold, for a response."""
     return OperatingPoint(fmr=fmr, calibration=matching.data, extrapolated=threshold.extrapolated, prior=matching.prior)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.errors import BadRequest, Conflict, DeadlineExceeded, NotReady, Overloaded, VestibuleError
 from app.faces.schemas import DetectedFace
-from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, ScaleRule, by_prominence, most_prominent
+from app.faces.service import DETECTION_THRESHOLD, AlignedFace, Faces, by_prominence, most_prominent
 from app.gallery.schemas import EnrolParams, RejectedFace, RejectedReason
 from app.images.uploads import Images
 from app.inference.loaded_model import LoadedModel
@@ -47,9 +47,8 @@ class EmbeddedFace:
     @property
     def details(self) -> dict[str, object]:
         """Measurements of the face that the gallery stores."""
-        if self.detected is None:
-            return {}
-        return {"confidence": self.detected.confidence, **self.detected.quality.model_dump()}
+        face = self.detected
+        return {} if face is None else {"confidence": face.confidence, **face.quality.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,6 @@ class EmbeddingPipeline:
     scales: Scales = "min-face"
 
     @property
-    def scale_rule(self) -> ScaleRule:
-        """Return the function that chooses the detection scales of an image."""
-        return detection_scale.whole if self.scales == "whole" else detection_scale.scan
-
-    @property
     def fingerprint(self) -> str:
         """Return an id of all that determines the vector of an image."""
         card = self.embedder.card
@@ -83,10 +77,14 @@ class EmbeddingPipeline:
             parts |= {"detector": self.detector.card.sha256, "alignment": [align.TEMPLATE, align.SIDE]}
             # The first rule is left out, so that the fingerprints of collections that use it do not change.
             if self.scales != "whole":
-                numbers = detection_scale.SMALLEST, detection_scale.MIN_FACE, detection_scale.SHARE
-                parts["detection_scale"] = [self.scales, *numbers]
-        text = json.dumps(parts, sort_keys=True)
-        return f"{card.name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+                parts["detection_scale"] = [
+                    self.scales,
+                    detection_scale.SMALLEST,
+                    detection_scale.MIN_FACE,
+                    detection_scale.SHARE,
+                ]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"{card.name}:{digest[:16]}"
 
 
 class ImageEmbedder:
@@ -94,7 +92,7 @@ class ImageEmbedder:
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
-        self._faces = Faces(predictor)
+        self.faces = Faces(predictor)
 
     async def pipeline(self, embedder: str | None) -> EmbeddingPipeline:
         """Return the pipeline of the embedder (None: the default) with its current weights.
@@ -114,8 +112,8 @@ class ImageEmbedder:
             UnknownModel, NotReady: see `pipeline`.
         """
         pipeline = await self.pipeline(embedder)
-        candidates = (pipeline, replace(pipeline, scales="whole"))
-        return next((candidate for candidate in candidates if candidate.fingerprint == fingerprint), None)
+        earlier = replace(pipeline, scales="whole")
+        return next((variant for variant in (pipeline, earlier) if variant.fingerprint == fingerprint), None)
 
     async def collection_pipeline(self, collection: Collection) -> EmbeddingPipeline:
         """Return the pipeline that computed the collection's vectors.
@@ -131,24 +129,16 @@ class ImageEmbedder:
             )
         return pipeline
 
-    async def embed_crop(self, model: LoadedModel, crop: bytes) -> Tensor:
-        """Return the vector of a stored crop, float32 [D] of length 1.
-
-        Raises:
-            VestibuleError: see `Faces.embed_whole_image`.
-        """
-        return await self._faces.embed_whole_image(model, crop)
-
     async def embed_image(self, pipeline: EmbeddingPipeline, data: bytes) -> list[EmbeddedFace]:
         """Return the image's faces, most confident first; or the whole image if the pipeline has no detector."""
         if pipeline.detector is None:
-            vector = await self._faces.embed_whole_image(pipeline.embedder, data)
+            vector = await self.faces.embed_whole_image(pipeline.embedder, data)
             return [EmbeddedFace(None, None, vector)]
-        rule = pipeline.scale_rule
-        faces = (await self._faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
+        rule = detection_scale.whole if pipeline.scales == "whole" else detection_scale.scan
+        faces = (await self.faces.find(pipeline.detector, data, DETECTION_THRESHOLD, rule)).faces
         if not faces:
             return []
-        vectors = await self._faces.embed_faces(pipeline.embedder, faces)
+        vectors = await self.faces.embed_faces(pipeline.embedder, faces)
         return [EmbeddedFace(face, face.describe(), vector) for face, vector in zip(faces, vectors, strict=True)]
 
     async def embed_only_image(self, pipeline: EmbeddingPipeline, images: Images) -> EmbeddedFace:

@@ -41,18 +41,18 @@ def rate_per_comparison(rate: float, comparisons: int) -> float:
     """
     if comparisons <= 1:
         return rate  # exactly: a calibration's largest rate must not become larger
-    return max(
-        -math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0)
-    )  # the quotient may underflow to 0, which is no rate
+    # The quotient may underflow to 0, which is no rate.
+    return max(-math.expm1(math.log1p(-rate) / comparisons), math.ulp(0.0))
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """The lowest similarity at which a candidate matches, and its false match rate; both None without a calibration.
+    """The lowest similarity at which a candidate matches, and its false match rate; both None without `matching`.
 
     `beyond_calibration`: the rate is smaller than the calibration's data can confirm.
     """
 
+    matching: Matching | None
     fmr: float | None
     threshold: Threshold | None
     beyond_calibration: bool
@@ -68,9 +68,9 @@ class DecisionRule:
         often than the caller allows.
         """
         if matching is None:
-            return cls(None, None, beyond_calibration=False, extrapolate=extrapolate)
+            return cls(None, None, None, beyond_calibration=False, extrapolate=extrapolate)
         fmr = min(rate_per_comparison(fpir, comparisons), matching.points[0].fmr)
-        return cls(fmr, matching.threshold(fmr), fmr < MIN_COUNTED_SHARE * matching.counted, extrapolate)
+        return cls(matching, fmr, matching.threshold(fmr), fmr < MIN_COUNTED_SHARE * matching.counted, extrapolate)
 
     @property
     def can_match(self) -> bool:

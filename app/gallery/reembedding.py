@@ -18,8 +18,8 @@ import structlog
 
 from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
+from app.gallery.access import GalleryAccess
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
-from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
 from index.embedded.gallery import EmbeddedGallery
@@ -41,25 +41,23 @@ POLL_S = 1.0
 BATCH_SIZE = 8  # crops; few, so that requests are served in between
 
 
-class Reembedder:
+class Reembedder(GalleryAccess):
     """Re-embeds the collections of one gallery."""
 
-    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
-        self._executor = executor
-        self._embedder = embedder
-        self._gallery = gallery
+    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
+        super().__init__(gallery, embedder)
         self._reembeddings = Reembeddings(gallery)
         self._worker = ReembeddingWorker(gallery)
         self._requested = asyncio.Event()
 
     async def begin(self, name: str, params: NewEmbedder, actor: str | None) -> ReembeddingInfo:
-        """Queue a re-embedding, which is durable when this returns; `actor` as in `GalleryService`.
+        """Queue a re-embedding, which is durable when this returns.
 
         Raises:
             NotFound: no such collection. UnknownModel. Conflict: the collection has such vectors, is already being
             re-embedded, or has a face without a crop; or the model does not embed faces.
         """
-        collection = await self._executor.read(lambda: self._gallery.collection(name))
+        collection = await self._collection(name)
         pipeline = await self._embedder.pipeline(params.embedder or collection.embedder)
         model, card = pipeline.embedder, pipeline.embedder.card
         if card.task != "embed":
@@ -67,7 +65,7 @@ class Reembedder:
                 f"crops are stored of faces only, and {card.name} embeds whole images: enrol those in a new collection"
             )
         change = self._reembeddings.begin.planned(name, card.name, pipeline.fingerprint, model.dimensions, actor=actor)
-        info = await self._executor.commit_response(change, partial(_reembedding_info, has_model=True))
+        info = await self._commit_response(change, partial(_reembedding_info, has_model=True))
         self._requested.set()
         return info
 
@@ -77,7 +75,7 @@ class Reembedder:
         Raises:
             NotFound: no such collection, or it is not being re-embedded.
         """
-        progress = await self._executor.read(lambda: self._reembeddings.progress(collection))
+        progress = await self._read(lambda: self._reembeddings.progress(collection))
         return _reembedding_info(progress, has_model=await self._model(progress.reembedding) is not None)
 
     async def find_progress(self, collection: str) -> ReembeddingInfo | None:
@@ -94,7 +92,7 @@ class Reembedder:
             NotFound: as `progress`.
         """
         change = self._reembeddings.cancel.planned(collection, actor=actor)
-        last = await self._executor.commit_response(change, partial(_reembedding_info, has_model=True))
+        last = await self._commit_response(change, partial(_reembedding_info, has_model=True))
         return last.model_copy(update={"state": "cancelled"})
 
     async def work(self) -> None:
@@ -103,7 +101,7 @@ class Reembedder:
             self._requested.clear()
             waiting: Sequence[Reembedding] = []
             try:
-                waiting = await self._executor.run_background(self._worker.waiting)
+                waiting = await self._run_background(self._worker.waiting)
             except Exception:  # such as a full disk: the next round tries again
                 log.exception("reembedding_failed")
             for task in waiting:
@@ -112,10 +110,17 @@ class Reembedder:
 
     async def _try(self, task: Reembedding) -> None:
         """Do the re-embedding if this process has the model; log errors, so that they do not affect other tasks."""
+        is_blocked = False
         try:
             model = await self._model(task)
-            if model is not None and await self._executor.run_background(partial(self._worker.claim, task)):
-                await self._run(task, model)
+            if model is None or not await self._run_background(partial(self._worker.claim, task)):
+                return
+            try:
+                async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
+                    is_blocked = await self._embed_missing(task, model)
+            finally:
+                if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
+                    await self._run_background(lambda: self._worker.release(task))
         except Exception:
             # Such as a full queue or a full disk: the next round computes what is missing.
             log.exception("reembedding_failed", collection=task.collection_id)
@@ -128,37 +133,28 @@ class Reembedder:
             return None
         return pipeline.embedder if pipeline else None
 
-    async def _run(self, task: Reembedding, model: LoadedModel) -> None:
-        run_background = self._executor.run_background
-        is_blocked = False
-        try:
-            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(task)), LEASE_S / 4):
-                is_blocked = await self._embed_missing(task, model)
-        finally:
-            if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
-                await run_background(lambda: self._worker.release(task))
-
     async def _embed_missing(self, task: Reembedding, model: LoadedModel) -> bool:
         """Compute the missing vectors, then switch to the new ones. Return whether unreadable crops prevent that."""
-        run_background = self._executor.run_background
         while True:
             staged, after = 0, FIRST
-            while crops := await run_background(partial(self._worker.pending, task, after, BATCH_SIZE)):
+            while crops := await self._run_background(partial(self._worker.pending, task, after, BATCH_SIZE)):
                 after = crops[-1].id
                 vectors = await self._embed(model, crops)
-                if vectors and not await run_background(partial(self._worker.stage, task, vectors)):
+                if vectors and not await self._run_background(partial(self._worker.stage, task, vectors)):
                     return False  # cancelled, or another process has the lease
                 staged += len(vectors)
-            missing = await run_background(lambda: self._worker.switch(task))
+            missing = await self._run_background(lambda: self._worker.switch(task))
             if not missing:
-                is_switched = missing == 0
                 log.info(
-                    "reembedded", collection=task.collection_id, fingerprint=task.fingerprint, switched=is_switched
+                    "reembedded",
+                    collection=task.collection_id,
+                    fingerprint=task.fingerprint,
+                    switched=missing == 0,  # not if it was cancelled
                 )
                 return False
             if not staged:
                 problem = f"{missing} faces have no crop that can be read: erase them and enrol them again, or cancel"
-                await run_background(partial(self._worker.block, task, problem))
+                await self._run_background(partial(self._worker.block, task, problem))
                 return True
 
     async def _embed(self, model: LoadedModel, crops: Sequence[PendingCrop]) -> dict[int, Floats]:
@@ -167,22 +163,23 @@ class Reembedder:
         Raises:
             NotReady: all crops had a temporary error.
         """
-        temporary_errors = 0
 
-        async def embed(crop: PendingCrop) -> Floats | None:
-            nonlocal temporary_errors
+        async def embed(crop: PendingCrop) -> Floats | VestibuleError:
             try:
-                return (await self._embedder.embed_crop(model, crop.crop)).numpy()
-            except TRANSIENT:
-                temporary_errors += 1
+                return (await self._embedder.faces.embed_whole_image(model, crop.crop)).numpy()
             except VestibuleError as error:
-                log.error("crop_refused", face=crop.id, error=error.detail)
-            return None
+                if not isinstance(error, TRANSIENT):
+                    log.error("crop_refused", face=crop.id, error=error.detail)
+                return error
 
-        vectors = await asyncio.gather(*map(embed, crops))
-        if temporary_errors == len(crops):
+        results = await asyncio.gather(*map(embed, crops))
+        if all(isinstance(result, TRANSIENT) for result in results):
             raise NotReady("no crop could be embedded")
-        return {crop.id: vector for crop, vector in zip(crops, vectors, strict=True) if vector is not None}
+        return {
+            crop.id: result
+            for crop, result in zip(crops, results, strict=True)
+            if not isinstance(result, VestibuleError)
+        }
 
 
 def _reembedding_info(progress: ReembeddingProgress, *, has_model: bool) -> ReembeddingInfo:

@@ -1,16 +1,15 @@
-"""Routes of collections, their subjects and faces, and of erasures."""
+"""Routes of the gallery: searches, collections, their subjects and faces, erasures, re-embeddings and bulk jobs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import dependencies, errors
 from app.auth.scopes import ENROL, INFER
-from app.gallery import reembedding_routes
-from app.gallery.bulk import routes as bulk_routes
-from app.gallery.dependencies import gallery_service
+from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
+from app.gallery.bulk.upload import BULK_BODY, read_upload
 from app.gallery.schemas import (
     CollectionDetail,
     CollectionInfo,
@@ -21,41 +20,60 @@ from app.gallery.schemas import (
     FaceList,
     Key,
     NewCollection,
+    NewEmbedder,
+    ReembeddingInfo,
     SubjectInfo,
     SubjectPage,
     SubjectProperties,
 )
-from app.gallery.search_schemas import FeedbackInfo, FeedbackList, SubjectVerification, SubjectVerifyParams
-from app.images.request import images
-from app.images.uploads import IMAGE_BODY
+from app.gallery.search_schemas import (
+    FeedbackInfo,
+    FeedbackList,
+    SearchParams,
+    SearchResponse,
+    SubjectVerification,
+    SubjectVerifyParams,
+)
+from app.gallery.service import GalleryService
+from app.images.uploads import IMAGE_BODY, images
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
-router.include_router(bulk_routes.router)
-router.include_router(reembedding_routes.router)
 
 COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
 PROBLEMS = errors.describe(*COMMON, errors.Locked)
 ERASING = errors.describe(*COMMON, errors.Locked, errors.DiskFull)
-CREATING = errors.describe(
+REEMBEDDING = (
     *COMMON,
     errors.BadRequest,
     errors.BodyTooLarge,
     errors.Conflict,
     errors.UnknownModel,
-    errors.Unprocessable,
     errors.NotReady,
+    errors.DiskFull,
+)
+CREATING = errors.describe(*REEMBEDDING, errors.Unprocessable)
+SENDING = errors.describe(
+    errors.BadRequest,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.Conflict,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.InvalidParameters,
+    errors.Unprocessable,
+    errors.Overloaded,
+    errors.Locked,
     errors.DiskFull,
 )
 EXISTS: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "The collection exists already, with the same settings"}
 }
 COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
-ENROLLING = errors.describe(
-    *errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable, errors.DiskFull
-)
+ENROLLING = COMPARING | errors.describe(errors.DiskFull)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
+Job = Annotated[Key, Path(description="The job's id.")]
 SubjectId = Annotated[Key, Path(description="The subject's id, which the caller chooses.")]
 After = Annotated[str, Query(max_length=128, description="Where the page begins: the `next` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -69,6 +87,23 @@ AfterFeedback = Annotated[
         description="Where the page begins: the `next` of the previous page.",
     ),
 ]
+
+
+def gallery_service(request: Request) -> GalleryService:
+    """Return the gallery service."""
+    return cast("GalleryService", request.app.state.gallery)
+
+
+@router.post(
+    "/search",
+    openapi_extra=IMAGE_BODY,
+    dependencies=INFER,
+    responses=errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict),
+)
+@counts_toward_capacity
+async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
+    """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
+    return await gallery_service(request).searches.search(await images(request), params, dependencies.caller(request))
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
@@ -181,7 +216,7 @@ async def verify(
 @counts_toward_capacity
 async def deny(request: Request, collection: Collection, subject: SubjectId) -> FeedbackInfo:
     """Report that the image's most prominent face is not the subject's: searches for similar faces do not return it."""
-    return await gallery_service(request).feedback.add(
+    return await gallery_service(request).add_feedback(
         collection,
         subject,
         await images(request),
@@ -194,7 +229,7 @@ async def denials(
     request: Request, collection: Collection, subject: SubjectId, after: AfterFeedback = "", limit: LongLimit = 10_000
 ) -> FeedbackList:
     """Return a page of the feedback on a subject."""
-    return await gallery_service(request).feedback.list_feedback(collection, subject, after, limit)
+    return await gallery_service(request).list_feedback(collection, subject, after, limit)
 
 
 @router.delete(
@@ -202,7 +237,7 @@ async def denials(
 )
 async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Erase feedback and the face that is stored for it."""
-    return await gallery_service(request).feedback.remove(collection, subject, feedback, dependencies.caller(request))
+    return await gallery_service(request).remove_feedback(collection, subject, feedback, dependencies.caller(request))
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=ERASING)
@@ -215,3 +250,75 @@ async def remove_face(request: Request, collection: Collection, face: Key) -> Er
 async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
     """Return the state of an erasure: `scrubbing`, then `erased`."""
     return await gallery_service(request).receipt(receipt)
+
+
+@router.post(
+    "/collections/{collection}/reembed",
+    status_code=202,
+    dependencies=ENROL,
+    responses=errors.describe(*REEMBEDDING),
+)
+async def begin(request: Request, collection: Collection, params: NewEmbedder) -> ReembeddingInfo:
+    """Compute all vectors of a collection again from the stored crops, in the background, and then switch to them."""
+    return await gallery_service(request).reembedder.begin(collection, params, dependencies.caller(request))
+
+
+@router.get("/collections/{collection}/reembed", dependencies=ENROL, responses=errors.describe(*COMMON))
+async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
+    """Return the progress of the re-embedding; 404 if there is none or it has ended."""
+    return await gallery_service(request).reembedder.progress(collection)
+
+
+@router.delete(
+    "/collections/{collection}/reembed", dependencies=ENROL, responses=errors.describe(*COMMON, errors.DiskFull)
+)
+async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
+    """Cancel the re-embedding; the collection keeps its vectors."""
+    return await gallery_service(request).reembedder.cancel(collection, dependencies.caller(request))
+
+
+@router.post(
+    "/collections/{collection}/faces:bulk",
+    status_code=202,
+    dependencies=ENROL,
+    openapi_extra=BULK_BODY,
+    responses=SENDING,
+)
+@counts_toward_capacity
+async def send(request: Request, collection: Collection, params: Annotated[BulkParams, Query()]) -> JobInfo:
+    """Enrol many faces in the background, from a zip of photos or from lines of JSON with images or vectors."""
+    return await gallery_service(request).jobs.submit(
+        collection, await read_upload(request), params, dependencies.caller(request)
+    )
+
+
+@router.get("/collections/{collection}/jobs", dependencies=ENROL, responses=PROBLEMS)
+async def jobs(
+    request: Request, collection: Collection, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Limit = 100
+) -> JobPage:
+    """Return a page of a collection's jobs. Jobs are deleted a week after they end."""
+    return await gallery_service(request).jobs.list_jobs(collection, after, limit)
+
+
+@router.get("/collections/{collection}/jobs/{job}", dependencies=ENROL, responses=PROBLEMS)
+async def job(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """Return a job and its progress."""
+    return await gallery_service(request).jobs.job(collection, job)
+
+
+@router.get("/collections/{collection}/jobs/{job}/items", dependencies=ENROL, responses=PROBLEMS)
+async def items(
+    request: Request,
+    collection: Collection,
+    job: Job,
+    after: Annotated[int, Query(ge=-1, le=2**62)] = -1,
+    limit: Limit = 100,
+) -> JobItemPage:
+    """Return a page of the outcomes of a job's lines or files."""
+    return await gallery_service(request).jobs.items(collection, job, after, limit)
+
+
+@router.delete("/collections/{collection}/jobs/{job}", name="cancel", dependencies=ENROL, responses=ERASING)
+async def cancel_job(request: Request, collection: Collection, job: Job) -> JobInfo:
+    """Cancel the pending items of a job; enrolled faces stay."""
+    return await gallery_service(request).jobs.cancel(collection, job, dependencies.caller(request))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     StrictBool,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -28,10 +27,9 @@ from models.align import Reason
 
 # Letters of any alphabet and joiners: \w in OpenAPI's regular expressions is ASCII only. No slashes and no control
 # characters, since keys are parts of URLs.
-_WORD = r"\p{L}\p{M}\p{N}_" + "\u200c\u200d"
-_CHARACTER = rf"[{_WORD}.@:+ -]"
+_SIGNS = "_\u200c\u200d.@:+ -"
+_CHARACTER = rf"[\p{{L}}\p{{M}}\p{{N}}{_SIGNS}]"
 _MAX_CHARACTERS = 128
-_KEY_CHARACTER = TypeAdapter(Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}$")])
 
 
 def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
@@ -42,21 +40,16 @@ def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
         if not isinstance(value, str):
             raise
         allowed = f"expected 1 to {_MAX_CHARACTERS} letters, digits, spaces and . _ @ : + -"
-        actual = _first_invalid_character(value) or f"{len(value)} characters"
+        invalid = next(
+            (c for c in value[:_MAX_CHARACTERS] if unicodedata.category(c)[0] not in "LMN" and c not in _SIGNS), None
+        )
+        actual = f"{len(value)} characters"
+        if invalid is not None:
+            name = unicodedata.name(invalid, "")
+            actual = f"U+{ord(invalid):04X}" + (f" ({name})" if name else "")
         raise PydanticCustomError(
             "invalid_key", "{allowed}; got {actual}", {"allowed": allowed, "actual": actual}
         ) from None
-
-
-def _first_invalid_character(key: str) -> str:
-    """Return the first invalid character in the form "U+002F (SOLIDUS)"; empty if there is none."""
-    for character in key[:_MAX_CHARACTERS]:
-        try:
-            _KEY_CHARACTER.validate_python(character)
-        except ValidationError:
-            name = unicodedata.name(character, "")
-            return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
-    return ""
 
 
 # An id that the caller chose. The ledger stores it in Unicode normalisation form C (index/unicode_forms.py).
@@ -89,6 +82,17 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 ExpiryTime = Annotated[AwareDatetime, BeforeValidator(_require_text), AfterValidator(_to_utc)]
 
 RejectedReason = Literal["EXCEEDS_MAX_FACES"] | Reason
+
+
+Row = TypeVar("Row")
+Position = TypeVar("Position")
+
+
+class Page(Schema, Generic[Row, Position]):
+    """A page of a list; `next` is the `after` of the following page, null on the last page."""
+
+    data: list[Row]
+    next: Position | None
 
 
 class NewCollection(Schema):
@@ -160,11 +164,8 @@ class CollectionDetail(CollectionInfo):
     reembedding: ReembeddingInfo | None
 
 
-class CollectionPage(Schema):
+class CollectionPage(Page[CollectionInfo, str]):
     """A page of collections, ordered by name; `next` is the `after` of the following page."""
-
-    data: list[CollectionInfo]
-    next: str | None
 
 
 class SubjectProperties(Schema):
@@ -192,14 +193,11 @@ class SubjectInfo(Schema):
     faces: int
 
 
-class SubjectPage(Schema):
+class SubjectPage(Page[SubjectInfo, str]):
     """A page of subjects, ordered by id; `next` is the `after` of the following page.
 
     The subjects of an encrypted collection come in an arbitrary order that does not change.
     """
-
-    data: list[SubjectInfo]
-    next: str | None
 
 
 class EnrolledFace(Schema):
@@ -210,11 +208,8 @@ class EnrolledFace(Schema):
     details: dict[str, Any]
 
 
-class FaceList(Schema):
+class FaceList(Page[EnrolledFace, int]):
     """A page of a subject's faces, in the order of enrolment; `next` is the `after` of the following page."""
-
-    data: list[EnrolledFace]
-    next: int | None
 
 
 class EnrolParams(Schema):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, Json
 
 from app.faces.schemas import DetectedFace
+from app.gallery.schemas import Page
 from app.schemas import Failed, OperatingPoint, Schema
 from models.align import Reason
 
@@ -47,13 +48,6 @@ class SearchParams(Schema):
             '`{"site": "north", "level": {"in": [1, 2]}}`.'
         ),
     )
-
-    @property
-    def conditions(self) -> dict[str, list[Value]] | None:
-        """Return the values that `where` allows of each key; None without `where`."""
-        if self.where is None:
-            return None
-        return {key: value.in_ if isinstance(value, OneOf) else [value] for key, value in self.where.items()}
 
 
 class Candidate(Schema):
@@ -163,8 +157,5 @@ class FeedbackInfo(Schema):
     created_at: AwareDatetime
 
 
-class FeedbackList(Schema):
+class FeedbackList(Page[FeedbackInfo, str]):
     """A page of feedback on a subject, ordered by time; `next` is the `after` of the following page."""
-
-    data: list[FeedbackInfo]
-    next: str | None

@@ -8,9 +8,9 @@ from dataclasses import replace
 import structlog
 
 from app.errors import Conflict, Locked, NoFace, Unprocessable
+from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
-from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder, keeps_crops, select_faces
-from app.gallery.executor import GalleryExecutor, conflict_as_pipeline_changed, retry_once
+from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
 from app.gallery.reembedding import Reembedder
 from app.gallery.schemas import (
     CollectionDetail,
@@ -28,35 +28,34 @@ from app.gallery.schemas import (
     SubjectPage,
     SubjectProperties,
 )
-from app.gallery.search import FeedbackService, GallerySearch
+from app.gallery.search import GallerySearch
+from app.gallery.search_schemas import FeedbackInfo, FeedbackList
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
 from index.embedded.audit.id_normalisation import count_clashes
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.query.feedback import Feedback, Rejection
 from index.types import Collection, CountedSubject, Face
 from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
+MAX_ROW_ID = 2**62  # SQLite has no larger integers
 
-class GalleryService:
-    """All use cases of one gallery; searches, feedback, bulk jobs and re-embeddings are in attributes of their own.
 
-    `actor`: id of the caller's key for the audit log; None without keys.
-    """
+class GalleryService(GalleryAccess):
+    """All use cases of one gallery; searches, bulk jobs and re-embeddings are in attributes of their own."""
 
     def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
-        self._gallery = gallery
-        self._executor = GalleryExecutor(predictor.executors)
-        self._embedder = ImageEmbedder(predictor)
+        super().__init__(gallery, ImageEmbedder(predictor))
         background = ImageEmbedder(predictor.background())
         if count := count_clashes(gallery.ledger.reader()):
             log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
-        self.searches = GallerySearch(self._executor, self._embedder, gallery)
-        self.feedback = FeedbackService(self._executor, self._embedder, gallery)
-        self.jobs = BulkJobs(self._executor, background, gallery)
-        self.reembedder = Reembedder(self._executor, background, gallery)
+        self._feedback = Feedback(gallery)
+        self.searches = GallerySearch(gallery, self._embedder)
+        self.jobs = BulkJobs(gallery, background)
+        self.reembedder = Reembedder(gallery, background)
 
     async def create(self, name: str, params: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
         """Return the collection and whether this call created it; a repeated call returns the existing one.
@@ -80,7 +79,7 @@ class GalleryService:
             keep_crops=params.keep_crops,
         )
         try:
-            return await self._executor.commit_response(change, _collection_info), True
+            return await self._commit_response(change, _collection_info), True
         except Locked as error:
             raise Unprocessable(error.detail) from error
         except Conflict:
@@ -92,9 +91,9 @@ class GalleryService:
 
     async def list_collections(self, after: str, limit: int) -> CollectionPage:
         """Return a page of collections."""
-        rows = await self._executor.read(lambda: self._gallery.collections(after, limit))
+        rows = await self._read(lambda: self._gallery.collections(after, limit))
         return CollectionPage(
-            data=[_collection_info(row) for row in rows], next=_next_page([row.name for row in rows], limit)
+            data=[_collection_info(row) for row in rows], next=rows[-1].name if len(rows) == limit else None
         )
 
     async def collection(self, name: str) -> CollectionDetail:
@@ -115,7 +114,7 @@ class GalleryService:
                 reembedding=reembedding,
             )
 
-        return await self._executor.read(read)
+        return await self._read(read)
 
     async def drop(self, name: str, actor: str | None) -> ErasureReceipt:
         """Erase the collection with all its contents.
@@ -123,8 +122,7 @@ class GalleryService:
         Raises:
             NotFound.
         """
-        change = self._gallery.drop.planned(name, actor=actor)
-        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
+        return await self._erase(self._gallery.drop.planned(name, actor=actor))
 
     async def put_subject(
         self, collection: str, key: str, properties: SubjectProperties, actor: str | None
@@ -138,7 +136,7 @@ class GalleryService:
         change = self._gallery.put_subject.planned(
             collection, key, name=properties.name, metadata=properties.metadata, expires_at=expires_at, actor=actor
         )
-        return await self._executor.commit_response(change, _subject_info)
+        return await self._commit_response(change, _subject_info)
 
     async def subject(self, collection: str, key: str) -> SubjectInfo:
         """Return the subject.
@@ -146,7 +144,7 @@ class GalleryService:
         Raises:
             NotFound.
         """
-        return _subject_info(await self._executor.read(lambda: self._gallery.subject(collection, key)))
+        return _subject_info(await self._read(lambda: self._gallery.subject(collection, key)))
 
     async def list_subjects(self, collection: str, after: str, limit: int) -> SubjectPage:
         """Return a page of the collection's subjects.
@@ -154,8 +152,8 @@ class GalleryService:
         Raises:
             NotFound: no such collection.
         """
-        rows = await self._executor.read(lambda: self._gallery.subjects(collection, after, limit))
-        return SubjectPage(data=[_subject_info(row) for row in rows], next=_next_page([row.key for row in rows], limit))
+        rows = await self._read(lambda: self._gallery.subjects(collection, after, limit))
+        return SubjectPage(data=[_subject_info(row) for row in rows], next=rows[-1].key if len(rows) == limit else None)
 
     async def list_faces(self, collection: str, key: str, after: int, limit: int) -> FaceList:
         """Return a page of the subject's faces.
@@ -163,7 +161,7 @@ class GalleryService:
         Raises:
             NotFound.
         """
-        rows = await self._executor.read(lambda: self._gallery.faces(collection, key, after, limit))
+        rows = await self._read(lambda: self._gallery.faces(collection, key, after, limit))
         return FaceList(
             data=[
                 EnrolledFace(id=row.token, created_at=read_timestamp(row.created_at), details=row.details)
@@ -178,8 +176,7 @@ class GalleryService:
         Raises:
             NotFound.
         """
-        change = self._gallery.remove_faces.planned(collection, [face], actor=actor)
-        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
+        return await self._erase(self._gallery.remove_faces.planned(collection, [face], actor=actor))
 
     async def receipt(self, token: str) -> ErasureReceipt:
         """Return the state of an erasure.
@@ -187,7 +184,7 @@ class GalleryService:
         Raises:
             NotFound.
         """
-        return ErasureReceipt.from_receipt(await self._executor.read(lambda: self._gallery.receipt(token)))
+        return ErasureReceipt.from_receipt(await self._read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
         self, collection: str, key: str, images: Images, params: EnrolParams, actor: str | None
@@ -219,7 +216,7 @@ class GalleryService:
 
             with conflict_as_pipeline_changed():
                 change = self._gallery.enrol.planned(collection, new_faces, current.fingerprint, actor=actor)
-                return await self._executor.commit_response(change, indexed_faces), rejected
+                return await self._commit_response(change, indexed_faces), rejected
 
         results = await self._embedder.predictor.for_each_image(images, enrol_image)
         enrolled = [result for result in results if not isinstance(result, Failed)]
@@ -229,17 +226,42 @@ class GalleryService:
             failed=[result for result in results if isinstance(result, Failed)],
         )
 
-    async def _collection(self, name: str) -> Collection:
-        return await self._executor.read(lambda: self._gallery.collection(name))
+    @retry_once
+    async def add_feedback(self, name: str, key: str, images: Images, actor: str | None) -> FeedbackInfo:
+        """Record that the image's most prominent face is not the subject's: searches then do not return it.
 
-    async def _pipeline(self, name: str) -> tuple[Collection, EmbeddingPipeline]:
-        collection = await self._collection(name)
-        return collection, await self._embedder.collection_pipeline(collection)
+        Raises:
+            VestibuleError: about the request or its image. NotFound, Conflict: as `enrol`.
+        """
+        await self._read(lambda: self._gallery.subject(name, key))  # raises NotFound before the image is decoded
+        collection, pipeline = await self._pipeline(name)
+        face = await self._embedder.embed_only_image(pipeline, images)
+        (new,) = await self._embedder.new_faces(key, [face], keep_crops=keeps_crops(collection))
+        with conflict_as_pipeline_changed():
+            change = self._feedback.add.planned(name, key, new.vector[None], [new.crop], collection.fingerprint, actor)
+            return await self._commit_response(change, lambda rejections: _feedback_info(rejections[0]))
 
+    async def list_feedback(self, collection: str, key: str, after: str, limit: int) -> FeedbackList:
+        """Return a page of the feedback on the subject; `after` is the `next` of the page before, or empty.
 
-def _next_page(names: Sequence[str], limit: int) -> str | None:
-    """Return where the following page begins; None if this one is not full."""
-    return names[-1] if len(names) == limit else None
+        Raises:
+            NotFound.
+        """
+        seconds, _, row_id = after.partition("-")
+        position = (float(seconds or 0), min(int(row_id or 0), MAX_ROW_ID))
+        rows = await self._read(lambda: self._feedback.of_subject(collection, key, position, limit))
+        return FeedbackList(
+            data=[_feedback_info(row) for row in rows],
+            next=f"{rows[-1].created_at!r}-{rows[-1].id}" if len(rows) == limit else None,
+        )
+
+    async def remove_feedback(self, collection: str, key: str, token: str, actor: str | None) -> ErasureReceipt:
+        """Erase the feedback and the face that is stored for it.
+
+        Raises:
+            NotFound.
+        """
+        return await self._erase(self._feedback.remove.planned(collection, key, token, actor=actor))
 
 
 def _collection_info(collection: Collection) -> CollectionInfo:
@@ -263,3 +285,7 @@ def _subject_info(subject: CountedSubject) -> SubjectInfo:
         created_at=read_timestamp(subject.created_at),
         faces=subject.faces,
     )
+
+
+def _feedback_info(rejection: Rejection) -> FeedbackInfo:
+    return FeedbackInfo(id=rejection.token, created_at=read_timestamp(rejection.created_at))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
@@ -41,8 +41,7 @@ IfNoneMatch = Annotated[str | None, Header(description="The `ETag` of an earlier
 
 def generation(request: Request) -> Generation:
     """Return the generation service."""
-    service: Generation = request.app.state.generation
-    return service
+    return cast("Generation", request.app.state.generation)
 
 
 @router.get("/generate", response_class=Response, responses=IMAGES | NOT_MODIFIED | PROBLEMS)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.schemas import Failed, OpenAIRequest, Schema
+from app.schemas import ModelResults, OpenAIRequest, Schema
 
 MAX_SAMPLES = 64
 MAX_SEED = 2**63 - 1
@@ -148,34 +148,16 @@ class DenoiseParams(Schema):
     format: PictureFormat = "png"
 
 
-class Denoised(Schema):
-    """A denoised image as PNG in base64, of the input's size.
-
-    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the input: null without
-    a reference, and if all pixels are equal.
-    """
-
-    index: int
-    width: int
-    height: int
-    b64_json: str
-    psnr: float | None = None
-    psnr_before: float | None = None
-
-
-class DenoiseResponse(Schema):
-    """The results in the order of the request's images."""
-
-    model: str
-    version: str
-    data: list[Denoised | Failed]
-
-
-class ReconstructParams(Schema):
-    """The query of `POST /reconstruct`."""
+class EncodeParams(Schema):
+    """The query of `POST /encode`."""
 
     model: Model = None
     label: Labels = Field([], description="Required for a conditional model: a class for all images, or for each.")
+
+
+class ReconstructParams(EncodeParams):
+    """The query of `POST /reconstruct`."""
+
     format: PictureFormat = "png"
 
 
@@ -188,19 +170,15 @@ class Reconstructed(Schema):
     b64_json: str
 
 
-class ReconstructResponse(Schema):
-    """The results in the order of the request's images."""
+class Denoised(Reconstructed):
+    """A denoised image as PNG in base64, of the input's size.
 
-    model: str
-    version: str
-    data: list[Reconstructed | Failed]
+    `psnr` is its peak signal-to-noise ratio against the reference in dB, `psnr_before` that of the input: null without
+    a reference, and if all pixels are equal.
+    """
 
-
-class EncodeParams(Schema):
-    """The query of `POST /encode`."""
-
-    model: Model = None
-    label: Labels = Field([], description="Required for a conditional model: a class for all images, or for each.")
+    psnr: float | None = None
+    psnr_before: float | None = None
 
 
 class Encoded(Schema):
@@ -210,9 +188,13 @@ class Encoded(Schema):
     latent: list[float]
 
 
-class EncodeResponse(Schema):
+class DenoiseResponse(ModelResults[Denoised]):
     """The results in the order of the request's images."""
 
-    model: str
-    version: str
-    data: list[Encoded | Failed]
+
+class ReconstructResponse(ModelResults[Reconstructed]):
+    """The results in the order of the request's images."""
+
+
+class EncodeResponse(ModelResults[Encoded]):
+    """The results in the order of the request's images."""

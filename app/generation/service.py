@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -63,7 +63,6 @@ class Generation:
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._model_manager = predictor.model_manager
-        self._executors = predictor.executors
 
     async def generate(self, params: GenerateParams, if_none_match: str | None) -> EncodedFile:
         """Return samples of a seed; without content if their ETag is in `if_none_match`.
@@ -84,9 +83,7 @@ class Generation:
                 return EncodedFile(None, PNG, headers)
         noise = _noise(model.card, seed, params.n)
         samples = await self._decode(model, noise * params.truncation, classes)
-        if params.format == "json":
-            return await self._json(samples, created, seed, headers)
-        return await self._grid(samples, params.format, params.grid, headers)
+        return await self._file(samples, params.format, params.grid, headers, created, seed)
 
     async def images(self, request: ImagesRequest) -> ImagesResponse:
         """Return samples in OpenAI's format.
@@ -97,14 +94,26 @@ class Generation:
         model = await self._load(request.model)
         card, count = model.card, request.n or 1
         classes = class_labels.require_labels(card, [request.prompt] if request.prompt.strip() else [], count)
-        size = _check_size(card, request.size)
+        _, height, width = card.preprocess.shape
+        size = f"{width}x{height}"
+        if request.size not in (None, "auto", size):
+            raise Unprocessable(f"{card.name} generates images of {size}, not {request.size}")
         seed = secrets.randbelow(RANDOM_SEEDS) if request.seed is None else request.seed
         samples = await self._decode(model, _noise(card, seed, count), classes)
-        texts = await self._base64(samples)
-        names = class_labels.label_names(card, classes, count)
-        images = [_listed_image(*pair, request.response_format) for pair in zip(texts, names, strict=True)]
-        created = int(time.time()) if request.seed is None else 0
-        return ImagesResponse(created=created, data=images, size=size, model=card.name, version=card.version, seed=seed)
+        images = [
+            ListedImage(url=f"data:{PNG};base64,{text}", label=label)
+            if request.response_format == "url"
+            else ListedImage(b64_json=text, label=label)
+            for text, label in await self._base64(samples)
+        ]
+        return ImagesResponse(
+            created=int(time.time()) if request.seed is None else 0,
+            data=images,
+            size=size,
+            model=card.name,
+            version=card.version,
+            seed=seed,
+        )
 
     async def decode(self, request: LatentsRequest) -> EncodedFile:
         """Decode given latents, with any model that has a decoder.
@@ -119,9 +128,7 @@ class Generation:
             raise Unprocessable(f"latents of {card.name} have {width} numbers; got {wrong[0]}")
         classes = _classes_or_all(card, request.labels, len(request.latents))
         samples = await self._decode(model, torch.tensor(request.latents, dtype=torch.float32), classes)
-        if request.format == "json":
-            return await self._json(samples, 0, None, {})
-        return await self._grid(samples, request.format, request.grid, {})
+        return await self._file(samples, request.format, request.grid, {})
 
     async def interpolate(self, params: InterpolateParams, if_none_match: str | None) -> EncodedFile:
         """Interpolate between the first samples of two seeds; `if_none_match` as in `generate`.
@@ -139,7 +146,7 @@ class Generation:
         points = slerp(first, last, params.steps)
         samples = await self._decode(model, points, None if classes is None else classes * params.steps)
         if params.format == "png":
-            return await self._grid(samples, "png", params.steps, headers)
+            return await self._file(samples, "png", params.steps, headers)
         content = await self._run_encoder(lambda: encoding.encode_animation(list(samples.pixels), FRAME_MS))
         return EncodedFile(content, WEBP, headers)
 
@@ -151,30 +158,35 @@ class Generation:
         outputs = await self._predictor.with_deadline(self._predictor.run(model, items))
         return _Samples(model.card, model.card.preprocess.denormalise(outputs).numpy(), classes)
 
-    async def _grid(
-        self, samples: _Samples, file_format: str, columns: int | None, headers: Mapping[str, str]
+    async def _file(
+        self,
+        samples: _Samples,
+        file_format: str,
+        columns: int | None,
+        headers: Mapping[str, str],
+        created: int = 0,
+        seed: int | None = None,
     ) -> EncodedFile:
+        """Return the samples as a grid, or one by one in JSON."""
+        if file_format == "json":
+            card, images = samples.card, await self._base64(samples)
+            data = [GeneratedImage(b64_json=text, label=label) for text, label in images]
+            response = GenerateResponse(created=created, data=data, model=card.name, version=card.version, seed=seed)
+            return encoding.encode_json(response, headers)
         pixels = encoding.grid(samples.pixels, columns or math.ceil(math.sqrt(len(samples.pixels))))
         encode, media_type = (encoding.encode_webp, WEBP) if file_format == "webp" else (encoding.encode_png, PNG)
         return EncodedFile(await self._run_encoder(lambda: encode(pixels)), media_type, headers)
 
-    async def _json(self, samples: _Samples, created: int, seed: int | None, headers: Mapping[str, str]) -> EncodedFile:
-        card = samples.card
-        texts = await self._base64(samples)
-        names = class_labels.label_names(card, samples.classes, len(texts))
-        images = [GeneratedImage(b64_json=text, label=name) for text, name in zip(texts, names, strict=True)]
-        response = GenerateResponse(created=created, data=images, model=card.name, version=card.version, seed=seed)
-        return encoding.encode_json(response, headers)
-
-    async def _base64(self, samples: _Samples) -> list[str]:
-        """Return each sample as PNG in base64."""
-        return await self._run_encoder(
+    async def _base64(self, samples: _Samples) -> list[tuple[str, str | None]]:
+        """Return each sample as PNG in base64, with its label."""
+        texts = await self._run_encoder(
             lambda: [base64.b64encode(encoding.encode_png(pixels)).decode() for pixels in samples.pixels]
         )
+        return list(zip(texts, class_labels.label_names(samples.card, samples.classes, len(texts)), strict=True))
 
     async def _run_encoder(self, function: Callable[[], T]) -> T:
         started = time.perf_counter()
-        result = await self._executors.run_cpu(function)
+        result = await self._predictor.executors.run_cpu(function)
         timings.record("encode", time.perf_counter() - started)
         return result
 
@@ -192,33 +204,17 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
     share = np.linspace(0, 1, steps)[:, None]
     # Parallel vectors do not define a great circle: interpolate linearly.
     straight = math.sin(angle) < 1e-9
-    left = 1 - share if straight else np.sin((1 - share) * angle) / math.sin(angle)
-    right = share if straight else np.sin(share * angle) / math.sin(angle)
+    left, right = (part if straight else np.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
     return torch.from_numpy((left * first + right * last).astype(np.float32))
 
 
 def _latent_width(card: ModelCard) -> int:
-    width: int = configure(card.architecture, card.config).latent
-    return width
+    return int(configure(card.architecture, card.config).latent)
 
 
 def _noise(card: ModelCard, seed: int, count: int) -> Tensor:
     """Return the latents [count, width] of a seed's first samples."""
     return torch.stack([latents(seed, index, _latent_width(card)) for index in range(count)])
-
-
-def _listed_image(text: str, label: str | None, response_format: Literal["b64_json", "url"] | None) -> ListedImage:
-    if response_format == "url":
-        return ListedImage(url=f"data:{PNG};base64,{text}", label=label)
-    return ListedImage(b64_json=text, label=label)
-
-
-def _check_size(card: ModelCard, requested: str | None) -> str:
-    _, height, width = card.preprocess.shape
-    size = f"{width}x{height}"
-    if requested not in (None, "auto", size):
-        raise Unprocessable(f"{card.name} generates images of {size}, not {requested}")
-    return size
 
 
 def _classes_or_all(card: ModelCard, labels: list[str], count: int) -> list[int] | None:
@@ -231,5 +227,5 @@ def _classes_or_all(card: ModelCard, labels: list[str], count: int) -> list[int]
 
 def _cache_headers(model: LoadedModel, route: str, query: dict[str, object]) -> dict[str, str]:
     """Return the headers of a reproducible response; its ETag depends on the weights and library versions."""
-    parts = model.card.sha256, model.runtime, runtime.signature(), np.__version__, route, query
+    parts = model.card.sha256, model.runtime.name, runtime.signature(), np.__version__, route, query
     return {"ETag": encoding.etag(*parts), "Cache-Control": "no-cache"}

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,27 +39,27 @@ def encode_json(document: BaseModel, headers: Mapping[str, str]) -> EncodedFile:
 
 def encode_png(pixels: Pixels, profile: bytes | None = None, chunks: Mapping[bytes, bytes] | None = None) -> bytes:
     """Encode [H, W, C] with C as in `to_image`, with an ICC profile and more chunks, such as gAMA, if given."""
-    buffer = io.BytesIO()
     info = PngImagePlugin.PngInfo()
     for name, data in (chunks or {}).items():
         info.add(name, data)
-    to_image(pixels).save(buffer, "PNG", compress_level=_COMPRESSION, icc_profile=profile, pnginfo=info)
-    return buffer.getvalue()
+    return _save(to_image(pixels), "PNG", compress_level=_COMPRESSION, icc_profile=profile, pnginfo=info)
 
 
 def encode_webp(pixels: Pixels) -> bytes:
     """Encode [H, W, C], lossless."""
-    buffer = io.BytesIO()
-    to_image(pixels).save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
+    return _save(to_image(pixels), "WEBP", lossless=True)
 
 
 def encode_animation(frames: Sequence[Pixels], frame_ms: int) -> bytes:
     """Encode frames [H, W, C] of one shape as an endless WebP, lossless."""
     first, *rest = (to_image(frame) for frame in frames)
     options = {"duration": frame_ms, "loop": 0, "lossless": True, "minimize_size": False}
+    return _save(first, "WEBP", save_all=True, append_images=rest, **options)
+
+
+def _save(image: Image.Image, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    first.save(buffer, "WEBP", save_all=True, append_images=rest, **options)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

@@ -98,14 +98,14 @@ def _replace_long_strings(body: bytes | bytearray, limits: JsonLimits) -> tuple[
     parts: list[bytes | memoryview] = []
     long_strings: dict[str, memoryview] = {}
     copied = steps = 0
-    opening = _find_quote(body, 0)
+    opening = body.find(b'"')
     while opening >= 0:
         closing = opening
         while closing == opening or (closing >= 0 and _is_escaped(body, closing)):
             steps += 1
             if steps > 2 * limits.values:  # a value and its key; an escaped quote counts as one, too
                 raise TooComplex(f"a body may hold {limits.values} values")
-            closing = _find_quote(body, closing + 1)
+            closing = body.find(b'"', closing + 1)
         if closing < 0:
             break  # the parser reports the unterminated string
         if closing - opening > LONG_STRING_BYTES:
@@ -113,17 +113,10 @@ def _replace_long_strings(body: bytes | bytearray, limits: JsonLimits) -> tuple[
             long_strings[placeholder] = view[opening + 1 : closing]
             parts += [view[copied:opening], f'"{placeholder}"'.encode()]
             copied = closing + 1
-        opening = _find_quote(body, closing + 1)
+        opening = body.find(b'"', closing + 1)
     if len(body) - copied + sum(map(len, parts)) > limits.bytes:
         raise TooComplex(f"a body may have {limits.bytes} bytes besides strings of more than {LONG_STRING_BYTES} bytes")
     return b"".join([*parts, view[copied:]]), long_strings
-
-
-def _find_quote(body: bytes | bytearray, start: int) -> int:
-    for begin in range(start, len(body), CHUNK_BYTES):
-        if (position := body.find(b'"', begin, begin + CHUNK_BYTES)) >= 0:
-            return position
-    return -1
 
 
 def _is_escaped(body: bytes | bytearray, quote: int) -> bool:
@@ -184,8 +177,8 @@ def _decode_base64(chunks: Iterator[bytes]) -> bytes:
         whole = max(0, len(text) - 1) // 4 * 4  # keep the last group back: only that one may be padded
         decoded += _decode_groups(text[:whole])
         pending = text[whole:]
-    if len(pending) % 4:
-        pending += b"=" * (-len(pending) % 4) if b"=" not in pending else b""
+    if b"=" not in pending:
+        pending += b"=" * (-len(pending) % 4)
     decoded += _decode_groups(pending, is_last=True)
     if not decoded:
         raise BadRequest("the image is empty")

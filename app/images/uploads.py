@@ -6,22 +6,24 @@ FastAPI cannot declare the three kinds of body side by side, so they are read he
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType, VestibuleError
 from app.images import large_json
 from app.images.decoding import LARGE_BYTES
 from app.images.large_json import ParsedJson
+from app.observability import timings
 from app.schemas import ImageInput
+from app.settings import Settings
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -51,14 +53,6 @@ IMAGE_BODY: dict[str, Any] = {
 }
 
 
-class RunCpu(Protocol):
-    """Runs a function off the event loop."""
-
-    def __call__(self, function: Callable[[], T], /, *, is_long: bool = False) -> Awaitable[T]:
-        """Return the function's result. `is_long`: it may take more than a fraction of a second."""
-        ...
-
-
 @dataclass(frozen=True)
 class Images:
     """Images of a request, still encoded, in order; an unreadable item of a list is its error. `is_list`: the client
@@ -69,30 +63,37 @@ class Images:
     is_list: bool
 
 
-async def read_images(request: Request, max_images: int, run_cpu: RunCpu) -> Images:
-    """Return the images of a request. Large JSON is parsed by `run_cpu`.
+def max_images(request: Request) -> int:
+    """Return the largest number of images that a request may have."""
+    settings: Settings = request.app.state.settings
+    return settings.max_images
+
+
+async def images(request: Request) -> Images:
+    """Return the images of a request, for routes that take any number of them. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
+    return await timings.timed("receive", _read_images(request, max_images(request)))
+
+
+async def _read_images(request: Request, limit: int) -> Images:
     content_type = media_type(request)
     with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, (FILE_PART,), max_images)
-            images = Images(tuple(data for _, data in files), is_list=len(files) > 1)
-        elif content_type == "application/json":
-            images = await read_json(
+            files = await read_files(request, (FILE_PART,), limit)
+            return Images(tuple(data for _, data in files), is_list=len(files) > 1)
+        if content_type == "application/json":
+            return await read_json(
                 request,
                 ImageInput,
                 INPUT_EXAMPLE,
-                lambda body: json_images(body, body.value.input, max_images),
-                run_cpu,
+                lambda body: json_images(body, body.value.input, limit),
             )
-        elif content_type.startswith("image/"):
-            images = raw_image(await request.body())
-        else:
-            raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
-    return check_count(images, max_images)
+        if content_type.startswith("image/"):
+            return raw_image(await request.body())
+    raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
 
 
 def media_type(request: Request) -> str:
@@ -113,19 +114,14 @@ def disconnect_as_bad_request() -> Iterator[None]:
         raise BadRequest("the connection was closed before the whole request arrived") from error
 
 
-def check_count(images: Images, max_images: int) -> Images:
-    """Return the images.
+def check_count(count: int, max_images: int) -> None:
+    """Check the number of a request's images.
 
     Raises:
         TooManyImages: there are more than `max_images`.
     """
-    if len(images.items) > max_images:
-        raise _too_many(max_images)
-    return images
-
-
-def _too_many(max_images: int) -> TooManyImages:
-    return TooManyImages(f"a request may have {max_images} images")
+    if count > max_images:
+        raise TooManyImages(f"a request may have {max_images} images")
 
 
 class _MultipartFiles:
@@ -135,7 +131,6 @@ class _MultipartFiles:
 
     def __init__(self, boundary: bytes, names: tuple[str, ...], max_files: int):
         self.files: list[tuple[str, bytearray]] = []
-        self.complete = False
         self._names = names
         self._max_files = max_files
         self._header = bytearray()
@@ -144,15 +139,18 @@ class _MultipartFiles:
         self._parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": self._on_part_begin,
                 "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._on_header_end,
                 "on_headers_finished": self._on_headers_finished,
                 "on_part_data": lambda data, start, end: self.files[-1][1].extend(data[start:end]),
-                "on_end": self._on_end,
             },
         )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the end of the body was parsed."""
+        return self._parser.state == MultipartState.END
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes of the body.
@@ -162,9 +160,6 @@ class _MultipartFiles:
         """
         self._parser.write(data)
 
-    def _on_part_begin(self) -> None:
-        self._disposition = b""
-
     def _on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
@@ -172,19 +167,16 @@ class _MultipartFiles:
         self._value.clear()
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
+        disposition, self._disposition = self._disposition, b""
+        _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in self._names:
             expected = " and ".join(map(repr, self._names))
             raise BadRequest(f"unexpected part {name[:40]!r}; images are sent as parts named {expected}")
-        if b"filename" not in options and not _has_extended_file_name(self._disposition):
+        if b"filename" not in options and not _has_extended_file_name(disposition):
             raise BadRequest(f"the part {name!r} has no file name, so it is not a file")
-        if len(self.files) == self._max_files:  # checked here, since a body may have a million empty parts
-            raise _too_many(self._max_files)
+        check_count(len(self.files) + 1, self._max_files)  # here, since a body may have a million empty parts
         self.files.append((name, bytearray()))
-
-    def _on_end(self) -> None:
-        self.complete = True
 
 
 def _has_extended_file_name(disposition: bytes) -> bool:
@@ -210,7 +202,7 @@ async def read_files(request: Request, names: tuple[str, ...], max_files: int) -
             parser.feed(chunk)
     except FormParserError as error:
         raise BadRequest("the body is not valid multipart") from error
-    if not parser.complete:
+    if not parser.is_complete:
         raise BadRequest("the body was cut short")
     if not parser.files:
         raise BadRequest(f"there is no part named {' or '.join(map(repr, names))}")
@@ -236,10 +228,9 @@ async def read_body(request: Request) -> bytearray:
     return body
 
 
-async def read_json(
-    request: Request, schema: type[Body], example: str, read: Callable[[ParsedJson[Body]], T], run_cpu: RunCpu
-) -> T:
-    """Parse the body as JSON of this schema and return `read(parsed)`. Errors show `example`.
+async def read_json(request: Request, schema: type[Body], example: str, read: Callable[[ParsedJson[Body]], T]) -> T:
+    """Parse the body as JSON of this schema and return `read(parsed)`; if it is large, in a thread. Errors show
+    `example`.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages; what `read` raises.
@@ -251,7 +242,9 @@ async def read_json(
 
     if len(body) <= large_json.SMALL_BYTES:
         return work()
-    return await run_cpu(work, is_long=len(body) > LARGE_BYTES)
+    executors = request.app.state.model_manager.executors
+    result: T = await executors.run_cpu(work, is_long=len(body) > LARGE_BYTES)
+    return result
 
 
 def _parse(schema: type[Body], body: bytearray, example: str) -> ParsedJson[Body]:
@@ -277,8 +270,7 @@ def json_images(body: ParsedJson[Any], field: str | list[str], max_images: int) 
         return Images((body.base64(field),), is_list=False)
     if not field:
         raise BadRequest("the list of images is empty")
-    if len(field) > max_images:
-        raise _too_many(max_images)
+    check_count(len(field), max_images)
     return Images(tuple(_bytes_or_error(body, text) for text in field), is_list=True)
 
 

@@ -119,15 +119,10 @@ class Batcher(Generic[In, Out]):
             await self._worker
 
     async def _work(self) -> None:
-        while batch := self._next_batch():
-            await self._run_batch(batch)
+        while len(self):
+            if batch := self._take_batch(self._queues[self._next_priority()]):
+                await self._run_batch(batch)
         self._worker = None
-
-    def _next_batch(self) -> list[_QueuedItem[In, Out]]:
-        batch: list[_QueuedItem[In, Out]] = []
-        while not batch and len(self):
-            batch = self._take_batch(self._queues[self._next_priority()])
-        return batch
 
     def _next_priority(self) -> Priority:
         if not self._queues["background"]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -37,7 +38,6 @@ class _Task(Generic[T]):
     ):
         self._function: Callable[[], T | Continuation[T]] | None = function
         self._future = future
-        self._error: BaseException | None = None
         self._is_long = is_long
         self.owner = owner
 
@@ -66,24 +66,20 @@ class _Task(Generic[T]):
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001  passed on to the caller
-            self._error = error
+            self._set_outcome = partial(self._future.set_exception, error)
         else:
             if isinstance(result, Continuation):
                 self._function, self._is_long = result.function, True
                 if self._future.cancelled():  # checked after the assignment, which may follow `cancel`
                     self._function = None
             else:
-                self._result = result
+                self._set_outcome = partial(self._future.set_result, result)
         self.owner.busy_s += time.perf_counter() - started
 
     def resolve(self) -> None:
         """Set the future's result or exception, in the event loop."""
-        if self._future.done():
-            return
-        if self._error is not None:
-            self._future.set_exception(self._error)
-        else:
-            self._future.set_result(self._result)
+        if not self._future.done():
+            self._set_outcome()
 
 
 class _FairQueue:

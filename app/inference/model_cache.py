@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Collection
 from weakref import WeakSet
 
@@ -19,51 +20,37 @@ Key = tuple[str, str]  # model name, submodel name
 class ModelCache:
     """Cache of model loads, in progress or finished.
 
-    Callers may keep using a model after its removal: a removed model is `retired`, and its memory is freed when the
-    last caller drops it. `budget` limits the bytes of the models in the cache; None: no limit. Keys in `pinned` are
-    never evicted.
+    `loads`: the least recently used first. `models`: all models in memory. Callers may keep using a model after its
+    removal from the cache: a removed model is `retired`, and its memory is freed when the last caller drops it.
+    `budget` limits the bytes of the models in the cache; None: no limit. Keys in `pinned` are never evicted.
     """
 
     def __init__(self, budget: int | None, pinned: Collection[Key], metrics: Metrics):
         self.budget = budget
+        self.loads: OrderedDict[Key, asyncio.Future[LoadedModel]] = OrderedDict()
+        self.models: WeakSet[LoadedModel] = WeakSet()
         self._pinned = frozenset(pinned)
         self._metrics = metrics
-        self._loads: dict[Key, asyncio.Future[LoadedModel]] = {}  # the least recently used first
-        self._models: WeakSet[LoadedModel] = WeakSet()
 
     @property
     def used_bytes(self) -> int:
         """Memory of the models in the cache."""
-        return sum(model.size for model in self._models if not model.retired)
+        return sum(model.runtime.size for model in self.models if not model.retired)
 
     @property
     def retired_bytes(self) -> int:
         """Memory of removed models that callers still hold."""
-        return sum(model.size for model in self._models if model.retired)
+        return sum(model.runtime.size for model in self.models if model.retired)
 
-    def all_models(self) -> list[LoadedModel]:
-        """Return all models in memory, including retired ones."""
-        return list(self._models)
-
-    def get(self, key: Key) -> asyncio.Future[LoadedModel] | None:
-        """Return the load, and mark it as the most recently used."""
-        load = self._loads.pop(key, None)
-        if load is not None:
-            self._loads[key] = load
-        return load
-
-    def put(self, key: Key, load: asyncio.Future[LoadedModel]) -> None:
-        """Add a load that starts now. Call `finish` or `discard` when it ends."""
-        self._loads[key] = load
-
-    def finish(self, key: Key, load: asyncio.Future[LoadedModel], model: LoadedModel) -> None:
-        """Add the load's model, and evict others as the budget requires."""
-        self._models.add(model)
-        if self._loads.get(key) is not load:  # removed meanwhile: only its waiting callers get the model
-            model.retired = True
-            return
-        self._metrics.loaded.labels(model.card.name, model.card.version).set(1)
-        self.update_size(model.card.name)
+    def finish(self, model: LoadedModel, *, retired: bool = False) -> None:
+        """Add the model of a load, and evict others as the budget requires. `retired`: the load was removed meanwhile,
+        and only the callers that wait for it get the model.
+        """
+        self.models.add(model)
+        model.retired = retired
+        if not retired:
+            self._metrics.loaded.labels(model.card.name, model.version).set(1)
+            self.update_size(model.card.name)
 
     def update_size(self, name: str) -> None:
         """Account for a model's changed size, and evict others as the budget requires."""
@@ -72,52 +59,46 @@ class ModelCache:
 
     def add(self, model: LoadedModel) -> None:
         """Add a model that was loaded outside the cache."""
-        key, load = (model.card.name, model.submodel.name), asyncio.get_running_loop().create_future()
-        self.put(key, load)
-        self.finish(key, load, model)
+        load = self.loads[model.card.name, model.submodel.name] = asyncio.get_running_loop().create_future()
+        self.finish(model)
         load.set_result(model)
 
     def remove(self, name: str) -> None:
         """Remove all submodels of a model."""
-        for key in [key for key in self._loads if key[0] == name]:
+        for key in [key for key in self.loads if key[0] == name]:
             self._remove(key)
 
-    def discard(self, key: Key, load: asyncio.Future[LoadedModel]) -> None:
-        """Remove a failed load, so that the next caller tries again."""
-        if self._loads.get(key) is load:
-            del self._loads[key]
-
-    def loads(self, name: str | None = None) -> list[asyncio.Future[LoadedModel]]:
-        """Return the loads of a model (None: of all models), in progress or finished."""
-        return [load for (model, _), load in self._loads.items() if name in (None, model)]
+    def loads_of(self, name: str) -> list[asyncio.Future[LoadedModel]]:
+        """Return the loads of a model and its submodels, in progress or finished."""
+        return [load for (model, _), load in self.loads.items() if model == name]
 
     def submodels(self, name: str) -> list[LoadedModel]:
         """Return the model's loaded submodels."""
-        return [load.result() for load in self.loads(name) if _is_loaded(load)]
+        return [load.result() for load in self.loads_of(name) if _is_loaded(load)]
 
     def evict_for(self, size: int) -> None:
         """Evict models until `size` more bytes fit into the budget, or none is left that may be evicted."""
-        for key in list(self._loads):
+        for key in list(self.loads):
             if self.budget is None or self.used_bytes + size <= self.budget:
                 return
-            if key not in self._pinned and _is_loaded(self._loads[key]):
+            if key not in self._pinned and _is_loaded(self.loads[key]):
                 self._remove(key)
                 self._metrics.evictions.labels(key[0]).inc()
                 log.info("model_evicted", model=key[0], part=key[1])
 
     def _remove(self, key: Key) -> None:
-        load = self._loads.pop(key)
+        load = self.loads.pop(key)
         if not _is_loaded(load):  # `finish` retires its model
             return
         model = load.result()
         model.retired = True
-        card = model.card
-        if not any(other.card.version == card.version for other in self.submodels(card.name)):
-            self._metrics.unloaded(card.name, card.version)
-        self._report_size(card.name)
+        name, version = model.card.name, model.version
+        if not any(other.version == version for other in self.submodels(name)):
+            self._metrics.unloaded(name, version)
+        self._report_size(name)
 
     def _report_size(self, name: str) -> None:
-        size = sum(model.size for model in self._models if model.card.name == name and not model.retired)
+        size = sum(model.runtime.size for model in self.models if model.card.name == name and not model.retired)
         self._metrics.memory.labels(name).set(size)
 
 

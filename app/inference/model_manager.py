@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import structlog
@@ -16,15 +15,13 @@ from app.errors import Conflict, ModelRefused, NotFound, NotReady, OutOfMemory, 
 from app.inference import loader, model_repository
 from app.inference.batcher import TooLarge
 from app.inference.executors import Executors
-from app.inference.loaded_model import BatchRunner, LoadedModel
-from app.inference.loader import PreparedModel
+from app.inference.loaded_model import LoadedModel
 from app.inference.model_cache import ModelCache
 from app.inference.submodels import FEATURES, WHOLE, Submodel, default_submodel
 from app.observability.metrics import Metrics
 from app.settings import Settings, variable
 from models.card import ModelCard
 from models.registry import Task
-from models.runtime import Runtime
 from models.runtime_selection import RuntimeSelector
 
 T = TypeVar("T")
@@ -61,12 +58,15 @@ class ReloadResult:
 
 
 class ModelManager:
-    """The models of one weights folder. Cards are read at construction, weights on first use."""
+    """The models of one weights folder. Cards are read at construction, weights on first use.
+
+    `cards`: by the model's name, which is that of its folder; sorted.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics):
         self._settings = settings
         self._metrics = metrics
-        self._folders = model_repository.read_all(settings.weights)
+        self.cards = model_repository.read_all(settings.weights)
         pinned = (settings.default_classifier, settings.default_detector, settings.default_embedder)
         budget = None if settings.model_memory_mb is None else settings.model_memory_mb * 2**20
         self.cache = ModelCache(budget, [(name, WHOLE.name) for name in pinned], metrics)
@@ -90,11 +90,6 @@ class ModelManager:
                 except UnknownModel as error:
                     raise UnknownModel(f"{variable(field)}: {error.detail}") from None
 
-    @property
-    def cards(self) -> Mapping[str, ModelCard]:
-        """The cards of all models, by name."""
-        return MappingProxyType({name: card for name, (card, _) in self._folders.items()})
-
     def is_default(self, card: ModelCard) -> bool:
         """Return whether this model serves its task's requests that name no model."""
         return self._defaults.get(card.task) == card.name
@@ -106,7 +101,7 @@ class ModelManager:
     @property
     def degradations(self) -> list[str]:
         """Why models failed to answer requests within the last minute."""
-        return sorted({model.degradation for model in self.cache.all_models() if model.degradation})
+        return sorted({model.degradation for model in self.cache.models if model.degradation})
 
     @property
     def required_models(self) -> list[tuple[str, Task]]:
@@ -114,7 +109,7 @@ class ModelManager:
         embedder as far as their weights are installed.
         """
         tasks: tuple[Task, ...] = ("classify", "detect", "embed")
-        return [(self._defaults[task], task) for task in tasks if self._defaults[task] in self._folders]
+        return [(self._defaults[task], task) for task in tasks if self._defaults[task] in self.cards]
 
     async def start(self) -> None:
         """Load and warm the required models.
@@ -135,9 +130,9 @@ class ModelManager:
         """Finish all queued work, then stop the threads."""
         self._stopping = True
         async with self._reload_lock:
-            for load in self.cache.loads():
+            for load in list(self.cache.loads.values()):
                 await asyncio.wait([load])
-        for model in self.cache.all_models():
+        for model in list(self.cache.models):
             await model.stop()
         await asyncio.gather(*self._selections)
         self.executors.stop()
@@ -181,15 +176,16 @@ class ModelManager:
             UnknownModel: the network has no such submodel. NotReady: its files do not match each other.
         """
         key = card.name, submodel.name
-        load = self.cache.get(key)
+        load = self.cache.loads.get(key)
         if load is None:
-            load = asyncio.create_task(self._load(card.name, submodel))
-            self.cache.put(key, load)
+            load = self.cache.loads[key] = asyncio.create_task(self._load(card.name, submodel))
+        self.cache.loads.move_to_end(key)  # the most recently used
         try:
             # Shielded: cancelling one caller must not cancel the load for the others.
             return await asyncio.shield(load)
         except Exception as error:
-            self.cache.discard(key, load)
+            if self.cache.loads.get(key) is load:  # so that the next caller tries again
+                del self.cache.loads[key]
             if not isinstance(error, ValueError):
                 raise
             # A CheckpointError, or a card whose preprocessing the network cannot read.
@@ -200,36 +196,32 @@ class ModelManager:
             ) from error
 
     async def _load(self, name: str, submodel: Submodel) -> LoadedModel:
-        load = asyncio.current_task()
-        assert load is not None  # noqa: S101  always called in a task
-        if name not in self._folders:
+        card = self.cards.get(name)
+        if card is None:
             raise UnknownModel(f"{name} was removed")
-        card, folder = self._folders[name]
         self.cache.evict_for(card.parameters * BYTES_PER_PARAMETER)
-        model, prepared = await self._load_warm(card, folder, submodel)
-        self.cache.finish((name, submodel.name), load, model)
-        self._start_selection(model, prepared)
+        model = await self._load_warm(card, submodel)
+        self.cache.finish(model, retired=self.cards.get(name) is not card)
+        self._start_selection(model)
         return model
 
-    async def _load_warm(self, card: ModelCard, folder: Path, submodel: Submodel) -> tuple[LoadedModel, PreparedModel]:
+    async def _load_warm(self, card: ModelCard, submodel: Submodel) -> LoadedModel:
         """Load a submodel and run one example.
 
         Raises:
             ValueError, RuntimeError: its files do not match each other. UnknownModel: no such submodel. OutOfMemory.
         """
         started = time.perf_counter()
-        loop, arguments = asyncio.get_running_loop(), (folder, card, submodel, self._settings)
+        loop, arguments = asyncio.get_running_loop(), (self._folder(card.name), card, submodel, self._settings)
         try:
             prepared = await loop.run_in_executor(self.executors.load, loader.prepare, *arguments)
             dimensions = await loop.run_in_executor(self.executors.compute, loader.output_dimensions, prepared)
         except TooLarge as error:
             log.error("out_of_memory", model=card.name, error=str(error))
             raise OutOfMemory(f"{card.name} does not fit into the device's memory beside the loaded models") from error
-        runner = BatchRunner(prepared, self.executors.compute, self._metrics)
-        model = LoadedModel(prepared, dimensions, runner, self._settings, self._metrics)
         seconds = round(time.perf_counter() - started, 3)
         log.info("model_loaded", model=card.name, part=submodel.name, version=card.version, seconds=seconds)
-        return model, prepared
+        return LoadedModel(prepared, dimensions, self.executors.compute, self._settings, self._metrics)
 
     async def reload(self, name: str) -> ReloadResult:
         """Read the model's folder again, and serve its present files from the next request on.
@@ -240,12 +232,8 @@ class ModelManager:
         Raises:
             NotFound: there is no such model, before or now. ModelRefused: its files are incomplete or do not match.
             Conflict: no default classifier would be left. OutOfMemory: it does not fit beside the loaded models. After
-                any error, the old model serves.
+                any error or cancellation, the old model serves.
         """
-        # Shielded: a reload is completed even if its caller is cancelled.
-        return await asyncio.shield(asyncio.ensure_future(self._reload(name)))
-
-    async def _reload(self, name: str) -> ReloadResult:
         async with self._reload_lock:
             try:
                 result = await self._replace(name)
@@ -257,32 +245,31 @@ class ModelManager:
         return result
 
     async def _replace(self, name: str) -> ReloadResult:
-        folder = self._settings.weights / name
-        before, _ = self._folders.get(name, (None, folder))
-        card = await self.executors.run_io(lambda: model_repository.read(folder))
+        before = self.cards.get(name)
+        card = await self.executors.run_io(lambda: model_repository.read(self._folder(name)))
         if card is None and before is None:
             raise NotFound(f"there is no model {name!r} in the weights folder")
         if name == self._settings.default_classifier and (card is None or card.task != "classify"):
             raise Conflict(f"{name} is the default classifier, and its folder holds no classifier now")
         if card is None:
-            del self._folders[name]
+            del self.cards[name]
             self.cache.remove(name)
             return ReloadResult("removed", before, None)
-        if loads := self.cache.loads(name):
+        if loads := self.cache.loads_of(name):
             await asyncio.wait(loads)
-        replacements = await self._load_replacements(card, folder)
+        replacements = await self._load_replacements(card)
         # No await from here on: requests see either the old model or the new one.
         if card != before:
             self.cache.remove(name)
-            self._folders = dict(sorted((self._folders | {name: (card, folder)}).items()))
-        for model, prepared in replacements:
+            self.cards = dict(sorted((self.cards | {name: card}).items()))
+        for model in replacements:
             if model.submodel not in [loaded.submodel for loaded in self.cache.submodels(name)]:
                 self.cache.add(model)
-                self._start_selection(model, prepared)
+                self._start_selection(model)
         change: Change = "added" if before is None else "unchanged" if card == before else "reloaded"
         return ReloadResult(change, before, card)
 
-    async def _load_replacements(self, card: ModelCard, folder: Path) -> list[tuple[LoadedModel, PreparedModel]]:
+    async def _load_replacements(self, card: ModelCard) -> list[LoadedModel]:
         """Load the model's default submodel, and those that are loaded of the old model and exist in the new one.
 
         Raises:
@@ -292,24 +279,25 @@ class ModelManager:
         replacements = []
         for submodel in dict.fromkeys([default, *(model.submodel for model in self.cache.submodels(card.name))]):
             try:
-                replacements.append(await self._load_warm(card, folder, submodel))
+                replacements.append(await self._load_warm(card, submodel))
             except UnknownModel as error:
                 if submodel == default:
                     raise ModelRefused(error.detail) from error
             except (ValueError, RuntimeError) as error:
                 log.error("model_refused", model=card.name, error=str(error))
-                raise ModelRefused(model_repository.public_reason(error, folder)) from error
+                raise ModelRefused(model_repository.public_reason(error, self._folder(card.name))) from error
         return replacements
 
-    def _start_selection(self, model: LoadedModel, prepared: PreparedModel) -> None:
-        if prepared.choice is None:
-            return
-        model.selecting_runtime = True
-        selection = asyncio.create_task(self._select_runtime(model, prepared.choice, prepared.runtime))
-        self._selections.add(selection)
-        selection.add_done_callback(self._selections.discard)
+    def _folder(self, name: str) -> Path:
+        return self._settings.weights / name
 
-    async def _select_runtime(self, model: LoadedModel, choice: RuntimeSelector, reference: Runtime) -> None:
+    def _start_selection(self, model: LoadedModel) -> None:
+        if model.choice is not None:
+            selection = asyncio.create_task(self._select_runtime(model, model.choice))
+            self._selections.add(selection)
+            selection.add_done_callback(self._selections.discard)
+
+    async def _select_runtime(self, model: LoadedModel, choice: RuntimeSelector) -> None:
         """Switch the model to the fastest runtime that agrees with torch. Torch serves until then."""
 
         def run_on_compute_thread(work: Callable[[], T]) -> T:
@@ -321,7 +309,11 @@ class ModelManager:
         loop = asyncio.get_running_loop()
         try:
             runtime, verdict = await loop.run_in_executor(
-                self.executors.select_runtime, choice.select, reference, self._settings.probes, run_on_compute_thread
+                self.executors.select_runtime,
+                choice.select,
+                model.runtime,
+                self._settings.probes,
+                run_on_compute_thread,
             )
         except _SelectionCancelled:
             return
@@ -329,8 +321,8 @@ class ModelManager:
             # Any error of a compiler, or a full disk: torch serves.
             log.exception("runtime_not_chosen", model=model.card.name)
         else:
-            model.set_runtime(runtime)
+            model.runtime = runtime
             self.cache.update_size(model.card.name)
             figures = verdict.model_dump() if verdict else {}
             log.info("runtime_chosen", model=model.card.name, runtime=runtime.name, **figures)
-        model.selecting_runtime = False
+        model.choice = None

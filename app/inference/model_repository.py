@@ -16,14 +16,14 @@ log = structlog.get_logger()
 MAX_REASON_LENGTH = 500  # characters
 
 
-def read_all(weights: Path) -> dict[str, tuple[ModelCard, Path]]:
-    """Return cards and folders by model name. A refused folder is logged and left out."""
-    models: dict[str, tuple[ModelCard, Path]] = {}
+def read_all(weights: Path) -> dict[str, ModelCard]:
+    """Return the cards by model name, sorted. A refused folder is logged and left out."""
+    models: dict[str, ModelCard] = {}
     for folder, card in read_each(weights):
         if isinstance(card, ModelRefused):
             log.error("model_refused", folder=folder.name, error=card.detail)
         else:
-            models[card.name] = (card, folder)
+            models[card.name] = card
     return models
 
 

@@ -28,8 +28,7 @@ from app.images.decoding import (
 from app.images.uploads import Images
 from app.inference.batcher import BatchResult, Priority
 from app.inference.executors import Continuation
-from app.inference.loaded_model import LoadedModel
-from app.inference.loader import Item
+from app.inference.loaded_model import Item, LoadedModel
 from app.inference.model_manager import ModelManager
 from app.observability import timings
 from app.schemas import Failed
@@ -52,10 +51,6 @@ async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return await asyncio.gather(*coroutines)
 
 
-def _apply(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    return [function(item) for item in items]
-
-
 class Predictor:
     """Decodes images and runs models, with requests of one priority."""
 
@@ -64,9 +59,7 @@ class Predictor:
         self.executors = model_manager.executors
         self._settings = settings
         self._priority: Priority = priority
-        self._deadline_s = settings.deadline_s
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        self._max_request_pixels = settings.max_request_pixels
         # Shared by all requests: the detector's batches hold few tiles of large photos.
         self.tile_slots = asyncio.Semaphore(MAX_QUEUED_TILES)
         # Two batches, one running and one waiting. More would fill the queue without a gain in speed.
@@ -120,7 +113,7 @@ class Predictor:
         Raises:
             TooManyPixels.
         """
-        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._max_request_pixels:
+        if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._settings.max_request_pixels:
             return
 
         def count(files: Sequence[bytes]) -> int:
@@ -130,9 +123,10 @@ class Predictor:
         total = await self.with_deadline(
             self.executors.run_cpu(lambda: count(images) + 2 * count(transformed), is_long=is_long)
         )
-        if total > self._max_request_pixels:
+        if total > self._settings.max_request_pixels:
             counted = "the images, their references and the responses" if transformed else "the images"
-            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {self._max_request_pixels}")
+            allowed = self._settings.max_request_pixels
+            raise TooManyPixels(f"{counted} have {total} pixels; a request may have {allowed}")
 
     async def with_deadline(self, work: Awaitable[T]) -> T:
         """Return the result of `work`.
@@ -141,10 +135,10 @@ class Predictor:
             DeadlineExceeded: it took longer than the request's deadline allows.
         """
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._settings.deadline_s):
                 return await work
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {self._deadline_s:.0f} s") from error
+            raise DeadlineExceeded(f"no answer within {self._settings.deadline_s:.0f} s") from error
 
     async def decode(
         self,
@@ -159,16 +153,13 @@ class Predictor:
         Raises:
             DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
         """
-        started = time.perf_counter()
 
         def work() -> T | Continuation[T]:
             image = open_image(data, self._limits)
             rest = Continuation(lambda: prepare(load(image, data, min_side, keep_alpha=keep_alpha)))
             return rest if is_large(image, data) else rest.function()
 
-        prepared = await self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES)
-        timings.record("decode", time.perf_counter() - started)
-        return prepared
+        return await timings.timed("decode", self.executors.run_cpu(work, is_long=len(data) > LARGE_BYTES))
 
     async def map(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Return `function` of each item, computed in the CPU thread pool; for work of milliseconds per item.
@@ -179,7 +170,7 @@ class Predictor:
         results: list[T] = []
         for first in range(0, len(items), MAP_CHUNK_SIZE):
             chunk = items[first : first + MAP_CHUNK_SIZE]
-            results += await self.executors.run_cpu(partial(_apply, function, chunk))
+            results += await self.executors.run_cpu(partial(list, map(function, chunk)))
         return results
 
     async def decode_pixels(self, data: bytes, preprocess: Preprocess) -> Item:
@@ -213,7 +204,7 @@ class Predictor:
 
         async def infer(item: Item) -> BatchResult[Tensor]:
             async with slots:
-                return await model.infer(item, self._deadline_s, self._priority)
+                return await model.infer(item, self._settings.deadline_s, self._priority)
 
         results = await gather([infer(item) for item in items])
         for result in results:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -60,15 +61,13 @@ class ReloadSync:
             except (VestibuleError, OSError) as error:  # too many open files, for example; retried in the next round
                 log.error("reloads_not_read", error=str(error))
                 continue
-            for name in names:
-                retries.pop(name, None)
+            retries |= dict.fromkeys(names, (0.0, 0.0))
             now = time.monotonic()
-            for name in [*names, *(name for name, (when, _) in retries.items() if when <= now)]:
-                _, delay = retries.pop(name, (0.0, 0.0))
+            for name in [name for name, (when, _) in retries.items() if when <= now]:
+                _, delay = retries.pop(name)
                 try:
-                    await model_manager.reload(name)
-                except NotFound:  # the model was added and removed again
-                    continue
+                    with suppress(NotFound):  # the model was added and removed again
+                        await model_manager.reload(name)
                 except Exception as error:  # any error that a damaged folder causes; the task must go on
                     log.exception("not_reloaded", model=name, error=str(error))
                     delay = min(MAX_RETRY_S, max(RETRY_S, 2 * delay))

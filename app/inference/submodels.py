@@ -37,10 +37,6 @@ class Submodel:
         return all(isinstance(network, required) for required in self.required_types)
 
 
-def _image_shape(card: ModelCard) -> tuple[int, ...]:
-    return card.preprocess.shape
-
-
 def _latent_shape(card: ModelCard) -> tuple[int, ...]:
     config = configure(card.architecture, card.config)
     return (config.latent + config.num_classes,)
@@ -62,13 +58,9 @@ def size_multiple(card: ModelCard) -> int:
     return multiple
 
 
-def _whole(network: nn.Module) -> nn.Module:
-    return network
-
-
-WHOLE = Submodel("", _whole, _image_shape)
+WHOLE = Submodel("", lambda network: network, lambda card: card.preprocess.shape)
 # A classifier without its last layer: its output serves as an embedding.
-FEATURES = Submodel("features", lambda network: network.get_submodule("features"), _image_shape)
+FEATURES = Submodel("features", lambda network: network.get_submodule("features"), WHOLE.example_shape)
 DECODER = Submodel("decoder", DecoderSubmodel, _latent_shape, (SupportsDecode,), DECODER_BATCH_SIZE, deterministic=True)
 # Image by image, so that an image's output does not depend on its batch, and other requests run between two tiles of a
 # large image.
@@ -76,7 +68,7 @@ ENCODER = Submodel("encoder", EncoderSubmodel, _labelled_image_shape, (SupportsE
 RECONSTRUCTOR = Submodel(
     "reconstructor", ReconstructionSubmodel, _labelled_image_shape, (SupportsEncode, SupportsDecode), 1
 )
-DENOISER = Submodel("denoiser", _whole, _smallest_image_shape, batch_size=1)
+DENOISER = Submodel("denoiser", WHOLE.extract, _smallest_image_shape, batch_size=1)
 
 
 def default_submodel(card: ModelCard) -> Submodel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,9 +43,6 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         try:
             key = self._authorized_key(scope)
             usage = self._counted_usage(key) if key else None
@@ -52,14 +50,8 @@ class Authentication:
             await error_response(scope["path"], error)(scope, receive, send)
             return
         scope["state"]["caller"] = key.id if key else None
-        if usage is None:
+        with usage or nullcontext():
             await self.app(scope, receive, send)
-            return
-        usage.begin()
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            usage.end()
 
     def _authorized_key(self, scope: Scope) -> ApiKey | None:
         """Return the key that permits this request; None where no key is needed.
@@ -99,7 +91,7 @@ class Authentication:
         if usage.is_full:
             self._metrics.shed.labels("key-concurrency", "").inc()
             raise RateLimited(f"this key may have {usage.concurrency} requests in progress", {"Retry-After": "1"})
-        if wait_s := usage.take(self._clock()):
+        if wait_s := usage.count(self._clock()):
             self._metrics.shed.labels("key-rate", "").inc()
             headers = {"Retry-After": str(math.ceil(wait_s))}
             raise RateLimited(f"this key may make {usage.per_minute} requests a minute", headers)

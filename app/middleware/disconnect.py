@@ -21,9 +21,6 @@ class Disconnect:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; return without a response if the client disconnected."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a coroutine runs in one
         client = _Client(receive, task.cancel)

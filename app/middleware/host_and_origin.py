@@ -82,7 +82,7 @@ class HostAndOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        error = self._error(scope) if scope["type"] == "http" else None
+        error = self._error(scope)
         if error is not None:
             await error_response(scope["path"], error)(scope, receive, send)
             return
@@ -133,7 +133,8 @@ class SubPath:
     """ASGI middleware. Remove `root_path` from the path of a request, and add it to the target of a redirect.
 
     A proxy may remove the prefix itself: a path without it is passed on unchanged. Redirects name no host, because only
-    the proxy knows the host and scheme that the client used.
+    the proxy knows the host and scheme that the client used. This is the outermost middleware: startup and shutdown
+    bypass all others, which see requests only.
     """
 
     def __init__(self, app: ASGIApp, root_path: str):
@@ -143,7 +144,7 @@ class SubPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await scope["app"].router(scope, receive, send)
             return
         root_path, path = self._root_path, scope["path"]
         if root_path and path == root_path:  # the console's links are relative to its folder
@@ -174,7 +175,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
 

@@ -39,21 +39,19 @@ class Capacity:
         """Whether no request can be accepted, not even in place of one whose body arrives too slowly."""
         return self._free <= 0 and self._slow_body() is None
 
-    def acquire(self, arrival: BodyArrival | None = None) -> None:
-        """Count a request as in progress. If the limit is reached, abort one whose body arrives too slowly."""
+    def acquire(self, arrival: BodyArrival) -> None:
+        """Count a request as in progress. If the limit is reached, abort another whose body arrives too slowly."""
         if self._free <= 0 and (slow := self._slow_body()) is not None:
             self._metrics.shed.labels("slow-body", "").inc()
             del self._arriving[slow]
             slow.abort()
-        if arrival is not None:
-            self._arriving[arrival] = None
+        self._arriving[arrival] = None
         self._free -= 1
         self._metrics.in_flight.inc()
 
-    def release(self, arrival: BodyArrival | None = None) -> None:
+    def release(self, arrival: BodyArrival) -> None:
         """Count a request as finished."""
-        if arrival is not None:
-            self._arriving.pop(arrival, None)
+        self._arriving.pop(arrival, None)
         self._free += 1
         self._metrics.in_flight.dec()
 
@@ -84,9 +82,6 @@ class LoadShedding:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it; `scope["state"]["route"]` is its route, or None."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         route = self._routes.find(scope)
         scope.setdefault("state", {})["route"] = route
         is_refused = route is not None and route.counts_toward_capacity and self._capacity.is_exhausted
@@ -125,11 +120,11 @@ class CapacityGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        route = scope["state"]["route"] if scope["type"] == "http" else None
+        route = scope["state"]["route"]
         if route is None or not route.counts_toward_capacity:
             await self.app(scope, receive, send)
             return
-        arrival: BodyArrival | None = scope["state"].get("arrival")
+        arrival: BodyArrival = scope["state"]["arrival"]
         OWNER.set(Owner(scope["state"].get("caller")))  # in the request's own task
         self._capacity.acquire(arrival)
         try:

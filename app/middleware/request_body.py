@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +22,7 @@ from app.errors import (
 )
 from app.middleware.disconnect import is_without_body
 from app.observability.metrics import Metrics
+from app.settings import Settings
 
 # No body is slow before this: a lost packet is sent again after 0.2 s.
 GRACE_S = 0.3
@@ -52,22 +53,17 @@ class BodyArrival:
         self.is_complete = False
 
     @property
-    def is_slow(self) -> bool:
-        """Whether the client has sent fewer bytes than the minimum rate requires."""
-        return self.is_slower_than(self._rate)
+    def rate(self) -> float:
+        """Bytes a second since the application asked for the body; infinite within the grace period, before and after
+        the arrival.
+        """
+        elapsed = 0.0 if self._started is None or self.is_complete else self._clock() - self._started - GRACE_S
+        return self._received / elapsed if elapsed > 0 else math.inf
 
     @property
-    def rate(self) -> float:
-        """Bytes a second since the application asked for the body, without the grace period."""
-        if self._started is None:
-            return 0.0
-        return self._received / max(self._clock() - self._started - GRACE_S, 1e-9)
-
-    def is_slower_than(self, rate: float) -> bool:
-        """Whether the body is still arriving, at fewer than `rate` bytes a second."""
-        if self._started is None or self.is_complete:
-            return False
-        return self._received < (self._clock() - self._started - GRACE_S) * rate
+    def is_slow(self) -> bool:
+        """Whether the client has sent fewer bytes than the minimum rate requires."""
+        return self.rate < self._rate
 
     def abort(self) -> None:
         """Stop waiting for the body."""
@@ -76,11 +72,13 @@ class BodyArrival:
             self._timeout.reschedule(0.0)
 
     async def next(self, receive: Receive) -> Message:
-        """Return the next part of the body.
+        """Return the next message: of the body, or after its end.
 
         Raises:
             BodyTooSlow: it did not arrive in time, or the body was aborted.
         """
+        if self.is_complete:
+            return await receive()
         now = self._clock()
         self._started = now if self._started is None else self._started
         remaining_s = self._started + self._allowed_s + self._received / self._rate - now
@@ -98,41 +96,6 @@ class BodyArrival:
         return message
 
 
-class BodyTimeout:
-    """ASGI middleware. Respond 408 if the body arrives too slowly, however the application handles the exception."""
-
-    def __init__(self, app: ASGIApp, allowed_s: float, rate: int):
-        self.app = app
-        self._allowed_s = allowed_s
-        self._rate = rate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; `scope["state"]["arrival"]` is the progress of its body."""
-        if scope["type"] != "http" or is_without_body(scope):
-            await self.app(scope, receive, send)
-            return
-        arrival = scope["state"]["arrival"] = BodyArrival(self._allowed_s, self._rate)
-        timeout: BodyTooSlow | None = None
-
-        async def timed_receive() -> Message:
-            nonlocal timeout
-            if arrival.is_complete:
-                return await receive()
-            try:
-                return await arrival.next(receive)
-            except BodyTooSlow as error:
-                timeout = error
-                raise
-
-        async def guarded_send(message: Message) -> None:
-            if timeout is None:
-                await send(message)
-
-        await self.app(scope, timed_receive, guarded_send)
-        if timeout is not None:
-            await error_response(scope["path"], timeout)(scope, receive, send)
-
-
 class BodyBudget:
     """Bytes that all bodies of this process may hold until their requests are answered.
 
@@ -146,68 +109,57 @@ class BodyBudget:
         self._held = 0
         self._arriving: dict[BodyArrival, None] = {}
 
-    def has_room(self, count: int, size: int) -> bool:
-        """Whether `count` more bytes fit, for a body that has `size` bytes including them."""
-        return self._held + count <= (self._limit if size <= SMALL_BODY else self._limit * 3 // 4)
-
-    def begin(self, arrival: BodyArrival | None) -> None:
+    def begin(self, arrival: BodyArrival) -> None:
         """Register a body before its first byte is taken."""
-        if arrival is not None:
-            self._arriving[arrival] = None
+        self._arriving[arrival] = None
 
-    def take(self, count: int, size: int) -> None:
-        """Hold `count` more bytes of a body that has `size` bytes including them.
+    def check(self, count: int, size: int) -> None:
+        """Check that `count` more bytes fit, for a body that has `size` bytes including them.
 
         Raises:
-            Overloaded: they do not fit.
+            Overloaded: they do not fit. The slowest arriving body was aborted to make room.
         """
-        if not self.has_room(count, size):
-            raise self.refusal()
+        if self._held + count <= (self._limit if size <= SMALL_BODY else self._limit * 3 // 4):
+            return
+        self._metrics.shed.labels("body-bytes", "").inc()
+        slowest = min(self._arriving, key=lambda arrival: arrival.rate, default=None)
+        if slowest is not None and slowest.rate < BUSY_RATE:
+            self._metrics.shed.labels("slow-body", "").inc()
+            slowest.abort()
+        raise Overloaded("the bodies of other requests use all the memory reserved for them", {"Retry-After": "1"})
+
+    def take(self, count: int, size: int) -> None:
+        """Hold `count` more bytes of a body. See `check` for the size and the error."""
+        self.check(count, size)
         self._held += count
 
-    def end(self, arrival: BodyArrival | None, size: int) -> None:
+    def end(self, arrival: BodyArrival, size: int) -> None:
         """Release all bytes of a body."""
         self._held -= size
-        if arrival is not None:
-            self._arriving.pop(arrival, None)
-
-    def refusal(self) -> Overloaded:
-        """Return the error for a body that does not fit, and abort the slowest arriving body to make room."""
-        self._metrics.shed.labels("body-bytes", "").inc()
-        slow = [arrival for arrival in self._arriving if arrival.is_slower_than(BUSY_RATE)]
-        if slow:
-            self._metrics.shed.labels("slow-body", "").inc()
-            min(slow, key=lambda arrival: arrival.rate).abort()
-        return Overloaded("the bodies of other requests use all the memory reserved for them", {"Retry-After": "1"})
+        self._arriving.pop(arrival, None)
 
 
 class BodyLimit:
-    """ASGI middleware. Count the bytes of a body, decompress it, and refuse what exceeds a limit.
+    """ASGI middleware. Time a body, count its bytes, decompress it, and refuse what exceeds a limit.
 
-    Respond 413 from the headers if they declare too much, else as soon as the body passes a limit, however the
-    application handles the exception.
+    Respond 413 from the headers if they declare too much, else 408 or 413 as soon as the body passes a limit, however
+    the application handles the exception.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, budget: BodyBudget):
+    def __init__(self, app: ASGIApp, settings: Settings, budget: BodyBudget):
         self.app = app
-        self._limit = limit
+        self._settings = settings
         self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `receive` that counts."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+        """Pass the request on with a `receive` that counts; `scope["state"]["arrival"]` is the progress of its body."""
+        arrival = BodyArrival(self._settings.body_timeout_s, self._settings.body_bytes_per_s)
+        arrival.is_complete = is_without_body(scope)
+        scope["state"]["arrival"] = arrival
         route = scope["state"]["route"]
         in_pieces = route is not None and route.reads_own_body
-        limit = self._limit if in_pieces else min(SMALL_BODY, self._limit)
-        try:
-            encoding = self._content_encoding(scope, limit)
-        except VestibuleError as error:
-            await error_response(scope["path"], error)(scope, receive, send)
-            return
-        body = _LimitedBody(receive, limit, None if in_pieces else _JsonSize(), self._budget)
-        arrival: BodyArrival | None = scope["state"].get("arrival")
+        limit = self._settings.max_body_bytes if in_pieces else min(SMALL_BODY, self._settings.max_body_bytes)
+        body = _LimitedBody(receive, arrival, limit, self._budget, is_parsed_whole=not in_pieces)
 
         async def guarded_send(message: Message) -> None:
             if body.error is None:
@@ -215,15 +167,17 @@ class BodyLimit:
 
         self._budget.begin(arrival)
         try:
-            with suppress(VestibuleError):  # only `body` raises one that the application does not answer itself
-                await self.app(scope, body.decompressed(encoding) if encoding else body.receive, guarded_send)
-            if body.error is not None:
-                await error_response(scope["path"], body.error)(scope, receive, send)
+            self._check_head(scope, limit, body)
+            await self.app(scope, body.receive, guarded_send)
+        except VestibuleError as error:  # of the head, or one of the body that the application does not answer itself
+            body.error = error
         finally:
             self._budget.end(arrival, body.size)
+        if body.error is not None:
+            await error_response(scope["path"], body.error)(scope, receive, send)
 
-    def _content_encoding(self, scope: Scope, limit: int) -> str | None:
-        """Check the declared length, and remove and return the content encoding; None if there is none.
+    def _check_head(self, scope: Scope, limit: int, body: _LimitedBody) -> None:
+        """Check the declared length, and remove a content encoding from the headers: `body` decodes it.
 
         Raises:
             BodyTooLarge, Overloaded, UnsupportedMediaType.
@@ -232,66 +186,57 @@ class BodyLimit:
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limit:
             raise _too_large(limit)
-        if not self._budget.has_room(int(declared), int(declared)):
-            raise self._budget.refusal()
+        self._budget.check(int(declared), int(declared))
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding == "identity":
-            return None
+            return
         if encoding not in _ENCODINGS:
             detail = f"the content encoding {encoding[:64]!r} is not supported; send gzip, deflate or no encoding"
             raise UnsupportedMediaType(detail, {"Accept-Encoding": "gzip, deflate"})
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"content-encoding"]
-        return encoding
-
-
-class _JsonSize:
-    """Counts the brackets and colons of JSON without parsing it, including those within strings."""
-
-    def __init__(self) -> None:
-        self._containers = 0
-        self._keys = 0
-
-    def add(self, piece: bytes) -> None:
-        """Count those of `piece`. Raise BodyTooLarge if there are too many."""
-        self._containers += piece.count(b"[") + piece.count(b"{")
-        self._keys += piece.count(b":")
-        if self._containers > MOST_CONTAINERS or self._keys > MOST_KEYS:
-            raise BodyTooLarge(f"a body may hold {MOST_CONTAINERS} objects and arrays, and {MOST_KEYS} keys")
+        body.decompress(encoding)
 
 
 class _LimitedBody:
-    """One body. `size`: the bytes of it that are held; `error`: why it was refused, None if it was not."""
+    """One body. `size`: the bytes of it that are held; `error`: why it was refused, None if it was not.
 
-    def __init__(self, receive: Receive, limit: int, json_size: _JsonSize | None, budget: BodyBudget):
+    `is_parsed_whole`: its brackets and colons are limited, without parsing it; those within strings count as well.
+    """
+
+    def __init__(
+        self, receive: Receive, arrival: BodyArrival, limit: int, budget: BodyBudget, *, is_parsed_whole: bool
+    ):
         self.size = 0
         self.error: VestibuleError | None = None
         self._receive = receive
+        self._arrival = arrival
         self._limit = limit
-        self._json_size = json_size
         self._budget = budget
-        self._is_compressed = False
+        self._is_parsed_whole = is_parsed_whole
+        self._containers = self._keys = 0
+        self._pieces: AsyncIterator[Message] | None = None  # of a compressed body
+
+    def decompress(self, encoding: str) -> None:
+        """Let `receive` return the decompressed body."""
+        self._pieces = self._decompressed(encoding)
 
     async def receive(self) -> Message:
-        """Return the next message. Raise VestibuleError if it exceeds a limit."""
-        message = await self._receive()
-        self._count(message.get("body", b""))
+        """Return the next message. Raise VestibuleError, also kept as `error`, if it is late or exceeds a limit."""
+        try:
+            # Once the pieces are exhausted the body is complete, and the next message is a disconnect.
+            if self._pieces is not None:
+                return await anext(self._pieces, None) or await self._receive()
+            message = await self._arrival.next(self._receive)
+            self._count(message.get("body", b""))
+        except VestibuleError as error:
+            self.error = error
+            raise
         return message
 
-    def decompressed(self, encoding: str) -> Receive:
-        """Return a `receive` that decompresses the body."""
-        self._is_compressed = True
-        pieces = self._decompress(encoding)
-
-        async def receive() -> Message:
-            # Once the generator is exhausted the body is complete, and the next message is a disconnect.
-            return await anext(pieces, None) or await self._receive()
-
-        return receive
-
-    async def _decompress(self, encoding: str) -> AsyncIterator[Message]:
+    async def _decompressed(self, encoding: str) -> AsyncIterator[Message]:
         decompressor, received, more = zlib.decompressobj(_ENCODINGS[encoding]), 0, True
         while more:
-            message = await self._receive()
+            message = await self._arrival.next(self._receive)
             if message["type"] != "http.request":
                 yield message
                 continue
@@ -299,43 +244,34 @@ class _LimitedBody:
             compressed = message.get("body", b"")
             received += len(compressed)
             if received > self._limit:
-                raise self._refuse(_too_large(self._limit))
+                raise _too_large(self._limit)
             piece = b""
             while compressed or len(piece) == PIECE:  # a full piece: the decompressor may hold more
-                piece, compressed = self._decompress_piece(decompressor, compressed, encoding)
+                try:
+                    piece = decompressor.decompress(compressed, PIECE)
+                except zlib.error as error:
+                    raise BadRequest(f"the body is not {encoding}") from error
+                if decompressor.unused_data:
+                    raise BadRequest(f"the body is not one whole {encoding} stream")
+                compressed = decompressor.unconsumed_tail
+                self._count(piece)
                 yield {"type": "http.request", "body": piece, "more_body": True}
                 await asyncio.sleep(0)  # a few compressed bytes may become many pieces
         if received and not decompressor.eof:
-            raise self._refuse(BadRequest(f"the body is not one whole {encoding} stream"))
+            raise BadRequest(f"the body is not one whole {encoding} stream")
         yield {"type": "http.request", "body": b"", "more_body": False}
-
-    def _decompress_piece(
-        self, decompressor: zlib._Decompress, compressed: bytes, encoding: str
-    ) -> tuple[bytes, bytes]:
-        try:
-            piece = decompressor.decompress(compressed, PIECE)
-        except zlib.error as error:
-            raise self._refuse(BadRequest(f"the body is not {encoding}")) from error
-        if decompressor.unused_data:
-            raise self._refuse(BadRequest(f"the body is not one whole {encoding} stream"))
-        self._count(piece)
-        return piece, decompressor.unconsumed_tail
 
     def _count(self, piece: bytes) -> None:
         size = self.size + len(piece)
-        try:
-            if size > self._limit:
-                raise _too_large(self._limit, is_compressed=self._is_compressed)
-            if self._json_size is not None:
-                self._json_size.add(piece)
-            self._budget.take(len(piece), size)
-        except VestibuleError as error:
-            raise self._refuse(error) from error
+        if size > self._limit:
+            raise _too_large(self._limit, is_compressed=self._pieces is not None)
+        if self._is_parsed_whole:
+            self._containers += piece.count(b"[") + piece.count(b"{")
+            self._keys += piece.count(b":")
+            if self._containers > MOST_CONTAINERS or self._keys > MOST_KEYS:
+                raise BodyTooLarge(f"a body may hold {MOST_CONTAINERS} objects and arrays, and {MOST_KEYS} keys")
+        self._budget.take(len(piece), size)
         self.size = size
-
-    def _refuse(self, error: VestibuleError) -> VestibuleError:
-        self.error = error
-        return error
 
 
 def _too_large(limit: int, *, is_compressed: bool = False) -> BodyTooLarge:

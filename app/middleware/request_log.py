@@ -46,9 +46,6 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; `scope["state"]["timings"]` records its stages."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         # "began": when the head was complete, set by our HTTP protocol. The event loop may have run other tasks since.
         started: float = scope["state"].get("began") or time.perf_counter()
         stages = timings.start()
@@ -64,7 +61,7 @@ class RequestLog:
                 message["headers"] = [
                     *headers,
                     (b"x-request-id", identifier.encode()),
-                    (b"server-timing", stages.header(time.perf_counter() - started).encode()),
+                    (b"server-timing", timings.header(stages, time.perf_counter() - started).encode()),
                     *(header for header in DEFAULT_HEADERS if header[0] not in names),
                 ]
             await send(message)

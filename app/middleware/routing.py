@@ -9,9 +9,7 @@ half of the event loop's time for a small image. FastAPI still declares these ro
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import lru_cache
-from re import Pattern
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -25,7 +23,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.fair_share import LONG_S, OWNER
-from app.auth.keys import Scope as KeyScope
 from app.auth.scopes import BEARER, required_scope
 from app.errors import VestibuleError, error_response, invalid_parameters
 
@@ -44,20 +41,22 @@ def counts_toward_capacity(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-@dataclass(frozen=True, eq=False)
 class ProtectedRoute:
     """A route and what the middleware needs to know about it.
 
-    `methods`: None for all. `scope`: the scope that a key needs, None where no key is needed. `reads_own_body`: the
-    endpoint reads the body in pieces; FastAPI would read it whole and parse it in the event loop.
+    `path`: the pattern of its paths. `methods`: None for all. `scope`: the scope that a key needs, None where no key is
+    needed. `reads_own_body`: the endpoint reads the body in pieces; FastAPI would read it whole and parse it in the
+    event loop.
     """
 
-    route: RouteContext
-    path: Pattern[str]
-    methods: Collection[str] | None
-    scope: KeyScope | None
-    counts_toward_capacity: bool
-    reads_own_body: bool
+    def __init__(self, route: RouteContext):
+        self.route = route
+        self.path = route.path_regex
+        self.methods: Collection[str] | None = route.methods
+        self.scope = required_scope(route)
+        self.counts_toward_capacity: bool = getattr(route.endpoint, _CAPACITY_MARK, False)
+        # Such an endpoint describes its body to OpenAPI itself.
+        self.reads_own_body = "requestBody" in (getattr(route, "openapi_extra", None) or {})
 
 
 class RouteTable:
@@ -68,7 +67,7 @@ class RouteTable:
     """
 
     def __init__(self, app: FastAPI):
-        self.all = [_protected(route) for route in iter_route_contexts(app.routes)]
+        self.all = [ProtectedRoute(route) for route in iter_route_contexts(app.routes)]
         # Most requests are for a path without parameters, and there are dozens of routes.
         plain = [(method, route.route.path or "") for route in self.all for method in route.methods or ()]
         self._plain = {(method, path): self._first(method, path) for method, path in plain if "{" not in path}
@@ -83,18 +82,6 @@ class RouteTable:
         return next((route for route in candidates if route.path.match(path)), None)
 
 
-def _protected(route: RouteContext) -> ProtectedRoute:
-    return ProtectedRoute(
-        route,
-        route.path_regex,
-        route.methods,
-        required_scope(route),
-        getattr(route.endpoint, _CAPACITY_MARK, False),
-        # Such an endpoint describes its body to OpenAPI itself.
-        "requestBody" in (getattr(route, "openapi_extra", None) or {}),
-    )
-
-
 class FastPath:
     """Innermost ASGI middleware: call an endpoint directly if it takes only the request and one query model."""
 
@@ -106,9 +93,9 @@ class FastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond, or pass the request on."""
-        route = scope["state"]["route"] if scope["type"] == "http" else None
-        read = self.query_readers.get(route) if route else None
-        if route is None or read is None:
+        route = scope["state"]["route"]
+        read = self.query_readers.get(route)
+        if read is None:
             await self.app(scope, receive, send)
             return
         endpoint: Any = route.route.endpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from app.auth.keys import ApiKeys
-from app.errors import NotFound, full_disk
+from app.errors import NotFound, raise_if_full
 from app.inference.model_manager import ModelManager
 from app.inference.reload_sync import ReloadSync
 from app.models_api.schemas import ModelDetail, ModelList, ModelMemory, ModelReloaded, ModelSummary
@@ -24,7 +24,22 @@ class Models:
         """Return all models, sorted by name."""
         cache = self._model_manager.cache
         memory = ModelMemory(used=cache.used_bytes, leaving=cache.retired_bytes, budget=cache.budget)
-        return ModelList(data=[self._summary(card) for card in self._model_manager.cards.values()], memory=memory)
+        data = [
+            ModelSummary(
+                name=card.name,
+                version=card.version,
+                task=card.task,
+                description=card.description,
+                license=card.license,
+                parameters=card.parameters,
+                classes=len(card.classes),
+                default=self._model_manager.is_default(card),
+                loaded=self._model_manager.is_loaded(card.name),
+                memory_bytes=self._memory(card),
+            )
+            for card in self._model_manager.cards.values()
+        ]
+        return ModelList(data=data, memory=memory)
 
     def model(self, name: str) -> ModelDetail:
         """Return a model's card and state.
@@ -41,8 +56,8 @@ class Models:
             default=self._model_manager.is_default(card),
             loaded=bool(submodels),
             memory_bytes=self._memory(card),
-            runtime=submodels[0].runtime if submodels else None,
-            choosing=any(submodel.selecting_runtime for submodel in submodels),
+            runtime=submodels[0].runtime.name if submodels else None,
+            choosing=any(submodel.choice for submodel in submodels),
             card=card,
         )
 
@@ -59,25 +74,14 @@ class Models:
     async def _reload(self, name: str, actor: str | None) -> ModelReloaded:
         done = await self._model_manager.reload(name)
         now, before = (card.version if card else None for card in (done.now, done.before))
-        with full_disk():
+        try:
             await asyncio.to_thread(self._reload_sync.announce, name)
             if done.change != "unchanged":
                 await asyncio.to_thread(self._keys.note_reload, now, actor)
+        except Exception as error:
+            raise_if_full(error)
+            raise
         return ModelReloaded(model=name, change=done.change, version=now, previous=before)
 
-    def _summary(self, card: ModelCard) -> ModelSummary:
-        return ModelSummary(
-            name=card.name,
-            version=card.version,
-            task=card.task,
-            description=card.description,
-            license=card.license,
-            parameters=card.parameters,
-            classes=len(card.classes),
-            default=self._model_manager.is_default(card),
-            loaded=self._model_manager.is_loaded(card.name),
-            memory_bytes=self._memory(card),
-        )
-
     def _memory(self, card: ModelCard) -> int:
-        return sum(submodel.size for submodel in self._model_manager.cache.submodels(card.name))
+        return sum(submodel.runtime.size for submodel in self._model_manager.cache.submodels(card.name))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import INFER
 from app.images.responses import describe_files, file_response
 from app.middleware.routing import counts_toward_capacity
-from app.open_inference.messages import INFER_BODY, OCTET_STREAM, Message, read_message
+from app.observability import timings
+from app.open_inference.messages import INFER_BODY, OCTET_STREAM, read_message
 from app.open_inference.schemas import (
     IndexedModel,
     InferenceResponse,
@@ -55,13 +56,7 @@ INFERRING = describe_files(OCTET_STREAM, schema=InferenceResponse) | errors.desc
 
 def open_inference(request: Request) -> OpenInference:
     """Return the service of the Open Inference Protocol."""
-    service: OpenInference = request.app.state.open_inference
-    return service
-
-
-async def message(request: Request) -> Message:
-    """Return the message of the request; see `read_message`."""
-    return await dependencies.timed_receive(read_message(request))
+    return cast("OpenInference", request.app.state.open_inference)
 
 
 @router.get("", dependencies=INFER, responses=READING)
@@ -118,7 +113,9 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @counts_toward_capacity
 async def infer(request: Request, name: Name) -> Response:
     """Return a network's outputs for input tensors of at most 64 rows."""
-    return file_response(await open_inference(request).infer(name, None, await message(request)))
+    return file_response(
+        await open_inference(request).infer(name, None, await timings.timed("receive", read_message(request)))
+    )
 
 
 @router.post(
@@ -131,4 +128,6 @@ async def infer(request: Request, name: Name) -> Response:
 @counts_toward_capacity
 async def infer_version(request: Request, name: Name, version: Version) -> Response:
     """Return the outputs of a version of a network."""
-    return file_response(await open_inference(request).infer(name, version, await message(request)))
+    return file_response(
+        await open_inference(request).infer(name, version, await timings.timed("receive", read_message(request)))
+    )

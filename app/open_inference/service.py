@@ -20,7 +20,7 @@ from app.images.decoding import LARGE_BYTES
 from app.images.encoding import EncodedFile
 from app.images.tiling import SIDE
 from app.inference import class_labels
-from app.inference.loader import Item
+from app.inference.loaded_model import Item
 from app.inference.predictor import Predictor, gather
 from app.inference.submodels import size_multiple
 from app.observability import timings
@@ -120,13 +120,19 @@ class OpenInference:
         return await self._executors.run_cpu(encode)
 
     async def _prepare_items(self, card: ModelCard, inputs: Mapping[str, Array]) -> Sequence[Item]:
-        """Return the submodel's input for each row."""
+        """Return the submodel's input for each row.
+
+        Raises:
+            BadRequest: labels that are no classes. As `_prepare_pixels` and `_check_sides`.
+        """
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[IMAGES]
         if rows.dtype != np.float32:
             await self._predictor.check_pixels([row for row in rows if isinstance(row, bytes)])
             return await gather([self._prepare_pixels(card, index, row) for index, row in enumerate(rows)])
         batch = torch.from_numpy(rows.copy())  # torch requires writable memory; the message's is read-only
-        ids = _class_ids(card, inputs[LABELS]) if LABELS in inputs else None
+        ids: list[int] | None = inputs[LABELS].ravel().tolist() if LABELS in inputs else None
+        if not all(0 <= id_ < len(card.classes) for id_ in ids or ()):
+            raise BadRequest(f"{LABELS} must be class numbers of {card.name}, 0 to {len(card.classes) - 1}")
         labels = class_labels.one_hot(card, ids, len(batch))
         if LATENTS in inputs:
             return torch.cat([batch, labels], dim=1).unbind()
@@ -155,13 +161,6 @@ def _check_version(card: ModelCard | None, version: str | None) -> tuple[ModelCa
     if version not in (None, card.version):
         raise NotFound(f"the only version of {card.name} is {card.version}")
     return card, model_signature
-
-
-def _class_ids(card: ModelCard, labels: Array) -> list[int]:
-    ids: list[int] = labels.ravel().tolist()
-    if not all(0 <= id_ < len(card.classes) for id_ in ids):
-        raise BadRequest(f"{LABELS} must be class numbers of {card.name}, 0 to {len(card.classes) - 1}")
-    return ids
 
 
 def _check_sides(card: ModelCard, images: Tensor) -> None:

@@ -33,7 +33,10 @@ def signature(card: ModelCard) -> Signature | None:
     images = TensorType("FP32", (-1, channels, height, width))
     if card.task in ("classify", "embed"):
         types = (images, TensorType("UINT8", (-1, -1, -1, channels)), TensorType("BYTES", (-1,)))
-        return Signature(WHOLE, {IMAGES: types}, _vectors(card))
+        if card.task == "embed":
+            return Signature(WHOLE, {IMAGES: types}, {EMBEDDINGS: TensorType("FP32", (-1, card.config["dimensions"]))})
+        scores = TensorType("FP32", (-1, len(card.classes)))
+        return Signature(WHOLE, {IMAGES: types}, {LOGITS: scores, PROBABILITIES: scores})
     labels = {LABELS: (TensorType("INT64", (-1,)), TensorType("INT64", (-1, 1)))} if card.classes else {}
     if card.task == "generate":
         latents = TensorType("FP32", (-1, configure(card.architecture, card.config).latent))
@@ -44,13 +47,6 @@ def signature(card: ModelCard) -> Signature | None:
         images = TensorType("FP32", (-1, channels, -1, -1))
         return Signature(DENOISER, {IMAGES: (images,)}, {IMAGES: images})
     return Signature(RECONSTRUCTOR, {IMAGES: (images,), **labels}, {IMAGES: images})
-
-
-def _vectors(card: ModelCard) -> dict[str, TensorType]:
-    if card.task == "embed":
-        return {EMBEDDINGS: TensorType("FP32", (-1, card.config["dimensions"]))}
-    scores = TensorType("FP32", (-1, len(card.classes)))
-    return {LOGITS: scores, PROBABILITIES: scores}
 
 
 def tensor_metadata(card: ModelCard, name: str, types: Sequence[TensorType]) -> TensorMetadata:

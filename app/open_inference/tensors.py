@@ -53,9 +53,11 @@ class TensorType:
 
     def matches(self, tensor: RequestInput) -> bool:
         """Return whether the tensor has this type."""
-        if tensor.datatype != self.datatype or len(tensor.shape) != len(self.shape):
-            return False
-        return all(size in (-1, actual) for size, actual in zip(self.shape, tensor.shape, strict=True))
+        return (
+            tensor.datatype == self.datatype
+            and len(tensor.shape) == len(self.shape)
+            and all(size in (-1, actual) for size, actual in zip(self.shape, tensor.shape, strict=True))
+        )
 
     def __str__(self) -> str:
         return f"{self.datatype} {list(self.shape)}"

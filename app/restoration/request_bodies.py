@@ -16,7 +16,6 @@ from app.images.uploads import (
     INPUT_EXAMPLE,
     OPTIONAL_FILES_SCHEMA,
     Images,
-    RunCpu,
     check_count,
     disconnect_as_bad_request,
     json_images,
@@ -25,9 +24,15 @@ from app.images.uploads import (
     read_files,
     read_json,
 )
-from app.restoration.schemas import NoisyInput
+from app.schemas import ImageInput, ImageList
 
 REFERENCE = "reference"
+
+
+class NoisyInput(ImageInput):
+    """Images to denoise, and optionally a reference for each, to measure the result."""
+
+    reference: str | ImageList | None = None
 
 
 DENOISE_BODY: dict[str, Any] = {
@@ -60,8 +65,8 @@ class DenoiseRequest:
     references: tuple[bytes | VestibuleError | None, ...]
 
 
-async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCpu) -> DenoiseRequest:
-    """Return the images of a request and their references, still encoded. Large JSON is parsed by `run_cpu`.
+async def read_denoise_request(request: Request, max_images: int) -> DenoiseRequest:
+    """Return the images of a request and their references, still encoded. Large JSON is parsed in a thread.
 
     Raises:
         BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
@@ -76,7 +81,7 @@ async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCp
             images = Images(items, is_list=len(items) > 1)
         elif content_type == "application/json":
             images, references = await read_json(
-                request, NoisyInput, INPUT_EXAMPLE, lambda body: _json_request(body, max_images), run_cpu
+                request, NoisyInput, INPUT_EXAMPLE, lambda body: _json_request(body, max_images)
             )
         elif content_type.startswith("image/"):
             images = raw_image(await request.body())
@@ -86,7 +91,8 @@ async def read_denoise_request(request: Request, max_images: int, run_cpu: RunCp
         raise BadRequest(f"there is no part named {FILE_PART!r}")
     if references and len(references) != len(images.items):
         raise BadRequest(f"{len(references)} references for {len(images.items)} images: send one for each, or none")
-    return DenoiseRequest(check_count(images, max_images), references or (None,) * len(images.items))
+    check_count(len(images.items), max_images)
+    return DenoiseRequest(images, references or (None,) * len(images.items))
 
 
 def _json_request(body: ParsedJson[NoisyInput], max_images: int) -> tuple[Images, tuple[bytes | VestibuleError, ...]]:

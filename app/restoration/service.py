@@ -6,14 +6,12 @@ import asyncio
 import base64
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel
 from torch import Tensor
 
 from app.errors import ImageTooLarge, Unprocessable, VestibuleError
@@ -37,14 +35,13 @@ from app.inference.loaded_model import LoadedModel
 from app.inference.predictor import Predictor
 from app.inference.submodels import ENCODER, RECONSTRUCTOR, default_submodel, size_multiple
 from app.restoration.request_bodies import DenoiseRequest
+from app.schemas import Failed
 from app.settings import Settings
 from models import image_decoder
 from models.card import ModelCard
 from models.generative import with_label_planes
 from models.preprocess import Preprocess
 from models.registry import Task
-
-T = TypeVar("T")
 
 # Each image is in memory in several copies while its tiles are computed.
 MAX_CONCURRENT_IMAGES = 4
@@ -68,20 +65,16 @@ class _ImageResult:
     psnr: float | None = None
     psnr_before: float | None = None
 
-    def denoised(self, index: int) -> Denoised:
-        """Return the result as an item of a list."""
-        psnr, before = _finite(self.psnr), _finite(self.psnr_before)
-        return Denoised(
-            index=index, width=self.width, height=self.height, b64_json=self._base64, psnr=psnr, psnr_before=before
-        )
-
     def reconstructed(self, index: int) -> Reconstructed:
         """Return the result as an item of a list."""
-        return Reconstructed(index=index, width=self.width, height=self.height, b64_json=self._base64)
+        text = base64.b64encode(self.png).decode()
+        return Reconstructed(index=index, width=self.width, height=self.height, b64_json=text)
 
-    @property
-    def _base64(self) -> str:
-        return base64.b64encode(self.png).decode()
+    def denoised(self, index: int) -> Denoised:
+        """Return the result as an item of a list, with the finite ratios."""
+        ratios = {"psnr": self.psnr, "psnr_before": self.psnr_before}
+        finite = {name: ratio for name, ratio in ratios.items() if ratio is not None and math.isfinite(ratio)}
+        return Denoised(**self.reconstructed(index).model_dump(), **finite)
 
     def file(self) -> EncodedFile:
         """Return the PNG file, with the signal-to-noise ratios as headers."""
@@ -139,30 +132,27 @@ class Restoration:
             VestibuleError: about the request or its only image. In a list, an image's error becomes its item.
         """
         requested = self._model_manager.find_card(params.model, "denoise")
-        single = _single_image(request.images) if params.format == "png" else None
+        _check_format(request.images, params.format)
         model = await self._model_manager.load_submodel(requested, default_submodel(requested))
         card = model.card
         run = self._run_tiles if size_multiple(requested) else self._run_resized
-        await self._predictor.check_pixels(_readable(request.references), transformed=_readable(request.images.items))
+        references, images = (
+            [data for data in items if isinstance(data, bytes)] for items in (request.references, request.images.items)
+        )
+        await self._predictor.check_pixels(references, transformed=images)
 
-        async def process(index: int, data: bytes, convert: Callable[[_ImageResult], T]) -> T:
-            """Denoise an image and return `convert(result)`, computed in the thread that encodes it."""
+        async def denoise_image(index: int, data: bytes) -> _ImageResult:
             async with self._image_slots:
                 noisy = await self._decode(card, data)
                 reference = await self._decode_reference(card, request.references[index], noisy)
                 clean = await run(model, noisy.pixels)
-                is_long = math.prod(noisy.pixels.shape[:2]) > LONG_PIXELS
                 return await self._executors.run_cpu(
-                    lambda: convert(_blend(noisy, clean, params.strength, reference)), is_long=is_long
+                    lambda: _blend(noisy, clean, params.strength, reference),
+                    is_long=math.prod(noisy.pixels.shape[:2]) > LONG_PIXELS,
                 )
 
-        async def list_item(index: int, data: bytes) -> Denoised:
-            return await process(index, data, lambda result: result.denoised(index))
-
-        if single is not None:
-            return await self._predictor.with_deadline(process(0, single, _ImageResult.file))
-        items = await self._predictor.for_each_checked(request.images, list_item)
-        return await self._encode_json(DenoiseResponse(model=card.name, version=card.version, data=items))
+        results = await self._predictor.for_each_checked(request.images, denoise_image)
+        return await self._response(card, results, params.format, DenoiseResponse, _ImageResult.denoised)
 
     async def reconstruct(self, images: Images, params: ReconstructParams) -> EncodedFile:
         """Encode each image to its latent and decode it again, in the network's size.
@@ -171,26 +161,17 @@ class Restoration:
             VestibuleError: as `denoise`; Unprocessable: no label for a conditional model.
         """
         requested = self._model_manager.find_card(params.model, *ENCODING)
-        single = _single_image(images) if params.format == "png" else None
+        _check_format(images, params.format)
         model = await self._model_manager.load_submodel(requested, RECONSTRUCTOR)
         card = model.card
-        prepare = self._preparation(card, params.label, len(images.items))
+        run = self._labelled_network(model, params.label, len(images.items))
 
-        async def process(index: int, data: bytes, convert: Callable[[_ImageResult], T]) -> T:
-            item = await self._predictor.decode(
-                data, lambda image: prepare(index, image), card.preprocess.max_useful_side
-            )
-            (output,) = await self._predictor.run(model, [item], slots=self._queue_slots)
-            return await self._executors.run_cpu(lambda: convert(_encode(_remove_padding(card.preprocess, output))))
+        async def reconstruct_image(index: int, data: bytes) -> _ImageResult:
+            output = await run(index, data)
+            return await self._executors.run_cpu(lambda: _encode(_remove_padding(card.preprocess, output)))
 
-        async def list_item(index: int, data: bytes) -> Reconstructed:
-            return await process(index, data, lambda result: result.reconstructed(index))
-
-        if single is not None:
-            await self._predictor.check_pixels([single])
-            return await self._predictor.with_deadline(process(0, single, _ImageResult.file))
-        items = await self._predictor.for_each_image(images, list_item)
-        return await self._encode_json(ReconstructResponse(model=card.name, version=card.version, data=items))
+        results = await self._predictor.for_each_image(images, reconstruct_image)
+        return await self._response(card, results, params.format, ReconstructResponse, _ImageResult.reconstructed)
 
     async def encode(self, images: Images, params: EncodeParams) -> EncodeResponse:
         """Return each image's latent vector.
@@ -199,27 +180,51 @@ class Restoration:
             VestibuleError: as `reconstruct`.
         """
         model = await self._model_manager.load_submodel(self._model_manager.find_card(params.model, *ENCODING), ENCODER)
-        card = model.card
-        prepare = self._preparation(card, params.label, len(images.items))
+        run = self._labelled_network(model, params.label, len(images.items))
 
-        async def process(index: int, data: bytes) -> Encoded:
-            item = await self._predictor.decode(
-                data, lambda image: prepare(index, image), card.preprocess.max_useful_side
-            )
-            (latent,) = await self._predictor.run(model, [item], slots=self._queue_slots)
-            return Encoded(index=index, latent=latent.tolist())
+        async def encode_image(index: int, data: bytes) -> Encoded:
+            return Encoded(index=index, latent=(await run(index, data)).tolist())
 
-        items = await self._predictor.for_each_image(images, process)
-        return EncodeResponse(model=card.name, version=card.version, data=items)
+        items = await self._predictor.for_each_image(images, encode_image)
+        return EncodeResponse(model=model.card.name, version=model.card.version, data=items)
 
-    async def _encode_json(self, response: BaseModel) -> EncodedFile:
-        """Return the response as JSON, encoded in a thread since it contains images."""
-        return await self._executors.run_cpu(lambda: encoding.encode_json(response, {}))
+    async def _response(
+        self,
+        card: ModelCard,
+        results: Sequence[_ImageResult | Failed],
+        file_format: str,
+        schema: type[DenoiseResponse | ReconstructResponse],
+        to_item: Callable[[_ImageResult, int], Denoised | Reconstructed],
+    ) -> EncodedFile:
+        """Return the only result as PNG, or all as JSON, which is encoded in a thread since it contains images."""
+        first = results[0]
+        if file_format == "png" and isinstance(first, _ImageResult):
+            return first.file()
 
-    def _preparation(self, card: ModelCard, labels: Sequence[str], count: int) -> Callable[[int, Image.Image], Tensor]:
-        """Return a function of an image and its index that returns the network's input [C + classes, H, W]."""
+        def encode() -> EncodedFile:
+            data = [
+                result if isinstance(result, Failed) else to_item(result, index) for index, result in enumerate(results)
+            ]
+            return encoding.encode_json(schema(model=card.name, version=card.version, data=data), {})
+
+        return await self._executors.run_cpu(encode)
+
+    def _labelled_network(
+        self, model: LoadedModel, labels: Sequence[str], count: int
+    ) -> Callable[[int, bytes], Awaitable[Tensor]]:
+        """Return a function of an image's index and bytes that returns the network's output for it and its label."""
+        card, preprocess = model.card, model.card.preprocess
         one_hot = class_labels.one_hot(card, class_labels.require_labels(card, labels, count), count)
-        return lambda index, image: with_label_planes(card.preprocess(image)[None], one_hot[index : index + 1])[0]
+
+        async def run(index: int, data: bytes) -> Tensor:
+            item = await self._predictor.decode(
+                data,
+                lambda image: with_label_planes(preprocess(image)[None], one_hot[index : index + 1])[0],
+                preprocess.max_useful_side,
+            )
+            return (await self._predictor.run(model, [item], slots=self._queue_slots))[0]
+
+        return run
 
     async def _decode(self, card: ModelCard, data: bytes) -> _DecodedImage:
         return await self._predictor.decode(data, lambda image: self._split(card, image), keep_alpha=True)
@@ -237,7 +242,7 @@ class Restoration:
         profile: bytes | None = image.info.get("icc_profile")
         if not profile:
             return _DecodedImage(pixels, alpha, chunks=_gamma_chunks(image))
-        is_grey = profile[PROFILE_COLOURS] == COLOURS["L"] and mode == "RGB" and _equal_channels(pixels)
+        is_grey = profile[PROFILE_COLOURS] == COLOURS["L"] and mode == "RGB" and bool((pixels == pixels[..., :1]).all())
         if len(profile) > MAX_PROFILE_BYTES or not (is_grey or profile[PROFILE_COLOURS] == COLOURS[mode]):
             return _DecodedImage(pixels, alpha)
         return _DecodedImage(pixels, alpha, profile, is_grey=is_grey)
@@ -264,7 +269,8 @@ class Restoration:
         tiling = Tiling(height, width, size_multiple(model.card))
         tiles = await self._executors.run_cpu(lambda: tiling.cut(tiling.pad(preprocess.normalise(_tensor(noisy)))))
         outputs = await self._predictor.run(model, tiles, slots=self._queue_slots)
-        return await self._executors.run_cpu(lambda: _scale(preprocess, tiling.join(outputs)))
+        std, mean = torch.tensor(preprocess.std), torch.tensor(preprocess.mean)
+        return await self._executors.run_cpu(lambda: tiling.join(outputs).movedim(0, -1) * std + mean)
 
     async def _run_resized(self, model: LoadedModel, noisy: Pixels) -> Tensor:
         """Like `_run_tiles`, but stretched to the network's size and back."""
@@ -283,10 +289,6 @@ class Restoration:
         )
 
 
-def _equal_channels(pixels: Pixels) -> bool:
-    return bool((pixels == pixels[..., :1]).all())
-
-
 def _gamma_chunks(image: Image.Image) -> dict[bytes, bytes]:
     """Return the PNG chunks by which viewers correct an image's gamma and primaries; sRGB's need no correction."""
     if "srgb" in image.info or not image.info.get("gamma"):
@@ -297,29 +299,18 @@ def _gamma_chunks(image: Image.Image) -> dict[bytes, bytes]:
     return chunks
 
 
-def _readable(items: Sequence[bytes | VestibuleError | None]) -> list[bytes]:
-    return [data for data in items if isinstance(data, bytes)]
-
-
-def _single_image(images: Images) -> bytes:
-    """Return the image of a request with a single one.
+def _check_format(images: Images, file_format: str) -> None:
+    """Check that a response with one file is not requested for a list.
 
     Raises:
-        Unprocessable: it sent a list.
+        Unprocessable.
     """
-    first = images.items[0]
-    if images.is_list or isinstance(first, VestibuleError):
+    if file_format == "png" and images.is_list:
         raise Unprocessable("the response to a list of images is JSON: use format=json")
-    return first
 
 
 def _tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels.copy())
-
-
-def _scale(preprocess: Preprocess, output: Tensor) -> Tensor:
-    """Scale a network's output [C, H, W] to 0..255, neither rounded nor clipped, [H, W, C]."""
-    return output.movedim(0, -1) * torch.tensor(preprocess.std) + torch.tensor(preprocess.mean)
 
 
 def _remove_padding(preprocess: Preprocess, output: Tensor) -> Pixels:
@@ -360,7 +351,3 @@ def _psnr(pixels: Pixels, reference: Pixels) -> float:
     """Return the peak signal-to-noise ratio over all channels in dB; infinite for equal images."""
     error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
     return 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -10,12 +10,13 @@ import asyncio
 import resource
 import time
 from array import array
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.settings import Settings
 
 # File descriptors reserved for everything but connections: the gallery's files, models, the listening sockets.
 RESERVED_FILES = 512
@@ -23,20 +24,6 @@ RESERVED_FILES = 512
 # How long a connection may be idle between two requests: longer than the 60 s of most load balancers, because a request
 # that is sent while the server closes the connection gets no response.
 KEEP_ALIVE_S = 75
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Limits of a server's connections.
-
-    `head_s`: seconds until a request's head is complete. `response_s`: seconds for which a client may read nothing of a
-    response. `head_bytes`: bytes of a head, or of the trailers after a chunked body. `connections`: open at once.
-    """
-
-    head_s: float
-    response_s: float
-    head_bytes: int
-    connections: int
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -62,15 +49,18 @@ class _Parser(httptools.HttpRequestParser):
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with `limits`.
+    """HTTP/1.1 with the limits of `settings`. `max_head_bytes` limits the trailers after a chunked body as well.
 
-    `waiting`: the server's connections without a request in progress, the one that has waited longest first. When there
-    are more connections than allowed, that one is closed, as in nginx.
+    `max_connections`: open at once; when there are more, the connection that has waited longest is closed, as in nginx.
+    `waiting`: the server's connections without a request in progress, that one first.
     """
 
-    def __init__(self, *, limits: ConnectionLimits, waiting: dict[LimitedHttpProtocol, None], **options: Any):
+    def __init__(
+        self, *, settings: Settings, max_connections: int, waiting: dict[LimitedHttpProtocol, None], **options: Any
+    ):
         super().__init__(**options)
-        self._limits = limits
+        self._settings = settings
+        self._max_connections = max_connections
         self._waiting = waiting
         self._head_timer: asyncio.TimerHandle | None = None
         self._response_timer: asyncio.TimerHandle | None = None
@@ -82,7 +72,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start waiting for a head; close another connection if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > self._max_connections:
             if not self._waiting:
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
                 return
@@ -102,7 +92,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._pending > self._limits.head_bytes:
+        if self._pending > self._settings.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._is_idle and self._head_timer is None:
             self._start_head_timer()
@@ -155,9 +145,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._waiting[self] = None
 
     def pause_writing(self) -> None:
-        """Abort the connection if the client reads nothing of the response for `response_s`."""
+        """Abort the connection if the client reads nothing of the response for `answer_timeout_s`."""
         super().pause_writing()
-        self._response_timer = self.loop.call_later(self._limits.response_s, self.transport.abort)
+        self._response_timer = self.loop.call_later(self._settings.answer_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stop that timer: the client has read some of the response."""
@@ -171,7 +161,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return cycle is None or bool(cycle.response_complete)
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_s, self._on_head_timeout)
+        self._head_timer = self.loop.call_later(self._settings.head_timeout_s, self._on_head_timeout)
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
@@ -182,7 +172,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _stop_response_timer(self) -> None:
         if self._response_timer is not None:
             self._response_timer.cancel()
-            self._response_timer = None
 
     def _on_head_timeout(self) -> None:
         if self._pending:

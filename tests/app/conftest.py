@@ -6,7 +6,9 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -67,6 +69,14 @@ def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(level)
 
 
+@contextmanager
+def started(weights: Path, **options: Any) -> Iterator[TestClient]:
+    """Yield a client of a started service with these weights. Its exceptions are responses here, too."""
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", **options)
+    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def client() -> Iterator[TestClient]:
     """A client of the started service. Its exceptions are responses here, too."""
@@ -81,9 +91,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     random_embedder(weights)
     (weights / "vgg-cifar10").symlink_to(PROJECT / "weights" / "vgg-cifar10")
     key = SecretStr(base64.b64encode(b"k" * 32).decode())
-    settings = Settings(
-        weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05, encryption_key=key
-    )
-    with TestClient(create_app(settings), base_url=BASE_URL, raise_server_exceptions=False) as client:
+    with started(weights, state=state, upkeep_s=0.05, encryption_key=key) as client:
         client.app_state["state"] = state
         yield client

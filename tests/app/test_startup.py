@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,9 @@ def create_key(state: Path) -> None:
     keys.close()
 
 
-def damage_gallery(folder: Path) -> dict[str, Any]:
-    (folder / "state" / "gallery").mkdir(parents=True)
-    (folder / "state" / "gallery" / "ledger.db").write_bytes(b"no database " * 1000)
-    return {}
-
-
-def damage_keys(folder: Path) -> dict[str, Any]:
-    (folder / "state" / FOLDER).mkdir(parents=True)
-    (folder / "state" / FOLDER / "ledger.db").write_bytes(b"no database " * 1000)
+def damage_ledger(of: str, folder: Path) -> dict[str, Any]:
+    (folder / "state" / of).mkdir(parents=True)
+    (folder / "state" / of / "ledger.db").write_bytes(b"no database " * 1000)
     return {}
 
 
@@ -90,8 +85,8 @@ def set_unknown_default_beside_keys(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("break_it", "error"),
     [
-        (damage_gallery, Exception),
-        (damage_keys, Exception),
+        (partial(damage_ledger, "gallery"), Exception),
+        (partial(damage_ledger, FOLDER), Exception),
         (damage_audit_log_of_keys, OSError),
         (damage_weights, NotReady),
         (set_unknown_default_beside_keys, UnknownModel),

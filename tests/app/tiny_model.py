@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from app.inference.model_manager import ModelManager
 from app.observability.metrics import Metrics
@@ -33,6 +35,25 @@ def tiny_model(weights: Path, name: str = "tiny", seed: int = 0) -> None:
         source="this test",
         license="Apache-2.0",
     )
+
+
+def zeros(batch: Tensor) -> Tensor:
+    return torch.zeros(len(batch), 10)
+
+
+class GatedRuntime:
+    """A runtime that appends its name to `batches`, waits until `gate` is open, and returns `compute(batch)`."""
+
+    def __init__(self, name: str, compute: Callable[[Tensor], Tensor] = zeros, size: int = 0):
+        self.name, self.size, self._compute = name, size, compute
+        self.batches: list[str] = []
+        self.entered, self.gate = threading.Event(), threading.Event()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        self.batches.append(self.name)
+        self.entered.set()
+        assert self.gate.wait(20)
+        return self._compute(batch)
 
 
 @asynccontextmanager

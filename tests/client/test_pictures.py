@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image, ImageCms
 
 from app.settings import PROJECT
 from tests.conftest import encode, photo
-from vestibule_client import Client, File
+from vestibule_client import File
 from vestibule_client.pictures import content, parts
 
 COFFEE = (PROJECT / "examples" / "coffee.jpg").read_bytes()
@@ -56,23 +55,6 @@ def test_orientation_and_profile_are_sent() -> None:
     with Image.open(io.BytesIO(data)) as opened, Image.open(io.BytesIO(content(opened))) as sent:
         assert sent.getexif()[0x0112] == 6
         assert sent.info["icc_profile"] == profile
-
-
-def test_all_kinds_give_the_same_result(live: str, tmp_path: Path) -> None:
-    (tmp_path / "coffee.jpg").write_bytes(COFFEE)
-    with Client(live) as client, Image.open(tmp_path / "coffee.jpg") as image:
-        images: list[Any] = [COFFEE, bytearray(COFFEE), memoryview(COFFEE), image]
-        single = [client.classify(picture, top_k=1).first.predictions[0] for picture in images]
-        batch = [item.predictions[0] for item in client.classify(images, top_k=1).data]  # type: ignore[union-attr]
-    assert (
-        [prediction.class_ for prediction in single] == [prediction.class_ for prediction in batch] == ["espresso"] * 4
-    )
-
-
-@pytest.mark.parametrize("value", [3, None, io.StringIO("text"), object()])
-def test_other_objects_are_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="expected a path"):
-        content(value)
 
 
 def test_client_does_not_import_pillow() -> None:

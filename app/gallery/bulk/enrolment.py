@@ -13,16 +13,16 @@ import structlog
 
 from app.background_tasks import lease_renewal, wait_for_event
 from app.errors import Conflict, NoFace, NotFound, NotReady, UnknownModel, Unprocessable, VestibuleError
+from app.gallery.access import GalleryAccess
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, JobPage
 from app.gallery.bulk.upload import Upload, failed_item
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder, keeps_crops, select_faces
-from app.gallery.executor import GalleryExecutor
 from app.gallery.schemas import EnrolParams, ErasureReceipt
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
-from index.types import Collection, Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
+from index.types import Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
 from index.validation import check_future, check_item, read_timestamp, unit_vectors
 
 log = structlog.get_logger()
@@ -64,13 +64,11 @@ class JobBackoff:
         self._pauses.pop(job, None)
 
 
-class BulkJobs:
-    """Accepts and runs the bulk jobs of one gallery; `actor` as in `GalleryService`."""
+class BulkJobs(GalleryAccess):
+    """Accepts and runs the bulk jobs of one gallery."""
 
-    def __init__(self, executor: GalleryExecutor, embedder: ImageEmbedder, gallery: EmbeddedGallery):
-        self._executor = executor
-        self._embedder = embedder
-        self._gallery = gallery
+    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
+        super().__init__(gallery, embedder)
         self._jobs = JobQueue(gallery)
         self._worker = BulkEnrolmentWorker(gallery)
         self._submitted = asyncio.Event()
@@ -85,18 +83,17 @@ class BulkJobs:
         collection = await self._collection(name)
         if params.fingerprint not in (None, collection.fingerprint):
             raise Conflict(f"{name!r} holds vectors of {collection.fingerprint}, not of {params.fingerprint}")
-        commit, run_cpu = self._executor.commit, self._embedder.predictor.executors.run_cpu
-        job = await commit(self._jobs.begin.planned(name, params.model_dump(), actor=actor))
+        job = await self._commit(self._jobs.begin.planned(name, params.model_dump(), actor=actor))
         try:
             chunks = _chunks(upload.items(collection.dimensions, vectors=params.fingerprint is not None))
-            while chunk := await run_cpu(lambda: next(chunks, None), is_long=True):
-                await commit(self._jobs.append.planned(job, chunk))
-            job = await commit(self._jobs.ready.planned(job))
+            while chunk := await self._executors.run_cpu(lambda: next(chunks, None), is_long=True):
+                await self._commit(self._jobs.append.planned(job, chunk))
+            job = await self._commit(self._jobs.ready.planned(job))
         except BaseException:  # also when the client disconnects
-            await commit(self._jobs.abandon.planned(job))
+            await self._commit(self._jobs.abandon.planned(job))
             raise
         self._submitted.set()
-        return await self._executor.read(lambda: self._job_info(job))
+        return await self._read(lambda: self._job_info(job))
 
     async def job(self, collection: str, token: str) -> JobInfo:
         """Return the job and its progress.
@@ -104,7 +101,7 @@ class BulkJobs:
         Raises:
             NotFound.
         """
-        return await self._executor.read(lambda: self._job_info(self._jobs.job(collection, token)))
+        return await self._read(lambda: self._job_info(self._jobs.job(collection, token)))
 
     async def list_jobs(self, collection: str, after: int, limit: int) -> JobPage:
         """Return a page of the collection's jobs.
@@ -118,7 +115,7 @@ class BulkJobs:
             data = [self._job_info(job) for job in jobs if job.state != "receiving"]
             return JobPage(data=data, next=jobs[-1].id if len(jobs) == limit else None)
 
-        return await self._executor.read(read)
+        return await self._read(read)
 
     async def items(self, collection: str, token: str, after: int, limit: int) -> JobItemPage:
         """Return a page of the outcomes of the job's items.
@@ -132,7 +129,7 @@ class BulkJobs:
             data = [JobItem(index=row.number, status=row.status, **row.result) for row in rows]
             return JobItemPage(data=data, next=rows[-1].number if len(rows) == limit else None)
 
-        return await self._executor.read(read)
+        return await self._read(read)
 
     async def cancel(self, collection: str, token: str, actor: str | None) -> JobInfo:
         """Cancel the pending items of the job and return it; a finished job does not change.
@@ -140,8 +137,8 @@ class BulkJobs:
         Raises:
             NotFound.
         """
-        job = await self._executor.commit(self._jobs.cancel.planned(collection, token, actor=actor))
-        return await self._executor.read(lambda: self._job_info(job))
+        job = await self._commit(self._jobs.cancel.planned(collection, token, actor=actor))
+        return await self._read(lambda: self._job_info(job))
 
     async def remove_subject(self, collection: str, key: str, actor: str | None) -> ErasureReceipt:
         """Erase the subject with all its faces and the items that wait in jobs.
@@ -149,8 +146,7 @@ class BulkJobs:
         Raises:
             NotFound.
         """
-        change = self._jobs.remove_subject.planned(collection, key, actor=actor)
-        return await self._executor.commit_response(change, ErasureReceipt.from_receipt)
+        return await self._erase(self._jobs.remove_subject.planned(collection, key, actor=actor))
 
     async def work(self) -> None:
         """Run one job after the other, until cancelled.
@@ -159,41 +155,36 @@ class BulkJobs:
         """
         while True:
             self._submitted.clear()
+            job: Job | None = None
             try:
-                job = await self._executor.run_background(partial(self._worker.claim, self._backoff.paused()))
-            except Exception:
-                log.exception("bulk_failed")
-                job = None
-            if job is None:
-                await wait_for_event(self._submitted, POLL_S)
-                continue
-            try:
-                await self._run(job)
+                job = await self._run_background(partial(self._worker.claim, self._backoff.paused()))
+                if job is not None:
+                    await self._run(job)
             except Exception:
                 # Such as a full queue or a full disk: the pending items stay in the job.
-                log.exception("bulk_failed", job=job.token)
-                self._backoff.pause(job.id)
+                log.exception("bulk_failed", job=job and job.token)
+                if job is not None:
+                    self._backoff.pause(job.id)
+            if job is None:
+                await wait_for_event(self._submitted, POLL_S)
 
     async def _run(self, job: Job) -> None:
-        run_background = self._executor.run_background
         try:
-            async with lease_renewal(lambda: run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
+            async with lease_renewal(lambda: self._run_background(lambda: self._worker.keep(job)), LEASE_S / 4):
                 await self._enrol_all(job)
         except (Conflict, UnknownModel) as error:
-            problem = error.detail
-            await run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(partial(self._worker.finish, job, "failed", error.detail))
         except NotFound:  # the collection was dropped, and the job with it
             pass
         except UNREADABLE:  # a damaged row, which would fail at each retry
             log.exception("bulk_job_unreadable", job=job.token)
             problem = "the stored items cannot be read; send them again"
-            await run_background(lambda: self._worker.finish(job, "failed", problem))
+            await self._run_background(partial(self._worker.finish, job, "failed", problem))
         finally:
-            await run_background(lambda: self._worker.release(job))
+            await self._run_background(lambda: self._worker.release(job))
 
     async def _enrol_all(self, job: Job) -> None:
-        run_background = self._executor.run_background
-        while items := await run_background(lambda: self._worker.pending(job, BATCH_SIZE)):
+        while items := await self._run_background(lambda: self._worker.pending(job, BATCH_SIZE)):
             if items[0].kind == "vector":
                 dimensions = (await self._collection(job.collection)).dimensions
                 processed = [self._process_vector(item, dimensions) for item in items]
@@ -201,14 +192,14 @@ class BulkJobs:
             else:
                 processed, fingerprint = await self._process_images(job, items)
             try:
-                if not await run_background(partial(self._worker.enrol, job, processed, fingerprint)):
+                if not await self._run_background(partial(self._worker.enrol, job, processed, fingerprint)):
                     return  # cancelled, or another process has the lease
                 self._backoff.reset(job.id)
             except Conflict:
                 if items[0].kind == "vector":
                     raise
                 # The collection was re-embedded meanwhile: the images are embedded again.
-        await run_background(lambda: self._worker.finish(job, "done"))
+        await self._run_background(lambda: self._worker.finish(job, "done"))
 
     async def _process_images(self, job: Job, items: Sequence[Item]) -> tuple[list[ProcessedItem], str]:
         """Return the faces of the images, without images that had a temporary error, and the pipeline's fingerprint.
@@ -228,6 +219,8 @@ class BulkJobs:
                     raise NoFace("no face was found")
             except TRANSIENT:
                 return None
+            except InvalidError as error:
+                return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
             except VestibuleError as error:
                 return ProcessedItem(item, failed_item(item.number, error))
             except Exception:
@@ -248,8 +241,6 @@ class BulkJobs:
         try:
             self._check(item)
             (vector,) = unit_vectors([np.frombuffer(item.data, "<f4")], dimensions)
-        except VestibuleError as error:
-            return ProcessedItem(item, failed_item(item.number, error))
         except ValueError as error:  # an InvalidError, or a number of bytes that is not a multiple of 4
             return ProcessedItem(item, failed_item(item.number, Unprocessable(str(error))))
         return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
@@ -258,16 +249,10 @@ class BulkJobs:
         """Refuse an item that an older version accepted, or that has expired since it was accepted.
 
         Raises:
-            Unprocessable.
+            InvalidError.
         """
-        try:
-            check_item(item)
-            check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())
-        except InvalidError as error:
-            raise Unprocessable(str(error)) from error
-
-    async def _collection(self, name: str) -> Collection:
-        return await self._executor.read(lambda: self._gallery.collection(name))
+        check_item(item)
+        check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())
 
     def _job_info(self, job: Job) -> JobInfo:
         counts = self._jobs.counts(job)

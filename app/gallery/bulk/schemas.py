@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from app.faces.schemas import Vector
-from app.gallery.schemas import EnrolParams, Key, RejectedReason, SubjectProperties
+from app.gallery.schemas import EnrolParams, Key, Page, RejectedReason, SubjectProperties
 from app.schemas import Problem, Schema
 from index.types import ItemStatus
 
@@ -50,11 +50,8 @@ class JobInfo(Schema):
     items: dict[ItemStatus, int]
 
 
-class JobPage(Schema):
+class JobPage(Page[JobInfo, int]):
     """A page of jobs, in the order they were sent; `next` is the `after` of the following page."""
-
-    data: list[JobInfo]
-    next: int | None
 
 
 class JobItem(Schema):
@@ -71,8 +68,5 @@ class JobItem(Schema):
     problem: Problem | None = None
 
 
-class JobItemPage(Schema):
+class JobItemPage(Page[JobItem, int]):
     """A page of items, in the order they were sent; `next` is the `after` of the following page."""
-
-    data: list[JobItem]
-    next: int | None

@@ -28,7 +28,7 @@ from app.gallery.bulk.schemas import BulkLine
 from app.gallery.bulk.zip_reader import Entry, ZipReader
 from app.gallery.schemas import Key
 from app.images.large_json import CHUNK_BYTES, from_base64
-from app.images.uploads import disconnect_as_bad_request
+from app.images.uploads import disconnect_as_bad_request, media_type
 from index.errors import InvalidError
 from index.types import Item, Outcome, Properties
 from index.validation import check_key, unit_vectors
@@ -96,8 +96,7 @@ async def read_upload(request: Request) -> Upload:
     Raises:
         BadRequest, BodyTooLarge, UnsupportedMediaType.
     """
-    header = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    content_type = next((name for name, aliases in CONTENT_TYPES.items() if header in aliases), None)
+    content_type = next((name for name, aliases in CONTENT_TYPES.items() if media_type(request) in aliases), None)
     if content_type is None:
         raise UnsupportedMediaType(f"send {ZIP} or {LINES}")
     with disconnect_as_bad_request():
@@ -155,6 +154,8 @@ def _line_items(data: bytes, dimensions: int, *, vectors: bool) -> Iterator[Item
             yield failed_item(number, BadRequest(detail))
         except BadRequest as error:
             yield failed_item(number, error)
+        except InvalidError as error:
+            yield failed_item(number, BadRequest(str(error)))
 
 
 def _summary(error: ValidationError) -> str:
@@ -165,14 +166,11 @@ def _summary(error: ValidationError) -> str:
 
 
 def _line_item(number: int, line: BulkLine, dimensions: int) -> Item:
-    try:
-        check_key(line.subject_id, "subject")
-    except InvalidError as error:
-        raise BadRequest(str(error)) from error
+    """Return the item of a line, or raise InvalidError or BadRequest."""
+    check_key(line.subject_id, "subject")
     properties = None
     if line.model_fields_set & {"name", "metadata", "expires_at"}:
-        expires_at = line.expires_at.timestamp() if line.expires_at else None
-        properties = Properties(line.name, line.metadata, expires_at)
+        properties = Properties(line.name, line.metadata, line.expires_at.timestamp() if line.expires_at else None)
     if line.vector is not None:
         return Item(number, line.subject_id, "vector", _vector_bytes(line.vector, dimensions), properties)
     assert line.image is not None  # noqa: S101  BulkLine requires one of the two
@@ -185,10 +183,7 @@ def _vector_bytes(vector: list[float] | str, dimensions: int) -> bytes:
         numbers = np.frombuffer(data, "<f4") if len(data) == 4 * dimensions else np.empty(0)
     else:
         numbers = np.array(vector, np.float64)
-    try:
-        return unit_vectors(numbers[None], dimensions).astype("<f4").tobytes()
-    except InvalidError as error:
-        raise BadRequest(str(error)) from error
+    return unit_vectors(numbers[None], dimensions).astype("<f4").tobytes()
 
 
 def _zip_items(data: bytes) -> Iterator[Item | Outcome]:
@@ -203,7 +198,10 @@ def _zip_items(data: bytes) -> Iterator[Item | Outcome]:
         try:
             if isinstance(parts, BadRequest):
                 raise parts
-            yield Item(number, _subject(parts), "picture", _unpack(archive, entry))
+            subject = _subject(parts)
+            if entry.size > MAX_IMAGE_BYTES:
+                raise ImageTooLarge(f"the image has {entry.size} bytes; at most {MAX_IMAGE_BYTES} are allowed")
+            yield Item(number, subject, "picture", archive.read(entry))
         except VestibuleError as error:
             yield failed_item(number, error)
 
@@ -230,9 +228,3 @@ def _subject(parts: list[str]) -> str:
         return _KEY.validate_python(folders[-1])
     except ValidationError as error:
         raise BadRequest(f"the name of the photo's folder is not a subject's id: {error.errors()[0]['msg']}") from error
-
-
-def _unpack(archive: ZipReader, entry: Entry) -> bytes:
-    if entry.size > MAX_IMAGE_BYTES:
-        raise ImageTooLarge(f"the image has {entry.size} bytes; at most {MAX_IMAGE_BYTES} are allowed")
-    return archive.read(entry)

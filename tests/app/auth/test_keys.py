@@ -182,10 +182,6 @@ def test_an_invalid_command_is_a_one_line_error(vestibule: Command, words: list[
     assert "Traceback" not in outcome.output
 
 
-def test_a_key_needs_a_scope(vestibule: Command) -> None:
-    assert vestibule("create", "x").exit_code == 2
-
-
 def test_a_changed_log_a_damaged_ledger_and_invalid_settings_are_errors(
     vestibule: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

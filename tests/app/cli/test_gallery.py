@@ -30,8 +30,8 @@ import sys, threading
 from pathlib import Path
 import numpy as np
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.maintenance import Limits, Maintenance
-from index.embedded.store.records import NewFace
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.types import NewFace
 gallery = EmbeddedGallery(Path(sys.argv[1]))
 maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
 ended = threading.Event()

@@ -20,7 +20,6 @@ from structlog.testing import capture_logs
 
 from app import main
 from app.auth.keys import FOLDER, ApiKeys
-from app.inference.predictor import Predictor
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
@@ -32,7 +31,7 @@ from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder
-from tests.app.gallery.helpers import LINES, PNG, enrol, gallery_of, lines, outcomes, search, submit, wait_until
+from tests.app.gallery.helpers import LINES, PNG, gallery_of, lines, outcomes, submit, wait_until
 from tests.app.threaded import serving_here
 from tests.conftest import encode, photo
 
@@ -84,22 +83,6 @@ def test_properties_that_no_response_can_contain_are_refused(gallery: TestClient
     (item,) = outcomes(gallery, submit(gallery, line, LINES))
     assert (item["status"], item["problem"]["status"] in {400, 422}) == ("failed", True)
     assert gallery.get("/collections/doors/subjects").json()["data"] == []
-
-
-def test_vectors_without_a_direction_are_refused(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = gallery.post("/verify/embeddings", json={"source": [0.0] * 32, "targets": [[1.0] * 32]})
-    assert (refused.status_code, "no direction" in refused.json()["detail"]) == (422, True)
-    run = Predictor.run
-
-    async def zeros(self: Predictor, *args: Any, **options: Any) -> Any:
-        return 0 * await run(self, *args, **options)
-
-    assert gallery.put("/collections/things", json={"embedder": "vgg-cifar10"}).status_code == 201
-    monkeypatch.setattr(Predictor, "run", zeros)
-    url = "/collections/things/subjects/black/faces"
-    refused = gallery.post(url, content=encode(photo("coffee")), headers=PNG)
-    assert (refused.status_code, "no direction" in refused.json()["detail"]) == (422, True)
-    assert gallery.delete("/collections/things").json()["subjects"] == 0
 
 
 def test_a_change_whose_response_cannot_be_serialised_is_rolled_back(
@@ -213,25 +196,6 @@ def test_the_audit_log_has_the_key_id_of_a_jobs_sender(gallery: TestClient) -> N
 
 def in_seconds(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-
-
-def test_an_expired_subject_is_not_found_but_can_be_erased(
-    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    until = in_seconds(3000)
-    image: dict[str, Any] = {"content": encode(photo("astronaut")), "headers": PNG}
-    assert enrol(gallery, "eileen")["indexed"]
-    assert gallery.put(SUBJECT, json={"name": "Eileen", "expires_at": until}).json()["expires_at"] == until
-    monkeypatch.setattr(gallery_of(gallery), "clock", lambda: time.time() + 3001)
-    for path in (SUBJECT, f"{SUBJECT}/faces", f"{SUBJECT}/feedback"):
-        assert gallery.get(path).status_code == 404, path
-    for path in (f"{SUBJECT}/verify", f"{SUBJECT}/feedback"):
-        assert gallery.post(path, **image).status_code == 404, path
-    assert gallery.get("/collections/doors/subjects").json()["data"] == []
-    assert search(gallery, photo("astronaut"), fpir=0.5)["data"][0]["faces"][0]["candidates"] == []
-    assert gallery.delete(SUBJECT).json()["subjects"] == 1
-    new = gallery.put(SUBJECT, json={}).json()
-    assert (new["name"], new["faces"], new["expires_at"]) == (None, 0, None)
 
 
 def test_an_item_that_expires_while_its_job_waits_fails(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,16 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.errors import DamagedImage, Overloaded
-from app.gallery import reembedding
+from app.errors import DamagedImage
+from app.faces.service import Faces
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
 from app.inference.batcher import Priority
 from app.inference.loaded_model import LoadedModel
-from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.tasks.reembedding import ReembeddingWorker
-from tests.app.conftest import BASE_URL
+from tests.app.conftest import started
 from tests.app.embedder import random_embedder, save_embedder
 from tests.app.gallery.helpers import (
     PNG,
@@ -64,18 +63,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(weights: Path, state: Path) -> Settings:
-    return Settings(weights=weights, default_classifier="lenet5-mnist", state=state, upkeep_s=0.05)
-
-
-def client_of(weights: Path, state: Path) -> TestClient:
-    return TestClient(create_app(settings(weights, state)), base_url=BASE_URL, raise_server_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def running(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     state = tmp_path_factory.mktemp("state")
-    with client_of(weights, state) as client:
+    with started(weights, state=state, upkeep_s=0.05) as client:
         client.app_state["state"] = state
         yield client
 
@@ -102,47 +93,27 @@ def wait_for_progress(client: TestClient, **expected: object) -> dict[str, Any]:
     return progress
 
 
-@pytest.fixture
-def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Nothing is re-embedded before this function is called."""
-    released = False
-    embed_crop = ImageEmbedder.embed_crop
-
-    async def embed_if_released(self: ImageEmbedder, *args: Any) -> Any:
-        if not released:
-            raise Overloaded("the queue is full")
-        return await embed_crop(self, *args)
-
-    def set_released() -> None:
-        nonlocal released
-        released = True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageEmbedder, "embed_crop", embed_if_released)
-        yield set_released
-        set_released()
-
-
-def test_the_same_people_are_found_before_during_and_after(gallery: TestClient, release: Callable[[], None]) -> None:
+def test_people_are_found_before_during_and_after(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     enrol(gallery, "eileen")
     post_image(gallery, f"{EILEEN}/feedback", portrait("grace"))
     other_process = EmbeddedGallery(gallery.app_state["state"] / "gallery")
     assert gallery.get("/collections/doors").json()["reembedding"] is None
     assert other_process.size("doors") == 1
-    response = gallery.post(REEMBED, json=TO_BETTER)
-    assert response.status_code == 202, response.text
-    begun = response.json()
-    assert (begun["embedder"], begun["dimensions"], begun["faces"], begun["done"]) == ("better", 48, 1, 0)
-    assert (begun["state"], begun["feedback"], begun["feedback_lost"]) == ("queued", 1, 0)
-    assert begun["fingerprint"].startswith("better:")
-    assert gallery.post(REEMBED, json={}).status_code == 409
-    # The old pipeline serves; faces that are enrolled meanwhile are re-embedded, erased ones are not.
-    enrol(gallery, "grace")
-    face = enrol(gallery, "grace")["indexed"][0]["face_id"]
-    gallery.delete(f"/collections/doors/faces/{face}")
-    wait_for_progress(gallery, faces=2, done=0)
-    assert (find(gallery, "eileen"), find(gallery, "grace")) == ("mobilefacenet-triplet", "mobilefacenet-triplet")
-    release()
+    with monkeypatch.context() as patch:
+        patch.setattr(ReembeddingWorker, "claim", lambda *_: False)  # nothing is re-embedded yet
+        response = gallery.post(REEMBED, json=TO_BETTER)
+        assert response.status_code == 202, response.text
+        begun = response.json()
+        assert (begun["embedder"], begun["dimensions"], begun["faces"], begun["done"]) == ("better", 48, 1, 0)
+        assert (begun["state"], begun["feedback"], begun["feedback_lost"]) == ("queued", 1, 0)
+        assert begun["fingerprint"].startswith("better:")
+        assert gallery.post(REEMBED, json={}).status_code == 409
+        # The old pipeline serves; faces that are enrolled meanwhile are re-embedded, erased ones are not.
+        enrol(gallery, "grace")
+        face = enrol(gallery, "grace")["indexed"][0]["face_id"]
+        gallery.delete(f"/collections/doors/faces/{face}")
+        wait_for_progress(gallery, faces=2, done=0)
+        assert (find(gallery, "eileen"), find(gallery, "grace")) == ("mobilefacenet-triplet", "mobilefacenet-triplet")
     wait_for_switch(gallery)
     after = gallery.get("/collections/doors").json()
     assert (after["embedder"], after["dimensions"], after["fingerprint"]) == ("better", 48, begun["fingerprint"])
@@ -199,13 +170,14 @@ def test_an_impossible_request_says_why(running: TestClient) -> None:
         running.delete(f"/collections/{collection}")
 
 
-def test_the_command_waits_for_the_switch_or_reports_the_problem(
+def test_the_command_waits_for_the_switch_or_reports_the_problem_which_blocks_it(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def damaged(*_: Any) -> Any:
         raise DamagedImage("it is broken")
 
-    with serving_here(settings(weights, tmp_path)) as url, httpx.Client(base_url=url) as client:
+    settings = Settings(weights=weights, default_classifier="lenet5-mnist", state=tmp_path, upkeep_s=0.05)
+    with serving_here(settings) as url, httpx.Client(base_url=url) as client:
 
         def run(collection: str, embedder: str) -> Any:
             return CliRunner().invoke(cli, ["gallery", "reembed", "--url", url, collection, embedder])
@@ -218,7 +190,7 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem(
         assert "doors has vectors of better, " in result.stdout
         assert client.get("/collections/doors").json()["embedder"] == "better"
         assert client.get(f"/erasures/{result.stdout.split()[-1]}").status_code == 200
-        monkeypatch.setattr(ImageEmbedder, "embed_crop", damaged)
+        monkeypatch.setattr(Faces, "embed_whole_image", damaged)
         client.post("/collections/blocked/reembed", json=TO_BETTER).raise_for_status()
         for collection, embedder, message in (
             ("doors", "better", "doors"),  # it has those vectors
@@ -229,31 +201,10 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem(
             result = run(collection, embedder)
             assert result.exit_code == 1
             assert message in result.stderr
-
-
-def test_an_unreadable_crop_blocks_the_switch_until_the_reembedding_is_cancelled(
-    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enrol(gallery, "eileen")
-    enrol(gallery, "grace")
-    embed_crop = ImageEmbedder.embed_crop
-    unreadable: list[bytes] = []
-
-    async def damaged(self: ImageEmbedder, model: Any, crop: bytes) -> Any:
-        if crop in (unreadable or [crop]):
-            unreadable.append(crop)
-            raise DamagedImage("it is broken")
-        return await embed_crop(self, model, crop)
-
-    monkeypatch.setattr(ImageEmbedder, "embed_crop", damaged)
-    monkeypatch.setattr(reembedding, "BATCH_SIZE", 1)
-    gallery.post(REEMBED, json=TO_BETTER)
-    progress = wait_for_progress(gallery, state="blocked", done=1)
-    assert progress["problem"].startswith("1 faces have no crop that can be read")
-    cancelled = gallery.delete(REEMBED)
-    assert (cancelled.status_code, cancelled.json()["state"], cancelled.json()["done"]) == (200, "cancelled", 1)
-    assert gallery.get(REEMBED).status_code == 404
-    assert find(gallery, "eileen") == "mobilefacenet-triplet"
+        cancelled = client.delete("/collections/blocked/reembed")
+        assert (cancelled.status_code, cancelled.json()["state"], cancelled.json()["done"]) == (200, "cancelled", 0)
+        assert client.get("/collections/blocked/reembed").status_code == 404
+        assert client.get("/collections/blocked").json()["embedder"] == "mobilefacenet-triplet"
 
 
 @pytest.mark.parametrize("call", ["search", "enrol", "verify", "feedback", "bulk"])
@@ -301,10 +252,10 @@ def test_changed_weights_are_refused_until_a_reembedding(tmp_path: Path, monkeyp
             (folder / "mobilefacenet-triplet" / "model.safetensors").unlink()
             other_embedder(folder, "mobilefacenet-triplet", seed)
     state = tmp_path / "state"
-    with client_of(folders["old"], state) as client:
+    with started(folders["old"], state=state) as client:
         client.put("/collections/doors", json={"keep_crops": True})
         enrol(client, "eileen")
-    with client_of(folders["new"], state) as client, monkeypatch.context() as patch:
+    with started(folders["new"], state=state) as client, monkeypatch.context() as patch:
         for url in ("/search?collection=doors", f"{EILEEN}/faces"):
             refused = client.post(url, content=encode(portrait("eileen")), headers=PNG)
             assert refused.status_code == 409
@@ -312,8 +263,8 @@ def test_changed_weights_are_refused_until_a_reembedding(tmp_path: Path, monkeyp
         assert client.get("/collections/doors").json()["reembedding"] is None
         patch.setattr(ReembeddingWorker, "claim", lambda *_: False)
         assert client.post(REEMBED, json={}).status_code == 202
-    with client_of(folders["newest"], state) as client:
+    with started(folders["newest"], state=state) as client:
         assert "restore its weights, or cancel" in wait_for_progress(client, state="blocked")["problem"]
-    with client_of(folders["new"], state) as client:
+    with started(folders["new"], state=state) as client:
         wait_for_switch(client)
         assert find(client, "eileen") == "mobilefacenet-triplet"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.gallery.executor import GalleryExecutor
+from app.gallery.access import GalleryAccess
 from app.gallery.open_set import SPARE_MATCHES, DecisionRule
 from index.embedded.query.search import search as index_search
 from tests.app.embedder import MATCHING
@@ -60,9 +60,9 @@ def test_search_uses_few_threads_and_reads_few_candidates(gallery: TestClient, m
     reads: list[object] = []
     requests: list[tuple[int, int]] = []
     threads: list[str] = []
-    read, decide = GalleryExecutor.read, DecisionRule.decide
+    read, decide = GalleryAccess._read, DecisionRule.decide
 
-    async def recorded_read(self: GalleryExecutor, function: Any) -> Any:
+    async def recorded_read(self: GalleryAccess, function: Any) -> Any:
         reads.append(function)
         return await read(self, function)
 
@@ -74,7 +74,7 @@ def test_search_uses_few_threads_and_reads_few_candidates(gallery: TestClient, m
         threads.append(threading.current_thread().name)
         return decide(self, faces, repeated=repeated)
 
-    monkeypatch.setattr(GalleryExecutor, "read", recorded_read)
+    monkeypatch.setattr(GalleryAccess, "_read", recorded_read)
     monkeypatch.setattr("app.gallery.search.search", recorded_search)
     monkeypatch.setattr(DecisionRule, "decide", recorded_decide)
     image, centres = small_faces()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -54,11 +51,3 @@ def check_same_classes(name: str, images: Iterable[Image.Image], factor: int) ->
 )
 def test_photos(name: str, factor: int) -> None:
     check_same_classes(name, map(photo, ("astronaut", "coffee", "chelsea", "rocket")), factor)
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(("name", "data"), [("vgg-cifar10", "cifar10"), ("lenet5-mnist", "mnist")])
-def test_images_of_the_test_set(name: str, data: str, datasets: Callable[[str], Path]) -> None:
-    table = pyarrow.parquet.read_table(datasets(data) / "test.parquet", columns=["image"]).slice(0, 60)
-    rows = table.column("image").to_pylist()
-    check_same_classes(name, (Image.open(io.BytesIO(row["bytes"])) for row in rows), 2)

@@ -82,17 +82,6 @@ async def test_queued_items_form_the_next_batches_in_order() -> None:
 
 
 @async_test
-async def test_full_queue_rejects_items() -> None:
-    model = Model()
-    batcher = Batcher(model, max_batch=2, capacity=2)
-    tasks = await block(model, batcher) + await submit(batcher, (1, 2))
-    with pytest.raises(QueueFull):
-        await batcher.submit(3, 60)
-    model.gate.set()
-    assert await outputs(tasks) == [0, 2, 4]
-
-
-@async_test
 async def test_only_the_faulty_item_of_a_batch_gets_the_error() -> None:
     model = Model(faulty={2})
     batcher = Batcher(model, max_batch=8, capacity=10)
@@ -190,6 +179,8 @@ async def test_each_priority_has_its_own_capacity() -> None:
     with pytest.raises(QueueFull):
         await batcher.submit(102, 60, "background")
     tasks += await submit(batcher, [1, 2])
+    with pytest.raises(QueueFull):
+        await batcher.submit(3, 60)
     assert len(batcher) == 4
     model.gate.set()
     await asyncio.gather(*tasks)

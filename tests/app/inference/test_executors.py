@@ -218,37 +218,23 @@ async def test_long_tasks_leave_a_thread_for_short_ones(reason: str) -> None:
     pool.stop()
 
 
+@pytest.mark.parametrize("is_long", [False, True])
 @async_test
-async def test_callers_and_the_requests_of_each_take_turns(pool: FairThreadPool) -> None:
-    gate, worker_gate, order = threading.Event(), threading.Event(), list[str]()
-    # The worker thread is busy all the time, and the other one until the gate opens, so that the order is the queue's.
-    worker = start(Owner("other"), pool, lambda: worker_gate.wait(60), is_long=True)
-    short = start(Owner("other"), pool, lambda: gate.wait(60))
+async def test_callers_and_the_requests_of_each_take_turns(pool: FairThreadPool, *, is_long: bool) -> None:
+    gates, order = (threading.Event(), threading.Event()), list[str]()
+    # Both threads are busy until the gate of one opens, so that the order is the queue's.
+    busy = [start(Owner("other"), pool, partial(gates[kind].wait, 60), is_long=kind) for kind in (True, False)]
     await asyncio.sleep(0.1)
     requests = [(Owner("alice"), "abcde"), (Owner("alice"), "AB"), (Owner("bob"), "xy")]
-    tasks = [start(owner, pool, partial(order.append, name)) for owner, names in requests for name in names]
+    calls = [(owner, partial(order.append, name)) for owner, names in requests for name in names]
+    tasks = [start(owner, pool, call, is_long=is_long) for owner, call in calls]
     await asyncio.sleep(0.1)
     assert order == []
-    gate.set()
-    await asyncio.gather(short, *tasks)
-    worker_gate.set()
-    await worker
+    gates[is_long].set()
+    await asyncio.gather(*tasks)
+    gates[not is_long].set()
+    await asyncio.gather(*busy)
     assert "".join(order) == "axAybBcde"
-
-
-@async_test
-async def test_long_tasks_of_two_requests_take_turns(pool: FairThreadPool) -> None:
-    gate, order = threading.Event(), list[str]()
-    first = start(Owner(None), pool, lambda: gate.wait(60), is_long=True)
-    await asyncio.sleep(0.05)
-    one, other = Owner(None), Owner(None)
-    requests = [(one, "a"), (one, "b"), (one, "c"), (other, "x")]
-    tasks = [start(owner, pool, partial(order.append, name), is_long=True) for owner, name in requests]
-    await asyncio.sleep(0.05)
-    assert order == []
-    gate.set()
-    await asyncio.gather(first, *tasks)
-    assert "".join(order) == "axbc"
 
 
 @async_test
@@ -262,17 +248,3 @@ async def test_task_whose_request_becomes_long_while_it_waits_is_run(pool: FairT
     gate.set()
     assert await task == 7
     await asyncio.gather(*busy)
-
-
-@async_test
-async def test_continuation_of_a_cancelled_task_is_not_run(pool: FairThreadPool) -> None:
-    continued, gate = threading.Event(), threading.Event()
-    busy = start(Owner(None), pool, lambda: gate.wait(60), is_long=True)
-    await asyncio.sleep(0.05)
-    cancelled = start(Owner(None), pool, lambda: Continuation(continued.set))
-    await asyncio.sleep(0.05)
-    cancelled.cancel()
-    gate.set()
-    await asyncio.gather(busy, cancelled, return_exceptions=True)
-    assert await pool.run(lambda: 3) == 3
-    assert not continued.is_set()

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import ten_crop
 
-from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded, UnknownModel
+from app.errors import DeadlineExceeded, NotReady, OutOfMemory, Overloaded
 from app.inference import loaded_model
 from app.inference.loaded_model import LoadedModel
 from app.inference.model_manager import ModelManager
@@ -30,7 +30,7 @@ from models.runtime_selection import RuntimeComparison, RuntimeSelector
 from models.timing import RunWork
 from tests.app.async_test import async_test, until
 from tests.app.conftest import BASE_URL
-from tests.app.tiny_model import model_manager, tiny_model
+from tests.app.tiny_model import GatedRuntime, model_manager, tiny_model
 from tests.conftest import encode, photo
 
 IMAGE = torch.zeros(1, 16, 16)
@@ -80,28 +80,21 @@ async def test_model_is_loaded_once_for_many_callers_and_despite_a_cancelled_one
     assert len(loads) == 1
 
 
-class ConstantRuntime:
-    """A runtime whose outputs are all 7."""
-
-    name, size = "constant", 0
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        return torch.full((len(batch), 10), 7.0)
-
-
 @async_test
 async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_lost(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, finish = threading.Event(), threading.Event()
+    constant = GatedRuntime("constant", lambda batch: torch.full((len(batch), 10), 7.0))
+    constant.gate.set()
 
-    def made(
+    def select(
         choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
     ) -> tuple[Runtime, RuntimeComparison | None]:
         started.set()
         assert finish.wait(10)
         assert turn(lambda: threading.current_thread().name).startswith("compute")
-        return ConstantRuntime(), None
+        return constant, None
 
     async def infer_until_switched(model: LoadedModel) -> list[float]:
         outputs: list[float] = []
@@ -109,10 +102,10 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
             outputs.append(float((await model.infer(IMAGE, 10)).output[0]))
         return outputs
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
-        assert (model.runtime, model.selecting_runtime) == ("torch-cpu-float32", True)
+        assert (model.runtime.name, model.choice is None) == ("torch-cpu-float32", False)
         first = float((await model.infer(IMAGE, 10)).output[0])
         await asyncio.to_thread(started.wait, 10)
         requests = [asyncio.create_task(infer_until_switched(model)) for _ in range(20)]
@@ -121,19 +114,19 @@ async def test_torch_serves_until_another_runtime_is_selected_and_no_request_is_
         for outputs in await asyncio.gather(*requests):
             assert outputs[:-1] == [pytest.approx(first, abs=1e-5)] * (len(outputs) - 1)
             assert outputs[-1] == 7
-        assert (model.runtime, model.selecting_runtime) == ("constant", False)
+        assert (model.runtime.name, model.choice is None) == ("constant", True)
 
 
 @async_test
 async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(*_: object) -> None:
+    def select(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
-        await until(lambda: not model.selecting_runtime)
-        assert model.runtime == "torch-cpu-float32"
+        await until(lambda: model.choice is None)
+        assert model.runtime.name == "torch-cpu-float32"
         assert (await model.infer(IMAGE, 10)).output.shape == (10,)
 
 
@@ -141,17 +134,17 @@ async def test_torch_serves_after_a_failed_selection(settings: Settings, monkeyp
 async def test_stopping_cancels_the_selection(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def made(choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork) -> None:
+    def select(choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork) -> None:
         for number in range(10_000):
             turn(lambda number=number: steps.append(number))  # type: ignore[misc]
             time.sleep(0.001)
         pytest.fail("the selection was not cancelled")
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
         model = await manager.load(None, "classify")
         await until(lambda: bool(steps))
-    assert model.runtime == "torch-cpu-float32"
+    assert model.runtime.name == "torch-cpu-float32"
 
 
 @async_test
@@ -169,29 +162,16 @@ async def test_outputs_are_those_of_the_network(settings: Settings) -> None:
         await model.infer(images[0], 10)
 
 
-class RecordingRuntime:
-    """A runtime that records its model's name and waits while `gate` is closed."""
-
-    size = 0
-
-    def __init__(self, name: str, batches: list[str], gate: threading.Event):
-        self.name, self._batches, self._gate = name, batches, gate
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        self._batches.append(self.name)
-        assert self._gate.wait(10)
-        return torch.zeros(len(batch), 10)
-
-
 @async_test
 async def test_models_alternate_on_the_compute_thread(settings: Settings) -> None:
     tiny_model(settings.weights, "other")
-    batches: list[str] = []
+    runtimes = {name: GatedRuntime(name) for name in ("tiny", "other")}
+    batches, gate = runtimes["tiny"].batches, runtimes["tiny"].gate
+    runtimes["other"].batches, runtimes["other"].gate = batches, gate
     async with model_manager(settings.model_copy(update={"max_batch": 4})) as manager:
-        gate = threading.Event()
-        models = {name: await manager.load(name, "classify") for name in ("tiny", "other")}
+        models = {name: await manager.load(name, "classify") for name in runtimes}
         for name, model in models.items():
-            model.set_runtime(RecordingRuntime(name, batches, gate))
+            model.runtime = runtimes[name]
         many = [asyncio.create_task(models["tiny"].infer(IMAGE, 10)) for _ in range(400)]
         await until(lambda: len(batches) == 1)
         few = [asyncio.create_task(models["other"].infer(IMAGE, 10)) for _ in range(12)]
@@ -215,20 +195,16 @@ async def test_full_queue_and_expired_deadline_raise_their_errors(settings: Sett
         assert all(isinstance(result, DeadlineExceeded) for result in late)
 
 
-class FullRuntime:
-    """A runtime whose memory is too small for a single image."""
-
-    name, size = "full", 0
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-
 def test_image_over_device_memory_is_a_503_and_degrades_the_service(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager: ModelManager = client.app.state.model_manager  # type: ignore[attr-defined]
-    manager.cache.submodels("tiny")[0].set_runtime(FullRuntime())
+
+    def compute(batch: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    full = manager.cache.submodels("tiny")[0].runtime = GatedRuntime("full", compute)
+    full.gate.set()
     response = classify(client)
     assert problem(response) == (503, "out-of-memory")
     assert response.headers["retry-after"] == "60"
@@ -268,11 +244,6 @@ def test_misnamed_and_damaged_folders_are_not_served(settings: Settings) -> None
     assert list(ModelManager(settings, Metrics()).cards) == ["tiny"]
 
 
-def test_missing_default_model_fails_at_startup(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="efficientnet-lite0"):
-        create_app(Settings(weights=tmp_path))
-
-
 def test_weights_that_do_not_match_their_card_are_refused_until_restored(settings: Settings) -> None:
     tiny_model(settings.weights, "other")
     path = settings.weights / "other" / "model.safetensors"
@@ -284,18 +255,6 @@ def test_weights_that_do_not_match_their_card_are_refused_until_restored(setting
         assert str(settings.weights) not in response.text
         path.write_bytes(original)
         assert classify(client, "?model=other").status_code == 200
-
-
-@async_test
-async def test_card_whose_preprocessing_does_not_fit_the_network_is_refused(settings: Settings) -> None:
-    folder = settings.weights / "tiny"
-    card = checkpoint.read_card(folder)
-    wrong = card.preprocess.model_copy(update={"size": (28, 28)})
-    checkpoint.write_card(folder, card.model_copy(update={"preprocess": wrong}))
-    async with model_manager(settings) as manager:
-        with pytest.raises(NotReady, match="incomplete"):
-            await manager.load("tiny", "classify")
-        assert not manager.is_loaded("tiny")
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -43,7 +43,7 @@ from tests.app.conftest import BASE_URL
 from tests.app.embedder import random_embedder
 from tests.app.face_pictures import grace_hopper
 from tests.app.generators import random_generators
-from tests.app.tiny_model import model_manager, tiny_model
+from tests.app.tiny_model import GatedRuntime, model_manager, tiny_model
 from tests.conftest import encode, photo
 
 PNG = {"content-type": "image/png"}
@@ -102,28 +102,13 @@ def copy_centerface(weights: Path) -> None:
     shutil.copytree(shipped, weights / "centerface")
 
 
-class GatedRuntime:
-    """A runtime that waits while `gate` is closed."""
-
-    name = "gated"
-
-    def __init__(self, runtime: Runtime, size: int = 0):
-        self.size, self._runtime = size, runtime
-        self.entered, self.gate = threading.Event(), threading.Event()
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        self.entered.set()
-        assert self.gate.wait(10)
-        return self._runtime(batch)
-
-
 @async_test
 async def test_earlier_requests_get_the_old_weights_and_later_ones_the_new(settings: Settings) -> None:
     before = expected_output(settings)
     async with model_manager(settings) as manager:
         old = await manager.load("tiny", "classify")
-        gated = GatedRuntime(TorchRuntime(checkpoint.load(settings.weights / "tiny")[0], torch.device("cpu")))
-        old.set_runtime(gated)
+        gated = GatedRuntime("gated", TorchRuntime(checkpoint.load(settings.weights / "tiny")[0], torch.device("cpu")))
+        old.runtime = gated
         early = [asyncio.create_task(old.infer(IMAGE, 20)) for _ in range(100)]
         await asyncio.to_thread(gated.entered.wait, 10)
         tiny_model(settings.weights, seed=5)
@@ -166,33 +151,6 @@ def test_open_inference_reports_the_version_that_computed_the_output(
     tiny_model(settings.weights, seed=6)
     gone = client.post(f"/v2/models/tiny/versions/{response['model_version']}/infer", json=body)
     assert (gone.status_code, version(settings) in gone.json()["error"]) == (404, True)
-
-
-def test_no_request_is_lost_during_reloads(client: TestClient, settings: Settings) -> None:
-    stop = threading.Event()
-    answers: list[tuple[str, float]] = []
-
-    def send_requests() -> None:
-        while not stop.is_set():
-            answer = classify(client)
-            answers.append((answer["version"], round(answer["data"][0]["predictions"][0]["confidence"], 4)))
-
-    threads = [threading.Thread(target=send_requests) for _ in range(3)]
-    versions = [version(settings)]
-    for thread in threads:
-        thread.start()
-    for seed in range(5, 10):
-        tiny_model(settings.weights, seed=seed)
-        result = reload(client, "tiny").json()
-        versions.append(version(settings))
-        assert result == {"model": "tiny", "change": "reloaded", "version": versions[-1], "previous": versions[-2]}
-        assert classify(client)["version"] == versions[-1]
-    stop.set()
-    for thread in threads:
-        thread.join()
-    used = {answer_version for answer_version, _ in answers}
-    assert used <= set(versions)
-    assert len(set(answers)) == len(used)  # each version gives one output, so the reported versions are correct
 
 
 def _truncate(folder: Path) -> None:
@@ -327,13 +285,20 @@ async def test_failed_reload_of_another_worker_is_retried(settings: Settings, mo
 
     async with model_manager(settings) as manager:
         await manager.start()
-        reload = manager.reload
+        reload, run_io, reads = manager.reload, manager.executors.run_io, list[int]()
 
         async def record(name: str) -> ReloadResult:
             attempts.append(time.monotonic())
             return await reload(name)
 
+        async def fail_once(function: Callable[[], Any]) -> Any:
+            reads.append(0)
+            if len(reads) == 1:
+                raise OSError("too many open files")
+            return await run_io(function)
+
         monkeypatch.setattr(manager, "reload", record)
+        monkeypatch.setattr(manager.executors, "run_io", fail_once)
         folder = settings.state / "reloads"
         this_worker, other_worker = ReloadSync(folder), ReloadSync(folder)
         following = asyncio.create_task(this_worker.follow(manager))
@@ -445,7 +410,7 @@ async def test_pipeline_in_use_keeps_its_detector_after_a_reload(tmp_path: Path)
 
 @async_test
 async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(
+    def select(
         choice: RuntimeSelector, reference: Runtime, images: Path, turn: RunWork
     ) -> tuple[Runtime, RuntimeComparison | None]:
         turn(lambda: None)
@@ -457,7 +422,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
         counts = {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
         return counts | {kind.__name__: objects[kind] for kind in kinds}
 
-    monkeypatch.setattr(RuntimeSelector, "select", made)
+    monkeypatch.setattr(RuntimeSelector, "select", select)
     async with model_manager(settings.model_copy(update={"runtime": "auto"})) as manager:
 
         async def reload_and_infer(seed: int) -> None:
@@ -465,7 +430,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
             assert (await manager.reload("tiny")).change == "reloaded"
             model = await manager.load(None, "classify")
             await model.infer(IMAGE, 10)
-            await until(lambda: not model.selecting_runtime)
+            await until(lambda: model.choice is None)
 
         await manager.start()
         for seed in range(1, 4):  # creates the objects that are created once
@@ -477,7 +442,7 @@ async def test_fifty_reloads_leak_nothing(settings: Settings, monkeypatch: pytes
         try:
             for seed in range(4, 54):
                 await reload_and_infer(seed)
-            await until(lambda: len(manager.cache.all_models()) == 1)  # without the garbage collector
+            await until(lambda: len(manager.cache.models) == 1)  # without the garbage collector
         finally:
             gc.enable()
         gc.collect()
@@ -504,10 +469,10 @@ async def test_least_recently_used_model_is_evicted_and_finishes_its_requests(se
         cache.budget = 2 * size
         await manager.start()
         other = await manager.load("other", "classify")
-        assert (cache.used_bytes, other.size) == (2 * size, size)
-        gated = GatedRuntime(TorchRuntime(nn.Flatten(), torch.device("cpu")), size)
+        assert (cache.used_bytes, other.runtime.size) == (2 * size, size)
+        gated = GatedRuntime("gated", TorchRuntime(nn.Flatten(), torch.device("cpu")), size)
         loading = asyncio.create_task(manager.load("third", "classify"))
-        other.set_runtime(gated)
+        other.runtime = gated
         early = asyncio.create_task(other.infer(IMAGE, 10))
         await asyncio.to_thread(gated.entered.wait, 10)
         await asyncio.sleep(0.01)

@@ -14,7 +14,6 @@ from PIL import Image
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from models.runtime_names import RuntimeSetting
-from models.runtime_selection import RuntimeComparison
 from tests.app.conftest import BASE_URL
 from tests.conftest import encode, photo
 
@@ -76,13 +75,6 @@ def test_classes_and_features_are_equal(tmp_path: Path) -> None:
     assert openvino_classes == [pytest.approx(probabilities, abs=1e-4) for probabilities in classes]
     assert openvino_distances == pytest.approx(distances, abs=1e-4)
     assert len(list((tmp_path / "state" / "compiled").glob("*.xml"))) == 3  # two models, and the features of one
-
-
-def test_fastest_runtime_is_selected_automatically(tmp_path: Path) -> None:
-    with create_client(tmp_path, "auto") as client:
-        runtime = selected_runtime(client, "lenet5-mnist")
-    (verdict,) = (tmp_path / "state" / "compiled").glob("*.json")
-    assert RuntimeComparison.model_validate_json(verdict.read_bytes()).fastest == runtime
 
 
 def test_faces_and_denoised_images_are_equal(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.auth.keys import FOLDER, SCOPES, ApiKeys, Scope
-from app.auth.rate_limit import SlidingWindow
+from app.auth.rate_limit import KeyUsage
 from app.auth.scopes import ADMIN, INFER, ScopeDeclarationError
 from app.errors import HostNotAllowed, NotReady, OriginNotAllowed, RateLimited, ScopeMissing, Unauthorized
 from app.main import create_app
@@ -355,12 +355,12 @@ def test_no_key_is_logged(service: Service, monkeypatch: pytest.MonkeyPatch) -> 
     limit=st.integers(1, 5),
     steps=st.lists(st.floats(0, 30, allow_nan=False) | st.sampled_from([0.0, 12.0, 60.0]), max_size=40),
 )
-def test_a_sliding_window_agrees_with_brute_force(limit: int, steps: list[float]) -> None:
-    window, now, passed = SlidingWindow(limit), 0.0, list[float]()
+def test_the_requests_of_a_minute_agree_with_brute_force(limit: int, steps: list[float]) -> None:
+    usage, now, passed = KeyUsage(limit, None), 0.0, list[float]()
     for step in steps:
         now += step
         within = [at for at in passed if at + 60.0 > now]  # by brute force
-        wait = window.take(now)
+        wait = usage.count(now)
         assert (wait == 0.0) == (len(within) < limit)
         if wait:
             assert wait == pytest.approx(within[0] + 60.0 - now)

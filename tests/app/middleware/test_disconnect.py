@@ -10,11 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import torch
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from torch import Tensor
 
 from app.main import create_app
 from app.middleware.disconnect import Disconnect
@@ -22,24 +20,8 @@ from app.settings import Settings
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import until
 from tests.app.threaded import serving_app
-from tests.app.tiny_model import tiny_model
+from tests.app.tiny_model import GatedRuntime, tiny_model
 from tests.conftest import encode, photo
-
-
-class BlockedRuntime:
-    """Returns zeros once `released` is set, and counts the images that it was called with."""
-
-    name, size = "blocked", 0
-
-    def __init__(self) -> None:
-        self.entered, self.released = threading.Event(), threading.Event()
-        self.computed = 0
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        self.computed += len(batch)
-        self.entered.set()
-        assert self.released.wait(20)
-        return torch.zeros(len(batch), 10)
 
 
 def test_work_of_a_closed_connection_is_not_computed_and_its_capacity_is_released(tmp_path: Path) -> None:
@@ -57,8 +39,8 @@ def test_work_of_a_closed_connection_is_not_computed_and_its_capacity_is_release
 
     with serving_app(app) as url:
         host, port = "127.0.0.1", urlsplit(url).port
-        runtime = BlockedRuntime()
-        app.state.model_manager.cache.submodels("tiny")[0].set_runtime(runtime)
+        runtime = GatedRuntime("blocked")
+        app.state.model_manager.cache.submodels("tiny")[0].runtime = runtime
         staying = threading.Thread(target=ask)
         staying.start()
         assert runtime.entered.wait(20)
@@ -71,10 +53,10 @@ def test_work_of_a_closed_connection_is_not_computed_and_its_capacity_is_release
         assert value("vestibule_requests_in_flight") == 1
         assert value("vestibule_cancelled_total", model="tiny") == 1
         assert value("vestibule_requests_total", route="/classify", method="POST", status="499") == 1
-        runtime.released.set()
+        runtime.gate.set()
         staying.join()
     assert statuses == [200]
-    assert runtime.computed == 1
+    assert len(runtime.batches) == 1
 
 
 LENGTH = {"content-length": "4"}

@@ -31,6 +31,7 @@ LIGHT = {
     ("POST", "/collections/{collection}/reembed"),
 }
 HEADERS = {"host": "127.0.0.1", "content-length": "1000000"}
+ARRIVAL = BodyArrival(20.0, 100)
 GENERATING = {("GET", "/generate"), ("GET", "/generate/interpolate")}
 
 
@@ -43,9 +44,9 @@ def service() -> FastAPI:
 @pytest.fixture
 def full(service: FastAPI) -> Iterator[FastAPI]:
     """The same service with one request in progress."""
-    service.state.capacity.acquire()
+    service.state.capacity.acquire(ARRIVAL)
     yield service
-    service.state.capacity.release()
+    service.state.capacity.release(ARRIVAL)
 
 
 def ask(
@@ -84,7 +85,7 @@ def test_a_refusal_has_the_format_of_its_path_and_the_request_id(full: FastAPI) 
 
 def test_a_page_of_an_allowed_origin_may_read_a_refusal() -> None:
     service = create_app(Settings(max_requests=1, allowed_origins=["https://friend.example"]))
-    service.state.capacity.acquire()
+    service.state.capacity.acquire(ARRIVAL)
     headers, _ = ask(service, headers={"origin": "https://friend.example"})
     assert headers[b"access-control-allow-origin"] == b"https://friend.example"
     headers, _ = ask(service, headers={"origin": "https://evil.example"})
@@ -127,7 +128,9 @@ def test_capacity_is_released_after_each_request(service: FastAPI, *, failing: b
 
     for _ in range(3):
         try:
-            respond(CapacityGuard(endpoint, capacity), http_scope(routes=RouteTable(service)))
+            scope = http_scope(routes=RouteTable(service))
+            scope["state"]["arrival"] = ARRIVAL
+            respond(CapacityGuard(endpoint, capacity), scope)
         except RuntimeError:
             assert failing
     assert seen == [True] * 3
@@ -145,7 +148,7 @@ def test_at_capacity_a_slow_body_is_aborted_and_no_other(clock: Clock) -> None:
     assert capacity.is_exhausted
     clock.now += 10
     assert not capacity.is_exhausted
-    capacity.acquire()
+    capacity.acquire(ARRIVAL)
     assert (slow._aborted, complete._aborted) == (True, False)
     assert capacity.is_exhausted  # the aborted request has not ended yet
     capacity.release(slow)

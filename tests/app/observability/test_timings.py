@@ -10,7 +10,7 @@ from app.observability import timings
 async def request(seconds: float) -> str:
     recorded = timings.start()
     await asyncio.gather(*(stage(seconds * share) for share in (1, 0.5)))
-    return recorded.header(seconds)
+    return timings.header(recorded, seconds)
 
 
 async def stage(seconds: float) -> None:

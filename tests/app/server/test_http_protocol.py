@@ -275,7 +275,3 @@ def test_the_limit_of_open_files_bounds_the_connections(
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits[0]))
     assert raise_file_limit(1000) == connections
     assert raised == ([] if raised_to is None else [raised_to])
-
-
-def test_idle_connections_are_kept_longer_than_by_load_balancers(service: FastAPI) -> None:
-    assert _server(service, Settings(), lambda port: None).config.timeout_keep_alive > 60

@@ -122,12 +122,6 @@ def test_models_lists_models_and_refused_folders(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_an_unknown_import_source_is_a_one_line_error(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli, ["import", "somewhere:else"], env={"VESTIBULE_WEIGHTS": str(tmp_path)})
-    assert result.exit_code == 1
-    assert "vestibule:" in result.output
-
-
 def test_imported_torchvision_weights_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = EfficientNet_B0_Weights.DEFAULT
     coffee, astronaut = (weights.transforms()(photo(name)) for name in ("coffee", "astronaut"))

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from app.inference.reload_sync import ReloadSync
 from app.server.supervisor import device
 from app.settings import PROJECT
 from tests.app.conftest import until
+from tests.app.server.test_process import serving
 from tests.conftest import encode
 
 TIMEOUT_S = 180.0
@@ -31,31 +30,8 @@ DIGIT = {"file": ("digit.png", encode(Image.new("L", (28, 28))))}
 class Service:
     """`vestibule serve --workers 2` with two small models, and the lines that it logged."""
 
-    def __init__(self, folder: Path):
-        self.weights = folder / "weights"
-        for name in ("lenet5-mnist", "judge-mnist"):
-            shutil.copytree(PROJECT / "weights" / name, self.weights / name)
-        environment = os.environ | {
-            "VESTIBULE_WEIGHTS": str(self.weights),
-            "VESTIBULE_STATE": str(folder / "state"),
-            "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist",
-        }
-        command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0", "--workers", "2"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-
-    @property
-    def address(self) -> str:
-        return next(line.split()[-1] for line in self.lines if "ready on http" in line)
+    def __init__(self, process: subprocess.Popen[str], address: str, lines: list[str], weights: Path):
+        self.process, self.address, self.lines, self.weights = process, address, lines, weights
 
     @property
     def pids(self) -> list[int]:
@@ -76,13 +52,6 @@ class Service:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
 
 def wait_for(condition: Callable[[], bool], service: Service) -> None:
     until(lambda: service.process.poll() is not None or condition(), TIMEOUT_S)
@@ -91,12 +60,17 @@ def wait_for(condition: Callable[[], bool], service: Service) -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("workers"))
-    try:
-        wait_for(lambda: any("ready on http" in line for line in service.lines), service)
-        yield service
-    finally:
-        service.end()
+    weights = tmp_path_factory.mktemp("weights")
+    for name in ("lenet5-mnist", "judge-mnist"):
+        shutil.copytree(PROJECT / "weights" / name, weights / name)
+    environment = {
+        "VESTIBULE_WEIGHTS": str(weights),
+        "VESTIBULE_STATE": str(tmp_path_factory.mktemp("state")),
+        "VESTIBULE_DEFAULT_CLASSIFIER": "lenet5-mnist",
+        "VESTIBULE_WORKERS": "2",
+    }
+    with serving(**environment) as (process, address, lines):
+        yield Service(process, address, lines, weights)
 
 
 def classify(service: Service) -> bool:

@@ -1,4 +1,4 @@
-"""Run reads and changes of the gallery off the event loop, and raise its errors as those of the API."""
+"""The base of the gallery's services: calls of the gallery off the event loop, whose errors become those of the API."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import ParamSpec, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from app.errors import Conflict, Locked, NotFound, Unprocessable, VestibuleError, full_disk
-from app.inference.executors import Executors
+from app.errors import Conflict, Locked, NotFound, Unprocessable, VestibuleError, raise_if_full
+from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
+from app.gallery.schemas import ErasureReceipt
+from index.embedded.gallery import EmbeddedGallery
 from index.errors import ConflictError, InvalidError, LockedError, NotFoundError
 from index.protocol import PlannedChange
+from index.types import Collection, Receipt
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,18 +35,23 @@ class PipelineChanged(Exception):
     """The collection was re-embedded after the request's vectors were computed."""
 
 
-class GalleryExecutor:
-    """Runs calls of the gallery in threads. All methods raise NotFound, Conflict, Locked and Unprocessable."""
+class GalleryAccess:
+    """Base of services that read and change one gallery. All methods raise NotFound, Conflict, Locked, Unprocessable.
 
-    def __init__(self, executors: Executors):
-        self._executors = executors
+    `actor`, an argument of many methods: the id of the caller's key for the audit log; None without keys.
+    """
 
-    async def read(self, function: Callable[[], T]) -> T:
-        """Run a function that reads the gallery and return its result."""
+    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
+        self._gallery = gallery
+        self._embedder = embedder
+        self._executors = embedder.predictor.executors
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        """Run a function that reads the gallery, in a thread, and return its result."""
         with _api_errors():
             return await self._executors.run_io(function)
 
-    async def run_background(self, function: Callable[[], T]) -> T:
+    async def _run_background(self, function: Callable[[], T]) -> T:
         """Run a step of background work, which may wait for commits, in a thread that no request needs.
 
         Raises:
@@ -52,7 +60,7 @@ class GalleryExecutor:
         with _api_errors():
             return await self._executors.run_background(function)
 
-    async def commit(self, change: PlannedChange[T]) -> T:
+    async def _commit(self, change: PlannedChange[T]) -> T:
         """Commit the change and return its result. No thread waits for the disk.
 
         Raises:
@@ -61,7 +69,7 @@ class GalleryExecutor:
         with _api_errors():
             return await asyncio.wrap_future(change.submit())
 
-    async def commit_response(self, change: PlannedChange[T], to_response: Callable[[T], U]) -> U:
+    async def _commit_response(self, change: PlannedChange[T], to_response: Callable[[T], U]) -> U:
         """Commit the change and return `to_response` of its result.
 
         The response is built and serialised before the commit: if that fails, the change is rolled back.
@@ -75,17 +83,34 @@ class GalleryExecutor:
             json.dumps(to_jsonable_python(response), ensure_ascii=False, allow_nan=False).encode()
             return response
 
-        return await self.commit(change.then(checked))
+        return await self._commit(change.then(checked))
+
+    async def _erase(self, change: PlannedChange[Receipt]) -> ErasureReceipt:
+        """Commit an erasure and return its receipt.
+
+        Raises:
+            DiskFull.
+        """
+        return await self._commit_response(change, ErasureReceipt.from_receipt)
+
+    async def _collection(self, name: str) -> Collection:
+        return await self._read(lambda: self._gallery.collection(name))
+
+    async def _pipeline(self, name: str) -> tuple[Collection, EmbeddingPipeline]:
+        collection = await self._collection(name)
+        return collection, await self._embedder.collection_pipeline(collection)
 
 
 @contextmanager
 def _api_errors() -> Iterator[None]:
-    """Raise the gallery's errors as those of the API."""
+    """Raise the gallery's errors, and that of a full disk, as those of the API."""
     try:
-        with full_disk():
-            yield
-    except tuple(_API_ERRORS) as error:
-        raise _API_ERRORS[type(error)](str(error)) from error
+        yield
+    except Exception as error:
+        raise_if_full(error)
+        if type(error) in _API_ERRORS:
+            raise _API_ERRORS[type(error)](str(error)) from error
+        raise
 
 
 @contextmanager
