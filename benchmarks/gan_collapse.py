@@ -19,7 +19,8 @@ from benchmarks import tables
 from models.checkpoint import write_atomically
 from training import gan
 from training.core.errors import CollapsedError
-from training.core.export import export_and_summarise, train
+from training.core.export import begin, export
+from training.core.trainer import fit
 from training.evaluation.plots import COLOURS, INK, PALE, png
 from training.recipe.config import read_recipe, runs_folder
 from training.recipe.gan_config import GanRecipe
@@ -53,7 +54,8 @@ def play(run: str) -> list[dict[str, object]]:
     last: Mapping[str, float] = {}
     message = ""
     try:
-        train(gan.setup, recipe, overwrite=True, finish=export_and_summarise)
+        task, folder = begin(gan.setup, recipe, overwrite=True)
+        export(task, folder, fit(task, folder, recipe.train, recipe.seed))
     except CollapsedError as error:
         last, message = error.figures, str(error)
     seconds = round(time.process_time() - started, 1)

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from training.core.run_folder import Run
-from training.recipe.config import Recipe, load_recipe, runs_folder
+from training.recipe.config import Recipe, read_recipe, runs_folder
 
 RECIPE = Path("training/recipes/lenet5-mnist.toml")
 RESULTS = Path("benchmarks/results/resume_kills.csv")
@@ -66,7 +66,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the moments, not of the training.")] = 0,
 ) -> None:
     """One unbroken run, one killed `kills` times."""
-    recipe = load_recipe(RECIPE, OVERRIDES)
+    recipe = read_recipe(Recipe, RECIPE, OVERRIDES)
     subprocess.run(command("kills-unbroken", "--overwrite"), check=True)
     total = reached("kills-unbroken")
     per_epoch = total // recipe.train.epochs

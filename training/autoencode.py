@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,9 @@ from models.denoiser import DenoiserConfig
 from models.generative import ReconstructionSubmodel, with_label_planes
 from models.registry import build
 from models.vae import VAEConfig
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive, generator
-from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.core.trainer import Learner, gather_rows
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise
 from training.datasets.images import Indices
 from training.losses import generative
@@ -159,12 +159,8 @@ class AutoencodingTask:
         return TrainedModel(network, self.config, figures, data, card={"classes": self.classes})
 
 
-def setup(
-    recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overwrite: bool
-) -> tuple[AutoencodingTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: AutoencodeRecipe, accelerator: Accelerator, _: Path) -> AutoencodingTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         datasets = [
             CroppedImages(
@@ -177,7 +173,7 @@ def setup(
             )
             for section in recipe.data
         ]
-    return AutoencodingTask(recipe, datasets, accelerator), run
+    return AutoencodingTask(recipe, datasets, accelerator)
 
 
 cli = command(

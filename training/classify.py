@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +22,10 @@ from models.calibration import fit_temperature
 from models.registry import build, configure
 from models.runtime import TorchRuntime
 from models.tta import VIEWS, Tta
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten
-from training.core.run_folder import Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, blend, channel_statistics, first_flips, mirror
 from training.datasets.batches import Batches, stratified_sample, stratified_split
 from training.datasets.images import ImageSet, Indices, load
@@ -186,13 +186,11 @@ def has_auxiliary(config: Any) -> bool:
     return bool(getattr(config, "auxiliary", False))
 
 
-def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[ClassificationTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: Recipe, accelerator: Accelerator, _: Path) -> ClassificationTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         images = load(recipe.data.name, "train", recipe.preprocess)
-    return ClassificationTask(recipe, images, accelerator), run
+    return ClassificationTask(recipe, images, accelerator)
 
 
 cli = command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,9 @@ from models.matching_fit import MIN_IMPOSTORS, fit_matching
 from models.registry import build, configure
 from models.runtime import Runtime, TorchRuntime
 from training.core.errors import DataError, RunError
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive, generator
-from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, channel_statistics
 from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.faces import draw_pairs, rows_of
@@ -259,13 +259,11 @@ def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:
     return blocks[:count]
 
 
-def setup(recipe: EmbedRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[EmbeddingTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: EmbedRecipe, accelerator: Accelerator, _: Path) -> EmbeddingTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         images = load(recipe.data.name, "train", recipe.preprocess)
-    return EmbeddingTask(recipe, images, accelerator), run
+    return EmbeddingTask(recipe, images, accelerator)
 
 
 cli = command(

@@ -24,10 +24,9 @@ from models.gan import Discriminator
 from models.generative import latents
 from models.registry import build
 from training.core.errors import RecipeError
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive
-from training.core.trainer import Learner, make_accelerator
+from training.core.trainer import Learner
 from training.datasets.crops_and_noise import CroppedImages
 from training.datasets.images import Indices
 from training.losses import adversarial
@@ -267,24 +266,22 @@ def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
-def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[AdversarialTask, Run]:
-    """Prepare the run's folder, the data and the networks.
+def setup(recipe: GanRecipe, accelerator: Accelerator, folder: Path) -> AdversarialTask:
+    """Load the data and build the networks; sheets of samples are written to `folder`/samples.
 
     Raises:
-        TrainingError: more than one process; see `Run.begin`, `CroppedImages` and `Extractor`.
+        TrainingError: more than one process; see `CroppedImages` and `Extractor`.
     """
-    accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
     try:
         extractor = Extractor(recipe.watch.extractor)
     except CheckpointError as error:
         raise RecipeError(f"watch.extractor: {error}") from error
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
     images = CroppedImages(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
     real = images.set.images[images.held_out]
     monitor = CollapseMonitor(recipe.watch, extractor, real, derive(recipe.seed, "modes"))
-    return AdversarialTask(recipe, images, monitor, accelerator, run.folder / "samples"), run
+    return AdversarialTask(recipe, images, monitor, accelerator, folder / "samples")
 
 
 cli = command(

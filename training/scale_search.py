@@ -31,12 +31,13 @@ from models.registry import build, configure
 from models.runtime import default_device
 from training import classify
 from training.core.errors import RecipeError, RunError, exit_on_error
+from training.core.export import begin
 from training.core.run_folder import hardware, versions
 from training.core.trainer import fit
 from training.datasets import images
 from training.evaluation.plots import ACCENT, INK, PALE, Dot, blank, place_labels, png
 from training.metrics.flops import macs
-from training.recipe.config import Recipe, load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 cli = typer.Typer(add_completion=False)
 
@@ -181,8 +182,8 @@ def train(candidate: ScaledNetwork) -> Result:
     """
     recipe = candidate.recipe
     folder = f"scale-search/{recipe.name}/{digest(recipe)}"
-    task, run = classify.setup(recipe, folder, resume=False, overwrite=True)
-    progress = fit(task, run, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+    task, run = begin(classify.setup, recipe, folder, overwrite=True)
+    progress = fit(task, run, recipe.train, recipe.seed)
     return Result(
         recipe=digest(recipe),
         **candidate.triple._asdict(),
@@ -330,7 +331,7 @@ def main(
 ) -> None:
     """Train every network of the grid for a short time and compare them; a stopped search is continued."""
     with exit_on_error(ValueError):
-        base = shortened(load_recipe(path), epochs, train_limit)
+        base = shortened(read_recipe(Recipe, path), epochs, train_limit)
         search = plan(base, grid(step, tolerance), exponent)
         results = run(search, out / "scale-search.csv")
     table = markdown(search, results)

@@ -20,6 +20,7 @@ from models.generative import ReconstructionSubmodel
 from models.vae import VAE
 from tests.training.conftest import CLASSES, TWO_PROCESSES, interrupted, png, sets, strokes, write_parquet
 from training import autoencode
+from training.core.export import begin
 from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise
@@ -173,7 +174,7 @@ def test_data_sets_alternate(workshop: Path) -> None:
     data = f"data=[{{{first}}}, {{{second}, batch_size=30}}]"
     changes = [*DENOISER, data, "preprocess.fit=within"]
     recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
-    task, _ = autoencode.setup(recipe, "turns", resume=False, overwrite=False)
+    task, _ = begin(autoencode.setup, recipe, "turns")
     assert task.steps_per_epoch == 2 * 2  # the second has two batches of 30, and the first waits for it
     shapes: list[tuple[int, ...]] = []
     model = task.learners["autoencoder"].model
@@ -193,7 +194,7 @@ def test_data_sets_alternate(workshop: Path) -> None:
 def test_kl_weight_rises(workshop: Path) -> None:
     for change, expected in (("loss.beta=2", 2.0), ("loss.beta_epochs=0.5", 0.0)):
         recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", [*VAE_RECIPE, change])
-        task, _ = autoencode.setup(recipe, "beta", resume=False, overwrite=True)
+        task, _ = begin(autoencode.setup, recipe, "beta", overwrite=True)
         first = task.step(0, 0, torch.Generator().manual_seed(0))
         surprise = (expected - 1) * first["kl"] - first["elbo"]
         assert float(first["loss"]) == pytest.approx(float(surprise) / 28**2, rel=1e-5)
@@ -217,7 +218,7 @@ def test_all_settings_of_the_recipe_work(workshop: Path, distance: str) -> None:
         ([NOISE], "required to denoise, and not allowed otherwise"),
         ([*DENOISER, "noise.sigma=[3, 2]"], "is not (low, high)"),
         (["preprocess.mean=[33]"], "the images must be in 0..1"),
-        (["augment.mixup=1"], "mixup and cutmix blend images"),
+        (["augment.mixup=1"], "only a classifier's recipe has augment.mixup"),
         (["preprocess.fit=within"], "each data set needs a size"),
         (
             ["model.conditional=true", "data=[{name='a', validation=1}, {name='b', validation=1}]"],

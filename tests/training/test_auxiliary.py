@@ -21,7 +21,7 @@ from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.datasets import images as data
 from training.datasets.batches import Batches, stratified_split
-from training.recipe.config import load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> float:
 @pytest.mark.parametrize("weight", [0.3, 0.7])
 def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings: list[str], weight: float) -> None:
     chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
-    recipe = load_recipe(workshop / "recipe.toml", [*settings, *chosen])
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *chosen])
     images = data.load("strokes", "train", recipe.preprocess)
     task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
     network = deepcopy(task.learners["classifier"].model)

@@ -24,10 +24,11 @@ from models.registry import build
 from models.tta import VIEWS, Tta
 from tests.training.conftest import CLASSES, TWO_PROCESSES, sets
 from training import classify
+from training.core.export import begin
 from training.core.run_folder import Run
 from training.datasets import images as data
 from training.datasets.batches import stratified_split
-from training.recipe.config import load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def test_classifier_is_trained_and_exported(workshop: Path) -> None:
     module, card = checkpoint.load(run / "export/strokes")
     assert (card.name, card.classes, card.task) == ("strokes", CLASSES, "classify")
     assert (card.config["num_classes"], card.config["in_channels"], card.config["dropout"]) == (3, 1, 0.1)
-    recipe = load_recipe(workshop / "recipe.toml")
+    recipe = read_recipe(Recipe, workshop / "recipe.toml")
     assert card.preprocess == recipe.preprocess
     assert card.training is not None
     assert card.training.recipe == recipe.model_dump(mode="json")
@@ -97,9 +98,9 @@ def test_all_settings_of_the_recipe_work(workshop: Path) -> None:
 
 
 def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
-    recipe = load_recipe(workshop / "recipe.toml", ["data.train=60"])
-    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
-    every, _ = classify.setup(load_recipe(workshop / "recipe.toml"), "all", resume=False, overwrite=False)
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", ["data.train=60"])
+    task, _ = begin(classify.setup, recipe)
+    every, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml"), "all")
     assert task.steps_per_epoch == 60 // 10 < every.steps_per_epoch
     assert torch.equal(task.held_out_labels, every.held_out_labels)
 
@@ -256,8 +257,8 @@ def test_training_on_a_gpu_learns_and_resumes(workshop: Path, precision: str) ->
 
 
 def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe(workshop / "recipe.toml", ["augment={flip='alternating'}"])
-    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", ["augment={flip='alternating'}"])
+    task, _ = begin(classify.setup, recipe)
     seen: list[Tensor] = []
 
     def watch(images: Tensor, *_: object) -> Tensor:
@@ -284,7 +285,7 @@ def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatc
 
 def test_freeze_whitening_keeps_the_filters(workshop: Path) -> None:
     settings = ["train.whiten=true", "train.freeze_whitening=true"]
-    task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
+    task, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml", settings))
     layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
     weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
     assert invoke(workshop, *sets(*settings), "--overwrite").exit_code == 0

@@ -242,7 +242,7 @@ def test_a_teachers_vectors_may_come_with_the_data(workshop: Path) -> None:
         ("model.freeze=1", "init is not set"),
         ("model.trained=0.5", "init is not set"),
         ('loss={kind="triplet", teacher="wise"}', "a teacher must be named"),
-        ("augment.mixup=0.2", "only for classifiers"),
+        ("augment.mixup=0.2", "only a classifier's recipe has augment.mixup"),
         ("train.batch_size=30", "multiple of images"),
         ("data.split=train", "unknown key data.split"),
     ],

@@ -21,6 +21,7 @@ from models.generative import latents
 from tests.training.conftest import CLASSES, interrupted, png, sets, strokes, write_parquet
 from training import gan
 from training.core.errors import CollapsedError, RecipeError
+from training.core.export import begin
 from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.core.trainer import fit
@@ -99,7 +100,7 @@ def invoke(makers: Path, *options: str) -> Result:
 
 def adversaries(makers: Path, *changes: str) -> gan.AdversarialTask:
     recipe = read_recipe(GanRecipe, makers / "recipe.toml", changes)
-    return gan.setup(recipe, None, resume=False, overwrite=True)[0]
+    return begin(gan.setup, recipe, overwrite=True)[0]
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -321,9 +322,9 @@ def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(json.loads((run / "history.json").read_text())) == 1  # stopped early
     assert not (run / "export").exists()
     recipe = read_recipe(GanRecipe, makers / "recipe.toml", ["watch.grace=0"])
-    task, folder = gan.setup(recipe, "again", resume=False, overwrite=False)
+    task, folder = begin(gan.setup, recipe, "again")
     with pytest.raises(CollapsedError) as caught:
-        fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+        fit(task, folder, recipe.train, recipe.seed)
     assert caught.value.figures.keys() >= {"modes", "diversity", "recall", "slope"}
 
 
@@ -332,7 +333,7 @@ def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["model.architecture=vae"], "vae is not an adversarial generator"),
         (["preprocess.mean=[0]"], "mean 127.5, std 127.5"),
-        (["augment.mixup=0.2"], "mixup and cutmix blend images"),
+        (["augment.mixup=0.2"], "only a classifier's recipe has augment.mixup"),
         (["watch.samples=101"], "101 samples need as many validation images, not 100"),
         (["game.loss=wasserstein", "discriminator.norm=none"], "needs a penalty, a clip or spectral"),
         (["game.loss=wasserstein", "game.clip=0.1"], "depends on the whole batch"),

@@ -14,7 +14,7 @@ from training import prepare_pictures
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.prepare_pictures import FEWEST
-from training.recipe.config import load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 
 def picture(path: Path, seed: int) -> None:
@@ -54,11 +54,11 @@ def test_each_picture_is_in_one_split_and_the_recipe_fits(album: Path, folders: 
     copied = created / "train/espresso" / train["espresso"][0]
     assert copied.read_bytes() == (album / "espresso" / copied.name).read_bytes()
 
-    recipe = load_recipe(created / "recipe.toml")
+    recipe = read_recipe(Recipe, created / "recipe.toml")
     assert (recipe.name, recipe.data.name, recipe.description) == ("my-cups", "my-cups", "my-cups: espresso, tea cup")
     assert recipe.data.validation == 3
     assert recipe.train.batch_size == 10  # all that is left, below the shipped recipe's
-    shipped = load_recipe(prepare_pictures.RECIPE)
+    shipped = read_recipe(Recipe, prepare_pictures.RECIPE)
     assert (recipe.model, recipe.preprocess, recipe.augment) == (shipped.model, shipped.preprocess, shipped.augment)
     assert data.find("my-cups", "test").count == 3
 

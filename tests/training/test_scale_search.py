@@ -19,7 +19,7 @@ from models.registry import build
 from tests.training.conftest import RECIPE
 from training import scale_search
 from training.core.errors import RecipeError, RunError
-from training.recipe.config import Recipe, load_recipe
+from training.recipe.config import Recipe, read_recipe
 from training.scale_search import (
     Result,
     ScaledNetwork,
@@ -49,7 +49,7 @@ def recipe_file(workshop: Path) -> Path:
 
 @pytest.fixture
 def base(recipe_file: Path) -> Recipe:
-    return load_recipe(recipe_file)
+    return read_recipe(Recipe, recipe_file)
 
 
 def test_grid_has_all_triples_near_the_cost() -> None:
@@ -122,7 +122,7 @@ def test_the_reward_is_that_of_mnasnet(base: Recipe) -> None:
 
 def test_another_family_is_refused(workshop: Path) -> None:
     with pytest.raises(RecipeError, match="lenet5-relu is not an EfficientNet"):
-        scaled(load_recipe(workshop / "recipe.toml"), ScalingFactors(2, 1, 1))
+        scaled(read_recipe(Recipe, workshop / "recipe.toml"), ScalingFactors(2, 1, 1))
 
 
 def invoke(recipe: Path, out: Path, *options: str) -> tuple[int, str]:

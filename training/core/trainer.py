@@ -218,6 +218,7 @@ class Learner:
 class TrainingTask(Protocol):
     """A task for `fit`. The best epoch has the highest (`mode` "max") or lowest figure `monitor` of `validate`."""
 
+    accelerator: Accelerator
     learners: dict[str, Learner]
     steps_per_epoch: int
     monitor: str
@@ -235,14 +236,13 @@ class TrainingTask(Protocol):
         ...
 
 
-def fit(
-    task: TrainingTask, run: Run, train: TrainSection, *, seed: int, accelerator: Accelerator, resume: bool
-) -> Progress:
+def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume: bool = False) -> Progress:
     """Train to the last epoch, from last.pt if `resume`, and return the progress; writes best.pt and last.pt.
 
     Raises:
         RunError: there is no complete checkpoint to resume. DivergedError: see `Learner.update`.
     """
+    accelerator = task.accelerator
     progress = _restore(task, run, accelerator) if resume else Progress()
     started = time.perf_counter() - progress.wall_time_s
 

@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from models.card import Name
 from models.name_encoder import VARIANTS
-from training.recipe.config import Section, TrainSection, refuse_classifier_settings
-from training.recipe.embed_config import LossSection
+from training.datasets.misspellings import KINDS
+from training.recipe.config import Section, TrainSection, refuse, refuse_classifier_settings
+from training.recipe.embed_config import LossSection, refuse_uneven_batch
 
 
 class WordsModelSection(Section):
@@ -19,8 +20,8 @@ class WordsModelSection(Section):
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        if self.architecture not in VARIANTS:
-            raise ValueError(f"unknown architecture {self.architecture!r}; known: {', '.join(sorted(VARIANTS))}")
+        known = ", ".join(sorted(VARIANTS))
+        refuse((self.architecture not in VARIANTS, f"unknown architecture {self.architecture!r}; known: {known}"))
         return self
 
 
@@ -41,9 +42,12 @@ class WordsDataSection(Section):
     held_out: Annotated[tuple[str, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _disjoint(self) -> Self:
-        if common := set(self.trained) & set(self.held_out):
-            raise ValueError(f"kinds that are both trained and held_out: {', '.join(sorted(common))}")
+    def _known_and_disjoint(self) -> Self:
+        common, unknown = {*self.trained} & {*self.held_out}, {*self.trained, *self.held_out} - KINDS.keys()
+        refuse(
+            (len(common) > 0, f"kinds that are both trained and held_out: {', '.join(sorted(common))}"),
+            (len(unknown) > 0, f"unknown kinds of edits: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}"),
+        )
         return self
 
 
@@ -60,11 +64,8 @@ class WordsRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
-            raise ValueError("the loss of a name encoder is triplet, with semi-hard or batch-hard mining")
+        supported = self.loss.kind == "triplet" and self.loss.mining in {"semi-hard", "batch-hard"}
+        refuse((not supported, "the loss of a name encoder is triplet, with semi-hard or batch-hard mining"))
         refuse_classifier_settings(self.train)
-        if self.train.batch_size % self.data.spellings:
-            raise ValueError(
-                f"batch_size ({self.train.batch_size}) must be a multiple of spellings ({self.data.spellings})"
-            )
+        refuse_uneven_batch(self.train.batch_size, "spellings", self.data.spellings)
         return self

@@ -15,8 +15,9 @@ from models.preprocess import Preprocess
 from models.registry import build
 from tests.training.conftest import CLASSES, GREY, sets
 from training import classify
+from training.core.export import begin
 from training.core.run_folder import Run
-from training.recipe.config import Recipe, load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 # With batch norm, whose counts are no parameters, in a form of which the recipe says nothing.
 TINY = {"depths": [1, 1], "widths": [4, 8], "in_channels": 1, "num_classes": 4, "image_size": 32}
@@ -55,7 +56,7 @@ def train(workshop: Path, *more: str) -> Result:
 
 
 def recipe_of(workshop: Path, *more: str) -> Recipe:
-    return load_recipe(workshop / "recipe.toml", switches(workshop, *more))
+    return read_recipe(Recipe, workshop / "recipe.toml", switches(workshop, *more))
 
 
 def features(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -65,7 +66,7 @@ def features(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_features_are_the_other_one_s_and_the_head_is_new(workshop: Path) -> None:
     begun(workshop / "elder")
     elder, _ = checkpoint.load(workshop / "elder")
-    task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
+    task, _ = begin(classify.setup, recipe_of(workshop))
     network = build("resnet20", TINY | {"num_classes": 3})
     network.load_state_dict(task.learners["classifier"].network.state_dict())  # the shapes are the card's
     pictures = GREY.normalise(torch.from_numpy(task.images.images[:5].copy()))
@@ -132,6 +133,6 @@ def test_only_a_classifier_s_features_are_taken(workshop: Path) -> None:
 
 def test_image_size_may_differ(workshop: Path) -> None:
     begun(workshop / "elder", preprocess=GREY.model_copy(update={"size": (40, 40), "pad": 0}))
-    task, _ = classify.setup(recipe_of(workshop), None, resume=False, overwrite=False)
+    task, _ = begin(classify.setup, recipe_of(workshop))
     assert task.pretrained is not None
     assert task.images.images.shape[1:] == (32, 32, 1)

@@ -88,7 +88,7 @@ class Duel:
 
 
 def train(task: Duel, folder: Path, settings: TrainSection, *, resume: bool = False) -> Progress:
-    return fit(task, Run(folder), settings, seed=1, accelerator=task.accelerator, resume=resume)
+    return fit(task, Run(folder), settings, 1, resume=resume)
 
 
 def weights(task: Duel) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from training.core.errors import RecipeError
-from training.recipe.config import Recipe, datasets_folder, load_recipe, read_recipe, runs_folder
+from training.recipe.config import Recipe, datasets_folder, read_recipe, runs_folder
 from training.recipe.embed_config import EmbedRecipe
 from training.recipe.gan_config import GanRecipe
 from training.recipe.generative_config import AutoencodeRecipe
@@ -40,7 +40,7 @@ def test_shipped_recipes_are_valid_and_named_as_their_files(path: Path) -> None:
 
 def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
     overrides = ["train.epochs=7", "train.optimizer=sgd", 'name="other"', "augment.scale=[0.5, 2]"]
-    recipe = load_recipe(workshop / "recipe.toml", overrides)
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", overrides)
     assert (recipe.train.epochs, recipe.train.optimizer, recipe.name) == (7, "sgd", "other")
     assert recipe.augment.scale == (0.5, 2.0)
 
@@ -71,7 +71,7 @@ def test_overrides_are_toml_values_or_bare_text(workshop: Path) -> None:
 )
 def test_invalid_settings_are_named(workshop: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
-        load_recipe(workshop / "recipe.toml", [override])
+        read_recipe(Recipe, workshop / "recipe.toml", [override])
 
 
 @pytest.mark.parametrize("name", ["face-distilled", "names", "gan-mnist", "ae-mnist"])
@@ -99,14 +99,14 @@ def test_invalid_files_are_refused(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"recipe\.toml"):
-        load_recipe(path)
+        read_recipe(Recipe, path)
 
 
 def test_byte_order_mark_is_ignored(workshop: Path) -> None:
     path = workshop / "recipe.toml"
-    recipe = load_recipe(path)
+    recipe = read_recipe(Recipe, path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert load_recipe(path) == recipe
+    assert read_recipe(Recipe, path) == recipe
 
 
 def test_folders_are_read_from_the_environment_at_call_time(monkeypatch: pytest.MonkeyPatch) -> None:
