@@ -43,11 +43,9 @@ class ClassificationTask:
         self.recipe = recipe
         self.images = images
         self.pretrained = PretrainedFeatures(recipe) if recipe.model.start else None
-        self.config = configure(
-            recipe.model.architecture,
-            (self.pretrained.config(recipe) if self.pretrained else recipe.model.config)
-            | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
-        )
+        start = self.pretrained.card.config if self.pretrained else {}
+        sizes = {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels}
+        self.config = configure(recipe.model.architecture, start | recipe.model.config | sizes)
         self.accelerator = accelerator
         rows, self._held_out = stratified_split(images.labels, recipe.data.validation, recipe.seed)
         self._rows = stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)

@@ -180,12 +180,6 @@ class EmbeddingTask:
         vectors = gather_rows(self.accelerator, len(self._held_out), compute).double().numpy()
         return self._pairs.similarities(vectors, self._held_out)
 
-    def _accuracy(self, similarities: npt.NDArray[np.float64]) -> float:
-        """Return the share of correct decisions over ten folds, with as many non-mated pairs as mated ones."""
-        mated = self._pairs.mated
-        kept = np.concatenate([np.flatnonzero(mated), np.flatnonzero(~mated)[: int(mated.sum())]])
-        return cross_validated_accuracy(similarities[kept], mated[kept])[0]
-
     def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:
         """Measure and calibrate on the calibration split; see `ExportTask`."""
         recipe, states = self.recipe, networks["embedder"]
@@ -197,13 +191,17 @@ class EmbeddingTask:
             state = interpolate(_initial_embedder(recipe, self.config).state_dict(), state, recipe.model.trained)
         network.load_state_dict(state)
         similarities = self.similarities(embedding_runtime(network, self.accelerator.device))
-        scores = Scores.of(similarities, self._pairs.mated)
+        mated = self._pairs.mated
+        scores = Scores.of(similarities, mated)
+        # Over ten folds, with as many non-mated pairs as mated ones.
+        kept = np.concatenate([np.flatnonzero(mated), np.flatnonzero(~mated)[: int(mated.sum())]])
+        accuracy, _ = cross_validated_accuracy(similarities[kept], mated[kept])
         data = f"{recipe.data.name}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
         return TrainedModel(
             network,
             self.config,
             figures={
-                "accuracy": self._accuracy(similarities),
+                "accuracy": accuracy,
                 "tar@fmr=0.01": scores.tar(0.01),
                 "tar@fmr=0.001": scores.tar(0.001),
                 "eer": scores.eer(),

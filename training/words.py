@@ -29,8 +29,6 @@ from training.losses import mining
 from training.losses.mined import triplet_loss
 from training.recipe.words_config import WordsRecipe
 
-Integers = npt.NDArray[np.int64]
-
 _AT_ONCE = 512
 _CALIBRATION_PROBES = 4
 

@@ -132,7 +132,7 @@ def command(
         overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
     ) -> None:
         with exit_on_error():
-            recipe = read_recipe(form, path, overrides or ())
+            recipe: Any = read_recipe(form, path, overrides or ())
             task, run = begin(setup, recipe, run_name, resume=resume, overwrite=overwrite)
             summary = finish(task, run, fit(task, run, recipe.train, recipe.seed, resume=resume))
             task.accelerator.end_training()

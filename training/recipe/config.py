@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.card import Name
 from models.preprocess import Preprocess
 from models.registry import configure
-from training.core.errors import RecipeError
+from training.core.errors import DataError, RecipeError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -54,11 +54,6 @@ class ClassifyModelSection(ModelSection):
 
     start: str = ""
     freeze: bool = False
-
-    @model_validator(mode="after")
-    def _start_for_freeze(self) -> Self:
-        refuse((self.freeze and not self.start, "freeze keeps the features of start, and start is not set"))
-        return self
 
 
 class DataSection(Section):
@@ -231,6 +226,7 @@ class Recipe(ImageRecipe):
     def _fits_together(self) -> Self:
         side, augment = min(self.preprocess.shape[1:]), self.augment
         refuse(
+            (self.model.freeze and not self.model.start, "freeze keeps the features of start, and start is not set"),
             (
                 self.model.start != "" and (self.train.whiten or self.train.identity),
                 "model.start and train.whiten or train.identity exclude each other",
@@ -282,6 +278,18 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     return f"unknown key {key}" if error["type"] == "extra_forbidden" else f"{key}: {error['msg']}"
+
+
+def check_name(name: str) -> str:
+    """Return the name of a data set or model.
+
+    Raises:
+        DataError: the name is not valid.
+    """
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise DataError(f"{name!r} is not a valid name: at most 64 of a-z, 0-9, . _ -") from error
 
 
 def datasets_folder() -> Path:

@@ -31,12 +31,6 @@ class EmbedModelSection(ModelSection):
     freeze: Annotated[int, Field(ge=0)] = 0
     trained: Annotated[float, Field(gt=0, le=1)] = 1.0
 
-    @model_validator(mode="after")
-    def _init_for_weights(self) -> Self:
-        keeps = self.freeze > 0 or self.trained < 1
-        refuse((keeps and not self.init, "freeze and trained keep weights of init, and init is not set"))
-        return self
-
 
 class EmbedDataSection(Section):
     """A data set of identities under VESTIBULE_DATASETS, and how batches and pairs are drawn from it.
@@ -94,6 +88,8 @@ class EmbedRecipe(ImageRecipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        keeps = self.model.freeze > 0 or self.model.trained < 1
+        refuse((keeps and not self.model.init, "freeze and trained keep weights of init, and init is not set"))
         refuse_classifier_settings(self.train, self.augment)
         refuse_uneven_batch(self.train.batch_size, "images", self.data.images)
         return self

@@ -57,11 +57,6 @@ class NoiseSection(Section):
     clipped: Annotated[float, Field(ge=0, le=1)] = 0.5
     validation: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _low_then_high(self) -> Self:
-        refuse((self.sigma[0] > self.sigma[1], f"sigma {self.sigma} is not (low, high)"))
-        return self
-
 
 class RestoreSection(Section):
     """The loss: `distance` for networks that are not variational, the ELBO for VAEs.
@@ -97,6 +92,10 @@ class AutoencodeRecipe(ImageRecipe):
             (
                 (self.task == "denoise") != (self.noise is not None),
                 "the section noise is required to denoise, and not allowed otherwise",
+            ),
+            (
+                self.noise is not None and self.noise.sigma != tuple(sorted(self.noise.sigma)),
+                "noise.sigma is not (low, high)",
             ),
             (
                 {*self.preprocess.mean} != {0.0} or {*self.preprocess.std} != {255.0},

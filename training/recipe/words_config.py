@@ -18,12 +18,6 @@ class WordsModelSection(Section):
 
     architecture: str
 
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        known = ", ".join(sorted(VARIANTS))
-        refuse((self.architecture not in VARIANTS, f"unknown architecture {self.architecture!r}; known: {known}"))
-        return self
-
 
 class WordsDataSection(Section):
     """The sources of names (see `training.datasets.names`) and their misspellings (`training.datasets.misspellings`).
@@ -41,15 +35,6 @@ class WordsDataSection(Section):
     trained: Annotated[tuple[str, ...], Field(min_length=1)]
     held_out: Annotated[tuple[str, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _known_and_disjoint(self) -> Self:
-        common, unknown = {*self.trained} & {*self.held_out}, {*self.trained, *self.held_out} - KINDS.keys()
-        refuse(
-            (len(common) > 0, f"kinds that are both trained and held_out: {', '.join(sorted(common))}"),
-            (len(unknown) > 0, f"unknown kinds of edits: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}"),
-        )
-        return self
-
 
 class WordsRecipe(Section):
     """The recipe of a name encoder. `name` is that of the run's folder."""
@@ -64,8 +49,23 @@ class WordsRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        supported = self.loss.kind == "triplet" and self.loss.mining in {"semi-hard", "batch-hard"}
-        refuse((not supported, "the loss of a name encoder is triplet, with semi-hard or batch-hard mining"))
+        trained, held_out = {*self.data.trained}, {*self.data.held_out}
+        unknown = ", ".join(sorted((trained | held_out) - KINDS.keys()))
+        refuse(
+            (
+                self.model.architecture not in VARIANTS,
+                f"unknown architecture {self.model.architecture!r}; known: {', '.join(sorted(VARIANTS))}",
+            ),
+            (unknown != "", f"unknown kinds of edits: {unknown}; known: {', '.join(KINDS)}"),
+            (
+                not trained.isdisjoint(held_out),
+                f"kinds that are both trained and held_out: {', '.join(sorted(trained & held_out))}",
+            ),
+            (
+                self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"},
+                "the loss of a name encoder is triplet, with semi-hard or batch-hard mining",
+            ),
+        )
         refuse_classifier_settings(self.train)
         refuse_uneven_batch(self.train.batch_size, "spellings", self.data.spellings)
         return self
