@@ -45,6 +45,16 @@ def recipe_of(run: str) -> GanRecipe:
     return read_recipe(GanRecipe, RECIPE, [*RUNS[run], f"name=gan-collapse-{run}"])
 
 
+def train(recipe: GanRecipe) -> None:
+    """Train and export.
+
+    Raises:
+        CollapsedError: the run is stopped.
+    """
+    task, run = begin(gan.setup, recipe, overwrite=True)
+    export(task, run, fit(task, run, recipe.train, recipe.seed))
+
+
 def play(run: str) -> list[dict[str, object]]:
     """Train it; a row for each epoch, the last of them with the monitor's message where it was stopped.
 
@@ -54,8 +64,7 @@ def play(run: str) -> list[dict[str, object]]:
     last: Mapping[str, float] = {}
     message = ""
     try:
-        task, folder = begin(gan.setup, recipe, overwrite=True)
-        export(task, folder, fit(task, folder, recipe.train, recipe.seed))
+        train(recipe)
     except CollapsedError as error:
         last, message = error.figures, str(error)
     seconds = round(time.process_time() - started, 1)

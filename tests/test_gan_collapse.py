@@ -31,7 +31,7 @@ def test_the_runs_differ_in_the_loss_alone() -> None:
 def test_each_run_ends_as_a_row_says(
     collapsing: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(setup: object, recipe: GanRecipe, **options: object) -> None:
+    def train(recipe: GanRecipe) -> None:
         folder = tmp_path / "runs" / recipe.name
         folder.mkdir(parents=True)
         row = {f"validation/{name}": value for name, value in FIGURES.items()}
