@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.denoiser import DenoiserConfig
 from models.generative import ReconstructionSubmodel, with_label_planes
 from models.registry import build
 from models.vae import VAEConfig
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive, generator
-from training.core.trainer import Learner, gather_rows, make_accelerator
-from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise
+from training.core.trainer import Learner, gather_rows
+from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise, add_noise, one_hot
 from training.datasets.images import Indices
 from training.losses import generative
 from training.recipe.generative_config import AutoencodeRecipe
@@ -46,6 +45,7 @@ class AutoencodingTask:
         self.classes = datasets[0].set.classes if recipe.model.conditional else ()
         self.config = recipe.config(len(self.classes))
         self.variational = isinstance(self.config, VAEConfig)
+        self._unconditional = isinstance(self.config, DenoiserConfig)  # takes images without labels
         self.steps_per_epoch = len(datasets) * min(dataset.per_epoch for dataset in datasets)
         torch.manual_seed(derive(recipe.seed, "weights"))
         module = build(recipe.model.architecture, asdict(self.config))
@@ -81,22 +81,13 @@ class AutoencodingTask:
         bound = generative.elbo(likelihood, kl).mean()
         return {"loss": loss.detach(), "elbo": bound.detach(), "kl": kl.mean().detach()}
 
-    @property
-    def _unconditional(self) -> bool:
-        """Whether the network takes images without labels."""
-        return isinstance(self.config, DenoiserConfig)
-
     def _beta(self, epochs: float) -> float:
         """Return the KL term's weight after `epochs`."""
         loss = self.recipe.loss
         return loss.beta * min(1.0, epochs / loss.beta_epochs) if loss.beta_epochs else loss.beta
 
     def _labels(self, numbers: Indices) -> Tensor:
-        """Return one-hot labels, float32 [N, K]; [N, 0] if the network is unconditional."""
-        device = self.accelerator.device
-        if not self.classes:
-            return torch.zeros(len(numbers), 0, device=device)
-        return F.one_hot(torch.from_numpy(numbers).to(device), len(self.classes)).float()
+        return one_hot(torch.from_numpy(numbers), len(self.classes)).to(self.accelerator.device)
 
     def validate(self) -> Mapping[str, float]:
         """See `TrainingTask`."""
@@ -159,12 +150,8 @@ class AutoencodingTask:
         return TrainedModel(network, self.config, figures, data, card={"classes": self.classes})
 
 
-def setup(
-    recipe: AutoencodeRecipe, run_name: str | None, *, resume: bool, overwrite: bool
-) -> tuple[AutoencodingTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: AutoencodeRecipe, accelerator: Accelerator, _: Path) -> AutoencodingTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         datasets = [
             CroppedImages(
@@ -177,7 +164,7 @@ def setup(
             )
             for section in recipe.data
         ]
-    return AutoencodingTask(recipe, datasets, accelerator), run
+    return AutoencodingTask(recipe, datasets, accelerator)
 
 
 cli = command(

@@ -15,7 +15,7 @@ from models import checkpoint
 from models.card import Metric, ModelCard
 from models.matching_fit import fit_matching
 from models.tta import Tta
-from training.core.errors import DataError, exit_on_error
+from training.core.errors import exit_on_error
 from training.datasets import images
 from training.datasets.faces import draw_pairs, rows_of
 from training.metrics.embedding import embed_rows, load_embedder
@@ -34,20 +34,17 @@ def calibrate(
 
     Raises:
         CheckpointError: see `checkpoint.load`.
-        DataError: another task; see `images.load` and `draw_pairs`; too few pairs; mated pairs are not more similar
-            than others.
+        DataError: another task; see `images.load` and `draw_pairs`.
+        ValueError: too few pairs; mated pairs are not more similar than others.
     """
     runtime, card = load_embedder(folder)
     faces = images.load(dataset, "train", card.preprocess)
     rows = rows_of(faces, "calibrate")
     vectors = embed_rows(runtime, faces, rows, card.preprocess, tta=tta).double().numpy()
-    try:
-        pairs = draw_pairs(faces, rows, mated, impostors, seed)
-        scores = Scores.of(pairs.similarities(vectors, rows), pairs.mated)
-        where = f"{dataset}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
-        matching = fit_matching(scores.mated, scores.impostor, where)
-    except (ValueError, DataError) as error:
-        raise DataError(f"{dataset}: {error}") from error
+    pairs = draw_pairs(faces, rows, mated, impostors, seed)
+    scores = Scores.of(pairs.similarities(vectors, rows), pairs.mated)
+    where = f"{dataset}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
+    matching = fit_matching(scores.mated, scores.impostor, where)
     figures = {"tar@fmr=0.01": scores.tar(0.01), "tar@fmr=0.001": scores.tar(0.001), "eer": scores.eer()}
     metrics = [Metric(name=name, value=value, data=where) for name, value in figures.items()]
     kept = [metric for metric in card.metrics if not metric.data.startswith(f"{dataset}, calibrate: ")]
@@ -63,7 +60,7 @@ def main(
     flip: Annotated[bool, typer.Option(help="Average the vectors of a face and of its mirror image.")] = True,
 ) -> None:
     """Write thresholds and probabilities into an embedder's card."""
-    with exit_on_error():
+    with exit_on_error(ValueError):
         card = calibrate(folder, dataset, tta="flip" if flip else "none")
     for metric in card.metrics:
         typer.echo(f"{metric.name:16} {metric.value:.4f}  {metric.data}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +22,10 @@ from models.registry import build, configure
 from models.runtime import TorchRuntime
 from models.temperature import fit_temperature
 from models.tta import VIEWS, Tta
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.initialise import PretrainedFeatures, initialise_as_identity, set_norms, whiten
-from training.core.run_folder import Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, blend, channel_statistics, first_flips, mirror
 from training.datasets.batches import Batches, stratified_sample, stratified_split
 from training.datasets.images import ImageSet, Indices, load
@@ -43,11 +43,9 @@ class ClassificationTask:
         self.recipe = recipe
         self.images = images
         self.pretrained = PretrainedFeatures(recipe) if recipe.model.start else None
-        self.config = configure(
-            recipe.model.architecture,
-            (self.pretrained.config(recipe) if self.pretrained else recipe.model.config)
-            | {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels},
-        )
+        start = self.pretrained.card.config if self.pretrained else {}
+        sizes = {"num_classes": len(images.classes), "in_channels": recipe.preprocess.channels}
+        self.config = configure(recipe.model.architecture, start | recipe.model.config | sizes)
         self.accelerator = accelerator
         rows, self._held_out = stratified_split(images.labels, recipe.data.validation, recipe.seed)
         self._rows = stratified_sample(images.labels, rows, recipe.data.train, recipe.seed)
@@ -186,13 +184,11 @@ def has_auxiliary(config: Any) -> bool:
     return bool(getattr(config, "auxiliary", False))
 
 
-def setup(recipe: Recipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[ClassificationTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: Recipe, accelerator: Accelerator, _: Path) -> ClassificationTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         images = load(recipe.data.name, "train", recipe.preprocess)
-    return ClassificationTask(recipe, images, accelerator), run
+    return ClassificationTask(recipe, images, accelerator)
 
 
 cli = command(

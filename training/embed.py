@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,9 @@ from models.matching_fit import MIN_IMPOSTORS, fit_matching
 from models.registry import build, configure
 from models.runtime import Runtime, TorchRuntime
 from training.core.errors import DataError, RunError
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive, generator
-from training.core.trainer import Learner, gather_rows, make_accelerator
+from training.core.trainer import Learner, gather_rows
 from training.datasets.augment import augment, channel_statistics
 from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.faces import draw_pairs, rows_of
@@ -180,12 +180,6 @@ class EmbeddingTask:
         vectors = gather_rows(self.accelerator, len(self._held_out), compute).double().numpy()
         return self._pairs.similarities(vectors, self._held_out)
 
-    def _accuracy(self, similarities: npt.NDArray[np.float64]) -> float:
-        """Return the share of correct decisions over ten folds, with as many non-mated pairs as mated ones."""
-        mated = self._pairs.mated
-        kept = np.concatenate([np.flatnonzero(mated), np.flatnonzero(~mated)[: int(mated.sum())]])
-        return cross_validated_accuracy(similarities[kept], mated[kept])[0]
-
     def best_model(self, networks: Mapping[str, Any]) -> TrainedModel:
         """Measure and calibrate on the calibration split; see `ExportTask`."""
         recipe, states = self.recipe, networks["embedder"]
@@ -197,13 +191,17 @@ class EmbeddingTask:
             state = interpolate(_initial_embedder(recipe, self.config).state_dict(), state, recipe.model.trained)
         network.load_state_dict(state)
         similarities = self.similarities(embedding_runtime(network, self.accelerator.device))
-        scores = Scores.of(similarities, self._pairs.mated)
+        mated = self._pairs.mated
+        scores = Scores.of(similarities, mated)
+        # Over ten folds, with as many non-mated pairs as mated ones.
+        kept = np.concatenate([np.flatnonzero(mated), np.flatnonzero(~mated)[: int(mated.sum())]])
+        accuracy, _ = cross_validated_accuracy(similarities[kept], mated[kept])
         data = f"{recipe.data.name}, calibrate: {len(scores.mated):,} mated, {len(scores.impostor):,} non-mated pairs"
         return TrainedModel(
             network,
             self.config,
             figures={
-                "accuracy": self._accuracy(similarities),
+                "accuracy": accuracy,
                 "tar@fmr=0.01": scores.tar(0.01),
                 "tar@fmr=0.001": scores.tar(0.001),
                 "eer": scores.eer(),
@@ -259,13 +257,11 @@ def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:
     return blocks[:count]
 
 
-def setup(recipe: EmbedRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[EmbeddingTask, Run]:
-    """Prepare the run's folder, the data and the network."""
-    accelerator = make_accelerator(recipe.train)
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: EmbedRecipe, accelerator: Accelerator, _: Path) -> EmbeddingTask:
+    """Load the data and build the network."""
     with accelerator.local_main_process_first():  # the main process decodes, the others read its result
         images = load(recipe.data.name, "train", recipe.preprocess)
-    return EmbeddingTask(recipe, images, accelerator), run
+    return EmbeddingTask(recipe, images, accelerator)
 
 
 cli = command(

@@ -23,11 +23,6 @@ from training.recipe.config import runs_folder
 cli = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
 
-@cli.callback()
-def _measure() -> None:
-    """One command for each task."""
-
-
 @cli.command()
 def classify(
     folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A folder with model.safetensors and card.json.")],

@@ -16,19 +16,17 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 
-from models.checkpoint import CheckpointError, write_atomically
+from models.checkpoint import write_atomically
 from models.gan import Discriminator
 from models.generative import latents
 from models.registry import build
 from training.core.errors import RecipeError
-from training.core.export import TrainedModel, begin_run, command, export_and_summarise
-from training.core.run_folder import Run
+from training.core.export import TrainedModel, command, export_and_summarise
 from training.core.seeds import derive
-from training.core.trainer import Learner, make_accelerator
-from training.datasets.crops_and_noise import CroppedImages
+from training.core.trainer import Learner
+from training.datasets.crops_and_noise import CroppedImages, one_hot
 from training.datasets.images import Indices
 from training.losses import adversarial
 from training.metrics.contact_sheet import sheet
@@ -135,10 +133,7 @@ class AdversarialTask:
         return torch.randn(count, self.config.latent, generator=draw).to(self.accelerator.device)
 
     def _labels(self, numbers: Tensor) -> Tensor:
-        """Return one-hot labels, float32 [N, K]; [N, 0] if the networks are unconditional."""
-        if not self.classes:
-            return torch.zeros(len(numbers), 0, device=self.accelerator.device)
-        return F.one_hot(numbers, len(self.classes)).float().to(self.accelerator.device)
+        return one_hot(numbers, len(self.classes)).to(self.accelerator.device)
 
     def _to_device(self, images: Tensor) -> Tensor:
         return self._discriminator.arrange(images.to(self.accelerator.device))
@@ -164,11 +159,8 @@ class AdversarialTask:
             numbers = torch.randint(max(1, len(self.classes)), (_ROWS_AT_ONCE,), generator=draw)
             yield self._noise(_ROWS_AT_ONCE, draw), self._labels(numbers)
 
-    def figures(self, network: nn.Module) -> dict[str, float]:
-        """Compare a generator's samples with the validation images, see `CollapseMonitor.figures`."""
-        return self._sample_figures(self.samples(network, self.recipe.watch.samples))
-
     def _sample_figures(self, samples: Pixels) -> dict[str, float]:
+        """Compare a generator's samples with the validation images, see `CollapseMonitor.figures`."""
         return self.collapse_monitor.figures(samples, self._classes_in_turn(len(samples)) if self.classes else None)
 
     def _classes_in_turn(self, count: int) -> Tensor:
@@ -180,8 +172,8 @@ class AdversarialTask:
         network.eval()
         noise = torch.stack([latents(self.recipe.seed, index, self.config.latent) for index in range(count)])
         noise, labels = noise.to(self.accelerator.device), self._labels(self._classes_in_turn(count))
-        firsts = range(0, count, _ROWS_AT_ONCE)
-        drawn = torch.cat([network(noise[i : i + _ROWS_AT_ONCE], labels[i : i + _ROWS_AT_ONCE]) for i in firsts])
+        batches = zip(torch.split(noise, _ROWS_AT_ONCE), torch.split(labels, _ROWS_AT_ONCE), strict=True)
+        drawn = torch.cat([network(*batch) for batch in batches])
         pixels: Pixels = self.recipe.preprocess.denormalise(drawn).cpu().numpy()
         return pixels
 
@@ -204,7 +196,7 @@ class AdversarialTask:
         recipe = self.recipe
         network = build(recipe.model.architecture, asdict(self.config))
         network.load_state_dict(networks["generator"])
-        figures = self.figures(network.to(self.accelerator.device))
+        figures = self._sample_figures(self.samples(network.to(self.accelerator.device), recipe.watch.samples))
         data = f"{recipe.watch.samples:,} samples, {recipe.data.name} validation, {self.collapse_monitor.features}"
         return TrainedModel(network, self.config, figures, data, card={"classes": self.classes})
 
@@ -220,29 +212,25 @@ def _discriminator_figures(kind: adversarial.Adversarial, real: Tensor, fake: Te
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Freeze the module: it computes as in training mode and passes gradients to its inputs, but does not change.
+    """Freeze the module: it computes as before and passes gradients to its inputs, but does not change.
 
-    Neither running statistics of batch normalisation nor the vectors of spectral normalisation are updated.
+    Neither running statistics of batch normalisation nor the vectors of spectral normalisation are updated. All
+    parameters of the module must be trained.
     """
-    norms = _batch_norms(module)
-    tracking = [norm.track_running_stats for norm in norms]
-    spectral = [layer for layer in module.modules() if isinstance(layer, ParametrizationList)]
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for norm in norms:
-        norm.track_running_stats = False
-    for layer in spectral:
-        layer.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
+
+    def switch(updates: bool) -> None:
+        module.requires_grad_(updates)
+        for norm in _batch_norms(module):
+            norm.track_running_stats = updates
+        for layer in module.modules():
+            if isinstance(layer, ParametrizationList):
+                layer.train(updates and module.training)
+
+    switch(updates=False)
     try:
         yield
     finally:
-        for norm, tracks in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracks
-        for layer in spectral:
-            layer.train(module.training)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        switch(updates=True)
 
 
 @torch.no_grad()
@@ -267,24 +255,19 @@ def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
-def setup(recipe: GanRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[AdversarialTask, Run]:
-    """Prepare the run's folder, the data and the networks.
+def setup(recipe: GanRecipe, accelerator: Accelerator, folder: Path) -> AdversarialTask:
+    """Load the data and build the networks; sheets of samples are written to `folder`/samples.
 
     Raises:
-        TrainingError: more than one process; see `Run.begin`, `CroppedImages` and `Extractor`.
+        CheckpointError: see `Extractor`. TrainingError: more than one process; see `CroppedImages`.
     """
-    accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise RecipeError(f"a generator and its discriminator train in one process, not in {accelerator.num_processes}")
-    try:
-        extractor = Extractor(recipe.watch.extractor)
-    except CheckpointError as error:
-        raise RecipeError(f"watch.extractor: {error}") from error
-    run = begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+    extractor = Extractor(recipe.watch.extractor)
     images = CroppedImages(recipe.data, recipe.preprocess, recipe.train.batch_size, recipe.seed)
     real = images.set.images[images.held_out]
     monitor = CollapseMonitor(recipe.watch, extractor, real, derive(recipe.seed, "modes"))
-    return AdversarialTask(recipe, images, monitor, accelerator, run.folder / "samples"), run
+    return AdversarialTask(recipe, images, monitor, accelerator, folder / "samples")
 
 
 cli = command(

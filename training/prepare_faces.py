@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +26,6 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from models.align import QualityThresholds
-from models.card import Name
 from models.detection_scale import Scales
 from training.core.errors import DataError, exit_on_error
 from training.prepare.face_dataset import Summary, assemble, check_target, publish
@@ -34,7 +33,7 @@ from training.prepare.face_layouts import Layout, read_collection
 from training.prepare.face_parts import begin_parts, examine_all, plan_of, read_parts
 from training.prepare.face_photos import Choice, PhotoOptions
 from training.prepare.face_selection import SelectionRules, select_photos
-from training.recipe.config import datasets_folder
+from training.recipe.config import check_name, datasets_folder
 
 cli = typer.Typer(add_completion=False)
 
@@ -64,12 +63,7 @@ def prepare_faces(  # noqa: PLR0913
     options, rules = options or PhotoOptions(), rules or SelectionRules()
     if (rules.distance is None) != (options.embedder is None):
         raise DataError("cleaning needs an embedder and a distance, both")
-    for word in (name, source or name):
-        try:
-            TypeAdapter(Name).validate_python(word)
-        except ValidationError as error:
-            raise DataError(f"{word!r} is not a valid name: at most 64 of a-z, 0-9, . _ -") from error
-    target = datasets_folder() / name
+    target, source = datasets_folder() / check_name(name), check_name(source or name)
     parts = target.with_name(f"{name}.parts")
     check_target(target, folder, overwrite=overwrite)
     collection = read_collection(folder, layout)
@@ -78,7 +72,7 @@ def prepare_faces(  # noqa: PLR0913
     finished = parts / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     identities = (select_photos(photos, rules) for photos in read_parts(paths))
-    summary = assemble(finished, identities, collection, source or name)
+    summary = assemble(finished, identities, collection, source)
     publish(finished, target, parts)
     return summary
 
@@ -89,21 +83,17 @@ def read_limits(changes: Sequence[str]) -> QualityThresholds:
     Raises:
         DataError: an unknown limit, or not a number (two for `pitch`).
     """
-    values: dict[str, float | tuple[float, float]] = {}
+    values: dict[str, str | list[str]] = {}
     for change in changes:
         name, _, text = change.partition("=")
-        if name not in {limit.name for limit in fields(QualityThresholds)}:
-            raise DataError(
-                f"{change!r}: unknown limit; known: {', '.join(limit.name for limit in fields(QualityThresholds))}"
-            )
-        try:
-            numbers = tuple(float(number) for number in text.split(","))
-        except ValueError as error:
-            raise DataError(f"{change!r} is not of the form side=24") from error
-        if len(numbers) != (2 if name == "pitch" else 1):
-            raise DataError(f"{change!r}: pitch has two numbers, the others one")
-        values[name] = (numbers[0], numbers[1]) if name == "pitch" else numbers[0]
-    return replace(QualityThresholds(), **values)  # type: ignore[arg-type]  # as the names and lengths above say
+        values[name] = text.split(",") if "," in text else text
+    known = [limit.name for limit in fields(QualityThresholds)]
+    if not values.keys() <= {*known}:
+        raise DataError(f"--limit {' '.join(changes)}: unknown limit; known: {', '.join(known)}")
+    try:
+        return TypeAdapter(QualityThresholds).validate_python(values)
+    except ValidationError as error:
+        raise DataError(f"--limit {' '.join(changes)}: {error.errors()[0]['msg']}") from error
 
 
 @cli.command()

@@ -20,13 +20,11 @@ from typing import Annotated
 import numpy as np
 import tomli_w
 import typer
-from pydantic import TypeAdapter, ValidationError
 
-from models.card import Name
 from training.core.errors import DataError, exit_on_error
 from training.core.seeds import derive
 from training.datasets.images import decoded, image_files
-from training.recipe.config import datasets_folder
+from training.recipe.config import check_name, datasets_folder
 
 cli = typer.Typer(add_completion=False)
 
@@ -139,19 +137,6 @@ def write(folder: Path, splits: dict[str, Classes], text: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def data_set_name(folder: Path, given: str | None) -> str:
-    """Return the given name, or a valid name made from the folder's.
-
-    Raises:
-        DataError: the name is not valid.
-    """
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") if given is None else given
-    try:
-        return TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise DataError(f"{name!r} cannot be a data set's name; give a --name of a-z, 0-9, . _ -") from error
-
-
 @cli.command()
 def main(
     folder: Annotated[Path, typer.Argument(help="The images: FOLDER/<class>/*.jpg.")],
@@ -160,7 +145,7 @@ def main(
 ) -> None:
     """Check the images, split them, and write the data set with its recipe."""
     with exit_on_error(OSError):
-        chosen = data_set_name(folder, name)
+        chosen = check_name(name or re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._"))
         target = datasets_folder() / chosen
 
         def report(line: str) -> None:

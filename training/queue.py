@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from models import checkpoint
 from models.card import ModelCard
@@ -56,15 +56,13 @@ _ALLOCATOR = {
 }
 
 
-class QueueEntry(BaseModel):
+class QueueEntry(Section):
     """One model of the queue.
 
     `recipe` is a path relative to the queue's file; `script` the module of `training` that trains it; `evaluate` the
     command of `training.evaluate` and its options, without the exported folder. `stage_of` names the model that starts
     from this one; a stage is not shipped, and is skipped if that model is done.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: Path
     script: Literal["classify", "embed", "autoencode", "gan"]
@@ -104,131 +102,10 @@ def read_queue(path: Path) -> list[QueueEntry]:
     return [entry.model_copy(update={"recipe": path.parent / entry.recipe}) for entry in entries]
 
 
-def is_trained(folder: Path, entry: QueueEntry, recipe: Section) -> bool:
+def is_trained(folder: Path, recipe: Section) -> bool:
     """Return whether the folder has a model that was trained by the same recipe."""
-    try:
-        card = checkpoint.read_card(folder)
-        return card.training is not None and _FORMS[entry.script].model_validate(card.training.recipe) == recipe
-    except (checkpoint.CheckpointError, ValidationError):
-        return False
-
-
-class QueueLog:
-    """VESTIBULE_RUNS/queue.jsonl: one JSON object for each finished step, the oldest first."""
-
-    def __init__(self) -> None:
-        self.path = runs_folder() / "queue.jsonl"
-
-    def write(self, **row: Any) -> None:
-        """Append a line and fsync."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def evaluated(self, card: ModelCard) -> bool:
-        """Return whether the weights with this card have been evaluated."""
-        if not self.path.is_file():
-            return False
-        expected = {"step": "evaluate", "model": card.name, "version": card.version, "exit": 0}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # a line that a power cut left incomplete
-                continue
-            if expected.items() <= row.items():
-                return True
-        return False
-
-
-class Queue:
-    """Runs the steps of each model as commands on the CPUs of this process."""
-
-    def __init__(self, entries: Sequence[QueueEntry], log: QueueLog, lock: int, *, reproduce: bool = False):
-        self._entries = {entry.name: entry for entry in entries}
-        self._log = log
-        self._lock = lock
-        self._reproduce = reproduce
-
-    def is_done(self, entry: QueueEntry) -> bool:
-        """Return whether the model is shipped, or trained and evaluated."""
-        recipe = entry.read()
-        if not self._reproduce and is_trained(weights_folder() / entry.name, entry, recipe):
-            return True
-        export = runs_folder() / entry.name / "export" / entry.name
-        if not is_trained(export, entry, recipe):
-            return False
-        return not entry.evaluate or self._log.evaluated(checkpoint.read_card(export))
-
-    def work(self, name: str) -> bool:
-        """Train and evaluate a model, except for steps that are done; return whether all steps have succeeded."""
-        entry = self._entries[name]
-        if self.is_done(entry) or (entry.stage_of and self.is_done(self._entries[entry.stage_of])):
-            typer.echo(f"{name}: done")
-            return True
-        recipe = entry.read()
-        export = runs_folder() / name / "export" / name
-        if not is_trained(export, entry, recipe) and not self._train(entry, recipe):
-            return False
-        card = checkpoint.read_card(export)
-        if entry.evaluate and not self._log.evaluated(card):
-            command, *options = entry.evaluate
-            if not self._run("evaluate", name, ["training.evaluate", command, str(export), *options]):
-                return False
-        typer.echo(f"{name}: done, {export}")
-        return True
-
-    def _train(self, entry: QueueEntry, recipe: Any) -> bool:
-        if not self._teach(recipe):
-            return False
-        options = ["--resume"] if _can_resume(entry, recipe) else ["--overwrite"]
-        return self._run("train", recipe.name, [f"training.{entry.script}", str(entry.recipe), *options])
-
-    def _teach(self, recipe: Any) -> bool:
-        """Compute the vectors of the recipe's teacher if they are missing; return whether that has succeeded."""
-        if not isinstance(recipe, EmbedRecipe) or not recipe.loss.teacher:
-            return True
-        teacher, dataset = recipe.loss.teacher, recipe.data.name
-        if any(file.is_file() for file in teacher_files(teacher, dataset)):
-            return True
-        model = exported(teacher)
-        options = ["--model", str(model)] if model.is_dir() else []
-        return self._run("teach", teacher, ["training.teach", dataset, "--name", teacher, *options])
-
-    def _run(self, step: str, model: str, module: Sequence[str]) -> bool:
-        command = [sys.executable, "-m", *module]
-        typer.echo(f"{model}: {step}: {' '.join(module)}")
-        started, before = datetime.now(UTC), resource.getrusage(resource.RUSAGE_CHILDREN)
-        begun = time.monotonic()
-        cpus = _cpus()
-        threads = {"OMP_NUM_THREADS": str(len(cpus))}
-        # The child inherits the lock: if only this process is killed, a new queue waits for the child to end.
-        process = subprocess.Popen(command, env=_ALLOCATOR | os.environ | threads, pass_fds=[self._lock])  # noqa: S603
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        card = _card(runs_folder() / model / "export" / model)
-        self._log.write(
-            model=model,
-            step=step,
-            command=" ".join(module),
-            started=started.isoformat(timespec="seconds"),
-            hours=round((time.monotonic() - begun) / 3600, 4),
-            core_hours=round(seconds / 3600, 4),
-            cpus=cpus,
-            processor=hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            version=card.version if card else None,
-            metrics={f"{metric.name}, {metric.data}": metric.value for metric in card.metrics} if card else {},
-            exit=code,
-        )
-        if code:
-            typer.echo(f"{model}: {step} has failed with exit code {code}", err=True)
-        return code == 0
+    card = _card(folder)
+    return card is not None and card.training is not None and _describes(card.training.recipe, recipe)
 
 
 def _card(folder: Path) -> ModelCard | None:
@@ -238,15 +115,112 @@ def _card(folder: Path) -> ModelCard | None:
         return None
 
 
-def _can_resume(entry: QueueEntry, recipe: Section) -> bool:
-    """Return whether the run's folder has a checkpoint of the same recipe."""
-    folder = runs_folder() / str(getattr(recipe, "name", ""))
+def _describes(document: dict[str, Any], recipe: Section) -> bool:
+    """Return whether a saved recipe, with the defaults of settings that it lacks, is `recipe`."""
     try:
-        text = (folder / "recipe.toml").read_text(encoding="utf-8")
-        same = _FORMS[entry.script].model_validate(tomllib.loads(text)) == recipe
-    except (OSError, ValueError):  # ValidationError is a ValueError
+        return type(recipe).model_validate(document) == recipe
+    except ValidationError:
         return False
-    return same and (folder / "last.pt").is_file()
+
+
+def _can_resume(recipe: Any) -> bool:
+    """Return whether the run's folder has a checkpoint of the same recipe."""
+    folder = runs_folder() / recipe.name
+    return (folder / "last.pt").is_file() and _describes(tomllib.loads((folder / "recipe.toml").read_text()), recipe)
+
+
+def log_file() -> Path:
+    """Return the path of the log, a JSON object for each finished step, the oldest first."""
+    return runs_folder() / "queue.jsonl"
+
+
+def is_evaluated(card: ModelCard) -> bool:
+    """Return whether the log says that the weights with this card have been evaluated."""
+    expected = {"step": "evaluate", "model": card.name, "version": card.version, "exit": 0}
+    for line in log_file().read_text(encoding="utf-8").splitlines() if log_file().is_file() else ():
+        try:
+            if expected.items() <= json.loads(line).items():
+                return True
+        except ValueError:  # a line that a power cut left incomplete
+            continue
+    return False
+
+
+class Queue:
+    """Runs the steps of each model as commands on the CPUs of this process."""
+
+    def __init__(self, entries: Sequence[QueueEntry], lock: int, *, reproduce: bool = False):
+        self._entries = {entry.name: entry for entry in entries}
+        self._lock = lock
+        self._reproduce = reproduce
+
+    def is_done(self, entry: QueueEntry) -> bool:
+        """Return whether the model is shipped, or trained and evaluated."""
+        shipped = not self._reproduce and is_trained(weights_folder() / entry.name, entry.read())
+        return shipped or next(self._missing_steps(entry), None) is None
+
+    def work(self, name: str) -> bool:
+        """Train and evaluate a model, except for steps that are done; return whether all steps have succeeded."""
+        entry = self._entries[name]
+        done = self.is_done(entry) or (entry.stage_of != "" and self.is_done(self._entries[entry.stage_of]))
+        succeeded = done or all(self._run(*step) for step in self._missing_steps(entry))
+        if succeeded:
+            typer.echo(f"{name}: done")
+        return succeeded
+
+    def _missing_steps(self, entry: QueueEntry) -> Iterator[tuple[str, str, list[str]]]:
+        """Yield the steps that are not done yet: its name, the model, and the module of `training` with its options.
+
+        Whether a step is missing is decided after the one before has been run.
+        """
+        recipe = entry.read()
+        export = runs_folder() / entry.name / "export" / entry.name
+        if not is_trained(export, recipe):
+            teacher = recipe.loss.teacher if isinstance(recipe, EmbedRecipe) else ""
+            if teacher and not any(file.is_file() for file in teacher_files(teacher, recipe.data.name)):
+                options = ["--model", str(exported(teacher))] if exported(teacher).is_dir() else []
+                yield "teach", teacher, ["teach", recipe.data.name, "--name", teacher, *options]
+            option = "--resume" if _can_resume(recipe) else "--overwrite"
+            yield "train", entry.name, [entry.script, str(entry.recipe), option]
+        if entry.evaluate and not is_evaluated(checkpoint.read_card(export)):
+            command, *options = entry.evaluate
+            yield "evaluate", entry.name, ["evaluate", command, str(export), *options]
+
+    def _run(self, step: str, model: str, arguments: Sequence[str]) -> bool:
+        command = f"training.{' '.join(arguments)}"
+        typer.echo(f"{model}: {step}: {command}")
+        started, before = datetime.now(UTC), resource.getrusage(resource.RUSAGE_CHILDREN)
+        begun, cpus = time.monotonic(), _cpus()
+        # The child inherits the lock: if only this process is killed, a new queue waits for the child to end.
+        code = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", f"training.{arguments[0]}", *arguments[1:]],
+            env=_ALLOCATOR | os.environ | {"OMP_NUM_THREADS": str(len(cpus))},
+            pass_fds=[self._lock],
+            check=False,
+        ).returncode
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        card = _card(runs_folder() / model / "export" / model)
+        row = {
+            "model": model,
+            "step": step,
+            "command": command,
+            "started": started.isoformat(timespec="seconds"),
+            "hours": round((time.monotonic() - begun) / 3600, 4),
+            "core_hours": round(seconds / 3600, 4),
+            "cpus": cpus,
+            "processor": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "version": card.version if card else None,
+            "metrics": {f"{metric.name}, {metric.data}": metric.value for metric in card.metrics} if card else {},
+            "exit": code,
+        }
+        with log_file().open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if code:
+            typer.echo(f"{model}: {step} has failed with exit code {code}", err=True)
+        return code == 0
 
 
 def _cpus() -> list[int]:
@@ -262,11 +236,9 @@ def parse_cpus(text: str) -> set[int]:
     Raises:
         RecipeError: invalid text, or CPUs that this machine does not have.
     """
+    ranges = [part.split("-", maxsplit=1) for part in text.split(",")]
     try:
-        chosen: set[int] = set()
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            chosen |= set(range(int(first), int(last if dash else first) + 1))
+        chosen = {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
     except (ValueError, OverflowError):
         chosen = set()
     if not chosen or not chosen <= set(range(os.cpu_count() or 1)):
@@ -278,20 +250,13 @@ def parse_cpus(text: str) -> set[int]:
 def only_queue() -> Iterator[int]:
     """Hold the lock of VESTIBULE_RUNS/queue.lock and yield its descriptor; wait for another queue to end."""
     runs_folder().mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(runs_folder() / "queue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with (runs_folder() / "queue.lock").open("a") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             typer.echo("another queue, or a command that it has started, is running: waiting for it to end", err=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _exit_on_sigterm(*_: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 @cli.command()
@@ -309,12 +274,12 @@ def main(
         in_order = [entry.name for entry in entries]
         if unknown := set(names or ()) - set(in_order):
             raise RecipeError(f"{queue} has no {', '.join(sorted(unknown))}; it has {', '.join(in_order)}")
-        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         with only_queue() as lock:
-            trainer = Queue(entries, QueueLog(), lock, reproduce=reproduce)
+            trainer = Queue(entries, lock, reproduce=reproduce)
             failed = [name for name in in_order if (not names or name in names) and not trainer.work(name)]
     if failed:
-        typer.echo(f"error: failed: {', '.join(failed)}; see {QueueLog().path}", err=True)
+        typer.echo(f"error: failed: {', '.join(failed)}; see {log_file()}", err=True)
         raise typer.Exit(1)
 
 

@@ -17,10 +17,11 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import typer
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -31,12 +32,13 @@ from models.registry import build, configure
 from models.runtime import default_device
 from training import classify
 from training.core.errors import RecipeError, RunError, exit_on_error
+from training.core.export import begin
 from training.core.run_folder import hardware, versions
 from training.core.trainer import fit
 from training.datasets import images
 from training.evaluation.plots import ACCENT, INK, PALE, Dot, blank, place_labels, png
 from training.metrics.flops import macs
-from training.recipe.config import Recipe, load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 cli = typer.Typer(add_completion=False)
 
@@ -181,8 +183,8 @@ def train(candidate: ScaledNetwork) -> Result:
     """
     recipe = candidate.recipe
     folder = f"scale-search/{recipe.name}/{digest(recipe)}"
-    task, run = classify.setup(recipe, folder, resume=False, overwrite=True)
-    progress = fit(task, run, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+    task, run = begin(classify.setup, recipe, folder, overwrite=True)
+    progress = fit(task, run, recipe.train, recipe.seed)
     return Result(
         recipe=digest(recipe),
         **candidate.triple._asdict(),
@@ -216,9 +218,9 @@ def read_results(path: Path) -> list[Result]:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Replace the CSV file."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Result))
-    writer.writerows(astuple(result) for result in results)
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Result)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in results)
     write_atomically(path, buffer.getvalue().encode())
 
 
@@ -230,17 +232,14 @@ def run(search: ScaleSearch, path: Path) -> list[Result]:
     Raises:
         TrainingError: see `read_results` and `train`.
     """
-    rows = read_results(path)
-    finished = {result.recipe: result for result in rows}
-    results = []
+    finished = {result.recipe: result for result in read_results(path)}
     for number, candidate in enumerate(search.candidates, start=1):
-        result = finished.get(digest(candidate.recipe))
-        if result is None:
-            result = train(candidate)
-            rows.append(result)
-            write_results(path, rows)
-        typer.echo(f"{number}/{len(search.candidates)}: {candidate.triple}: accuracy {result.accuracy:.4f}")
-        results.append(result)
+        key = digest(candidate.recipe)
+        if key not in finished:
+            finished[key] = train(candidate)
+            write_results(path, list(finished.values()))
+        typer.echo(f"{number}/{len(search.candidates)}: {candidate.triple}: accuracy {finished[key].accuracy:.4f}")
+    results = [finished[digest(candidate.recipe)] for candidate in search.candidates]
     return sorted(results, key=search.reward, reverse=True)
 
 
@@ -305,15 +304,11 @@ def draw(search: ScaleSearch, results: Sequence[Result]) -> bytes:
     ]
     for dot in dots:
         axes.scatter(dot.x, dot.y, dot.area, color=dot.colour, alpha=0.75, linewidth=0)
-    across, up = [dot.x for dot in dots], [dot.y for dot in dots]
-    wide, high = 0.25 * (max(across) - min(across)) or 1.0, 0.15 * (max(up) - min(up)) or 1.0
-    axes.set_xlim(min(across) - wide, max(across) + wide)
-    axes.set_ylim(min(up) - high, max(up) + high)
-    ends = [max(axes.get_xlim()[0], 1e-3), axes.get_xlim()[1]]
-    line = [ends[0] + (ends[1] - ends[0]) * i / 100 for i in range(101)]
-    level = 100 * search.reward(best)
-    curve = [level * (x * 1e6 / search.target) ** -search.exponent for x in line]
-    axes.plot(line, curve, color=PALE, linewidth=0.9, linestyle="--", zorder=0)
+    axes.margins(0.25, 0.15)
+    axes.set_ylim(axes.get_ylim())  # the line does not change the limits
+    line = np.linspace(*axes.get_xlim(), 101).clip(1e-3)
+    curve = 100 * search.reward(best) * (line * 1e6 / search.target) ** -search.exponent
+    axes.plot(line, curve, color=PALE, linewidth=0.9, linestyle="--", zorder=0, scalex=False)
     place_labels(axes, dots)
     return png(figure)
 
@@ -330,7 +325,7 @@ def main(
 ) -> None:
     """Train every network of the grid for a short time and compare them; a stopped search is continued."""
     with exit_on_error(ValueError):
-        base = shortened(load_recipe(path), epochs, train_limit)
+        base = shortened(read_recipe(Recipe, path), epochs, train_limit)
         search = plan(base, grid(step, tolerance), exponent)
         results = run(search, out / "scale-search.csv")
     table = markdown(search, results)

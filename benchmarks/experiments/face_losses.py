@@ -28,7 +28,7 @@ from benchmarks import tables
 from benchmarks.experiments.runs import RunFailedError, card_made_by
 from models.card import ModelCard
 from models.checkpoint import write_atomically
-from training.core.export import export
+from training.core.export import begin, export
 from training.core.trainer import fit
 from training.embed import setup
 from training.evaluation.markdown import put
@@ -111,7 +111,7 @@ def card_of(cell: Cell) -> ModelCard | None:
 def train(name: str) -> None:
     """Train one cell in this process; its active.json has the share of active triplets at every step."""
     recipe = next(cell for cell in cells() if cell.name == name).recipe
-    task, run = setup(recipe, None, resume=False, overwrite=True)
+    task, run = begin(setup, recipe, overwrite=True)
     active: list[float] = []
     step = task.step
 
@@ -121,7 +121,7 @@ def train(name: str) -> None:
         return values
 
     task.step = recorded  # type: ignore[assignment, method-assign]
-    progress = fit(task, run, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
+    progress = fit(task, run, recipe.train, recipe.seed)
     (run.folder / "active.json").write_text(json.dumps(active))
     export(task, run, progress)
 

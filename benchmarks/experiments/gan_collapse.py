@@ -19,7 +19,8 @@ from benchmarks import tables
 from models.checkpoint import write_atomically
 from training import gan
 from training.core.errors import CollapsedError
-from training.core.export import export_and_summarise, train
+from training.core.export import begin, export
+from training.core.trainer import fit
 from training.evaluation.plots import COLOURS, INK, PALE, png
 from training.recipe.config import read_recipe, runs_folder
 from training.recipe.gan_config import GanRecipe
@@ -44,6 +45,16 @@ def recipe_of(run: str) -> GanRecipe:
     return read_recipe(GanRecipe, RECIPE, [*RUNS[run], f"name=gan-collapse-{run}"])
 
 
+def train(recipe: GanRecipe) -> None:
+    """Train and export.
+
+    Raises:
+        CollapsedError: the run is stopped.
+    """
+    task, run = begin(gan.setup, recipe, overwrite=True)
+    export(task, run, fit(task, run, recipe.train, recipe.seed))
+
+
 def play(run: str) -> list[dict[str, object]]:
     """Train it; a row for each epoch, the last of them with the monitor's message where it was stopped.
 
@@ -53,7 +64,7 @@ def play(run: str) -> list[dict[str, object]]:
     last: Mapping[str, float] = {}
     message = ""
     try:
-        train(gan.setup, recipe, overwrite=True, finish=export_and_summarise)
+        train(recipe)
     except CollapsedError as error:
         last, message = error.figures, str(error)
     seconds = round(time.process_time() - started, 1)

@@ -12,7 +12,7 @@ import torch
 
 from models.registry import build, configure
 from training.metrics.flops import macs
-from training.recipe.config import Recipe, load_recipe
+from training.recipe.config import Recipe, read_recipe
 
 RECIPE = Path("benchmarks/experiments/ideas-cifar10.toml")
 
@@ -79,7 +79,7 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """The recipe with the overrides in it."""
-        return load_recipe(self.experiment.recipe, self.overrides)
+        return read_recipe(Recipe, self.experiment.recipe, self.overrides)
 
 
 @dataclass(frozen=True)

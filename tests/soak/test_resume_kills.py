@@ -20,7 +20,7 @@ import pytest
 from benchmarks import tables
 from tests.soak.conftest import Soak
 from training.core.run_folder import Run
-from training.recipe.config import load_recipe, runs_folder
+from training.recipe.config import Recipe, read_recipe, runs_folder
 
 RECIPE = Path("training/recipes/lenet5-mnist.toml")
 OVERRIDES = ["train.epochs=4", "train.warmup_epochs=1"]
@@ -61,7 +61,7 @@ def test_a_killed_run_exports_the_weights_of_an_unbroken_run(
 ) -> None:
     datasets("mnist")
     monkeypatch.setenv("VESTIBULE_RUNS", str(tmp_path))
-    kills, recipe = soak.size or 2, load_recipe(RECIPE, OVERRIDES)
+    kills, recipe = soak.size or 2, read_recipe(Recipe, RECIPE, OVERRIDES)
     subprocess.run(command("unbroken", "--overwrite"), check=True)
     total = reached("unbroken")
     per_epoch = total // recipe.train.epochs

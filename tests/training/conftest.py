@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,11 +17,14 @@ import torch
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 from matplotlib import cbook
 from PIL import Image
+from torch import nn
+from typer.testing import Result
 
 from models import checkpoint
 from models.preprocess import Preprocess
 from models.registry import build
 from tests.conftest import photo
+from training.recipe.config import runs_folder
 
 CLASSES = ("across", "down", "slanted")
 GREY = Preprocess(mode="L", size=(28, 28), pad=2, mean=(33.3,), std=(78.6,))
@@ -34,25 +37,11 @@ RECIPE = """
 name = "strokes"
 description = "Strokes"
 seed = 3
-
-[model]
-architecture = "lenet5-relu"
-config = { dropout = 0.1 }
-
-[data]
-name = "strokes"
-validation = 30
-
-[preprocess]
-mode = "L"
-size = [28, 28]
-pad = 2
-mean = [33.3]
-std = [78.6]
-
-[augment]
-rotate = 5
-translate = 0.05
+model = { architecture = "lenet5-relu", config = { dropout = 0.1 } }
+data = { name = "strokes", validation = 30 }
+preprocess = { mode = "L", size = [28, 28], pad = 2, mean = [33.3], std = [78.6] }
+augment = { rotate = 5, translate = 0.05 }
+card = { data = "strokes", source = "a test", license = "Apache-2.0" }
 
 [train]
 epochs = 4
@@ -63,11 +52,6 @@ weight_decay = 0.01
 warmup_epochs = 1
 ema = 0.9
 checkpoint_steps = 5
-
-[card]
-data = "strokes"
-source = "a test"
-license = "Apache-2.0"
 """
 
 
@@ -114,15 +98,27 @@ def write_identities(path: Path, faces: Iterable[tuple[Image.Image, str | None]]
 def save(folder: Path, architecture: str, config: Mapping[str, object], **card: object) -> Path:
     """Save an untrained model with a card; `card` replaces or adds fields."""
     torch.manual_seed(0)
+    return save_network(folder, build(architecture, config), architecture, config, **card)
+
+
+def save_network(
+    folder: Path, network: nn.Module, architecture: str, config: Mapping[str, object], **card: object
+) -> Path:
     defaults: dict[str, object] = {"preprocess": GREY, "description": "x", "data": "x", "source": "x", "license": "x"}
     card = {"name": folder.name, "architecture": architecture, "config": config} | defaults | card
-    checkpoint.save(folder, build(architecture, config), **card)
+    checkpoint.save(folder, network, **card)
     return folder
 
 
 def sets(*overrides: str) -> list[str]:
     """Return command line options that override settings of a recipe."""
     return [part for override in overrides for part in ("--set", override)]
+
+
+def assert_error(result: Result, message: str) -> None:
+    """Check that a command has failed with one line, which contains `message`."""
+    assert (result.exit_code, result.output[:7], result.output.count("\n")) == (1, "error: ", 1), result.output
+    assert message in result.output
 
 
 @contextmanager
@@ -141,6 +137,17 @@ def interrupted(task: type, call: int, method: str = "step") -> Iterator[None]:
         patch.setattr(task, method, counting)
         yield
     assert calls == call
+
+
+def check_resumed(invoke: Callable[..., Result], task: type, call: int, method: str = "step") -> None:
+    """Check that a run that is interrupted in that call and resumed ends with the files of an unbroken run."""
+    assert invoke("--run", "whole").exit_code == 0
+    with interrupted(task, call, method):
+        invoke("--run", "broken")
+    assert invoke("--run", "broken", "--resume").exit_code == 0
+    for name in ("best.pt", "history.json"):
+        whole, broken = ((runs_folder() / run / name).read_bytes() for run in ("whole", "broken"))
+        assert whole == broken, name
 
 
 @cache

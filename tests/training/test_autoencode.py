@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,18 @@ from models import checkpoint
 from models.card import ModelCard
 from models.generative import ReconstructionSubmodel
 from models.vae import VAE
-from tests.training.conftest import CLASSES, TWO_PROCESSES, interrupted, png, sets, strokes, write_parquet
+from tests.training.conftest import (
+    CLASSES,
+    TWO_PROCESSES,
+    assert_error,
+    check_resumed,
+    png,
+    sets,
+    strokes,
+    write_parquet,
+)
 from training import autoencode
+from training.core.export import begin
 from training.core.run_folder import Run
 from training.core.seeds import generator
 from training.datasets.crops_and_noise import CroppedImages, add_fixed_noise
@@ -32,35 +43,14 @@ RECIPE = """
 name = "lines"
 description = "Strokes"
 seed = 3
-
-[model]
-architecture = "autoencoder"
-config = { latent = 6, widths = [8, 12], hidden = 0, blocks = 1 }
-
-[[data]]
-name = "strokes"
-validation = 30
-
-[preprocess]
-mode = "L"
-size = [28, 28]
-mean = [0]
-std = [255]
-
-[train]
-epochs = 2
-batch_size = 10
-optimizer = "adamw"
-lr = 0.01
-warmup_epochs = 1
-ema = 0.9
-
-[card]
-data = "strokes"
-source = "a test"
-license = "Apache-2.0"
+model = { architecture = "autoencoder", config = { latent = 6, widths = [8, 12], hidden = 0, blocks = 1 } }
+data = [{ name = "strokes", validation = 30 }]
+preprocess = { mode = "L", size = [28, 28], mean = [0], std = [255] }
+train = { epochs = 2, batch_size = 10, optimizer = "adamw", lr = 0.01, warmup_epochs = 1, ema = 0.9 }
+card = { data = "strokes", source = "a test", license = "Apache-2.0" }
 """
 VAE_RECIPE = ["model.architecture=vae", "model.conditional=true"]
+TWO_SETS = "data=[{name='a', validation=1}, {name='b', validation=1}]"
 NOISE = "noise={sigma=[20, 100], validation=[40, 80]}"
 DENOISER = ["model.architecture=denoiser", "model.config={widths=[8, 12], blocks=1}", NOISE, "train.lr=0.003"]
 
@@ -72,12 +62,12 @@ def workshop(workshop: Path) -> Path:
     return workshop
 
 
-def invoke(workshop: Path, *changes: str, options: tuple[str, ...] = ()) -> Result:
-    return CliRunner().invoke(autoencode.cli, [str(workshop / "recipe.toml"), *sets(*changes), *options])
+def invoke(workshop: Path, *options: str) -> Result:
+    return CliRunner().invoke(autoencode.cli, [str(workshop / "recipe.toml"), *options])
 
 
 def trained(workshop: Path, *changes: str) -> tuple[torch.nn.Module, ModelCard, dict[str, float]]:
-    result = invoke(workshop, *changes)
+    result = invoke(workshop, *sets(*changes))
     assert result.exit_code == 0, result.output
     module, card = checkpoint.load(workshop / "runs/lines/export/lines")
     return module, card, {metric.name: metric.value for metric in card.metrics}
@@ -173,7 +163,7 @@ def test_data_sets_alternate(workshop: Path) -> None:
     data = f"data=[{{{first}}}, {{{second}, batch_size=30}}]"
     changes = [*DENOISER, data, "preprocess.fit=within"]
     recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", changes)
-    task, _ = autoencode.setup(recipe, "turns", resume=False, overwrite=False)
+    task, _ = begin(autoencode.setup, recipe, "turns")
     assert task.steps_per_epoch == 2 * 2  # the second has two batches of 30, and the first waits for it
     shapes: list[tuple[int, ...]] = []
     model = task.learners["autoencoder"].model
@@ -181,11 +171,8 @@ def test_data_sets_alternate(workshop: Path) -> None:
     for index in range(4):
         task.step(0, index, torch.Generator().manual_seed(index))
     assert shapes == [(10, 1, 24, 24), (30, 1, 16, 16)] * 2
-    assert task.figures(task.learners["autoencoder"].network).keys() == {
-        "psnr",
-        *(f"psnr_{name}_{sigma}" for name in ("strokes", "more") for sigma in (40, 80)),
-    }
-    _, card, _ = trained(workshop, *changes)
+    _, card, figures = trained(workshop, *changes)
+    assert figures.keys() == {"psnr", *(f"psnr_{name}_{sigma}" for name in ("strokes", "more") for sigma in (40, 80))}
     assert card.config["image_size"] == 24
     assert card.preprocess.fit == "within"
 
@@ -193,20 +180,12 @@ def test_data_sets_alternate(workshop: Path) -> None:
 def test_kl_weight_rises(workshop: Path) -> None:
     for change, expected in (("loss.beta=2", 2.0), ("loss.beta_epochs=0.5", 0.0)):
         recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", [*VAE_RECIPE, change])
-        task, _ = autoencode.setup(recipe, "beta", resume=False, overwrite=True)
+        task, _ = begin(autoencode.setup, recipe, "beta", overwrite=True)
         first = task.step(0, 0, torch.Generator().manual_seed(0))
         surprise = (expected - 1) * first["kl"] - first["elbo"]
         assert float(first["loss"]) == pytest.approx(float(surprise) / 28**2, rel=1e-5)
     last = task.step(0, 7, torch.Generator().manual_seed(0))
     assert float(last["loss"]) == pytest.approx(-float(last["elbo"]) / 28**2, rel=1e-5)
-
-
-@pytest.mark.parametrize("distance", ["l1", "mse"])
-def test_all_settings_of_the_recipe_work(workshop: Path, distance: str) -> None:
-    switches = ["train.precision=bf16", "train.channels_last=true", "augment.flip=true", "augment.translate=0.05"]
-    _, card, _ = trained(workshop, *DENOISER, *switches, f"loss.distance={distance}")
-    assert card.training is not None
-    assert card.training.recipe["loss"]["distance"] == distance
 
 
 @pytest.mark.parametrize(
@@ -217,36 +196,22 @@ def test_all_settings_of_the_recipe_work(workshop: Path, distance: str) -> None:
         ([NOISE], "required to denoise, and not allowed otherwise"),
         ([*DENOISER, "noise.sigma=[3, 2]"], "is not (low, high)"),
         (["preprocess.mean=[33]"], "the images must be in 0..1"),
-        (["augment.mixup=1"], "mixup and cutmix blend images"),
         (["preprocess.fit=within"], "each data set needs a size"),
         (
             ["model.conditional=true", "data=[{name='a', validation=1}, {name='b', validation=1}]"],
-            "needs the labels of exactly one data set",
+            "exactly one data set",
         ),
-        (["loss.beta=0"], "greater than 0"),
-        (["data=[]"], "at least 1 item"),
-        (["data=[{name='ants', validation=1}]"], "no train*.parquet"),
-        (["train.lr=1e30", "train.optimizer=sgd", "loss.distance=mse"], "the loss is nan"),
     ],
 )
 def test_errors_are_one_line(workshop: Path, changes: list[str], message: str) -> None:
-    result = invoke(workshop, *changes)
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert result.output.count("\n") == 1
+    assert_error(invoke(workshop, *sets(*changes)), message)
 
 
 @pytest.mark.parametrize("changes", [VAE_RECIPE, DENOISER], ids=["vae", "denoiser"])
-def test_a_resumed_run_ends_with_the_same_weights(workshop: Path, changes: list[str]) -> None:
-    changes = [*changes, "train.checkpoint_steps=5"]
-    assert invoke(workshop, *changes, options=("--run", "whole")).exit_code == 0
-    with interrupted(autoencode.AutoencodingTask, 18):
-        invoke(workshop, *changes, options=("--run", "broken"))
-    assert invoke(workshop, *changes, options=("--run", "broken", "--resume")).exit_code == 0
-    cards = [checkpoint.read_card(workshop / f"runs/{run}/export/lines") for run in ("whole", "broken")]
-    assert cards[0].sha256 == cards[1].sha256
-    assert cards[0].metrics == cards[1].metrics
+def test_resumed_run_ends_with_the_same_weights(workshop: Path, changes: list[str]) -> None:
+    check_resumed(
+        partial(invoke, workshop, *sets(*changes, "train.checkpoint_steps=5")), autoencode.AutoencodingTask, 18
+    )
 
 
 @pytest.mark.slow
@@ -261,7 +226,7 @@ def test_two_processes_agree_with_one(workshop: Path) -> None:
         check=True,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
     )
-    assert invoke(workshop, *changes, options=("--run", "one")).exit_code == 0
+    assert invoke(workshop, "--run", "one", *sets(*changes)).exit_code == 0
     histories = [json.loads((workshop / "runs" / run / "history.json").read_text()) for run in ("one", "two")]
     for alone, shared in zip(*histories, strict=True):
         assert shared == pytest.approx(alone, rel=1e-2)

@@ -1,8 +1,7 @@
-"""The training script of classifiers, from recipe to export; killed runs; two processes."""
+"""The training script of classifiers, from recipe to export; killed runs; two processes; auxiliary classifiers."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -10,24 +9,30 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typer.testing import CliRunner, Result
 
 from models import checkpoint
-from models.registry import build
+from models.registry import REGISTRY, Architecture
 from models.tta import VIEWS, Tta
-from tests.training.conftest import CLASSES, TWO_PROCESSES, sets
+from tests.training.conftest import CLASSES, TWO_PROCESSES, assert_error, sets
 from training import classify
+from training.core.export import begin
 from training.core.run_folder import Run
+from training.core.seeds import generator
 from training.datasets import images as data
-from training.datasets.batches import stratified_split
-from training.recipe.config import load_recipe
+from training.datasets.batches import Batches, stratified_split
+from training.recipe.config import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +48,7 @@ def test_classifier_is_trained_and_exported(workshop: Path) -> None:
     module, card = checkpoint.load(run / "export/strokes")
     assert (card.name, card.classes, card.task) == ("strokes", CLASSES, "classify")
     assert (card.config["num_classes"], card.config["in_channels"], card.config["dropout"]) == (3, 1, 0.1)
-    recipe = load_recipe(workshop / "recipe.toml")
+    recipe = read_recipe(Recipe, workshop / "recipe.toml")
     assert card.preprocess == recipe.preprocess
     assert card.training is not None
     assert card.training.recipe == recipe.model_dump(mode="json")
@@ -77,42 +82,24 @@ def test_classifier_is_trained_and_exported(workshop: Path) -> None:
 
 
 def test_all_settings_of_the_recipe_work(workshop: Path) -> None:
-    switches = ["augment.crop=2", "augment.flip=true", "augment.mixup=0.3", "train.label_smoothing=0.1"]
-    switches += ["augment.cutmix=1", "augment.cutout=8", "augment.colour_pca=0.1", "augment.rand_augment=[2, 9]"]
-    switches += [
-        "train.precision=bf16",
-        "train.channels_last=true",
-        "train.whiten=true",
-        "train.clip_norm=1",
-        "train.ema=0",
-    ]
-    switches += ["train.epochs=2", "train.optimizer=sgd", "train.nesterov=true", "model.architecture=lenet5"]
-    result = invoke(
-        workshop,
-        *sets(*switches, "model.config={output='linear'}"),
-    )
+    switches = ["augment={crop=2, flip=true, mixup=0.3, cutmix=1, cutout=8, colour_pca=0.1, rand_augment=[2, 9]}"]
+    switches += ["train={epochs=2, batch_size=10, lr=0.002, nesterov=true, precision='bf16', channels_last=true}"]
+    switches += ["train.whiten=true", "train.clip_norm=1", "train.label_smoothing=0.1"]
+    result = invoke(workshop, *sets(*switches, "model={architecture='lenet5', config={output='linear'}}"))
     assert result.exit_code == 0, result.output
-    _, card = checkpoint.load(workshop / "runs/strokes/export/strokes")
-    assert card.architecture == "lenet5"
+    assert checkpoint.read_card(workshop / "runs/strokes/export/strokes").architecture == "lenet5"
 
 
 def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
-    recipe = load_recipe(workshop / "recipe.toml", ["data.train=60"])
-    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
-    every, _ = classify.setup(load_recipe(workshop / "recipe.toml"), "all", resume=False, overwrite=False)
+    task, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml", ["data.train=60"]))
+    every, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml"), "all")
     assert task.steps_per_epoch == 60 // 10 < every.steps_per_epoch
     assert torch.equal(task.held_out_labels, every.held_out_labels)
 
 
 @pytest.mark.parametrize(
     ("noise", "expected"),
-    [
-        ((1, 2, 2, 2), "none"),
-        ((1, 0, 2, 2), "flip"),
-        ((1, 1, 0, 1), "six-view"),
-        ((1, 1, 1, 0), "ten-crop"),
-        ((0, 1, 1, 1), "none"),
-    ],
+    [((1, 2, 2, 2), "none"), ((1, 0, 2, 2), "flip"), ((1, 1, 0, 1), "six-view"), ((1, 1, 1, 0), "ten-crop")],
 )
 def test_best_views_are_exported(
     workshop: Path, monkeypatch: pytest.MonkeyPatch, noise: tuple[float, float, float, float], expected: str
@@ -167,31 +154,21 @@ def test_views_that_lose_accuracy_are_not_exported(workshop: Path, monkeypatch: 
     ],
 )
 def test_errors_are_one_line(workshop: Path, options: list[str], message: str) -> None:
-    result = invoke(workshop, *options)
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert result.output.count("\n") == 1
+    assert_error(invoke(workshop, *options), message)
 
 
-def test_existing_run_is_not_overwritten(workshop: Path) -> None:
+def test_existing_run_is_overwritten_only_on_request_and_after_the_set_up(workshop: Path) -> None:
     once = ["--set", "train.epochs=2"]
     assert invoke(workshop, *once).exit_code == 0
-    assert "already holds a run" in invoke(workshop, *once).output
-    assert "differs in train.lr" in invoke(workshop, *once, "--resume", "--set", "train.lr=1").output
+    assert_error(invoke(workshop, *once), "already holds a run")
     assert invoke(workshop, *once, "--resume").exit_code == 0  # nothing left to do but the export
-    (workshop / "runs/strokes/last.pt").unlink()
-    assert "last.pt: No such file" in invoke(workshop, *once, "--resume").output
+    assert_error(invoke(workshop, "--overwrite", "--set", "train.batch_size=101"), "a batch of 101")
+    assert (workshop / "runs/strokes/export").is_dir()
     assert invoke(workshop, *once, "--overwrite").exit_code == 0
-    assert invoke(workshop, *once, "--run", "other").exit_code == 0
 
 
 def command(workshop: Path, run: str, *options: str) -> list[str]:
     return [sys.executable, "-m", "training.classify", str(workshop / "recipe.toml"), "--run", run, *options]
-
-
-def digest(workshop: Path, run: str) -> str:
-    return hashlib.sha256((workshop / "runs" / run / "export/strokes/model.safetensors").read_bytes()).hexdigest()
 
 
 def test_killed_run_ends_with_the_same_weights(workshop: Path) -> None:
@@ -210,7 +187,8 @@ def test_killed_run_ends_with_the_same_weights(workshop: Path) -> None:
         options = [*longer, "--resume"]
     assert all(15 <= step < 120 for step in stood_at)
     subprocess.run(command(workshop, "broken", *options), cwd=ROOT, check=True)
-    assert digest(workshop, "broken") == digest(workshop, "unbroken")
+    cards = [checkpoint.read_card(workshop / f"runs/{run}/export/strokes") for run in ("broken", "unbroken")]
+    assert cards[0].sha256 == cards[1].sha256
 
 
 def _stands_at(run: Run, step: int) -> bool:
@@ -219,27 +197,22 @@ def _stands_at(run: Run, step: int) -> bool:
 
 def test_two_processes_agree_with_one(workshop: Path) -> None:
     # Without what each process draws for itself; what is left of a difference is the order of sums.
-    plain = ["augment={}", "model.config={}", "train.epochs=2"]
-    options = sets(*plain)
+    options = sets("augment={}", "model.config={}", "train.epochs=2")
     python, *arguments = command(workshop, "two", *options)
     # accelerate's --cpu would start one process (see training.classify).
     subprocess.run(
         [python, *TWO_PROCESSES, *arguments], cwd=ROOT, check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
     )
     assert invoke(workshop, "--run", "one", *options).exit_code == 0
-    cards = [checkpoint.read_card(workshop / "runs" / run / "export/strokes") for run in ("one", "two")]
-    assert [card.training.processes for card in cards if card.training] == [1, 2]
-    histories = [json.loads((workshop / "runs" / run / "history.json").read_text()) for run in ("one", "two")]
+    folders = [workshop / "runs" / run for run in ("one", "two")]
+    models = [checkpoint.load(folder / "export/strokes") for folder in folders]
+    assert [card.training.processes for _, card in models if card.training] == [1, 2]
+    histories = [json.loads((folder / "history.json").read_text()) for folder in folders]
     for alone, shared in zip(*histories, strict=True):
         assert shared == pytest.approx(alone, rel=1e-3)
-    states = [
-        safetensors.torch.load_file(workshop / "runs" / run / "export/strokes/model.safetensors")
-        for run in ("one", "two")
-    ]
-    start = build("lenet5-relu", {"num_classes": 3}).state_dict()
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
-        assert not np.allclose(value, start[name], atol=1e-3)
+    first, second = (network.state_dict() for network, _ in models)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -256,8 +229,7 @@ def test_training_on_a_gpu_learns_and_resumes(workshop: Path, precision: str) ->
 
 
 def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe(workshop / "recipe.toml", ["augment={flip='alternating'}"])
-    task, _ = classify.setup(recipe, None, resume=False, overwrite=False)
+    task, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml", ["augment={flip='alternating'}"]))
     seen: list[Tensor] = []
 
     def watch(images: Tensor, *_: object) -> Tensor:
@@ -273,25 +245,21 @@ def test_alternating_flip_shows_every_image_both_ways(workshop: Path, monkeypatc
         rows = [int(row) for index in range(task.steps_per_epoch) for row in task._rows[task._batches(epoch, index)]]
         shown.append(dict(zip(rows, torch.cat(seen), strict=True)))
     originals = torch.from_numpy(np.array(task.images.images)).movedim(-1, 1).float()
-    mirrored = []
     for row, image in shown[0].items():
-        mirrored.append(not torch.equal(image, originals[row]))
-        assert torch.equal(image, originals[row].flip(-1) if mirrored[-1] else originals[row])
+        assert torch.equal(image, originals[row].flip(-1)) != torch.equal(image, originals[row])
         assert torch.equal(shown[1][row], image.flip(-1))
         assert torch.equal(shown[2][row], image)
-    assert 0.3 < np.mean(mirrored) < 0.7
 
 
 def test_freeze_whitening_keeps_the_filters(workshop: Path) -> None:
     settings = ["train.whiten=true", "train.freeze_whitening=true"]
-    task, _ = classify.setup(load_recipe(workshop / "recipe.toml", settings), None, resume=False, overwrite=False)
+    task, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml", settings))
     layer = next(module for module in task.learners["classifier"].network.modules() if isinstance(module, nn.Conv2d))
-    weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     assert invoke(workshop, *sets(*settings), "--overwrite").exit_code == 0
-    kept = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"]
-    assert any(torch.equal(value, weight) for value in kept.values())
-    assert bias is not None
-    assert not any(torch.equal(value, bias) for value in kept.values())
+    after = Run(workshop / "runs/strokes").load_last(1)["learners"]["classifier"]["model"].values()
+    kept = {name: any(torch.equal(value, weight) for value in after) for name, weight in before.items()}
+    assert kept == {"weight": True, "bias": False}
 
 
 def test_settings_for_short_trainings_learn(workshop: Path) -> None:
@@ -306,3 +274,68 @@ def test_settings_for_short_trainings_learn(workshop: Path) -> None:
     history = json.loads((workshop / "runs/strokes/history.json").read_text())
     assert history[-1]["train/loss"] < history[0]["train/loss"]
     assert history[-1]["validation/accuracy"] > 0.6
+
+
+@dataclass(frozen=True)
+class Config:
+    num_classes: int = 10
+    in_channels: int = 1
+    image_size: int = 32
+    auxiliary: bool = True
+
+
+class Network(nn.Module):
+    """A network with auxiliary outputs, as Inception, of three linear layers."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(config.in_channels * config.image_size**2, 8), nn.Tanh())
+        self.head = nn.Linear(8, config.num_classes)
+        heads = [nn.Linear(8, config.num_classes) for _ in range(2 if config.auxiliary else 0)]
+        self.auxiliary = nn.ModuleList(heads)
+
+    def forward(self, images: Tensor, *, auxiliary: bool = False) -> Tensor | tuple[Tensor, ...]:
+        features = self.features(images)
+        logits: Tensor = self.head(features)
+        return (logits, *(head(features) for head in self.auxiliary)) if auxiliary else logits
+
+
+@pytest.fixture
+def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Changes to the workshop's recipe, with the network in the registry."""
+    monkeypatch.setitem(REGISTRY, "two-heads", Architecture(Config(), Network, "classify"))
+    return ["model.architecture=two-heads", "model.config={}", "augment={}", "train.label_smoothing=0.1"]
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.7])
+def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings: list[str], weight: float) -> None:
+    chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *chosen])
+    images = data.load("strokes", "train", recipe.preprocess)
+    task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
+    network = deepcopy(task.learners["classifier"].model)
+    result = task.step(0, 0, generator(0))
+    train, _ = stratified_split(images.labels, recipe.data.validation, recipe.seed)
+    rows = train[Batches(len(train), recipe.train.batch_size, recipe.seed)(0, 0)]
+    labels = torch.from_numpy(images.labels[rows])
+    with torch.no_grad():
+        logits = network(recipe.preprocess.normalise(torch.from_numpy(images.images[rows])), auxiliary=True)
+    main, *rest = (float(F.cross_entropy(head, labels, label_smoothing=0.1)) for head in logits)
+    assert len(rest) == 2
+    assert float(result["loss"]) == pytest.approx(main + weight * sum(rest), rel=1e-5)
+    assert float(result["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
+
+
+def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:
+    result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *sets(*settings)])
+    assert result.exit_code == 0, result.output
+    run = workshop / "runs/strokes"
+    module, card = checkpoint.load(run / "export/strokes")
+    assert card.config == {"num_classes": 3, "in_channels": 1, "image_size": 32, "auxiliary": False}
+    assert card.parameters == 8 * (32 * 32 + 1) + 3 * (8 + 1)
+    exported = safetensors.torch.load_file(run / "export/strokes/model.safetensors")
+    assert exported.keys() == {"features.1.weight", "features.1.bias", "head.weight", "head.bias"}
+    trained = Run(run).load_best()["networks"]["classifier"]
+    assert "auxiliary.1.weight" in trained
+    assert all(torch.equal(value, trained[name]) for name, value in module.state_dict().items())
+    assert {m.name: m.value for m in card.metrics}["accuracy"] > 0.6

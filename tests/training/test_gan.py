@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from typer.testing import CliRunner, Result
 from models import checkpoint
 from models.gan import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from models.generative import latents
-from tests.training.conftest import CLASSES, interrupted, png, sets, strokes, write_parquet
+from tests.training.conftest import CLASSES, assert_error, check_resumed, png, sets, strokes, write_parquet
 from training import gan
-from training.core.errors import CollapsedError, RecipeError
+from training.core.errors import RecipeError
+from training.core.export import begin
 from training.core.run_folder import Run
 from training.core.seeds import generator
-from training.core.trainer import fit
 from training.losses import adversarial
 from training.metrics.contact_sheet import sheet
 from training.recipe.config import read_recipe
@@ -35,33 +35,13 @@ RECIPE = f"""
 name = "stroke-maker"
 description = "Draws strokes"
 seed = 3
-
-[model]
-architecture = "gan"
-conditional = true
-config = {{ latent = 8, widths = [16, 8] }}
-
-[discriminator]
-widths = [8, 16]
-
-[data]
-name = "strokes"
-validation = 100
-
-[preprocess]
-mode = "L"
-size = [28, 28]
-mean = [127.5]
-std = [127.5]
-
-[game]
-loss = "non-saturating"
-
-[watch]
-extractor = "{ROOT / "weights/lenet5-mnist"}"
-samples = 100
-modes = 5
-grace = 99
+model = {{ architecture = "gan", conditional = true, config = {{ latent = 8, widths = [16, 8] }} }}
+discriminator = {{ widths = [8, 16] }}
+data = {{ name = "strokes", validation = 100 }}
+preprocess = {{ mode = "L", size = [28, 28], mean = [127.5], std = [127.5] }}
+game = {{ loss = "non-saturating" }}
+watch = {{ extractor = "{ROOT / "weights/lenet5-mnist"}", samples = 100, modes = 5, grace = 99 }}
+card = {{ data = "strokes", source = "a test", license = "Apache-2.0" }}
 
 [train]
 epochs = 2
@@ -72,11 +52,6 @@ momentum = 0.5
 schedule = "constant"
 ema = 0.9
 checkpoint_steps = 1
-
-[card]
-data = "strokes"
-source = "a test"
-license = "Apache-2.0"
 """
 WASSERSTEIN = ["model.architecture=wgan", "model.conditional=false", "discriminator.norm=none"]
 WASSERSTEIN += ["game.loss=wasserstein", "game.turns=2"]
@@ -99,7 +74,7 @@ def invoke(makers: Path, *options: str) -> Result:
 
 def adversaries(makers: Path, *changes: str) -> gan.AdversarialTask:
     recipe = read_recipe(GanRecipe, makers / "recipe.toml", changes)
-    return gan.setup(recipe, None, resume=False, overwrite=True)[0]
+    return begin(gan.setup, recipe, overwrite=True)[0]
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -140,7 +115,6 @@ def test_each_step_changes_one_network_only(makers: Path, changes: list[str], st
 
 def test_frozen_module_computes_as_in_training() -> None:
     torch.manual_seed(0)
-    config = DiscriminatorConfig(widths=(8, 16), spectral=True)
     pictures = torch.randn(6, 1, 28, 28, requires_grad=True)
     labels = torch.zeros(6, 0)
     plain = Discriminator(DiscriminatorConfig(widths=(8, 16)))
@@ -152,16 +126,6 @@ def test_frozen_module_computes_as_in_training() -> None:
     assert gradient.any()
     assert torch.equal(plain(pictures, labels), inside)  # not what `eval` would answer
     assert any("running_mean" in name for name in moved(before, plain))
-    held = Discriminator(config)
-    before = state(held)
-    with pytest.raises(RuntimeError, match="in the middle"), gan.frozen(held):  # noqa: PT012
-        held(pictures, labels)
-        raise RuntimeError("in the middle")
-    assert moved(before, held) == set()
-    held(pictures, labels)
-    names = moved(before, held)
-    assert any(name.endswith("_u") for name in names)
-    assert any("running_var" in name for name in names)
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non-saturating", "hinge", "wasserstein"])
@@ -175,10 +139,10 @@ def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) ->
     task.step(0, 0, generator(5))
 
     draw = generator(5)
-    adam: dict[nn.Module, torch.optim.Optimizer] = {
-        g: torch.optim.AdamW(g.parameters(), lr=0.002, betas=(0.5, 0.999), weight_decay=0)
+    adam = {
+        network: torch.optim.AdamW(network.parameters(), lr, betas=(0.5, 0.999), weight_decay=0)
+        for network, lr in ((g, 0.002), (d, 0.001))
     }
-    adam[d] = torch.optim.AdamW(d.parameters(), lr=0.001, betas=(0.5, 0.999), weight_decay=0)
     for turn in range(2):
         real, numbers = task.images.batch(0, turn, task.recipe.augment, draw)
         labels = torch.nn.functional.one_hot(torch.from_numpy(numbers), 3).float()
@@ -207,8 +171,8 @@ def test_step_agrees_with_a_loop(makers: Path, loss: adversarial.Adversarial) ->
 def test_clipped_weights_stay_within_the_limit(makers: Path) -> None:
     task = adversaries(makers, *WASSERSTEIN, "game.clip=0.01")
     task.step(0, 0, generator(1))
-    values = torch.cat([p.flatten() for p in task.learners["discriminator"].model.parameters()])
-    assert values.abs().max().item() == pytest.approx(0.01)
+    limit = max(value.abs().max().item() for value in task.learners["discriminator"].model.parameters())
+    assert limit == pytest.approx(0.01)
 
 
 def test_recomputed_statistics_are_those_of_the_weights() -> None:
@@ -273,58 +237,39 @@ def test_a_critic_is_measured(makers: Path) -> None:
         assert 0 < row["validation/slope"] <= row["validation/steepest"]
         assert row.keys() >= {"train/earth_mover", "validation/earth_mover"}
         assert "train/accuracy" not in row
-    network, card = checkpoint.load(run / "export/stroke-maker")
+    card = checkpoint.read_card(run / "export/stroke-maker")
     assert card.classes == ()
     assert "asked" not in {metric.name for metric in card.metrics}
-    assert network.get_submodule("seed") is not None
 
 
 @pytest.mark.slow
 def test_the_generator_learns_strokes(makers: Path) -> None:
-    changes = [*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95"]
-    assert invoke(makers, *sets(*changes)).exit_code == 0
+    options = sets(*SPECTRAL, "train.epochs=60", "train.checkpoint_steps=0", "train.ema=0.95")
+    assert invoke(makers, *options).exit_code == 0
     history = json.loads((makers / "runs/stroke-maker/history.json").read_text())
     best = min(row["validation/frechet"] for row in history)
     assert best < 0.5 * history[0]["validation/frechet"]
 
 
-def digest(makers: Path, run: str) -> str:
-    folder = makers / "runs" / run
-    weights = (folder / "export/stroke-maker/model.safetensors").read_bytes()
-    return hashlib.sha256(weights + (folder / "history.json").read_bytes()).hexdigest()
-
-
 def test_interrupted_run_ends_with_the_same_weights(makers: Path) -> None:
-    options = sets(*[*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2"])
-    assert invoke(makers, "--run", "unbroken", *options).exit_code == 0
-    with interrupted(gan.AdversarialTask, 5, "_generate"):  # of three steps an epoch
-        invoke(makers, "--run", "broken", *options)
-    assert invoke(makers, "--run", "broken", "--resume", *options).exit_code == 0
-    assert digest(makers, "broken") == digest(makers, "unbroken")
+    options = sets(*PENALTY, "game.penalty_every=3", "train.checkpoint_steps=2")  # of three steps an epoch
+    check_resumed(partial(invoke, makers, *options), gan.AdversarialTask, 5, "_generate")
 
 
 def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = gan.AdversarialTask.samples
 
     def one_picture(task: gan.AdversarialTask, network: nn.Module, count: int) -> Any:
-        pixels = drawn(task, network, count)
-        return np.repeat(pixels[:1], count, axis=0) + (np.arange(count) % 2 * (task._epoch > 1))[
-            :, None, None, None
-        ].astype(np.uint8)
+        brighter = (np.arange(count) % 2 * (task._epoch > 1)).astype(np.uint8)
+        return np.repeat(drawn(task, network, 1), count, axis=0) + brighter[:, None, None, None]
 
     monkeypatch.setattr(gan.AdversarialTask, "samples", one_picture)
-    result = invoke(makers, *sets(*["watch.grace=1", "train.epochs=5"]))
-    assert result.exit_code == 1
-    assert result.output.startswith("error: the generator has collapsed in epoch 2: ")
+    result = invoke(makers, *sets("watch.grace=1", "train.epochs=5"))
+    assert_error(result, "error: the generator has collapsed in epoch 2: ")
     assert "of 5 kinds of images are drawn" in result.output
     run = makers / "runs/stroke-maker"
     assert len(json.loads((run / "history.json").read_text())) == 1  # stopped early
     assert not (run / "export").exists()
-    recipe = read_recipe(GanRecipe, makers / "recipe.toml", ["watch.grace=0"])
-    task, folder = gan.setup(recipe, "again", resume=False, overwrite=False)
-    with pytest.raises(CollapsedError) as caught:
-        fit(task, folder, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=False)
-    assert caught.value.figures.keys() >= {"modes", "diversity", "recall", "slope"}
 
 
 @pytest.mark.parametrize(
@@ -332,24 +277,16 @@ def test_collapsed_run_is_stopped(makers: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["model.architecture=vae"], "vae is not an adversarial generator"),
         (["preprocess.mean=[0]"], "mean 127.5, std 127.5"),
-        (["augment.mixup=0.2"], "mixup and cutmix blend images"),
         (["watch.samples=101"], "101 samples need as many validation images, not 100"),
         (["game.loss=wasserstein", "discriminator.norm=none"], "needs a penalty, a clip or spectral"),
         (["game.loss=wasserstein", "game.clip=0.1"], "depends on the whole batch"),
         (["game.penalty=10"], "depends on the whole batch"),
         (["model.config.widths=[8, 8, 8]"], "28 pixels cannot be halved 3 times"),
-        (["watch.extractor=nowhere"], "watch.extractor: nowhere/card.json: No such file"),
-        (["game.turn=2"], "unknown key game.turn"),
-        (["data.validation=160"], "cannot cut 160 validation images from 160"),
-        (["train.lr=1e30"], "the loss is"),
+        (["watch.extractor=nowhere"], "nowhere/card.json: No such file"),
     ],
 )
 def test_errors_are_one_line(makers: Path, changes: list[str], message: str) -> None:
-    result = invoke(makers, *sets(*changes))
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert result.output.count("\n") == 1
+    assert_error(invoke(makers, *sets(*changes)), message)
 
 
 def test_several_processes_are_refused(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

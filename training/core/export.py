@@ -16,7 +16,7 @@ from models.card import Metric, ModelCard, Training
 from models.registry import lookup
 from training.core.errors import exit_on_error
 from training.core.run_folder import Progress, Run, hardware, versions
-from training.core.trainer import TrainingTask, fit
+from training.core.trainer import TrainingTask, fit, make_accelerator
 from training.recipe.config import Section, read_recipe, runs_folder
 
 
@@ -34,13 +34,7 @@ class TrainedModel:
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
-class RunTask(TrainingTask, Protocol):
-    """A task that a command can train."""
-
-    accelerator: Accelerator
-
-
-class ExportTask(RunTask, Protocol):
+class ExportTask(TrainingTask, Protocol):
     """A task whose best network is exported."""
 
     recipe: Any
@@ -53,18 +47,25 @@ class ExportTask(RunTask, Protocol):
         ...
 
 
-TaskT = TypeVar("TaskT", bound=RunTask)
+TaskT = TypeVar("TaskT", bound=TrainingTask)
+Setup = Callable[[Any, Accelerator, Path], TaskT]
 
 
-def begin_run(recipe: Any, run_name: str | None, accelerator: Accelerator, *, resume: bool, overwrite: bool) -> Run:
-    """Return the run, whose folder under VESTIBULE_RUNS has the resolved recipe in it; `run_name` None: the recipe's.
+def begin(
+    setup: Setup[TaskT], recipe: Any, run_name: str | None = None, *, resume: bool = False, overwrite: bool = False
+) -> tuple[TaskT, Run]:
+    """Return the task that `setup` makes of the recipe, the accelerator and the run's folder, and the run.
+
+    The folder is VESTIBULE_RUNS/<run_name>, by default the recipe's name. It is changed only after `setup` succeeds.
 
     Raises:
-        RunError: see `Run.begin`.
+        RunError: see `Run.begin`. TrainingError: see `setup`.
     """
+    accelerator = make_accelerator(recipe.train)
     run = Run(runs_folder() / (run_name or recipe.name), main=accelerator.is_main_process)
+    task = setup(recipe, accelerator, run.folder)
     run.begin(recipe, resume=resume, overwrite=overwrite)
-    return run
+    return task, run
 
 
 def export(task: ExportTask, run: Run, progress: Progress) -> ModelCard | None:
@@ -108,51 +109,33 @@ def export_and_summarise(task: ExportTask, run: Run, progress: Progress) -> str 
     return f"{run.folder / 'export' / card.name}: epoch {progress.best_epoch}, validation {figures}"
 
 
-def train(
-    setup: Callable[..., tuple[TaskT, Run]],
-    recipe: Any,
-    run_name: str | None = None,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    finish: Callable[[TaskT, Run, Progress], str | None],
-) -> str | None:
-    """Set up the task, fit it and `finish` it. Returns what `finish` returns.
-
-    `setup` takes the recipe, the run's name, `resume` and `overwrite`.
-
-    Raises:
-        TrainingError: see `setup`, `fit` and `finish`.
-    """
-    task, run = setup(recipe, run_name, resume=resume, overwrite=overwrite)
-    progress = fit(task, run, recipe.train, seed=recipe.seed, accelerator=task.accelerator, resume=resume)
-    summary = finish(task, run, progress)
-    task.accelerator.end_training()
-    return summary
-
-
 def command(
     form: type[Section],
-    setup: Callable[..., tuple[TaskT, Run]],
+    setup: Setup[TaskT],
     finish: Callable[[TaskT, Run, Progress], str | None],
     description: str,
 ) -> typer.Typer:
-    """Return the command line of a training script, which trains by a recipe of the class `form`; see `train`."""
+    """Return the command line of a training script: read a recipe of the class `form`, set up, fit and `finish`.
+
+    The line that `finish` returns, if any, is printed.
+    """
     cli = typer.Typer(add_completion=False)
 
     @cli.command(help=description)
     def main(
         path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, as those in training/recipes.")],
-        run: Annotated[
-            str | None, typer.Option(help="The run's folder under VESTIBULE_RUNS; default: the recipe's name.")
+        run_name: Annotated[
+            str | None, typer.Option("--run", help="The run's folder under VESTIBULE_RUNS; default: the recipe's name.")
         ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue from last.pt.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that is in the folder.")] = False,
         overrides: Annotated[list[str] | None, typer.Option("--set", help="As train.epochs=1; repeatable.")] = None,
     ) -> None:
         with exit_on_error():
-            recipe = read_recipe(form, path, overrides or ())
-            summary = train(setup, recipe, run, resume=resume, overwrite=overwrite, finish=finish)
+            recipe: Any = read_recipe(form, path, overrides or ())
+            task, run = begin(setup, recipe, run_name, resume=resume, overwrite=overwrite)
+            summary = finish(task, run, fit(task, run, recipe.train, recipe.seed, resume=resume))
+            task.accelerator.end_training()
         if summary:
             typer.echo(summary)
 

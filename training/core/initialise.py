@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint
 from models.preprocess import Preprocess
+from training.core import weights
 from training.core.errors import RecipeError
 from training.datasets.images import ImageSet, Indices
 from training.recipe.config import Recipe, TrainSection
@@ -27,26 +26,18 @@ class PretrainedFeatures:
     """The card and the features of the classifier that a recipe's `model.start` names.
 
     Raises:
-        RecipeError: the folder has no complete model, no classifier, another architecture than the recipe's, or a model
-            for images of another mode, mean or standard deviation. The image size may differ.
+        CheckpointError, DataError: see `weights.load`.
+        RecipeError: the model has another architecture than the recipe's, or is for images of another mode, mean or
+            standard deviation. The image size may differ.
     """
 
     def __init__(self, recipe: Recipe):
-        try:
-            self._network, self.card = checkpoint.load(Path(recipe.model.start))
-        except checkpoint.CheckpointError as error:
-            raise RecipeError(f"model.start: {error}") from error
-        if self.card.task != "classify":
-            raise RecipeError(f"model.start: {self.card.name} is not a classifier but a network to {self.card.task}")
+        self._network, self.card = weights.load(Path(recipe.model.start), "classify")
         actual = {"architecture": self.card.architecture} | self.card.preprocess.model_dump(include=_NORMALISATION)
         expected = {"architecture": recipe.model.architecture} | recipe.preprocess.model_dump(include=_NORMALISATION)
         for name, value in actual.items():
             if expected[name] != value:
                 raise RecipeError(f"model.start: {self.card.name} has the {name} {value}, the recipe {expected[name]}")
-
-    def config(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the card's config with the recipe's changes."""
-        return self.card.config | recipe.model.config
 
     def copy_to(self, network: nn.Module) -> None:
         """Copy the features into `network`, and set its last linear layer to zero.

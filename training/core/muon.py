@@ -7,7 +7,6 @@ to matrices and multiplies in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,20 +40,18 @@ class Muon(torch.optim.SGD):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; the gradients of orthogonal groups are set to None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; the gradients of orthogonal groups are set to None.
+
+        A closure is not supported.
+        """
         for group in self.param_groups:
             if group.get("orthogonal"):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         self._move(parameter, parameter.grad, group)
                         parameter.grad = None  # SGD skips it
-        super().step()
-        return loss
+        super().step(closure)
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

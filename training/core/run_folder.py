@@ -17,10 +17,11 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 
 _DIGEST = hashlib.sha256().digest_size
-_LAST = {"progress", "learners", "scaler", "processes", "threads"}
-_BEST = {"epoch", "networks"}
 _PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 
 
@@ -100,12 +99,10 @@ class Run:
         """Return the arguments of `save_last` by name, and the number of `threads` at that time.
 
         Raises:
-            RunError: last.pt is missing, damaged or incomplete; best.pt is missing or older than last.pt says; the run
-                was started with another number of processes.
+            RunError: last.pt is missing or damaged; best.pt is missing, damaged or older than last.pt says; the run was
+                started with another number of processes.
         """
-        state = self._load("last.pt", _LAST)
-        # Progress(**...) would use a default for a missing field.
-        self._check("last.pt", state["progress"], {field.name for field in fields(Progress)})
+        state = self._load("last.pt")
         state["progress"] = Progress(**state["progress"])
         if state["processes"] != processes:
             raise RunError(f"the run was started with {state['processes']} processes, not {processes}")
@@ -121,9 +118,9 @@ class Run:
         """Return the arguments of `save_best` by name.
 
         Raises:
-            RunError: best.pt is missing, damaged or incomplete.
+            RunError: best.pt is missing or damaged.
         """
-        return self._load("best.pt", _BEST)
+        return self._load("best.pt")
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.main:
@@ -133,7 +130,7 @@ class Run:
             # torch.load does not notice a flipped byte, and ignores bytes after its zip archive.
             write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
 
-    def _load(self, name: str, keys: set[str]) -> dict[str, Any]:
+    def _load(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         try:
             sealed = path.read_bytes()
@@ -143,14 +140,7 @@ class Run:
         if hashlib.sha256(data).digest() != sealed[-_DIGEST:]:
             raise RunError(f"{path} is damaged: its sha256 does not match")
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        self._check(name, state, keys)
         return state
-
-    def _check(self, name: str, part: Mapping[str, Any], keys: set[str]) -> None:
-        if part.keys() != keys:
-            raise RunError(
-                f"{self.folder / name} has missing or unknown parts: {', '.join(sorted(part.keys() ^ keys))}"
-            )
 
     def log(self, history: Sequence[Row]) -> None:
         """Write history.json, and its last row to TensorBoard. A row's `epoch` counts from 1."""
@@ -172,7 +162,6 @@ class Run:
             write_atomically(self.folder / "curves.png", _curves(progress, self.folder.name))
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
 
 
 def _document(recipe: BaseModel) -> dict[str, Any]:
@@ -205,16 +194,14 @@ def _curves(progress: Progress, title: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels: dict[str, list[str]] = {}
-    for name in progress.history[-1]:
-        if "/" in name:
-            panels.setdefault(name.partition("/")[2], []).append(name)
-    panels["lr"] = ["lr"]
+    row = progress.history[-1]
+    panels = [*dict.fromkeys(name.partition("/")[2] for name in row if "/" in name), "lr"]
     epochs = [row["epoch"] for row in progress.history]
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     figure.suptitle(title)
-    for number, (panel, names) in enumerate(panels.items(), start=1):
+    for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
+        names = [name for name in row if name.rpartition("/")[2] == panel]
         curves = {name.partition("/")[0]: [row[name] for row in progress.history] for name in names}
         for label, curve in curves.items():
             axes.plot(epochs, curve, marker=".", label=label)
@@ -235,14 +222,10 @@ def hardware(device: torch.device) -> str:
     """Return a description of the processor, as `AMD EPYC, 2 cores, 2 threads` or `NVIDIA H100`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    processor = model[1].strip() if model else platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

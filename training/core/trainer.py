@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.checkpoint import bare_state
-from training.core.errors import DivergedError, RunError
+from training.core.errors import DivergedError
 from training.core.muon import Muon
 from training.core.run_folder import Progress, Run
 from training.core.seeds import derive, generator
@@ -45,14 +46,11 @@ def make_accelerator(train: TrainSection) -> Accelerator:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Group the trained parameters: weight decay for weights of convolutions and linear layers, none for the rest."""
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether the weights decay
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (decayed if name.endswith("weight") and parameter.ndim > 1 else undecayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        if parameter.requires_grad:
+            groups[name.endswith("weight") and parameter.ndim > 1].append(parameter)
+    return [{"params": group, "weight_decay": weight_decay * decays} for decays, group in groups.items() if group]
 
 
 def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
@@ -65,16 +63,12 @@ def muon_groups(module: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
     biases: list[nn.Parameter] = []
     filters: list[nn.Parameter] = []
     for layer in module.modules():
-        convolution = isinstance(layer, nn.Conv2d)
+        kinds = {"bias": biases} if isinstance(layer, nn.Conv2d | nn.BatchNorm2d) else {}
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+            kinds["weight"] = filters
         for name, parameter in layer.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if name == "weight" and isinstance(layer, nn.Conv2d) and layer.groups == 1:
-                filters.append(parameter)
-            elif name == "bias" and (convolution or isinstance(layer, nn.BatchNorm2d)):
-                biases.append(parameter)
-            else:
-                rest.append(parameter)
+            if parameter.requires_grad:
+                kinds.get(name, rest).append(parameter)
     bias_lr = train.bias_lr or train.lr
     groups: list[dict[str, Any]] = [
         {"params": rest, "weight_decay": train.weight_decay},
@@ -118,17 +112,13 @@ def make_scheduler(
     return lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _ema_update(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return the moving average's update, with a decay of at most (1 + n) / (10 + n) after n updates.
+def _update_average(averages: Any, currents: Any, count: Any, *, decay: float) -> None:
+    """Update the moving average, with a decay of at most (1 + n) / (10 + n) after n = `count` updates.
 
     Otherwise the average of a short run would stay near its first weights. As in TensorFlow's ExponentialMovingAverage.
     """
-
-    def update(averages: Any, currents: Any, count: Any) -> None:
-        n = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, count)  # type: ignore[no-untyped-call]
-
-    return update
+    n = float(count)
+    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, count)  # type: ignore[no-untyped-call]
 
 
 class Learner:
@@ -147,7 +137,9 @@ class Learner:
         self._module = module
         self._average = None
         if train.ema:
-            self._average = AveragedModel(module, multi_avg_fn=_ema_update(train.ema), use_buffers=True)
+            self._average = AveragedModel(
+                module, multi_avg_fn=partial(_update_average, decay=train.ema), use_buffers=True
+            )
         self._optimizer = make_optimizer(module, train)
         # On the bare optimizer: accelerate's wrapped scheduler would step once for every process.
         self._scheduler = make_scheduler(self._optimizer, train, steps_per_epoch)
@@ -200,24 +192,18 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that `state_dict` returned.
-
-        Raises:
-            RunError: a part is missing or of another network.
-        """
-        try:
-            self._module.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._scheduler.load_state_dict(state["scheduler"])
-            if self._average is not None:
-                self._average.load_state_dict(state["average"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"last.pt does not hold this network's training: {error!r}") from error
+        """Restore a state that `state_dict` returned."""
+        self._module.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
 
 
 class TrainingTask(Protocol):
     """A task for `fit`. The best epoch has the highest (`mode` "max") or lowest figure `monitor` of `validate`."""
 
+    accelerator: Accelerator
     learners: dict[str, Learner]
     steps_per_epoch: int
     monitor: str
@@ -235,14 +221,13 @@ class TrainingTask(Protocol):
         ...
 
 
-def fit(
-    task: TrainingTask, run: Run, train: TrainSection, *, seed: int, accelerator: Accelerator, resume: bool
-) -> Progress:
+def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume: bool = False) -> Progress:
     """Train to the last epoch, from last.pt if `resume`, and return the progress; writes best.pt and last.pt.
 
     Raises:
         RunError: there is no complete checkpoint to resume. DivergedError: see `Learner.update`.
     """
+    accelerator = task.accelerator
     progress = _restore(task, run, accelerator) if resume else Progress()
     started = time.perf_counter() - progress.wall_time_s
 
@@ -257,14 +242,13 @@ def fit(
         save()
     while progress.step < train.epochs * task.steps_per_epoch:
         epoch, first = divmod(progress.step, task.steps_per_epoch)
-        bar = tqdm(
+        for index in tqdm(
             range(first, task.steps_per_epoch),
             f"epoch {epoch + 1}/{train.epochs}",
             initial=first,
             total=task.steps_per_epoch,
             disable=None if run.main else True,  # None: shown on a terminal only
-        )
-        for index in bar:
+        ):
             _step(task, progress, epoch, index, seed=seed, process=accelerator.process_index)
             within = index + 1 < task.steps_per_epoch
             if within and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0:
@@ -279,8 +263,6 @@ def fit(
 
 def _restore(task: TrainingTask, run: Run, accelerator: Accelerator) -> Progress:
     state = run.load_last(accelerator.num_processes)
-    if state["learners"].keys() != task.learners.keys() or (state["scaler"] is None) != (accelerator.scaler is None):
-        raise RunError("last.pt holds other networks than this run's, or another precision")
     for name, learner in task.learners.items():
         learner.load_state_dict(state["learners"][name])
     if accelerator.scaler is not None:
@@ -288,8 +270,6 @@ def _restore(task: TrainingTask, run: Run, accelerator: Accelerator) -> Progress
     if state["threads"] != torch.get_num_threads():
         log.warning("last.pt: %d threads, now %d; last bits may differ", state["threads"], torch.get_num_threads())
     progress: Progress = state["progress"]
-    if len(progress.history) != progress.step // task.steps_per_epoch:
-        raise RunError(f"last.pt is at step {progress.step}, with a history of {len(progress.history)} epochs")
     return progress
 
 

@@ -56,20 +56,19 @@ def augment(
 
     Not included: `blend`, which needs the labels, and the alternating flip, which needs the rows (see `first_flips`).
     """
-    if config.rotate or config.translate or config.shear or config.scale != (1.0, 1.0):
-        images = affine(images, draw_affine(len(images), config, generator))
-    if config.crop:
-        images = random_crop(images, config.crop, generator, config.crop_fill)
-    if config.flip is True:
-        images = random_flip(images, generator)
-    if config.rand_augment[0]:
-        images = rand_augment(images, *config.rand_augment, statistics.mean, generator)
-    if config.colour_pca:
-        images = colour_pca(images, config.colour_pca, statistics.basis, generator)
-    if config.cutout:
-        images = cutout(images, config.cutout, statistics.mean, generator)
-    if config.camera.chance:
-        images = degrade(images, config.camera, generator)
+    warps = bool(config.rotate or config.translate or config.shear or config.scale != (1.0, 1.0))
+    changes: list[tuple[bool, Callable[[Tensor], Tensor]]] = [
+        (warps, lambda x: affine(x, draw_affine(len(x), config, generator))),
+        (config.crop > 0, lambda x: random_crop(x, config.crop, generator, config.crop_fill)),
+        (config.flip is True, lambda x: random_flip(x, generator)),
+        (config.rand_augment[0] > 0, lambda x: rand_augment(x, *config.rand_augment, statistics.mean, generator)),
+        (config.colour_pca > 0, lambda x: colour_pca(x, config.colour_pca, statistics.basis, generator)),
+        (config.cutout > 0, lambda x: cutout(x, config.cutout, statistics.mean, generator)),
+        (config.camera.chance > 0, lambda x: degrade(x, config.camera, generator)),
+    ]
+    for enabled, change in changes:
+        if enabled:
+            images = change(images)
     return images
 
 

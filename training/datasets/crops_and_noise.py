@@ -88,6 +88,11 @@ def _split(images: ImageSet, section: PicturesSection, seed: int) -> tuple[Indic
     return rows_of(images, "train"), np.sort(chosen)
 
 
+def one_hot(numbers: Tensor, classes: int) -> Tensor:
+    """Return one-hot labels of class numbers [N], float32 [N, classes]; `classes` is 0 for unconditional networks."""
+    return (numbers[:, None] == torch.arange(classes)).float()
+
+
 def add_noise(clean: Tensor, section: NoiseSection, draw: torch.Generator) -> Tensor:
     """Add noise of a random strength to each image [N, C, H, W] in 0..1, and clip a random share of them to 0..1."""
     low, high = (sigma / 255 for sigma in section.sigma)

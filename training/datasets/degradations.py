@@ -42,9 +42,7 @@ def degrade(images: Tensor, config: CameraSection, generator: torch.Generator) -
         (config.jpeg < 100, lambda x, draw: compress(x, config.jpeg, draw)),
     ]
     images = images.clone()
-    for enabled, change in changes:
-        if not enabled:
-            continue
+    for change in (change for enabled, change in changes if enabled):
         rows = (torch.rand(len(images), generator=generator) < config.chance).nonzero()[:, 0].to(images.device)
         if len(rows):
             images[rows] = change(images[rows], generator)

@@ -69,7 +69,7 @@ def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Ind
         DataError: no source has two identities among these rows.
     """
     random = np.random.default_rng(derive(seed, "impostor"))
-    numbers = _source_numbers(faces)
+    _, numbers = np.unique([source_of(identity) for identity in faces.classes], return_inverse=True)
     sources = numbers[faces.labels[rows]]
     present = np.unique(sources)
     counts = np.bincount(numbers[faces.labels])[present]  # rows of the whole data set
@@ -89,12 +89,6 @@ def impostor_pairs(faces: ImageSet, rows: Indices, count: int, seed: int) -> Ind
         raise DataError("non-mated pairs need two identities of one source")
     chosen: Indices = pairs[np.sort(places)[:count]]
     return chosen
-
-
-def _source_numbers(faces: ImageSet) -> npt.NDArray[np.int64]:
-    """Return the number of each identity's source."""
-    names = [source_of(identity) for identity in faces.classes]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 class ComparedPairs(NamedTuple):

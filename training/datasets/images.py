@@ -9,10 +9,11 @@ import logging
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,84 +49,62 @@ class ImageSet:
     classes: tuple[str, ...]
 
 
-class SplitSource(Protocol):
-    """One split of a data set on disk. Only `rows` reads images."""
+@dataclass(frozen=True)
+class SplitSource:
+    """One split of a data set on disk, of `count` images.
+
+    `rows` reads them, and yields the location (for messages), the image and the label of each row.
+    """
 
     files: tuple[Path, ...]
     classes: tuple[str, ...]
     count: int
-
-    def rows(self) -> Iterator[tuple[str, ImageSource, int]]:
-        """Yield the location (for messages), the image and the label of each row."""
-        ...
+    rows: Callable[[], Iterable[tuple[str, ImageSource, int]]]
 
 
-class _Parquet:
-    """Hugging Face image parquet with the columns `image` {bytes, path} and either `label` or `identity`.
+def _parquet(files: tuple[Path, ...]) -> SplitSource:
+    """Return Hugging Face image parquet with the columns `image` {bytes, path} and either `label` or `identity`.
 
     `label` is a number; the schema's metadata has the class names. `identity` is a name, as `pins:somebody`; the
     classes are all names that occur, sorted.
     """
+    import pyarrow.parquet
 
-    def __init__(self, files: tuple[Path, ...]):
-        import pyarrow.parquet
-
-        self.files = files
-        self._open = pyarrow.parquet.ParquetFile
-        try:
-            described = [self._open(file) for file in files]
-            self._column = "identity" if "identity" in described[0].schema_arrow.names else "label"
-            identities = self._column == "identity"
+    try:
+        described = [pyarrow.parquet.ParquetFile(file) for file in files]
+        column = "identity" if "identity" in described[0].schema_arrow.names else "label"
+        if column == "identity":
             # One identity may occur in both Unicode forms; but labels are numbers, so two with one name are an error.
-            if identities:
-                self.classes = tuple(sorted({class_name(name) for name in self._identities(described)}))
-            else:
-                self.classes = _distinct(_label_names(described[0]))
-        except DataError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{files[0]}: not Hugging Face image parquet with named labels or identities: {error!r}"
-            ) from error
-        self.count = sum(file.metadata.num_rows for file in described)
+            tables = (file.read(columns=[column]).column(column) for file in described)
+            names = {name for table in tables for name in table.unique().to_pylist() if name is not None}
+            classes = tuple(sorted({class_name(name) for name in names}))
+        else:
+            metadata = json.loads(described[0].schema_arrow.metadata[b"huggingface"])
+            classes = tuple(class_name(name) for name in metadata["info"]["features"]["label"]["names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{files[0]}: not Hugging Face image parquet with named labels or identities: {error!r}"
+        ) from error
+    if duplicates := [name for name, count in Counter(classes).items() if count > 1]:
+        raise DataError(f"two classes have the name {duplicates[0]!r}")
 
-    def _identities(self, described: list[Any]) -> set[str]:
-        columns = (file.read(columns=["identity"]).column("identity") for file in described)
-        return {name for column in columns for name in column.unique().to_pylist() if name is not None}
-
-    def rows(self) -> Iterator[tuple[str, ImageSource, int]]:
-        number = {name: index for index, name in enumerate(self.classes)}
-        for file in self.files:
+    def rows() -> Iterator[tuple[str, ImageSource, int]]:
+        number = {name: index for index, name in enumerate(classes)}
+        for file in files:
             row = 0
-            for batch in self._open(file).iter_batches(_ROWS_AT_ONCE, columns=["image", self._column]):
-                images, labels = batch.column("image").field("bytes"), batch.column(self._column)
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=["image", column]):
+                images, labels = batch.column("image").field("bytes"), batch.column(column)
                 for data, value in zip(images, labels.to_pylist(), strict=True):
                     label = number[class_name(value)] if isinstance(value, str) else value
                     yield f"{file}, row {row}", io.BytesIO(data.as_py() or b""), -1 if label is None else label
                     row += 1
 
+    return SplitSource(files, classes, sum(file.metadata.num_rows for file in described), rows)
+
 
 def class_name(name: str) -> str:
     """Return the name in Unicode form C; file systems and archives keep it in either form."""
     return unicodedata.normalize("NFC", name)
-
-
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names in Unicode form C, in the same order.
-
-    Raises:
-        DataError: two of them are equal in that form.
-    """
-    classes = tuple(map(class_name, names))
-    if len(set(classes)) < len(classes):
-        duplicate = next(name for index, name in enumerate(classes) if name in classes[:index])
-        raise DataError(f"two classes have the name {duplicate!r}")
-    return classes
-
-
-def _label_names(described: Any) -> tuple[str, ...]:
-    features = json.loads(described.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-    return tuple(features["label"]["names"])
 
 
 def image_files(folder: Path, report: Callable[[str], None]) -> list[Path]:
@@ -162,43 +141,34 @@ def why_no_image(path: Path) -> str | None:
     return f"none of {', '.join(image_decoder.FILE_FORMATS)}"
 
 
-class _Folder:
-    """`<split>/<class>/<image>`, classes sorted by name. Files that are left out are logged.
+def _folder(root: Path) -> SplitSource:
+    """Return the images `<root>/<class>/<image>`, classes sorted by name. Files that are left out are logged.
 
     Two folders whose names differ only in their Unicode form are one class.
     """
-
-    def __init__(self, root: Path):
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        self.classes = tuple(sorted({class_name(path.name) for path in folders}))
-        number = {name: label for label, name in enumerate(self.classes)}
-        self._labelled = [
-            (path, number[class_name(folder.name)]) for folder in folders for path in image_files(folder, log.warning)
-        ]
-        self.files = tuple(path for path, _ in self._labelled)
-        self.count = len(self.files)
-
-    def rows(self) -> Iterator[tuple[str, ImageSource, int]]:
-        yield from ((str(path), path, label) for path, label in self._labelled)
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = tuple(sorted({class_name(path.name) for path in folders}))
+    number = {name: label for label, name in enumerate(classes)}
+    labelled = [(path, number[class_name(part.name)]) for part in folders for path in image_files(part, log.warning)]
+    files = tuple(path for path, _ in labelled)
+    return SplitSource(files, classes, len(files), lambda: ((str(path), path, label) for path, label in labelled))
 
 
-class _Torchvision:
-    """A data set that torchvision downloads into the data set's folder."""
+def _torchvision(name: str, folder: Path, split: Split) -> SplitSource:
+    """Return a data set that torchvision downloads into `folder`."""
+    import torchvision.datasets
 
-    def __init__(self, name: str, folder: Path, split: Split):
-        import torchvision.datasets
+    data = getattr(torchvision.datasets, TORCHVISION[name])(str(folder), train=split == "train", download=True)
+    files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+    # torchvision calls MNIST's classes "0 - zero", other sources "0".
+    classes = tuple(label.partition(" - ")[0] for label in data.classes)
 
-        kind = getattr(torchvision.datasets, TORCHVISION[name])
-        self._data: Any = kind(str(folder), train=split == "train", download=True)
-        self.files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-        # torchvision calls MNIST's classes "0 - zero", other sources "0".
-        self.classes = tuple(label.partition(" - ")[0] for label in self._data.classes)
-        self.count = len(self._data)
-
-    def rows(self) -> Iterator[tuple[str, ImageSource, int]]:
-        for row in range(self.count):
-            image, label = self._data[row]
+    def rows() -> Iterator[tuple[str, ImageSource, int]]:
+        for row in range(len(data)):
+            image, label = data[row]
             yield f"torchvision row {row}", image, int(label)
+
+    return SplitSource(files, classes, len(data), rows)
 
 
 def find(dataset: str, split: Split) -> SplitSource:
@@ -211,14 +181,14 @@ def find(dataset: str, split: Split) -> SplitSource:
     folder = datasets_folder() / dataset
     shards = tuple(sorted(folder.glob(f"{split}*.parquet")))
     if shards:
-        return _Parquet(shards)
+        return _parquet(shards)
     if (folder / split).is_dir():
-        return _Folder(folder / split)
+        return _folder(folder / split)
     searched = f"no {split}*.parquet and no {split}/<class>/ in {folder.absolute()} (VESTIBULE_DATASETS)"
     if dataset not in TORCHVISION:
         raise DatasetNotFoundError(f"{searched}, and torchvision has no {dataset}")
     try:
-        return _Torchvision(dataset, folder, split)
+        return _torchvision(dataset, folder, split)
     except (OSError, RuntimeError) as error:
         raise DatasetNotFoundError(f"{searched}, and the download by torchvision failed: {error}") from error
 

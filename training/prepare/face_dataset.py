@@ -105,10 +105,11 @@ def assemble(folder: Path, identities: Iterable[Sequence[JudgedPhoto]], collecti
             report.writerow([photo.path, photo.outcome, photo.reasons])
             if photo.outcome == "kept":
                 shards.add(photo)
-        low_quality = [photo for photo in photos if photo.outcome == "low-quality"]
         kept = any(photo.outcome == "kept" for photo in photos)
         summary.outcomes.update(photo.outcome for photo in photos)
-        summary.reasons.update(reason for photo in low_quality for reason in photo.reasons.split())
+        summary.reasons.update(
+            reason for photo in photos if photo.outcome == "low-quality" for reason in photo.reasons.split()
+        )
         summary.identities += kept
         summary.identities_dropped += not kept
     for path, reason in collection.left_out:
@@ -131,11 +132,10 @@ def check_target(target: Path, folder: Path, *, overwrite: bool) -> None:
     for taken in (target, target.with_name(f"{target.name}.parts")):
         if folder.resolve().is_relative_to(taken.resolve()):
             raise DataError(f"{folder} lies in {taken}, which would be overwritten")
-    if target.exists():
-        if not overwrite:
-            raise DataError(f"{target} exists; --overwrite replaces it")
-        if not (target / _REPORT).is_file():
-            raise DataError(f"{target} has no {_REPORT}, so this command has not written it: move it away first")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} exists; --overwrite replaces it")
+    if target.exists() and not (target / _REPORT).is_file():
+        raise DataError(f"{target} has no {_REPORT}, so this command has not written it: move it away first")
 
 
 def publish(finished: Path, target: Path, parts: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from training.core.errors import DataError, DatasetNotFoundError
@@ -64,7 +64,11 @@ def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
         raise DatasetNotFoundError(f"{folder} is not a folder")
     files = sorted(_files(folder))
     lists = [path for path in files if posixpath.basename(path) == CELEBA_LIST]
-    images, left_out = _divided(folder, [path for path in files if path not in lists])
+    images = [path for path in files if path not in lists and why_no_image(folder / path) is None]
+    others: list[tuple[str, LeftOut]] = [
+        (path, "not-a-picture" if (folder / path).exists() else "broken-link")
+        for path in sorted({*files} - {*lists, *images})
+    ]
     if not images:
         raise DatasetNotFoundError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
     layout = layout or _recognised(images, lists)
@@ -72,21 +76,7 @@ def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
         collection = _celeba(folder, images, lists)
     else:
         collection = _vggface2(folder, images) if layout == "vggface2" else _people(folder, images)
-    return replace(collection, left_out=collection.left_out + left_out)
-
-
-def _divided(folder: Path, files: Sequence[str]) -> tuple[list[str], tuple[tuple[str, LeftOut], ...]]:
-    """Return the images among these files, and the other files with the reason."""
-    images: list[str] = []
-    left_out: list[tuple[str, LeftOut]] = []
-    for path in files:
-        if not (folder / path).exists():
-            left_out.append((path, "broken-link"))
-        elif why_no_image(folder / path) is None:
-            images.append(path)
-        else:
-            left_out.append((path, "not-a-picture"))
-    return images, tuple(left_out)
+    return replace(collection, left_out=(*collection.left_out, *others))
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -111,14 +101,12 @@ def _people(folder: Path, images: Sequence[str]) -> Collection:
     holders = {posixpath.dirname(path) for path in images} - {""}
     if not holders:
         raise DatasetNotFoundError(f"{folder} has images, but no <person>/<photo>.jpg")
-    for holder in sorted(holders):
-        above = posixpath.dirname(holder)
-        while above:
-            if above in holders:
-                raise DataError(
-                    f"{folder}: photos in {printable(above)} and in {printable(holder)}: which folder is a person's?"
-                )
-            above = posixpath.dirname(above)
+    nested = ((str(above), holder) for holder in sorted(holders) for above in PurePosixPath(holder).parents)
+    for above, holder in nested:
+        if above in holders:
+            raise DataError(
+                f"{folder}: photos in {printable(above)} and in {printable(holder)}: which folder is a person's?"
+            )
     # With one person only, the common parent is not the person's own folder.
     shared = posixpath.commonpath(holders if len(holders) > 1 else [posixpath.dirname(*holders)])
     names = {holder: printable(holder[len(shared) :].lstrip("/")) for holder in holders}
@@ -134,13 +122,10 @@ def _vggface2(folder: Path, images: Sequence[str]) -> Collection:
 
 
 def _celeba(folder: Path, images: Sequence[str], lists: Sequence[str]) -> Collection:
-    if len(lists) != 1:
-        names = ", ".join(map(printable, lists))
-        raise (
-            DataError(f"{folder} has several lists: {names}")
-            if lists
-            else DatasetNotFoundError(f"no {CELEBA_LIST} in {folder}")
-        )
+    if not lists:
+        raise DatasetNotFoundError(f"no {CELEBA_LIST} in {folder}")
+    if len(lists) > 1:
+        raise DataError(f"{folder} has several lists: {', '.join(map(printable, lists))}")
     present = Counter(posixpath.basename(posixpath.dirname(path)) for path in images)
     kind = next((name for name in CELEBA_FOLDERS if present[name]), None)
     if kind is None:

@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from itertools import groupby
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from models.checkpoint import write_atomically
 from models.runtime import default_device
 from training.core import weights
-from training.core.errors import DataError, TrainingError
+from training.core.errors import DataError
+from training.core.processes import run_tasks
 from training.core.run_folder import versions
 from training.prepare.face_dataset import parquet
 from training.prepare.face_layouts import Collection, Photo
@@ -58,12 +51,8 @@ def plan_of(options: PhotoOptions, folder: Path, collection: Collection) -> str:
     """
     photos = hashlib.sha256()
     for photo in collection.photos:
-        try:
-            stat = (folder / photo.path).stat()
-            state = (stat.st_size, stat.st_mtime_ns)
-        except OSError:
-            state = (0, 0)
-        photos.update(repr((*photo, *state)).encode())
+        stat = (folder / photo.path).stat()
+        photos.update(repr((*photo, stat.st_size, stat.st_mtime_ns)).encode())
     return json.dumps(
         {
             "photos": photos.hexdigest(),
@@ -73,7 +62,7 @@ def plan_of(options: PhotoOptions, folder: Path, collection: Collection) -> str:
             "choose": options.choose,
             "scales": options.scales,
             "limits": asdict(options.limits),
-            "versions": versions() | {"pillow": PIL.__version__, "device": default_device().type},
+            "versions": versions() | {"device": default_device().type},
         },
         indent=2,
     )
@@ -105,40 +94,11 @@ def _examine(options: PhotoOptions, folder: Path, part: Path, photos: Sequence[P
     return len(photos)
 
 
-def _start_worker() -> None:
-    """Configure a worker process: one thread and deterministic algorithms, so that sums are rounded the same way."""
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    torch.backends.cudnn.deterministic = True
-
-
-def _exit_with_parent() -> None:
-    # The workers of a killed parent would wait for work for ever.
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Set the environment so that numpy uses one thread in processes that start within the context."""
-    before = dict(os.environ)
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def examine_all(options: PhotoOptions, folder: Path, photos: Sequence[Photo], parts: Path, jobs: int) -> list[Path]:
     """Judge all photos whose part does not exist yet, and return the files of all parts in order.
 
-    `jobs` worker processes judge; if 0, this process does.
-
     Raises:
-        TrainingError: a worker was killed.
+        TrainingError: see `run_tasks`.
     """
     firsts = range(0, len(photos), _PHOTOS_A_PART)
     paths = [parts / f"{first // _PHOTOS_A_PART:06d}.parquet" for first in firsts]
@@ -149,25 +109,9 @@ def examine_all(options: PhotoOptions, folder: Path, photos: Sequence[Photo], pa
     ]
     left = sum(len(task.args[-1]) for task in tasks)
     with tqdm(total=len(photos), initial=len(photos) - left, unit="photo", desc=folder.name, disable=None) as bar:
-        for count in _run_in_processes(tasks, jobs) if jobs else (task() for task in tasks):
+        for count in run_tasks(tasks, jobs):
             bar.update(count)
     return paths
-
-
-def _run_in_processes(tasks: Sequence[Callable[[], int]], jobs: int) -> Iterator[int]:
-    """Yield the results of the tasks as they complete."""
-    # Spawned, since a fork copies the locks of OpenMP's threads in their current state.
-    with _one_thread_each(), ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
-        futures = [pool.submit(task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise TrainingError(
-                "a process was killed, perhaps for its memory; run the command again to continue"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_parts(parts: Sequence[Path]) -> Iterator[list[JudgedPhoto]]:

@@ -8,16 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.card import Name
 from models.preprocess import Preprocess
 from models.registry import configure
-from training.core.errors import RecipeError
+from training.core.errors import DataError, RecipeError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def refuse(*rules: tuple[bool, str]) -> None:
+    """Raise ValueError with the message of the first rule (broken, message) that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise ValueError(message)
 
 
 class Section(BaseModel):
@@ -47,12 +54,6 @@ class ClassifyModelSection(ModelSection):
 
     start: str = ""
     freeze: bool = False
-
-    @model_validator(mode="after")
-    def _start_for_freeze(self) -> Self:
-        if self.freeze and not self.start:
-            raise ValueError("freeze keeps the features of start, and start is not set")
-        return self
 
 
 class DataSection(Section):
@@ -160,28 +161,37 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
-        if self.schedule == "plateau" and self.warmup_epochs:
-            raise ValueError("the plateau schedule has no warm-up")
-        if (self.optimizer == "muon") != (self.filter_lr > 0):
-            raise ValueError("muon needs a filter_lr, and no other optimizer has one")
-        if self.bias_lr and self.optimizer != "muon":
-            raise ValueError("bias_lr is a setting of muon")
-        if self.freeze_whitening and not self.whiten:
-            raise ValueError("freeze_whitening keeps the filters of whiten, and whiten is false")
+        muon = self.optimizer == "muon"
+        refuse(
+            (
+                self.warmup_epochs >= self.epochs,
+                f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})",
+            ),
+            (self.schedule == "plateau" and self.warmup_epochs > 0, "the plateau schedule has no warm-up"),
+            (muon != (self.filter_lr > 0), "muon needs a filter_lr, and no other optimizer has one"),
+            (self.bias_lr > 0 and not muon, "bias_lr is a setting of muon"),
+            (
+                self.freeze_whitening and not self.whiten,
+                "freeze_whitening keeps the filters of whiten, and whiten is false",
+            ),
+        )
         return self
 
 
 def refuse_classifier_settings(train: TrainSection, augment: AugmentSection | None = None) -> None:
     """Raise ValueError for settings that only `training.classify` supports, so that no other script ignores them."""
-    names = ("whiten", "identity", "norm_momentum", "freeze_gains")
-    fields = TrainSection.model_fields
-    chosen = [f"train.{name}" for name in names if getattr(train, name) != fields[name].default]
-    if augment is not None and augment.flip == "alternating":
-        chosen.append('augment.flip = "alternating"')
-    if chosen:
-        raise ValueError(f"only a classifier's recipe has {', '.join(chosen)}")
+    augment = augment or AugmentSection()
+    settings = {
+        "train.whiten": train.whiten,
+        "train.identity": train.identity,
+        "train.norm_momentum": train.norm_momentum != TrainSection.model_fields["norm_momentum"].default,
+        "train.freeze_gains": train.freeze_gains,
+        'augment.flip = "alternating"': augment.flip == "alternating",
+        "augment.mixup": augment.mixup,
+        "augment.cutmix": augment.cutmix,
+    }
+    chosen = ", ".join(name for name, is_set in settings.items() if is_set)
+    refuse((chosen != "", f"only a classifier's recipe has {chosen}"))
 
 
 class CardSection(Section):
@@ -192,35 +202,44 @@ class CardSection(Section):
     license: str
 
 
-class Recipe(Section):
-    """The recipe of a classifier. `name` is that of the run's folder and of the exported model."""
+class ImageRecipe(Section):
+    """The recipe of a network for images. `name` is that of the run's folder and of the exported model."""
 
     name: Name
     description: str
     seed: Annotated[int, Field(ge=0)] = 0
-    model: ClassifyModelSection
-    data: DataSection
+    model: Any
+    data: Any
     preprocess: Preprocess
     augment: AugmentSection = AugmentSection()
     train: TrainSection
     card: CardSection
 
+
+class Recipe(ImageRecipe):
+    """The recipe of a classifier."""
+
+    model: ClassifyModelSection
+    data: DataSection
+
     @model_validator(mode="after")
-    def _one_initialisation(self) -> Self:
-        if self.model.start and (self.train.whiten or self.train.identity):
-            raise ValueError("model.start and train.whiten or train.identity exclude each other")
-        side = min(self.preprocess.shape[1:])
-        if self.augment.crop_fill == "reflect" and self.augment.crop >= side:
-            raise ValueError(f"a crop of {self.augment.crop} pixels cannot be reflected in an image of {side}")
+    def _fits_together(self) -> Self:
+        side, augment = min(self.preprocess.shape[1:]), self.augment
+        refuse(
+            (self.model.freeze and not self.model.start, "freeze keeps the features of start, and start is not set"),
+            (
+                self.model.start != "" and (self.train.whiten or self.train.identity),
+                "model.start and train.whiten or train.identity exclude each other",
+            ),
+            (
+                augment.crop_fill == "reflect" and augment.crop >= side,
+                f"a crop of {augment.crop} pixels cannot be reflected in an image of {side}",
+            ),
+        )
         return self
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Section)
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a classifier's recipe; see `read_recipe`."""
-    return read_recipe(Recipe, path, overrides)
 
 
 def read_recipe(form: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -259,6 +278,18 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     return f"unknown key {key}" if error["type"] == "extra_forbidden" else f"{key}: {error['msg']}"
+
+
+def check_name(name: str) -> str:
+    """Return the name of a data set or model.
+
+    Raises:
+        DataError: the name is not valid.
+    """
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise DataError(f"{name!r} is not a valid name: at most 64 of a-z, 0-9, . _ -") from error
 
 
 def datasets_folder() -> Path:

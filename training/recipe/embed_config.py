@@ -7,15 +7,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from models.card import Name
-from models.preprocess import Preprocess
 from training.recipe.config import (
-    AugmentSection,
-    CardSection,
+    ImageRecipe,
     ModelSection,
     NotNegative,
     Positive,
     Section,
-    TrainSection,
+    refuse,
     refuse_classifier_settings,
 )
 
@@ -32,12 +30,6 @@ class EmbedModelSection(ModelSection):
     init: str = ""
     freeze: Annotated[int, Field(ge=0)] = 0
     trained: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @model_validator(mode="after")
-    def _init_for_weights(self) -> Self:
-        if (self.freeze or self.trained < 1) and not self.init:
-            raise ValueError("freeze and trained keep weights of init, and init is not set")
-        return self
 
 
 class EmbedDataSection(Section):
@@ -75,37 +67,29 @@ class LossSection(Section):
     teacher: str = ""
     distillation: NotNegative = 0.0
 
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the loss needs the teacher's vectors."""
-        return self.kind == "distillation" or self.distillation > 0
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.uses_teacher != bool(self.teacher):
-            raise ValueError("a teacher must be named for distillation, and for no other loss")
+        distils = self.kind == "distillation" or self.distillation > 0
+        refuse((distils != (self.teacher != ""), "a teacher must be named for distillation, and for no other loss"))
         return self
 
 
-class EmbedRecipe(Section):
-    """The recipe of an embedder. `name` is that of the run's folder and of the exported model."""
+def refuse_uneven_batch(batch_size: int, name: str, group: int) -> None:
+    """Raise ValueError if a batch does not consist of whole groups of positives; `name` is the setting `group`."""
+    refuse((batch_size % group > 0, f"batch_size ({batch_size}) must be a multiple of {name} ({group})"))
 
-    name: Name
-    description: str
-    seed: Annotated[int, Field(ge=0)] = 0
+
+class EmbedRecipe(ImageRecipe):
+    """The recipe of an embedder."""
+
     model: EmbedModelSection
     data: EmbedDataSection
-    preprocess: Preprocess
-    augment: AugmentSection = AugmentSection()
     loss: LossSection
-    train: TrainSection
-    card: CardSection
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("mixup and cutmix blend identities and are only for classifiers")
+        keeps = self.model.freeze > 0 or self.model.trained < 1
+        refuse((keeps and not self.model.init, "freeze and trained keep weights of init, and init is not set"))
         refuse_classifier_settings(self.train, self.augment)
-        if self.train.batch_size % self.data.images:
-            raise ValueError(f"batch_size ({self.train.batch_size}) must be a multiple of images ({self.data.images})")
+        refuse_uneven_batch(self.train.batch_size, "images", self.data.images)
         return self

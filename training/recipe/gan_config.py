@@ -7,25 +7,19 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from models.card import Name
 from models.gan import DiscriminatorConfig, Norm
-from models.preprocess import Preprocess
 from models.registry import configure
 from training.losses.adversarial import Adversarial
 from training.recipe.config import (
-    AugmentSection,
-    CardSection,
     Fraction,
+    ImageRecipe,
     NotNegative,
     Positive,
     Section,
-    TrainSection,
+    refuse,
     refuse_classifier_settings,
 )
 from training.recipe.generative_config import ConditionalSection, PicturesSection
-
-# Maps pixels to -1..1, the range of the generator's last layer.
-_CENTRE = 127.5
 
 GENERATORS = ("gan", "wgan")
 
@@ -74,43 +68,42 @@ class WatchSection(Section):
     diversity: Fraction = 0.5
 
 
-class GanRecipe(Section):
+class GanRecipe(ImageRecipe):
     """The recipe of a generator and its discriminator; `train.ema` applies to the generator."""
 
-    name: Name
-    description: str
-    seed: Annotated[int, Field(ge=0)] = 0
     model: ConditionalSection
     discriminator: DiscriminatorSection = DiscriminatorSection()
     data: PicturesSection
-    preprocess: Preprocess
-    augment: AugmentSection = AugmentSection()
     game: GameSection
     watch: WatchSection
-    train: TrainSection
-    card: CardSection
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.model.architecture not in GENERATORS:
-            raise ValueError(f"{self.model.architecture} is not an adversarial generator: {', '.join(GENERATORS)}")
-        if set(self.preprocess.mean) != {_CENTRE} or set(self.preprocess.std) != {_CENTRE}:
-            raise ValueError("the images must be in -1..1: mean 127.5, std 127.5")
-        if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("mixup and cutmix blend images and are only for classifiers")
+        game, wasserstein = self.game, self.game.loss == "wasserstein"
+        refuse(
+            (
+                self.model.architecture not in GENERATORS,
+                f"{self.model.architecture} is not an adversarial generator: {', '.join(GENERATORS)}",
+            ),
+            # The range of the generator's last layer.
+            (
+                {*self.preprocess.mean, *self.preprocess.std} != {127.5},
+                "the images must be in -1..1: mean 127.5, std 127.5",
+            ),
+            (
+                self.data.validation < self.watch.samples,
+                f"{self.watch.samples} samples need as many validation images, not {self.data.validation}",
+            ),
+            (
+                wasserstein and not (game.penalty or game.clip or self.discriminator.spectral),
+                "a Wasserstein critic needs a penalty, a clip or spectral normalisation",
+            ),
+            (
+                self.discriminator.norm == "batch" and (game.penalty > 0 or wasserstein),
+                "with batch normalisation a score depends on the whole batch, so the critic's slope is undefined",
+            ),
+        )
         refuse_classifier_settings(self.train, self.augment)
-        if self.data.validation < self.watch.samples:
-            raise ValueError(f"{self.watch.samples} samples need as many validation images, not {self.data.validation}")
-        return self
-
-    @model_validator(mode="after")
-    def _critic_is_limited(self) -> Self:
-        if self.game.loss == "wasserstein" and not (self.game.penalty or self.game.clip or self.discriminator.spectral):
-            raise ValueError("a Wasserstein critic needs a penalty, a clip or spectral normalisation")
-        if self.discriminator.norm == "batch" and (self.game.penalty or self.game.loss == "wasserstein"):
-            raise ValueError(
-                "with batch normalisation a score depends on the whole batch, so the critic's slope is undefined"
-            )
         return self
 
     def configs(self, classes: int) -> tuple[Any, DiscriminatorConfig]:

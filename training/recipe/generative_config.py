@@ -7,17 +7,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from models.card import Name
-from models.preprocess import Preprocess
 from models.registry import configure, lookup
 from training.losses.generative import Distance
 from training.recipe.config import (
-    AugmentSection,
-    CardSection,
+    ImageRecipe,
     ModelSection,
     NotNegative,
     Positive,
     Section,
-    TrainSection,
+    refuse,
     refuse_classifier_settings,
 )
 
@@ -59,12 +57,6 @@ class NoiseSection(Section):
     clipped: Annotated[float, Field(ge=0, le=1)] = 0.5
     validation: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _low_then_high(self) -> Self:
-        if self.sigma[0] > self.sigma[1]:
-            raise ValueError(f"sigma {self.sigma} is not (low, high)")
-        return self
-
 
 class RestoreSection(Section):
     """The loss: `distance` for networks that are not variational, the ELBO for VAEs.
@@ -77,20 +69,13 @@ class RestoreSection(Section):
     beta_epochs: NotNegative = 0.0
 
 
-class AutoencodeRecipe(Section):
+class AutoencodeRecipe(ImageRecipe):
     """The recipe of an autoencoder, VAE or denoiser. Several data sets are used in turn, batch by batch."""
 
-    name: Name
-    description: str
-    seed: Annotated[int, Field(ge=0)] = 0
     model: ConditionalSection
     data: Annotated[tuple[PicturesSection, ...], Field(min_length=1)]
-    preprocess: Preprocess
-    augment: AugmentSection = AugmentSection()
     noise: NoiseSection | None = None
     loss: RestoreSection = RestoreSection()
-    train: TrainSection
-    card: CardSection
 
     @property
     def task(self) -> str:
@@ -99,31 +84,39 @@ class AutoencodeRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.task not in {"reconstruct", "generate", "denoise"}:
-            raise ValueError(
-                f"{self.model.architecture} is built to {self.task}; this script trains reconstruct, generate, denoise"
-            )
-        if (self.task == "denoise") != (self.noise is not None):
-            raise ValueError("the section noise is required to denoise, and not allowed otherwise")
-        if self.preprocess.mean != (0.0,) * self.preprocess.channels or set(self.preprocess.std) != {255.0}:
-            raise ValueError("the images must be in 0..1: mean 0, std 255")
-        if self.preprocess.fit == "within" and not all(section.size for section in self.data):
-            raise ValueError("images of a batch must have one size: with fit within, each data set needs a size")
-        if self.augment.mixup or self.augment.cutmix:
-            raise ValueError("mixup and cutmix blend images and are only for classifiers")
+        refuse(
+            (
+                self.task not in {"reconstruct", "generate", "denoise"},
+                f"{self.model.architecture} is built to {self.task}; this script trains reconstruct, generate, denoise",
+            ),
+            (
+                (self.task == "denoise") != (self.noise is not None),
+                "the section noise is required to denoise, and not allowed otherwise",
+            ),
+            (
+                self.noise is not None and self.noise.sigma != tuple(sorted(self.noise.sigma)),
+                "noise.sigma is not (low, high)",
+            ),
+            (
+                {*self.preprocess.mean} != {0.0} or {*self.preprocess.std} != {255.0},
+                "the images must be in 0..1: mean 0, std 255",
+            ),
+            (
+                self.preprocess.fit == "within" and not all(section.size for section in self.data),
+                "images of a batch must have one size: with fit within, each data set needs a size",
+            ),
+            (
+                self.model.conditional and len(self.data) > 1,
+                "a conditional network needs the labels of exactly one data set",
+            ),
+        )
         refuse_classifier_settings(self.train, self.augment)
-        if self.model.conditional and len(self.data) > 1:
-            raise ValueError("a conditional network needs the labels of exactly one data set")
         return self
 
     def config(self, classes: int) -> Any:
         """Return the network's config for a data set of `classes` classes; its image size is the side of the crops."""
         first = self.data[0]
-        sizes = {"in_channels": self.preprocess.channels, "image_size": first.crop or first.size or self.side}
+        side = first.crop or first.size or self.preprocess.shape[1]
+        sizes = {"in_channels": self.preprocess.channels, "image_size": side}
         labels = {"num_classes": classes} if self.model.conditional else {}
         return configure(self.model.architecture, self.model.config | sizes | labels)
-
-    @property
-    def side(self) -> int:
-        """The side of preprocessed images."""
-        return self.preprocess.shape[1]

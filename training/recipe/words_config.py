@@ -8,20 +8,15 @@ from pydantic import Field, model_validator
 
 from models.card import Name
 from models.name_encoder import VARIANTS
-from training.recipe.config import Section, TrainSection, refuse_classifier_settings
-from training.recipe.embed_config import LossSection
+from training.datasets.misspellings import KINDS
+from training.recipe.config import Section, TrainSection, refuse, refuse_classifier_settings
+from training.recipe.embed_config import LossSection, refuse_uneven_batch
 
 
 class WordsModelSection(Section):
     """The name of a variant of `models.name_encoder`."""
 
     architecture: str
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        if self.architecture not in VARIANTS:
-            raise ValueError(f"unknown architecture {self.architecture!r}; known: {', '.join(sorted(VARIANTS))}")
-        return self
 
 
 class WordsDataSection(Section):
@@ -40,12 +35,6 @@ class WordsDataSection(Section):
     trained: Annotated[tuple[str, ...], Field(min_length=1)]
     held_out: Annotated[tuple[str, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _disjoint(self) -> Self:
-        if common := set(self.trained) & set(self.held_out):
-            raise ValueError(f"kinds that are both trained and held_out: {', '.join(sorted(common))}")
-        return self
-
 
 class WordsRecipe(Section):
     """The recipe of a name encoder. `name` is that of the run's folder."""
@@ -60,11 +49,23 @@ class WordsRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"}:
-            raise ValueError("the loss of a name encoder is triplet, with semi-hard or batch-hard mining")
+        trained, held_out = {*self.data.trained}, {*self.data.held_out}
+        unknown = ", ".join(sorted((trained | held_out) - KINDS.keys()))
+        refuse(
+            (
+                self.model.architecture not in VARIANTS,
+                f"unknown architecture {self.model.architecture!r}; known: {', '.join(sorted(VARIANTS))}",
+            ),
+            (unknown != "", f"unknown kinds of edits: {unknown}; known: {', '.join(KINDS)}"),
+            (
+                not trained.isdisjoint(held_out),
+                f"kinds that are both trained and held_out: {', '.join(sorted(trained & held_out))}",
+            ),
+            (
+                self.loss.kind != "triplet" or self.loss.mining not in {"semi-hard", "batch-hard"},
+                "the loss of a name encoder is triplet, with semi-hard or batch-hard mining",
+            ),
+        )
         refuse_classifier_settings(self.train)
-        if self.train.batch_size % self.data.spellings:
-            raise ValueError(
-                f"batch_size ({self.train.batch_size}) must be a multiple of spellings ({self.data.spellings})"
-            )
+        refuse_uneven_batch(self.train.batch_size, "spellings", self.data.spellings)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.core.muon import Muon, orthogonalise
 from training.core.seeds import generator
@@ -19,10 +19,7 @@ def test_the_singular_vectors_stay_and_the_singular_values_come_near_one(shape: 
     torch.testing.assert_close(result, torch.diag(result.diagonal()), rtol=0, atol=1e-4)
     assert float(result.diagonal().min()) > 0.5
     assert float(result.diagonal().max()) < 1.3
-
-
-def test_nothing_moves_without_a_gradient_s_length() -> None:
-    assert torch.equal(orthogonalise(torch.zeros(4, 9)), torch.zeros(4, 9))
+    assert not orthogonalise(torch.zeros(shape)).any()
 
 
 def filters(channels_last: bool = False) -> nn.Parameter:
@@ -76,14 +73,11 @@ def test_the_rest_moves_as_sgd_does() -> None:
     optimizer = Muon([{"params": ours}, group(moving), group(still)], **settings)  # type: ignore[arg-type]
     plain = torch.optim.SGD(reference, **settings)  # type: ignore[arg-type]
 
-    def loss() -> Tensor:
+    for _ in range(3):
         optimizer.zero_grad()
         value = (ours[0].sum() ** 2 + ours[1].square().sum()) * moving.square().sum() / moving.detach().square().sum()
         value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    for _ in range(3):
-        assert isinstance(optimizer.step(loss), Tensor)  # type: ignore[arg-type]
+        optimizer.step()
         plain.zero_grad()
         (reference[0].sum() ** 2 + reference[1].square().sum()).backward()  # type: ignore[no-untyped-call]
         plain.step()

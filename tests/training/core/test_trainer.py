@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,8 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from models.registry import build
-from training.core.errors import DivergedError, RunError
+from tests.training.conftest import interrupted
+from training.core.errors import DivergedError
 from training.core.run_folder import Progress, Run
 from training.core.seeds import derive, generator
 from training.core.trainer import (
@@ -26,7 +28,6 @@ from training.core.trainer import (
     muon_groups,
     parameter_groups,
 )
-from training.datasets.images import Indices
 from training.recipe.config import TrainSection
 
 STEPS = 7
@@ -47,21 +48,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
 
 
-class Crash(Exception):
-    """Raised instead of SIGKILL; nothing catches it."""
-
-
 class Duel:
-    """Two networks trained in turns, as in a GAN; raises Crash in step `crash_at` after one of two updates."""
+    """Two networks trained in turns, as in a GAN."""
 
     monitor = "error"
     mode: Literal["max", "min"] = "min"
     steps_per_epoch = STEPS
 
-    def __init__(self, train: TrainSection, crash_at: int | None = None, figures: list[float] | None = None):
+    def __init__(self, train: TrainSection, figures: list[float] | None = None):
         self.accelerator = Accelerator(cpu=True)
         self.learners = {name: Learner(network(), train, STEPS, self.accelerator) for name in ("first", "second")}
-        self.crash_at = crash_at
         self.figures = figures
         self.seen: list[tuple[int, int]] = []
 
@@ -70,8 +66,6 @@ class Duel:
         x = torch.randn(4, 3, generator=generator)
         losses: dict[str, Tensor] = {}
         for name, learner in self.learners.items():
-            if epoch * STEPS + index == self.crash_at and losses:
-                raise Crash
             learner.model.train()
             loss = (learner.model(x) - x.sum(dim=1, keepdim=True)).square().mean()
             learner.update(loss)
@@ -88,7 +82,7 @@ class Duel:
 
 
 def train(task: Duel, folder: Path, settings: TrainSection, *, resume: bool = False) -> Progress:
-    return fit(task, Run(folder), settings, seed=1, accelerator=task.accelerator, resume=resume)
+    return fit(task, Run(folder), settings, 1, resume=resume)
 
 
 def weights(task: Duel) -> dict[str, Tensor]:
@@ -105,11 +99,7 @@ def test_weight_decay_excludes_biases_norms_and_gains() -> None:
     assert [tuple(p.shape) for p in decayed["params"]] == [(8, 3), (1, 8)]
     assert [tuple(p.shape) for p in free["params"]] == [(8,), (8,), (8,), (1,)]
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-    paper = build("lenet5")  # its subsampling has gains of shape [C, 1, 1]
-    decayed, free = parameter_groups(paper, 0.1)
-    assert sum(p.numel() for group in (decayed, free) for p in group["params"]) == sum(
-        p.numel() for p in paper.parameters()
-    )
+    decayed, free = parameter_groups(build("lenet5"), 0.1)  # its subsampling has gains of shape [C, 1, 1]
     assert all(p.ndim in (2, 4) for p in decayed["params"])
     assert sum(p.ndim == 3 for p in free["params"]) == 4
 
@@ -139,25 +129,16 @@ def test_muon_moves_filters_biases_and_the_rest_at_their_own_rates() -> None:
     assert [group.get("lr") for group in muon_groups(network, section(**MUON))] == [None, 0.05, 0.2]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "onecycle"])
-def test_schedule_scales_all_rates(schedule: str) -> None:
-    settings = section(**MUON, bias_lr=1.0, schedule=schedule)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    optimizer = make_optimizer(network, settings)
-    scheduler = make_scheduler(optimizer, settings, STEPS)
-    for _ in range(3 * STEPS):
-        shares = [group["lr"] / peak for group, peak in zip(optimizer.param_groups, (0.05, 1.0, 0.2), strict=True)]
-        assert shares == pytest.approx([shares[0]] * 3)
-        optimizer.step()
-        scheduler.step()
-
-
 def rates(settings: TrainSection, steps: int) -> list[float]:
-    optimizer = make_optimizer(network(), settings)
+    """Return the learning rates of the first `steps`; the other groups' have the same share of their peaks."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    optimizer = make_optimizer(module, settings)
     scheduler = make_scheduler(optimizer, settings, STEPS)
     result = []
     for _ in range(steps):
         result.append(optimizer.param_groups[0]["lr"])
+        shares = [group["lr"] / peak for group, peak in zip(optimizer.param_groups, (0.05, 1.0, 0.2), strict=True)]
+        assert shares == pytest.approx([shares[0]] * 3)
         optimizer.step()
         scheduler.step()
     return result
@@ -187,7 +168,8 @@ RISING = [0.05 * (step + 1) / 8 for step in range(STEPS)]
     ],
 )
 def test_learning_rates_of_each_schedule(schedule: str, warmup: int, expected: list[float]) -> None:
-    assert rates(section(schedule=schedule, warmup_epochs=warmup), 3 * STEPS) == pytest.approx(expected)
+    settings = section(**MUON, bias_lr=1.0, schedule=schedule, warmup_epochs=warmup)
+    assert rates(settings, 3 * STEPS) == pytest.approx(expected)
 
 
 def test_a_plateau_divides_by_ten_after_patience(tmp_path: Path) -> None:
@@ -242,40 +224,24 @@ def test_the_best_epoch_is_the_first_of_the_best(tmp_path: Path, mode: Literal["
     task.mode = mode
     assert train(task, tmp_path, settings).best_epoch == best
     kept = Run(tmp_path).load_best()
-    shorter = section(epochs=4, ema=0.5)
-    again = Duel(shorter, crash_at=best * STEPS, figures=[3, 1, 3, 1])
-    with pytest.raises(Crash):
-        train(again, tmp_path / "again", shorter)
+    with interrupted(Duel, best * STEPS + 1), pytest.raises(KeyboardInterrupt):
+        train(Duel(settings, figures=[3, 1, 3, 1]), tmp_path / "again", settings)
     assert kept["epoch"] == best
     state = Run(tmp_path / "again").load_last(1)["learners"]["second"]["average"]
     assert_same(kept["networks"]["second"], {k.removeprefix("module."): v for k, v in state.items() if "." in k})
 
 
-def _dies_in(name: str, at: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
-        calls, method = [0], getattr(Run, name)
-
-        def dying(self: Run, *args: Any) -> None:
-            calls[0] += 1
-            if calls[0] == at:
-                raise Crash
-            method(self, *args)
-
-        patch.setattr(Run, name, dying)
-
-    return arrange
-
-
-MOMENTS: dict[str, tuple[int | None, Callable[[pytest.MonkeyPatch], None] | None]] = {
-    "first step": (0, None),
-    "between checkpoints": (STEPS + 4, None),
-    "just after a checkpoint": (2 * STEPS + 4, None),
-    "last step": (3 * STEPS - 1, None),
-    "at a checkpoint": (None, _dies_in("save_last", 3)),
-    "before best.pt": (None, _dies_in("save_best", 2)),
-    "after best.pt, before last.pt": (None, _dies_in("log", 2)),
-    "at the last checkpoint": (None, _dies_in("save_last", 10)),
-    "after everything": (None, _dies_in("finish", 1)),
+# The calls in which a run dies; an update of the second network dies between the two updates of a step.
+MOMENTS: dict[str, tuple[type, int, str]] = {
+    "first step": (Learner, 2, "update"),
+    "between checkpoints": (Learner, 2 * (STEPS + 5), "update"),
+    "just after a checkpoint": (Learner, 2 * (2 * STEPS + 5), "update"),
+    "last step": (Learner, 2 * 3 * STEPS, "update"),
+    "at a checkpoint": (Run, 3, "save_last"),
+    "before best.pt": (Run, 2, "save_best"),
+    "after best.pt, before last.pt": (Run, 2, "log"),
+    "at the last checkpoint": (Run, 10, "save_last"),
+    "after everything": (Run, 1, "finish"),
 }
 
 
@@ -294,12 +260,8 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path, moment: str, cha
     settings = section(**changes)
     unbroken = Duel(settings)
     expected = train(unbroken, tmp_path / "unbroken", settings)
-    crash_at, arrange = MOMENTS[moment]
-    with pytest.MonkeyPatch.context() as patch:
-        if arrange is not None:
-            arrange(patch)
-        with pytest.raises(Crash):
-            train(Duel(settings, crash_at), tmp_path / "broken", settings)
+    with interrupted(*MOMENTS[moment]), pytest.raises(KeyboardInterrupt):
+        train(Duel(settings), tmp_path / "broken", settings)
     resumed = Duel(settings)
     progress = train(resumed, tmp_path / "broken", settings, resume=True)
     assert_same(weights(resumed), weights(unbroken))
@@ -312,8 +274,8 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path, moment: str, cha
 
 def test_resumed_run_continues_within_the_epoch(tmp_path: Path) -> None:
     settings = section()
-    with pytest.raises(Crash):
-        train(Duel(settings, crash_at=STEPS + 4), tmp_path, settings)
+    with interrupted(Duel, STEPS + 5), pytest.raises(KeyboardInterrupt):
+        train(Duel(settings), tmp_path, settings)
     resumed = Duel(settings)
     train(resumed, tmp_path, settings, resume=True)
     # It died after 11 steps of the run; step 9 was the last multiple of 3 to be written.
@@ -331,68 +293,32 @@ def test_nan_loss_leaves_the_weights_unchanged(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before if "running" not in name and "num" not in name)
 
 
-@pytest.mark.parametrize("damage", ["model", "optimizer", "scheduler", "average", "network", "history"])
-def test_incomplete_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
-    settings = section(epochs=1, ema=0.5)
-    train(Duel(settings), tmp_path, settings)
-    run = Run(tmp_path)
-    state = run.load_last(1)
-    if damage == "network":
-        del state["learners"]["second"]
-    elif damage == "history":
-        state["progress"].history.clear()
-    else:
-        del state["learners"]["second"][damage]
-    run.save_last(state["progress"], state["learners"], state["scaler"], 1)
-    message = r"last\.pt" if damage in {"network", "history"} else damage
-    with pytest.raises(RunError, match=message):
-        train(Duel(settings), tmp_path, settings, resume=True)
-
-
 def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = section(epochs=1)
     train(Duel(settings), tmp_path, settings)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        train(Duel(settings), tmp_path, settings, resume=True)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)  # the fixture `one_thread` resets it
+    train(Duel(settings), tmp_path, settings, resume=True)
     assert "last bits may differ" in caplog.text
-
-
-class TwoProcesses:
-    """Replaces accelerate on one of two processes; `gather` reads the other's rows from `rows`."""
-
-    num_processes = 2
-    device = torch.device("cpu")
-
-    def __init__(self, process_index: int, rows: dict[int, Tensor]):
-        self.process_index = process_index
-        self.rows = rows
-
-    def gather(self, rows: Tensor) -> Tensor:
-        self.rows[self.process_index] = rows
-        return torch.cat([self.rows[0], self.rows[1]]) if len(self.rows) == 2 else rows
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_gathered_rows_are_in_order(count: int) -> None:
     table = torch.randn(count, 3)
+    shares: list[Tensor] = []
 
-    def compute(rows: Indices) -> Tensor:
-        return table[torch.from_numpy(rows)]
+    def gather(rows: Tensor) -> Tensor:
+        shares.append(rows)
+        return torch.cat(shares)
 
-    rows: dict[int, Tensor] = {}
-    gather_rows(TwoProcesses(0, rows), count, compute)
-    assert torch.equal(gather_rows(TwoProcesses(1, rows), count, compute), table)
-    assert len(rows[0]) == len(rows[1]) == math.ceil(count / 2)
-    assert torch.equal(gather_rows(Accelerator(cpu=True), count, compute), table)
+    for process in (0, 1):
+        accelerator = SimpleNamespace(num_processes=2, process_index=process, device=torch.device("cpu"), gather=gather)
+        gathered = gather_rows(accelerator, count, lambda rows: table[torch.from_numpy(rows)])
+    assert torch.equal(gathered, table)
+    assert len(shares[0]) == len(shares[1]) == math.ceil(count / 2)
+    assert torch.equal(gather_rows(Accelerator(cpu=True), count, lambda rows: table[torch.from_numpy(rows)]), table)
 
 
 def test_seeds_of_different_positions_differ() -> None:
-    seeds = [derive(1, "step", 2, 3), derive(1, "step", 23), derive(1, "step", 3, 2), derive(1, "draw", 2, 3)]
-    seeds += [derive(2, "step", 2, 3), derive(12, "step", 3)]
-    assert len(set(seeds)) == len(seeds)
+    seeds = [derive(1, *position) for position in (("step", 2, 3), ("step", 23), ("step", 3, 2), ("draw", 2, 3))]
+    assert len({*seeds, derive(2, "step", 2, 3)}) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive(1, "step", 2, 3) == seeds[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +16,6 @@ from torchvision.transforms import v2
 
 from training.core.seeds import generator
 from training.datasets.augment import (
-    OPERATIONS,
     ChannelStatistics,
     affine,
     augment,
@@ -51,17 +50,16 @@ def test_defaults_and_alternating_flip_change_nothing(config: AugmentSection) ->
     assert augment(images, config, generator(1), COLOURS) is images
 
 
-def test_identity_transform_keeps_the_image() -> None:
-    images = pictures(width=7)
-    drawn = draw_affine(6, AugmentSection(), generator(1))
-    assert torch.equal(drawn, matrix([[1, 0, 0], [0, 1, 0]]))
-    torch.testing.assert_close(affine(images, drawn), images, rtol=0, atol=1e-3)
-
-
-def test_quarter_rotation_agrees_with_rot90() -> None:
+def test_affine_agrees_with_numpy() -> None:
     images = pictures()
-    turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]]))  # above in the output is right in the input
-    torch.testing.assert_close(turned, torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-2)
+    assert torch.equal(draw_affine(6, AugmentSection(), generator(1)), matrix([[1, 0, 0], [0, 1, 0]]))
+    cases: list[tuple[list[list[float]], Tensor]] = [
+        ([[1, 0, 0], [0, 1, 0]], images),
+        ([[0, -1, 0], [1, 0, 0]], torch.rot90(images, 1, (2, 3))),  # above in the output is right in the input
+        ([[1, 0, 2 * 2 / 9], [0, 1, 0]], F.pad(images, (0, 2))[..., 2:]),  # two pixels of nine, sides of length 2
+    ]
+    for rows, expected in cases:
+        torch.testing.assert_close(affine(images, matrix(rows)), expected, rtol=0, atol=1e-2)
 
 
 def test_rotation_of_an_oblong_image_keeps_distances() -> None:
@@ -70,12 +68,6 @@ def test_rotation_of_an_oblong_image_keeps_distances() -> None:
     turned = affine(images, matrix([[0, -1, 0], [1, 0, 0]], 1))
     assert divmod(int(turned.argmax()), 21) == (2, 10)  # three pixels above it
     assert float(turned.max()) == pytest.approx(100, abs=1e-2)
-
-
-def test_a_shift_brings_in_black() -> None:
-    images = pictures()
-    moved = affine(images, matrix([[1, 0, 2 * 2 / 9], [0, 1, 0]]))  # two pixels of nine, sides of length 2
-    torch.testing.assert_close(moved, F.pad(images, (0, 2))[..., 2:], rtol=0, atol=1e-2)
 
 
 def test_affine_matrices_are_rotation_times_shear_in_range() -> None:
@@ -95,15 +87,6 @@ def test_affine_matrices_are_rotation_times_shear_in_range() -> None:
     assert 1.92 < float(areas.max()) <= 2 + 1e-5
 
 
-def test_each_image_is_mirrored_or_unchanged() -> None:
-    images = pictures(400)
-    flipped = random_flip(images, generator(1))
-    mirrored = [bool(torch.equal(new, old.flip(-1))) for new, old in zip(flipped, images, strict=True)]
-    kept = [bool(torch.equal(new, old)) for new, old in zip(flipped, images, strict=True)]
-    assert [a != b for a, b in zip(mirrored, kept, strict=True)] == [True] * 400
-    assert 150 < sum(mirrored) < 250
-
-
 @pytest.mark.parametrize(("fill", "mode"), [("black", "constant"), ("reflect", "reflect")])
 def test_each_crop_is_a_window_of_the_padded_image(
     fill: Literal["black", "reflect"], mode: Literal["constant", "reflect"]
@@ -119,16 +102,15 @@ def test_each_crop_is_a_window_of_the_padded_image(
     assert len(positions) == 25
 
 
-def test_first_flips_are_half_of_the_images() -> None:
+def test_random_halves_of_the_images_are_mirrored() -> None:
     first = first_flips(10_000, 3)
     assert 4800 < int(first.sum()) < 5200
     assert torch.equal(first, first_flips(10_000, 3))
     assert not torch.equal(first, first_flips(10_000, 4))
-    images = pictures(20)
-    for new, old, chosen in zip(mirror(images, first[:20]), images, first[:20], strict=True):
-        assert np.array_equal(
-            new.numpy(), np.fliplr(old.numpy().transpose(1, 2, 0)).transpose(2, 0, 1) if chosen else old
-        )
+    images, chosen = pictures(400), torch.rand(400, generator=generator(1)) < 0.5
+    expected = [image.numpy()[:, :, ::-1] if flips else image for image, flips in zip(images, chosen, strict=True)]
+    assert np.array_equal(random_flip(images, generator(1)).numpy(), np.stack(expected))
+    assert torch.equal(mirror(images, chosen), random_flip(images, generator(1)))
 
 
 def test_mixup_blends_images_and_targets_by_the_same_share() -> None:
@@ -153,28 +135,23 @@ def test_cutmix_pastes_one_box_and_weights_by_area() -> None:
     n = 300
     images, targets = named(n)
     mixed, soft = cutmix(images, targets, 1.0, generator(1))
-    kept, heights, widths = [], set(), set()
-    for row in range(n):
-        foreign = mixed[row, 0] != row
-        inside = [(y, x) for y in range(8) for x in range(12) if foreign[y, x]]
-        kept.append(1 - len(inside) / 96)
+    sizes = set()
+    for row, picture in enumerate(mixed[:, 0]):
+        inside = (picture != row).nonzero()
         expected = torch.zeros(n)
-        expected[row] = kept[-1]
-        if inside:
-            ys, xs = [y for y, _ in inside], [x for _, x in inside]
-            top, bottom, left, right = min(ys), max(ys), min(xs), max(xs)
-            assert len(inside) == (bottom - top + 1) * (right - left + 1)  # a whole box
-            other = {int(mixed[row, 0, y, x]) for y, x in inside}
-            assert len(other) == 1  # of one other picture
-            expected[other.pop()] = len(inside) / 96
-            heights.add(bottom - top + 1)
-            widths.add(right - left + 1)
+        expected[row] = 1 - len(inside) / 96
+        if len(inside):
+            height, width = (inside.amax(dim=0) - inside.amin(dim=0) + 1).tolist()
+            assert len(inside) == height * width  # a whole box
+            (other,) = picture[picture != row].unique().long().tolist()  # of one other image
+            expected[other] = len(inside) / 96
+            sizes.add((height, width))
         torch.testing.assert_close(soft[row], expected)
     # A whole side would need the whole share.
-    assert heights == set(range(1, 8))
-    assert widths == set(range(1, 12))
+    heights, widths = map(set, zip(*sizes, strict=True))
+    assert (heights, widths) == (set(range(1, 8)), set(range(1, 12)))
     # What is cut off at the edges makes the boxes smaller than their uniform shares.
-    assert 0.55 < sum(kept) / n < 0.75
+    assert 0.55 < float(soft.diagonal().mean()) < 0.75
 
 
 def test_cutmix_box_side_is_the_root_of_its_share() -> None:
@@ -195,21 +172,8 @@ def test_mixup_and_cutmix_alternate_at_random() -> None:
         mixed, soft = blend(images, targets, config, generator(seed))
         torch.testing.assert_close(soft.sum(dim=1), torch.ones(20))
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft @ torch.arange(20).float())
-        flat = [bool((picture == picture[0, 0, 0]).all()) for picture in mixed]
-        patched += not all(flat)
-        again = blend(images, targets, config, generator(seed))
-        assert torch.equal(mixed, again[0])
-        assert torch.equal(soft, again[1])
+        patched += not torch.equal(mixed, mixed[:, :, :1, :1].expand_as(mixed))
     assert 75 < patched < 125
-
-
-@pytest.mark.parametrize(("name", "function"), [("mixup", mixup), ("cutmix", cutmix)])
-def test_single_blend_draws_the_same_numbers(name: str, function: Any) -> None:
-    images, targets = named(20)
-    for seed in range(5):
-        blended = blend(images, targets, AugmentSection.model_validate({name: 0.5}), generator(seed))
-        alone = function(images, targets, 0.5, generator(seed))
-        assert all(torch.equal(a, b) for a, b in zip(blended, alone, strict=True))
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 30])
@@ -218,14 +182,12 @@ def test_cutout_squares_have_uniform_centres(side: int) -> None:
     cut = cutout(images, side, COLOURS.mean, generator(1))
     filled = cut == torch.tensor(COLOURS.mean)[None, :, None, None]
     expected = set()
-    for y in range(7):
-        for x in range(9):
-            square = torch.zeros(7, 9, dtype=torch.bool)
-            square[max(y - side // 2, 0) : y - side // 2 + side, max(x - side // 2, 0) : x - side // 2 + side] = True
-            expected.add(tuple(square.flatten().tolist()))
-    for picture, before, mask in zip(cut, images, filled, strict=True):
-        assert torch.equal(mask[0], mask[1])
-        assert torch.equal(picture[~mask], before[~mask])
+    for y, x in itertools.product(range(7), range(9)):
+        square = torch.zeros(7, 9, dtype=torch.bool)
+        square[max(y - side // 2, 0) : y - side // 2 + side, max(x - side // 2, 0) : x - side // 2 + side] = True
+        expected.add(tuple(square.flatten().tolist()))
+    assert torch.equal(filled[:, 0], filled[:, 1])
+    assert torch.equal(cut[~filled], images[~filled])
     assert {tuple(mask[0].flatten().tolist()) for mask in filled} == expected
 
 
@@ -241,13 +203,6 @@ def test_colour_basis_agrees_with_pca() -> None:
         np.testing.assert_allclose(column, expected, rtol=2e-3, atol=1e-3)
     # With every row within the bound, all of them count: other pixels, another basis.
     assert not np.allclose(colour_basis(pixels, rows[:2000:2]).numpy(), basis, rtol=1e-4)
-
-
-def test_colour_basis_of_grey_images() -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
-    basis = colour_basis(pixels, np.arange(50))
-    assert basis.shape == (1, 1)
-    assert float(basis) == pytest.approx(255 * np.var(pixels / 255), rel=1e-4)
 
 
 def test_colour_pca_adds_one_colour_to_a_whole_picture() -> None:
@@ -304,23 +259,6 @@ def test_two_operations_are_composed() -> None:
     assert sum(distance > 0.5 for distance in alone) > 30
 
 
-def test_rand_augment_is_independent_per_image() -> None:
-    images = torch.stack([torch.roll(smooth(3), row, dims=2) for row in range(60)]).float()
-    rest = torch.cat([images[:30], 255 - images[30:]])
-    first, second = (rand_augment(batch, 2, 12, [9.0, 9.0, 9.0], generator(1)) for batch in (images, rest))
-    assert torch.equal(first[:30], second[:30])
-    assert not torch.equal(first[30:], second[30:])
-
-
-def test_operations_are_equally_likely() -> None:
-    draws = torch.randint(len(OPERATIONS), (1, 7000), generator=generator(4))
-    assert len(OPERATIONS) == len(set(OPERATIONS)) == 14
-    same = rand_augment(smooth(3).float().expand(7000, -1, -1, -1), 1, 20, [0.0] * 3, generator(4))
-    kept = (same == smooth(3).float()).flatten(1).all(dim=1)
-    assert bool(kept[draws[0] == OPERATIONS.index("identity")].all())
-    assert 400 < int(kept.sum()) < 600
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -338,22 +276,3 @@ def test_augmentation_repeats_with_its_generator_and_keeps_its_input(config: Aug
     assert torch.equal(images, before)
     assert (first.shape, first.dtype) == (images.shape, torch.float32)
     assert config.colour_pca or 0 <= float(first.min()) <= float(first.max()) <= 255 + 1e-3
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"cutmix": -1}, "cutmix"),
-        ({"cutout": -1}, "cutout"),
-        ({"cutout": 2.5}, "cutout"),
-        ({"colour_pca": -0.1}, "colour_pca"),
-        ({"rand_augment": [2]}, "rand_augment"),
-        ({"rand_augment": [2, 31]}, "less than or equal to 30"),
-        ({"rand_augment": [-1, 9]}, "rand_augment"),
-        ({"flip": "always"}, "flip"),
-        ({"crop_fill": "white"}, "crop_fill"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        AugmentSection.model_validate(settings)

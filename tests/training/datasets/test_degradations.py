@@ -52,8 +52,7 @@ def test_degradations_differ_per_image_and_keep_the_scale(channels: int) -> None
 
 def test_share_of_degraded_images_is_the_chance() -> None:
     images = torch.full((2000, 1, 4, 4), 100.0)
-    config = CameraSection(chance=0.2, light=0.5)
-    changed = degradations.degrade(images, config, generator(0))
+    changed = degradations.degrade(images, CameraSection(chance=0.2, light=0.5), generator(0))
     share = float((changed != images).any(dim=(1, 2, 3)).double().mean())
     assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 2000) ** 0.5)
 

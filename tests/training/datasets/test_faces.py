@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.preprocess import Preprocess
-from tests.training.conftest import write_identities
+from tests.training.conftest import GREY, write_identities
 from training.core.errors import DataError
 from training.datasets import images as data
 from training.datasets.faces import draw_pairs, impostor_pairs, mated_pairs, rows_of, source_of, split_of
@@ -107,30 +106,15 @@ def test_drawn_pairs_have_mated_ones_first_and_the_cosines_of_their_rows() -> No
     assert pairs.similarities(vectors[rows], rows) == pytest.approx(expected)
     with pytest.raises(DataError, match="two images"):
         draw_pairs(people({"film:a": 1, "film:b": 1}), np.arange(2), 3, 40, seed=1)
-
-
-def test_single_person_per_source_has_no_impostor_pairs() -> None:
-    faces = people({"film:a": 5, "street:a": 5})
     with pytest.raises(DataError, match="two identities"):
-        impostor_pairs(faces, np.arange(10), 10, seed=0)
-
-
-def test_identities_are_read_from_parquet(folders: Path) -> None:
-    names = ["pins:zoe", "film:al", "pins:zoe", "film:bo"]
-    rows = [(Image.new("RGB", (8, 8), (60 * shade, 0, 0)), name) for shade, name in enumerate(names)]
-    for part in (0, 1):
-        write_identities(folders / f"data/faces/train-{part}.parquet", rows[2 * part : 2 * part + 2])
-    faces = data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
-    assert faces.classes == ("film:al", "film:bo", "pins:zoe")
-    assert [faces.classes[label] for label in faces.labels] == names
-    assert faces.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
+        draw_pairs(people({"film:a": 5, "street:a": 5}), np.arange(10), 3, 40, seed=1)
 
 
 def test_a_row_without_identity_is_refused(folders: Path) -> None:
-    image = Image.new("RGB", (8, 8))
+    image = Image.new("L", (28, 28))
     write_identities(folders / "data/faces/train.parquet", [(image, "a:b"), (image, None)])
     with pytest.raises(DataError, match="row 1: label -1"):
-        data.load("faces", "train", Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3))
+        data.load("faces", "train", GREY)
 
 
 @pytest.mark.data

@@ -33,24 +33,9 @@ def examiner() -> PhotoExaminer:
     return PhotoExaminer(OPTIONS)
 
 
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
-    upright = head("astronaut")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    save_photo(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif)
-    picture = face_photos.read_photo(tmp_path / "turned.png")
-    assert isinstance(picture, Image.Image)
-    assert np.array_equal(np.asarray(picture), np.asarray(upright))
-
-
-def test_other_modes_are_rgb(tmp_path: Path) -> None:
-    save_photo(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png")
-    save_photo(Image.fromarray(np.full((8, 8), 30_000, np.uint16)), tmp_path / "deep.png")
-    save_photo(Image.new("CMYK", (8, 8)), tmp_path / "print.jpg")
-    for name, value in (("clear.png", 255), ("deep.png", 117), ("print.jpg", 255)):
-        picture = face_photos.read_photo(tmp_path / name)
-        assert isinstance(picture, Image.Image)
-        assert (picture.mode, picture.getpixel((3, 3))) == ("RGB", (value,) * 3)
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
+    save_photo(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
+    assert not np.asarray(face_photos.read_photo(tmp_path / "a.jpg")).any()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +45,6 @@ def test_other_modes_are_rgb(tmp_path: Path) -> None:
         ("a.png", b"%PDF-1.7", "none of JPEG"),
         ("a.tif", encode(Image.new("RGB", (8, 8)), "TIFF"), "none of JPEG"),
         ("a.jpg", encode(photo("coffee"), "JPEG")[:5000], "damaged: OSError"),
-        ("a.ppm", b"P6 60000 60000 255\n", "too many pixels"),
         ("a.ppm", b"P6 10000 10000 255\n", "too many pixels"),
     ],
 )
@@ -82,13 +66,6 @@ def test_pipes_and_broken_links_are_not_read(tmp_path: Path) -> None:
     assert face_photos.read_photo(tmp_path / "link.jpg") == "a broken link"
     for name in ("pipe.jpg", "folder"):
         assert face_photos.read_photo(tmp_path / name) == "not a file"
-
-
-def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
-    save_photo(Image.new("RGB", (8, 4)), tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff\x01")
-    picture = face_photos.read_photo(tmp_path / "a.jpg")
-    assert isinstance(picture, Image.Image)
-    assert picture.size == (8, 4)
 
 
 def test_the_largest_or_the_most_central_face() -> None:
@@ -130,15 +107,12 @@ def test_outcomes_of_single_photos(album: Path) -> None:
 
 def test_limits_decide_what_is_good_enough(album: Path) -> None:
     photos = [Photo("a", "astronaut/0.png"), Photo("a", "astronaut/night.png")]
-    strict, lenient = (
-        PhotoExaminer(replace(OPTIONS, limits=limits))
-        for limits in (QualityThresholds(side=150), QualityThresholds(brightness=1))
-    )
-    assert [item.reasons for item in strict(album, photos)] == [
-        "SMALL_BOUNDING_BOX",
-        "SMALL_BOUNDING_BOX LOW_BRIGHTNESS",
-    ]
-    assert {item.outcome for item in lenient(album, photos)} == {"kept"}
+    for limits, expected in (
+        (QualityThresholds(side=150), ["SMALL_BOUNDING_BOX", "SMALL_BOUNDING_BOX LOW_BRIGHTNESS"]),
+        (QualityThresholds(brightness=1), ["", ""]),
+    ):
+        judged = PhotoExaminer(replace(OPTIONS, limits=limits))(album, photos)
+        assert [item.reasons for item in judged] == expected
 
 
 def test_images_of_one_shape_are_batched(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
