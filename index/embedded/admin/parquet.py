@@ -32,7 +32,7 @@ from index.embedded.store.atomic_files import sync_folder
 from index.embedded.store.face_records import FaceRecord
 from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
 from index.types import Collection
-from index.unicode_forms import normalised
+from index.validation import normalised
 
 KEY, VERSION = b"vestibule", 1
 BATCH = 4096  # faces per row group and per transaction

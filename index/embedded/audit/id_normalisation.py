@@ -24,7 +24,7 @@ from index.embedded.encryption.data_keys import cipher_of, is_locked
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
-from index.unicode_forms import normalised, normalised_json
+from index.validation import normalised, normalised_json
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from index.embedded.encryption.aead import Cipher
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.store import subject_records
 from index.embedded.store.ledger import Row
-from index.unicode_forms import normalised_where
+from index.validation import normalised_where
 
 # For each key the allowed values. A subject must have an allowed value under every key.
 Where = Mapping[str, Sequence[str | float | bool]]

@@ -15,8 +15,7 @@ from index.embedded.encryption.data_keys import insert_data_key
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection
-from index.unicode_forms import normalised
-from index.validation import check_key, check_object, check_timestamp, read_object
+from index.validation import check_key, check_object, check_timestamp, normalised, read_object
 
 _COLLECTION = (
     "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted FROM collections"

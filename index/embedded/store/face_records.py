@@ -16,12 +16,12 @@ from index.embedded.store import subject_records, vector_records
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
 from index.types import Face, Ints, NewFace, Subject
-from index.unicode_forms import normalised_json
 from index.validation import (
     check_key,
     check_object,
     check_subject,
     check_timestamp,
+    normalised_json,
     parse_object,
     read_object,
     unit_vectors,

@@ -15,8 +15,7 @@ from index.embedded.store import lease_records, subject_records
 from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
 from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Properties
-from index.unicode_forms import normalised
-from index.validation import check_item, read_object
+from index.validation import check_item, normalised, read_object
 
 LEASE_S = 15.0
 # Assignments that delete what the caller sent, for an item that is finished.

@@ -14,8 +14,7 @@ from index.embedded.encryption.data_keys import cipher_of, ciphers
 from index.embedded.store.ledger import Row
 from index.errors import CorruptError, NotFoundError
 from index.types import CountedSubject, Subject
-from index.unicode_forms import normalised, normalised_metadata
-from index.validation import check_subject, read_object
+from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read_subject` makes a Subject.
 COLUMNS = (

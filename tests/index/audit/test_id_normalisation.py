@@ -26,8 +26,7 @@ from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from index.unicode_forms import normalised, normalised_json, normalised_metadata, normalised_where
-from index.validation import MAX_KEY
+from index.validation import MAX_KEY, normalised, normalised_json, normalised_metadata, normalised_where
 from tests.index.people import vectors
 
 C, D = (unicodedata.normalize(form, "m\u00fcller") for form in ("NFC", "NFD"))
