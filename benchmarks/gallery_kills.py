@@ -284,9 +284,10 @@ class ToldMaintenance(Maintenance):
             self._enter("sealing")
         return super()._new_file(collection, suffix)
 
-    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
-        self._enter("rewriting")
-        super()._rewrite(collection, old)
+    def _write_segment(self, collection: Collection, first: int, old: SegmentRecord | None = None) -> None:
+        if old is not None:
+            self._enter("rewriting")
+        super()._write_segment(collection, first, old)
 
     def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole

@@ -91,7 +91,7 @@ def faces_of(gallery: EmbeddedGallery, name: str) -> list[dict[str, Any]]:
     """Return every face with its crop and its vector."""
     collection = gallery.collection(name)
     with gallery.ledger.snapshot() as db:
-        rows = vector_records.read(db, collection.id, collection.dimensions, 0)
+        rows = vector_records.read(db, collection, 0)
     stored = dict(zip(rows.faces.tolist(), rows.vectors, strict=True))
     return [
         {**face.__dict__, "crop": gallery.crop(name, face.token).decode(), "vector": stored[face.id]}

@@ -169,7 +169,7 @@ def test_vectors_of_feedback_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 3)
-    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_READ", 3)
+    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_CHECK", 3)
     gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
     gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
     people = vectors(8, 8)
@@ -192,28 +192,28 @@ def test_vectors_of_feedback_of_older_versions_are_scaled_once(
     too_short = "ledger: 1 vectors of feedback do not fit their collection"
     assert list(find_faults(gallery)) == [
         too_short,
-        "doors: 1 vectors of feedback do not have length 1",
         "doors: 2 vectors of feedback do not have length 1",
+        "doors: 1 vectors of feedback do not have length 1",
     ]
     Maintenance(gallery).run()
     with gallery.ledger.snapshot() as db:
-        ids, stored = rejection_records.read(db, gallery.collection("doors"), 0, -1)
-    by_id = dict(zip(ids.tolist(), stored, strict=True))
+        stored = rejection_records.read(db, gallery.collection("doors"), -(2**63), -1)
+    by_id = dict(zip((-stored.faces).tolist(), stored.vectors, strict=True))
     assert by_id.keys() == {*numbers} - {numbers[2]}
     assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
     assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
     # A zero vector cannot be scaled.
     assert list(find_faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
     events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
-    assert [(event.subjects, event.faces) for event in events] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
+    assert [(event.subjects, event.faces) for event in events] == [((1,), (-numbers[4],)), ((1,), (-numbers[0],))]
     gallery.close()
 
 
 def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Path) -> None:
     gallery = EmbeddedGallery(tmp_path)
     collection = gallery.create("doors", "face-embedder", "f1", 8)
-    row = {5: vectors(1, 8)[0]}
-    assert gallery.ledger.write(lambda db: rejection_records.replace_vectors(db, collection, row)) == {}
+    row = {-5: vectors(1, 8)[0]}
+    assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
     gallery.close()
 
 

@@ -38,6 +38,7 @@ class Cipher:
     """
 
     encrypted = False
+    overhead = 0  # bytes that encryption adds to a value, or to a chunk of a file
 
     def encrypt(self, data: bytes, *about: object) -> bytes:
         """Return the value as it is stored."""
@@ -67,19 +68,16 @@ class Cipher:
         """
         return data
 
-    def encrypted_size(self, size: int) -> int:
-        """Return the stored size in bytes of a value of `size` bytes."""
-        return size
-
     def encrypted_file_size(self, size: int) -> int:
         """Return the stored size in bytes of a file of `size` bytes."""
-        return size
+        return size + self.overhead * -(-size // CHUNK_BYTES)
 
 
 class AeadCipher(Cipher):
     """Cipher of an encrypted collection with the given data key of 32 bytes."""
 
     encrypted = True
+    overhead = OVERHEAD
 
     def __init__(self, key: bytes):
         self._aead = AESGCM(_derived_key(key, "seal"))
@@ -120,14 +118,6 @@ class AeadCipher(Cipher):
         except (InvalidTag, ValueError):
             raise CorruptError(f"{bytes(about[0]).decode()}: the encrypted content is damaged or misplaced") from None
         return content
-
-    def encrypted_size(self, size: int) -> int:
-        """See `Cipher`."""
-        return size + OVERHEAD
-
-    def encrypted_file_size(self, size: int) -> int:
-        """See `Cipher`."""
-        return size + OVERHEAD * -(-size // CHUNK_BYTES)
 
 
 PLAINTEXT = Cipher()

@@ -7,9 +7,7 @@ never stored. Code with a connection to the ledger calls `cipher_of` to encrypt 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any
 
 import apsw
@@ -91,11 +89,6 @@ def cipher_of(db: apsw.Connection, collection_id: int) -> Cipher:
         operator = keys.operator_key(wrapped_by, repr(collection))
         cipher = keys.ciphers[key_name] = AeadCipher(operator.unwrap(wrapped, _about(db, collection_id)))
     return cipher
-
-
-def ciphers(db: apsw.Connection) -> Callable[[int], Cipher]:
-    """Return a cached `cipher_of`, for rows of several collections."""
-    return cache(partial(cipher_of, db))
 
 
 def is_locked(db: apsw.Connection, collection_id: int) -> bool:

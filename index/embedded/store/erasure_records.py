@@ -120,13 +120,17 @@ def last_removal(db: apsw.Connection) -> int:
     return int(db.execute("SELECT coalesce(max(seq), 0) FROM removals").get)
 
 
+def _target(removal: Removal) -> tuple[str, int]:
+    """Return the table and the id of the face, subject or collection of the removal."""
+    if removal.face_id:
+        return "faces", removal.face_id
+    return ("subjects", removal.subject_id) if removal.subject_id else ("collections", removal.collection_id)
+
+
 def target_exists(db: apsw.Connection, removal: Removal) -> bool:
     """Return whether the face, subject or collection of the removal exists."""
-    if removal.face_id:
-        return db.execute("SELECT 1 FROM faces WHERE id = ?", (removal.face_id,)).get is not None
-    if removal.subject_id:
-        return db.execute("SELECT 1 FROM subjects WHERE id = ?", (removal.subject_id,)).get is not None
-    return collection_records.exists(db, removal.collection_id)
+    table, number = _target(removal)
+    return db.execute(f"SELECT 1 FROM {table} WHERE id = ?", (number,)).get is not None  # noqa: S608  a constant
 
 
 def replay(db: apsw.Connection, removal: Removal) -> None:
@@ -135,12 +139,8 @@ def replay(db: apsw.Connection, removal: Removal) -> None:
         "INSERT OR IGNORE INTO removals (seq, collection_id, subject_id, face_id) VALUES (?, ?, ?, ?)",
         (removal.seq, removal.collection_id, removal.subject_id, removal.face_id),
     )
-    if removal.face_id:
-        db.execute("DELETE FROM faces WHERE id = ?", (removal.face_id,))
-    elif removal.subject_id:
-        db.execute("DELETE FROM subjects WHERE id = ?", (removal.subject_id,))
-    else:
-        db.execute("DELETE FROM collections WHERE id = ?", (removal.collection_id,))
+    table, number = _target(removal)
+    db.execute(f"DELETE FROM {table} WHERE id = ?", (number,))  # noqa: S608  a constant
 
 
 def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:

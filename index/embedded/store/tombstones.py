@@ -16,13 +16,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
 import apsw
 
 from index.embedded.store import collection_records, erasure_records
-from index.embedded.store.atomic_files import sync_folder, write_atomically
+from index.embedded.store.atomic_files import begin_file, sync, write_atomically
 from index.embedded.store.erasure_records import Removal
+from index.embedded.store.ledger import HasLedger, Write, committing
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
@@ -52,14 +53,10 @@ class Tombstones:
                     f"the ledger is older than the erasures in {self.path}; put a backup back by `restore`"
                 )
             file.truncate(end)  # incomplete lines of a crash, which are written again now
-            more = True
-            while more:
-                removals = erasure_records.removals(db, last, limit=BATCH_LINES)
-                file.write(b"".join(map(_line, removals)))
-                file.flush()
-                os.fsync(file.fileno())  # also without new lines: the process that wrote the last one may have crashed
-                more = len(removals) == BATCH_LINES
-                last = removals[-1].seq if removals else last
+            # Sync also without new lines: the process that wrote the last one may have crashed.
+            for lines in [*_batches(db, last)] or [b""]:
+                file.write(lines)
+                sync(file)
 
     def rewrite(self, db: apsw.Connection) -> None:
         """Replace the file by one with all removals of the ledger."""
@@ -102,15 +99,30 @@ class Tombstones:
             file.seek(0)
             header = file.readline()
             if not header.endswith(b"\n"):  # a new file, or a crash interrupted the first line
-                file.truncate(0)
                 header = _header(gallery_id)
-                file.write(header)
-                file.flush()
-                os.fsync(file.fileno())
-                sync_folder(self.path.parent)
+                begin_file(self.path, file, header)
             if _gallery_id(self.path, header) != gallery_id:
                 raise CorruptError(f"{self.path} belongs to another gallery than the ledger beside it")
             yield file
+
+
+class HasTombstones(HasLedger, Protocol):
+    """An object with methods decorated by `erasing`."""
+
+    @property
+    def tombstones(self) -> Tombstones: ...  # noqa: D102  of the ledger
+
+
+S = TypeVar("S", bound=HasTombstones)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class erasing(committing[S, P, T]):  # noqa: N801  a decorator
+    """As `committing`, for a method that erases data: its tombstones are written before its result is returned."""
+
+    def _after(self, instance: S) -> Write:
+        return instance.tombstones.append_new
 
 
 def _with_checksum(text: str) -> bytes:
@@ -160,7 +172,11 @@ def _tail(path: Path, file: BinaryIO) -> tuple[int, int]:
 
 def _content(db: apsw.Connection) -> Iterable[bytes]:
     yield _header(collection_records.gallery_id(db))
-    last = 0
+    yield from _batches(db, 0)
+
+
+def _batches(db: apsw.Connection, last: int) -> Iterator[bytes]:
+    """Yield the lines of all removals after the removal `last`, `BATCH_LINES` at a time."""
     while removals := erasure_records.removals(db, last, limit=BATCH_LINES):
         yield b"".join(map(_line, removals))
         last = removals[-1].seq

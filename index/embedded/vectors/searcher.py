@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,12 @@ import numpy.typing as npt
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf
 from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
 from index.types import Floats, Ints
 
-Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+# A block of faces with consecutive ids: a segment, or the same rows from the ledger.
+FaceBlock = Segment | FaceVectors
 
 # Faces that `add_recent` adds per lock acquisition, which blocks searches for a few milliseconds.
 ADD_BATCH = 512
@@ -90,8 +91,8 @@ class RecentFaces:
         needed = self.count + len(rows.faces)
         if needed > len(self.faces):
             capacity = max(needed, 2 * len(self.faces), 1024)
-            self.faces, self.subjects = (_resized(a, self.count, capacity) for a in (self.faces, self.subjects))
-            self._vectors = _resized(self._vectors, self.count, capacity)
+            self.faces, self.subjects = np.resize(self.faces, capacity), np.resize(self.subjects, capacity)
+            self._vectors = np.resize(self._vectors, (capacity, self._vectors.shape[1]))
         for array, new in ((self.faces, rows.faces), (self.subjects, rows.subjects), (self._vectors, rows.vectors)):
             array[self.count : needed] = new
         self.count = needed
@@ -116,12 +117,6 @@ class RecentFaces:
         self._vectors = np.ascontiguousarray(self._vectors[: self.count][kept])
         self.count = len(self.faces)
         self.removed = int((self.subjects < 0).sum())
-
-
-def _resized(array: Array, count: int, capacity: int) -> Array:
-    resized = np.zeros((capacity, *array.shape[1:]), array.dtype)
-    resized[:count] = array[:count]
-    return resized
 
 
 @dataclass(frozen=True)
@@ -161,19 +156,6 @@ def _address(array: Floats) -> int:
     return int(array.ctypes.data)
 
 
-class FaceBlock(Protocol):
-    """A block of faces with consecutive ids: a segment, or the same rows from the ledger."""
-
-    @property
-    def faces(self) -> Ints: ...  # noqa: D102  [rows], ascending
-
-    @property
-    def subjects(self) -> Ints: ...  # noqa: D102  [rows]
-
-    @property
-    def vectors(self) -> Floats: ...  # noqa: D102  [rows, D]
-
-
 class VectorSearcher:
     """Thread-safe search over one collection.
 
@@ -202,11 +184,6 @@ class VectorSearcher:
         """Return the number of faces that can be found."""
         with self._lock.reading():
             return len(self._faces) - len(self._removed) + self._recent.count - self._recent.removed
-
-    @property
-    def exact(self) -> bool:
-        """Whether a search compares every face."""
-        return not self._indexed
 
     def replace_blocks(self, blocks: Sequence[FaceBlock], index: Ivf | None, indexed: int, removed: Ints) -> None:
         """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.

@@ -18,7 +18,8 @@ from index.embedded.admin import backup
 from index.embedded.admin.backup import BackupManifest, back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import erasure_records, face_records, folder_lock
+from index.embedded.store import erasure_records, face_records
+from index.embedded.store.atomic_files import lock_folder
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.types import NewFace
@@ -243,7 +244,7 @@ def test_a_gallery_in_use_is_not_restored(folder: Path, saved: Path) -> None:
     with pytest.raises(GalleryError, match="in use"):
         restore(folder, saved)
     gallery.close()
-    with folder_lock.lock(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
+    with lock_folder(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
         EmbeddedGallery(folder)
     assert len(tokens(folder)) == 20
 

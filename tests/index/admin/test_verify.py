@@ -76,7 +76,9 @@ def other_segment(change: Callable[[FaceVectors], FaceVectors]) -> Callable[[Emb
     def write(gallery: EmbeddedGallery) -> None:
         with gallery.ledger.snapshot() as db:
             segment = vector_records.segments(db, 1)[0]
-            rows = vector_records.read(db, 1, 4, segment.first_face - 1, through=segment.last_face)
+            rows = vector_records.read(
+                db, gallery.collection("doors"), segment.first_face - 1, through=segment.last_face
+            )
         segments.write(gallery.files / segment.file, change(rows), segment.removals_through)
 
     return write
@@ -224,7 +226,7 @@ def test_restored_rows_of_erased_subjects_and_collections_are_found(gallery: Emb
 
 def test_rows_are_read_in_pages(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "ROWS_PER_READ", 2)
-    monkeypatch.setattr(verify, "VECTORS_PER_READ", 10)
+    monkeypatch.setattr(verify, "VECTORS_PER_CHECK", 10)
     gallery.remove_subject("doors", "p0")
     assert list(find_faults(gallery)) == []
 
@@ -252,9 +254,7 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
 
 def test_new_files_of_a_running_maintenance_are_no_faults(gallery: EmbeddedGallery) -> None:
     orphan(gallery)
-    Maintenance(gallery, LIMITS)._gallery.ledger.write(
-        lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0)
-    )
+    gallery.ledger.write(lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0))
     assert list(find_faults(gallery)) == []
     soon = time.time() + 30  # the clock of another machine may be ahead
     os.utime(gallery.files / "1-0.seg", (soon, soon))

@@ -14,13 +14,12 @@ import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.audit import id_normalisation
-from index.embedded.audit.entries import AuditEvent
 from index.embedded.audit.id_normalisation import Clash
+from index.embedded.audit.log import AuditEvent
 from index.embedded.encryption.aead import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import compare, search, selected_counts
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
@@ -137,7 +136,7 @@ def test_filters_match_metadata_in_either_form(gallery: EmbeddedGallery, encrypt
         where = {form: [form, "other"]}
         assert len(search(gallery, "doors", vectors(1), where=where)[0]) == 2
         with gallery.ledger.snapshot() as db:
-            assert metadata_filter.counts(db, collection.id, where) == (2, 2)
+            assert selected_counts(db, collection.id, where) == (2, 2)
 
 
 def test_normalised_values() -> None:

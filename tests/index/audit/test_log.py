@@ -21,10 +21,8 @@ from hypothesis import strategies as st
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit import log as module
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import RETENTION
-from index.embedded.audit.log import AuditLog, LogFault, LogHead
-from index.embedded.gallery import EmbeddedGallery
+from index.embedded.audit.log import AuditEvent, AuditLog, LogFault, LogHead
+from index.embedded.gallery import RETENTION, EmbeddedGallery
 from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger
 from index.embedded.tasks.maintenance import Maintenance
@@ -83,7 +81,7 @@ def lines(log: AuditLog) -> list[bytes]:
 
 
 def chained(gallery_id: str, contents: list[dict[str, object]]) -> bytes:
-    """Return a log with these lines, according to the docstring of index/embedded/audit/entries.py."""
+    """Return a log with these lines, according to the docstring of index/embedded/audit/log.py."""
     content = f"vestibule-audit 1 {gallery_id}\n".encode()
     previous = hashlib.sha256(content).hexdigest()
     for fields in contents:

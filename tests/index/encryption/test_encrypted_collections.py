@@ -20,9 +20,8 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
 from index.embedded.encryption.data_keys import cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import compare, search, selected_among, selected_counts, selected_subjects
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
@@ -107,10 +106,10 @@ def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery)
             maintain(gallery)
         with gallery.ledger.snapshot() as db:
             number = collection_records.find(db, name).id
-            answer += [metadata_filter.counts(db, number, where) for where in wheres]
-            answer += [len(metadata_filter.subjects(db, number, where, 1)) for where in wheres]
-            chosen = metadata_filter.subjects(db, number, {"level": [2]})
-            assert metadata_filter.among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
+            answer += [selected_counts(db, number, where) for where in wheres]
+            answer += [len(selected_subjects(db, number, where, 1)) for where in wheres]
+            chosen = selected_subjects(db, number, {"level": [2]})
+            assert selected_among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
         for key in NAMES:
             subject = gallery.subject(name, key)
             answer += [(subject.key, subject.name, subject.metadata, subject.expires_at, subject.faces)]

@@ -14,9 +14,9 @@ import pytest
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.query import metadata_filter, search
+from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.metadata_filter import Where
+from index.embedded.query.search import Where
 from index.embedded.store import migrations
 from index.embedded.store.ledger import Ledger
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
@@ -114,13 +114,13 @@ def test_filtered_searches_agree_with_numpy(
     assert scope.selected == ((len(selected), 3 * len(selected)) if where else None)
     if where:
         with gallery.ledger.snapshot() as db:
-            assert len(metadata_filter.subjects(db, scope.collection.id, where, 2)) == min(2, len(selected))
+            assert len(search.selected_subjects(db, scope.collection.id, where, 2)) == min(2, len(selected))
 
 
 def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     where: Where = {"site": ["north"]}
     before = search.search_scope(gallery, "doors", where)
-    counts = metadata_filter.counts
+    counts = search.selected_counts
 
     def counts_then_enrol(*args: Any) -> tuple[int, int]:
         result = counts(*args)
@@ -128,7 +128,7 @@ def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkey
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(metadata_filter, "counts", counts_then_enrol)
+        patched.setattr(search, "selected_counts", counts_then_enrol)
         assert search.search_scope(gallery, "doors", where) == before
     after = search.search_scope(gallery, "doors", where)
     assert (after.usage.faces, after.selected) == (91, (10, 31))
@@ -306,7 +306,7 @@ def test_migration_fills_the_metadata_index(tmp_path: Path) -> None:
         )
     connection.close()
     migrated = Ledger(tmp_path / "ledger.db")
-    assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == [1]
+    assert search.selected_subjects(migrated.reader(), 1, {"site": ["north"]}) == [1]
     migrated.write(lambda db: db.execute("UPDATE subjects SET metadata = 'no JSON' WHERE id = 1").fetchall())
-    assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == []
+    assert search.selected_subjects(migrated.reader(), 1, {"site": ["north"]}) == []
     migrated.close()

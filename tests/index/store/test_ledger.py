@@ -17,7 +17,7 @@ import pytest
 
 from index.embedded.store import ledger as module
 from index.embedded.store.atomic_files import is_disk_full
-from index.embedded.store.ledger import Change, Ledger, committing
+from index.embedded.store.ledger import Ledger, committing
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.secure_delete import MAX_PAGES
 from index.errors import GalleryError, TooNewError
@@ -364,10 +364,14 @@ def test_a_call_commits_a_change_and_planned_returns_it(ledger: Ledger) -> None:
     class Texts:
         """Inserts texts into the ledger."""
 
+        def __init__(self) -> None:
+            self.ledger = ledger
+
         @committing
-        def insert(self, text: str) -> Change[str]:
+        def insert(self, db: apsw.Connection, text: str) -> str:
             """Insert the text and return it."""
-            return Change(ledger, lambda db: (insert(text)(db), text)[1])
+            insert(text)(db)
+            return text
 
     rows = Texts()
     assert rows.insert("a") == "a"

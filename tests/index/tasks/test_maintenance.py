@@ -58,7 +58,7 @@ def test_maintenance_without_the_lease_changes_nothing(
 ) -> None:
     gallery.enrol("doors", random_faces(20), "f1")
     loser, winner = Maintenance(gallery, LIMITS), Maintenance(gallery, LIMITS)
-    monkeypatch.setattr(loser, "_renew", lambda db: loser._holder == "never")
+    monkeypatch.setattr(loser, "_renew", lambda db: loser.holder == "never")
     (gallery.files / "1-theirs.seg").write_bytes(b"the winner is writing this")
     loser._work()
     assert referenced(gallery) == set()
@@ -136,7 +136,7 @@ def test_the_inverted_file_is_retrained_after_growth(gallery: EmbeddedGallery) -
             index = vector_records.inverted_file(db, 1)
         assert index is not None
         trained.append(index.trained_rows)
-        assert not gallery.searchers.get(gallery.collection("doors")).exact
+        assert gallery.searchers.get(gallery.collection("doors"))._indexed
     assert trained == [16, 16, 48, 48]
 
 

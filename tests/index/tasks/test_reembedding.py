@@ -149,7 +149,7 @@ def test_searches_use_one_pipeline_before_and_after_the_switch(
     maintenance.release()
     assert Maintenance(other, LIMITS).run()
     for view in galleries:
-        assert not view.searchers.get(view.collection("doors")).exact
+        assert view.searchers.get(view.collection("doors"))._indexed
         assert nearest(view, NEW[:42]) == [*names(*range(40)), nearest(view, NEW[40:41])[0], "p41"]
     assert list(find_faults(gallery)) == []
     other.close()
