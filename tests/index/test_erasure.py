@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,9 @@ from pathlib import Path
 import apsw
 import numpy as np
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import erasure
 from benchmarks.erasure import (
     COLLECTION,
     FINGERPRINT,
@@ -28,7 +25,6 @@ from benchmarks.erasure import (
     fill,
     forms_of_vector,
     indexes,
-    main,
     person,
     search_elsewhere,
 )
@@ -135,30 +131,3 @@ def test_forms_of_a_vector_agree_with_numpy_and_base64() -> None:
     subject = person(3, DIMENSIONS)
     assert json.dumps({"n": subject.name}).encode().count(list(subject.forms)[3]) == 1
     assert json.dumps({"n": subject.name}, ensure_ascii=False).encode().count(list(subject.forms)[2]) == 1
-
-
-@pytest.mark.parametrize(("forgetful", "encrypted"), [(True, False), (False, True)])
-def test_the_erasure_benchmark_measures_and_can_fail(
-    tmp_path: Path, forgetful: bool, encrypted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def erase_incompletely(
-        gallery: EmbeddedGallery, maintenance: Maintenance, tokens: list[str], keys: list[str]
-    ) -> float:
-        (gallery.files.parent / "forgotten").write_text(json.dumps({"subject": keys[0]}))
-        return erase(gallery, maintenance, tokens, keys)
-
-    if forgetful:
-        monkeypatch.setattr(erasure, "erase", erase_incompletely)
-    with pytest.raises(typer.Exit) as ended:
-        main(2000, DIMENSIONS, 300, 20, 2, tmp_path, tmp_path / "erasure.csv", encrypted)
-    with (tmp_path / "erasure.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert (ended.value.exit_code, int(row["left"]) > 0) == ((1, True) if forgetful else (0, False))
-    assert row.get("open") == ("0" if encrypted else None)
-    assert 0 < float(row["erased_s"]) < 60
-    assert float(row["searched_mb"]) > float(row["files_mb"]) > 0.5
-    assert float(row["ledger_mb"]) > 1

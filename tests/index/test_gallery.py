@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
+from index.protocol import Gallery
 from index.types import NewFace
 from tests.index.people import Clock
 
@@ -31,17 +31,13 @@ def random_faces(count: int, seed: int = 0) -> list[NewFace]:
     return [NewFace(f"p{i % 5}", unit(*vector)) for i, vector in enumerate(vectors)]
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    gallery = EmbeddedGallery(tmp_path, clock=clock, tuning=SearchTuning(1000, 1000))
-    gallery.create("doors", "face-embedder", "f1", 4, keep_crops=True)
-    yield gallery
-    gallery.close()
+def test_changes_are_planned_answered_and_committed(gallery: EmbeddedGallery) -> None:
+    interface: Gallery = gallery  # mypy checks that the embedded gallery satisfies the interface
+    change = interface.put_subject.planned("doors", "a", name="A")
+    with pytest.raises(ZeroDivisionError):  # an answer that cannot be computed undoes the change
+        change.then(lambda subject: 1 / 0).submit().result()
+    assert gallery.subjects("doors") == []
+    assert change.then(lambda subject: subject.name).submit().result() == "A"
 
 
 def test_a_face_keeps_its_crop_and_details(gallery: EmbeddedGallery) -> None:

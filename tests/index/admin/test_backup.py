@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -321,54 +317,6 @@ def test_a_backup_during_writes_is_of_one_commit(folder: Path, tmp_path: Path) -
         restored = EmbeddedGallery(tmp_path / f"restored-{number}")
         assert {s.faces for s in restored.subjects("doors", after="pair", limit=1000) if s.key > "pair"} <= {2}
         restored.close()
-
-
-class Writers:
-    """Two threads that enrol and erase. `enrolled` and `erased` are the tokens of acknowledged calls."""
-
-    def __init__(self, gallery: EmbeddedGallery, enrolled: set[str]):
-        self._gallery, self._stop = gallery, threading.Event()
-        self.enrolled, self.erased = enrolled, set[str]()
-        self._threads = ThreadPoolExecutor(2)
-        self._futures = [self._threads.submit(self._enrol), self._threads.submit(self._erase)]
-
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        while not condition() and not any(future.done() for future in self._futures):
-            time.sleep(0.005)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for future in self._futures:
-            future.result()
-        self._threads.shutdown()
-
-    def _enrol(self) -> None:
-        for seed in itertools.takewhile(lambda _: not self._stop.wait(0.001), itertools.count(100)):
-            self.enrolled.update(face.token for face in enrol(self._gallery, "doors", 3, seed))
-
-    def _erase(self) -> None:
-        while not self._stop.wait(0.001):
-            token = next(iter(self.enrolled.copy() - self.erased))
-            self._gallery.remove_faces("doors", [token])
-            self.erased.add(token)
-
-
-def test_a_backup_during_writes_has_enrolled_and_no_erased_faces(folder: Path, tmp_path: Path) -> None:
-    """It contains all faces that were enrolled before it, except those erased before, during or after it."""
-    gallery = EmbeddedGallery(folder)
-    writers = Writers(gallery, tokens(folder))
-    writers.wait_for(lambda: len(writers.enrolled) > 30 and writers.erased)
-    before, erased = writers.enrolled.copy(), writers.erased.copy()
-    back_up(gallery, tmp_path / "backup")
-    writers.wait_for(lambda: before & (writers.erased - erased))
-    writers.stop()
-    gallery.close()
-    assert before - writers.erased
-    restore(tmp_path / "elsewhere", tmp_path / "backup")  # without tombstones of later erasures
-    assert before - writers.erased <= tokens(tmp_path / "elsewhere") <= writers.enrolled - erased
-    restore(folder, tmp_path / "backup")
-    assert before - writers.erased <= tokens(folder) <= writers.enrolled - writers.erased
-    assert_sound(folder)
 
 
 def pair(db: apsw.Connection, number: int) -> None:

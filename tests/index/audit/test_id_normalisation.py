@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import numpy as np
 import pytest
 
 from index.embedded.admin.parquet import export_collection, import_collection
@@ -360,14 +359,3 @@ def test_imported_files_are_normalised(tmp_path: Path, monkeypatch: pytest.Monke
         import_collection(gallery, tmp_path / "both.parquet")
     with pytest.raises(NotFoundError):
         gallery.collection("doors")
-
-
-def test_thousands_of_ids_are_normalised_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(gallery: EmbeddedGallery) -> None:
-        gallery.create("doors", "e", "f", 4)
-        numbers = np.random.default_rng(0).permutation(2000)
-        gallery.enrol("doors", [NewFace(f"{D if n % 2 else C}{n}", vectors(1)[0]) for n in numbers], "f")
-
-    write_older(tmp_path / "g", write, monkeypatch)
-    gallery = open_gallery(tmp_path / "g")
-    assert keys(gallery, limit=-1) == sorted(f"{C}{n}" for n in range(2000))

@@ -38,11 +38,6 @@ METADATA: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
 def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
     gallery = EmbeddedGallery(tmp_path / "gallery", tuning=SearchTuning(1000, 1000), clock=clock)
     gallery.create("other", "face-embedder", "f1", 4)

@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.atomic_files import is_disk_full
+from index.embedded.store.atomic_files import is_disk_full, write_atomically
 from index.embedded.store.ledger import Ledger, committing
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.secure_delete import MAX_PAGES
@@ -434,3 +434,15 @@ def test_an_error_that_rolled_back_the_transaction_is_raised_to_all_writes(ledge
 )
 def test_errors_that_mean_a_full_disk(error: Exception, full: bool) -> None:
     assert is_disk_full(error) is full
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def chunks() -> Iterator[bytes]:
+        yield b"new"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "a", chunks())
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -20,14 +19,6 @@ from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.maintenance import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
 from tests.index.people import enrol
-
-
-@pytest.fixture
-def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    gallery = EmbeddedGallery(tmp_path)
-    gallery.create("doors", "face-embedder", "f1", 4)
-    yield gallery
-    gallery.close()
 
 
 def in_file(gallery: EmbeddedGallery) -> list[Removal]:
@@ -82,14 +73,12 @@ def test_the_file_has_the_format_of_version_1_and_no_names(gallery: EmbeddedGall
     assert gallery.tombstones.path.read_text() == expected
 
 
-def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(
-    gallery: EmbeddedGallery, tmp_path: Path
-) -> None:
+def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(gallery: EmbeddedGallery) -> None:
     enrol(gallery, "doors", 3)
     number = gallery.collection("doors").id
     gallery.ledger.write(lambda db: erasure_records.remove_faces(db, number, [1], subjects=0, now=0.0))
     assert in_file(gallery) == []
-    again = EmbeddedGallery(tmp_path)
+    again = EmbeddedGallery(gallery.files.parent)
     assert in_file(again) == in_ledger(again) != []
     again.close()
 
@@ -168,9 +157,9 @@ def test_a_long_file_is_continued_from_its_end(gallery: EmbeddedGallery, monkeyp
         gallery.write_tombstones()
 
 
-def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery) -> None:
     faces = enrol(gallery, "doors", 40)
-    other = EmbeddedGallery(tmp_path)
+    other = EmbeddedGallery(gallery.files.parent)
 
     def erase(number: int) -> None:
         for face in faces[number::4]:
@@ -194,15 +183,15 @@ def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.db").exists()
 
 
-def test_a_ledger_older_than_the_file_is_refused(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_ledger_older_than_the_file_is_refused(gallery: EmbeddedGallery) -> None:
     faces = enrol(gallery, "doors", 2)
     gallery.ledger.scrub()
-    old = (tmp_path / "ledger.db").read_bytes()
+    old = gallery.ledger.path.read_bytes()
     gallery.remove_faces("doors", [faces[0].token])
     gallery.close()
-    (tmp_path / "ledger.db").write_bytes(old)
+    gallery.ledger.path.write_bytes(old)
     with pytest.raises(CorruptError, match="older"):
-        EmbeddedGallery(tmp_path)
+        EmbeddedGallery(gallery.files.parent)
 
 
 def test_the_ledger_of_another_gallery_is_refused(tmp_path: Path) -> None:

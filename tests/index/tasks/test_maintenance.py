@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import apsw
@@ -21,19 +19,6 @@ from tests.index.people import Clock, enrol
 from tests.index.test_gallery import random_faces, unit
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    gallery = EmbeddedGallery(tmp_path, clock=clock, tuning=SearchTuning(1000, 1000))
-    gallery.create("doors", "face-embedder", "f1", 4)
-    yield gallery
-    gallery.close()
 
 
 def referenced(gallery: EmbeddedGallery) -> set[str]:
@@ -65,21 +50,6 @@ def test_maintenance_without_the_lease_changes_nothing(
     assert (gallery.files / "1-theirs.seg").exists()
     assert winner.run()
     assert not (gallery.files / "1-theirs.seg").exists()
-
-
-def test_the_lease_is_renewed_during_a_long_step(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.04)
-    beats = threading.Event()
-    maintenance = Maintenance(gallery)
-    renew = maintenance._renew
-
-    def counted(db: object) -> bool:
-        beats.set()
-        return renew(db)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(maintenance, "_renew", counted)
-    with maintenance._heartbeat():
-        assert beats.wait(10)
 
 
 def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
@@ -188,11 +158,3 @@ def test_a_failed_renewal_is_reported_and_repeated(gallery: EmbeddedGallery, mon
     monkeypatch.setattr(maintenance, "_work", work)
     with pytest.raises(MaintenanceError, match="lease: damaged"):
         maintenance.run()
-
-
-def test_a_lease_of_a_clock_that_was_ahead_does_not_stop_maintenance(gallery: EmbeddedGallery) -> None:
-    now = gallery.clock()
-    ahead = EmbeddedGallery(gallery.files.parent, clock=lambda: now + 5 * 365 * 86_400)
-    assert Maintenance(ahead).run()
-    ahead.close()
-    assert Maintenance(gallery).run()
