@@ -39,7 +39,7 @@ import numpy as np
 import typer
 
 from benchmarks.power_cut_vfs import Disk, PowerCutVFS
-from index.embedded.encryption.aead import Cipher
+from index.embedded.encryption import Cipher
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import erasure_records, migrations, vector_records
 from index.embedded.store.ledger import Ledger, Write

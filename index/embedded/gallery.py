@@ -15,8 +15,7 @@ import numpy as np
 
 from index.embedded.audit import log as audit
 from index.embedded.audit.id_normalisation import normalise_ids
-from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
-from index.embedded.encryption.data_keys import CollectionKeys, cipher_of
+from index.embedded.encryption import PLAINTEXT, CollectionKeys, OperatorKey, cipher_of
 from index.embedded.store import (
     collection_records,
     erasure_records,
@@ -95,7 +94,7 @@ class EmbeddedGallery:
                 raise GalleryError(f"the ledger in {folder} is missing; restore a backup with `restore`")
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             resources.callback(self.ledger.close)
-            self.write_tombstones()
+            self.tombstones.append_new(self.ledger.reader())  # of erasures whose process died before that
             normalise_ids(self.ledger, clock())
             self.audit = audit.AuditLog(
                 folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader())
@@ -113,10 +112,6 @@ class EmbeddedGallery:
         """Close all files. No other thread may use the gallery any more."""
         self._resources.close()
         self.searchers.clear()
-
-    def write_tombstones(self) -> None:
-        """Write the tombstones of all committed erasures durably, so that a restore repeats these erasures."""
-        self.tombstones.append_new(self.ledger.reader())
 
     @committing
     def create(
@@ -341,11 +336,10 @@ class EmbeddedGallery:
 
     def usage_of(self, db: apsw.Connection, collection: Collection) -> CollectionUsage:
         """Return the usage of a collection that was read in the snapshot `db`."""
-        segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
-        subjects, faces = collection_records.counts(db, collection.id)
-        paths = [self.files / record.file for record in (*segments, *((index,) if index else ()))]
+        exact = vector_records.inverted_file(db, collection.id) is None
+        paths = [self.files / record.file for record in vector_records.file_records(db, collection.id)]
         size = sum(path.stat().st_size for path in paths if path.exists())
-        return CollectionUsage(subjects, faces, index is None, size)
+        return CollectionUsage(*collection_records.counts(db, collection.id), exact, size)
 
     def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:
         """See `collection_snapshot`."""
@@ -376,8 +370,7 @@ def remove_subjects(
     db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float, actor: str | None = None
 ) -> Receipt:
     """Delete the subjects and all their faces, and return the receipt."""
-    faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
-    receipt = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
+    receipt, faces = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
     audit.record(db, audit.AuditEvent("erase", now, actor, collection_id, subject_ids, faces, receipt.token))
     return receipt
 

@@ -19,8 +19,7 @@ from index.embedded.admin.backup import restore
 from index.embedded.admin.parquet import import_collection
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import LogHead
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search

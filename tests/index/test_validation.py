@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search

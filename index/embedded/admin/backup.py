@@ -94,12 +94,13 @@ def restore(
     folder: Path,
     *,
     clock: Callable[[], float] = time.time,
-    gap: Callable[[], int] | None = None,
+    gap: Callable[[], int] = lambda: 2**32 + secrets.randbelow(2**47),
 ) -> RestoreResult:
     """Replace the ledger, if there is one, by that of a backup, and repeat the erasures made since the backup.
 
     The gallery is unchanged until one final rename. `gap` returns the number of ids to skip, so that new rows get no id
-    that the lost ledger may have assigned; by default it is random and large.
+    that the lost ledger may have assigned. By default it is random and large; of 2**63 ids, that leaves enough for tens
+    of thousands of restores.
 
     Raises:
         CorruptError: the backup or the tombstones are damaged. ConflictError: the folder holds another gallery.
@@ -112,7 +113,7 @@ def restore(
         try:
             _copy_backup(folder / LEDGER_FILE, copy, manifest.sha256)
             _close_old_ledger(gallery_folder, tombstones, manifest.gallery, clock())
-            result = _repeat_erasures(copy, tombstones, manifest, gap or _random_gap, clock())
+            result = _repeat_erasures(copy, tombstones, manifest, gap, clock())
             _replace_ledger(gallery_folder, copy)
         finally:
             for suffix in ("", "-wal", "-shm"):
@@ -225,11 +226,6 @@ def _repeat_erasures(
     with copy.open("rb+") as file:
         sync(file)
     return RestoreResult(manifest, collections, subjects, faces, remembered)
-
-
-def _random_gap() -> int:
-    # Of 2**63 ids: enough for tens of thousands of restores.
-    return 2**32 + secrets.randbelow(2**47)
 
 
 def _replace_ledger(folder: Path, copy: Path) -> None:

@@ -23,11 +23,10 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.data_keys import CollectionKeys
+from index.embedded.encryption import CollectionKeys
 from index.embedded.gallery import EmbeddedGallery, remove_expired_among
 from index.embedded.store import collection_records, face_records
 from index.embedded.store.atomic_files import temporary_file
-from index.embedded.store.face_records import FaceRecord
 from index.errors import ConflictError, GalleryError, InvalidError, LockedError, NotFoundError, TooNewError
 from index.types import Collection
 from index.validation import normalised
@@ -135,15 +134,13 @@ def _schema(arrow: Any, dimensions: int) -> Any:
 
 
 def _properties(collection: Collection) -> dict[str, Any]:
-    properties = {
-        key: value for key, value in collection.__dict__.items() if key not in ("id", "generation", "encrypted")
-    }
-    return {"version": VERSION, "collection": properties}
+    kept = [name for name in collection.__dict__ if name not in ("id", "generation", "encrypted")]
+    return {"version": VERSION, "collection": {name: getattr(collection, name) for name in kept}}
 
 
 def face_batches(
     gallery: EmbeddedGallery, collection: Collection, clock: Callable[[], float]
-) -> Iterator[list[FaceRecord]]:
+) -> Iterator[list[face_records.FaceRecord]]:
     """Yield all faces, each batch from its own snapshot: a long one would keep erased data in the write-ahead log.
 
     Faces of subjects that have expired by the time of the batch, according to `clock`, are left out.
@@ -159,7 +156,7 @@ def face_batches(
         yield faces
 
 
-def _record_batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
+def _record_batch(arrow: Any, schema: Any, faces: list[face_records.FaceRecord], dimensions: int) -> Any:
     numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
     columns: list[list[Any]] = [
@@ -230,12 +227,14 @@ def _check_rows(batch: Any, dimensions: int, first: int, forms: dict[str, str]) 
             raise InvalidError(f"row {number}: {error}") from error
 
 
-def _faces(batch: Any) -> list[FaceRecord]:
+def _faces(batch: Any) -> list[face_records.FaceRecord]:
     vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
     others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
     rows: Iterable[tuple[Any, ...]] = zip(*others, vectors.reshape(batch.num_rows, -1), strict=True)
     return [
-        FaceRecord(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
+        face_records.FaceRecord(
+            0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop
+        )
         for subject, name, metadata, expires_at, token, details, created_at, crop, vector in rows
     ]
 
@@ -261,7 +260,7 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
     return target
 
 
-def _enrol(db: apsw.Connection, source: Collection, faces: list[FaceRecord], now: float) -> int:
+def _enrol(db: apsw.Connection, source: Collection, faces: list[face_records.FaceRecord], now: float) -> int:
     """Enrol the faces that are not enrolled yet, and return their number."""
     target = _get_or_create(db, source, now)
     remove_expired_among(db, target.id, {face.subject for face in faces}, now)

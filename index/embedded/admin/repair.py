@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import rewrap
+from index.embedded.encryption import OperatorKey, rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
 from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits

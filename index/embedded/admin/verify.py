@@ -15,8 +15,7 @@ import apsw
 import numpy as np
 
 from index.embedded.admin.parquet import face_batches
-from index.embedded.encryption.aead import OVERHEAD
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OVERHEAD, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -27,7 +26,6 @@ from index.embedded.store import (
     subject_records,
     vector_records,
 )
-from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
 from index.embedded.tasks.maintenance import LEASE, LEASE_S, VECTORS_PER_CHECK, ReadVectors
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
@@ -66,20 +64,12 @@ def find_faults(gallery: EmbeddedGallery) -> Iterator[str]:
     try:
         yield from _ledger_faults(gallery)
         for collection in gallery.collections(limit=-1):
-            yield from _prefixed(collection, _current_faults(gallery, collection))
+            yield from _current_faults(gallery, collection)
         yield from _tombstone_faults(gallery)
         yield from _audit_faults(gallery)
         yield from _unreferenced_files(gallery, files)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield f"ledger: {error}"
-
-
-def _prefixed(collection: Collection, faults: Iterator[str]) -> Iterator[str]:
-    """Yield the faults with the collection's name. An error ends the check of this collection only."""
-    try:
-        yield from (f"{collection.name}: {fault}" for fault in faults)
-    except (LockedError, CorruptError) as error:
-        yield f"{collection.name}: the rest cannot be read: {error}"
 
 
 def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
@@ -94,11 +84,17 @@ def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
 
 
 def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    """Check the collection as it is now; start over if it was re-embedded meanwhile, stop if it was dropped."""
+    """Check the collection as it is now; start over if it was re-embedded meanwhile, stop if it was dropped.
+
+    Another error ends the check of this collection only.
+    """
     current: Collection | None = collection
     while current:
         try:
-            yield from _collection_faults(gallery, current)
+            yield from (f"{collection.name}: {fault}" for fault in _collection_faults(gallery, current))
+            return
+        except (LockedError, CorruptError) as error:
+            yield f"{collection.name}: the rest cannot be read: {error}"
             return
         except ConflictError:
             current = next((other for other in gallery.collections(limit=-1) if other.id == collection.id), None)
@@ -157,7 +153,9 @@ def _pages(
         after = int(rows.faces[-1])
 
 
-def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: SegmentRecord) -> list[str]:
+def _segment_faults(
+    gallery: EmbeddedGallery, collection: Collection, segment: vector_records.SegmentRecord
+) -> list[str]:
     """Check the segment's bytes, and its rows against the ledger's."""
     with gallery.snapshot_of(collection) as db:
         rows = vector_records.read(db, collection, segment.first_face - 1, through=segment.last_face)
@@ -181,7 +179,9 @@ def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: S
     return faults
 
 
-def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: InvertedFileRecord) -> list[str]:
+def _index_faults(
+    gallery: EmbeddedGallery, collection: Collection, index: vector_records.InvertedFileRecord
+) -> list[str]:
     """Check the inverted file's bytes, and its ids against the ledger's."""
     with gallery.snapshot_of(collection) as db:
         faces = face_records.ids_through(db, collection.id, index.last_face)

@@ -18,8 +18,7 @@ from functools import partial
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of, is_locked
+from index.embedded.encryption import Cipher, cipher_of, is_locked
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError

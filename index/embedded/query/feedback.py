@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, erasure_records, subject_records
 from index.embedded.store.ledger import committing

@@ -13,8 +13,7 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row

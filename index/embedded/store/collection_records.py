@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import apsw
 
-from index.embedded.encryption.data_keys import insert_data_key
+from index.embedded.encryption import insert_data_key
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection

@@ -33,14 +33,16 @@ def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *,
     return _insert_receipt(db, collection_id, subjects, len(ids), last_removal(db), now)
 
 
-def remove_subjects(db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float) -> Receipt:
-    """Delete the subjects and all their faces, and return the receipt."""
+def remove_subjects(
+    db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float
+) -> tuple[Receipt, list[int]]:
+    """Delete the subjects and all their faces, and return the receipt and the ids of the faces."""
     faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
     receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
     for subject_id in subject_ids:
         db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
         _insert_removal(db, collection_id, subject_id)
-    return receipt
+    return receipt, faces
 
 
 def remove_collection(db: apsw.Connection, collection: Collection, now: float) -> Receipt:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import apsw
 import numpy as np
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import subject_records, vector_records
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError

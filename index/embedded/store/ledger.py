@@ -16,19 +16,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import apsw
 
 from index import protocol
-from index.embedded.encryption.data_keys import CollectionKeys, LedgerConnection
+from index.embedded.encryption import CollectionKeys, LedgerConnection
 from index.embedded.store import migrations
 from index.embedded.store.atomic_files import is_disk_full
 from index.embedded.store.secure_delete import MAX_PAGES, Pages, open_pages
 from index.errors import GalleryError
 
 P = ParamSpec("P")
-S = TypeVar("S", bound="HasLedger")
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -282,30 +281,23 @@ class Committing(Generic[P, T]):
         return self.planned(*args, **kwargs).submit().result()
 
 
-class HasLedger(Protocol):
-    """An object with methods decorated by `committing`."""
-
-    @property
-    def ledger(self) -> Ledger: ...  # noqa: D102  that the methods write to
-
-
-class committing(Generic[S, P, T]):  # noqa: N801  a decorator
-    """Decorate a method that runs in a write of the ledger and gets the connection as its first argument.
+class committing(Generic[P, T]):  # noqa: N801  a decorator
+    """Decorate a method that runs in a write of `self.ledger` and gets the connection as its first argument.
 
     A call without the connection commits the write and returns its result, `method.planned(...)` returns the Change.
     """
 
-    def __init__(self, write: Callable[Concatenate[S, apsw.Connection, P], T]):
+    def __init__(self, write: Callable[Concatenate[Any, apsw.Connection, P], T]):
         self._write = write
         self.__doc__ = write.__doc__
 
-    def __get__(self, instance: S, owner: type[S]) -> Committing[P, T]:
+    def __get__(self, instance: Any, owner: type) -> Committing[P, T]:
         return Committing(partial(self._planned, instance))
 
-    def _planned(self, instance: S, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
+    def _planned(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
         return Change(instance.ledger, lambda db: self._write(instance, db, *args, **kwargs), self._after(instance))
 
-    def _after(self, instance: S) -> Write | None:
+    def _after(self, instance: Any) -> Write | None:
         """Return the function to call after the commit; see `Ledger.submit`."""
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import apsw
 
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.store import vector_records
 from index.embedded.store.ledger import Row
 from index.embedded.store.vector_records import FaceVectors

@@ -9,8 +9,7 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store.ledger import Row
 from index.errors import CorruptError, NotFoundError
 from index.types import CountedSubject, Subject

@@ -16,14 +16,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 import apsw
 
 from index.embedded.store import collection_records, erasure_records
 from index.embedded.store.atomic_files import begin_file, sync, write_atomically
-from index.embedded.store.erasure_records import Removal
-from index.embedded.store.ledger import HasLedger, Write, committing
+from index.embedded.store.ledger import P, T, committing
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
@@ -62,7 +61,7 @@ class Tombstones:
         """Replace the file by one with all removals of the ledger."""
         write_atomically(self.path, _content(db))
 
-    def read(self) -> tuple[str, Iterator[Removal]] | None:
+    def read(self) -> tuple[str, Iterator[erasure_records.Removal]] | None:
         """Return the gallery's id and an iterator over all removals in order; None if there is no file.
 
         Incomplete lines at the end are left out: those erasures were not acknowledged.
@@ -77,7 +76,7 @@ class Tombstones:
             return None
         return _gallery_id(self.path, header), self._removals()
 
-    def _removals(self) -> Iterator[Removal]:
+    def _removals(self) -> Iterator[erasure_records.Removal]:
         last, damaged = 0, 0
         with self.path.open("rb") as file:
             file.readline()
@@ -106,22 +105,10 @@ class Tombstones:
             yield file
 
 
-class HasTombstones(HasLedger, Protocol):
-    """An object with methods decorated by `erasing`."""
+class erasing(committing[P, T]):  # noqa: N801  a decorator
+    """As `committing`, for a method that erases data: `self.tombstones` are written before its result is returned."""
 
-    @property
-    def tombstones(self) -> Tombstones: ...  # noqa: D102  of the ledger
-
-
-S = TypeVar("S", bound=HasTombstones)
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class erasing(committing[S, P, T]):  # noqa: N801  a decorator
-    """As `committing`, for a method that erases data: its tombstones are written before its result is returned."""
-
-    def _after(self, instance: S) -> Write:
+    def _after(self, instance: Any) -> Any:
         return instance.tombstones.append_new
 
 
@@ -139,13 +126,13 @@ def _header(gallery_id: str) -> bytes:
     return _with_checksum(f"{MAGIC} {VERSION} {gallery_id}")
 
 
-def _line(removal: Removal) -> bytes:
+def _line(removal: erasure_records.Removal) -> bytes:
     return _with_checksum(f"{removal.seq} {removal.collection_id} {removal.subject_id} {removal.face_id}")
 
 
-def _parsed(line: bytes) -> Removal | None:
+def _parsed(line: bytes) -> erasure_records.Removal | None:
     words = _words(line)
-    return Removal(*map(int, words)) if words is not None else None
+    return erasure_records.Removal(*map(int, words)) if words is not None else None
 
 
 def _gallery_id(path: Path, header: bytes) -> str:

@@ -10,7 +10,7 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.store.ledger import Row
 from index.types import Collection, Floats, Ints
 from index.validation import unit_vectors
@@ -166,6 +166,12 @@ def put_inverted_file(db: apsw.Connection, collection_id: int, new: InvertedFile
 def drop_inverted_file(db: apsw.Connection, collection_id: int) -> None:
     """Delete the row of the collection's inverted file, so that searches compare every face."""
     db.execute("DELETE FROM indexes WHERE collection_id = ?", (collection_id,))
+
+
+def file_records(db: apsw.Connection, collection_id: int) -> list[SegmentRecord | InvertedFileRecord]:
+    """Return the collection's segments in the order of their faces' ids, and then its inverted file if it has one."""
+    index = inverted_file(db, collection_id)
+    return [*segments(db, collection_id), *((index,) if index else ())]
 
 
 def mark_clean(db: apsw.Connection, collection_id: int, files: Sequence[str], through: int) -> None:

@@ -17,15 +17,13 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
 from index.embedded.store import collection_records, erasure_records, lease_records, rejection_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
-from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
@@ -171,7 +169,7 @@ class Maintenance(GalleryComponent):
     def _expire(self) -> None:
         self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
         # Enrolments also delete expired subjects, without writing tombstones.
-        self.gallery.write_tombstones()
+        self.tombstones.append_new(self.ledger.reader())
 
     def _scale_vectors(self, collection: Collection) -> Collection:
         """Scale the vectors to length 1, once, which versions before 2.0 did not; return the updated collection.
@@ -255,10 +253,10 @@ class Maintenance(GalleryComponent):
         segment_files.write(self.gallery.files / new.file, rows, through, cipher)
         self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file if old else None))
 
-    def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> Segment | None:
+    def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> segment_files.Segment | None:
         """Return the segment, or None if it is damaged. Each process verifies a file once."""
         try:
-            content = Segment.open(self.gallery.files / segment.file, cipher)
+            content = segment_files.Segment.open(self.gallery.files / segment.file, cipher)
             if segment.file not in self._verified:
                 content.verify()
                 self._verified.add(segment.file)
@@ -272,9 +270,9 @@ class Maintenance(GalleryComponent):
             cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
             sealed, old = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
             # Also what was removed since the oldest segment was written: it contains that still.
-            applied = [segment.removals_through for segment in sealed] + ([old.removals_through] if old else [])
+            applied = [file.removals_through for file in vector_records.file_records(db, collection.id)]
             removed, _ = erasure_records.removed_faces(db, collection.id, min(applied, default=through))
-        segments = [Segment.open(self.gallery.files / segment.file, cipher) for segment in sealed]
+        segments = [segment_files.Segment.open(self.gallery.files / segment.file, cipher) for segment in sealed]
         total = sum(len(segment.faces) for segment in segments)
         # Hysteresis: an inverted file is kept down to half the threshold.
         if total < self._limits.exact_below // (1 if old is None else 2):
@@ -320,7 +318,9 @@ class Maintenance(GalleryComponent):
         with self.ledger.snapshot() as db:
             open_receipts, referenced = erasure_records.unfinished_receipts(db), vector_records.files(db)
             done = [
-                token for token, collection_id, through in open_receipts if _is_scrubbed(db, collection_id, through)
+                token
+                for token, collection_id, through in open_receipts
+                if all(file.removals_through >= through for file in vector_records.file_records(db, collection_id))
             ]
         for path in self.gallery.files.iterdir():
             if path.name not in referenced:
@@ -330,13 +330,7 @@ class Maintenance(GalleryComponent):
             self.ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self.gallery.clock()))
 
 
-def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:
-    """Return whether all files of the collection were written after that removal."""
-    segments, index = vector_records.segments(db, collection_id), vector_records.inverted_file(db, collection_id)
-    return all(file.removals_through >= through for file in (*segments, *((index,) if index else ())))
-
-
-def _sample(segments: list[Segment], total: int) -> Floats:
+def _sample(segments: list[segment_files.Segment], total: int) -> Floats:
     """Return training vectors for k-means, evenly spaced over all segments."""
     wanted = SAMPLE_PER_CENTROID * 4 * int(np.sqrt(total))
     step = max(1, total // wanted)

@@ -21,7 +21,7 @@ from typing import Literal
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.encryption.data_keys import cipher_of, is_locked
+from index.embedded.encryption import cipher_of, is_locked
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, lease_records, vector_records
 from index.embedded.store.ledger import Row, committing
@@ -125,7 +125,7 @@ class Reembeddings(GalleryComponent):
         """
         reembedding, now = get_reembedding(db, collection_records.find(db, collection)), self.gallery.clock()
         progress = _progress(db, reembedding, now)
-        _delete(db, reembedding)
+        db.execute(_DELETE, (reembedding.token,))
         event = audit.AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
         audit.record(db, event)
         return progress
@@ -206,7 +206,8 @@ class ReembeddingWorker(GalleryComponent):
         """
         if not self._renew(db, reembedding):
             return None
-        missing = _missing(db, reembedding.collection_id)
+        faces, done, _, crops, reembedded = _counts(db, reembedding.collection_id)
+        missing = int(faces - done + crops - reembedded)
         if not missing:
             _switch(db, reembedding, self.gallery.clock())
         return missing
@@ -221,6 +222,7 @@ class ReembeddingWorker(GalleryComponent):
         return lease_records.renew(db, _lease(reembedding), self.holder, self.gallery.clock(), LEASE_S)
 
 
+_DELETE = "DELETE FROM reembeddings WHERE token = ?"  # also deletes all staged vectors
 # Crops without a new vector. Rejected faces come first: their ids are negative.
 _PENDING = """
 SELECT -id, crop FROM rejections WHERE subject_id IN (SELECT id FROM subjects WHERE collection_id = ?1)
@@ -287,12 +289,6 @@ def _counts(db: apsw.Connection, collection_id: int) -> Row:
     return row
 
 
-def _missing(db: apsw.Connection, collection_id: int) -> int:
-    """Return the number of faces without a new vector, without rejected faces that have no crop."""
-    faces, done, _, crops, reembedded = _counts(db, collection_id)
-    return int(faces - done + crops - reembedded)
-
-
 def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
     collection_id = reembedding.collection_id
     db.execute(
@@ -321,9 +317,4 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
     audit.record(
         db, audit.AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token)
     )
-    _delete(db, reembedding)
-
-
-def _delete(db: apsw.Connection, reembedding: Reembedding) -> None:
-    """Delete the re-embedding and all staged vectors."""
-    db.execute("DELETE FROM reembeddings WHERE token = ?", (reembedding.token,))
+    db.execute(_DELETE, (reembedding.token,))

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.aead import PLAINTEXT, Cipher
+from index.embedded.encryption import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
 from index.errors import CorruptError
 from index.types import Floats, Ints

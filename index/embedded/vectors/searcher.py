@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf
-from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.types import Floats, Ints
 
@@ -169,7 +168,7 @@ class VectorSearcher:
         self._lock = ReadWriteLock()
         self._recent = RecentFaces(dimensions)
         self._blocks: tuple[FaceBlock, ...] = ()
-        self._ivf: Ivf | None = None
+        self._ivf: ivf.Ivf | None = None
         self._indexed = 0  # the number of blocks in the inverted file
         self._added_through = 0  # recent faces up to this id are in the inverted file, too
         # Of all blocks concatenated: ids, subjects, the first row and the first id of each block.
@@ -185,7 +184,7 @@ class VectorSearcher:
         with self._lock.reading():
             return len(self._faces) - len(self._removed) + self._recent.count - self._recent.removed
 
-    def replace_blocks(self, blocks: Sequence[FaceBlock], index: Ivf | None, indexed: int, removed: Ints) -> None:
+    def replace_blocks(self, blocks: Sequence[FaceBlock], index: ivf.Ivf | None, indexed: int, removed: Ints) -> None:
         """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.
 
         `removed`: ids that were removed since the oldest of the blocks was written.

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import collection_records, erasure_records, vector_records
 from index.embedded.store.ledger import Ledger, Watcher
 from index.embedded.store.vector_records import SegmentRecord

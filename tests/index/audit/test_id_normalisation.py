@@ -15,7 +15,7 @@ from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.audit import id_normalisation
 from index.embedded.audit.id_normalisation import Clash
 from index.embedded.audit.log import AuditEvent
-from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search, selected_counts

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import PLAINTEXT
+from index.embedded.encryption import PLAINTEXT
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -275,8 +275,8 @@ def test_removed_faces_leave_removals_and_a_receipt(db: apsw.Connection, doors: 
 
 
 def test_a_subjects_removal_follows_those_of_its_faces(db: apsw.Connection, doors: int) -> None:
-    receipt = erasure_records.remove_subjects(db, doors, [subject_records.find(db, doors, "p0").id], NOW)
-    assert (receipt.subjects, receipt.faces) == (1, 2)
+    receipt, erased = erasure_records.remove_subjects(db, doors, [subject_records.find(db, doors, "p0").id], NOW)
+    assert (receipt.subjects, receipt.faces, erased) == (1, 2, [1, 5])
     expected = [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
     assert erasure_records.removals(db, 0) == expected
     assert (keys(db, doors), keys(db, TRAINS)) == (["p1"], ["p0", "p1"])

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from index.embedded.encryption import aead
-from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
+from index.embedded import encryption
+from index.embedded.encryption import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
 from index.errors import CorruptError, InvalidError, LockedError
 
 KEY = bytes(range(32))
@@ -62,7 +62,7 @@ def test_the_plaintext_cipher_changes_nothing() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 30, 35])
 def test_a_file_is_encrypted_in_chunks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aead, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(encryption, "CHUNK_BYTES", 10)
     data = bytes(range(size))
     chunks = [bytes(chunk) for chunk in CIPHER.encrypt_file(memoryview(data), b"name", b"header")]
     assert [len(chunk) for chunk in chunks] == [min(10, size - at) + OVERHEAD for at in range(0, size, 10)]

@@ -16,8 +16,7 @@ from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import PLAINTEXT, OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search, selected_among, selected_counts, selected_subjects
