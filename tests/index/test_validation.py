@@ -18,14 +18,12 @@ from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records, rejection_records
-from index.embedded.store.ledger import Ledger
-from index.embedded.store.migrations import STEPS
+from index.embedded.store import rejection_records
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import InvalidError
-from index.types import Collection, Item, NewFace, Properties
+from index.types import Item, NewFace, Properties
 from index.validation import (
     EARLIEST,
     LATEST,
@@ -214,23 +212,6 @@ def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Pa
     row = {-5: vectors(1, 8)[0]}
     assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
     gallery.close()
-
-
-def test_collections_of_an_older_ledger_are_marked_to_be_scaled(tmp_path: Path) -> None:
-    before = Ledger(tmp_path / "ledger.db", steps=STEPS[:-1])
-    row = ("doors", "e", "f", 4, "{}", 1.0)
-    before.write(
-        lambda db: db.execute(
-            "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            row,
-        ).fetchall()
-    )
-    before.close()
-    now = Ledger(tmp_path / "ledger.db")
-    now.write(lambda db: collection_records.insert(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
-    assert now.reader().execute("SELECT name, unscaled FROM collections").fetchall() == [("doors", 1), ("new", 0)]
-    now.close()
 
 
 # Subjects.

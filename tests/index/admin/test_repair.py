@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import apsw
 import pytest
 
 from index.embedded.admin import repair
 from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import GalleryError, NotFoundError
 from index.types import CollectionUsage, NewFace
@@ -37,30 +35,6 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 def answers(gallery: EmbeddedGallery) -> list[list[tuple[str, str]]]:
     results = [matches for name in ("doors", "trains") for matches in gallery.search(name, vectors(5, seed=3), k=3)]
     return [[(match.subject.key, match.face) for match in matches] for matches in results]
-
-
-def test_migration_counts_subjects_and_faces(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrate(connection, STEPS[:7])
-    for number, name in enumerate(("doors", "trains", "empty"), 1):
-        connection.execute("INSERT INTO collections VALUES (?, ?, 'e', 'f1', 4, '{}', 0, 0)", (number, name))
-    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, 'a', '{}', 0)")
-    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (2, 'a', '{}', 0)")
-    for number, subject in enumerate((1, 1, 1, 2)):
-        connection.execute(
-            "INSERT INTO faces (collection_id, subject_id, token, details, created_at) VALUES (?, ?, ?, '{}', 0)",
-            (subject, subject, str(number)),
-        )
-        connection.execute("INSERT INTO vectors VALUES (?, ?)", (number + 1, vectors(1)[0].tobytes()))
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    usage = {name: gallery.usage(name) for name in ("doors", "trains", "empty")}
-    counts = {name: (count.subjects, count.faces) for name, count in usage.items()}
-    assert counts == {"doors": (1, 3), "trains": (1, 1), "empty": (0, 0)}
-    assert list(find_faults(gallery)) == []
-    gallery.remove_subject("doors", "a")
-    assert (gallery.usage("doors").subjects, gallery.usage("doors").faces) == (0, 0)
-    gallery.close()
 
 
 def test_usage_counts_subjects_faces_and_bytes(gallery: EmbeddedGallery) -> None:

@@ -20,7 +20,6 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search, selected_counts
 from index.embedded.store import collection_records, job_records, subject_records
-from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
@@ -317,26 +316,6 @@ def test_a_gallery_with_damaged_rows_can_be_opened(
     gallery = open_gallery(tmp_path / "g")
     assert gallery.subject("doors", C).key == C
     assert JobQueue(gallery).remove_subject("doors", C).subjects == 1
-    gallery.close()
-
-
-def test_an_older_ledger_is_migrated(tmp_path: Path) -> None:
-    folder = tmp_path / "g"
-    folder.mkdir()
-    connection = apsw.Connection(str(folder / "ledger.db"))
-    migrate(connection, STEPS[:9])
-    connection.execute(
-        "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
-        " VALUES ('doors', 'e', 'f', 4, '{}', 0)"
-    )
-    for number, key in enumerate((C, D, "x" + D)):
-        connection.execute(
-            "INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, ?, '{}', ?)", (key, number)
-        )
-    connection.close()
-    gallery = open_gallery(folder)
-    assert keys(gallery) == sorted((C, D, "x" + C))
-    assert list(id_normalisation.clashes(gallery.ledger.reader())) == [Clash("doors", D)]
     gallery.close()
 
 

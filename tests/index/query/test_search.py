@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
@@ -17,8 +16,6 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Where
-from index.embedded.store import migrations
-from index.embedded.store.ledger import Ledger
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.errors import InvalidError, NotFoundError
 from index.types import Floats, NewFace
@@ -289,19 +286,3 @@ def test_a_restore_erases_feedback_that_was_removed_since(gallery: EmbeddedGalle
         with closing(EmbeddedGallery(tmp_path / "gallery")) as restored:
             assert [rejection.token for rejection in Feedback(restored).of_subject("doors", "p1")] == [kept.token]
             assert len(restored.faces("doors", "p1")) == 3
-
-
-def test_migration_fills_the_metadata_index(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrations.migrate(connection, migrations.STEPS[:2])
-    connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 4, '{}', 0, 0)")
-    for number, metadata in enumerate(('{"site": "north"}', "{}", "no JSON", '{"site": ["north"]}', '"north"')):
-        connection.execute(
-            "INSERT INTO subjects VALUES (?, 1, ?, NULL, ?, 0, NULL)", (number + 1, f"p{number}", metadata)
-        )
-    connection.close()
-    migrated = Ledger(tmp_path / "ledger.db")
-    assert search.selected_subjects(migrated.reader(), 1, {"site": ["north"]}) == [1]
-    migrated.write(lambda db: db.execute("UPDATE subjects SET metadata = 'no JSON' WHERE id = 1").fetchall())
-    assert search.selected_subjects(migrated.reader(), 1, {"site": ["north"]}) == []
-    migrated.close()

@@ -8,13 +8,11 @@ import time
 import zlib
 from pathlib import Path
 
-import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, erasure_records, tombstones
 from index.embedded.store.erasure_records import Removal
-from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.maintenance import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
@@ -209,13 +207,3 @@ def test_the_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TooNewError, match="version 2"):
         EmbeddedGallery(tmp_path)
     assert Tombstones(tmp_path / "none").read() is None
-
-
-def test_removals_of_a_ledger_of_version_1_are_kept(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrate(connection, STEPS[:1])
-    connection.execute("INSERT INTO removals (collection_id, face_id) VALUES (1, 7)")
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    assert in_file(gallery) == [Removal(1, 1, 0, 7)]
-    gallery.close()

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
@@ -20,7 +19,6 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import migrations
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import (
     FIRST,
@@ -515,20 +513,3 @@ def test_vectors_of_the_wrong_size_are_faults(
     assert list(find_faults(gallery)) == []
     gallery.ledger.write(lambda db: db.execute(damage).fetchall())
     assert any(fault.startswith(expected) for fault in find_faults(gallery))
-
-
-def test_migration_keeps_feedback(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrations.migrate(connection, migrations.STEPS[:6])
-    connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 16, '{}', 0, 0)")
-    connection.execute("INSERT INTO subjects VALUES (1, 1, 'p00', NULL, '{}', 0, NULL)")
-    connection.execute("INSERT INTO rejections VALUES (7, 1, 'token', 0, ?)", (OLD[2].tobytes(),))
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    assert [rejection.token for rejection in Feedback(gallery).of_subject("doors", "p00")] == ["token"]
-    enrol(gallery, 0)
-    assert compare(gallery, "doors", "p00", OLD[2])[1]
-    assert np.isclose(gallery.search("doors", OLD[:1])[0][0].similarity, 1)
-    begin(gallery)
-    assert Reembeddings(gallery).progress("doors").lost == 1
-    gallery.close()
