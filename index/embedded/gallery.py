@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -317,12 +318,11 @@ class EmbeddedGallery:
             if subject.expires_at is None or subject.expires_at > now
         }
         rows, tokens = vector_records.of_subjects(db, collection, subjects)
-        starts = np.flatnonzero(np.diff(rows.subjects, prepend=-1))  # the first row of each subject
-        ends = np.append(starts[1:], len(tokens))
+        bounds = np.flatnonzero(np.diff(rows.subjects, prepend=-1, append=-1))  # each subject's first row, and the end
         results = []
         for similarities in queries @ rows.vectors.T:
             matches = []
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            for start, end in pairwise(bounds.tolist()):
                 nearest = start + int(similarities[start:end].argmax())
                 value = similarities[nearest] if fusion == "best" else similarities[start:end].mean()
                 matches.append(Match(subjects[int(rows.subjects[start])], float(value), tokens[nearest]))
