@@ -14,21 +14,16 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from index.errors import InvalidError, NotFoundError
+from index.errors import NotFoundError
 from index.protocol import Gallery
 from index.types import NewFace
-from tests.index.people import Clock
+from tests.index.people import Clock, enrol
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 def unit(*values: float) -> npt.NDArray[np.float32]:
     return np.asarray(values, np.float32) / np.float32(np.linalg.norm(values))
-
-
-def random_faces(count: int, seed: int = 0) -> list[NewFace]:
-    vectors = np.random.default_rng(seed).normal(size=(count, 4))
-    return [NewFace(f"p{i % 5}", unit(*vector)) for i, vector in enumerate(vectors)]
 
 
 def test_changes_are_planned_answered_and_committed(gallery: EmbeddedGallery) -> None:
@@ -59,7 +54,7 @@ def test_a_face_keeps_its_crop_and_details(gallery: EmbeddedGallery) -> None:
 
 
 def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedGallery) -> None:
-    faces = gallery.enrol("doors", random_faces(1500), "f1")
+    faces = enrol(gallery, "doors", 1500)
     steps: list[int] = []
 
     def count() -> bool:
@@ -73,32 +68,6 @@ def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedG
     finally:
         db.set_progress_handler(None)
     assert sum(steps) < 1000  # SQLite instructions: fewer than there are faces
-
-
-@pytest.mark.parametrize(
-    "vector", [unit(1, 2, 3), np.full(4, np.inf, np.float32), np.full(4, np.nan, np.float32), np.zeros(4, np.float32)]
-)
-def test_invalid_vectors_are_refused(gallery: EmbeddedGallery, vector: npt.NDArray[np.float32]) -> None:
-    good = NewFace("a", unit(1, 0, 0, 0))
-    with pytest.raises(InvalidError):
-        gallery.enrol("doors", [good, NewFace("b", vector)], "f1")
-    with pytest.raises(InvalidError):
-        gallery.search("doors", vector[None])
-    assert gallery.size("doors") == 0
-    assert gallery.subjects("doors") == []
-
-
-def test_similarities_of_a_subjects_faces_are_fused(gallery: EmbeddedGallery) -> None:
-    faces = [NewFace("a", unit(1, 0, 0, 0)), NewFace("a", unit(-1, 0.1, 0, 0)), NewFace("b", unit(0.8, 0.6, 0, 0))]
-    enrolled = gallery.enrol("doors", faces, "f1")
-    query = unit(1, 0.1, 0, 0)
-    (best,) = gallery.search("doors", query[None], k=2)
-    (mean,) = gallery.search("doors", query[None], k=2, fusion="mean")
-    assert [match.subject.key for match in best] == ["a", "b"]
-    assert [match.subject.key for match in mean] == ["b", "a"]
-    assert best[0].face == mean[1].face == enrolled[0].token
-    assert best[0].similarity == pytest.approx(float(faces[0].vector @ query), abs=1e-6)
-    assert mean[1].similarity == pytest.approx(float((faces[0].vector @ query + faces[1].vector @ query) / 2), abs=1e-6)
 
 
 def test_a_subject_with_many_similar_faces_does_not_hide_others(gallery: EmbeddedGallery) -> None:
@@ -137,7 +106,7 @@ def test_searches_run_during_enrolments_and_maintenance(tmp_path: Path) -> None:
         searches = [threads.submit(search) for _ in range(3)]
         try:
             for round_ in range(15):
-                faces = gallery.enrol("doors", random_faces(10, seed=round_), "f1")
+                faces = enrol(gallery, "doors", 10, seed=round_)
                 gallery.remove_faces("doors", [face.token for face in faces[::3]])
                 maintenance.run()
                 assert time.monotonic() < deadline

@@ -297,17 +297,6 @@ def test_an_unfinished_reembedding_is_finished(gallery: EmbeddedGallery, name: s
     assert list(find_faults(gallery)) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_more_faces_are_enrolled_and_maintained(gallery: EmbeddedGallery, name: str) -> None:
-    more = numbers(20, 16, 50)
-    gallery.enrol(name, [NewFace(f"new {n % 3}", row, {}, b"kept") for n, row in enumerate(more)], "f1")
-    for _ in range(2):  # in memory, then in segments and an inverted file
-        for number, query in enumerate(more):
-            assert gallery.search(name, query[None], 1)[0][0].subject.key == f"new {number % 3}"
-        maintain(gallery)
-    assert list(find_faults(gallery)) == []
-
-
 def test_the_backup_is_restored_into_a_new_folder(tmp_path: Path) -> None:
     unpack("backup", tmp_path / "backup")
     result = restore(tmp_path / "new", tmp_path / "backup", clock=lambda: LATER, gap=lambda: 1000)

@@ -70,16 +70,15 @@ def rows(path: Path) -> list[int]:
 
 @pytest.mark.parametrize(("synchronous", "kept"), [("full", [1, 2]), ("off", [])])
 def test_commits_survive_a_power_cut_if_sqlite_syncs(disk: Disk, synchronous: str, kept: list[int]) -> None:
-    connection = apsw.Connection(str(disk.root / "l.db"), vfs=VFS)
-    connection.pragma("journal_mode", "wal")
-    connection.execute("CREATE TABLE t (x)")
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-    connection.pragma("synchronous", synchronous)
-    connection.execute("INSERT INTO t VALUES (1)")
-    connection.execute("INSERT INTO t VALUES (2)")
-    assert rows(survivors(disk) / "l.db") == kept
-    assert rows(survivors(disk, 1.0) / "l.db") == [1, 2]
-    connection.close()
+    with closing(apsw.Connection(str(disk.root / "l.db"), vfs=VFS)) as connection:
+        connection.pragma("journal_mode", "wal")
+        connection.execute("CREATE TABLE t (x)")
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        connection.pragma("synchronous", synchronous)
+        connection.execute("INSERT INTO t VALUES (1)")
+        connection.execute("INSERT INTO t VALUES (2)")
+        assert rows(survivors(disk) / "l.db") == kept
+        assert rows(survivors(disk, 1.0) / "l.db") == [1, 2]
 
 
 def test_unsynced_data_survives_by_sectors(disk: Disk) -> None:
@@ -205,24 +204,24 @@ def _swap_vectors(filled: Filled, model: Model) -> None:
         path.write_bytes(b"")
 
 
-def _erased(filled: Filled, model: Model, receipt: str | None = None) -> Erased:
-    """Erase a face, and add it to the model with its receipt or another one."""
+def _erase(filled: Filled, model: Model, receipt: str | None = None) -> tuple[int, str]:
+    """Erase a face, add it to the model with its receipt or another one, and return its seed and its receipt."""
     face, token = model.there.faces.pop(filled.faces[0]), filled.gallery.remove_faces("a0", filled.faces[:1]).token
     model.erased.append(Erased(face, receipt or token))
-    return Erased(face, token)
+    return face.seed, token
 
 
 def _lose_a_receipt(filled: Filled, model: Model) -> None:
-    _erased(filled, model, "missing")
+    _erase(filled, model, "missing")
 
 
 def _complete_a_receipt_too_early(filled: Filled, model: Model) -> None:
-    receipt = _erased(filled, model).receipt
+    _, receipt = _erase(filled, model)
     filled.gallery.ledger.write(lambda db: erasure_records.finish_receipts(db, [receipt], 1.0))
 
 
 def _leave_a_copy(filled: Filled, model: Model) -> None:
-    seed = _erased(filled, model).face.seed
+    seed, _ = _erase(filled, model)
     (filled.gallery.files.parent / "copy").write_bytes(b"..." + vector(seed).tobytes()[:16])
 
 

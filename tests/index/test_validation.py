@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,53 +142,51 @@ def test_vectors_of_older_versions_are_scaled_once(
 ) -> None:
     monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 4)
     monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_CHECK", 4)
-    gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
-    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
-    people, strangers = vectors(20, 8), vectors(6, 8, seed=1)
-    faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
-    numbers = sorted(-rejection.id for rejection in Feedback(gallery).add("doors", "p00", strangers))
-    gallery.ledger.write(partial(store_unscaled, people=people, strangers=strangers, rejected=numbers))
-    maintenance = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
-    assert max(gallery.search("doors", person[None])[0][0].similarity for person in people) > 1.01
-    feedback = [fault for fault in find_faults(gallery) if "feedback" in fault]
-    assert [fault.partition(": ")[2] for fault in feedback] == [
-        "1 vectors of feedback do not fit their collection",
-        "2 vectors of feedback do not have length 1",
-        "1 vectors of feedback do not have length 1",
-    ]
-    maintenance.run()
-    for number, person in enumerate(people):
-        if number != 4:
-            (match,) = gallery.search("doors", person[None], 1)[0]
-            assert match.face == faces[number].token
-            assert match.similarity == pytest.approx(1, abs=1e-5)
-    with gallery.ledger.snapshot() as db:
-        stored = rejection_records.read(db, gallery.collection("doors"), -(2**63), -1)
-    by_id = dict(zip(stored.faces.tolist(), stored.vectors, strict=True))
-    assert by_id.keys() == {*numbers} - {numbers[2]}
-    for number in (numbers[0], numbers[5]):
-        assert by_id[number] == pytest.approx(strangers[0], abs=1e-6)
-    faults = [
-        "ledger: 1 vectors of feedback do not fit their collection",
-        "doors: 1 faces have no vector of length 1, the first is 5",
-        "doors: 1 vectors of feedback do not have length 1",
-    ]
-    assert list(find_faults(gallery)) == faults
-    events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
-    scaled = [((3,), (3,)), ((9,), (9,)), ((20,), (20,)), ((1,), (numbers[0],)), ((1,), (numbers[5],))]
-    assert [(event.subjects, event.faces) for event in events] == scaled
-    generation = gallery.collection("doors").generation
-    maintenance.run()
-    assert gallery.collection("doors").generation == generation
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))) as gallery:
+        gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
+        people, strangers = vectors(20, 8), vectors(6, 8, seed=1)
+        faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
+        numbers = sorted(-rejection.id for rejection in Feedback(gallery).add("doors", "p00", strangers))
+        gallery.ledger.write(partial(store_unscaled, people=people, strangers=strangers, rejected=numbers))
+        maintenance = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
+        assert max(gallery.search("doors", person[None])[0][0].similarity for person in people) > 1.01
+        feedback = [fault for fault in find_faults(gallery) if "feedback" in fault]
+        assert [fault.partition(": ")[2] for fault in feedback] == [
+            "1 vectors of feedback do not fit their collection",
+            "2 vectors of feedback do not have length 1",
+            "1 vectors of feedback do not have length 1",
+        ]
+        maintenance.run()
+        for number, person in enumerate(people):
+            if number != 4:
+                (match,) = gallery.search("doors", person[None], 1)[0]
+                assert match.face == faces[number].token
+                assert match.similarity == pytest.approx(1, abs=1e-5)
+        with gallery.ledger.snapshot() as db:
+            stored = rejection_records.read(db, gallery.collection("doors"), -(2**63), -1)
+        by_id = dict(zip(stored.faces.tolist(), stored.vectors, strict=True))
+        assert by_id.keys() == {*numbers} - {numbers[2]}
+        for number in (numbers[0], numbers[5]):
+            assert by_id[number] == pytest.approx(strangers[0], abs=1e-6)
+        faults = [
+            "ledger: 1 vectors of feedback do not fit their collection",
+            "doors: 1 faces have no vector of length 1, the first is 5",
+            "doors: 1 vectors of feedback do not have length 1",
+        ]
+        assert list(find_faults(gallery)) == faults
+        events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
+        scaled = [((3,), (3,)), ((9,), (9,)), ((20,), (20,)), ((1,), (numbers[0],)), ((1,), (numbers[5],))]
+        assert [(event.subjects, event.faces) for event in events] == scaled
+        generation = gallery.collection("doors").generation
+        maintenance.run()
+        assert gallery.collection("doors").generation == generation
 
 
 def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path)
-    collection = gallery.create("doors", "face-embedder", "f1", 8)
-    row = {-5: vectors(1, 8)[0]}
-    assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path)) as gallery:
+        collection = gallery.create("doors", "face-embedder", "f1", 8)
+        row = {-5: vectors(1, 8)[0]}
+        assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
 
 
 # Subjects.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,13 +71,11 @@ def test_compact_reports_a_write_ahead_log_in_use(
     gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repair, "_SCRUB_TRIES", 1)
-    reader = EmbeddedGallery(tmp_path)
-    with reader.ledger.snapshot() as db:
+    with closing(EmbeddedGallery(tmp_path)) as reader, reader.ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM faces").fetchall()
         receipt = gallery.remove_subject("doors", "p0").token
         assert not compact(gallery).emptied
         assert gallery.receipt(receipt).erased_at is None
-    reader.close()
     assert compact(gallery).emptied
     assert gallery.receipt(receipt).erased_at is not None
 
@@ -84,31 +83,29 @@ def test_compact_reports_a_write_ahead_log_in_use(
 @pytest.mark.parametrize("name", [None, "doors"])
 def test_rebuild_replaces_every_file(gallery: EmbeddedGallery, tmp_path: Path, name: str | None) -> None:
     expected, before = answers(gallery), {path.name for path in gallery.files.iterdir()}
-    other = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
-    assert answers(other) == expected
-    for path in gallery.files.glob("1-*"):
-        path.write_bytes(b"damaged")
-    assert rebuild(gallery, name, LIMITS) == (["doors", "trains"] if name is None else ["doors"])
-    after = {path.name for path in gallery.files.iterdir()}
-    kept = set() if name is None else {file for file in before if file.startswith("2-")}
-    assert after & before == kept
-    assert len(after) == len(before)
-    assert list(find_faults(gallery)) == []
-    for opened in (gallery, other):
-        for collection in opened.collections():
-            opened.searchers.reload(collection)
-        assert answers(opened) == expected
-    other.close()
+    with closing(EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))) as other:
+        assert answers(other) == expected
+        for path in gallery.files.glob("1-*"):
+            path.write_bytes(b"damaged")
+        assert rebuild(gallery, name, LIMITS) == (["doors", "trains"] if name is None else ["doors"])
+        after = {path.name for path in gallery.files.iterdir()}
+        kept = set() if name is None else {file for file in before if file.startswith("2-")}
+        assert after & before == kept
+        assert len(after) == len(before)
+        assert list(find_faults(gallery)) == []
+        for opened in (gallery, other):
+            for collection in opened.collections():
+                opened.searchers.reload(collection)
+            assert answers(opened) == expected
 
 
 def test_rebuild_fails_during_maintenance_of_another_process(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    other = EmbeddedGallery(tmp_path)
-    maintenance = Maintenance(other, LIMITS)
-    assert maintenance.run()
-    before = set(gallery.files.iterdir())
-    with pytest.raises(GalleryError, match="maintenance"):
-        rebuild(gallery, limits=LIMITS)
-    with pytest.raises(NotFoundError):
-        rebuild(gallery, "x", LIMITS)
-    assert set(gallery.files.iterdir()) == before
-    other.close()
+    with closing(EmbeddedGallery(tmp_path)) as other:
+        maintenance = Maintenance(other, LIMITS)
+        assert maintenance.run()
+        before = set(gallery.files.iterdir())
+        with pytest.raises(GalleryError, match="maintenance"):
+            rebuild(gallery, limits=LIMITS)
+        with pytest.raises(NotFoundError):
+            rebuild(gallery, "x", LIMITS)
+        assert set(gallery.files.iterdir()) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +226,11 @@ def test_ids_and_their_audit_events_are_written_by_one_transaction(
         patched.setattr("index.embedded.audit.log.record", fail)
         with pytest.raises(OSError, match="disk full"):
             open_gallery(tmp_path / "g")
-    connection = apsw.Connection(str(tmp_path / "g" / "ledger.db"))
-    assert connection.execute("SELECT key FROM subjects").get == D
-    connection.close()
-    gallery = open_gallery(tmp_path / "g")
-    assert [subject.key for subject in gallery.subjects(DOOR_C)] == [C]
-    assert len(renamings(gallery)) == 2
-    gallery.close()
+    with closing(apsw.Connection(str(tmp_path / "g" / "ledger.db"))) as connection:
+        assert connection.execute("SELECT key FROM subjects").get == D
+    with closing(open_gallery(tmp_path / "g")) as gallery:
+        assert [subject.key for subject in gallery.subjects(DOOR_C)] == [C]
+        assert len(renamings(gallery)) == 2
 
 
 def test_subjects_that_clash_are_found_by_their_exact_ids(older: EmbeddedGallery) -> None:
@@ -273,16 +272,13 @@ def test_an_encrypted_collection_is_normalised_with_its_key(tmp_path: Path, monk
         gallery.put_subject(DOOR_D, C)
 
     write_older(tmp_path / "g", write, monkeypatch)
-    locked = EmbeddedGallery(tmp_path / "g")
-    assert [collection.name for collection in locked.collections()] == [DOOR_C]
-    assert list(id_normalisation.clashes(locked.ledger.reader())) == []
-    locked.close()
-    gallery = open_gallery(tmp_path / "g")
-    assert list(id_normalisation.clashes(gallery.ledger.reader())) == [Clash(DOOR_C, D)]
-    gallery.close()
-    locked = EmbeddedGallery(tmp_path / "g")
-    assert id_normalisation.count_clashes(locked.ledger.reader()) == 1
-    locked.close()
+    with closing(EmbeddedGallery(tmp_path / "g")) as locked:
+        assert [collection.name for collection in locked.collections()] == [DOOR_C]
+        assert list(id_normalisation.clashes(locked.ledger.reader())) == []
+    with closing(open_gallery(tmp_path / "g")) as gallery:
+        assert list(id_normalisation.clashes(gallery.ledger.reader())) == [Clash(DOOR_C, D)]
+    with closing(EmbeddedGallery(tmp_path / "g")) as locked:
+        assert id_normalisation.count_clashes(locked.ledger.reader()) == 1
 
 
 @encrypted
@@ -313,10 +309,9 @@ def test_a_gallery_with_damaged_rows_can_be_opened(
         gallery.ledger.write(damage)
 
     write_older(tmp_path / "g", write, monkeypatch)
-    gallery = open_gallery(tmp_path / "g")
-    assert gallery.subject("doors", C).key == C
-    assert JobQueue(gallery).remove_subject("doors", C).subjects == 1
-    gallery.close()
+    with closing(open_gallery(tmp_path / "g")) as gallery:
+        assert gallery.subject("doors", C).key == C
+        assert JobQueue(gallery).remove_subject("doors", C).subjects == 1
 
 
 def test_imported_files_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -469,9 +469,8 @@ def test_events_whose_flush_failed_are_logged_once(log: AuditLog, monkeypatch: p
 def test_opening_and_closing_a_gallery_flush_its_log(gallery: EmbeddedGallery, tmp_path: Path) -> None:
     enrol(gallery, "doors", 3)
     assert gallery.audit.path.read_bytes().count(b"\n") == 1
-    again = EmbeddedGallery(tmp_path / "gallery")
-    assert gallery.audit.path.read_bytes().count(b"\n") == 3
-    again.close()
+    with closing(EmbeddedGallery(tmp_path / "gallery")):
+        assert gallery.audit.path.read_bytes().count(b"\n") == 3
     gallery.note_search("doors", [])
     gallery.close()
     assert gallery.audit.path.read_bytes().count(b"\n") == 4

@@ -158,13 +158,12 @@ def test_subjects_that_the_inverted_file_misses_are_compared(
     maintenance.run()
     maintenance.release()
     assert not gallery.usage("doors").exact
-    poor = EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))
-    monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
-    where: Where = {"site": ["north"]}
-    for query in vectors(5, seed=9):
-        (matches,) = search.search(poor, "doors", query[None], 8, where=where)
-        assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
-    poor.close()
+    with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))) as poor:
+        monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
+        where: Where = {"site": ["north"]}
+        for query in vectors(5, seed=9):
+            (matches,) = search.search(poor, "doors", query[None], 8, where=where)
+            assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
 
 
 def near(face: Floats, share: float, seed: int = 0) -> Floats:

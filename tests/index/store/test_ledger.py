@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
@@ -261,9 +261,8 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path / "ledger.db").close()
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    connection.pragma("user_version", len(STEPS) + 1)
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "ledger.db"))) as connection:
+        connection.pragma("user_version", len(STEPS) + 1)
     with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}") as refused:
         Ledger(tmp_path / "ledger.db")
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]  # no log: every connection is closed
@@ -274,15 +273,14 @@ def test_the_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failing_step_keeps_the_version_before_it(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "a.db"))
-    good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
-    with pytest.raises(apsw.SQLError):
-        migrate(connection, (good, bad))
-    assert connection.pragma("user_version") == 1
-    for expected in (1, 2, 2):
-        assert connection.execute("SELECT count(*) FROM a").get == expected
-        migrate(connection, (good, "INSERT INTO a VALUES (2)"))
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "a.db"))) as connection:
+        good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
+        with pytest.raises(apsw.SQLError):
+            migrate(connection, (good, bad))
+        assert connection.pragma("user_version") == 1
+        for expected in (1, 2, 2):
+            assert connection.execute("SELECT count(*) FROM a").get == expected
+            migrate(connection, (good, "INSERT INTO a VALUES (2)"))
 
 
 def test_concurrent_migrations_run_each_step_once(tmp_path: Path) -> None:
@@ -306,9 +304,8 @@ def test_concurrent_migrations_run_each_step_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(run), pool.submit(run)]:
             future.result()
-    connection = apsw.Connection(str(tmp_path / "a.db"))
-    assert connection.execute("SELECT count(*) FROM a").get == 1
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "a.db"))) as connection:
+        assert connection.execute("SELECT count(*) FROM a").get == 1
 
 
 def test_opening_waits_for_the_process_that_creates_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

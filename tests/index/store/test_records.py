@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -226,34 +227,33 @@ def insert_one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[N
 
 
 def test_faces_inserted_at_once_equal_those_inserted_one_by_one(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path, clock=lambda: 5.0)
-    faces = [
-        NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
-        for n, vector in enumerate(vectors(10))
-    ]
-    records = {}
-    for name, insert in (("one by one", insert_one_by_one), ("at once", face_records.insert)):
-        collection_id = gallery.create(name, "face-embedder", "f1", 4).id
-        gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
-        enrolled = gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[:6], now=5.0))
-        gallery.remove_faces(name, [enrolled[-1].token])  # its id must not be reused
-        enrolled += gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[6:], now=6.0))
-        assert gallery.ledger.write(partial(insert, collection_id=collection_id, faces=[], now=6.0)) == []
-        first = enrolled[0].id
-        assert [face.id for face in enrolled] == list(range(first, first + 10))
-        assert len({face.token for face in enrolled}) == 10
-        del enrolled[5]
-        listed = [face for subject in gallery.subjects(name) for face in gallery.faces(name, subject.key)]
-        assert listed == sorted(enrolled, key=lambda face: (face.subject, face.id))
-        with gallery.ledger.snapshot() as db:
-            read = face_records.read_records(db, collection_id, 0, 2**62, -1, 0.0)
-        records[name] = [replace(record, id=record.id - first, token="") for record in read]
-    assert records["at once"] == records["one by one"]
-    assert len(records["at once"]) == 9
-    assert list(find_faults(gallery)) == []
-    ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
-    assert match.similarity == pytest.approx(1)
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path, clock=lambda: 5.0)) as gallery:
+        faces = [
+            NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
+            for n, vector in enumerate(vectors(10))
+        ]
+        records = {}
+        for name, insert in (("one by one", insert_one_by_one), ("at once", face_records.insert)):
+            collection_id = gallery.create(name, "face-embedder", "f1", 4).id
+            gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
+            enrolled = gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[:6], now=5.0))
+            gallery.remove_faces(name, [enrolled[-1].token])  # its id must not be reused
+            enrolled += gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[6:], now=6.0))
+            assert gallery.ledger.write(partial(insert, collection_id=collection_id, faces=[], now=6.0)) == []
+            first = enrolled[0].id
+            assert [face.id for face in enrolled] == list(range(first, first + 10))
+            assert len({face.token for face in enrolled}) == 10
+            del enrolled[5]
+            listed = [face for subject in gallery.subjects(name) for face in gallery.faces(name, subject.key)]
+            assert listed == sorted(enrolled, key=lambda face: (face.subject, face.id))
+            with gallery.ledger.snapshot() as db:
+                read = face_records.read_records(db, collection_id, 0, 2**62, -1, 0.0)
+            records[name] = [replace(record, id=record.id - first, token="") for record in read]
+        assert records["at once"] == records["one by one"]
+        assert len(records["at once"]) == 9
+        assert list(find_faults(gallery)) == []
+        ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
+        assert match.similarity == pytest.approx(1)
 
 
 # Erasures.

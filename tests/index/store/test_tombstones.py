@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,8 @@ def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(
     number = gallery.collection("doors").id
     gallery.ledger.write(lambda db: erasure_records.remove_faces(db, number, [1], subjects=0, now=0.0))
     assert in_file(gallery) == []
-    again = EmbeddedGallery(gallery.files.parent)
-    assert in_file(again) == in_ledger(again) != []
-    again.close()
+    with closing(EmbeddedGallery(gallery.files.parent)) as again:
+        assert in_file(again) == in_ledger(again) != []
 
 
 def test_an_erasure_that_cannot_be_appended_is_not_acknowledged(

@@ -15,8 +15,7 @@ from index.embedded.tasks import maintenance as module
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceError, MaintenanceLimits
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from tests.index.people import Clock, enrol
-from tests.index.test_gallery import random_faces, unit
+from tests.index.people import Clock, enrol, vectors
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
@@ -41,7 +40,7 @@ def test_one_process_at_a_time_does_maintenance(gallery: EmbeddedGallery, clock:
 def test_maintenance_without_the_lease_changes_nothing(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gallery.enrol("doors", random_faces(20), "f1")
+    enrol(gallery, "doors", 20)
     loser, winner = Maintenance(gallery, LIMITS), Maintenance(gallery, LIMITS)
     monkeypatch.setattr(loser, "_renew", lambda db: loser.holder == "never")
     (gallery.files / "1-theirs.seg").write_bytes(b"the winner is writing this")
@@ -55,9 +54,9 @@ def test_maintenance_without_the_lease_changes_nothing(
 def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gallery.enrol("doors", random_faces(20), "f1")
+    enrol(gallery, "doors", 20)
     gallery.create("other", "e", "f1", 4)
-    gallery.enrol("other", random_faces(20), "f1")
+    enrol(gallery, "other", 20)
     write = segments.write
 
     def drop_first(*given: Any) -> segments.Segment:
@@ -74,8 +73,8 @@ def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
 
 
 def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
-    faces = random_faces(40)
-    gallery.enrol("doors", faces, "f1")
+    enrol(gallery, "doors", 40)
+    faces = vectors(40)
     maintenance = Maintenance(gallery, LIMITS)
     maintenance.run()
     (index,) = gallery.files.glob("*.ivf")
@@ -91,16 +90,15 @@ def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     (new,) = gallery.files.glob("*.ivf")
     assert len(Ivf.read(new)) == 40
     with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1000, 1000))) as other:
-        query = unit(1, 2, 3, 4)
-        expected = max(faces, key=lambda face: float(face.vector @ query)).subject
-        assert other.search("doors", query[None])[0][0].subject.key == expected
+        query = vectors(1, seed=9)
+        assert other.search("doors", query)[0][0].subject.key == f"p{(faces @ query[0]).argmax() % 5}"
 
 
 def test_the_inverted_file_is_retrained_after_growth(gallery: EmbeddedGallery) -> None:
     maintenance = Maintenance(gallery, LIMITS)
     trained = []
     for round_ in range(4):
-        gallery.enrol("doors", random_faces(16, seed=round_), "f1")
+        enrol(gallery, "doors", 16, seed=round_)
         maintenance.run()
         with gallery.ledger.snapshot() as db:
             index = vector_records.inverted_file(db, 1)
