@@ -284,10 +284,10 @@ class ToldMaintenance(Maintenance):
             self._enter("sealing")
         return super()._new_file(collection, suffix)
 
-    def _write_segment(self, collection: Collection, first: int, old: SegmentRecord | None = None) -> None:
+    def _write_segment(self, collection: Collection, old: SegmentRecord | None = None) -> bool:
         if old is not None:
             self._enter("rewriting")
-        super()._write_segment(collection, first, old)
+        return super()._write_segment(collection, old)
 
     def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole

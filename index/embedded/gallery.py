@@ -349,8 +349,9 @@ class EmbeddedGallery:
 def _nearest_by_subject(nearest: NearestFaces) -> dict[int, float]:
     """Return the nearest face of each subject for the only query: similarities by face id, nearest first."""
     best: dict[int, tuple[int, float]] = {}
-    columns = (nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist())
-    for subject, face, similarity in zip(*columns, strict=True):
+    for subject, face, similarity in zip(
+        nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist(), strict=True
+    ):
         if subject >= 0:
             best.setdefault(subject, (face, similarity))
     return dict(best.values())

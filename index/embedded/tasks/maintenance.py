@@ -110,17 +110,20 @@ class Maintenance(GalleryComponent):
                 with self.gallery.snapshot_of(collection) as db:
                     segments = vector_records.segments(db, collection.id)
                 for segment in segments:
-                    self._write_segment(collection, segment.first_face, segment)
+                    self._write_segment(collection, segment)
                 self._swap(collection, partial(vector_records.drop_inverted_file, collection_id=collection.id))
         return self.run()
 
     def _work(self) -> None:
         with self._step("retention"):
-            self._expire()
+            self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
+            # Enrolments also delete expired subjects, without writing tombstones.
+            self.tombstones.append_new(self.ledger.reader())
         for collection in self.gallery.collections(limit=-1):
             with self._step(f"collection {collection.id}"):
                 current = self._scale_vectors(collection)
-                self._write_segments(current)
+                while self._write_segment(current):
+                    pass
                 self._scrub_segments(current)
                 self._update_index(current)
         with self._step("erasures"):
@@ -165,11 +168,6 @@ class Maintenance(GalleryComponent):
             change(db)
 
         self.ledger.write(write)
-
-    def _expire(self) -> None:
-        self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
-        # Enrolments also delete expired subjects, without writing tombstones.
-        self.tombstones.append_new(self.ledger.reader())
 
     def _scale_vectors(self, collection: Collection) -> Collection:
         """Scale the vectors to length 1, once, which versions before 2.0 did not; return the updated collection.
@@ -216,14 +214,26 @@ class Maintenance(GalleryComponent):
     def _new_file(self, collection: Collection, suffix: str) -> str:
         return f"{collection.id}-{secrets.token_hex(8)}.{suffix}"
 
-    def _write_segments(self, collection: Collection) -> None:
-        """Write full segments of the faces behind the last segment."""
-        while True:
-            with self.gallery.snapshot_of(collection) as db:
+    def _write_segment(self, collection: Collection, old: SegmentRecord | None = None) -> bool:
+        """Write the segment `old` again, or a new one of the faces behind the last segment.
+
+        Return False where there are not enough faces for a full new segment.
+        """
+        with self.gallery.snapshot_of(collection) as db:
+            if old is None:
                 last = max((segment.last_face for segment in vector_records.segments(db, collection.id)), default=0)
                 if not vector_records.has_more(db, collection.id, last, self._limits.segment):
-                    return
-            self._write_segment(collection, last + 1)
+                    return False
+                rows = vector_records.read(db, collection, last, self._limits.segment)
+                first, last = last + 1, int(rows.faces[-1])
+            else:
+                first, last = old.first_face, old.last_face
+                rows = vector_records.read(db, collection, first - 1, through=last)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+        new = SegmentRecord(self._new_file(collection, "seg"), first, last, through)
+        segment_files.write(self.gallery.files / new.file, rows, through, cipher)
+        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file if old else None))
+        return True
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Rewrite each segment that contains a removed face or is damaged."""
@@ -238,20 +248,8 @@ class Maintenance(GalleryComponent):
             if content is not None and not np.isin(removed, content.faces).any():
                 clean.append(segment.file)
             else:
-                self._write_segment(collection, segment.first_face, segment)
+                self._write_segment(collection, segment)
         self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, clean, through))
-
-    def _write_segment(self, collection: Collection, first: int, old: SegmentRecord | None = None) -> None:
-        """Write a full segment of the faces from the id `first` on, or write the segment `old` again."""
-        with self.gallery.snapshot_of(collection) as db:
-            limit, last = (self._limits.segment, vector_records.MAX_ID) if old is None else (-1, old.last_face)
-            rows = vector_records.read(db, collection, first - 1, limit, last)
-            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
-        new = SegmentRecord(
-            self._new_file(collection, "seg"), first, int(rows.faces[-1]) if old is None else old.last_face, through
-        )
-        segment_files.write(self.gallery.files / new.file, rows, through, cipher)
-        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file if old else None))
 
     def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> segment_files.Segment | None:
         """Return the segment, or None if it is damaged. Each process verifies a file once."""
