@@ -226,7 +226,7 @@ _DELETE = "DELETE FROM reembeddings WHERE token = ?"  # also deletes all staged 
 # Crops without a new vector. Rejected faces come first: their ids are negative.
 _PENDING = """
 SELECT -id, crop FROM rejections WHERE subject_id IN (SELECT id FROM subjects WHERE collection_id = ?1)
-AND -id > ?2 AND crop IS NOT NULL AND reembedded IS NULL
+AND ?2 < 0 AND -id > ?2 AND crop IS NOT NULL AND reembedded IS NULL
 UNION ALL
 SELECT faces.id, crops.data FROM faces JOIN crops ON crops.face_id = faces.id
 LEFT JOIN reembedded ON reembedded.face_id = faces.id
