@@ -336,9 +336,9 @@ class EmbeddedGallery:
 
     def usage_of(self, db: apsw.Connection, collection: Collection) -> CollectionUsage:
         """Return the usage of a collection that was read in the snapshot `db`."""
-        exact = vector_records.inverted_file(db, collection.id) is None
-        paths = [self.files / record.file for record in vector_records.file_records(db, collection.id)]
-        size = sum(path.stat().st_size for path in paths if path.exists())
+        records = vector_records.file_records(db, collection.id)
+        exact = not any(isinstance(record, vector_records.InvertedFileRecord) for record in records)
+        size = sum(path.stat().st_size for record in records if (path := self.files / record.file).exists())
         return CollectionUsage(*collection_records.counts(db, collection.id), exact, size)
 
     def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:

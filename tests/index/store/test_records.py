@@ -172,6 +172,7 @@ def test_faces_between_two_ids_are_sorted_by_id(db: apsw.Connection, doors: int)
     expected = [Face(number, f"t{number}", "p0", {"b": 2}, NOW + number) for number in (1, 5)]
     assert face_records.of_subject(db, doors, subject_records.find(db, doors, "p0")) == expected
     assert face_records.ids_of_tokens(db, doors, ["t7", "t3", "t7"]) == [3, 7]
+    assert (face_records.subjects_of(db, [7, 1, 3, 99]), face_records.subjects_of(db, [])) == ([1, 3], [])
     vectors, tokens = vector_records.of_subjects(db, collection, [3, 1, 99])
     assert (vectors.subjects.tolist(), numbers(vectors.vectors)) == ([1, 1, 3, 3], [1, 5, 3, 7])
     assert tokens == ["t1", "t5", "t3", "t7"]
@@ -366,7 +367,23 @@ def test_segments_of_a_collection_are_sorted_by_their_faces(db: apsw.Connection,
     vector_records.mark_clean(db, doors, ["early", "new", "other", "ivf"], 6)
     assert vector_records.segments(db, doors) == [replace(early, removals_through=6), new, last]  # new: not decreased
     assert vector_records.segments(db, TRAINS) == [other]
-    assert vector_records.inverted_file(db, doors) == InvertedFileRecord("ivf", 7, 6, 100)
+    index = InvertedFileRecord("ivf", 7, 6, 100)
+    assert vector_records.inverted_file(db, doors) == index
+    assert vector_records.file_records(db, doors) == [*vector_records.segments(db, doors), index]
+    assert vector_records.file_records(db, TRAINS) == [other]
+
+
+def test_vectors_are_replaced_without_the_files_of_the_old_ones(db: apsw.Connection, doors: int) -> None:
+    collection, trains = (collection_records.find(db, name) for name in ("doors", "trains"))
+    for name, target in (("a", doors), ("b", TRAINS)):
+        vector_records.put_segment(db, target, SegmentRecord(name, 1, 8, 0))
+        vector_records.put_inverted_file(db, target, InvertedFileRecord(f"{name}.ivf", 8, 0, 100))
+    new = np.frombuffer(vector(9), "<f4")
+    assert vector_records.replace(db, collection, {3: 2 * new, 99: new}) == [3]
+    assert numbers(vector_records.read(db, collection, 0).vectors) == [1, 9, 5, 7]
+    assert vector_records.files(db) == {"b", "b.ivf"}
+    current = [collection_records.find(db, name) for name in ("doors", "trains")]
+    assert current == [replace(collection, generation=1), trains]
 
 
 def test_a_collection_has_one_inverted_file(db: apsw.Connection, doors: int) -> None:
@@ -405,12 +422,22 @@ def test_a_lease_has_one_holder_until_it_expires(db: apsw.Connection) -> None:
         assert lease_records.is_held(db, name, NOW + at, 10) is held
 
 
+def test_only_the_holder_renews_a_lease(db: apsw.Connection) -> None:
+    for name in ("a", "b"):
+        assert lease_records.take(db, name, "me", NOW, 10)
+    for name, holder, renewed in (("a", "me", True), ("a", "other", False), ("x", "me", False)):
+        assert lease_records.renew(db, name, holder, NOW + 5, 10) is renewed
+    for name, at, held in (("a", 14.9, True), ("a", 15, False), ("b", 10, False), ("x", 5, False)):
+        assert lease_records.is_held(db, name, NOW + at, 10) is held
+
+
 def test_only_the_holder_releases_a_lease(db: apsw.Connection) -> None:
     for name, holder in (("a", "me"), ("b", "me"), ("c", "other")):
         assert lease_records.take(db, name, holder, NOW, 10)
     lease_records.release(db, "a", "me")
     lease_records.release(db, "c", "me")
     assert [name for name in "abc" if lease_records.is_held(db, name, NOW, 10)] == ["b", "c"]
+    assert selected(db, "name FROM leases ORDER BY name") == [("a",), ("b",), ("c",)]
     # A lease taken while the clock was ahead has expired.
     assert lease_records.take(db, "d", "other", NOW + 5 * 365 * 86_400, 10)
     assert not lease_records.is_held(db, "d", NOW, 10)
