@@ -22,16 +22,14 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search, selected_among, selected_counts, selected_subjects
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
 from index.types import Collection, Item, NewFace, Outcome, Properties
-from tests.index.people import Clock, folder_bytes, vectors
+from tests.index.people import Clock, folder_bytes, maintain, vectors
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
@@ -61,12 +59,6 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
     gallery = filled(tmp_path / "gallery", clock, "doors", "open")
     yield gallery
     gallery.close()
-
-
-def maintain(gallery: EmbeddedGallery) -> None:
-    maintenance = Maintenance(gallery, LIMITS)
-    assert maintenance.run()
-    maintenance.release()
 
 
 def comparable(matches: list[Any]) -> list[tuple[Any, ...]]:

@@ -13,13 +13,11 @@ import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import NotFoundError
 from index.protocol import Gallery
 from index.types import NewFace
-from tests.index.people import Clock, enrol
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, Clock, enrol
 
 
 def unit(*values: float) -> npt.NDArray[np.float32]:

@@ -25,18 +25,17 @@ from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
 from index.embedded.vectors.segment import Segment
 from index.errors import NotFoundError
 from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
+from tests.index.people import maintain
 
 WRITTEN = expected("gallery")
 NOW = WRITTEN["now"]
 NAMES = ("open", "sealed")
 ALL_NAMES = ("open", "open-anew", "sealed", "sealed-anew")
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 # After the leases of the killed process have expired; after the subject `brief` has expired, too.
 LATER, AFTER_EXPIRY = NOW + 300, NOW + 700
 
@@ -63,12 +62,6 @@ def opened(folder: Path) -> Iterator[Callable[..., EmbeddedGallery]]:
 @pytest.fixture
 def gallery(opened: Callable[..., EmbeddedGallery]) -> EmbeddedGallery:
     return opened()
-
-
-def maintain(gallery: EmbeddedGallery) -> None:
-    maintenance = Maintenance(gallery, LIMITS)
-    assert maintenance.run()
-    maintenance.release()
 
 
 def numbers(count: int, dimensions: int, seed: int) -> Floats:

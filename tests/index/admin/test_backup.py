@@ -17,12 +17,10 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, face_records
 from index.embedded.store.atomic_files import lock_folder
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.types import NewFace
-from tests.index.people import enrol, folder_bytes, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, enrol, folder_bytes, maintain, vectors
 
 
 @pytest.fixture
@@ -34,9 +32,7 @@ def folder(tmp_path: Path) -> Path:
         enrol(gallery, "doors", 20)
         enrol(gallery, "trains", 5, seed=1)
         gallery.put_subject("doors", "p4", name="Ferdinandea Isabella")
-        maintenance = Maintenance(gallery, LIMITS)
-        maintenance.run()
-        maintenance.release()
+        maintain(gallery)
     return tmp_path / "gallery"
 
 

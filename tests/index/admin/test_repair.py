@@ -12,12 +12,10 @@ from index.embedded.admin import repair
 from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import GalleryError, NotFoundError
 from index.types import CollectionUsage, NewFace
-from tests.index.people import enrol, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, enrol, maintain, vectors
 
 
 @pytest.fixture
@@ -26,9 +24,7 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
     for name, count in (("doors", 30), ("trains", 10)):
         gallery.create(name, "face-embedder", "f1", 4)
         enrol(gallery, name, count)
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     yield gallery
     gallery.close()
 

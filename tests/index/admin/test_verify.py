@@ -16,12 +16,10 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from tests.index.people import enrol, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=4.0)
+from tests.index.people import LIMITS, enrol, maintain, vectors
 
 
 @pytest.fixture
@@ -32,9 +30,7 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
     gallery.create("empty", "face-embedder", "f1", 4)
     faces = enrol(gallery, "doors", 28)
     gallery.remove_faces("doors", [faces[1].token])
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     gallery.remove_faces("doors", [faces[2].token, faces[27].token])
     yield gallery
     gallery.close()

@@ -16,10 +16,10 @@ from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Where
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import InvalidError, NotFoundError
 from index.types import Floats, NewFace
-from tests.index.people import Clock, folder_bytes, vectors
+from tests.index.people import Clock, folder_bytes, maintain, vectors
 
 PEOPLE, FACES = 30, vectors(90)
 METADATA: list[dict[str, Any]] = [
@@ -154,9 +154,7 @@ def test_filters_use_the_current_metadata(gallery: EmbeddedGallery, clock: Clock
 def test_subjects_that_the_inverted_file_misses_are_compared(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16))
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     assert not gallery.usage("doors").exact
     with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))) as poor:
         monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)

@@ -12,12 +12,10 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import vector_records
 from index.embedded.tasks import maintenance as module
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceError, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from tests.index.people import Clock, enrol, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, Clock, enrol, vectors
 
 
 def referenced(gallery: EmbeddedGallery) -> set[str]:
