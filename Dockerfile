@@ -3,7 +3,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# An index of your own, for instance one with CPU builds of torch: --build-arg PIP_EXTRA_INDEX_URL=...
+# Another package index, for instance one with CPU builds of torch: --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/venv
@@ -42,7 +42,7 @@ WORKDIR /opt/vestibule
 VOLUME /state
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["vestibule", "health"]
-# Inside a container everything listens beyond loopback. Without an API key in /state it does so only where it is told
-# that this is meant, with VESTIBULE_ALLOW_PUBLIC=true (docker-compose.yml does, and publishes on 127.0.0.1 only), or with
-# VESTIBULE_REQUIRE_KEYS=true, which lets nobody in before there is one.
+# A service in a container must listen beyond loopback. Without an API key in /state it starts only with
+# VESTIBULE_ALLOW_PUBLIC=true (docker-compose.yml sets it, and publishes on 127.0.0.1 only) or with
+# VESTIBULE_REQUIRE_KEYS=true, which refuses all requests until a key exists.
 CMD ["vestibule", "serve"]

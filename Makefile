@@ -7,16 +7,16 @@ COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-annotate --no-emit-ind
 
 .PHONY: install serve test test-slow check lint sbom weights audit bench docs docker lock clean
 
-install: .venv/dev.stamp ## everything: service, training, tests
+install: .venv/dev.stamp ## install all dependencies: service, training, tests
 
-serve: .venv/weights.stamp ## the service with the shipped weights on 127.0.0.1:8000, installed first if need be
+serve: .venv/weights.stamp ## serve the shipped weights on 127.0.0.1:8000; installs first if needed
 	$(BIN)/vestibule serve
 
-test: .venv/dev.stamp ## the fast tests, with branch coverage: all of the gallery and the batcher, a floor elsewhere
+test: .venv/dev.stamp ## run the fast tests with branch coverage: 100 % of the gallery and the batcher, a minimum elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile --cov --cov-report=term
 	$(BIN)/coverage report --include='app/inference/batcher.py,index/*' --fail-under=100
 
-test-slow: .venv/dev.stamp ## the tests marked slow
+test-slow: .venv/dev.stamp ## run the tests marked slow
 	$(BIN)/pytest -m "slow and not gpu"
 
 lint: .venv/dev.stamp
@@ -25,17 +25,17 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint sbom ## what CI runs
+check: lint sbom ## run everything that CI runs
 	$(MAKE) test
 
-sbom: .venv/tools.stamp ## sbom.cdx.json: what the service is made of, by its lock file, as CycloneDX 1.6; needs no network
+sbom: .venv/tools.stamp ## write sbom.cdx.json, the service's bill of materials from its lock file (CycloneDX 1.6); needs no network
 	$(TOOLS)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file sbom.cdx.json
 
-weights: .venv/dev.stamp ## train every shipped model that its recipe does not match; CPUS=0 or CPUS=0-3 says where
+weights: .venv/dev.stamp ## train every shipped model whose recipe changed; CPUS=0 or CPUS=0-3 selects the CPUs
 	$(BIN)/python -m training.queue $(if $(CPUS),--cpus $(CPUS))
 
-audit: .venv/tools.stamp ## known vulnerabilities of every locked package; asks the package index, so it is no part of `check`
+audit: .venv/tools.stamp ## list known vulnerabilities of every locked package; needs the package index, so it is not part of `check`
 	@$(TOOLS)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock || \
 		{ echo "audit: vulnerabilities were found, or the package index could not be asked and nothing is known: see above"; exit 1; }
 
@@ -43,14 +43,14 @@ bench: .venv/dev.stamp ## a running service (make serve) against its peers and l
 	$(BIN)/python -m benchmarks.bad_inputs
 	$(BIN)/python -m benchmarks.accuracy_over_http lenet5-mnist --data mnist
 
-docs: .venv/dev.stamp ## pages and pictures that are made from the code and the cards
+docs: .venv/dev.stamp ## regenerate the pages and diagrams that come from the code and the cards
 	$(BIN)/python -m training.evaluation.report_models docs/models.md
 	$(BIN)/python docs/draw_architecture.py
 
-docker: ## the image vestibule:latest
+docker: ## build the image vestibule:latest
 	docker build --tag vestibule .
 
-lock: .venv/bin/pip-compile ## renew the lock files after a change of pyproject.toml
+lock: .venv/bin/pip-compile ## update the lock files after a change of pyproject.toml
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra train --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(COMPILE) --output-file requirements-tools.lock requirements-tools.in

@@ -31,7 +31,7 @@ class Problem(Schema):
     detail: str | None = None
     errors: list[FieldError] | None = None
     message: str | None = Field(
-        None, exclude_if=lambda value: value is None, description="All of it in a line, under /v1: what OpenAI's show."
+        None, exclude_if=lambda value: value is None, description="Title and detail in one line; only under /v1."
     )
 
 

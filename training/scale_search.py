@@ -248,7 +248,7 @@ def markdown(search: ScaleSearch, results: Sequence[Result]) -> str:
     """Return the table of the results after an explanation."""
     of = {digest(candidate.recipe): candidate for candidate in search.candidates}
     lines = [
-        "| alpha, beta, gamma | the same network | pixels | MACs | parameters | accuracy | reward | seconds |",
+        "| alpha, beta, gamma | same after rounding | pixels | MACs | parameters | accuracy | reward | seconds |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
@@ -270,13 +270,13 @@ def markdown(search: ScaleSearch, results: Sequence[Result]) -> str:
 def _account(search: ScaleSearch, best: Result) -> str:
     base, networks = search.base, len(search.candidates)
     triples = networks + sum(len(candidate.same) for candidate in search.candidates)
-    pictures = f"at most {base.data.train:,}" if base.data.train else "all"
+    images = f"at most {base.data.train:,}" if base.data.train else "all"
     error = 100 * math.sqrt(best.accuracy * (1 - best.accuracy) / base.data.validation)
     return (
         f"Depth alpha, width beta and resolution gamma of {base.name} at phi = 1 (Tan and Le, 2019, section 3.3), by\n"
         f"`python -m training.scale_search`: {triples} triples with alpha beta^2 gamma^2 ~ 2. Widths, depths and\n"
         f"pixels are rounded, which leaves {networks} distinct networks. Each was trained once, seed {base.seed}, for\n"
-        f"{base.train.epochs} epochs on {pictures} training pictures of {base.data.name}, and measured on\n"
+        f"{base.train.epochs} epochs on {images} training images of {base.data.name}, and measured on\n"
         f"{base.data.validation:,} others, where the standard error of the best accuracy is {error:.2f} points.\n"
         f"The reward is accuracy (MACs / T)^w with w = {search.exponent:g} and T = {search.target / 1e6:.1f} M, twice\n"
         "the base network's MACs. The paper found 1.2, 1.1, 1.15 on ImageNet. Trained on\n"

@@ -25,7 +25,7 @@ BEARER = _DeclaredBearer(
     auto_error=False,
     scheme_name="key",
     bearerFormat=f"{PREFIX}...",
-    description="A key of `vestibule keys create`. A service that never had one is open to whoever reaches it.",
+    description="A key of `vestibule keys create`. Before the first key is created, no key is needed.",
 )
 
 # Security's argument has OAuth's name; since OpenAPI 3.1 these are the roles that a key must have.

@@ -1,0 +1,1 @@
+"""The domain of `POST /classify`: classes of images, and strings of digits."""

@@ -1,0 +1,1 @@
+"""The domain of `/models`: list the models, return their cards, reload one."""

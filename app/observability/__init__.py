@@ -1,0 +1,1 @@
+"""Prometheus metrics, and the timings of a request for the `Server-Timing` header."""

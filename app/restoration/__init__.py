@@ -1,0 +1,1 @@
+"""The domain of `/denoise`, `/encode` and `/reconstruct`: images to images, and to latent vectors."""

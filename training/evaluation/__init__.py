@@ -1,0 +1,1 @@
+"""Measure exported models on test data, and write the results into their cards and docs/."""

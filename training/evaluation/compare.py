@@ -157,8 +157,8 @@ def markdown(entries: Sequence[Entry], dataset: str, rounds: int) -> str:
         rows.append(cells)
     about = (
         f"On the test split of {dataset}, by `python -m training.evaluate compare --data {dataset}`. ECE is taken at\n"
-        "the card's temperature, without test-time augmentation (TTA). Latencies are a picture's share of a batch,\n"
-        f"without TTA: medians of {rounds} rounds in which the models take turns, on {hardware(default_device())},\n"
+        "the card's temperature, without test-time augmentation (TTA). Latencies are per image of a batch,\n"
+        f"without TTA: medians of {rounds} rounds in which the models run in turns, on {hardware(default_device())},\n"
         f"torch {versions()['torch']}."
     )
     return f"{about}\n\n{table(heads, rows)}"
@@ -177,7 +177,7 @@ def draw(entries: Sequence[Entry], dataset: str) -> bytes:
     figure, axes = blank(
         f"Accuracy against latency on {dataset}",
         "dot area: parameters; arrow: test-time augmentation, which takes as many times longer as it has views",
-        f"milliseconds a picture ({runtime}, one at a time, {hardware(default_device())})",
+        f"milliseconds per image ({runtime}, one at a time, {hardware(default_device())})",
         "test accuracy, %",
     )
     most = max(entry.card.parameters for entry in entries)

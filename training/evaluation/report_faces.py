@@ -40,29 +40,29 @@ def markdown(figures: Figures) -> str:
         [_verification_row(part) for part in figures.verifications],
     )
     checks = table(
-        ["set", "FMR promised", "similarity", "FMR measured", "95 % interval", "measured / promised"],
+        ["set", "FMR requested", "similarity", "FMR measured", "95 % interval", "measured / requested"],
         [_check_row(check) for check in figures.threshold_checks],
     )
     heads = [f"FNIR at {_rate(rate)}" for rate in FPIRS]
     identification = table(
-        ["set", "subjects", "pictures", "rank-1", "mated searches", "non-mated", *heads, "no face"],
+        ["set", "subjects", "images", "rank-1", "mated searches", "non-mated", *heads, "no face"],
         [_identification_row(part) for part in figures.identifications],
     )
     command = f"python -m training.evaluate faces weights/{card.name} --data {figures.dataset}"
     assert card.matching is not None  # noqa: S101  checked by `FaceEmbedder`
     return f"""\
 `{card.name}`, version {card.version}, by `{command}`: the
-{figures.people} test identities of {figures.dataset}, which nothing trained, selected or calibrated on. Sources with
-fewer than {MIN_PEOPLE} people count among all only.
+{figures.people} test identities of {figures.dataset}, which were not used for training, selection or calibration.
+Sources with fewer than {MIN_PEOPLE} people are counted in "all" only.
 
 ## Verification
 
-At most {MATED} mated pairs of each identity; non-mated pairs are of one source. In LFW the face nearest to the middle
-is compared; a picture without a face has the similarity {FAILED:g} to all others, so that its rates are those of the
-whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on the others,
-and the standard error. A rate below one of the pairs counted here means that none is accepted. In the line "a camera's
-photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels, blurred,
-moved, dark, noisy, compressed, grey, each on half of the photos.
+At most {MATED} mated pairs of each identity; both photos of a non-mated pair are of one source. In LFW the face nearest
+to the middle is compared; an image without a face has the similarity {FAILED:g} to all others, so that the rates are
+those of the whole system (ISO/IEC 19795: FAR, not FMR). Accuracy: each of ten folds with the threshold that is best on
+the others, and the standard error. At a rate below one of the pairs counted here, none is accepted. In the row "a
+camera's photo" the second photo of each pair is degraded as by a camera at a door: reduced to as little as 24 pixels,
+blurred, moved, dark, noisy, compressed, grey, each on half of the photos.
 
 {verification}
 
@@ -70,23 +70,24 @@ moved, dark, noisy, compressed, grey, each on half of the photos.
 
 ![DET](pictures/faces-det.png)
 
-## Thresholds promised and measured
+## Requested and measured false match rate
 
-At the similarity that the card names for a false match rate. The interval is that of a bootstrap over identities.
+Each rate is measured at the similarity that the card gives for the requested rate. The intervals are a bootstrap over
+identities.
 
 {checks}
 
 ![Reliability](pictures/faces-reliability.png)
 
-The expected calibration error of the card's probability is {figures.reliability.error:.4f}, with mated pairs weighing
+The expected calibration error of the card's probability is {figures.reliability.error:.4f}, with mated pairs weighted
 {card.matching.prior:g} of all, which is the card's prior.
 
 ## Identification
 
 One gallery photo of each subject, drawn at random; all others are probes. Rank-1 with all subjects enrolled; FNIR with
-half of them: a mated search fails where the own photo is not the first candidate or below the threshold at which so
-many of the non-mated searches have any. Mean and standard deviation over {GALLERIES} galleries; in ORL over the ten
-photos of each subject in turn, all enrolled.
+half of them: a mated search fails if the subject is not the first candidate, or is below the threshold at which the
+given share of the non-mated searches has a candidate. Mean and standard deviation over {GALLERIES} galleries; for
+ORL over the ten photos of each subject in turn, all enrolled.
 
 {identification}"""
 

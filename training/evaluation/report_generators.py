@@ -24,12 +24,12 @@ def markdown(figures: Figures) -> str:
     command = f"python -m training.evaluate generate {' '.join(f'weights/{name}' for name in names)}"
     card = figures.extractor.card
     about = f"""\
-By `{command} --data {figures.dataset} --judge weights/{card.name}`: {figures.samples:,} pictures of each, read by
-`{card.name}`, version {card.version}, against the real test pictures. The first line is what real pictures of the
-training split would get, which no generator can hope to better by much; the last is a Gaussian with the mean and the
-covariance of the training pictures' pixels. Distance within a class: between two pictures that are read as one class,
-over that between two real ones; the mean over classes, and the least. Precision is the share of pictures that lie among
-real ones, recall the share of real ones that lie among them (3 neighbours)."""
+By `{command} --data {figures.dataset} --judge weights/{card.name}`: {figures.samples:,} images of each, evaluated by
+`{card.name}`, version {card.version}, against the real test images. The first row is real images of the training split,
+which no generator can exceed by much; the last is a Gaussian with the mean and the covariance of the training images'
+pixels. Distance within a class: between two images classified as the same class, divided by that between two real
+images; the mean over classes, and the minimum. Precision is the share of generated images inside the manifold of real
+images, recall the share of real images inside the manifold of generated ones (3 neighbours)."""
     return "\n\n".join([about, *(_table(figures, group) for group in figures.groups), _sheets(names)])
 
 
@@ -41,7 +41,7 @@ def _table(figures: Figures, group: Group) -> str:
         "precision": [f"{row.manifolds.precision:.3f}" for row in rows],
         "recall": [f"{row.manifolds.recall:.3f}" for row in rows],
         "distance within a class": [_spread(row) for row in rows],
-        "read as asked": ["" if row.asked is None else f"{100 * row.asked:.2f} %" for row in rows],
+        "classified as requested": ["" if row.asked is None else f"{100 * row.asked:.2f} %" for row in rows],
         "shares of classes": [_shares(row) for row in rows],
         "Inception score": ["" if row.inception is None else f"{row.inception:.2f}" for row in rows],
         "ELBO": ["" if row.bounds is None else f"{row.bounds[0]:.2f}" for row in rows],
@@ -49,15 +49,15 @@ def _table(figures: Figures, group: Group) -> str:
     }
     kept = {head: cells for head, cells in columns.items() if any(cells)}
     height, width = group.preprocess.size
-    about = f"Pictures of {width}x{height} against {group.test:,} real ones"
+    about = f"Images of {width}x{height} against {group.test:,} real ones"
     if any(row.bounds for row in rows):
-        about += f"; ELBO and IWAE-{IMPORTANCE_SAMPLES} of {group.held_out:,} of them, in nats a picture"
+        about += f"; ELBO and IWAE-{IMPORTANCE_SAMPLES} of {group.held_out:,} of them, in nats an image"
     cells = zip([row.name for row in rows], *kept.values(), strict=True)
-    return f"{about}:\n\n" + table(["pictures", *kept], [list(row) for row in cells])
+    return f"{about}:\n\n" + table(["images", *kept], [list(row) for row in cells])
 
 
 def _spread(row: Quality) -> str:
-    lowest = "" if row.shares is None else f", least {100 * row.spread.lowest:.1f}"
+    lowest = "" if row.shares is None else f", minimum {100 * row.spread.lowest:.1f}"
     return f"{100 * row.spread.mean:.1f}{lowest} %"
 
 
@@ -66,8 +66,8 @@ def _shares(row: Quality) -> str:
 
 
 def _sheets(names: Sequence[str]) -> str:
-    links = [f"![What {name} draws](pictures/samples-{name}.png)" for name in names]
-    return "\n\n".join([f"The first samples of seed {SEED}; where classes can be asked for, a row each.", *links])
+    links = [f"![Samples of {name}](pictures/samples-{name}.png)" for name in names]
+    return "\n\n".join([f"The first samples of seed {SEED}; for conditional models, a row for each class.", *links])
 
 
 def publish(figures: Figures, text: str, weights: Mapping[str, Path], folder: Path) -> None:

@@ -63,8 +63,8 @@ def _section(card: ModelCard) -> str:
             f"; epoch {trained.best_epoch} of {trained.epochs}, seed {trained.seed},"
             f" {trained.wall_time_s:,.0f} s on {trained.hardware}"
         )
-    lines.append(f"- **Made**: {source}")
-    lines += [f"- **Measured**: {line}" for line in _figures(card)] or ["- **Measured**: nothing"]
+    lines.append(f"- **Origin**: {source}")
+    lines += [f"- **Measured**: {line}" for line in _figures(card)] or ["- **Measured**: not measured"]
     lines.append(f"- **Licence**: {card.license}")
     return "\n".join([f"## {card.name}", "", card.description, "", *lines])
 
@@ -88,7 +88,7 @@ def main(
 ) -> None:
     """Write the cards of the shipped models into a page."""
     with exit_on_error():
-        put(page, PART, markdown(weights), heading="Models in the box")
+        put(page, PART, markdown(weights), heading="Included models")
 
 
 if __name__ == "__main__":

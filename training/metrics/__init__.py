@@ -1,0 +1,1 @@
+"""Metrics of classifiers, embedders, generators and denoisers, and the monitor that stops a collapsed GAN."""

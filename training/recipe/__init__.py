@@ -1,0 +1,1 @@
+"""Recipes: TOML files with all settings of a training run, and their validated schemas."""

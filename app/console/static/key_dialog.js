@@ -18,7 +18,7 @@ function open() {
   const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", value: storedKey() });
   const dialog = h("dialog", { "aria-labelledby": heading.id });
   const message = h("div");
-  const hint = "The operator creates keys with: vestibule keys create. The key is forgotten when this tab is closed.";
+  const hint = "The operator creates keys with: vestibule keys create. The key is deleted when this tab is closed.";
   const form = h(
     "form",
     {

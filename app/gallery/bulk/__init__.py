@@ -1,0 +1,1 @@
+"""Bulk jobs: upload a zip or lines of JSON, and enrol its items in the background."""

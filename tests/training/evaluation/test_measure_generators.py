@@ -157,7 +157,7 @@ def test_the_command_writes_a_page_sheets_and_cards(studio: Path, folders: Path)
     text = page.read_text()
     assert text.startswith("# Generators\n\nBy hand.\n")
     assert "Frechet distance (judge features)" in text
-    tables = [part for part in text.split("\n\n") if part.startswith("| pictures |")]
+    tables = [part for part in text.split("\n\n") if part.startswith("| images |")]
     assert [table.count("\n") for table in tables] == [4, 4]  # a head, a line, and three rows
     for name, (columns, lines, side) in {"labelled": (10, 3, 28), "half": (10, 10, 16)}.items():
         assert f"pictures/samples-{name}.png" in text
@@ -197,7 +197,7 @@ def test_table_of_an_embedder_has_no_class_columns(studio: Path) -> None:
     figures = measure([studio / "half"], "strokes", studio / "eye", samples=30, held_out=2)
     table = markdown(figures)
     assert "Frechet distance (eye features)" in table
-    assert "read as asked" not in table
+    assert "classified as requested" not in table
     assert "Inception score" not in table
 
 
