@@ -7,9 +7,8 @@ values per key, far more than a collection ever has.
 Which values are encrypted: docs/adr/0003-encryption-by-collection.md.
 
 The data key of a collection is random, and stored in the ledger wrapped (encrypted) by the operator's key, which is
-never stored. Dropping a
-collection deletes its data key, and everything encrypted with it becomes unreadable. Code with a connection to the
-ledger calls `cipher_of` to encrypt and decrypt a collection's values.
+never stored. Dropping a collection deletes its data key, and everything encrypted with it becomes unreadable. Code with
+a connection to the ledger calls `cipher_of` to encrypt and decrypt a collection's values.
 """
 
 from __future__ import annotations
