@@ -115,8 +115,11 @@ def page(
 
 def by_id(db: apsw.Connection, cipher: Cipher, ids: Iterable[int]) -> dict[int, Subject]:
     """Return those of these subjects of a collection that exist, by id."""
-    rows = db.execute(f"{_SUBJECT} JOIN json_each(?) ON value = subjects.id", (json.dumps(list(ids)),))
-    return {row[0]: _counted(cipher, row) for row in rows}
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM json_each(?) JOIN subjects ON subjects.id = value",  # noqa: S608  of constants
+        (json.dumps(list(ids)),),
+    )
+    return {row[0]: read_subject(cipher, row) for row in rows}
 
 
 def metadata(
