@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption import OperatorKey
 from index.errors import InvalidError
 from models.runtime_names import RuntimeSetting
 

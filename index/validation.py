@@ -1,7 +1,8 @@
-"""Validation of values that enter the ledger, and lenient readers of rows that older versions stored.
+"""Validation and normalisation of values that enter the ledger, and lenient readers of rows of older versions.
 
 The functions that write rows call these, so every way in (HTTP, bulk jobs, import, re-embedding, migration) is
-validated. What is committed can be read back, returned as JSON, and addressed by a URL.
+validated. What is committed can be read back, returned as JSON, and addressed by a URL. Ids and metadata are stored in
+Unicode form C, so that equivalent spellings are one id.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from index.errors import InvalidError
 from index.types import Floats, Item, Properties
+
+T = TypeVar("T")
 
 MAX_KEY, MAX_NAME = 128, 256  # characters
 MAX_METADATA = 16 * 1024  # bytes of JSON
@@ -98,7 +101,7 @@ def check_subject(key: str, name: str | None, metadata: Mapping[str, Any], expir
     check_key(key, "subject")
     if name is not None and len(name) > MAX_NAME:
         raise InvalidError(f"expected a name of at most {MAX_NAME} characters, got {len(name)}")
-    if name is not None and not _is_utf8(name):
+    if name is not None and name.encode(errors="ignore").decode() != name:  # lone surrogates
         raise InvalidError("expected a name in UTF-8")
     check_object(metadata, "metadata")
     if expires_at is not None:
@@ -176,6 +179,47 @@ def read_timestamp(seconds: float) -> datetime:
     return datetime.fromtimestamp(min(max(seconds, EARLIEST), LATEST), UTC)
 
 
+def normalised(id: str) -> str:
+    """Return the id in form C, or unchanged where form C is longer than ids may be."""
+    form_c = unicodedata.normalize("NFC", id)
+    return form_c if len(form_c) <= MAX_KEY else id
+
+
+def normalised_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata with the keys and texts of its first level, which filters compare, in form C.
+
+    It is returned unchanged if two keys are equal in form C.
+    """
+    changed = {unicodedata.normalize("NFC", key): _normalised_value(value) for key, value in metadata.items()}
+    return changed if len(changed) == len(metadata) else dict(metadata)
+
+
+def normalised_where(where: Mapping[str, Iterable[T]]) -> dict[str, list[T]]:
+    """Return a metadata filter (allowed values by key) in form C, with the values of equal keys merged."""
+    allowed: dict[str, list[T]] = {}
+    for key, values in where.items():
+        allowed.setdefault(unicodedata.normalize("NFC", key), []).extend(map(_normalised_value, values))
+    return allowed
+
+
+def normalised_json(metadata: str) -> str:
+    """Return `normalised_metadata` of a JSON text; the same text if nothing changes or it is not a JSON object."""
+    if metadata.isascii() and "\\u" not in metadata:
+        return metadata
+    try:
+        before = json.loads(metadata)
+        if not isinstance(before, dict):
+            return metadata
+        after = normalised_metadata(before)
+        return metadata if after == before else json.dumps(after)
+    except (ValueError, RecursionError):
+        return metadata
+
+
+def _normalised_value(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
 def _serialisable(value: Any, depth: int) -> Any:
     if isinstance(value, dict | list) and depth == MAX_DEPTH:
         return None
@@ -200,11 +244,3 @@ def _is_deep(value: object) -> bool:
         # Not `Mapping`: isinstance with an ABC takes .2 s for a megabyte of numbers, and JSON objects are dicts.
         level = [child for child in children if isinstance(child, _CONTAINERS)]
     return False
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -21,8 +21,6 @@ from typing import Literal, get_args
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.log import AuditLog
 from index.embedded.store.atomic_files import make_folder
 from index.embedded.store.ledger import Ledger, Watcher
 from index.embedded.store.migrations import AUDITED
@@ -138,7 +136,7 @@ class ApiKeys:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            audit.record(db, AuditEvent("create_key", now, of=key.id))
+            audit.record(db, audit.AuditEvent("create_key", now, of=key.id))
 
         self._write(write)
         return key, secret
@@ -158,16 +156,16 @@ class ApiKeys:
             if row[0] is not None:
                 raise ConflictError(f"the key {key} is revoked already")
             db.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (now, key))
-            audit.record(db, AuditEvent("revoke_key", now, of=key))
+            audit.record(db, audit.AuditEvent("revoke_key", now, of=key))
 
         self._write(write)
 
     def note_reload(self, version: str | None, actor: str | None) -> None:
         """Log in the audit log that `version` of a model is now served; None: that the model was removed."""
-        self._write(partial(audit.record, event=AuditEvent("reload", self._clock(), actor, of=version)))
+        self._write(partial(audit.record, event=audit.AuditEvent("reload", self._clock(), actor, of=version)))
 
     @property
-    def audit(self) -> AuditLog:
+    def audit(self) -> audit.AuditLog:
         """The audit log of changes to keys and models."""
         return self._opened().audit
 
@@ -184,7 +182,7 @@ class ApiKeys:
                     ledger = Ledger(self._file, steps=STEPS)
                     on_error.callback(ledger.close)
                     owner = ledger.reader().execute("SELECT id FROM owner").get
-                    log = AuditLog(self._folder / AUDIT_FILE, ledger, owner)
+                    log = audit.AuditLog(self._folder / AUDIT_FILE, ledger, owner)
                     log.flush(recover=True)
                     self._store = _OpenStore(ledger, ledger.watcher(), log)
                     on_error.pop_all()
@@ -195,7 +193,7 @@ class ApiKeys:
 class _OpenStore:
     ledger: Ledger
     watcher: Watcher
-    audit: AuditLog
+    audit: audit.AuditLog
 
 
 _ALL = (

@@ -107,7 +107,7 @@ def clashes() -> None:
     DELETE of either subject erases both; DELETE of a collection erases only that one.
     """
     from index.embedded.audit import id_normalisation
-    from index.unicode_forms import normalised
+    from index.validation import normalised
 
     count = 0
     with _open_gallery() as gallery:

@@ -52,7 +52,7 @@ def _validate_key(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
         ) from None
 
 
-# An id that the caller chose. The ledger stores it in Unicode normalisation form C (index/unicode_forms.py).
+# An id that the caller chose. The ledger stores it in Unicode normalisation form C (index/validation.py).
 Key = Annotated[str, StringConstraints(pattern=rf"^{_CHARACTER}{{1,{_MAX_CHARACTERS}}}$"), WrapValidator(_validate_key)]
 
 

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_expired_among, remove_subjects
 from index.embedded.audit.id_normalisation import normalise_ids
-from index.embedded.audit.log import AuditLog
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import CollectionKeys
+from index.embedded.encryption import PLAINTEXT, CollectionKeys, OperatorKey, cipher_of
 from index.embedded.store import (
     collection_records,
     erasure_records,
     face_records,
-    folder_lock,
     subject_records,
     vector_records,
 )
-from index.embedded.store.atomic_files import make_folder
-from index.embedded.store.ledger import Change, Ledger, committing
-from index.embedded.store.tombstones import Tombstones
+from index.embedded.store.atomic_files import lock_folder, make_folder
+from index.embedded.store.ledger import Ledger, committing
+from index.embedded.store.tombstones import Tombstones, erasing
 from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
 from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
 from index.errors import ConflictError, GalleryError
@@ -50,6 +48,9 @@ T = TypeVar("T")
 
 LEDGER_FILE, FILES_FOLDER, TOMBSTONES_FILE, AUDIT_FILE = "ledger.db", "files", "tombstones", "audit.log"
 RESTORING_FILE = f"{LEDGER_FILE}.restoring"  # the new ledger during a restore
+
+
+RETENTION = "retention"  # the actor of expiry
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,18 @@ class EmbeddedGallery:
         make_folder(self.files)
         self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
         with ExitStack() as resources:
-            resources.enter_context(folder_lock.lock(folder, exclusive=False))
+            resources.enter_context(lock_folder(folder, exclusive=False))
             for path in folder.glob(f"{RESTORING_FILE}*"):  # of a restore whose process died
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
                 raise GalleryError(f"the ledger in {folder} is missing; restore a backup with `restore`")
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             resources.callback(self.ledger.close)
-            self.write_tombstones()
+            self.tombstones.append_new(self.ledger.reader())  # of erasures whose process died before that
             normalise_ids(self.ledger, clock())
-            self.audit = AuditLog(folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader()))
+            self.audit = audit.AuditLog(
+                folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader())
+            )
             self.audit.flush(recover=True)
             resources.callback(self.audit.flush)
             self._resources = resources.pop_all()
@@ -111,21 +114,10 @@ class EmbeddedGallery:
         self._resources.close()
         self.searchers.clear()
 
-    def write_tombstones(self) -> None:
-        """Write the tombstones of all committed erasures durably, so that a restore repeats these erasures."""
-        self.tombstones.append_new(self.ledger.reader())
-
-    def change(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
-        """Return a change that erases nothing."""
-        return Change(self.ledger, write)
-
-    def erasure(self, write: Callable[[apsw.Connection], T]) -> Change[T]:
-        """Return a change that erases data. Its tombstones are written before its result is returned."""
-        return Change(self.ledger, write, self.tombstones.append_new)
-
     @committing
     def create(
         self,
+        db: apsw.Connection,
         /,  # a setting may be called `self`
         name: str,
         embedder: str,
@@ -135,16 +127,12 @@ class EmbeddedGallery:
         encrypted: bool = False,
         actor: str | None = None,
         **settings: Any,
-    ) -> Change[Collection]:
+    ) -> Collection:
         """See `Gallery`."""
         collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
-
-        def write(db: apsw.Connection) -> Collection:
-            inserted = collection_records.insert(db, collection)
-            audit.record(db, AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
-            return inserted
-
-        return self.change(write)
+        inserted = collection_records.insert(db, collection)
+        audit.record(db, audit.AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
+        return inserted
 
     def collection(self, name: str) -> Collection:
         """See `Gallery`."""
@@ -154,21 +142,18 @@ class EmbeddedGallery:
         """See `Gallery`."""
         return collection_records.page(self.ledger.reader(), after, limit)
 
-    @committing
-    def drop(self, name: str, *, actor: str | None = None) -> Change[Receipt]:
+    @erasing
+    def drop(self, db: apsw.Connection, name: str, *, actor: str | None = None) -> Receipt:
         """See `Gallery`."""
-
-        def write(db: apsw.Connection) -> Receipt:
-            collection = collection_records.find(db, name)
-            receipt = erasure_records.remove_collection(db, collection, self.clock())
-            audit.record(db, AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
-            return receipt
-
-        return self.erasure(write)
+        collection = collection_records.find(db, name)
+        receipt = erasure_records.remove_collection(db, collection, self.clock())
+        audit.record(db, audit.AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
+        return receipt
 
     @committing
     def put_subject(
         self,
+        db: apsw.Connection,
         collection: str,
         key: str,
         *,
@@ -176,21 +161,17 @@ class EmbeddedGallery:
         metadata: Mapping[str, Any] | None = None,
         expires_at: float | None = None,
         actor: str | None = None,
-    ) -> Change[CountedSubject]:
+    ) -> CountedSubject:
         """See `Gallery`."""
-
-        def write(db: apsw.Connection) -> CountedSubject:
-            number, now = collection_records.find(db, collection).id, self.clock()
-            check_future(expires_at, now)
-            remove_expired_among(db, number, [key], now)
-            properties = {} if metadata is None else metadata
-            subject = subject_records.upsert(
-                db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
-            )
-            audit.record(db, AuditEvent("put_subject", now, actor, number, [subject.id]))
-            return subject
-
-        return self.change(write)
+        number, now = collection_records.find(db, collection).id, self.clock()
+        check_future(expires_at, now)
+        remove_expired_among(db, number, [key], now)
+        properties = {} if metadata is None else metadata
+        subject = subject_records.upsert(
+            db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
+        )
+        audit.record(db, audit.AuditEvent("put_subject", now, actor, number, [subject.id]))
+        return subject
 
     def subject(self, collection: str, key: str) -> CountedSubject:
         """See `Gallery`."""
@@ -202,58 +183,54 @@ class EmbeddedGallery:
         with self.ledger.snapshot() as db:
             return subject_records.page(db, collection_records.find(db, collection).id, after, limit, self.clock())
 
-    @committing
-    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
+    @erasing
+    def remove_subject(self, db: apsw.Connection, collection: str, key: str, *, actor: str | None = None) -> Receipt:
         """See `Gallery`."""
-
-        def write(db: apsw.Connection) -> Receipt:
-            number = collection_records.find(db, collection).id
-            return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), self.clock(), actor)
-
-        return self.erasure(write)
+        number = collection_records.find(db, collection).id
+        return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), self.clock(), actor)
 
     @committing
     def enrol(
-        self, collection: str, faces: Sequence[NewFace], fingerprint: str, *, actor: str | None = None
-    ) -> Change[list[Face]]:
+        self,
+        db: apsw.Connection,
+        collection: str,
+        faces: Sequence[NewFace],
+        fingerprint: str,
+        *,
+        actor: str | None = None,
+    ) -> list[Face]:
         """See `Gallery`."""
-
-        def write(db: apsw.Connection) -> list[Face]:
-            target, now = collection_records.find(db, collection), self.clock()
-            collection_records.check_fingerprint(target, fingerprint)
-            remove_expired_among(db, target.id, {face.subject for face in faces}, now)
-            enrolled = face_records.insert(db, target.id, faces, now)
-            ids = [face.id for face in enrolled]
-            audit.record(db, AuditEvent("enrol", now, actor, target.id, audit.subjects_of(db, ids), ids))
-            return enrolled
-
-        return self.change(write)
+        target, now = collection_records.find(db, collection), self.clock()
+        collection_records.check_fingerprint(target, fingerprint)
+        remove_expired_among(db, target.id, {face.subject for face in faces}, now)
+        enrolled = face_records.insert(db, target.id, faces, now)
+        ids = [face.id for face in enrolled]
+        audit.record(db, audit.AuditEvent("enrol", now, actor, target.id, face_records.subjects_of(db, ids), ids))
+        return enrolled
 
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             number = collection_records.find(db, collection).id
             subject = subject_records.find(db, number, key, self.clock())
-            return face_records.of_subject(db, subject.id, after, limit)
+            return face_records.of_subject(db, number, subject, after, limit)
 
     def crop(self, collection: str, face: str) -> bytes:
         """See `Gallery`."""
         with self.ledger.snapshot() as db:
             return face_records.crop(db, collection_records.find(db, collection).id, face)
 
-    @committing
-    def remove_faces(self, collection: str, faces: Sequence[str], *, actor: str | None = None) -> Change[Receipt]:
+    @erasing
+    def remove_faces(
+        self, db: apsw.Connection, collection: str, faces: Sequence[str], *, actor: str | None = None
+    ) -> Receipt:
         """See `Gallery`."""
-
-        def write(db: apsw.Connection) -> Receipt:
-            number = collection_records.find(db, collection).id
-            ids = face_records.ids_of_tokens(db, number, faces)
-            subjects = audit.subjects_of(db, ids)
-            receipt = erasure_records.remove_faces(db, number, ids, subjects=0, now=self.clock())
-            audit.record(db, AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
-            return receipt
-
-        return self.erasure(write)
+        number = collection_records.find(db, collection).id
+        ids = face_records.ids_of_tokens(db, number, faces)
+        subjects = face_records.subjects_of(db, ids)
+        receipt = erasure_records.remove_faces(db, number, ids, subjects=0, now=self.clock())
+        audit.record(db, audit.AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
+        return receipt
 
     def receipt(self, token: str) -> Receipt:
         """See `Gallery`."""
@@ -264,12 +241,7 @@ class EmbeddedGallery:
         return self._read_current(collection, None, lambda current: len(self.searchers.get(current)))
 
     def search(
-        self,
-        collection: str,
-        queries: Floats,
-        k: int = 5,
-        fusion: Fusion = "best",
-        fingerprint: str | None = None,
+        self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best", fingerprint: str | None = None
     ) -> list[list[Match]]:
         """See `Gallery`."""
 
@@ -290,10 +262,9 @@ class EmbeddedGallery:
     def _cached_collection(self, name: str) -> Collection:
         """Return the current collection; read it from the ledger only after a commit."""
         version = self._watcher.version()  # asked for first, so that a cached collection is never older than it
-        cached_version, collections = self._collection_cache
-        if cached_version != version:
-            collections = {}
-            self._collection_cache = version, collections
+        if self._collection_cache[0] != version:
+            self._collection_cache = version, {}
+        collections = self._collection_cache[1]
         if name not in collections:
             collections[name] = self.collection(name)
         return collections[name]
@@ -301,7 +272,9 @@ class EmbeddedGallery:
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""
         subjects = sorted({subject.id for subject in found})
-        self.audit.add(AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects))
+        self.audit.add(
+            audit.AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects)
+        )
 
     def _matches(
         self, collection: Collection, searcher: VectorSearcher, query: Floats, k: int, fusion: Fusion
@@ -314,31 +287,47 @@ class EmbeddedGallery:
             exhausted = len(nearest.faces[0]) < count or nearest.faces[0][-1] < 0
             # By its mean any subject can be first. Otherwise the nearest k are enough, unless some were erased.
             first = list(best)[: None if fusion == "mean" else k]
-            owners = self._owners(first)
+            owners = self._owners(collection, first)
             if len(owners) < k:
-                owners |= self._owners(list(best)[len(first) :])
+                owners |= self._owners(collection, list(best)[len(first) :])
             if len(owners) >= k or exhausted:
                 break
             count *= 4
+        matches = [Match(subject, best[face], token) for face, (token, subject) in owners.items()]
         if fusion == "mean":
-            ids = [subject.id for _, subject in owners.values()]
+            ids = [match.subject.id for match in matches]
             with self.snapshot_of(collection) as db:
-                vectors = vector_records.by_subject(db, ids, collection.dimensions)
-            best = {
-                face: float((vectors[subject.id] @ query[0]).mean())
-                for face, (_, subject) in owners.items()
-                if subject.id in vectors
-            }
-        matches = [Match(subject, best[face], token) for face, (token, subject) in owners.items() if face in best]
+                (matches,) = self.compare_subjects(db, collection, ids, query, fusion)
         return sorted(matches, key=lambda match: (-match.similarity, match.subject.id))[:k]
 
-    def _owners(self, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
+    def _owners(self, collection: Collection, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
         """Return the token and the subject of each face, without erased faces and expired subjects."""
-        if not faces:
-            return {}
-        now = self.clock()
-        owners = face_records.owners(self.ledger.reader(), faces)
+        db, now = self.ledger.reader(), self.clock()
+        cipher = cipher_of(db, collection.id) if collection.encrypted else PLAINTEXT
+        owners = face_records.owners(db, cipher, faces)
         return {face: own for face, own in owners.items() if (until := own[1].expires_at) is None or until > now}
+
+    def compare_subjects(
+        self, db: apsw.Connection, collection: Collection, subject_ids: Sequence[int], queries: Floats, fusion: Fusion
+    ) -> list[list[Match]]:
+        """Return for each query [N, D] a match of each subject that has a face and has not expired."""
+        now = self.clock()
+        subjects = {
+            number: subject
+            for number, subject in subject_records.by_id(db, cipher_of(db, collection.id), subject_ids).items()
+            if subject.expires_at is None or subject.expires_at > now
+        }
+        rows, tokens = vector_records.of_subjects(db, collection, subjects)
+        bounds = np.flatnonzero(np.diff(rows.subjects, prepend=-1, append=-1))  # each subject's first row, and the end
+        results = []
+        for similarities in queries @ rows.vectors.T:
+            matches = []
+            for start, end in pairwise(bounds.tolist()):
+                nearest = start + int(similarities[start:end].argmax())
+                value = similarities[nearest] if fusion == "best" else similarities[start:end].mean()
+                matches.append(Match(subjects[int(rows.subjects[start])], float(value), tokens[nearest]))
+            results.append(matches)
+        return results
 
     def usage(self, collection: str) -> CollectionUsage:
         """See `Gallery`."""
@@ -347,13 +336,10 @@ class EmbeddedGallery:
 
     def usage_of(self, db: apsw.Connection, collection: Collection) -> CollectionUsage:
         """Return the usage of a collection that was read in the snapshot `db`."""
-        index = vector_records.inverted_file(db, collection.id)
-        files = [segment.file for segment in vector_records.segments(db, collection.id)] + (
-            [index.file] if index else []
-        )
-        subjects, faces = collection_records.counts(db, collection.id)
-        paths = [path for file in files if (path := self.files / file).exists()]
-        return CollectionUsage(subjects, faces, index is None, sum(path.stat().st_size for path in paths))
+        records = vector_records.file_records(db, collection.id)
+        exact = not any(isinstance(record, vector_records.InvertedFileRecord) for record in records)
+        size = sum(path.stat().st_size for record in records if (path := self.files / record.file).exists())
+        return CollectionUsage(*collection_records.counts(db, collection.id), exact, size)
 
     def snapshot_of(self, collection: Collection) -> AbstractContextManager[apsw.Connection]:
         """See `collection_snapshot`."""
@@ -363,8 +349,45 @@ class EmbeddedGallery:
 def _nearest_by_subject(nearest: NearestFaces) -> dict[int, float]:
     """Return the nearest face of each subject for the only query: similarities by face id, nearest first."""
     best: dict[int, tuple[int, float]] = {}
-    columns = (nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist())
-    for subject, face, similarity in zip(*columns, strict=True):
+    for subject, face, similarity in zip(
+        nearest.subjects[0].tolist(), nearest.faces[0].tolist(), nearest.similarities[0].tolist(), strict=True
+    ):
         if subject >= 0:
             best.setdefault(subject, (face, similarity))
     return dict(best.values())
+
+
+class GalleryComponent:
+    """Base class of objects that work on the ledger of a gallery. `holder`: the id under which it holds leases."""
+
+    def __init__(self, gallery: EmbeddedGallery):
+        self.gallery = gallery
+        self.ledger = gallery.ledger
+        self.tombstones = gallery.tombstones
+        self.holder = secrets.token_hex(16)
+
+
+def remove_subjects(
+    db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float, actor: str | None = None
+) -> Receipt:
+    """Delete the subjects and all their faces, and return the receipt."""
+    receipt, faces = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
+    audit.record(db, audit.AuditEvent("erase", now, actor, collection_id, subject_ids, faces, receipt.token))
+    return receipt
+
+
+def remove_expired(db: apsw.Connection, now: float, limit: int = 1000) -> int:
+    """Delete at most `limit` expired subjects with their faces, and return how many.
+
+    Needs no key, also for encrypted collections. The actor is `RETENTION`.
+    """
+    expired = subject_records.expired(db, now, limit)
+    for collection_id, subject_id in expired:
+        remove_subjects(db, collection_id, [subject_id], now, RETENTION)
+    return len(expired)
+
+
+def remove_expired_among(db: apsw.Connection, collection_id: int, keys: Iterable[str], now: float) -> None:
+    """Delete those of the subjects that have expired, so that a new enrolment under the key starts a new subject."""
+    if ids := subject_records.expired_among(db, collection_id, keys, now):
+        remove_subjects(db, collection_id, ids, now, RETENTION)

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.types import Face, Floats, NewFace
+
+LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 
 
 class Clock:
@@ -31,6 +34,13 @@ def enrol(gallery: EmbeddedGallery, collection: str, count: int, seed: int = 0) 
     target = gallery.collection(collection)
     faces = [NewFace(f"p{i % 5}", vector) for i, vector in enumerate(vectors(count, target.dimensions, seed))]
     return gallery.enrol(collection, faces, target.fingerprint)
+
+
+def maintain(gallery: EmbeddedGallery) -> None:
+    """Run a round of maintenance with small segments, and let other processes do the next one."""
+    maintenance = Maintenance(gallery, LIMITS)
+    assert maintenance.run()
+    maintenance.release()
 
 
 def folder_bytes(folder: Path) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker

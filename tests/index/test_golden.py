@@ -9,40 +9,33 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
 from index.embedded.admin.backup import restore
 from index.embedded.admin.parquet import import_collection
-from index.embedded.admin.repair import rekey
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import LogHead
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
 from index.embedded.store import vector_records
-from index.embedded.store.migrations import STEPS
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
-from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
-from index.errors import LockedError, NotFoundError
+from index.errors import NotFoundError
 from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
+from tests.index.people import maintain
 
 WRITTEN = expected("gallery")
 NOW = WRITTEN["now"]
 NAMES = ("open", "sealed")
 ALL_NAMES = ("open", "open-anew", "sealed", "sealed-anew")
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 # After the leases of the killed process have expired; after the subject `brief` has expired, too.
 LATER, AFTER_EXPIRY = NOW + 300, NOW + 700
 
@@ -71,12 +64,6 @@ def gallery(opened: Callable[..., EmbeddedGallery]) -> EmbeddedGallery:
     return opened()
 
 
-def maintain(gallery: EmbeddedGallery) -> None:
-    maintenance = Maintenance(gallery, LIMITS)
-    assert maintenance.run()
-    maintenance.release()
-
-
 def numbers(count: int, dimensions: int, seed: int) -> Floats:
     """Return the vectors [count, dimensions] of length 1 of write_3efbd78.py."""
     values = np.random.default_rng(seed).normal(size=(count, dimensions)).astype(np.float32)
@@ -91,7 +78,7 @@ def faces_of(gallery: EmbeddedGallery, name: str) -> list[dict[str, Any]]:
     """Return every face with its crop and its vector."""
     collection = gallery.collection(name)
     with gallery.ledger.snapshot() as db:
-        rows = vector_records.read(db, collection.id, collection.dimensions, 0)
+        rows = vector_records.read(db, collection, 0)
     stored = dict(zip(rows.faces.tolist(), rows.vectors, strict=True))
     return [
         {**face.__dict__, "crop": gallery.crop(name, face.token).decode(), "vector": stored[face.id]}
@@ -125,23 +112,6 @@ def assert_same_results(gallery: EmbeddedGallery, name: str) -> None:
             assert ours == pytest.approx([similarity for *_, similarity in theirs], abs=1e-6)
 
 
-def test_every_table_of_the_golden_ledger_has_rows(folder: Path) -> None:
-    assert (folder / "ledger.db-wal").stat().st_size > 0
-    with closing(apsw.Connection(str(folder / "ledger.db"))) as db:
-        assert db.pragma("user_version") == 9 <= len(STEPS)
-        tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        assert len(tables) == 21
-        assert [name for name in tables if not db.execute(f"SELECT count(*) FROM {name}").get] == []
-        kept = [row[0] for row in db.execute("SELECT DISTINCT substr(name, 1, instr(name || ':', ':')) FROM leases")]
-        states = [row[0] for row in db.execute("SELECT DISTINCT state FROM jobs")]
-        statuses = [row[0] for row in db.execute("SELECT DISTINCT status FROM job_items")]
-    assert sorted(kept) == ["job:", "maintenance", "reembed:"]
-    assert sorted(states) == ["done", "queued", "receiving", "running"]
-    assert sorted(statuses) == ["enrolled", "failed", "pending"]
-    for suffix in ("seg", "ivf"):
-        assert {path.name[0] for path in (folder / "files").glob(f"*.{suffix}")} == {"1", "2", "3", "4"}
-
-
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_subjects_and_faces_are_read(gallery: EmbeddedGallery, name: str) -> None:
     written = WRITTEN[name]
@@ -173,32 +143,6 @@ def test_searches_return_the_same_results(gallery: EmbeddedGallery, name: str) -
     for matches, row in zip(gallery.search(name, queries, 1), similarities, strict=True):
         assert matches[0].face == stored[int(row.argmax())]["token"]
         assert matches[0].similarity == pytest.approx(row.max(), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_segments_and_inverted_files_are_read(gallery: EmbeddedGallery, name: str) -> None:
-    number = gallery.collection(name).id
-    with gallery.ledger.snapshot() as db:
-        cipher, segments, index = (
-            cipher_of(db, number),
-            vector_records.segments(db, number),
-            vector_records.inverted_file(db, number),
-        )
-    assert index is not None
-    stored = {face["id"]: vector(face["vector"]) for face in WRITTEN[name]["faces"]}
-    faces: list[int] = []
-    for row in segments:
-        segment = Segment.open(gallery.files / row.file, cipher)
-        segment.verify()
-        faces += segment.faces.tolist()
-        for face, face_vector in zip(segment.faces.tolist(), segment.load().vectors, strict=True):
-            if face in stored:  # it was not removed since
-                assert np.array_equal(face_vector, stored[face])
-    ivf = Ivf.read(gallery.files / index.file, cipher)
-    assert sorted(ivf.ids.tolist()) == faces
-    assert len(set(faces) & stored.keys()) >= 31
-    query = stored[faces[0]]
-    assert ivf.search(query[None], 1, ivf.lists)[0][0] == faces[0]
 
 
 def test_a_reembedded_collection_is_searched(gallery: EmbeddedGallery) -> None:
@@ -235,19 +179,6 @@ def test_the_audit_log_is_verified_and_continued(opened: Callable[..., EmbeddedG
     fault = gallery.audit.verify([LogHead(3, "0" * 64)])
     assert fault is not None
     assert fault.sequence == 3
-
-
-def test_tombstones_are_read_and_continued(gallery: EmbeddedGallery) -> None:
-    def removals() -> list[list[int]]:
-        tombstones = gallery.tombstones.read()
-        assert tombstones is not None
-        return [list(astuple(removal)) for removal in tombstones[1]]
-
-    assert removals() == WRITTEN["removals"]
-    assert any(face < 0 for *_, face in WRITTEN["removals"])  # removed feedback
-    assert [5, 0, 0] in [row[1:] for row in WRITTEN["removals"]]  # a whole collection
-    gallery.remove_subject("open", "p3")
-    assert len(removals()) > len(WRITTEN["removals"])
 
 
 def test_receipts_are_read_and_erasures_finished(opened: Callable[..., EmbeddedGallery], folder: Path) -> None:
@@ -359,38 +290,6 @@ def test_an_unfinished_reembedding_is_finished(gallery: EmbeddedGallery, name: s
     assert list(find_faults(gallery)) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_more_faces_are_enrolled_and_maintained(gallery: EmbeddedGallery, name: str) -> None:
-    more = numbers(20, 16, 50)
-    gallery.enrol(name, [NewFace(f"new {n % 3}", row, {}, b"kept") for n, row in enumerate(more)], "f1")
-    for _ in range(2):  # in memory, then in segments and an inverted file
-        for number, query in enumerate(more):
-            assert gallery.search(name, query[None], 1)[0][0].subject.key == f"new {number % 3}"
-        maintain(gallery)
-    assert list(find_faults(gallery)) == []
-
-
-def test_plain_collections_are_read_without_the_key(opened: Callable[..., EmbeddedGallery]) -> None:
-    gallery = opened(None)
-    for name in ("open", "open-anew"):
-        assert_same_faces(faces_of(gallery, name), WRITTEN[name]["faces"])
-        assert_same_results(gallery, name)
-    for name in ("sealed", "sealed-anew"):
-        assert fields(gallery.collection(name), WRITTEN[name]["collection"]) == WRITTEN[name]["collection"]
-        with pytest.raises(LockedError, match=OperatorKey(KEY).id):
-            gallery.subjects(name)
-    assert gallery.audit.verify() is None
-
-
-def test_the_operators_key_is_changed(opened: Callable[..., EmbeddedGallery]) -> None:
-    gallery, other = opened(), b"o" * 32
-    assert rekey(gallery, OperatorKey(other)) == 2
-    gallery.close()
-    gallery = opened(other)
-    assert_same_faces(faces_of(gallery, "sealed"), WRITTEN["sealed"]["faces"])
-    assert_same_results(gallery, "sealed-anew")
-
-
 def test_the_backup_is_restored_into_a_new_folder(tmp_path: Path) -> None:
     unpack("backup", tmp_path / "backup")
     result = restore(tmp_path / "new", tmp_path / "backup", clock=lambda: LATER, gap=lambda: 1000)
@@ -435,13 +334,3 @@ def test_a_parquet_file_is_imported(tmp_path: Path, name: str) -> None:
         assert_same_faces(sorted(faces_of(gallery, name), key=by_crop), sorted(wanted, key=by_crop), but=("id",))
         assert gallery.subject(name, "p0").metadata == {"level": 2, "in": True, "note": "ä"}
         assert import_collection(gallery, path).present == len(wanted)
-
-
-def test_an_encrypted_parquet_file_needs_the_key(tmp_path: Path) -> None:
-    path = Path(shutil.copy(GOLDEN / "sealed.parquet", tmp_path))
-    for key in (None, OperatorKey(b"o" * 32)):
-        with (
-            closing(EmbeddedGallery(tmp_path / f"new-{key and key.id}", key=key)) as gallery,
-            pytest.raises(LockedError),
-        ):
-            import_collection(gallery, path)

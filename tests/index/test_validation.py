@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import collection_records, rejection_records
-from index.embedded.store.ledger import Ledger
-from index.embedded.store.migrations import STEPS
+from index.embedded.store import rejection_records
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import InvalidError
-from index.types import Collection, Item, NewFace, Properties
+from index.types import Floats, Item, NewFace, Properties
 from index.validation import (
     EARLIEST,
     LATEST,
@@ -124,114 +123,70 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
     assert list(find_faults(gallery)) == []
 
 
+def store_unscaled(db: apsw.Connection, people: Floats, strangers: Floats, rejected: list[int]) -> None:
+    """Store vectors of other lengths than 1, some of zeros and one of another size."""
+    changed = [(number, 7.6 * people[number - 1]) for number in (3, 9, 20)]
+    changed += [(rejected[0], 7.6 * strangers[0]), (rejected[5], 0.2 * strangers[0])]
+    changed += [(5, np.zeros(8)), (rejected[1], np.zeros(8)), (rejected[2], np.zeros(1))]
+    cipher = cipher_of(db, 1)
+    for number, vector in changed:
+        table, key = ("vectors", "face_id") if number > 0 else ("rejections", "-id")
+        data = cipher.encrypt(vector.astype("<f4").tobytes(), "vector", number)
+        db.execute(f"UPDATE {table} SET data = ? WHERE {key} = ?", (data, number))
+    db.execute("UPDATE collections SET unscaled = 1")
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_vectors_of_older_versions_are_scaled_once(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 7)
-    key = OperatorKey(b"k" * 32)
-    gallery = EmbeddedGallery(tmp_path, key=key)
-    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
-    people = vectors(20, 8)
-    faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
-
-    def damage(db: apsw.Connection) -> None:
-        cipher = cipher_of(db, 1)
-        for number in (3, 9, 20):
-            data = (7.6 * people[number - 1]).astype("<f4").tobytes()
-            db.execute(
-                "UPDATE vectors SET data = ? WHERE face_id = ?", (cipher.encrypt(data, "vector", number), number)
-            )
-        zeros = cipher.encrypt(bytes(32), "vector", 5)
-        db.execute("UPDATE vectors SET data = ? WHERE face_id = 5", (zeros,))
-        db.execute("UPDATE collections SET unscaled = 1")
-
-    gallery.ledger.write(damage)
-    first = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
-    assert gallery.search("doors", people[:1])[0][0].similarity > 1.01
-    first.run()
-    for number, person in enumerate(people):
-        if number != 4:
-            (match,) = gallery.search("doors", person[None], 1)[0]
-            assert match.face == faces[number].token
-            assert match.similarity == pytest.approx(1, abs=1e-5)
-    assert list(find_faults(gallery)) == ["doors: 1 faces have no vector of length 1, the first is 5"]
-    acts = [entry.event for entry in gallery.audit.read()[0]]
-    assert [act.faces for act in acts if act.action == "scale_vectors"] == [(3,), (9,), (20,)]
-    generation = gallery.collection("doors").generation
-    first.run()
-    assert gallery.collection("doors").generation == generation
-    gallery.close()
-
-
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_vectors_of_feedback_of_older_versions_are_scaled_once(
-    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 3)
-    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_READ", 3)
-    gallery = EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))
-    gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
-    people = vectors(8, 8)
-    gallery.enrol("doors", [NewFace("p", people[0]), NewFace("q", people[7])], "f1")
-    numbers = sorted(rejection.id for rejection in Feedback(gallery).add("doors", "p", people[1:7]))
-
-    def damage(db: apsw.Connection) -> None:
-        cipher = cipher_of(db, 1)
-        for number, data in (
-            (numbers[0], (0.2 * people[1]).astype("<f4").tobytes()),
-            (numbers[4], (7.6 * people[2]).astype("<f4").tobytes()),
-            (numbers[5], bytes(32)),
-            (numbers[2], bytes(4)),
-        ):
-            encrypted_data = cipher.encrypt(data, "vector", -number)
-            db.execute("UPDATE rejections SET data = ? WHERE id = ?", (encrypted_data, number))
-        db.execute("UPDATE collections SET unscaled = 1")
-
-    gallery.ledger.write(damage)
-    too_short = "ledger: 1 vectors of feedback do not fit their collection"
-    assert list(find_faults(gallery)) == [
-        too_short,
-        "doors: 1 vectors of feedback do not have length 1",
-        "doors: 2 vectors of feedback do not have length 1",
-    ]
-    Maintenance(gallery).run()
-    with gallery.ledger.snapshot() as db:
-        ids, stored = rejection_records.read(db, gallery.collection("doors"), 0, -1)
-    by_id = dict(zip(ids.tolist(), stored, strict=True))
-    assert by_id.keys() == {*numbers} - {numbers[2]}
-    assert by_id[numbers[0]] == pytest.approx(people[1], abs=1e-6)
-    assert by_id[numbers[4]] == pytest.approx(people[2], abs=1e-6)
-    # A zero vector cannot be scaled.
-    assert list(find_faults(gallery)) == [too_short, "doors: 1 vectors of feedback do not have length 1"]
-    events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
-    assert [(event.subjects, event.faces) for event in events] == [((1,), (-numbers[0],)), ((1,), (-numbers[4],))]
-    gallery.close()
+    monkeypatch.setattr("index.embedded.tasks.maintenance.VECTORS_PER_CHECK", 4)
+    monkeypatch.setattr("index.embedded.admin.verify.VECTORS_PER_CHECK", 4)
+    with closing(EmbeddedGallery(tmp_path, key=OperatorKey(b"k" * 32))) as gallery:
+        gallery.create("doors", "face-embedder", "f1", 8, encrypted=encrypted)
+        people, strangers = vectors(20, 8), vectors(6, 8, seed=1)
+        faces = gallery.enrol("doors", [NewFace(f"p{n:02}", vector) for n, vector in enumerate(people)], "f1")
+        numbers = sorted(-rejection.id for rejection in Feedback(gallery).add("doors", "p00", strangers))
+        gallery.ledger.write(partial(store_unscaled, people=people, strangers=strangers, rejected=numbers))
+        maintenance = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
+        assert max(gallery.search("doors", person[None])[0][0].similarity for person in people) > 1.01
+        feedback = [fault for fault in find_faults(gallery) if "feedback" in fault]
+        assert [fault.partition(": ")[2] for fault in feedback] == [
+            "1 vectors of feedback do not fit their collection",
+            "2 vectors of feedback do not have length 1",
+            "1 vectors of feedback do not have length 1",
+        ]
+        maintenance.run()
+        for number, person in enumerate(people):
+            if number != 4:
+                (match,) = gallery.search("doors", person[None], 1)[0]
+                assert match.face == faces[number].token
+                assert match.similarity == pytest.approx(1, abs=1e-5)
+        with gallery.ledger.snapshot() as db:
+            stored = rejection_records.read(db, gallery.collection("doors"), -(2**63), -1)
+        by_id = dict(zip(stored.faces.tolist(), stored.vectors, strict=True))
+        assert by_id.keys() == {*numbers} - {numbers[2]}
+        for number in (numbers[0], numbers[5]):
+            assert by_id[number] == pytest.approx(strangers[0], abs=1e-6)
+        faults = [
+            "ledger: 1 vectors of feedback do not fit their collection",
+            "doors: 1 faces have no vector of length 1, the first is 5",
+            "doors: 1 vectors of feedback do not have length 1",
+        ]
+        assert list(find_faults(gallery)) == faults
+        events = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "scale_vectors"]
+        scaled = [((3,), (3,)), ((9,), (9,)), ((20,), (20,)), ((1,), (numbers[0],)), ((1,), (numbers[5],))]
+        assert [(event.subjects, event.faces) for event in events] == scaled
+        generation = gallery.collection("doors").generation
+        maintenance.run()
+        assert gallery.collection("doors").generation == generation
 
 
 def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path)
-    collection = gallery.create("doors", "face-embedder", "f1", 8)
-    row = {5: vectors(1, 8)[0]}
-    assert gallery.ledger.write(lambda db: rejection_records.replace_vectors(db, collection, row)) == {}
-    gallery.close()
-
-
-def test_collections_of_an_older_ledger_are_marked_to_be_scaled(tmp_path: Path) -> None:
-    before = Ledger(tmp_path / "ledger.db", steps=STEPS[:-1])
-    row = ("doors", "e", "f", 4, "{}", 1.0)
-    before.write(
-        lambda db: db.execute(
-            "INSERT INTO collections (name, embedder, fingerprint, dimensions, settings, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            row,
-        ).fetchall()
-    )
-    before.close()
-    now = Ledger(tmp_path / "ledger.db")
-    now.write(lambda db: collection_records.insert(db, Collection(0, "new", "e", "f", 4, {}, 1.0)))
-    assert now.reader().execute("SELECT name, unscaled FROM collections").fetchall() == [("doors", 1), ("new", 0)]
-    now.close()
+    with closing(EmbeddedGallery(tmp_path)) as gallery:
+        collection = gallery.create("doors", "face-embedder", "f1", 8)
+        row = {-5: vectors(1, 8)[0]}
+        assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
 
 
 # Subjects.

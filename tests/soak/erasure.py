@@ -22,8 +22,7 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, subject_records
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits

@@ -31,7 +31,7 @@ from typing import Any
 import apsw
 import numpy as np
 
-from index.embedded.encryption.aead import Cipher
+from index.embedded.encryption import Cipher
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import erasure_records, migrations, vector_records
 from index.embedded.store.ledger import Ledger, Write
@@ -276,9 +276,10 @@ class ToldMaintenance(Maintenance):
             self._enter("sealing")
         return super()._new_file(collection, suffix)
 
-    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
-        self._enter("rewriting")
-        super()._rewrite(collection, old)
+    def _write_segment(self, collection: Collection, old: SegmentRecord | None = None) -> bool:
+        if old is not None:
+            self._enter("rewriting")
+        return super()._write_segment(collection, old)
 
     def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         if total:  # else it only looks whether the file is whole

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,6 @@ from typing import Any
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_expired
-from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import (
     AUDIT_FILE,
     FILES_FOLDER,
@@ -33,9 +29,10 @@ from index.embedded.gallery import (
     RESTORING_FILE,
     TOMBSTONES_FILE,
     EmbeddedGallery,
+    remove_expired,
 )
-from index.embedded.store import collection_records, erasure_records, folder_lock, vector_records
-from index.embedded.store.atomic_files import sync_folder, write_atomically
+from index.embedded.store import collection_records, erasure_records, vector_records
+from index.embedded.store.atomic_files import lock_folder, sync, sync_folder, write_atomically
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones
 from index.errors import ConflictError, CorruptError, GalleryError, TooNewError
@@ -97,12 +94,13 @@ def restore(
     folder: Path,
     *,
     clock: Callable[[], float] = time.time,
-    gap: Callable[[], int] | None = None,
+    gap: Callable[[], int] = lambda: 2**32 + secrets.randbelow(2**47),
 ) -> RestoreResult:
     """Replace the ledger, if there is one, by that of a backup, and repeat the erasures made since the backup.
 
     The gallery is unchanged until one final rename. `gap` returns the number of ids to skip, so that new rows get no id
-    that the lost ledger may have assigned; by default it is random and large.
+    that the lost ledger may have assigned. By default it is random and large; of 2**63 ids, that leaves enough for tens
+    of thousands of restores.
 
     Raises:
         CorruptError: the backup or the tombstones are damaged. ConflictError: the folder holds another gallery.
@@ -111,11 +109,11 @@ def restore(
     manifest = _read_manifest(folder)
     gallery_folder.mkdir(parents=True, exist_ok=True)
     copy, tombstones = gallery_folder / RESTORING_FILE, Tombstones(gallery_folder / TOMBSTONES_FILE)
-    with folder_lock.lock(gallery_folder, exclusive=True):
+    with lock_folder(gallery_folder, exclusive=True):
         try:
             _copy_backup(folder / LEDGER_FILE, copy, manifest.sha256)
             _close_old_ledger(gallery_folder, tombstones, manifest.gallery, clock())
-            result = _repeat_erasures(copy, tombstones, manifest, gap or _random_gap, clock())
+            result = _repeat_erasures(copy, tombstones, manifest, gap, clock())
             _replace_ledger(gallery_folder, copy)
         finally:
             for suffix in ("", "-wal", "-shm"):
@@ -125,8 +123,7 @@ def restore(
 
 def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
     path.touch(mode=0o600)
-    copy = apsw.Connection(str(path))
-    try:
+    with closing(apsw.Connection(str(path))) as copy:
         with gallery.ledger.snapshot() as db:
             counts = (erasure_records.last_removal(db), *collection_records.totals(db))
             manifest = BackupManifest(VERSION, collection_records.gallery_id(db), gallery.clock(), *counts, sha256="")
@@ -135,10 +132,8 @@ def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
         copy.pragma("journal_mode", "delete")  # a single file, without a write-ahead log
         if (verdict := copy.pragma("integrity_check")) != "ok":
             raise CorruptError(f"the ledger is damaged: {verdict}")
-    finally:
-        copy.close()
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        sync(file)
         return replace(manifest, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -194,16 +189,12 @@ def _close_old_ledger(folder: Path, tombstones: Tombstones, gallery: str, now: f
     """
     path, is_other = folder / LEDGER_FILE, False
     if path.exists():
-        with suppress(apsw.Error, GalleryError):
-            ledger = Ledger(path)
-            try:
-                db = ledger.reader()
-                is_other = collection_records.gallery_id(db) != gallery and bool(collection_records.page(db, "", 1))
-                ledger.write(partial(remove_expired, now=now, limit=-1))
-                tombstones.append_new(db)
-                AuditLog(folder / AUDIT_FILE, ledger, collection_records.gallery_id(db)).flush(recover=True)
-            finally:
-                ledger.close()
+        with suppress(apsw.Error, GalleryError), closing(Ledger(path)) as ledger:
+            db = ledger.reader()
+            is_other = collection_records.gallery_id(db) != gallery and bool(collection_records.page(db, "", 1))
+            ledger.write(partial(remove_expired, now=now, limit=-1))
+            tombstones.append_new(db)
+            audit.AuditLog(folder / AUDIT_FILE, ledger, collection_records.gallery_id(db)).flush(recover=True)
     erased = tombstones.read()
     if is_other or (erased is not None and erased[0] != gallery and any(erased[1])):
         raise ConflictError(f"{folder} holds another gallery than the backup; restore into an empty folder")
@@ -221,10 +212,9 @@ def _repeat_erasures(
             erasure_records.replay(db, removal)
         erasure_records.skip_ids(db, gap)
         vector_records.forget_files(db)
-        audit.record(db, AuditEvent("restore", now))
+        audit.record(db, audit.AuditEvent("restore", now))
 
-    ledger = Ledger(copy)
-    try:
+    with closing(Ledger(copy)) as ledger:  # closing it empties the write-ahead log
         before = collection_records.totals(ledger.reader())
         ledger.write(write)
         collections, subjects, faces = (
@@ -232,17 +222,10 @@ def _repeat_erasures(
         )
         # Before the ledger is replaced: after a crash in between, no removal may be missing from both.
         tombstones.rewrite(ledger.reader())
-        AuditLog(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
-    finally:
-        ledger.close()  # empties the write-ahead log
+        audit.AuditLog(copy.with_name(AUDIT_FILE), ledger, collection_records.gallery_id(ledger.reader())).adopt()
     with copy.open("rb+") as file:
-        os.fsync(file.fileno())
+        sync(file)
     return RestoreResult(manifest, collections, subjects, faces, remembered)
-
-
-def _random_gap() -> int:
-    # Of 2**63 ids: enough for tens of thousands of restores.
-    return 2**32 + secrets.randbelow(2**47)
 
 
 def _replace_ledger(folder: Path, copy: Path) -> None:

@@ -2,18 +2,18 @@
 
 The collection's properties (embedder, fingerprint, ...) are JSON in the file's metadata, under `vestibule`. Faces keep
 their tokens, so that importing a file again enrols no face twice. A subject without faces has no row. The file of an
-encrypted collection is encrypted, too (index/embedded/encryption/parquet_keys.py), and can only be imported into an
-encrypted collection. Needs pyarrow.
+encrypted collection can only be imported into an encrypted collection. It uses Parquet modular encryption
+(https://parquet.apache.org/docs/file-format/data-pages/encryption/): AES-GCM of every module, including the footer with
+the schema, with a data key per file, which the operator's key wraps. Needs pyarrow.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +23,18 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_expired_among
-from index.embedded.encryption.parquet_keys import decryption_properties, encryption_properties, is_encrypted
-from index.embedded.gallery import EmbeddedGallery
+from index.embedded.encryption import CollectionKeys
+from index.embedded.gallery import EmbeddedGallery, remove_expired_among
 from index.embedded.store import collection_records, face_records
-from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.face_records import FaceRecord
-from index.errors import ConflictError, GalleryError, InvalidError, NotFoundError, TooNewError
+from index.embedded.store.atomic_files import temporary_file
+from index.errors import ConflictError, GalleryError, InvalidError, LockedError, NotFoundError, TooNewError
 from index.types import Collection
-from index.unicode_forms import normalised
+from index.validation import normalised
 
 KEY, VERSION = b"vestibule", 1
 BATCH = 4096  # faces per row group and per transaction
+_ENCRYPTED_MAGIC = b"PARE"  # of a file whose footer is encrypted
+_KEY_ABOUT = "data key of a parquet file"
 _TOKEN = re.compile("[0-9a-f]{32}")
 
 
@@ -61,13 +60,15 @@ def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
     arrow, parquet = _pyarrow()
     collection = gallery.collection(name)
     schema = _schema(arrow, collection.dimensions).with_metadata({KEY: json.dumps(_properties(collection))})
+    if path.exists():
+        raise GalleryError(f"{path} exists already")
     count = 0
-    options = {"encryption_properties": encryption_properties(gallery.ledger.keys)} if collection.encrypted else {}
+    options = {"encryption_properties": _encryption_properties(gallery.ledger.keys)} if collection.encrypted else {}
     with (
-        _new_file(path) as temporary,
+        temporary_file(path) as temporary,
         parquet.ParquetWriter(temporary, schema, write_page_checksum=True, **options) as writer,
     ):
-        for faces in _face_batches(gallery, collection):
+        for faces in face_batches(gallery, collection, gallery.clock):
             writer.write_batch(_record_batch(arrow, schema, faces, collection.dimensions))
             count += len(faces)
     return count
@@ -87,16 +88,15 @@ def import_collection(gallery: EmbeddedGallery, path: Path, name: str | None = N
     """
     arrow, parquet = _pyarrow()
     try:
-        encrypted = is_encrypted(path)
-        options = {"decryption_properties": decryption_properties(gallery.ledger.keys)} if encrypted else {}
+        encrypted = _is_encrypted(path)
+        options = {"decryption_properties": _decryption_properties(gallery.ledger.keys)} if encrypted else {}
         with parquet.ParquetFile(path, page_checksum_verification=True, **options) as file:
             source = replace(_read_properties(file.schema_arrow.metadata or {}, name), encrypted=encrypted)
             _check_schema(file.schema_arrow, _schema(arrow, source.dimensions))
             row = 1
             forms: dict[str, str] = {}
             for batch in file.iter_batches(BATCH):
-                _check_rows(batch, source.dimensions, row)
-                _check_unicode_forms(batch, forms, row)
+                _check_rows(batch, source.dimensions, row, forms)
                 row += batch.num_rows
             gallery.ledger.write(partial(_get_or_create, source=source, now=gallery.clock()))
             enrolled = expired = 0
@@ -134,43 +134,29 @@ def _schema(arrow: Any, dimensions: int) -> Any:
 
 
 def _properties(collection: Collection) -> dict[str, Any]:
-    properties = {
-        key: value for key, value in collection.__dict__.items() if key not in ("id", "generation", "encrypted")
-    }
-    return {"version": VERSION, "collection": properties}
+    kept = [name for name in collection.__dict__ if name not in ("id", "generation", "encrypted")]
+    return {"version": VERSION, "collection": {name: getattr(collection, name) for name in kept}}
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with mode 0600, which is renamed to `path` when it is complete."""
-    if path.exists():
-        raise GalleryError(f"{path} exists already")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.touch(mode=0o600)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def face_batches(
+    gallery: EmbeddedGallery, collection: Collection, clock: Callable[[], float]
+) -> Iterator[list[face_records.FaceRecord]]:
+    """Yield all faces, each batch from its own snapshot: a long one would keep erased data in the write-ahead log.
 
-
-def _face_batches(gallery: EmbeddedGallery, collection: Collection) -> Iterator[list[FaceRecord]]:
-    """Yield all faces, each batch from its own snapshot: a long one would keep erased data in the write-ahead log."""
+    Faces of subjects that have expired by the time of the batch, according to `clock`, are left out.
+    """
     with gallery.snapshot_of(collection) as db:
         after, through = 0, face_records.last_id(db, collection.id)
     while True:
         with gallery.snapshot_of(collection) as db:
-            faces = face_records.read_records(db, collection.id, after, through, BATCH, gallery.clock())
+            faces = face_records.read_records(db, collection.id, after, through, BATCH, clock())
         if not faces:
             return
         after = faces[-1].id
         yield faces
 
 
-def _record_batch(arrow: Any, schema: Any, faces: list[FaceRecord], dimensions: int) -> Any:
+def _record_batch(arrow: Any, schema: Any, faces: list[face_records.FaceRecord], dimensions: int) -> Any:
     numbers = np.frombuffer(b"".join(face.vector for face in faces), "<f4")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers, arrow.float32()), dimensions)
     columns: list[list[Any]] = [
@@ -220,8 +206,12 @@ def _check_schema(actual: Any, expected: Any) -> None:
             raise InvalidError(f"expected the column {field.name!r} to be {field.type}; it is {type_}")
 
 
-def _check_rows(batch: Any, dimensions: int, first: int) -> None:
-    """Raise InvalidError if a row cannot be enrolled; `first` is the number of the first row, for the message."""
+def _check_rows(batch: Any, dimensions: int, first: int, forms: dict[str, str]) -> None:
+    """Raise InvalidError if a row cannot be enrolled; `first` is the number of the first row, for the message.
+
+    Two subjects that differ only in their Unicode form are refused, since they would become one subject. `forms`: the
+    subjects of earlier batches by their normalised form; those of this batch are added.
+    """
     required = [name for name in batch.schema.names if name not in ("name", "expires_at", "crop")]
     for name in required:
         if batch.column(name).null_count:
@@ -231,26 +221,20 @@ def _check_rows(batch: Any, dimensions: int, first: int) -> None:
             if not _TOKEN.fullmatch(face.token):
                 raise InvalidError(f"expected a face of 32 hexadecimal digits, got {face.token!r}")
             face_records.validated(face, dimensions)
+            if not face.subject.isascii() and forms.setdefault(normalised(face.subject), face.subject) != face.subject:
+                raise InvalidError("the subject differs only in its Unicode form from that of another row")
         except InvalidError as error:
             raise InvalidError(f"row {number}: {error}") from error
 
 
-def _check_unicode_forms(batch: Any, forms: dict[str, str], first: int) -> None:
-    """Raise InvalidError if two subjects differ only in their Unicode form, since they would become one subject.
-
-    `forms`: the subjects of earlier batches by their normalised form; those of this batch are added.
-    """
-    for number, subject in enumerate(batch.column("subject").to_pylist(), first):
-        if not subject.isascii() and forms.setdefault(normalised(subject), subject) != subject:
-            raise InvalidError(f"row {number}: the subject differs only in its Unicode form from that of another row")
-
-
-def _faces(batch: Any) -> list[FaceRecord]:
+def _faces(batch: Any) -> list[face_records.FaceRecord]:
     vectors = np.asarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False), "<f4")
     others = [batch.column(name).to_pylist() for name in batch.schema.names if name != "vector"]
     rows: Iterable[tuple[Any, ...]] = zip(*others, vectors.reshape(batch.num_rows, -1), strict=True)
     return [
-        FaceRecord(0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop)
+        face_records.FaceRecord(
+            0, subject, name, metadata, expires_at, token, details, created_at, vector.tobytes(), crop
+        )
         for subject, name, metadata, expires_at, token, details, created_at, crop, vector in rows
     ]
 
@@ -265,7 +249,7 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
         target = collection_records.find(db, source.name)
     except NotFoundError:
         target = collection_records.insert(db, source)
-        audit.record(db, AuditEvent("create_collection", now, None, target.id))
+        audit.record(db, audit.AuditEvent("create_collection", now, None, target.id))
         return target
     for name in ("embedder", "fingerprint", "dimensions"):
         theirs, ours = getattr(source, name), getattr(target, name)
@@ -276,12 +260,64 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
     return target
 
 
-def _enrol(db: apsw.Connection, source: Collection, faces: list[FaceRecord], now: float) -> int:
+def _enrol(db: apsw.Connection, source: Collection, faces: list[face_records.FaceRecord], now: float) -> int:
     """Enrol the faces that are not enrolled yet, and return their number."""
     target = _get_or_create(db, source, now)
     remove_expired_among(db, target.id, {face.subject for face in faces}, now)
     enrolled = [face.token for face in faces if face_records.insert_record(db, target.id, face)]
     if enrolled:
         ids = face_records.ids_of_tokens(db, target.id, enrolled)
-        audit.record(db, AuditEvent("enrol", now, None, target.id, audit.subjects_of(db, ids), ids))
+        audit.record(db, audit.AuditEvent("enrol", now, None, target.id, face_records.subjects_of(db, ids), ids))
     return len(enrolled)
+
+
+def _is_encrypted(path: Path) -> bool:
+    """Return whether a parquet file is encrypted.
+
+    Raises:
+        OSError.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_ENCRYPTED_MAGIC)) == _ENCRYPTED_MAGIC
+
+
+def _encryption_properties(keys: CollectionKeys) -> Any:
+    """Return the `encryption_properties` for pyarrow's writer.
+
+    Raises:
+        LockedError: there is no operator's key.
+    """
+    if keys.operator is None:
+        raise LockedError("a file cannot be encrypted without an operator's key")
+    parquet, factory = _crypto_factory(keys)
+    configuration = parquet.EncryptionConfiguration(
+        footer_key=keys.operator.id, uniform_encryption=True, double_wrapping=False, data_key_length_bits=256
+    )
+    return factory.file_encryption_properties(parquet.KmsConnectionConfig(), configuration)
+
+
+def _decryption_properties(keys: CollectionKeys) -> Any:
+    """Return the `decryption_properties` for pyarrow's reader, which raises LockedError if the key is missing."""
+    parquet, factory = _crypto_factory(keys)
+    return factory.file_decryption_properties(parquet.KmsConnectionConfig())
+
+
+def _crypto_factory(keys: CollectionKeys) -> tuple[Any, Any]:
+    """Return the module `pyarrow.parquet.encryption`, and its factory over the operator's key."""
+    parquet = importlib.import_module("pyarrow.parquet.encryption")
+
+    class OperatorKeyClient(parquet.KmsClient):  # type: ignore[misc,name-defined]
+        """Key management service of pyarrow that is the operator's key in this process."""
+
+        def wrap_key(self, key: bytes, id: str) -> str:
+            """Return the file's data key as it is stored in the file."""
+            return base64.b64encode(keys.operator_key(id, "the file").wrap(key, _KEY_ABOUT)).decode()
+
+        def unwrap_key(self, wrapped: str, id: str) -> bytes:
+            """Return the file's data key."""
+            try:
+                return keys.operator_key(id, "the file").unwrap(base64.b64decode(wrapped, validate=True), _KEY_ABOUT)
+            except ValueError as error:
+                raise InvalidError("the file's key is not valid base64") from error
+
+    return parquet, parquet.CryptoFactory(lambda _: OperatorKeyClient())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.encryption.aead import OperatorKey
-from index.embedded.encryption.data_keys import rewrap
+from index.embedded.encryption import OperatorKey, rewrap
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.ledger import BUSY_MS
 from index.embedded.tasks.maintenance import LEASE_S, Maintenance, MaintenanceLimits
@@ -74,7 +73,7 @@ def rekey(gallery: EmbeddedGallery, new: OperatorKey) -> int:
 
     def write(db: apsw.Connection) -> int:
         if count := rewrap(db, new):
-            audit.record(db, AuditEvent("rekey", gallery.clock()))
+            audit.record(db, audit.AuditEvent("rekey", gallery.clock()))
         return count
 
     count = gallery.ledger.write(write)
@@ -89,14 +88,11 @@ def _scrub(gallery: EmbeddedGallery) -> bool:
 def _vacuum(gallery: EmbeddedGallery) -> None:
     # The ledger's own connections keep temporary data in memory, where a second ledger may not fit. SQLite's temporary
     # file is unlinked, and contains nothing that was erased.
-    connection = apsw.Connection(str(gallery.ledger.path))
-    try:
+    with closing(apsw.Connection(str(gallery.ledger.path))) as connection:
         connection.set_busy_timeout(BUSY_MS)
         connection.pragma("synchronous", "full")
         connection.pragma("secure_delete", True)
         connection.execute("VACUUM")
-    finally:
-        connection.close()
 
 
 def _size(gallery: EmbeddedGallery) -> int:

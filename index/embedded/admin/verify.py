@@ -14,7 +14,8 @@ from itertools import islice, pairwise
 import apsw
 import numpy as np
 
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.admin.parquet import face_batches
+from index.embedded.encryption import OVERHEAD, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -25,17 +26,36 @@ from index.embedded.store import (
     subject_records,
     vector_records,
 )
-from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
-from index.embedded.tasks import reembedding
-from index.embedded.tasks.maintenance import LEASE, LEASE_S
+from index.embedded.tasks.maintenance import LEASE, LEASE_S, VECTORS_PER_CHECK, ReadVectors
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
 from index.types import Collection, Ints
 from index.validation import are_unit
 
-VECTORS_PER_READ = 65_536
 ROWS_PER_READ = 1000
+
+# Statements that count the rows with a fault.
+_ROW_FAULTS = {
+    "faces are in another collection than their subject": "SELECT count(*) FROM faces"
+    " JOIN subjects ON subjects.id = subject_id WHERE faces.collection_id != subjects.collection_id",
+    "collections have a wrong count of subjects or faces": "SELECT count(*) FROM collections AS it"
+    " WHERE subjects != (SELECT count(*) FROM subjects WHERE collection_id = it.id)"
+    " OR faces != (SELECT count(*) FROM faces WHERE collection_id = it.id)",
+    "rows of collections contain invalid JSON": "SELECT count(*) FROM collections WHERE NOT json_valid(settings)",
+    "rows of subjects contain invalid JSON": "SELECT count(*) FROM subjects WHERE NOT json_valid(metadata)",
+    "rows of faces contain invalid JSON": "SELECT count(*) FROM faces WHERE NOT json_valid(details)",
+    "new vectors of faces do not fit their collection": "SELECT count(*) FROM reembedded"  # noqa: S608  of constants
+    " JOIN reembeddings USING (collection_id) JOIN faces ON faces.id = face_id"
+    " JOIN collections ON collections.id = reembedded.collection_id"
+    f" WHERE length(data) != 4 * reembeddings.dimensions + {OVERHEAD} * encrypted"
+    " OR faces.collection_id != reembedded.collection_id",
+    "vectors of feedback do not fit their collection": "SELECT count(*) FROM rejections"  # noqa: S608  of constants
+    " JOIN subjects ON subjects.id = subject_id JOIN collections ON collections.id = subjects.collection_id"
+    " LEFT JOIN reembeddings ON reembeddings.collection_id = collections.id"
+    f" WHERE length(data) != 4 * collections.dimensions + {OVERHEAD} * encrypted"
+    f" OR reembedded IS NOT NULL AND length(reembedded) IS NOT 4 * reembeddings.dimensions + {OVERHEAD} * encrypted",
+}
 
 
 def find_faults(gallery: EmbeddedGallery) -> Iterator[str]:
@@ -44,7 +64,7 @@ def find_faults(gallery: EmbeddedGallery) -> Iterator[str]:
     try:
         yield from _ledger_faults(gallery)
         for collection in gallery.collections(limit=-1):
-            yield from _prefixed(collection, _current_faults(gallery, collection))
+            yield from _current_faults(gallery, collection)
         yield from _tombstone_faults(gallery)
         yield from _audit_faults(gallery)
         yield from _unreferenced_files(gallery, files)
@@ -52,50 +72,43 @@ def find_faults(gallery: EmbeddedGallery) -> Iterator[str]:
         yield f"ledger: {error}"
 
 
-def _prefixed(collection: Collection, faults: Iterator[str]) -> Iterator[str]:
-    """Yield the faults with the collection's name. An error ends the check of this collection only."""
-    try:
-        yield from (f"{collection.name}: {fault}" for fault in faults)
-    except (LockedError, CorruptError) as error:
-        yield f"{collection.name}: the rest cannot be read: {error}"
-
-
 def _ledger_faults(gallery: EmbeddedGallery) -> list[str]:
     with gallery.ledger.snapshot() as db:
         faults = [verdict for (verdict,) in db.execute("PRAGMA integrity_check") if verdict != "ok"]
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
             faults.append(f"row {row} of {table} refers to a missing row of {parent}")
-        if count := face_records.count_misplaced(db):
-            faults.append(f"{count} faces are in another collection than their subject")
-        if count := collection_records.count_miscounted(db):
-            faults.append(f"{count} collections have a wrong count of subjects or faces")
-        for table, count in collection_records.count_invalid_json(db).items():
-            faults.append(f"{count} rows of {table} contain invalid JSON")
-        faults += reembedding.find_faults(db)
+        for fault, statement in _ROW_FAULTS.items():
+            if count := db.execute(statement).get:
+                faults.append(f"{count} {fault}")
     return [f"ledger: {fault}" for fault in faults]
 
 
 def _current_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    """Check the collection as it is now; start over if it was re-embedded meanwhile, stop if it was dropped."""
-    current: list[Collection] = [collection]
+    """Check the collection as it is now; start over if it was re-embedded meanwhile, stop if it was dropped.
+
+    Another error ends the check of this collection only.
+    """
+    current: Collection | None = collection
     while current:
         try:
-            yield from _collection_faults(gallery, current[0])
+            yield from (f"{collection.name}: {fault}" for fault in _collection_faults(gallery, current))
+            return
+        except (LockedError, CorruptError) as error:
+            yield f"{collection.name}: the rest cannot be read: {error}"
             return
         except ConflictError:
-            current = [other for other in gallery.collections(limit=-1) if other.id == collection.id]
+            current = next((other for other in gallery.collections(limit=-1) if other.id == collection.id), None)
 
 
 def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
     with gallery.snapshot_of(collection) as db:
-        size = cipher_of(db, collection.id).encrypted_size(4 * collection.dimensions)
+        size = cipher_of(db, collection.id).overhead + 4 * collection.dimensions
         wrong = vector_records.count_missing(db, collection.id, size)
         segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
     if wrong:  # the further checks could not compare them
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
     yield from _vector_faults(gallery, collection)
-    yield from _feedback_faults(gallery, collection)
     if collection.encrypted:
         _decrypt_all(gallery, collection)
     for earlier, later in pairwise(segments):
@@ -114,43 +127,38 @@ def _decrypt_all(gallery: EmbeddedGallery, collection: Collection) -> None:
         with gallery.snapshot_of(collection) as db:
             subjects = subject_records.page(db, collection.id, key, ROWS_PER_READ)
         key = subjects[-1].key if subjects else None
-    after: int | None = 0
-    while after is not None:
-        with gallery.snapshot_of(collection) as db:
-            faces = face_records.read_records(db, collection.id, after, 2**63 - 1, ROWS_PER_READ, now=0.0)
-        after = faces[-1].id if faces else None
+    for _ in face_batches(gallery, collection, lambda: 0.0):
+        pass
 
 
 def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    after = 0
-    while True:
-        with gallery.snapshot_of(collection) as db:
-            rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS_PER_READ)
-        if not len(rows.faces):
-            return
-        after = int(rows.faces[-1])
+    for rows in _pages(gallery, collection, vector_records.read, 0):
         if len(wrong := rows.faces[~are_unit(rows.vectors)]):
             yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
+    for rows in _pages(gallery, collection, rejection_records.read, -vector_records.MAX_ID):
+        if count := np.count_nonzero(~are_unit(rows.vectors)):
+            yield f"{count} vectors of feedback do not have length 1"
 
 
-def _feedback_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator[str]:
-    after = 0
+def _pages(
+    gallery: EmbeddedGallery, collection: Collection, read: ReadVectors, after: int
+) -> Iterator[vector_records.FaceVectors]:
+    """Yield all vectors with ids above `after`, page by page."""
     while True:
         with gallery.snapshot_of(collection) as db:
-            numbers, vectors = rejection_records.read(db, collection, after, VECTORS_PER_READ)
-        if not len(numbers):
+            rows = read(db, collection, after, VECTORS_PER_CHECK)
+        if not len(rows.faces):
             return
-        after = int(numbers[-1])
-        if wrong := np.count_nonzero(~are_unit(vectors)):
-            yield f"{wrong} vectors of feedback do not have length 1"
+        yield rows
+        after = int(rows.faces[-1])
 
 
-def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: SegmentRecord) -> list[str]:
+def _segment_faults(
+    gallery: EmbeddedGallery, collection: Collection, segment: vector_records.SegmentRecord
+) -> list[str]:
     """Check the segment's bytes, and its rows against the ledger's."""
     with gallery.snapshot_of(collection) as db:
-        rows = vector_records.read(
-            db, collection.id, collection.dimensions, segment.first_face - 1, through=segment.last_face
-        )
+        rows = vector_records.read(db, collection, segment.first_face - 1, through=segment.last_face)
         removed, _ = erasure_records.removed_faces(db, collection.id, segment.removals_through)
         cipher = cipher_of(db, collection.id)
     try:
@@ -171,7 +179,9 @@ def _segment_faults(gallery: EmbeddedGallery, collection: Collection, segment: S
     return faults
 
 
-def _index_faults(gallery: EmbeddedGallery, collection: Collection, index: InvertedFileRecord) -> list[str]:
+def _index_faults(
+    gallery: EmbeddedGallery, collection: Collection, index: vector_records.InvertedFileRecord
+) -> list[str]:
     """Check the inverted file's bytes, and its ids against the ledger's."""
     with gallery.snapshot_of(collection) as db:
         faces = face_records.ids_through(db, collection.id, index.last_face)

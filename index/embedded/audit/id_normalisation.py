@@ -18,13 +18,11 @@ from functools import partial
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of, is_locked
+from index.embedded.encryption import Cipher, cipher_of, is_locked
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError
-from index.unicode_forms import normalised, normalised_json
+from index.validation import normalised, normalised_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def clashes(db: apsw.Connection) -> Iterator[Clash]:
             rows = db.execute(
                 "SELECT subject_id FROM clashes WHERE collection_id = ? ORDER BY subject_id", (collection.id,)
             )
-            subjects = subject_records.by_id(db, [row[0] for row in rows])
+            subjects = subject_records.by_id(db, cipher_of(db, collection.id), [row[0] for row in rows])
             yield from (Clash(collection.name, subject.key) for subject in subjects.values())
 
 
@@ -68,7 +66,7 @@ def _normalise(db: apsw.Connection, now: float) -> None:
         if (new_name := normalised(name)) != name:
             db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
             if db.changes():
-                audit.record(db, AuditEvent("normalise_id", now, collection=collection_id))
+                audit.record(db, audit.AuditEvent("normalise_id", now, collection=collection_id))
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
             _normalise_subjects(db, cipher, collection_id, now)
@@ -77,19 +75,19 @@ def _normalise(db: apsw.Connection, now: float) -> None:
 
 
 def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int, now: float) -> None:
-    changed = []
-    for number, key, name, metadata in subject_records.readable(db, cipher, collection_id):
+    changed = [
+        (number, key, name, *new)
+        for number, key, name, metadata in subject_records.readable(db, cipher, collection_id)
         # Damaged metadata is kept; `vestibule gallery verify` reports it.
-        new = normalised(key), normalised_json(metadata)
-        if new != (key, metadata):
-            changed.append((number, key, name, *new))
+        if (new := (normalised(key), normalised_json(metadata))) != (key, metadata)
+    ]
     for number, key, name, new_key, metadata in changed:
         db.execute("UPDATE OR IGNORE subjects SET key = ? WHERE id = ?", (cipher.lookup(new_key), number))
         is_renamed = db.changes() > 0
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
         elif new_key != key:
-            audit.record(db, AuditEvent("normalise_id", now, collection=collection_id, subjects=[number]))
+            audit.record(db, audit.AuditEvent("normalise_id", now, collection=collection_id, subjects=[number]))
         if cipher.encrypted:
             subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:

@@ -2,8 +2,9 @@
 
 `app` keeps another one, for its keys and models, beside a ledger of their own. The log is a file and not a table: a
 restored backup of the ledger leaves it as it is, SQLite never overwrites it, and it can be read and checked without
-this program. The header line names the format, the version and the gallery; every other line is an event
-(index/embedded/audit/entries.py).
+this program. The header line names the format, the version and the gallery. Every other line is an event: a SHA-256, a
+space, and JSON with sorted keys and no spaces. The hash covers the previous line's hash and the JSON; the hash before
+the first event is that of the header line.
 
 `record` stores an event in the ledger, in the transaction that it describes, so both are durable together. `flush`,
 called by each round of maintenance, moves stored events to the file within seconds. Searches change nothing in the
@@ -21,36 +22,91 @@ truncation together with a restore of an older ledger. A log that begins with a 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import re
+import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import apsw
 
-from index.embedded.audit.entries import (
-    HASH_LENGTH,
-    AuditEntry,
-    AuditEvent,
-    event_from_json,
-    event_to_json,
-    find_fault,
-    format_line,
-    initial_hash,
-    parse_line,
-)
-from index.embedded.store.atomic_files import sync_folder
+from index.embedded.store.atomic_files import begin_file, sync
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError, InvalidError, TooNewError
 
 MAGIC, VERSION = "vestibule-audit", 1
 FLUSH_BATCH = 1000  # events that are written with one fsync
 MAX_QUEUED = 10_000  # search events in memory, at which `add` flushes
+
+
+Action = Literal[
+    "enrol",
+    "search",
+    "erase",
+    "restore",
+    "reembed",
+    "create_key",
+    "revoke_key",
+    "reload",
+    # Since 2.0.
+    "create_collection",
+    "put_subject",
+    "feedback",
+    "submit_job",
+    "cancel_job",
+    "begin_reembed",
+    "cancel_reembed",
+    "rekey",
+    "scale_vectors",
+    "normalise_id",
+]
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_HASH_LENGTH = hashlib.sha256().digest_size * 2
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """An action, its time in seconds since 1970, its `actor` (an API key's id), and the ids it applies to.
+
+    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
+    is of all faces of the collection; `faces` names the feedback that it discards. Faces of feedback have negative
+    ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or the token of a job
+    or a re-embedding.
+
+    Raises:
+        InvalidError: `actor` or `of` is not an id, and could be a person's name.
+    """
+
+    action: Action
+    at: float
+    actor: str | None = None
+    collection: int | None = None
+    subjects: Sequence[int] = ()
+    faces: Sequence[int] = ()
+    id: str = field(default_factory=partial(secrets.token_hex, 16))
+    of: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("actor", self.actor), ("of", self.of)):
+            if value is not None and not _ID.fullmatch(value):
+                raise InvalidError(f"{name}: expected up to 64 letters, digits, _ or -: an id, not a name")
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A line of the log: its number from 1, the hash of the chain up to it, and its event."""
+
+    sequence: int
+    hash: str
+    event: AuditEvent
 
 
 @dataclass(frozen=True)
@@ -78,7 +134,7 @@ class _LogEnd(LogHead):
 
 def record(db: apsw.Connection, event: AuditEvent) -> None:
     """Store the event in the ledger, to be moved to the file if this transaction commits."""
-    db.execute("INSERT INTO acts (act) VALUES (?)", (event_to_json(event),))
+    db.execute("INSERT INTO acts (act) VALUES (?)", (_dumped(_fields(event)),))
 
 
 class AuditLog:
@@ -134,7 +190,7 @@ class AuditLog:
             if start < len(header) or file.read(1) != b"\n":
                 raise InvalidError(f"no entry of the audit log begins at {cursor}")
             while len(entries) < limit and (line := file.readline()).endswith(b"\n"):
-                if (entry := parse_line(line)) is None:
+                if (entry := _parse_line(line)) is None:
                     raise CorruptError(f"{self.path}: the line at byte {start} is malformed")
                 entries.append(entry)
                 start += len(line)
@@ -155,12 +211,12 @@ class AuditLog:
         with self.path.open("rb") as file:
             if file.readline() != self._header:
                 return LogFault(0, "the first line is not this gallery's")
-            previous, expected = initial_hash(self._header), 1
+            previous, expected = _initial_hash(self._header), 1
             while file.tell() < size:
                 line = file.readline()
-                if reason := find_fault(line, previous, expected, hashes):
+                if reason := _find_fault(line, previous, expected, hashes):
                     return LogFault(expected, reason)
-                previous, expected = line[:HASH_LENGTH].decode(), expected + 1
+                previous, expected = line[:_HASH_LENGTH].decode(), expected + 1
         return LogFault(expected, "the end was cut off") if max(hashes) >= expected else None
 
     def adopt(self) -> None:
@@ -171,7 +227,7 @@ class AuditLog:
         """
         with self._open() as file:
             size = os.fstat(file.fileno()).st_size
-            first = _LogEnd(0, initial_hash(self._header), 0)
+            first = _LogEnd(0, _initial_hash(self._header), 0)
             end, written, end_offset = self._scan(file, first if size == len(self._header) else self._ledger_end())
             # Other data behind the end is usually left by a crash and truncated. Here it may be tampering: keep it.
             start = end.start if end_offset == size else None
@@ -190,21 +246,23 @@ class AuditLog:
         """Write one batch of pending events; return whether there may be more."""
         with self._lock:
             queued = self._queue[:FLUSH_BATCH]
-        rows = _recorded(self._ledger.reader())
+        select = "SELECT seq, act FROM acts ORDER BY seq LIMIT ?"
+        rows: list[Row] = self._ledger.reader().execute(select, (FLUSH_BATCH,)).fetchall()
         ledger_end = self._ledger_end()
         end, written, offset = self._scan(file, ledger_end)
-        events = [event for event in (*(event_from_json(text) for _, text in rows), *queued) if event.id not in written]
+        events = [
+            event for event in (*(_event(json.loads(text)) for _, text in rows), *queued) if event.id not in written
+        ]
         if end.start is not None:
             file.truncate(offset)  # a partial line of a crash, whose event is still pending
         elif events:  # the file lacks the line that the ledger knows: keep the file; the chain has a gap from now on
             offset = _end_line(file)
         for event in sorted(events, key=lambda event: event.at):
-            line = format_line(end.sequence + 1, end.hash, event)
-            end = _LogEnd(end.sequence + 1, line[:HASH_LENGTH].decode(), offset)
+            line = _format_line(end.sequence + 1, end.hash, event)
+            end = _LogEnd(end.sequence + 1, line[:_HASH_LENGTH].decode(), offset)
             offset += file.write(line)
         if rows or (end.start is not None and end != ledger_end):
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
             self._ledger.write(lambda db: _put_end(db, end, rows[-1][0] if rows else 0))
         with self._lock:
             del self._queue[: len(queued)]
@@ -213,7 +271,7 @@ class AuditLog:
     def _ledger_end(self) -> _LogEnd:
         """Return the end of the log according to the ledger."""
         row = self._ledger.reader().execute("SELECT sequence, hash, start FROM audit").fetchone()
-        return _LogEnd(*row) if row else _LogEnd(0, initial_hash(self._header), 0)
+        return _LogEnd(*row) if row else _LogEnd(0, _initial_hash(self._header), 0)
 
     def _scan(self, file: BinaryIO, end: _LogEnd) -> tuple[_LogEnd, set[str], int]:
         """Follow the chain from the ledger's end to the file's last valid line.
@@ -224,13 +282,13 @@ class AuditLog:
         written: set[str] = set()
         offset = file.seek(end.start or 0)
         line = file.readline()
-        line_hash = line[:HASH_LENGTH].decode(errors="replace") if end.sequence else initial_hash(line)
+        line_hash = line[:_HASH_LENGTH].decode(errors="replace") if end.sequence else _initial_hash(line)
         if end.start is None or line_hash != end.hash or not line.endswith(b"\n"):
             return _LogEnd(end.sequence, end.hash, None), written, offset
         offset += len(line)
-        while find_fault(line := file.readline(), end.hash, end.sequence + 1, {}) is None:
-            end = _LogEnd(end.sequence + 1, line[:HASH_LENGTH].decode(), offset)
-            written.add(json.loads(line[HASH_LENGTH:])["id"])
+        while _find_fault(line := file.readline(), end.hash, end.sequence + 1, {}) is None:
+            end = _LogEnd(end.sequence + 1, line[:_HASH_LENGTH].decode(), offset)
+            written.add(json.loads(line[_HASH_LENGTH:])["id"])
             offset += len(line)
         return end, written, offset
 
@@ -245,27 +303,8 @@ class AuditLog:
                 _check_version(self.path, header)
             # New, or with a header that a crash truncated, or of an empty gallery that was here before.
             if not more and header != self._header:
-                file.truncate(0)
-                file.write(self._header)
-                file.flush()
-                os.fsync(file.fileno())
-                sync_folder(self.path.parent)
+                begin_file(self.path, file, self._header)
             yield file
-
-
-def subjects_of(db: apsw.Connection, faces: Sequence[int]) -> list[int]:
-    """Return the ids of the subjects of these faces, ascending."""
-    rows = db.execute(
-        "SELECT DISTINCT subject_id FROM faces WHERE id IN (SELECT value FROM json_each(?)) ORDER BY subject_id",
-        (json.dumps(faces),),
-    )
-    return [row[0] for row in rows]
-
-
-def _recorded(db: apsw.Connection) -> list[Row]:
-    """Return the number and the JSON of at most `FLUSH_BATCH` events that are not in the file."""
-    rows: list[Row] = db.execute("SELECT seq, act FROM acts ORDER BY seq LIMIT ?", (FLUSH_BATCH,)).fetchall()
-    return rows
 
 
 def _put_end(db: apsw.Connection, end: _LogEnd, through: int = 0) -> None:
@@ -285,3 +324,60 @@ def _check_version(path: Path, header: bytes) -> None:
     words = header.decode(errors="replace").split(" ")
     if words[0] == MAGIC and words[1].isdecimal() and int(words[1]) > VERSION:
         raise TooNewError(f"{path} has version {words[1]}; this program reads up to version {VERSION}")
+
+
+def _initial_hash(header: bytes) -> str:
+    """Return the hash before the first event."""
+    return hashlib.sha256(header).hexdigest()
+
+
+def _format_line(sequence: int, previous: str, event: AuditEvent) -> bytes:
+    """Return the line that follows a line with the hash `previous`."""
+    text = _dumped({**_fields(event), "sequence": sequence}).encode()
+    return f"{_hash(previous, text)} ".encode() + text + b"\n"
+
+
+def _parse_line(line: bytes) -> AuditEntry | None:
+    """Return the entry of a line without checking its hash; None where the line is malformed."""
+    try:
+        fields: dict[str, Any] = json.loads(line[_HASH_LENGTH + 1 :])
+        return AuditEntry(fields.pop("sequence"), line[:_HASH_LENGTH].decode(), _event(fields))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _find_fault(line: bytes, previous: str, sequence: int, heads: Mapping[int, set[str]]) -> str | None:
+    """Return why the line is not valid as number `sequence` after the hash `previous`, or None.
+
+    `heads`: hashes of the log that were recorded elsewhere, by sequence number.
+    """
+    entry = _parse_line(line)
+    if entry is None or not line.endswith(b"\n"):
+        return "the line is malformed"
+    if entry.sequence != sequence:
+        return f"the line has the number {entry.sequence}"
+    if entry.hash != _hash(previous, line[_HASH_LENGTH + 1 : -1]) or line[_HASH_LENGTH:][:1] != b" ":
+        return "the hash does not match: this line or an earlier one was changed"
+    if heads.get(sequence, {entry.hash}) != {entry.hash}:
+        return "the hash differs from the one recorded elsewhere"
+    return None
+
+
+def _dumped(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _fields(event: AuditEvent) -> dict[str, Any]:
+    fields = {**event.__dict__, "at": datetime.fromtimestamp(event.at, UTC).isoformat(timespec="microseconds")}
+    if event.of is None:
+        del fields["of"]  # lines of older versions do not have it
+    return fields
+
+
+def _event(fields: dict[str, Any]) -> AuditEvent:
+    lists = {name: tuple(fields[name]) for name in ("subjects", "faces")}
+    return AuditEvent(**{**fields, **lists, "at": datetime.fromisoformat(fields["at"]).timestamp()})
+
+
+def _hash(previous: str, text: bytes) -> str:
+    return hashlib.sha256(previous.encode() + text).hexdigest()

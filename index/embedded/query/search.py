@@ -7,22 +7,35 @@ filtered subjects are compared exhaustively; for many, the gallery's own search 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import apsw
-import numpy as np
 
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
-from index.embedded.query.feedback import drop_rejected, rejected_subjects
-from index.embedded.query.metadata_filter import Where
-from index.embedded.store import collection_records, subject_records
+from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row
 from index.types import Collection, CollectionUsage, Floats, Fusion, Match
-from index.validation import unit_vectors
+from index.validation import normalised_where, unit_vectors
 
+# For each key the allowed values. A subject must have an allowed value under every key.
+Where = Mapping[str, Sequence[str | float | bool]]
+
+_VALUES = (
+    "SELECT CASE type WHEN 'text' THEN 'text' WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE 'number' END,"
+    " value FROM json_each(?)"
+)
+_FIRST = f"FROM subject_values AS it WHERE collection_id = ? AND key = ? AND (kind, value) IN ({_VALUES})"
+_FURTHER = (
+    " AND EXISTS (SELECT 1 FROM subject_values AS other WHERE other.collection_id = ? AND other.key = ?"  # noqa: S608
+    f" AND (other.kind, other.value) IN ({_VALUES}) AND other.subject_id = it.subject_id)"
+)
+_AMONG = "subject_id IN (SELECT value FROM json_each(?))"
+
+
+ROUNDING = 1e-5  # the most by which two computations of the same cosine differ
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
 MAX_MATCHES = 65_536  # a filtered search that would ask for more compares exhaustively
 
@@ -44,7 +57,7 @@ def search_scope(gallery: EmbeddedGallery, collection: str, where: Where | None 
     """
     with gallery.ledger.snapshot() as db:
         current = collection_records.find(db, collection)
-        selected = metadata_filter.counts(db, current.id, where) if where else None
+        selected = selected_counts(db, current.id, where) if where else None
         return SearchScope(current, gallery.usage_of(db, current), selected)
 
 
@@ -69,7 +82,7 @@ def search(
     queries = unit_vectors(queries, current.dimensions)
     if where:
         with gallery.snapshot_of(current) as db:
-            subjects = metadata_filter.subjects(db, current.id, where, EXHAUSTIVE_SUBJECTS + 1)
+            subjects = selected_subjects(db, current.id, where, EXHAUSTIVE_SUBJECTS + 1)
             if len(subjects) <= EXHAUSTIVE_SUBJECTS:
                 return _search_exhaustively(gallery, db, current, subjects, queries, k, fusion)
     return [_search_widening(gallery, current, query[None], k, fusion, where) for query in queries]
@@ -96,8 +109,8 @@ def compare(
     (query,) = unit_vectors(query[None], current.dimensions)
     with gallery.snapshot_of(current) as db:
         subject = subject_records.find(db, current.id, key, gallery.clock())
-        (matches,) = _matches(gallery, db, current, [subject.id], query[None], fusion)
-        return (matches[0] if matches else None), bool(rejected_subjects(db, matches, query))
+        (matches,) = gallery.compare_subjects(db, current, [subject.id], query[None], fusion)
+        return (matches[0] if matches else None), bool(_rejected_subjects(db, current, matches, query))
 
 
 def _search_widening(
@@ -108,15 +121,15 @@ def _search_widening(
     while True:
         (matches,) = gallery.search(collection.name, query, count, fusion, collection.fingerprint)
         with gallery.snapshot_of(collection) as db:
-            kept = drop_rejected(db, matches, query[0])
+            kept = _drop_rejected(db, collection, matches, query[0])
             if where:
-                selected = metadata_filter.among(db, collection.id, where, [match.subject.id for match in kept])
+                selected = selected_among(db, collection.id, where, [match.subject.id for match in kept])
                 kept = [match for match in kept if match.subject.id in selected]
             if len(kept) >= k or (len(matches) < count and not where):
                 return kept[:k]
             if where and (len(matches) < count or count >= MAX_MATCHES):
                 # The inverted file finds no more, or the next search would be too large.
-                subjects = metadata_filter.subjects(db, collection.id, where)
+                subjects = selected_subjects(db, collection.id, where)
                 return _search_exhaustively(gallery, db, collection, subjects, query, k, fusion)[0]
         count *= 4
 
@@ -133,47 +146,95 @@ def _search_exhaustively(
     """Return the best `k` of these subjects for each query [N, D]."""
     best: list[list[Match]] = [[] for _ in queries]
     for first in range(0, len(subjects), EXHAUSTIVE_SUBJECTS):
-        batch = _matches(gallery, db, collection, subjects[first : first + EXHAUSTIVE_SUBJECTS], queries, fusion)
+        batch = gallery.compare_subjects(db, collection, subjects[first : first + EXHAUSTIVE_SUBJECTS], queries, fusion)
         for number, (query, matches) in enumerate(zip(queries, batch, strict=True)):
-            candidates = best[number] + drop_rejected(db, matches, query)
+            candidates = best[number] + _drop_rejected(db, collection, matches, query)
             best[number] = sorted(candidates, key=lambda match: (-match.similarity, match.subject.id))[:k]
     return best
 
 
-def _matches(
-    gallery: EmbeddedGallery,
-    db: apsw.Connection,
-    collection: Collection,
-    subject_ids: Sequence[int],
-    queries: Floats,
-    fusion: Fusion,
-) -> list[list[Match]]:
-    """Return for each query [N, D] a match of each subject that has a face and has not expired."""
-    now = gallery.clock()
-    subjects = {
-        number: subject
-        for number, subject in subject_records.by_id(db, subject_ids).items()
-        if subject.expires_at is None or subject.expires_at > now
-    }
+def _rejected_subjects(
+    db: apsw.Connection, collection: Collection, matches: Iterable[Match], query: Floats
+) -> set[int]:
+    """Return the ids of the matched subjects that feedback rules out for the face [D]."""
+    similarities = {match.subject.id: match.similarity for match in matches}
     rows: list[Row] = db.execute(
-        "SELECT subject_id, token, data, faces.id FROM faces JOIN vectors ON face_id = faces.id"
-        " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY subject_id, faces.id",
-        (json.dumps(list(subjects)),),
+        "SELECT -id, subject_id, data FROM rejections WHERE subject_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(similarities)),),
     ).fetchall()
     if not rows:
-        return [[] for _ in queries]
-    cipher = cipher_of(db, collection.id)
-    data = b"".join(cipher.decrypt(row[2], "vector", row[3]) for row in rows)
-    vectors = np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions)
-    owners = np.array([row[0] for row in rows], np.int64)
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))  # the first row of each subject
-    ends = np.append(starts[1:], len(rows))
-    results = []
-    for similarities in queries.astype(np.float32) @ vectors.T:
-        matches = []
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            nearest = start + int(similarities[start:end].argmax())
-            value = similarities[nearest] if fusion == "best" else similarities[start:end].mean()
-            matches.append(Match(subjects[rows[start][0]], float(value), rows[nearest][1]))
-        results.append(matches)
-    return results
+        return set()
+    rejected = vector_records.decoded(db, collection, rows)
+    pairs = zip(rejected.subjects.tolist(), (rejected.vectors @ query).tolist(), strict=True)
+    return {subject for subject, similarity in pairs if similarity >= similarities[subject] - ROUNDING}
+
+
+def _drop_rejected(db: apsw.Connection, collection: Collection, matches: Sequence[Match], query: Floats) -> list[Match]:
+    """Return the matches that feedback does not rule out for the face [D]."""
+    rejected = _rejected_subjects(db, collection, matches, query)
+    return [match for match in matches if match.subject.id not in rejected]
+
+
+def selected_counts(db: apsw.Connection, collection_id: int, where: Where) -> tuple[int, int]:
+    """Return the number of matching subjects of the collection, and the number of their faces."""
+    if (cipher := cipher_of(db, collection_id)).encrypted:
+        subject_ids = _decrypted_matches(db, cipher, collection_id, where)
+        faces = db.execute(
+            f"SELECT count(*) FROM faces WHERE {_AMONG}",  # noqa: S608  of constants
+            (json.dumps(subject_ids),),
+        ).get
+        return len(subject_ids), faces
+    condition, values = _condition(collection_id, where)
+    chosen = f"SELECT DISTINCT subject_id {condition}"
+    subjects, faces = db.execute(
+        f"WITH chosen AS MATERIALIZED ({chosen}) SELECT (SELECT count(*) FROM chosen),"  # noqa: S608
+        " (SELECT count(*) FROM chosen JOIN faces USING (subject_id))",
+        values,
+    ).get
+    return subjects, faces
+
+
+def selected_subjects(db: apsw.Connection, collection_id: int, where: Where, limit: int = -1) -> list[int]:
+    """Return the ids of at most `limit` matching subjects (-1: all), ascending."""
+    if (cipher := cipher_of(db, collection_id)).encrypted:
+        return _decrypted_matches(db, cipher, collection_id, where)[: None if limit < 0 else limit]
+    condition, values = _condition(collection_id, where)
+    rows = db.execute("SELECT DISTINCT subject_id " + condition + " LIMIT ?", (*values, limit))
+    return sorted(row[0] for row in rows)
+
+
+def selected_among(db: apsw.Connection, collection_id: int, where: Where, ids: Iterable[int]) -> set[int]:
+    """Return those of the subject ids that match."""
+    if (cipher := cipher_of(db, collection_id)).encrypted:
+        return set(_decrypted_matches(db, cipher, collection_id, where, ids))
+    condition, values = _condition(collection_id, where)
+    rows = db.execute(f"SELECT subject_id {condition} AND {_AMONG}", (*values, json.dumps(list(ids))))
+    return {row[0] for row in rows}
+
+
+def _decrypted_matches(
+    db: apsw.Connection, cipher: Cipher, collection_id: int, where: Where, ids: Iterable[int] | None = None
+) -> list[int]:
+    """Return the matching ids of an encrypted collection, ascending. Decrypts all metadata, or that of `ids`."""
+    subjects, where = subject_records.metadata(db, cipher, collection_id, ids), normalised_where(where)
+    return [number for number, metadata in subjects if _is_match(metadata, where)]
+
+
+def _is_match(metadata: Mapping[str, Any], where: Where) -> bool:
+    return all(
+        any((_kind(value), value) == (_kind(metadata.get(key)), metadata.get(key)) for value in allowed)
+        for key, allowed in where.items()
+    )
+
+
+def _kind(value: object) -> str | None:
+    """Return the type of a JSON value as `subject_values` distinguishes them: a boolean is not a number."""
+    kinds = ((bool, "boolean"), (str, "text"), (int | float, "number"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), None)
+
+
+def _condition(collection_id: int, where: Where) -> tuple[str, Row]:
+    """Return the FROM and WHERE clauses of a filter with at least one key, and their parameters."""
+    where = normalised_where(where)
+    values = [value for key, allowed in where.items() for value in (collection_id, key, json.dumps(list(allowed)))]
+    return _FIRST + _FURTHER * (len(where) - 1), tuple(values)

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import apsw
 
-from index.embedded.encryption.data_keys import insert_data_key
+from index.embedded.encryption import insert_data_key
 from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection
-from index.unicode_forms import normalised
-from index.validation import check_key, check_object, check_timestamp, read_object
+from index.validation import check_key, check_object, check_timestamp, normalised, read_object
 
 _COLLECTION = (
     "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted FROM collections"
@@ -24,11 +23,9 @@ _COLLECTION = (
 
 
 def _collection(row: Row) -> Collection:
-    number, name, embedder, fingerprint, dimensions, settings, created_at, generation, encrypted = row
-    settings = read_object(settings)
-    return Collection(
-        number, name, embedder, fingerprint, dimensions, settings, created_at, generation, bool(encrypted)
-    )
+    *columns, settings, created_at, generation, encrypted = row
+    columns += [read_object(settings), created_at, generation, bool(encrypted)]
+    return Collection(*columns)
 
 
 def insert(db: apsw.Connection, collection: Collection) -> Collection:
@@ -129,24 +126,3 @@ def totals(db: apsw.Connection) -> tuple[int, int, int]:
 def gallery_id(db: apsw.Connection) -> str:
     """Return the gallery's unique id. Backups keep it."""
     return str(db.execute("SELECT id FROM gallery").get)
-
-
-def count_miscounted(db: apsw.Connection) -> int:
-    """Return how many collections store another number of subjects or faces than they have."""
-    return int(
-        db.execute(
-            "SELECT count(*) FROM collections AS it"
-            " WHERE subjects != (SELECT count(*) FROM subjects WHERE collection_id = it.id)"
-            " OR faces != (SELECT count(*) FROM faces WHERE collection_id = it.id)"
-        ).get
-    )
-
-
-def count_invalid_json(db: apsw.Connection) -> dict[str, int]:
-    """Return for each table with rows whose JSON column is not valid JSON how many of those it has."""
-    rows = db.execute(
-        "SELECT 'collections', count(*) FROM collections WHERE NOT json_valid(settings)"
-        " UNION ALL SELECT 'subjects', count(*) FROM subjects WHERE NOT json_valid(metadata)"
-        " UNION ALL SELECT 'faces', count(*) FROM faces WHERE NOT json_valid(details)"
-    )
-    return {table: count for table, count in rows if count}

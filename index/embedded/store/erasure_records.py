@@ -33,14 +33,16 @@ def remove_faces(db: apsw.Connection, collection_id: int, ids: Sequence[int], *,
     return _insert_receipt(db, collection_id, subjects, len(ids), last_removal(db), now)
 
 
-def remove_subjects(db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float) -> Receipt:
-    """Delete the subjects and all their faces, and return the receipt."""
+def remove_subjects(
+    db: apsw.Connection, collection_id: int, subject_ids: Sequence[int], now: float
+) -> tuple[Receipt, list[int]]:
+    """Delete the subjects and all their faces, and return the receipt and the ids of the faces."""
     faces = [face for subject_id in subject_ids for face in face_records.ids_of_subject(db, subject_id)]
     receipt = remove_faces(db, collection_id, faces, subjects=len(subject_ids), now=now)
     for subject_id in subject_ids:
         db.execute("DELETE FROM subjects WHERE id = ?", (subject_id,))
         _insert_removal(db, collection_id, subject_id)
-    return receipt
+    return receipt, faces
 
 
 def remove_collection(db: apsw.Connection, collection: Collection, now: float) -> Receipt:
@@ -120,13 +122,17 @@ def last_removal(db: apsw.Connection) -> int:
     return int(db.execute("SELECT coalesce(max(seq), 0) FROM removals").get)
 
 
+def _target(removal: Removal) -> tuple[str, int]:
+    """Return the table and the id of the face, subject or collection of the removal."""
+    if removal.face_id:
+        return "faces", removal.face_id
+    return ("subjects", removal.subject_id) if removal.subject_id else ("collections", removal.collection_id)
+
+
 def target_exists(db: apsw.Connection, removal: Removal) -> bool:
     """Return whether the face, subject or collection of the removal exists."""
-    if removal.face_id:
-        return db.execute("SELECT 1 FROM faces WHERE id = ?", (removal.face_id,)).get is not None
-    if removal.subject_id:
-        return db.execute("SELECT 1 FROM subjects WHERE id = ?", (removal.subject_id,)).get is not None
-    return collection_records.exists(db, removal.collection_id)
+    table, number = _target(removal)
+    return db.execute(f"SELECT 1 FROM {table} WHERE id = ?", (number,)).get is not None  # noqa: S608  a constant
 
 
 def replay(db: apsw.Connection, removal: Removal) -> None:
@@ -135,12 +141,8 @@ def replay(db: apsw.Connection, removal: Removal) -> None:
         "INSERT OR IGNORE INTO removals (seq, collection_id, subject_id, face_id) VALUES (?, ?, ?, ?)",
         (removal.seq, removal.collection_id, removal.subject_id, removal.face_id),
     )
-    if removal.face_id:
-        db.execute("DELETE FROM faces WHERE id = ?", (removal.face_id,))
-    elif removal.subject_id:
-        db.execute("DELETE FROM subjects WHERE id = ?", (removal.subject_id,))
-    else:
-        db.execute("DELETE FROM collections WHERE id = ?", (removal.collection_id,))
+    table, number = _target(removal)
+    db.execute(f"DELETE FROM {table} WHERE id = ?", (number,))  # noqa: S608  a constant
 
 
 def skip_ids(db: apsw.Connection, gap: Callable[[], int]) -> None:

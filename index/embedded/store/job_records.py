@@ -9,14 +9,12 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import lease_records, subject_records
 from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
 from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Properties
-from index.unicode_forms import normalised
-from index.validation import check_item, read_object
+from index.validation import check_item, normalised, read_object
 
 LEASE_S = 15.0
 # Assignments that delete what the caller sent, for an item that is finished.
@@ -75,7 +73,7 @@ def insert(
         (collection_id, token, json.dumps(dict(settings)), now, actor),
     )
     job = find(db, collection_id, token)
-    take_lease(db, job, holder, now)
+    lease_records.take(db, lease(job), holder, now, LEASE_S)
     return job
 
 
@@ -106,7 +104,7 @@ def finish(db: apsw.Connection, job: Job, state: JobResult, problem: str | None,
         f"UPDATE job_items SET status = ?, {_CLEAR} WHERE job_id = ? AND status = 'pending'",  # noqa: S608  constants
         (state, job.id),
     )
-    db.execute("DELETE FROM leases WHERE name = ?", (_lease(job),))
+    db.execute("DELETE FROM leases WHERE name = ?", (lease(job),))
 
 
 def insert_items(db: apsw.Connection, job: Job, items: Sequence[Item | Outcome]) -> None:
@@ -232,26 +230,11 @@ def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
     return db.changes()
 
 
-def _lease(job: Job) -> str:
+def lease(job: Job) -> str:
+    """Return the name of the job's lease."""
     return f"job:{job.token}"
 
 
 def has_lease(db: apsw.Connection, job: Job) -> bool:
     """Return whether the job's lease exists, held or released. In a restored ledger it does not."""
-    return db.execute("SELECT 1 FROM leases WHERE name = ?", (_lease(job),)).get is not None
-
-
-def take_lease(db: apsw.Connection, job: Job, holder: str, now: float) -> bool:
-    """Take or renew the job's lease and return True; False while another process holds it."""
-    return lease_records.take(db, _lease(job), holder, now, LEASE_S)
-
-
-def renew_lease(db: apsw.Connection, job: Job, holder: str, now: float) -> bool:
-    """Renew the job's lease and return True; False if `holder` does not hold it."""
-    db.execute("UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?", (now + LEASE_S, _lease(job), holder))
-    return db.changes() > 0
-
-
-def release_lease(db: apsw.Connection, job: Job, holder: str) -> None:
-    """Let another process take the job's lease."""
-    db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (_lease(job), holder))
+    return db.execute("SELECT 1 FROM leases WHERE name = ?", (lease(job),)).get is not None

@@ -25,6 +25,12 @@ def is_held(db: apsw.Connection, name: str, now: float, seconds: float) -> bool:
     return db.execute(statement, (name, now, now + seconds)).get is not None
 
 
+def renew(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
+    """Renew the lease and return True; False if `holder` does not hold it."""
+    db.execute("UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?", (now + seconds, name, holder))
+    return db.changes() > 0
+
+
 def release(db: apsw.Connection, name: str, holder: str) -> None:
-    """Delete the lease if `holder` holds it."""
-    db.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, holder))
+    """Let another process take the lease, if `holder` holds it. The row stays: a job without a lease row has failed."""
+    db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (name, holder))

@@ -21,14 +21,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import apsw
 
 from index import protocol
-from index.embedded.encryption.data_keys import CollectionKeys, LedgerConnection
+from index.embedded.encryption import CollectionKeys, LedgerConnection
 from index.embedded.store import migrations
 from index.embedded.store.atomic_files import is_disk_full
 from index.embedded.store.secure_delete import MAX_PAGES, Pages, open_pages
 from index.errors import GalleryError
 
 P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -107,10 +106,9 @@ class Ledger:
         Raises:
             GalleryError: the ledger is closed.
         """
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect_reader()
-            connection.pragma("query_only", True)
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self._connect_reader()
+        connection: apsw.Connection = self._local.connection
         return connection
 
     @contextmanager
@@ -193,6 +191,7 @@ class Ledger:
     def _connect_reader(self) -> apsw.Connection:
         with self._open_lock():
             connection = self._connect()
+            connection.pragma("query_only", True)
             self._readers.append(connection)
         return connection
 
@@ -209,28 +208,18 @@ class Ledger:
         return connection
 
     def _run_writer(self, connection: apsw.Connection) -> None:
+        """Commit all queued writes together, again and again until the ledger closes, which queues None."""
         try:
-            while (batch := self._next_batch()) is not None:
+            while (queued := self._waiting.get()) is not None:
+                batch = [queued]
+                while len(batch) < MAX_BATCH and not self._waiting.empty():
+                    if (queued := self._waiting.get()) is None:
+                        self._waiting.put(None)
+                        break
+                    batch.append(queued)
                 self._commit(connection, batch)
         finally:
             connection.close()
-
-    def _next_batch(self) -> list[_QueuedWrite] | None:
-        """Wait for a write, and return all that are queued; None when the ledger closes."""
-        first = self._waiting.get()
-        if first is None:
-            return None
-        batch = [first]
-        while len(batch) < MAX_BATCH:
-            try:
-                queued = self._waiting.get_nowait()
-            except queue.Empty:
-                break
-            if queued is None:
-                self._waiting.put(None)
-                break
-            batch.append(queued)
-        return batch
 
     def _commit(self, connection: apsw.Connection, batch: list[_QueuedWrite]) -> None:
         running = [queued for queued in batch if queued[1].set_running_or_notify_cancel()]
@@ -287,20 +276,30 @@ class Committing(Generic[P, T]):
     def __init__(self, plan: Callable[P, Change[T]]):
         self.planned = plan
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Commit the change, wait until it is durable, and return its result."""
         return self.planned(*args, **kwargs).submit().result()
 
 
-class committing(Generic[S, P, T]):  # noqa: N801  a decorator
-    """Decorate a method that returns a Change: a call commits the change, `method.planned(...)` returns it."""
+class committing(Generic[P, T]):  # noqa: N801  a decorator
+    """Decorate a method that runs in a write of `self.ledger` and gets the connection as its first argument.
 
-    def __init__(self, plan: Callable[Concatenate[S, P], Change[T]]):
-        self._plan = plan
-        self.__doc__ = plan.__doc__
+    A call without the connection commits the write and returns its result, `method.planned(...)` returns the Change.
+    """
 
-    def __get__(self, instance: S, owner: type[S]) -> Committing[P, T]:
-        return Committing(partial(self._plan, instance))
+    def __init__(self, write: Callable[Concatenate[Any, apsw.Connection, P], T]):
+        self._write = write
+        self.__doc__ = write.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Committing[P, T]:
+        return Committing(partial(self._planned, instance))
+
+    def _planned(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
+        return Change(instance.ledger, lambda db: self._write(instance, db, *args, **kwargs), self._after(instance))
+
+    def _after(self, instance: Any) -> Write | None:
+        """Return the function to call after the commit; see `Ledger.submit`."""
+        return None
 
 
 class Watcher:

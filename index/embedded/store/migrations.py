@@ -223,7 +223,7 @@ STEPS: tuple[str, ...] = (
         UPDATE collections SET faces = faces - 1 WHERE id = old.collection_id;
     END;
     """,
-    # Encrypted collections: data keys, wrapped by the operator's key (index/embedded/encryption/data_keys.py), and the
+    # Encrypted collections: data keys, wrapped by the operator's key (index/embedded/encryption.py), and the
     # columns `sealed`, which replace others. A subject's key, also in jobs, is then an HMAC of the caller's key.
     """
     ALTER TABLE collections ADD COLUMN encrypted INTEGER NOT NULL DEFAULT 0;

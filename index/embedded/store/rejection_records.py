@@ -1,42 +1,36 @@
-"""Rows of feedback: faces that were reported not to be a subject."""
+"""Rows of feedback: faces that were reported not to be a subject. As faces they have negative ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import apsw
-import numpy as np
 
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.store import vector_records
 from index.embedded.store.ledger import Row
-from index.types import Collection, Floats, Ints
+from index.embedded.store.vector_records import FaceVectors
+from index.types import Collection, Floats
 
 
-def read(db: apsw.Connection, collection: Collection, after: int, limit: int) -> tuple[Ints, Floats]:
-    """Return ids [N] and vectors [N, D] of at most `limit` rows with ids greater than `after`, ascending.
+def read(db: apsw.Connection, collection: Collection, after: int, limit: int) -> FaceVectors:
+    """Return the vectors of at most `limit` rejected faces with ids above `after`, ascending.
 
-    Rows whose vector does not have D numbers are left out; see `reembedding.find_faults`.
+    Vectors that do not have D numbers are left out; `vestibule gallery verify` reports them.
 
     Raises:
         LockedError. CorruptError: encrypted data was modified.
     """
-    cipher = cipher_of(db, collection.id)
+    size = cipher_of(db, collection.id).overhead + 4 * collection.dimensions
     rows: list[Row] = db.execute(
-        "SELECT rejections.id, data FROM rejections JOIN subjects ON subjects.id = subject_id"
-        " WHERE collection_id = ? AND rejections.id > ? AND length(data) = ? ORDER BY rejections.id LIMIT ?",
-        (collection.id, after, cipher.encrypted_size(4 * collection.dimensions), limit),
+        "SELECT -rejections.id, subject_id, data FROM rejections JOIN subjects ON subjects.id = subject_id"
+        " WHERE collection_id = ? AND -rejections.id > ? AND length(data) = ? ORDER BY rejections.id DESC LIMIT ?",
+        (collection.id, after, size, limit),
     ).fetchall()
-    data = b"".join(cipher.decrypt(encrypted, "vector", -number) for number, encrypted in rows)
-    vectors = np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions)
-    return np.fromiter((row[0] for row in rows), np.int64, len(rows)), vectors
+    return vector_records.decoded(db, collection, rows)
 
 
-def replace_vectors(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> dict[int, int]:
-    """Replace the vectors [D] of these rows, by id; return the subject of each row that still exists."""
-    cipher, subjects = cipher_of(db, collection.id), {}
-    for number, vector in vectors.items():
-        data = cipher.encrypt(vector_records.encode(vector, collection.dimensions), "vector", -number)
-        for row in db.execute("UPDATE rejections SET data = ? WHERE id = ? RETURNING subject_id", (data, number)):
-            subjects[number] = row[0]
-    return subjects
+def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
+    """Replace the vectors [D] of those of these rejected faces that exist, and return their ids."""
+    statement = "UPDATE rejections SET data = ? WHERE id = -? RETURNING -id"
+    return vector_records.update(db, collection, vectors, statement)

@@ -9,25 +9,20 @@ from typing import Any
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of, ciphers
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store.ledger import Row
 from index.errors import CorruptError, NotFoundError
 from index.types import CountedSubject, Subject
-from index.unicode_forms import normalised, normalised_metadata
-from index.validation import check_subject, read_object
+from index.validation import check_subject, normalised, normalised_metadata, read_object
 
 # Columns from which `read_subject` makes a Subject.
-COLUMNS = (
-    "subjects.collection_id, subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at,"
-    " expires_at"
-)
+COLUMNS = "subjects.id, subjects.key, name, metadata, subjects.sealed, subjects.created_at, expires_at"
 _SUBJECT = f"SELECT {COLUMNS}, (SELECT count(*) FROM faces WHERE subject_id = subjects.id) FROM subjects"  # noqa: S608
 
 
 def read_subject(cipher: Cipher, row: Row) -> Subject:
     """Return the subject of a row of COLUMNS."""
-    _, number, *stored, created_at, expires_at = row
+    number, *stored, created_at, expires_at = row
     key, name, metadata = decrypt(cipher, number, *stored)
     return Subject(number, key, name, read_object(metadata), created_at, expires_at)
 
@@ -118,11 +113,13 @@ def page(
     return [_counted(cipher, row) for row in rows]
 
 
-def by_id(db: apsw.Connection, ids: Iterable[int]) -> dict[int, Subject]:
-    """Return those of the subjects that exist, by id."""
-    cipher = ciphers(db)
-    rows = db.execute(f"{_SUBJECT} JOIN json_each(?) ON value = subjects.id", (json.dumps(list(ids)),))
-    return {row[1]: _counted(cipher(row[0]), row) for row in rows}
+def by_id(db: apsw.Connection, cipher: Cipher, ids: Iterable[int]) -> dict[int, Subject]:
+    """Return those of these subjects of a collection that exist, by id."""
+    rows = db.execute(
+        f"SELECT {COLUMNS} FROM json_each(?) JOIN subjects ON subjects.id = value",  # noqa: S608  of constants
+        (json.dumps(list(ids)),),
+    )
+    return {row[0]: read_subject(cipher, row) for row in rows}
 
 
 def metadata(

@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import apsw
 
 from index.embedded.store import collection_records, erasure_records
-from index.embedded.store.atomic_files import sync_folder, write_atomically
-from index.embedded.store.erasure_records import Removal
+from index.embedded.store.atomic_files import begin_file, sync, write_atomically
+from index.embedded.store.ledger import P, T, committing
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
@@ -52,20 +52,16 @@ class Tombstones:
                     f"the ledger is older than the erasures in {self.path}; put a backup back by `restore`"
                 )
             file.truncate(end)  # incomplete lines of a crash, which are written again now
-            more = True
-            while more:
-                removals = erasure_records.removals(db, last, limit=BATCH_LINES)
-                file.write(b"".join(map(_line, removals)))
-                file.flush()
-                os.fsync(file.fileno())  # also without new lines: the process that wrote the last one may have crashed
-                more = len(removals) == BATCH_LINES
-                last = removals[-1].seq if removals else last
+            # Sync also without new lines: the process that wrote the last one may have crashed.
+            for lines in [*_batches(db, last)] or [b""]:
+                file.write(lines)
+                sync(file)
 
     def rewrite(self, db: apsw.Connection) -> None:
         """Replace the file by one with all removals of the ledger."""
         write_atomically(self.path, _content(db))
 
-    def read(self) -> tuple[str, Iterator[Removal]] | None:
+    def read(self) -> tuple[str, Iterator[erasure_records.Removal]] | None:
         """Return the gallery's id and an iterator over all removals in order; None if there is no file.
 
         Incomplete lines at the end are left out: those erasures were not acknowledged.
@@ -80,7 +76,7 @@ class Tombstones:
             return None
         return _gallery_id(self.path, header), self._removals()
 
-    def _removals(self) -> Iterator[Removal]:
+    def _removals(self) -> Iterator[erasure_records.Removal]:
         last, damaged = 0, 0
         with self.path.open("rb") as file:
             file.readline()
@@ -102,15 +98,18 @@ class Tombstones:
             file.seek(0)
             header = file.readline()
             if not header.endswith(b"\n"):  # a new file, or a crash interrupted the first line
-                file.truncate(0)
                 header = _header(gallery_id)
-                file.write(header)
-                file.flush()
-                os.fsync(file.fileno())
-                sync_folder(self.path.parent)
+                begin_file(self.path, file, header)
             if _gallery_id(self.path, header) != gallery_id:
                 raise CorruptError(f"{self.path} belongs to another gallery than the ledger beside it")
             yield file
+
+
+class erasing(committing[P, T]):  # noqa: N801  a decorator
+    """As `committing`, for a method that erases data: `self.tombstones` are written before its result is returned."""
+
+    def _after(self, instance: Any) -> Any:
+        return instance.tombstones.append_new
 
 
 def _with_checksum(text: str) -> bytes:
@@ -127,13 +126,13 @@ def _header(gallery_id: str) -> bytes:
     return _with_checksum(f"{MAGIC} {VERSION} {gallery_id}")
 
 
-def _line(removal: Removal) -> bytes:
+def _line(removal: erasure_records.Removal) -> bytes:
     return _with_checksum(f"{removal.seq} {removal.collection_id} {removal.subject_id} {removal.face_id}")
 
 
-def _parsed(line: bytes) -> Removal | None:
+def _parsed(line: bytes) -> erasure_records.Removal | None:
     words = _words(line)
-    return Removal(*map(int, words)) if words is not None else None
+    return erasure_records.Removal(*map(int, words)) if words is not None else None
 
 
 def _gallery_id(path: Path, header: bytes) -> str:
@@ -160,7 +159,11 @@ def _tail(path: Path, file: BinaryIO) -> tuple[int, int]:
 
 def _content(db: apsw.Connection) -> Iterable[bytes]:
     yield _header(collection_records.gallery_id(db))
-    last = 0
+    yield from _batches(db, 0)
+
+
+def _batches(db: apsw.Connection, last: int) -> Iterator[bytes]:
+    """Yield the lines of all removals after the removal `last`, `BATCH_LINES` at a time."""
     while removals := erasure_records.removals(db, last, limit=BATCH_LINES):
         yield b"".join(map(_line, removals))
         last = removals[-1].seq

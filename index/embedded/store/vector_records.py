@@ -10,10 +10,12 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.data_keys import cipher_of, ciphers
+from index.embedded.encryption import cipher_of
 from index.embedded.store.ledger import Row
 from index.types import Collection, Floats, Ints
 from index.validation import unit_vectors
+
+MAX_ID = 2**63 - 1  # of a row in SQLite
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,23 @@ def encode(vector: npt.ArrayLike, dimensions: int) -> bytes:
 
 
 def read(
-    db: apsw.Connection, collection_id: int, dimensions: int, after: int, limit: int = -1, through: int | None = None
+    db: apsw.Connection, collection: Collection, after: int, limit: int = -1, through: int = MAX_ID
 ) -> FaceVectors:
     """Return the vectors of at most `limit` faces of the collection with ids in `after` < id <= `through`."""
     rows: list[Row] = db.execute(
         "SELECT faces.id, subject_id, data FROM faces JOIN vectors ON face_id = faces.id"
         " WHERE collection_id = ? AND faces.id > ? AND faces.id <= ? ORDER BY faces.id LIMIT ?",
-        (collection_id, after, 2**63 - 1 if through is None else through, limit),
+        (collection.id, after, through, limit),
     ).fetchall()
-    cipher = cipher_of(db, collection_id)
+    return decoded(db, collection, rows)
+
+
+def decoded(db: apsw.Connection, collection: Collection, rows: Sequence[Row]) -> FaceVectors:
+    """Return the faces of rows of face id, subject id and vector as it is stored."""
+    cipher = cipher_of(db, collection.id)
     data = b"".join(cipher.decrypt(row[2], "vector", row[0]) for row in rows)
-    return FaceVectors(
-        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
-        np.fromiter((row[1] for row in rows), np.int64, len(rows)),
-        np.frombuffer(data, "<f4").reshape(len(rows), dimensions),
-    )
+    ids = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    return FaceVectors(ids[:, 0], ids[:, 1], np.frombuffer(data, "<f4").reshape(len(rows), collection.dimensions))
 
 
 def has_more(db: apsw.Connection, collection_id: int, after: int, count: int) -> bool:
@@ -81,33 +85,38 @@ def has_more(db: apsw.Connection, collection_id: int, after: int, count: int) ->
     return db.execute(statement, (collection_id, after, count - 1)).get is not None
 
 
-def by_subject(db: apsw.Connection, ids: Iterable[int], dimensions: int) -> dict[int, Floats]:
-    """Return the vectors [faces, D] of each of the subjects that has any, by the subject's id."""
-    vectors: dict[int, list[Floats]] = {}
-    cipher = ciphers(db)
-    rows = db.execute(
-        "SELECT collection_id, subject_id, faces.id, data FROM faces JOIN vectors ON face_id = faces.id"
-        " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY faces.id",
+def of_subjects(db: apsw.Connection, collection: Collection, ids: Iterable[int]) -> tuple[FaceVectors, list[str]]:
+    """Return the vectors and the tokens of all faces of these subjects, sorted by subject and face."""
+    rows: list[Row] = db.execute(
+        "SELECT faces.id, subject_id, data, token FROM faces JOIN vectors ON face_id = faces.id"
+        " WHERE subject_id IN (SELECT value FROM json_each(?)) ORDER BY subject_id, faces.id",
         (json.dumps(list(ids)),),
-    )
-    for collection_id, subject_id, face_id, data in rows:
-        vector = cipher(collection_id).decrypt(data, "vector", face_id)
-        vectors.setdefault(subject_id, []).append(np.frombuffer(vector, "<f4", dimensions))
-    return {subject_id: np.stack(rows) for subject_id, rows in vectors.items()}
+    ).fetchall()
+    return decoded(db, collection, rows), [row[3] for row in rows]
 
 
 def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
-    """Replace the vectors of these faces, drop all files built from the old ones, and return the faces' ids."""
+    """Replace the vectors of those of these faces that exist, drop all files of the old ones, and return their ids."""
+    replaced = update(db, collection, vectors, "UPDATE vectors SET data = ? WHERE face_id = ? RETURNING face_id")
+    drop_files(db, collection.id)
+    return replaced
+
+
+def update(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats], statement: str) -> list[int]:
+    """Run the statement for the stored form and the id of each vector [D], and return the ids that it returns."""
     cipher = cipher_of(db, collection.id)
     rows = [
         (cipher.encrypt(encode(vector, collection.dimensions), "vector", face), face)
         for face, vector in vectors.items()
     ]
-    db.executemany("UPDATE vectors SET data = ? WHERE face_id = ?", rows)
-    db.execute("UPDATE collections SET generation = generation + 1 WHERE id = ?", (collection.id,))
-    db.execute("DELETE FROM segments WHERE collection_id = ?", (collection.id,))
-    drop_inverted_file(db, collection.id)
-    return list(vectors)
+    return [row[0] for row in db.executemany(statement, rows)]
+
+
+def drop_files(db: apsw.Connection, collection_id: int) -> None:
+    """Begin a new generation of the collection's vectors, and delete the rows of all files of the old ones."""
+    db.execute("UPDATE collections SET generation = generation + 1 WHERE id = ?", (collection_id,))
+    db.execute("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
+    drop_inverted_file(db, collection_id)
 
 
 def count_missing(db: apsw.Connection, collection_id: int, size: int) -> int:
@@ -157,6 +166,12 @@ def put_inverted_file(db: apsw.Connection, collection_id: int, new: InvertedFile
 def drop_inverted_file(db: apsw.Connection, collection_id: int) -> None:
     """Delete the row of the collection's inverted file, so that searches compare every face."""
     db.execute("DELETE FROM indexes WHERE collection_id = ?", (collection_id,))
+
+
+def file_records(db: apsw.Connection, collection_id: int) -> list[SegmentRecord | InvertedFileRecord]:
+    """Return the collection's segments in the order of their faces' ids, and then its inverted file if it has one."""
+    index = inverted_file(db, collection_id)
+    return [*segments(db, collection_id), *((index,) if index else ())]
 
 
 def mark_clean(db: apsw.Connection, collection_id: int, files: Sequence[str], through: int) -> None:

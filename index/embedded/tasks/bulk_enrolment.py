@@ -10,19 +10,24 @@ the backup.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_expired_among, remove_subjects
-from index.embedded.encryption.data_keys import is_locked
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import collection_records, erasure_records, face_records, job_records, subject_records
-from index.embedded.store.ledger import Change, committing
+from index.embedded.encryption import is_locked
+from index.embedded.gallery import GalleryComponent, remove_expired_among, remove_subjects
+from index.embedded.store import (
+    collection_records,
+    erasure_records,
+    face_records,
+    job_records,
+    lease_records,
+    subject_records,
+)
+from index.embedded.store.ledger import committing
+from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
 from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 
@@ -33,65 +38,50 @@ ALL_FAILED = "all items failed; see the problem of each item"
 MAX_ROWS, MAX_BYTES = 2048, 4 * 2**20
 
 
-class JobQueue:
+class JobQueue(GalleryComponent):
     """Submit, list and cancel the bulk jobs of a gallery."""
 
-    def __init__(self, gallery: EmbeddedGallery):
-        self._gallery = gallery
-        self._ledger = gallery.ledger
-        self._holder = secrets.token_hex(16)
-
     @committing
-    def begin(self, collection: str, settings: Mapping[str, object], *, actor: str | None = None) -> Change[Job]:
+    def begin(
+        self, db: apsw.Connection, collection: str, settings: Mapping[str, object], *, actor: str | None = None
+    ) -> Job:
         """Create a job, which no worker takes before `ready`. `actor`, as in `Gallery`, is also that of its enrolments.
 
         Raises:
             NotFoundError: no such collection. InvalidError: the actor may be a name.
         """
-
-        def write(db: apsw.Connection) -> Job:
-            number, now = collection_records.find(db, collection).id, self._gallery.clock()
-            AuditEvent("submit_job", now, actor)  # validates the actor
-            return job_records.insert(db, number, settings, self._holder, now, actor)
-
-        return self._gallery.change(write)
+        number, now = collection_records.find(db, collection).id, self.gallery.clock()
+        audit.AuditEvent("submit_job", now, actor)  # validates the actor
+        return job_records.insert(db, number, settings, self.holder, now, actor)
 
     @committing
-    def append(self, job: Job, items: Sequence[Item | Outcome]) -> Change[None]:
+    def append(self, db: apsw.Connection, job: Job, items: Sequence[Item | Outcome]) -> None:
         """Add items to the job; an Outcome is that of an item which cannot be enrolled.
 
         Raises:
             NotFoundError: the collection was dropped. InvalidError: see `job_records.check_item`.
         """
-
-        def write(db: apsw.Connection) -> None:
-            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
-                raise NotFoundError("the job no longer exists")
-            job_records.insert_items(db, job, items)
-
-        return self._gallery.change(write)
+        if not lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), job_records.LEASE_S):
+            raise NotFoundError("the job no longer exists")
+        job_records.insert_items(db, job, items)
 
     @committing
-    def ready(self, job: Job) -> Change[Job]:
+    def ready(self, db: apsw.Connection, job: Job) -> Job:
         """Queue the job for the workers once all items were appended. From then on it survives a crash.
 
         Raises:
             NotFoundError: the collection was dropped.
         """
-
-        def write(db: apsw.Connection) -> Job:
-            job_records.release_lease(db, job, self._holder)
-            queued = job_records.set_state(db, job, "queued")
-            event = AuditEvent("submit_job", self._gallery.clock(), job.actor, job.collection_id, of=job.token)
-            audit.record(db, event)
-            return queued
-
-        return self._gallery.change(write)
+        lease_records.release(db, job_records.lease(job), self.holder)
+        queued = job_records.set_state(db, job, "queued")
+        event = audit.AuditEvent("submit_job", self.gallery.clock(), job.actor, job.collection_id, of=job.token)
+        audit.record(db, event)
+        return queued
 
     @committing
-    def abandon(self, job: Job) -> Change[None]:
+    def abandon(self, db: apsw.Connection, job: Job) -> None:
         """Delete a job whose upload was not completed."""
-        return self._gallery.change(lambda db: job_records.delete(db, job))
+        job_records.delete(db, job)
 
     def job(self, collection: str, token: str) -> Job:
         """Return the job.
@@ -99,7 +89,7 @@ class JobQueue:
         Raises:
             NotFoundError: no such collection or job.
         """
-        with self._ledger.snapshot() as db:
+        with self.ledger.snapshot() as db:
             return job_records.find(db, collection_records.find(db, collection).id, token)
 
     def list_jobs(self, collection: str, after: int, limit: int) -> list[Job]:
@@ -108,87 +98,89 @@ class JobQueue:
         Raises:
             NotFoundError: no such collection.
         """
-        with self._ledger.snapshot() as db:
+        with self.ledger.snapshot() as db:
             return job_records.page(db, collection_records.find(db, collection).id, after, limit)
 
     def counts(self, job: Job) -> dict[ItemStatus, int]:
         """Return the number of items by status, without statuses that no item has."""
-        return job_records.counts(self._ledger.reader(), job)
+        return job_records.counts(self.ledger.reader(), job)
 
     def outcomes(self, job: Job, after: int, limit: int) -> list[Outcome]:
         """Return at most `limit` outcomes with numbers greater than `after`, in the order of the items."""
-        return job_records.outcomes(self._ledger.reader(), job, after, limit)
+        return job_records.outcomes(self.ledger.reader(), job, after, limit)
 
     @committing
-    def cancel(self, collection: str, token: str, *, actor: str | None = None) -> Change[Job]:
+    def cancel(self, db: apsw.Connection, collection: str, token: str, *, actor: str | None = None) -> Job:
         """Cancel the job unless it is finished, and return it. What it enrolled stays enrolled.
 
         Raises:
             NotFoundError: no such collection or job.
         """
+        job = job_records.find(db, collection_records.find(db, collection).id, token)
+        if job.finished_at is None:
+            now = self.gallery.clock()
+            job_records.finish(db, job, "cancelled", None, now)
+            audit.record(db, audit.AuditEvent("cancel_job", now, actor, job.collection_id, of=job.token))
+        return job_records.find(db, job.collection_id, token)
 
-        def write(db: apsw.Connection) -> Job:
-            job = job_records.find(db, collection_records.find(db, collection).id, token)
-            if job.finished_at is None:
-                now = self._gallery.clock()
-                job_records.finish(db, job, "cancelled", None, now)
-                audit.record(db, AuditEvent("cancel_job", now, actor, job.collection_id, of=job.token))
-            return job_records.find(db, job.collection_id, token)
-
-        return self._gallery.change(write)
-
-    @committing
-    def remove_subject(self, collection: str, key: str, *, actor: str | None = None) -> Change[Receipt]:
+    @erasing
+    def remove_subject(self, db: apsw.Connection, collection: str, key: str, *, actor: str | None = None) -> Receipt:
         """Erase the subject as `Gallery.remove_subject` does, and its pending items.
 
         Raises:
             NotFoundError: no such collection; or no such subject, and no pending item of it.
         """
-
-        def write(db: apsw.Connection) -> Receipt:
-            number, now = collection_records.find(db, collection).id, self._gallery.clock()
-            pending = job_records.erase_items(db, number, key)
-            try:
-                return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), now, actor)
-            except NotFoundError:
-                if not pending:
-                    raise
-                receipt = erasure_records.remove_faces(db, number, [], subjects=1, now=now)
-                # The subject has no id yet. The event refers to the receipt instead.
-                audit.record(db, AuditEvent("erase", now, actor, number, of=receipt.token))
-                return receipt
-
-        return self._gallery.erasure(write)
+        number, now = collection_records.find(db, collection).id, self.gallery.clock()
+        pending = job_records.erase_items(db, number, key)
+        try:
+            return remove_subjects(db, number, subject_records.ids_of_key(db, number, key), now, actor)
+        except NotFoundError:
+            if not pending:
+                raise
+            receipt = erasure_records.remove_faces(db, number, [], subjects=1, now=now)
+            # The subject has no id yet. The event refers to the receipt instead.
+            audit.record(db, audit.AuditEvent("erase", now, actor, number, of=receipt.token))
+            return receipt
 
 
-class BulkEnrolmentWorker:
+class BulkEnrolmentWorker(GalleryComponent):
     """Works on one bulk job at a time. No two workers of any process work on the same job."""
 
-    def __init__(self, gallery: EmbeddedGallery):
-        self._gallery = gallery
-        self._ledger = gallery.ledger
-        self._holder = secrets.token_hex(16)
-
-    def claim(self, postponed: Container[int] = ()) -> Job | None:
+    @committing
+    def claim(self, db: apsw.Connection, postponed: Container[int] = ()) -> Job | None:
         """Take the lease of the oldest job that no other worker has and whose id is not in `postponed`; return the job.
 
         None where there is none.
         """
-        return self._ledger.write(lambda db: self._claim(db, postponed))
+        now = self.gallery.clock()
+        job_records.delete_finished(db, now, KEEP_S)
+        for job in job_records.unfinished(db):
+            if job.id in postponed or is_locked(db, job.collection_id):  # another process may have the key
+                continue
+            if not job_records.has_lease(db, job):
+                problem = "a backup was restored before the job was done; submit it again"
+                job_records.finish(db, job, "failed", problem, now)
+            elif lease_records.take(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+                if job.state != "receiving":
+                    return job_records.set_state(db, job, "running")
+                job_records.delete(db, job)  # the process that received it has died
+        return None
 
-    def keep(self, job: Job) -> bool:
+    @committing
+    def keep(self, db: apsw.Connection, job: Job) -> bool:
         """Renew the lease; False where the job is finished or another worker's."""
-        return self._ledger.write(lambda db: job_records.renew_lease(db, job, self._holder, self._gallery.clock()))
+        return lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), job_records.LEASE_S)
 
-    def release(self, job: Job) -> None:
+    @committing
+    def release(self, db: apsw.Connection, job: Job) -> None:
         """Release the lease."""
-        self._ledger.write(lambda db: job_records.release_lease(db, job, self._holder))
+        lease_records.release(db, job_records.lease(job), self.holder)
 
     def pending(self, job: Job, pictures: int) -> list[Item]:
         """Return the next batch of items, all of one kind; at most `pictures` images."""
         batch: list[Item] = []
         size = 0
-        with self._ledger.snapshot() as db, closing(job_records.pending(db, job)) as items:
+        with self.ledger.snapshot() as db, closing(job_records.pending(db, job)) as items:
             for item in items:
                 limit = pictures if item.kind == "picture" else MAX_ROWS
                 if batch and (item.kind != batch[0].kind or len(batch) == limit or size > MAX_BYTES):
@@ -197,7 +189,8 @@ class BulkEnrolmentWorker:
                 size += len(item.data)
         return batch
 
-    def enrol(self, job: Job, results: Sequence[ProcessedItem], fingerprint: str) -> bool:
+    @committing
+    def enrol(self, db: apsw.Connection, job: Job, results: Sequence[ProcessedItem], fingerprint: str) -> bool:
         """Enrol faces that the pipeline `fingerprint` found; False where the job is finished or another worker's.
 
         Items that are no longer pending, because their subject was erased, are skipped.
@@ -205,52 +198,12 @@ class BulkEnrolmentWorker:
         Raises:
             ConflictError: the collection belongs to another pipeline.
         """
-
-        def write(db: apsw.Connection) -> bool:
-            if not job_records.renew_lease(db, job, self._holder, self._gallery.clock()):
-                return False
-            collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
-            pending = job_records.still_pending(db, job, [result.item.number for result in results])
-            self._insert(db, job, [result for result in results if result.item.number in pending])
-            return True
-
-        return self._ledger.write(write)
-
-    def finish(self, job: Job, state: JobResult, problem: str | None = None) -> None:
-        """Finish the job and delete its items, unless it is another worker's now.
-
-        A job that is done has failed if all its items failed.
-        """
-
-        def write(db: apsw.Connection) -> None:
-            now = self._gallery.clock()
-            if not job_records.renew_lease(db, job, self._holder, now):
-                return
-            if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
-                job_records.finish(db, job, "failed", ALL_FAILED, now)
-            else:
-                job_records.finish(db, job, state, problem, now)
-
-        self._ledger.write(write)
-
-    def _claim(self, db: apsw.Connection, postponed: Container[int]) -> Job | None:
-        now = self._gallery.clock()
-        job_records.delete_finished(db, now, KEEP_S)
-        for job in job_records.unfinished(db):
-            if job.id in postponed or is_locked(db, job.collection_id):  # another process may have the key
-                continue
-            if not job_records.has_lease(db, job):
-                problem = "a backup was restored before the job was done; submit it again"
-                job_records.finish(db, job, "failed", problem, now)
-            elif job_records.take_lease(db, job, self._holder, now):
-                if job.state != "receiving":
-                    return job_records.set_state(db, job, "running")
-                job_records.delete(db, job)  # the process that received it has died
-        return None
-
-    def _insert(self, db: apsw.Connection, job: Job, results: Sequence[ProcessedItem]) -> None:
-        """Enrol the faces, record them in the audit log, and store the outcome of each item."""
-        now = self._gallery.clock()
+        now = self.gallery.clock()
+        if not lease_records.renew(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+            return False
+        collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
+        pending = job_records.still_pending(db, job, [result.item.number for result in results])
+        results = [result for result in results if result.item.number in pending]
         remove_expired_among(db, job.collection_id, {result.item.subject for result in results if result.faces}, now)
         for result in results:
             if result.faces and (properties := result.item.properties) is not None:
@@ -259,12 +212,29 @@ class BulkEnrolmentWorker:
             db, job.collection_id, [face for result in results for face in result.faces], now
         )
         if ids := [face.id for face in enrolled]:
-            subjects = audit.subjects_of(db, ids)
-            audit.record(db, AuditEvent("enrol", now, job.actor, job.collection_id, subjects, ids))
+            subjects = face_records.subjects_of(db, ids)
+            audit.record(db, audit.AuditEvent("enrol", now, job.actor, job.collection_id, subjects, ids))
         tokens = iter([face.token for face in enrolled])
-        outcomes = []
-        for result in results:
-            faces = [next(tokens) for _ in result.faces]
-            details = {**result.outcome.result, "faces": faces}
-            outcomes.append(Outcome(result.item.number, result.outcome.status, details))
+        outcomes = [
+            Outcome(
+                result.item.number,
+                result.outcome.status,
+                {**result.outcome.result, "faces": [next(tokens) for _ in result.faces]},
+            )
+            for result in results
+        ]
         job_records.finish_items(db, job, outcomes)
+        return True
+
+    @committing
+    def finish(self, db: apsw.Connection, job: Job, state: JobResult, problem: str | None = None) -> None:
+        """Finish the job and delete its items, unless it is another worker's now.
+
+        A job that is done has failed if all its items failed.
+        """
+        now = self.gallery.clock()
+        if not lease_records.renew(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+            return
+        if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
+            state, problem = "failed", ALL_FAILED
+        job_records.finish(db, job, state, problem, now)

@@ -17,20 +17,19 @@ import apsw
 import numpy as np
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.audit.erasure import remove_expired
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
-from index.embedded.gallery import EmbeddedGallery
+from index.embedded.encryption import Cipher, cipher_of
+from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
 from index.embedded.store import collection_records, erasure_records, lease_records, rejection_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
-from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
+from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
-from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
+
+ReadVectors = Callable[[apsw.Connection, Collection, int, int], FaceVectors]
+ReplaceVectors = Callable[[apsw.Connection, Collection, Mapping[int, Floats]], list[int]]
 
 LEASE, LEASE_S = "maintenance", 60.0
 VECTORS_PER_CHECK = 65_536
@@ -56,13 +55,12 @@ class MaintenanceError(GalleryError):
         self.failures = failures
 
 
-class Maintenance:
+class Maintenance(GalleryComponent):
     """The maintenance of one gallery. Call `run` periodically."""
 
     def __init__(self, gallery: EmbeddedGallery, limits: MaintenanceLimits | None = None):
-        self._gallery = gallery
+        super().__init__(gallery)
         self._limits = limits or MaintenanceLimits()
-        self._holder = secrets.token_hex(8)
         self._verified: set[str] = set()  # files that this process has read completely
         self._failures: dict[str, Exception] = {}
 
@@ -76,15 +74,15 @@ class Maintenance:
         """
         self._failures = {}
         with self._step("audit log"):
-            self._gallery.audit.flush()
-        has_lease = self._gallery.ledger.write(self._renew)
+            self.gallery.audit.flush()
+        has_lease = self.ledger.write(self._renew)
         if has_lease:
             with self._heartbeat():
                 self._work()
-        for collection in self._collections():
+        for collection in self.gallery.collections(limit=-1):
             with self._step(f"collection {collection.id}"):
-                self._gallery.searchers.reload(collection)
-                self._gallery.searchers.add_recent(collection)
+                self.gallery.searchers.reload(collection)
+                self.gallery.searchers.add_recent(collection)
         if self._failures:
             raise MaintenanceError(self._failures)
         return has_lease
@@ -105,24 +103,27 @@ class Maintenance:
         Raises:
             ConflictError: a collection was dropped or re-embedded meanwhile, or the lease was lost.
         """
-        if not self._gallery.ledger.write(self._renew):
+        if not self.ledger.write(self._renew):
             return False
         with self._heartbeat():
             for collection in map(self._scale_vectors, collections):
-                with self._gallery.snapshot_of(collection) as db:
+                with self.gallery.snapshot_of(collection) as db:
                     segments = vector_records.segments(db, collection.id)
                 for segment in segments:
-                    self._rewrite(collection, segment)
+                    self._write_segment(collection, segment)
                 self._swap(collection, partial(vector_records.drop_inverted_file, collection_id=collection.id))
         return self.run()
 
     def _work(self) -> None:
         with self._step("retention"):
-            self._expire()
-        for collection in self._collections():
+            self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
+            # Enrolments also delete expired subjects, without writing tombstones.
+            self.tombstones.append_new(self.ledger.reader())
+        for collection in self.gallery.collections(limit=-1):
             with self._step(f"collection {collection.id}"):
                 current = self._scale_vectors(collection)
-                self._write_segments(current)
+                while self._write_segment(current):
+                    pass
                 self._scrub_segments(current)
                 self._update_index(current)
         with self._step("erasures"):
@@ -136,7 +137,7 @@ class Maintenance:
         def beat() -> None:
             while not done.wait(LEASE_S / 4):
                 with self._step("lease"):
-                    self._gallery.ledger.write(self._renew)
+                    self.ledger.write(self._renew)
 
         thread = threading.Thread(target=beat, name="lease", daemon=True)
         thread.start()
@@ -148,10 +149,10 @@ class Maintenance:
 
     def release(self) -> None:
         """Release the lease, so that another process can do maintenance."""
-        self._gallery.ledger.write(lambda db: lease_records.release(db, LEASE, self._holder))
+        self.ledger.write(lambda db: lease_records.release(db, LEASE, self.holder))
 
     def _renew(self, db: apsw.Connection) -> bool:
-        return lease_records.take(db, LEASE, self._holder, self._gallery.clock(), LEASE_S)
+        return lease_records.take(db, LEASE, self.holder, self.gallery.clock(), LEASE_S)
 
     def _swap(self, collection: Collection, change: Callable[[apsw.Connection], None]) -> None:
         """Commit a change of the collection's files, if this process still has the lease and the vectors are the same.
@@ -166,84 +167,77 @@ class Maintenance:
             collection_records.check_current(db, collection)
             change(db)
 
-        self._gallery.ledger.write(write)
-
-    def _collections(self) -> list[Collection]:
-        collections: list[Collection] = []
-        while page := self._gallery.collections(after=collections[-1].name if collections else ""):
-            collections += page
-        return collections
-
-    def _expire(self) -> None:
-        self._gallery.ledger.write(partial(remove_expired, now=self._gallery.clock()))
-        # Enrolments also delete expired subjects, without writing tombstones.
-        self._gallery.write_tombstones()
+        self.ledger.write(write)
 
     def _scale_vectors(self, collection: Collection) -> Collection:
         """Scale the vectors to length 1, once, which versions before 2.0 did not; return the updated collection.
 
         Zero and non-finite vectors stay; `vestibule gallery verify` reports them.
         """
-        with self._gallery.ledger.snapshot() as db:
+        with self.ledger.snapshot() as db:
             if not collection_records.has_unscaled_vectors(db, collection.id):
                 return collection
-        after = 0
-        while True:
-            with self._gallery.snapshot_of(collection) as db:
-                rows = vector_records.read(db, collection.id, collection.dimensions, after, VECTORS_PER_CHECK)
-            if not len(rows.faces):
-                break
-            after = int(rows.faces[-1])
-            if vectors := _scaled(rows.faces, rows.vectors):
-                self._swap(collection, partial(self._replace_vectors, collection=collection, vectors=vectors))
-                collection = self._gallery.collection(collection.name)
-        self._scale_feedback(collection)
+        collection = self._scale(collection, vector_records.read, vector_records.replace, 0)
+        self._scale(collection, rejection_records.read, rejection_records.replace, -vector_records.MAX_ID)
         self._swap(collection, partial(collection_records.mark_scaled, collection_id=collection.id))
         return collection
 
-    def _scale_feedback(self, collection: Collection) -> None:
-        after = 0
+    def _scale(self, collection: Collection, read: ReadVectors, replace: ReplaceVectors, after: int) -> Collection:
+        """Scale the vectors with ids above `after`, and return the updated collection."""
         while True:
-            with self._gallery.snapshot_of(collection) as db:
-                numbers, vectors = rejection_records.read(db, collection, after, VECTORS_PER_CHECK)
-            if not len(numbers):
-                return
-            after = int(numbers[-1])
-            if scaled := _scaled(numbers, vectors):
-                self._swap(collection, partial(self._replace_rejected, collection=collection, vectors=scaled))
+            with self.gallery.snapshot_of(collection) as db:
+                rows = read(db, collection, after, VECTORS_PER_CHECK)
+            if not len(rows.faces):
+                return collection
+            after = int(rows.faces[-1])
+            if self._scale_page(collection, rows, replace):
+                collection = self.gallery.collection(collection.name)
 
-    def _replace_rejected(self, db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> None:
-        """Replace the vectors of these rejected faces."""
-        subjects = rejection_records.replace_vectors(db, collection, vectors)
-        faces, owners = [-number for number in subjects], sorted(set(subjects.values()))
-        audit.record(db, AuditEvent("scale_vectors", self._gallery.clock(), None, collection.id, owners, faces))
+    def _scale_page(self, collection: Collection, rows: FaceVectors, replace: ReplaceVectors) -> bool:
+        """Scale those of the vectors that have another length than 1; return whether there are any."""
+        wrong = ~are_unit(rows.vectors) & np.isfinite(rows.vectors).all(1) & rows.vectors.any(1)
+        if not wrong.any():
+            return False
+        scaled = unit_vectors(rows.vectors[wrong], collection.dimensions)
+        vectors = dict(zip(rows.faces[wrong].tolist(), scaled, strict=True))
+        owners = dict(zip(rows.faces.tolist(), rows.subjects.tolist(), strict=True))
 
-    def _replace_vectors(self, db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> None:
-        """Replace the vectors of these faces. All files of the collection are rebuilt."""
-        faces = vector_records.replace(db, collection, vectors)
-        subjects = audit.subjects_of(db, faces)
-        audit.record(db, AuditEvent("scale_vectors", self._gallery.clock(), None, collection.id, subjects, faces))
+        def write(db: apsw.Connection) -> None:
+            faces = replace(db, collection, vectors)
+            subjects = sorted({owners[face] for face in faces})
+            event = audit.AuditEvent("scale_vectors", self.gallery.clock(), None, collection.id, subjects, faces)
+            audit.record(db, event)
+
+        self._swap(collection, write)
+        return True
 
     def _new_file(self, collection: Collection, suffix: str) -> str:
         return f"{collection.id}-{secrets.token_hex(8)}.{suffix}"
 
-    def _write_segments(self, collection: Collection) -> None:
-        """Write full segments of the faces behind the last segment."""
-        while True:
-            with self._gallery.snapshot_of(collection) as db:
+    def _write_segment(self, collection: Collection, old: SegmentRecord | None = None) -> bool:
+        """Write the segment `old` again, or a new one of the faces behind the last segment.
+
+        Return False where there are not enough faces for a full new segment.
+        """
+        with self.gallery.snapshot_of(collection) as db:
+            if old is None:
                 last = max((segment.last_face for segment in vector_records.segments(db, collection.id)), default=0)
                 if not vector_records.has_more(db, collection.id, last, self._limits.segment):
-                    return
-                cipher = cipher_of(db, collection.id)
-                rows = vector_records.read(db, collection.id, collection.dimensions, last, self._limits.segment)
-                through = erasure_records.last_removal(db)
-            new = SegmentRecord(self._new_file(collection, "seg"), last + 1, int(rows.faces[-1]), through)
-            segment_files.write(self._gallery.files / new.file, rows, through, cipher)
-            self._swap(collection, partial(vector_records.put_segment, collection_id=collection.id, new=new))
+                    return False
+                rows = vector_records.read(db, collection, last, self._limits.segment)
+                first, last = last + 1, int(rows.faces[-1])
+            else:
+                first, last = old.first_face, old.last_face
+                rows = vector_records.read(db, collection, first - 1, through=last)
+            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
+        new = SegmentRecord(self._new_file(collection, "seg"), first, last, through)
+        segment_files.write(self.gallery.files / new.file, rows, through, cipher)
+        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file if old else None))
+        return True
 
     def _scrub_segments(self, collection: Collection) -> None:
         """Rewrite each segment that contains a removed face or is damaged."""
-        with self._gallery.snapshot_of(collection) as db:
+        with self.gallery.snapshot_of(collection) as db:
             cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
             segments = vector_records.segments(db, collection.id)
             oldest = min((segment.removals_through for segment in segments), default=through)
@@ -254,22 +248,13 @@ class Maintenance:
             if content is not None and not np.isin(removed, content.faces).any():
                 clean.append(segment.file)
             else:
-                self._rewrite(collection, segment)
+                self._write_segment(collection, segment)
         self._swap(collection, lambda db: vector_records.mark_clean(db, collection.id, clean, through))
 
-    def _rewrite(self, collection: Collection, old: SegmentRecord) -> None:
-        with self._gallery.snapshot_of(collection) as db:
-            dimensions, before = collection.dimensions, old.first_face - 1
-            rows = vector_records.read(db, collection.id, dimensions, before, through=old.last_face)
-            cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
-        new = SegmentRecord(self._new_file(collection, "seg"), old.first_face, old.last_face, through)
-        segment_files.write(self._gallery.files / new.file, rows, through, cipher)
-        self._swap(collection, lambda db: vector_records.put_segment(db, collection.id, new, old.file))
-
-    def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> Segment | None:
+    def _read_segment(self, segment: SegmentRecord, cipher: Cipher) -> segment_files.Segment | None:
         """Return the segment, or None if it is damaged. Each process verifies a file once."""
         try:
-            content = Segment.open(self._gallery.files / segment.file, cipher)
+            content = segment_files.Segment.open(self.gallery.files / segment.file, cipher)
             if segment.file not in self._verified:
                 content.verify()
                 self._verified.add(segment.file)
@@ -279,13 +264,13 @@ class Maintenance:
 
     def _update_index(self, collection: Collection) -> None:
         """Bring the inverted file up to date with the segments: train it, add new faces, remove removed ones."""
-        with self._gallery.snapshot_of(collection) as db:
+        with self.gallery.snapshot_of(collection) as db:
             cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
             sealed, old = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
             # Also what was removed since the oldest segment was written: it contains that still.
-            applied = [segment.removals_through for segment in sealed] + ([old.removals_through] if old else [])
+            applied = [file.removals_through for file in vector_records.file_records(db, collection.id)]
             removed, _ = erasure_records.removed_faces(db, collection.id, min(applied, default=through))
-        segments = [Segment.open(self._gallery.files / segment.file, cipher) for segment in sealed]
+        segments = [segment_files.Segment.open(self.gallery.files / segment.file, cipher) for segment in sealed]
         total = sum(len(segment.faces) for segment in segments)
         # Hysteresis: an inverted file is kept down to half the threshold.
         if total < self._limits.exact_below // (1 if old is None else 2):
@@ -304,7 +289,7 @@ class Maintenance:
                 ivf.add(segment.faces, segment.vectors)
         ivf.remove(removed)
         new = InvertedFileRecord(self._new_file(collection, "ivf"), sealed[-1].last_face, through, trained)
-        ivf.write(self._gallery.files / new.file, cipher)
+        ivf.write(self.gallery.files / new.file, cipher)
         self._swap(collection, lambda db: vector_records.put_inverted_file(db, collection.id, new))
 
     def _is_current(self, old: InvertedFileRecord, last: SegmentRecord, removed: Ints, cipher: Cipher) -> bool:
@@ -316,48 +301,34 @@ class Maintenance:
             return False
         if old.file not in self._verified and self._read_index(old, 0, cipher) is not None:
             self._verified.add(old.file)
-        return old.file in self._verified and (self._gallery.files / old.file).is_file()
+        return old.file in self._verified and (self.gallery.files / old.file).is_file()
 
     def _read_index(self, old: InvertedFileRecord | None, total: int, cipher: Cipher) -> Ivf | None:
         """Return the inverted file, or None if there is none, it is damaged, or must be retrained for `total` faces."""
         if old is None or total > self._limits.growth * old.trained_rows:
             return None
-        try:
-            return Ivf.read(self._gallery.files / old.file, cipher)
-        except CorruptError:
-            return None
+        return Ivf.read_undamaged(self.gallery.files / old.file, cipher)
 
     def _finish_erasures(self) -> None:
         """Delete unreferenced files, scrub the ledger, and complete the receipts of what is erased."""
-        ledger = self._gallery.ledger
-        if not ledger.write(self._renew):
+        if not self.ledger.write(self._renew):
             return  # another process may write files that the ledger does not reference yet
-        with ledger.snapshot() as db:
+        with self.ledger.snapshot() as db:
             open_receipts, referenced = erasure_records.unfinished_receipts(db), vector_records.files(db)
             done = [
-                token for token, collection_id, through in open_receipts if _is_scrubbed(db, collection_id, through)
+                token
+                for token, collection_id, through in open_receipts
+                if all(file.removals_through >= through for file in vector_records.file_records(db, collection_id))
             ]
-        for path in self._gallery.files.iterdir():
+        for path in self.gallery.files.iterdir():
             if path.name not in referenced:
                 path.unlink(missing_ok=True)
         if done:
-            sync_folder(self._gallery.files)  # a power cut must not bring back erased data
-            ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self._gallery.clock()))
+            sync_folder(self.gallery.files)  # a power cut must not bring back erased data
+            self.ledger.scrub(lambda db: erasure_records.finish_receipts(db, done, self.gallery.clock()))
 
 
-def _scaled(ids: Ints, vectors: Floats) -> dict[int, Floats]:
-    """Return the finite, non-zero vectors whose length is not 1, of [N, D], scaled to length 1, by their ids [N]."""
-    wrong = np.flatnonzero(~are_unit(vectors) & np.isfinite(vectors).all(1) & vectors.any(1))
-    return dict(zip(ids[wrong].tolist(), unit_vectors(vectors[wrong], vectors.shape[1]), strict=True))
-
-
-def _is_scrubbed(db: apsw.Connection, collection_id: int, through: int) -> bool:
-    """Return whether all files of the collection were written after that removal."""
-    segments, index = vector_records.segments(db, collection_id), vector_records.inverted_file(db, collection_id)
-    return all(file.removals_through >= through for file in (*segments, *((index,) if index else ())))
-
-
-def _sample(segments: list[Segment], total: int) -> Floats:
+def _sample(segments: list[segment_files.Segment], total: int) -> Floats:
     """Return training vectors for k-means, evenly spaced over all segments."""
     wanted = SAMPLE_PER_CENTROID * 4 * int(np.sqrt(total))
     step = max(1, total // wanted)

@@ -14,19 +14,17 @@ The process that holds a collection's lease works on it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import apsw
 
 from index.embedded.audit import log as audit
-from index.embedded.audit.entries import AuditEvent
-from index.embedded.encryption.aead import OVERHEAD
-from index.embedded.encryption.data_keys import cipher_of, is_locked
-from index.embedded.gallery import EmbeddedGallery
+from index.embedded.encryption import cipher_of, is_locked
+from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, lease_records, vector_records
-from index.embedded.store.ledger import Change, Row, committing
+from index.embedded.store.ledger import Row, committing
 from index.errors import ConflictError, NotFoundError
 from index.types import Collection, Floats
 
@@ -74,40 +72,39 @@ class PendingCrop:
     crop: bytes
 
 
-class Reembeddings:
+class Reembeddings(GalleryComponent):
     """Request, watch and cancel re-embeddings of a gallery's collections."""
-
-    def __init__(self, gallery: EmbeddedGallery):
-        self._gallery = gallery
-        self._ledger = gallery.ledger
 
     @committing
     def begin(
-        self, collection: str, embedder: str, fingerprint: str, dimensions: int, *, actor: str | None = None
-    ) -> Change[ReembeddingProgress]:
+        self,
+        db: apsw.Connection,
+        collection: str,
+        embedder: str,
+        fingerprint: str,
+        dimensions: int,
+        *,
+        actor: str | None = None,
+    ) -> ReembeddingProgress:
         """Request a re-embedding with this pipeline; `actor` as in `Gallery`.
 
         Raises:
             NotFoundError: no such collection. ConflictError: it has vectors of that pipeline already, or is being
             re-embedded, or a face has no crop. InvalidError: the actor may be a name.
         """
-
-        def write(db: apsw.Connection) -> ReembeddingProgress:
-            target, now = collection_records.find(db, collection), self._gallery.clock()
-            if target.fingerprint == fingerprint:
-                raise ConflictError(f"{collection!r} has vectors of {fingerprint} already")
-            db.execute(
-                "INSERT INTO reembeddings VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
-                (target.id, secrets.token_hex(16), embedder, fingerprint, dimensions, actor, now),
-            )
-            if not db.changes():
-                raise ConflictError(f"{collection!r} is being re-embedded already; cancel that first")
-            _check_crops(db, target, embedder)
-            reembedding = get_reembedding(db, target)
-            audit.record(db, AuditEvent("begin_reembed", now, actor, target.id, of=reembedding.token))
-            return _progress(db, reembedding, now)
-
-        return self._gallery.change(write)
+        target, now = collection_records.find(db, collection), self.gallery.clock()
+        if target.fingerprint == fingerprint:
+            raise ConflictError(f"{collection!r} has vectors of {fingerprint} already")
+        db.execute(
+            "INSERT INTO reembeddings VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
+            (target.id, secrets.token_hex(16), embedder, fingerprint, dimensions, actor, now),
+        )
+        if not db.changes():
+            raise ConflictError(f"{collection!r} is being re-embedded already; cancel that first")
+        _check_crops(db, target, embedder)
+        reembedding = get_reembedding(db, target)
+        audit.record(db, audit.AuditEvent("begin_reembed", now, actor, target.id, of=reembedding.token))
+        return _progress(db, reembedding, now)
 
     def progress(self, collection: str) -> ReembeddingProgress:
         """Return the progress of the collection's re-embedding.
@@ -115,41 +112,32 @@ class Reembeddings:
         Raises:
             NotFoundError: no such collection, or it is not being re-embedded.
         """
-        with self._ledger.snapshot() as db:
+        with self.ledger.snapshot() as db:
             reembedding = get_reembedding(db, collection_records.find(db, collection))
-            return _progress(db, reembedding, self._gallery.clock())
+            return _progress(db, reembedding, self.gallery.clock())
 
     @committing
-    def cancel(self, collection: str, *, actor: str | None = None) -> Change[ReembeddingProgress]:
+    def cancel(self, db: apsw.Connection, collection: str, *, actor: str | None = None) -> ReembeddingProgress:
         """Cancel the re-embedding and return its last progress. The collection keeps its vectors.
 
         Raises:
             NotFoundError: see `progress`.
         """
-
-        def write(db: apsw.Connection) -> ReembeddingProgress:
-            reembedding, now = get_reembedding(db, collection_records.find(db, collection)), self._gallery.clock()
-            progress = _progress(db, reembedding, now)
-            _delete(db, reembedding)
-            event = AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
-            audit.record(db, event)
-            return progress
-
-        return self._gallery.change(write)
+        reembedding, now = get_reembedding(db, collection_records.find(db, collection)), self.gallery.clock()
+        progress = _progress(db, reembedding, now)
+        db.execute(_DELETE, (reembedding.token,))
+        event = audit.AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
+        audit.record(db, event)
+        return progress
 
 
-class ReembeddingWorker:
+class ReembeddingWorker(GalleryComponent):
     """Works on one re-embedding at a time. No two workers of any process work on the same collection."""
-
-    def __init__(self, gallery: EmbeddedGallery):
-        self._gallery = gallery
-        self._ledger = gallery.ledger
-        self._holder = secrets.token_hex(16)
 
     def waiting(self) -> list[Reembedding]:
         """Return the re-embeddings without a worker whose keys are available, oldest first."""
-        now = self._gallery.clock()
-        with self._ledger.snapshot() as db:
+        now = self.gallery.clock()
+        with self.ledger.snapshot() as db:
             rows = db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")
             return [
                 reembedding
@@ -158,31 +146,31 @@ class ReembeddingWorker:
                 and not is_locked(db, reembedding.collection_id)
             ]
 
-    def claim(self, reembedding: Reembedding) -> bool:
+    @committing
+    def claim(self, db: apsw.Connection, reembedding: Reembedding) -> bool:
         """Take the lease; False where another worker has it, or the re-embedding has ended."""
+        exists = db.execute("SELECT 1 FROM reembeddings WHERE token = ?", (reembedding.token,)).get is not None
+        return exists and lease_records.take(db, _lease(reembedding), self.holder, self.gallery.clock(), LEASE_S)
 
-        def write(db: apsw.Connection) -> bool:
-            exists = db.execute("SELECT 1 FROM reembeddings WHERE token = ?", (reembedding.token,)).get is not None
-            return exists and lease_records.take(db, _lease(reembedding), self._holder, self._gallery.clock(), LEASE_S)
-
-        return self._ledger.write(write)
-
-    def keep(self, reembedding: Reembedding) -> bool:
+    @committing
+    def keep(self, db: apsw.Connection, reembedding: Reembedding) -> bool:
         """Renew the lease; False where another worker has it, or the re-embedding has ended."""
-        return self._ledger.write(lambda db: self._renew(db, reembedding))
+        return self._renew(db, reembedding)
 
-    def release(self, reembedding: Reembedding) -> None:
+    @committing
+    def release(self, db: apsw.Connection, reembedding: Reembedding) -> None:
         """Release the lease."""
-        self._ledger.write(lambda db: lease_records.release(db, _lease(reembedding), self._holder))
+        lease_records.release(db, _lease(reembedding), self.holder)
 
     def pending(self, reembedding: Reembedding, after: int, limit: int) -> list[PendingCrop]:
         """Return at most `limit` crops without a new vector, whose ids are greater than `after`, ascending."""
-        with self._ledger.snapshot() as db:
-            # Rejected faces come first: their ids are negative.
-            crops = _pending_feedback(db, reembedding.collection_id, after, limit) if after < 0 else []
-            return crops or _pending_faces(db, reembedding.collection_id, max(after, 0), limit)
+        with self.ledger.snapshot() as db:
+            cipher = cipher_of(db, reembedding.collection_id)
+            rows = db.execute(_PENDING, (reembedding.collection_id, after, limit))
+            return [PendingCrop(number, cipher.decrypt(crop, "crop", number)) for number, crop in rows]
 
-    def stage(self, reembedding: Reembedding, vectors: Mapping[int, Floats]) -> bool:
+    @committing
+    def stage(self, db: apsw.Connection, reembedding: Reembedding, vectors: Mapping[int, Floats]) -> bool:
         """Store new vectors [D] by the ids of `pending`; False where another worker has the lease, or it has ended.
 
         Faces that were erased meanwhile are skipped.
@@ -191,64 +179,60 @@ class ReembeddingWorker:
             InvalidError: see `Gallery.enrol`.
         """
         data = {number: vector_records.encode(vector, reembedding.dimensions) for number, vector in vectors.items()}
+        if not self._renew(db, reembedding):
+            return False
+        collection_id = reembedding.collection_id
+        cipher = cipher_of(db, collection_id)
+        rows = [(cipher.encrypt(vector, "vector", number), collection_id, number) for number, vector in data.items()]
+        db.executemany(
+            "INSERT INTO reembedded (data, collection_id, face_id)"
+            " SELECT ?1, ?2, id FROM faces WHERE id = ?3 AND collection_id = ?2 ON CONFLICT DO NOTHING",
+            [row for row in rows if row[2] > 0],
+        )
+        db.executemany(
+            "UPDATE rejections SET reembedded = ?1 WHERE id = -?3"
+            " AND subject_id IN (SELECT id FROM subjects WHERE collection_id = ?2)",
+            [row for row in rows if row[2] < 0],
+        )
+        db.execute("UPDATE reembeddings SET problem = NULL WHERE token = ?", (reembedding.token,))
+        return True
 
-        def write(db: apsw.Connection) -> bool:
-            if not self._renew(db, reembedding):
-                return False
-            collection_id = reembedding.collection_id
-            cipher = cipher_of(db, collection_id)
-            rows = [
-                (cipher.encrypt(vector, "vector", number), collection_id, number) for number, vector in data.items()
-            ]
-            db.executemany(
-                "INSERT INTO reembedded (data, collection_id, face_id)"
-                " SELECT ?1, ?2, id FROM faces WHERE id = ?3 AND collection_id = ?2 ON CONFLICT DO NOTHING",
-                [row for row in rows if row[2] > 0],
-            )
-            db.executemany(
-                "UPDATE rejections SET reembedded = ?1 WHERE id = -?3"
-                " AND subject_id IN (SELECT id FROM subjects WHERE collection_id = ?2)",
-                [row for row in rows if row[2] < 0],
-            )
-            db.execute("UPDATE reembeddings SET problem = NULL WHERE token = ?", (reembedding.token,))
-            return True
-
-        return self._ledger.write(write)
-
-    def switch(self, reembedding: Reembedding) -> int | None:
+    @committing
+    def switch(self, db: apsw.Connection, reembedding: Reembedding) -> int | None:
         """Replace the old vectors unless new ones are missing; return the number of missing vectors (0: done).
 
         None where another worker has the lease, or the re-embedding has ended. The switch is recorded in the audit log
         and has a receipt.
         """
+        if not self._renew(db, reembedding):
+            return None
+        faces, done, _, crops, reembedded = _counts(db, reembedding.collection_id)
+        missing = int(faces - done + crops - reembedded)
+        if not missing:
+            _switch(db, reembedding, self.gallery.clock())
+        return missing
 
-        def write(db: apsw.Connection) -> int | None:
-            if not self._renew(db, reembedding):
-                return None
-            missing = _missing(db, reembedding.collection_id)
-            if not missing:
-                _switch(db, reembedding, self._gallery.clock())
-            return missing
-
-        return self._ledger.write(write)
-
-    def block(self, reembedding: Reembedding, problem: str) -> None:
+    @committing
+    def block(self, db: apsw.Connection, reembedding: Reembedding, problem: str) -> None:
         """Store why the re-embedding cannot continue. A worker retries it when the lease has expired."""
-
-        def write(db: apsw.Connection) -> None:
-            if self._renew(db, reembedding):
-                db.execute("UPDATE reembeddings SET problem = ? WHERE token = ?", (problem, reembedding.token))
-
-        self._ledger.write(write)
+        if self._renew(db, reembedding):
+            db.execute("UPDATE reembeddings SET problem = ? WHERE token = ?", (problem, reembedding.token))
 
     def _renew(self, db: apsw.Connection, reembedding: Reembedding) -> bool:
-        db.execute(
-            "UPDATE leases SET expires_at = ? WHERE name = ? AND holder = ?",
-            (self._gallery.clock() + LEASE_S, _lease(reembedding), self._holder),
-        )
-        return db.changes() > 0
+        return lease_records.renew(db, _lease(reembedding), self.holder, self.gallery.clock(), LEASE_S)
 
 
+_DELETE = "DELETE FROM reembeddings WHERE token = ?"  # also deletes all staged vectors
+# Crops without a new vector. Rejected faces come first: their ids are negative.
+_PENDING = """
+SELECT -id, crop FROM rejections WHERE subject_id IN (SELECT id FROM subjects WHERE collection_id = ?1)
+AND ?2 < 0 AND -id > ?2 AND crop IS NOT NULL AND reembedded IS NULL
+UNION ALL
+SELECT faces.id, crops.data FROM faces JOIN crops ON crops.face_id = faces.id
+LEFT JOIN reembedded ON reembedded.face_id = faces.id
+WHERE faces.collection_id = ?1 AND faces.id > ?2 AND reembedded.face_id IS NULL
+ORDER BY 1 LIMIT ?3
+"""
 _REEMBEDDING = (
     "SELECT name, collection_id, token, reembeddings.embedder, reembeddings.fingerprint, reembeddings.dimensions,"
     " actor, requested_at, problem FROM reembeddings JOIN collections ON collections.id = collection_id"
@@ -265,27 +249,6 @@ def get_reembedding(db: apsw.Connection, collection: Collection) -> Reembedding:
     if row is None:
         raise NotFoundError(f"{collection.name!r} is not being re-embedded")
     return Reembedding(*row)
-
-
-def find_faults(db: apsw.Connection) -> list[str]:
-    """Return a message for each kind of vector, staged or of feedback, that has the wrong size or collection."""
-    staged: int = db.execute(
-        "SELECT count(*) FROM reembedded JOIN reembeddings USING (collection_id) JOIN faces ON faces.id = face_id"
-        " JOIN collections ON collections.id = reembedded.collection_id"
-        " WHERE length(data) != 4 * reembeddings.dimensions + ? * encrypted"
-        " OR faces.collection_id != reembedded.collection_id",
-        (OVERHEAD,),
-    ).get
-    feedback: int = db.execute(
-        "SELECT count(*) FROM rejections JOIN subjects ON subjects.id = subject_id"
-        " JOIN collections ON collections.id = subjects.collection_id"
-        " LEFT JOIN reembeddings ON reembeddings.collection_id = collections.id"
-        " WHERE length(data) != 4 * collections.dimensions + ?1 * encrypted"
-        " OR reembedded IS NOT NULL AND length(reembedded) IS NOT 4 * reembeddings.dimensions + ?1 * encrypted",
-        (OVERHEAD,),
-    ).get
-    counts = [(staged, "new vectors of faces"), (feedback, "vectors of feedback")]
-    return [f"{count} {kind} do not fit their collection" for count, kind in counts if count]
 
 
 def _lease(reembedding: Reembedding) -> str:
@@ -305,57 +268,25 @@ def _check_crops(db: apsw.Connection, collection: Collection, embedder: str) -> 
         )
 
 
-_OF_COLLECTION = "rejections.subject_id IN (SELECT id FROM subjects WHERE collection_id = ?)"
+_OF_COLLECTION = "rejections.subject_id IN (SELECT id FROM subjects WHERE collection_id = ?1)"
 
 
 def _progress(db: apsw.Connection, reembedding: Reembedding, now: float) -> ReembeddingProgress:
-    collection_id = reembedding.collection_id
-    _, faces = collection_records.counts(db, collection_id)
-    feedback, lost = db.execute(
-        f"SELECT count(*), count(*) - count(crop) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
-        (collection_id,),
-    ).get
+    faces, done, feedback, crops, _ = _counts(db, reembedding.collection_id)
     running = lease_records.is_held(db, _lease(reembedding), now, LEASE_S)
     state: State = "blocked" if reembedding.problem else "running" if running else "queued"
-    return ReembeddingProgress(reembedding, state, faces, _staged(db, collection_id), feedback, lost)
+    return ReembeddingProgress(reembedding, state, faces, done, feedback, feedback - crops)
 
 
-def _staged(db: apsw.Connection, collection_id: int) -> int:
-    return int(db.execute("SELECT count(*) FROM reembedded WHERE collection_id = ?", (collection_id,)).get)
-
-
-def _missing(db: apsw.Connection, collection_id: int) -> int:
-    """Return the number of faces without a new vector, without rejected faces that have no crop."""
-    _, faces = collection_records.counts(db, collection_id)
-    feedback = db.execute(
-        f"SELECT count(crop) - count(reembedded) FROM rejections WHERE {_OF_COLLECTION}",  # noqa: S608  of constants
+def _counts(db: apsw.Connection, collection_id: int) -> Row:
+    """Return the numbers of faces, of those with a new vector, of rejected faces, and of these with crop or vector."""
+    row: Row = db.execute(
+        "SELECT faces, (SELECT count(*) FROM reembedded WHERE collection_id = ?1),"  # noqa: S608  of constants
+        " count(subject_id), count(crop), count(reembedded)"
+        f" FROM collections LEFT JOIN rejections ON {_OF_COLLECTION} WHERE collections.id = ?1",
         (collection_id,),
     ).get
-    return int(faces - _staged(db, collection_id) + feedback)
-
-
-def _pending_faces(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[PendingCrop]:
-    rows = db.execute(
-        "SELECT faces.id, crops.data FROM faces JOIN crops ON crops.face_id = faces.id"
-        " LEFT JOIN reembedded ON reembedded.face_id = faces.id"
-        " WHERE faces.collection_id = ? AND faces.id > ? AND reembedded.face_id IS NULL ORDER BY faces.id LIMIT ?",
-        (collection_id, after, limit),
-    )
-    return _decrypted(db, collection_id, rows)
-
-
-def _pending_feedback(db: apsw.Connection, collection_id: int, after: int, limit: int) -> list[PendingCrop]:
-    rows = db.execute(
-        f"SELECT -id, crop FROM rejections WHERE {_OF_COLLECTION}"  # noqa: S608  of constants
-        " AND -id > ? AND crop IS NOT NULL AND reembedded IS NULL ORDER BY id DESC LIMIT ?",
-        (collection_id, after, limit),
-    )
-    return _decrypted(db, collection_id, rows)
-
-
-def _decrypted(db: apsw.Connection, collection_id: int, rows: Iterable[Row]) -> list[PendingCrop]:
-    cipher = cipher_of(db, collection_id)
-    return [PendingCrop(number, cipher.decrypt(crop, "crop", number)) for number, crop in rows]
+    return row
 
 
 def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
@@ -374,21 +305,16 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
         (collection_id,),
     )
     db.execute(
-        "UPDATE collections SET embedder = ?, fingerprint = ?, dimensions = ?, generation = generation + 1"
-        " WHERE id = ?",
+        "UPDATE collections SET embedder = ?, fingerprint = ?, dimensions = ? WHERE id = ?",
         (reembedding.embedder, reembedding.fingerprint, reembedding.dimensions, collection_id),
     )
-    db.execute("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
-    vector_records.drop_inverted_file(db, collection_id)
+    vector_records.drop_files(db, collection_id)
     # The receipt is for the discarded faces and the old vectors: maintenance scrubs the ledger for open receipts only.
     db.execute(
         "INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL)", (reembedding.token, collection_id, len(discarded), now)
     )
     faces = [row[0] for row in discarded]
-    audit.record(db, AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token))
-    _delete(db, reembedding)
-
-
-def _delete(db: apsw.Connection, reembedding: Reembedding) -> None:
-    """Delete the re-embedding and all staged vectors."""
-    db.execute("DELETE FROM reembeddings WHERE token = ?", (reembedding.token,))
+    audit.record(
+        db, audit.AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token)
+    )
+    db.execute(_DELETE, (reembedding.token,))

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption.aead import PLAINTEXT, Cipher
+from index.embedded.encryption import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
 from index.errors import CorruptError
 from index.types import Floats, Ints
@@ -80,11 +80,6 @@ class Ivf:
         return int(self._index.nlist)
 
     @property
-    def centroids(self) -> Floats:
-        """The coarse centroids, [lists, D]."""
-        return np.asarray(self._index.quantizer.reconstruct_n(0, self._index.nlist), np.float32)
-
-    @property
     def ids(self) -> Ints:
         """The ids of all vectors, [M], unordered."""
         lists = self._index.invlists
@@ -130,6 +125,14 @@ class Ivf:
             raise CorruptError(f"{path.name} is damaged: its checksum does not match")
         index = cipher.decrypt_file(body.data, path.name.encode())
         return cls(faiss.deserialize_index(np.frombuffer(index, np.uint8)))
+
+    @classmethod
+    def read_undamaged(cls, path: Path, cipher: Cipher) -> Ivf | None:
+        """Read a file of `write`; return None where it is missing or damaged."""
+        try:
+            return cls.read(path, cipher)
+        except CorruptError:
+            return None
 
 
 def _magic(cipher: Cipher) -> bytes:

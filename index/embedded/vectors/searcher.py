@@ -11,18 +11,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import ivf
-from index.embedded.vectors.ivf import Ivf
+from index.embedded.vectors.segment import Segment
 from index.types import Floats, Ints
 
-Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+# A block of faces with consecutive ids: a segment, or the same rows from the ledger.
+FaceBlock = Segment | FaceVectors
 
 # Faces that `add_recent` adds per lock acquisition, which blocks searches for a few milliseconds.
 ADD_BATCH = 512
@@ -90,8 +90,8 @@ class RecentFaces:
         needed = self.count + len(rows.faces)
         if needed > len(self.faces):
             capacity = max(needed, 2 * len(self.faces), 1024)
-            self.faces, self.subjects = (_resized(a, self.count, capacity) for a in (self.faces, self.subjects))
-            self._vectors = _resized(self._vectors, self.count, capacity)
+            self.faces, self.subjects = np.resize(self.faces, capacity), np.resize(self.subjects, capacity)
+            self._vectors = np.resize(self._vectors, (capacity, self._vectors.shape[1]))
         for array, new in ((self.faces, rows.faces), (self.subjects, rows.subjects), (self._vectors, rows.vectors)):
             array[self.count : needed] = new
         self.count = needed
@@ -116,12 +116,6 @@ class RecentFaces:
         self._vectors = np.ascontiguousarray(self._vectors[: self.count][kept])
         self.count = len(self.faces)
         self.removed = int((self.subjects < 0).sum())
-
-
-def _resized(array: Array, count: int, capacity: int) -> Array:
-    resized = np.zeros((capacity, *array.shape[1:]), array.dtype)
-    resized[:count] = array[:count]
-    return resized
 
 
 @dataclass(frozen=True)
@@ -161,19 +155,6 @@ def _address(array: Floats) -> int:
     return int(array.ctypes.data)
 
 
-class FaceBlock(Protocol):
-    """A block of faces with consecutive ids: a segment, or the same rows from the ledger."""
-
-    @property
-    def faces(self) -> Ints: ...  # noqa: D102  [rows], ascending
-
-    @property
-    def subjects(self) -> Ints: ...  # noqa: D102  [rows]
-
-    @property
-    def vectors(self) -> Floats: ...  # noqa: D102  [rows, D]
-
-
 class VectorSearcher:
     """Thread-safe search over one collection.
 
@@ -187,7 +168,7 @@ class VectorSearcher:
         self._lock = ReadWriteLock()
         self._recent = RecentFaces(dimensions)
         self._blocks: tuple[FaceBlock, ...] = ()
-        self._ivf: Ivf | None = None
+        self._ivf: ivf.Ivf | None = None
         self._indexed = 0  # the number of blocks in the inverted file
         self._added_through = 0  # recent faces up to this id are in the inverted file, too
         # Of all blocks concatenated: ids, subjects, the first row and the first id of each block.
@@ -203,12 +184,7 @@ class VectorSearcher:
         with self._lock.reading():
             return len(self._faces) - len(self._removed) + self._recent.count - self._recent.removed
 
-    @property
-    def exact(self) -> bool:
-        """Whether a search compares every face."""
-        return not self._indexed
-
-    def replace_blocks(self, blocks: Sequence[FaceBlock], index: Ivf | None, indexed: int, removed: Ints) -> None:
+    def replace_blocks(self, blocks: Sequence[FaceBlock], index: ivf.Ivf | None, indexed: int, removed: Ints) -> None:
         """Replace all blocks, which are in ascending order of ids; the first `indexed` are in `index`.
 
         `removed`: ids that were removed since the oldest of the blocks was written.

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import apsw
 
-from index.embedded.encryption.aead import Cipher
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import collection_records, erasure_records, vector_records
 from index.embedded.store.ledger import Ledger, Watcher
-from index.embedded.store.vector_records import InvertedFileRecord, SegmentRecord
+from index.embedded.store.vector_records import SegmentRecord
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.searcher import FaceBlock, VectorSearcher
 from index.embedded.vectors.segment import Segment
@@ -109,7 +108,7 @@ class SearcherCache:
     def _follow_ledger(self, collection: Collection, searcher: VectorSearcher) -> None:
         with collection_snapshot(self._ledger, collection) as db:
             removed, through = erasure_records.removed_faces(db, collection.id, searcher.applied_removal)
-            added = vector_records.read(db, collection.id, collection.dimensions, searcher.applied_face)
+            added = vector_records.read(db, collection, searcher.applied_face)
             searcher.apply(added, removed, through)
 
     def _load(self, collection: Collection, entry: _CachedSearcher) -> None:
@@ -123,7 +122,8 @@ class SearcherCache:
                 return
             cipher = cipher_of(db, collection.id)
             blocks = [self._read_block(db, collection, segment, cipher) for segment in segments]
-        ivf = self._read_index(index, cipher)
+        # Without an inverted file, or with a damaged one, searches are exact until it is rebuilt.
+        ivf = Ivf.read_undamaged(self._files / index.file, cipher) if index else None
         indexed = sum(segment.last_face <= index.last_face for segment in segments) if index else 0
         oldest = min((segment.removals_through for segment in segments), default=0)
         with entry.lock, collection_snapshot(self._ledger, collection) as db:
@@ -132,13 +132,6 @@ class SearcherCache:
             entry.searcher.replace_blocks(blocks, ivf, indexed, removed)
             entry.files = files
 
-    def _read_index(self, index: InvertedFileRecord | None, cipher: Cipher) -> Ivf | None:
-        """Return the inverted file, or None where it is missing or damaged: until it is rebuilt, search is exact."""
-        try:
-            return Ivf.read(self._files / index.file, cipher) if index else None
-        except CorruptError:
-            return None
-
     def _read_block(
         self, db: apsw.Connection, collection: Collection, segment: SegmentRecord, cipher: Cipher
     ) -> FaceBlock:
@@ -146,5 +139,4 @@ class SearcherCache:
         try:
             return Segment.open(self._files / segment.file, cipher).load()
         except CorruptError:
-            first, last = segment.first_face, segment.last_face
-            return vector_records.read(db, collection.id, collection.dimensions, first - 1, through=last)
+            return vector_records.read(db, collection, segment.first_face - 1, through=segment.last_face)

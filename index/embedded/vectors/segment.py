@@ -5,7 +5,7 @@
     table               a CRC-32 for each `CHUNK` bytes of the body, padded to 64 bytes
     body                face ids int64 [rows], subject ids int64 [rows], vectors float32 [rows, dimensions]
 
-`flags` is 1 where the vectors are encrypted (index/embedded/encryption/aead.py), with the file's name, header and ids
+`flags` is 1 where the vectors are encrypted (index/embedded/encryption.py), with the file's name, header and ids
 as associated data, and 0 otherwise. Encrypted vectors are decrypted into memory on first use. Every segment can be
 rebuilt from the ledger, so a damaged file is discarded.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index.embedded.encryption.aead import PLAINTEXT, Cipher
+from index.embedded.encryption import PLAINTEXT, Cipher
 from index.embedded.store.atomic_files import write_atomically
 from index.embedded.store.vector_records import FaceVectors
 from index.errors import CorruptError, TooNewError

@@ -18,7 +18,7 @@ from app.cli.main import cli
 from index.embedded.admin import repair
 from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import folder_lock
+from index.embedded.store.atomic_files import lock_folder
 from index.embedded.tasks.maintenance import Maintenance
 from tests.index.people import enrol, vectors
 
@@ -206,7 +206,7 @@ def test_restore_elsewhere_warns_that_erasures_are_unknown(
 def test_invalid_settings_and_a_running_restore_are_reported(
     gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder_lock.lock(state / "gallery", exclusive=True):
+    with lock_folder(state / "gallery", exclusive=True):
         assert "being restored" in gallery_of("list").stderr
     monkeypatch.setenv("VESTIBULE_PORT", "x")
     invalid = gallery_of("list")

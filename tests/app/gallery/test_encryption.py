@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.settings import Settings
-from index.embedded.encryption.aead import OperatorKey
+from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from tests.app.gallery.helpers import base64_text
 from tests.index.people import enrol

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -18,61 +15,51 @@ from index.embedded.admin import backup
 from index.embedded.admin.backup import BackupManifest, back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store import erasure_records, face_records, folder_lock
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.store import erasure_records, face_records
+from index.embedded.store.atomic_files import lock_folder
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import ConflictError, CorruptError, GalleryError, NotFoundError, TooNewError
 from index.types import NewFace
-from tests.index.people import enrol, folder_bytes, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, enrol, folder_bytes, maintain, vectors
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A closed gallery: 20 faces of five subjects with segments and an inverted file, and a second collection."""
-    gallery = EmbeddedGallery(tmp_path / "gallery")
-    gallery.create("doors", "face-embedder", "f1", 4)
-    gallery.create("trains", "face-embedder", "f1", 4)
-    enrol(gallery, "doors", 20)
-    enrol(gallery, "trains", 5, seed=1)
-    gallery.put_subject("doors", "p4", name="Ferdinandea Isabella")
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path / "gallery")) as gallery:
+        gallery.create("doors", "face-embedder", "f1", 4)
+        gallery.create("trains", "face-embedder", "f1", 4)
+        enrol(gallery, "doors", 20)
+        enrol(gallery, "trains", 5, seed=1)
+        gallery.put_subject("doors", "p4", name="Ferdinandea Isabella")
+        maintain(gallery)
     return tmp_path / "gallery"
 
 
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> Path:
-    gallery = EmbeddedGallery(folder)
-    back_up(gallery, tmp_path / "backup")
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        back_up(gallery, tmp_path / "backup")
     return tmp_path / "backup"
 
 
 def tokens(folder: Path, collection: str = "doors") -> set[str]:
-    gallery = EmbeddedGallery(folder)
-    try:
+    with closing(EmbeddedGallery(folder)) as gallery:
         return {face.token for s in gallery.subjects(collection) for face in gallery.faces(collection, s.key)}
-    finally:
-        gallery.close()
 
 
 def assert_sound(folder: Path) -> None:
     """Check that the gallery has no faults, before and after all files are rebuilt."""
-    gallery = EmbeddedGallery(folder)
-    assert list(find_faults(gallery)) == []
-    Maintenance(gallery, LIMITS).run()
-    assert list(find_faults(gallery)) == []
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        assert list(find_faults(gallery)) == []
+        Maintenance(gallery, LIMITS).run()
+        assert list(find_faults(gallery)) == []
 
 
 def test_a_backup_is_the_ledger_and_a_manifest(folder: Path, tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(folder, clock=lambda: 5000.0)
-    gallery.remove_faces("trains", [gallery.faces("trains", "p0")[0].token])
-    manifest = back_up(gallery, tmp_path / "new" / "backup")
-    gallery.close()
+    with closing(EmbeddedGallery(folder, clock=lambda: 5000.0)) as gallery:
+        gallery.remove_faces("trains", [gallery.faces("trains", "p0")[0].token])
+        manifest = back_up(gallery, tmp_path / "new" / "backup")
     assert sorted(path.name for path in (tmp_path / "new" / "backup").iterdir()) == ["ledger.db", "manifest.json"]
     assert manifest == BackupManifest(1, manifest.gallery, 5000.0, 1, 2, 10, 24, manifest.sha256)
     assert json.loads((tmp_path / "new" / "backup" / "manifest.json").read_text())["faces"] == 24
@@ -81,9 +68,8 @@ def test_a_backup_is_the_ledger_and_a_manifest(folder: Path, tmp_path: Path) -> 
 
 def test_a_restore_brings_back_the_backup(folder: Path, saved: Path) -> None:
     before = tokens(folder)
-    gallery = EmbeddedGallery(folder)
-    enrol(gallery, "doors", 3, seed=7)
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        enrol(gallery, "doors", 3, seed=7)
     done = restore(folder, saved)
     assert (done.erased_collections, done.erased_subjects, done.erased_faces, done.remembered) == (0, 0, 0, True)
     assert tokens(folder) == before
@@ -91,29 +77,27 @@ def test_a_restore_brings_back_the_backup(folder: Path, saved: Path) -> None:
 
 
 def test_a_restore_repeats_erasures(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    (face, *_) = gallery.faces("doors", "p0")
-    gallery.remove_faces("doors", [face.token])
-    gallery.remove_subject("doors", "p4")
-    gallery.clock = lambda: 0.0
-    gallery.put_subject("doors", "p3", expires_at=1.0)
-    gallery.clock = time.time
-    gallery.drop("trains")
-    Maintenance(gallery, LIMITS).run()
-    expected = {face.token for s in gallery.subjects("doors") for face in gallery.faces("doors", s.key)}
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        (face, *_) = gallery.faces("doors", "p0")
+        gallery.remove_faces("doors", [face.token])
+        gallery.remove_subject("doors", "p4")
+        gallery.clock = lambda: 0.0
+        gallery.put_subject("doors", "p3", expires_at=1.0)
+        gallery.clock = time.time
+        gallery.drop("trains")
+        Maintenance(gallery, LIMITS).run()
+        expected = {face.token for s in gallery.subjects("doors") for face in gallery.faces("doors", s.key)}
     done = restore(folder, saved)
     assert (done.erased_collections, done.erased_subjects, done.erased_faces) == (1, 2 + 5, 1 + 4 + 4 + 5)
     assert tokens(folder) == expected
-    gallery = EmbeddedGallery(folder)
-    assert [collection.name for collection in gallery.collections()] == ["doors"]
-    for key in ("p3", "p4"):
-        with pytest.raises(NotFoundError):
-            gallery.subject("doors", key)
-    erased = [vectors(20)[0], *vectors(20)[3::5], *vectors(20)[4::5], *vectors(5, seed=1)]
-    (matches,) = gallery.search("doors", vectors(20)[:1], k=5)
-    assert face.token not in {match.face for match in matches}
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        assert [collection.name for collection in gallery.collections()] == ["doors"]
+        for key in ("p3", "p4"):
+            with pytest.raises(NotFoundError):
+                gallery.subject("doors", key)
+        erased = [vectors(20)[0], *vectors(20)[3::5], *vectors(20)[4::5], *vectors(5, seed=1)]
+        (matches,) = gallery.search("doors", vectors(20)[:1], k=5)
+        assert face.token not in {match.face for match in matches}
     content = folder_bytes(folder)
     assert b"Ferdinandea" not in content
     assert not [vector for vector in erased if vector.tobytes() in content]
@@ -123,9 +107,8 @@ def test_a_restore_repeats_erasures(folder: Path, saved: Path) -> None:
 
 @pytest.mark.parametrize("lost", ["deleted", "damaged", "damaged with its log"])
 def test_a_restore_repeats_erasures_of_a_lost_ledger(folder: Path, saved: Path, lost: str) -> None:
-    gallery = EmbeddedGallery(folder)
-    gallery.remove_subject("doors", "p0")
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        gallery.remove_subject("doors", "p0")
     if lost == "deleted":
         (folder / "ledger.db").unlink()
     else:
@@ -138,22 +121,19 @@ def test_a_restore_repeats_erasures_of_a_lost_ledger(folder: Path, saved: Path, 
 
 
 def test_a_restore_repeats_erasures_without_a_tombstone(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # then it dies
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        gallery.ledger.write(lambda db: erasure_records.remove_faces(db, 1, [1], subjects=0, now=0.0))  # then it dies
     assert restore(folder, saved).erased_faces == 1
 
 
 def test_a_restore_erases_subjects_that_expired(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder, clock=lambda: 0.0)
-    gallery.put_subject("doors", "p0", expires_at=1000.0)
-    gallery.put_subject("doors", "p1", expires_at=1001.0)
-    gallery.close()
+    with closing(EmbeddedGallery(folder, clock=lambda: 0.0)) as gallery:
+        gallery.put_subject("doors", "p0", expires_at=1000.0)
+        gallery.put_subject("doors", "p1", expires_at=1001.0)
     done = restore(folder, saved, clock=lambda: 1000.0)
     assert (done.erased_subjects, done.erased_faces) == (1, 4)
-    gallery = EmbeddedGallery(folder, clock=lambda: 1000.0)
-    assert [subject.key for subject in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
-    gallery.close()
+    with closing(EmbeddedGallery(folder, clock=lambda: 1000.0)) as gallery:
+        assert [subject.key for subject in gallery.subjects("doors")] == ["p1", "p2", "p3", "p4"]
 
 
 def test_a_restore_without_tombstones_reports_that(folder: Path, saved: Path, tmp_path: Path) -> None:
@@ -164,16 +144,14 @@ def test_a_restore_without_tombstones_reports_that(folder: Path, saved: Path, tm
 
 
 def test_new_faces_get_no_id_of_an_erased_face(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    lost = enrol(gallery, "doors", 10, seed=2)
-    gallery.remove_faces("doors", [face.token for face in lost])
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        lost = enrol(gallery, "doors", 10, seed=2)
+        gallery.remove_faces("doors", [face.token for face in lost])
     restore(folder, saved, gap=lambda: 1)
-    gallery = EmbeddedGallery(folder)
-    new = enrol(gallery, "doors", 10, seed=3)
-    assert min(face.id for face in new) > max(face.id for face in lost)
-    back_up(gallery, saved.with_name("second"))
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        new = enrol(gallery, "doors", 10, seed=3)
+        assert min(face.id for face in new) > max(face.id for face in lost)
+        back_up(gallery, saved.with_name("second"))
     assert restore(folder, saved.with_name("second")).erased_faces == 0
     assert {face.token for face in new} <= tokens(folder)
     assert_sound(folder)
@@ -181,16 +159,14 @@ def test_new_faces_get_no_id_of_an_erased_face(folder: Path, saved: Path) -> Non
 
 def test_tombstones_of_several_restores_are_kept(folder: Path, saved: Path) -> None:
     """Restore the first backup without tombstones, erase, then restore a second backup that is older than that."""
-    gallery = EmbeddedGallery(folder)
-    gallery.remove_subject("doors", "p0")
-    back_up(gallery, saved.with_name("second"))
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        gallery.remove_subject("doors", "p0")
+        back_up(gallery, saved.with_name("second"))
     (folder / "tombstones").unlink()
     (folder / "ledger.db").unlink()
     assert not restore(folder, saved).remembered
-    gallery = EmbeddedGallery(folder)
-    gallery.remove_subject("doors", "p1")
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        gallery.remove_subject("doors", "p1")
     assert restore(folder, saved.with_name("second")).erased_faces == 4
     assert len(tokens(folder)) == 12
     assert restore(folder, saved).erased_faces == 8
@@ -226,9 +202,8 @@ def test_a_folder_that_is_no_backup_is_refused(folder: Path, saved: Path, tmp_pa
 
 
 def test_damaged_tombstones_prevent_a_restore(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    gallery.remove_subject("doors", "p0")
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        gallery.remove_subject("doors", "p0")
     content = (folder / "tombstones").read_bytes().replace(b"\n1 1", b"\n1 2")
     (folder / "tombstones").write_bytes(content)
     (folder / "ledger.db").unlink()
@@ -239,27 +214,22 @@ def test_damaged_tombstones_prevent_a_restore(folder: Path, saved: Path) -> None
 
 
 def test_a_gallery_in_use_is_not_restored(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    with pytest.raises(GalleryError, match="in use"):
+    with closing(EmbeddedGallery(folder)), pytest.raises(GalleryError, match="in use"):
         restore(folder, saved)
-    gallery.close()
-    with folder_lock.lock(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
+    with lock_folder(folder, exclusive=True), pytest.raises(GalleryError, match="being restored"):
         EmbeddedGallery(folder)
     assert len(tokens(folder)) == 20
 
 
 def test_another_gallery_is_not_replaced_unless_it_is_empty(saved: Path, tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path / "other")
-    gallery.close()
+    EmbeddedGallery(tmp_path / "other").close()
     assert not restore(tmp_path / "other", saved).remembered
-    gallery = EmbeddedGallery(tmp_path / "third")
-    gallery.create("x", "e", "f", 2)
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path / "third")) as gallery:
+        gallery.create("x", "e", "f", 2)
     with pytest.raises(ConflictError, match="another gallery"):
         restore(tmp_path / "third", saved)
-    gallery = EmbeddedGallery(tmp_path / "third")
-    gallery.drop("x")
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path / "third")) as gallery:
+        gallery.drop("x")
     (tmp_path / "third" / "ledger.db").unlink()
     with pytest.raises(ConflictError, match="another gallery"):
         restore(tmp_path / "third", saved)
@@ -283,25 +253,21 @@ def test_an_interrupted_restore_keeps_the_ledger_and_is_cleaned_up(
 
 
 def test_a_backup_needs_an_empty_folder(folder: Path, saved: Path) -> None:
-    gallery = EmbeddedGallery(folder)
-    for occupied in (saved, folder):
-        with pytest.raises(GalleryError, match="not empty"):
-            back_up(gallery, occupied)
-    gallery.close()
+    with closing(EmbeddedGallery(folder)) as gallery:
+        for occupied in (saved, folder):
+            with pytest.raises(GalleryError, match="not empty"):
+                back_up(gallery, occupied)
     assert len(tokens(folder)) == 20
 
 
 def test_a_damaged_ledger_is_not_backed_up(folder: Path, tmp_path: Path) -> None:
     content = bytearray((folder / "ledger.db").read_bytes())
-    connection = apsw.Connection(str(folder / "ledger.db"))
-    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'faces_by_subject'").get
-    connection.close()
+    with closing(apsw.Connection(str(folder / "ledger.db"))) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'faces_by_subject'").get
     content[root * 4096 - 1] ^= 0x01  # in the index: the last id of a row
     (folder / "ledger.db").write_bytes(content)
-    gallery = EmbeddedGallery(folder)
-    with pytest.raises(CorruptError, match="damaged"):
+    with closing(EmbeddedGallery(folder)) as gallery, pytest.raises(CorruptError, match="damaged"):
         back_up(gallery, tmp_path / "backup")
-    gallery.close()
     assert list((tmp_path / "backup").iterdir()) == []
 
 
@@ -320,54 +286,6 @@ def test_a_backup_during_writes_is_of_one_commit(folder: Path, tmp_path: Path) -
         restored = EmbeddedGallery(tmp_path / f"restored-{number}")
         assert {s.faces for s in restored.subjects("doors", after="pair", limit=1000) if s.key > "pair"} <= {2}
         restored.close()
-
-
-class Writers:
-    """Two threads that enrol and erase. `enrolled` and `erased` are the tokens of acknowledged calls."""
-
-    def __init__(self, gallery: EmbeddedGallery, enrolled: set[str]):
-        self._gallery, self._stop = gallery, threading.Event()
-        self.enrolled, self.erased = enrolled, set[str]()
-        self._threads = ThreadPoolExecutor(2)
-        self._futures = [self._threads.submit(self._enrol), self._threads.submit(self._erase)]
-
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        while not condition() and not any(future.done() for future in self._futures):
-            time.sleep(0.005)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for future in self._futures:
-            future.result()
-        self._threads.shutdown()
-
-    def _enrol(self) -> None:
-        for seed in itertools.takewhile(lambda _: not self._stop.wait(0.001), itertools.count(100)):
-            self.enrolled.update(face.token for face in enrol(self._gallery, "doors", 3, seed))
-
-    def _erase(self) -> None:
-        while not self._stop.wait(0.001):
-            token = next(iter(self.enrolled.copy() - self.erased))
-            self._gallery.remove_faces("doors", [token])
-            self.erased.add(token)
-
-
-def test_a_backup_during_writes_has_enrolled_and_no_erased_faces(folder: Path, tmp_path: Path) -> None:
-    """It contains all faces that were enrolled before it, except those erased before, during or after it."""
-    gallery = EmbeddedGallery(folder)
-    writers = Writers(gallery, tokens(folder))
-    writers.wait_for(lambda: len(writers.enrolled) > 30 and writers.erased)
-    before, erased = writers.enrolled.copy(), writers.erased.copy()
-    back_up(gallery, tmp_path / "backup")
-    writers.wait_for(lambda: before & (writers.erased - erased))
-    writers.stop()
-    gallery.close()
-    assert before - writers.erased
-    restore(tmp_path / "elsewhere", tmp_path / "backup")  # without tombstones of later erasures
-    assert before - writers.erased <= tokens(tmp_path / "elsewhere") <= writers.enrolled - erased
-    restore(folder, tmp_path / "backup")
-    assert before - writers.erased <= tokens(folder) <= writers.enrolled - writers.erased
-    assert_sound(folder)
 
 
 def pair(db: apsw.Connection, number: int) -> None:

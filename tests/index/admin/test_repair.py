@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from index.embedded.admin import repair
 from index.embedded.admin.repair import compact, rebuild
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.store.migrations import STEPS, migrate
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import GalleryError, NotFoundError
 from index.types import CollectionUsage, NewFace
-from tests.index.people import enrol, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
+from tests.index.people import LIMITS, enrol, maintain, vectors
 
 
 @pytest.fixture
@@ -27,9 +24,7 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
     for name, count in (("doors", 30), ("trains", 10)):
         gallery.create(name, "face-embedder", "f1", 4)
         enrol(gallery, name, count)
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     yield gallery
     gallery.close()
 
@@ -37,30 +32,6 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 def answers(gallery: EmbeddedGallery) -> list[list[tuple[str, str]]]:
     results = [matches for name in ("doors", "trains") for matches in gallery.search(name, vectors(5, seed=3), k=3)]
     return [[(match.subject.key, match.face) for match in matches] for matches in results]
-
-
-def test_migration_counts_subjects_and_faces(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrate(connection, STEPS[:7])
-    for number, name in enumerate(("doors", "trains", "empty"), 1):
-        connection.execute("INSERT INTO collections VALUES (?, ?, 'e', 'f1', 4, '{}', 0, 0)", (number, name))
-    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (1, 'a', '{}', 0)")
-    connection.execute("INSERT INTO subjects (collection_id, key, metadata, created_at) VALUES (2, 'a', '{}', 0)")
-    for number, subject in enumerate((1, 1, 1, 2)):
-        connection.execute(
-            "INSERT INTO faces (collection_id, subject_id, token, details, created_at) VALUES (?, ?, ?, '{}', 0)",
-            (subject, subject, str(number)),
-        )
-        connection.execute("INSERT INTO vectors VALUES (?, ?)", (number + 1, vectors(1)[0].tobytes()))
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    usage = {name: gallery.usage(name) for name in ("doors", "trains", "empty")}
-    counts = {name: (count.subjects, count.faces) for name, count in usage.items()}
-    assert counts == {"doors": (1, 3), "trains": (1, 1), "empty": (0, 0)}
-    assert list(find_faults(gallery)) == []
-    gallery.remove_subject("doors", "a")
-    assert (gallery.usage("doors").subjects, gallery.usage("doors").faces) == (0, 0)
-    gallery.close()
 
 
 def test_usage_counts_subjects_faces_and_bytes(gallery: EmbeddedGallery) -> None:
@@ -96,13 +67,11 @@ def test_compact_reports_a_write_ahead_log_in_use(
     gallery: EmbeddedGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repair, "_SCRUB_TRIES", 1)
-    reader = EmbeddedGallery(tmp_path)
-    with reader.ledger.snapshot() as db:
+    with closing(EmbeddedGallery(tmp_path)) as reader, reader.ledger.snapshot() as db:
         db.execute("SELECT count(*) FROM faces").fetchall()
         receipt = gallery.remove_subject("doors", "p0").token
         assert not compact(gallery).emptied
         assert gallery.receipt(receipt).erased_at is None
-    reader.close()
     assert compact(gallery).emptied
     assert gallery.receipt(receipt).erased_at is not None
 
@@ -110,31 +79,29 @@ def test_compact_reports_a_write_ahead_log_in_use(
 @pytest.mark.parametrize("name", [None, "doors"])
 def test_rebuild_replaces_every_file(gallery: EmbeddedGallery, tmp_path: Path, name: str | None) -> None:
     expected, before = answers(gallery), {path.name for path in gallery.files.iterdir()}
-    other = EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))
-    assert answers(other) == expected
-    for path in gallery.files.glob("1-*"):
-        path.write_bytes(b"damaged")
-    assert rebuild(gallery, name, LIMITS) == (["doors", "trains"] if name is None else ["doors"])
-    after = {path.name for path in gallery.files.iterdir()}
-    kept = set() if name is None else {file for file in before if file.startswith("2-")}
-    assert after & before == kept
-    assert len(after) == len(before)
-    assert list(find_faults(gallery)) == []
-    for opened in (gallery, other):
-        for collection in opened.collections():
-            opened.searchers.reload(collection)
-        assert answers(opened) == expected
-    other.close()
+    with closing(EmbeddedGallery(tmp_path, tuning=SearchTuning(1000, 1000))) as other:
+        assert answers(other) == expected
+        for path in gallery.files.glob("1-*"):
+            path.write_bytes(b"damaged")
+        assert rebuild(gallery, name, LIMITS) == (["doors", "trains"] if name is None else ["doors"])
+        after = {path.name for path in gallery.files.iterdir()}
+        kept = set() if name is None else {file for file in before if file.startswith("2-")}
+        assert after & before == kept
+        assert len(after) == len(before)
+        assert list(find_faults(gallery)) == []
+        for opened in (gallery, other):
+            for collection in opened.collections():
+                opened.searchers.reload(collection)
+            assert answers(opened) == expected
 
 
 def test_rebuild_fails_during_maintenance_of_another_process(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    other = EmbeddedGallery(tmp_path)
-    maintenance = Maintenance(other, LIMITS)
-    assert maintenance.run()
-    before = set(gallery.files.iterdir())
-    with pytest.raises(GalleryError, match="maintenance"):
-        rebuild(gallery, limits=LIMITS)
-    with pytest.raises(NotFoundError):
-        rebuild(gallery, "x", LIMITS)
-    assert set(gallery.files.iterdir()) == before
-    other.close()
+    with closing(EmbeddedGallery(tmp_path)) as other:
+        maintenance = Maintenance(other, LIMITS)
+        assert maintenance.run()
+        before = set(gallery.files.iterdir())
+        with pytest.raises(GalleryError, match="maintenance"):
+            rebuild(gallery, limits=LIMITS)
+        with pytest.raises(NotFoundError):
+            rebuild(gallery, "x", LIMITS)
+        assert set(gallery.files.iterdir()) == before

@@ -16,12 +16,10 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from tests.index.people import enrol, vectors
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=4.0)
+from tests.index.people import LIMITS, enrol, maintain, vectors
 
 
 @pytest.fixture
@@ -32,9 +30,7 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
     gallery.create("empty", "face-embedder", "f1", 4)
     faces = enrol(gallery, "doors", 28)
     gallery.remove_faces("doors", [faces[1].token])
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     gallery.remove_faces("doors", [faces[2].token, faces[27].token])
     yield gallery
     gallery.close()
@@ -76,7 +72,9 @@ def other_segment(change: Callable[[FaceVectors], FaceVectors]) -> Callable[[Emb
     def write(gallery: EmbeddedGallery) -> None:
         with gallery.ledger.snapshot() as db:
             segment = vector_records.segments(db, 1)[0]
-            rows = vector_records.read(db, 1, 4, segment.first_face - 1, through=segment.last_face)
+            rows = vector_records.read(
+                db, gallery.collection("doors"), segment.first_face - 1, through=segment.last_face
+            )
         segments.write(gallery.files / segment.file, change(rows), segment.removals_through)
 
     return write
@@ -224,7 +222,7 @@ def test_restored_rows_of_erased_subjects_and_collections_are_found(gallery: Emb
 
 def test_rows_are_read_in_pages(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "ROWS_PER_READ", 2)
-    monkeypatch.setattr(verify, "VECTORS_PER_READ", 10)
+    monkeypatch.setattr(verify, "VECTORS_PER_CHECK", 10)
     gallery.remove_subject("doors", "p0")
     assert list(find_faults(gallery)) == []
 
@@ -252,9 +250,7 @@ def test_a_damaged_page_of_the_ledger_is_found(gallery: EmbeddedGallery, tmp_pat
 
 def test_new_files_of_a_running_maintenance_are_no_faults(gallery: EmbeddedGallery) -> None:
     orphan(gallery)
-    Maintenance(gallery, LIMITS)._gallery.ledger.write(
-        lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0)
-    )
+    gallery.ledger.write(lambda db: lease_records.take(db, "maintenance", "x", gallery.clock(), 60.0))
     assert list(find_faults(gallery)) == []
     soon = time.time() + 30  # the clock of another machine may be ahead
     os.utime(gallery.files / "1-0.seg", (soon, soon))

@@ -7,22 +7,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.embedded.query import metadata_filter, search
+from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.metadata_filter import Where
-from index.embedded.store import migrations
-from index.embedded.store.ledger import Ledger
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
+from index.embedded.query.search import Where
+from index.embedded.tasks.maintenance import Maintenance
 from index.errors import InvalidError, NotFoundError
 from index.types import Floats, NewFace
-from tests.index.people import Clock, folder_bytes, vectors
+from tests.index.people import Clock, folder_bytes, maintain, vectors
 
 PEOPLE, FACES = 30, vectors(90)
 METADATA: list[dict[str, Any]] = [
@@ -35,11 +32,6 @@ METADATA: list[dict[str, Any]] = [
     }
     for n in range(PEOPLE)
 ]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
 
 
 @pytest.fixture
@@ -114,13 +106,13 @@ def test_filtered_searches_agree_with_numpy(
     assert scope.selected == ((len(selected), 3 * len(selected)) if where else None)
     if where:
         with gallery.ledger.snapshot() as db:
-            assert len(metadata_filter.subjects(db, scope.collection.id, where, 2)) == min(2, len(selected))
+            assert len(search.selected_subjects(db, scope.collection.id, where, 2)) == min(2, len(selected))
 
 
 def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     where: Where = {"site": ["north"]}
     before = search.search_scope(gallery, "doors", where)
-    counts = metadata_filter.counts
+    counts = search.selected_counts
 
     def counts_then_enrol(*args: Any) -> tuple[int, int]:
         result = counts(*args)
@@ -128,7 +120,7 @@ def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkey
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(metadata_filter, "counts", counts_then_enrol)
+        patched.setattr(search, "selected_counts", counts_then_enrol)
         assert search.search_scope(gallery, "doors", where) == before
     after = search.search_scope(gallery, "doors", where)
     assert (after.usage.faces, after.selected) == (91, (10, 31))
@@ -162,17 +154,14 @@ def test_filters_use_the_current_metadata(gallery: EmbeddedGallery, clock: Clock
 def test_subjects_that_the_inverted_file_misses_are_compared(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16))
-    maintenance.run()
-    maintenance.release()
+    maintain(gallery)
     assert not gallery.usage("doors").exact
-    poor = EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))
-    monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
-    where: Where = {"site": ["north"]}
-    for query in vectors(5, seed=9):
-        (matches,) = search.search(poor, "doors", query[None], 8, where=where)
-        assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
-    poor.close()
+    with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1, 1))) as poor:
+        monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
+        where: Where = {"site": ["north"]}
+        for query in vectors(5, seed=9):
+            (matches,) = search.search(poor, "doors", query[None], 8, where=where)
+            assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
 
 
 def near(face: Floats, share: float, seed: int = 0) -> Floats:
@@ -294,19 +283,3 @@ def test_a_restore_erases_feedback_that_was_removed_since(gallery: EmbeddedGalle
         with closing(EmbeddedGallery(tmp_path / "gallery")) as restored:
             assert [rejection.token for rejection in Feedback(restored).of_subject("doors", "p1")] == [kept.token]
             assert len(restored.faces("doors", "p1")) == 3
-
-
-def test_migration_fills_the_metadata_index(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrations.migrate(connection, migrations.STEPS[:2])
-    connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 4, '{}', 0, 0)")
-    for number, metadata in enumerate(('{"site": "north"}', "{}", "no JSON", '{"site": ["north"]}', '"north"')):
-        connection.execute(
-            "INSERT INTO subjects VALUES (?, 1, ?, NULL, ?, 0, NULL)", (number + 1, f"p{number}", metadata)
-        )
-    connection.close()
-    migrated = Ledger(tmp_path / "ledger.db")
-    assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == [1]
-    migrated.write(lambda db: db.execute("UPDATE subjects SET metadata = 'no JSON' WHERE id = 1").fetchall())
-    assert metadata_filter.subjects(migrated.reader(), 1, {"site": ["north"]}) == []
-    migrated.close()

@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.atomic_files import is_disk_full
-from index.embedded.store.ledger import Change, Ledger, committing
+from index.embedded.store.atomic_files import is_disk_full, write_atomically
+from index.embedded.store.ledger import Ledger, committing
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.secure_delete import MAX_PAGES
 from index.errors import GalleryError, TooNewError
@@ -261,9 +261,8 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path / "ledger.db").close()
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    connection.pragma("user_version", len(STEPS) + 1)
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "ledger.db"))) as connection:
+        connection.pragma("user_version", len(STEPS) + 1)
     with pytest.raises(TooNewError, match=f"version {len(STEPS) + 1}") as refused:
         Ledger(tmp_path / "ledger.db")
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]  # no log: every connection is closed
@@ -274,15 +273,14 @@ def test_the_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failing_step_keeps_the_version_before_it(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "a.db"))
-    good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
-    with pytest.raises(apsw.SQLError):
-        migrate(connection, (good, bad))
-    assert connection.pragma("user_version") == 1
-    for expected in (1, 2, 2):
-        assert connection.execute("SELECT count(*) FROM a").get == expected
-        migrate(connection, (good, "INSERT INTO a VALUES (2)"))
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "a.db"))) as connection:
+        good, bad = "CREATE TABLE a (x); INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2); CREATE TABLE nonsense"
+        with pytest.raises(apsw.SQLError):
+            migrate(connection, (good, bad))
+        assert connection.pragma("user_version") == 1
+        for expected in (1, 2, 2):
+            assert connection.execute("SELECT count(*) FROM a").get == expected
+            migrate(connection, (good, "INSERT INTO a VALUES (2)"))
 
 
 def test_concurrent_migrations_run_each_step_once(tmp_path: Path) -> None:
@@ -306,9 +304,8 @@ def test_concurrent_migrations_run_each_step_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(run), pool.submit(run)]:
             future.result()
-    connection = apsw.Connection(str(tmp_path / "a.db"))
-    assert connection.execute("SELECT count(*) FROM a").get == 1
-    connection.close()
+    with closing(apsw.Connection(str(tmp_path / "a.db"))) as connection:
+        assert connection.execute("SELECT count(*) FROM a").get == 1
 
 
 def test_opening_waits_for_the_process_that_creates_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,10 +361,14 @@ def test_a_call_commits_a_change_and_planned_returns_it(ledger: Ledger) -> None:
     class Texts:
         """Inserts texts into the ledger."""
 
+        def __init__(self) -> None:
+            self.ledger = ledger
+
         @committing
-        def insert(self, text: str) -> Change[str]:
+        def insert(self, db: apsw.Connection, text: str) -> str:
             """Insert the text and return it."""
-            return Change(ledger, lambda db: (insert(text)(db), text)[1])
+            insert(text)(db)
+            return text
 
     rows = Texts()
     assert rows.insert("a") == "a"
@@ -430,3 +431,15 @@ def test_an_error_that_rolled_back_the_transaction_is_raised_to_all_writes(ledge
 )
 def test_errors_that_mean_a_full_disk(error: Exception, full: bool) -> None:
     assert is_disk_full(error) is full
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def chunks() -> Iterator[bytes]:
+        yield b"new"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "a", chunks())
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from index.embedded.admin.verify import find_faults
+from index.embedded.encryption import PLAINTEXT
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -96,7 +98,7 @@ def test_collections_and_subjects_are_listed_by_page(db: apsw.Connection, doors:
     trains = Collection(TRAINS, "trains", "embedder", "f1", 2, {"k": 1}, NOW)
     assert collection_records.page(db, "doors", 9) == [trains]
     assert (keys(db, doors), keys(db, doors, limit=1), keys(db, doors, "p0")) == (["p0", "p1"], ["p0"], ["p1"])
-    assert subject_records.by_id(db, [1, 99]).keys() == {1}
+    assert subject_records.by_id(db, PLAINTEXT, [1, 99]).keys() == {1}
     assert collection_records.totals(db) == (2, 4, 8)
     assert re.fullmatch("[0-9a-f]{32}", collection_records.gallery_id(db))
     assert collection_records.counts(db, doors) == (2, 4)
@@ -159,18 +161,21 @@ def test_faces_between_two_ids_are_sorted_by_id(db: apsw.Connection, doors: int)
     assert ids.dtype == np.int64
     assert ids.tolist() == [1, 3, 5]
     assert (face_records.last_id(db, doors), face_records.last_id(db, 99)) == (7, 0)
-    rows = vector_records.read(db, doors, 2, 1)
+    collection = collection_records.find(db, "doors")
+    rows = vector_records.read(db, collection, 1)
     assert (rows.faces.tolist(), rows.subjects.tolist()) == ([3, 5, 7], [3, 1, 3])
     assert rows.faces.dtype == rows.subjects.dtype == np.int64
     assert numbers(rows.vectors) == [3, 5, 7]
-    assert vector_records.read(db, doors, 2, 1, limit=2).faces.tolist() == [3, 5]
-    assert vector_records.read(db, doors, 2, 1, through=5).faces.tolist() == [3, 5]
-    assert vector_records.read(db, doors, 2, 7).vectors.shape == (0, 2)
+    assert vector_records.read(db, collection, 1, limit=2).faces.tolist() == [3, 5]
+    assert vector_records.read(db, collection, 1, through=5).faces.tolist() == [3, 5]
+    assert vector_records.read(db, collection, 7).vectors.shape == (0, 2)
     expected = [Face(number, f"t{number}", "p0", {"b": 2}, NOW + number) for number in (1, 5)]
-    assert face_records.of_subject(db, 1) == expected
+    assert face_records.of_subject(db, doors, subject_records.find(db, doors, "p0")) == expected
     assert face_records.ids_of_tokens(db, doors, ["t7", "t3", "t7"]) == [3, 7]
-    vectors = vector_records.by_subject(db, [1, 99], 2)
-    assert {subject: numbers(rows) for subject, rows in vectors.items()} == {1: [1, 5]}
+    assert (face_records.subjects_of(db, [7, 1, 3, 99]), face_records.subjects_of(db, [])) == ([1, 3], [])
+    vectors, tokens = vector_records.of_subjects(db, collection, [3, 1, 99])
+    assert (vectors.subjects.tolist(), numbers(vectors.vectors)) == ([1, 1, 3, 3], [1, 5, 3, 7])
+    assert tokens == ["t1", "t5", "t3", "t7"]
 
 
 def test_records_are_read_as_inserted_without_expired_subjects(db: apsw.Connection, doors: int) -> None:
@@ -209,13 +214,13 @@ def test_owners_of_any_number_of_faces(db: apsw.Connection, count: int) -> None:
     for number in range(1, count + 1):
         record = face(f"p{number % 7}", number, name=f"n{number % 7}", expires_at=NOW + 9)
         face_records.insert_record(db, doors, record)
-    owners = face_records.owners(db, range(1, count + 2))
+    owners = face_records.owners(db, PLAINTEXT, range(1, count + 2))
     assert sorted(owners) == list(range(1, count + 1))
     for number in (1, count):
         token, owner = owners[number]
         expected = subject_records.find(db, doors, f"p{number % 7}").__dict__
         assert (token, owner.__dict__) == (f"t{number}", {name: expected[name] for name in owner.__dict__})
-    assert face_records.owners(db, []) == {}
+    assert face_records.owners(db, PLAINTEXT, []) == {}
 
 
 def insert_one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[NewFace], now: float) -> list[Face]:
@@ -223,34 +228,33 @@ def insert_one_by_one(db: apsw.Connection, collection_id: int, faces: Sequence[N
 
 
 def test_faces_inserted_at_once_equal_those_inserted_one_by_one(tmp_path: Path) -> None:
-    gallery = EmbeddedGallery(tmp_path, clock=lambda: 5.0)
-    faces = [
-        NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
-        for n, vector in enumerate(vectors(10))
-    ]
-    records = {}
-    for name, insert in (("one by one", insert_one_by_one), ("at once", face_records.insert)):
-        collection_id = gallery.create(name, "face-embedder", "f1", 4).id
-        gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
-        enrolled = gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[:6], now=5.0))
-        gallery.remove_faces(name, [enrolled[-1].token])  # its id must not be reused
-        enrolled += gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[6:], now=6.0))
-        assert gallery.ledger.write(partial(insert, collection_id=collection_id, faces=[], now=6.0)) == []
-        first = enrolled[0].id
-        assert [face.id for face in enrolled] == list(range(first, first + 10))
-        assert len({face.token for face in enrolled}) == 10
-        del enrolled[5]
-        listed = [face for subject in gallery.subjects(name) for face in gallery.faces(name, subject.key)]
-        assert listed == sorted(enrolled, key=lambda face: (face.subject, face.id))
-        with gallery.ledger.snapshot() as db:
-            read = face_records.read_records(db, collection_id, 0, 2**62, -1, 0.0)
-        records[name] = [replace(record, id=record.id - first, token="") for record in read]
-    assert records["at once"] == records["one by one"]
-    assert len(records["at once"]) == 9
-    assert list(find_faults(gallery)) == []
-    ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
-    assert match.similarity == pytest.approx(1)
-    gallery.close()
+    with closing(EmbeddedGallery(tmp_path, clock=lambda: 5.0)) as gallery:
+        faces = [
+            NewFace(f"p{n % 3} é", vector, {"side": n} if n % 2 else {}, bytes([n]) if n % 4 == 0 else None)
+            for n, vector in enumerate(vectors(10))
+        ]
+        records = {}
+        for name, insert in (("one by one", insert_one_by_one), ("at once", face_records.insert)):
+            collection_id = gallery.create(name, "face-embedder", "f1", 4).id
+            gallery.put_subject(name, "p1 é", name="Ada", metadata={"floor": 1})
+            enrolled = gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[:6], now=5.0))
+            gallery.remove_faces(name, [enrolled[-1].token])  # its id must not be reused
+            enrolled += gallery.ledger.write(partial(insert, collection_id=collection_id, faces=faces[6:], now=6.0))
+            assert gallery.ledger.write(partial(insert, collection_id=collection_id, faces=[], now=6.0)) == []
+            first = enrolled[0].id
+            assert [face.id for face in enrolled] == list(range(first, first + 10))
+            assert len({face.token for face in enrolled}) == 10
+            del enrolled[5]
+            listed = [face for subject in gallery.subjects(name) for face in gallery.faces(name, subject.key)]
+            assert listed == sorted(enrolled, key=lambda face: (face.subject, face.id))
+            with gallery.ledger.snapshot() as db:
+                read = face_records.read_records(db, collection_id, 0, 2**62, -1, 0.0)
+            records[name] = [replace(record, id=record.id - first, token="") for record in read]
+        assert records["at once"] == records["one by one"]
+        assert len(records["at once"]) == 9
+        assert list(find_faults(gallery)) == []
+        ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
+        assert match.similarity == pytest.approx(1)
 
 
 # Erasures.
@@ -272,8 +276,8 @@ def test_removed_faces_leave_removals_and_a_receipt(db: apsw.Connection, doors: 
 
 
 def test_a_subjects_removal_follows_those_of_its_faces(db: apsw.Connection, doors: int) -> None:
-    receipt = erasure_records.remove_subjects(db, doors, [subject_records.find(db, doors, "p0").id], NOW)
-    assert (receipt.subjects, receipt.faces) == (1, 2)
+    receipt, erased = erasure_records.remove_subjects(db, doors, [subject_records.find(db, doors, "p0").id], NOW)
+    assert (receipt.subjects, receipt.faces, erased) == (1, 2, [1, 5])
     expected = [Removal(1, doors, 0, 1), Removal(2, doors, 0, 5), Removal(3, doors, 1, 0)]
     assert erasure_records.removals(db, 0) == expected
     assert (keys(db, doors), keys(db, TRAINS)) == (["p1"], ["p0", "p1"])
@@ -363,7 +367,23 @@ def test_segments_of_a_collection_are_sorted_by_their_faces(db: apsw.Connection,
     vector_records.mark_clean(db, doors, ["early", "new", "other", "ivf"], 6)
     assert vector_records.segments(db, doors) == [replace(early, removals_through=6), new, last]  # new: not decreased
     assert vector_records.segments(db, TRAINS) == [other]
-    assert vector_records.inverted_file(db, doors) == InvertedFileRecord("ivf", 7, 6, 100)
+    index = InvertedFileRecord("ivf", 7, 6, 100)
+    assert vector_records.inverted_file(db, doors) == index
+    assert vector_records.file_records(db, doors) == [*vector_records.segments(db, doors), index]
+    assert vector_records.file_records(db, TRAINS) == [other]
+
+
+def test_vectors_are_replaced_without_the_files_of_the_old_ones(db: apsw.Connection, doors: int) -> None:
+    collection, trains = (collection_records.find(db, name) for name in ("doors", "trains"))
+    for name, target in (("a", doors), ("b", TRAINS)):
+        vector_records.put_segment(db, target, SegmentRecord(name, 1, 8, 0))
+        vector_records.put_inverted_file(db, target, InvertedFileRecord(f"{name}.ivf", 8, 0, 100))
+    new = np.frombuffer(vector(9), "<f4")
+    assert vector_records.replace(db, collection, {3: 2 * new, 99: new}) == [3]
+    assert numbers(vector_records.read(db, collection, 0).vectors) == [1, 9, 5, 7]
+    assert vector_records.files(db) == {"b", "b.ivf"}
+    current = [collection_records.find(db, name) for name in ("doors", "trains")]
+    assert current == [replace(collection, generation=1), trains]
 
 
 def test_a_collection_has_one_inverted_file(db: apsw.Connection, doors: int) -> None:
@@ -402,12 +422,22 @@ def test_a_lease_has_one_holder_until_it_expires(db: apsw.Connection) -> None:
         assert lease_records.is_held(db, name, NOW + at, 10) is held
 
 
+def test_only_the_holder_renews_a_lease(db: apsw.Connection) -> None:
+    for name in ("a", "b"):
+        assert lease_records.take(db, name, "me", NOW, 10)
+    for name, holder, renewed in (("a", "me", True), ("a", "other", False), ("x", "me", False)):
+        assert lease_records.renew(db, name, holder, NOW + 5, 10) is renewed
+    for name, at, held in (("a", 14.9, True), ("a", 15, False), ("b", 10, False), ("x", 5, False)):
+        assert lease_records.is_held(db, name, NOW + at, 10) is held
+
+
 def test_only_the_holder_releases_a_lease(db: apsw.Connection) -> None:
     for name, holder in (("a", "me"), ("b", "me"), ("c", "other")):
         assert lease_records.take(db, name, holder, NOW, 10)
     lease_records.release(db, "a", "me")
     lease_records.release(db, "c", "me")
     assert [name for name in "abc" if lease_records.is_held(db, name, NOW, 10)] == ["b", "c"]
+    assert selected(db, "name FROM leases ORDER BY name") == [("a",), ("b",), ("c",)]
     # A lease taken while the clock was ahead has expired.
     assert lease_records.take(db, "d", "other", NOW + 5 * 365 * 86_400, 10)
     assert not lease_records.is_held(db, "d", NOW, 10)
@@ -416,34 +446,8 @@ def test_only_the_holder_releases_a_lease(db: apsw.Connection) -> None:
     assert lease_records.is_held(db, "d", NOW, 10)
 
 
-# Inconsistencies.
-
-
-def test_inconsistent_rows_are_counted(db: apsw.Connection, doors: int) -> None:
-    def counts() -> tuple[object, ...]:
-        return (
-            vector_records.count_missing(db, doors, 8),
-            face_records.count_misplaced(db),
-            collection_records.count_miscounted(db),
-            collection_records.count_invalid_json(db),
-        )
-
+def test_faces_without_a_complete_vector_are_counted(db: apsw.Connection, doors: int) -> None:
     assert face_records.insert_record(db, doors, face("p9", 9))
-    assert counts() == (0, 0, 0, {})
-    for damage, expected in (
-        (
-            "UPDATE vectors SET data = x'00' WHERE face_id IN (1, 2); DELETE FROM vectors WHERE face_id = 3",
-            (2, 0, 0, {}),
-        ),
-        ("UPDATE faces SET collection_id = 2 WHERE id = 5", (2, 1, 2, {})),
-        (
-            "UPDATE collections SET subjects = 9, settings = '{' WHERE id = 2; UPDATE faces SET details = ''",
-            (2, 1, 2, {"collections": 1, "faces": 9}),
-        ),
-        (
-            "UPDATE subjects SET metadata = 'x' WHERE id < 3",
-            (2, 1, 2, {"collections": 1, "subjects": 2, "faces": 9}),
-        ),
-    ):
-        db.execute(damage)
-        assert counts() == expected
+    assert vector_records.count_missing(db, doors, 8) == 0
+    db.execute("UPDATE vectors SET data = x'00' WHERE face_id IN (1, 2); DELETE FROM vectors WHERE face_id = 3")
+    assert vector_records.count_missing(db, doors, 8) == 2

@@ -6,28 +6,18 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, erasure_records, tombstones
 from index.embedded.store.erasure_records import Removal
-from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.maintenance import Maintenance
 from index.errors import CorruptError, GalleryError, TooNewError
 from tests.index.people import enrol
-
-
-@pytest.fixture
-def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
-    gallery = EmbeddedGallery(tmp_path)
-    gallery.create("doors", "face-embedder", "f1", 4)
-    yield gallery
-    gallery.close()
 
 
 def in_file(gallery: EmbeddedGallery) -> list[Removal]:
@@ -82,16 +72,13 @@ def test_the_file_has_the_format_of_version_1_and_no_names(gallery: EmbeddedGall
     assert gallery.tombstones.path.read_text() == expected
 
 
-def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(
-    gallery: EmbeddedGallery, tmp_path: Path
-) -> None:
+def test_removals_that_a_crash_kept_out_are_appended_when_the_gallery_is_opened(gallery: EmbeddedGallery) -> None:
     enrol(gallery, "doors", 3)
     number = gallery.collection("doors").id
     gallery.ledger.write(lambda db: erasure_records.remove_faces(db, number, [1], subjects=0, now=0.0))
     assert in_file(gallery) == []
-    again = EmbeddedGallery(tmp_path)
-    assert in_file(again) == in_ledger(again) != []
-    again.close()
+    with closing(EmbeddedGallery(gallery.files.parent)) as again:
+        assert in_file(again) == in_ledger(again) != []
 
 
 def test_an_erasure_that_cannot_be_appended_is_not_acknowledged(
@@ -127,7 +114,7 @@ def test_incomplete_lines_at_the_end_are_replaced(gallery: EmbeddedGallery, rest
 def test_an_incomplete_first_line_is_replaced(gallery: EmbeddedGallery, length: int) -> None:
     erased(gallery, 1, of=2)
     os.truncate(gallery.tombstones.path, length)
-    gallery.write_tombstones()
+    gallery.tombstones.append_new(gallery.ledger.reader())
     assert in_file(gallery) == in_ledger(gallery) != []
 
 
@@ -144,7 +131,7 @@ def test_every_changed_byte_is_detected(gallery: EmbeddedGallery) -> None:
                 in_file(gallery)
         else:  # a damaged end looks like an incomplete one; the ledger has those removals
             assert in_file(gallery) in (expected[:-1], expected[:-2])
-            gallery.write_tombstones()
+            gallery.tombstones.append_new(gallery.ledger.reader())
             assert gallery.tombstones.path.read_bytes() == content
 
 
@@ -165,12 +152,12 @@ def test_a_long_file_is_continued_from_its_end(gallery: EmbeddedGallery, monkeyp
     content = gallery.tombstones.path.read_bytes()
     gallery.tombstones.path.write_bytes(content[:-1000] + b"\n" * 1000)
     with pytest.raises(CorruptError, match="the end of"):
-        gallery.write_tombstones()
+        gallery.tombstones.append_new(gallery.ledger.reader())
 
 
-def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_concurrent_erasures_append_each_removal_once(gallery: EmbeddedGallery) -> None:
     faces = enrol(gallery, "doors", 40)
-    other = EmbeddedGallery(tmp_path)
+    other = EmbeddedGallery(gallery.files.parent)
 
     def erase(number: int) -> None:
         for face in faces[number::4]:
@@ -194,15 +181,15 @@ def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.db").exists()
 
 
-def test_a_ledger_older_than_the_file_is_refused(gallery: EmbeddedGallery, tmp_path: Path) -> None:
+def test_a_ledger_older_than_the_file_is_refused(gallery: EmbeddedGallery) -> None:
     faces = enrol(gallery, "doors", 2)
     gallery.ledger.scrub()
-    old = (tmp_path / "ledger.db").read_bytes()
+    old = gallery.ledger.path.read_bytes()
     gallery.remove_faces("doors", [faces[0].token])
     gallery.close()
-    (tmp_path / "ledger.db").write_bytes(old)
+    gallery.ledger.path.write_bytes(old)
     with pytest.raises(CorruptError, match="older"):
-        EmbeddedGallery(tmp_path)
+        EmbeddedGallery(gallery.files.parent)
 
 
 def test_the_ledger_of_another_gallery_is_refused(tmp_path: Path) -> None:
@@ -220,13 +207,3 @@ def test_the_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TooNewError, match="version 2"):
         EmbeddedGallery(tmp_path)
     assert Tombstones(tmp_path / "none").read() is None
-
-
-def test_removals_of_a_ledger_of_version_1_are_kept(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrate(connection, STEPS[:1])
-    connection.execute("INSERT INTO removals (collection_id, face_id) VALUES (1, 7)")
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    assert in_file(gallery) == [Removal(1, 1, 0, 7)]
-    gallery.close()

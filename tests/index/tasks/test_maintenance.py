@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import apsw
@@ -14,26 +12,10 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import vector_records
 from index.embedded.tasks import maintenance as module
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceError, MaintenanceLimits
+from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from tests.index.people import Clock, enrol
-from tests.index.test_gallery import random_faces, unit
-
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
-    gallery = EmbeddedGallery(tmp_path, clock=clock, tuning=SearchTuning(1000, 1000))
-    gallery.create("doors", "face-embedder", "f1", 4)
-    yield gallery
-    gallery.close()
+from tests.index.people import LIMITS, Clock, enrol, vectors
 
 
 def referenced(gallery: EmbeddedGallery) -> set[str]:
@@ -56,9 +38,9 @@ def test_one_process_at_a_time_does_maintenance(gallery: EmbeddedGallery, clock:
 def test_maintenance_without_the_lease_changes_nothing(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gallery.enrol("doors", random_faces(20), "f1")
+    enrol(gallery, "doors", 20)
     loser, winner = Maintenance(gallery, LIMITS), Maintenance(gallery, LIMITS)
-    monkeypatch.setattr(loser, "_renew", lambda db: loser._holder == "never")
+    monkeypatch.setattr(loser, "_renew", lambda db: loser.holder == "never")
     (gallery.files / "1-theirs.seg").write_bytes(b"the winner is writing this")
     loser._work()
     assert referenced(gallery) == set()
@@ -67,27 +49,12 @@ def test_maintenance_without_the_lease_changes_nothing(
     assert not (gallery.files / "1-theirs.seg").exists()
 
 
-def test_the_lease_is_renewed_during_a_long_step(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.04)
-    beats = threading.Event()
-    maintenance = Maintenance(gallery)
-    renew = maintenance._renew
-
-    def counted(db: object) -> bool:
-        beats.set()
-        return renew(db)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(maintenance, "_renew", counted)
-    with maintenance._heartbeat():
-        assert beats.wait(10)
-
-
 def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
     gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gallery.enrol("doors", random_faces(20), "f1")
+    enrol(gallery, "doors", 20)
     gallery.create("other", "e", "f1", 4)
-    gallery.enrol("other", random_faces(20), "f1")
+    enrol(gallery, "other", 20)
     write = segments.write
 
     def drop_first(*given: Any) -> segments.Segment:
@@ -104,8 +71,8 @@ def test_a_collection_that_is_dropped_meanwhile_gets_no_files(
 
 
 def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
-    faces = random_faces(40)
-    gallery.enrol("doors", faces, "f1")
+    enrol(gallery, "doors", 40)
+    faces = vectors(40)
     maintenance = Maintenance(gallery, LIMITS)
     maintenance.run()
     (index,) = gallery.files.glob("*.ivf")
@@ -121,22 +88,21 @@ def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     (new,) = gallery.files.glob("*.ivf")
     assert len(Ivf.read(new)) == 40
     with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1000, 1000))) as other:
-        query = unit(1, 2, 3, 4)
-        expected = max(faces, key=lambda face: float(face.vector @ query)).subject
-        assert other.search("doors", query[None])[0][0].subject.key == expected
+        query = vectors(1, seed=9)
+        assert other.search("doors", query)[0][0].subject.key == f"p{(faces @ query[0]).argmax() % 5}"
 
 
 def test_the_inverted_file_is_retrained_after_growth(gallery: EmbeddedGallery) -> None:
     maintenance = Maintenance(gallery, LIMITS)
     trained = []
     for round_ in range(4):
-        gallery.enrol("doors", random_faces(16, seed=round_), "f1")
+        enrol(gallery, "doors", 16, seed=round_)
         maintenance.run()
         with gallery.ledger.snapshot() as db:
             index = vector_records.inverted_file(db, 1)
         assert index is not None
         trained.append(index.trained_rows)
-        assert not gallery.searchers.get(gallery.collection("doors")).exact
+        assert gallery.searchers.get(gallery.collection("doors"))._indexed
     assert trained == [16, 16, 48, 48]
 
 
@@ -188,11 +154,3 @@ def test_a_failed_renewal_is_reported_and_repeated(gallery: EmbeddedGallery, mon
     monkeypatch.setattr(maintenance, "_work", work)
     with pytest.raises(MaintenanceError, match="lease: damaged"):
         maintenance.run()
-
-
-def test_a_lease_of_a_clock_that_was_ahead_does_not_stop_maintenance(gallery: EmbeddedGallery) -> None:
-    now = gallery.clock()
-    ahead = EmbeddedGallery(gallery.files.parent, clock=lambda: now + 5 * 365 * 86_400)
-    assert Maintenance(ahead).run()
-    ahead.close()
-    assert Maintenance(gallery).run()

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import apsw
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import migrations
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import (
     FIRST,
@@ -38,11 +36,6 @@ from tests.soak.erasure import forms_of_vector, search_all
 
 LIMITS = MaintenanceLimits(segment=8, exact_below=16)
 OLD, NEW = vectors(60, 16, seed=1), vectors(60, 24, seed=2)  # by the number in the crop
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -107,52 +100,6 @@ def staged(gallery: EmbeddedGallery) -> int:
 
 def names(*numbers: int) -> list[str]:
     return [f"p{number:02}" for number in numbers]
-
-
-def test_searches_use_one_pipeline_before_and_after_the_switch(
-    gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker, tmp_path: Path
-) -> None:
-    enrol(gallery, *range(40))
-    first = Maintenance(gallery, LIMITS)
-    first.run()
-    first.release()
-    other = EmbeddedGallery(tmp_path / "gallery")
-    galleries = (gallery, other)
-    reembedding = begin(gallery)
-    assert worker.claim(reembedding)
-    while True:
-        for view in galleries:
-            assert nearest(view, OLD[:40]) == names(*range(40))
-            assert nearest(view, OLD[:2], fingerprint="f1") == names(0, 1)
-            with pytest.raises(ConflictError, match="f1, not of f2"):
-                view.search("doors", NEW[:1], fingerprint="f2")
-        if not stage(worker, reembedding, 15):
-            break
-    assert worker.switch(reembedding) == 0
-    for view in galleries:
-        assert nearest(view, NEW[:40]) == names(*range(40))
-        assert nearest(view, NEW[:2], fusion="mean", fingerprint="f2") == names(0, 1)
-        with pytest.raises(ConflictError, match="f2, not of f1"):
-            view.search("doors", OLD[:1], fingerprint="f1")
-        with pytest.raises(InvalidError):
-            view.search("doors", OLD[:1])
-        assert view.size("doors") == 40
-    doors = gallery.collection("doors")
-    assert (doors.embedder, doors.fingerprint, doors.dimensions, doors.generation) == ("better", "f2", 24, 1)
-    with pytest.raises(ConflictError):
-        enrol(gallery, 41)
-    gallery.enrol("doors", [NewFace("p41", NEW[41])], "f2")
-    with pytest.raises(NotFoundError):
-        reembeddings.progress("doors")
-    maintenance = Maintenance(gallery, LIMITS)
-    maintenance.run()
-    maintenance.release()
-    assert Maintenance(other, LIMITS).run()
-    for view in galleries:
-        assert not view.searchers.get(view.collection("doors")).exact
-        assert nearest(view, NEW[:42]) == [*names(*range(40)), nearest(view, NEW[40:41])[0], "p41"]
-    assert list(find_faults(gallery)) == []
-    other.close()
 
 
 def test_impossible_requests_are_refused(gallery: EmbeddedGallery, reembeddings: Reembeddings) -> None:
@@ -443,6 +390,8 @@ def test_no_call_compares_vectors_of_two_pipelines(gallery: EmbeddedGallery, mon
         lambda: search(gallery, "doors", OLD[:1], where={"site": ["north"]}, fingerprint="f1"),
         lambda: compare(gallery, "doors", "p00", OLD[0], fingerprint="f1"),
         lambda: Feedback(gallery).add("doors", "p00", OLD[:1], fingerprint="f1"),
+        lambda: gallery.search("doors", OLD[:1], fingerprint="f1"),
+        lambda: enrol(gallery, 41),
     ]
     before = collection("doors")
     for use in uses:
@@ -564,20 +513,3 @@ def test_vectors_of_the_wrong_size_are_faults(
     assert list(find_faults(gallery)) == []
     gallery.ledger.write(lambda db: db.execute(damage).fetchall())
     assert any(fault.startswith(expected) for fault in find_faults(gallery))
-
-
-def test_migration_keeps_feedback(tmp_path: Path) -> None:
-    connection = apsw.Connection(str(tmp_path / "ledger.db"))
-    migrations.migrate(connection, migrations.STEPS[:6])
-    connection.execute("INSERT INTO collections VALUES (1, 'doors', 'e', 'f1', 16, '{}', 0, 0)")
-    connection.execute("INSERT INTO subjects VALUES (1, 1, 'p00', NULL, '{}', 0, NULL)")
-    connection.execute("INSERT INTO rejections VALUES (7, 1, 'token', 0, ?)", (OLD[2].tobytes(),))
-    connection.close()
-    gallery = EmbeddedGallery(tmp_path)
-    assert [rejection.token for rejection in Feedback(gallery).of_subject("doors", "p00")] == ["token"]
-    enrol(gallery, 0)
-    assert compare(gallery, "doors", "p00", OLD[2])[1]
-    assert np.isclose(gallery.search("doors", OLD[:1])[0][0].similarity, 1)
-    begin(gallery)
-    assert Reembeddings(gallery).progress("doors").lost == 1
-    gallery.close()

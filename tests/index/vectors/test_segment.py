@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, Cipher
+from index.embedded.encryption import OVERHEAD, PLAINTEXT, AeadCipher, Cipher
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import segment as segments
 from index.errors import CorruptError, TooNewError

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from index.embedded.encryption import aead
-from index.embedded.encryption.aead import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
+from index.embedded import encryption
+from index.embedded.encryption import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
 from index.errors import CorruptError, InvalidError, LockedError
 
 KEY = bytes(range(32))
@@ -31,7 +31,7 @@ def test_an_encrypted_value_is_a_nonce_a_ciphertext_and_a_tag() -> None:
     primitive = Primitive(algorithms.AES256(derived(KEY, b"seal")), modes.GCM(nonce, tag)).decryptor()
     primitive.authenticate_additional_data(b"crop|7")
     assert primitive.update(ciphertext) + primitive.finalize() == b"image"
-    assert len(stored) == CIPHER.encrypted_size(5) == 5 + OVERHEAD
+    assert len(stored) == 5 + CIPHER.overhead == 5 + OVERHEAD
     assert len({CIPHER.encrypt(b"image", "crop", 7)[:12] for _ in range(100)}) == 100
 
 
@@ -56,13 +56,13 @@ def test_a_changed_or_moved_value_is_refused() -> None:
 def test_the_plaintext_cipher_changes_nothing() -> None:
     assert PLAINTEXT.decrypt(PLAINTEXT.encrypt(b"x", "crop", 7), "crop", 8) == b"x"
     assert (PLAINTEXT.decrypt(None, "crop", 7), PLAINTEXT.lookup("x")) == (b"", "x")
-    assert (PLAINTEXT.encrypted_size(3), PLAINTEXT.encrypted_file_size(3)) == (3, 3)
+    assert (PLAINTEXT.overhead, PLAINTEXT.encrypted_file_size(3)) == (0, 3)
     assert b"".join(PLAINTEXT.encrypt_file(b"xyz", b"about")) == PLAINTEXT.decrypt_file(b"xyz", b"other") == b"xyz"
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 30, 35])
 def test_a_file_is_encrypted_in_chunks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aead, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(encryption, "CHUNK_BYTES", 10)
     data = bytes(range(size))
     chunks = [bytes(chunk) for chunk in CIPHER.encrypt_file(memoryview(data), b"name", b"header")]
     assert [len(chunk) for chunk in chunks] == [min(10, size - at) + OVERHEAD for at in range(0, size, 10)]

@@ -9,32 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import numpy as np
 import pytest
 
 from index.embedded.admin import repair
-from index.embedded.admin.backup import back_up, restore
+from index.embedded.admin.backup import back_up
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption.aead import PLAINTEXT, OperatorKey
-from index.embedded.encryption.data_keys import cipher_of
+from index.embedded.encryption import PLAINTEXT, OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query import metadata_filter
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import compare, search, selected_among, selected_counts, selected_subjects
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
-from index.types import Collection, Item, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import folder_bytes, vectors
+from index.types import Collection, Item, NewFace, Outcome, Properties
+from tests.index.people import Clock, folder_bytes, maintain, vectors
 from tests.soak.erasure import forms_of_text, forms_of_vector, search_elsewhere
 
 KEY, OTHER = OperatorKey(b"k" * 32), OperatorKey(b"o" * 32)
-LIMITS = MaintenanceLimits(segment=8, exact_below=16, growth=2.0)
 DIMENSIONS = 16
 FACES = vectors(40, DIMENSIONS)
 CROP = b"a crop that is long enough to be found"
@@ -42,18 +37,6 @@ CROP = b"a crop that is long enough to be found"
 NAMES = [f"callers-own-id-of-{number}" for number in range(5)]
 CALLED, NOTE, SEEN = "Ferdinandea Isabella Zoë", "metadata that nobody else has", "measured of nobody else"
 PROBLEM = "the problem of a refused item"
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def filled(folder: Path, clock: Clock, *names: str) -> EmbeddedGallery:
@@ -76,12 +59,6 @@ def gallery(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedGallery]:
     gallery = filled(tmp_path / "gallery", clock, "doors", "open")
     yield gallery
     gallery.close()
-
-
-def maintain(gallery: EmbeddedGallery) -> None:
-    maintenance = Maintenance(gallery, LIMITS)
-    assert maintenance.run()
-    maintenance.release()
 
 
 def comparable(matches: list[Any]) -> list[tuple[Any, ...]]:
@@ -107,10 +84,10 @@ def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery)
             maintain(gallery)
         with gallery.ledger.snapshot() as db:
             number = collection_records.find(db, name).id
-            answer += [metadata_filter.counts(db, number, where) for where in wheres]
-            answer += [len(metadata_filter.subjects(db, number, where, 1)) for where in wheres]
-            chosen = metadata_filter.subjects(db, number, {"level": [2]})
-            assert metadata_filter.among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
+            answer += [selected_counts(db, number, where) for where in wheres]
+            answer += [len(selected_subjects(db, number, where, 1)) for where in wheres]
+            chosen = selected_subjects(db, number, {"level": [2]})
+            assert selected_among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
         for key in NAMES:
             subject = gallery.subject(name, key)
             answer += [(subject.key, subject.name, subject.metadata, subject.expires_at, subject.faces)]
@@ -154,7 +131,7 @@ def fill_all_tables(gallery: EmbeddedGallery) -> None:
 
 def test_no_file_contains_plain_text(tmp_path: Path) -> None:
     """Searched as in tests/soak/erasure.py."""
-    galleries = [filled(tmp_path / name, Clock(), name) for name in ("doors", "open")]
+    galleries = [filled(tmp_path / name, Clock(1000.0), name) for name in ("doors", "open")]
     indexes = []
     for gallery, name in zip(galleries, ("doors", "open"), strict=True):
         fill_all_tables(gallery)
@@ -171,53 +148,6 @@ def test_no_file_contains_plain_text(tmp_path: Path) -> None:
         assert any(f"{where}: " in line for line in lines), where
     for gallery in galleries:
         gallery.close()
-
-
-def test_jobs_are_processed_and_report_outcomes(gallery: EmbeddedGallery) -> None:
-    bulk, worker = bulk_enrolment.JobQueue(gallery), bulk_enrolment.BulkEnrolmentWorker(gallery)
-    job = bulk.begin("doors", {})
-    sent = [
-        Item(0, "new", "vector", FACES[0].tobytes(), Properties(CALLED, {"note": NOTE})),
-        Item(1, NAMES[0], "vector", FACES[1].tobytes()),
-        Item(2, "erased before", "picture", CROP),
-        Item(3, NAMES[4], "picture", CROP),
-    ]
-    bulk.append(job, [*sent, Outcome(4, "failed", {"problem": "none"})])
-    bulk.ready(job)
-    assert bulk.remove_subject("doors", "erased before").subjects == 1
-    bulk.remove_subject("doors", NAMES[4])
-    claimed = worker.claim()
-    assert claimed is not None
-    items = worker.pending(claimed, 8)
-    assert items == sent[:2]
-    assert [outcome.result for outcome in bulk.outcomes(job, -1, 2)] == [{}, {}]  # pending
-    done = [
-        ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, FACES[item.number])])
-        for item in items
-    ]
-    assert worker.enrol(claimed, done, "f1")
-    worker.finish(claimed, "done")
-    outcomes = bulk.outcomes(job, -1, 9)
-    assert [outcome.status for outcome in outcomes] == ["enrolled", "enrolled", "erased", "erased", "failed"]
-    assert outcomes[0].result == {"faces": [gallery.faces("doors", "new")[0].token]}
-    assert (outcomes[2].result, outcomes[4].result) == ({}, {"problem": "none"})
-    new = gallery.subject("doors", "new")
-    assert (new.name, new.metadata, new.faces) == (CALLED, {"note": NOTE}, 1)
-
-
-def test_the_collection_is_reembedded(gallery: EmbeddedGallery) -> None:
-    Feedback(gallery).add("doors", NAMES[2], FACES[2:3], [CROP], "f1")
-    Reembeddings(gallery).begin("doors", "face-embedder", "f2", DIMENSIONS)
-    worker = reembedding.ReembeddingWorker(gallery)
-    (task,) = worker.waiting()
-    assert worker.claim(task)
-    ids = [item.id for item in (*worker.pending(task, FIRST, 9), *worker.pending(task, 0, 99))]
-    assert worker.stage(task, dict(zip(ids, np.roll(FACES, 1, axis=0)[[*range(len(ids) - 1), 0]], strict=True)))
-    assert list(find_faults(gallery)) == []
-    assert worker.switch(task) == 0
-    assert list(find_faults(gallery)) == []
-    ((match,),) = gallery.search("doors", FACES[-1:], 1, fingerprint="f2")
-    assert match.similarity == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
@@ -334,16 +264,6 @@ def test_a_rolled_back_creation_leaves_no_key(gallery: EmbeddedGallery) -> None:
     with pytest.raises(ConflictError, match="undone"):
         gallery.ledger.write(partial(make, encrypted=True, fail=True))
     assert gallery.ledger.write(partial(make, encrypted=False, fail=False)) is False
-
-
-def test_a_backup_is_restored_without_the_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    back_up(gallery, tmp_path / "backup")
-    gallery.remove_subject("doors", NAMES[1])
-    gallery.close()
-    assert restore(tmp_path / "gallery", tmp_path / "backup").erased_subjects == 1
-    with closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as again:
-        assert sorted(subject.key for subject in again.subjects("doors")) == [NAMES[0], *NAMES[2:]]
-        assert list(find_faults(again)) == []
 
 
 @pytest.fixture
