@@ -130,7 +130,8 @@ def disagreements(served: Schema, read: Schema, where: str) -> list[str]:
         ]
         results = [disagreements_of_one_type(schema, own, where) for own in readers]
         kinds = [own.get("type") for own in options(read)]
-        reasons += min(results or [[f"{where}: may be {kind}, and is read as {kinds}"]], key=len)
+        fewest: list[str] = min(results or [[f"{where}: may be {kind}, and is read as {kinds}"]], key=len)
+        reasons += fewest
     return reasons
 
 
