@@ -35,7 +35,7 @@ class VestibuleError(Exception):
     title: str = "Something went wrong on our side"
 
     def __init_subclass__(cls, status: int | None = None, type: str | None = None, title: str | None = None) -> None:
-        """Set the class's attributes; those that are left out are the base class's."""
+        """Set the class's attributes; omitted ones keep the base class's values."""
         cls.status, cls.type, cls.title = status or cls.status, type or cls.type, title or cls.title
 
     def __init__(self, detail: str = "", headers: Mapping[str, str] | None = None):
@@ -57,7 +57,7 @@ class Unauthorized(VestibuleError, status=401, type="unauthorized", title="A val
 
 
 class ScopeMissing(VestibuleError, status=403, type="scope-missing", title="This API key is not for that"):
-    """The key is valid, but has not the scope of this route."""
+    """The key is valid, but does not have the scope that the route requires."""
 
 
 class HostNotAllowed(VestibuleError, status=403, type="host-not-allowed", title="This host name is not served here"):
@@ -83,7 +83,7 @@ class HeadTooLarge(VestibuleError, status=431, type="head-too-large", title="The
 
 
 class Conflict(VestibuleError, status=409, type="conflict", title="This does not fit with what is there"):
-    """The request conflicts with the state: the resource exists already, or other models created it."""
+    """The request conflicts with stored data: the resource exists already, or was created by another model."""
 
 
 class BodyTooLarge(VestibuleError, status=413, type="body-too-large", title="The request is too large"):
@@ -151,7 +151,7 @@ class Locked(NotReady, type="collection-locked", title="The collection is locked
 
 
 class DiskFull(VestibuleError, status=507, type="disk-full", title="The disk is full"):
-    """The disk is full, so that nothing was stored."""
+    """The disk is full; nothing was stored."""
 
 
 class DeadlineExceeded(VestibuleError, status=504, type="deadline-exceeded", title="The request took too long"):
@@ -162,7 +162,7 @@ class InvalidParameters(Unprocessable, type="invalid-parameters", title="Some pa
     """Parameters do not match their schema."""
 
 
-# Parameter errors in one response, and characters of each one's name and reason.
+# The most parameter errors in a response, and the most characters of a parameter's name and of its reason.
 MOST_ERRORS, MOST_CHARACTERS = 20, 256
 
 PROBLEM_JSON = "application/problem+json"
@@ -195,7 +195,7 @@ def error_response(path: str, error: VestibuleError, errors: list[FieldError] | 
 
 def invalid_parameters(path: str, error: RequestValidationError) -> JSONResponse:
     """Return the HTTP response for parameters that do not match their schema."""
-    # Pydantic's `input` is left out: an answer does not repeat what it was sent.
+    # Pydantic's `input` is left out: a response does not repeat the client's values.
     errors = [
         FieldError(
             parameter=".".join(str(part) for part in item["loc"][1:])[:MOST_CHARACTERS],
@@ -228,7 +228,7 @@ async def _on_vestibule_error(request: Request, error: VestibuleError) -> JSONRe
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     response = error_response(request.scope["path"], FrameworkError(error))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The methods of all routes with this path; the framework names those of the route that it tried first.
+        # List the methods of all routes with this path; the framework lists only those of the first such route.
         operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         if operations:
             methods = {method.upper() for method in operations}
@@ -248,7 +248,7 @@ def install(app: FastAPI) -> None:
 
 
 def describe(*errors: type[VestibuleError], schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's `responses` of a route that raises `errors`. `schema`: that of their bodies, if not problems."""
+    """Return OpenAPI's `responses` for a route that raises `errors`. `schema`: their bodies' schema, if not Problem."""
     content: dict[str, Any] = {"content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     if schema is not None:
         content = {"model": schema}

@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     decoding.disable_pillow_limit()
     with closing(ApiKeys(settings.state / KEYS_FOLDER)) as keys:
-        refuse_exposure(settings, keys)  # may open the keys; closed here, because a later step may fail
+        refuse_exposure(settings, keys)  # may open the ledger; closed at once, because a later step may fail
     metrics = Metrics()
     reload_sync = ReloadSync(settings.state / "reloads")
     model_manager = ModelManager(settings, metrics)
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Start everything that runs, in this order, and stop it in the reverse order, also after a failed start."""
+        """Start all background work, and stop it in the reverse order, also if a start fails."""
         async with AsyncExitStack() as stack:
             # Ledgers are opened before models load, so that an unreadable one ends the startup at once.
             stack.callback(keys.close)
