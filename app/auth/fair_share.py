@@ -11,7 +11,7 @@ LONG_S = 0.25
 
 @dataclass(eq=False)
 class Owner:
-    """A request on whose behalf threads work.
+    """The request for which a thread works.
 
     `caller`: the id of its API key, None while the service has no keys. `busy_s`: thread time used so far, in seconds.
     """

@@ -29,7 +29,7 @@ from index.errors import ConflictError, NotFoundError
 Scope = Literal["infer", "enrol", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-# So that people and secret scanners recognise a leaked key.
+# The prefix of every key, by which people and secret scanners recognise a leaked one.
 PREFIX = "vst_"
 FOLDER, LEDGER_FILE, AUDIT_FILE = "keys", "ledger.db", "audit.log"
 
@@ -92,7 +92,7 @@ class ApiKeys:
         """Close the files."""
         if self._store is not None:
             self._store.ledger.close()
-            self._store, self._cached = None, (-1, {})  # a reopened ledger counts versions anew
+            self._store, self._cached = None, (-1, {})  # a reopened ledger restarts its version numbers
 
     def by_hash(self) -> Mapping[bytes, ApiKey]:
         """Return every key ever created by its hash, oldest first, as of the last commit of any process."""

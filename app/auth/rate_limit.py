@@ -8,10 +8,10 @@ MINUTE_S = 60.0
 
 
 class KeyUsage:
-    """Requests of one key, counted against its limits; None: no limit. In a `with` statement a request is in progress.
+    """Counts the requests of one key against its limits (None: no limit). A `with` block is one request in progress.
 
-    A sliding window log: at most `per_minute` requests in any interval of a minute, exactly. It stores the times of the
-    last ones. A fixed window or a token bucket would let twice as many pass around the moment it is reset or full.
+    A sliding window log: exactly at most `per_minute` requests in any interval of a minute. It stores the times of the
+    last `per_minute` requests. A fixed window would allow twice as many around its reset, a full token bucket as well.
     """
 
     def __init__(self, per_minute: int | None, concurrency: int | None):
@@ -22,11 +22,11 @@ class KeyUsage:
 
     @property
     def is_full(self) -> bool:
-        """Whether the key has as many requests in progress as it may have."""
+        """Whether the number of requests in progress has reached `concurrency`."""
         return self.concurrency is not None and self._in_progress >= self.concurrency
 
     def count(self, now: float) -> float:
-        """Count a request and return 0, or return the seconds until the next may begin. `now` never decreases."""
+        """Count a request and return 0, or return the seconds until the next is allowed. `now` must not decrease."""
         if len(self._times) == self.per_minute and (wait := self._times[0] + MINUTE_S - now) > 0:
             return wait
         self._times.append(now)

@@ -55,7 +55,7 @@ def required_scope(route: RouteContext) -> Scope | None:
     """Return the scope that a key needs for this route; None if no key is needed.
 
     Raises:
-        ScopeDeclarationError: see there.
+        ScopeDeclarationError: if the route does not declare exactly one scope, or is open and declares one.
     """
     declared = [
         scope
