@@ -17,7 +17,7 @@ from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_sett
 
 if TYPE_CHECKING:
     from index.embedded.gallery import EmbeddedGallery
-_POLL_S = 0.5  # between two requests for the progress of a re-embedding
+_POLL_S = 0.5  # seconds between two requests for the progress of a re-embedding
 
 gallery_cli = typer.Typer(
     name="gallery", help="The gallery: list, export, import, verify, repair, back up.", no_args_is_help=True
@@ -186,7 +186,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="A folder written by `ba
     )
     typer.echo("deleted the previous ledger, its segments and its inverted files")
     if not done.remembered:
-        typer.echo("there is no record of erasures since the backup: faces erased since then are back", err=True)
+        typer.echo("there is no record of erasures since the backup: faces erased since then are restored", err=True)
 
 
 @gallery_cli.command()

@@ -79,7 +79,7 @@ def health() -> None:
     try:
         response = httpx.get(url, timeout=4, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        fail(f"no answer from {url}: {error}")
+        fail(f"no response from {url}: {error}")
     typer.echo(response.text)
     raise typer.Exit(0 if response.is_success else 1)
 
