@@ -47,7 +47,7 @@ async def read_pair(request: Request) -> tuple[bytes, bytes]:
     """Return the source and the target image of a request, still encoded. Large JSON is parsed in a thread.
 
     Raises:
-        BadRequest, BodyTooLarge, UnsupportedMediaType.
+        BadRequest: if the body is malformed or lacks an image. BodyTooLarge, UnsupportedMediaType.
     """
     content_type = media_type(request)
     with disconnect_as_bad_request():
@@ -70,7 +70,7 @@ async def read_embeddings(request: Request, max_images: int) -> tuple[Embeddings
     """Return OpenAI's request for embeddings and its images, still encoded. Large JSON is parsed in a thread.
 
     Raises:
-        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+        BadRequest: if the body does not match the schema. BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
     if media_type(request) != "application/json":
         raise UnsupportedMediaType("send application/json")

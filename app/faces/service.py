@@ -151,7 +151,7 @@ class Faces:
         """`embed` with OpenAI's request.
 
         Raises:
-            VestibuleError: as `embed`; Unprocessable: another number of dimensions than the model has.
+            VestibuleError: as `embed`; Unprocessable: if the model does not have the requested number of dimensions.
         """
         params = EmbedParams(model=request.model, encoding_format=request.encoding_format)
         if request.dimensions is not None:
@@ -209,7 +209,7 @@ class Faces:
         """Compare each target embedding with the source; vectors of any length are normalised.
 
         Raises:
-            UnknownModel; Unprocessable: vectors that are no embeddings of the model.
+            UnknownModel; Unprocessable: if vectors have another dimension than the model's, or are zero or infinite.
         """
         model = await self._model_manager.load(params.model, "embed")
         matching, threshold = operating_threshold(model.card, params.fmr)
