@@ -28,7 +28,7 @@ from index.validation import check_future, check_item, read_timestamp, unit_vect
 log = structlog.get_logger()
 
 POLL_S = 1.0
-# The longest pause of a job that fails, and how long after its pause a job counts as new.
+# Seconds: the longest pause of a failing job, and the time after a pause at which its failures are forgotten.
 MAX_PAUSE_S, FORGET_S = 30.0, 600.0
 # Raised while a damaged row is read.
 UNREADABLE = (ValueError, TypeError, KeyError, CorruptError)
@@ -246,10 +246,10 @@ class BulkJobs(GalleryAccess):
         return ProcessedItem(item, Outcome(item.number, "enrolled"), [NewFace(item.subject, vector)])
 
     def _check(self, item: Item) -> None:
-        """Refuse an item that an older version accepted, or that has expired since it was accepted.
+        """Check an item again: an older version may have accepted it, or it may have expired since.
 
         Raises:
-            InvalidError.
+            InvalidError: if it is not valid, or its subject has expired.
         """
         check_item(item)
         check_future(item.properties.expires_at if item.properties else None, self._gallery.clock())

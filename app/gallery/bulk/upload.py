@@ -94,7 +94,7 @@ async def read_upload(request: Request) -> Upload:
     """Read the request's body.
 
     Raises:
-        BadRequest, BodyTooLarge, UnsupportedMediaType.
+        BadRequest: if the body is empty or incomplete. BodyTooLarge, UnsupportedMediaType.
     """
     content_type = next((name for name, aliases in CONTENT_TYPES.items() if media_type(request) in aliases), None)
     if content_type is None:
@@ -191,9 +191,9 @@ def _zip_items(data: bytes) -> Iterator[Item | Outcome]:
     files = [(entry, parts) for entry in archive.entries if (parts := _photo_path(entry)) is not None]
     if not files:
         raise BadRequest("there is no file in the zip")
-    # The declared sizes bound what is unpacked.
+    # The declared sizes bound the number of unpacked bytes.
     if len(files) > MAX_FILES or sum(entry.size for entry, _ in files) > MAX_UNPACKED_BYTES:
-        raise BodyTooLarge(f"a zip may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES} unpacked bytes")
+        raise BodyTooLarge(f"a zip may contain {MAX_FILES} files and {MAX_UNPACKED_BYTES} unpacked bytes")
     for number, (entry, parts) in enumerate(files):
         try:
             if isinstance(parts, BadRequest):

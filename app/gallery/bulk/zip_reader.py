@@ -94,7 +94,7 @@ class ZipReader:
             self.entries = _refuse_mixed_encodings(list(_entries(data, start, end, prefix)))
             self._check_disjoint(start)
         except struct.error as error:
-            raise BadRequest("the zip is damaged: its directory does not fit its size") from error
+            raise BadRequest("the zip is damaged: its directory is cut short") from error
 
     def read(self, entry: Entry) -> bytes:
         """Return the entry's content after checking its size and checksum.
@@ -142,7 +142,7 @@ def _directory(data: bytes) -> tuple[int, int, int]:
         raise BodyTooLarge(f"a zip's directory may have {MAX_DIRECTORY_BYTES} bytes")
     start = end - size
     if start < offset:
-        raise BadRequest("the zip is damaged: its directory does not fit its size")
+        raise BadRequest("the zip is damaged: bytes are missing before its directory")
     return start, end, start - offset
 
 
@@ -153,10 +153,10 @@ def _entries(data: bytes, at: int, end: int, prefix: int) -> Iterator[Entry]:
             _CENTRAL.unpack_from(data, at)
         )
         if signature != b"PK\x01\x02":
-            raise BadRequest("the zip is damaged: its directory does not hold what it declares")
+            raise BadRequest("the zip is damaged: its directory contains an invalid entry")
         count += 1
         if count > MAX_ENTRIES:
-            raise BodyTooLarge(f"a zip may hold {MAX_ENTRIES} entries")
+            raise BodyTooLarge(f"a zip may contain {MAX_ENTRIES} entries")
         name_end = at + _CENTRAL.size + lengths[0]
         name, extra = data[at + _CENTRAL.size : name_end], data[name_end : name_end + lengths[1]]
         at = name_end + lengths[1] + lengths[2]
@@ -165,10 +165,10 @@ def _entries(data: bytes, at: int, end: int, prefix: int) -> Iterator[Entry]:
         text, fault, flags = _decode_name(name, flags, extra)
         host, is_folder = made_by >> 8, name.endswith(b"/")
         if host in _DOS_HOSTS and name.isascii():
-            is_folder |= name.endswith(b"\\")  # in other encodings that may be half a character
+            is_folder |= name.endswith(b"\\")  # in other encodings this byte may be part of a character
         yield Entry(text, fault, host, flags, method, crc, packed_size, size, offset + prefix, is_folder)
     if at != end:
-        raise BadRequest("the zip is damaged: its directory does not fit its size")
+        raise BadRequest("the zip is damaged: the last entry ends beyond the directory")
 
 
 def _extra_field(extra: bytes, field_id: int) -> bytes:
@@ -223,7 +223,7 @@ def _refuse_mixed_encodings(entries: list[Entry]) -> list[Entry]:
 
 
 def _inflate(packed: memoryview, size: int) -> bytes:
-    """Return at most `size` + 1 bytes, however many there are."""
+    """Return the unpacked content, cut off after `size` + 1 bytes."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         return inflater.decompress(packed, size + 1)
