@@ -52,7 +52,7 @@ class GalleryAccess:
             return await self._executors.run_io(function)
 
     async def _run_background(self, function: Callable[[], T]) -> T:
-        """Run a step of background work, which may wait for commits, in a thread that no request needs.
+        """Run a step of background work, which may wait for commits, in a thread that serves no requests.
 
         Raises:
             DiskFull.

@@ -16,8 +16,8 @@ from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
 
 log = structlog.get_logger()
 
-FULL_DISK_S = 60.0  # how long after a failed write the disk counts as full
-MIN_FREE_BYTES = 2**20  # with less the disk counts as full, whether or not a write has failed
+FULL_DISK_S = 60.0  # how long the disk counts as full after a write failed
+MIN_FREE_BYTES = 2**20  # with less free space the disk counts as full even if no write failed
 
 
 class MaintenanceThread:
@@ -44,7 +44,7 @@ class MaintenanceThread:
             problems.append(f"maintenance failed in {', '.join(sorted(self._failures))}; the log says why")
         full_at = self._gallery.ledger.full_at
         if self._free < MIN_FREE_BYTES or (full_at is not None and time.monotonic() - full_at < FULL_DISK_S):
-            problems.append("the disk is full: enrolling and erasing answer 507; free some space for the state folder")
+            problems.append("the disk is full: enrolling and erasing fail (507); free some space for the state folder")
         return problems
 
     def start(self) -> None:

@@ -122,7 +122,7 @@ class Reembedder(GalleryAccess):
                 if not is_blocked:  # a blocked task keeps its lease: no process should try it at once
                     await self._run_background(lambda: self._worker.release(task))
         except Exception:
-            # Such as a full queue or a full disk: the next round computes what is missing.
+            # Such as a full queue or a full disk: the next round computes the missing vectors.
             log.exception("reembedding_failed", collection=task.collection_id)
 
     async def _model(self, task: Reembedding) -> LoadedModel | None:
