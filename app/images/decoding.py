@@ -106,7 +106,7 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read an image's header and return the image, not yet decoded.
 
     Raises:
-        As `decode`.
+        DamagedImage, ImageTooLarge, UnsupportedImage.
     """
     if len(data) > limits.bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes; at most {limits.bytes} are read")

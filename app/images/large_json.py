@@ -21,13 +21,14 @@ from app.errors import BadRequest
 Model = TypeVar("Model", bound=BaseModel)
 
 BOM = b"\xef\xbb\xbf"
-# Bodies up to this size are parsed at once.
+# Bodies of at most this size are parsed in the event loop.
 SMALL_BYTES = 64 * 2**10
 # Bytes that are searched or decoded in one step.
 CHUNK_BYTES = 2**18
 # Parsing an integer takes a time quadratic in its digits; no number that a route accepts has so many.
 MAX_DIGITS = 400
-# Longer strings are replaced. Shorter ones have too few characters to be counted as a number with too many digits.
+# Longer strings are replaced by placeholders. The strings that remain are too short for MAX_DIGITS + 1 digits, so the
+# search for long numbers cannot match inside them.
 LONG_STRING_BYTES = MAX_DIGITS
 
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
@@ -42,7 +43,7 @@ class TooComplex(Exception):
 
 @dataclass(frozen=True)
 class JsonLimits:
-    """Limits of what is parsed: bytes without long strings, values, and objects and arrays among them."""
+    """The most that is parsed: bytes without long strings, values, and containers (objects and arrays)."""
 
     bytes: int
     values: int
@@ -85,7 +86,7 @@ def from_base64(text: str) -> bytes:
     """Decode base64 or a data URI of it: standard or URL-safe, padded or not, in one line or several.
 
     Raises:
-        BadRequest: neither, or no bytes at all.
+        BadRequest: if the text is neither, or encodes no bytes.
     """
     chunks = (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
     return _decode_base64(chunk.encode("utf-8", "replace") for chunk in chunks)
@@ -103,8 +104,8 @@ def _replace_long_strings(body: bytes | bytearray, limits: JsonLimits) -> tuple[
         closing = opening
         while closing == opening or (closing >= 0 and _is_escaped(body, closing)):
             steps += 1
-            if steps > 2 * limits.values:  # a value and its key; an escaped quote counts as one, too
-                raise TooComplex(f"a body may hold {limits.values} values")
+            if steps > 2 * limits.values:  # a value and its key; escaped quotes count as well
+                raise TooComplex(f"a body may contain {limits.values} values")
             closing = body.find(b'"', closing + 1)
         if closing < 0:
             break  # the parser reports the unterminated string
@@ -133,7 +134,7 @@ def _is_escaped(body: bytes | bytearray, quote: int) -> bool:
 
 
 def _check_complexity(rest: bytes, limits: JsonLimits) -> None:
-    """Raise TooComplex if the parser would take long."""
+    """Raise TooComplex if the JSON has more values, containers or digits than allowed."""
     values = containers = 0
     for begin in range(0, len(rest), CHUNK_BYTES):
         chunk = rest[begin : begin + CHUNK_BYTES + MAX_DIGITS]
@@ -142,9 +143,9 @@ def _check_complexity(rest: bytes, limits: JsonLimits) -> None:
         if b"0" * (MAX_DIGITS + 1) in chunk.translate(_DIGITS_TO_ZERO):
             raise TooComplex(f"a number may have {MAX_DIGITS} digits")
     if values > limits.values:
-        raise TooComplex(f"a body may hold {limits.values} values")
+        raise TooComplex(f"a body may contain {limits.values} values")
     if containers > limits.containers:
-        raise TooComplex(f"a body may hold {limits.containers} objects and arrays")
+        raise TooComplex(f"a body may contain {limits.containers} objects and arrays")
 
 
 def _unescape(raw: memoryview) -> Iterator[bytes]:
@@ -174,7 +175,7 @@ def _decode_base64(chunks: Iterator[bytes]) -> bytes:
         text = pending + (_strip_data_uri(chunk) if number == 0 else chunk).translate(
             _URL_SAFE_TO_STANDARD, _WHITESPACE
         )
-        whole = max(0, len(text) - 1) // 4 * 4  # keep the last group back: only that one may be padded
+        whole = max(0, len(text) - 1) // 4 * 4  # keep the last group: only it may be padded
         decoded += _decode_groups(text[:whole])
         pending = text[whole:]
     if b"=" not in pending:

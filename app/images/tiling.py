@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# In pixels. Near its edge a tile's output suffers from the missing surroundings: within the margin it has almost no
-# weight where a neighbour covers the same pixels, and over the rest of the overlap the two are blended.
+# In pixels. A tile's output is less accurate near its edge, beyond which the network sees no pixels. Where two tiles
+# overlap, outputs within the margin have almost no weight; over the rest of the overlap the outputs are blended.
 SIDE, OVERLAP, MARGIN = 256, 64, 24
 
 
@@ -18,7 +18,7 @@ SIDE, OVERLAP, MARGIN = 256, 64, 24
 class Tiling:
     """The tiles of an image of height x width pixels; the sides of all tiles are multiples of `multiple`.
 
-    An image that fits into one tile is a single tile of its own (padded) size; else all tiles have the same size.
+    An image that fits into one tile has a single tile of its padded size; otherwise all tiles have the same size.
     """
 
     height: int
@@ -31,16 +31,16 @@ class Tiling:
         return -self.height % self.multiple + self.height, -self.width % self.multiple + self.width
 
     def pad(self, image: Tensor) -> Tensor:
-        """[C, height, width] -> [C, *padded], mirrored at its lower and right edges."""
+        """Pad an image [C, height, width] to [C, *padded] by mirroring it at its lower and right edges."""
         below, right = self.padded[0] - self.height, self.padded[1] - self.width
         return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, below), (0, right)), mode="symmetric"))
 
     def cut(self, padded: Tensor) -> list[Tensor]:
-        """[C, *padded] -> tiles [C, h, w], row by row."""
+        """Cut a padded image [C, *padded] into tiles [C, h, w], row by row."""
         return [padded[:, top, left] for top, left in self._positions()]
 
     def join(self, tiles: Tensor) -> Tensor:
-        """Tiles [N, C, h, w] -> [C, height, width], blended where tiles overlap."""
+        """Join tiles [N, C, h, w] into an image [C, height, width]; blend them where they overlap."""
         total = tiles.new_zeros(tiles.shape[1], *self.padded)
         weights = tiles.new_zeros(self.padded)
         for tile, (top, left) in zip(tiles, self._positions(), strict=True):
@@ -54,7 +54,7 @@ class Tiling:
         return ((row, column) for row in rows for column in columns)
 
     def _cuts(self, length: int) -> list[slice]:
-        # The last tile overlaps more: all tiles have one size, and start at a multiple, as the network's grids do.
+        # The last tile overlaps more, since all tiles have the same size and start at a multiple, as the network needs.
         side = max(self.multiple, SIDE // self.multiple * self.multiple)
         if length <= side:
             return [slice(0, length)]
@@ -63,7 +63,7 @@ class Tiling:
 
 
 def _ramp(cut: slice, length: int) -> Tensor:
-    """Return a cut's weights, float32 [its length]: rising from its edges to 1, except at the image's own edges."""
+    """Return the weights of a cut's pixels, float32 [L]: rising from its edges to 1, except at the image's edges."""
     position = torch.arange(cut.start, cut.stop)
     distances = [torch.full_like(position, OVERLAP)]
     if cut.start:

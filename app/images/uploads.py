@@ -55,8 +55,9 @@ IMAGE_BODY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Images:
-    """Images of a request, still encoded, in order; an unreadable item of a list is its error. `is_list`: the client
-    sent a list.
+    """Images of a request, still encoded, in order; in a list, an error in place of each unreadable image.
+
+    `is_list`: the client sent a list.
     """
 
     items: tuple[bytes | VestibuleError, ...]
@@ -73,7 +74,7 @@ async def images(request: Request) -> Images:
     """Return the images of a request, for routes that take any number of them. Large JSON is parsed in a thread.
 
     Raises:
-        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+        BadRequest: if the body is malformed or has no image. BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
     return await timings.timed("receive", _read_images(request, max_images(request)))
 
@@ -103,7 +104,7 @@ def media_type(request: Request) -> str:
 
 @contextmanager
 def disconnect_as_bad_request() -> Iterator[None]:
-    """Convert a disconnect while the body is read into a problem.
+    """Convert a disconnect while the body is read into an error response.
 
     Raises:
         BadRequest: the client disconnected before it had sent the whole body.
@@ -156,7 +157,7 @@ class _MultipartFiles:
         """Parse the next bytes of the body.
 
         Raises:
-            FormParserError: not multipart. BadRequest: an unexpected part. TooManyImages.
+            FormParserError: if the data is not multipart. BadRequest: if a part is unexpected. TooManyImages.
         """
         self._parser.write(data)
 
@@ -175,7 +176,7 @@ class _MultipartFiles:
             raise BadRequest(f"unexpected part {name[:40]!r}; images are sent as parts named {expected}")
         if b"filename" not in options and not _has_extended_file_name(disposition):
             raise BadRequest(f"the part {name!r} has no file name, so it is not a file")
-        check_count(len(self.files) + 1, self._max_files)  # here, since a body may have a million empty parts
+        check_count(len(self.files) + 1, self._max_files)  # per part: a body may have a million empty parts
         self.files.append((name, bytearray()))
 
 
@@ -190,7 +191,7 @@ async def read_files(request: Request, names: tuple[str, ...], max_files: int) -
     """Return the part name and bytes of each file of a multipart body, in order.
 
     Raises:
-        BadRequest, TooManyImages.
+        BadRequest: if the body is not multipart, is incomplete, or has no or unexpected parts. TooManyImages.
     """
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary")
@@ -233,7 +234,7 @@ async def read_json(request: Request, schema: type[Body], example: str, read: Ca
     `example`.
 
     Raises:
-        BadRequest, BodyTooLarge, TooManyImages; what `read` raises.
+        BadRequest: if the body does not match the schema. BodyTooLarge, TooManyImages; the errors of `read`.
     """
     body = await read_body(request)
 
@@ -261,7 +262,7 @@ def _parse(schema: type[Body], body: bytearray, example: str) -> ParsedJson[Body
 
 
 def json_images(body: ParsedJson[Any], field: str | list[str], max_images: int) -> Images:
-    """Return the images of a JSON body in whose `field` there is one image or a list of them.
+    """Return the images of a JSON body, whose `field` is an image or a list of images.
 
     Raises:
         BadRequest: the list is empty, or the only image is not base64. TooManyImages.
