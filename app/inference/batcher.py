@@ -63,7 +63,8 @@ class _QueuedItem(Generic[In, Out]):
 class Batcher(Generic[In, Out]):
     """Collects items of many callers for a function that is faster on a batch than on single items.
 
-    `run` gets 1..max_batch items of one priority and returns as many outputs in the same order; calls do not overlap.
+    `run` is called with 1..max_batch items of one priority and returns as many outputs in the same order; calls do not
+    overlap.
     Each priority has a queue of `capacity` items. Times are those of the event loop's clock. A task exists only while
     items wait or run, so that an unused batcher can be garbage-collected.
     """
@@ -73,7 +74,7 @@ class Batcher(Generic[In, Out]):
         self._max_batch = max_batch
         self._capacity = capacity
         self._queues: dict[Priority, deque[_QueuedItem[In, Out]]] = {name: deque() for name in get_args(Priority)}
-        self._interactive_batches = 0  # since the last background batch
+        self._interactive_batches = 0  # number since the last background batch
         self._reduced_size, self._reduced_until = max_batch, 0.0
         self._stopping = False
         self._worker: asyncio.Task[None] | None = None
@@ -91,7 +92,7 @@ class Batcher(Generic[In, Out]):
         """Return the item's output. Cancelling the caller removes the item from the queue at once.
 
         Raises:
-            QueueFull, Stopped: at once. Expired: it still waited after `wait_s` seconds. Or what `run` raised for it.
+            QueueFull, Stopped: at once. Expired: if it still waits after `wait_s` seconds. Any error of `run`.
         """
         if self._stopping:
             raise Stopped
@@ -108,7 +109,7 @@ class Batcher(Generic[In, Out]):
         try:
             return await queued.future
         except asyncio.CancelledError:
-            with suppress(ValueError):  # it has left the queue already
+            with suppress(ValueError):  # if the item has already left the queue
                 queue.remove(queued)
             raise
 

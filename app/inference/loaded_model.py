@@ -84,8 +84,8 @@ class BatchRunner:
 class LoadedModel:
     """A warm model or submodel with its own queue; `dimensions` is the length of an output's first dimension.
 
-    `choice`: the choice among faster runtimes until it is made, else None. `retired`: removed from the cache; it
-    answers only callers that still hold it.
+    `choice`: the pending choice among faster runtimes, else None. `retired`: removed from the cache; it serves only
+    callers that still hold it.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LoadedModel:
 
     @property
     def degradation(self) -> str | None:
-        """Why the model failed to answer an item within the last minute; None if it did not."""
+        """The reason why an item failed within the last minute; None if none failed."""
         if self._out_of_memory is None or time.monotonic() - self._out_of_memory[1] > DEGRADED_S:
             return None
         return self._out_of_memory[0]
@@ -125,7 +125,8 @@ class LoadedModel:
         """Return the network's output for a preprocessed image [C, H, W], or for one given as pixels.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady. OutOfMemory: the item alone does not fit.
+            Overloaded: the queue is full. DeadlineExceeded: the item waited for `wait_s` seconds. NotReady: the service
+            is stopping. OutOfMemory: the item alone does not fit.
         """
         name = self.card.name
         try:

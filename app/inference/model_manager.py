@@ -100,13 +100,13 @@ class ModelManager:
 
     @property
     def degradations(self) -> list[str]:
-        """Why models failed to answer requests within the last minute."""
+        """The reasons why models failed requests within the last minute."""
         return sorted({model.degradation for model in self.cache.models if model.degradation})
 
     @property
     def required_models(self) -> list[tuple[str, Task]]:
-        """Names and tasks of the models that readiness requires: the default classifier, and the default detector and
-        embedder as far as their weights are installed.
+        """Names and tasks of the models that readiness requires: the default classifier, and those of the default
+        detector and embedder that are installed.
         """
         tasks: tuple[Task, ...] = ("classify", "detect", "embed")
         return [(self._defaults[task], task) for task in tasks if self._defaults[task] in self.cards]
@@ -141,7 +141,7 @@ class ModelManager:
         """Return a model that embeds: the named embedder (None: the default), or a classifier's features.
 
         Raises:
-            UnknownModel: no such name, or a model that does neither. NotReady: its files do not match each other.
+            UnknownModel: no such name, or a model that is neither. NotReady: its files do not match each other.
         """
         card = self.cards.get(self._defaults["embed"] if name is None else name)
         if card is None or card.task != "classify":
@@ -184,7 +184,7 @@ class ModelManager:
             # Shielded: cancelling one caller must not cancel the load for the others.
             return await asyncio.shield(load)
         except Exception as error:
-            if self.cache.loads.get(key) is load:  # so that the next caller tries again
+            if self.cache.loads.get(key) is load:  # remove it, so that the next caller tries again
                 del self.cache.loads[key]
             if not isinstance(error, ValueError):
                 raise
@@ -209,7 +209,8 @@ class ModelManager:
         """Load a submodel and run one example.
 
         Raises:
-            ValueError, RuntimeError: its files do not match each other. UnknownModel: no such submodel. OutOfMemory.
+            ValueError, RuntimeError: its files do not match each other. UnknownModel: no such submodel. OutOfMemory:
+            it does not fit beside the loaded models.
         """
         started = time.perf_counter()
         loop, arguments = asyncio.get_running_loop(), (self._folder(card.name), card, submodel, self._settings)
@@ -226,8 +227,8 @@ class ModelManager:
     async def reload(self, name: str) -> ReloadResult:
         """Read the model's folder again, and serve its present files from the next request on.
 
-        The new model is loaded and checked by one run beside the old one, and only then replaces it. Callers that hold
-        the old one go on using it.
+        The new model is loaded and checked by one run while the old one serves, and then replaces it. Callers that hold
+        the old model continue to use it.
 
         Raises:
             NotFound: there is no such model, before or now. ModelRefused: its files are incomplete or do not match.
@@ -270,10 +271,10 @@ class ModelManager:
         return ReloadResult(change, before, card)
 
     async def _load_replacements(self, card: ModelCard) -> list[LoadedModel]:
-        """Load the model's default submodel, and those that are loaded of the old model and exist in the new one.
+        """Load the new model's default submodel, and each loaded submodel of the old model that the new one also has.
 
         Raises:
-            ModelRefused.
+            ModelRefused: its files do not match each other, or the default submodel is missing.
         """
         default = default_submodel(card)
         replacements = []

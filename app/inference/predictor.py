@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 # Items that `Predictor.map` processes in one task of a thread: some tens of milliseconds of face alignment.
 MAP_CHUNK_SIZE = 8
-# Tiles of large photos that wait for the detector, of all requests together.
+# The most tiles of large photos that wait for the detector, over all requests.
 MAX_QUEUED_TILES = 2
 
 
 async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run the coroutines concurrently and return their results. A single one, as most requests have, gets no task."""
+    """Run the coroutines concurrently and return their results. A single coroutine is awaited without a task."""
     if len(coroutines) == 1:
         return [await coroutines[0]]
     return await asyncio.gather(*coroutines)
@@ -60,7 +60,7 @@ class Predictor:
         self._settings = settings
         self._priority: Priority = priority
         self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        # Shared by all requests: the detector's batches hold few tiles of large photos.
+        # Shared by all requests, so that the detector's batches contain few tiles of large photos.
         self.tile_slots = asyncio.Semaphore(MAX_QUEUED_TILES)
         # Two batches, one running and one waiting. More would fill the queue without a gain in speed.
         self._queue_slots = min(2 * settings.max_batch, settings.queue_size)
@@ -87,7 +87,7 @@ class Predictor:
     async def for_each_checked(
         self, images: Images, function: Callable[[int, bytes], Awaitable[T]]
     ) -> list[T | Failed]:
-        """Do the same as `for_each_image` for a request whose pixels were checked before.
+        """Return the results of `for_each_image`, for a request whose pixels were checked before.
 
         Raises:
             VestibuleError: about a single image that is not in a list.
@@ -106,12 +106,12 @@ class Predictor:
         return await gather([process(index, item) for index, item in enumerate(images.items)])
 
     async def check_pixels(self, images: Sequence[bytes], *, transformed: Sequence[bytes] = ()) -> None:
-        """Check the total number of pixels in a request's images, by their headers.
+        """Check the total number of pixels of a request's images, which is read from their headers.
 
         Each of the `transformed` images counts twice: the response has an image of its size.
 
         Raises:
-            TooManyPixels.
+            TooManyPixels: if it exceeds the limit of a request.
         """
         if (len(images) + 2 * len(transformed)) * self._limits.pixels <= self._settings.max_request_pixels:
             return
@@ -138,7 +138,7 @@ class Predictor:
             async with asyncio.timeout(self._settings.deadline_s):
                 return await work
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {self._settings.deadline_s:.0f} s") from error
+            raise DeadlineExceeded(f"no result within {self._settings.deadline_s:.0f} s") from error
 
     async def decode(
         self,
@@ -151,7 +151,7 @@ class Predictor:
         """Decode an image and return `prepare(image)`; `min_side` and `keep_alpha` as in `images.decoding.decode`.
 
         Raises:
-            DamagedImage, ImageTooLarge, UnsupportedImage; what `prepare` raises.
+            DamagedImage, ImageTooLarge, UnsupportedImage; the errors of `prepare`.
         """
 
         def work() -> T | Continuation[T]:
@@ -180,7 +180,7 @@ class Predictor:
             DamagedImage, ImageTooLarge, UnsupportedImage.
         """
         started = time.perf_counter()
-        # A small image that is enlarged would block the event loop, too.
+        # Also enlarging a small image would block the event loop.
         image = decode_fast(data, self._limits) if math.prod(preprocess.size) <= FAST_PIXELS else None
         if image is None:
             return await self.decode(data, preprocess.pixels, preprocess.max_useful_side)
@@ -198,7 +198,7 @@ class Predictor:
         """Return the network's outputs [N, ...] for N items; `slots` bounds how many of them are queued at once.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady.
+            Overloaded, DeadlineExceeded, NotReady, OutOfMemory: see `LoadedModel.infer`.
         """
         slots = slots or self.queue_slots()
 

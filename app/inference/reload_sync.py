@@ -1,7 +1,7 @@
 """Propagate model reloads between the worker processes of one service.
 
-The state folder has a file for each model, and a reload writes a new token into it. The files only tell the other
-workers when to read the weights folder again.
+The state folder has a file for each model, and a reload writes a new token into it. When a token changes, the other
+workers read the model's weights again.
 """
 
 from __future__ import annotations
