@@ -65,7 +65,7 @@ class Authentication:
         if route is not None:
             if route.scope is None:
                 return None
-            scope["route"] = route.route  # the metrics count a refusal under this route
+            scope["route"] = route.route  # the route under which the metrics count a refusal
         secret = _bearer(scope)
         if secret is None:
             raise Unauthorized("send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"})
@@ -82,7 +82,7 @@ class Authentication:
         """Count the request in this minute's usage of the key and return that usage.
 
         Raises:
-            RateLimited.
+            RateLimited: if the key has too many requests in progress, or in the last minute.
         """
         usage = self._usage.get(key.id)
         if usage is None:

@@ -45,10 +45,10 @@ class ExposedError(Exception):
 
 
 def refuse_exposure(settings: Settings, keys: ApiKeys) -> None:
-    """Check that the service listens on loopback only, or needs keys, or was explicitly allowed to do neither.
+    """Check that the service listens on loopback only, requires keys, or is explicitly allowed to be public.
 
     Raises:
-        ExposedError.
+        ExposedError: if none of the three is the case.
     """
     if is_loopback(settings.host) or settings.allow_public or settings.require_keys or keys.by_hash():
         return

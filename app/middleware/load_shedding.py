@@ -36,7 +36,7 @@ class Capacity:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no request can be accepted, not even in place of one whose body arrives too slowly."""
+        """Whether the limit is reached and no request in progress has a body that arrives too slowly."""
         return self._free <= 0 and self._slow_body() is None
 
     def acquire(self, arrival: BodyArrival) -> None:
@@ -67,7 +67,7 @@ class Capacity:
 class LoadShedding:
     """ASGI middleware, outside all others but `SubPath` and `HeadAsGet`. Respond 429 if the capacity is exhausted.
 
-    Nothing is awaited between here and `CapacityGuard`, so a request that passes here finds the capacity there.
+    Nothing is awaited between this middleware and `CapacityGuard`, so the capacity is still free when the guard runs.
     """
 
     def __init__(self, app: ASGIApp, capacity: Capacity, routes: RouteTable, settings: Settings, metrics: Metrics):
@@ -112,7 +112,7 @@ def _response(route: ProtectedRoute) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 class CapacityGuard:
-    """ASGI middleware. Hold capacity for a request until it is answered, and name it as the owner of its work."""
+    """ASGI middleware. Hold capacity for a request until its response is sent, and make it the owner of its work."""
 
     def __init__(self, app: ASGIApp, capacity: Capacity):
         self.app = app

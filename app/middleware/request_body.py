@@ -24,9 +24,9 @@ from app.middleware.disconnect import is_without_body
 from app.observability.metrics import Metrics
 from app.settings import Settings
 
-# No body is slow before this: a lost packet is sent again after 0.2 s.
+# Seconds within which no body counts as slow: a lost packet is sent again after 0.2 s.
 GRACE_S = 0.3
-# Bytes of a body that is parsed whole, in the event loop.
+# The most bytes of a body that is parsed as a whole, in the event loop.
 SMALL_BODY = 2**20
 # Limits of such a body if it is JSON. 350,000 empty lists take 0.65 s to parse, 110,000 unknown keys 0.33 s to report.
 # A subject's metadata may have 16 KiB, all of them brackets and colons.
@@ -35,7 +35,7 @@ MOST_CONTAINERS, MOST_KEYS = 20_000, 20_000
 BUSY_RATE = 2**20
 # Bytes that are decompressed in one step.
 PIECE = 2**18
-# zlib's window sizes, which also say which header it expects.
+# zlib's `wbits`: the window size, plus 16 for a gzip header.
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
@@ -54,8 +54,8 @@ class BodyArrival:
 
     @property
     def rate(self) -> float:
-        """Bytes a second since the application asked for the body; infinite within the grace period, before and after
-        the arrival.
+        """Bytes a second since the application asked for the body; infinite before that, within the grace period, and
+        once the body is complete.
         """
         elapsed = 0.0 if self._started is None or self.is_complete else self._clock() - self._started - GRACE_S
         return self._received / elapsed if elapsed > 0 else math.inf
@@ -72,7 +72,7 @@ class BodyArrival:
             self._timeout.reschedule(0.0)
 
     async def next(self, receive: Receive) -> Message:
-        """Return the next message: of the body, or after its end.
+        """Return the next ASGI message: a part of the body, or a disconnect.
 
         Raises:
             BodyTooSlow: it did not arrive in time, or the body was aborted.
@@ -97,10 +97,10 @@ class BodyArrival:
 
 
 class BodyBudget:
-    """Bytes that all bodies of this process may hold until their requests are answered.
+    """Memory for all request bodies of this process, in bytes; a body occupies it until its response is sent.
 
     A quarter is reserved for bodies of at most SMALL_BODY bytes, so that large bodies do not keep small ones out. The
-    budget is at least two of the largest bodies, whatever `limit` is.
+    budget is never less than two of the largest bodies, even if `limit` is.
     """
 
     def __init__(self, limit: int, largest: int, metrics: Metrics):
@@ -110,7 +110,7 @@ class BodyBudget:
         self._arriving: dict[BodyArrival, None] = {}
 
     def begin(self, arrival: BodyArrival) -> None:
-        """Register a body before its first byte is taken."""
+        """Register a body before its first byte is counted."""
         self._arriving[arrival] = None
 
     def check(self, count: int, size: int) -> None:
@@ -129,7 +129,7 @@ class BodyBudget:
         raise Overloaded("the bodies of other requests use all the memory reserved for them", {"Retry-After": "1"})
 
     def take(self, count: int, size: int) -> None:
-        """Hold `count` more bytes of a body. See `check` for the size and the error."""
+        """Count `count` more bytes of a body as held. See `check` for `size` and the error."""
         self.check(count, size)
         self._held += count
 
@@ -140,10 +140,10 @@ class BodyBudget:
 
 
 class BodyLimit:
-    """ASGI middleware. Time a body, count its bytes, decompress it, and refuse what exceeds a limit.
+    """ASGI middleware. Time a body, count its bytes, decompress it, and refuse it if it exceeds a limit.
 
-    Respond 413 from the headers if they declare too much, else 408 or 413 as soon as the body passes a limit, however
-    the application handles the exception.
+    Respond 413 if the headers declare too many bytes, else 408 or 413 as soon as the body passes a limit, even if the
+    application catches the exception.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, budget: BodyBudget):
@@ -169,7 +169,7 @@ class BodyLimit:
         try:
             self._check_head(scope, limit, body)
             await self.app(scope, body.receive, guarded_send)
-        except VestibuleError as error:  # of the head, or one of the body that the application does not answer itself
+        except VestibuleError as error:  # from `_check_head`, or from `body.receive` and not caught by the application
             body.error = error
         finally:
             self._budget.end(arrival, body.size)
@@ -180,7 +180,7 @@ class BodyLimit:
         """Check the declared length, and remove a content encoding from the headers: `body` decodes it.
 
         Raises:
-            BodyTooLarge, Overloaded, UnsupportedMediaType.
+            BodyTooLarge, UnsupportedMediaType. Overloaded: if the declared bytes do not fit into the budget.
         """
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "0")
@@ -198,9 +198,9 @@ class BodyLimit:
 
 
 class _LimitedBody:
-    """One body. `size`: the bytes of it that are held; `error`: why it was refused, None if it was not.
+    """One request body. `size`: how many of its bytes are held; `error`: why it was refused, None if it was not.
 
-    `is_parsed_whole`: its brackets and colons are limited, without parsing it; those within strings count as well.
+    `is_parsed_whole`: limit the number of its brackets and colons, including those within strings.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class _LimitedBody:
             self._containers += piece.count(b"[") + piece.count(b"{")
             self._keys += piece.count(b":")
             if self._containers > MOST_CONTAINERS or self._keys > MOST_KEYS:
-                raise BodyTooLarge(f"a body may hold {MOST_CONTAINERS} objects and arrays, and {MOST_KEYS} keys")
+                raise BodyTooLarge(f"a body may contain {MOST_CONTAINERS} objects and arrays, and {MOST_KEYS} keys")
         self._budget.take(len(piece), size)
         self.size = size
 
