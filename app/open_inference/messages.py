@@ -31,7 +31,7 @@ from app.open_inference.tensors import Array, TensorType
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 OCTET_STREAM = "application/octet-stream"
-# Without images in base64. A nested tensor of one image of 224 x 224 pixels has 672 arrays.
+# Limits of a message's JSON, without images in base64. A nested tensor of a 224 x 224 image has 672 arrays.
 JSON_LIMITS = large_json.JsonLimits(bytes=16 * 2**20, values=MAX_NUMBERS + 1_024, containers=65_536)
 
 
@@ -95,7 +95,7 @@ async def read_message(request: Request) -> Message:
     """Return the request's body and the length of its JSON.
 
     Raises:
-        BadRequest, BodyTooLarge.
+        BadRequest: if the header is not a number, or the client disconnects. BodyTooLarge.
     """
     length = request.headers.get(JSON_LENGTH_HEADER)
     if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20):

@@ -1,7 +1,7 @@
 """The service of the Open Inference Protocol: run a network on tensors, in the same queues as all other requests.
 
-It runs the network only. What `POST /classify` and other routes add (test-time augmentation, face detection and
-alignment, several crops of a string of digits) is left out.
+It runs the network only, without the steps that `POST /classify` and other routes add: test-time augmentation, face
+detection and alignment, several crops of a string of digits.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class OpenInference:
         """Run the network on the message's tensors and return the encoded response; each row is queued by itself.
 
         Raises:
-            NotFound: as `ready`. BadRequest, BodyTooLarge, TooManyImages: the message. DamagedImage, ImageTooLarge,
-            UnsupportedImage: an image. Unprocessable: the outputs are not finite. Overloaded, NotReady,
-            DeadlineExceeded.
+            NotFound: as `ready`. BadRequest, BodyTooLarge, TooManyImages: if the message is invalid or too large.
+            DamagedImage, ImageTooLarge, UnsupportedImage: if an image is. Unprocessable: if the outputs are not finite.
+            Overloaded, NotReady, DeadlineExceeded.
         """
         return await self._predictor.with_deadline(self._infer(name, version, message))
 
@@ -123,7 +123,7 @@ class OpenInference:
         """Return the submodel's input for each row.
 
         Raises:
-            BadRequest: labels that are no classes. As `_prepare_pixels` and `_check_sides`.
+            BadRequest: if a label is not a class. Also the errors of `_prepare_pixels` and `_check_sides`.
         """
         rows = inputs[LATENTS] if LATENTS in inputs else inputs[IMAGES]
         if rows.dtype != np.float32:
@@ -167,7 +167,7 @@ def _check_sides(card: ModelCard, images: Tensor) -> None:
     """Check the sides of images for a network that accepts several sizes.
 
     Raises:
-        BadRequest, ImageTooLarge.
+        BadRequest: if a side is not a multiple of the network's. ImageTooLarge.
     """
     multiple, (height, width) = size_multiple(card), images.shape[2:]
     if not multiple:

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 class Datatype(NamedTuple):
-    """The dtype of an array, the types of its elements in JSON, and what error messages call them."""
+    """The dtype of an array, the types of its elements in JSON, and their name in error messages."""
 
     dtype: np.dtype[Any]
     json: frozenset[type]
@@ -67,7 +67,7 @@ def check(tensor: RequestInput, types: Sequence[TensorType], max_rows: int) -> N
     """Check a tensor's datatype and shape before its elements are read.
 
     Raises:
-        BadRequest: of none of these types, or empty. TooManyImages.
+        BadRequest: if it has none of these types, or is empty. TooManyImages: if it has too many rows.
     """
     if not any(type_.matches(tensor) for type_ in types):
         expected = " or ".join(map(str, types))
