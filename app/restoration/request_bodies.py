@@ -69,7 +69,8 @@ async def read_denoise_request(request: Request, max_images: int) -> DenoiseRequ
     """Return the images of a request and their references, still encoded. Large JSON is parsed in a thread.
 
     Raises:
-        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+        BadRequest: if the body is malformed, or references and images differ in number. BodyTooLarge, TooManyImages,
+        UnsupportedMediaType.
     """
     content_type = media_type(request)
     references: tuple[bytes | VestibuleError | None, ...] = ()

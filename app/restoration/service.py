@@ -303,7 +303,7 @@ def _check_format(images: Images, file_format: str) -> None:
     """Check that a response with one file is not requested for a list.
 
     Raises:
-        Unprocessable.
+        Unprocessable: if it is.
     """
     if file_format == "png" and images.is_list:
         raise Unprocessable("the response to a list of images is JSON: use format=json")
