@@ -52,7 +52,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with the limits of `settings`. `max_head_bytes` limits the trailers after a chunked body as well.
 
     `max_connections`: open at once; when there are more, the connection that has waited longest is closed, as in nginx.
-    `waiting`: the server's connections without a request in progress, that one first.
+    `waiting`: the server's connections without a request in progress, the longest waiting first.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Keep a part of the path and query."""
+        """Store a part of the path and query."""
         if not self._repeats_head:
             super().on_url(url)
 
@@ -124,7 +124,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.scope["state"]["began"] = time.perf_counter()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, but no trailer: it would join headers that the middleware has checked already."""
+        """Store a header field. Ignore trailers: they would change headers that the middleware has already checked."""
         if not self._repeats_head and (self._is_idle or self.cycle.more_body is False):
             super().on_header(name, value)
 
@@ -134,7 +134,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Complete the request, unless httptools only believes it complete because of `Upgrade`."""
+        """Complete the request, unless httptools reports its end too early because of `Upgrade`."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -150,13 +150,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._response_timer = self.loop.call_later(self._settings.answer_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stop that timer: the client has read some of the response."""
+        """Stop the timer of `pause_writing`: the client has read some of the response."""
         super().resume_writing()
         self._stop_response_timer()
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is in progress. One that was answered before its body arrived is not."""
+        """Whether no request is in progress. A request ends with its response, even if its body has not arrived."""
         cycle = cast("Any", self.cycle)  # None before the first
         return cycle is None or bool(cycle.response_complete)
 
@@ -191,7 +191,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def raise_file_limit(connections: int) -> int:
-    """Raise this process's limit of open files for so many connections; return how many there can be."""
+    """Raise this process's limit of open files to allow `connections`; return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:

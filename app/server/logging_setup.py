@@ -38,7 +38,7 @@ def configure(level: str = "INFO") -> None:
     ]
     final: list[structlog.types.Processor]
     if sys.stderr.isatty():
-        # Plain: a traceback with the values of all variables takes seconds, and shows what users sent.
+        # Plain: a traceback with the values of all variables takes seconds, and contains data of users.
         final = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
         final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]

@@ -23,7 +23,7 @@ def prepare(folder: Path, *, create: bool = True) -> str | None:
         A warning if other users may read an existing folder; else None.
 
     Raises:
-        ConfigurationError: no file can be created there.
+        ConfigurationError: no file can be created in the folder.
     """
     os.umask(PRIVATE_UMASK)
     if not create and not folder.exists():

@@ -32,7 +32,7 @@ BACKLOG = 2048
 POLL_S = 0.1
 # Backoff before a dead worker is restarted: first and longest delay, and the run time that resets it to the first.
 FIRST_DELAY_S, MOST_DELAY_S, STEADY_S = 0.5, 30.0, 60.0
-# Time for the shutdown after the last request is answered, before a worker is killed.
+# Seconds after `drain_s` until a worker that has not exited is killed.
 SHUTDOWN_GRACE_S = 10.0
 
 
@@ -63,7 +63,7 @@ def listen(settings: Settings) -> socket.socket:
         families = {address[0] for address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one, as "a..b"
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name, such as "a..b"
         number = error.errno if isinstance(error, OSError) else None
         cause = "port" if number in (errno.EADDRINUSE, errno.EACCES) else "host"
         reason = os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", error)
@@ -132,7 +132,7 @@ class Supervisor:
                     worker.ready = bool(worker.line.recv(1))
             if (status := worker.process.poll()) is not None:
                 if not self._is_ready and not worker.ready and status > 0:
-                    return status  # it would fail the same way again
+                    return status  # a restarted worker would fail in the same way
                 self._schedule_restart(worker, status)
         if not self._is_ready and all(worker.ready for worker in self._workers):
             self._is_ready = True
