@@ -1,4 +1,4 @@
-"""The interface of a gallery, whatever stores it: what app/ needs of one."""
+"""The interface of a gallery that app/ uses, independent of the storage engine."""
 
 from __future__ import annotations
 
@@ -194,5 +194,5 @@ class Gallery(Protocol):
         ...
 
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
-        """Add a search and the subjects that its answer named to the audit log; durable within seconds."""
+        """Add a search and the subjects in its results to the audit log; durable within seconds."""
         ...

@@ -1,4 +1,4 @@
-"""Data types of a gallery, free of any storage engine. Times are seconds since 1970."""
+"""Data types of a gallery, independent of the storage engine. Times are seconds since 1970."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Validation and normalisation of values that enter the ledger, and lenient readers of rows of older versions.
+"""Validation and normalisation of values that are stored in the ledger, and readers of rows of older versions.
 
-The functions that write rows call these, so every way in (HTTP, bulk jobs, import, re-embedding, migration) is
-validated. What is committed can be read back, returned as JSON, and addressed by a URL. Ids and metadata are stored in
-Unicode form C, so that equivalent spellings are one id.
+The functions that write rows call these, so every source (HTTP, bulk jobs, import, re-embedding, migration) is
+validated. All committed values can be read back, returned as JSON, and addressed by a URL. Ids and metadata are stored
+in Unicode form C, so that equivalent spellings are the same id.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def unit_vectors(vectors: npt.ArrayLike, dimensions: int) -> Floats:
     component before the norm is computed, because squares of tiny numbers underflow and those of huge ones overflow.
 
     Raises:
-        InvalidError: another number of dimensions, a number that is not finite, or a vector of zeros.
+        InvalidError: if a vector has another number of dimensions, a number that is not finite, or only zeros.
     """
     try:
         array = np.asarray(vectors)
@@ -158,7 +158,7 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """Parse a stored JSON object and replace what a response cannot contain, which older versions accepted.
+    """Parse a stored JSON object. Replace values that older versions accepted and a response cannot contain.
 
     Values nested deeper than 100 and numbers that are not finite become null; lone surrogates become U+FFFD; text that
     is not a JSON object becomes an empty one (`vestibule gallery verify` reports such a row).
