@@ -1,8 +1,8 @@
 """Encryption of values and files of an encrypted collection: AES-256-GCM (NIST SP 800-38D) with its own data key.
 
-Ciphertexts begin with a random nonce of 96 bits and end with the tag. The associated data says what a value is and to
-which row or file it belongs, so a value that is moved elsewhere cannot be decrypted. Random nonces are safe for 2**32
-values per key, far more than a collection ever has.
+Ciphertexts begin with a random nonce of 96 bits and end with the tag. The associated data names the kind of a value and
+its row or file, so a value that is moved to another row cannot be decrypted. Random nonces are safe for 2**32 values
+per key, far more than a collection ever has.
 
 Which values are encrypted: docs/adr/0003-encryption-by-collection.md.
 
@@ -39,7 +39,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 
 
 class Cipher:
-    """Encrypts and decrypts the values of a collection. This one, of a collection without encryption, changes nothing.
+    """Encrypts and decrypts the values of a collection. This base class, for unencrypted collections, changes nothing.
 
     The parts of the associated data (`about`) are the kind of value and the ids of its row: numbers, or texts without
     "|". Those of a file are bytes and begin with its name.
@@ -49,14 +49,14 @@ class Cipher:
     overhead = 0  # bytes that encryption adds to a value, or to a chunk of a file
 
     def encrypt(self, data: bytes, *about: object) -> bytes:
-        """Return the value as it is stored."""
+        """Return the value's stored form."""
         return data
 
     def decrypt(self, data: bytes | None, *about: object) -> bytes:
-        """Return the value from what is stored.
+        """Return the value of a stored form.
 
         Raises:
-            CorruptError: it was changed, or moved from another row.
+            CorruptError: if it was changed, or moved from another row.
         """
         return data or b""
 
@@ -65,11 +65,11 @@ class Cipher:
         return text
 
     def encrypt_file(self, data: Data, *about: Data) -> Iterator[Data]:
-        """Yield the content of a file as it is stored, chunk by chunk."""
+        """Yield the stored form of a file's content, chunk by chunk."""
         yield data
 
     def decrypt_file(self, data: Data, *about: Data) -> Data:
-        """Return the content of a file from what is stored.
+        """Return the content of a file from its stored form.
 
         Raises:
             CorruptError: it was changed, or belongs to another file.
@@ -179,22 +179,22 @@ class OperatorKey:
 class CollectionKeys:
     """The operator's key, if there is one, and the ciphers of the data keys unwrapped so far, by the data keys' names.
 
-    Not by ids of collections: after a rollback the next collection gets the same id again.
+    The ids of collections cannot be the names: after a rollback the next collection gets the same id again.
     """
 
     operator: OperatorKey | None = None
     ciphers: dict[str, AeadCipher] = field(default_factory=dict)
 
     def operator_key(self, id: str, purpose: str) -> OperatorKey:
-        """Return the operator's key if it has this id; `purpose` is the subject of the error's sentence.
+        """Return the operator's key if it has this id; the error's text begins with `purpose`.
 
         Raises:
-            LockedError: there is none, or another one.
+            LockedError: if there is no operator's key, or it has another id.
         """
         if self.operator is None:
-            raise LockedError(f"{purpose} needs the operator's key {id}, and none is given: set {SETTINGS}")
+            raise LockedError(f"{purpose} needs the operator's key {id}, but no key is set: set {SETTINGS}")
         if self.operator.id != id:
-            raise LockedError(f"{purpose} needs the operator's key {id}; the one that is given is {self.operator.id}")
+            raise LockedError(f"{purpose} needs the operator's key {id}, but the key that is set is {self.operator.id}")
         return self.operator
 
 

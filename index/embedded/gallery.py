@@ -1,4 +1,4 @@
-"""The embedded gallery: a SQLite ledger, which is the truth, and an in-memory searcher per collection."""
+"""The embedded gallery: a SQLite ledger, the only source of truth, and an in-memory searcher per collection."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class SearchTuning:
 
 
 class EmbeddedGallery:
-    """The `Gallery` in a folder, which several processes may open. `key`: the operator's, for encrypted collections.
+    """A `Gallery` in a folder, which several processes may open. `key`: the operator's, for encrypted collections.
 
-    An erasure raises OSError where its tombstone cannot be written. It is committed nevertheless, and the tombstone is
-    written later.
+    An erasure raises OSError if its tombstone cannot be written. The erasure is committed nevertheless, and the
+    tombstone is written later.
 
     Raises:
         GalleryError: see `Ledger`; or a restore is running, or the ledger is missing. CorruptError: see `Tombstones`.
@@ -89,13 +89,13 @@ class EmbeddedGallery:
         self.tombstones = Tombstones(folder / TOMBSTONES_FILE)
         with ExitStack() as resources:
             resources.enter_context(lock_folder(folder, exclusive=False))
-            for path in folder.glob(f"{RESTORING_FILE}*"):  # of a restore whose process died
+            for path in folder.glob(f"{RESTORING_FILE}*"):  # left by a restore whose process died
                 path.unlink(missing_ok=True)
             if self.tombstones.path.exists() and not (folder / LEDGER_FILE).exists():
                 raise GalleryError(f"the ledger in {folder} is missing; restore a backup with `restore`")
             self.ledger = Ledger(folder / LEDGER_FILE, vfs=vfs, keys=CollectionKeys(key))
             resources.callback(self.ledger.close)
-            self.tombstones.append_new(self.ledger.reader())  # of erasures whose process died before that
+            self.tombstones.append_new(self.ledger.reader())  # erasures whose process died before it appended them
             normalise_ids(self.ledger, clock())
             self.audit = audit.AuditLog(
                 folder / AUDIT_FILE, self.ledger, collection_records.gallery_id(self.ledger.reader())
@@ -252,7 +252,7 @@ class EmbeddedGallery:
         return self._read_current(collection, fingerprint, read)
 
     def _read_current(self, name: str, fingerprint: str | None, read: Callable[[Collection], T]) -> T:
-        """Return `read(collection)`; repeat it with the new collection where that was re-embedded meanwhile."""
+        """Return `read(collection)`; retry with the updated collection if it was re-embedded meanwhile."""
         while True:
             collection = self._cached_collection(name)
             collection_records.check_fingerprint(collection, fingerprint)
@@ -261,7 +261,7 @@ class EmbeddedGallery:
 
     def _cached_collection(self, name: str) -> Collection:
         """Return the current collection; read it from the ledger only after a commit."""
-        version = self._watcher.version()  # asked for first, so that a cached collection is never older than it
+        version = self._watcher.version()  # read first: a collection cached under it is never older
         if self._collection_cache[0] != version:
             self._collection_cache = version, {}
         collections = self._collection_cache[1]
@@ -285,7 +285,7 @@ class EmbeddedGallery:
             nearest = searcher.search(query, count, self._tuning.lists, self._tuning.shortlist)
             best = _nearest_by_subject(nearest)
             exhausted = len(nearest.faces[0]) < count or nearest.faces[0][-1] < 0
-            # By its mean any subject can be first. Otherwise the nearest k are enough, unless some were erased.
+            # The mean of any subject may be the highest. Otherwise the nearest k are enough, unless some were erased.
             first = list(best)[: None if fusion == "mean" else k]
             owners = self._owners(collection, first)
             if len(owners) < k:

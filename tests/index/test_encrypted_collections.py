@@ -236,7 +236,7 @@ def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Pa
     assert wrapped not in folder_bytes(tmp_path / "gallery")
     with (
         closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as old,
-        pytest.raises(LockedError, match=rf"needs the operator's key {OTHER.id}; the one that is given is {KEY.id}"),
+        pytest.raises(LockedError, match=rf"needs the operator's key {OTHER.id}, but the key that is set is {KEY.id}"),
     ):
         old.search("doors", FACES[:1])
     with closing(EmbeddedGallery(tmp_path / "gallery", key=OTHER)) as new:
