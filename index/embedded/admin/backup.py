@@ -3,7 +3,7 @@
 A backup is a folder with the ledger and a manifest. It contains neither segments nor inverted files, which are rebuilt
 from the ledger, nor the audit log, which stays in place and continues. A restore repeats the erasures that were made
 after the backup, according to the tombstones beside the ledger (`index.embedded.store.tombstones`). It replaces the
-old ledger by rename, so that nothing of what was erased remains.
+old ledger by rename, so that no erased data remains.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BackupManifest:
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """The manifest of the restored backup, and how much of it was erased again.
+    """The manifest of the restored backup, and the numbers of faces, subjects and collections that were erased again.
 
     Not `remembered`: there were no tombstones beside the ledger, so erasures after the backup are unknown.
     """
@@ -203,7 +203,7 @@ def _close_old_ledger(folder: Path, tombstones: Tombstones, gallery: str, now: f
 def _repeat_erasures(
     copy: Path, tombstones: Tombstones, manifest: BackupManifest, gap: Callable[[], int], now: float
 ) -> RestoreResult:
-    """Erase from the copy what the tombstones list, and skip ids that may have been assigned."""
+    """Repeat the erasures of the tombstones in the copy, and skip ids that may have been assigned since the backup."""
     erased = tombstones.read()
     remembered = erased is not None and erased[0] == manifest.gallery
 

@@ -40,7 +40,7 @@ _TOKEN = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class ImportResult:
-    """The numbers of faces that were enrolled now, or before (`present`), or skipped because the subject expired."""
+    """The numbers of faces newly enrolled, enrolled before (`present`), and skipped because their subject expired."""
 
     collection: str
     enrolled: int
@@ -49,13 +49,13 @@ class ImportResult:
 
 
 def export_collection(gallery: EmbeddedGallery, name: str, path: Path) -> int:
-    """Write the collection's faces to a new file, and return their number. Each row group is of one commit.
+    """Write the collection's faces to a new file, and return their number. Each row group is read from one commit.
 
-    Leaves out expired subjects, and what is erased meanwhile as far as it was not written yet.
+    Leaves out expired subjects, and faces that are erased before their row group is written.
 
     Raises:
         NotFoundError: no such collection. GalleryError: the file exists, or pyarrow is missing. ConflictError: the
-        collection was re-embedded meanwhile. LockedError.
+        collection was re-embedded meanwhile. LockedError: the operator's key is missing.
     """
     arrow, parquet = _pyarrow()
     collection = gallery.collection(name)
@@ -275,7 +275,7 @@ def _is_encrypted(path: Path) -> bool:
     """Return whether a parquet file is encrypted.
 
     Raises:
-        OSError.
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         return file.read(len(_ENCRYPTED_MAGIC)) == _ENCRYPTED_MAGIC
@@ -307,10 +307,10 @@ def _crypto_factory(keys: CollectionKeys) -> tuple[Any, Any]:
     parquet = importlib.import_module("pyarrow.parquet.encryption")
 
     class OperatorKeyClient(parquet.KmsClient):  # type: ignore[misc,name-defined]
-        """Key management service of pyarrow that is the operator's key in this process."""
+        """A key management service for pyarrow that wraps keys with the operator's key, in this process."""
 
         def wrap_key(self, key: bytes, id: str) -> str:
-            """Return the file's data key as it is stored in the file."""
+            """Return the data key, wrapped, in the form that the file stores."""
             return base64.b64encode(keys.operator_key(id, "the file").wrap(key, _KEY_ABOUT)).decode()
 
         def unwrap_key(self, wrapped: str, id: str) -> bytes:

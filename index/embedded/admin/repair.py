@@ -19,7 +19,7 @@ _SCRUB_TRIES = 25  # of a fifth of a second each, while readers use the write-ah
 
 @dataclass(frozen=True)
 class CompactionResult:
-    """The size in bytes of all files of the gallery; not `emptied` where readers kept the write-ahead log in use."""
+    """The size in bytes of all files of the gallery. `emptied`: False if readers kept the write-ahead log in use."""
 
     before: int
     after: int
@@ -48,7 +48,8 @@ def rebuild(gallery: EmbeddedGallery, name: str | None = None, limits: Maintenan
     Searches continue: each old file exists until the new one does.
 
     Raises:
-        NotFoundError: no such collection. GalleryError: another process does maintenance. ConflictError.
+        NotFoundError: no such collection. GalleryError: another process does maintenance. ConflictError: see
+        `Maintenance.rebuild`.
     """
     collections = gallery.collections(limit=-1) if name is None else [gallery.collection(name)]
     maintenance = Maintenance(gallery, limits)

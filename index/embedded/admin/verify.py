@@ -1,7 +1,8 @@
 """Check a gallery for damage: the ledger itself, and all files against the ledger.
 
-Changes nothing except that it flushes the audit log. Others may use the gallery meanwhile. The ledger's rows have no
-checksums: a flipped bit in a vector that is in no segment yet is detected only if it changes the vector's length.
+The check changes nothing, except that it flushes the audit log. Other processes may use the gallery meanwhile. The
+ledger's rows have no checksums: a flipped bit in a vector that is in no segment yet is detected only if it changes the
+vector's length.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _collection_faults(gallery: EmbeddedGallery, collection: Collection) -> Iter
         size = cipher_of(db, collection.id).overhead + 4 * collection.dimensions
         wrong = vector_records.count_missing(db, collection.id, size)
         segments, index = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
-    if wrong:  # the further checks could not compare them
+    if wrong:  # the checks below need vectors of this size
         yield f"{wrong} faces have no vector of {collection.dimensions} numbers"
         return
     yield from _vector_faults(gallery, collection)
@@ -249,7 +250,7 @@ def _unreferenced_files(gallery: EmbeddedGallery, files: set[str]) -> Iterator[s
     with gallery.ledger.snapshot() as db:
         referenced, leased = vector_records.files(db), lease_records.is_held(db, LEASE, gallery.clock(), LEASE_S)
     for name in sorted(files - referenced):
-        with suppress(FileNotFoundError):  # it was deleted meanwhile
+        with suppress(FileNotFoundError):  # deleted meanwhile
             age = time.time() - (gallery.files / name).stat().st_mtime
             # A time far in the future is caused by a wrong clock, and says nothing about the age.
             if not leased or abs(age) > LEASE_S:
