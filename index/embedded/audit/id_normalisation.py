@@ -1,9 +1,9 @@
 """Normalises ids that older versions stored in other forms than Unicode form C, when a gallery is opened.
 
-If two subjects' ids are equal in form C, the subject whose id is in form C (or else the oldest) has it, and the other
-keeps its own id: that subject is found by exactly this id, and erased together with the first
-(`subject_records.ids_of_key`). Names of collections are treated alike, but each collection is dropped alone. The ids of
-an encrypted collection are normalised when the gallery is opened with its key.
+If two subjects' ids are equal in form C, the subject whose id is in form C (or else the oldest) gets that id. The other
+keeps its own id: it is found by exactly this id, and erased together with the first (`subject_records.ids_of_key`).
+Names of collections are treated alike, but each collection is dropped alone. The ids of an encrypted collection are
+normalised when the gallery is opened with its key.
 
 The audit log has a line for each id that changes, with the number of the subject, or of the collection only.
 """
@@ -95,7 +95,7 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int,
 
 
 def _normalise_items(db: apsw.Connection, cipher: Cipher, collection_id: int) -> None:
-    """Give the pending items of jobs their subjects' new keys, so that erasing a subject finds them."""
+    """Set the subjects' new keys in the pending items of jobs, so that erasing a subject finds its items."""
     rows: list[Row] = db.execute(
         "SELECT job_id, number, subject, job_items.sealed FROM job_items JOIN jobs ON jobs.id = job_id"
         " WHERE collection_id = ? AND status = 'pending'",

@@ -1,8 +1,8 @@
 """The audit log: an append-only, hash-chained text file of enrolments, searches, erasures and re-embeddings.
 
-`app` keeps another one, for its keys and models, beside a ledger of their own. The log is a file and not a table: a
-restored backup of the ledger leaves it as it is, SQLite never overwrites it, and it can be read and checked without
-this program. The header line names the format, the version and the gallery. Every other line is an event: a SHA-256, a
+`app` has a second log, for its keys and models, beside their own ledger. The log is a file and not a table: restoring
+a backup of the ledger does not change it, SQLite never overwrites it, and it can be read and checked without this
+program. The header line names the format, the version and the gallery. Every other line is an event: a SHA-256, a
 space, and JSON with sorted keys and no spaces. The hash covers the previous line's hash and the JSON; the hash before
 the first event is that of the header line.
 
@@ -10,13 +10,13 @@ the first event is that of the header line.
 called by each round of maintenance, moves stored events to the file within seconds. Searches change nothing in the
 ledger: their events wait in memory for the next flush, so that a search costs no fsync, and are lost with the process.
 
-Events contain only ids that the ledger assigned, as the tombstones do. They mean nothing without the ledger, and
-nothing at all once their subject is erased. Face tokens are not recorded, because a caller may store them with a name.
+Events contain only ids that the ledger assigned, as the tombstones do. The ids identify nobody without the ledger, nor
+after their subject is erased. Face tokens are not recorded, because a caller may store them with a name.
 
 `verify` detects lines that were changed, removed, moved or inserted, and a truncated end, as far as the ledger's table
-`audit` records how far the file goes. Whoever can write to both file and ledger can write a new, consistent chain; only
-a `LogHead` that was stored elsewhere detects that. Undetected are events that were not in the file yet, and a
-truncation together with a restore of an older ledger. A log that begins with a restore continues one elsewhere.
+`audit` records the end of the file. A person who can write to both file and ledger can write a new, consistent chain;
+only a `LogHead` that was stored elsewhere detects that. Not detected: the loss of events that were not in the file yet,
+and a truncation together with a restore of an older ledger. A log that begins with a restore continues another log.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class AuditEntry:
 
 @dataclass(frozen=True)
 class LogHead:
-    """The number and the hash of the last line. Store it where those who can write to the log cannot."""
+    """The number and the hash of the last line. Store it where a person who can write to the log cannot change it."""
 
     sequence: int
     hash: str
@@ -157,7 +157,7 @@ class AuditLog:
             self.flush()
 
     def flush(self, *, recover: bool = False) -> None:
-        """Write all recorded and queued events durably. `recover`: also truncate what a crash left behind the end.
+        """Write all recorded and queued events durably. `recover`: also truncate a partial line that a crash left.
 
         Raises:
             OSError: the write failed; the next flush writes the events. TooNewError.
@@ -222,14 +222,14 @@ class AuditLog:
     def adopt(self) -> None:
         """Set the restored ledger's end of the log to the last valid line of the file.
 
-        A backup's ledger knows an older end. In a new folder there is no log: one begins, with the restore as its
-        first entry.
+        The backup's ledger records an older end. In a new folder there is no log: a new log begins, with the restore as
+        its first entry.
         """
         with self._open() as file:
             size = os.fstat(file.fileno()).st_size
             first = _LogEnd(0, _initial_hash(self._header), 0)
             end, written, end_offset = self._scan(file, first if size == len(self._header) else self._ledger_end())
-            # Other data behind the end is usually left by a crash and truncated. Here it may be tampering: keep it.
+            # `flush` truncates data after the end, which a crash left. Here somebody may have written it: keep it.
             start = end.start if end_offset == size else None
             ids = json.dumps(list(written))
 
@@ -255,7 +255,7 @@ class AuditLog:
         ]
         if end.start is not None:
             file.truncate(offset)  # a partial line of a crash, whose event is still pending
-        elif events:  # the file lacks the line that the ledger knows: keep the file; the chain has a gap from now on
+        elif events:  # the file lacks the ledger's last line: keep the file; the chain has a gap here
             offset = _end_line(file)
         for event in sorted(events, key=lambda event: event.at):
             line = _format_line(end.sequence + 1, end.hash, event)
@@ -301,7 +301,7 @@ class AuditLog:
             header, more = file.readline(), file.read(1)
             if header.endswith(b"\n"):
                 _check_version(self.path, header)
-            # New, or with a header that a crash truncated, or of an empty gallery that was here before.
+            # The file is new, or a crash truncated its header, or it belongs to an earlier, empty gallery.
             if not more and header != self._header:
                 begin_file(self.path, file, self._header)
             yield file
