@@ -35,9 +35,9 @@ _FURTHER = (
 _AMONG = "subject_id IN (SELECT value FROM json_each(?))"
 
 
-ROUNDING = 1e-5  # the most by which two computations of the same cosine differ
+ROUNDING = 1e-5  # the largest difference between two computations of the same cosine
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
-MAX_MATCHES = 65_536  # a filtered search that would ask for more compares exhaustively
+MAX_MATCHES = 65_536  # a filtered search that needs more matches compares exhaustively
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SearchScope:
 
 
 def search_scope(gallery: EmbeddedGallery, collection: str, where: Where | None = None) -> SearchScope:
-    """Return what a search of the collection compares a face with, read in one snapshot.
+    """Return the collection, its usage and the numbers that the filter selects, read in one snapshot.
 
     Raises:
         NotFoundError: no such collection. LockedError: the filter needs a key that is missing.
@@ -116,7 +116,7 @@ def compare(
 def _search_widening(
     gallery: EmbeddedGallery, collection: Collection, query: Floats, k: int, fusion: Fusion, where: Where | None
 ) -> list[Match]:
-    """Search for more and more matches of the query [1, D] until `k` of them pass the filter and the feedback."""
+    """Search for an increasing number of matches of the query [1, D] until `k` pass the filter and the feedback."""
     count = 4 * k if where else k
     while True:
         (matches,) = gallery.search(collection.name, query, count, fusion, collection.fingerprint)
@@ -128,7 +128,7 @@ def _search_widening(
             if len(kept) >= k or (len(matches) < count and not where):
                 return kept[:k]
             if where and (len(matches) < count or count >= MAX_MATCHES):
-                # The inverted file finds no more, or the next search would be too large.
+                # The inverted file has no further matches, or the next search would be too large.
                 subjects = selected_subjects(db, collection.id, where)
                 return _search_exhaustively(gallery, db, collection, subjects, query, k, fusion)[0]
         count *= 4
