@@ -40,7 +40,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | bytearray | memoryview]
 
 
 def sync(file: IO[bytes]) -> None:
-    """Make durable what was written to the file."""
+    """Make the data written to the file durable."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -62,7 +62,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make durable what was created, renamed and deleted in the folder."""
+    """Make the creation, renaming and deletion of files in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -91,7 +91,7 @@ def lock_folder(folder: Path, *, exclusive: bool) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            state = "in use; stop what uses it first" if exclusive else "being restored; try again when that is done"
+            state = "in use; stop its service first" if exclusive else "being restored; try again when that is done"
             raise GalleryError(f"the gallery in {folder} is {state}") from error
         yield
     finally:

@@ -18,7 +18,7 @@ from index.types import Collection, Ints, Receipt
 
 @dataclass(frozen=True)
 class Removal:
-    """An erased face; if `face_id` is 0 a whole subject; if `subject_id` is 0, too, a whole collection."""
+    """The erasure of a face; of a whole subject if `face_id` is 0; of a whole collection if both ids are 0."""
 
     seq: int
     collection_id: int
@@ -95,7 +95,7 @@ def unfinished_receipts(db: apsw.Connection) -> list[tuple[str, int, int]]:
 
 
 def finish_receipts(db: apsw.Connection, tokens: Sequence[str], now: float) -> None:
-    """Record that no file contains the data of these receipts any more."""
+    """Record that no file contains the erased data of these receipts."""
     db.executemany("UPDATE receipts SET erased_at = ? WHERE token = ?", [(now, token) for token in tokens])
 
 

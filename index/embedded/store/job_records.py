@@ -17,7 +17,7 @@ from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Pro
 from index.validation import check_item, normalised, read_object
 
 LEASE_S = 15.0
-# Assignments that delete what the caller sent, for an item that is finished.
+# Assignments that delete the caller's data, for an item that is finished.
 _CLEAR_COLUMNS = "subject = NULL, properties = NULL, kind = NULL, data = NULL"
 _CLEAR = f"{_CLEAR_COLUMNS}, sealed = NULL"
 
@@ -78,7 +78,7 @@ def insert(
 
 
 def set_state(db: apsw.Connection, job: Job, state: JobState) -> Job:
-    """Change the job's state and return the job as it is then."""
+    """Change the job's state and return the changed job."""
     db.execute("UPDATE jobs SET state = ? WHERE id = ?", (state, job.id))
     return find(db, job.collection_id, job.token)
 
@@ -98,7 +98,7 @@ def delete_finished(db: apsw.Connection, now: float, keep_s: float) -> None:
 
 
 def finish(db: apsw.Connection, job: Job, state: JobResult, problem: str | None, now: float) -> None:
-    """Finish the job, give its pending items its state, and delete what the caller sent."""
+    """Finish the job, set its pending items to its state, and delete the caller's data."""
     db.execute("UPDATE jobs SET state = ?, finished_at = ?, problem = ? WHERE id = ?", (state, now, problem, job.id))
     db.execute(
         f"UPDATE job_items SET status = ?, {_CLEAR} WHERE job_id = ? AND status = 'pending'",  # noqa: S608  constants
@@ -179,7 +179,7 @@ def outcomes(db: apsw.Connection, job: Job, after: int, limit: int) -> list[Outc
 
 def _outcome(cipher: Cipher, job: Job, row: Row) -> Outcome:
     number, status, result, sealed = row
-    if sealed is not None and status != "pending":  # of a pending item, `sealed` is what the caller sent
+    if sealed is not None and status != "pending":  # of a pending item, `sealed` is the caller's data
         result = cipher.decrypt(sealed, "result", job.id, number).decode()
     return Outcome(number, status, read_object(result or "{}"))
 
@@ -210,7 +210,7 @@ def still_pending(db: apsw.Connection, job: Job, numbers: Sequence[int]) -> set[
 
 
 def finish_items(db: apsw.Connection, job: Job, outcomes: Sequence[Outcome]) -> None:
-    """Store the outcomes of these items, and delete what the caller sent."""
+    """Store the outcomes of these items, and delete the caller's data."""
     cipher = cipher_of(db, job.collection_id)
     db.executemany(
         f"UPDATE job_items SET status = ?, {_CLEAR_COLUMNS}, result = ?, sealed = ?"  # noqa: S608  constants
@@ -220,7 +220,7 @@ def finish_items(db: apsw.Connection, job: Job, outcomes: Sequence[Outcome]) -> 
 
 
 def erase_items(db: apsw.Connection, collection_id: int, subject: str) -> int:
-    """Give all items for this subject the status "erased", delete what the caller sent, and return their number."""
+    """Set all items for this subject to the status "erased", delete the caller's data, and return their number."""
     cipher = cipher_of(db, collection_id)
     db.execute(
         f"UPDATE job_items SET status = 'erased', {_CLEAR}"  # noqa: S608  constants

@@ -40,7 +40,7 @@ BUSY_MS = 15_000
 WAL_RETRY_S = 0.01
 # How long a scrub waits for readers, and how often it retries after another process wrote first.
 SCRUB_BUSY_MS, SCRUB_TRIES = 200, 10
-# Most writes of one commit; the first of them waits for the last.
+# The most writes in one commit; the first waits until the last has run.
 MAX_BATCH = 512
 
 
@@ -130,7 +130,7 @@ class Ledger:
         return Watcher(self._connect_reader())
 
     def scrub(self, then: Callable[[apsw.Connection], object] = lambda db: None) -> bool:
-        """Overwrite what deleted rows left in the file and in the log; return False if a reader of any process blocks.
+        """Overwrite deleted rows' data in the file and in the log; return False if a reader of any process blocks it.
 
         `then` runs in the same transaction: both happen, durably, or neither. Rows that are deleted meanwhile may leave
         data.
@@ -141,7 +141,7 @@ class Ledger:
             size = connection.pragma("page_size")
             with open_pages(self.path, size, self._vfs) as pages:
                 _invalidate_page_caches(connection)
-                _truncate_wal(connection)  # it holds former versions of pages
+                _truncate_wal(connection)  # the log contains earlier versions of pages
                 # Remains of a row never move to another page, so one search before the lock is enough.
                 dirty = pages.dirty()
                 return any(self._clean(connection, pages, dirty, then) for _ in range(SCRUB_TRIES))
@@ -344,7 +344,7 @@ def _truncate_wal(connection: apsw.Connection) -> None:
 
 
 def _run_in_savepoint(connection: apsw.Connection, write: Write) -> tuple[Any, Exception | None]:
-    """Return the write's result and None, or None and what it raised, after its changes were undone."""
+    """Return the write's result and None; if it raises, undo its changes and return None and the exception."""
     connection.execute("SAVEPOINT one")
     result, failure = None, None
     try:

@@ -5,7 +5,8 @@ and gallery id; each other line the number, collection, subject and face of a re
 collection). Each line ends in the CRC-32 of the text before it. It contains no names and no vectors.
 
 A removal is appended after it is durable in the ledger and before it is acknowledged. So the file contains every
-acknowledged erasure and nothing else; what a crash kept out of it is appended when the gallery is opened.
+acknowledged erasure and no other data; erasures that a crash prevented from being appended are appended when the
+gallery is opened.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from index.embedded.store.ledger import P, T, committing
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1
-# Lines that are written and synced together. A crash can damage only these, and all of them fit into the tail.
+# The most lines that are written and synced together. A crash can damage only these, and all fit into the tail.
 BATCH_LINES = 500
 _MAX_LINE_BYTES = 4 * 20 + 9
 _TAIL_BYTES = (BATCH_LINES + 2) * _MAX_LINE_BYTES
