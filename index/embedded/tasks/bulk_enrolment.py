@@ -1,7 +1,7 @@
 """Bulk jobs: many faces that are uploaded at once and enrolled in the background, each exactly once.
 
-Items stay in the ledger until they are enrolled, and the transaction that enrols them deletes them. So a process can
-die at any time and another continues; erasing a subject erases its pending items in the same transaction.
+Items stay in the ledger until they are enrolled, and the transaction that enrols them deletes them. If a process dies,
+another continues; erasing a subject erases its pending items in the same transaction.
 
 The process that holds a job's lease works on it. The lease row is created with the job and deleted when the job ends.
 A restored ledger has no leases: a pending job in it fails, since its items may include subjects that were erased after
@@ -56,7 +56,7 @@ class JobQueue(GalleryComponent):
 
     @committing
     def append(self, db: apsw.Connection, job: Job, items: Sequence[Item | Outcome]) -> None:
-        """Add items to the job; an Outcome is that of an item which cannot be enrolled.
+        """Add items to the job; an Outcome stands for an item that cannot be enrolled.
 
         Raises:
             NotFoundError: the collection was dropped. InvalidError: see `job_records.check_item`.
@@ -111,7 +111,7 @@ class JobQueue(GalleryComponent):
 
     @committing
     def cancel(self, db: apsw.Connection, collection: str, token: str, *, actor: str | None = None) -> Job:
-        """Cancel the job unless it is finished, and return it. What it enrolled stays enrolled.
+        """Cancel the job unless it is finished, and return it. Faces that it enrolled stay enrolled.
 
         Raises:
             NotFoundError: no such collection or job.
@@ -191,7 +191,7 @@ class BulkEnrolmentWorker(GalleryComponent):
 
     @committing
     def enrol(self, db: apsw.Connection, job: Job, results: Sequence[ProcessedItem], fingerprint: str) -> bool:
-        """Enrol faces that the pipeline `fingerprint` found; False where the job is finished or another worker's.
+        """Enrol faces that the pipeline `fingerprint` found; False if the job is finished or another worker's.
 
         Items that are no longer pending, because their subject was erased, are skipped.
 

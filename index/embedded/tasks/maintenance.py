@@ -1,7 +1,7 @@
 """Background maintenance of a gallery: write segments and inverted files, finish erasures, delete expired subjects.
 
 One process at a time does it. Every step ends in one transaction that replaces old files by new ones in the ledger. If
-a process dies before it or after it, the next round deletes the files that the ledger does not reference.
+a process dies, the next round deletes the files that the ledger does not reference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VECTORS_PER_CHECK = 65_536
 
 @dataclass(frozen=True)
 class MaintenanceLimits:
-    """`segment`: faces per segment. `exact_below`: number of faces below which searches are exact, by no inverted file.
+    """`segment`: faces per segment. `exact_below`: with fewer faces there is no inverted file and searches are exact.
 
     The inverted file is retrained when there are more than `growth` times as many faces as at its training.
     """
@@ -194,7 +194,7 @@ class Maintenance(GalleryComponent):
                 collection = self.gallery.collection(collection.name)
 
     def _scale_page(self, collection: Collection, rows: FaceVectors, replace: ReplaceVectors) -> bool:
-        """Scale those of the vectors that have another length than 1; return whether there are any."""
+        """Scale the vectors whose length is not 1; return whether there were any."""
         wrong = ~are_unit(rows.vectors) & np.isfinite(rows.vectors).all(1) & rows.vectors.any(1)
         if not wrong.any():
             return False
@@ -263,16 +263,16 @@ class Maintenance(GalleryComponent):
         return content
 
     def _update_index(self, collection: Collection) -> None:
-        """Bring the inverted file up to date with the segments: train it, add new faces, remove removed ones."""
+        """Update the inverted file to match the segments: train it, add new faces, remove erased faces."""
         with self.gallery.snapshot_of(collection) as db:
             cipher, through = cipher_of(db, collection.id), erasure_records.last_removal(db)
             sealed, old = vector_records.segments(db, collection.id), vector_records.inverted_file(db, collection.id)
-            # Also what was removed since the oldest segment was written: it contains that still.
+            # Include faces removed since the oldest segment was written, which may still be in it.
             applied = [file.removals_through for file in vector_records.file_records(db, collection.id)]
             removed, _ = erasure_records.removed_faces(db, collection.id, min(applied, default=through))
         segments = [segment_files.Segment.open(self.gallery.files / segment.file, cipher) for segment in sealed]
         total = sum(len(segment.faces) for segment in segments)
-        # Hysteresis: an inverted file is kept down to half the threshold.
+        # Hysteresis: an existing inverted file is dropped only below half the threshold.
         if total < self._limits.exact_below // (1 if old is None else 2):
             self._swap(collection, lambda db: vector_records.drop_inverted_file(db, collection.id))
             return
@@ -310,7 +310,7 @@ class Maintenance(GalleryComponent):
         return Ivf.read_undamaged(self.gallery.files / old.file, cipher)
 
     def _finish_erasures(self) -> None:
-        """Delete unreferenced files, scrub the ledger, and complete the receipts of what is erased."""
+        """Delete unreferenced files, scrub the ledger, and complete the receipts of the erased data."""
         if not self.ledger.write(self._renew):
             return  # another process may write files that the ledger does not reference yet
         with self.ledger.snapshot() as db:

@@ -2,8 +2,8 @@
 
 New vectors are staged in the ledger beside the old ones, which searches use meanwhile; erasing a face deletes both in
 one transaction. When every face has a new vector, one transaction replaces the old vectors and sets the collection's
-new embedder. The next rounds of maintenance rebuild segments and inverted files. So a process can die at any time and
-another continues, and a search never compares vectors of two pipelines.
+new embedder. The next rounds of maintenance rebuild segments and inverted files. If the process dies, another
+continues, and a search never compares vectors of two pipelines.
 
 Rejected faces (index/embedded/query/feedback.py) with a crop are re-embedded, too. Those without a crop are discarded
 by the switch; the progress reports their number from the start.
@@ -36,7 +36,7 @@ State = Literal["queued", "running", "blocked"]
 
 @dataclass(frozen=True)
 class Reembedding:
-    """The target pipeline of a collection. `token` is that of the receipt for its old vectors, once they are replaced.
+    """The target pipeline of a collection. `token` becomes the token of the receipt for its replaced vectors.
 
     `problem` says why the re-embedding cannot continue at present.
     """
@@ -279,7 +279,7 @@ def _progress(db: apsw.Connection, reembedding: Reembedding, now: float) -> Reem
 
 
 def _counts(db: apsw.Connection, collection_id: int) -> Row:
-    """Return the numbers of faces, of those with a new vector, of rejected faces, and of these with crop or vector."""
+    """Return the numbers of faces, faces with a new vector, rejected faces, and rejected faces with crop or vector."""
     row: Row = db.execute(
         "SELECT faces, (SELECT count(*) FROM reembedded WHERE collection_id = ?1),"  # noqa: S608  of constants
         " count(subject_id), count(crop), count(reembedded)"
