@@ -34,7 +34,7 @@ class ReadWriteLock:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._readers = 0
-        self._writers = 0  # including those that wait
+        self._writers = 0  # including waiting writers
         self._writing = False
 
     @contextmanager
@@ -97,7 +97,7 @@ class RecentFaces:
         self.count = needed
 
     def remove(self, ids: Ints) -> None:
-        """Remove the faces with these ids, as far as they are here."""
+        """Remove the faces with these ids; ids that are not here have no effect."""
         rows = np.flatnonzero(np.isin(self.faces[: self.count], ids))
         if not len(rows):
             return
@@ -108,7 +108,7 @@ class RecentFaces:
             self._keep(self.subjects[: self.count] >= 0)
 
     def drop_through(self, face: int) -> None:
-        """Drop all ids up to `face`, which a segment covers now."""
+        """Drop all faces with ids up to `face`, which are now in a segment."""
         self._keep(self.faces[: self.count] > face)
 
     def _keep(self, kept: Mask) -> None:

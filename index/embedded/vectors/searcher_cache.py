@@ -23,7 +23,7 @@ from index.types import Collection
 
 @contextmanager
 def collection_snapshot(ledger: Ledger, collection: Collection) -> Iterator[apsw.Connection]:
-    """Read one commit of the ledger, in which the collection still has the vectors that it had when it was read.
+    """Read one commit of the ledger. The collection must not have been dropped or re-embedded since it was read.
 
     Raises:
         ConflictError: see `collection_records.check_current`.
@@ -37,7 +37,7 @@ def collection_snapshot(ledger: Ledger, collection: Collection) -> Iterator[apsw
 class _CachedSearcher:
     """The searcher of one generation of a collection. Hold `lock` to change it.
 
-    `version`: the commit up to which it follows the ledger. `files`: the files it was loaded from (None: not loaded).
+    `version`: the last commit that it contains. `files`: the files it was loaded from (None: not loaded).
     """
 
     searcher: VectorSearcher
@@ -127,7 +127,7 @@ class SearcherCache:
         indexed = sum(segment.last_face <= index.last_face for segment in segments) if index else 0
         oldest = min((segment.removals_through for segment in segments), default=0)
         with entry.lock, collection_snapshot(self._ledger, collection) as db:
-            # Read after the files, so that they, too, lose whatever the searcher has removed since.
+            # Read after the files, so that faces removed meanwhile are removed from the loaded files, too.
             removed, _ = erasure_records.removed_faces(db, collection.id, oldest)
             entry.searcher.replace_blocks(blocks, ivf, indexed, removed)
             entry.files = files
