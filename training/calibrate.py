@@ -27,15 +27,15 @@ cli = typer.Typer(add_completion=False)
 def calibrate(
     folder: Path, dataset: str, *, tta: Tta = "flip", mated: int = 10, impostors: int = 500_000, seed: int = 0
 ) -> ModelCard:
-    """Fit the matching of the embedder in `folder` to the calibration split, write it into the card and return that.
+    """Fit the matching of the embedder in `folder` to the calibration split, and return the card, updated on disk.
 
-    Compares at most `mated` pairs of each identity and `impostors` non-mated pairs of one source each, with the vectors
-    of the views of `tta` averaged, which the card then asks for.
+    Compares at most `mated` pairs of each identity, and `impostors` non-mated pairs whose images are from one source.
+    Vectors are averaged over the views of `tta`, which becomes the card's test-time augmentation.
 
     Raises:
         CheckpointError: see `checkpoint.load`.
-        DataError: another task; see `images.load` and `draw_pairs`.
-        ValueError: too few pairs; mated pairs are not more similar than others.
+        DataError: if the model is not an embedder; see also `images.load` and `draw_pairs`.
+        ValueError: if there are too few pairs, or mated pairs are not more similar than others.
     """
     runtime, card = load_embedder(folder)
     faces = images.load(dataset, "train", card.preprocess)

@@ -1,4 +1,4 @@
-"""Search the best way to double the cost of an EfficientNet: more depth, width, or resolution.
+"""Find the best way to double the cost of an EfficientNet: more depth, width or resolution.
 
 `python -m training.scale_search training/recipes/efficientnet-cifar10.toml --epochs 3 --train-limit 10000 --out docs`
 
@@ -104,7 +104,7 @@ def grid(step: float, tolerance: float) -> list[ScalingFactors]:
     """Return all triples 1 + k * `step` with a cost within `tolerance` of `COST`, ascending.
 
     Raises:
-        ValueError: a step that is not positive, or a tolerance that is not in 0..1 (1 would allow no scaling at all).
+        ValueError: if `step` is not positive, or `tolerance` is not in 0..1 (with 1 the grid would contain no scaling).
     """
     if step <= 0 or not 0 <= tolerance < 1:
         raise ValueError(f"a grid needs a step > 0 and a tolerance in 0..1, got {step:g} and {tolerance:g}")
@@ -117,7 +117,7 @@ def scaled(base: Recipe, triple: ScalingFactors) -> Recipe:
     """Return the recipe of the scaled base network; augmentations in pixels are scaled with the images.
 
     Raises:
-        RecipeError: the base is not an EfficientNet's.
+        RecipeError: the base network is not an EfficientNet.
     """
     config = configure(base.model.architecture, base.model.config)
     if not isinstance(config, EfficientNetConfig):
@@ -204,7 +204,7 @@ def read_results(path: Path) -> list[Result]:
     """Read the rows of the CSV file; none if there is no file.
 
     Raises:
-        RunError: the file has other content.
+        RunError: the file does not contain results of a search.
     """
     if not path.is_file():
         return []
@@ -287,9 +287,9 @@ def draw(search: ScaleSearch, results: Sequence[Result]) -> bytes:
     """Return a PNG of accuracy over MACs with the best reward marked, and the line of equal reward."""
     best = results[0]
     figure, axes = blank(
-        f"Twice the cost of {search.base.name}: where to put it?",
+        f"Doubling the cost of {search.base.name}: accuracy by scaling factors",
         "labels: factors of depth, width, resolution; line: the same reward as the best",
-        "MACs a picture, millions",
+        "MACs per image, millions",
         "validation accuracy, %",
     )
     dots = [
@@ -315,9 +315,9 @@ def draw(search: ScaleSearch, results: Sequence[Result]) -> bytes:
 
 @cli.command()
 def main(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="That of the base network, an EfficientNet.")],
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe of the base network, an EfficientNet.")],
     out: Annotated[Path, typer.Option(help="The folder for scale-search.{csv,md} and pictures/scale-search.png.")],
-    epochs: Annotated[int | None, typer.Option(min=1, help="For each network; default: the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs for each network; default: the recipe's.")] = None,
     train_limit: Annotated[int, typer.Option(min=0, help="The largest number of training images; 0: all.")] = 0,
     step: Annotated[float, typer.Option(help="The step of the grid.")] = 0.1,
     tolerance: Annotated[float, typer.Option(help="The largest difference of alpha beta^2 gamma^2 from 2.")] = 0.1,
@@ -338,10 +338,10 @@ def plan(base: Recipe, triples: Sequence[ScalingFactors], exponent: float) -> Sc
     """Return the search over `triples`, before any training.
 
     Raises:
-        RecipeError: see `scaled`; no triples. DataError: no such data set.
+        RecipeError: see `scaled`; if there are no triples. DataError: if the data set does not exist.
     """
     if not triples:
-        raise RecipeError("no triple of the grid fulfils the constraint: a smaller step, or more tolerance?")
+        raise RecipeError("no triple of the grid fulfils the constraint; use a smaller step or a larger tolerance")
     classes = len(images.find(base.data.name, "train").classes)
     target = COST * macs(network(base, classes), base.preprocess.shape)
     return ScaleSearch(base, candidates(base, triples, classes), target, exponent)

@@ -102,7 +102,7 @@ def setup(recipe: WordsRecipe, accelerator: Accelerator, _: Path) -> SpellingTas
 
 
 def summarise(task: SpellingTask, run: Run, progress: Progress) -> str | None:
-    """Return a line for the terminal on the main process, None on the others; the weights stay in best.pt."""
+    """Return a summary line on the main process and None on the others. The weights stay in best.pt."""
     if not run.main:
         return None
     return (
