@@ -157,7 +157,7 @@ class Run:
             self._writer.add_scalar(name, value, int(row["epoch"]))
 
     def finish(self, progress: Progress) -> None:
-        """Draw curves.png and close what is open."""
+        """Draw curves.png and close all open files."""
         if self.main:
             write_atomically(self.folder / "curves.png", _curves(progress, self.folder.name))
         if self._writer is not None:

@@ -91,7 +91,7 @@ def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimi
 def make_scheduler(
     optimizer: torch.optim.Optimizer, train: TrainSection, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """Return the recipe's schedule; step it once a step (`plateau`: once an epoch, with a figure that should fall)."""
+    """Return the recipe's schedule; call its `step` in every step (`plateau`: every epoch, with a falling figure)."""
     total, warmup = train.epochs * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
     if train.schedule == "onecycle":
         rising = warmup / total if warmup else 0.3
@@ -115,7 +115,8 @@ def make_scheduler(
 def _update_average(averages: Any, currents: Any, count: Any, *, decay: float) -> None:
     """Update the moving average, with a decay of at most (1 + n) / (10 + n) after n = `count` updates.
 
-    Otherwise the average of a short run would stay near its first weights. As in TensorFlow's ExponentialMovingAverage.
+    A constant decay would keep the average of a short run near its first weights. TensorFlow's ExponentialMovingAverage
+    uses the same rule.
     """
     n = float(count)
     get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, count)  # type: ignore[no-untyped-call]
@@ -124,8 +125,8 @@ def _update_average(averages: Any, currents: Any, count: Any, *, decay: float) -
 class Learner:
     """One network in training, with its optimizer, its schedule and the moving average of its weights.
 
-    A step calls `model`, which may be wrapped. Validation and export use `network`: the average if the recipe asks for
-    one, else the bare module.
+    A step calls `model`, which may be wrapped. Validation and export use `network`: the average if the recipe has a
+    moving average, else the bare module.
     """
 
     def __init__(self, module: nn.Module, train: TrainSection, steps_per_epoch: int, accelerator: Accelerator):
@@ -156,7 +157,7 @@ class Learner:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def arrange(self, images: Tensor) -> Tensor:
-        """Return `images` [N, C, H, W] in the memory layout that the recipe asks for."""
+        """Return `images` [N, C, H, W] in the recipe's memory layout."""
         return images.contiguous(memory_format=torch.channels_last) if self._train.channels_last else images
 
     def update(self, loss: Tensor) -> None:
@@ -178,7 +179,7 @@ class Learner:
             self._average.update_parameters(self._module)
 
     def end_epoch(self, falling: float) -> None:
-        """Step a plateau schedule with the monitored figure, negated if more of it is better."""
+        """Step a plateau schedule with the monitored figure, which is negated if higher is better."""
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(falling)
 
@@ -256,7 +257,7 @@ def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume:
         _end_epoch(task, run, accelerator, progress)
         run.log(progress.history)
         save()
-    accelerator.wait_for_everyone()  # the main process has only now written best.pt, which export reads
+    accelerator.wait_for_everyone()  # until the main process has written best.pt, which the export reads
     run.finish(progress)
     return progress
 
@@ -285,7 +286,7 @@ def _end_epoch(task: TrainingTask, run: Run, accelerator: Accelerator, progress:
     sums = _mean_over_processes(progress.statistics, accelerator)
     figures = task.validate()
     value = figures[task.monitor]
-    # The learning rate at the end of the epoch: a resumed run may not know that of its beginning.
+    # The learning rate at the end of the epoch: the checkpoint of a resumed run does not contain the first.
     row = {"epoch": float(len(progress.history) + 1), "lr": next(iter(task.learners.values())).lr}
     row |= {f"train/{name}": total / task.steps_per_epoch for name, total in sums.items()}
     row |= {f"validation/{name}": figure for name, figure in figures.items()}
@@ -296,7 +297,7 @@ def _end_epoch(task: TrainingTask, run: Run, accelerator: Accelerator, progress:
     better = value > progress.best_value if task.mode == "max" else value < progress.best_value
     if better or not progress.best_epoch:
         progress.best_epoch, progress.best_value = len(progress.history), value
-        # Before last.pt, which refers to it: after a kill in between, the epoch is repeated and writes the same file.
+        # Written before last.pt, which refers to it. After a kill in between, the repeated epoch writes it again.
         run.save_best(
             progress.best_epoch, {name: bare_state(learner.network) for name, learner in task.learners.items()}
         )
