@@ -1,7 +1,7 @@
 """Random augmentations of batches of images; the parameters are drawn for each image.
 
-Images are float [N, C, H, W] on the 0..255 scale, before normalisation, so that zeros which fill in from outside are
-black. Random numbers are drawn from a CPU generator and then moved, so that they are the same on every device.
+Images are float [N, C, H, W] on the 0..255 scale, before normalisation, so that pixels filled with zeros are black.
+Random numbers are drawn from a CPU generator and then moved, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
 def random_crop(
     images: Tensor, padding: int, generator: torch.Generator, fill: Literal["black", "reflect"] = "black"
 ) -> Tensor:
-    """Shift each image by up to `padding` whole pixels in both directions; `fill` is the content from outside."""
+    """Shift each image by up to `padding` whole pixels in both directions; `fill` is the content outside the image."""
     n, _, height, width = images.shape
     shift = torch.randint(0, 2 * padding + 1, (2, n), generator=generator).to(images.device)
     rows = shift[0, :, None] + torch.arange(height, device=images.device)  # [N, H]
@@ -231,8 +231,9 @@ def rand_augment(
     """Apply `count` random `OPERATIONS`, with random signs, to each image of 1 or 3 channels.
 
     `magnitude`, 0..30, is the same for all: 30 is a shear of 0.3, a shift of 150/331 of the side, a rotation by 30
-    degrees, a factor of 1 +- 0.9, 4 bits of 8, a full solarisation. `fill` comes in from outside. Images are rounded
-    to 8 bits. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020.
+    degrees, a factor of 1 +- 0.9, 4 bits of 8, a full solarisation. `fill` is the value outside the image. Images are
+    rounded to 8 bits. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space",
+    2020.
     """
     rounded = images.round().clamp(0, 255).to(torch.uint8)
     operations = torch.randint(len(OPERATIONS), (count, len(images)), generator=generator)

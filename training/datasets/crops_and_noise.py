@@ -21,7 +21,7 @@ class CroppedImages:
     """One data set of a recipe, in batches of random crops.
 
     Raises:
-        DataError: see `images.load` and `Batches`; a crop larger than the images; too few images to validate on.
+        DataError: see `images.load` and `Batches`; if the crop exceeds the images, or too few are left for validation.
     """
 
     def __init__(

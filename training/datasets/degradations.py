@@ -29,7 +29,7 @@ Change = Callable[[Tensor, torch.Generator], Tensor]
 def degrade(images: Tensor, config: CameraSection, generator: torch.Generator) -> Tensor:
     """Apply each kind that `config` enables to a random share `config.chance` of the images; the shape is kept.
 
-    The order is that of a camera: covered face, light, motion and focus, distance, sensor, file.
+    They are applied in the order of image formation: occlusion, light, motion and focus, distance, sensor, compression.
     """
     changes: list[tuple[bool, Change]] = [
         (config.occlude, occlude),
