@@ -40,7 +40,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Spread(NamedTuple):
-    """Mean distance between images of a class relative to that of real ones: the mean and the least over classes."""
+    """Mean distance between images of a class, relative to real images of it: the mean and the minimum over classes."""
 
     mean: float
     lowest: float
@@ -50,7 +50,7 @@ class Spread(NamedTuple):
 class Quality:
     """Figures of a set of images against the real test images. Bounds are in nats per image, shares 0..1.
 
-    `asked` is the share that is recognised as the requested class; `shares` are the lowest and the highest share of a
+    `asked` is the share classified as the requested class; `shares` are the lowest and the highest share of a
     recognised class. `inception`, `asked` and `shares` are None without classes; `bounds` (ELBO, IWAE) are None for all
     but VAEs.
     """
@@ -158,8 +158,8 @@ def measure(folders: Sequence[Path], dataset: str, judge: Path, samples: int, he
     """Measure `samples` images of each generator, and the bounds of VAEs on `held_out` test images (0: all).
 
     Raises:
-        CheckpointError: a folder without a model. DataError: a model that is not a generator, or one with other classes
-            than the extractor; see `RealImages.load`.
+        CheckpointError: if a folder has no model. DataError: if a model is not a generator, or has other classes than
+            the extractor; see also `RealImages.load`.
     """
     extractor = Extractor(judge)
     loaded = [_load(folder, extractor) for folder in folders]

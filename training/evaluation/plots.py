@@ -63,10 +63,10 @@ def blank(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def place_labels(axes: Axes, dots: Sequence[Dot]) -> int:
-    """Draw each dot's label near it, on no dot and on no other label; return the number of labels drawn.
+    """Draw each dot's label near it, without covering dots or other labels; return the number of labels drawn.
 
-    Earlier dots get better positions; a label without a free position is left out. Draw everything else and set the
-    limits before.
+    Earlier dots get better positions; a label without a free position is left out. Call it after everything else is
+    drawn and the limits are set.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

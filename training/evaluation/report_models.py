@@ -26,7 +26,7 @@ def shipped(weights: Path) -> list[Path]:
     """Return the existing folders of the models that the first column of the table in LICENSES.md names.
 
     Raises:
-        DataError: no LICENSES.md.
+        DataError: if there is no LICENSES.md.
     """
     try:
         text = (weights / _LICENCES).read_text(encoding="utf-8")
