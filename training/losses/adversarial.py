@@ -1,7 +1,7 @@
 """Losses of adversarial networks as functions of tensors. Scores [N] are logits: the higher, the more real.
 
 minimax         the discriminator's cross-entropy, and its negative for the generator: Goodfellow et
-                al., "Generative Adversarial Nets", NIPS 2014. Its gradient vanishes once the discriminator is sure.
+                al., "Generative Adversarial Nets", NIPS 2014. Its gradient vanishes for a confident discriminator.
 non-saturating  the same discriminator; the generator minimises -log D(fake) (ibid., section 3)
 hinge           Lim, Ye, "Geometric GAN", 2017; Miyato et al., ICLR 2018
 wasserstein     Arjovsky, Chintala, Bottou, "Wasserstein GAN", ICML 2017; the critic must be 1-Lipschitz: by

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 Distance = Literal["l1", "mse", "psnr"]
 
-# The least mean squared error of which the logarithm is taken: 80 dB.
+# Smaller mean squared errors are raised to this before the logarithm, so the PSNR is at most 80 dB.
 _LEAST = 1e-8
 
 

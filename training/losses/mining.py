@@ -83,8 +83,8 @@ def random_triplets(distances: Tensor, labels: Tensor, generator: torch.Generato
 def semi_hard(distances: Tensor, labels: Tensor, margin: float) -> Triplets:
     """Return for every anchor and positive the nearest negative that is less than `margin` farther than the positive.
 
-    Pairs without one are left out. Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, section 3.2, defines which
-    negatives are semi-hard, but not which of them to use. `margin` is in units of `distances`.
+    Pairs without such a negative are left out. Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, section 3.2,
+    defines which negatives are semi-hard, but not which of them to use. `margin` is in units of `distances`.
     """
     distances = distances.detach()
     same, different = _masks(labels)
