@@ -70,7 +70,7 @@ def measure_classifier(folder: Path, dataset: str) -> tuple[ModelCard, list[Metr
     """Return the model's card and its figures on the data set's test split.
 
     Raises:
-        CheckpointError: see `checkpoint.load`. DataError: see `images.load`; other classes than the card's.
+        CheckpointError: see `checkpoint.load`. DataError: see `images.load`; if the classes are not the card's.
     """
     module, card = checkpoint.load(folder)
     test = load(dataset, "test", card.preprocess)

@@ -42,7 +42,7 @@ class Extractor:
     """A network of a weights folder, on the CPU.
 
     Raises:
-        CheckpointError: see `checkpoint.load`. DataError: a network that is neither a classifier nor an embedder.
+        CheckpointError: see `checkpoint.load`. DataError: if the network is neither a classifier nor an embedder.
     """
 
     def __init__(self, folder: Path):

@@ -78,7 +78,7 @@ class Scores:
 
 
 def best_threshold(similarities: Floats, same: Flags) -> float:
-    """Return the threshold with the most correct decisions: the lowest of several, in the middle between two values."""
+    """Return the threshold with the most correct decisions, midway between two similarities; the lowest in a tie."""
     order = np.argsort(similarities, kind="stable")
     values, mated = similarities[order], same[order]
     # Correct decisions for a threshold below all values, between two neighbours, and above all.
@@ -90,7 +90,7 @@ def best_threshold(similarities: Floats, same: Flags) -> float:
 
 
 def cross_validated_accuracy(similarities: npt.ArrayLike, same: npt.ArrayLike, folds: int = 10) -> tuple[float, float]:
-    """Return (mean, standard error) of the accuracy over folds, each decided with the best threshold of the others.
+    """Return (mean, standard error) of the accuracy over folds; each uses the best threshold of all other folds.
 
     As in LFW's protocol. Mated and non-mated pairs are assigned to the folds in turn, so that all have the same shares.
 
@@ -105,14 +105,14 @@ def cross_validated_accuracy(similarities: npt.ArrayLike, same: npt.ArrayLike, f
 
 
 def accuracy_over_folds(similarities: Floats, same: Flags, fold: Indices) -> tuple[float, float]:
-    """As `cross_validated_accuracy`, with the number of each pair's fold given in `fold` [N].
+    """Return the result of `cross_validated_accuracy` for the folds `fold` [N], the number of each pair's fold.
 
     Raises:
         ValueError: there is only one fold.
     """
     numbers = np.unique(fold)
     if len(numbers) < 2:
-        raise ValueError("a fold is decided by the others, and there is only one")
+        raise ValueError("cross-validation needs at least two folds, got 1")
     accuracies = []
     for held_out in numbers:
         test = fold == held_out
@@ -143,9 +143,9 @@ def fmr_interval(
 ) -> tuple[float, float]:
     """Return the confidence interval (low, high) of the FMR, 0..1: percentiles of a bootstrap over identities.
 
-    `accepted` [P] tells which non-mated pairs were accepted, `identities` [P, 2] the people of each pair.
+    `accepted` [P]: whether each non-mated pair was accepted. `identities` [P, 2]: the people of each pair.
     """
-    # With very few people a draw may have one person only, and so no pair.
+    # With very few people a draw may contain only one person, and therefore no pair.
     weights = (weight for weight in resampled(identities, draws, seed) if weight.any())
     rates = [float(weight @ accepted / weight.sum()) for weight in weights]
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
