@@ -1,4 +1,4 @@
-"""Read who is on which photo from the layouts in which collections of people's photos are published."""
+"""Read the identity on each photo of a collection, from the file layouts in which such collections are published."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def read_collection(folder: Path, layout: Layout | None = None) -> Collection:
 def _files(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         here = Path(parent).resolve()
-        # A link to a parent folder would be an endless loop.
+        # Following a link to a parent folder would not terminate.
         folders[:] = [
             name for name in folders if name[0] != "." and not here.is_relative_to(Path(parent, name).resolve())
         ]
@@ -105,7 +105,7 @@ def _people(folder: Path, images: Sequence[str]) -> Collection:
     for above, holder in nested:
         if above in holders:
             raise DataError(
-                f"{folder}: photos in {printable(above)} and in {printable(holder)}: which folder is a person's?"
+                f"{folder}: photos in {printable(above)} and {printable(holder)}; the person's folder is ambiguous"
             )
     # With one person only, the common parent is not the person's own folder.
     shared = posixpath.commonpath(holders if len(holders) > 1 else [posixpath.dirname(*holders)])

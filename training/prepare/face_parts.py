@@ -1,6 +1,6 @@
-"""Judge the photos of a collection in parts, which a killed run continues from: files in a folder beside the target.
+"""Judge the photos of a collection in parts, files in a folder beside the target, so that a killed run can continue.
 
-plan.json           all that the parts depend on
+plan.json           the options, photos and versions on which the parts depend
 000000.parquet ...  the judged photos, `_PHOTOS_A_PART` in each
 """
 
@@ -44,7 +44,7 @@ _PART = pa.schema(
 
 
 def plan_of(options: PhotoOptions, folder: Path, collection: Collection) -> str:
-    """Return all that the parts depend on as JSON; equal plans lead to equal parts.
+    """Return the options, photos and versions on which the parts depend, as JSON. Equal plans give equal parts.
 
     Raises:
         CheckpointError, DataError: see `weights.read_card`.
@@ -69,10 +69,10 @@ def plan_of(options: PhotoOptions, folder: Path, collection: Collection) -> str:
 
 
 def begin_parts(parts: Path, plan: str, *, overwrite: bool) -> None:
-    """Create the folder of the parts, or keep the one that an earlier run with the same plan has left.
+    """Create the folder of the parts, or keep an earlier run's folder if its plan is the same.
 
     Raises:
-        DataError: the folder has parts of another plan, and not `overwrite`.
+        DataError: if the folder has parts of another plan and `overwrite` is False.
     """
     path = parts / "plan.json"
     if parts.exists() and (not path.is_file() or path.read_text() != plan):

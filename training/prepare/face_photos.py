@@ -39,10 +39,10 @@ _WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """How single photos are judged; `embedder` is a weights folder if outliers will be removed.
+    """Options for judging single photos; `embedder` is a weights folder if outliers will be removed.
 
     `scales` is the rule for detection scales: "min-face" is the service's; "whole" detects at the detector's size only,
-    which misses small faces in large photos, and reproduces data sets that were made before there were scales.
+    which misses small faces in large photos, and reproduces data sets older than the detection scales.
     """
 
     detector: Path = Path("weights/centerface")
@@ -206,7 +206,7 @@ def read_photo(path: Path) -> Image.Image | str:
                     return "too many pixels"
                 return image_decoder.load_file(image)
     except image_decoder.DamagedError as error:
-        # Without the message, which may contain paths.
+        # Omit the message, which may contain paths.
         return f"damaged: {type(error.__cause__).__name__}"
     except image_decoder.DecodeError as error:
         return str(error)
