@@ -46,10 +46,10 @@ class ModelSection(Section):
 
 
 class ClassifyModelSection(ModelSection):
-    """As `ModelSection`; training starts from the features of the model in the folder `start`, if given.
+    """A `ModelSection`, and optionally a folder `start`, such as "weights/efficientnet-lite0", of a trained model.
 
-    For example "weights/efficientnet-lite0". `config` then contains changes to the config of that model's card.
-    `freeze` keeps the features, so that only the head is trained.
+    Training then starts from that model's features, and `config` contains changes to the config of its card. `freeze`
+    keeps the features, so that only the head is trained.
     """
 
     start: str = ""
@@ -314,5 +314,5 @@ def exported(name: str) -> Path:
 
 
 def teacher_files(name: str, dataset: str) -> tuple[Path, Path]:
-    """Return the two paths of a teacher's vectors of a data set: that of `training.teach`, and that beside the data."""
+    """Return two possible paths of a teacher's vectors for a data set: from `training.teach`, and beside the data."""
     return runs_folder() / "teachers" / f"{name}.npy", datasets_folder() / name / f"{dataset}-vectors.npy"

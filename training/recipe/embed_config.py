@@ -19,7 +19,7 @@ from training.recipe.config import (
 
 
 class EmbedModelSection(ModelSection):
-    """As `ModelSection`; training starts from the model named `init`, or from random weights if that is "".
+    """A `ModelSection`, and the name `init` of the model from which training starts ("": random weights).
 
     `init` is the export of the run of that name or, if there is none, the shipped model (see `exported`). The first
     `freeze` blocks of its features keep their weights. The exported weights are interpolated: `trained` times the
