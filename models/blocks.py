@@ -19,7 +19,7 @@ def check_images(images: Tensor, channels: int, side: int, *, exact: bool = Fals
     """Check that a batch is [N, channels, side, side]; unless `exact`, images may be larger.
 
     Raises:
-        ValueError: otherwise, with the expected and the actual shape.
+        ValueError: if it is not; the message has the expected and the actual shape.
     """
     fits = all(length == side if exact else length >= side for length in images.shape[2:])
     if images.ndim != 4 or images.shape[1] != channels or not fits:
@@ -65,7 +65,7 @@ class FeaturesAndHead(nn.Module):
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)].
 
-    `conv` is the class of the convolution, for networks with another padding rule.
+    `conv` is the class of the convolution; networks with another padding rule pass their own.
     """
 
     def __init__(  # noqa: PLR0913  the settings of a convolution

@@ -28,7 +28,7 @@ BOX = 20  # of the square that contains an MNIST digit
 
 MAX_SEGMENTS = 64
 MAX_ASPECT = 40  # width of a string's ink, in heights of the ink; about 50 digits
-MAX_ROWS = 512  # taller images are averaged down first
+MAX_ROWS = 512  # taller images are first reduced by averaging
 MAX_COLUMNS = 32_768  # after the averaging
 
 MIN_CONTRAST = 24  # grey levels between ink and paper; with less, the image is empty
@@ -42,7 +42,7 @@ CUT_REACH = 0.22  # maximal horizontal distance of a cut from its middle
 MAX_CROSSED = 0.6  # maximal ink that a cut crosses
 CUT_DRIFT = 0.025  # cost of a sideways step of a cut, as ink crossed
 MIN_SEGMENT_INK = 0.005
-SPECK = 0.02  # less ink between blank columns is dirt
+SPECK = 0.02  # less ink between blank columns is a speck
 MAX_WIDTH = 1.5  # of a candidate of several segments
 
 
@@ -205,12 +205,12 @@ def _downscaled(image: Grey) -> tuple[Grey, int]:
 
 
 def _working_size(line: Floats) -> Floats:
-    """The string's ink scaled to a height within `WORKING_ROWS`."""
+    """The string's ink, scaled so that its height is within `WORKING_ROWS`."""
     least, enlarged, most = WORKING_ROWS
     height, width = line.shape
     rows = enlarged if height < least else min(height, most)
     resized = resize(line, rows, max(1, round(width * rows / height)))
-    full: Floats = resized / resized.max()  # a thin stroke averaged with paper becomes full ink again
+    full: Floats = resized / resized.max()  # restores thin strokes, which resizing blends with paper
     return full
 
 

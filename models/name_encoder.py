@@ -1,8 +1,8 @@
-"""Encode the letters of a name as a point on the unit sphere; names that are spelt or sound alike lie close.
+"""Encode the letters of a name as a unit vector; names with similar spelling or sound have similar vectors.
 
 WordEncoder, convolutions over letters: Dai, Yan, Zhou, Wang, Yang, Cheng, "Convolutional Embedding for Edit Distance",
 SIGIR 2020, called CNN-ED.
-    Input [N, L] of letter numbers with any L, as `encode` makes them; output [N, dimensions], each row of length 1.
+    Input [N, L] of letter numbers from `encode`, with any L; output [N, dimensions], each row of length 1.
     Deviations: the paper flattens the last map, so that features depend on a letter's position and names have a maximal
     length; here the mean and the maximum over the letters replace it, and a surname is recognised at any position.
     Letters have learnt vectors, blocks are residual with a layer norm, and there is no pooling between them, since
@@ -24,7 +24,7 @@ from models.embedder import UnitSphere
 
 PADDING = 0
 UNKNOWN = "?"
-# A letter's number is its position here, counted from 1.
+# A letter's number is its position in this string, counted from 1.
 ALPHABET = "abcdefghijklmnopqrstuvwxyz -'" + UNKNOWN
 
 # Latin letters without a canonical decomposition, and variants of hyphen, apostrophe and space.
@@ -98,7 +98,7 @@ class LetterBlock(nn.Module):
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
         """[N, L, width] and the mask of letters [N, L, 1] -> [N, L, width]."""
         convolved = self.convolution(x.transpose(1, 2)).transpose(1, 2)
-        # Padding must be zero for the next convolution, as the end of a name is.
+        # Padding must be zero for the next convolution, as its own padding at the end of the longest name is.
         masked: Tensor = (x + self.activation(self.norm(convolved))) * present
         return masked
 

@@ -1,4 +1,4 @@
-"""The settings of the runtime. Without torch, so that reading settings does not wait for its import."""
+"""The names of runtimes in the settings. This module does not import torch, so that reading settings is fast."""
 
 from __future__ import annotations
 
