@@ -49,7 +49,7 @@ def test_a_list_is_separated_by_commas_or_is_json(
         ('["https://a.example"]', ("https://a.example",)),
     ],
 )
-def test_allowed_origins(text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_origins_are_parsed(text: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_ALLOWED_ORIGINS", text)
     assert Settings().allowed_origins == origins
 

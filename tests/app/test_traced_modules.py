@@ -70,7 +70,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
     ("path", "image", "most_behind", "most"),
     [("/classify", IMAGE, 13, 22), ("/search?collection=c", FACE, 47, 56)],
 )
-def test_a_request_passes_few_modules(
+def test_a_request_runs_code_of_few_modules(
     traced: tuple[httpx.Client, Tracer], path: str, image: bytes, most_behind: int, most: int
 ) -> None:
     client, tracer = traced

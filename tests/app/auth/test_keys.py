@@ -126,7 +126,7 @@ def test_changes_are_in_an_audit_log(keys: ApiKeys, clock: Clock) -> None:
         keys.note_reload("a model's name", None)
 
 
-def test_by_hand(vestibule: Command, tmp_path: Path) -> None:
+def test_commands_create_list_and_revoke_keys(vestibule: Command, tmp_path: Path) -> None:
     assert "does not require one" in vestibule("list").stdout
     outcome = vestibule(
         "create", "a kiosk", "--scope", "enrol", "--scope", "infer", "--days", "30", "--rate-per-minute", "60"

@@ -13,7 +13,7 @@ from tests.index.people import enrol, vectors
 PAGE = Path(__file__).parents[3] / "docs" / "backup-and-upgrade.md"
 
 
-def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VESTIBULE_STATE", "state")
     gallery = EmbeddedGallery(Path("state/gallery"))

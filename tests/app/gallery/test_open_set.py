@@ -42,7 +42,7 @@ def test_threshold_depends_on_the_number_of_comparisons() -> None:
 
 @pytest.mark.parametrize("comparisons", [1, 2, 10**7])
 @pytest.mark.parametrize("shape", [-0.1, 0.0, 1.5])
-def test_the_smallest_rates_are_beyond_the_calibration_and_no_error(comparisons: int, shape: float) -> None:
+def test_tiny_rates_are_marked_as_beyond_the_calibration(comparisons: int, shape: float) -> None:
     matching = MATCHING.model_copy(update={"tail": MATCHING.tail.model_copy(update={"shape": shape})})
     for fpir in (5e-324, 1e-300):
         assert 0 < rate_per_comparison(fpir, comparisons) <= fpir
@@ -107,7 +107,7 @@ def run_by_steps(
 
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.0])  # few pairs match, some, most
-def test_steps_give_the_decisions_of_all_candidates(rule: DecisionRule, scale: float, repeated: bool) -> None:
+def test_reading_candidates_in_steps_gives_the_same_decisions(rule: DecisionRule, scale: float, repeated: bool) -> None:
     generator = np.random.default_rng(0)
     for limit, count, subjects in [(1, 40, 60), (2, 40, 30), (5, 60, 200), (1, 1, 5), (3, 25, 2)]:
         # Rounded, so that there are ties; each face is similar to at least one subject.

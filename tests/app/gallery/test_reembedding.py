@@ -93,7 +93,7 @@ def wait_for_progress(client: TestClient, **expected: object) -> dict[str, Any]:
     return progress
 
 
-def test_people_are_found_before_during_and_after(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subjects_are_found_during_a_reembedding(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     enrol(gallery, "eileen")
     post_image(gallery, f"{EILEEN}/feedback", portrait("grace"))
     other_process = EmbeddedGallery(gallery.app_state["state"] / "gallery")
@@ -149,7 +149,7 @@ def test_background_work_has_a_lower_priority(gallery: TestClient, monkeypatch: 
     assert calls == {("better", "background")}
 
 
-def test_an_impossible_request_says_why(running: TestClient) -> None:
+def test_a_refused_reembedding_has_a_reason(running: TestClient) -> None:
     running.put("/collections/bare", json={})
     running.put("/collections/whole", json={"embedder": "vgg-cifar10", "keep_crops": True})
     for collection in ("bare", "whole"):
@@ -208,7 +208,7 @@ def test_the_command_waits_for_the_switch_or_reports_the_problem_which_blocks_it
 
 
 @pytest.mark.parametrize("call", ["search", "enrol", "verify", "feedback", "bulk"])
-def test_a_request_during_the_switch_is_answered_with_the_new_vectors(
+def test_a_request_during_the_switch_uses_the_new_vectors(
     gallery: TestClient, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     enrol(gallery, "eileen")

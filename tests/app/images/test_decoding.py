@@ -52,7 +52,7 @@ def difference(image: Image.Image, reference: Image.Image) -> float:
         *(("PNG", {}, mode, 0) for mode in ("RGB", "1", "L", "LA", "P", "RGBA")),
     ],
 )
-def test_format_and_mode(format: str, options: dict[str, object], mode: str, tolerance: float) -> None:
+def test_formats_and_modes_become_rgb(format: str, options: dict[str, object], mode: str, tolerance: float) -> None:
     original = photo("coffee").convert(mode)
     image = decode(encode(original, format, **options), LIMITS)
     assert (image.mode, image.size) == ("RGB", original.size)
@@ -124,7 +124,7 @@ def test_jpeg_is_reduced_by_divisors_of_its_sides(
     assert decode(encode(Image.new("RGB", size)), LIMITS, min_side).size == size
 
 
-def test_limits() -> None:
+def test_limits_of_bytes_and_pixels() -> None:
     with pytest.raises(ImageTooLarge, match="bytes"):
         decode(bad_inputs.coffee(), ImageLimits(bytes=1000, pixels=10**9))
     for min_side in (None, 50):

@@ -49,5 +49,5 @@ def check_same_classes(name: str, images: Iterable[Image.Image], factor: int) ->
 @pytest.mark.parametrize(
     ("name", "factor"), [("efficientnet-lite0", 2), ("vgg-cifar10", 2), ("vgg-cifar10", 4), ("lenet5-mnist", 2)]
 )
-def test_photos(name: str, factor: int) -> None:
+def test_reduced_decoding_keeps_the_class(name: str, factor: int) -> None:
     check_same_classes(name, map(photo, ("astronaut", "coffee", "chelsea", "rocket")), factor)

@@ -220,7 +220,7 @@ async def test_long_tasks_leave_a_thread_for_short_ones(reason: str) -> None:
 
 @pytest.mark.parametrize("is_long", [False, True])
 @async_test
-async def test_callers_and_the_requests_of_each_take_turns(pool: FairThreadPool, *, is_long: bool) -> None:
+async def test_callers_take_turns_and_so_do_the_requests_of_each(pool: FairThreadPool, *, is_long: bool) -> None:
     gates, order = (threading.Event(), threading.Event()), list[str]()
     # Both threads are busy until the gate of one opens, so that the order is the queue's.
     busy = [start(Owner("other"), pool, partial(gates[kind].wait, 60), is_long=kind) for kind in (True, False)]

@@ -176,7 +176,7 @@ def problem(response: Any) -> str:
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call[2]], ids=name)
-def test_each_route_by_key(service: Service, call: tuple[str, str, str]) -> None:
+def test_each_route_needs_a_key_with_its_scope(service: Service, call: tuple[str, str, str]) -> None:
     method, template, scope = call
 
     def ask(**headers: str) -> Any:

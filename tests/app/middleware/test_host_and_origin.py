@@ -67,7 +67,7 @@ def test_health_probes_may_send_any_host(client: TestClient, path: str, method: 
     ("method", "path"),
     [("POST", "/classify"), ("GET", "/generate?n=0"), ("HEAD", "/generate?n=0"), ("GET", "/generate/interpolate")],
 )
-def test_origin_rule(friendly: TestClient, method: str, path: str, headers: dict[str, str], is_refused: bool) -> None:
+def test_cross_origin_requests(friendly: TestClient, method: str, path: str, headers: dict[str, str], is_refused: bool) -> None:
     """The requests are invalid: those that are not refused get another error."""
     response = friendly.request(method, path, headers={"content-type": "image/png"} | headers)
     assert (response.status_code == 403) == is_refused, response.text
@@ -112,7 +112,7 @@ def test_default_headers(client: TestClient, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_every_route_that_changes_or_computes_is_closed_to_other_pages(client: TestClient) -> None:
+def test_routes_with_effects_refuse_other_origins(client: TestClient) -> None:
     """Also by GET, which a page can send with an <img> alone; reading is open to links."""
     closed = set()
     for route in RouteTable(client.app).all:  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_a_cancelled_request_releases_its_bytes(routes: RouteTable) -> None:
     asyncio.run(scenario())
 
 
-def test_a_budget_is_at_least_two_bodies() -> None:
+def test_budget_fits_at_least_two_of_the_largest_bodies() -> None:
     budget = BodyBudget(1, LARGE, Metrics())
     budget.take(LARGE, LARGE)
     with pytest.raises(Overloaded):

@@ -32,7 +32,7 @@ def framework() -> Iterator[TestClient]:
             yield running
 
 
-def test_the_routes_of_the_fast_path() -> None:
+def test_fast_path_has_the_expected_routes() -> None:
     service = create_app(Settings())
     assert {route.route.path for route in FastPath(service, RouteTable(service)).query_readers} == FAST
 

@@ -69,7 +69,7 @@ def raw_response(url: str, request: bytes) -> bytes:
         (b"GET /models HTTP/1.1\r\nhost: 127.0.0.1\r\nhost: evil.example\r\nconnection: close", b"403"),
     ],
 )
-def test_requests_without_a_host_or_with_two(live: str, request_head: bytes, status: bytes) -> None:
+def test_missing_and_repeated_host_headers(live: str, request_head: bytes, status: bytes) -> None:
     head, body = raw_response(live, request_head + b"\r\n\r\n").split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 " + status)
     assert bool(body) == (not request_head.startswith(b"HEAD"))
@@ -108,7 +108,7 @@ def test_the_sub_path_itself_redirects_to_the_console(service_url: str) -> None:
 @pytest.mark.parametrize(
     ("text", "path"), [("", ""), ("/", ""), ("/vision", "/vision"), ("/vision/", "/vision"), ("/a/b.c", "/a/b.c")]
 )
-def test_root_path(text: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_path_is_normalised(text: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESTIBULE_ROOT_PATH", text)
     assert Settings().root_path == path
 

@@ -85,7 +85,7 @@ def started(*profiles: str) -> set[str]:
     }
 
 
-def test_one_service_uses_the_state() -> None:
+def test_each_compose_profile_starts_one_service() -> None:
     assert started() == started("cpu") == {"vestibule"}
     assert started("gpu") == {"vestibule-gpu"}
     assert started("cpu", "monitoring") == {"vestibule", "prometheus", "grafana"}

@@ -129,7 +129,7 @@ def test_sigterm_lets_a_request_in_progress_finish(service: Service) -> None:
             os.kill(pid, 0)
 
 
-def test_a_worker_is_told_once_about_reloads_of_the_others(tmp_path: Path) -> None:
+def test_a_worker_sees_each_reload_of_another_worker_once(tmp_path: Path) -> None:
     one, other = ReloadSync(tmp_path / "reload_sync"), ReloadSync(tmp_path / "reload_sync")
     one.announce("lenet5-mnist")
     assert (one.take_changes(), other.take_changes(), other.take_changes()) == ([], ["lenet5-mnist"], [])
