@@ -339,11 +339,11 @@ def run_deaths(deaths: Deaths, how: str, aims: tuple[str, ...]) -> list[str]:
     return deaths.faults
 
 
-def test_some_kills(tmp_path: Path) -> None:
+def test_kills_while_enrolling_and_opening_lose_nothing(tmp_path: Path) -> None:
     assert run_deaths(Deaths(tmp_path / "work"), "kill -9", ("enrolling", "opening")) == []
 
 
-def test_some_power_cuts(tmp_path: Path) -> None:
+def test_power_cuts_while_writing_and_opening_lose_nothing(tmp_path: Path) -> None:
     assert run_deaths(Deaths(tmp_path / "work"), "power cut", ("write log", "opening")) == []
 
 

@@ -415,7 +415,7 @@ def test_a_log_of_a_later_version_is_not_changed(log: AuditLog) -> None:
 
 
 @pytest.mark.parametrize("left", [b"x", b"\0" * 600, b"nothing\n", None])
-def test_the_rest_of_a_crash_is_truncated(log: AuditLog, left: bytes | None) -> None:
+def test_a_partial_line_after_a_crash_is_truncated(log: AuditLog, left: bytes | None) -> None:
     fill(log, 3)
     log.flush()
     content = log.path.read_bytes()

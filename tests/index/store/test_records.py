@@ -399,7 +399,7 @@ def test_a_collection_has_one_inverted_file(db: apsw.Connection, doors: int) -> 
     assert inverted_files() == [None, other]
 
 
-def test_files_and_leases_are_forgotten(db: apsw.Connection, doors: int) -> None:
+def test_forget_files_deletes_rows_of_files_and_leases(db: apsw.Connection, doors: int) -> None:
     vector_records.put_segment(db, doors, SegmentRecord("a", 1, 3, 0))
     vector_records.put_inverted_file(db, doors, InvertedFileRecord("b", 3, 0, 100))
     assert lease_records.take(db, "work", "me", NOW, 10)

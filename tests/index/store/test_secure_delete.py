@@ -122,7 +122,7 @@ def test_other_connections_write_and_read_during_a_scrub(ledger: Ledger) -> None
     assert ledger.reader().pragma("integrity_check") == "ok"
 
 
-def test_then_and_the_scrub_happen_both_or_neither(ledger: Ledger) -> None:
+def test_scrub_and_its_function_are_atomic(ledger: Ledger) -> None:
     def insert(db: apsw.Connection) -> None:
         db.execute("INSERT INTO t VALUES (-1, x'01')")
 
