@@ -93,7 +93,7 @@ def test_untrained_denoiser_hardly_changes_the_image() -> None:
     assert 0 < error < images.std()
 
 
-def test_skips_carry_detail_around_the_bottom() -> None:
+def test_skip_connections_preserve_detail() -> None:
     # With zeros at the bottom, detail can reach the output through skips only.
     module = small_denoiser()
     with torch.no_grad():
