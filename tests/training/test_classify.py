@@ -90,7 +90,7 @@ def test_all_settings_of_the_recipe_work(workshop: Path) -> None:
     assert checkpoint.read_card(workshop / "runs/strokes/export/strokes").architecture == "lenet5"
 
 
-def test_a_limit_on_the_training_pictures(workshop: Path) -> None:
+def test_training_images_are_limited(workshop: Path) -> None:
     task, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml", ["data.train=60"]))
     every, _ = begin(classify.setup, read_recipe(Recipe, workshop / "recipe.toml"), "all")
     assert task.steps_per_epoch == 60 // 10 < every.steps_per_epoch
@@ -262,7 +262,7 @@ def test_freeze_whitening_keeps_the_filters(workshop: Path) -> None:
     assert kept == {"weight": True, "bias": False}
 
 
-def test_settings_for_short_trainings_learn(workshop: Path) -> None:
+def test_settings_of_the_fast_recipe_learn(workshop: Path) -> None:
     settings = [
         *("train.optimizer=muon", "train.filter_lr=0.05", "train.lr=0.02", "train.bias_lr=0.05", "train.nesterov=true"),
         *("train.schedule=linear", "train.identity=true", "train.norm_momentum=0.4", "train.freeze_gains=true"),
@@ -308,7 +308,7 @@ def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.7])
-def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings: list[str], weight: float) -> None:
+def test_loss_includes_weighted_auxiliary_losses(workshop: Path, settings: list[str], weight: float) -> None:
     chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
     recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *chosen])
     images = data.load("strokes", "train", recipe.preprocess)
@@ -326,7 +326,7 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
     assert float(result["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
 
 
-def test_what_is_served_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:
+def test_exported_network_has_no_auxiliary_classifiers(workshop: Path, settings: list[str]) -> None:
     result = CliRunner().invoke(classify.cli, [str(workshop / "recipe.toml"), *sets(*settings)])
     assert result.exit_code == 0, result.output
     run = workshop / "runs/strokes"

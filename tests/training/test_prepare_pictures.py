@@ -71,7 +71,7 @@ def test_the_same_pictures_are_split_the_same_way(album: Path, folders: Path) ->
     assert [len(files) for _, files in sorted(names(folders / "data/half/test").items())] == [5, 3]
 
 
-def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Path) -> None:
+def test_files_that_are_no_intact_images_are_left_out_and_named(album: Path, folders: Path) -> None:
     (album / "espresso/notes.txt").write_text("not a picture")
     (album / "espresso/.DS_Store").write_bytes(b"\0")
     (album / ".thumbnails").mkdir()
@@ -112,7 +112,7 @@ def test_what_is_no_whole_picture_is_left_out_and_named(album: Path, folders: Pa
         ),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_in_one_line(
+def test_unsuitable_folders_are_a_one_line_error(
     album: Path, folders: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(album)
@@ -127,7 +127,7 @@ def test_invalid_names_and_missing_folders_are_refused(album: Path, folders: Pat
     assert_error(prepare(folders / "none"), f"{folders / 'none'} is not a folder")
 
 
-def test_a_phone_s_photos_are_not_passed_over_in_a_split_data_set_either(folders: Path) -> None:
+def test_unsupported_photos_in_a_split_data_set_are_refused(folders: Path) -> None:
     picture(folders / "data/s/train/a/1.png", 1)
     (folders / "data/s/train/a/2.heic").write_bytes(b"")
     with pytest.raises(DataError, match=r"2\.heic: \.heic is not supported"):

@@ -47,7 +47,7 @@ def quickly(command: str) -> list[str]:
     return [part for each in faster for part in ("--set", each)] if "training.classify" in command else []
 
 
-def test_the_page_s_commands_lead_to_an_answer(home: Path) -> None:
+def test_documented_commands_end_with_a_classification(home: Path) -> None:
     with Shell(quickly) as shell:
         lines = dict(run_all(PAGE, shell))
     card = read_card(home / "weights/animals")

@@ -96,7 +96,7 @@ def test_a_missing_data_set_is_named(folders: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_real_names(datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_lfw_are_test_names_only(datasets: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     people = {fold(path.name) for path in (datasets("lfw-view1") / "lfw").iterdir()}
     names = read_names(read_recipe(WordsRecipe, Path("training/recipes/names.toml")).data, seed=1)
     assert people <= set(names.test)
@@ -188,7 +188,7 @@ def test_equally_near_names_share_the_hit() -> None:
     assert 1 / 3 <= low < hits.recall < high <= 1
 
 
-def test_the_table_and_the_times() -> None:
+def test_recall_and_latency_tables() -> None:
     probes = [Probes("trained", edits, ("a", "b"), np.array([0, 1])) for edits in (1, 2)]
     results = [
         Hits(part, method, np.array([1.0, value]), seconds)

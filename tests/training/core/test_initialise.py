@@ -35,7 +35,7 @@ def pictures(count: int = 400) -> tuple[ImageSet, Indices]:
     return ImageSet(images, np.zeros(count, dtype=np.int64), ("noise",)), np.arange(count)
 
 
-def test_what_is_whitened_is_unrelated_and_of_variance_one() -> None:
+def test_whitened_outputs_are_uncorrelated_with_variance_one() -> None:
     numbers = torch.Generator().manual_seed(0)
     patches = torch.randn(20_000, 6, generator=numbers).double() @ torch.randn(6, 6, generator=numbers).double()
     rows = whitening(patches)
@@ -86,7 +86,7 @@ def test_a_narrow_convolution_takes_the_leading_directions() -> None:
 
 
 @pytest.mark.parametrize("network", [nn.Linear(3, 3), nn.Conv2d(1, 8, 3)])
-def test_what_has_no_such_convolution_is_refused(network: nn.Module) -> None:
+def test_networks_without_a_suitable_convolution_are_refused(network: nn.Module) -> None:
     images, rows = pictures(10)
     with pytest.raises(ValueError, match="no first convolution of 3 channels"):
         whiten(network, images, rows, COLOUR)
@@ -158,7 +158,7 @@ def features(module: nn.Module) -> dict[str, torch.Tensor]:
     return module.get_submodule("features").state_dict()
 
 
-def test_the_features_are_the_other_one_s_and_the_head_is_new(workshop: Path) -> None:
+def test_features_are_those_of_start_and_the_head_is_new(workshop: Path) -> None:
     begun(workshop / "elder")
     elder, _ = checkpoint.load(workshop / "elder")
     task, _ = begin(classify.setup, recipe_of(workshop))

@@ -11,7 +11,7 @@ from training.core.seeds import generator
 
 
 @pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16)])
-def test_the_singular_vectors_stay_and_the_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_vectors_are_kept_and_singular_values_are_near_one(shape: tuple[int, int]) -> None:
     left = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator(1)))[0]
     right = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator(2)))[0]
     values = torch.linspace(0.3, 1, min(shape))
@@ -51,7 +51,7 @@ def test_filters_agree_with_torch_muon(channels_last: bool) -> None:
     assert ours.grad is None
 
 
-def test_without_nesterov_the_momentum_alone_is_followed() -> None:
+def test_without_nesterov_the_update_follows_the_momentum_only() -> None:
     ours = filters()
     optimizer = Muon([group(ours) | {"nesterov": False}], lr=1.0)
     expected, buffer = filters().detach(), torch.zeros(6, 4, 3, 3)
@@ -64,7 +64,7 @@ def test_without_nesterov_the_momentum_alone_is_followed() -> None:
     torch.testing.assert_close(ours.detach(), expected)
 
 
-def test_the_rest_moves_as_sgd_does() -> None:
+def test_other_parameters_are_updated_by_sgd() -> None:
     def parameters() -> tuple[nn.Parameter, nn.Parameter]:
         return nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
 

@@ -55,7 +55,7 @@ def test_a_folder_holds_one_run(run: Run) -> None:
         assert [path.name for path in folder.iterdir()] == ["recipe.toml"]
 
 
-def test_only_this_very_recipe_is_resumed(run: Run, tmp_path: Path) -> None:
+def test_a_run_of_another_recipe_is_not_resumed(run: Run, tmp_path: Path) -> None:
     run.begin(RECIPE, resume=True)
     other = Form(train=Train(epochs=3, momentum=0.9))
     with pytest.raises(RunError, match=r"differs in train\.epochs, train\.momentum"):
@@ -74,12 +74,12 @@ def test_run_that_is_older_than_a_setting_is_resumed_with_its_default(run: Run) 
         run.begin(RECIPE, resume=True)
 
 
-def test_what_is_saved_is_loaded(run: Run) -> None:
+def test_saved_checkpoints_are_loaded(run: Run) -> None:
     state = run.load_last(1)
     assert state["progress"] == Progress(step=8, best_epoch=2, history=[row(1), row(2)])
     assert (state["processes"], state["threads"]) == (1, torch.get_num_threads())
     assert torch.equal(run.load_best()["networks"]["net"]["w"], torch.ones(2))
-    # Anybody may look into the file without this package.
+    # The file can be read without this package.
     assert torch.load(run.folder / "best.pt", weights_only=True)["epoch"] == 2
 
 
@@ -114,11 +114,11 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
-def test_the_history_is_a_file_a_picture_and_tensorboard(run: Run) -> None:
+def test_history_is_written_as_json_plot_and_tensorboard(run: Run) -> None:
     run.log([row(1)])
     run.log([row(1), row(2)])
     run.finish(Progress(history=[row(1), row(2)], best_epoch=2))
-    # A resumed run writes epoch 2 again: what the killed one wrote of it is struck out.
+    # A resumed run writes epoch 2 again, in place of the row that the killed run wrote.
     again = Run(run.folder)
     again.log([row(1), row(2)])
     again.finish(Progress(history=[row(1), row(2)], best_epoch=2))

@@ -211,7 +211,7 @@ def test_non_generators_and_other_classes_are_refused(studio: Path) -> None:
         measure([studio / "labelled"], "strokes", studio / "other", samples=5, held_out=1)
 
 
-def test_the_sheet_shows_each_picture_in_its_place(studio: Path) -> None:
+def test_contact_sheet_places_each_image(studio: Path) -> None:
     network, card = checkpoint.load(studio / "labelled")
     pixels = draw(network, card, 30, measured.SEED, torch.arange(3).repeat_interleave(10)).pixels
     shown = np.asarray(Image.open(io.BytesIO(draw_sheet(studio / "labelled"))))

@@ -36,7 +36,7 @@ def test_wasserstein_is_a_difference_of_means() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_the_penalty_of_a_linear_critic_is_the_square_of_its_length_less_one(scale: float) -> None:
+def test_penalty_of_a_linear_critic_is_its_squared_deviation_from_norm_one(scale: float) -> None:
     torch.manual_seed(0)
     weight = (scale * torch.randn(2 * 3 * 3)).requires_grad_()
     images = torch.randn(5, 2, 3, 3)
