@@ -67,7 +67,9 @@ def test_health_probes_may_send_any_host(client: TestClient, path: str, method: 
     ("method", "path"),
     [("POST", "/classify"), ("GET", "/generate?n=0"), ("HEAD", "/generate?n=0"), ("GET", "/generate/interpolate")],
 )
-def test_cross_origin_requests(friendly: TestClient, method: str, path: str, headers: dict[str, str], is_refused: bool) -> None:
+def test_cross_origin_requests(
+    friendly: TestClient, method: str, path: str, headers: dict[str, str], is_refused: bool
+) -> None:
     """The requests are invalid: those that are not refused get another error."""
     response = friendly.request(method, path, headers={"content-type": "image/png"} | headers)
     assert (response.status_code == 403) == is_refused, response.text
