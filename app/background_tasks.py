@@ -38,6 +38,6 @@ async def _renew_repeatedly(renew: Callable[[], Awaitable[bool]], every_s: float
 
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for the event, at most `timeout_s`: other processes add work, or leave it behind, without setting it."""
+    """Wait for the event, at most `timeout_s`: other processes add work, or leave it unfinished, without setting it."""
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), timeout_s)

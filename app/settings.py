@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     answer_timeout_s: Seconds = 60.0  # for which a client may read nothing of its response
     max_connections: Positive = 2048  # beyond it the connection that has been idle longest is closed
 
-    max_requests: Positive = 256  # that compute at once; further ones are answered 429
+    max_requests: Positive = 256  # that compute at once; further requests get 429
     queue_size: Positive = 1024  # images waiting for one model
     max_batch: Positive = 32
     deadline_s: Seconds = 30.0
