@@ -1,4 +1,4 @@
-"""The owner of a piece of work, by which thread pools share their time fairly between requests and API keys."""
+"""The owner of a task: thread pools divide their time fairly between API keys, and between the requests of a key."""
 
 from __future__ import annotations
 
