@@ -62,7 +62,7 @@ def find_images(paths: Iterable[Path], skipped: list[Path]) -> Iterator[ImageFil
     Files in folders without an image's suffix are appended to `skipped`.
 
     Raises:
-        OSError: a folder that cannot be read.
+        OSError: if a folder cannot be read.
     """
     for path in paths:
         if not path.is_dir():
@@ -109,7 +109,7 @@ async def request_result(command: ImageCommand, client: AsyncClient, image: Imag
     """Return the service's result for one image; an error that concerns only this image becomes part of the result.
 
     Raises:
-        VestibuleError: an error that every other image would have, too.
+        VestibuleError: if the error would also occur for every other image.
     """
     import vestibule_client as vestibule
 

@@ -113,7 +113,7 @@ def verify(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Say whether two photos show one person; the exit status is 0 for either answer."""
+    """Print whether two photos show the same person; the exit status is 0 in both cases."""
     with connected(url, api_key) as client:
         answer = client.verify(source, target, fmr=fmr, model=model)
     if as_json:
