@@ -34,12 +34,12 @@ from index.types import Item, Outcome, Properties
 from index.validation import check_key, unit_vectors
 
 ZIP, LINES = "application/zip", "application/x-ndjson"
-# With the names that other programs use: browsers on Windows, the JSON Lines project, and others.
+# Content types, with the aliases that other programs send: browsers on Windows, the JSON Lines project, and others.
 CONTENT_TYPES = {
     ZIP: (ZIP, "application/x-zip-compressed", "application/x-zip"),
     LINES: (LINES, "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines"),
 }
-# How many problems of a line are reported, and with how many characters each.
+# The most reported problems of a line, and the most characters of each.
 MAX_PROBLEMS, MAX_CHARACTERS = 5, 160
 # Limits of a line, so that the parser, which holds the interpreter lock, takes no more than about 0.1 s. They allow a
 # vector of 4096 numbers with 16 KiB of metadata, and an image of 32 MiB in base64 with all slashes and line breaks
@@ -48,7 +48,7 @@ MAX_COMMAS, MAX_CONTAINERS, MAX_ESCAPES = 32_768, 20_000, 4_000_000
 MAX_LINES = 1_000_000  # of an upload; as many blank lines are ignored
 # Limits of a zip beyond that of the body: unpacked bytes of an image, and of all images, and the number of files.
 MAX_IMAGE_BYTES, MAX_UNPACKED_BYTES, MAX_FILES = 32 * 2**20, 256 * 2**20, 100_000
-# Files and folders that Windows, macOS and Synology's NAS add to a user's.
+# Files and folders that Windows, macOS and Synology's NAS add to a user's folders.
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
