@@ -1,4 +1,4 @@
-"""The base of the gallery's services: calls of the gallery off the event loop, whose errors become those of the API."""
+"""Base class of the gallery's services: call the gallery outside the event loop, and convert errors to API errors."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class GalleryAccess:
 
 @contextmanager
 def _api_errors() -> Iterator[None]:
-    """Raise the gallery's errors, and that of a full disk, as those of the API."""
+    """Convert the gallery's errors, and errors of a full disk, to errors of the API."""
     try:
         yield
     except Exception as error:
@@ -115,7 +115,7 @@ def _api_errors() -> Iterator[None]:
 
 @contextmanager
 def conflict_as_pipeline_changed() -> Iterator[None]:
-    """Raise PipelineChanged for a Conflict, in calls that pass vectors of the pipeline which the collection had."""
+    """Convert a Conflict to PipelineChanged, for calls with vectors of the collection's earlier pipeline."""
     try:
         yield
     except Conflict as error:
@@ -123,7 +123,7 @@ def conflict_as_pipeline_changed() -> Iterator[None]:
 
 
 def retry_once(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Decorate a function that is called again if it raises PipelineChanged; the second time it is a Conflict."""
+    """Decorate a function: if it raises PipelineChanged, call it again; if it does again, raise Conflict."""
 
     @wraps(function)
     async def retrying(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""From an image to the vectors that a collection holds: of each face in it, or of the whole image."""
+"""Compute the vectors that a collection stores for an image: of each face in it, or of the whole image."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class EmbeddedFace:
 class EmbeddingPipeline:
     """An embedder, and the detector before it if it embeds faces.
 
-    A request that holds a pipeline keeps the same two models, whatever is reloaded meanwhile. `scales` names the rule
-    for detection scales: "whole" detects at the detector's size only, as in all collections that were created before
-    there was another rule; "min-face" is `detection_scale.scan` with its default.
+    A request that holds a pipeline keeps the same two models, even if one is reloaded meanwhile. `scales` names the
+    rule for detection scales: "whole" detects at the detector's size only, as in the oldest collections; "min-face" is
+    `detection_scale.scan` with its default.
     """
 
     embedder: LoadedModel
@@ -66,7 +66,7 @@ class EmbeddingPipeline:
 
     @property
     def fingerprint(self) -> str:
-        """Return an id of all that determines the vector of an image."""
+        """Return the pipeline's id, which depends on everything that affects the vector of an image."""
         card = self.embedder.card
         parts: dict[str, object] = {
             "weights": card.sha256,
@@ -145,7 +145,7 @@ class ImageEmbedder:
         """Return the most prominent face of a request that has exactly one image.
 
         Raises:
-            BadRequest: it has more. NoFace. VestibuleError: about the image.
+            BadRequest: it has more than one image. NoFace. VestibuleError: about the image.
         """
         if len(images.items) != 1:
             raise BadRequest("send exactly one image")

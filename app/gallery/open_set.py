@@ -1,9 +1,9 @@
-"""The open-set decision: which candidates match, such that strangers match no more often than the caller allows.
+"""The open-set decision: decide which candidates match, with at most the caller's rate of false matches.
 
-ISO/IEC 19795-1: FPIR is the share of searches for people who are not enrolled that return a match. A stranger is
-compared with N faces. If those comparisons are independent, FPIR = 1 - (1 - FMR)^N, so the threshold is that of the FMR
-which follows. Where a subject is as similar as its nearest face, N is the number of faces, not of subjects: with the
-latter, strangers would match up to three times as often as promised at five faces each (docs/identification.md).
+ISO/IEC 19795-1: FPIR is the share of searches for people who are not enrolled that return a match. Such a person is
+compared with N faces. If those comparisons are independent, FPIR = 1 - (1 - FMR)^N, which gives the FMR of the
+threshold. If a subject's similarity is that of its nearest face, N is the number of faces. With the number of subjects,
+the FPIR would be up to three times too high at five faces per subject (docs/identification.md).
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class DecisionRule:
     def for_comparisons(
         cls, matching: Matching | None, fpir: float, comparisons: int, *, extrapolate: bool = False
     ) -> DecisionRule:
-        """Return the rule for a search that compares each face so many times.
+        """Return the rule for a search that makes `comparisons` comparisons per face.
 
-        A false match rate above the largest one that was counted is replaced by that one, so that strangers match less
-        often than the caller allows.
+        A false match rate above the largest counted rate is replaced by that rate, so that the FPIR is lower than
+        `fpir`.
         """
         if matching is None:
             return cls(None, None, None, beyond_calibration=False, extrapolate=extrapolate)
@@ -82,7 +82,7 @@ class DecisionRule:
         return self.can_match and self.threshold is not None and candidate.similarity >= self.threshold.similarity
 
     def decide(self, faces: Sequence[Sequence[Match]], *, repeated: bool) -> list[Decision]:
-        """Decide for each face of one image, given its candidates, most similar first.
+        """Return the decision for each face of an image, given its candidates, most similar first.
 
         Unless `repeated`, no two faces of the image match the same subject: of all assignments of subjects to faces,
         the one with the largest sum of margins over the threshold is chosen.
@@ -127,15 +127,15 @@ def decide_by_steps(
     *,
     repeated: bool,
 ) -> list[Decision]:
-    """Decide for each face of an image, reading no more candidates than the decision needs.
+    """Return the decision for each face of an image, reading no more candidates than needed.
 
     The decisions and their first `limit` candidates are those of `DecisionRule.decide` on `limit + faces - 1`
     candidates per face, which are always enough, since each other face takes at most one subject. `read(faces, k)`
     returns the `k` most similar subjects of the faces at these positions, or all if there are fewer.
 
-    More candidates are read only of faces whose result may depend on them: the last one read matches, so that the next
-    one may, too; or other faces took so many subjects that fewer than `limit` are left. All others cost O(limit)
-    candidates, however many faces the image has.
+    More candidates are read only for faces whose result may depend on them: the last candidate read matches, so the
+    next may match, too; or fewer than `limit` candidates are left, because other faces took the rest. Each other face
+    costs O(limit) candidates, independent of the number of faces.
     """
     if not faces:
         return []

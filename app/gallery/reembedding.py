@@ -1,8 +1,8 @@
 """Re-embed collections in the background, by one task of each process.
 
-Only at a caller's request: weights that differ from a collection's do not say which of the two are wrong, and an
+A re-embedding starts only at a caller's request: if weights differ from a collection's, either may be wrong, and an
 operator's mistake in a folder of weights must not rewrite a gallery. Until then the collection refuses the changed
-embedder, and its vectors stay.
+embedder and keeps its vectors.
 
 The new vectors are computed from the stored crops, WebP of 112x112 pixels that were aligned at enrolment; neither the
 detector nor the alignment runs again.

@@ -86,7 +86,7 @@ class GallerySearch(GalleryAccess):
     ) -> list[SearchedFace]:
         """Search for the faces of one image, decide, and record the search, all in the caller's thread.
 
-        In one thread since each change of threads costs a wake-up.
+        All steps run in one thread, because each change of threads costs a wake-up.
         """
         positions = [
             position
