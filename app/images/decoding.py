@@ -19,7 +19,7 @@ from models.image_decoder import FORMATS, JPEG_SCAN
 LARGE_BYTES, LARGE_PIXELS, TYPICAL_SCANS = 2**20, 4_000_000, 10
 # A JPEG of a few kB may have thousands of scans, and each of them costs as much as its pixels.
 MAX_SCANS = 100
-# A JPEG with at most so many bytes and pixels is decoded within a millisecond, whatever its contents.
+# A JPEG with at most so many bytes and pixels is decoded within a millisecond for any contents.
 FAST_BYTES, FAST_PIXELS = 32 * 1024, 256 * 256
 # Most segments before the first scan of a JPEG that `decode_fast` accepts.
 MAX_SEGMENTS = 32
@@ -28,7 +28,7 @@ _APP1, _BASELINE, _SCAN = 0xE1, 0xC0, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the exceptions are tables, and a reserved marker
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
 # Markers that `decode_fast` rejects before the first scan: frames other than baseline, since a progressive one may have
-# a hundred scans; EXIF (APP1), which may rotate the image; and markers without a length, which do not belong there.
+# a hundred scans; EXIF (APP1), which may rotate the image; and markers without a length, which are invalid there.
 _UNUSUAL = (_FRAMES - {_BASELINE}) | _WITHOUT_LENGTH | {_APP1}
 
 
