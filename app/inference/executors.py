@@ -25,7 +25,7 @@ NICENESS = 5  # added to threads that compute
 
 @dataclass(frozen=True)
 class Continuation(Generic[T]):
-    """The rest of a task. A function that finds out that its task takes long returns this in place of the result."""
+    """The rest of a task. A function returns it in place of a result when it finds that its task takes long."""
 
     function: Callable[[], T]
 
@@ -203,7 +203,7 @@ class FairThreadPool:
             running = self._short_wakes.get()
             self._run_tasks(loop, only_short=True)
             if not self._queue.is_empty:
-                self._wakes.put(True)  # the task for which this thread was woken may count as long by now
+                self._wakes.put(True)  # the task that woke this thread may count as long by now
 
     def _run_tasks(self, loop: asyncio.AbstractEventLoop, *, only_short: bool) -> None:
         """Run tasks until none is left."""
@@ -248,7 +248,7 @@ class Executors:
         self.select_runtime = ThreadPoolExecutor(1, "choose", initializer=_lower_priority)
         self._cpu = FairThreadPool(_available_cores(), "decode", _lower_priority)
         self._io = ThreadPoolExecutor(IO_THREADS, "store")
-        # Apart from `_io`: on a slow disk, background commits must not delay the reads of requests.
+        # Separate from `_io`: on a slow disk, background commits must not delay the reads of requests.
         self._background = ThreadPoolExecutor(BACKGROUND_THREADS, "work")
 
     async def run_cpu(self, function: Callable[[], T | Continuation[T]], *, is_long: bool = False) -> T:

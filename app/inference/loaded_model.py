@@ -33,8 +33,8 @@ T = TypeVar("T")
 # An input of a model: the network's own input tensor, or uint8 pixels [H, W, C], 0..255, of the network's image size.
 Item: TypeAlias = Tensor | npt.NDArray[np.uint8]
 
-# Most pixels, of all images together, that run through a network at once: a full batch for a classifier, and few
-# images for a detector, whose feature maps are large.
+# The most pixels of a batch: a full batch for a classifier, and few images for a detector, whose feature maps are
+# large.
 MAX_BATCH_PIXELS = 32 * 256 * 256
 # Seconds for which an out-of-memory error is reported as a degradation.
 DEGRADED_S = 60.0
@@ -97,7 +97,7 @@ class LoadedModel:
         self.choice = prepared.choice
         self.dimensions = dimensions
         self.retired = False
-        # Apart from this object, so that no reference cycle keeps a retired model in memory.
+        # A separate object, so that no reference cycle keeps a retired model in memory.
         self._runner = BatchRunner(prepared, compute, metrics)
         self._batcher = Batcher(self._runner, prepared.submodel.batch_size or settings.max_batch, settings.queue_size)
         self._metrics = metrics

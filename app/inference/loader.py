@@ -74,7 +74,7 @@ def _first_tile(card: ModelCard, image: Image.Image) -> Tensor:
 
 
 def output_dimensions(prepared: PreparedModel) -> int:
-    """Run one example, so that no request pays for the first call, and return the length of its first dimension.
+    """Run one example, so that the first call delays no request, and return the length of the output's first dimension.
 
     Raises:
         CheckpointError: the output has NaN or infinity. TooLarge: it does not fit into the device's memory.

@@ -35,7 +35,7 @@ class ReloadSync:
         self._tokens = self._read_tokens()
 
     def announce(self, name: str) -> None:
-        """Tell the other workers that this one reloaded the model."""
+        """Notify the other workers that this worker reloaded the model."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tokens[name] = uuid.uuid4().hex
         write_atomically(self._folder / name, self._tokens[name].encode())

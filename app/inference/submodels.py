@@ -53,7 +53,7 @@ def _smallest_image_shape(card: ModelCard) -> tuple[int, ...]:
 
 
 def size_multiple(card: ModelCard) -> int:
-    """Return the number that both sides of an image must be multiples of; 0 if the network takes only one size."""
+    """Return the number of which both sides of an image must be multiples; 0 if the network accepts only one size."""
     multiple: int = getattr(configure(card.architecture, card.config), "multiple", 0)
     return multiple
 
