@@ -12,8 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class Disconnect:
     """ASGI middleware. Cancel a request while it is processed if its client disconnects; FastAPI does not.
 
-    Work that the request has started in a thread runs to its end. A ledger write that still waits for its turn is not
-    carried out.
+    Work that the request has started in a thread is finished. A ledger write that still waits is not executed.
     """
 
     def __init__(self, app: ASGIApp):

@@ -1,7 +1,7 @@
 """Bound the number of requests that compute at once, and refuse further ones at the lowest possible cost.
 
-These are two middleware, because a request is refused before anything else is done for it but counted only after
-authentication: otherwise a request without a key could use capacity, or abort the slow body of one that has a key.
+There are two middleware: a request is refused before any other work, but counted only after authentication. Otherwise
+a request without a key could use capacity, or abort a slow request that has a key.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Capacity:
 
     def _slow_body(self) -> BodyArrival | None:
         for arrival in [*self._arriving]:
-            if arrival.is_complete:  # removed, so that many refusals do not each look at it again
+            if arrival.is_complete:  # removed, so that later calls skip it
                 del self._arriving[arrival]
             elif arrival.is_slow:
                 return arrival

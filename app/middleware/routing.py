@@ -26,7 +26,7 @@ from app.auth.fair_share import LONG_S, OWNER
 from app.auth.scopes import BEARER, required_scope
 from app.errors import VestibuleError, error_response, invalid_parameters
 
-# Parsed query strings that are cached for each route, and the longest of them in bytes.
+# Number of parsed query strings cached for each route, and the maximum length of one in bytes.
 CACHED_QUERIES, MAX_CACHED_BYTES = 256, 256
 
 _CAPACITY_MARK = "counts_toward_capacity"
@@ -42,7 +42,7 @@ def counts_toward_capacity(endpoint: Endpoint) -> Endpoint:
 
 
 class ProtectedRoute:
-    """A route and what the middleware needs to know about it.
+    """A route with the properties that the middleware needs.
 
     `path`: the pattern of its paths. `methods`: None for all. `scope`: the scope that a key needs, None where no key is
     needed. `reads_own_body`: the endpoint reads the body in pieces; FastAPI would read it whole and parse it in the
