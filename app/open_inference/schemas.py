@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 # By name; values are strings, numbers or booleans.
 Parameters = dict[str, Any]
 
-# Of a tensor in JSON: parsing and writing text takes many times longer than binary data.
+# The most numbers of a tensor in JSON: parsing and writing text takes many times longer than binary data.
 MAX_NUMBERS = 1_000_000
 
 Dimension = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
