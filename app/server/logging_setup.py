@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 
 class _StandardError:
-    """The current `sys.stderr`: a cached logger may outlive the one that it was created with."""
+    """A stream that writes to the current `sys.stderr`, which may be replaced after a logger is cached."""
 
     def write(self, text: str) -> None:
         sys.stderr.write(text)
