@@ -1,1 +1,1 @@
-"""Search as a caller sees it: the nearest subjects, filtered by metadata and by feedback."""
+"""Search for callers: the nearest subjects, filtered by metadata and by feedback."""
