@@ -1,7 +1,7 @@
 """Rows of the collections, and totals over the whole ledger.
 
-As in all `*_records` modules, a function runs one or a few statements on the connection it is given, and those that
-change rows are called in a write of the ledger. Times are seconds since 1970.
+In all `*_records` modules, a function runs one or a few statements on the connection `db`. Call functions that change
+rows only in a write of the ledger. Times are seconds since 1970.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _decrypted_details(cipher: Cipher, token: str, details: str, sealed: bytes |
 
 
 def owners(db: apsw.Connection, cipher: Cipher, faces: Sequence[int]) -> dict[int, tuple[str, Subject]]:
-    """Return token and subject of those of these faces of a collection that exist, by the face's id."""
+    """Return token and subject by face id, for those of `faces` that exist in the collection."""
     subjects = {}
     for start in range(0, len(faces), _OWNERS_BATCH):
         batch = faces[start : start + _OWNERS_BATCH]
@@ -259,7 +259,7 @@ def _insert(db: apsw.Connection, collection_id: int, faces: Sequence[FaceRecord]
         for key in dict.fromkeys(face.subject for face in faces)
     }
     subjects = _insert_subjects(db, cipher, collection_id, {keys[face.subject]: face for face in faces})
-    # Writes take turns, so the next ids are known: they follow all that AUTOINCREMENT ever gave.
+    # There is one writer at a time, so the next ids are known: they follow the greatest id ever assigned.
     last = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'faces'").get
     numbered = list(enumerate(faces, last + 1))
     db.executemany(

@@ -89,9 +89,9 @@ def delete(db: apsw.Connection, job: Job) -> None:
 
 
 def delete_finished(db: apsw.Connection, now: float, keep_s: float) -> None:
-    """Delete jobs that finished at least `keep_s` seconds ago; one that finished in the future counts as finished now.
+    """Delete jobs that finished at least `keep_s` seconds ago.
 
-    The latter happens where the clock was ahead.
+    A job that finished in the future, because the clock was ahead, counts as finished now.
     """
     db.execute("UPDATE jobs SET finished_at = ? WHERE finished_at > ?", (now, now))
     db.execute("DELETE FROM jobs WHERE finished_at <= ?", (now - keep_s,))
@@ -200,7 +200,7 @@ def pending(db: apsw.Connection, job: Job) -> Generator[Item, None, None]:
 
 
 def still_pending(db: apsw.Connection, job: Job, numbers: Sequence[int]) -> set[int]:
-    """Return the numbers of those of these items that are pending."""
+    """Return those of `numbers` whose items are pending."""
     rows = db.execute(
         "SELECT number FROM job_items"
         " WHERE job_id = ? AND number IN (SELECT value FROM json_each(?)) AND status = 'pending'",

@@ -1,4 +1,4 @@
-"""Rows of the leases, by which one of several processes does a task."""
+"""Rows of the leases; the process that holds a task's lease does the task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import apsw
 def take(db: apsw.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
     """Take or renew the lease and return True; False while another process holds it.
 
-    A lease that ends later than a new one would was taken while the clock was ahead, and counts as expired.
+    A lease counts as expired if it ends later than a new lease would: it was taken while the clock was ahead.
     """
     db.execute(
         "INSERT INTO leases VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE"
@@ -32,5 +32,5 @@ def renew(db: apsw.Connection, name: str, holder: str, now: float, seconds: floa
 
 
 def release(db: apsw.Connection, name: str, holder: str) -> None:
-    """Let another process take the lease, if `holder` holds it. The row stays: a job without a lease row has failed."""
+    """Release the lease if `holder` holds it. The row stays, because a job without a lease row has failed."""
     db.execute("UPDATE leases SET holder = '', expires_at = 0 WHERE name = ? AND holder = ?", (name, holder))

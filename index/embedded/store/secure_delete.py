@@ -1,10 +1,9 @@
 """Overwrite the unused space in the pages of a SQLite file.
 
-SQLite's `secure_delete` overwrites deleted rows in place, and pages that become free. But where SQLite moves rows
-between neighbouring pages (balance_nonroot in its btree.c), their bytes stay in the unused space of a page, in no row
-and in no list of free blocks, and nothing in SQLite overwrites them but VACUUM, which writes the whole file twice and
-blocks all other writers meanwhile. Here the file is read once, without blocking anything, and only pages with remains
-are written.
+SQLite's `secure_delete` overwrites deleted rows in place, and pages that become free. When SQLite moves rows between
+neighbouring pages (balance_nonroot in its btree.c), their bytes stay in the unused space of a page. In SQLite only
+VACUUM overwrites them, but it writes the whole file twice and blocks all other writers. This module reads the file once
+without blocking, and writes only the pages whose unused space contains data.
 
 File format: https://www.sqlite.org/fileformat2.html, section 1.6.
 """

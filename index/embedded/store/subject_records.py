@@ -53,7 +53,7 @@ def decrypt(
 def stored_key(db: apsw.Connection, cipher: Cipher, collection_id: int, key: str) -> str:
     """Return the key under which the ledger stores, or would store, this subject: its Unicode form C.
 
-    It is `key` itself only where a subject has exactly that key, because it could not be normalised
+    It is `key` unchanged if a subject has exactly that key because it could not be normalised
     (index/embedded/audit/id_normalisation.py).
     """
     form_c = normalised(key)
@@ -114,7 +114,7 @@ def page(
 
 
 def by_id(db: apsw.Connection, cipher: Cipher, ids: Iterable[int]) -> dict[int, Subject]:
-    """Return those of these subjects of a collection that exist, by id."""
+    """Return the subjects with the given ids that exist, by id."""
     rows = db.execute(
         f"SELECT {COLUMNS} FROM json_each(?) JOIN subjects ON subjects.id = value",  # noqa: S608  of constants
         (json.dumps(list(ids)),),

@@ -96,7 +96,7 @@ def of_subjects(db: apsw.Connection, collection: Collection, ids: Iterable[int])
 
 
 def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
-    """Replace the vectors of those of these faces that exist, drop all files of the old ones, and return their ids."""
+    """Replace the vectors of the given faces that exist, drop all files of old vectors, and return the faces' ids."""
     replaced = update(db, collection, vectors, "UPDATE vectors SET data = ? WHERE face_id = ? RETURNING face_id")
     drop_files(db, collection.id)
     return replaced
