@@ -34,7 +34,7 @@ TEMPLATE: tuple[Point, ...] = (
 # [112, 112, 2]: x and y of each pixel of the aligned image.
 GRID = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1)
 STRIP_PIXELS = 2**20
-# From above the eyes to below the mouth, cheek to cheek: mostly skin, hardly any background.
+# The inner face, from above the eyes to below the mouth, cheek to cheek: mostly skin, hardly any background.
 INNER = (slice(36, 108), slice(26, 87))
 
 
@@ -214,7 +214,7 @@ def _pose(landmarks: Sequence[Point]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class QualityThresholds:
-    """The thresholds beyond which a face should not be enrolled, chosen by looking at training faces and at LFW.
+    """The thresholds beyond which a face should not be enrolled, chosen by inspecting training faces and LFW.
 
     `side`: when an image is rescaled, landmarks of smaller faces move by a tenth of the distance between the eyes,
     those of larger faces by half of that. `sharpness`: none of 390 training faces is below; of the same faces blurred

@@ -84,7 +84,7 @@ class CudaGraphRuntime:
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """The precisions that the device supports."""
+    """Return the precisions that the device supports."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return ("f32", "f16")
     return ("f32", "bf16", "f16")

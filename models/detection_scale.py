@@ -6,9 +6,9 @@ pyramid: the coarsest is the whole photo at the detector's size, for large faces
 smallest face to detect, `min_face` pixels of the photo, has SMALLEST pixels. By default that is the smaller of 40
 pixels and 1/40 of the photo's longer side, so that photos of up to 1,600 pixels have one level, the detector's size.
 
-Levels larger than a tile are cut into overlapping tiles. A tile keeps faces whose centre lies in its own part, and
-which are small enough to lie entirely in the tile; larger faces are detected at the next coarser level. Of faces that
-overlap, on any levels, the most confident is kept (non-maximum suppression).
+Levels larger than a tile are cut into overlapping tiles. A tile keeps the faces whose centre lies in the tile's own
+part and which fit entirely into the tile; larger faces are detected at the next coarser level. If faces overlap, on any
+levels, the most confident is kept (non-maximum suppression).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TILE, OVERLAP = 736, 96
 # The largest factor between levels: a face too large for the overlap has at least OVERLAP / STEP pixels at the next
 # level, which must be at least SMALLEST.
 STEP = 5
-# Of a photo's finest level; larger scales are reduced to it.
+# The most pixels of a photo's finest level; larger scales are reduced to it.
 MAX_PIXELS = 10_000_000
 MAX_FACES = 1000
 ROUNDING = 1e-6  # scales that differ by less are equal
@@ -203,7 +203,7 @@ class CenterFaceDetector:
 
 
 def _own(corners: Tensor, column: Span, row: Span) -> Tensor:
-    """Which boxes [K, 2, 2], in pixels of the level, belong to a tile: bool [K]."""
+    """Return whether each of the boxes [K, 2, 2], in pixels of the level, belongs to a tile: bool [K]."""
     sides = corners[:, 1] - corners[:, 0]
     centres = corners.mean(dim=1)
     low = torch.tensor([column.own_start, row.own_start])

@@ -246,7 +246,7 @@ class Face:
 
 
 def prominence(face: Face, size: tuple[int, int], spread: float = PROMINENCE_SPREAD) -> float:
-    """How likely a face is the main subject of a photo of `size` (width, height); the highest of a photo is selected.
+    """Return the prominence of a face in a photo of `size` (width, height); the main subject has the highest.
 
     The box's area in square pixels, weighted by exp(-(d / spread)^2), where d is the distance of the box's centre from
     the photo's centre, in half diagonals of the photo: 0 in the middle, 1 in a corner.

@@ -10,7 +10,7 @@ sections IV to VI: Viterbi over the interpretation graph.
 A path's penalty is the sum of its candidates' penalties, and candidates of different widths must be comparable: two
 halves of a zero must not beat the zero. A candidate of class c costs -log p(c | crop) plus a rejection, which is the
 negative log-odds that the crop is one whole digit. The sum over a path is then, up to a constant that all paths share,
--log P(these runs are digits and no others are), whatever their number.
+-log P(these runs are digits and no others are), for any number of runs.
 
 Deviation: the network was trained on digits alone, so the rejection, which the paper takes from a garbage class, comes
 from the size of the logits, the crop's measures and the ink that its cuts cross.

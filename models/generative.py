@@ -103,7 +103,7 @@ def check_latents(latents: Tensor, labels: Tensor, config: GenerativeConfig) -> 
     """Check that latents are [N, latent] and labels [N, num_classes].
 
     Raises:
-        ValueError: otherwise, with the expected and the actual shape.
+        ValueError: if they are not; the message has the expected and the actual shape.
     """
     if latents.ndim != 2 or latents.shape[1] != config.latent:
         raise ValueError(f"expected latents of shape [N, {config.latent}], got {list(latents.shape)}")
@@ -114,7 +114,7 @@ def check_labels(labels: Tensor, count: int, num_classes: int) -> None:
     """Check that labels are [count, num_classes].
 
     Raises:
-        ValueError: otherwise, with the expected and the actual shape.
+        ValueError: if they are not; the message has the expected and the actual shape.
     """
     if tuple(labels.shape) != (count, num_classes):
         raise ValueError(f"expected labels of shape [{count}, {num_classes}], got {list(labels.shape)}")

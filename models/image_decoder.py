@@ -23,7 +23,7 @@ STRIP_PIXELS = 2**20
 # Characters of a PNG's texts that are kept. XMP, which may contain the orientation, is usually shorter.
 MAX_TEXT = 2**16
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
-# Increased when the pixels of some file change. Decoded copies of other versions are not used.
+# Increased when the decoded pixels of any file change. Decoded copies of other versions are not used.
 VERSION = 3
 
 
@@ -44,7 +44,7 @@ class DamagedError(DecodeError):
 
 
 def open_image(source: BinaryIO | Path, formats: tuple[str, ...]) -> Image.Image:
-    """The image, of which only the header is read.
+    """Return the image with only its header read.
 
     Raises:
         UnsupportedFormatError, DamagedError. TooManyPixelsError: by Pillow's limit, unless it is turned off.
@@ -92,7 +92,7 @@ def load(image: Image.Image, *, keep_alpha: bool = False) -> Image.Image:
     try:
         image = _load_pixels(image)
         _drop_texts(image)  # those that follow the pixels
-        # Damaged EXIF raises anything, and the image itself is intact.
+        # Damaged EXIF may raise any exception, although the image itself is intact.
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, keep_alpha=keep_alpha)
@@ -139,7 +139,7 @@ def with_end_marker(image: Image.Image, data: bytes) -> Image.Image:
     """
     if image.format != "JPEG" or data.rfind(JPEG_END) > data.rfind(JPEG_SCAN):
         return image
-    if data.endswith(b"\0\0"):  # a truncated download in a file of the full size; zeros decode without an error
+    if data.endswith(b"\0\0"):  # a truncated download in a file of full size, whose zeros decode without an error
         return image
     try:
         simplejpeg.decode_jpeg(data + JPEG_END, "CMYK" if image.mode == "CMYK" else "RGB", strict=True)
@@ -149,7 +149,7 @@ def with_end_marker(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def load_file(image: Image.Image) -> Image.Image:
-    """`load` for an image of `open_image` whose file is still open; see `with_end_marker`.
+    """Return `load` of an image from `open_image` whose file is still open; see `with_end_marker`.
 
     Raises:
         DamagedError.
@@ -183,7 +183,7 @@ def is_image(path: Path) -> bool:
 
 
 def _rgb(image: Image.Image, *, keep_alpha: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip where it must scale
+    if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip the values instead of scaling them
         values = np.asarray(image)
         grey = Image.fromarray((values * np.float32(255 / 65535)).round().clip(0, 255).astype(np.uint8))
         grey.info = image.info.copy()

@@ -80,7 +80,7 @@ SOURCES: Mapping[str, WeightsSource] = {
         architecture="efficientnet-lite0",
         read=read_efficientnet_lite,
         preprocess=Preprocess(size=(224, 224), crop_fraction=0.875, mean=(127.0,) * 3, std=(128.0,) * 3),
-        # Reading the table of names downloads nothing.
+        # Reading the table of names does not download a file.
         classes=tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]),
         metrics=(Metric(name="accuracy", value=0.751, data="ImageNet-1k validation", origin="reported"),),
         description="EfficientNet-Lite0 on ImageNet-1k: a thousand kinds of things and animals",

@@ -61,14 +61,14 @@ class Tail(CardModel):
 
 
 class Threshold(NamedTuple):
-    """Pairs that reach `similarity` are accepted. `extrapolated`: the FMR is below all that were counted."""
+    """Pairs with at least `similarity` are accepted. `extrapolated`: the FMR is below all counted rates."""
 
     similarity: float
     extrapolated: bool
 
 
 class Matching(CardModel):
-    """How an embedder's similarities are interpreted.
+    """The interpretation of an embedder's similarities.
 
     `points` fall in FMR and rise in similarity; the last has the smallest FMR that was counted. Below it `tail`
     extrapolates. The probability that two images show the same person is logistic in the similarity, for a share
@@ -109,7 +109,7 @@ class Matching(CardModel):
         if not 0 < fmr <= self.points[0].fmr:
             raise ValueError(f"the false match rate must be above 0 and at most {self.points[0].fmr:g}, not {fmr:g}")
         if fmr < self.counted:
-            # Never below the counted thresholds, whatever the tail's fit.
+            # At least the counted thresholds, even if the tail fits badly.
             return Threshold(max(self.points[-1].similarity, self.tail.similarity(fmr)), extrapolated=True)
         for high, low in zip(self.points, self.points[1:], strict=False):
             if fmr >= low.fmr:

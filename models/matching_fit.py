@@ -17,19 +17,19 @@ RATES = tuple(m * 10.0**-e for e in range(1, 8) for m in (1.0, 0.5, 0.2))
 # A rate is stored if at least this many non-mated pairs reach its threshold: its relative error is then about a third.
 MIN_FALSE_MATCHES = 10
 MIN_IMPOSTORS = 1000
-# The share of non-mated pairs, the most similar ones, that the tail is fitted to.
+# The share of non-mated pairs, the most similar, to which the tail is fitted.
 TAIL_SHARE = 0.02
 
 
 def lowest_threshold(impostors: Floats, fmr: float) -> float:
     """Return the lowest threshold that at most a share `fmr` (0..1) of `impostors`, ascending, reaches.
 
-    -inf if all may reach it; infinite if even the most similar pairs are too many.
+    -inf if all pairs may reach it; +inf if even the pairs with the highest similarity are too many.
     """
     allowed = int(fmr * len(impostors) + 1e-9)
     if allowed >= len(impostors):
         return -np.inf
-    # Just above the first similarity that must not be accepted, and so above all that are equal to it.
+    # Just above the highest similarity that must be rejected, so that equal similarities are rejected, too.
     return float(np.nextafter(impostors[len(impostors) - 1 - allowed], np.inf))
 
 

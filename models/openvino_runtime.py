@@ -27,16 +27,16 @@ Precision = Literal["f32", "bf16"]
 
 # The compiled batch sizes; batches are padded with zeros to one of them.
 SIZES = (1, 2, 4, 8, 16, 32)
-# Above this share of a size, padding to it is faster than several smaller batches.
+# If the items fill more than this share of a size, padding to it is faster than several smaller batches.
 MIN_FILL = 0.75
-# How long a process waits for another that compiles, before it compiles without the cache.
+# Seconds that a process waits for another process's compilation before it compiles without the cache.
 LOCK_TIMEOUT_S = 60.0
 # The side in pixels of the example with which a network for images of any size is converted.
 EXAMPLE_SIDE = 64
 
 
 def split_batch(count: int) -> Iterator[tuple[int, int]]:
-    """How `count` items are divided into batches: (items, padded size) of each batch."""
+    """Divide `count` items into batches: yield (items, padded size) of each batch."""
     while count > 0:
         smaller = max(size for size in SIZES if size <= count)
         larger = min((size for size in SIZES if size >= count), default=smaller)

@@ -55,7 +55,7 @@ class RuntimeComparison(BaseModel):
 
 
 def sample_inputs(folder: Path, prepare: PrepareImage) -> list[Tensor]:
-    """The inputs for each JPEG in `folder` and for `CROPS` random crops of it. The same every time, maybe empty."""
+    """Return the inputs for each JPEG in `folder` and for `CROPS` random crops of it: deterministic, possibly empty."""
     rng = random.Random(0)  # noqa: S311  not a secret
     inputs = []
     for path in sorted(folder.glob("*.jpg")):
@@ -111,7 +111,7 @@ class RuntimeSelector:
     def select(
         self, reference: Runtime, images: Path, run: RunWork = run_directly
     ) -> tuple[Runtime, RuntimeComparison | None]:
-        """The runtime to use, `reference` or another, and the comparison; None if there was nothing to compare.
+        """Return the runtime to use, `reference` or another, and the comparison; None if nothing was compared.
 
         `images` is a folder of photos on which outputs are compared; without photos the reference is used. Every
         inference runs by `run`; conversion and compilation do not.

@@ -11,7 +11,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T that minimises the cross-entropy of softmax(logits / T): [N, K] and [N] -> T in 0.05..20.
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-    Use images of neither the training nor the test set.
+    The images must be from neither the training nor the test set.
 
     Raises:
         ValueError: if there are no rows, or logits are not finite.

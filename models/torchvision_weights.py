@@ -113,7 +113,7 @@ def _open(file: Path) -> BinaryFile:
 
 @contextmanager
 def _downloaded(row: TorchvisionFile, report: Callable[[str], object]) -> Iterator[BinaryFile]:
-    """The downloaded file, in an unnamed temporary file, so that an interrupted download leaves nothing behind."""
+    """Yield the downloaded file, an unnamed temporary file, so that an interrupted download leaves no file."""
     report(f"downloading {row.url}, {row.weights.meta['_file_size']:.0f} MB")
     with tempfile.TemporaryFile() as data:
         try:
@@ -130,7 +130,7 @@ def _downloaded(row: TorchvisionFile, report: Callable[[str], object]) -> Iterat
 
 
 def _identify(name: str, rows: Sequence[TorchvisionFile], digest: str, origin: str) -> TorchvisionFile:
-    """The row whose file has this hash: files of one architecture have the same names, but differ in preprocessing.
+    """Return the row whose file has this hash. Files of one architecture have equal names, but differ in preprocessing.
 
     Eight digits identify a file and do not authenticate it; no code of the file is run in any case.
     """
