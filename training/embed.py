@@ -1,8 +1,8 @@
 """Train an embedder: `python -m training.embed training/recipes/face-embedder.toml`.
 
-A recipe has one loss from beginning to end. Training in several stages (a teacher's vectors first, triplets last) takes
-one recipe for each stage, whose `model.init` names the stage before. Several processes are started as described in
-`training.classify`; each mines in the embeddings of all of them.
+A recipe uses the same loss for the whole run. Training in several stages (for example distillation, then triplets)
+needs one recipe per stage, whose `model.init` names the previous stage. Several processes are started as described in
+`training.classify`; each mines in the embeddings of all processes.
 """
 
 from __future__ import annotations

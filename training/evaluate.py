@@ -48,7 +48,7 @@ def faces(
     write: Annotated[Path | None, typer.Option(help="Put faces.md and its pictures into this folder.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Put the figures into the card.")] = False,
 ) -> None:
-    """Verification, identification and calibration of a face embedder, as tables and plots."""
+    """Measure verification, identification and calibration of a face embedder, as tables and plots."""
     with exit_on_error():
         figures = measure_faces.measure(folder, dataset, lfw, orl, detector)
         text = report_faces.markdown(figures)
@@ -69,7 +69,7 @@ def generate(
     write: Annotated[Path | None, typer.Option(help="Put generators.md and its pictures into this folder.")] = None,
     cards: Annotated[bool, typer.Option("--cards", help="Put the figures into the cards.")] = False,
 ) -> None:
-    """Frechet distance, precision, recall and diversity of generated images; bounds on a VAE's likelihood."""
+    """Measure Frechet distance, precision, recall and diversity of generated images; bounds on a VAE's likelihood."""
     with exit_on_error():
         figures = measure_generators.measure(folders, dataset, judge, samples, held_out)
         text = report_generators.markdown(figures)
@@ -87,7 +87,7 @@ def words(
     relatives: Annotated[int, typer.Option(min=0, help="Recombined names in the gallery beside the real ones.")] = 7500,
     most: Annotated[int, typer.Option("--names", min=0, help="The largest number of test names; 0 for all.")] = 0,
 ) -> None:
-    """Recall@1 against edit distances: tables on the terminal, plots in the run's folder."""
+    """Measure recall@1 compared with edit distances: tables on the terminal, plots in the run's folder."""
     folder = Run(runs_folder() / run)
     with exit_on_error():
         results, gallery = evaluate_run(folder, relatives, most)

@@ -43,7 +43,7 @@ _SHEET_IMAGES = 100
 
 
 class AdversarialTask:
-    """Train a generator against a discriminator that tells its images from the data set's.
+    """Train a generator against a discriminator that distinguishes its images from the data set's.
 
     The best epoch has the lowest Frechet distance in the features of the monitor's network. A sheet of samples is
     written to `sheets` after each epoch, unless that is None.
