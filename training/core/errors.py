@@ -44,7 +44,7 @@ class DivergedError(TrainingError):
 
 
 class CollapsedError(TrainingError):
-    """The generator draws only a few different images; `figures` are those of the epoch that showed it."""
+    """The generator draws only a few different images; `figures` are those of the epoch at which this was detected."""
 
     def __init__(self, message: str, figures: Mapping[str, float]):
         super().__init__(message)

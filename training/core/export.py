@@ -1,4 +1,4 @@
-"""The common end of the training scripts: fit, export the best weights with their card, print a summary."""
+"""The last steps of all training scripts: fit, export the best weights with their card, print a summary."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Setup = Callable[[Any, Accelerator, Path], TaskT]
 def begin(
     setup: Setup[TaskT], recipe: Any, run_name: str | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> tuple[TaskT, Run]:
-    """Return the task that `setup` makes of the recipe, the accelerator and the run's folder, and the run.
+    """Return the task from `setup(recipe, accelerator, run folder)`, and the run.
 
     The folder is VESTIBULE_RUNS/<run_name>, by default the recipe's name. It is changed only after `setup` succeeds.
 

@@ -18,7 +18,7 @@ from training.recipe.config import Recipe, TrainSection
 _SAMPLE = 5000
 # Directions with less than this share of the patches' mean variance are noise, as JPEG leaves it in the colours.
 _NOISE = 1e-2
-# The features are of no use with other values of these fields.
+# The features require equal values of these fields.
 _NORMALISATION = {"mode", "mean", "std"}
 
 

@@ -1,8 +1,8 @@
 """Muon for convolutions: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
 `torch.optim.Muon` takes matrices alone and multiplies in bfloat16. One of its iterations for a 256x2304 matrix takes
-1.12 s on a CPU without bfloat16 instructions, and 0.05 s in float32 (one busy AVX2 core). So this one flattens filters
-to matrices and multiplies in float32.
+1.12 s on a CPU without bfloat16 instructions, and 0.05 s in float32 (one busy AVX2 core). This optimizer flattens
+filters to matrices and multiplies in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The quintic's coefficients, and the iterations that Jordan's CIFAR-10 training takes.
+# The coefficients of the quintic polynomial, and the number of iterations in Jordan's CIFAR-10 training.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 3
 
@@ -20,7 +20,7 @@ _ITERATIONS = 3
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Return a matrix [M, N] with the same singular vectors and singular values near 1, by Newton-Schulz iterations.
 
-    Singular values below about a hundredth of the Frobenius norm come out smaller than 1/2.
+    Singular values below about a hundredth of the Frobenius norm remain smaller than 1/2.
     """
     wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / (wide.norm() + 1e-7)

@@ -28,7 +28,7 @@ def run_tasks(tasks: Sequence[Callable[[], T]], jobs: int) -> Iterator[T]:
     if not jobs:
         yield from (task() for task in tasks)
         return
-    # For numpy in the workers, which reads it when it is loaded; this process has loaded its own.
+    # numpy reads these variables when it is imported: they affect the workers, not this process.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     # Spawned, since a fork copies the locks of OpenMP's threads in their current state.
     with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
@@ -51,7 +51,7 @@ def _start_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    # The workers of a killed parent would wait for work for ever.
+    # Otherwise the workers of a killed parent would wait forever.
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -68,7 +68,7 @@ class Run:
     def begin(self, recipe: BaseModel, *, resume: bool = False, overwrite: bool = False) -> None:
         """Start a run of `recipe` in the folder, or check that the folder has a run of the same recipe to resume.
 
-        A setting that the run's recipe lacks, since it is newer, has its default there.
+        A setting that is newer than the run, and so missing in its recipe, has its default value.
 
         Raises:
             RunError: the folder has a run already; or, if `resume`, no run or a run of another recipe.
@@ -127,7 +127,7 @@ class Run:
             buffer = io.BytesIO()
             torch.save(dict(state), buffer)
             data = buffer.getvalue()
-            # torch.load does not notice a flipped byte, and ignores bytes after its zip archive.
+            # torch.load does not detect a flipped byte, and ignores bytes after its zip archive.
             write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
 
     def _load(self, name: str) -> dict[str, Any]:
