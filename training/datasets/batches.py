@@ -18,7 +18,7 @@ def stratified_split(labels: Indices, validation: int, seed: int) -> tuple[Indic
     """Return (training rows, validation rows), both ascending; each class keeps its share to within one image.
 
     Raises:
-        DataError: there would be no rows on one side.
+        DataError: if one of the two would be empty.
     """
     if not 0 < validation < len(labels):
         raise DataError(f"cannot cut {validation} validation images from {len(labels)}")
@@ -41,7 +41,7 @@ def stratified_sample(labels: Indices, rows: Indices, count: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of `count` rows in a new order each epoch, without an incomplete last one; each process gets a slice.
+    """Batches of `count` rows in a new order each epoch, without an incomplete last batch; each process gets a slice.
 
     The processes together get the same batch as a single process would.
 

@@ -37,7 +37,7 @@ def rows_of(faces: ImageSet, split: FaceSplit) -> Indices:
     """Return the rows of the split's identities, ascending.
 
     Raises:
-        DataError: there are none.
+        DataError: if there are none.
     """
     chosen = np.array([split_of(identity) == split for identity in faces.classes])
     rows = np.flatnonzero(chosen[faces.labels])

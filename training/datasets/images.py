@@ -35,8 +35,8 @@ ImageSource = io.BytesIO | Path | Image.Image  # an encoded file, its path, or a
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm"}
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 _ROWS_AT_ONCE = 1024
-# Photo formats that the decoder lacks. A folder that contains one is rejected: silently leaving them out could leave
-# out most photos of a phone.
+# Photo formats that the decoder does not support. A folder that contains such a file is rejected, because ignoring them
+# could drop most photos of a phone.
 UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
 
 

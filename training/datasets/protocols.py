@@ -150,7 +150,7 @@ def _pair(line: str, by_name: dict[str, int], where: str, *, mated: bool) -> tup
 
 
 def orl_searches(people: People) -> Iterator[Search]:
-    """Yield ten searches; each enrols another one of the ten photos of every subject, the rest are probes."""
+    """Yield ten searches: search k enrols photo k of every subject; the other nine photos are probes."""
     for number in range(ORL_PHOTOS):
         yield _search(people.labels, np.arange(number, len(people.labels), ORL_PHOTOS))
 
