@@ -1,4 +1,4 @@
-"""Embed faces for an evaluation: those of a data set, and those found in photos."""
+"""Embed faces for an evaluation: faces of a data set, and faces detected in photos."""
 
 from __future__ import annotations
 
