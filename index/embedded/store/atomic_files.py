@@ -91,7 +91,7 @@ def lock_folder(folder: Path, *, exclusive: bool) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            state = "in use; stop its service first" if exclusive else "being restored; try again when that is done"
+            state = "in use; stop the service first" if exclusive else "being restored; try again when that is done"
             raise GalleryError(f"the gallery in {folder} is {state}") from error
         yield
     finally:
