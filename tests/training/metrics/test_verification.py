@@ -100,7 +100,7 @@ def test_each_fold_uses_the_best_threshold_of_the_others() -> None:
     # Mated and non-mated pairs alternate, and each kind is assigned to the folds in turn.
     in_turn = np.arange(120) // 2 % 10
     assert cross_validated_accuracy(values, same) == accuracy_over_folds(values, same, in_turn)
-    with pytest.raises(ValueError, match="only one"):
+    with pytest.raises(ValueError, match="at least two folds"):
         accuracy_over_folds(values, same, np.zeros(120, np.int64))
     with pytest.raises(ValueError, match="10 folds"):
         cross_validated_accuracy(np.arange(12.0), np.arange(12) < 4)
