@@ -1,7 +1,7 @@
-"""Read values that the middleware stored in a request's state: the caller's id.
+"""What the middleware keeps in a request's state for endpoints: its caller.
 
-These are plain functions, because each FastAPI dependency takes a twentieth of the time of a small request. The getter
-of a domain's service is in that domain.
+A plain function: each of FastAPI's dependencies takes a twentieth of the time of a small request. The getter of a
+domain's service is in that domain.
 """
 
 from __future__ import annotations

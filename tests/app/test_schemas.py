@@ -92,7 +92,7 @@ def routes_with_parsed_json(service: FastAPI) -> Iterator[tuple[str, str]]:
             yield method, path
 
 
-def test_routes_that_read_their_own_bodies(service: FastAPI) -> None:
+def test_the_endpoints_that_read_their_own_bodies(service: FastAPI) -> None:
     own = {route.route.path for route in RouteTable(service).all if route.reads_own_body}
     assert own == {
         "/classify",

@@ -308,7 +308,7 @@ def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.7])
-def test_loss_includes_weighted_auxiliary_losses(workshop: Path, settings: list[str], weight: float) -> None:
+def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings: list[str], weight: float) -> None:
     chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
     recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *chosen])
     images = data.load("strokes", "train", recipe.preprocess)

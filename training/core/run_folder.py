@@ -127,7 +127,7 @@ class Run:
             buffer = io.BytesIO()
             torch.save(dict(state), buffer)
             data = buffer.getvalue()
-            # torch.load does not detect a flipped byte, and ignores bytes after its zip archive.
+            # torch.load does not notice a flipped byte, and ignores bytes after its zip archive.
             write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
 
     def _load(self, name: str) -> dict[str, Any]:

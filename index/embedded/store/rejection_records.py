@@ -1,4 +1,4 @@
-"""Rows of feedback: faces that were reported not to be a subject. `FaceVectors` has their ids as negative numbers."""
+"""Rows of feedback: faces that were reported not to be a subject. As faces they have negative ids."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def read(db: apsw.Connection, collection: Collection, after: int, limit: int) ->
 
 
 def replace(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
-    """Replace the vectors [D] of the given rejected faces that exist, and return their ids."""
+    """Replace the vectors [D] of those of these rejected faces that exist, and return their ids."""
     statement = "UPDATE rejections SET data = ? WHERE id = -? RETURNING -id"
     return vector_records.update(db, collection, vectors, statement)
