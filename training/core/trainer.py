@@ -286,7 +286,7 @@ def _end_epoch(task: TrainingTask, run: Run, accelerator: Accelerator, progress:
     sums = _mean_over_processes(progress.statistics, accelerator)
     figures = task.validate()
     value = figures[task.monitor]
-    # The learning rate at the end of the epoch: the checkpoint of a resumed run does not contain the first.
+    # The learning rate at the end of the epoch: a resumed run may lack that of the beginning.
     row = {"epoch": float(len(progress.history) + 1), "lr": next(iter(task.learners.values())).lr}
     row |= {f"train/{name}": total / task.steps_per_epoch for name, total in sums.items()}
     row |= {f"validation/{name}": figure for name, figure in figures.items()}
