@@ -36,9 +36,8 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from app.gallery.schemas import Key
 from benchmarks.proxies import uses_proxies
 from tests.conftest import encode, photo
+from tests.soak.test_schema_fuzz import KEY, REPORT, URL
 
-# In the environment: the address of the service, a key of all scopes, the file to write.
-URL, KEY, REPORT = "SCHEMA_FUZZ_URL", "SCHEMA_FUZZ_KEY", "SCHEMA_FUZZ_REPORT"
 SHARE = 0.7  # of what may be made real
 DROPPED = 0.1  # and of collections, when they are to be erased
 KEPT = 200  # ids of each kind, the latest
