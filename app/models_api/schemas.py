@@ -7,9 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.schemas import Schema
-from models.card import ModelCard, Name
-
-ModelName = Name
+from models.card import ModelCard
 
 
 class ModelSummary(Schema):

@@ -388,6 +388,14 @@ def test_collection_refuses_vectors_of_a_reloaded_pipeline(tmp_path: Path, name:
         assert client.put("/collections/others", json={}).json()["fingerprint"] != fingerprint
 
 
+def test_collection_refuses_an_image_whose_vector_is_zero(client: TestClient, settings: Settings) -> None:
+    change_weights(settings.weights / "other", lambda parameter: parameter.zero_())
+    assert reload(client, "other").json()["change"] == "reloaded"
+    assert client.put("/collections/doors", json={"embedder": "other"}).status_code == 201
+    response = client.post("/collections/doors/subjects/a/faces", content=SMALL, headers=PNG)
+    assert (response.status_code, response.json()["detail"]) == (422, "a vector of zeros has no direction")
+
+
 @async_test
 async def test_pipeline_in_use_keeps_its_detector_after_a_reload(tmp_path: Path) -> None:
     random_embedder(tmp_path)
