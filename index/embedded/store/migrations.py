@@ -271,11 +271,15 @@ def migrate(connection: apsw.Connection, steps: tuple[str, ...] = STEPS) -> None
     Raises:
         TooNewError: it has more steps than these.
     """
-    connection.transaction_mode = "IMMEDIATE"
     while (version := connection.pragma("user_version")) != len(steps):
         if version > len(steps):
             raise TooNewError(f"the ledger is of version {version}; this program knows {len(steps)}")
-        with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
             if connection.pragma("user_version") == version:  # else another process ran the step meanwhile
                 connection.execute(steps[version])
                 connection.pragma("user_version", version + 1)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
