@@ -8,9 +8,8 @@ from fastapi import APIRouter, Path, Request
 
 from app import errors
 from app.auth.scopes import ADMIN, INFER
-from app.models_api.schemas import ModelDetail, ModelList, ModelReloaded, OpenAIModel, OpenAIModelList
+from app.models_api.schemas import ModelDetail, ModelList, ModelName, ModelReloaded, OpenAIModel, OpenAIModelList
 from app.models_api.service import Models
-from models.card import Name
 
 router = APIRouter(tags=["models"])
 
@@ -46,7 +45,7 @@ async def model(request: Request, name: str) -> ModelDetail:
 
 @router.post("/models/{name}/reload", dependencies=ADMIN, responses=RELOADING)
 async def reload(
-    request: Request, name: Annotated[Name, Path(description="The name of a folder in the weights folder.")]
+    request: Request, name: Annotated[ModelName, Path(description="The name of a folder in the weights folder.")]
 ) -> ModelReloaded:
     """Reload a model from the weights folder; requests in progress finish with the previous weights."""
     return await served_models(request).reload(name, request.state.caller)

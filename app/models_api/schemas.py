@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from app.schemas import Schema
-from models.card import ModelCard
+from models.card import ModelCard, Name
+
+ModelName = Name
 
 
 class ModelSummary(Schema):
