@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, Request
 
@@ -20,8 +20,7 @@ PROBLEMS = errors.describe(*errors.IMAGE_ERRORS, errors.Unprocessable)
 
 def classification(request: Request) -> Classification:
     """Return the classification service."""
-    service: Classification = request.app.state.classification
-    return service
+    return cast("Classification", request.app.state.classification)
 
 
 @router.post("/classify", openapi_extra=IMAGE_BODY, responses=PROBLEMS)

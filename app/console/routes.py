@@ -14,8 +14,7 @@ from fastapi import APIRouter, Header, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
 from app import errors
-from app.images.encoding import JSON, EncodedFile, etag_matches
-from app.images.responses import file_response
+from app.images.encoding import JSON, EncodedFile, etag_matches, file_response
 from app.settings import PROJECT
 
 router = APIRouter(include_in_schema=False)

@@ -17,7 +17,7 @@ from functools import partial
 import structlog
 
 from app.background_tasks import lease_renewal, wait_for_event
-from app.errors import Conflict, NotFound, NotReady, UnknownModel, VestibuleError
+from app.errors import Conflict, NotReady, UnknownModel, VestibuleError
 from app.gallery.access import GalleryAccess
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
@@ -77,13 +77,6 @@ class Reembedder(GalleryAccess):
         """
         progress = await self._read(lambda: self._reembeddings.progress(collection))
         return _reembedding_info(progress, has_model=await self._model(progress.reembedding) is not None)
-
-    async def find_progress(self, collection: str) -> ReembeddingInfo | None:
-        """Return the progress, or None if the collection is not being re-embedded."""
-        try:
-            return await self.progress(collection)
-        except NotFound:
-            return None
 
     async def cancel(self, collection: str, actor: str | None) -> ReembeddingInfo:
         """Cancel the re-embedding and return its last progress; the collection keeps its vectors.

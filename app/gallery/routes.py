@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import ENROL, INFER
 from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItemPage, JobPage
 from app.gallery.bulk.upload import BULK_BODY, read_upload
@@ -103,7 +103,7 @@ def gallery_service(request: Request) -> GalleryService:
 @counts_toward_capacity
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
     """Return for each face of each image whether it is a `match`, `unknown` or `rejected`, and the nearest subjects."""
-    return await gallery_service(request).searches.search(await images(request), params, dependencies.caller(request))
+    return await gallery_service(request).searches.search(await images(request), params, request.state.caller)
 
 
 @router.get("/collections", dependencies=ENROL, responses=PROBLEMS)
@@ -115,7 +115,7 @@ async def collections(request: Request, after: After = "", limit: Limit = 100) -
 @router.put("/collections/{collection}", status_code=201, dependencies=ENROL, responses=CREATING | EXISTS)
 async def create(request: Request, collection: Collection, params: NewCollection, response: Response) -> CollectionInfo:
     """Create a collection; 200 if it exists already with the same settings."""
-    info, is_new = await gallery_service(request).create(collection, params, dependencies.caller(request))
+    info, is_new = await gallery_service(request).create(collection, params, request.state.caller)
     response.status_code = 201 if is_new else 200
     return info
 
@@ -129,7 +129,7 @@ async def read(request: Request, collection: Collection) -> CollectionDetail:
 @router.delete("/collections/{collection}", dependencies=ENROL, responses=ERASING)
 async def drop(request: Request, collection: Collection) -> ErasureReceipt:
     """Erase a collection and its contents."""
-    return await gallery_service(request).drop(collection, dependencies.caller(request))
+    return await gallery_service(request).drop(collection, request.state.caller)
 
 
 @router.get("/collections/{collection}/subjects", dependencies=ENROL, responses=PROBLEMS)
@@ -143,7 +143,7 @@ async def put_subject(
     request: Request, collection: Collection, subject: SubjectId, properties: SubjectProperties
 ) -> SubjectInfo:
     """Create a subject, or replace its properties."""
-    return await gallery_service(request).put_subject(collection, subject, properties, dependencies.caller(request))
+    return await gallery_service(request).put_subject(collection, subject, properties, request.state.caller)
 
 
 @router.get("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=PROBLEMS)
@@ -155,7 +155,7 @@ async def subject(request: Request, collection: Collection, subject: SubjectId) 
 @router.delete("/collections/{collection}/subjects/{subject}", dependencies=ENROL, responses=ERASING)
 async def remove_subject(request: Request, collection: Collection, subject: SubjectId) -> ErasureReceipt:
     """Erase a subject and all its faces, including those that wait in bulk jobs."""
-    return await gallery_service(request).jobs.remove_subject(collection, subject, dependencies.caller(request))
+    return await gallery_service(request).jobs.remove_subject(collection, subject, request.state.caller)
 
 
 @router.get("/collections/{collection}/subjects/{subject}/faces", dependencies=ENROL, responses=PROBLEMS)
@@ -182,7 +182,7 @@ async def enrol(
         subject,
         await images(request),
         params,
-        dependencies.caller(request),
+        request.state.caller,
     )
 
 
@@ -202,7 +202,7 @@ async def verify(
         subject,
         await images(request),
         params,
-        dependencies.caller(request),
+        request.state.caller,
     )
 
 
@@ -220,7 +220,7 @@ async def deny(request: Request, collection: Collection, subject: SubjectId) -> 
         collection,
         subject,
         await images(request),
-        dependencies.caller(request),
+        request.state.caller,
     )
 
 
@@ -237,13 +237,13 @@ async def denials(
 )
 async def take_back(request: Request, collection: Collection, subject: SubjectId, feedback: Key) -> ErasureReceipt:
     """Erase feedback and the face that is stored for it."""
-    return await gallery_service(request).remove_feedback(collection, subject, feedback, dependencies.caller(request))
+    return await gallery_service(request).remove_feedback(collection, subject, feedback, request.state.caller)
 
 
 @router.delete("/collections/{collection}/faces/{face}", dependencies=ENROL, responses=ERASING)
 async def remove_face(request: Request, collection: Collection, face: Key) -> ErasureReceipt:
     """Erase one face; its subject stays."""
-    return await gallery_service(request).remove_face(collection, face, dependencies.caller(request))
+    return await gallery_service(request).remove_face(collection, face, request.state.caller)
 
 
 @router.get("/erasures/{receipt}", dependencies=ENROL, responses=PROBLEMS)
@@ -260,7 +260,7 @@ async def erasure(request: Request, receipt: Key) -> ErasureReceipt:
 )
 async def begin(request: Request, collection: Collection, params: NewEmbedder) -> ReembeddingInfo:
     """Compute all vectors of a collection again from the stored crops, in the background, and then switch to them."""
-    return await gallery_service(request).reembedder.begin(collection, params, dependencies.caller(request))
+    return await gallery_service(request).reembedder.begin(collection, params, request.state.caller)
 
 
 @router.get("/collections/{collection}/reembed", dependencies=ENROL, responses=errors.describe(*COMMON))
@@ -274,7 +274,7 @@ async def progress(request: Request, collection: Collection) -> ReembeddingInfo:
 )
 async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
     """Cancel the re-embedding; the collection keeps its vectors."""
-    return await gallery_service(request).reembedder.cancel(collection, dependencies.caller(request))
+    return await gallery_service(request).reembedder.cancel(collection, request.state.caller)
 
 
 @router.post(
@@ -288,7 +288,7 @@ async def cancel(request: Request, collection: Collection) -> ReembeddingInfo:
 async def send(request: Request, collection: Collection, params: Annotated[BulkParams, Query()]) -> JobInfo:
     """Enrol many faces in the background, from a zip of photos or from lines of JSON with images or vectors."""
     return await gallery_service(request).jobs.submit(
-        collection, await read_upload(request), params, dependencies.caller(request)
+        collection, await read_upload(request), params, request.state.caller
     )
 
 
@@ -321,4 +321,4 @@ async def items(
 @router.delete("/collections/{collection}/jobs/{job}", name="cancel", dependencies=ENROL, responses=ERASING)
 async def cancel_job(request: Request, collection: Collection, job: Job) -> JobInfo:
     """Cancel the pending items of a job; enrolled faces stay."""
-    return await gallery_service(request).jobs.cancel(collection, job, dependencies.caller(request))
+    return await gallery_service(request).jobs.cancel(collection, job, request.state.caller)

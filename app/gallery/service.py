@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from app.errors import Conflict, Locked, NoFace, Unprocessable
+from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
 from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
@@ -102,7 +103,9 @@ class GalleryService(GalleryAccess):
         Raises:
             NotFound.
         """
-        reembedding = await self.reembedder.find_progress(name)
+        reembedding = None
+        with suppress(NotFound):  # the collection is not being re-embedded
+            reembedding = await self.reembedder.progress(name)
 
         def read() -> CollectionDetail:
             usage = self._gallery.usage(name)

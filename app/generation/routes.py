@@ -17,8 +17,7 @@ from app.generation.schemas import (
     LatentsRequest,
 )
 from app.generation.service import Generation
-from app.images.encoding import PNG, WEBP
-from app.images.responses import NOT_MODIFIED, describe_files, file_response
+from app.images.encoding import NOT_MODIFIED, PNG, WEBP, describe_files, file_response
 from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["generate"], dependencies=INFER)

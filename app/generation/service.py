@@ -185,10 +185,7 @@ class Generation:
         return list(zip(texts, class_labels.label_names(samples.card, samples.classes, len(texts)), strict=True))
 
     async def _run_encoder(self, function: Callable[[], T]) -> T:
-        started = time.perf_counter()
-        result = await self._predictor.executors.run_cpu(function)
-        timings.record("encode", time.perf_counter() - started)
-        return result
+        return await timings.timed("encode", self._predictor.executors.run_cpu(function))
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encode pixels as PNG and WebP files, the same bytes for the same pixels and library versions; and ETags."""
+"""Files in responses: pixels as PNG and WebP, the same bytes for the same pixels and library versions; and ETags."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL
+from fastapi import Response
 from PIL import Image, PngImagePlugin, features
 from pydantic import BaseModel
 
@@ -21,6 +22,9 @@ PNG, WEBP, JSON = "image/png", "image/webp", "application/json"
 
 # zlib's default, set here so that a change of Pillow's default changes no bytes.
 _COMPRESSION = 6
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` contains the current ETag"}}
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,18 @@ def etag_matches(tag: str, if_none_match: str | None) -> bool:
 def to_image(pixels: Pixels) -> Image.Image:
     """[H, W, C] -> a Pillow image: C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha)."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def file_response(file: EncodedFile) -> Response:
+    """Return a response with the file; 304 without content."""
+    if file.content is None:
+        return Response(status_code=304, headers=file.headers)
+    return Response(file.content, media_type=file.media_type, headers=file.headers)
+
+
+def describe_files(*media_types: str, schema: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's `responses` for files of these types, or for JSON of this schema."""
+    described: dict[str, Any] = {"content": dict.fromkeys(media_types, _BYTES)}
+    if schema is not None:
+        described |= {"model": schema, "content": described["content"] | {JSON: {}}}
+    return {200: described}

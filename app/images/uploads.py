@@ -6,7 +6,7 @@ FastAPI cannot declare the three kinds of body side by side, so they are read he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
@@ -76,24 +76,36 @@ async def images(request: Request) -> Images:
     Raises:
         BadRequest: if the body is malformed or has no image. BodyTooLarge, TooManyImages, UnsupportedMediaType.
     """
-    return await timings.timed("receive", _read_images(request, max_images(request)))
+    reading = read_images(request, ImageInput, {FILE_PART: "input"}, max_images(request))
+    return (await timings.timed("receive", reading))[FILE_PART]
 
 
-async def _read_images(request: Request, limit: int) -> Images:
+async def read_images(
+    request: Request, schema: type[BaseModel], fields: Mapping[str, str], limit: int
+) -> dict[str, Images]:
+    """Return the images of a request by the names of their parts in multipart bodies.
+
+    `fields`: for each of these names the field of JSON bodies of this schema. A raw image is the FILE_PART. Other names
+    are left out where the body has none of their images.
+
+    Raises:
+        BadRequest, BodyTooLarge, TooManyImages, UnsupportedMediaType.
+    """
+
+    def read_fields(body: ParsedJson[BaseModel]) -> dict[str, Images]:
+        values = {name: getattr(body.value, field) for name, field in fields.items()}
+        return {name: json_images(body, value, limit) for name, value in values.items() if value is not None}
+
     content_type = media_type(request)
     with disconnect_as_bad_request():
         if content_type == "multipart/form-data":
-            files = await read_files(request, (FILE_PART,), limit)
-            return Images(tuple(data for _, data in files), is_list=len(files) > 1)
+            files = await read_files(request, tuple(fields), len(fields) * limit)
+            parts = {name: tuple(data for part, data in files if part == name) for name in fields}
+            return {name: Images(items, is_list=len(items) > 1) for name, items in parts.items() if items}
         if content_type == "application/json":
-            return await read_json(
-                request,
-                ImageInput,
-                INPUT_EXAMPLE,
-                lambda body: json_images(body, body.value.input, limit),
-            )
+            return await read_json(request, schema, INPUT_EXAMPLE, read_fields)
         if content_type.startswith("image/"):
-            return raw_image(await request.body())
+            return {FILE_PART: raw_image(await request.body())}
     raise UnsupportedMediaType("send multipart/form-data, image/* or application/json")
 
 

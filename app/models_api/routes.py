@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Path, Request
 
-from app import dependencies, errors
+from app import errors
 from app.auth.scopes import ADMIN, INFER
 from app.models_api.schemas import ModelDetail, ModelList, ModelName, ModelReloaded, OpenAIModel, OpenAIModelList
 from app.models_api.service import Models
@@ -28,8 +28,7 @@ RELOADING = errors.describe(
 
 def served_models(request: Request) -> Models:
     """Return the service that lists and reloads models."""
-    service: Models = request.app.state.models
-    return service
+    return cast("Models", request.app.state.models)
 
 
 @router.get("/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))
@@ -49,7 +48,7 @@ async def reload(
     request: Request, name: Annotated[ModelName, Path(description="The name of a folder in the weights folder.")]
 ) -> ModelReloaded:
     """Reload a model from the weights folder; requests in progress finish with the previous weights."""
-    return await served_models(request).reload(name, dependencies.caller(request))
+    return await served_models(request).reload(name, request.state.caller)
 
 
 @router.get("/v1/models", dependencies=INFER, responses=errors.describe(errors.HostNotAllowed))

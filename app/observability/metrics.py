@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
@@ -18,9 +17,6 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 
 # prometheus_client reads this variable when imported: the folder in which several processes keep their metrics.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-# A gauge of several processes: the sum, or the maximum, over the live ones.
-_SUM: Literal["livesum"] = "livesum"
-_MAXIMUM: Literal["livemax"] = "livemax"
 
 
 class Metrics:
@@ -32,8 +28,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry, multiprocess_mode=_SUM)
-        latest = partial(Gauge, registry=self.registry, multiprocess_mode=_MAXIMUM)
+        # Of several processes: the sum, or the maximum, over the live ones.
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
+        latest = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
 
         self.requests = counter("vestibule_requests", "Responses by route and status", ["route", "method", "status"])
         self.latency = histogram(

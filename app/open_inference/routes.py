@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app import errors
 from app.auth.scopes import INFER
-from app.images.responses import describe_files, file_response
+from app.images.encoding import describe_files, file_response
 from app.middleware.routing import counts_toward_capacity
 from app.observability import timings
 from app.open_inference.messages import INFER_BODY, OCTET_STREAM, read_message
@@ -23,7 +23,7 @@ from app.open_inference.schemas import (
 )
 from app.open_inference.service import OpenInference
 from app.operations import routes as operations_routes
-from app.operations.schemas import Health
+from app.operations.routes import Health
 from app.schemas import InferenceError
 
 router = APIRouter(prefix=errors.OIP, tags=["open inference protocol"])

@@ -7,7 +7,6 @@ detection and alignment, several crops of a string of digits.
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -103,12 +102,11 @@ class OpenInference:
         model = await self._model_manager.load_submodel(card, model_signature.submodel)
         # The model may have been reloaded meanwhile: from here on, use the card of the loaded weights.
         card, model_signature = _check_version(model.card, version)
-        started = time.perf_counter()
-        request = await self._executors.run_cpu(
+        parsing = self._executors.run_cpu(
             lambda: messages.parse(message, model_signature.inputs, model_signature.outputs, self._max_rows),
             is_long=len(message.body) > LARGE_BYTES,
         )
-        timings.record("decode", time.perf_counter() - started)
+        request = await timings.timed("decode", parsing)
         items = await self._prepare_items(card, request.inputs)
         output = await self._predictor.run(model, items)
 

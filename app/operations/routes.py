@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import AwareDatetime, Field
 
 from app import errors
 from app.auth.scopes import ADMIN
 from app.inference.model_manager import ModelManager
 from app.observability.metrics import CONTENT_TYPE, Metrics
-from app.operations.schemas import Health
+from app.schemas import Schema
 
 router = APIRouter(tags=["operations"])
 
 METRICS_RESPONSES = errors.describe(errors.HostNotAllowed, *errors.KEY_ERRORS)
 METRICS_RESPONSES[200] = {"content": {"text/plain": {}}}
+
+
+class Health(Schema):
+    """The result of a probe: `live` means that the process responds, `ready` that the required models are loaded.
+
+    `degraded`: ready, but within the last minute a device's memory or the disk was full, or the last round of the
+    gallery's maintenance failed.
+    """
+
+    status: Literal["live", "ready", "degraded"]
+    reasons: list[str] = Field([], description="Why the service is degraded.")
+    maintained_at: AwareDatetime | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="When the gallery's last maintenance round without a failed step ended.",
+    )
+    models: dict[str, str] = Field({}, description="The versions of the loaded models, by name.")
 
 
 class Monitored(Protocol):

@@ -16,8 +16,7 @@ from app.generation.schemas import (
     ReconstructParams,
     ReconstructResponse,
 )
-from app.images.encoding import PNG
-from app.images.responses import describe_files, file_response
+from app.images.encoding import PNG, describe_files, file_response
 from app.images.uploads import IMAGE_BODY, images, max_images
 from app.middleware.routing import counts_toward_capacity
 from app.observability import timings

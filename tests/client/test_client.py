@@ -90,28 +90,6 @@ def test_generated_images(client: Client, tmp_path: Path) -> None:
     assert (animation.media_type, getattr(opened(animation.content), "n_frames", 1)) == ("image/webp", 4)
 
 
-def test_encode_decode_and_reconstruct(client: Client) -> None:
-    seven = client.generate(n=1, seed=7, label=7).content
-    latent = client.encode(seven, model="ae-mnist").first.latent
-    decoded = np.asarray(opened(client.decode([latent], model="ae-mnist").content), float)
-    (each,) = client.decode_each([latent], model="ae-mnist").data
-    reconstructed = np.asarray(opened(client.reconstruct(seven, model="ae-mnist").first.png), float)
-    assert np.array_equal(decoded, np.asarray(opened(each.png)))
-    assert np.abs(decoded - reconstructed).max() <= 1
-    assert np.abs(reconstructed - np.asarray(opened(seven))).mean() < 25
-
-
-def test_denoise(client: Client) -> None:
-    clean = Image.open(CAT).resize((96, 64))
-    noise = np.random.default_rng(0).normal(0, 25, (64, 96, 3))
-    noisy = Image.fromarray((np.asarray(clean) + noise).clip(0, 255).astype(np.uint8))
-    denoised = client.denoise(noisy, reference=clean).first
-    assert opened(denoised.png).size == (denoised.width, denoised.height) == (96, 64)
-    assert denoised.psnr is not None
-    assert denoised.psnr_before is not None
-    assert denoised.psnr > denoised.psnr_before + 3
-
-
 def test_gallery(client: Client) -> None:
     collection = client.create_collection("sdk doors", keep_crops=True)
     assert (collection.name, collection.keep_crops, collection.encrypted) == ("sdk doors", True, False)
@@ -183,16 +161,3 @@ def test_bulk_enrolment(client: Client) -> None:
     with pytest.raises(Conflict):  # a vector has no crop that could be re-embedded
         client.reembed("sdk-bulk")
     client.erase_collection("sdk-bulk")
-
-
-def test_models_and_health(client: Client) -> None:
-    assert client.live().status == "live"
-    assert client.ready().models["efficientnet-lite0"]
-    listed = {model.name: model for model in client.models().data}
-    assert listed["efficientnet-lite0"].default
-    detail = client.model("lenet5-mnist")
-    assert (detail.card.task, detail.card.classes) == ("classify", list("0123456789"))
-    assert next(metric for metric in detail.card.metrics if metric.name == "accuracy").value > 0.99
-    assert client.reload("lenet5-mnist").change == "unchanged"
-    with pytest.raises(NotFound):
-        client.model("nobody")

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
+from index.protocol import Gallery
 from tests.index.people import Clock
+
+INTERFACE: type[Gallery] = EmbeddedGallery  # mypy checks that the embedded gallery satisfies the interface
 
 
 @pytest.fixture

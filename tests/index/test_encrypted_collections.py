@@ -18,7 +18,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.encryption import PLAINTEXT, OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search, selected_among, selected_counts, selected_subjects
+from index.embedded.query.search import compare, search, selected_counts, selected_subjects
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
 from index.embedded.tasks.reembedding import FIRST, Reembeddings
@@ -87,7 +87,7 @@ def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery)
             answer += [selected_counts(db, number, where) for where in wheres]
             answer += [len(selected_subjects(db, number, where, 1)) for where in wheres]
             chosen = selected_subjects(db, number, {"level": [2]})
-            assert selected_among(db, number, {"level": [2]}, [*chosen[1:], 999]) == set(chosen[1:])
+            assert selected_subjects(db, number, {"level": [2]}, among=[*chosen[1:], 999]) == chosen[1:]
         for key in NAMES:
             subject = gallery.subject(name, key)
             answer += [(subject.key, subject.name, subject.metadata, subject.expires_at, subject.faces)]

@@ -14,41 +14,12 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import face_records
 from index.embedded.tasks.maintenance import Maintenance
-from index.errors import NotFoundError
-from index.protocol import Gallery
 from index.types import NewFace
 from tests.index.people import LIMITS, Clock, enrol
 
 
 def unit(*values: float) -> npt.NDArray[np.float32]:
     return np.asarray(values, np.float32) / np.float32(np.linalg.norm(values))
-
-
-def test_changes_are_planned_answered_and_committed(gallery: EmbeddedGallery) -> None:
-    interface: Gallery = gallery  # mypy checks that the embedded gallery satisfies the interface
-    change = interface.put_subject.planned("doors", "a", name="A")
-    with pytest.raises(ZeroDivisionError):  # an answer that cannot be computed undoes the change
-        change.then(lambda subject: 1 / 0).submit().result()
-    assert gallery.subjects("doors") == []
-    assert change.then(lambda subject: subject.name).submit().result() == "A"
-
-
-def test_a_face_keeps_its_crop_and_details(gallery: EmbeddedGallery) -> None:
-    new = NewFace("a", unit(1, 0, 0, 0), {"sharpness": 0.1}, b"picture")
-    (first,) = gallery.enrol("doors", [new], "f1")
-    (second,) = gallery.enrol("doors", [NewFace("a", unit(0, 1, 0, 0))], "f1")
-    assert gallery.faces("doors", "a") == [first, second]
-    assert first.details == {"sharpness": 0.1}
-    assert gallery.crop("doors", first.token) == b"picture"
-    for token in (second.token, "unknown"):
-        with pytest.raises(NotFoundError):
-            gallery.crop("doors", token)
-    with pytest.raises(NotFoundError):
-        gallery.remove_faces("doors", [first.token, "unknown"])
-    gallery.remove_faces("doors", [first.token])
-    assert gallery.faces("doors", "a") == [second]
-    with pytest.raises(NotFoundError):
-        gallery.receipt("unknown")
 
 
 def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedGallery) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -16,13 +15,11 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import erasure_records, vector_records
 from index.embedded.store.atomic_files import make_folder, sync_folder, write_atomically
-from index.embedded.store.ledger import Ledger
 from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.types import Collection, NewFace
 from tests.soak.gallery_kills import (
-    BREAKAGES,
     DIMENSIONS,
     FINGERPRINT,
     LIMITS,
@@ -143,33 +140,6 @@ class Filled:
     @property
     def model(self) -> Model:
         return Model(listing(self.gallery))
-
-
-@pytest.mark.parametrize(
-    ("broken", "fault"),
-    [
-        ("the ledger is not synced", "lost: "),
-        ("files are not synced", "named, but not whole: "),
-        ("folders are not synced", "named, but not whole: "),
-    ],
-)
-def test_the_harness_finds_a_missing_sync(disk: Disk, monkeypatch: pytest.MonkeyPatch, broken: str, fault: str) -> None:
-    filled = Filled(disk.root / "gallery", VFS)
-    model = filled.model
-    assert check(survivors(disk) / "gallery", model, 2) == []
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", os.fsync)
-        patch.setattr(Ledger, "_connect", Ledger._connect)
-        BREAKAGES[broken]()
-        filled.gallery.close()
-        other = EmbeddedGallery(disk.root / "gallery", vfs=VFS, clock=clock(3))
-        new = [NewFace("p1", vector(seed), {"seed": seed}, crop(seed)) for seed in range(60, 80)]
-        other.enrol("a0", new, FINGERPRINT)
-        Maintenance(other, LIMITS).run()
-        model = Model(listing(other))
-        image = survivors(disk, seed=1)
-        other.close()
-    assert any(line.startswith(fault) for line in check(image / "gallery", model, 4))
 
 
 def _bring_back_a_face(filled: Filled, model: Model) -> None:

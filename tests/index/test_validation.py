@@ -20,7 +20,7 @@ from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import compare, search
-from index.embedded.store import rejection_records
+from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
@@ -163,7 +163,7 @@ def test_vectors_of_older_versions_are_scaled_once(
                 assert match.face == faces[number].token
                 assert match.similarity == pytest.approx(1, abs=1e-5)
         with gallery.ledger.snapshot() as db:
-            stored = rejection_records.read(db, gallery.collection("doors"), -(2**63), -1)
+            stored = vector_records.read_rejected(db, gallery.collection("doors"), -(2**63), -1)
         by_id = dict(zip(stored.faces.tolist(), stored.vectors, strict=True))
         assert by_id.keys() == {*numbers} - {numbers[2]}
         for number in (numbers[0], numbers[5]):
@@ -186,7 +186,7 @@ def test_feedback_erased_while_its_vector_is_scaled_is_not_recorded(tmp_path: Pa
     with closing(EmbeddedGallery(tmp_path)) as gallery:
         collection = gallery.create("doors", "face-embedder", "f1", 8)
         row = {-5: vectors(1, 8)[0]}
-        assert gallery.ledger.write(lambda db: rejection_records.replace(db, collection, row)) == []
+        assert gallery.ledger.write(lambda db: vector_records.replace_rejected(db, collection, row)) == []
 
 
 # Subjects.

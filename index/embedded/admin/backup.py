@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -38,7 +39,6 @@ from index.embedded.store.tombstones import Tombstones
 from index.errors import ConflictError, CorruptError, GalleryError, TooNewError
 
 MANIFEST_FILE, VERSION = "manifest.json", 1
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,12 @@ def _copy_ledger(gallery: EmbeddedGallery, path: Path) -> BackupManifest:
             raise CorruptError(f"the ledger is damaged: {verdict}")
     with path.open("rb+") as file:
         sync(file)
-        return replace(manifest, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return replace(manifest, sha256=_sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest_json(manifest: BackupManifest) -> str:
@@ -164,17 +169,13 @@ def _read_manifest(folder: Path) -> BackupManifest:
 
 def _copy_backup(source: Path, target: Path, sha256: str) -> None:
     """Copy the ledger of a backup, and raise CorruptError if its hash is another."""
-    digest = hashlib.sha256()
     target.unlink(missing_ok=True)
     target.touch(mode=0o600)
     try:
-        with source.open("rb") as original, target.open("wb") as copy:
-            while chunk := original.read(_CHUNK):
-                digest.update(chunk)
-                copy.write(chunk)
+        shutil.copyfile(source, target)
     except FileNotFoundError as error:
         raise CorruptError(f"{source} is missing") from error
-    if digest.hexdigest() != sha256:
+    if _sha256(target) != sha256:
         raise CorruptError(f"{source} is damaged: its SHA-256 is not the manifest's")
 
 

@@ -23,7 +23,6 @@ from index.embedded.store import (
     erasure_records,
     face_records,
     lease_records,
-    rejection_records,
     subject_records,
     vector_records,
 )
@@ -136,7 +135,7 @@ def _vector_faults(gallery: EmbeddedGallery, collection: Collection) -> Iterator
     for rows in _pages(gallery, collection, vector_records.read, 0):
         if len(wrong := rows.faces[~are_unit(rows.vectors)]):
             yield f"{len(wrong)} faces have no vector of length 1, the first is {wrong[0]}"
-    for rows in _pages(gallery, collection, rejection_records.read, -vector_records.MAX_ID):
+    for rows in _pages(gallery, collection, vector_records.read_rejected, -vector_records.MAX_ID):
         if count := np.count_nonzero(~are_unit(rows.vectors)):
             yield f"{count} vectors of feedback do not have length 1"
 

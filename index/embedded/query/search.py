@@ -123,7 +123,7 @@ def _search_widening(
         with gallery.snapshot_of(collection) as db:
             kept = _drop_rejected(db, collection, matches, query[0])
             if where:
-                selected = selected_among(db, collection.id, where, [match.subject.id for match in kept])
+                selected = set(selected_subjects(db, collection.id, where, among=[match.subject.id for match in kept]))
                 kept = [match for match in kept if match.subject.id in selected]
             if len(kept) >= k or (len(matches) < count and not where):
                 return kept[:k]
@@ -194,22 +194,17 @@ def selected_counts(db: apsw.Connection, collection_id: int, where: Where) -> tu
     return subjects, faces
 
 
-def selected_subjects(db: apsw.Connection, collection_id: int, where: Where, limit: int = -1) -> list[int]:
-    """Return the ids of at most `limit` matching subjects (-1: all), ascending."""
+def selected_subjects(
+    db: apsw.Connection, collection_id: int, where: Where, limit: int = -1, among: Sequence[int] | None = None
+) -> list[int]:
+    """Return the ids of at most `limit` matching subjects (-1: all) of those in `among` (None: of all), ascending."""
     if (cipher := cipher_of(db, collection_id)).encrypted:
-        return _decrypted_matches(db, cipher, collection_id, where)[: None if limit < 0 else limit]
+        return _decrypted_matches(db, cipher, collection_id, where, among)[: None if limit < 0 else limit]
     condition, values = _condition(collection_id, where)
+    if among is not None:
+        condition, values = f"{condition} AND {_AMONG}", (*values, json.dumps(among))
     rows = db.execute("SELECT DISTINCT subject_id " + condition + " LIMIT ?", (*values, limit))
     return sorted(row[0] for row in rows)
-
-
-def selected_among(db: apsw.Connection, collection_id: int, where: Where, ids: Iterable[int]) -> set[int]:
-    """Return those of the subject ids that match."""
-    if (cipher := cipher_of(db, collection_id)).encrypted:
-        return set(_decrypted_matches(db, cipher, collection_id, where, ids))
-    condition, values = _condition(collection_id, where)
-    rows = db.execute(f"SELECT subject_id {condition} AND {_AMONG}", (*values, json.dumps(list(ids))))
-    return {row[0] for row in rows}
 
 
 def _decrypted_matches(

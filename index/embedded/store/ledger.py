@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,15 +111,12 @@ class Ledger:
         connection: apsw.Connection = self._local.connection
         return connection
 
-    @contextmanager
-    def snapshot(self) -> Iterator[apsw.Connection]:
-        """Yield this thread's connection for reading, in a transaction: all reads see the same commit."""
-        connection = self.reader()
-        connection.execute("BEGIN")
-        try:
-            yield connection
-        finally:
-            connection.execute("COMMIT")
+    def snapshot(self) -> AbstractContextManager[apsw.Connection]:
+        """Return this thread's connection for reading, which is in a transaction within a `with` statement.
+
+        All reads see the same commit.
+        """
+        return self.reader()
 
     def watcher(self) -> Watcher:
         """Return a watcher for commits of any connection of any process.

@@ -14,8 +14,9 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,7 +61,7 @@ class Tombstones:
 
     def rewrite(self, db: apsw.Connection) -> None:
         """Replace the file by one with all removals of the ledger."""
-        write_atomically(self.path, _content(db))
+        write_atomically(self.path, chain([_header(collection_records.gallery_id(db))], _batches(db, 0)))
 
     def read(self) -> tuple[str, Iterator[erasure_records.Removal]] | None:
         """Return the gallery's id and an iterator over all removals in order; None if there is no file.
@@ -156,11 +157,6 @@ def _tail(path: Path, file: BinaryIO) -> tuple[int, int]:
     if start and not last:
         raise CorruptError(f"the end of {path} is damaged")
     return end, last
-
-
-def _content(db: apsw.Connection) -> Iterable[bytes]:
-    yield _header(collection_records.gallery_id(db))
-    yield from _batches(db, 0)
 
 
 def _batches(db: apsw.Connection, last: int) -> Iterator[bytes]:

@@ -1,4 +1,7 @@
-"""Rows of the face vectors, and of the files for searches that are built from them: segments and inverted files."""
+"""Rows of vectors and of the files for searches that are built from them: segments and inverted files.
+
+The vectors are those of faces, and those of feedback: faces that were reported not to be a subject.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,29 @@ def update(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Fl
         for face, vector in vectors.items()
     ]
     return [row[0] for row in db.executemany(statement, rows)]
+
+
+def read_rejected(db: apsw.Connection, collection: Collection, after: int, limit: int) -> FaceVectors:
+    """Return the vectors of at most `limit` rejected faces with ids above `after`, ascending; their ids are negative.
+
+    Vectors that do not have D numbers are left out; `vestibule gallery verify` reports them.
+
+    Raises:
+        LockedError. CorruptError: encrypted data was modified.
+    """
+    size = cipher_of(db, collection.id).overhead + 4 * collection.dimensions
+    rows: list[Row] = db.execute(
+        "SELECT -rejections.id, subject_id, data FROM rejections JOIN subjects ON subjects.id = subject_id"
+        " WHERE collection_id = ? AND -rejections.id > ? AND length(data) = ? ORDER BY rejections.id DESC LIMIT ?",
+        (collection.id, after, size, limit),
+    ).fetchall()
+    return decoded(db, collection, rows)
+
+
+def replace_rejected(db: apsw.Connection, collection: Collection, vectors: Mapping[int, Floats]) -> list[int]:
+    """Replace the vectors [D] of those of these rejected faces that exist, and return their ids."""
+    statement = "UPDATE rejections SET data = ? WHERE id = -? RETURNING -id"
+    return update(db, collection, vectors, statement)
 
 
 def drop_files(db: apsw.Connection, collection_id: int) -> None:

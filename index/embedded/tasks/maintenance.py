@@ -19,7 +19,7 @@ import numpy as np
 from index.embedded.audit import log as audit
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
-from index.embedded.store import collection_records, erasure_records, lease_records, rejection_records, vector_records
+from index.embedded.store import collection_records, erasure_records, lease_records, vector_records
 from index.embedded.store.atomic_files import sync_folder
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
@@ -178,7 +178,7 @@ class Maintenance(GalleryComponent):
             if not collection_records.has_unscaled_vectors(db, collection.id):
                 return collection
         collection = self._scale(collection, vector_records.read, vector_records.replace, 0)
-        self._scale(collection, rejection_records.read, rejection_records.replace, -vector_records.MAX_ID)
+        self._scale(collection, vector_records.read_rejected, vector_records.replace_rejected, -vector_records.MAX_ID)
         self._swap(collection, partial(collection_records.mark_scaled, collection_id=collection.id))
         return collection
 

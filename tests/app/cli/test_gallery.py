@@ -1,10 +1,8 @@
-"""`vestibule gallery`: output, exit status, and use of the gallery by another process at the same time."""
+"""`vestibule gallery`: output and exit status."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -20,37 +18,9 @@ from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.atomic_files import lock_folder
 from index.embedded.tasks.maintenance import Maintenance
-from tests.index.people import enrol, vectors
+from tests.index.people import enrol
 
 Command = Callable[..., Any]  # returns a result with exit_code, stdout and stderr
-
-# Enrols pairs of faces, erases and runs maintenance until its standard input is closed.
-OTHER_PROCESS = """
-import sys, threading
-from pathlib import Path
-import numpy as np
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from index.types import NewFace
-gallery = EmbeddedGallery(Path(sys.argv[1]))
-maintenance = Maintenance(gallery, MaintenanceLimits(segment=8, exact_below=16, growth=2.0))
-ended = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
-rounds = 0
-while not ended.is_set():
-    vectors = np.random.default_rng(1000 + rounds).normal(size=(10, 4))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    faces = [NewFace(f"other-{rounds}", vector.astype(np.float32)) for vector in vectors]
-    enrolled = gallery.enrol("doors", faces, "f1")
-    gallery.remove_faces("doors", [face.token for face in enrolled[::2]])
-    gallery.remove_subject("doors", f"other-{rounds}") if rounds % 2 else None
-    maintenance.run()
-    rounds += 1
-    if rounds == 1:
-        print("running", flush=True)
-print(rounds)
-gallery.close()
-"""
 
 
 @pytest.fixture
@@ -211,33 +181,3 @@ def test_invalid_settings_and_a_running_restore_are_reported(
     monkeypatch.setenv("VESTIBULE_PORT", "x")
     invalid = gallery_of("list")
     assert (invalid.exit_code, invalid.stderr.startswith("vestibule: VESTIBULE_PORT: ")) == (1, True)
-
-
-@pytest.mark.slow
-def test_commands_while_another_process_uses_the_gallery(gallery_of: Command, state: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OTHER_PROCESS, str(state / "gallery")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "running\n"
-        for number in range(5):
-            export = ["export", "doors", tmp_path / f"{number}.parquet"]
-            for arguments in (["list"], export, ["verify"], ["backup", tmp_path / f"backup-{number}"]):
-                done = gallery_of(*arguments)
-                assert (done.exit_code, done.stderr) == (0, ""), done.stdout
-        rounds, _ = other.communicate("")
-    assert other.returncode == 0
-    assert int(rounds) > 1
-    assert gallery_of("verify").stdout == "no faults found\n"
-    gallery = opened(state)
-    expected = {face.token for subject in gallery.subjects("doors") for face in gallery.faces("doors", subject.key)}
-    gallery.close()
-    for number in range(5):  # each backup is of one commit: a subject has ten faces, or the five that remain, or none
-        assert gallery_of("restore", tmp_path / f"backup-{number}").exit_code == 0
-        gallery = opened(state)
-        subjects = gallery.subjects("doors", limit=10_000)
-        tokens = {face.token for subject in subjects for face in gallery.faces("doors", subject.key)}
-        (nearest,) = gallery.search("doors", vectors(20)[:1], k=1)
-        gallery.close()
-        assert tokens <= expected
-        assert {subject.faces for subject in subjects if subject.key.startswith("other")} <= {0, 5}
-        assert nearest[0].subject.key == "p0"

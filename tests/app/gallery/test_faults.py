@@ -266,19 +266,6 @@ def test_a_full_disk_is_a_507_and_degrades_readiness(gallery: TestClient) -> Non
     assert gallery.get("/health/ready").json()["status"] == "ready"
 
 
-def test_a_full_disk_of_the_tombstones_is_a_507(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gallery.put(SUBJECT, json={}).status_code == 200
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("index.embedded.store.tombstones.os.fsync", full)
-        assert gallery.delete(SUBJECT).status_code == 507
-    assert gallery.get("/health/ready").json()["status"] == "degraded"
-    gallery_of(gallery).ledger.full_at = None
-
-
 def test_maintenance_continues_after_failures_which_readiness_log_and_metrics_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from app.errors import DamagedImage
+from app.errors import DamagedImage, NotFound
 from app.faces.service import Faces
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import NewEmbedder
@@ -221,8 +222,9 @@ def test_a_request_during_the_switch_uses_the_new_vectors(
             first_embedder.append(pipeline.embedder.card.name)
             reembedder = gallery.app.state.gallery.reembedder  # type: ignore[attr-defined]
             await reembedder.begin("doors", NewEmbedder(embedder="better"), None)
-            while await reembedder.find_progress("doors") is not None:  # noqa: ASYNC110  there is no event for this
-                await asyncio.sleep(0.02)
+            with suppress(NotFound):  # it has switched
+                while await reembedder.progress("doors"):  # noqa: ASYNC110  there is no event for this
+                    await asyncio.sleep(0.02)
         return faces
 
     monkeypatch.setattr(ImageEmbedder, "embed_image", then_switch)

@@ -341,10 +341,3 @@ def test_slerp_of_parallel_vectors_is_linear() -> None:
     assert torch.equal(slerp(point, point, 3), torch.stack([point] * 3))
     assert torch.equal(slerp(point, 2 * point, 3), torch.stack([point, 1.5 * point, 2 * point]))
     assert torch.isfinite(slerp(point, -point, 5)).all()
-
-
-def test_loaded_generator_in_the_list_of_models(client: TestClient) -> None:
-    client.get("/generate?n=1")
-    rows = {row["name"]: row for row in client.get("/models").json()["data"]}
-    assert [rows["cvae-mnist"][name] for name in ("loaded", "default", "classes")] == [True, True, 10]
-    assert client.get("/models/cvae-mnist").json()["runtime"].startswith("torch-")

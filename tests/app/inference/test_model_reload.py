@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 from app.auth.keys import FOLDER, ApiKeys
-from app.errors import Conflict, ModelRefused, NotFound, NotReady, UnknownModel
+from app.errors import ModelRefused, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import ImageEmbedder
 from app.inference import reload_sync
 from app.inference.batcher import Batcher
@@ -334,17 +334,13 @@ async def test_reload_during_a_load_keeps_the_loaded_model(settings: Settings) -
 
 
 @async_test
-async def test_errors_of_reload(settings: Settings) -> None:
+async def test_a_removed_model_is_not_loaded(settings: Settings) -> None:
     async with model_manager(settings) as manager:
-        with pytest.raises(NotFound):
-            await manager.reload("nothing")
         card = manager.find_card("other", "classify")
         (settings.weights / "other" / "model.safetensors").unlink()
         with pytest.raises(ModelRefused):
             await manager.reload("other")
-        shutil.rmtree(settings.weights)
-        with pytest.raises(Conflict):
-            await manager.reload("tiny")
+        shutil.rmtree(settings.weights / "other")
         assert (await manager.reload("other")).change == "removed"
         with pytest.raises(UnknownModel, match="removed"):
             await manager.load_submodel(card, WHOLE)
@@ -386,6 +382,14 @@ def test_collection_refuses_vectors_of_a_reloaded_pipeline(tmp_path: Path, name:
             assert response.status_code == 409
             assert "reembed" in response.json()["detail"]
         assert client.put("/collections/others", json={}).json()["fingerprint"] != fingerprint
+
+
+def test_collection_refuses_an_image_whose_vector_is_zero(client: TestClient, settings: Settings) -> None:
+    change_weights(settings.weights / "other", lambda parameter: parameter.zero_())
+    assert reload(client, "other").json()["change"] == "reloaded"
+    assert client.put("/collections/doors", json={"embedder": "other"}).status_code == 201
+    response = client.post("/collections/doors/subjects/a/faces", content=SMALL, headers=PNG)
+    assert (response.status_code, response.json()["detail"]) == (422, "a vector of zeros has no direction")
 
 
 @async_test

@@ -150,7 +150,9 @@ def test_model_metadata(
     if model == CLASSIFIER:
         parameters = {"mode": "L", "mean": "[33.3]", "std": "[78.6]", "also": "UINT8 [-1, -1, -1, 1]; BYTES [-1]"}
         assert metadata["inputs"][0]["parameters"] == parameters
-    assert status_and_message(client.get_model_metadata, model, "1")[0] == "404"
+    for call, arguments in ((client.get_model_metadata, ()), (client.infer, ([tensor_input("pictures", noise(1))],))):
+        status, message = status_and_message(call, model, *arguments, model_version="1")
+        assert (status, message) == ("404", f"There is nothing here: the only version of {model} is {version}")
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -471,11 +471,6 @@ def test_encode_decode_and_reconstruct(client: TestClient, weights: Path, model:
     assert items[1]["problem"]["status"] == 415
 
 
-def test_padding_is_removed(client: TestClient) -> None:
-    response = client.post("/reconstruct?model=framed", content=encode(noisy(50, 50)), headers=PNG)
-    assert pixels(response.content).shape == (28, 28)
-
-
 def test_default_autoencoder_and_a_label_per_image(client: TestClient, weights: Path) -> None:
     assert client.post("/encode", content=encode(photo("coffee")), headers=PNG).json()["model"] == "ae-mnist"
     body = {"input": [b64(photo("coffee"))] * 2}
@@ -496,14 +491,6 @@ def test_cut_and_join_are_inverse(height: int, width: int, multiple: int) -> Non
     assert len({tile.shape for tile in tiles}) == 1
     assert all(0 < side <= max(SIDE, multiple) and side % multiple == 0 for side in tiles[0].shape[1:])
     torch.testing.assert_close(tiling.join(torch.stack(tiles)), image)
-
-
-def test_padding_mirrors_the_image() -> None:
-    image = torch.arange(15.0).view(1, 3, 5)
-    padded = Tiling(3, 5, 8).pad(image)
-    assert padded.shape == (1, 8, 8)
-    assert padded[0, :3].tolist() == torch.cat([image, image.flip(2)[..., :3]], dim=2)[0].tolist()
-    assert padded[0, :, 0].tolist() == [0, 5, 10, 10, 5, 0, 0, 5]
 
 
 def test_edges_of_tiles_have_little_weight() -> None:

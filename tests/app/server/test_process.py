@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,26 +71,6 @@ def test_the_printed_example_works() -> None:
         assert bad_inputs.is_espresso(httpx.post(url, files={"file": image.read_bytes()}))
         process.send_signal(signal.SIGTERM)
         process.wait(20)
-
-
-def test_sigterm_lets_a_request_in_progress_finish() -> None:
-    with serving() as (process, address, _):
-        half, rest = bad_inputs.coffee()[:1000], bad_inputs.coffee()[1000:]
-        is_sent = threading.Event()
-
-        def slow_body() -> Iterator[bytes]:
-            yield half
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            is_sent.set()
-            yield rest
-
-        response = httpx.post(address + "/classify", content=slow_body(), headers=bad_inputs.JPEG, timeout=20)
-        assert is_sent.is_set()
-        assert bad_inputs.is_espresso(response)
-        process.wait(20)
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(address + "/health/live")
 
 
 def test_listening_beyond_loopback_without_keys_is_refused() -> None:

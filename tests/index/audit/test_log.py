@@ -156,16 +156,6 @@ def test_an_actor_that_could_be_a_name_is_refused(gallery: EmbeddedGallery, acto
     assert [face.token for face in gallery.faces("doors", "p0")] == [face.token]
 
 
-def test_the_event_of_a_failed_transaction_is_not_logged(gallery: EmbeddedGallery) -> None:
-    def fails(db: apsw.Connection) -> None:
-        module.record(db, event(1))
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        gallery.ledger.write(fails)
-    assert events(gallery.audit) == []
-
-
 def test_entries_are_read_by_cursor(log: AuditLog) -> None:
     assert log.read() == ([], len(lines(log)[0]))
     fill(log, 7)
