@@ -119,11 +119,13 @@ def test_frozen_module_computes_as_in_training() -> None:
     labels = torch.zeros(6, 0)
     plain = Discriminator(DiscriminatorConfig(widths=(8, 16)))
     before = state(plain)
-    with gan.frozen(plain):
+    with pytest.raises(KeyboardInterrupt), gan.frozen(plain):  # noqa: PT012
         inside = plain(pictures, labels)
         (gradient,) = torch.autograd.grad(inside.sum(), pictures)
+        raise KeyboardInterrupt  # the module is restored all the same
     assert moved(before, plain) == set()
     assert gradient.any()
+    assert all(parameter.requires_grad for parameter in plain.parameters())
     assert torch.equal(plain(pictures, labels), inside)  # not what `eval` would answer
     assert any("running_mean" in name for name in moved(before, plain))
 

@@ -36,6 +36,8 @@ from training.losses.mining import (
     random_triplets,
     semi_hard,
 )
+from training.losses.recipe_losses import triplet_loss
+from training.recipe.embed_config import LossSection
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,6 +88,21 @@ def test_triplet_miners_agree_with_loops(batch: tuple[Tensor, Tensor], margin: f
     drawn = as_set(random_triplets(distances, labels, torch.Generator().manual_seed(0)))
     assert drawn <= everything
     assert sorted(t[:2] for t in drawn) == sorted({t[:2] for t in everything})
+
+
+def test_semi_hard_triplet_loss_agrees_with_a_loop() -> None:
+    embeddings = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, margin, expected = torch.arange(12) % 3, 0.8, []
+    d = torch.cdist(embeddings, embeddings).tolist()
+    for anchor, positive in permutations(range(12), 2):
+        limit = d[anchor][positive]
+        negatives = [d[anchor][n] for n in range(12) if n % 3 != anchor % 3 and limit < d[anchor][n] < limit + margin]
+        if anchor % 3 == positive % 3 and negatives:
+            expected.append(margin + limit - min(negatives))
+    loss = LossSection(kind="triplet", mining="semi-hard", margin=margin)
+    value, active = triplet_loss(loss, embeddings, labels, torch.Generator())
+    assert float(value) == pytest.approx(sum(expected) / len(expected))
+    assert active == 1
 
 
 @settings(deadline=None, max_examples=60)
