@@ -52,6 +52,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_file(path: Path, error: type[Exception]) -> bytes:
+    """The file's content.
+
+    Raises:
+        `error`: the file cannot be read; the message names it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path}: {cause.strerror}") from cause
+
+
 def bytes_of(save: Callable[[BinaryIO], object]) -> bytes:
     """The content that `save` writes to the file that it is called with."""
     buffer = io.BytesIO()
@@ -102,10 +114,9 @@ def read_card(folder: Path) -> ModelCard:
         CheckpointError: no card, not JSON, unknown schema, or an inconsistent card.
     """
     path = folder / CARD_FILE
+    data = read_file(path, CheckpointError)
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+        return ModelCard.model_validate_json(data)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -119,10 +130,7 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    data = read_file(path, CheckpointError)
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise CheckpointError(f"{path}: sha256 is {digest}, the card says {card.sha256}")
