@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -179,24 +178,14 @@ def test_data_sets_alternate(workshop: Path) -> None:
     assert card.preprocess.fit == "within"
 
 
-@pytest.mark.parametrize(
-    ("distance", "formula"),
-    [
-        ("l1", lambda error: error.abs().mean()),
-        ("mse", lambda error: error.square().mean()),
-        ("psnr", lambda error: 10 * error.square().mean(dim=(1, 2, 3)).log10().mean()),
-    ],
-)
-def test_loss_is_the_distance_of_the_recipe(
-    workshop: Path, distance: str, formula: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", [f"loss.distance={distance}"])
+def test_loss_is_the_distance_of_the_recipe(workshop: Path) -> None:
+    recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", ["loss.distance=l1"])
     task, _ = begin(autoencode.setup, recipe)
     clean, labels = task.datasets[0].batch(0, 0, recipe.augment, generator(1))
     with torch.no_grad():
         restored = deepcopy(task.learners["autoencoder"].model).train()(clean, torch.zeros(len(labels), 0))
     loss = task.step(0, 0, generator(1))["loss"]
-    torch.testing.assert_close(loss, formula(restored - clean))
+    torch.testing.assert_close(loss, (restored - clean).abs().mean())
 
 
 def test_kl_weight_rises(workshop: Path) -> None:

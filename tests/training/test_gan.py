@@ -41,17 +41,9 @@ data = {{ name = "strokes", validation = 100 }}
 preprocess = {{ mode = "L", size = [28, 28], mean = [127.5], std = [127.5] }}
 game = {{ loss = "non-saturating" }}
 watch = {{ extractor = "{ROOT / "weights/lenet5-mnist"}", samples = 100, modes = 5, grace = 99 }}
+train = {{ epochs = 2, batch_size = 10, optimizer = "adamw", lr = 0.002, momentum = 0.5, \
+    schedule = "constant", ema = 0.9, checkpoint_steps = 1 }}
 card = {{ data = "strokes", source = "a test", license = "Apache-2.0" }}
-
-[train]
-epochs = 2
-batch_size = 10
-optimizer = "adamw"
-lr = 0.002
-momentum = 0.5
-schedule = "constant"
-ema = 0.9
-checkpoint_steps = 1
 """
 WASSERSTEIN = ["model.architecture=wgan", "model.conditional=false", "discriminator.norm=none"]
 WASSERSTEIN += ["game.loss=wasserstein", "game.turns=2"]
