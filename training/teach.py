@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from models.align import SIDE
 from models.checkpoint import bytes_of, write_atomically
-from models.detector import Pixels
 from models.preprocess import Preprocess
 from training.core.errors import DataError, exit_on_error
 from training.core.processes import run_tasks
@@ -38,6 +37,7 @@ from training.recipe.config import teacher_files
 
 cli = typer.Typer(add_completion=False)
 
+Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 
 WINDOW = (11, 25, 101, 115)  # left, top, right, bottom; it reaches below the aligned face

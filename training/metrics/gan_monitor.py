@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.cluster.vq import kmeans2  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from models.detector import Pixels
 from training.core.errors import CollapsedError
 from training.metrics import distribution
 from training.metrics.feature_extractor import ExtractedFeatures, Extractor
 from training.recipe.gan_config import WatchSection
+
+Pixels = npt.NDArray[np.uint8]
 
 # A class or a mode counts as generated if its share of the samples is at least this part of its share of real images.
 _MIN_SHARE = 0.25

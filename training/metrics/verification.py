@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.matching_fit import Floats, lowest_threshold
+from models.matching_fit import lowest_threshold
 from training.core.seeds import derive
 
+Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
