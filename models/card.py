@@ -15,6 +15,13 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+def refuse(*rules: tuple[bool, str]) -> None:
+    """Raise ValueError with the message of the first rule (broken, message) that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise ValueError(message)
+
+
 class Metric(CardModel):
     """A figure, the data it was measured on, and whether it was measured here or reported by the weights' source."""
 
@@ -77,19 +84,24 @@ class ModelCard(CardModel):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         config = configure(self.architecture, self.config)
-        if self.task != lookup(self.architecture).task:
-            raise ValueError(f"{self.architecture} is built to {lookup(self.architecture).task}, not to {self.task}")
-        classes = getattr(config, "num_classes", 0)
-        if len(self.classes) != classes:
-            raise ValueError(f"{len(self.classes)} class names for a network with {classes} classes")
-        if self.task != "classify" and self.temperature != 1:
-            raise ValueError(f"a temperature is a classifier's, not that of a network to {self.task}")
-        if self.task != "embed" and self.matching:
-            raise ValueError(f"matching is an embedder's, not that of a network to {self.task}")
-        if self.preprocess.channels != config.in_channels:
-            raise ValueError(
-                f"preprocessing gives {self.preprocess.channels} channels, the network takes {config.in_channels}"
-            )
+        task, classes = lookup(self.architecture).task, getattr(config, "num_classes", 0)
+        channels = self.preprocess.channels
+        refuse(
+            (self.task != task, f"{self.architecture} is built to {task}, not to {self.task}"),
+            (len(self.classes) != classes, f"{len(self.classes)} class names for a network with {classes} classes"),
+            (
+                self.task != "classify" and self.temperature != 1,
+                f"a temperature is a classifier's, not that of a network to {self.task}",
+            ),
+            (
+                self.task != "embed" and self.matching is not None,
+                f"matching is an embedder's, not that of a network to {self.task}",
+            ),
+            (
+                channels != config.in_channels,
+                f"preprocessing gives {channels} channels, the network takes {config.in_channels}",
+            ),
+        )
         return self
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -38,11 +40,35 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def read_file(path: Path, error: type[Exception]) -> bytes:
+    """The file's content.
+
+    Raises:
+        `error`: the file cannot be read; the message names it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path}: {cause.strerror}") from cause
+
+
+def bytes_of(save: Callable[[BinaryIO], object]) -> bytes:
+    """The content that `save` writes to the file that it is called with."""
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()
 
 
 def bare_state(module: nn.Module) -> dict[str, Tensor]:
@@ -88,10 +114,9 @@ def read_card(folder: Path) -> ModelCard:
         CheckpointError: no card, not JSON, unknown schema, or an inconsistent card.
     """
     path = folder / CARD_FILE
+    data = read_file(path, CheckpointError)
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+        return ModelCard.model_validate_json(data)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -105,10 +130,7 @@ def load(folder: Path) -> tuple[nn.Module, ModelCard]:
     """
     card = read_card(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    data = read_file(path, CheckpointError)
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise CheckpointError(f"{path}: sha256 is {digest}, the card says {card.sha256}")

@@ -104,9 +104,7 @@ class Generator(nn.Module):
             x = norm(doubling(x), labels).relu()  # [N, widths[i], 2^i side, 2^i side]
         return torch.tanh(self.pixels(x))
 
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """The same as `decode`."""
-        return self.decode(latents, labels)
+    forward = decode
 
 
 class Discriminator(nn.Module):

@@ -159,10 +159,7 @@ def _read(source: str, row: WeightsSource, file: Path | None) -> tuple[bytes, st
         where = f"from the package {row.distribution} {version}, {where}"
     elif file is None:
         raise ImportWeightsError(f"{source} is read from a file: pass the path of {row.file} with --from")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ImportWeightsError(f"{file}: {error.strerror}") from error
+    data = checkpoint.read_file(file, ImportWeightsError)
     digest = hashlib.sha256(data).hexdigest()
     if digest != row.sha256:
         raise ImportWeightsError(f"{file}: sha256 is {digest}, expected {row.sha256}")

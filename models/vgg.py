@@ -130,13 +130,11 @@ DEPTHS = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-
-
-def _row(depths: tuple[int, ...], batch_norm: bool) -> VGGConfig:
-    stages = tuple((width,) * depth for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True))
-    return VGGConfig(stages=stages, batch_norm=batch_norm)
-
-
-VARIANTS = {name: _row(depths, batch_norm=False) for name, depths in DEPTHS.items()} | {
-    f"{name}-bn": _row(depths, batch_norm=True) for name, depths in DEPTHS.items()
+VARIANTS = {
+    f"{name}{suffix}": VGGConfig(
+        stages=tuple((width,) * depth for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True)),
+        batch_norm=suffix == "-bn",
+    )
+    for suffix in ("", "-bn")
+    for name, depths in DEPTHS.items()
 }

@@ -14,24 +14,9 @@ PACKAGES = ("app", "index", "models", "training")
 MAX_MODULES, MAX_LINES, MAX_FUNCTION_LINES = 14, 400, 60
 # Metaphors that used to be names, and are not terms of the field.
 METAPHORS = {
-    "asking",
-    "parts",
-    "shelf",
-    "patience",
-    "departure",
-    "direct",
-    "upkeep",
-    "loaded",
-    "loading",
-    "pool",
-    "gate",
-    "door",
-    "places",
-    "refusal",
-    "sight",
-    "switched",
-    "settled",
-}
+    "asking", "parts", "shelf", "patience", "departure", "direct", "upkeep", "loaded", "loading", "pool", "gate",
+    "door", "places", "refusal", "sight", "switched", "settled",
+}  # fmt: skip
 
 
 def modules() -> Iterator[Path]:

@@ -119,7 +119,10 @@ class EmbeddingTask:
         torch.manual_seed(derive(recipe.seed, "weights"))
         proxies = int(self._labels.max()) + 1 if recipe.loss.kind == "margin-softmax" else 0
         embedder = _initial_embedder(recipe, self.config)
-        self._frozen = [block.requires_grad_(False) for block in _first_blocks(embedder, recipe.model.freeze)]
+        blocks = list(embedder.get_submodule("features").children())
+        if recipe.model.freeze > len(blocks):
+            raise RunError(f"freeze is {recipe.model.freeze}, and the network has {len(blocks)} blocks of features")
+        self._frozen = [block.requires_grad_(False) for block in blocks[: recipe.model.freeze]]
         module = EmbedderWithProxies(embedder, proxies, self.config.dimensions)
         self._learner = Learner(module, recipe.train, self.steps_per_epoch, accelerator)
         self.learners = {"embedder": self._learner}
@@ -243,18 +246,6 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: f
         name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
         for name, value in end.items()
     }
-
-
-def _first_blocks(embedder: nn.Module, count: int) -> list[nn.Module]:
-    """Return the first `count` blocks of the embedder's features.
-
-    Raises:
-        RunError: the embedder has fewer.
-    """
-    blocks = list(embedder.get_submodule("features").children())
-    if count > len(blocks):
-        raise RunError(f"freeze is {count}, and the network has {len(blocks)} blocks of features")
-    return blocks[:count]
 
 
 def setup(recipe: EmbedRecipe, accelerator: Accelerator, _: Path) -> EmbeddingTask:

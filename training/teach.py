@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import io
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
@@ -28,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models.align import SIDE
-from models.checkpoint import write_atomically
+from models.checkpoint import bytes_of, write_atomically
 from models.preprocess import Preprocess
 from training.core.errors import DataError, exit_on_error
 from training.core.processes import run_tasks
@@ -149,13 +148,11 @@ def model_vectors(model: Path, mean: float, std: float, faces: Pixels) -> Vector
 
 
 def _write_part(path: Path, faces: Pixels, embed: Callable[[Pixels], Vectors]) -> None:
-    write_atomically(path, _npy(embed(np.asarray(faces))))
+    _write(path, embed(np.asarray(faces)))
 
 
-def _npy(vectors: Vectors) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, vectors)
-    return buffer.getvalue()
+def _write(path: Path, vectors: Vectors) -> None:
+    write_atomically(path, bytes_of(lambda file: np.save(file, vectors)))
 
 
 def teach(dataset: str, name: str, embed: Callable[[Pixels], Vectors], jobs: int) -> Path:
@@ -176,7 +173,7 @@ def teach(dataset: str, name: str, embed: Callable[[Pixels], Vectors], jobs: int
     ]
     for _ in tqdm(run_tasks(tasks, jobs if jobs > 1 else 0), total=len(tasks), disable=None):
         pass
-    write_atomically(path, _npy(np.concatenate([np.load(part) for part in parts])))
+    _write(path, np.concatenate([np.load(part) for part in parts]))
     shutil.rmtree(folder)
     return path
 

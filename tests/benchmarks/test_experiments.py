@@ -156,35 +156,11 @@ def test_compressions_differ_in_kind_and_latent() -> None:
 AUTOENCODER = """
 name = "strokes"
 description = "Strokes"
-
-[model]
-architecture = "autoencoder"
-
-[model.config]
-widths = [4, 4]
-hidden = 0
-
-[[data]]
-name = "strokes"
-validation = 30
-
-[preprocess]
-mode = "L"
-size = [28, 28]
-mean = [0]
-std = [255]
-
-[train]
-epochs = 1
-batch_size = 20
-optimizer = "adamw"
-lr = 0.003
-warmup_epochs = 0.5
-
-[card]
-data = "strokes"
-source = "a test"
-license = "Apache-2.0"
+model = { architecture = "autoencoder", config = { widths = [4, 4], hidden = 0 } }
+data = [{ name = "strokes", validation = 30 }]
+preprocess = { mode = "L", size = [28, 28], mean = [0], std = [255] }
+train = { epochs = 1, batch_size = 20, optimizer = "adamw", lr = 0.003, warmup_epochs = 0.5 }
+card = { data = "strokes", source = "a test", license = "Apache-2.0" }
 """
 
 

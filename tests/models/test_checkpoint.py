@@ -18,7 +18,6 @@ from models.registry import build
 from tests.models.helpers import save_untrained
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "card-1"
-SMALL_EMBEDDER = {"image_size": 32, "backbone_config": {"widths": [8, 16], "depths": [1, 1]}}
 
 
 @pytest.fixture
@@ -67,11 +66,8 @@ def test_missing_file_is_refused(saved: Path, name: str) -> None:
             {"preprocess": {"mode": "RGB", "size": [16, 16], "mean": [0, 0, 0], "std": [1, 1, 1]}},
             "preprocessing gives 3 channels, the network takes 1",
         ),
-        ("vae", {"num_classes": 3}, {"config": {"num_classes": 0}}, "3 class names for a network with 0 classes"),
         ("vae", {}, {"temperature": 2.0}, "a temperature is a classifier's, not that of a network to generate"),
         ("vae", {}, {"task": "denoise"}, "vae is built to generate, not to denoise"),
-        ("embedder", SMALL_EMBEDDER, {"classes": ["a"]}, "1 class names for a network with 0 classes"),
-        ("embedder", SMALL_EMBEDDER, {"temperature": 2.0}, "a classifier's, not that of a network to embed"),
     ],
 )
 def test_inconsistent_card_is_refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -244,21 +243,3 @@ def test_prominence_is_area_weighted_by_the_distance_from_the_centre() -> None:
 def test_cropping_preprocessing_is_refused(network: CenterFace) -> None:
     with pytest.raises(ValueError, match="uncropped images"):
         CenterFaceDetector(network, Preprocess(size=(64, 64), mean=(0.0,) * 3, std=(1.0,) * 3))
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_fifty_images_of_lfw(
-    datasets: Callable[[str], Path], detector: CenterFaceDetector, published: PublishedCenterFace
-) -> None:
-    paths = sorted(datasets("lfw-view1").rglob("*.jpg"))[::31]
-    assert len(paths) >= 50
-    for path in paths:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-        ours = max(detector(image), key=lambda face: face.area)
-        away = [
-            np.linalg.norm(np.subtract(ours.landmarks, theirs.landmarks), axis=1).max()
-            for theirs in published.faces(image)
-        ]
-        assert min(away) * 256 / image.width <= 2, path.name

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import runtime
 from models.registry import build
 from models.runtime import TorchRuntime, default_device, prepare
 
@@ -46,11 +45,6 @@ def test_inference_mode_and_float32_outputs() -> None:
 def test_default_device(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert default_device() == torch.device(device)
-
-
-def test_prepare_uses_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "default_device", lambda: CPU)
-    assert prepare(Watcher()).name == "torch-cpu-float32"
 
 
 @pytest.mark.gpu

@@ -41,17 +41,9 @@ model = { architecture = "lenet5-relu", config = { dropout = 0.1 } }
 data = { name = "strokes", validation = 30 }
 preprocess = { mode = "L", size = [28, 28], pad = 2, mean = [33.3], std = [78.6] }
 augment = { rotate = 5, translate = 0.05 }
+train = { epochs = 4, batch_size = 10, optimizer = "adamw", lr = 0.002, weight_decay = 0.01, \
+    warmup_epochs = 1, ema = 0.9, checkpoint_steps = 5 }
 card = { data = "strokes", source = "a test", license = "Apache-2.0" }
-
-[train]
-epochs = 4
-batch_size = 10
-optimizer = "adamw"
-lr = 0.002
-weight_decay = 0.01
-warmup_epochs = 1
-ema = 0.9
-checkpoint_steps = 5
 """
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -175,6 +176,16 @@ def test_data_sets_alternate(workshop: Path) -> None:
     assert figures.keys() == {"psnr", *(f"psnr_{name}_{sigma}" for name in ("strokes", "more") for sigma in (40, 80))}
     assert card.config["image_size"] == 24
     assert card.preprocess.fit == "within"
+
+
+def test_loss_is_the_distance_of_the_recipe(workshop: Path) -> None:
+    recipe = read_recipe(AutoencodeRecipe, workshop / "recipe.toml", ["loss.distance=l1"])
+    task, _ = begin(autoencode.setup, recipe)
+    clean, labels = task.datasets[0].batch(0, 0, recipe.augment, generator(1))
+    with torch.no_grad():
+        restored = deepcopy(task.learners["autoencoder"].model).train()(clean, torch.zeros(len(labels), 0))
+    loss = task.step(0, 0, generator(1))["loss"]
+    torch.testing.assert_close(loss, (restored - clean).abs().mean())
 
 
 def test_kl_weight_rises(workshop: Path) -> None:

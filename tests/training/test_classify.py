@@ -307,10 +307,18 @@ def settings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["model.architecture=two-heads", "model.config={}", "augment={}", "train.label_smoothing=0.1"]
 
 
-@pytest.mark.parametrize("weight", [0.3, 0.7])
-def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings: list[str], weight: float) -> None:
-    chosen = [] if weight == 0.3 else [f"train.auxiliary_weight={weight}"]  # 0.3 is the default
-    recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *chosen])
+@pytest.mark.parametrize(
+    ("changes", "weight", "count"),
+    [
+        ([], 0.3, 2),
+        (["train.auxiliary_weight=0.7"], 0.7, 2),
+        (["model.config={auxiliary=false}"], 0.3, 0),
+    ],
+)
+def test_the_loss_is_the_heads_and_the_weighted_others(
+    workshop: Path, settings: list[str], changes: list[str], weight: float, count: int
+) -> None:
+    recipe = read_recipe(Recipe, workshop / "recipe.toml", [*settings, *changes])
     images = data.load("strokes", "train", recipe.preprocess)
     task = classify.ClassificationTask(recipe, images, Accelerator(cpu=True))
     network = deepcopy(task.learners["classifier"].model)
@@ -321,7 +329,7 @@ def test_the_loss_is_the_heads_and_the_weighted_others(workshop: Path, settings:
     with torch.no_grad():
         logits = network(recipe.preprocess.normalise(torch.from_numpy(images.images[rows])), auxiliary=True)
     main, *rest = (float(F.cross_entropy(head, labels, label_smoothing=0.1)) for head in logits)
-    assert len(rest) == 2
+    assert len(rest) == count
     assert float(result["loss"]) == pytest.approx(main + weight * sum(rest), rel=1e-5)
     assert float(result["accuracy"]) == pytest.approx(float((logits[0].argmax(dim=1) == labels).double().mean()))
 

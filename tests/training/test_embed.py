@@ -33,6 +33,7 @@ data = { name = "people", images = 4, impostors = 1000 }
 preprocess = { size = [16, 16], mean = [127.5, 127.5, 127.5], std = [127.5, 127.5, 127.5] }
 augment = { flip = true, crop = 1 }
 loss = { kind = "triplet", mining = "batch-hard", margin = 0.3 }
+train = { epochs = 4, batch_size = 32, optimizer = "adamw", lr = 0.01, warmup_epochs = 1, checkpoint_steps = 3 }
 card = { data = "people", source = "a test", license = "Apache-2.0" }
 
 [model]
@@ -41,14 +42,6 @@ config.backbone = "resnet20"
 config.backbone_config = { depths = [1, 1], widths = [8, 16], stem = "small-pool", shortcut = "projection" }
 config.dimensions = 16
 config.image_size = 16
-
-[train]
-epochs = 4
-batch_size = 32
-optimizer = "adamw"
-lr = 0.01
-warmup_epochs = 1
-checkpoint_steps = 3
 """
 
 

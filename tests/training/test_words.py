@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from PIL import Image
 from rapidfuzz.distance import Levenshtein
@@ -24,7 +23,6 @@ from training.datasets.faces import split_of
 from training.datasets.misspellings import KEYS, KINDS, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.measure_words import Hits, Probes, probe_sets, recall_table, search, times
-from training.losses.recipe_losses import triplet_loss
 from training.recipe.config import read_recipe
 from training.recipe.words_config import WordsRecipe
 from training.words import SpellingTask
@@ -245,22 +243,6 @@ def test_training_improves_recall_and_is_evaluated(workshop: Path) -> None:
 def test_resumed_run_ends_with_the_same_weights(workshop: Path) -> None:
     options = sets("data.names=1", "train.epochs=2", "train.checkpoint_steps=2", "train.batch_size=240")
     check_resumed(partial(train, *options, "--set", "data.trained=['drop']"), SpellingTask, 4)
-
-
-@pytest.mark.parametrize("squared", [False, True])
-def test_loss_agrees_with_a_loop(squared: bool) -> None:
-    torch.manual_seed(0)
-    vectors = torch.nn.functional.normalize(torch.randn(12, 4, dtype=torch.float64))
-    labels = torch.arange(12) // 3
-    section = recipe("loss.mining=batch-hard", f"loss.squared={str(squared).lower()}", "loss.metric=euclidean").loss
-    value, active = triplet_loss(section, vectors, labels, torch.Generator())
-    distances = torch.cdist(vectors, vectors) ** (2 if squared else 1)
-    parts = []
-    for row, label in zip(distances, labels, strict=True):
-        parts.append(max(0.0, section.margin + float(row[labels == label].max() - row[labels != label].min())))
-    counted = [part for part in parts if part > 0]
-    assert float(value) == pytest.approx(sum(counted) / len(counted))
-    assert float(active) == pytest.approx(len(counted) / len(parts))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import tomli_w
 import torch
 from pydantic import BaseModel, ValidationError
 
-from models.checkpoint import write_atomically
+from models.checkpoint import bytes_of, write_atomically
 from training.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -124,9 +124,7 @@ class Run:
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.main:
-            buffer = io.BytesIO()
-            torch.save(dict(state), buffer)
-            data = buffer.getvalue()
+            data = bytes_of(lambda file: torch.save(dict(state), file))
             # torch.load does not notice a flipped byte, and ignores bytes after its zip archive.
             write_atomically(self.folder / name, data + hashlib.sha256(data).digest())
 
@@ -213,9 +211,7 @@ def _curves(progress: Progress, title: str) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return bytes_of(lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def hardware(device: torch.device) -> str:

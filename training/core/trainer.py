@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.checkpoint import bare_state
-from training.core.errors import DivergedError
+from training.core.errors import DivergedError, RunError
 from training.core.muon import Muon
 from training.core.run_folder import Progress, Run
 from training.core.seeds import derive, generator
@@ -226,7 +226,7 @@ def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume:
     """Train to the last epoch, from last.pt if `resume`, and return the progress; writes best.pt and last.pt.
 
     Raises:
-        RunError: there is no complete checkpoint to resume. DivergedError: see `Learner.update`.
+        RunError: there is no checkpoint of this recipe and version to resume. DivergedError: see `Learner.update`.
     """
     accelerator = task.accelerator
     progress = _restore(task, run, accelerator) if resume else Progress()
@@ -263,11 +263,15 @@ def fit(task: TrainingTask, run: Run, train: TrainSection, seed: int, *, resume:
 
 
 def _restore(task: TrainingTask, run: Run, accelerator: Accelerator) -> Progress:
-    state = run.load_last(accelerator.num_processes)
-    for name, learner in task.learners.items():
-        learner.load_state_dict(state["learners"][name])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    try:
+        state = run.load_last(accelerator.num_processes)
+        for name, learner in task.learners.items():
+            learner.load_state_dict(state["learners"][name])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        path = run.folder / "last.pt"
+        raise RunError(f"{path} is not a checkpoint of this recipe and version: {error!r}") from error
     if state["threads"] != torch.get_num_threads():
         log.warning("last.pt: %d threads, now %d; last bits may differ", state["threads"], torch.get_num_threads())
     progress: Progress = state["progress"]

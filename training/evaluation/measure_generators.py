@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models import checkpoint
 from models.card import Metric, ModelCard
+from models.detector import Pixels
 from models.generative import SupportsDecode, latents
 from models.preprocess import Preprocess
 from models.vae import VAE
 from training.core.errors import DataError
 from training.core.seeds import derive, generator
 from training.datasets import images
+from training.datasets.crops_and_noise import one_hot
 from training.datasets.faces import rows_of
 from training.datasets.images import ImageSet, Indices
 from training.metrics import distribution, likelihood
@@ -35,8 +35,6 @@ IMPORTANCE_SAMPLES = 64
 # Largest number of images of each set for precision and recall, which need all distances between them.
 MANIFOLD_ROWS = 10_000
 _ROWS_AT_ONCE = 500
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Spread(NamedTuple):
@@ -220,26 +218,19 @@ def _measure(
 
 def draw(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None = None) -> Samples:
     """Return the first `count` samples of a seed as the service generates them; labels are random unless given."""
-    if card.classes and labels is None:
-        labels = torch.randint(len(card.classes), (count,), generator=generator(seed, "labels"))
+    if labels is None:  # without classes they are ignored
+        labels = torch.randint(len(card.classes) or 1, (count,), generator=generator(seed, "labels"))
     return Samples(np.concatenate(list(_batches(network, card, count, seed, labels))), labels if card.classes else None)
 
 
 @torch.inference_mode()
-def _batches(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor | None) -> Iterator[Pixels]:
+def _batches(network: nn.Module, card: ModelCard, count: int, seed: int, labels: Tensor) -> Iterator[Pixels]:
     assert isinstance(network, SupportsDecode)  # noqa: S101  checked by `_load`
     for first in range(0, count, _ROWS_AT_ONCE):
         indices = range(first, min(first + _ROWS_AT_ONCE, count))
         noise = torch.stack([latents(seed, index, network.config.latent) for index in indices])
-        planes = one_hot(None if labels is None else labels[first : indices.stop], len(indices), card)
+        planes = one_hot(labels[first : indices.stop], len(card.classes))
         yield card.preprocess.denormalise(network.decode(noise, planes)).numpy()
-
-
-def one_hot(labels: Tensor | None, count: int, card: ModelCard) -> Tensor:
-    """Return one-hot labels, float32 [count, classes]; [count, 0] for a network without classes."""
-    if labels is None or not card.classes:
-        return torch.zeros(count, 0)
-    return F.one_hot(labels, len(card.classes)).float()
 
 
 def gaussian(dataset: ImageSet, rows: Indices, count: int, seed: int) -> Pixels:
@@ -265,7 +256,7 @@ def gaussian(dataset: ImageSet, rows: Indices, count: int, seed: int) -> Pixels:
 def held_out_bounds(vae: VAE, card: ModelCard, real: RealImages, rows: Indices) -> tuple[float, float]:
     """Return the mean ELBO and the mean IWAE-`IMPORTANCE_SAMPLES` of the test images `rows`, in nats."""
     batch = card.preprocess.normalise(torch.from_numpy(np.asarray(real.test.images[rows])))
-    labels = one_hot(torch.from_numpy(real.test.labels[rows]), len(rows), card)
+    labels = one_hot(torch.from_numpy(real.test.labels[rows]), len(card.classes))
     bounds = likelihood.bounds(vae, batch, labels, IMPORTANCE_SAMPLES, SEED)
     return float(bounds.elbo.mean()), float(bounds.importance_weighted.mean())
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from rapidfuzz.distance import OSA, JaroWinkler, Levenshtein
 from rapidfuzz.process import cdist
 from torch import nn
@@ -19,12 +18,11 @@ from training.core.seeds import derive
 from training.datasets.misspellings import KINDS, ORDER, misspell
 from training.datasets.names import read_names, recombine
 from training.evaluation.plots import COLOURS, blank, png
+from training.metrics.verification import Floats, Indices
 from training.recipe.config import read_recipe
 from training.recipe.words_config import WordsDataSection, WordsRecipe
 from training.words import vectors
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 # A function of a folded name that returns its distance from each name of a gallery [G].
 Ranking = Callable[[str], Floats]
 
@@ -40,7 +38,7 @@ class Probes:
     kinds: str
     edits: int
     names: tuple[str, ...]
-    targets: Integers
+    targets: Indices
 
 
 @dataclass(frozen=True)

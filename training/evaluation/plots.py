@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from models.checkpoint import bytes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,6 +131,4 @@ def _extent(text: Annotation, renderer: RendererAgg) -> Bbox:
 
 def png(figure: Figure) -> bytes:
     """Return the figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return bytes_of(lambda file: figure.savefig(file, format="png"))

@@ -28,10 +28,7 @@ def shipped(weights: Path) -> list[Path]:
     Raises:
         DataError: if there is no LICENSES.md.
     """
-    try:
-        text = (weights / _LICENCES).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{weights / _LICENCES}: {error.strerror}") from error
+    text = checkpoint.read_file(weights / _LICENCES, DataError).decode()
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
     names = sorted({name for row in rows for name in re.findall(r"`([^`]+)`", row)})
     return [weights / name for name in names if (weights / name / checkpoint.CARD_FILE).is_file()]

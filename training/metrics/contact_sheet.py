@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from models.checkpoint import bytes_of
 
 # Between grey and white, so that the edges of black and of white images are visible.
 _BACKGROUND = 225
@@ -30,6 +30,5 @@ def sheet(pixels: npt.NDArray[np.uint8], columns: int, scale: int = 1) -> bytes:
         top, left = (height + _GAP) * (position // columns), (width + _GAP) * (position % columns)
         canvas[top : top + height, left : left + width] = image
     enlarged = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(enlarged[..., 0] if channels == 1 else enlarged).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    image = Image.fromarray(enlarged[..., 0] if channels == 1 else enlarged)
+    return bytes_of(lambda file: image.save(file, "PNG", optimize=True))

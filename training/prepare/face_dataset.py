@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.checkpoint import write_atomically
+from models.checkpoint import bytes_of, sync_folder, write_atomically
 from training.core.errors import DataError
 from training.prepare.face_layouts import Collection, printable
 from training.prepare.face_photos import JudgedPhoto
@@ -85,10 +84,11 @@ class ShardWriter:
 
 def parquet(table: pa.Table) -> bytes:
     """Return a table as a parquet file."""
-    buffer = io.BytesIO()
+    texts = ["identity", "source"]
     # Statistics would contain whole images.
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=["identity", "source"], write_statistics=False)
-    return buffer.getvalue()
+    return bytes_of(
+        lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=texts, write_statistics=False)
+    )
 
 
 def assemble(folder: Path, identities: Iterable[Sequence[JudgedPhoto]], collection: Collection, source: str) -> Summary:
@@ -144,9 +144,5 @@ def publish(finished: Path, target: Path, parts: Path) -> None:
         shutil.rmtree(parts / "replaced", ignore_errors=True)
         target.rename(parts / "replaced")
     finished.rename(target)
-    parent = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(target.parent)
     shutil.rmtree(parts)

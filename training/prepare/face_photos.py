@@ -6,7 +6,6 @@ On a CPU the detector runs on one photo at a time, with CUDA on batches of photo
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -147,7 +146,9 @@ class PhotoExaminer:
         if defects:
             return replace(photo, outcome="low-quality", reasons=" ".join(defects)), None
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-        return replace(photo, outcome="kept", digest=digest, crop=_webp(crop)), crop
+        face_image = Image.fromarray(crop)
+        webp = checkpoint.bytes_of(lambda file: face_image.save(file, "WEBP", quality=_WEBP_QUALITY))
+        return replace(photo, outcome="kept", digest=digest, crop=webp), crop
 
     def _vectors(self, crops: Sequence[Pixels]) -> list[list[float]]:
         """Return the embeddings of `crops` as serving computes them; an empty list without an embedder."""
@@ -167,12 +168,6 @@ def choose(faces: Sequence[Face], size: tuple[int, int], choice: Choice) -> Face
         faces,
         key=lambda face: math.dist((face.box[0] + face.box[2], face.box[1] + face.box[3]), (width, height)),
     )
-
-
-def _webp(crop: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(crop).save(buffer, "WEBP", quality=_WEBP_QUALITY)
-    return buffer.getvalue()
 
 
 def _windows(folder: Path, photos: Sequence[Photo]) -> Iterator[list[tuple[Photo, Image.Image | str]]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from models.card import Name
+from models.card import Name, refuse
 from models.preprocess import Preprocess
 from models.registry import configure
 from training.core.errors import DataError, RecipeError
@@ -18,13 +18,6 @@ from training.core.errors import DataError, RecipeError
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-def refuse(*rules: tuple[bool, str]) -> None:
-    """Raise ValueError with the message of the first rule (broken, message) that is broken."""
-    for broken, message in rules:
-        if broken:
-            raise ValueError(message)
 
 
 class Section(BaseModel):

@@ -6,14 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.card import Name
+from models.card import Name, refuse
 from training.recipe.config import (
     ImageRecipe,
     ModelSection,
     NotNegative,
     Positive,
     Section,
-    refuse,
     refuse_classifier_settings,
 )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from models.card import refuse
 from models.gan import DiscriminatorConfig, Norm
 from models.registry import configure
 from training.losses.adversarial import Adversarial
@@ -16,7 +17,6 @@ from training.recipe.config import (
     NotNegative,
     Positive,
     Section,
-    refuse,
     refuse_classifier_settings,
 )
 from training.recipe.generative_config import ConditionalSection, PicturesSection

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from models.card import Name
+from models.card import Name, refuse
 from models.registry import configure, lookup
 from training.losses.generative import Distance
 from training.recipe.config import (
@@ -15,7 +15,6 @@ from training.recipe.config import (
     NotNegative,
     Positive,
     Section,
-    refuse,
     refuse_classifier_settings,
 )
 

@@ -6,10 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from models.card import Name
+from models.card import Name, refuse
 from models.name_encoder import VARIANTS
 from training.datasets.misspellings import KINDS
-from training.recipe.config import Section, TrainSection, refuse, refuse_classifier_settings
+from training.recipe.config import Section, TrainSection, refuse_classifier_settings
 from training.recipe.embed_config import LossSection, refuse_uneven_batch
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.registry import build
 from tests.training.conftest import interrupted
-from training.core.errors import DivergedError
+from training.core.errors import DivergedError, RunError
 from training.core.run_folder import Progress, Run
 from training.core.seeds import derive, generator
 from training.core.trainer import (
@@ -281,6 +281,15 @@ def test_resumed_run_continues_within_the_epoch(tmp_path: Path) -> None:
     # It died after 11 steps of the run; step 9 was the last multiple of 3 to be written.
     assert resumed.seen[0] == (1, 2)
     assert len(resumed.seen) == 3 * STEPS - 9
+
+
+@pytest.mark.parametrize("learners", [{}, {"first": {}, "second": {}}, None], ids=["none", "empty", "no table"])
+def test_checkpoint_of_another_version_is_named(tmp_path: Path, learners: Any) -> None:
+    Run(tmp_path).save_last(Progress(), learners or {}, None, 1)
+    if learners is None:
+        Run(tmp_path)._save("last.pt", {"epoch": 3})
+    with pytest.raises(RunError, match=f"{tmp_path}/last.pt is not a checkpoint of this recipe and version: KeyError"):
+        train(Duel(section()), tmp_path, section(), resume=True)
 
 
 def test_nan_loss_leaves_the_weights_unchanged(tmp_path: Path) -> None:

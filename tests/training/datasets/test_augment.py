@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2_contingency, chisquare  # type: ignore[import-untyped]
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn import functional as F
@@ -245,6 +246,20 @@ def test_rand_augment_agrees_with_torchvision(channels: int, magnitude: int) -> 
     assert len(ours) > (15 if magnitude else 2)
     for item in ours:
         assert float((item - expected).abs().amax(dim=(1, 2, 3)).min()) <= 1
+
+
+def test_operations_of_rand_augment_are_equally_likely_and_independent() -> None:
+    images, fill = smooth(3).float().expand(7000, -1, -1, -1), [100.0, 50.0, 20.0]
+    changed = rand_augment(images, 1, 20, fill, generator(4))
+    _, operations, counts = np.unique(changed.flatten(1), axis=0, return_inverse=True, return_counts=True)
+    # Nine operations with two signs; the identity and four others without.
+    assert chisquare(np.sort(counts), [7000 / 28] * 18 + [7000 / 14] * 5).pvalue > 0.01
+    pairs = np.zeros((23, 23))
+    np.add.at(pairs, (operations[::2], operations[1::2]), 1)
+    assert chi2_contingency(pairs).pvalue > 0.01
+    other = torch.cat([images[:30], 255 - images[:30]])
+    same, different = (rand_augment(batch, 1, 20, fill, generator(4))[:30] for batch in (images[:60], other))
+    assert torch.equal(same, different)
 
 
 def test_two_operations_are_composed() -> None:

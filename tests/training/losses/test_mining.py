@@ -7,9 +7,9 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,7 +25,6 @@ from training.datasets.batches import IdentityBatches, positive_labels
 from training.datasets.images import Indices
 from training.losses.metric_learning import pairwise_distances
 from training.losses.mining import (
-    Triplets,
     active_fraction,
     all_pairs,
     batch_all,
@@ -36,6 +35,8 @@ from training.losses.mining import (
     random_triplets,
     semi_hard,
 )
+from training.losses.recipe_losses import triplet_loss
+from training.recipe.embed_config import LossSection
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,6 +89,27 @@ def test_triplet_miners_agree_with_loops(batch: tuple[Tensor, Tensor], margin: f
     assert sorted(t[:2] for t in drawn) == sorted({t[:2] for t in everything})
 
 
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("mining", ["batch-hard", "semi-hard"])
+def test_triplet_loss_agrees_with_a_loop(mining: Literal["batch-hard", "semi-hard"], squared: bool) -> None:
+    embeddings = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, margin, power = torch.arange(12) % 3, 0.8, 1 + squared
+    parts = []
+    for anchor, d in enumerate(torch.cdist(embeddings, embeddings).tolist()):
+        near = [d[p] for p in range(12) if p != anchor and p % 3 == anchor % 3]
+        far = [d[n] for n in range(12) if n % 3 != anchor % 3]
+        pairs = [(max(near), min(far))]
+        if mining == "semi-hard":
+            fitting = [(p, [n for n in far if p < n < p + margin]) for p in near]
+            pairs = [(p, min(negatives)) for p, negatives in fitting if negatives]
+        parts += [max(0.0, margin + p**power - n**power) for p, n in pairs]
+    loss = LossSection(kind="triplet", mining=mining, margin=margin, squared=squared, active_only=True)
+    value, active = triplet_loss(loss, embeddings, labels, torch.Generator())
+    positive = [part for part in parts if part > 0]
+    assert float(value) == pytest.approx(sum(positive) / len(positive))
+    assert float(active) == pytest.approx(len(positive) / len(parts))
+
+
 @settings(deadline=None, max_examples=60)
 @given(batch=batches())
 def test_pair_miners_agree_with_loops(batch: tuple[Tensor, Tensor]) -> None:
@@ -122,27 +144,6 @@ def test_random_negatives_are_equally_likely_and_repeat_with_the_seed() -> None:
     assert as_set(first) == as_set(second)
 
 
-MINERS: dict[str, Callable[[Tensor, Tensor], Triplets]] = {
-    "batch-all": batch_all,
-    "batch-hard": batch_hard,
-    "semi-hard": lambda d, labels: semi_hard(d, labels, 0.2),
-    "random": lambda d, labels: random_triplets(d, labels, torch.Generator()),
-}
-
-
-@pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1, 2]], ids=["none", "one", "one identity", "no positive"])
-@pytest.mark.parametrize("name", MINERS)
-def test_batches_without_triplets(name: str, labels: list[int]) -> None:
-    distances = torch.rand(len(labels), len(labels), requires_grad=True)
-    triplets = MINERS[name](distances, torch.tensor(labels, dtype=torch.long))
-    assert [list(part.shape) for part in triplets] == [[0]] * 3
-    positive, negative = triplets.of(distances)
-    assert active_fraction(positive, negative, 0.2) == 0
-    (positive.sum() + negative.sum()).backward()  # type: ignore[no-untyped-call]
-    assert distances.grad is not None
-    assert not distances.grad.any()
-
-
 def test_equal_vectors_have_no_semi_hard_triplets() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     distances = torch.zeros(4, 4)
@@ -150,6 +151,7 @@ def test_equal_vectors_have_no_semi_hard_triplets() -> None:
     assert len(semi_hard(distances, labels, 0.2).anchor) == 0
     assert active_fraction(*batch_all(distances, labels).of(distances), 0.2) == 1
     assert active_fraction(*batch_all(distances, labels).of(distances), 0.0) == 0
+    assert active_fraction(torch.zeros(0), torch.zeros(0), 0.2) == 0
 
 
 def test_nan_does_not_make_invalid_triplets() -> None:

@@ -14,7 +14,6 @@ from training.metrics.verification import (
     accuracy_over_folds,
     best_threshold,
     cross_validated_accuracy,
-    first_candidates,
     fmr_interval,
     open_set,
     reliability,
@@ -222,12 +221,6 @@ def test_open_set_figures_are_those_of_a_plain_loop(searches: list[tuple[list[in
         rates.append((np.mean(alarms), np.mean(misses)))
         assert (scores.fmr(threshold), scores.fnmr(threshold)) == pytest.approx(rates[-1])
     assert 1 - scores.tar(fpir) == pytest.approx(min(miss for alarm, miss in rates if alarm <= fpir))
-
-
-def test_tie_is_not_a_first_candidate() -> None:
-    similarities = np.array([[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]])
-    assert first_candidates(similarities, np.array([0, 0, 1])).tolist() == [True, False, False]
-    assert first_candidates(similarities[:, :1], np.array([0, 0, 0])).all()  # alone in the gallery
 
 
 @pytest.mark.parametrize("mates", [[0, 0], [-1, -1]])
