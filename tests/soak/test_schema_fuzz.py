@@ -29,8 +29,8 @@ from benchmarks import tables
 from tests.app.server.test_process import serving
 from tests.soak.conftest import Soak
 
-# Environment variables of the hooks: the service's address, a key of all scopes, the file to write. The hooks are imported
-# in schemathesis's own process only, since importing registers them.
+# Environment variables of the hooks: the service's address, a key of all scopes, the file to write. Importing the hooks
+# registers them, so only schemathesis's process imports them.
 URL, KEY, REPORT = "SCHEMA_FUZZ_URL", "SCHEMA_FUZZ_KEY", "SCHEMA_FUZZ_REPORT"
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 ANSWERS = ("2xx", "3xx", "4xx", "5xx", "no answer")
