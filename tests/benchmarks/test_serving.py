@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.serving import faults, load_generator, peers
+from benchmarks.serving import commits, faults, load_generator, peers
 from benchmarks.serving.agreement import Same, compared
 from benchmarks.serving.bare_runtime import bare
 from benchmarks.serving.fault_kinds import Figure, Memory, Trial, polite
@@ -90,6 +90,17 @@ def test_the_output_of_wrk_is_parsed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unable to connect"):
         parsed("unable to connect", 0)
     assert 'wrk.headers["A"] = "b"' in script(Request("/", {"A": "b"}, b""), tmp_path / "body")
+
+
+def test_commits_are_compared_round_by_round() -> None:
+    text = commits.report("lenet", 64, ["old", "new"], [[100, 200, 50], [110, 190, 100]])
+    assert text.splitlines() == [
+        "lenet c=64 old: 100.0/s, ratio 1.000 (100 200 50)",
+        "lenet c=64 new: 110.0/s, ratio 1.100 (110 190 100)",
+    ]
+    multipart = commits.request(b"image", multipart=True)
+    assert multipart.body.count(commits.BOUNDARY.encode()) == 2
+    assert b"\r\n\r\nimage\r\n" in multipart.body
 
 
 def test_a_calibrated_network_distinguishes_images() -> None:
