@@ -3,7 +3,9 @@
 `LoadShedding` looks up each request's route once and keeps it in `scope["state"]["route"]`, None if none matches.
 
 The fast path is a second way to call an endpoint because routers, exit stacks, dependencies and parameters take about
-half of the event loop's time for a small image. FastAPI still declares these routes and documents them.
+half of the event loop's time for a small image. FastAPI still declares these routes and documents them. With FastAPI's
+own dispatch LeNet-5 answers .86 of the requests/s (1 client) and .82 (64 clients); with a `route_class` that skips only
+the dependencies, 1.00 and .94 (medians of 5 interleaved rounds, 2 cores of an AMD EPYC with AVX-512).
 """
 
 from __future__ import annotations
