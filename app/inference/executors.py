@@ -125,10 +125,10 @@ class FairThreadPool:
     """A thread pool that is fair between requests and between API keys, for one event loop.
 
     One thread runs short tasks only, so that they never wait for long ones; `workers` threads run all tasks, after
-    `initializer`. All threads start with the first task. A busy thread takes new tasks without being woken, and the event
-    loop is woken once for all finished ones. A ThreadPoolExecutor is as fast (1.02 of the requests/s of LeNet-5 with 1
-    client, 1.01 with 64; 5 interleaved rounds, 2 cores of an AMD EPYC), but takes tasks in the order of their arrival, so
-    that one caller's large images delay everybody's.
+    `initializer`. All threads start with the first task. A busy thread takes new tasks without being woken, and the
+    event loop is woken once for all finished ones. A ThreadPoolExecutor is as fast (1.02 of the requests/s of LeNet-5
+    with 1 client, 1.01 with 64; 5 interleaved rounds, 2 cores of an AMD EPYC), but takes tasks in the order of their
+    arrival, so that one caller's large images delay everybody's.
     """
 
     def __init__(self, workers: int, name: str, initializer: Callable[[], object] = lambda: None):
