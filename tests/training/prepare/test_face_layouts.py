@@ -102,7 +102,7 @@ def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
     [
         (["notes.txt"], None, "no images"),
         (["1.jpg"], None, "no <person>/<photo>"),
-        (["ann/1.jpg", "ann/2019/2.jpg"], None, "photos in ann and in ann/2019"),
+        (["ann/1.jpg", "ann/2019/2.jpg"], None, "photos in ann and ann/2019"),
         (["ann/1.jpg"], "vggface2", "no n000001"),
         (["ann/1.jpg"], "celeba", "no identity_CelebA.txt"),
         (["a/identity_CelebA.txt", "b/identity_CelebA.txt", "img_celeba/1.jpg"], None, "has several lists"),
