@@ -24,6 +24,14 @@ def photo(name: str) -> Image.Image:
     return Image.fromarray(getattr(skimage.data, name)())
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes in test ids by their parameter: compressed bytes contain the time.
+
+    Test processes that collect in different seconds would have different tests, and pytest-xdist would refuse them.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _torch_serves() -> Iterator[None]:
     """Unless a test's settings say otherwise: to choose a runtime takes seconds a model, and torch is the reference."""
