@@ -34,29 +34,27 @@ from app.gallery.search_schemas import FeedbackInfo, FeedbackList
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
-from index.embedded.audit.id_normalisation import count_clashes
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query.feedback import Feedback, Rejection
-from index.types import Collection, CountedSubject, Face
+from index.protocol import Storage
+from index.types import Collection, CountedSubject, Face, Rejection
 from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
-MAX_ROW_ID = 2**62  # SQLite has no larger integers
+MAX_ROW_ID = 2**62  # databases have no larger integers
 
 
 class GalleryService(GalleryAccess):
     """All use cases of one gallery; searches, bulk jobs and re-embeddings are in attributes of their own."""
 
-    def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
-        super().__init__(gallery, ImageEmbedder(predictor))
+    def __init__(self, predictor: Predictor, storage: Storage):
+        super().__init__(storage, ImageEmbedder(predictor))
         background = ImageEmbedder(predictor.background())
-        if count := count_clashes(gallery.ledger.reader()):
-            log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
-        self._feedback = Feedback(gallery)
-        self.searches = GallerySearch(gallery, self._embedder)
-        self.jobs = BulkJobs(gallery, background)
-        self.reembedder = Reembedder(gallery, background)
+        for warning in storage.warnings():
+            log.warning("storage_warning", warning=warning)
+        self._feedback = storage.feedback
+        self.searches = GallerySearch(storage, self._embedder)
+        self.jobs = BulkJobs(storage, background)
+        self.reembedder = Reembedder(storage, background)
 
     async def create(self, name: str, params: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
         """Return the collection and whether this call created it; a repeated call returns the existing one.
