@@ -111,7 +111,7 @@ def _api_errors() -> Iterator[None]:
     except Exception as error:
         raise_if_full(error)
         if isinstance(error, UnavailableError):  # its text may name hosts
-            raise StorageUnavailable("send the request again", {"Retry-After": "1"}) from error
+            raise StorageUnavailable("send the request again; an enrolment with its Idempotency-Key", {"Retry-After": "1"}) from error
         if type(error) in _API_ERRORS:
             raise _API_ERRORS[type(error)](str(error)) from error
         raise
