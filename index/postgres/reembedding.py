@@ -119,7 +119,7 @@ class PostgresReembeddingWorker(GalleryComponent):
         """See `ReembeddingWorker`."""
         with self.database.snapshot() as db:
             now = self.database.now(db)
-            rows = db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")  # type: ignore[arg-type]
+            rows = db.execute(f"{_REEMBEDDING} ORDER BY requested_at, collection_id")
             reembeddings = [Reembedding(*row) for row in rows]
             return [item for item in reembeddings if not lease_records.is_held(db, _lease(item), now)]
 
@@ -194,7 +194,7 @@ class PostgresReembeddingWorker(GalleryComponent):
     def _lock(self, db: Connection, reembedding: Reembedding) -> bool:
         """Return whether the re-embedding exists; if so, it does not end before the transaction does."""
         statement = "SELECT 1 FROM collections JOIN reembeddings ON collection_id = collections.id WHERE token = %s"
-        return db.execute(f"{statement} FOR SHARE OF collections", (reembedding.token,)).fetchone() is not None  # type: ignore[arg-type]
+        return db.execute(f"{statement} FOR SHARE OF collections", (reembedding.token,)).fetchone() is not None
 
     def _renew(self, db: Connection, reembedding: Reembedding) -> bool:
         return lease_records.renew(db, _lease(reembedding), self.holder, self.database.now(db), LEASE_S)
@@ -206,7 +206,7 @@ def find(db: Connection, collection: Collection) -> Reembedding:
     Raises:
         NotFoundError: the collection is not being re-embedded.
     """
-    row = db.execute(f"{_REEMBEDDING} WHERE collection_id = %s", (collection.id,)).fetchone()  # type: ignore[arg-type]
+    row = db.execute(f"{_REEMBEDDING} WHERE collection_id = %s", (collection.id,)).fetchone()
     if row is None:
         raise NotFoundError(f"{collection.name!r} is not being re-embedded")
     return Reembedding(*row)
@@ -218,7 +218,7 @@ def _lease(reembedding: Reembedding) -> str:
 
 def _of_tables(statement: str, collection_id: int) -> sql.Composed:
     tables = {"faces": face_tables.faces(collection_id), "reembedded": face_tables.reembedded(collection_id)}
-    return sql.SQL(statement).format(**tables)  # type: ignore[arg-type]
+    return sql.SQL(statement).format(**tables)
 
 
 def _pending(db: Connection, collection_id: int, after: int, limit: int) -> list[PendingCrop]:
