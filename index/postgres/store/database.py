@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -205,7 +205,7 @@ def _as_gallery_errors() -> Iterator[None]:
         raise UnavailableError("the database cannot be reached, or accepts no changes at present") from error
 
 
-def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row = ()) -> Any:
+def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row | Mapping[str, Any] = ()) -> Any:
     """Return the first column of the first row; None if there is no row."""
     row = db.execute(statement, values).fetchone()
     return None if row is None else row[0]

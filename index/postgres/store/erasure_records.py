@@ -25,15 +25,22 @@ def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, 
 
     Lock the faces first, in the order of their ids.
     """
-    zeros = "[" + ",".join("0" * collection.dimensions) + "]"
-    table = face_tables.faces(collection.id)
-    overwrite = sql.SQL(
-        "UPDATE {} SET vector = %s::vector, token = '', details = '', seal = %s, erased = true WHERE id = ANY(%s)"
-    )
-    db.execute(overwrite.format(table), (zeros, _SEAL, list(ids)))
-    deleted = db.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table), (list(ids),)).rowcount
+    deleted = _remove(db, face_tables.faces(collection.id), ids)
     collection_records.add_counts(db, collection.id, faces=-deleted)
+    # Only now: a re-embedding that copies such a face has locked it until the copy is committed, and seen here.
+    if db.execute("SELECT 1 FROM reembeddings WHERE collection_id = %s", (collection.id,)).fetchone():
+        _remove(db, face_tables.reembedded(collection.id), ids)
     return insert_receipt(db, collection.id, subjects, len(ids), now)
+
+
+def _remove(db: Connection, table: sql.Identifier, ids: Sequence[int]) -> int:
+    """Erase the faces that are in this table, and return their number."""
+    overwrite = sql.SQL(
+        "UPDATE {} SET vector = array_fill(0, ARRAY[vector_dims(vector)])::vector, token = '', details = '',"
+        " seal = %s, erased = true WHERE id = ANY(%s)"
+    )
+    db.execute(overwrite.format(table), (_SEAL, list(ids)))
+    return db.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table), (list(ids),)).rowcount
 
 
 def remove_rejections(db: Connection, ids: Sequence[int]) -> None:
