@@ -97,7 +97,7 @@ def _lock(db: Connection, collection_id: int) -> Iterator[bool]:
     try:
         yield is_locked
     finally:
-        if is_locked and not db.closed:
+        if is_locked:
             db.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
 
@@ -114,6 +114,5 @@ def _settings(db: Connection, faces: int, dimensions: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if not db.closed:
-            db.execute("RESET maintenance_work_mem")
-            db.execute("RESET max_parallel_maintenance_workers")
+        db.execute("RESET maintenance_work_mem")
+        db.execute("RESET max_parallel_maintenance_workers")
