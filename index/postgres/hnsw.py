@@ -34,14 +34,15 @@ JOIN pg_class AS partition ON partition.oid = inhrelid
 JOIN pg_index ON indrelid = inhrelid
 JOIN pg_class AS own ON own.oid = indexrelid
 JOIN pg_am ON pg_am.oid = own.relam AND amname = 'hnsw'
-WHERE inhparent = to_regclass(%s)
+WHERE inhparent = to_regclass(%(table)s)
 """
+# A SELECT of whether searches can use the indexes of the `table`.
+IS_INDEXED = f"SELECT count(*) FILTER (WHERE indisvalid) = {face_tables.PARTITIONS} FROM ({_INDEXES}) AS indexes"  # noqa: S608
 
 
 def is_indexed(db: Connection, collection_id: int) -> bool:
     """Return whether all partitions have an approximate index that searches can use."""
-    statement = sql.SQL("SELECT count(*) FILTER (WHERE indisvalid) FROM ({}) AS indexes").format(sql.SQL(_INDEXES))
-    return int(scalar(db, statement, (face_tables.name(collection_id),))) == face_tables.PARTITIONS
+    return bool(scalar(db, sql.SQL(IS_INDEXED), {"table": face_tables.name(collection_id)}))
 
 
 def distance(dimensions: int) -> sql.Composed:
@@ -64,7 +65,7 @@ def update(database: Database, collection: Collection, exact_below: int = EXACT_
         if not is_locked:
             return
         faces = collection_records.counts(db, collection.id)[1]
-        indexes = db.execute(_INDEXES, (face_tables.name(collection.id),)).fetchall()
+        indexes = db.execute(_INDEXES, {"table": face_tables.name(collection.id)}).fetchall()
         valid = {partition for partition, _, is_valid in indexes if is_valid}
         wanted = faces >= exact_below // (2 if valid else 1)
         for partition, index, _ in indexes:

@@ -146,8 +146,7 @@ def test_postgresql_uses_the_index_of_every_partition(gallery: PostgresGallery, 
     index(gallery)
     collection = gallery.collection("doors")
     with database.snapshot() as db:
-        db.execute(search._SETTINGS, ("200",))
-        assert hnsw.is_indexed(db, collection.id)
+        assert search.begin(db, collection) == (PEOPLE, True)
         planned = Search(db, collection, 5, "best", None, True, False, PEOPLE, 0.0)
         candidates, count = next(planned._attempts())
         statement = sql.SQL("EXPLAIN ") + planned._statement(candidates)
