@@ -79,12 +79,16 @@ def update(database: Database, collection: Collection, exact_below: int = EXACT_
 
 
 def _build(db: Connection, partition: str, dimensions: int) -> None:
+    index = sql.Identifier(f"{partition}_hnsw")
     statement = sql.SQL(
-        "CREATE INDEX CONCURRENTLY ON {} USING hnsw ({} halfvec_ip_ops) WITH (m = {}, ef_construction = {})"
-        " WHERE NOT erased"
-    ).format(sql.Identifier(partition), _indexed(dimensions), sql.Literal(NEIGHBOURS), sql.Literal(EF_CONSTRUCTION))
+        "CREATE INDEX CONCURRENTLY {} ON {} USING hnsw ({} halfvec_ip_ops) WITH (m = {}, ef_construction = {})"
+    ).format(
+        index, sql.Identifier(partition), _indexed(dimensions), sql.Literal(NEIGHBOURS), sql.Literal(EF_CONSTRUCTION)
+    )
     with suppress(sql_errors.UndefinedTable):  # the collection was dropped meanwhile
         db.execute(statement)
+        # Statistics would be copies of vectors, which no erasure finds.
+        db.execute(sql.SQL("ALTER INDEX {} ALTER COLUMN 1 SET STATISTICS 0").format(index))
 
 
 @contextmanager

@@ -261,10 +261,7 @@ def _switch(db: Connection, reembedding: Reembedding, now: float) -> None:
     rows = db.execute("SELECT id FROM rejections WHERE collection_id = %s AND seal IS NULL", (number,)).fetchall()
     discarded = [row[0] for row in rows]
     erasure_records.remove_rejections(db, discarded)
-    # Zeros first, in the same page: see `erasure_records`.
-    zeros = "array_fill(0, ARRAY[vector_dims(vector)])::vector"
-    for values in (f"vector = {zeros}", "vector = reembedded, reembedded = NULL"):
-        db.execute(sql.SQL(f"UPDATE rejections SET {values} WHERE collection_id = %s"), (number,))  # noqa: S608  constants
+    db.execute("UPDATE rejections SET vector = reembedded, reembedded = NULL WHERE collection_id = %s", (number,))
     db.execute(
         "UPDATE collections SET embedder = %s, fingerprint = %s, dimensions = %s, generation = generation + 1"
         " WHERE id = %s",

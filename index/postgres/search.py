@@ -50,7 +50,7 @@ _ALL_FACES = "SELECT subject_id, {fused}(distance) AS distance FROM ({faces}) AS
 _SCAN = "SELECT subject_id, vector <#> %(query)s::vector AS distance FROM {table} {where} OFFSET 0"
 _NEAREST = (
     "SELECT subject_id, vector <#> %(query)s::vector AS distance FROM"
-    " (SELECT subject_id, vector FROM {table} WHERE NOT erased ORDER BY {order} LIMIT %(count)s) AS nearest"
+    " (SELECT subject_id, vector FROM {table} ORDER BY {order} LIMIT %(count)s) AS nearest"
 )
 # A subquery for each subject: it reads just the partition of the subject.
 _OF_SUBJECTS = """

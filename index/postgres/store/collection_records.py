@@ -66,6 +66,12 @@ def find(db: Connection, name: str, lock: Lock = "none") -> Collection:
     return _collection(row)
 
 
+def find_id(db: Connection, collection_id: int, lock: Lock = "none") -> Collection | None:
+    """Return the collection with this id; None if it was dropped."""
+    row = db.execute(sql.SQL(_COLLECTION + " WHERE id = %s") + _LOCKS[lock], (collection_id,)).fetchone()
+    return None if row is None else _collection(row)
+
+
 def page(db: Connection, after: str, limit: int) -> list[Collection]:
     """Return at most `limit` collections (-1: all) whose names are greater than `after`, sorted by name."""
     rows = db.execute(_COLLECTION + " WHERE name > %s ORDER BY name LIMIT %s", (after, None if limit < 0 else limit))

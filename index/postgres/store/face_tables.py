@@ -6,19 +6,20 @@ It is partitioned by the subject, so that index builds and vacuums are a quarter
 could lie on several servers. A face's row has its vector [D] in float32; an approximate index (index/postgres/hnsw.py)
 has it in float16.
 
-An erasure sets `erased` when it overwrites a row, just before it deletes the row: the approximate index leaves such
-rows out, so that overwriting adds nothing to it. Searches repeat that condition for PostgreSQL to use the index.
+Vectors lie in the rows, so that an erasure can overwrite them (index/postgres/store/scrubbing.py).
 """
 
 from __future__ import annotations
 
 from psycopg import sql
 
+from index.errors import InvalidError
+from index.postgres.store import scrub_schema
 from index.postgres.store.database import Connection, scalar
+from index.postgres.store.scrub_schema import FILL
 
 PARTITIONS = 4
-MAX_INLINE = 1500  # dimensions; longer vectors do not fit into a page beside another row, and are stored apart
-FILL = 50  # percent of a page: an UPDATE of a row finds room in the same page, so that it overwrites what is erased
+MAX_DIMENSIONS = 1500  # of a vector that fits into a page beside the other columns
 
 
 def name(collection_id: int) -> str:
@@ -37,7 +38,8 @@ def _partitions(table: str) -> list[str]:
 def faces(collection_id: int) -> sql.Identifier:
     """Return the name of the table of the collection's faces.
 
-    Columns: id, subject_id, token, details (JSON), created_at, vector, erased; seal and crop, both NULL without a crop.
+    Columns: id, subject_id, token, details (JSON), created_at, vector; seal and crop, both NULL without a crop; filler,
+    always NULL.
     """
     return sql.Identifier(name(collection_id))
 
@@ -53,16 +55,26 @@ def partitions(collection_id: int) -> list[str]:
 
 
 def create(db: Connection, collection_id: int, dimensions: int) -> None:
-    """Create the table for vectors of `dimensions` numbers."""
+    """Create the table for vectors of `dimensions` numbers.
+
+    Raises:
+        InvalidError: more than MAX_DIMENSIONS.
+    """
     _create(db, name(collection_id), dimensions)
 
 
 def create_reembedded(db: Connection, collection_id: int, dimensions: int) -> None:
-    """Create the table `reembedded` for new vectors of `dimensions` numbers."""
+    """Create the table `reembedded` for new vectors of `dimensions` numbers.
+
+    Raises:
+        InvalidError: more than MAX_DIMENSIONS.
+    """
     _create(db, _reembedded(collection_id), dimensions)
 
 
 def _create(db: Connection, table_name: str, dimensions: int) -> None:
+    if dimensions > MAX_DIMENSIONS:
+        raise InvalidError(f"a database holds vectors of at most {MAX_DIMENSIONS} numbers")
     table = sql.Identifier(table_name)
     db.execute(
         sql.SQL(
@@ -72,21 +84,22 @@ def _create(db: Connection, table_name: str, dimensions: int) -> None:
             " token text NOT NULL,"
             " details text NOT NULL,"
             " created_at double precision NOT NULL,"
-            " vector vector({}) NOT NULL,"
+            " vector vector({}),"
             " seal bytea,"
             " crop bytea,"
-            " erased boolean NOT NULL DEFAULT false,"
+            " filler text,"
             " PRIMARY KEY (subject_id, id)"
             ") PARTITION BY HASH (subject_id)"
         ).format(table, sql.Literal(dimensions))
     )
-    storage = sql.SQL("PLAIN" if dimensions <= MAX_INLINE else "EXTERNAL")
-    statement = "ALTER TABLE {} ALTER vector SET STORAGE {}, ALTER crop SET STORAGE EXTERNAL"
-    db.execute(sql.SQL(statement).format(table, storage))
+    storage = "ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL, ALTER details SET STORAGE MAIN"
+    db.execute(sql.SQL(f"ALTER TABLE {{}} {storage}").format(table))
+    db.execute(sql.SQL(scrub_schema.set_up(table_name)))
     for number, partition in enumerate(_partitions(table_name)):
         statement = "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS {}, REMAINDER {}) WITH (fillfactor = {})"
         values = (sql.Identifier(partition), table, sql.Literal(PARTITIONS), sql.Literal(number), sql.Literal(FILL))
         db.execute(sql.SQL(statement).format(*values))
+        db.execute(sql.SQL(scrub_schema.without_statistics(partition)))
     for column in ("token", "id"):
         db.execute(sql.SQL("CREATE INDEX ON {} ({})").format(table, sql.Identifier(column)))
 
