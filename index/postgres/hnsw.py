@@ -21,7 +21,6 @@ from index.postgres.store.database import Connection, Database, scalar
 from index.types import Collection
 
 EXACT_BELOW = 100_000  # with fewer faces, searches compare all: 50 ms of a core for 100,000 x 192
-MAX_DIMENSIONS = 4000  # of pgvector's indexes of float16 vectors
 NEIGHBOURS, EF_CONSTRUCTION = 16, 64  # at 1,000,000 clustered vectors, ef_search 200 finds the nearest for .99
 # A graph that does not fit into the memory of its build is completed on disk, several times as slowly.
 BYTES_PER_FACE, MIN_BUILD_MB, MAX_BUILD_MB = 600, 64, 4096
@@ -57,10 +56,8 @@ def _indexed(dimensions: int) -> sql.Composed:
 def update(database: Database, collection: Collection, exact_below: int = EXACT_BELOW) -> None:
     """Build the collection's indexes if it has at least `exact_below` faces; drop them if it has less than half.
 
-    Does nothing if the collection was dropped, has too many dimensions, or another connection builds its indexes.
+    Does nothing if the collection was dropped, or another connection builds its indexes.
     """
-    if collection.dimensions > MAX_DIMENSIONS:
-        return
     with database.autocommit() as db, _lock(db, collection.id) as is_locked:
         if not is_locked:
             return
