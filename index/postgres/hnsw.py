@@ -21,7 +21,6 @@ from index.postgres.store.database import Connection, Database, scalar
 from index.types import Collection
 
 EXACT_BELOW = 100_000  # with fewer faces, searches compare all: 50 ms of a core for 100,000 x 192
-MAX_DIMENSIONS = 4000  # of pgvector's indexes of float16 vectors
 NEIGHBOURS, EF_CONSTRUCTION = 16, 64  # at 1,000,000 clustered vectors, ef_search 200 finds the nearest for .99
 # A graph that does not fit into the memory of its build is completed on disk, several times as slowly.
 BYTES_PER_FACE, MIN_BUILD_MB, MAX_BUILD_MB = 600, 64, 4096
@@ -34,14 +33,15 @@ JOIN pg_class AS partition ON partition.oid = inhrelid
 JOIN pg_index ON indrelid = inhrelid
 JOIN pg_class AS own ON own.oid = indexrelid
 JOIN pg_am ON pg_am.oid = own.relam AND amname = 'hnsw'
-WHERE inhparent = to_regclass(%s)
+WHERE inhparent = to_regclass(%(table)s)
 """
+# A SELECT of whether searches can use the indexes of the `table`.
+IS_INDEXED = f"SELECT count(*) FILTER (WHERE indisvalid) = {face_tables.PARTITIONS} FROM ({_INDEXES}) AS indexes"  # noqa: S608
 
 
 def is_indexed(db: Connection, collection_id: int) -> bool:
     """Return whether all partitions have an approximate index that searches can use."""
-    statement = sql.SQL("SELECT count(*) FILTER (WHERE indisvalid) FROM ({}) AS indexes").format(sql.SQL(_INDEXES))
-    return int(scalar(db, statement, (face_tables.name(collection_id),))) == face_tables.PARTITIONS
+    return bool(scalar(db, sql.SQL(IS_INDEXED), {"table": face_tables.name(collection_id)}))
 
 
 def distance(dimensions: int) -> sql.Composed:
@@ -56,15 +56,13 @@ def _indexed(dimensions: int) -> sql.Composed:
 def update(database: Database, collection: Collection, exact_below: int = EXACT_BELOW) -> None:
     """Build the collection's indexes if it has at least `exact_below` faces; drop them if it has less than half.
 
-    Does nothing if the collection was dropped, has too many dimensions, or another connection builds its indexes.
+    Does nothing if the collection was dropped, or another connection builds its indexes.
     """
-    if collection.dimensions > MAX_DIMENSIONS:
-        return
     with database.autocommit() as db, _lock(db, collection.id) as is_locked:
         if not is_locked:
             return
         faces = collection_records.counts(db, collection.id)[1]
-        indexes = db.execute(_INDEXES, (face_tables.name(collection.id),)).fetchall()
+        indexes = db.execute(_INDEXES, {"table": face_tables.name(collection.id)}).fetchall()
         valid = {partition for partition, _, is_valid in indexes if is_valid}
         wanted = faces >= exact_below // (2 if valid else 1)
         for partition, index, _ in indexes:
@@ -101,7 +99,7 @@ def _lock(db: Connection, collection_id: int) -> Iterator[bool]:
     try:
         yield is_locked
     finally:
-        if is_locked and not db.closed:
+        if is_locked:
             db.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
 
@@ -118,6 +116,5 @@ def _settings(db: Connection, faces: int, dimensions: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if not db.closed:
-            db.execute("RESET maintenance_work_mem")
-            db.execute("RESET max_parallel_maintenance_workers")
+        db.execute("RESET maintenance_work_mem")
+        db.execute("RESET max_parallel_maintenance_workers")

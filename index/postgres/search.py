@@ -37,11 +37,13 @@ MAX_SHORTLIST = 16_384  # below pgvector's hnsw.max_scan_tuples; a search that n
 # One search uses one core: further processes would take it from other searches. Compiling a statement takes longer than
 # running it. A partition returns the nearest EF_SEARCH faces, and continues if the attempt needs more. Statistics of a
 # growing table may be too old for the planner to see that its index is the faster way.
-_SETTINGS = (
-    "SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),"
-    " set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true)"
-)
-_SEQUENTIAL = "SELECT set_config('enable_seqscan', %s, true)"
+_BEGIN = f"""
+SELECT subjects, is_indexed, set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
+set_config('hnsw.ef_search', %(ef_search)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+set_config('enable_seqscan', CASE WHEN is_indexed THEN 'off' ELSE 'on' END, true)
+FROM (SELECT ({hnsw.IS_INDEXED}) AS is_indexed, sum(subjects)::bigint AS subjects FROM collection_counts
+WHERE collection_id = %(collection)s) AS state
+"""  # noqa: S608  constants
 
 _ALL_FACES = "SELECT subject_id, {fused}(distance) AS distance FROM ({faces}) AS compared GROUP BY subject_id"
 # OFFSET 0: else PostgreSQL reads the faces in the order of their subjects, which takes twice as long.
@@ -142,11 +144,9 @@ class Search:
         count = 2 * self.k + 8
         if not self.few:
             if self.is_indexed:
-                self.db.execute(_SEQUENTIAL, ("off",))
                 while count <= MAX_SHORTLIST:
                     yield self._nearest(hnsw.distance(self.collection.dimensions)), count
                     count *= 4
-                self.db.execute(_SEQUENTIAL, ("on",))
             elif self.fusion == "best":
                 # Without grouping 100,000 faces by their subjects, which takes 20 ms.
                 yield self._nearest(sql.SQL("vector <#> %(query)s::vector, subject_id")), count
@@ -212,15 +212,14 @@ class PostgresSearches(GalleryComponent):
         fingerprint: str | None = None,
     ) -> list[list[Match]]:
         """See `Searches`."""
+        now = self.database.clock()
         with self.gallery.reading(collection) as (db, current):
             collection_records.check_fingerprint(current, fingerprint)
             queries = unit_vectors(queries, current.dimensions)
-            db.execute(_SETTINGS, (str(EF_SEARCH),))
-            subjects, is_indexed = collection_records.counts(db, current.id)[0], hnsw.is_indexed(db, current.id)
+            subjects, is_indexed = begin(db, current)
             matching = Filter(db, current.id, where) if where else None
             limit = COMPARED_SUBJECTS if is_indexed else subjects // SCAN_ADVANTAGE
             few = matching is not None and _is_few(db, matching, limit)
-            now = self.database.now(db)
             search = Search(db, current, k, fusion, matching, is_indexed, few, subjects, now)
             return [search.run(query) for query in queries]
 
@@ -234,10 +233,10 @@ class PostgresSearches(GalleryComponent):
         fingerprint: str | None = None,
     ) -> tuple[Match | None, bool]:
         """See `Searches`."""
+        now = self.database.clock()
         with self.gallery.reading(collection) as (db, current):
             collection_records.check_fingerprint(current, fingerprint)
             (query,) = unit_vectors(query[None], current.dimensions)
-            now = self.database.now(db)
             subject = subject_records.find(db, current.id, key, now)
             candidates = sql.SQL(_OF_SUBJECTS).format(
                 subjects=sql.SQL("SELECT %(subject)s::bigint AS subject_id"),
@@ -248,6 +247,14 @@ class PostgresSearches(GalleryComponent):
             values = {"subject": subject.id, "query": query, "count": 1, "k": 1, "now": now, "rounding": ROUNDING}
             row = db.execute(statement, values, prepare=False).fetchone()
             return (read_match(row), row[-1]) if row else (None, False)
+
+
+def begin(db: Connection, collection: Collection) -> tuple[int, bool]:
+    """Set how PostgreSQL searches in this snapshot; return the number of subjects and whether there are indexes."""
+    values = {"ef_search": str(EF_SEARCH), "collection": collection.id, "table": face_tables.name(collection.id)}
+    row = db.execute(sql.SQL(_BEGIN), values).fetchone()
+    assert row is not None  # noqa: S101  an aggregate has one row
+    return row[0] or 0, row[1]
 
 
 def matches_statement(collection: Collection, candidates: sql.Composed, condition: sql.Composable) -> sql.Composed:

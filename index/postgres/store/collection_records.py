@@ -80,6 +80,8 @@ def page(db: Connection, after: str, limit: int) -> list[Collection]:
 
 def delete(db: Connection, collection: Collection) -> None:
     """Delete the collection and everything in it."""
+    of_reembedding = "SELECT 'reembed:' || token FROM reembeddings WHERE collection_id = %s"
+    db.execute(f"DELETE FROM leases WHERE name IN ({of_reembedding})", (collection.id,))  # noqa: S608  constants
     db.execute("DELETE FROM collections WHERE id = %s", (collection.id,))
     for table in ("subject_values", "collection_counts"):
         db.execute(sql.SQL("DELETE FROM {} WHERE collection_id = %s").format(sql.Identifier(table)), (collection.id,))
