@@ -18,7 +18,7 @@ from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row
 from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
-from index.validation import normalised_where, unit_vectors
+from index.validation import ROUNDING, normalised_where, unit_vectors
 
 _VALUES = (
     "SELECT CASE type WHEN 'text' THEN 'text' WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE 'number' END,"
@@ -32,7 +32,6 @@ _FURTHER = (
 _AMONG = "subject_id IN (SELECT value FROM json_each(?))"
 
 
-ROUNDING = 1e-5  # the largest difference between two computations of the same cosine
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
 MAX_MATCHES = 65_536  # a filtered search that needs more matches compares exhaustively
 

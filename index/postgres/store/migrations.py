@@ -5,7 +5,8 @@ Names, metadata, crops and the data of bulk jobs are stored encrypted, each with
 lie.
 Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
 
-Tables from which rows are erased have a fillfactor of 50: an UPDATE then overwrites the row in its own page.
+A trigger records the page of each deleted or replaced row of the tables from which data is erased (`scrubs`), for
+maintenance to overwrite (index/postgres/store/scrubbing.py). No statistics are collected of their content.
 The faces of a collection have a table of their own (index/postgres/store/face_tables.py).
 """
 
@@ -16,12 +17,12 @@ import secrets
 import psycopg
 
 from index.errors import GalleryError, TooNewError
+from index.postgres.store import scrub_schema
 
 OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
 LOCK = 0x76657374  # the advisory lock of migrations: "vest"
 
-STEPS: tuple[str, ...] = (
-    """
+_TABLES = """
     CREATE TABLE gallery (id text NOT NULL, secret bytea NOT NULL);
     CREATE TABLE collections (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -33,14 +34,9 @@ STEPS: tuple[str, ...] = (
         generation integer NOT NULL DEFAULT 0,
         created_at double precision NOT NULL
     );
-    -- The numbers of subjects and faces are sums over slots, so that concurrent enrolments do not wait for one row.
-    CREATE TABLE collection_counts (
-        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
-        slot smallint NOT NULL,
-        subjects bigint NOT NULL DEFAULT 0,
-        faces bigint NOT NULL DEFAULT 0,
-        PRIMARY KEY (collection_id, slot)
-    );
+    -- The numbers of subjects and faces are sums over rows, so that concurrent enrolments do not wait for one row.
+    CREATE TABLE collection_counts (collection_id bigint NOT NULL, subjects bigint NOT NULL, faces bigint NOT NULL);
+    CREATE INDEX collection_counts_by_collection ON collection_counts (collection_id);
     CREATE TABLE subjects (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
@@ -49,8 +45,9 @@ STEPS: tuple[str, ...] = (
         sealed bytea NOT NULL,
         created_at double precision NOT NULL,
         expires_at double precision,
+        filler text,
         UNIQUE (collection_id, lookup)
-    ) WITH (fillfactor = 50);
+    ) WITH (fillfactor = 95);
     CREATE INDEX subjects_by_expiry ON subjects (expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE subject_values (
         collection_id bigint NOT NULL,
@@ -66,12 +63,14 @@ STEPS: tuple[str, ...] = (
         subject_id bigint NOT NULL REFERENCES subjects ON DELETE CASCADE,
         token text NOT NULL UNIQUE,
         created_at double precision NOT NULL,
-        vector vector NOT NULL,
+        vector vector,
         seal bytea,
         crop bytea,
-        reembedded vector
-    ) WITH (fillfactor = 50);
-    ALTER TABLE rejections ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL;
+        reembedded vector,
+        filler text
+    ) WITH (fillfactor = 95);
+    ALTER TABLE rejections ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL,
+        ALTER reembedded SET STORAGE MAIN;
     CREATE INDEX rejections_by_subject ON rejections (subject_id, created_at, id);
     CREATE INDEX rejections_by_collection ON rejections (collection_id, id);
     CREATE TABLE receipts (
@@ -112,8 +111,9 @@ STEPS: tuple[str, ...] = (
         kind text,
         seal bytea,
         sealed bytea,
+        filler text,
         PRIMARY KEY (job_id, number)
-    ) WITH (fillfactor = 50);
+    ) WITH (fillfactor = 95);
     ALTER TABLE job_items ALTER sealed SET STORAGE EXTERNAL;
     CREATE INDEX job_items_pending ON job_items (job_id, number) WHERE status = 'pending';
     CREATE INDEX job_items_by_subject ON job_items (lookup) WHERE lookup IS NOT NULL;
@@ -130,10 +130,13 @@ STEPS: tuple[str, ...] = (
     -- Events in the order of their insertion, until maintenance chains them; then the lines of the audit log.
     CREATE TABLE audit_events (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event text NOT NULL);
     CREATE TABLE audit_lines (sequence bigint PRIMARY KEY, line text NOT NULL);
+    CREATE TABLE audit_head (sequence bigint NOT NULL, hash text NOT NULL);
+    INSERT INTO audit_head VALUES (0, '');
     CREATE TABLE idempotency_keys (
-        key text PRIMARY KEY,
+        lookup bytea PRIMARY KEY,
         request bytea NOT NULL,
-        result text NOT NULL,
+        salt bytea NOT NULL,
+        sealed bytea NOT NULL,
         created_at double precision NOT NULL
     );
     CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
@@ -155,7 +158,10 @@ STEPS: tuple[str, ...] = (
         used integer NOT NULL,
         PRIMARY KEY (key, starts_at)
     );
-    """,
+"""
+
+STEPS: tuple[str, ...] = (
+    _TABLES + scrub_schema.FUNCTIONS + "".join(map(scrub_schema.set_up, ("subjects", "rejections", "job_items"))),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
 from index.embedded.query.search import Searches
 from index.embedded.tasks.maintenance import Maintenance
-from index.errors import InvalidError, NotFoundError
+from index.errors import NotFoundError
 from index.types import Floats, NewFace, Where
 from tests.index.people import Clock, folder_bytes, maintain, vectors
 
@@ -204,48 +204,6 @@ def test_a_rejected_face_no_longer_matches_the_subject(
     feedback.remove("doors", "p5", rejections[0].token)
     assert names(stranger)[0] == "p5"
     assert [rejection.token for rejection in feedback.of_subject("doors", "p5")] == [rejections[1].token]
-
-
-def test_all_subjects_can_be_rejected(gallery: EmbeddedGallery) -> None:
-    for n in range(PEOPLE):
-        Feedback(gallery).add("doors", f"p{n}", FACES[:1])
-    assert Searches(gallery).search("doors", FACES[:1], 3) == [[]]
-    assert len(Searches(gallery).search("doors", -FACES[:1], 3)[0]) == 3
-
-
-def test_one_subject_is_compared_by_best_and_mean(gallery: EmbeddedGallery, clock: Clock) -> None:
-    query = vectors(1, seed=5)[0]
-    similarities = FACES[3::PEOPLE].astype(np.float64) @ query
-    for fusion, value in (("best", similarities.max()), ("mean", similarities.mean())):
-        match, rejected = Searches(gallery).compare("doors", "p3", query, fusion=fusion)  # type: ignore[arg-type]
-        assert match is not None
-        assert (match.subject.key, rejected) == ("p3", False)
-        assert match.similarity == pytest.approx(value, abs=1e-5)
-    gallery.put_subject("doors", "faceless")
-    assert Searches(gallery).compare("doors", "faceless", query) == (None, False)
-    gallery.put_subject("doors", "p3", expires_at=clock.now + 1)
-    clock.now += 1
-    with pytest.raises(NotFoundError):
-        Searches(gallery).compare("doors", "p3", query)
-
-
-def test_invalid_feedback_and_searches_are_refused(gallery: EmbeddedGallery) -> None:
-    feedback = Feedback(gallery)
-    (rejection,) = feedback.add("doors", "p1", FACES[:1])
-    missing: list[Callable[[], object]] = [
-        lambda: feedback.add("doors", "nobody", FACES[:1]),
-        lambda: feedback.of_subject("doors", "nobody"),
-        lambda: feedback.remove("doors", "p2", rejection.token),
-        lambda: feedback.remove("doors", "p1", "0123"),
-        lambda: Searches(gallery).search("x", FACES[:1]),
-    ]
-    for call in missing:
-        with pytest.raises(NotFoundError):
-            call()
-    with pytest.raises(InvalidError):
-        feedback.add("doors", "p1", 0 * FACES[:1])
-    with pytest.raises(InvalidError):
-        Searches(gallery).search("doors", 0 * FACES[:1])
 
 
 @pytest.mark.parametrize("how", ["removed", "subject", "collection", "expiry"])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from index.embedded.admin import parquet as transfer
@@ -22,8 +20,8 @@ from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from index.errors import ConflictError, InvalidError, NotFoundError
-from index.protocol import FIRST, LEASE_S
+from index.errors import ConflictError, NotFoundError
+from index.protocol import FIRST
 from index.types import Collection, Face, Floats, NewFace, PendingCrop, Reembedding
 from tests.index.people import Clock, folder_bytes, vectors
 from tests.soak.erasure import forms_of_vector, search_all
@@ -96,35 +94,6 @@ def names(*numbers: int) -> list[str]:
     return [f"p{number:02}" for number in numbers]
 
 
-def test_impossible_requests_are_refused(gallery: EmbeddedGallery, reembeddings: Reembeddings) -> None:
-    enrol(gallery, 0, 1, 2)
-    gallery.enrol("doors", [NewFace("p3", OLD[3]), NewFace("p4", OLD[4])], "f1")
-    to = ("better", "f2", 24)
-    with pytest.raises(ConflictError, match=r"2 of 5 faces of 'doors' have no crop.*a new collection of better"):
-        reembeddings.begin("doors", *to)
-    for key in ("p3", "p4"):
-        gallery.remove_subject("doors", key)
-    with pytest.raises(ConflictError, match="f1 already"):
-        reembeddings.begin("doors", "better", "f1", 16)
-    with pytest.raises(InvalidError, match="not a name"):
-        reembeddings.begin("doors", *to, actor="Grace Hopper")
-    for use in (
-        reembeddings.progress,
-        reembeddings.cancel,
-        partial(reembeddings.begin, embedder="e", fingerprint="f2", dimensions=2),
-    ):
-        with pytest.raises(NotFoundError):
-            use("x")
-    for use in (reembeddings.progress, reembeddings.cancel):
-        with pytest.raises(NotFoundError, match="not being re-embedded"):
-            use("doors")
-    first = reembeddings.begin("doors", *to)
-    assert (first.state, first.faces, first.done, first.feedback, first.lost) == ("queued", 3, 0, 0, 0)
-    with pytest.raises(ConflictError, match="already; cancel that"):
-        reembeddings.begin("doors", "best", "f3", 24)
-    assert reembeddings.progress("doors") == first
-
-
 def test_erasures_and_enrolments_meanwhile_take_effect(
     gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker
 ) -> None:
@@ -146,77 +115,6 @@ def test_erasures_and_enrolments_meanwhile_take_effect(
     assert sorted(nearest(gallery, NEW[[1, 2, 4, 5, 7, 8]])) == names(1, 2, 4, 5, 7, 8)
     assert gallery.size("doors") == 6
     assert staged(gallery) == 0
-
-
-def test_a_face_without_a_crop_blocks_the_switch(
-    gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
-) -> None:
-    enrol(gallery, 0, 1)
-    reembedding = begin(gallery)
-    assert worker.claim(reembedding)
-    (bare,) = gallery.enrol("doors", [NewFace("bare", OLD[5])], "f1")
-    assert stage(worker, reembedding) == 2
-    assert worker.switch(reembedding) == 1
-    worker.block(reembedding, "no crop")
-    progress = reembeddings.progress("doors")
-    assert (progress.state, progress.reembedding.problem, progress.done) == ("blocked", "no crop", 2)
-    assert nearest(gallery, OLD[:2]) == names(0, 1)
-    enrol(gallery, 2)
-    assert stage(worker, reembedding) == 1
-    assert reembeddings.progress("doors").state == "running"
-    gallery.remove_faces("doors", [bare.token])
-    clock.now += LEASE_S
-    assert ReembeddingWorker(gallery).waiting() == [reembedding]
-    assert worker.switch(reembedding) == 0
-
-
-def test_another_worker_continues_after_a_crash(
-    gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
-) -> None:
-    enrol(gallery, *range(5))
-    reembedding, other = begin(gallery), ReembeddingWorker(gallery)
-    assert worker.waiting() == [reembedding]
-    assert worker.claim(reembedding)
-    assert stage(worker, reembedding, 2) == 2
-    assert not other.waiting()
-    assert not other.claim(reembedding)
-    clock.now += LEASE_S - 1
-    assert worker.keep(reembedding)
-    clock.now += LEASE_S - 1
-    assert not other.claim(reembedding)
-    clock.now += 1
-    assert reembeddings.progress("doors").state == "queued"
-    assert other.claim(reembedding)
-    late = worker.pending(reembedding, FIRST, 1)
-    assert [item.crop for item in late] == [b"\x02"]
-    assert not worker.stage(reembedding, {late[0].id: NEW[9]})
-    assert not worker.keep(reembedding)
-    assert worker.switch(reembedding) is None
-    worker.block(reembedding, "late")
-    worker.release(reembedding)
-    assert reembeddings.progress("doors").state == "running"
-    other.release(reembedding)
-    assert worker.claim(reembedding)
-    assert stage(worker, reembedding) == 3
-    assert worker.switch(reembedding) == 0
-    assert nearest(gallery, NEW[:5]) == names(*range(5))
-
-
-def test_invalid_vectors_are_not_staged(gallery: EmbeddedGallery, worker: ReembeddingWorker) -> None:
-    (there,) = enrol(gallery, 0)
-    gallery.create("trains", "face-embedder", "f1", 16)
-    (elsewhere,) = gallery.enrol("trains", [face(1)], "f1")
-    reembedding = begin(gallery)
-    assert worker.claim(reembedding)
-    for wrong in (OLD[0], 0 * NEW[0], np.inf * NEW[0]):
-        with pytest.raises(InvalidError):
-            worker.stage(reembedding, {there.id: wrong})
-    assert worker.stage(reembedding, {elsewhere.id: NEW[1], there.id: NEW[0]})
-    assert worker.stage(reembedding, {there.id: NEW[2]})  # a repeated call
-    assert staged(gallery) == 1
-    assert worker.switch(reembedding) == 0
-    assert gallery.nearest_subjects("doors", NEW[:1])[0][0].similarity == pytest.approx(1)
-    assert gallery.collection("trains").generation == 0
 
 
 @pytest.mark.parametrize("how", ["cancelled", "dropped"])
