@@ -22,8 +22,8 @@ from app.server.supervisor import SHUTDOWN_GRACE_S
 from app.settings import PREFIX, PROJECT, Settings, unknown_variables, variable
 
 FOLDER = PROJECT / "deploy" / "kubernetes"
-# The oldest version with the `sleep` action by default, and the newest that the validator knows.
-VERSIONS = ("1.30", "1.37")
+# The oldest version that knows all fields, and the newest that the validator knows.
+VERSIONS = ("1.27", "1.37")
 
 Document = dict[str, Any]
 
@@ -230,12 +230,11 @@ def check_images(manifests: Manifests) -> None:
 
 
 def check_grace(manifests: Manifests) -> None:
-    spec = manifests.pods["Deployment"]["spec"]
-    before = manifests.container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    readiness = manifests.container["readinessProbe"]
+    pod = manifests.pods["Deployment"]
+    delay = float(environment(pod)[variable("stop_delay_s")])
+    assert delay >= manifests.container["readinessProbe"]["periodSeconds"]
     drain = Settings.model_fields["drain_s"].default
-    assert spec["terminationGracePeriodSeconds"] > before + drain + SHUTDOWN_GRACE_S
-    assert before >= readiness["periodSeconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > delay + drain + SHUTDOWN_GRACE_S
 
 
 CHECKS = (
