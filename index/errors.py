@@ -3,10 +3,14 @@
 GalleryError
 ├── NotFoundError, ConflictError, InvalidError    the request is at fault
 ├── LockedError                                   the operator's key is missing
+├── DiskFullError, UnavailableError               the storage cannot work at present; send the request again later
+├── MaintenanceError                              some steps of a round of maintenance failed
 └── CorruptError, TooNewError                     a file is at fault
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class GalleryError(Exception):
@@ -35,3 +39,19 @@ class CorruptError(GalleryError):
 
 class TooNewError(GalleryError):
     """A file was written by a later version of this program."""
+
+
+class DiskFullError(GalleryError):
+    """The disk of the storage is full."""
+
+
+class UnavailableError(GalleryError):
+    """The database cannot be reached, or does not accept changes at present."""
+
+
+class MaintenanceError(GalleryError):
+    """Some steps of a round failed; all others were done. `failures`: the exceptions by step."""
+
+    def __init__(self, failures: Mapping[str, Exception]):
+        super().__init__("; ".join(f"{step}: {error}" for step, error in failures.items()))
+        self.failures = failures

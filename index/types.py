@@ -14,6 +14,9 @@ Ints = npt.NDArray[np.int64]
 
 Fusion = Literal["best", "mean"]
 
+# A metadata filter: for each key the allowed values. A subject must have an allowed value under every key.
+Where = Mapping[str, Sequence[str | float | bool]]
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -169,3 +172,62 @@ class ProcessedItem:
     item: Item
     outcome: Outcome
     faces: Sequence[NewFace] = ()
+
+
+@dataclass(frozen=True)
+class SearchScope:
+    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter)."""
+
+    collection: Collection
+    usage: CollectionUsage
+    selected: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A face that is not the subject's. `token` identifies it in the API, `id` is its row."""
+
+    token: str
+    created_at: float
+    id: int
+
+
+ReembeddingState = Literal["queued", "running", "blocked"]
+
+
+@dataclass(frozen=True)
+class Reembedding:
+    """The target pipeline of a collection. `token` becomes the token of the receipt for its replaced vectors.
+
+    `problem` says why the re-embedding cannot continue at present.
+    """
+
+    collection: str
+    collection_id: int
+    token: str
+    embedder: str
+    fingerprint: str
+    dimensions: int
+    actor: str | None
+    requested_at: float
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class ReembeddingProgress:
+    """`done` of `faces` faces have a new vector. `lost` of `feedback` rejected faces have no crop and get discarded."""
+
+    reembedding: Reembedding
+    state: ReembeddingState
+    faces: int
+    done: int
+    feedback: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class PendingCrop:
+    """The crop of a face without a new vector. `id`: the face's id; negative for a rejected face."""
+
+    id: int
+    crop: bytes

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.store.atomic_files import make_folder
 from index.embedded.store.ledger import Ledger, Watcher
@@ -136,7 +137,7 @@ class ApiKeys:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            audit.record(db, audit.AuditEvent("create_key", now, of=key.id))
+            audit.record(db, AuditEvent("create_key", now, of=key.id))
 
         self._write(write)
         return key, secret
@@ -156,13 +157,13 @@ class ApiKeys:
             if row[0] is not None:
                 raise ConflictError(f"the key {key} is revoked already")
             db.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (now, key))
-            audit.record(db, audit.AuditEvent("revoke_key", now, of=key))
+            audit.record(db, AuditEvent("revoke_key", now, of=key))
 
         self._write(write)
 
     def note_reload(self, version: str | None, actor: str | None) -> None:
         """Log in the audit log that `version` of a model is now served; None: that the model was removed."""
-        self._write(partial(audit.record, event=audit.AuditEvent("reload", self._clock(), actor, of=version)))
+        self._write(partial(audit.record, event=AuditEvent("reload", self._clock(), actor, of=version)))
 
     @property
     def audit(self) -> audit.AuditLog:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import apsw
 import numpy as np
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.audit.id_normalisation import normalise_ids
 from index.embedded.encryption import PLAINTEXT, CollectionKeys, OperatorKey, cipher_of
@@ -131,7 +132,7 @@ class EmbeddedGallery:
         """See `Gallery`."""
         collection = Collection(0, name, embedder, fingerprint, dimensions, settings, self.clock(), encrypted=encrypted)
         inserted = collection_records.insert(db, collection)
-        audit.record(db, audit.AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
+        audit.record(db, AuditEvent("create_collection", inserted.created_at, actor, inserted.id))
         return inserted
 
     def collection(self, name: str) -> Collection:
@@ -147,7 +148,7 @@ class EmbeddedGallery:
         """See `Gallery`."""
         collection = collection_records.find(db, name)
         receipt = erasure_records.remove_collection(db, collection, self.clock())
-        audit.record(db, audit.AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
+        audit.record(db, AuditEvent("erase", receipt.requested_at, actor, collection.id, id=receipt.token))
         return receipt
 
     @committing
@@ -170,7 +171,7 @@ class EmbeddedGallery:
         subject = subject_records.upsert(
             db, number, key, name=name, metadata=properties, expires_at=expires_at, now=now
         )
-        audit.record(db, audit.AuditEvent("put_subject", now, actor, number, [subject.id]))
+        audit.record(db, AuditEvent("put_subject", now, actor, number, [subject.id]))
         return subject
 
     def subject(self, collection: str, key: str) -> CountedSubject:
@@ -205,7 +206,7 @@ class EmbeddedGallery:
         remove_expired_among(db, target.id, {face.subject for face in faces}, now)
         enrolled = face_records.insert(db, target.id, faces, now)
         ids = [face.id for face in enrolled]
-        audit.record(db, audit.AuditEvent("enrol", now, actor, target.id, face_records.subjects_of(db, ids), ids))
+        audit.record(db, AuditEvent("enrol", now, actor, target.id, face_records.subjects_of(db, ids), ids))
         return enrolled
 
     def faces(self, collection: str, key: str, after: int = 0, limit: int = -1) -> list[Face]:
@@ -229,7 +230,7 @@ class EmbeddedGallery:
         ids = face_records.ids_of_tokens(db, number, faces)
         subjects = face_records.subjects_of(db, ids)
         receipt = erasure_records.remove_faces(db, number, ids, subjects=0, now=self.clock())
-        audit.record(db, audit.AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
+        audit.record(db, AuditEvent("erase", receipt.requested_at, actor, number, subjects, ids, receipt.token))
         return receipt
 
     def receipt(self, token: str) -> Receipt:
@@ -272,9 +273,7 @@ class EmbeddedGallery:
     def note_search(self, collection: str, found: Iterable[Subject], *, actor: str | None = None) -> None:
         """See `Gallery`."""
         subjects = sorted({subject.id for subject in found})
-        self.audit.add(
-            audit.AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects)
-        )
+        self.audit.add(AuditEvent("search", self.clock(), actor, self._cached_collection(collection).id, subjects))
 
     def _matches(
         self, collection: Collection, searcher: VectorSearcher, query: Floats, k: int, fusion: Fusion
@@ -372,7 +371,7 @@ def remove_subjects(
 ) -> Receipt:
     """Delete the subjects and all their faces, and return the receipt."""
     receipt, faces = erasure_records.remove_subjects(db, collection_id, subject_ids, now)
-    audit.record(db, audit.AuditEvent("erase", now, actor, collection_id, subject_ids, faces, receipt.token))
+    audit.record(db, AuditEvent("erase", now, actor, collection_id, subject_ids, faces, receipt.token))
     return receipt
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.audit_chain import LogHead
 from index.embedded.admin.backup import restore
 from index.embedded.admin.parquet import import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.audit.log import LogHead
 from index.embedded.encryption import OperatorKey, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback

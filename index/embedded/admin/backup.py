@@ -22,6 +22,7 @@ from typing import Any
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.gallery import (
     AUDIT_FILE,
@@ -213,7 +214,7 @@ def _repeat_erasures(
             erasure_records.replay(db, removal)
         erasure_records.skip_ids(db, gap)
         vector_records.forget_files(db)
-        audit.record(db, audit.AuditEvent("restore", now))
+        audit.record(db, AuditEvent("restore", now))
 
     with closing(Ledger(copy)) as ledger:  # closing it empties the write-ahead log
         before = collection_records.totals(ledger.reader())

@@ -22,6 +22,7 @@ from typing import Any
 import apsw
 import numpy as np
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import CollectionKeys
 from index.embedded.gallery import EmbeddedGallery, remove_expired_among
@@ -249,7 +250,7 @@ def _get_or_create(db: apsw.Connection, source: Collection, now: float) -> Colle
         target = collection_records.find(db, source.name)
     except NotFoundError:
         target = collection_records.insert(db, source)
-        audit.record(db, audit.AuditEvent("create_collection", now, None, target.id))
+        audit.record(db, AuditEvent("create_collection", now, None, target.id))
         return target
     for name in ("embedder", "fingerprint", "dimensions"):
         theirs, ours = getattr(source, name), getattr(target, name)
@@ -267,7 +268,7 @@ def _enrol(db: apsw.Connection, source: Collection, faces: list[face_records.Fac
     enrolled = [face.token for face in faces if face_records.insert_record(db, target.id, face)]
     if enrolled:
         ids = face_records.ids_of_tokens(db, target.id, enrolled)
-        audit.record(db, audit.AuditEvent("enrol", now, None, target.id, face_records.subjects_of(db, ids), ids))
+        audit.record(db, AuditEvent("enrol", now, None, target.id, face_records.subjects_of(db, ids), ids))
     return len(enrolled)
 
 

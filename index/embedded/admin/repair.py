@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import OperatorKey, rewrap
 from index.embedded.gallery import EmbeddedGallery
@@ -74,7 +75,7 @@ def rekey(gallery: EmbeddedGallery, new: OperatorKey) -> int:
 
     def write(db: apsw.Connection) -> int:
         if count := rewrap(db, new):
-            audit.record(db, audit.AuditEvent("rekey", gallery.clock()))
+            audit.record(db, AuditEvent("rekey", gallery.clock()))
         return count
 
     count = gallery.ledger.write(write)

@@ -17,6 +17,7 @@ from functools import partial
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import Cipher, cipher_of, is_locked
 from index.embedded.store import collection_records, job_records, subject_records
@@ -66,7 +67,7 @@ def _normalise(db: apsw.Connection, now: float) -> None:
         if (new_name := normalised(name)) != name:
             db.execute("UPDATE OR IGNORE collections SET name = ? WHERE id = ?", (new_name, collection_id))
             if db.changes():
-                audit.record(db, audit.AuditEvent("normalise_id", now, collection=collection_id))
+                audit.record(db, AuditEvent("normalise_id", now, collection=collection_id))
         if not is_locked(db, collection_id):
             cipher = cipher_of(db, collection_id)
             _normalise_subjects(db, cipher, collection_id, now)
@@ -87,7 +88,7 @@ def _normalise_subjects(db: apsw.Connection, cipher: Cipher, collection_id: int,
         if not is_renamed:
             db.execute("INSERT INTO clashes VALUES (?, ?, ?)", (number, collection_id, cipher.lookup(new_key)))
         elif new_key != key:
-            audit.record(db, audit.AuditEvent("normalise_id", now, collection=collection_id, subjects=[number]))
+            audit.record(db, AuditEvent("normalise_id", now, collection=collection_id, subjects=[number]))
         if cipher.encrypted:
             subject_records.encrypt(db, cipher, [(number, new_key if is_renamed else key, name, metadata)])
         else:

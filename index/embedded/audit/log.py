@@ -22,107 +22,39 @@ and a truncation together with a restore of an older ledger. A log that begins w
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import re
-import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 
 import apsw
 
+from index.audit_chain import (
+    HASH_LENGTH,
+    MAGIC,
+    VERSION,
+    AuditEntry,
+    AuditEvent,
+    LogFault,
+    LogHead,
+    dump_event,
+    find_fault,
+    format_line,
+    initial_hash,
+    parse_line,
+    read_event,
+)
 from index.embedded.store.atomic_files import begin_file, sync
 from index.embedded.store.ledger import Ledger, Row
 from index.errors import CorruptError, InvalidError, TooNewError
 
-MAGIC, VERSION = "vestibule-audit", 1
 FLUSH_BATCH = 1000  # events that are written with one fsync
 MAX_QUEUED = 10_000  # search events in memory, at which `add` flushes
-
-
-Action = Literal[
-    "enrol",
-    "search",
-    "erase",
-    "restore",
-    "reembed",
-    "create_key",
-    "revoke_key",
-    "reload",
-    # Since 2.0.
-    "create_collection",
-    "put_subject",
-    "feedback",
-    "submit_job",
-    "cancel_job",
-    "begin_reembed",
-    "cancel_reembed",
-    "rekey",
-    "scale_vectors",
-    "normalise_id",
-]
-_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_HASH_LENGTH = hashlib.sha256().digest_size * 2
-
-
-@dataclass(frozen=True)
-class AuditEvent:
-    """An action, its time in seconds since 1970, its `actor` (an API key's id), and the ids it applies to.
-
-    An erasure without subjects and faces is of the whole collection; its `id` is the receipt's token. A re-embedding
-    is of all faces of the collection; `faces` names the feedback that it discards. Faces of feedback have negative
-    ids. `of` names an object that is not in a gallery, such as an API key or a model's version, or the token of a job
-    or a re-embedding.
-
-    Raises:
-        InvalidError: `actor` or `of` is not an id, and could be a person's name.
-    """
-
-    action: Action
-    at: float
-    actor: str | None = None
-    collection: int | None = None
-    subjects: Sequence[int] = ()
-    faces: Sequence[int] = ()
-    id: str = field(default_factory=partial(secrets.token_hex, 16))
-    of: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("actor", self.actor), ("of", self.of)):
-            if value is not None and not _ID.fullmatch(value):
-                raise InvalidError(f"{name}: expected up to 64 letters, digits, _ or -: an id, not a name")
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """A line of the log: its number from 1, the hash of the chain up to it, and its event."""
-
-    sequence: int
-    hash: str
-    event: AuditEvent
-
-
-@dataclass(frozen=True)
-class LogHead:
-    """The number and the hash of the last line. Store it where a person who can write to the log cannot change it."""
-
-    sequence: int
-    hash: str
-
-
-@dataclass(frozen=True)
-class LogFault:
-    """The first line that is not valid, by its number (0: the header), and the reason."""
-
-    sequence: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -134,7 +66,7 @@ class _LogEnd(LogHead):
 
 def record(db: apsw.Connection, event: AuditEvent) -> None:
     """Store the event in the ledger, to be moved to the file if this transaction commits."""
-    db.execute("INSERT INTO acts (act) VALUES (?)", (_dumped(_fields(event)),))
+    db.execute("INSERT INTO acts (act) VALUES (?)", (dump_event(event),))
 
 
 class AuditLog:
@@ -190,7 +122,7 @@ class AuditLog:
             if start < len(header) or file.read(1) != b"\n":
                 raise InvalidError(f"no entry of the audit log begins at {cursor}")
             while len(entries) < limit and (line := file.readline()).endswith(b"\n"):
-                if (entry := _parse_line(line)) is None:
+                if (entry := parse_line(line)) is None:
                     raise CorruptError(f"{self.path}: the line at byte {start} is malformed")
                 entries.append(entry)
                 start += len(line)
@@ -211,12 +143,12 @@ class AuditLog:
         with self.path.open("rb") as file:
             if file.readline() != self._header:
                 return LogFault(0, "the first line is not this gallery's")
-            previous, expected = _initial_hash(self._header), 1
+            previous, expected = initial_hash(self._header), 1
             while file.tell() < size:
                 line = file.readline()
-                if reason := _find_fault(line, previous, expected, hashes):
+                if reason := find_fault(line, previous, expected, hashes):
                     return LogFault(expected, reason)
-                previous, expected = line[:_HASH_LENGTH].decode(), expected + 1
+                previous, expected = line[:HASH_LENGTH].decode(), expected + 1
         return LogFault(expected, "the end was cut off") if max(hashes) >= expected else None
 
     def adopt(self) -> None:
@@ -227,7 +159,7 @@ class AuditLog:
         """
         with self._open() as file:
             size = os.fstat(file.fileno()).st_size
-            first = _LogEnd(0, _initial_hash(self._header), 0)
+            first = _LogEnd(0, initial_hash(self._header), 0)
             end, written, end_offset = self._scan(file, first if size == len(self._header) else self._ledger_end())
             # `flush` truncates data after the end, which a crash left. Here somebody may have written it: keep it.
             start = end.start if end_offset == size else None
@@ -251,15 +183,15 @@ class AuditLog:
         ledger_end = self._ledger_end()
         end, written, offset = self._scan(file, ledger_end)
         events = [
-            event for event in (*(_event(json.loads(text)) for _, text in rows), *queued) if event.id not in written
+            event for event in (*(read_event(json.loads(text)) for _, text in rows), *queued) if event.id not in written
         ]
         if end.start is not None:
             file.truncate(offset)  # a partial line of a crash, whose event is still pending
         elif events:  # the file lacks the ledger's last line: keep the file; the chain has a gap here
             offset = _end_line(file)
         for event in sorted(events, key=lambda event: event.at):
-            line = _format_line(end.sequence + 1, end.hash, event)
-            end = _LogEnd(end.sequence + 1, line[:_HASH_LENGTH].decode(), offset)
+            line = format_line(end.sequence + 1, end.hash, event)
+            end = _LogEnd(end.sequence + 1, line[:HASH_LENGTH].decode(), offset)
             offset += file.write(line)
         if rows or (end.start is not None and end != ledger_end):
             sync(file)
@@ -271,7 +203,7 @@ class AuditLog:
     def _ledger_end(self) -> _LogEnd:
         """Return the end of the log according to the ledger."""
         row = self._ledger.reader().execute("SELECT sequence, hash, start FROM audit").fetchone()
-        return _LogEnd(*row) if row else _LogEnd(0, _initial_hash(self._header), 0)
+        return _LogEnd(*row) if row else _LogEnd(0, initial_hash(self._header), 0)
 
     def _scan(self, file: BinaryIO, end: _LogEnd) -> tuple[_LogEnd, set[str], int]:
         """Follow the chain from the ledger's end to the file's last valid line.
@@ -282,13 +214,13 @@ class AuditLog:
         written: set[str] = set()
         offset = file.seek(end.start or 0)
         line = file.readline()
-        line_hash = line[:_HASH_LENGTH].decode(errors="replace") if end.sequence else _initial_hash(line)
+        line_hash = line[:HASH_LENGTH].decode(errors="replace") if end.sequence else initial_hash(line)
         if end.start is None or line_hash != end.hash or not line.endswith(b"\n"):
             return _LogEnd(end.sequence, end.hash, None), written, offset
         offset += len(line)
-        while _find_fault(line := file.readline(), end.hash, end.sequence + 1, {}) is None:
-            end = _LogEnd(end.sequence + 1, line[:_HASH_LENGTH].decode(), offset)
-            written.add(json.loads(line[_HASH_LENGTH:])["id"])
+        while find_fault(line := file.readline(), end.hash, end.sequence + 1, {}) is None:
+            end = _LogEnd(end.sequence + 1, line[:HASH_LENGTH].decode(), offset)
+            written.add(json.loads(line[HASH_LENGTH:])["id"])
             offset += len(line)
         return end, written, offset
 
@@ -324,60 +256,3 @@ def _check_version(path: Path, header: bytes) -> None:
     words = header.decode(errors="replace").split(" ")
     if words[0] == MAGIC and words[1].isdecimal() and int(words[1]) > VERSION:
         raise TooNewError(f"{path} has version {words[1]}; this program reads up to version {VERSION}")
-
-
-def _initial_hash(header: bytes) -> str:
-    """Return the hash before the first event."""
-    return hashlib.sha256(header).hexdigest()
-
-
-def _format_line(sequence: int, previous: str, event: AuditEvent) -> bytes:
-    """Return the line that follows a line with the hash `previous`."""
-    text = _dumped({**_fields(event), "sequence": sequence}).encode()
-    return f"{_hash(previous, text)} ".encode() + text + b"\n"
-
-
-def _parse_line(line: bytes) -> AuditEntry | None:
-    """Return the entry of a line without checking its hash; None where the line is malformed."""
-    try:
-        fields: dict[str, Any] = json.loads(line[_HASH_LENGTH + 1 :])
-        return AuditEntry(fields.pop("sequence"), line[:_HASH_LENGTH].decode(), _event(fields))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _find_fault(line: bytes, previous: str, sequence: int, heads: Mapping[int, set[str]]) -> str | None:
-    """Return why the line is not valid as number `sequence` after the hash `previous`, or None.
-
-    `heads`: hashes of the log that were recorded elsewhere, by sequence number.
-    """
-    entry = _parse_line(line)
-    if entry is None or not line.endswith(b"\n"):
-        return "the line is malformed"
-    if entry.sequence != sequence:
-        return f"the line has the number {entry.sequence}"
-    if entry.hash != _hash(previous, line[_HASH_LENGTH + 1 : -1]) or line[_HASH_LENGTH:][:1] != b" ":
-        return "the hash does not match: this line or an earlier one was changed"
-    if heads.get(sequence, {entry.hash}) != {entry.hash}:
-        return "the hash differs from the one recorded elsewhere"
-    return None
-
-
-def _dumped(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
-
-
-def _fields(event: AuditEvent) -> dict[str, Any]:
-    fields = {**event.__dict__, "at": datetime.fromtimestamp(event.at, UTC).isoformat(timespec="microseconds")}
-    if event.of is None:
-        del fields["of"]  # lines of older versions do not have it
-    return fields
-
-
-def _event(fields: dict[str, Any]) -> AuditEvent:
-    lists = {name: tuple(fields[name]) for name in ("subjects", "faces")}
-    return AuditEvent(**{**fields, **lists, "at": datetime.fromisoformat(fields["at"]).timestamp()})
-
-
-def _hash(previous: str, text: bytes) -> str:
-    return hashlib.sha256(previous.encode() + text).hexdigest()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import cipher_of
 from index.embedded.gallery import GalleryComponent
@@ -76,7 +77,7 @@ class Feedback(GalleryComponent):
                 for rejection, vector, crop in zip(rejections, scaled, crops or [None] * len(scaled), strict=True)
             ],
         )
-        audit.record(db, audit.AuditEvent("feedback", now, actor, target.id, [subject.id], face_ids))
+        audit.record(db, AuditEvent("feedback", now, actor, target.id, [subject.id], face_ids))
         return rejections
 
     def of_subject(
@@ -112,7 +113,5 @@ class Feedback(GalleryComponent):
             raise NotFoundError("there is no such feedback")
         faces = [-row[0]]
         receipt = erasure_records.remove_faces(db, number, faces, subjects=0, now=self.gallery.clock())
-        audit.record(
-            db, audit.AuditEvent("erase", receipt.requested_at, actor, number, [subject.id], faces, receipt.token)
-        )
+        audit.record(db, AuditEvent("erase", receipt.requested_at, actor, number, [subject.id], faces, receipt.token))
         return receipt

@@ -15,6 +15,7 @@ from contextlib import closing
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import is_locked
 from index.embedded.gallery import GalleryComponent, remove_expired_among, remove_subjects
@@ -51,7 +52,7 @@ class JobQueue(GalleryComponent):
             NotFoundError: no such collection. InvalidError: the actor may be a name.
         """
         number, now = collection_records.find(db, collection).id, self.gallery.clock()
-        audit.AuditEvent("submit_job", now, actor)  # validates the actor
+        AuditEvent("submit_job", now, actor)  # validates the actor
         return job_records.insert(db, number, settings, self.holder, now, actor)
 
     @committing
@@ -74,7 +75,7 @@ class JobQueue(GalleryComponent):
         """
         lease_records.release(db, job_records.lease(job), self.holder)
         queued = job_records.set_state(db, job, "queued")
-        event = audit.AuditEvent("submit_job", self.gallery.clock(), job.actor, job.collection_id, of=job.token)
+        event = AuditEvent("submit_job", self.gallery.clock(), job.actor, job.collection_id, of=job.token)
         audit.record(db, event)
         return queued
 
@@ -120,7 +121,7 @@ class JobQueue(GalleryComponent):
         if job.finished_at is None:
             now = self.gallery.clock()
             job_records.finish(db, job, "cancelled", None, now)
-            audit.record(db, audit.AuditEvent("cancel_job", now, actor, job.collection_id, of=job.token))
+            audit.record(db, AuditEvent("cancel_job", now, actor, job.collection_id, of=job.token))
         return job_records.find(db, job.collection_id, token)
 
     @erasing
@@ -139,7 +140,7 @@ class JobQueue(GalleryComponent):
                 raise
             receipt = erasure_records.remove_faces(db, number, [], subjects=1, now=now)
             # The subject has no id yet. The event refers to the receipt instead.
-            audit.record(db, audit.AuditEvent("erase", now, actor, number, of=receipt.token))
+            audit.record(db, AuditEvent("erase", now, actor, number, of=receipt.token))
             return receipt
 
 
@@ -213,7 +214,7 @@ class BulkEnrolmentWorker(GalleryComponent):
         )
         if ids := [face.id for face in enrolled]:
             subjects = face_records.subjects_of(db, ids)
-            audit.record(db, audit.AuditEvent("enrol", now, job.actor, job.collection_id, subjects, ids))
+            audit.record(db, AuditEvent("enrol", now, job.actor, job.collection_id, subjects, ids))
         tokens = iter([face.token for face in enrolled])
         outcomes = [
             Outcome(

@@ -16,6 +16,7 @@ from functools import partial
 import apsw
 import numpy as np
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
@@ -205,7 +206,7 @@ class Maintenance(GalleryComponent):
         def write(db: apsw.Connection) -> None:
             faces = replace(db, collection, vectors)
             subjects = sorted({owners[face] for face in faces})
-            event = audit.AuditEvent("scale_vectors", self.gallery.clock(), None, collection.id, subjects, faces)
+            event = AuditEvent("scale_vectors", self.gallery.clock(), None, collection.id, subjects, faces)
             audit.record(db, event)
 
         self._swap(collection, write)

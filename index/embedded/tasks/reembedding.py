@@ -20,6 +20,7 @@ from typing import Literal
 
 import apsw
 
+from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import cipher_of, is_locked
 from index.embedded.gallery import GalleryComponent
@@ -103,7 +104,7 @@ class Reembeddings(GalleryComponent):
             raise ConflictError(f"{collection!r} is being re-embedded already; cancel that first")
         _check_crops(db, target, embedder)
         reembedding = get_reembedding(db, target)
-        audit.record(db, audit.AuditEvent("begin_reembed", now, actor, target.id, of=reembedding.token))
+        audit.record(db, AuditEvent("begin_reembed", now, actor, target.id, of=reembedding.token))
         return _progress(db, reembedding, now)
 
     def progress(self, collection: str) -> ReembeddingProgress:
@@ -126,7 +127,7 @@ class Reembeddings(GalleryComponent):
         reembedding, now = get_reembedding(db, collection_records.find(db, collection)), self.gallery.clock()
         progress = _progress(db, reembedding, now)
         db.execute(_DELETE, (reembedding.token,))
-        event = audit.AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
+        event = AuditEvent("cancel_reembed", now, actor, reembedding.collection_id, of=reembedding.token)
         audit.record(db, event)
         return progress
 
@@ -314,7 +315,5 @@ def _switch(db: apsw.Connection, reembedding: Reembedding, now: float) -> None:
         "INSERT INTO receipts VALUES (?, ?, 0, ?, 0, ?, NULL)", (reembedding.token, collection_id, len(discarded), now)
     )
     faces = [row[0] for row in discarded]
-    audit.record(
-        db, audit.AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token)
-    )
+    audit.record(db, AuditEvent("reembed", now, reembedding.actor, collection_id, faces=faces, id=reembedding.token))
     db.execute(_DELETE, (reembedding.token,))

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
-from index.embedded.audit.log import LogHead
+from index.audit_chain import LogHead
 from tests.app.conftest import BASE_URL
 from tests.app.gallery.helpers import JPEG, PNG, faces_of, wait_for_erasure, wait_for_switch, wait_until
 from tests.app.gallery.test_reembedding import other_embedder

@@ -12,10 +12,10 @@ from typing import Any
 import apsw
 import pytest
 
+from index.audit_chain import AuditEvent
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.audit import id_normalisation
 from index.embedded.audit.id_normalisation import Clash
-from index.embedded.audit.log import AuditEvent
 from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback

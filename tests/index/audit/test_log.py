@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.audit_chain import AuditEvent, LogFault, LogHead
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit import log as module
-from index.embedded.audit.log import AuditEvent, AuditLog, LogFault, LogHead
+from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import RETENTION, EmbeddedGallery
 from index.embedded.store import collection_records
 from index.embedded.store.ledger import Ledger

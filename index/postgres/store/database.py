@@ -1,0 +1,221 @@
+"""A PostgreSQL database: pooled connections, snapshots for reading, and changes that commit in threads of their own.
+
+Every change is one transaction. It is repeated if PostgreSQL aborted it because of a concurrent one. If the connection
+fails during a commit, the change may or may not have been made: the caller gets UnavailableError, and repeats the
+request with the same idempotency key (`Change.once`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg import errors as sql_errors
+from psycopg import sql
+from psycopg_pool import ConnectionPool
+
+from index import protocol
+from index.errors import ConflictError, DiskFullError, UnavailableError
+from index.postgres.store import migrations
+from index.postgres.store.sealing import Lookups
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+
+Row = tuple[Any, ...]
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection of the pool. `lookups`: the gallery's."""
+
+    lookups: Lookups
+
+
+Write = Callable[[Connection], T]
+
+# Connections of one process. Each search holds one; a change waits for one of the writers' threads.
+MAX_CONNECTIONS, WRITERS = 16, 8
+CONNECT_S = 10.0  # how long a request waits for a connection
+# How often a transaction is tried that PostgreSQL aborts because of a concurrent one, and the pause between two tries.
+TRIES, PAUSE_S = 5, 0.02
+ABORTED = (sql_errors.SerializationFailure, sql_errors.DeadlockDetected)
+
+
+class Database:
+    """The database at `url`, whose schema is created or migrated. `clock`: for tests; else the time is the database's.
+
+    Raises:
+        UnavailableError: it cannot be reached. TooNewError, GalleryError: see `migrations.migrate`.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None):
+        self._clock = clock
+        with _as_gallery_errors(), psycopg.connect(url, autocommit=True) as connection:
+            migrations.migrate(connection)
+            row = connection.execute("SELECT id, secret FROM gallery").fetchone()
+        assert row is not None  # noqa: S101  the first migration inserts it
+        self.gallery_id, self._lookups = str(row[0]), Lookups(row[1])
+        self._pool = ConnectionPool(
+            url,
+            connection_class=Connection,
+            min_size=1,
+            max_size=MAX_CONNECTIONS,
+            timeout=CONNECT_S,
+            configure=self._configure,
+            check=ConnectionPool.check_connection,
+            open=True,
+        )
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="postgres")
+
+    def close(self) -> None:
+        """Commit the waiting changes and close all connections."""
+        self._writers.shutdown()
+        self._pool.close()
+
+    def _configure(self, connection: Connection) -> None:
+        connection.lookups = self._lookups
+        register_vector(connection)
+        connection.commit()
+
+    def now(self, db: Connection) -> float:
+        """Return the time in seconds since 1970; within a transaction it does not decrease."""
+        if self._clock is not None:
+            return self._clock()
+        return float(scalar(db, sql.SQL("SELECT extract(epoch FROM clock_timestamp())")))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Yield a connection in a read-only transaction: all reads see the same commits.
+
+        Raises:
+            UnavailableError: the database cannot be reached.
+        """
+        with _as_gallery_errors(), self._pool.connection() as db, db.transaction():
+            db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield db
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Yield a connection outside a transaction, for statements that cannot run in one, such as VACUUM.
+
+        Raises:
+            UnavailableError: the database cannot be reached.
+        """
+        with _as_gallery_errors(), self._pool.connection() as db:
+            db.autocommit = True
+            try:
+                yield db
+            finally:
+                db.autocommit = False
+
+    def submit(self, write: Write[T]) -> Future[T]:
+        """Run `write` in a transaction of its own in another thread; the future has its result once it is durable."""
+        return self._writers.submit(self.write, write)
+
+    def write(self, write: Write[T]) -> T:
+        """Run `write` in a transaction, and return its result once that is durable. If `write` raises, undo it.
+
+        Raises:
+            UnavailableError: the database cannot be reached; the change may have been made. DiskFullError.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                with _as_gallery_errors(), self._pool.connection() as db, db.transaction():
+                    return write(db)
+            except ABORTED as error:
+                if not left:
+                    raise UnavailableError("the database was too busy with concurrent changes") from error
+                time.sleep(PAUSE_S)
+        raise AssertionError  # the last try returns or raises
+
+
+@contextmanager
+def _as_gallery_errors() -> Iterator[None]:
+    """Convert errors of the connection and of a full disk."""
+    try:
+        yield
+    except sql_errors.DiskFull as error:
+        raise DiskFullError("the database's disk is full") from error
+    except ABORTED:
+        raise
+    except (psycopg.OperationalError, psycopg.InterfaceError, sql_errors.ReadOnlySqlTransaction) as error:
+        raise UnavailableError("the database cannot be reached, or accepts no changes at present") from error
+
+
+def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row = ()) -> Any:
+    """Return the first column of the first row; None if there is no row."""
+    row = db.execute(statement, values).fetchone()
+    return None if row is None else row[0]
+
+
+@dataclass(frozen=True)
+class Change(protocol.PlannedChange[T]):
+    """A transaction that is not submitted yet."""
+
+    database: Database
+    write: Write[T]
+
+    def then(self, answer: Callable[[T], U]) -> Change[U]:
+        """See `index.protocol.PlannedChange`."""
+        return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
+
+    def once(self, key: str, request: bytes, encode: Callable[[T], str], decode: Callable[[str], T]) -> Change[T]:
+        """See `index.protocol.PlannedChange`."""
+
+        def write(db: Connection) -> T:
+            # A second transaction with this key waits here until the first has committed or was undone.
+            inserted = db.execute(
+                "INSERT INTO idempotency_keys VALUES (%s, %s, '', %s) ON CONFLICT DO NOTHING",
+                (key, request, self.database.now(db)),
+            ).rowcount
+            if not inserted:
+                row = db.execute("SELECT request, result FROM idempotency_keys WHERE key = %s", (key,)).fetchone()
+                if row is None or row[0] != request:
+                    raise ConflictError("the Idempotency-Key was used for another request")
+                return decode(row[1])
+            result = self.write(db)
+            db.execute("UPDATE idempotency_keys SET result = %s WHERE key = %s", (encode(result), key))
+            return result
+
+        return replace(self, write=write)
+
+    def submit(self) -> Future[T]:
+        """See `Database.submit`."""
+        return self.database.submit(self.write)
+
+
+class Committing(Generic[P, T]):
+    """A bound method decorated by `committing`; see `index.protocol.ChangingMethod`."""
+
+    def __init__(self, plan: Callable[P, Change[T]]):
+        self.planned = plan
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Commit the change in this thread, and return its result."""
+        change = self.planned(*args, **kwargs)
+        return change.database.write(change.write)
+
+
+class committing(Generic[P, T]):  # noqa: N801  a decorator
+    """Decorate a method that runs in a transaction of `self.database` and gets the connection as its first argument.
+
+    A call without the connection commits the change and returns its result, `method.planned(...)` returns the Change.
+    """
+
+    def __init__(self, write: Callable[Concatenate[Any, Connection, P], T]):
+        self._write = write
+        self.__doc__ = write.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Committing[P, T]:
+        return Committing(partial(self._planned, instance))
+
+    def _planned(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
+        return Change(instance.database, lambda db: self._write(instance, db, *args, **kwargs))

@@ -1,0 +1,196 @@
+"""Migrations: the database's schema as numbered steps. A released step is never changed.
+
+Names, metadata, crops and the data of bulk jobs are stored encrypted, each with a key of its own in the same row
+(index/postgres/store/sealing.py): an erasure overwrites the short keys in their pages, wherever the long ciphertexts
+lie.
+Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
+
+Tables from which rows are erased have a fillfactor of 50: an UPDATE then overwrites the row in its own page.
+The faces of a collection have a table of their own (index/postgres/store/face_tables.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import psycopg
+
+from index.errors import GalleryError, TooNewError
+
+OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
+LOCK = 0x76657374  # the advisory lock of migrations: "vest"
+
+STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE gallery (id text NOT NULL, secret bytea NOT NULL);
+    CREATE TABLE collections (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        name text COLLATE "C" NOT NULL UNIQUE,
+        embedder text NOT NULL,
+        fingerprint text NOT NULL,
+        dimensions integer NOT NULL CHECK (dimensions > 0),
+        settings text NOT NULL,
+        generation integer NOT NULL DEFAULT 0,
+        created_at double precision NOT NULL
+    );
+    -- The numbers of subjects and faces are sums over slots, so that concurrent enrolments do not wait for one row.
+    CREATE TABLE collection_counts (
+        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
+        slot smallint NOT NULL,
+        subjects bigint NOT NULL DEFAULT 0,
+        faces bigint NOT NULL DEFAULT 0,
+        PRIMARY KEY (collection_id, slot)
+    );
+    CREATE TABLE subjects (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
+        lookup bytea NOT NULL,
+        seal bytea NOT NULL,
+        sealed bytea NOT NULL,
+        created_at double precision NOT NULL,
+        expires_at double precision,
+        UNIQUE (collection_id, lookup)
+    ) WITH (fillfactor = 50);
+    CREATE INDEX subjects_by_expiry ON subjects (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE TABLE subject_values (
+        collection_id bigint NOT NULL,
+        lookup bytea NOT NULL,
+        subject_id bigint NOT NULL REFERENCES subjects ON DELETE CASCADE,
+        PRIMARY KEY (collection_id, lookup, subject_id)
+    );
+    CREATE INDEX subject_values_by_subject ON subject_values (subject_id);
+    CREATE SEQUENCE face_ids;
+    CREATE TABLE rejections (
+        id bigint PRIMARY KEY,
+        collection_id bigint NOT NULL,
+        subject_id bigint NOT NULL REFERENCES subjects ON DELETE CASCADE,
+        token text NOT NULL UNIQUE,
+        created_at double precision NOT NULL,
+        vector vector NOT NULL,
+        seal bytea,
+        crop bytea,
+        reembedded vector
+    ) WITH (fillfactor = 50);
+    ALTER TABLE rejections ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL;
+    CREATE INDEX rejections_by_subject ON rejections (subject_id, created_at, id);
+    CREATE INDEX rejections_by_collection ON rejections (collection_id, id);
+    CREATE TABLE receipts (
+        token text PRIMARY KEY,
+        collection_id bigint NOT NULL,
+        subjects bigint NOT NULL,
+        faces bigint NOT NULL,
+        requested_at double precision NOT NULL,
+        erased_at double precision,
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+        lsn pg_lsn
+    );
+    CREATE INDEX receipts_unfinished ON receipts (requested_at) WHERE erased_at IS NULL;
+    CREATE TABLE leases (
+        name text PRIMARY KEY,
+        holder text NOT NULL,
+        expires_at double precision NOT NULL
+    );
+    CREATE TABLE jobs (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
+        token text NOT NULL UNIQUE,
+        state text NOT NULL,
+        settings text NOT NULL,
+        created_at double precision NOT NULL,
+        finished_at double precision,
+        problem text,
+        actor text
+    );
+    CREATE INDEX jobs_by_collection ON jobs (collection_id, id);
+    CREATE INDEX jobs_unfinished ON jobs (id) WHERE finished_at IS NULL;
+    CREATE TABLE job_items (
+        job_id bigint NOT NULL REFERENCES jobs ON DELETE CASCADE,
+        number bigint NOT NULL,
+        status text NOT NULL,
+        result text,
+        lookup bytea,
+        kind text,
+        seal bytea,
+        sealed bytea,
+        PRIMARY KEY (job_id, number)
+    ) WITH (fillfactor = 50);
+    ALTER TABLE job_items ALTER sealed SET STORAGE EXTERNAL;
+    CREATE INDEX job_items_pending ON job_items (job_id, number) WHERE status = 'pending';
+    CREATE INDEX job_items_by_subject ON job_items (lookup) WHERE lookup IS NOT NULL;
+    CREATE TABLE reembeddings (
+        collection_id bigint PRIMARY KEY REFERENCES collections ON DELETE CASCADE,
+        token text NOT NULL UNIQUE,
+        embedder text NOT NULL,
+        fingerprint text NOT NULL,
+        dimensions integer NOT NULL CHECK (dimensions > 0),
+        actor text,
+        requested_at double precision NOT NULL,
+        problem text
+    );
+    -- Events in the order of their insertion, until maintenance chains them; then the lines of the audit log.
+    CREATE TABLE audit_events (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event text NOT NULL);
+    CREATE TABLE audit_lines (sequence bigint PRIMARY KEY, line text NOT NULL);
+    CREATE TABLE idempotency_keys (
+        key text PRIMARY KEY,
+        request bytea NOT NULL,
+        result text NOT NULL,
+        created_at double precision NOT NULL
+    );
+    CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+    CREATE TABLE api_keys (
+        id text PRIMARY KEY,
+        hash bytea NOT NULL UNIQUE,
+        name text NOT NULL,
+        scopes text NOT NULL,
+        created_at double precision NOT NULL,
+        expires_at double precision,
+        revoked_at double precision,
+        rate_per_minute integer,
+        concurrency integer
+    );
+    CREATE TABLE reloads (model text PRIMARY KEY, token text NOT NULL);
+    CREATE TABLE quotas (
+        key text NOT NULL,
+        starts_at double precision NOT NULL,
+        used integer NOT NULL,
+        PRIMARY KEY (key, starts_at)
+    );
+    """,
+)
+
+
+def migrate(connection: psycopg.Connection[tuple[object, ...]], steps: tuple[str, ...] = STEPS) -> None:
+    """Run the `steps` that the database lacks, each in its own transaction; other processes wait meanwhile.
+
+    Raises:
+        TooNewError: it has more steps than these. GalleryError: pgvector is missing or too old.
+    """
+    connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+    try:
+        _require_pgvector(connection)
+        connection.execute("CREATE TABLE IF NOT EXISTS migrations (step integer PRIMARY KEY)")
+        row = connection.execute("SELECT coalesce(max(step), 0) FROM migrations").fetchone()
+        done = int(str(row[0])) if row else 0
+        if done > len(steps):
+            raise TooNewError(f"the database is of version {done}; this program knows {len(steps)}")
+        for number, step in enumerate(steps[done:], done + 1):
+            with connection.transaction():
+                connection.execute(step)
+                if number == 1:
+                    values = (secrets.token_hex(16), secrets.token_bytes(32))
+                    connection.execute("INSERT INTO gallery VALUES (%s, %s)", values)
+                connection.execute("INSERT INTO migrations VALUES (%s)", (number,))
+    finally:
+        connection.execute("SELECT pg_advisory_unlock(%s)", (LOCK,))
+
+
+def _require_pgvector(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    try:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    except psycopg.Error as error:
+        raise GalleryError(f"pgvector is needed, and CREATE EXTENSION vector failed: {error}") from error
+    row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    version = str(row[0]) if row else ""
+    if tuple(int(part) for part in version.split(".")) < OLDEST_PGVECTOR:
+        oldest = ".".join(map(str, OLDEST_PGVECTOR))
+        raise GalleryError(f"pgvector {version} can damage an index; {oldest} or later is needed: ALTER EXTENSION")

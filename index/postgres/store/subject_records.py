@@ -1,0 +1,167 @@
+"""Rows of the subjects. Key, name and metadata are sealed; a subject is found by the lookup of its key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from psycopg import sql
+
+from index.errors import NotFoundError
+from index.postgres.store import collection_records, face_tables
+from index.postgres.store.database import Connection, Row
+from index.postgres.store.sealing import seal, unseal
+from index.types import CountedSubject, Subject
+from index.validation import check_subject, normalised, normalised_metadata, read_object
+
+# Columns from which `read` makes a Subject.
+COLUMNS = "subjects.id, subjects.seal, subjects.sealed, subjects.created_at, subjects.expires_at"
+_LIVE = "(expires_at IS NULL OR expires_at > %s)"
+
+
+def read(row: Row) -> Subject:
+    """Return the subject of a row of COLUMNS.
+
+    Raises:
+        CorruptError: the row is damaged.
+    """
+    number, key_of_seal, sealed, created_at, expires_at = row
+    key, name, metadata = json.loads(unseal(key_of_seal, sealed))
+    return Subject(number, key, name, read_object(metadata), created_at, expires_at)
+
+
+def _sealed(key: str, name: str | None, metadata: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    return seal(json.dumps((key, name, json.dumps(metadata))).encode())
+
+
+def find(db: Connection, collection_id: int, key: str, now: float | None = None, *, lock: bool = False) -> Subject:
+    """Return the subject with this key. `now`: None for an expired one, too. `lock`: until the transaction ends.
+
+    Raises:
+        NotFoundError.
+    """
+    statement = f"SELECT {COLUMNS} FROM subjects WHERE collection_id = %s AND lookup = %s"  # noqa: S608  constants
+    values: Row = (collection_id, lookup(db, collection_id, key))
+    if now is not None:
+        statement, values = f"{statement} AND {_LIVE}", (*values, now)
+    row = db.execute(sql.SQL(statement + (" FOR UPDATE" if lock else "")), values).fetchone()
+    if row is None:
+        raise NotFoundError(f"there is no subject {key!r}")
+    return read(row)
+
+
+def counted(db: Connection, collection_id: int, subject: Subject) -> CountedSubject:
+    """Return the subject with the number of its faces."""
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE subject_id = %s").format(face_tables.faces(collection_id))
+    row = db.execute(statement, (subject.id,)).fetchone()
+    return CountedSubject(**subject.__dict__, faces=row[0] if row else 0)
+
+
+def page(db: Connection, collection_id: int, after: str, limit: int, now: float) -> list[CountedSubject]:
+    """Return at most `limit` subjects (-1: all) that follow the key `after` in the order of their lookups."""
+    first = lookup(db, collection_id, after) if after else b""
+    statement = sql.SQL(
+        f"SELECT {COLUMNS}, (SELECT count(*) FROM {{}} AS own WHERE own.subject_id = subjects.id) FROM subjects"  # noqa: S608
+        f" WHERE collection_id = %s AND lookup > %s AND {_LIVE} ORDER BY lookup LIMIT %s"
+    ).format(face_tables.faces(collection_id))
+    rows = db.execute(statement, (collection_id, first, now, None if limit < 0 else limit))
+    return [CountedSubject(**read(row[:-1]).__dict__, faces=row[-1]) for row in rows]
+
+
+def by_id(db: Connection, ids: Sequence[int], now: float) -> dict[int, Subject]:
+    """Return those of the subjects that exist and have not expired, by their ids."""
+    statement = f"SELECT {COLUMNS} FROM subjects WHERE id = ANY(%s) AND {_LIVE}"  # noqa: S608  constants
+    return {row[0]: read(row) for row in db.execute(sql.SQL(statement), (list(ids), now))}
+
+
+def lookup(db: Connection, collection_id: int, key: str) -> bytes:
+    """Return the lookup of a key."""
+    return db.lookups.subject(collection_id, normalised(key))
+
+
+def upsert(
+    db: Connection,
+    collection_id: int,
+    key: str,
+    *,
+    name: str | None,
+    metadata: Mapping[str, Any],
+    expires_at: float | None,
+    now: float,
+) -> Subject:
+    """Insert the subject or replace its properties, and return it.
+
+    Raises:
+        InvalidError: see `check_subject`.
+    """
+    check_subject(key, name, metadata, expires_at)
+    key, metadata = normalised(key), normalised_metadata(metadata)
+    row = db.execute(
+        "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (collection_id, lookup) DO UPDATE"
+        " SET seal = excluded.seal, sealed = excluded.sealed, expires_at = excluded.expires_at"
+        " RETURNING id, created_at, xmax = 0",
+        (collection_id, lookup(db, collection_id, key), *_sealed(key, name, metadata), now, expires_at),
+    ).fetchone()
+    assert row is not None  # noqa: S101  one row is inserted or updated
+    number, created_at, is_new = row
+    if is_new:
+        collection_records.add_counts(db, collection_id, subjects=1)
+    else:
+        db.execute("DELETE FROM subject_values WHERE subject_id = %s", (number,))
+    values = {
+        (collection_id, db.lookups.value(collection_id, field, value), number)
+        for field, value in metadata.items()
+        if isinstance(value, str | float | int)
+    }
+    db.cursor().executemany("INSERT INTO subject_values VALUES (%s, %s, %s)", sorted(values))
+    return Subject(number, key, name, dict(metadata), created_at, expires_at)
+
+
+def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:
+    """Return the ids of the subjects by key, and lock them until the transaction ends; insert those that do not exist.
+
+    They are locked in one order, so that two transactions do not wait for each other.
+
+    Raises:
+        InvalidError: see `check_subject`.
+    """
+    ids: dict[str, int] = {}
+    by_lookup = {lookup(db, collection_id, key): key for key in keys}
+    for found, key in sorted(by_lookup.items()):
+        check_subject(key, None, {}, None)
+        row = db.execute(
+            "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (collection_id, lookup) DO UPDATE SET expires_at = subjects.expires_at"
+            " RETURNING id, xmax = 0",
+            (collection_id, found, *_sealed(normalised(key), None, {}), now),
+        ).fetchone()
+        assert row is not None  # noqa: S101  one row is inserted or updated
+        ids[normalised(key)] = row[0]
+        collection_records.add_counts(db, collection_id, subjects=int(row[1]))
+    return ids
+
+
+def expired(db: Connection, now: float, limit: int) -> list[tuple[int, int]]:
+    """Return collection id and id of at most `limit` expired subjects, the earliest expiry first; lock them.
+
+    Subjects that another transaction has locked are left out.
+    """
+    rows = db.execute(
+        "SELECT collection_id, id FROM subjects WHERE expires_at <= %s ORDER BY expires_at LIMIT %s"
+        " FOR UPDATE SKIP LOCKED",
+        (now, limit),
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def expired_among(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
+    """Return the ids of those subjects with these keys that have expired, and lock them."""
+    lookups = sorted(lookup(db, collection_id, key) for key in keys)
+    rows = db.execute(
+        "SELECT id FROM subjects WHERE collection_id = %s AND lookup = ANY(%s) AND expires_at <= %s"
+        " ORDER BY lookup FOR UPDATE",
+        (collection_id, lookups, now),
+    )
+    return [row[0] for row in rows]

