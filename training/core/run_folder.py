@@ -6,7 +6,7 @@
     history.json    a row for every epoch; the same in curves.png (drawn at the end) and tensorboard/
     export/<name>/  the served model, see `training.core.export`
 
-Only the main process writes; all processes may read.
+Only the main process writes and reads, see `training.core.distributed`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Progress:
 
 
 class Run:
-    """A run's folder. Methods that write do nothing unless the process is `main`."""
+    """A run's folder. Methods that save or log do nothing unless the process is `main`."""
 
     def __init__(self, folder: Path, *, main: bool = True):
         self.folder = folder
@@ -73,8 +73,6 @@ class Run:
         Raises:
             RunError: the folder has a run already; or, if `resume`, no run or a run of another recipe.
         """
-        if not self.main:
-            return
         path = self.folder / "recipe.toml"
         text = tomli_w.dumps(_document(recipe))
         if resume:
