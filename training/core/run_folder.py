@@ -58,7 +58,7 @@ class Progress:
 
 
 class Run:
-    """A run's folder. Methods that save or log do nothing unless the process is `main`."""
+    """A run's folder. Methods that write do nothing unless the process is `main`."""
 
     def __init__(self, folder: Path, *, main: bool = True):
         self.folder = folder
@@ -73,6 +73,8 @@ class Run:
         Raises:
             RunError: the folder has a run already; or, if `resume`, no run or a run of another recipe.
         """
+        if not self.main:
+            return
         path = self.folder / "recipe.toml"
         text = tomli_w.dumps(_document(recipe))
         if resume:
