@@ -110,7 +110,7 @@ def _open_keys(*, new: bool = False) -> Iterator[ApiKeys]:
     """Open the keys in the state folder; `new`: create the folder if it is missing."""
     from app.auth.keys import FOLDER, ApiKeys
 
-    with report_state_errors("the keys"):
+    with report_state_errors():
         keys = ApiKeys(prepare_state_folder(read_settings(), new=new) / FOLDER)
         try:
             yield keys

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -141,7 +141,7 @@ class PostgresNode:
 class Replica:
     """One process of the service, with a state folder of its own, on the database `url`; None: embedded."""
 
-    def __init__(self, folder: Path, name: str, url: str | None, **settings: str):
+    def __init__(self, folder: Path, name: str, url: str | None, settings: Mapping[str, str]):
         self.name = name
         self.port = free_port()
         self._folder = folder
@@ -244,7 +244,9 @@ def haproxy(folder: Path, replicas: Sequence[Replica]) -> Iterator[str]:
 
 
 @contextmanager
-def cluster(folder: Path, *, replicas: int = 2, standby: bool = False, **settings: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, settings: Mapping[str, str], *, replicas: int = 2, standby: bool = False
+) -> Iterator[Cluster]:
     """A primary, if asked for a synchronous standby, and replicas of the service; all are ended afterwards."""
     with ExitStack() as stack:
         primary = PostgresNode(folder, "node_a")
@@ -261,7 +263,7 @@ def cluster(folder: Path, *, replicas: int = 2, standby: bool = False, **setting
             nodes.append(second)
         hosts = ",".join(f"{HOST}:{node.port}" for node in nodes)
         url = f"postgresql://postgres@{hosts}/postgres?connect_timeout=2&target_session_attrs=read-write"
-        services = [Replica(folder, f"replica-{number}", url, **settings) for number in range(replicas)]
+        services = [Replica(folder, f"replica-{number}", url, settings) for number in range(replicas)]
         for service in services:
             stack.callback(service.kill)
             service.start()

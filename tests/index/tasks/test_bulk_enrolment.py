@@ -12,11 +12,11 @@ import pytest
 
 from index.embedded.admin.backup import back_up, restore
 from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S
 from index.embedded.tasks import bulk_enrolment as module
 from index.embedded.tasks.bulk_enrolment import KEEP_S, BulkEnrolmentWorker, JobQueue
 from index.embedded.tasks.maintenance import Maintenance
 from index.errors import ConflictError, NotFoundError
+from index.protocol import LEASE_S
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import Clock, folder_bytes, vectors
 
@@ -90,7 +90,7 @@ def test_each_item_is_enrolled_and_has_an_outcome(
     finished = jobs.job("doors", job.token)
     assert (finished.state, finished.finished_at) == ("done", 1000.0)
     assert worker.claim() is None
-    (match,) = gallery.search("doors", VECTORS[1:2], 1)[0]
+    (match,) = gallery.nearest_subjects("doors", VECTORS[1:2], 1)[0]
     assert (match.subject.key, match.face) == ("ada", faces[1])
 
 

@@ -17,20 +17,14 @@ from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import Searches
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from index.embedded.tasks.reembedding import (
-    FIRST,
-    LEASE_S,
-    PendingCrop,
-    Reembedding,
-    Reembeddings,
-    ReembeddingWorker,
-)
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
 from index.errors import ConflictError, InvalidError, NotFoundError
-from index.types import Collection, Face, Floats, NewFace
+from index.protocol import FIRST, LEASE_S
+from index.types import Collection, Face, Floats, NewFace, PendingCrop, Reembedding
 from tests.index.people import Clock, folder_bytes, vectors
 from tests.soak.erasure import forms_of_vector, search_all
 
@@ -91,7 +85,7 @@ def switched(gallery: EmbeddedGallery) -> Reembedding:
 
 
 def nearest(gallery: EmbeddedGallery, queries: Floats, **options: Any) -> list[str]:
-    return [matches[0].subject.key for matches in gallery.search("doors", queries, 1, **options)]
+    return [matches[0].subject.key for matches in gallery.nearest_subjects("doors", queries, 1, **options)]
 
 
 def staged(gallery: EmbeddedGallery) -> int:
@@ -221,7 +215,7 @@ def test_invalid_vectors_are_not_staged(gallery: EmbeddedGallery, worker: Reembe
     assert worker.stage(reembedding, {there.id: NEW[2]})  # a repeated call
     assert staged(gallery) == 1
     assert worker.switch(reembedding) == 0
-    assert gallery.search("doors", NEW[:1])[0][0].similarity == pytest.approx(1)
+    assert gallery.nearest_subjects("doors", NEW[:1])[0][0].similarity == pytest.approx(1)
     assert gallery.collection("trains").generation == 0
 
 
@@ -281,10 +275,10 @@ def test_feedback_is_reembedded_or_discarded_without_a_crop(
         assert [rejection.token for rejection in feedback.of_subject("doors", key)] == tokens
     assert [rejection.token for rejection in feedback.of_subject("trains", "p00")] == [elsewhere.token]
     for number, key in ((2, "p00"), (4, "p01")):
-        (matches,) = search(gallery, "doors", NEW[number : number + 1], fingerprint="f2")
+        (matches,) = Searches(gallery).search("doors", NEW[number : number + 1], fingerprint="f2")
         assert key not in [match.subject.key for match in matches]
-        assert compare(gallery, "doors", key, NEW[number], fingerprint="f2")[1]
-        assert not compare(gallery, "doors", key, NEW[int(key[1:])], fingerprint="f2")[1]
+        assert Searches(gallery).compare("doors", key, NEW[number], fingerprint="f2")[1]
+        assert not Searches(gallery).compare("doors", key, NEW[int(key[1:])], fingerprint="f2")[1]
     (event,) = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "reembed"]
     assert (event.id, event.actor, event.collection, len(event.faces)) == (reembedding.token, "key_7", 1, 1)
     assert gallery.receipt(reembedding.token).faces == 1
@@ -373,10 +367,10 @@ def test_a_switch_during_a_search(gallery: EmbeddedGallery, monkeypatch: pytest.
 
     monkeypatch.setattr(gallery, "_matches", switch_and_match)
     if fusion == "best":  # with the vectors at its beginning
-        assert gallery.search("doors", queries, 1, fingerprint="f1")[0][0].subject.key == "p00"
+        assert gallery.nearest_subjects("doors", queries, 1, fingerprint="f1")[0][0].subject.key == "p00"
     else:
         with pytest.raises(ConflictError):
-            gallery.search("doors", queries, 1, "mean", "f1")
+            gallery.nearest_subjects("doors", queries, 1, "mean", "f1")
     assert seen == [0]
     assert nearest(gallery, NEW[:1]) == ["p00"]
 
@@ -386,11 +380,11 @@ def test_no_call_compares_vectors_of_two_pipelines(gallery: EmbeddedGallery, mon
     gallery.put_subject("doors", "p00", metadata={"site": "north"})
     collection = gallery.collection
     uses: list[Callable[[], object]] = [
-        lambda: search(gallery, "doors", OLD[:1], fingerprint="f1"),
-        lambda: search(gallery, "doors", OLD[:1], where={"site": ["north"]}, fingerprint="f1"),
-        lambda: compare(gallery, "doors", "p00", OLD[0], fingerprint="f1"),
+        lambda: Searches(gallery).search("doors", OLD[:1], fingerprint="f1"),
+        lambda: Searches(gallery).search("doors", OLD[:1], where={"site": ["north"]}, fingerprint="f1"),
+        lambda: Searches(gallery).compare("doors", "p00", OLD[0], fingerprint="f1"),
         lambda: Feedback(gallery).add("doors", "p00", OLD[:1], fingerprint="f1"),
-        lambda: gallery.search("doors", OLD[:1], fingerprint="f1"),
+        lambda: gallery.nearest_subjects("doors", OLD[:1], fingerprint="f1"),
         lambda: enrol(gallery, 41),
     ]
     before = collection("doors")
