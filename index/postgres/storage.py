@@ -59,7 +59,7 @@ class PostgresStorage:
         warnings = []
         if is_asynchronous:
             warnings.append(
-                "the standby is asynchronous: when it replaces a failed server, acknowledged changes are lost and erased"
+                "the standby is asynchronous: if it replaces a failed server, acknowledged changes are lost and erased"
                 " data can be back; set synchronous_standby_names and synchronous_commit"
             )
         if obstacles:
