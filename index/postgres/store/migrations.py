@@ -99,10 +99,13 @@ STEPS: tuple[str, ...] = (
         created_at double precision NOT NULL,
         finished_at double precision,
         problem text,
-        actor text
+        actor text,
+        holder text NOT NULL,
+        leased_until double precision NOT NULL
     );
     CREATE INDEX jobs_by_collection ON jobs (collection_id, id);
     CREATE INDEX jobs_unfinished ON jobs (id) WHERE finished_at IS NULL;
+    CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
     CREATE TABLE job_items (
         job_id bigint NOT NULL REFERENCES jobs ON DELETE CASCADE,
         number bigint NOT NULL,
