@@ -4,18 +4,20 @@ Items stay in the database until they are enrolled, and the transaction that enr
 that holds a job's lease works on it; if it dies, another continues. Erasing a subject erases its pending items in the
 same transaction.
 
-Transactions lock in one order: the collection, the job, items, subjects. Workers poll: LISTEN and NOTIFY would limit
-all commits of the database to some hundreds a second.
+Transactions lock in one order: the collection, the job, items, subjects. So an erasure that waits for an enrolment of
+pending items then finds the subject that was enrolled. (The expiry of a subject locks it before its items; if PostgreSQL
+aborts one of two transactions for that, it is repeated.)
+
+Workers poll: LISTEN and NOTIFY would limit all commits of the database to some hundreds a second.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Container, Mapping, Sequence
 
 from index.audit_chain import AuditEvent
-from index.errors import ConflictError, NotFoundError
-from index.postgres.gallery import PostgresGallery, remove_expired_among, remove_subjects
+from index.errors import NotFoundError
+from index.postgres.gallery import GalleryComponent, remove_expired_among, remove_subjects
 from index.postgres.store import (
     audit_records,
     collection_records,
@@ -34,16 +36,7 @@ ALL_FAILED = "all items failed; see the problem of each item"
 MAX_ROWS, MAX_BYTES = 2048, 4 * 2**20
 
 
-class _JobComponent:
-    """`holder`: the id under which this object holds leases."""
-
-    def __init__(self, gallery: PostgresGallery):
-        self.gallery = gallery
-        self.database = gallery.database
-        self.holder = secrets.token_hex(16)
-
-
-class PostgresJobQueue(_JobComponent):
+class PostgresJobQueue(GalleryComponent):
     """See `index.protocol.JobQueue`."""
 
     @committing
@@ -113,7 +106,7 @@ class PostgresJobQueue(_JobComponent):
         target, now = collection_records.find(db, collection, "share"), self.database.now(db)
         pending = job_records.erase_items(db, target.id, key)
         try:
-            subject = subject_records.find(db, target.id, key, lock=True)
+            number = subject_records.lock_existing(db, target.id, key)
         except NotFoundError:
             if not pending:
                 raise
@@ -121,10 +114,10 @@ class PostgresJobQueue(_JobComponent):
             # The subject has no id yet. The event refers to the receipt instead.
             audit_records.record(db, AuditEvent("erase", now, actor, target.id, of=receipt.token))
             return receipt
-        return remove_subjects(db, target, [subject.id], now, actor)
+        return remove_subjects(db, target, [number], now, actor)
 
 
-class PostgresJobWorker(_JobComponent):
+class PostgresJobWorker(GalleryComponent):
     """See `index.protocol.JobWorker`."""
 
     @committing
@@ -172,18 +165,14 @@ class PostgresJobWorker(_JobComponent):
         now = self.database.now(db)
         if not job_records.renew(db, job, self.holder, now):
             return False
-        if fingerprint != collection.fingerprint:
-            raise ConflictError(
-                f"{collection.name!r} holds vectors of {collection.fingerprint}, not of {fingerprint}"
-            )
+        collection_records.check_fingerprint(collection, fingerprint)
         pending = job_records.lock_pending(db, job, [result.item.number for result in results])
         results = [result for result in results if result.item.number in pending]
-        faces = self._enrol_faces(db, collection, results, now)
+        faces, subjects = _enrol_faces(db, collection, results, now)
         if faces:
-            subjects = face_records.subjects_of(db, collection.id, list(faces))
-            event = AuditEvent("enrol", now, job.actor, collection.id, subjects, list(faces))
-            audit_records.record(db, event)
-        tokens = iter([face.token for face in faces.values()])
+            ids = [face.id for face in faces]
+            audit_records.record(db, AuditEvent("enrol", now, job.actor, collection.id, subjects, ids))
+        tokens = iter([face.token for face in faces])
         outcomes = [
             Outcome(
                 result.item.number,
@@ -195,20 +184,6 @@ class PostgresJobWorker(_JobComponent):
         job_records.finish_items(db, job, outcomes)
         return True
 
-    def _enrol_faces(
-        self, db: Connection, collection: Collection, results: Sequence[ProcessedItem], now: float
-    ) -> dict[int, Face]:
-        """Set the subjects' properties and insert the faces; return the faces by id, in the order of `results`."""
-        enrolled = [result for result in results if result.faces]
-        keys = {result.item.subject for result in enrolled}
-        remove_expired_among(db, collection, keys, now)
-        if any(result.item.properties for result in enrolled):
-            subject_records.ids_for_enrolment(db, collection.id, keys, now)  # locks all of them in one order
-        for result in enrolled:
-            if (properties := result.item.properties) is not None:
-                subject_records.upsert(db, collection.id, result.item.subject, **properties.__dict__, now=now)
-        return face_records.insert(db, collection, [face for result in enrolled for face in result.faces], now)
-
     @committing
     def finish(self, db: Connection, job: Job, state: JobResult, problem: str | None = None) -> None:
         """See `JobWorker`."""
@@ -218,3 +193,21 @@ class PostgresJobWorker(_JobComponent):
         if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
             state, problem = "failed", ALL_FAILED
         job_records.finish(db, job, state, problem, now)
+
+
+def _enrol_faces(
+    db: Connection, collection: Collection, results: Sequence[ProcessedItem], now: float
+) -> tuple[list[Face], list[int]]:
+    """Set the subjects' properties and insert the faces.
+
+    Return the faces in the order of `results`, and the ids of their subjects, ascending.
+    """
+    enrolled = [result for result in results if result.faces]
+    keys = {result.item.subject for result in enrolled}
+    remove_expired_among(db, collection, keys, now)
+    if any(result.item.properties for result in enrolled):
+        subject_records.ids_for_enrolment(db, collection.id, keys, now)  # locks all of them in one order
+    for result in enrolled:
+        if (properties := result.item.properties) is not None:
+            subject_records.upsert(db, collection.id, result.item.subject, **properties.__dict__, now=now)
+    return face_records.insert(db, collection, [face for result in enrolled for face in result.faces], now)

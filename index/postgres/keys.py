@@ -19,7 +19,7 @@ from psycopg import sql
 
 from index.audit_chain import AuditEvent
 from index.errors import ConflictError, NotFoundError, UnavailableError
-from index.postgres.audit import PostgresAuditLog
+from index.postgres.audit import AuditLog
 from index.postgres.store import audit_records
 from index.postgres.store.database import Connection, SharedDatabase, scalar
 from index.postgres.store.repeater import Repeater
@@ -116,9 +116,9 @@ class PostgresKeys:
         database.write(write)
 
     @property
-    def audit(self) -> PostgresAuditLog:
+    def audit(self) -> AuditLog:
         """The gallery's audit log, which has the events of keys and models, too."""
-        return PostgresAuditLog(self._shared.get())
+        return AuditLog(self._shared.get())
 
     def refresh(self) -> _Known:
         """Read the keys if they have changed, and return them.

@@ -183,7 +183,7 @@ class PostgresQuotas:
         db.execute("SET LOCAL synchronous_commit = off")  # a crash may forget the usage of a moment
         db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         lease_records.take(db, _REPLICA + self._id, self._id, now, REPLICA_S)
-        replicas = len(lease_records.held(db, _REPLICA, now))
+        replicas = lease_records.held(db, _REPLICA, now)
         db.execute("DELETE FROM quotas WHERE starts_at <= %s", (now - WINDOW_S,))
         returned = [(row.quota.key, row.quota.slot, -row.quota.lease) for row in renewals if row.quota.lease]
         spent = [(row.quota.key, slot, row.spent) for row in renewals if row.spent]
@@ -192,8 +192,8 @@ class PostgresQuotas:
             key: (amount, oldest)
             for key, amount, oldest in db.execute(
                 "SELECT key, sum(used), min(starts_at) FILTER (WHERE used > 0) FROM quotas WHERE key = ANY(%s)"
-                " GROUP BY key",
-                ([row.quota.key for row in renewals],),
+                " AND starts_at > %s GROUP BY key",
+                ([row.quota.key for row in renewals], now - WINDOW_S),
             )
         }
         leases = []

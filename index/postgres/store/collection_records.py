@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import replace
 from typing import Literal
 
@@ -14,8 +13,6 @@ from index.postgres.store import face_tables
 from index.postgres.store.database import Connection, Row
 from index.types import Collection
 from index.validation import check_key, check_object, check_timestamp, normalised, read_object
-
-SLOTS = 16  # rows among which the counts of a collection are spread
 
 _COLLECTION = "SELECT id, name, embedder, fingerprint, dimensions, settings, created_at, generation FROM collections"
 # "share": the collection cannot be dropped or re-embedded before this transaction ends; "update": nor changed at all.
@@ -54,9 +51,6 @@ def insert(db: Connection, collection: Collection) -> Collection:
     if row is None:
         raise ConflictError(f"there is a collection {collection.name!r} already")
     face_tables.create(db, row[0], collection.dimensions)
-    db.execute(
-        "INSERT INTO collection_counts (collection_id, slot) SELECT %s, generate_series(0, %s)", (row[0], SLOTS - 1)
-    )
     return replace(collection, id=row[0], name=name)
 
 
@@ -81,8 +75,18 @@ def page(db: Connection, after: str, limit: int) -> list[Collection]:
 def delete(db: Connection, collection: Collection) -> None:
     """Delete the collection and everything in it."""
     db.execute("DELETE FROM collections WHERE id = %s", (collection.id,))
-    db.execute("DELETE FROM subject_values WHERE collection_id = %s", (collection.id,))
+    for table in ("subject_values", "collection_counts"):
+        db.execute(sql.SQL("DELETE FROM {} WHERE collection_id = %s").format(sql.Identifier(table)), (collection.id,))
     face_tables.drop(db, collection.id)
+
+
+def check_fingerprint(collection: Collection, fingerprint: str | None) -> None:
+    """Raise ConflictError if the vectors of this pipeline cannot be compared with the collection's.
+
+    None stands for the collection's own pipeline.
+    """
+    if fingerprint not in (None, collection.fingerprint):
+        raise ConflictError(f"{collection.name!r} holds vectors of {collection.fingerprint}, not of {fingerprint}")
 
 
 def check_current(db: Connection, collection: Collection) -> None:
@@ -93,13 +97,17 @@ def check_current(db: Connection, collection: Collection) -> None:
 
 
 def add_counts(db: Connection, collection_id: int, *, subjects: int = 0, faces: int = 0) -> None:
-    """Add to the numbers of subjects and faces, in a random slot, for which few other transactions wait."""
+    """Add to the numbers of subjects and faces. No transaction waits for another one's."""
     if subjects or faces:
-        db.execute(
-            "UPDATE collection_counts SET subjects = subjects + %s, faces = faces + %s"
-            " WHERE collection_id = %s AND slot = %s",
-            (subjects, faces, collection_id, secrets.randbelow(SLOTS)),
-        )
+        db.execute("INSERT INTO collection_counts VALUES (%s, %s, %s)", (collection_id, subjects, faces))
+
+
+def merge_counts(db: Connection) -> None:
+    """Replace the rows of `add_counts` by one for each collection."""
+    db.execute(
+        "WITH added AS (DELETE FROM collection_counts RETURNING *) INSERT INTO collection_counts"
+        " SELECT collection_id, sum(subjects), sum(faces) FROM added GROUP BY collection_id"
+    )
 
 
 def counts(db: Connection, collection_id: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ request with the same idempotency key (`Change.once`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,15 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
+from psycopg import IsolationLevel, sql
 from psycopg import errors as sql_errors
-from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.types.numeric import IntDumper, IntNumeric, IntNumericDumper
+from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import ConnectionPool
 
 from index import protocol
-from index.errors import ConflictError, DiskFullError, UnavailableError
+from index.errors import ConflictError, DiskFullError, InvalidError, UnavailableError
 from index.postgres.store import migrations
 from index.postgres.store.sealing import Lookups
 
@@ -32,6 +36,30 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 Row = tuple[Any, ...]
+
+
+MAX_INT = 2**63 - 1
+
+
+class _TextDumper(StrDumperUnknown):
+    """Sends text with replacements for the characters that PostgreSQL cannot store, NUL and lone surrogates.
+
+    No id, name or token has the replacements: it is not found, as it would not be if it could be sent.
+    """
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\0", "\x01").encode(errors="replace").decode())
+
+
+class _BoundedIntDumper(IntNumericDumper):
+    """Sends numbers beyond 64 bits as the nearest number of 64 bits: no row has an id or a position beyond it."""
+
+    def dump(self, obj: int) -> Buffer | None:
+        return super().dump(min(max(obj, -MAX_INT - 1), MAX_INT))
+
+
+class _IntDumper(IntDumper):
+    _int_numeric_dumper = _BoundedIntDumper(IntNumeric)
 
 
 class Connection(psycopg.Connection[Row]):
@@ -44,6 +72,7 @@ Write = Callable[[Connection], T]
 
 # Connections of one process. Each search holds one; a change waits for one of the writers' threads.
 MAX_CONNECTIONS, WRITERS = 16, 8
+MEASURE_CLOCK_S = 60.0
 CONNECT_S = 10.0  # how long a request waits for a connection
 # How often a transaction is tried that PostgreSQL aborts because of a concurrent one, and the pause between two tries.
 TRIES, PAUSE_S = 5, 0.02
@@ -59,6 +88,7 @@ class Database:
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None):
         self._clock = clock
+        self._measured = -math.inf, 0.0  # when, and the database's time less the monotonic time
         with _as_gallery_errors(), psycopg.connect(url, autocommit=True) as connection:
             migrations.migrate(connection)
             row = connection.execute("SELECT id, secret FROM gallery").fetchone()
@@ -82,9 +112,28 @@ class Database:
         self._pool.close()
 
     def _configure(self, connection: Connection) -> None:
+        # Whatever the server's default is: a change that waited for another one reads what that committed.
+        connection.isolation_level = IsolationLevel.READ_COMMITTED
         connection.lookups = self._lookups
+        connection.adapters.register_dumper(str, _TextDumper)
+        connection.adapters.register_dumper(int, _IntDumper)
         register_vector(connection)
         connection.commit()
+
+    def clock(self) -> float:
+        """Return the database's time in seconds since 1970, computed from a measurement of the last minute.
+
+        Raises:
+            UnavailableError: the database cannot be reached.
+        """
+        if self._clock is not None:
+            return self._clock()
+        measured, offset = self._measured
+        if time.monotonic() - measured > MEASURE_CLOCK_S:
+            with self.snapshot() as db:
+                measured, offset = time.monotonic(), self.now(db) - time.monotonic()
+            self._measured = measured, offset
+        return time.monotonic() + offset
 
     def now(self, db: Connection) -> float:
         """Return the time in seconds since 1970; within a transaction it does not decrease."""
@@ -99,9 +148,13 @@ class Database:
         Raises:
             UnavailableError: the database cannot be reached.
         """
-        with _as_gallery_errors(), self._pool.connection() as db, db.transaction():
-            db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield db
+        with _as_gallery_errors(), self._pool.connection() as db:
+            db.isolation_level, db.read_only = IsolationLevel.REPEATABLE_READ, True
+            try:
+                with db.transaction():
+                    yield db
+            finally:
+                db.isolation_level, db.read_only = IsolationLevel.READ_COMMITTED, False
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
@@ -168,13 +221,15 @@ class SharedDatabase:
 
 @contextmanager
 def _as_gallery_errors() -> Iterator[None]:
-    """Convert errors of the connection and of a full disk."""
+    """Convert errors of the connection, of a full disk and of values."""
     try:
         yield
     except sql_errors.DiskFull as error:
         raise DiskFullError("the database's disk is full") from error
     except ABORTED:
         raise
+    except psycopg.DataError as error:
+        raise InvalidError("the database cannot store a value") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, sql_errors.ReadOnlySqlTransaction) as error:
         raise UnavailableError("the database cannot be reached, or accepts no changes at present") from error
 

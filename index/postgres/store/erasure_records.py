@@ -21,7 +21,10 @@ _SEAL = bytes(32)  # what overwrites a key
 
 
 def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
-    """Erase these faces of the collection and return the receipt, which counts `subjects` subjects."""
+    """Erase these faces of the collection and return the receipt, which counts `subjects` subjects.
+
+    Lock the faces first, in the order of their ids.
+    """
     zeros = "[" + ",".join("0" * collection.dimensions) + "]"
     table = face_tables.faces(collection.id)
     overwrite = sql.SQL(
@@ -51,7 +54,7 @@ def remove_subjects(
     Return the receipt and the ids of the faces. Lock the subjects first.
     """
     job_records.erase_items_of(db, subject_ids)
-    faces = [face for number in subject_ids for face in face_records.ids_of_subject(db, collection.id, number)]
+    faces = face_records.lock_of_subjects(db, collection.id, subject_ids)
     receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now)
     rejected = db.execute("SELECT id FROM rejections WHERE subject_id = ANY(%s)", (list(subject_ids),)).fetchall()
     remove_rejections(db, [row[0] for row in rejected])

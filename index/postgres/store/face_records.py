@@ -16,8 +16,10 @@ from index.types import Collection, Face, Floats, NewFace, Subject
 from index.validation import check_object, normalised, read_object, unit_vectors
 
 
-def insert(db: Connection, collection: Collection, faces: Sequence[NewFace], now: float) -> dict[int, Face]:
-    """Insert the faces and return them by id, in their order.
+def insert(
+    db: Connection, collection: Collection, faces: Sequence[NewFace], now: float
+) -> tuple[list[Face], list[int]]:
+    """Insert the faces; return them in their order, and the ids of their subjects, ascending.
 
     Subjects that do not exist are created, and all are locked until the transaction ends: so the ids of a subject's
     faces increase in the order of the commits.
@@ -31,18 +33,18 @@ def insert(db: Connection, collection: Collection, faces: Sequence[NewFace], now
     subjects = subject_records.ids_for_enrolment(db, collection.id, {face.subject for face in faces}, now)
     ids = [row[0] for row in db.execute("SELECT nextval('face_ids') FROM generate_series(1, %s)", (len(faces),))]
     rows: list[Row] = []
-    inserted: dict[int, Face] = {}
+    inserted: list[Face] = []
     for number, face, vector in zip(ids, faces, vectors, strict=True):
         token, key = secrets.token_hex(16), normalised(face.subject)
         sealed = (None, None) if face.crop is None else seal(face.crop)
         details = json.dumps(dict(face.details))
         rows.append((number, subjects[key], token, details, now, vector, *sealed))
-        inserted[number] = Face(number, token, key, read_object(details), now)
+        inserted.append(Face(number, token, key, read_object(details), now))
     statement = "INSERT INTO {} (id, subject_id, token, details, created_at, vector, seal, crop)"
     values = " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
     db.cursor().executemany(sql.SQL(statement + values).format(face_tables.faces(collection.id)), rows)
     collection_records.add_counts(db, collection.id, faces=len(rows))
-    return inserted
+    return inserted, sorted(set(subjects.values()))
 
 
 def of_subject(db: Connection, collection_id: int, subject: Subject, after: int, limit: int) -> list[Face]:
@@ -85,7 +87,7 @@ def ids_of_tokens(db: Connection, collection_id: int, tokens: Sequence[str]) -> 
     return {row[0]: row[1] for row in rows}
 
 
-def ids_of_subject(db: Connection, collection_id: int, subject_id: int) -> list[int]:
-    """Return the ids of the subject's faces, ascending."""
-    statement = sql.SQL("SELECT id FROM {} WHERE subject_id = %s ORDER BY id").format(face_tables.faces(collection_id))
-    return [row[0] for row in db.execute(statement, (subject_id,))]
+def lock_of_subjects(db: Connection, collection_id: int, subject_ids: Sequence[int]) -> list[int]:
+    """Return the ids of the subjects' faces, ascending; lock the faces until the transaction ends."""
+    statement = sql.SQL("SELECT id FROM {} WHERE subject_id = ANY(%s) ORDER BY id FOR UPDATE")
+    return [row[0] for row in db.execute(statement.format(face_tables.faces(collection_id)), (list(subject_ids),))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from index.postgres.store.database import Connection
+from index.postgres.store.database import Connection, scalar
 
 PARTITIONS = 4
 MAX_INLINE = 1500  # dimensions; longer vectors do not fit into a page beside another row, and are stored apart
@@ -60,6 +60,36 @@ def create(db: Connection, collection_id: int, dimensions: int) -> None:
         db.execute(sql.SQL(statement).format(*values))
     for column in ("token", "id"):
         db.execute(sql.SQL("CREATE INDEX ON {} ({})").format(table, sql.Identifier(column)))
+
+
+def lock(db: Connection, collection_id: int) -> None:
+    """Let those wait who drop or replace the table, until the transaction ends.
+
+    Raises:
+        psycopg.errors.UndefinedTable: the collection was dropped.
+    """
+    db.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(faces(collection_id)))
+
+
+def is_indexed(db: Connection, collection_id: int) -> bool:
+    """Return whether there is an approximate index that searches can use."""
+    return bool(
+        scalar(
+            db,
+            sql.SQL(
+                "SELECT EXISTS (SELECT FROM pg_inherits JOIN pg_index ON indrelid = inhrelid AND indisvalid"
+                " JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam AND amname = 'hnsw'"
+                " WHERE inhparent = %s::regclass)"
+            ),
+            (f"faces_{collection_id}",),
+        )
+    )
+
+
+def file_bytes(db: Connection, collection_id: int) -> int:
+    """Return the size of the table with its indexes and crops."""
+    statement = sql.SQL("SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = %s::regclass")
+    return int(scalar(db, statement, (f"faces_{collection_id}",)))
 
 
 def drop(db: Connection, collection_id: int) -> None:

@@ -33,14 +33,9 @@ STEPS: tuple[str, ...] = (
         generation integer NOT NULL DEFAULT 0,
         created_at double precision NOT NULL
     );
-    -- The numbers of subjects and faces are sums over slots, so that concurrent enrolments do not wait for one row.
-    CREATE TABLE collection_counts (
-        collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
-        slot smallint NOT NULL,
-        subjects bigint NOT NULL DEFAULT 0,
-        faces bigint NOT NULL DEFAULT 0,
-        PRIMARY KEY (collection_id, slot)
-    );
+    -- The numbers of subjects and faces are sums over rows, so that concurrent enrolments do not wait for one row.
+    CREATE TABLE collection_counts (collection_id bigint NOT NULL, subjects bigint NOT NULL, faces bigint NOT NULL);
+    CREATE INDEX collection_counts_by_collection ON collection_counts (collection_id);
     CREATE TABLE subjects (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         collection_id bigint NOT NULL REFERENCES collections ON DELETE CASCADE,
@@ -133,6 +128,8 @@ STEPS: tuple[str, ...] = (
     -- Events in the order of their insertion, until maintenance chains them; then the lines of the audit log.
     CREATE TABLE audit_events (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event text NOT NULL);
     CREATE TABLE audit_lines (sequence bigint PRIMARY KEY, line text NOT NULL);
+    CREATE TABLE audit_head (sequence bigint NOT NULL, hash text NOT NULL);
+    INSERT INTO audit_head VALUES (0, '');
     CREATE TABLE idempotency_keys (
         key text PRIMARY KEY,
         request bytea NOT NULL,

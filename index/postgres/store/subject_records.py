@@ -120,48 +120,78 @@ def upsert(
 
 
 def ids_for_enrolment(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> dict[str, int]:
-    """Return the ids of the subjects by key, and lock them until the transaction ends; insert those that do not exist.
+    """Return the ids of the subjects by key in Unicode form C; insert those that do not exist.
 
-    They are locked in one order, so that two transactions do not wait for each other.
+    All are locked until the transaction ends.
 
     Raises:
         InvalidError: see `check_subject`.
     """
-    ids: dict[str, int] = {}
-    by_lookup = {lookup(db, collection_id, key): key for key in keys}
-    for found, key in sorted(by_lookup.items()):
+    keys = sorted(set(keys))
+    for key in keys:
         check_subject(key, None, {}, None)
-        row = db.execute(
-            "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at) VALUES (%s, %s, %s, %s, %s)"
-            " ON CONFLICT (collection_id, lookup) DO UPDATE SET expires_at = subjects.expires_at"
-            " RETURNING id, xmax = 0",
-            (collection_id, found, *_sealed(normalised(key), None, {}), now),
-        ).fetchone()
-        assert row is not None  # noqa: S101  one row is inserted or updated
-        ids[normalised(key)] = row[0]
-        collection_records.add_counts(db, collection_id, subjects=int(row[1]))
+    existing = {row[0]: row[1] for row in _lock(db, collection_id, keys)}
+    ids: dict[str, int] = {}
+    for found, key in sorted((lookup(db, collection_id, key), normalised(key)) for key in keys):
+        ids[key] = existing[found] if found in existing else _insert_or_lock(db, collection_id, found, key, now)
+        existing[found] = ids[key]
     return ids
 
 
-def expired(db: Connection, now: float, limit: int) -> list[tuple[int, int]]:
-    """Return collection id and id of at most `limit` expired subjects, the earliest expiry first; lock them.
+def _lock(db: Connection, collection_id: int, keys: Iterable[str]) -> list[Row]:
+    """Return lookup, id and expiry of the subjects with these keys; lock them, in the order of their lookups."""
+    lookups = [lookup(db, collection_id, key) for key in keys]
+    return db.execute(
+        "SELECT lookup, id, expires_at FROM subjects WHERE collection_id = %s AND lookup = ANY(%s)"
+        " ORDER BY lookup FOR UPDATE",
+        (collection_id, lookups),
+    ).fetchall()
 
-    Subjects that another transaction has locked are left out.
+
+def _insert_or_lock(db: Connection, collection_id: int, found: bytes, key: str, now: float) -> int:
+    """Insert the subject and return its id; that of the present one if another transaction was faster."""
+    row = db.execute(
+        "INSERT INTO subjects (collection_id, lookup, seal, sealed, created_at) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT (collection_id, lookup) DO UPDATE SET lookup = excluded.lookup RETURNING id, xmax = 0",
+        (collection_id, found, *_sealed(key, None, {}), now),
+    ).fetchone()
+    assert row is not None  # noqa: S101  one row is inserted or updated
+    collection_records.add_counts(db, collection_id, subjects=int(row[1]))
+    return int(row[0])
+
+
+def lock_existing(db: Connection, collection_id: int, key: str) -> int:
+    """Return the id of the subject, even if it has expired or is damaged; lock it until the transaction ends.
+
+    Raises:
+        NotFoundError.
     """
+    rows = _lock(db, collection_id, [key])
+    if not rows:
+        raise NotFoundError(f"there is no subject {key!r}")
+    return int(rows[0][1])
+
+
+def lock_expired(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
+    """Lock the subjects with these keys until the transaction ends; return the ids of those that have expired."""
+    return sorted(
+        number
+        for _, number, expires_at in _lock(db, collection_id, keys)
+        if expires_at is not None and expires_at <= now
+    )
+
+
+def expired(db: Connection, now: float, limit: int) -> list[tuple[int, int]]:
+    """Return collection id and id of at most `limit` expired subjects, the earliest expiry first."""
     rows = db.execute(
-        "SELECT collection_id, id FROM subjects WHERE expires_at <= %s ORDER BY expires_at LIMIT %s"
-        " FOR UPDATE SKIP LOCKED",
-        (now, limit),
+        "SELECT collection_id, id FROM subjects WHERE expires_at <= %s ORDER BY expires_at LIMIT %s", (now, limit)
     )
     return [(row[0], row[1]) for row in rows]
 
 
-def expired_among(db: Connection, collection_id: int, keys: Iterable[str], now: float) -> list[int]:
-    """Return the ids of those subjects with these keys that have expired, and lock them."""
-    lookups = sorted(lookup(db, collection_id, key) for key in keys)
+def lock_expired_ids(db: Connection, ids: Sequence[int], now: float) -> list[int]:
+    """Lock those of the subjects that have expired until the transaction ends, and return their ids."""
     rows = db.execute(
-        "SELECT id FROM subjects WHERE collection_id = %s AND lookup = ANY(%s) AND expires_at <= %s"
-        " ORDER BY lookup FOR UPDATE",
-        (collection_id, lookups, now),
+        "SELECT id FROM subjects WHERE id = ANY(%s) AND expires_at <= %s ORDER BY lookup FOR UPDATE", (list(ids), now)
     )
     return [row[0] for row in rows]
