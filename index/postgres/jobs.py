@@ -5,8 +5,8 @@ that holds a job's lease works on it; if it dies, another continues. Erasing a s
 same transaction.
 
 Transactions lock in one order: the collection, the job, items, subjects. So an erasure that waits for an enrolment of
-pending items then finds the subject that was enrolled. (The expiry of a subject locks it before its items; if PostgreSQL
-aborts one of two transactions for that, it is repeated.)
+pending items then finds the subject that was enrolled. (The expiry of a subject locks the subject first; if PostgreSQL
+aborts a transaction for that, it is repeated.)
 
 Workers poll: LISTEN and NOTIFY would limit all commits of the database to some hundreds a second.
 """
@@ -148,7 +148,7 @@ class PostgresJobWorker(GalleryComponent):
         numbers: list[int] = []
         first, size = None, 0
         with self.database.snapshot() as db:
-            for number, kind, length in job_records.pending_sizes(db, job, MAX_ROWS):
+            for number, kind, length in job_records.pending_sizes(db, job, max(MAX_ROWS, pictures)):
                 first = first or kind
                 limit = pictures if kind == "picture" else MAX_ROWS
                 if numbers and (kind != first or len(numbers) == limit or size > MAX_BYTES):

@@ -92,7 +92,9 @@ def take_oldest(db: Connection, ids: Sequence[int], holder: str, now: float) -> 
 
     None where there is none.
     """
-    statement = f"{_JOB} WHERE jobs.id = ANY(%s) AND {_FREE} ORDER BY jobs.id LIMIT 1 FOR NO KEY UPDATE OF jobs SKIP LOCKED"
+    statement = (
+        f"{_JOB} WHERE jobs.id = ANY(%s) AND {_FREE} ORDER BY jobs.id LIMIT 1 FOR NO KEY UPDATE OF jobs SKIP LOCKED"
+    )
     row = db.execute(sql.SQL(statement), (list(ids), holder, now)).fetchone()
     if row is None:
         return None
