@@ -66,7 +66,7 @@ def remove_subjects(
 
 def remove_collection(db: Connection, collection: Collection, now: float) -> Receipt:
     """Erase the collection and everything in it, and return the receipt."""
-    job_records.erase_items_in(db, collection.id)
+    job_records.delete_all(db, collection.id, now)
     subjects, faces = collection_records.counts(db, collection.id)
     of_collection = "(SELECT id FROM subjects WHERE collection_id = %s)"
     rejected = db.execute(

@@ -108,13 +108,21 @@ STEPS: tuple[str, ...] = (
         result text,
         lookup bytea,
         kind text,
-        seal bytea,
         sealed bytea,
         PRIMARY KEY (job_id, number)
-    ) WITH (fillfactor = 50);
+    );
     ALTER TABLE job_items ALTER sealed SET STORAGE EXTERNAL;
     CREATE INDEX job_items_pending ON job_items (job_id, number) WHERE status = 'pending';
     CREATE INDEX job_items_by_subject ON job_items (lookup) WHERE lookup IS NOT NULL;
+    -- The keys of `job_items.sealed`, in rows that all have one length: whatever an item's outcome is, a row of zeros
+    -- finds room in the page of the key, and takes its place when the page is tidied. Zeros are deleted a week later.
+    CREATE TABLE job_seals (
+        job_id bigint NOT NULL,
+        number bigint NOT NULL,
+        seal bytea NOT NULL,
+        PRIMARY KEY (job_id, number)
+    ) WITH (fillfactor = 50);
+    CREATE TABLE deleted_jobs (id bigint PRIMARY KEY, deleted_at double precision NOT NULL);
     CREATE TABLE reembeddings (
         collection_id bigint PRIMARY KEY REFERENCES collections ON DELETE CASCADE,
         token text NOT NULL UNIQUE,
