@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.auth.keys import FOLDER, SCOPES, ApiKeys, Scope
+from app.auth.keys import SCOPES, ApiKeys, Scope
 from app.auth.rate_limit import KeyUsage
 from app.auth.scopes import ADMIN, INFER, ScopeDeclarationError
 from app.errors import HostNotAllowed, NotReady, OriginNotAllowed, RateLimited, ScopeMissing, Unauthorized
@@ -28,6 +28,7 @@ from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.server import logging_setup
 from app.settings import Settings
+from index.key_factory import open_keys
 from tests.app.asgi import http_scope, respond
 from tests.app.conftest import BASE_URL, Clock
 
@@ -103,7 +104,7 @@ def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
-    app, keys = create_app(Settings(state=state)), ApiKeys(state / FOLDER)
+    app, keys = create_app(Settings(state=state)), ApiKeys(open_keys(state))
     app.state.gallery = app.state.generation = NotStarted()
     app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
@@ -118,7 +119,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[ApiKeys]:
-    keys = ApiKeys(tmp_path / FOLDER)
+    keys = ApiKeys(open_keys(tmp_path))
     yield keys
     keys.close()
 
