@@ -37,3 +37,15 @@ def open_service_state(state: Path, database: str | None = None) -> ServiceState
     from index.postgres.service_state import PostgresServiceState  # psycopg takes a while to import
 
     return PostgresServiceState(database)
+
+
+def migrate_database(url: str) -> int:
+    """Create or migrate the schema of the database with this URL, and return its version.
+
+    Raises:
+        UnavailableError: it cannot be reached. TooNewError: a later version of this program has migrated it.
+        GalleryError: pgvector is missing or too old, or the role lacks a privilege.
+    """
+    from index.postgres.store import migrations
+
+    return migrations.migrate_database(url)

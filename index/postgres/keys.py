@@ -144,12 +144,17 @@ class PostgresKeys:
             UnavailableError.
         """
         known = self._known
-        if known is None:
-            known = self.refresh()
-            if self._repeater is None:
-                self._repeater = Repeater("keys", self._refresh_s, self.refresh)
+        if known is None or self._repeater is None:
+            known = self._start()
         if time.monotonic() - known.at > TRUST_S:
             raise UnavailableError("the API keys cannot be read: the database cannot be reached")
+        return known
+
+    def _start(self) -> _Known:
+        known = self.refresh()
+        with self._refreshing:
+            if self._repeater is None:
+                self._repeater = Repeater("keys", self._refresh_s, self.refresh)
         return known
 
     def _see_own_change(self) -> None:

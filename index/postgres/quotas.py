@@ -9,7 +9,7 @@ Usage is counted in slots of SLOT_S seconds, by the database's time. Leases coun
 Replicas together grant at most `per_minute` requests in any minute, and beyond that once in a minute the reserve of a
 replica that had none: a 4th of `per_minute` divided by the number of replicas, at least 1. So two replicas and a limit
 of 80 grant at most 100 in any minute, and 80 in a minute after another with requests. A key that asks without pause
-gets nearly `per_minute` (60 of 64 seconds count twice). A burst at one replica is granted as far as its lease goes, and
+gets nearly `per_minute` (60 requests of 64 seconds). A burst at one replica is granted as far as its lease goes, and
 refused with a wait of half a second beyond that, although the minute may have room.
 
 While the database cannot be reached, each replica grants `per_minute` divided by the last known number of replicas, at
@@ -185,7 +185,11 @@ class PostgresQuotas:
         lease_records.take(db, _REPLICA + self._id, self._id, now, REPLICA_S)
         replicas = lease_records.held(db, _REPLICA, now)
         db.execute("DELETE FROM quotas WHERE starts_at <= %s", (now - WINDOW_S,))
-        returned = [(row.quota.key, row.quota.slot, -row.quota.lease) for row in renewals if row.quota.lease]
+        returned = [
+            (row.quota.key, row.quota.slot, -row.quota.lease)
+            for row in renewals
+            if row.quota.lease and row.quota.slot > now - WINDOW_S
+        ]
         spent = [(row.quota.key, slot, row.spent) for row in renewals if row.spent]
         db.cursor().executemany(_ADD, returned + spent)
         used = {
@@ -214,7 +218,9 @@ def _renewal(quota: SharedQuota, now: float) -> _Renewal | None:
     taken = quota.taken
     spent = taken - quota.recorded
     left = quota.lease - spent
-    was_asked = quota.asked_at > quota.refreshed_at or spent > 0
+    # Requests that were refused may come again now.
+    was_refused = taken >= quota.limit and now >= quota.next_at
+    was_asked = quota.asked_at >= quota.refreshed_at or spent > 0 or was_refused
     is_idle = now - quota.asked_at >= IDLE_S
     if not was_asked and (quota.lease == 0 or (left <= quota.reserve and not is_idle)):
         return None

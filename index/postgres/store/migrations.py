@@ -15,7 +15,7 @@ import secrets
 
 import psycopg
 
-from index.errors import GalleryError, TooNewError
+from index.errors import GalleryError, TooNewError, UnavailableError
 
 OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
 LOCK = 0x76657374  # the advisory lock of migrations: "vest"
@@ -165,6 +165,26 @@ STEPS: tuple[str, ...] = (
     );
     """,
 )
+
+
+def migrate_database(url: str) -> int:
+    """Migrate the database with this URL and return its version. No message contains the URL.
+
+    Raises:
+        UnavailableError: it cannot be reached. TooNewError, GalleryError: see `migrate`; or the role lacks a privilege.
+    """
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            migrate(connection)
+    except psycopg.OperationalError as error:
+        raise UnavailableError(f"the database cannot be reached: {_one_line(error)}") from error
+    except psycopg.Error as error:
+        raise GalleryError(f"the database cannot be migrated: {_one_line(error)}") from error
+    return len(STEPS)
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())
 
 
 def migrate(connection: psycopg.Connection[tuple[object, ...]], steps: tuple[str, ...] = STEPS) -> None:
