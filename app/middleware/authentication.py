@@ -35,8 +35,8 @@ class Authentication:
         keys: ApiKeys,
         settings: Settings,
         metrics: Metrics,
-        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.monotonic,
+        quotas: Quotas | None = None,
     ):
         self.app = app
         self._keys = keys

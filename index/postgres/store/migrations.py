@@ -184,7 +184,7 @@ def migrate_database(url: str) -> int:
 
 
 def _one_line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
+    return " ".join((error.diag.message_primary or str(error)).split())
 
 
 def migrate(connection: psycopg.Connection[tuple[object, ...]], steps: tuple[str, ...] = STEPS) -> None:
