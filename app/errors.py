@@ -5,7 +5,8 @@ VestibuleError
   BodyTooSlow 408 · Conflict 409 · BodyTooLarge, ImageTooLarge, TooManyImages, TooManyPixels 413
   UnsupportedImage, UnsupportedMediaType 415 · UnknownModel 422 · HeadTooLarge 431 · Overloaded, RateLimited 429
   Unprocessable 422: ModelRefused, NoFace, InvalidParameters
-  NotReady 503: OutOfMemory, Locked · DeadlineExceeded 504 · DiskFull 507 · FrameworkError: the framework's own status
+  NotReady 503: OutOfMemory, Locked, StorageUnavailable · DeadlineExceeded 504 · DiskFull 507
+  FrameworkError: the framework's own status
 
 Responses are RFC 9457 problems. Below /v2 they are `{"error": "..."}`, as the Open Inference Protocol requires; below
 /v1 they have a `message` as well, the only field that OpenAI's clients show.
@@ -24,7 +25,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.schemas import FieldError, InferenceError, Problem
-from index.embedded.store.atomic_files import is_disk_full
+from index.errors import is_disk_full
 
 
 class VestibuleError(Exception):
@@ -148,6 +149,10 @@ class OutOfMemory(NotReady, type="out-of-memory", title="There is not enough mem
 
 class Locked(NotReady, type="collection-locked", title="The collection is locked"):
     """The collection is encrypted and the service does not have its key."""
+
+
+class StorageUnavailable(NotReady, type="storage-unavailable", title="The storage is not available"):
+    """The gallery's database cannot be reached or is locked; `Retry-After` says when to retry."""
 
 
 class DiskFull(VestibuleError, status=507, type="disk-full", title="The disk is full"):

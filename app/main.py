@@ -44,7 +44,7 @@ from app.restoration import routes as restoration
 from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
-from index.embedded.gallery import EmbeddedGallery
+from index.factory import open_storage
 from index.key_factory import open_service_state
 from index.protocol import Quotas
 
@@ -79,15 +79,15 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         """Start all background work, and stop it in the reverse order, also if a start fails."""
         async with AsyncExitStack() as stack:
-            # Ledgers are opened before models load, so that an unreadable one ends the startup at once.
+            # Storages are opened before models load, so that an unreadable one ends the startup at once.
             stack.callback(state.close)
             keys.by_hash()
-            embedded = EmbeddedGallery(settings.state / "gallery", key=settings.operator_key())
-            stack.callback(embedded.close)
+            storage = open_storage(settings.state / "gallery", key=settings.operator_key())
+            stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
-            gallery_service = app.state.gallery = GalleryService(predictor, embedded)
-            maintenance = app.state.maintenance = MaintenanceThread(embedded, settings.upkeep_s, metrics)
+            gallery_service = app.state.gallery = GalleryService(predictor, storage)
+            maintenance = app.state.maintenance = MaintenanceThread(storage, settings.upkeep_s, metrics)
             maintenance.start()
             stack.push_async_callback(asyncio.to_thread, maintenance.stop)
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for

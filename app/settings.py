@@ -13,8 +13,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from index.embedded.encryption import OperatorKey
 from index.errors import InvalidError
+from index.operator_key import OperatorKey
 from models.runtime_names import RuntimeSetting
 
 PROJECT = Path(__file__).resolve().parent.parent

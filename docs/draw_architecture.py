@@ -30,7 +30,7 @@ def layers(package: str) -> list[list[str]]:
     """Return the members of each layer of the contract about `package`, the topmost first, as dotted names."""
     for contract in tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]:
         containers = contract.get("containers", [""])
-        rows = [[name.strip() for name in row.split("|")] for row in contract.get("layers", [])]
+        rows = [[name.strip(" ()") for name in row.split("|")] for row in contract.get("layers", [])]
         members = [[f"{containers[0]}.{name}".lstrip(".") for name in row] for row in rows]
         if members and all(name.startswith(f"{package}.") for row in members for name in row):
             return members
@@ -65,7 +65,8 @@ def _row(packages: list[str], top: int) -> tuple[list[str], int]:
 
 def draw() -> str:
     """Return the picture as SVG."""
-    rows = [*layers("app"), ["models"], *layers("index.embedded"), *layers("index")[1:]]
+    choice, _, *interface = layers("index")  # the second row are the storage engines
+    rows = [*layers("app"), ["models"], choice, *layers("index.embedded"), *interface]
     training = subpackages("training")
     parts: list[str] = []
     top = MARGIN

@@ -10,6 +10,7 @@ GalleryError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 
 
@@ -55,3 +56,10 @@ class MaintenanceError(GalleryError):
     def __init__(self, failures: Mapping[str, Exception]):
         super().__init__("; ".join(f"{step}: {error}" for step, error in failures.items()))
         self.failures = failures
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether the error means that the disk, or the user's quota on it, is full."""
+    return isinstance(error, DiskFullError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )

@@ -63,6 +63,10 @@ class PlannedChange(Protocol[T]):
         The encoded result is stored in the change's own transaction for at least a day. If a change with this key was
         committed before, nothing is changed, and the result is the stored one, decoded. `request` is a digest of what
         the caller sent: `submit`'s future raises ConflictError if the stored change had another.
+
+        Encode ids and measurements only, no names, metadata, crops or vectors: the stored result may outlive the
+        erasure of its subject. `request` must depend on data that nobody can guess, such as an image, because an engine
+        may encrypt the result by it.
         """
         ...
 
@@ -586,7 +590,10 @@ class Storage(Protocol):
         ...
 
     def problems(self) -> list[str]:
-        """Return why the storage is degraded now, such as a full disk. Names no contents of the gallery."""
+        """Return why the storage is degraded now, such as a full disk. Names no contents of the gallery.
+
+        Does not wait: the event loop calls it.
+        """
         ...
 
     def close(self) -> None:

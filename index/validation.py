@@ -32,6 +32,7 @@ EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12,
 
 # Tolerance of a unit vector's squared length, for float32 rounding and a network's own scaling.
 UNIT_TOLERANCE = 1e-5
+ROUNDING = 1e-5  # the largest difference between two computations of the same cosine
 
 _UNASSIGNED = "Cn"
 _PUNCTUATION = frozenset("_.@:+ -\u200c\u200d")

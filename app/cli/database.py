@@ -26,5 +26,5 @@ def migrate() -> None:
         fail("VESTIBULE_DATABASE is not set: without a database, there is nothing to migrate")
     from index.key_factory import migrate_database
 
-    with report_state_errors("the database"):
+    with report_state_errors():
         typer.echo(f"the database has version {migrate_database(url)}")

@@ -16,7 +16,8 @@ from app.cli.client import ApiKey, Url, connected
 from app.cli.terminal import fail, prepare_state_folder, progress_bar, read_settings, report_state_errors
 
 if TYPE_CHECKING:
-    from index.embedded.gallery import EmbeddedGallery
+    from index.administration import LocalGallery
+
 _POLL_S = 0.5  # seconds between two requests for the progress of a re-embedding
 
 gallery_cli = typer.Typer(
@@ -29,6 +30,8 @@ def list_collections(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; sizes in bytes.")] = False,
 ) -> None:
     """List the collections with their size, embedder and kind of search."""
+    from index import administration
+
     with _open_gallery() as gallery:
         rows = [
             {
@@ -41,8 +44,7 @@ def list_collections(
             }
             for collection in gallery.collections(limit=-1)
         ]
-        ledger = gallery.ledger.path
-        size = sum(path.stat().st_size for path in ledger.parent.glob(f"{ledger.name}*"))
+        size = administration.ledger_bytes(gallery)
     if as_json:
         typer.echo(json.dumps({"ledger_bytes": size, "collections": rows}, indent=2))
         return
@@ -62,10 +64,10 @@ def export_parquet(
     file: Annotated[Path, typer.Argument(help="A new .parquet file. It contains biometric data: protect it.")],
 ) -> None:
     """Export a collection to a Parquet file, one row per face."""
-    from index.embedded.admin.parquet import export_collection
+    from index import administration
 
     with _open_gallery() as gallery:
-        count = export_collection(gallery, collection, file)
+        count = administration.export_collection(gallery, collection, file)
     typer.echo(f"wrote {count:,} faces to {file}")
 
 
@@ -77,10 +79,10 @@ def import_parquet(
     ] = None,
 ) -> None:
     """Enrol the faces of a Parquet file. It can be run again after a crash: no face is enrolled twice."""
-    from index.embedded.admin.parquet import import_collection
+    from index import administration
 
     with _open_gallery(new=True) as gallery:
-        done = import_collection(gallery, file, collection)
+        done = administration.import_collection(gallery, file, collection)
     typer.echo(f"enrolled {done.enrolled:,} faces in {done.collection}; {done.present:,} were already enrolled")
     if done.expired:
         typer.echo(f"skipped {done.expired:,} faces of expired subjects")
@@ -89,11 +91,11 @@ def import_parquet(
 @gallery_cli.command()
 def verify() -> None:
     """Check the whole gallery for damage; the exit status is 1 if there is any."""
-    from index.embedded.admin.verify import find_faults
+    from index import administration
 
     count = 0
     with _open_gallery() as gallery:
-        for count, fault in enumerate(find_faults(gallery), 1):  # noqa: B007  the last number is the count
+        for count, fault in enumerate(administration.find_faults(gallery), 1):  # noqa: B007  the last number is the count
             typer.echo(fault)
     if count:
         raise typer.Exit(1)
@@ -106,12 +108,12 @@ def clashes() -> None:
 
     DELETE of either subject erases both; DELETE of a collection erases only that one.
     """
-    from index.embedded.audit import id_normalisation
+    from index import administration
     from index.validation import normalised
 
     count = 0
     with _open_gallery() as gallery:
-        for count, clash in enumerate(id_normalisation.clashes(gallery.ledger.reader()), 1):  # noqa: B007  the count
+        for count, clash in enumerate(administration.clashes(gallery), 1):  # noqa: B007  the count
             name = clash.collection if clash.key is None else clash.key
             kind = "a collection" if clash.key is None else f"a subject of {clash.collection!r}"
             typer.echo(f"{kind}: {name!r}, in ASCII {name!a}; its NFC form {normalised(name)!a} is another's name")
@@ -121,10 +123,10 @@ def clashes() -> None:
 @gallery_cli.command()
 def compact() -> None:
     """Run the background work now and return free space to the disk; enrolments and erasures wait meanwhile."""
-    from index.embedded.admin import repair
+    from index import administration
 
     with _open_gallery() as gallery:
-        done = repair.compact(gallery)
+        done = administration.compact(gallery)
     typer.echo(f"{done.before:,} bytes before, {done.after:,} after")
     if not done.emptied:
         typer.echo("the ledger's log has open readers; the service truncates it when they finish")
@@ -133,10 +135,10 @@ def compact() -> None:
 @gallery_cli.command()
 def rebuild(collection: Annotated[str | None, typer.Argument(help="The collection; by default all.")] = None) -> None:
     """Delete segments and inverted files and rebuild them from the ledger."""
-    from index.embedded.admin import repair
+    from index import administration
 
     with _open_gallery() as gallery:
-        names = repair.rebuild(gallery, collection)
+        names = administration.rebuild(gallery, collection)
     typer.echo(f"rebuilt: {', '.join(names) or 'nothing, there are no collections'}")
 
 
@@ -146,11 +148,11 @@ def rekey(
 ) -> None:
     """Wrap the keys of all encrypted collections with a new operator key; then restart the service with it."""
     from app.settings import read_key
-    from index.embedded.admin import repair
+    from index import administration
 
     with _open_gallery() as gallery:
         new = read_key(file)
-        count = repair.rekey(gallery, new)
+        count = administration.rekey(gallery, new)
     typer.echo(
         f"the keys of {count} collections are now wrapped with {new.id}: restart the service with"
         f" VESTIBULE_ENCRYPTION_KEY_FILE={file}; earlier backups need the old key"
@@ -162,10 +164,10 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder. It will contain biometric data: protect it.")],
 ) -> None:
     """Copy the ledger's current state; the service may keep running."""
-    from index.embedded.admin.backup import back_up
+    from index import administration
 
     with _open_gallery() as gallery:
-        manifest = back_up(gallery, folder)
+        manifest = administration.back_up(gallery, folder)
     typer.echo(
         f"backed up {manifest.faces:,} faces of {manifest.collections:,} collections to {folder},"
         f" sha256 {manifest.sha256}"
@@ -175,10 +177,10 @@ def backup(
 @gallery_cli.command()
 def restore(folder: Annotated[Path, typer.Argument(help="A folder written by `backup`.")]) -> None:
     """Replace the ledger by a backup and repeat the erasures since then; the service must be stopped."""
-    from index.embedded.admin import backup
+    from index import administration
 
-    with report_state_errors("the ledger"):
-        done = backup.restore(prepare_state_folder(read_settings(), new=True) / "gallery", folder)
+    with report_state_errors():
+        done = administration.restore(prepare_state_folder(read_settings(), new=True) / "gallery", folder)
     created_at = datetime.fromtimestamp(done.manifest.created_at, UTC)
     typer.echo(
         f"restored the ledger of {created_at:%Y-%m-%d %H:%M:%S} UTC; erased again: {done.erased_faces:,} faces,"
@@ -229,21 +231,18 @@ def reembed(
 
 
 @contextmanager
-def _open_gallery(*, new: bool = False) -> Iterator[EmbeddedGallery]:
+def _open_gallery(*, new: bool = False) -> Iterator[LocalGallery]:
     """Open the gallery; `new`: create it if it is missing, else that is an error."""
-    from index.embedded.gallery import EmbeddedGallery
+    from index import administration
     from index.errors import NotFoundError
 
-    with report_state_errors("the ledger"):
+    with report_state_errors():
         settings = read_settings()
         folder = prepare_state_folder(settings, new=new) / "gallery"
         if not new and not folder.is_dir():
             raise NotFoundError(f"there is no gallery in {folder}")
-        gallery = EmbeddedGallery(folder, key=settings.operator_key())
-        try:
+        with administration.open_gallery(folder, key=settings.operator_key()) as gallery:
             yield gallery
-        finally:
-            gallery.close()
 
 
 def _megabytes(count: int) -> str:

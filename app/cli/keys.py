@@ -118,7 +118,7 @@ def _open_keys(*, new: bool = False) -> Iterator[ApiKeys]:
     from app.auth.keys import ApiKeys
     from index.key_factory import open_keys
 
-    with report_state_errors("the keys"):
+    with report_state_errors():
         settings = read_settings()
         url = settings.database_url()
         keys = ApiKeys(open_keys(settings.state if url else prepare_state_folder(settings, new=new), url))

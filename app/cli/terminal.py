@@ -72,17 +72,13 @@ def prepare_state_folder(settings: Settings, *, new: bool) -> Path:
 
 
 @contextmanager
-def report_state_errors(database: str) -> Iterator[None]:
+def report_state_errors() -> Iterator[None]:
     """Print an error about the state folder or its files as one line, and exit with status 1."""
-    import apsw
-
     from app.settings import ConfigurationError
     from index.errors import GalleryError
 
     try:
         yield
-    except apsw.Error as error:
-        fail(f"{database}: {error}")
     except (ConfigurationError, GalleryError, OSError) as error:
         fail(str(error))
 

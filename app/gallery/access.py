@@ -11,12 +11,11 @@ from typing import ParamSpec, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from app.errors import Conflict, Locked, NotFound, Unprocessable, VestibuleError, raise_if_full
+from app.errors import Conflict, Locked, NotFound, StorageUnavailable, Unprocessable, VestibuleError, raise_if_full
 from app.gallery.embedding_pipeline import EmbeddingPipeline, ImageEmbedder
 from app.gallery.schemas import ErasureReceipt
-from index.embedded.gallery import EmbeddedGallery
-from index.errors import ConflictError, InvalidError, LockedError, NotFoundError
-from index.protocol import PlannedChange
+from index.errors import ConflictError, InvalidError, LockedError, NotFoundError, UnavailableError
+from index.protocol import PlannedChange, Storage
 from index.types import Collection, Receipt
 
 T = TypeVar("T")
@@ -36,13 +35,16 @@ class PipelineChanged(Exception):
 
 
 class GalleryAccess:
-    """Base of services that read and change one gallery. All methods raise NotFound, Conflict, Locked, Unprocessable.
+    """Base of services that read and change one gallery.
+
+    All methods raise NotFound, Conflict, Locked, StorageUnavailable, Unprocessable.
 
     `actor`, an argument of many methods: the id of the caller's key for the audit log; None without keys.
     """
 
-    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
-        self._gallery = gallery
+    def __init__(self, storage: Storage, embedder: ImageEmbedder):
+        self._storage = storage
+        self._gallery = storage.gallery
         self._embedder = embedder
         self._executors = embedder.predictor.executors
 
@@ -108,6 +110,8 @@ def _api_errors() -> Iterator[None]:
         yield
     except Exception as error:
         raise_if_full(error)
+        if isinstance(error, UnavailableError):  # its text may name hosts
+            raise StorageUnavailable("send the request again", {"Retry-After": "1"}) from error
         if type(error) in _API_ERRORS:
             raise _API_ERRORS[type(error)](str(error)) from error
         raise

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import structlog
 
 from app.observability.metrics import Metrics
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
+from index.errors import MaintenanceError
+from index.protocol import Storage
 
 log = structlog.get_logger()
-
-FULL_DISK_S = 60.0  # how long the disk counts as full after a write failed
-MIN_FREE_BYTES = 2**20  # with less free space the disk counts as full even if no write failed
 
 
 class MaintenanceThread:
     """A thread that runs a round of maintenance every `interval_s` seconds; one of several processes does so."""
 
-    def __init__(self, gallery: EmbeddedGallery, interval_s: float, metrics: Metrics):
-        self._gallery = gallery
-        self._maintenance = Maintenance(gallery)
+    def __init__(self, storage: Storage, interval_s: float, metrics: Metrics):
+        self._storage = storage
         self._interval_s = interval_s
         self._metrics = metrics
         self._stop_requested = threading.Event()
         self._failures: Mapping[str, Exception] = {}
-        self._free = MIN_FREE_BYTES
         self.completed_at: datetime | None = None  # end of the last round without a failure
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -42,9 +35,7 @@ class MaintenanceThread:
             problems.append("maintenance does not run: no file is erased and nothing expires; restart the service")
         if self._failures:
             problems.append(f"maintenance failed in {', '.join(sorted(self._failures))}; the log says why")
-        full_at = self._gallery.ledger.full_at
-        if self._free < MIN_FREE_BYTES or (full_at is not None and time.monotonic() - full_at < FULL_DISK_S):
-            problems.append("the disk is full: enrolling and erasing fail (507); free some space for the state folder")
+        problems += self._storage.problems()
         return problems
 
     def start(self) -> None:
@@ -55,7 +46,7 @@ class MaintenanceThread:
         """Wait for the current round, then let another process run maintenance."""
         self._stop_requested.set()
         self._thread.join()
-        self._maintenance.release()
+        self._storage.maintenance.release()
 
     def _run(self) -> None:
         while not self._stop_requested.is_set():
@@ -66,8 +57,7 @@ class MaintenanceThread:
         """Run one round and record its failures."""
         failures: Mapping[str, Exception] = {}
         try:
-            self._free = shutil.disk_usage(self._gallery.files).free
-            self._maintenance.run()
+            self._storage.maintenance.run()
         except MaintenanceError as error:
             failures = error.failures
         except Exception as error:  # noqa: BLE001  logged below; a thread that ends would stop erasure and expiry

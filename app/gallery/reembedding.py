@@ -22,17 +22,8 @@ from app.gallery.access import GalleryAccess
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder
 from app.gallery.schemas import NewEmbedder, ReembeddingInfo
 from app.inference.loaded_model import LoadedModel
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.tasks.reembedding import (
-    FIRST,
-    LEASE_S,
-    PendingCrop,
-    Reembedding,
-    ReembeddingProgress,
-    Reembeddings,
-    ReembeddingWorker,
-)
-from index.types import Floats
+from index.protocol import FIRST, LEASE_S, Storage
+from index.types import Floats, PendingCrop, Reembedding, ReembeddingProgress
 from index.validation import read_timestamp
 
 log = structlog.get_logger()
@@ -44,10 +35,10 @@ BATCH_SIZE = 8  # crops; few, so that requests are served in between
 class Reembedder(GalleryAccess):
     """Re-embeds the collections of one gallery."""
 
-    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
-        super().__init__(gallery, embedder)
-        self._reembeddings = Reembeddings(gallery)
-        self._worker = ReembeddingWorker(gallery)
+    def __init__(self, storage: Storage, embedder: ImageEmbedder):
+        super().__init__(storage, embedder)
+        self._reembeddings = storage.reembeddings
+        self._worker = storage.reembedding_worker
         self._requested = asyncio.Event()
 
     async def begin(self, name: str, params: NewEmbedder, actor: str | None) -> ReembeddingInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app import errors
 from app.auth.scopes import ENROL, INFER
@@ -40,7 +40,13 @@ from app.middleware.routing import counts_toward_capacity
 
 router = APIRouter(tags=["gallery"])
 
-COMMON = (errors.HostNotAllowed, errors.OriginNotAllowed, errors.NotFound, errors.InvalidParameters)
+COMMON = (
+    errors.HostNotAllowed,
+    errors.OriginNotAllowed,
+    errors.NotFound,
+    errors.InvalidParameters,
+    errors.StorageUnavailable,
+)
 PROBLEMS = errors.describe(*COMMON, errors.Locked)
 ERASING = errors.describe(*COMMON, errors.Locked, errors.DiskFull)
 REEMBEDDING = (
@@ -64,12 +70,14 @@ SENDING = errors.describe(
     errors.Unprocessable,
     errors.Overloaded,
     errors.Locked,
+    errors.StorageUnavailable,
     errors.DiskFull,
 )
 EXISTS: dict[int | str, dict[str, Any]] = {
     200: {"model": CollectionInfo, "description": "The collection exists already, with the same settings"}
 }
-COMPARING = errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.NoFace, errors.Unprocessable)
+SEARCHING = (*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict, errors.StorageUnavailable)
+COMPARING = errors.describe(*SEARCHING, errors.NoFace, errors.Unprocessable)
 ENROLLING = COMPARING | errors.describe(errors.DiskFull)
 
 Collection = Annotated[Key, Path(description="The collection's name.")]
@@ -89,6 +97,19 @@ AfterFeedback = Annotated[
 ]
 
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[!-~]{1,128}$",
+        description=(
+            "A text that the caller chooses for this request, such as a random UUID. A repeated request with the same"
+            " key, within a day, returns the faces of the first and enrols nothing; 409 if its images or parameters"
+            " differ. Each image is enrolled once, also if only some of the images were enrolled."
+        ),
+    ),
+]
+
+
 def gallery_service(request: Request) -> GalleryService:
     """Return the gallery service."""
     return cast("GalleryService", request.app.state.gallery)
@@ -98,7 +119,7 @@ def gallery_service(request: Request) -> GalleryService:
     "/search",
     openapi_extra=IMAGE_BODY,
     dependencies=INFER,
-    responses=errors.describe(*errors.IMAGE_ERRORS, errors.NotFound, errors.Conflict),
+    responses=errors.describe(*SEARCHING),
 )
 @counts_toward_capacity
 async def search(request: Request, params: Annotated[SearchParams, Query()]) -> SearchResponse:
@@ -174,7 +195,11 @@ async def faces(
 )
 @counts_toward_capacity
 async def enrol(
-    request: Request, collection: Collection, subject: SubjectId, params: Annotated[EnrolParams, Query()]
+    request: Request,
+    collection: Collection,
+    subject: SubjectId,
+    params: Annotated[EnrolParams, Query()],
+    idempotency_key: IdempotencyKey = None,
 ) -> EnrolResponse:
     """Enrol up to 64 images of a subject, which is created if it does not exist."""
     return await gallery_service(request).enrol(
@@ -183,6 +208,7 @@ async def enrol(
         await images(request),
         params,
         request.state.caller,
+        idempotency_key,
     )
 
 

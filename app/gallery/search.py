@@ -27,7 +27,6 @@ from app.gallery.search_schemas import (
     Value,
 )
 from app.images.uploads import Images
-from index.embedded.query.search import compare, search, search_scope
 from index.types import Collection, Match
 
 
@@ -43,7 +42,7 @@ class GallerySearch(GalleryAccess):
             vectors are of another pipeline.
         """
         where = None if params.where is None else _allowed_values(params.where)
-        scope = await self._read(lambda: search_scope(self._gallery, params.collection, where))
+        scope = await self._read(lambda: self._storage.searches.scope(params.collection, where))
         collection, usage = scope.collection, scope.usage
         pipeline = await self._embedder.collection_pipeline(collection)
         card, matching = pipeline.embedder.card, pipeline.embedder.card.matching
@@ -96,8 +95,7 @@ class GallerySearch(GalleryAccess):
         vectors = np.array([faces[position].vector.numpy() for position in positions], np.float32)
 
         def read(rows: Sequence[int], k: int) -> list[list[Match]]:
-            return search(
-                self._gallery,
+            return self._storage.searches.search(
                 collection.name,
                 vectors[list(rows)],
                 k,
@@ -134,8 +132,7 @@ class GallerySearch(GalleryAccess):
         face = await self._embedder.embed_only_image(pipeline, images)
 
         def compare_face() -> tuple[Match, bool]:
-            match, denied = compare(
-                self._gallery,
+            match, denied = self._storage.searches.compare(
                 name,
                 key,
                 face.vector.numpy(),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import structlog
+from pydantic import TypeAdapter
 
 from app.errors import Conflict, Locked, NoFace, NotFound, Unprocessable
-from app.gallery.access import GalleryAccess, conflict_as_pipeline_changed, retry_once
+from app.gallery.access import GalleryAccess, PipelineChanged, conflict_as_pipeline_changed, retry_once
 from app.gallery.bulk.enrolment import BulkJobs
 from app.gallery.embedding_pipeline import ImageEmbedder, keeps_crops, select_faces
 from app.gallery.reembedding import Reembedder
@@ -34,29 +37,27 @@ from app.gallery.search_schemas import FeedbackInfo, FeedbackList
 from app.images.uploads import Images
 from app.inference.predictor import Predictor
 from app.schemas import Failed
-from index.embedded.audit.id_normalisation import count_clashes
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.query.feedback import Feedback, Rejection
-from index.types import Collection, CountedSubject, Face
+from index.protocol import Storage
+from index.types import Collection, CountedSubject, Face, Rejection
 from index.validation import read_timestamp
 
 log = structlog.get_logger()
 
-MAX_ROW_ID = 2**62  # SQLite has no larger integers
+MAX_ROW_ID = 2**62  # databases have no larger integers
 
 
 class GalleryService(GalleryAccess):
     """All use cases of one gallery; searches, bulk jobs and re-embeddings are in attributes of their own."""
 
-    def __init__(self, predictor: Predictor, gallery: EmbeddedGallery):
-        super().__init__(gallery, ImageEmbedder(predictor))
+    def __init__(self, predictor: Predictor, storage: Storage):
+        super().__init__(storage, ImageEmbedder(predictor))
         background = ImageEmbedder(predictor.background())
-        if count := count_clashes(gallery.ledger.reader()):
-            log.warning("subject_ids_clash", subjects=count, listed_by="vestibule gallery clashes")
-        self._feedback = Feedback(gallery)
-        self.searches = GallerySearch(gallery, self._embedder)
-        self.jobs = BulkJobs(gallery, background)
-        self.reembedder = Reembedder(gallery, background)
+        for warning in storage.warnings():
+            log.warning("storage_warning", warning=warning)
+        self._feedback = storage.feedback
+        self.searches = GallerySearch(storage, self._embedder)
+        self.jobs = BulkJobs(storage, background)
+        self.reembedder = Reembedder(storage, background)
 
     async def create(self, name: str, params: NewCollection, actor: str | None) -> tuple[CollectionInfo, bool]:
         """Return the collection and whether this call created it; a repeated call returns the existing one.
@@ -190,13 +191,22 @@ class GalleryService(GalleryAccess):
         return ErasureReceipt.from_receipt(await self._read(lambda: self._gallery.receipt(token)))
 
     async def enrol(
-        self, collection: str, key: str, images: Images, params: EnrolParams, actor: str | None
+        self,
+        collection: str,
+        key: str,
+        images: Images,
+        params: EnrolParams,
+        actor: str | None,
+        idempotency_key: str | None = None,
     ) -> EnrolResponse:
         """Enrol the faces of each image for the subject, except those that `select_faces` rejects.
 
+        An image that an earlier call with the same `idempotency_key` enrolled is not enrolled again: its faces are
+        those of the earlier call.
+
         Raises:
             VestibuleError: about the request, or about its only image. NotFound: no such collection. Conflict: its
-            vectors are of another pipeline.
+            vectors are of another pipeline, or the key was used for another image or with other parameters.
         """
         await self._pipeline(collection)  # raises before an image is decoded
 
@@ -217,9 +227,19 @@ class GalleryService(GalleryAccess):
                     for row, face in zip(rows, accepted, strict=True)
                 ]
 
-            with conflict_as_pipeline_changed():
-                change = self._gallery.enrol.planned(collection, new_faces, current.fingerprint, actor=actor)
-                return await self._commit_response(change, indexed_faces), rejected
+            enrolment = self._gallery.enrol.planned(collection, new_faces, current.fingerprint, actor=actor)
+            change = enrolment.then(indexed_faces)
+            if idempotency_key is not None:
+                # The collection's id and not its name: a new collection of that name is another one.
+                name = _sha256([actor, current.id, key, idempotency_key, index]).hex()
+                request = await self._executors.run_cpu(lambda: _sha256(params.model_dump(), data))
+                change = change.once(name, request, _encode_faces, _INDEXED_FACES.validate_json)
+            try:
+                return await self._commit_response(change, lambda faces: faces), rejected
+            except Conflict as error:
+                if (await self._collection(collection)).fingerprint != current.fingerprint:
+                    raise PipelineChanged from error
+                raise
 
         results = await self._embedder.predictor.for_each_image(images, enrol_image)
         enrolled = [result for result in results if not isinstance(result, Failed)]
@@ -265,6 +285,20 @@ class GalleryService(GalleryAccess):
             NotFound.
         """
         return await self._erase(self._feedback.remove.planned(collection, key, token, actor=actor))
+
+
+_INDEXED_FACES = TypeAdapter(list[IndexedFace])
+
+
+def _encode_faces(faces: list[IndexedFace]) -> str:
+    return _INDEXED_FACES.dump_json(faces).decode()
+
+
+def _sha256(values: object, data: bytes = b"") -> bytes:
+    """Return the SHA-256 of the values as JSON, which has no zero byte, and of the data."""
+    digest = hashlib.sha256(json.dumps(values).encode() + b"\0")
+    digest.update(data)
+    return digest.digest()
 
 
 def _collection_info(collection: Collection) -> CollectionInfo:

@@ -22,7 +22,7 @@ from app.settings import Settings, is_loopback
 # A page of an allowed origin may send a key and a body, and read these response headers. No cookies.
 _CORS: dict[str, Any] = {
     "allow_methods": ("GET", "POST", "PUT", "PATCH", "DELETE"),
-    "allow_headers": ("authorization", "content-type", "if-none-match", "x-request-id"),
+    "allow_headers": ("authorization", "content-type", "idempotency-key", "if-none-match", "x-request-id"),
     "expose_headers": (
         "etag",
         "retry-after",

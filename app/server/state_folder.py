@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from app.settings import ConfigurationError
-from index.embedded.store.atomic_files import make_folder
+from index.folders import make_folder
 
 PRIVATE_UMASK = 0o077
 OTHERS = 0o077  # permission bits of the group and of other users

@@ -41,6 +41,7 @@ class Clustered:
     face_spread: float = 0.8
     subject_decay: float = 1.2  # of the variances' power law
     face_decay: float = 0.6
+    dimensions: int = DIMENSIONS
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.coarse < 1:
@@ -49,7 +50,7 @@ class Clustered:
     @property
     def digest(self) -> str:
         """Twelve hex digits of all parameters."""
-        return hashlib.sha256(repr((self, DIMENSIONS, FACES, BLOCK_SUBJECTS)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((self, FACES, BLOCK_SUBJECTS)).encode()).hexdigest()[:12]
 
     def subjects(self, rows: Ints) -> Ints:
         """Whose faces these rows are."""
@@ -67,7 +68,7 @@ class Clustered:
             self._block(block)[max(first - block * BLOCK, 0) : last - block * BLOCK]
             for block in range(first // BLOCK, -(-last // BLOCK))
         ]
-        return np.concatenate([np.empty((0, DIMENSIONS), np.float32), *parts])
+        return np.concatenate([np.empty((0, self.dimensions), np.float32), *parts])
 
     def queries(self, count: int, strangers: float) -> tuple[Floats, Ints]:
         """New faces [count, D], that share of them of subjects who are not there: their subjects are -1."""
@@ -88,8 +89,10 @@ class Clustered:
     def _directions(self) -> tuple[Floats, Floats, Floats]:
         """How the noise of subjects and of faces is mixed, [D, D] each, and the coarse directions, [coarse, D]."""
         rng = self._rng(_DIRECTIONS)
-        of_subjects, of_faces = (_mixing(rng, decay) for decay in (self.subject_decay, self.face_decay))
-        return of_subjects, of_faces, _of_length_1(_normal(rng, self.coarse) @ of_subjects)
+        of_subjects, of_faces = (
+            _mixing(rng, self.dimensions, decay) for decay in (self.subject_decay, self.face_decay)
+        )
+        return of_subjects, of_faces, _of_length_1(self._normal(rng, self.coarse) @ of_subjects)
 
     def _centres(self, rng: np.random.Generator) -> Floats:
         return self._around_coarse(rng, BLOCK_SUBJECTS)
@@ -97,10 +100,10 @@ class Clustered:
     def _around_coarse(self, rng: np.random.Generator, count: int) -> Floats:
         mixing, _, coarse = self._directions
         chosen = coarse[rng.integers(self.coarse, size=count)]
-        return _of_length_1(chosen + np.float32(self.subject_spread) * (_normal(rng, count) @ mixing))
+        return _of_length_1(chosen + np.float32(self.subject_spread) * (self._normal(rng, count) @ mixing))
 
     def _around(self, rng: np.random.Generator, centres: Floats) -> Floats:
-        noise = _normal(rng, len(centres)) @ self._directions[1]
+        noise = self._normal(rng, len(centres)) @ self._directions[1]
         noise *= np.float32(self.face_spread)
         noise += centres
         return _of_length_1(noise)
@@ -110,14 +113,13 @@ class Clustered:
         centres = self._centres(rng)
         return self._around(rng, np.repeat(centres, np.tile(FACES, BLOCK_SUBJECTS // 2), axis=0))
 
+    def _normal(self, rng: np.random.Generator, count: int) -> Floats:
+        return rng.standard_normal((count, self.dimensions), np.float32)
 
-def _normal(rng: np.random.Generator, count: int) -> Floats:
-    return rng.standard_normal((count, DIMENSIONS), np.float32)
 
-
-def _mixing(rng: np.random.Generator, decay: float) -> Floats:
-    variances = np.arange(1, DIMENSIONS + 1) ** -decay
-    rotation, _ = np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))
+def _mixing(rng: np.random.Generator, dimensions: int, decay: float) -> Floats:
+    variances = np.arange(1, dimensions + 1) ** -decay
+    rotation, _ = np.linalg.qr(rng.standard_normal((dimensions, dimensions)))
     return np.asarray(np.sqrt(variances / variances.sum())[:, None] * rotation, np.float32)
 
 

@@ -131,7 +131,7 @@ class Vestibule(Engine):
         self.gallery.searchers.add_recent(collection)
 
     def search(self, query: Floats, k: int) -> Sequence[int]:
-        return [int(match.subject.key) for match in self.gallery.search(self.collection, query[None], k)[0]]
+        return [int(match.subject.key) for match in self.gallery.nearest_subjects(self.collection, query[None], k)[0]]
 
     def rows(self, query: Floats, k: int) -> Sequence[int]:
         view = self.gallery.searchers.get(self.gallery.collection(self.collection))

@@ -147,7 +147,7 @@ def searched(gallery: EmbeddedGallery, name: str, vectors: Vectors, labels: Indi
         faces = [NewFace(str(labels[place]), vectors[place]) for places in draw.gallery for place in places[:photos]]
         gallery.enrol(collection.name, faces, collection.fingerprint)
         for fusion in FUSIONS[: 1 if photos == 1 else None]:
-            answers = gallery.search(collection.name, vectors[draw.probes], LIMIT, fusion)
+            answers = gallery.nearest_subjects(collection.name, vectors[draw.probes], LIMIT, fusion)
             found[photos, fusion] = Found(
                 labels[draw.probes],
                 np.array([int(answer[0].subject.key) if answer else NOBODY for answer in answers]),

@@ -103,7 +103,7 @@ class Searching:
             query = self._queries[number % len(self._queries), None]
             began = time.perf_counter()
             try:
-                if not self._gallery.search(self._collection, query)[0]:
+                if not self._gallery.nearest_subjects(self._collection, query)[0]:
                     self.errors.append("nothing was found")
             except Exception as error:  # noqa: BLE001  none may fail, whatever for
                 self.errors.append(repr(error))
@@ -151,7 +151,7 @@ def _building(engine: Vestibule, data: Clustered, when: str) -> list[Figure]:
     """A round of maintenance with searches beside it, and searches alone afterwards."""
     queries, _ = data.queries(500, strangers=0.5)
     maintenance = Maintenance(engine.gallery, engine.limits(data.rows))
-    engine.gallery.search(engine.collection, queries[:1])  # so that the view is there
+    engine.gallery.nearest_subjects(engine.collection, queries[:1])  # so that the view is there
     with Searching(engine.gallery, engine.collection, queries) as beside:
         began = time.perf_counter()
         maintenance.run()

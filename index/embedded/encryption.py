@@ -13,29 +13,24 @@ a connection to the ledger calls `cipher_of` to encrypt and decrypt a collection
 
 from __future__ import annotations
 
-import base64
 import hmac
 import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import apsw
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from index.errors import CorruptError, InvalidError, LockedError
+from index.errors import CorruptError, LockedError
+from index.operator_key import KEY_BYTES, NONCE_BYTES, OVERHEAD, Data, OperatorKey, decrypt, derived_key, encrypt
 
-KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
-# Bytes that encryption adds to a value.
-OVERHEAD = NONCE_BYTES + TAG_BYTES
 # Bytes of a file per ciphertext: no file is copied in memory as a whole, and AESGCM accepts less than 2**31 bytes.
 CHUNK_BYTES = 2**24
 
 SETTINGS = "VESTIBULE_ENCRYPTION_KEY or VESTIBULE_ENCRYPTION_KEY_FILE"
-
-Data: TypeAlias = bytes | bytearray | memoryview
 
 
 class Cipher:
@@ -88,17 +83,17 @@ class AeadCipher(Cipher):
     overhead = OVERHEAD
 
     def __init__(self, key: bytes):
-        self._aead = AESGCM(_derived_key(key, "seal"))
-        self._lookup_key = _derived_key(key, "lookup")
+        self._aead = AESGCM(derived_key(key, "seal"))
+        self._lookup_key = derived_key(key, "lookup")
 
     def encrypt(self, data: bytes, *about: object) -> bytes:
         """See `Cipher`."""
-        return _encrypt(self._aead, data, _joined(about))
+        return encrypt(self._aead, data, _joined(about))
 
     def decrypt(self, data: bytes | None, *about: object) -> bytes:
         """See `Cipher`."""
         try:
-            return _decrypt(self._aead, data or b"", _joined(about))
+            return decrypt(self._aead, data or b"", _joined(about))
         except InvalidTag:
             raise CorruptError(f"the encrypted {about[0]} of {about[-1]} is damaged or misplaced") from None
 
@@ -111,7 +106,7 @@ class AeadCipher(Cipher):
         content = memoryview(data)
         for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
             chunk = content[start : start + CHUNK_BYTES]
-            yield _encrypt(self._aead, chunk, _about_chunk(about, number, len(content)))
+            yield encrypt(self._aead, chunk, _about_chunk(about, number, len(content)))
 
     def decrypt_file(self, data: Data, *about: Data) -> Data:
         """See `Cipher`."""
@@ -129,50 +124,6 @@ class AeadCipher(Cipher):
 
 
 PLAINTEXT = Cipher()
-
-
-class OperatorKey:
-    """The operator's key, which encrypts ("wraps") the data keys of collections and of exports, and nothing else.
-
-    `id` identifies the key without revealing it.
-
-    Raises:
-        InvalidError: it does not have 32 bytes.
-    """
-
-    def __init__(self, key: bytes):
-        if len(key) != KEY_BYTES:
-            raise InvalidError(f"expected a key of {KEY_BYTES} bytes, got {len(key)}")
-        self.id = _derived_key(key, "id")[:8].hex()
-        self._aead = AESGCM(_derived_key(key, "wrap"))
-
-    @classmethod
-    def from_text(cls, text: str) -> OperatorKey:
-        """Return the key from base64, as `openssl rand -base64 32` prints it.
-
-        Raises:
-            InvalidError: not base64, or not 32 bytes.
-        """
-        try:
-            key = base64.b64decode(text.strip(), validate=True)
-        except ValueError:
-            raise InvalidError("expected a key in base64") from None
-        return cls(key)
-
-    def wrap(self, key: bytes, about: str) -> bytes:
-        """Return the data key encrypted, with `about` as associated data."""
-        return _encrypt(self._aead, key, about.encode())
-
-    def unwrap(self, wrapped: bytes, about: str) -> bytes:
-        """Return the data key.
-
-        Raises:
-            LockedError: another key wrapped it, or it is damaged.
-        """
-        try:
-            return _decrypt(self._aead, wrapped, about.encode())
-        except InvalidTag:
-            raise LockedError(f"the {about} cannot be unwrapped by the operator's key {self.id}") from None
 
 
 @dataclass(frozen=True)
@@ -279,22 +230,6 @@ def rewrap(db: apsw.Connection, new: OperatorKey) -> int:
 def _about(db: apsw.Connection, collection_id: int) -> str:
     gallery = db.execute("SELECT id FROM gallery").get
     return f"data key of collection {collection_id} of gallery {gallery}"
-
-
-def _encrypt(aead: AESGCM, data: Data, about: bytes) -> bytes:
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce + aead.encrypt(nonce, data, about)
-
-
-def _decrypt(aead: AESGCM, data: bytes, about: bytes) -> bytes:
-    if len(data) < OVERHEAD:
-        raise InvalidTag
-    return aead.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], about)
-
-
-def _derived_key(key: bytes, purpose: str) -> bytes:
-    """Return the key for one purpose."""
-    return hmac.digest(key, b"vestibule " + purpose.encode(), "sha256")
 
 
 def _joined(about: tuple[object, ...]) -> bytes:

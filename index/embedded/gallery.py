@@ -17,7 +17,7 @@ import numpy as np
 from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.audit.id_normalisation import normalise_ids
-from index.embedded.encryption import PLAINTEXT, CollectionKeys, OperatorKey, cipher_of
+from index.embedded.encryption import PLAINTEXT, CollectionKeys, cipher_of
 from index.embedded.store import (
     collection_records,
     erasure_records,
@@ -25,12 +25,15 @@ from index.embedded.store import (
     subject_records,
     vector_records,
 )
-from index.embedded.store.atomic_files import lock_folder, make_folder
-from index.embedded.store.ledger import Ledger, committing
+from index.embedded.store.atomic_files import lock_folder
+from index.embedded.store.changes import committing
+from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones, erasing
 from index.embedded.vectors.searcher import NearestFaces, VectorSearcher
 from index.embedded.vectors.searcher_cache import SearcherCache, collection_snapshot
 from index.errors import ConflictError, GalleryError
+from index.folders import make_folder
+from index.operator_key import OperatorKey
 from index.types import (
     Collection,
     CollectionUsage,
@@ -69,8 +72,8 @@ class SearchTuning:
 class EmbeddedGallery:
     """A `Gallery` in a folder, which several processes may open. `key`: the operator's, for encrypted collections.
 
-    An erasure raises OSError if its tombstone cannot be written. The erasure is committed nevertheless, and the
-    tombstone is written later.
+    An erasure raises DiskFullError or OSError if its tombstone cannot be written. The erasure is committed
+    nevertheless, and the tombstone is written later.
 
     Raises:
         GalleryError: see `Ledger`; or a restore is running, or the ledger is missing. CorruptError: see `Tombstones`.
@@ -241,10 +244,14 @@ class EmbeddedGallery:
         """See `Gallery`."""
         return self._read_current(collection, None, lambda current: len(self.searchers.get(current)))
 
-    def search(
+    def nearest_subjects(
         self, collection: str, queries: Floats, k: int = 5, fusion: Fusion = "best", fingerprint: str | None = None
     ) -> list[list[Match]]:
-        """See `Gallery`."""
+        """Return for each query [N, D] the `k` most similar subjects, most similar first; no feedback is applied.
+
+        Raises:
+            NotFoundError, LockedError, InvalidError, ConflictError: see `index.protocol.Searches`.
+        """
 
         def read(current: Collection) -> list[list[Match]]:
             searcher, rows = self.searchers.get(current), unit_vectors(queries, current.dimensions)

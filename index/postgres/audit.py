@@ -83,7 +83,8 @@ class AuditLog:
             before = head.sequence
             recorded = audit_records.take(db, FLUSH_BATCH)
             written = set() if self._uncertain_since is None else audit_records.ids_after(db, self._uncertain_since)
-            previous, lines = head.hash or initial_hash(self.header), []
+            previous = head.hash or initial_hash(self.header)
+            lines: list[bytes] = []
             for event in (*recorded, *(event for event in queued if event.id not in written)):
                 line = format_line(head.sequence + len(lines) + 1, previous, event)
                 previous = line[:HASH_LENGTH].decode()

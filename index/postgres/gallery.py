@@ -19,6 +19,7 @@ from psycopg import errors as sql_errors
 
 from index.audit_chain import AuditEvent
 from index.errors import InvalidError
+from index.postgres import hnsw
 from index.postgres.audit import AuditLog
 from index.postgres.store import (
     audit_records,
@@ -218,7 +219,7 @@ class PostgresGallery:
 
     def usage_of(self, db: Connection, collection: Collection) -> CollectionUsage:
         """Return the usage of a collection in `reading`."""
-        exact = not face_tables.is_indexed(db, collection.id)
+        exact = not hnsw.is_indexed(db, collection.id)
         return CollectionUsage(
             *collection_records.counts(db, collection.id), exact, face_tables.file_bytes(db, collection.id)
         )

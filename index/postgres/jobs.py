@@ -29,6 +29,7 @@ from index.postgres.store import (
 from index.postgres.store.database import Connection, committing
 from index.types import Collection, Face, Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 
+KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
 ALL_FAILED = "all items failed; see the problem of each item"
 
 # Limits of one batch: rows, and bytes after which no more rows are read.
@@ -66,7 +67,7 @@ class PostgresJobQueue(GalleryComponent):
     @committing
     def abandon(self, db: Connection, job: Job) -> None:
         """See `JobQueue`."""
-        job_records.delete(db, job, self.database.now(db))
+        job_records.delete(db, job)
 
     def job(self, collection: str, token: str) -> Job:
         """See `JobQueue`."""
@@ -123,12 +124,12 @@ class PostgresJobWorker(GalleryComponent):
     def claim(self, db: Connection, postponed: Container[int] = ()) -> Job | None:
         """See `JobWorker`."""
         now = self.database.now(db)
-        job_records.delete_finished(db, now)
+        job_records.delete_finished(db, now - KEEP_S)
         free = [number for number in job_records.free(db, self.holder, now) if number not in postponed]
         while free and (job := job_records.take_oldest(db, free, self.holder, now)):
             if job.state != "receiving":
                 return job_records.set_state(db, job, "running")
-            job_records.delete(db, job, now)  # the process that received it has died
+            job_records.delete(db, job)  # the process that received it has died
             free.remove(job.id)
         return None
 

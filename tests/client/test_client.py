@@ -93,7 +93,8 @@ def test_generated_images(client: Client, tmp_path: Path) -> None:
 def test_gallery(client: Client) -> None:
     collection = client.create_collection("sdk doors", keep_crops=True)
     assert (collection.name, collection.keep_crops, collection.encrypted) == ("sdk doors", True, False)
-    enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE])
+    enrolled = client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE], idempotency_key="one")
+    assert client.enrol("sdk doors", "eileen@1", [ASTRONAUT, COFFEE], idempotency_key="one") == enrolled
     (face,), (failed,) = enrolled.indexed, enrolled.failed
     assert failed.problem.type == "urn:vestibule:problem:no-face"
     until = datetime(2130, 1, 1, tzinfo=UTC)

@@ -212,7 +212,7 @@ def test_problem_is_as_documented(document: Schema) -> None:
 
 def test_every_route_and_parameter_has_a_call(document: Schema) -> None:
     called = {(call.path, call.method.lower()) for call in CALLS.values()}
-    sent = {(call.path, key) for call in CALLS.values() for key in (*call.query, *(call.json or ()))}
+    sent = {(call.path, key) for call in CALLS.values() for key in (*call.query, *call.headers, *(call.json or ()))}
     for path, operations in document["paths"].items():
         if path in LEFT_OUT or path.startswith(LEFT_OUT_BELOW):
             continue

@@ -138,6 +138,15 @@ def test_other_objects_are_refused(picture: Any, error: type[Exception]) -> None
         connected.classify(picture)
 
 
+def test_an_idempotency_key_is_sent_as_a_header() -> None:
+    scripted = Scripted(LIVE, LIVE)
+    for key in ("one", None):
+        with client(scripted) as connected, pytest.raises(vestibule.UnexpectedAnswer):
+            connected.enrol("doors", "eileen", b"picture", idempotency_key=key)
+    assert [request.headers.get("idempotency-key") for request in scripted.requests] == ["one", None]
+    assert all("multipart/form-data" in request.headers["content-type"] for request in scripted.requests)
+
+
 def test_lines_contain_images_and_times_as_json() -> None:
     scripted = Scripted(LIVE)
     lines: list[dict[str, Any]] = [

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
-from index.protocol import Gallery
+from index.embedded.storage import EmbeddedStorage
+from index.protocol import Storage
 from tests.index.people import Clock
 
-INTERFACE: type[Gallery] = EmbeddedGallery  # mypy checks that the embedded gallery satisfies the interface
+INTERFACE: type[Storage] = EmbeddedStorage  # mypy checks that the embedded engine satisfies the interface
 
 
 @pytest.fixture

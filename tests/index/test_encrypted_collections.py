@@ -15,16 +15,18 @@ from index.embedded.admin import repair
 from index.embedded.admin.backup import back_up
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption import PLAINTEXT, OperatorKey, cipher_of
+from index.embedded.encryption import PLAINTEXT, cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search, selected_counts, selected_subjects
+from index.embedded.query.search import Searches, selected_counts, selected_subjects
 from index.embedded.store import collection_records
 from index.embedded.tasks import bulk_enrolment, reembedding
-from index.embedded.tasks.reembedding import FIRST, Reembeddings
+from index.embedded.tasks.reembedding import Reembeddings
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, InvalidError, LockedError, NotFoundError
+from index.operator_key import OperatorKey
+from index.protocol import FIRST
 from index.types import Collection, Item, NewFace, Outcome, Properties
 from tests.index.people import Clock, folder_bytes, maintain, vectors
 from tests.soak.erasure import forms_of_text, forms_of_vector, search_elsewhere
@@ -76,10 +78,10 @@ def test_results_equal_those_of_a_plaintext_collection(gallery: EmbeddedGallery)
         feedback.add(name, NAMES[2], FACES[2:3], [CROP], "f1")
         for _ in range(2):  # in memory, then by segments and an inverted file
             for fusion in ("best", "mean"):
-                answer += map(comparable, gallery.search(name, FACES[:3], 4, fusion))
+                answer += map(comparable, gallery.nearest_subjects(name, FACES[:3], 4, fusion))
                 for where in (None, *wheres):
-                    answer += map(comparable, search(gallery, name, FACES[:3], 4, fusion=fusion, where=where))
-            match, denied = compare(gallery, name, NAMES[2], FACES[2])
+                    answer += map(comparable, Searches(gallery).search(name, FACES[:3], 4, fusion=fusion, where=where))
+            match, denied = Searches(gallery).compare(name, NAMES[2], FACES[2])
             answer += [comparable([match]), denied]
             maintain(gallery)
         with gallery.ledger.snapshot() as db:
@@ -159,7 +161,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
     gallery.put_subject("doors", NAMES[2], expires_at=2000.0)
     with closing(EmbeddedGallery(tmp_path / "gallery", key=key, clock=clock)) as locked:
         for call in (
-            lambda: locked.search("doors", FACES[:1]),
+            lambda: locked.nearest_subjects("doors", FACES[:1]),
             lambda: locked.enrol("doors", [NewFace("x", FACES[0])], "f1"),
             lambda: locked.subject("doors", NAMES[0]),
             lambda: locked.subjects("doors"),
@@ -176,7 +178,7 @@ def test_without_the_key_the_collection_is_locked_and_others_work(
                 locked.create("more", "e", "f1", 4, encrypted=True)
             assert [collection.name for collection in locked.collections()] == ["doors", "open"]
         assert not (tmp_path / "doors.parquet").exists()
-        assert locked.search("open", FACES[:1])[0]
+        assert locked.nearest_subjects("open", FACES[:1])[0]
         job = bulk_enrolment.BulkEnrolmentWorker(locked).claim()
         assert job is not None
         assert job.collection == "open"
@@ -223,12 +225,12 @@ def test_moved_and_changed_values_are_detected(gallery: EmbeddedGallery, change:
 
 
 def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Path) -> None:
-    gallery.search("doors", FACES[:1])
+    gallery.nearest_subjects("doors", FACES[:1])
     with gallery.ledger.snapshot() as db:
         wrapped = bytes(db.execute("SELECT wrapped FROM collection_keys").get)
     assert repair.rekey(gallery, OTHER) == 1
     assert repair.rekey(gallery, OTHER) == 0
-    assert gallery.search("doors", FACES[:1])[0]  # its cipher is cached
+    assert gallery.nearest_subjects("doors", FACES[:1])[0]  # its cipher is cached
     with pytest.raises(LockedError, match=KEY.id):
         repair.rekey(gallery, OperatorKey(b"n" * 32))
     assert not (tmp_path / "gallery" / "ledger.db-wal").stat().st_size
@@ -238,7 +240,7 @@ def test_rekey_replaces_the_operators_key(gallery: EmbeddedGallery, tmp_path: Pa
         closing(EmbeddedGallery(tmp_path / "gallery", key=KEY)) as old,
         pytest.raises(LockedError, match=rf"needs the operator's key {OTHER.id}, but the key that is set is {KEY.id}"),
     ):
-        old.search("doors", FACES[:1])
+        old.nearest_subjects("doors", FACES[:1])
     with closing(EmbeddedGallery(tmp_path / "gallery", key=OTHER)) as new:
         assert new.subject("doors", NAMES[0]).name == CALLED
 
@@ -329,7 +331,7 @@ def test_misplaced_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     with pytest.raises(CorruptError, match="is encrypted and its collection is not"):
         Segment.open(third)
     with closing(EmbeddedGallery(gallery.files.parent, key=KEY)) as other:
-        (matches,) = other.search("doors", FACES[:1], 1)
+        (matches,) = other.nearest_subjects("doors", FACES[:1], 1)
         assert matches[0].similarity == pytest.approx(1, abs=1e-5)
         assert [line for line in find_faults(other) if "the encrypted content is damaged or misplaced" in line]
     maintain(gallery)

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher as Primitive
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from index.embedded import encryption
-from index.embedded.encryption import OVERHEAD, PLAINTEXT, AeadCipher, OperatorKey
+from index.embedded.encryption import PLAINTEXT, AeadCipher
 from index.errors import CorruptError, InvalidError, LockedError
+from index.operator_key import OVERHEAD, OperatorKey
 
 KEY = bytes(range(32))
 CIPHER = AeadCipher(KEY)

@@ -42,7 +42,7 @@ def test_faces_are_looked_up_without_a_scan_of_the_collection(gallery: EmbeddedG
 def test_a_subject_with_many_similar_faces_does_not_hide_others(gallery: EmbeddedGallery) -> None:
     crowd = [NewFace("crowd", unit(1, 0.001 * i, 0, 0)) for i in range(200)]
     gallery.enrol("doors", [*crowd, NewFace("far", unit(0, 0, 1, 0))], "f1")
-    (matches,) = gallery.search("doors", unit(1, 0, 0, 0)[None], k=2)
+    (matches,) = gallery.nearest_subjects("doors", unit(1, 0, 0, 0)[None], k=2)
     assert [match.subject.key for match in matches] == ["crowd", "far"]
 
 
@@ -50,9 +50,9 @@ def test_expired_subjects_are_not_found_and_then_erased(gallery: EmbeddedGallery
     gallery.put_subject("doors", "guest", expires_at=2000.0)
     gallery.enrol("doors", [NewFace("guest", unit(1, 0, 0, 0)), NewFace("owner", unit(0, 1, 0, 0))], "f1")
     query = unit(1, 0, 0, 0)[None]
-    assert [match.subject.key for match in gallery.search("doors", query)[0]] == ["guest", "owner"]
+    assert [match.subject.key for match in gallery.nearest_subjects("doors", query)[0]] == ["guest", "owner"]
     clock.now = 2000.0
-    assert [match.subject.key for match in gallery.search("doors", query)[0]] == ["owner"]
+    assert [match.subject.key for match in gallery.nearest_subjects("doors", query)[0]] == ["owner"]
     Maintenance(gallery).run()
     assert [subject.key for subject in gallery.subjects("doors")] == ["owner"]
     assert gallery.size("doors") == 1
@@ -67,7 +67,7 @@ def test_searches_run_during_enrolments_and_maintenance(tmp_path: Path) -> None:
 
     def search() -> None:
         while not done.is_set():
-            (matches,) = gallery.search("doors", anchor.vector[None], k=1)
+            (matches,) = gallery.nearest_subjects("doors", anchor.vector[None], k=1)
             assert matches[0].similarity == pytest.approx(1, abs=1e-5)
 
     maintenance, deadline = Maintenance(gallery, LIMITS), time.monotonic() + 120

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import ConflictError, NotFoundError
+from index.operator_key import OperatorKey
+from index.protocol import FIRST
 from index.types import NewFace
 
 Vector = npt.NDArray[np.float32]
@@ -189,7 +190,7 @@ class GalleryMachine(RuleBasedStateMachine):
             expected = sorted(best.items(), key=lambda item: -item[1])[:3]
             for gallery in self.galleries:
                 assert gallery.size(name) == gallery.usage(name).faces == len(faces)
-                (matches,) = gallery.search(name, query[None], k=3)
+                (matches,) = gallery.nearest_subjects(name, query[None], k=3)
                 assert [match.subject.key for match in matches] == [person for person, _ in expected]
                 assert [match.similarity for match in matches] == pytest.approx([s for _, s in expected], abs=1e-5)
 

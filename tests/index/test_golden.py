@@ -19,15 +19,17 @@ from index.audit_chain import LogHead
 from index.embedded.admin.backup import restore
 from index.embedded.admin.parquet import import_collection
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption import OperatorKey, cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import Searches
 from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
-from index.embedded.tasks.reembedding import FIRST, Reembeddings, ReembeddingWorker
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.embedded.vectors.segment import Segment
 from index.errors import NotFoundError
+from index.operator_key import OperatorKey
+from index.protocol import FIRST
 from index.types import Floats, Match, NewFace, Outcome, ProcessedItem
 from tests.golden_files import GOLDEN, KEY, expected, fields, unpack, vector
 from tests.index.people import maintain
@@ -105,7 +107,7 @@ def assert_same_results(gallery: EmbeddedGallery, name: str) -> None:
     queries = np.stack([vector(text) for text in written["queries"]])
     for asked, answer in written["search"].items():
         fusion, _, text = asked.partition(" ")
-        results = search(gallery, name, queries, 4, fusion=fusion, where=json.loads(text))
+        results = Searches(gallery).search(name, queries, 4, fusion=fusion, where=json.loads(text))
         assert keys_and_faces(results) == [[(key, face) for key, face, _ in matches] for matches in answer]
         similarities = [[match.similarity for match in matches] for matches in results]
         for ours, theirs in zip(similarities, answer, strict=True):
@@ -132,7 +134,7 @@ def test_searches_return_the_same_results(gallery: EmbeddedGallery, name: str) -
     assert_same_results(gallery, name)
     queries = np.stack([vector(text) for text in WRITTEN[name]["queries"]])
     for query, (similarity, was_rejected) in zip([*queries, *numbers(2, 16, 6)], WRITTEN[name]["compare"], strict=True):
-        match, rejected = compare(gallery, name, "p2", query)
+        match, rejected = Searches(gallery).compare(name, "p2", query)
         assert match is not None
         assert match.similarity == pytest.approx(similarity, abs=1e-6)
         assert rejected is was_rejected
@@ -140,7 +142,7 @@ def test_searches_return_the_same_results(gallery: EmbeddedGallery, name: str) -
     # The nearest face according to numpy.
     stored = WRITTEN[name]["faces"]
     similarities = queries @ np.stack([vector(face["vector"]) for face in stored]).T
-    for matches, row in zip(gallery.search(name, queries, 1), similarities, strict=True):
+    for matches, row in zip(gallery.nearest_subjects(name, queries, 1), similarities, strict=True):
         assert matches[0].face == stored[int(row.argmax())]["token"]
         assert matches[0].similarity == pytest.approx(row.max(), abs=1e-6)
 
@@ -149,7 +151,7 @@ def test_a_reembedded_collection_is_searched(gallery: EmbeddedGallery) -> None:
     moved = gallery.collection("moved")
     assert (moved.embedder, moved.fingerprint, moved.dimensions, moved.generation) == ("better", "f2", 8, 1)
     for number, query in enumerate(numbers(64, 8, 2)[:2]):
-        (match, *_) = gallery.search("moved", query[None], 1)[0]
+        (match, *_) = gallery.nearest_subjects("moved", query[None], 1)[0]
         assert match.subject.key == f"p{number}"
         assert match.similarity == pytest.approx(1, abs=1e-6)
 
@@ -245,7 +247,7 @@ def test_an_unfinished_bulk_job_is_finished(gallery: EmbeddedGallery, name: str)
         assert (info.name, info.metadata, info.expires_at) == (f"Called {subject}", {"level": 9}, 5e9)
         assert info.faces == count
         for query in sent[first : first + count]:
-            (match,) = gallery.search(name, query[None], 1)[0]
+            (match,) = gallery.nearest_subjects(name, query[None], 1)[0]
             assert match.subject.key == subject
             assert match.similarity == pytest.approx(1, abs=1e-6)
     assert list(find_faults(gallery)) == []
@@ -280,11 +282,11 @@ def test_an_unfinished_reembedding_is_finished(gallery: EmbeddedGallery, name: s
     for face in faces_of(gallery, name):
         assert face["crop"] == old[face["token"]]["crop"]
         assert np.array_equal(face["vector"], new[int(face["crop"].split()[1]) % 64])
-    (match,) = gallery.search(name, new[7][None], 1)[0]
+    (match,) = gallery.nearest_subjects(name, new[7][None], 1)[0]
     assert match.subject.key == "p2"
     assert match.similarity == pytest.approx(1, abs=1e-6)
     assert len(Feedback(gallery).of_subject(name, "p2")) == 1
-    assert compare(gallery, name, "p2", new[200 % 64])[1]
+    assert Searches(gallery).compare(name, "p2", new[200 % 64])[1]
     assert gallery.receipt(reembedding.token).faces == 1
     maintain(gallery)
     assert list(find_faults(gallery)) == []

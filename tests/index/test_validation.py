@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.embedded.admin.verify import find_faults
-from index.embedded.encryption import OperatorKey, cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import Searches
 from index.embedded.store import vector_records
 from index.embedded.tasks.bulk_enrolment import JobQueue
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.errors import InvalidError
+from index.operator_key import OperatorKey
 from index.types import Floats, Item, NewFace, Properties
 from index.validation import (
     EARLIEST,
@@ -105,12 +106,12 @@ def test_every_method_scales_vectors(gallery: EmbeddedGallery) -> None:
     gallery.enrol("doors", [NewFace("tiny", TINY), NewFace("long", 3 * vectors(1, 128)[0], crop=b"c")], "f1")
     Feedback(gallery).add("doors", "long", TINY[None], [b"d"])
     for query in (vectors(5, 128, seed=5)[:1], TINY[None], 9 * vectors(1, 128)):
-        for (matches,) in (gallery.search("doors", query), search(gallery, "doors", query)):
+        for (matches,) in (gallery.nearest_subjects("doors", query), Searches(gallery).search("doors", query)):
             assert all(abs(match.similarity) <= 1 + 1e-6 for match in matches)
-    (likest,) = gallery.search("doors", TINY[None], 1)[0]
+    (likest,) = gallery.nearest_subjects("doors", TINY[None], 1)[0]
     assert likest.subject.key == "tiny"
     assert likest.similarity == pytest.approx(1)
-    match, _ = compare(gallery, "doors", "long", 1e-30 * vectors(1, 128)[0])
+    match, _ = Searches(gallery).compare("doors", "long", 1e-30 * vectors(1, 128)[0])
     assert match is not None
     assert match.similarity == pytest.approx(1)
     assert list(find_faults(gallery)) == []
@@ -149,7 +150,7 @@ def test_vectors_of_older_versions_are_scaled_once(
         numbers = sorted(-rejection.id for rejection in Feedback(gallery).add("doors", "p00", strangers))
         gallery.ledger.write(partial(store_unscaled, people=people, strangers=strangers, rejected=numbers))
         maintenance = Maintenance(gallery, MaintenanceLimits(segment=4, exact_below=8))
-        assert max(gallery.search("doors", person[None])[0][0].similarity for person in people) > 1.01
+        assert max(gallery.nearest_subjects("doors", person[None])[0][0].similarity for person in people) > 1.01
         feedback = [fault for fault in find_faults(gallery) if "feedback" in fault]
         assert [fault.partition(": ")[2] for fault in feedback] == [
             "1 vectors of feedback do not fit their collection",
@@ -159,7 +160,7 @@ def test_vectors_of_older_versions_are_scaled_once(
         maintenance.run()
         for number, person in enumerate(people):
             if number != 4:
-                (match,) = gallery.search("doors", person[None], 1)[0]
+                (match,) = gallery.nearest_subjects("doors", person[None], 1)[0]
                 assert match.face == faces[number].token
                 assert match.similarity == pytest.approx(1, abs=1e-5)
         with gallery.ledger.snapshot() as db:
@@ -312,5 +313,5 @@ def test_invalid_stored_rows_are_listed(gallery: EmbeddedGallery) -> None:
     assert [subject.key for subject in gallery.subjects("doors")] == list("abcd")
     assert [collection.settings for collection in gallery.collections()] == [{}]
     assert gallery.faces("doors", "b")[0].details == {"yaw": None}
-    assert len(gallery.search("doors", vectors(1, 128), 4)[0]) == 4
+    assert len(gallery.nearest_subjects("doors", vectors(1, 128), 4)[0]) == 4
     Maintenance(gallery).run()

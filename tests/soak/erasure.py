@@ -22,11 +22,12 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from index.embedded.encryption import OperatorKey, cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import collection_records, subject_records
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
 from index.embedded.vectors.ivf import Ivf
+from index.operator_key import OperatorKey
 from index.types import Floats, NewFace
 
 COLLECTION, FINGERPRINT = "metro", "f1"

@@ -242,7 +242,7 @@ class Requests:
         for subject, token in zip(subjects, tokens, strict=True):
             self._held[name].setdefault(subject, []).append(token)
         if self._rng.random() < 0.2:
-            self._gallery.search(name, faces[-1].vector[None])
+            self._gallery.nearest_subjects(name, faces[-1].vector[None])
 
     def _erase(self, name: str) -> None:
         held = self._held[name]
@@ -538,7 +538,7 @@ def searched(gallery: EmbeddedGallery, model: Model, every: int = 1) -> Iterator
         there = dict(faces[::every])
         gone = [one.face for one in model.erased[-50:] if one.face.collection == name]
         queries = [vector(face.seed) for face in (*there.values(), *gone)]
-        found = gallery.search(name, np.stack(queries), 1) if queries else []
+        found = gallery.nearest_subjects(name, np.stack(queries), 1) if queries else []
         for (token, face), matches in zip(there.items(), found, strict=False):
             if [match.face for match in matches] != [token] or matches[0].similarity < 0.999:
                 yield f"not found: {token} {face}, but {matches}"

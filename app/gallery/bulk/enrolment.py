@@ -18,10 +18,8 @@ from app.gallery.bulk.schemas import BulkParams, JobInfo, JobItem, JobItemPage, 
 from app.gallery.bulk.upload import Upload, failed_item
 from app.gallery.embedding_pipeline import TRANSIENT, ImageEmbedder, keeps_crops, select_faces
 from app.gallery.schemas import EnrolParams, ErasureReceipt
-from index.embedded.gallery import EmbeddedGallery
-from index.embedded.store.job_records import LEASE_S
-from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import CorruptError, InvalidError
+from index.protocol import LEASE_S, Storage
 from index.types import Item, ItemStatus, Job, NewFace, Outcome, ProcessedItem
 from index.validation import check_future, check_item, read_timestamp, unit_vectors
 
@@ -67,10 +65,10 @@ class JobBackoff:
 class BulkJobs(GalleryAccess):
     """Accepts and runs the bulk jobs of one gallery."""
 
-    def __init__(self, gallery: EmbeddedGallery, embedder: ImageEmbedder):
-        super().__init__(gallery, embedder)
-        self._jobs = JobQueue(gallery)
-        self._worker = BulkEnrolmentWorker(gallery)
+    def __init__(self, storage: Storage, embedder: ImageEmbedder):
+        super().__init__(storage, embedder)
+        self._jobs = storage.jobs
+        self._worker = storage.job_worker
         self._submitted = asyncio.Event()
         self._backoff = JobBackoff()
 

@@ -34,6 +34,7 @@ class Call(Generic[T]):
     json: Any = None
     content: bytes | None = None
     content_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def request(self) -> dict[str, Any]:
         """The arguments of `httpx.Client.build_request`.
@@ -46,13 +47,17 @@ class Call(Generic[T]):
             "url": self.path.format_map({key: _segment(name) for key, name in self.names.items()}),
             "params": {key: value for key, value in self.query.items() if value is not None},
         }
+        headers: dict[str, str | None] = dict(self.headers)
         if self.files:
             # File names are not sent, since they may reveal more than the image.
             arguments["files"] = [(name, ("picture", data, "application/octet-stream")) for name, data in self.files]
         if self.json is not None:
             arguments["json"] = self.json
         if self.content is not None:
-            arguments |= {"content": self.content, "headers": {"content-type": self.content_type}}
+            arguments |= {"content": self.content}
+            headers["content-type"] = self.content_type
+        if headers:
+            arguments["headers"] = headers
         return arguments
 
     def read(self, response: httpx.Response) -> T:

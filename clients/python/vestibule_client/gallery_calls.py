@@ -127,9 +127,19 @@ def erase_subject(collection: str, subject: str) -> Call[ErasureReceipt]:
 
 
 def enrol(
-    collection: str, subject: str, pictures: Pictures, *, max_faces: int = 1, quality_gate: bool = True
+    collection: str,
+    subject: str,
+    pictures: Pictures,
+    *,
+    max_faces: int = 1,
+    quality_gate: bool = True,
+    idempotency_key: str | None = None,
 ) -> Call[Enrolment]:
-    """Enrol the most prominent faces of images, if their quality suffices; the subject is created if missing."""
+    """Enrol the most prominent faces of images, if their quality suffices; the subject is created if missing.
+
+    `idempotency_key`: up to 128 visible ASCII characters, such as a random UUID. A call that is repeated with the same
+    key, within a day, returns the faces of the first call and enrols nothing.
+    """
     return Call(
         "POST",
         _SUBJECT + "/faces",
@@ -137,6 +147,7 @@ def enrol(
         _names(collection, subject),
         {"max_faces": max_faces, "quality_gate": quality_gate},
         tuple(parts("file", pictures)),
+        headers={} if idempotency_key is None else {"idempotency-key": idempotency_key},
     )
 
 

@@ -34,10 +34,11 @@ from index.embedded.gallery import (
     remove_expired,
 )
 from index.embedded.store import collection_records, erasure_records, vector_records
-from index.embedded.store.atomic_files import lock_folder, sync, sync_folder, write_atomically
+from index.embedded.store.atomic_files import lock_folder, sync, write_atomically
 from index.embedded.store.ledger import Ledger
 from index.embedded.store.tombstones import Tombstones
 from index.errors import ConflictError, CorruptError, GalleryError, TooNewError
+from index.folders import sync_folder
 
 MANIFEST_FILE, VERSION = "manifest.json", 1
 

@@ -16,7 +16,7 @@ import apsw
 import numpy as np
 
 from index.embedded.admin.parquet import face_batches
-from index.embedded.encryption import OVERHEAD, cipher_of
+from index.embedded.encryption import cipher_of
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store import (
     collection_records,
@@ -30,6 +30,7 @@ from index.embedded.tasks.maintenance import LEASE, LEASE_S, VECTORS_PER_CHECK, 
 from index.embedded.vectors.ivf import Ivf
 from index.embedded.vectors.segment import Segment
 from index.errors import ConflictError, CorruptError, GalleryError, LockedError, TooNewError
+from index.operator_key import OVERHEAD
 from index.types import Collection, Ints
 from index.validation import are_unit
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import apsw
 
@@ -22,20 +21,11 @@ from index.embedded.audit import log as audit
 from index.embedded.encryption import cipher_of
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, erasure_records, subject_records
-from index.embedded.store.ledger import committing
+from index.embedded.store.changes import committing
 from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
-from index.types import Floats, Receipt
+from index.types import Floats, Receipt, Rejection
 from index.validation import unit_vectors
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A face that is not the subject's. `token` identifies it in the API, `id` is its row."""
-
-    token: str
-    created_at: float
-    id: int
 
 
 class Feedback(GalleryComponent):
@@ -55,7 +45,7 @@ class Feedback(GalleryComponent):
         """Store that these faces [N, D] are not the subject. They are erased with the subject.
 
         Raises:
-            NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Gallery.search`.
+            NotFoundError: no such collection or subject. InvalidError, ConflictError: see `Searches`.
         """
         target, now = collection_records.find(db, collection), self.gallery.clock()
         collection_records.check_fingerprint(target, fingerprint)

@@ -1,27 +1,24 @@
 """Search with a metadata filter, excluding matches that feedback rules out.
 
 Both conditions apply before the best `k` subjects are taken, so that `k` are returned if there are that many. Few
-filtered subjects are compared exhaustively; for many, the gallery's own search is repeated with a growing `k`.
+filtered subjects are compared exhaustively; for many, the gallery's search for the nearest subjects is repeated with a
+growing `k`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import apsw
 
 from index.embedded.encryption import Cipher, cipher_of
-from index.embedded.gallery import EmbeddedGallery
+from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, subject_records, vector_records
 from index.embedded.store.ledger import Row
-from index.types import Collection, CollectionUsage, Floats, Fusion, Match
-from index.validation import normalised_where, unit_vectors
-
-# For each key the allowed values. A subject must have an allowed value under every key.
-Where = Mapping[str, Sequence[str | float | bool]]
+from index.types import Collection, Floats, Fusion, Match, SearchScope, Where
+from index.validation import ROUNDING, normalised_where, unit_vectors
 
 _VALUES = (
     "SELECT CASE type WHEN 'text' THEN 'text' WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE 'number' END,"
@@ -35,122 +32,98 @@ _FURTHER = (
 _AMONG = "subject_id IN (SELECT value FROM json_each(?))"
 
 
-ROUNDING = 1e-5  # the largest difference between two computations of the same cosine
 EXHAUSTIVE_SUBJECTS = 4096  # at most this many filtered subjects are compared exhaustively at once
 MAX_MATCHES = 65_536  # a filtered search that needs more matches compares exhaustively
 
 
-@dataclass(frozen=True)
-class SearchScope:
-    """A collection, its usage, and the numbers of subjects and faces that the filter selects (None: no filter)."""
+class Searches(GalleryComponent):
+    """The searches of a gallery; see `index.protocol.Searches`."""
 
-    collection: Collection
-    usage: CollectionUsage
-    selected: tuple[int, int] | None
+    def scope(self, collection: str, where: Where | None = None) -> SearchScope:
+        """Return the collection, its usage and the numbers that the filter selects, read in one snapshot."""
+        with self.ledger.snapshot() as db:
+            current = collection_records.find(db, collection)
+            selected = selected_counts(db, current.id, where) if where else None
+            return SearchScope(current, self.gallery.usage_of(db, current), selected)
 
+    def search(
+        self,
+        collection: str,
+        queries: Floats,
+        k: int = 5,
+        *,
+        fusion: Fusion = "best",
+        where: Where | None = None,
+        fingerprint: str | None = None,
+    ) -> list[list[Match]]:
+        """See `index.protocol.Searches`."""
+        current = self.gallery.collection(collection)
+        collection_records.check_fingerprint(current, fingerprint)
+        queries = unit_vectors(queries, current.dimensions)
+        if where:
+            with self.gallery.snapshot_of(current) as db:
+                subjects = selected_subjects(db, current.id, where, EXHAUSTIVE_SUBJECTS + 1)
+                if len(subjects) <= EXHAUSTIVE_SUBJECTS:
+                    return self._search_exhaustively(db, current, subjects, queries, k, fusion)
+        return [self._search_widening(current, query[None], k, fusion, where) for query in queries]
 
-def search_scope(gallery: EmbeddedGallery, collection: str, where: Where | None = None) -> SearchScope:
-    """Return the collection, its usage and the numbers that the filter selects, read in one snapshot.
+    def compare(
+        self,
+        collection: str,
+        key: str,
+        query: Floats,
+        *,
+        fusion: Fusion = "best",
+        fingerprint: str | None = None,
+    ) -> tuple[Match | None, bool]:
+        """See `index.protocol.Searches`."""
+        current = self.gallery.collection(collection)
+        collection_records.check_fingerprint(current, fingerprint)
+        (query,) = unit_vectors(query[None], current.dimensions)
+        with self.gallery.snapshot_of(current) as db:
+            subject = subject_records.find(db, current.id, key, self.gallery.clock())
+            (matches,) = self.gallery.compare_subjects(db, current, [subject.id], query[None], fusion)
+            return (matches[0] if matches else None), bool(_rejected_subjects(db, current, matches, query))
 
-    Raises:
-        NotFoundError: no such collection. LockedError: the filter needs a key that is missing.
-    """
-    with gallery.ledger.snapshot() as db:
-        current = collection_records.find(db, collection)
-        selected = selected_counts(db, current.id, where) if where else None
-        return SearchScope(current, gallery.usage_of(db, current), selected)
+    def _search_widening(
+        self, collection: Collection, query: Floats, k: int, fusion: Fusion, where: Where | None
+    ) -> list[Match]:
+        """Search for an increasing number of matches of the query [1, D] until `k` pass the filter and the feedback."""
+        count = 4 * k if where else k
+        while True:
+            (matches,) = self.gallery.nearest_subjects(collection.name, query, count, fusion, collection.fingerprint)
+            with self.gallery.snapshot_of(collection) as db:
+                kept = _drop_rejected(db, collection, matches, query[0])
+                if where:
+                    among = [match.subject.id for match in kept]
+                    selected = set(selected_subjects(db, collection.id, where, among=among))
+                    kept = [match for match in kept if match.subject.id in selected]
+                if len(kept) >= k or (len(matches) < count and not where):
+                    return kept[:k]
+                if where and (len(matches) < count or count >= MAX_MATCHES):
+                    # The inverted file has no further matches, or the next search would be too large.
+                    subjects = selected_subjects(db, collection.id, where)
+                    return self._search_exhaustively(db, collection, subjects, query, k, fusion)[0]
+            count *= 4
 
-
-def search(
-    gallery: EmbeddedGallery,
-    collection: str,
-    queries: Floats,
-    k: int = 5,
-    *,
-    fusion: Fusion = "best",
-    where: Where | None = None,
-    fingerprint: str | None = None,
-) -> list[list[Match]]:
-    """Return for each query [N, D] the `k` most similar subjects that match the filter, most similar first.
-
-    Raises:
-        NotFoundError: no such collection. InvalidError: see `Gallery.search`. ConflictError: the queries are of another
-        pipeline than the collection, which may have been re-embedded meanwhile.
-    """
-    current = gallery.collection(collection)
-    collection_records.check_fingerprint(current, fingerprint)
-    queries = unit_vectors(queries, current.dimensions)
-    if where:
-        with gallery.snapshot_of(current) as db:
-            subjects = selected_subjects(db, current.id, where, EXHAUSTIVE_SUBJECTS + 1)
-            if len(subjects) <= EXHAUSTIVE_SUBJECTS:
-                return _search_exhaustively(gallery, db, current, subjects, queries, k, fusion)
-    return [_search_widening(gallery, current, query[None], k, fusion, where) for query in queries]
-
-
-def compare(
-    gallery: EmbeddedGallery,
-    collection: str,
-    key: str,
-    query: Floats,
-    *,
-    fusion: Fusion = "best",
-    fingerprint: str | None = None,
-) -> tuple[Match | None, bool]:
-    """Compare a face [D] with one subject.
-
-    Return the match, None where the subject has no face, and whether feedback rules it out.
-
-    Raises:
-        NotFoundError: no such collection or subject, or it has expired. InvalidError, ConflictError: see `search`.
-    """
-    current = gallery.collection(collection)
-    collection_records.check_fingerprint(current, fingerprint)
-    (query,) = unit_vectors(query[None], current.dimensions)
-    with gallery.snapshot_of(current) as db:
-        subject = subject_records.find(db, current.id, key, gallery.clock())
-        (matches,) = gallery.compare_subjects(db, current, [subject.id], query[None], fusion)
-        return (matches[0] if matches else None), bool(_rejected_subjects(db, current, matches, query))
-
-
-def _search_widening(
-    gallery: EmbeddedGallery, collection: Collection, query: Floats, k: int, fusion: Fusion, where: Where | None
-) -> list[Match]:
-    """Search for an increasing number of matches of the query [1, D] until `k` pass the filter and the feedback."""
-    count = 4 * k if where else k
-    while True:
-        (matches,) = gallery.search(collection.name, query, count, fusion, collection.fingerprint)
-        with gallery.snapshot_of(collection) as db:
-            kept = _drop_rejected(db, collection, matches, query[0])
-            if where:
-                selected = set(selected_subjects(db, collection.id, where, among=[match.subject.id for match in kept]))
-                kept = [match for match in kept if match.subject.id in selected]
-            if len(kept) >= k or (len(matches) < count and not where):
-                return kept[:k]
-            if where and (len(matches) < count or count >= MAX_MATCHES):
-                # The inverted file has no further matches, or the next search would be too large.
-                subjects = selected_subjects(db, collection.id, where)
-                return _search_exhaustively(gallery, db, collection, subjects, query, k, fusion)[0]
-        count *= 4
-
-
-def _search_exhaustively(
-    gallery: EmbeddedGallery,
-    db: apsw.Connection,
-    collection: Collection,
-    subjects: Sequence[int],
-    queries: Floats,
-    k: int,
-    fusion: Fusion,
-) -> list[list[Match]]:
-    """Return the best `k` of these subjects for each query [N, D]."""
-    best: list[list[Match]] = [[] for _ in queries]
-    for first in range(0, len(subjects), EXHAUSTIVE_SUBJECTS):
-        batch = gallery.compare_subjects(db, collection, subjects[first : first + EXHAUSTIVE_SUBJECTS], queries, fusion)
-        for number, (query, matches) in enumerate(zip(queries, batch, strict=True)):
-            candidates = best[number] + _drop_rejected(db, collection, matches, query)
-            best[number] = sorted(candidates, key=lambda match: (-match.similarity, match.subject.id))[:k]
-    return best
+    def _search_exhaustively(
+        self,
+        db: apsw.Connection,
+        collection: Collection,
+        subjects: Sequence[int],
+        queries: Floats,
+        k: int,
+        fusion: Fusion,
+    ) -> list[list[Match]]:
+        """Return the best `k` of these subjects for each query [N, D]."""
+        best: list[list[Match]] = [[] for _ in queries]
+        for first in range(0, len(subjects), EXHAUSTIVE_SUBJECTS):
+            chosen = subjects[first : first + EXHAUSTIVE_SUBJECTS]
+            batch = self.gallery.compare_subjects(db, collection, chosen, queries, fusion)
+            for number, (query, matches) in enumerate(zip(queries, batch, strict=True)):
+                candidates = best[number] + _drop_rejected(db, collection, matches, query)
+                best[number] = sorted(candidates, key=lambda match: (-match.similarity, match.subject.id))[:k]
+        return best
 
 
 def _rejected_subjects(

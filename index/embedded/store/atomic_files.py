@@ -1,8 +1,7 @@
-"""Durable file operations, the lock of a folder, and detection of a full disk."""
+"""Durable file operations, and the lock of a folder."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -10,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import apsw
-
 from index.errors import GalleryError
+from index.folders import make_folder as make_folder  # noqa: PLC0414  for app/auth/keys.py
+from index.folders import sync_folder
 
 
 @contextmanager
@@ -51,30 +50,6 @@ def begin_file(path: Path, file: IO[bytes], header: bytes) -> None:
     file.write(header)
     sync(file)
     sync_folder(path.parent)
-
-
-def make_folder(folder: Path) -> None:
-    """Create the folder and its missing parents durably."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the creation, renaming and deletion of files in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Return whether the error means that the disk, or the user's quota on it, is full."""
-    return isinstance(error, apsw.FullError) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    )
 
 
 @contextmanager

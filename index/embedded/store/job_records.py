@@ -13,10 +13,10 @@ from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.store import lease_records, subject_records
 from index.embedded.store.ledger import Row
 from index.errors import NotFoundError
+from index.protocol import LEASE_S
 from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Properties
 from index.validation import check_item, normalised, read_object
 
-LEASE_S = 15.0
 # Assignments that delete the caller's data, for an item that is finished.
 _CLEAR_COLUMNS = "subject = NULL, properties = NULL, kind = NULL, data = NULL"
 _CLEAR = f"{_CLEAR_COLUMNS}, sealed = NULL"

@@ -13,23 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import apsw
 
-from index import protocol
 from index.embedded.encryption import CollectionKeys, LedgerConnection
 from index.embedded.store import migrations
-from index.embedded.store.atomic_files import is_disk_full
 from index.embedded.store.secure_delete import MAX_PAGES, Pages, open_pages
-from index.errors import GalleryError
+from index.errors import CorruptError, DiskFullError, GalleryError, UnavailableError, is_disk_full
 
-P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
 
 Row = tuple[Any, ...]
 Write = Callable[[apsw.Connection], Any]
@@ -50,7 +44,8 @@ class Ledger:
     `steps`: the migrations of its schema, by default the gallery's. `keys`: the keys of encrypted collections.
 
     Raises:
-        GalleryError: SQLite is too old. TooNewError: a later version of this program wrote the file.
+        GalleryError: SQLite is too old, or cannot open the file. CorruptError: the file is damaged. TooNewError: a
+        later version of this program wrote it.
     """
 
     def __init__(
@@ -69,12 +64,13 @@ class Ledger:
         self._local = threading.local()
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
-        connection = self._connect()
-        try:
-            migrations.migrate(connection, steps)
-        except BaseException:
-            connection.close()
-            raise
+        with gallery_errors(path):
+            connection = self._connect()
+            try:
+                migrations.migrate(connection, steps)
+            except BaseException:
+                connection.close()
+                raise
         self._waiting: queue.SimpleQueue[_QueuedWrite | None] = queue.SimpleQueue()
         self._closed = False
         self.full_at: float | None = None  # monotonic time of the last write that failed because the disk was full
@@ -84,9 +80,10 @@ class Ledger:
     def submit(self, write: Callable[[apsw.Connection], T], after: Write | None = None) -> Future[T]:
         """Run `write` in the next transaction; the future has its result once that is durable.
 
-        If `write` raises, only its own changes are undone. `after` runs once per transaction for all its writes that
-        name it, after the commit and before their results are set; if it raises, these writes fail although they are
-        committed.
+        The future raises DiskFullError if the disk is full, and UnavailableError if another process locks the ledger
+        for longer than BUSY_MS. If `write` raises, only its own changes are undone. `after` runs once per transaction
+        for all its writes that name it, after the commit and before their results are set; if it raises, these writes
+        fail although they are committed.
 
         Raises:
             GalleryError: the ledger is closed.
@@ -241,62 +238,14 @@ class Ledger:
                 self._fail(future, failure)
 
     def _fail(self, future: Future[Any], error: Exception) -> None:
-        if is_disk_full(error):
+        failure = _translated(error)
+        if isinstance(failure, DiskFullError):
             self.full_at = time.monotonic()
-        future.set_exception(error)
+        future.set_exception(failure)
 
 
 # A write, the future of its result, and a function to call after the commit.
 _QueuedWrite = tuple[Write, Future[Any], Write | None]
-
-
-@dataclass(frozen=True)
-class Change(protocol.PlannedChange[T]):
-    """A write that is not submitted yet; `after` as in `Ledger.submit`."""
-
-    ledger: Ledger
-    write: Callable[[apsw.Connection], T]
-    after: Write | None = None
-
-    def then(self, answer: Callable[[T], U]) -> Change[U]:
-        """See `index.protocol.PlannedChange`."""
-        return replace(self, write=lambda db: answer(self.write(db)))  # type: ignore[arg-type,return-value]
-
-    def submit(self) -> Future[T]:
-        """See `Ledger.submit`."""
-        return self.ledger.submit(self.write, self.after)
-
-
-class Committing(Generic[P, T]):
-    """A bound method decorated by `committing`; see `index.protocol.ChangingMethod`."""
-
-    def __init__(self, plan: Callable[P, Change[T]]):
-        self.planned = plan
-
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Commit the change, wait until it is durable, and return its result."""
-        return self.planned(*args, **kwargs).submit().result()
-
-
-class committing(Generic[P, T]):  # noqa: N801  a decorator
-    """Decorate a method that runs in a write of `self.ledger` and gets the connection as its first argument.
-
-    A call without the connection commits the write and returns its result, `method.planned(...)` returns the Change.
-    """
-
-    def __init__(self, write: Callable[Concatenate[Any, apsw.Connection, P], T]):
-        self._write = write
-        self.__doc__ = write.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> Committing[P, T]:
-        return Committing(partial(self._planned, instance))
-
-    def _planned(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> Change[T]:
-        return Change(instance.ledger, lambda db: self._write(instance, db, *args, **kwargs), self._after(instance))
-
-    def _after(self, instance: Any) -> Write | None:
-        """Return the function to call after the commit; see `Ledger.submit`."""
-        return None
 
 
 class Watcher:
@@ -310,6 +259,36 @@ class Watcher:
         """Return a number that differs after every commit."""
         with self._lock:
             return int(self._connection.pragma("data_version"))
+
+
+@contextmanager
+def gallery_errors(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors about the file `path` as GalleryError.
+
+    Raises:
+        DiskFullError, UnavailableError, CorruptError, or GalleryError for any other error.
+    """
+    try:
+        yield
+    except apsw.Error as error:
+        failure = _translated(error)
+        if failure is error:
+            kind = CorruptError if isinstance(error, apsw.CorruptError | apsw.NotADBError) else GalleryError
+            failure = kind(f"{path}: {error}")
+        raise failure from error
+
+
+def _translated(error: Exception) -> Exception:
+    """Return the gallery's own error for a full disk or a locked ledger, caused by `error`; else `error` itself."""
+    failure: GalleryError
+    if isinstance(error, apsw.FullError) or is_disk_full(error):
+        failure = DiskFullError(str(error))
+    elif isinstance(error, apsw.BusyError):
+        failure = UnavailableError("another process locks the ledger")
+    else:
+        return error
+    failure.__cause__ = error
+    return failure
 
 
 def _invalidate_page_caches(

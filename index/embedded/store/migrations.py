@@ -262,6 +262,16 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE collections ADD COLUMN unscaled INTEGER NOT NULL DEFAULT 0;
     UPDATE collections SET unscaled = 1;
     """,
+    # Results of changes with an idempotency key, encrypted by the request, whose SHA-256 is stored.
+    """
+    CREATE TABLE idempotency_keys (
+        key TEXT PRIMARY KEY,
+        request BLOB NOT NULL,
+        result BLOB NOT NULL,
+        created_at REAL NOT NULL DEFAULT (unixepoch('subsec'))
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotency_keys_by_time ON idempotency_keys (created_at);
+    """,
 )
 
 

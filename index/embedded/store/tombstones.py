@@ -24,7 +24,7 @@ import apsw
 
 from index.embedded.store import collection_records, erasure_records
 from index.embedded.store.atomic_files import begin_file, sync, write_atomically
-from index.embedded.store.ledger import P, T, committing
+from index.embedded.store.changes import P, T, committing
 from index.errors import CorruptError, TooNewError
 
 MAGIC, VERSION = "vestibule-tombstones", 1

@@ -27,9 +27,10 @@ from index.embedded.store import (
     lease_records,
     subject_records,
 )
-from index.embedded.store.ledger import committing
+from index.embedded.store.changes import committing
 from index.embedded.store.tombstones import erasing
 from index.errors import NotFoundError
+from index.protocol import LEASE_S
 from index.types import Item, ItemStatus, Job, JobResult, Outcome, ProcessedItem, Receipt
 
 KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job are kept
@@ -62,7 +63,7 @@ class JobQueue(GalleryComponent):
         Raises:
             NotFoundError: the collection was dropped. InvalidError: see `job_records.check_item`.
         """
-        if not lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), job_records.LEASE_S):
+        if not lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), LEASE_S):
             raise NotFoundError("the job no longer exists")
         job_records.insert_items(db, job, items)
 
@@ -161,7 +162,7 @@ class BulkEnrolmentWorker(GalleryComponent):
             if not job_records.has_lease(db, job):
                 problem = "a backup was restored before the job was done; submit it again"
                 job_records.finish(db, job, "failed", problem, now)
-            elif lease_records.take(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+            elif lease_records.take(db, job_records.lease(job), self.holder, now, LEASE_S):
                 if job.state != "receiving":
                     return job_records.set_state(db, job, "running")
                 job_records.delete(db, job)  # the process that received it has died
@@ -170,7 +171,7 @@ class BulkEnrolmentWorker(GalleryComponent):
     @committing
     def keep(self, db: apsw.Connection, job: Job) -> bool:
         """Renew the lease; False where the job is finished or another worker's."""
-        return lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), job_records.LEASE_S)
+        return lease_records.renew(db, job_records.lease(job), self.holder, self.gallery.clock(), LEASE_S)
 
     @committing
     def release(self, db: apsw.Connection, job: Job) -> None:
@@ -200,7 +201,7 @@ class BulkEnrolmentWorker(GalleryComponent):
             ConflictError: the collection belongs to another pipeline.
         """
         now = self.gallery.clock()
-        if not lease_records.renew(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+        if not lease_records.renew(db, job_records.lease(job), self.holder, now, LEASE_S):
             return False
         collection_records.check_fingerprint(collection_records.find(db, job.collection), fingerprint)
         pending = job_records.still_pending(db, job, [result.item.number for result in results])
@@ -234,7 +235,7 @@ class BulkEnrolmentWorker(GalleryComponent):
         A job that is done has failed if all its items failed.
         """
         now = self.gallery.clock()
-        if not lease_records.renew(db, job_records.lease(job), self.holder, now, job_records.LEASE_S):
+        if not lease_records.renew(db, job_records.lease(job), self.holder, now, LEASE_S):
             return
         if state == "done" and job_records.counts(db, job).keys() == {"failed"}:
             state, problem = "failed", ALL_FAILED

@@ -20,12 +20,12 @@ from index.audit_chain import AuditEvent
 from index.embedded.audit import log as audit
 from index.embedded.encryption import Cipher, cipher_of
 from index.embedded.gallery import EmbeddedGallery, GalleryComponent, remove_expired
-from index.embedded.store import collection_records, erasure_records, lease_records, vector_records
-from index.embedded.store.atomic_files import sync_folder
+from index.embedded.store import collection_records, erasure_records, idempotency_records, lease_records, vector_records
 from index.embedded.store.vector_records import FaceVectors, InvertedFileRecord, SegmentRecord
 from index.embedded.vectors import segment as segment_files
 from index.embedded.vectors.ivf import SAMPLE_PER_CENTROID, Ivf
-from index.errors import ConflictError, CorruptError, GalleryError, LockedError
+from index.errors import ConflictError, CorruptError, LockedError, MaintenanceError
+from index.folders import sync_folder
 from index.types import Collection, Floats, Ints
 from index.validation import are_unit, unit_vectors
 
@@ -46,14 +46,6 @@ class MaintenanceLimits:
     segment: int = 65_536
     exact_below: int = 100_000
     growth: float = 4.0
-
-
-class MaintenanceError(GalleryError):
-    """Some steps of a round failed; all others were done. `failures`: the exceptions by step."""
-
-    def __init__(self, failures: Mapping[str, Exception]):
-        super().__init__("; ".join(f"{step}: {error}" for step, error in failures.items()))
-        self.failures = failures
 
 
 class Maintenance(GalleryComponent):
@@ -118,6 +110,7 @@ class Maintenance(GalleryComponent):
     def _work(self) -> None:
         with self._step("retention"):
             self.ledger.write(partial(remove_expired, now=self.gallery.clock()))
+            self.ledger.write(idempotency_records.delete_old)
             # Enrolments also delete expired subjects, without writing tombstones.
             self.tombstones.append_new(self.ledger.reader())
         for collection in self.gallery.collections(limit=-1):

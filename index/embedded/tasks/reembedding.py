@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import apsw
 
@@ -25,52 +23,11 @@ from index.embedded.audit import log as audit
 from index.embedded.encryption import cipher_of, is_locked
 from index.embedded.gallery import GalleryComponent
 from index.embedded.store import collection_records, lease_records, vector_records
-from index.embedded.store.ledger import Row, committing
+from index.embedded.store.changes import committing
+from index.embedded.store.ledger import Row
 from index.errors import ConflictError, NotFoundError
-from index.types import Collection, Floats
-
-LEASE_S = 15.0
-FIRST = -(2**63)  # less than every id
-
-State = Literal["queued", "running", "blocked"]
-
-
-@dataclass(frozen=True)
-class Reembedding:
-    """The target pipeline of a collection. `token` becomes the token of the receipt for its replaced vectors.
-
-    `problem` says why the re-embedding cannot continue at present.
-    """
-
-    collection: str
-    collection_id: int
-    token: str
-    embedder: str
-    fingerprint: str
-    dimensions: int
-    actor: str | None
-    requested_at: float
-    problem: str | None
-
-
-@dataclass(frozen=True)
-class ReembeddingProgress:
-    """`done` of `faces` faces have a new vector. `lost` of `feedback` rejected faces have no crop and get discarded."""
-
-    reembedding: Reembedding
-    state: State
-    faces: int
-    done: int
-    feedback: int
-    lost: int
-
-
-@dataclass(frozen=True)
-class PendingCrop:
-    """The crop of a face without a new vector. `id`: the face's id; negative for a rejected face."""
-
-    id: int
-    crop: bytes
+from index.protocol import LEASE_S
+from index.types import Collection, Floats, PendingCrop, Reembedding, ReembeddingProgress, ReembeddingState
 
 
 class Reembeddings(GalleryComponent):
@@ -275,7 +232,7 @@ _OF_COLLECTION = "rejections.subject_id IN (SELECT id FROM subjects WHERE collec
 def _progress(db: apsw.Connection, reembedding: Reembedding, now: float) -> ReembeddingProgress:
     faces, done, feedback, crops, _ = _counts(db, reembedding.collection_id)
     running = lease_records.is_held(db, _lease(reembedding), now, LEASE_S)
-    state: State = "blocked" if reembedding.problem else "running" if running else "queued"
+    state: ReembeddingState = "blocked" if reembedding.problem else "running" if running else "queued"
     return ReembeddingProgress(reembedding, state, faces, done, feedback, feedback - crops)
 
 

@@ -66,6 +66,12 @@ def find(db: Connection, name: str, lock: Lock = "none") -> Collection:
     return _collection(row)
 
 
+def find_id(db: Connection, collection_id: int, lock: Lock = "none") -> Collection | None:
+    """Return the collection with this id; None if it was dropped."""
+    row = db.execute(sql.SQL(_COLLECTION + " WHERE id = %s") + _LOCKS[lock], (collection_id,)).fetchone()
+    return None if row is None else _collection(row)
+
+
 def page(db: Connection, after: str, limit: int) -> list[Collection]:
     """Return at most `limit` collections (-1: all) whose names are greater than `after`, sorted by name."""
     rows = db.execute(_COLLECTION + " WHERE name > %s ORDER BY name LIMIT %s", (after, None if limit < 0 else limit))
@@ -74,6 +80,8 @@ def page(db: Connection, after: str, limit: int) -> list[Collection]:
 
 def delete(db: Connection, collection: Collection) -> None:
     """Delete the collection and everything in it."""
+    of_reembedding = "SELECT 'reembed:' || token FROM reembeddings WHERE collection_id = %s"
+    db.execute(f"DELETE FROM leases WHERE name IN ({of_reembedding})", (collection.id,))  # noqa: S608  constants
     db.execute("DELETE FROM collections WHERE id = %s", (collection.id,))
     for table in ("subject_values", "collection_counts"):
         db.execute(sql.SQL("DELETE FROM {} WHERE collection_id = %s").format(sql.Identifier(table)), (collection.id,))

@@ -8,9 +8,10 @@ request with the same idempotency key (`Change.once`).
 from __future__ import annotations
 
 import math
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from psycopg_pool import ConnectionPool
 from index import protocol
 from index.errors import ConflictError, DiskFullError, InvalidError, UnavailableError
 from index.postgres.store import migrations
-from index.postgres.store.sealing import Lookups
+from index.postgres.store.sealing import Lookups, seal_with, unseal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -234,7 +235,7 @@ def _as_gallery_errors() -> Iterator[None]:
         raise UnavailableError("the database cannot be reached, or accepts no changes at present") from error
 
 
-def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row = ()) -> Any:
+def scalar(db: Connection, statement: sql.SQL | sql.Composed, values: Row | Mapping[str, Any] = ()) -> Any:
     """Return the first column of the first row; None if there is no row."""
     row = db.execute(statement, values).fetchone()
     return None if row is None else row[0]
@@ -256,17 +257,23 @@ class Change(protocol.PlannedChange[T]):
 
         def write(db: Connection) -> T:
             # A second transaction with this key waits here until the first has committed or was undone.
+            lookup = db.lookups.idempotency(key)
             inserted = db.execute(
-                "INSERT INTO idempotency_keys VALUES (%s, %s, '', %s) ON CONFLICT DO NOTHING",
-                (key, request, self.database.now(db)),
+                "INSERT INTO idempotency_keys VALUES (%s, %s, '', '', %s) ON CONFLICT DO NOTHING",
+                (lookup, request, self.database.now(db)),
             ).rowcount
             if not inserted:
-                row = db.execute("SELECT request, result FROM idempotency_keys WHERE key = %s", (key,)).fetchone()
+                row = db.execute(
+                    "SELECT request, salt, sealed FROM idempotency_keys WHERE lookup = %s", (lookup,)
+                ).fetchone()
                 if row is None or row[0] != request:
                     raise ConflictError("the Idempotency-Key was used for another request")
-                return decode(row[1])
+                return decode(unseal(db.lookups.idempotency_seal(key, row[1]), row[2]).decode())
             result = self.write(db)
-            db.execute("UPDATE idempotency_keys SET result = %s WHERE key = %s", (encode(result), key))
+            # The result can name a subject that is erased later: without the client's key, nobody can read it.
+            salt = secrets.token_bytes(16)
+            sealed = seal_with(db.lookups.idempotency_seal(key, salt), encode(result).encode())
+            db.execute("UPDATE idempotency_keys SET salt = %s, sealed = %s WHERE lookup = %s", (salt, sealed, lookup))
             return result
 
         return replace(self, write=write)

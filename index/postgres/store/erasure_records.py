@@ -1,9 +1,4 @@
-"""Rows of erasures. What is erased is overwritten before it is deleted, and has a receipt.
-
-PostgreSQL leaves deleted rows in its files until a vacuum, and a vacuum may leave a row's bytes in a page's free space.
-An UPDATE just before the DELETE puts a row of zeros beside it, and the vacuum moves that over the old one
-(index/postgres/maintenance.py).
-"""
+"""Rows of erasures. Each has a receipt, which maintenance finishes when no file contains the rows (`scrubbing`)."""
 
 from __future__ import annotations
 
@@ -14,10 +9,8 @@ from psycopg import sql
 
 from index.errors import NotFoundError
 from index.postgres.store import collection_records, face_records, face_tables, job_records
-from index.postgres.store.database import Connection
+from index.postgres.store.database import Connection, scalar
 from index.types import Collection, Receipt
-
-_SEAL = bytes(32)  # what overwrites a key
 
 
 def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, subjects: int, now: float) -> Receipt:
@@ -25,24 +18,21 @@ def remove_faces(db: Connection, collection: Collection, ids: Sequence[int], *, 
 
     Lock the faces first, in the order of their ids.
     """
-    zeros = "[" + ",".join("0" * collection.dimensions) + "]"
-    table = face_tables.faces(collection.id)
-    overwrite = sql.SQL(
-        "UPDATE {} SET vector = %s::vector, token = '', details = '', seal = %s, erased = true WHERE id = ANY(%s)"
-    )
-    db.execute(overwrite.format(table), (zeros, _SEAL, list(ids)))
-    deleted = db.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table), (list(ids),)).rowcount
+    deleted = _remove(db, face_tables.faces(collection.id), ids)
     collection_records.add_counts(db, collection.id, faces=-deleted)
+    # Only now: a re-embedding that copies such a face has locked it until the copy is committed, and seen here.
+    if db.execute("SELECT 1 FROM reembeddings WHERE collection_id = %s", (collection.id,)).fetchone():
+        _remove(db, face_tables.reembedded(collection.id), ids)
     return insert_receipt(db, collection.id, subjects, len(ids), now)
+
+
+def _remove(db: Connection, table: sql.Identifier, ids: Sequence[int]) -> int:
+    """Erase the faces that are in this table, and return their number."""
+    return db.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table), (list(ids),)).rowcount
 
 
 def remove_rejections(db: Connection, ids: Sequence[int]) -> None:
     """Erase rejected faces."""
-    db.execute(
-        "UPDATE rejections SET vector = array_fill(0, ARRAY[vector_dims(vector)])::vector, seal = %s,"
-        " reembedded = NULL WHERE id = ANY(%s)",
-        (_SEAL, list(ids)),
-    )
     db.execute("DELETE FROM rejections WHERE id = ANY(%s)", (list(ids),))
 
 
@@ -58,7 +48,6 @@ def remove_subjects(
     receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now)
     rejected = db.execute("SELECT id FROM rejections WHERE subject_id = ANY(%s)", (list(subject_ids),)).fetchall()
     remove_rejections(db, [row[0] for row in rejected])
-    db.execute("UPDATE subjects SET seal = %s, sealed = '' WHERE id = ANY(%s)", (_SEAL, list(subject_ids)))
     deleted = db.execute("DELETE FROM subjects WHERE id = ANY(%s)", (list(subject_ids),)).rowcount
     collection_records.add_counts(db, collection.id, subjects=-deleted)
     return receipt, faces
@@ -66,7 +55,6 @@ def remove_subjects(
 
 def remove_collection(db: Connection, collection: Collection, now: float) -> Receipt:
     """Erase the collection and everything in it, and return the receipt."""
-    job_records.delete_all(db, collection.id, now)
     subjects, faces = collection_records.counts(db, collection.id)
     of_collection = "(SELECT id FROM subjects WHERE collection_id = %s)"
     rejected = db.execute(
@@ -74,7 +62,6 @@ def remove_collection(db: Connection, collection: Collection, now: float) -> Rec
         (collection.id,),
     ).fetchall()
     remove_rejections(db, [row[0] for row in rejected])
-    db.execute("UPDATE subjects SET seal = %s, sealed = '' WHERE collection_id = %s", (_SEAL, collection.id))
     collection_records.delete(db, collection)
     return insert_receipt(db, collection.id, subjects, faces, now)
 
@@ -102,3 +89,27 @@ def receipt(db: Connection, token: str) -> Receipt:
     if row is None:
         raise NotFoundError("there is no such receipt")
     return Receipt(*row)
+
+
+def overwritten_receipts(db: Connection) -> list[str]:
+    """Return the tokens of the receipts whose rows are overwritten, but may still be in files of the log."""
+    rows = db.execute(
+        "SELECT token FROM receipts WHERE erased_at IS NULL AND lsn IS NULL"
+        " AND xid < (SELECT coalesce(min(xid), pg_snapshot_xmin(pg_current_snapshot())) FROM scrubs)"
+    )
+    return [row[0] for row in rows]
+
+
+def put_position(db: Connection, tokens: Sequence[str], lsn: str) -> None:
+    """Record the position in the log after which the log and the data files have nothing of these erasures."""
+    db.execute("UPDATE receipts SET lsn = %s::pg_lsn WHERE token = ANY(%s)", (lsn, list(tokens)))
+
+
+def last_position(db: Connection) -> str | None:
+    """Return the last position of the receipts that are not finished; None where there is none."""
+    return scalar(db, sql.SQL("SELECT max(lsn)::text FROM receipts WHERE erased_at IS NULL"))  # type: ignore[no-any-return]
+
+
+def finish_receipts(db: Connection, clean_until: str, now: float) -> None:
+    """Record that no file has anything of the erasures with positions up to `clean_until`."""
+    db.execute("UPDATE receipts SET erased_at = %s WHERE erased_at IS NULL AND lsn <= %s::pg_lsn", (now, clean_until))

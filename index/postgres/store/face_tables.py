@@ -1,40 +1,81 @@
 """The table of a collection's faces, created with the collection and dropped with it.
 
+A re-embedding (index/postgres/reembedding.py) fills a second such table, which then replaces the first.
+
 It is partitioned by the subject, so that index builds and vacuums are a quarter as long, and so that the partitions
 could lie on several servers. A face's row has its vector [D] in float32; an approximate index (index/postgres/hnsw.py)
 has it in float16.
 
-An erasure sets `erased` when it overwrites a row, just before it deletes the row: the approximate index leaves such
-rows out, so that overwriting adds nothing to it. Searches repeat that condition for PostgreSQL to use the index.
+Vectors lie in the rows, so that an erasure can overwrite them (index/postgres/store/scrubbing.py).
 """
 
 from __future__ import annotations
 
 from psycopg import sql
 
+from index.errors import InvalidError
+from index.postgres.store import scrub_schema
 from index.postgres.store.database import Connection, scalar
+from index.postgres.store.scrub_schema import FILL
 
 PARTITIONS = 4
-MAX_INLINE = 1500  # dimensions; longer vectors do not fit into a page beside another row, and are stored apart
-FILL = 50  # percent of a page: an UPDATE of a row finds room in the same page, so that it overwrites what is erased
+MAX_DIMENSIONS = 1500  # of a vector that fits into a page beside the other columns
+
+
+def name(collection_id: int) -> str:
+    """Return the name of the table `faces` as text."""
+    return f"faces_{collection_id}"
+
+
+def _reembedded(collection_id: int) -> str:
+    return f"reembedded_{collection_id}"
+
+
+def _partitions(table: str) -> list[str]:
+    return [f"{table}_{number}" for number in range(PARTITIONS)]
 
 
 def faces(collection_id: int) -> sql.Identifier:
     """Return the name of the table of the collection's faces.
 
-    Columns: id, subject_id, token, details (JSON), created_at, vector, erased; seal and crop, both NULL without a crop.
+    Columns: id, subject_id, token, details (JSON), created_at, vector; seal and crop, both NULL without a crop; filler,
+    always NULL.
     """
-    return sql.Identifier(f"faces_{collection_id}")
+    return sql.Identifier(name(collection_id))
 
 
-def partitions(collection_id: int) -> list[sql.Identifier]:
+def reembedded(collection_id: int) -> sql.Identifier:
+    """Return the name of the table of the faces that have a new vector, during a re-embedding; as `faces`."""
+    return sql.Identifier(_reembedded(collection_id))
+
+
+def partitions(collection_id: int) -> list[str]:
     """Return the names of the partitions of `faces`."""
-    return [sql.Identifier(f"faces_{collection_id}_{number}") for number in range(PARTITIONS)]
+    return _partitions(name(collection_id))
 
 
 def create(db: Connection, collection_id: int, dimensions: int) -> None:
-    """Create the table for vectors of `dimensions` numbers."""
-    table = faces(collection_id)
+    """Create the table for vectors of `dimensions` numbers.
+
+    Raises:
+        InvalidError: more than MAX_DIMENSIONS.
+    """
+    _create(db, name(collection_id), dimensions)
+
+
+def create_reembedded(db: Connection, collection_id: int, dimensions: int) -> None:
+    """Create the table `reembedded` for new vectors of `dimensions` numbers.
+
+    Raises:
+        InvalidError: more than MAX_DIMENSIONS.
+    """
+    _create(db, _reembedded(collection_id), dimensions)
+
+
+def _create(db: Connection, table_name: str, dimensions: int) -> None:
+    if dimensions > MAX_DIMENSIONS:
+        raise InvalidError(f"a database holds vectors of at most {MAX_DIMENSIONS} numbers")
+    table = sql.Identifier(table_name)
     db.execute(
         sql.SQL(
             "CREATE TABLE {} ("
@@ -43,21 +84,22 @@ def create(db: Connection, collection_id: int, dimensions: int) -> None:
             " token text NOT NULL,"
             " details text NOT NULL,"
             " created_at double precision NOT NULL,"
-            " vector vector({}) NOT NULL,"
+            " vector vector({}),"
             " seal bytea,"
             " crop bytea,"
-            " erased boolean NOT NULL DEFAULT false,"
+            " filler text,"
             " PRIMARY KEY (subject_id, id)"
             ") PARTITION BY HASH (subject_id)"
         ).format(table, sql.Literal(dimensions))
     )
-    storage = sql.SQL("PLAIN" if dimensions <= MAX_INLINE else "EXTERNAL")
-    statement = "ALTER TABLE {} ALTER vector SET STORAGE {}, ALTER crop SET STORAGE EXTERNAL"
-    db.execute(sql.SQL(statement).format(table, storage))
-    for number, partition in enumerate(partitions(collection_id)):
+    storage = "ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL, ALTER details SET STORAGE MAIN"
+    db.execute(sql.SQL(f"ALTER TABLE {{}} {storage}").format(table))
+    db.execute(sql.SQL(scrub_schema.set_up(table_name)))
+    for number, partition in enumerate(_partitions(table_name)):
         statement = "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS {}, REMAINDER {}) WITH (fillfactor = {})"
-        values = (partition, table, sql.Literal(PARTITIONS), sql.Literal(number), sql.Literal(FILL))
+        values = (sql.Identifier(partition), table, sql.Literal(PARTITIONS), sql.Literal(number), sql.Literal(FILL))
         db.execute(sql.SQL(statement).format(*values))
+        db.execute(sql.SQL(scrub_schema.without_statistics(partition)))
     for column in ("token", "id"):
         db.execute(sql.SQL("CREATE INDEX ON {} ({})").format(table, sql.Identifier(column)))
 
@@ -71,27 +113,26 @@ def lock(db: Connection, collection_id: int) -> None:
     db.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(faces(collection_id)))
 
 
-def is_indexed(db: Connection, collection_id: int) -> bool:
-    """Return whether there is an approximate index that searches can use."""
-    return bool(
-        scalar(
-            db,
-            sql.SQL(
-                "SELECT EXISTS (SELECT FROM pg_inherits JOIN pg_index ON indrelid = inhrelid AND indisvalid"
-                " JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam AND amname = 'hnsw'"
-                " WHERE inhparent = %s::regclass)"
-            ),
-            (f"faces_{collection_id}",),
-        )
-    )
-
-
 def file_bytes(db: Connection, collection_id: int) -> int:
     """Return the size of the table with its indexes and crops."""
     statement = sql.SQL("SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = %s::regclass")
-    return int(scalar(db, statement, (f"faces_{collection_id}",)))
+    return int(scalar(db, statement, (name(collection_id),)))
 
 
 def drop(db: Connection, collection_id: int) -> None:
-    """Drop the table with all faces; the files are deleted when the transaction commits."""
+    """Drop the tables with all faces; the files are deleted when the transaction commits."""
     db.execute(sql.SQL("DROP TABLE {}").format(faces(collection_id)))
+    drop_reembedded(db, collection_id)
+
+
+def drop_reembedded(db: Connection, collection_id: int) -> None:
+    """Drop the table `reembedded`, if there is one."""
+    db.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(reembedded(collection_id)))
+
+
+def switch(db: Connection, collection_id: int) -> None:
+    """Replace the table `faces` by the table `reembedded`. Waits for those that have locked it, and they for this."""
+    db.execute(sql.SQL("DROP TABLE {}").format(faces(collection_id)))
+    old, new = _reembedded(collection_id), name(collection_id)
+    for before, after in zip((old, *_partitions(old)), (new, *_partitions(new)), strict=True):
+        db.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(sql.Identifier(before), sql.Identifier(after)))

@@ -1,10 +1,7 @@
 """Rows of bulk jobs and their items. The data of an item, its subject and properties are sealed until it is finished.
 
 The lease of a job is in its row, so that a worker finds and takes a job that no other worker has in one statement.
-
-The key of an item's seal is in a row of its own, in the table `job_seals`. When the item is finished or erased, zeros
-overwrite the key, and their row stays for KEEP_S: PostgreSQL moves it over the old one when it tidies the page. It
-could not if the row was deleted at once, or if it had another length.
+The key of the seal is in the item's row, too; maintenance overwrites the place of rows that were replaced or deleted.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from psycopg import sql
 
 from index.errors import NotFoundError
 from index.postgres.store import subject_records
-from index.postgres.store.database import Connection, Row, scalar
+from index.postgres.store.database import Connection, Row
 from index.postgres.store.sealing import seal, unseal
 from index.protocol import LEASE_S
 from index.types import Item, ItemStatus, Job, JobResult, JobState, Outcome, Properties
@@ -27,10 +24,7 @@ from index.validation import check_item, normalised, read_object
 # The first number of the advisory locks under which the ids of jobs are taken; the second is the collection's.
 _IDS_LOCK = 0x6A6F6273
 _LOCK_NUMBERS = 2**31
-_ZEROS = bytes(32)
-KEEP_S = 7 * 86_400.0  # how long the outcomes of a finished job and the zeros in place of keys are kept
-
-_CLEAR = "lookup = NULL, kind = NULL, sealed = NULL"
+_CLEAR = "lookup = NULL, kind = NULL, seal = NULL, sealed = NULL"
 
 _JOB = (
     "SELECT jobs.id, name, collection_id, token, state, jobs.settings, jobs.created_at, finished_at, problem, actor"
@@ -133,33 +127,14 @@ def set_state(db: Connection, job: Job, state: JobState) -> Job:
     return find(db, job.collection_id, job.token)
 
 
-def delete(db: Connection, job: Job, now: float) -> None:
-    """Erase the job's items, and delete the job."""
-    _erase(db, "job_id = %s", job.id)
-    _delete(db, "id = %s", job.id, now)
+def delete(db: Connection, job: Job) -> None:
+    """Delete the job and its items."""
+    db.execute("DELETE FROM jobs WHERE id = %s", (job.id,))
 
 
-def delete_all(db: Connection, collection_id: int, now: float) -> None:
-    """Erase all items of the collection's jobs, and delete the jobs."""
-    _erase(db, "job_id IN (SELECT id FROM jobs WHERE collection_id = %s)", collection_id)
-    _delete(db, "collection_id = %s", collection_id, now)
-
-
-def _delete(db: Connection, condition: str, value: int, now: float) -> None:
-    delete = sql.SQL(
-        f"WITH deleted AS (DELETE FROM jobs WHERE {condition} RETURNING id)"  # noqa: S608  constants
-        " INSERT INTO deleted_jobs SELECT id, %s FROM deleted"
-    )
-    db.execute(delete, (value, now))
-
-
-def delete_finished(db: Connection, now: float) -> None:
-    """Delete the jobs that finished at least KEEP_S ago, and the zeros that overwrote keys as long ago."""
-    until = now - KEEP_S
-    db.execute("DELETE FROM job_seals WHERE job_id IN (SELECT id FROM jobs WHERE finished_at <= %s)", (until,))
+def delete_finished(db: Connection, until: float) -> None:
+    """Delete the jobs that finished at this time or before."""
     db.execute("DELETE FROM jobs WHERE finished_at <= %s", (until,))
-    db.execute("DELETE FROM job_seals WHERE job_id IN (SELECT id FROM deleted_jobs WHERE deleted_at <= %s)", (until,))
-    db.execute("DELETE FROM deleted_jobs WHERE deleted_at <= %s", (until,))
 
 
 def finish(db: Connection, job: Job, state: JobResult, problem: str | None, now: float) -> None:
@@ -180,25 +155,20 @@ def insert_items(db: Connection, job: Job, items: Sequence[Item | Outcome]) -> N
     for item in items:
         if isinstance(item, Item):
             check_item(item)
-    rows: list[Row] = []
-    seals: list[Row] = []
-    for item in items:
-        if isinstance(item, Outcome):
-            rows.append((job.id, item.number, item.status, json.dumps(dict(item.result)), None, None, None))
-            continue
-        properties = None if item.properties is None else item.properties.__dict__
-        head = json.dumps((normalised(item.subject), properties)).encode()  # contains no line break
-        key, sealed = seal(head + b"\n" + item.data)
-        lookup = subject_records.lookup(db, job.collection_id, item.subject)
-        rows.append((job.id, item.number, "pending", None, lookup, item.kind, sealed))
-        seals.append((job.id, item.number, key))
-    cursor = db.cursor()
-    cursor.executemany(
-        "INSERT INTO job_items (job_id, number, status, result, lookup, kind, sealed)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        rows,
+    db.cursor().executemany(
+        "INSERT INTO job_items (job_id, number, status, result, lookup, kind, seal, sealed)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [_row(db, job, item) for item in items],
     )
-    cursor.executemany("INSERT INTO job_seals VALUES (%s, %s, %s)", seals)
+
+
+def _row(db: Connection, job: Job, item: Item | Outcome) -> Row:
+    if isinstance(item, Outcome):
+        return (job.id, item.number, item.status, json.dumps(dict(item.result)), None, None, None, None)
+    properties = None if item.properties is None else item.properties.__dict__
+    head = json.dumps((normalised(item.subject), properties)).encode()  # contains no line break
+    lookup = subject_records.lookup(db, job.collection_id, item.subject)
+    return (job.id, item.number, "pending", None, lookup, item.kind, *seal(head + b"\n" + item.data))
 
 
 def _item(row: Row) -> Item:
@@ -240,8 +210,8 @@ def pending(db: Connection, job: Job, numbers: Sequence[int]) -> list[Item]:
         CorruptError: a row is damaged.
     """
     rows = db.execute(
-        "SELECT number, kind, seal, sealed FROM job_items JOIN job_seals USING (job_id, number)"
-        " WHERE job_id = %s AND number = ANY(%s) AND status = 'pending' ORDER BY number",
+        "SELECT number, kind, seal, sealed FROM job_items WHERE job_id = %s AND number = ANY(%s)"
+        " AND status = 'pending' ORDER BY number",
         (job.id, list(numbers)),
     )
     return [_item(row) for row in rows]
@@ -258,9 +228,7 @@ def lock_pending(db: Connection, job: Job, numbers: Sequence[int]) -> set[int]:
 
 
 def finish_items(db: Connection, job: Job, outcomes: Sequence[Outcome]) -> None:
-    """Store the outcomes of these items, which are locked, and erase the caller's data."""
-    numbers = [outcome.number for outcome in outcomes]
-    db.execute("UPDATE job_seals SET seal = %s WHERE job_id = %s AND number = ANY(%s)", (_ZEROS, job.id, numbers))
+    """Store the outcomes of these items, and erase the caller's data."""
     db.cursor().executemany(
         sql.SQL(f"UPDATE job_items SET status = %s, result = %s, {_CLEAR} WHERE job_id = %s AND number = %s"),  # noqa: S608
         [(outcome.status, json.dumps(dict(outcome.result)), job.id, outcome.number) for outcome in outcomes],
@@ -278,15 +246,6 @@ def erase_items_of(db: Connection, subject_ids: Sequence[int]) -> None:
 
 
 def _erase(db: Connection, condition: str, value: object, status: ItemStatus | JobResult = "erased") -> int:
-    """Erase the data of those pending items for which `condition` holds; return their number.
-
-    They are locked first: an enrolment that has locked some may still change whether the condition holds.
-    """
-    where = f"status = 'pending' AND {condition}"
-    lock = f"SELECT count(*) FROM (SELECT 1 FROM job_items WHERE {where} FOR NO KEY UPDATE) AS locked"  # noqa: S608
-    if not (number := scalar(db, sql.SQL(lock), (value,))):
-        return 0
-    items = f"SELECT job_id, number FROM job_items WHERE {where}"  # noqa: S608  constants
-    db.execute(sql.SQL(f"UPDATE job_seals SET seal = %s WHERE (job_id, number) IN ({items})"), (_ZEROS, value))  # noqa: S608
-    db.execute(sql.SQL(f"UPDATE job_items SET status = %s, {_CLEAR} WHERE {where}"), (status, value))  # noqa: S608
-    return int(number)
+    """Erase the data of those pending items for which `condition` holds; return their number."""
+    statement = f"UPDATE job_items SET status = %s, {_CLEAR} WHERE status = 'pending' AND {condition}"  # noqa: S608
+    return db.execute(sql.SQL(statement), (status, value)).rowcount

@@ -5,7 +5,8 @@ Names, metadata, crops and the data of bulk jobs are stored encrypted, each with
 lie.
 Subjects and values of metadata are looked up by an HMAC. Vectors are plain, because PostgreSQL compares them.
 
-Tables from which rows are erased have a fillfactor of 50: an UPDATE then overwrites the row in its own page.
+A trigger records the page of each deleted or replaced row of the tables from which data is erased (`scrubs`), for
+maintenance to overwrite (index/postgres/store/scrubbing.py). No statistics are collected of their content.
 The faces of a collection have a table of their own (index/postgres/store/face_tables.py).
 """
 
@@ -16,12 +17,12 @@ import secrets
 import psycopg
 
 from index.errors import GalleryError, TooNewError, UnavailableError
+from index.postgres.store import scrub_schema
 
 OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
 LOCK = 0x76657374  # the advisory lock of migrations: "vest"
 
-STEPS: tuple[str, ...] = (
-    """
+_TABLES = """
     CREATE TABLE gallery (id text NOT NULL, secret bytea NOT NULL);
     CREATE TABLE collections (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -44,8 +45,9 @@ STEPS: tuple[str, ...] = (
         sealed bytea NOT NULL,
         created_at double precision NOT NULL,
         expires_at double precision,
+        filler text,
         UNIQUE (collection_id, lookup)
-    ) WITH (fillfactor = 50);
+    ) WITH (fillfactor = 95);
     CREATE INDEX subjects_by_expiry ON subjects (expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE subject_values (
         collection_id bigint NOT NULL,
@@ -61,12 +63,14 @@ STEPS: tuple[str, ...] = (
         subject_id bigint NOT NULL REFERENCES subjects ON DELETE CASCADE,
         token text NOT NULL UNIQUE,
         created_at double precision NOT NULL,
-        vector vector NOT NULL,
+        vector vector,
         seal bytea,
         crop bytea,
-        reembedded vector
-    ) WITH (fillfactor = 50);
-    ALTER TABLE rejections ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL;
+        reembedded vector,
+        filler text
+    ) WITH (fillfactor = 95);
+    ALTER TABLE rejections ALTER vector SET STORAGE PLAIN, ALTER crop SET STORAGE EXTERNAL,
+        ALTER reembedded SET STORAGE MAIN;
     CREATE INDEX rejections_by_subject ON rejections (subject_id, created_at, id);
     CREATE INDEX rejections_by_collection ON rejections (collection_id, id);
     CREATE TABLE receipts (
@@ -108,21 +112,14 @@ STEPS: tuple[str, ...] = (
         result text,
         lookup bytea,
         kind text,
+        seal bytea,
         sealed bytea,
+        filler text,
         PRIMARY KEY (job_id, number)
-    );
+    ) WITH (fillfactor = 95);
     ALTER TABLE job_items ALTER sealed SET STORAGE EXTERNAL;
     CREATE INDEX job_items_pending ON job_items (job_id, number) WHERE status = 'pending';
     CREATE INDEX job_items_by_subject ON job_items (lookup) WHERE lookup IS NOT NULL;
-    -- The keys of `job_items.sealed`, in rows that all have one length: whatever an item's outcome is, a row of zeros
-    -- finds room in the page of the key, and takes its place when the page is tidied. Zeros are deleted a week later.
-    CREATE TABLE job_seals (
-        job_id bigint NOT NULL,
-        number bigint NOT NULL,
-        seal bytea NOT NULL,
-        PRIMARY KEY (job_id, number)
-    ) WITH (fillfactor = 50);
-    CREATE TABLE deleted_jobs (id bigint PRIMARY KEY, deleted_at double precision NOT NULL);
     CREATE TABLE reembeddings (
         collection_id bigint PRIMARY KEY REFERENCES collections ON DELETE CASCADE,
         token text NOT NULL UNIQUE,
@@ -139,9 +136,10 @@ STEPS: tuple[str, ...] = (
     CREATE TABLE audit_head (sequence bigint NOT NULL, hash text NOT NULL);
     INSERT INTO audit_head VALUES (0, '');
     CREATE TABLE idempotency_keys (
-        key text PRIMARY KEY,
+        lookup bytea PRIMARY KEY,
         request bytea NOT NULL,
-        result text NOT NULL,
+        salt bytea NOT NULL,
+        sealed bytea NOT NULL,
         created_at double precision NOT NULL
     );
     CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
@@ -163,7 +161,10 @@ STEPS: tuple[str, ...] = (
         used integer NOT NULL,
         PRIMARY KEY (key, starts_at)
     );
-    """,
+"""
+
+STEPS: tuple[str, ...] = (
+    _TABLES + scrub_schema.FUNCTIONS + "".join(map(scrub_schema.set_up, ("subjects", "rejections", "job_items"))),
 )
 
 

@@ -243,7 +243,7 @@ def test_a_changed_log_a_damaged_ledger_and_invalid_settings_are_errors(
     (tmp_path / KEYS_FOLDER / "ledger.db").write_bytes(b"no database" * 1000)
     outcome = vestibule("list")
     assert outcome.exit_code == 1
-    assert "the keys: " in outcome.stderr
+    assert f"{KEYS_FOLDER}/ledger.db: " in outcome.stderr
     monkeypatch.setenv("VESTIBULE_PORT", "-1")
     assert "VESTIBULE_PORT: " in vestibule("list").stderr
 

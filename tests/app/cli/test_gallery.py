@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import cli
-from index.embedded.admin import repair
+from index import administration
 from index.embedded.admin.repair import CompactionResult
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.store.atomic_files import lock_folder
@@ -119,7 +119,7 @@ def test_verify(gallery_of: Command, state: Path) -> None:
     for command in ("verify", "list"):
         damaged = gallery_of(command)
         assert damaged.exit_code == 1
-        assert damaged.stderr.startswith("vestibule: the ledger: ")
+        assert damaged.stderr.startswith(f"vestibule: {state}/gallery/ledger.db: ")
         assert len(damaged.stderr.splitlines()) == 1
 
 
@@ -127,7 +127,7 @@ def test_compact(gallery_of: Command, state: Path, monkeypatch: pytest.MonkeyPat
     done = gallery_of("compact")
     before, after = (int(word.replace(",", "")) for word in done.stdout.split() if word[0].isdigit())
     assert (done.exit_code, 0 < after <= before) == (0, True)
-    monkeypatch.setattr(repair, "compact", lambda _: CompactionResult(2, 1, emptied=False))
+    monkeypatch.setattr(administration, "compact", lambda _: CompactionResult(2, 1, emptied=False))
     assert "has open readers" in gallery_of("compact").stdout
 
 

@@ -32,6 +32,6 @@ def test_documented_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (imported,) = (out for line, out in commands if "import" in line)
     assert imported == "enrolled 20 faces in doors; 0 were already enrolled\n"
     restored = EmbeddedGallery(Path("elsewhere/gallery"))
-    (nearest,) = restored.search("doors", vectors(20)[:1], k=1)
+    (nearest,) = restored.nearest_subjects("doors", vectors(20)[:1], k=1)
     restored.close()
     assert nearest[0].subject.key == "p0"

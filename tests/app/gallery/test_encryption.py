@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.settings import Settings
-from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
+from index.operator_key import OperatorKey
 from tests.app.gallery.helpers import base64_text
 from tests.index.people import enrol
 

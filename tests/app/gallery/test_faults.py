@@ -25,6 +25,7 @@ from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
 from index.embedded.audit.log import AuditLog
 from index.embedded.gallery import EmbeddedGallery
+from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
 from index.key_factory import open_keys
@@ -212,11 +213,12 @@ def test_waiting_writes_hold_no_thread_and_delay_no_read(tmp_path: Path, monkeyp
     """As many writes wait for the disk as a service has threads several times over."""
     galleries: list[EmbeddedGallery] = []
 
-    def open_gallery(*args: Any, **options: Any) -> EmbeddedGallery:
-        galleries.append(EmbeddedGallery(*args, **options))
-        return galleries[0]
+    def open_gallery(*args: Any, **options: Any) -> EmbeddedStorage:
+        storage = EmbeddedStorage(*args, **options)
+        galleries.append(storage.gallery)
+        return storage
 
-    monkeypatch.setattr(main, "EmbeddedGallery", open_gallery)
+    monkeypatch.setattr(main, "open_storage", open_gallery)
     is_writable = threading.Event()
 
     async def write_and_read(url: str) -> None:

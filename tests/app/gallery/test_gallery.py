@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from structlog.testing import capture_logs
 
-from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
+from index.operator_key import OperatorKey
 from tests.app.face_pictures import grace_hopper, side_by_side
 from tests.app.gallery.helpers import (
     PNG,

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from app.gallery.access import GalleryAccess
 from app.gallery.open_set import SPARE_MATCHES, DecisionRule
-from index.embedded.query.search import search as index_search
+from index.embedded.query.search import Searches
 from tests.app.embedder import MATCHING
 from tests.app.face_pictures import grace_hopper, side_by_side, small_faces
 from tests.app.gallery.helpers import PNG, candidate_ids, enrol, faces_of, post_image, search, wait_for_erasure
@@ -66,16 +66,18 @@ def test_search_uses_few_threads_and_reads_few_candidates(gallery: TestClient, m
         reads.append(function)
         return await read(self, function)
 
-    def recorded_search(gallery: Any, collection: str, queries: Any, k: int, **options: Any) -> Any:
+    index_search = Searches.search
+
+    def recorded_search(self: Searches, collection: str, queries: Any, k: int, **options: Any) -> Any:
         requests.append((len(queries), k))
-        return index_search(gallery, collection, queries, k, **options)
+        return index_search(self, collection, queries, k, **options)
 
     def recorded_decide(self: DecisionRule, faces: Any, *, repeated: bool) -> Any:
         threads.append(threading.current_thread().name)
         return decide(self, faces, repeated=repeated)
 
     monkeypatch.setattr(GalleryAccess, "_read", recorded_read)
-    monkeypatch.setattr("app.gallery.search.search", recorded_search)
+    monkeypatch.setattr(Searches, "search", recorded_search)
     monkeypatch.setattr(DecisionRule, "decide", recorded_decide)
     image, centres = small_faces()
     faces = faces_of(search(gallery, image, limit=1))

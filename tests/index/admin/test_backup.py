@@ -96,7 +96,7 @@ def test_a_restore_repeats_erasures(folder: Path, saved: Path) -> None:
             with pytest.raises(NotFoundError):
                 gallery.subject("doors", key)
         erased = [vectors(20)[0], *vectors(20)[3::5], *vectors(20)[4::5], *vectors(5, seed=1)]
-        (matches,) = gallery.search("doors", vectors(20)[:1], k=5)
+        (matches,) = gallery.nearest_subjects("doors", vectors(20)[:1], k=5)
         assert face.token not in {match.face for match in matches}
     content = folder_bytes(folder)
     assert b"Ferdinandea" not in content

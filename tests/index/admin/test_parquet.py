@@ -80,7 +80,7 @@ def test_an_imported_collection_gives_the_same_results(
         answers = [
             [
                 [(match.subject.key, match.similarity, match.face) for match in matches]
-                for matches in gallery.search("doors", vectors(9, seed=5), k=4, fusion=fusion)
+                for matches in gallery.nearest_subjects("doors", vectors(9, seed=5), k=4, fusion=fusion)
             ]
             for gallery in (source, target)
         ]
@@ -276,7 +276,7 @@ def test_scaled_vectors_are_recognised_by_the_next_import(target: EmbeddedGaller
     assert import_collection(target, file) == ImportResult("doors", 0, 24)
     assert list(find_faults(target)) == []
     (face,) = target.faces("doors", "crop")
-    (match,) = target.search("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
+    (match,) = target.nearest_subjects("doors", np.array([[1.6, 1.5, 0, 0]], np.float32), 1)[0]
     assert match.face == face.token
     assert match.similarity == pytest.approx(1)
 

@@ -30,7 +30,9 @@ def gallery(tmp_path: Path) -> Iterator[EmbeddedGallery]:
 
 
 def answers(gallery: EmbeddedGallery) -> list[list[tuple[str, str]]]:
-    results = [matches for name in ("doors", "trains") for matches in gallery.search(name, vectors(5, seed=3), k=3)]
+    results = [
+        matches for name in ("doors", "trains") for matches in gallery.nearest_subjects(name, vectors(5, seed=3), k=3)
+    ]
     return [[(match.subject.key, match.face) for match in matches] for matches in results]
 
 

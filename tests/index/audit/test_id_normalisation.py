@@ -16,13 +16,13 @@ from index.audit_chain import AuditEvent
 from index.embedded.admin.parquet import export_collection, import_collection
 from index.embedded.audit import id_normalisation
 from index.embedded.audit.id_normalisation import Clash
-from index.embedded.encryption import OperatorKey
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search, selected_counts
+from index.embedded.query.search import Searches, selected_counts
 from index.embedded.store import collection_records, job_records, subject_records
 from index.embedded.tasks.bulk_enrolment import BulkEnrolmentWorker, JobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
+from index.operator_key import OperatorKey
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from index.validation import MAX_KEY, normalised, normalised_json, normalised_metadata, normalised_where
 from tests.index.people import vectors
@@ -75,7 +75,7 @@ def test_both_forms_are_one_subject_for_every_method(gallery: EmbeddedGallery, e
     for form in (C, D):
         assert gallery.subject("doors", form).faces == 3
         assert len(gallery.faces("doors", form)) == 3
-        assert compare(gallery, "doors", form, vectors(1)[0])[0] is not None
+        assert Searches(gallery).compare("doors", form, vectors(1)[0])[0] is not None
         assert len(Feedback(gallery).add("doors", form, vectors(1, seed=9))) == 1
     assert len(Feedback(gallery).of_subject("doors", D)) == 2
     assert gallery.remove_subject("doors", D).faces == 3
@@ -133,7 +133,7 @@ def test_filters_match_metadata_in_either_form(gallery: EmbeddedGallery, encrypt
     assert gallery.subject("doors", "p1").metadata == {C: C, "deep": {D: 1}}
     for form in (C, D):
         where = {form: [form, "other"]}
-        assert len(search(gallery, "doors", vectors(1), where=where)[0]) == 2
+        assert len(Searches(gallery).search("doors", vectors(1), where=where)[0]) == 2
         with gallery.ledger.snapshot() as db:
             assert selected_counts(db, collection.id, where) == (2, 2)
 

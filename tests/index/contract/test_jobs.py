@@ -19,9 +19,8 @@ from index.embedded.tasks.bulk_enrolment import JobQueue as EmbeddedJobQueue
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.postgres import jobs as postgres_jobs
 from index.postgres.gallery import PostgresGallery
-from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
+from index.postgres.jobs import KEEP_S, PostgresJobQueue, PostgresJobWorker
 from index.postgres.store.database import Database
-from index.postgres.store.job_records import KEEP_S
 from index.protocol import LEASE_S, Gallery, JobQueue, JobWorker
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
 from tests.index.people import Clock, vectors

@@ -19,12 +19,12 @@ from index.errors import UnavailableError
 from index.postgres import jobs as module
 from index.postgres.gallery import PostgresGallery
 from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
+from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.store import collection_records, job_records
 from index.postgres.store.database import Connection, Database
-from index.postgres.store.job_records import KEEP_S
 from index.protocol import JobQueue, JobWorker
 from index.types import Item, Job, NewFace, Outcome, ProcessedItem, Properties
-from tests.index.people import Clock, vectors
+from tests.index.people import vectors
 
 INTERFACES: tuple[type[JobQueue], type[JobWorker]] = (PostgresJobQueue, PostgresJobWorker)  # mypy checks them
 
@@ -251,15 +251,13 @@ def end_job(gallery: PostgresGallery, job: Job, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["enrolled", "cancelled", "erased", "abandoned", "dropped"])
-def test_the_keys_of_ended_items_are_in_no_page(
-    gallery: PostgresGallery, database_url: str, clock: Clock, end: str
-) -> None:
-    """The data of an item is encrypted. After a vacuum, the key is not in the file of the keys' table any more."""
+def test_the_keys_of_ended_items_are_in_no_page(gallery: PostgresGallery, database_url: str, end: str) -> None:
+    """The data of an item is encrypted. After maintenance, the key is not in the file of the table any more."""
     jobs = PostgresJobQueue(gallery)
     with psycopg.connect(database_url, autocommit=True) as connection:
 
         def pages() -> bytes:
-            row = connection.execute("SELECT current_setting('data_directory'), pg_relation_filepath('job_seals')")
+            row = connection.execute("SELECT current_setting('data_directory'), pg_relation_filepath('job_items')")
             folder, path = row.fetchall()[0]
             connection.execute("CHECKPOINT")
             return Path(folder, path).read_bytes()
@@ -268,15 +266,12 @@ def test_the_keys_of_ended_items_are_in_no_page(
         jobs.append(job, [item(number) for number in range(40)])
         if end != "abandoned":
             jobs.ready(job)
-        rows = connection.execute("SELECT seal FROM job_seals WHERE number < %s", (5 if end == "erased" else 40,))
+        rows = connection.execute("SELECT seal FROM job_items WHERE number < %s", (5 if end == "erased" else 40,))
         keys = [row[0] for row in rows]
         assert all(key in pages() for key in keys)
         end_job(gallery, job, end)
-        connection.execute("VACUUM job_seals")
+        maintenance = PostgresMaintenance(gallery)
+        for _ in range(3):
+            maintenance.run()
+        maintenance.release()
         assert not any(key in pages() for key in keys)
-        if end != "erased":
-            assert connection.execute("SELECT DISTINCT seal FROM job_seals").fetchall() == [(bytes(32),)]
-            clock.now += KEEP_S
-            assert PostgresJobWorker(gallery).claim() is None
-            for table in ("job_seals", "job_items", "jobs", "deleted_jobs"):
-                assert connection.execute(f"SELECT 1 FROM {table}").fetchall() == []

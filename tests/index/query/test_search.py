@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.query import search
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import Where
+from index.embedded.query.search import Searches
 from index.embedded.tasks.maintenance import Maintenance
-from index.errors import InvalidError, NotFoundError
-from index.types import Floats, NewFace
+from index.errors import NotFoundError
+from index.types import Floats, NewFace, Where
 from tests.index.people import Clock, folder_bytes, maintain, vectors
 
 PEOPLE, FACES = 30, vectors(90)
@@ -92,7 +92,7 @@ def test_filtered_searches_agree_with_numpy(
         monkeypatch.setattr(search, "MAX_MATCHES", 1)
     queries = vectors(6, seed=4)
     k = 30 if mean else 3  # fusion by the mean guarantees the order only if all subjects are asked for
-    results = search.search(gallery, "doors", queries, k, fusion="mean" if mean else "best", where=where)
+    results = Searches(gallery).search("doors", queries, k, fusion="mean" if mean else "best", where=where)
     for query, matches in zip(queries, results, strict=True):
         right = expected(query, where, mean)[:k]
         assert [match.subject.key for match in matches] == [key for key, _ in right]
@@ -101,7 +101,7 @@ def test_filtered_searches_agree_with_numpy(
             number = [face.token for face in gallery.faces("doors", match.subject.key)].index(match.face)
             assert number == int((FACES[int(match.subject.key[1:]) :: PEOPLE] @ query).argmax())
     selected = [n for n, metadata in enumerate(METADATA) if matches_filter(metadata, where)]
-    scope = search.search_scope(gallery, "doors", where)
+    scope = Searches(gallery).scope("doors", where)
     assert (scope.collection, scope.usage) == (gallery.collection("doors"), gallery.usage("doors"))
     assert scope.selected == ((len(selected), 3 * len(selected)) if where else None)
     if where:
@@ -111,7 +111,7 @@ def test_filtered_searches_agree_with_numpy(
 
 def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     where: Where = {"site": ["north"]}
-    before = search.search_scope(gallery, "doors", where)
+    before = Searches(gallery).scope("doors", where)
     counts = search.selected_counts
 
     def counts_then_enrol(*args: Any) -> tuple[int, int]:
@@ -121,16 +121,16 @@ def test_the_scope_of_a_search_is_of_one_commit(gallery: EmbeddedGallery, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(search, "selected_counts", counts_then_enrol)
-        assert search.search_scope(gallery, "doors", where) == before
-    after = search.search_scope(gallery, "doors", where)
+        assert Searches(gallery).scope("doors", where) == before
+    after = Searches(gallery).scope("doors", where)
     assert (after.usage.faces, after.selected) == (91, (10, 31))
     with pytest.raises(NotFoundError):
-        search.search_scope(gallery, "x")
+        Searches(gallery).scope("x")
 
 
 def test_filters_use_the_current_metadata(gallery: EmbeddedGallery, clock: Clock) -> None:
     def selected() -> list[str]:
-        (matches,) = search.search(gallery, "doors", FACES[:1], 50, where={"badge": ["x"]})
+        (matches,) = Searches(gallery).search("doors", FACES[:1], 50, where={"badge": ["x"]})
         return sorted(match.subject.key for match in matches)
 
     assert selected() == []
@@ -160,7 +160,7 @@ def test_subjects_that_the_inverted_file_misses_are_compared(
         monkeypatch.setattr(search, "EXHAUSTIVE_SUBJECTS", 2)
         where: Where = {"site": ["north"]}
         for query in vectors(5, seed=9):
-            (matches,) = search.search(poor, "doors", query[None], 8, where=where)
+            (matches,) = Searches(poor).search("doors", query[None], 8, where=where)
             assert [match.subject.key for match in matches] == [key for key, _ in expected(query, where)[:8]]
 
 
@@ -181,7 +181,7 @@ def test_a_rejected_face_no_longer_matches_the_subject(
     stranger = near(own, 0.97)
 
     def names(query: Floats) -> list[str]:
-        (matches,) = search.search(gallery, "doors", query[None], 3, where=where)
+        (matches,) = Searches(gallery).search("doors", query[None], 3, where=where)
         return [match.subject.key for match in matches]
 
     nearest = [key for key, _ in expected(stranger, {})[:5]]
@@ -194,58 +194,16 @@ def test_a_rejected_face_no_longer_matches_the_subject(
     assert names(near(stranger, 0.995, 2))[0] != "p5"  # another image of the stranger
     assert names(own)[0] == "p5"
     assert names(near(own, 0.995, 3))[0] == "p5"  # another image of the subject
-    match, rejected = search.compare(gallery, "doors", "p5", stranger)
+    match, rejected = Searches(gallery).compare("doors", "p5", stranger)
     assert match is not None
     assert match.similarity == pytest.approx(0.97, abs=1e-3)
     assert rejected
-    assert search.compare(gallery, "doors", "p5", own)[1] is False
+    assert Searches(gallery).compare("doors", "p5", own)[1] is False
     feedback.add("doors", nearest[1], stranger[None])
     assert names(stranger) == nearest[2:5]
     feedback.remove("doors", "p5", rejections[0].token)
     assert names(stranger)[0] == "p5"
     assert [rejection.token for rejection in feedback.of_subject("doors", "p5")] == [rejections[1].token]
-
-
-def test_all_subjects_can_be_rejected(gallery: EmbeddedGallery) -> None:
-    for n in range(PEOPLE):
-        Feedback(gallery).add("doors", f"p{n}", FACES[:1])
-    assert search.search(gallery, "doors", FACES[:1], 3) == [[]]
-    assert len(search.search(gallery, "doors", -FACES[:1], 3)[0]) == 3
-
-
-def test_one_subject_is_compared_by_best_and_mean(gallery: EmbeddedGallery, clock: Clock) -> None:
-    query = vectors(1, seed=5)[0]
-    similarities = FACES[3::PEOPLE].astype(np.float64) @ query
-    for fusion, value in (("best", similarities.max()), ("mean", similarities.mean())):
-        match, rejected = search.compare(gallery, "doors", "p3", query, fusion=fusion)  # type: ignore[arg-type]
-        assert match is not None
-        assert (match.subject.key, rejected) == ("p3", False)
-        assert match.similarity == pytest.approx(value, abs=1e-5)
-    gallery.put_subject("doors", "faceless")
-    assert search.compare(gallery, "doors", "faceless", query) == (None, False)
-    gallery.put_subject("doors", "p3", expires_at=clock.now + 1)
-    clock.now += 1
-    with pytest.raises(NotFoundError):
-        search.compare(gallery, "doors", "p3", query)
-
-
-def test_invalid_feedback_and_searches_are_refused(gallery: EmbeddedGallery) -> None:
-    feedback = Feedback(gallery)
-    (rejection,) = feedback.add("doors", "p1", FACES[:1])
-    missing: list[Callable[[], object]] = [
-        lambda: feedback.add("doors", "nobody", FACES[:1]),
-        lambda: feedback.of_subject("doors", "nobody"),
-        lambda: feedback.remove("doors", "p2", rejection.token),
-        lambda: feedback.remove("doors", "p1", "0123"),
-        lambda: search.search(gallery, "x", FACES[:1]),
-    ]
-    for call in missing:
-        with pytest.raises(NotFoundError):
-            call()
-    with pytest.raises(InvalidError):
-        feedback.add("doors", "p1", 0 * FACES[:1])
-    with pytest.raises(InvalidError):
-        search.search(gallery, "doors", 0 * FACES[:1])
 
 
 @pytest.mark.parametrize("how", ["removed", "subject", "collection", "expiry"])

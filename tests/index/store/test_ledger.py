@@ -16,11 +16,11 @@ import apsw
 import pytest
 
 from index.embedded.store import ledger as module
-from index.embedded.store.atomic_files import is_disk_full, write_atomically
-from index.embedded.store.ledger import Ledger, committing
+from index.embedded.store.atomic_files import write_atomically
+from index.embedded.store.ledger import Ledger
 from index.embedded.store.migrations import STEPS, migrate
 from index.embedded.store.secure_delete import MAX_PAGES
-from index.errors import GalleryError, TooNewError
+from index.errors import CorruptError, DiskFullError, GalleryError, TooNewError, UnavailableError, is_disk_full
 
 
 @pytest.fixture
@@ -320,11 +320,16 @@ def test_opening_waits_for_the_process_that_creates_the_file(tmp_path: Path, mon
     monkeypatch.setattr(module, "BUSY_MS", 100)
     other = apsw.Connection(str(tmp_path / "other.db"))
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(apsw.BusyError):
+    with pytest.raises(UnavailableError):
         Ledger(tmp_path / "other.db")
+    other.execute("COMMIT")
+    with closing(Ledger(tmp_path / "other.db")) as ledger:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError):
+            ledger.write(insert("a"))
 
 
-# Functions after the commit, and changes.
+# Functions after the commit, and errors.
 
 
 def test_the_function_after_a_commit_runs_once_for_all_writes(ledger: Ledger) -> None:
@@ -350,34 +355,35 @@ def test_an_error_after_the_commit_is_raised_to_the_writes_that_named_the_functi
 
     with blocked(ledger):
         futures = [ledger.submit(insert("a"), full), ledger.submit(insert("b"))]
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DiskFullError, match="no space"):
         futures[0].result()
     futures[1].result()
     assert texts(ledger.path) == ["a", "b"]  # both are committed
     assert ledger.full_at is not None
 
 
-def test_a_call_commits_a_change_and_planned_returns_it(ledger: Ledger) -> None:
-    class Texts:
-        """Inserts texts into the ledger."""
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (apsw.CorruptError("bad page"), CorruptError),
+        (apsw.NotADBError("no header"), CorruptError),
+        (apsw.CantOpenError("no folder"), GalleryError),
+        (apsw.FullError("no space"), DiskFullError),
+        (apsw.BusyError("locked"), UnavailableError),
+    ],
+)
+def test_errors_of_sqlite_become_errors_of_the_gallery(error: apsw.Error, kind: type[GalleryError]) -> None:
+    with pytest.raises(GalleryError) as caught, module.gallery_errors(Path("a.db")):
+        raise error
+    assert (type(caught.value), caught.value.__cause__) == (kind, error)
+    with pytest.raises(ValueError, match="other"), module.gallery_errors(Path("a.db")):
+        raise ValueError("other")
 
-        def __init__(self) -> None:
-            self.ledger = ledger
 
-        @committing
-        def insert(self, db: apsw.Connection, text: str) -> str:
-            """Insert the text and return it."""
-            insert(text)(db)
-            return text
-
-    rows = Texts()
-    assert rows.insert("a") == "a"
-    change = rows.insert.planned("b")
-    assert texts(ledger.path) == ["a"]
-    assert change.then(len).submit().result() == 1
-    with pytest.raises(ZeroDivisionError):
-        rows.insert.planned("c").then(lambda text: 1 / 0).submit().result()
-    assert texts(ledger.path) == ["a", "b"]
+def test_a_damaged_ledger_is_named_when_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(CorruptError, match=r"ledger\.db: "):
+        Ledger(tmp_path / "ledger.db")
 
 
 # A full disk.
@@ -397,7 +403,7 @@ def test_a_full_disk_is_noticed(ledger: Ledger, cache_pages: int) -> None:
 
     ledger.write(limit)
     assert ledger.full_at is None
-    with pytest.raises(apsw.FullError):
+    with pytest.raises(DiskFullError):
         ledger.write(fill)
     assert ledger.full_at is not None
     assert texts(ledger.path) == []
@@ -413,7 +419,7 @@ def test_an_error_that_rolled_back_the_transaction_is_raised_to_all_writes(ledge
     with blocked(ledger):
         futures = [ledger.submit(insert("a")), ledger.submit(roll_back)]
     for future in futures:
-        with pytest.raises(apsw.FullError, match="full"):
+        with pytest.raises(DiskFullError, match="full"):
             future.result()
     ledger.write(insert("b"))
     assert texts(ledger.path) == ["b"]
@@ -425,8 +431,8 @@ def test_an_error_that_rolled_back_the_transaction_is_raised_to_all_writes(ledge
         (OSError(errno.ENOSPC, ""), True),
         (OSError(errno.EDQUOT, ""), True),
         (OSError(errno.EIO, ""), False),
-        (apsw.FullError(), True),
-        (apsw.IOError(), False),
+        (DiskFullError(), True),
+        (GalleryError(), False),
     ],
 )
 def test_errors_that_mean_a_full_disk(error: Exception, full: bool) -> None:

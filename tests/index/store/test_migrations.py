@@ -11,7 +11,7 @@ from index.embedded.admin.verify import find_faults
 from index.embedded.audit.id_normalisation import Clash, clashes
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, selected_subjects
+from index.embedded.query.search import Searches, selected_subjects
 from index.embedded.store.erasure_records import Removal
 from index.embedded.store.migrations import STEPS, migrate
 from tests.index.people import vectors
@@ -56,7 +56,7 @@ def test_a_ledger_of_version_1_is_migrated(tmp_path: Path) -> None:
         assert tombstones is not None
         assert list(tombstones[1]) == [Removal(1, 1, 0, 7)]
         assert [rejection.token for rejection in Feedback(gallery).of_subject("doors", "p0")] == ["token"]
-        assert compare(gallery, "doors", "p0", vectors(9)[8])[1]
+        assert Searches(gallery).compare("doors", "p0", vectors(9)[8])[1]
         assert selected_subjects(reader, 1, {"site": ["north"]}) == [1]
         gallery.ledger.write(lambda db: db.execute("UPDATE subjects SET metadata = 'no JSON' WHERE id = 1").fetchall())
         assert selected_subjects(reader, 1, {"site": ["north"]}) == []

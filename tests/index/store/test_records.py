@@ -253,7 +253,7 @@ def test_faces_inserted_at_once_equal_those_inserted_one_by_one(tmp_path: Path) 
         assert records["at once"] == records["one by one"]
         assert len(records["at once"]) == 9
         assert list(find_faults(gallery)) == []
-        ((match,),) = gallery.search("at once", faces[7].vector[None], 1)
+        ((match,),) = gallery.nearest_subjects("at once", faces[7].vector[None], 1)
         assert match.similarity == pytest.approx(1)
 
 

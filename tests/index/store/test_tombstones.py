@@ -16,7 +16,7 @@ from index.embedded.store import collection_records, erasure_records, tombstones
 from index.embedded.store.erasure_records import Removal
 from index.embedded.store.tombstones import Tombstones
 from index.embedded.tasks.maintenance import Maintenance
-from index.errors import CorruptError, GalleryError, TooNewError
+from index.errors import CorruptError, DiskFullError, GalleryError, TooNewError
 from tests.index.people import enrol
 
 
@@ -91,7 +91,7 @@ def test_an_erasure_that_cannot_be_appended_is_not_acknowledged(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DiskFullError, match="No space"):
             gallery.remove_faces("doors", [faces[0].token])
     gallery.remove_faces("doors", [faces[1].token])
     assert in_file(gallery) == in_ledger(gallery)

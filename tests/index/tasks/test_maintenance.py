@@ -12,9 +12,10 @@ import pytest
 from index.embedded.gallery import EmbeddedGallery, SearchTuning
 from index.embedded.store import vector_records
 from index.embedded.tasks import maintenance as module
-from index.embedded.tasks.maintenance import Maintenance, MaintenanceError
+from index.embedded.tasks.maintenance import Maintenance
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
+from index.errors import MaintenanceError
 from tests.index.people import LIMITS, Clock, enrol, vectors
 
 
@@ -89,7 +90,7 @@ def test_damaged_files_are_rebuilt(gallery: EmbeddedGallery) -> None:
     assert len(Ivf.read(new)) == 40
     with closing(EmbeddedGallery(gallery.files.parent, tuning=SearchTuning(1000, 1000))) as other:
         query = vectors(1, seed=9)
-        assert other.search("doors", query)[0][0].subject.key == f"p{(faces @ query[0]).argmax() % 5}"
+        assert other.nearest_subjects("doors", query)[0][0].subject.key == f"p{(faces @ query[0]).argmax() % 5}"
 
 
 def test_the_inverted_file_is_retrained_after_growth(gallery: EmbeddedGallery) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from index.embedded.admin import parquet as transfer
@@ -17,20 +15,14 @@ from index.embedded.admin.backup import back_up, restore
 from index.embedded.admin.verify import find_faults
 from index.embedded.gallery import EmbeddedGallery
 from index.embedded.query.feedback import Feedback
-from index.embedded.query.search import compare, search
+from index.embedded.query.search import Searches
 from index.embedded.tasks.maintenance import Maintenance, MaintenanceLimits
-from index.embedded.tasks.reembedding import (
-    FIRST,
-    LEASE_S,
-    PendingCrop,
-    Reembedding,
-    Reembeddings,
-    ReembeddingWorker,
-)
+from index.embedded.tasks.reembedding import Reembeddings, ReembeddingWorker
 from index.embedded.vectors import segment as segments
 from index.embedded.vectors.ivf import Ivf
-from index.errors import ConflictError, InvalidError, NotFoundError
-from index.types import Collection, Face, Floats, NewFace
+from index.errors import ConflictError, NotFoundError
+from index.protocol import FIRST
+from index.types import Collection, Face, Floats, NewFace, PendingCrop, Reembedding
 from tests.index.people import Clock, folder_bytes, vectors
 from tests.soak.erasure import forms_of_vector, search_all
 
@@ -91,7 +83,7 @@ def switched(gallery: EmbeddedGallery) -> Reembedding:
 
 
 def nearest(gallery: EmbeddedGallery, queries: Floats, **options: Any) -> list[str]:
-    return [matches[0].subject.key for matches in gallery.search("doors", queries, 1, **options)]
+    return [matches[0].subject.key for matches in gallery.nearest_subjects("doors", queries, 1, **options)]
 
 
 def staged(gallery: EmbeddedGallery) -> int:
@@ -100,35 +92,6 @@ def staged(gallery: EmbeddedGallery) -> int:
 
 def names(*numbers: int) -> list[str]:
     return [f"p{number:02}" for number in numbers]
-
-
-def test_impossible_requests_are_refused(gallery: EmbeddedGallery, reembeddings: Reembeddings) -> None:
-    enrol(gallery, 0, 1, 2)
-    gallery.enrol("doors", [NewFace("p3", OLD[3]), NewFace("p4", OLD[4])], "f1")
-    to = ("better", "f2", 24)
-    with pytest.raises(ConflictError, match=r"2 of 5 faces of 'doors' have no crop.*a new collection of better"):
-        reembeddings.begin("doors", *to)
-    for key in ("p3", "p4"):
-        gallery.remove_subject("doors", key)
-    with pytest.raises(ConflictError, match="f1 already"):
-        reembeddings.begin("doors", "better", "f1", 16)
-    with pytest.raises(InvalidError, match="not a name"):
-        reembeddings.begin("doors", *to, actor="Grace Hopper")
-    for use in (
-        reembeddings.progress,
-        reembeddings.cancel,
-        partial(reembeddings.begin, embedder="e", fingerprint="f2", dimensions=2),
-    ):
-        with pytest.raises(NotFoundError):
-            use("x")
-    for use in (reembeddings.progress, reembeddings.cancel):
-        with pytest.raises(NotFoundError, match="not being re-embedded"):
-            use("doors")
-    first = reembeddings.begin("doors", *to)
-    assert (first.state, first.faces, first.done, first.feedback, first.lost) == ("queued", 3, 0, 0, 0)
-    with pytest.raises(ConflictError, match="already; cancel that"):
-        reembeddings.begin("doors", "best", "f3", 24)
-    assert reembeddings.progress("doors") == first
 
 
 def test_erasures_and_enrolments_meanwhile_take_effect(
@@ -152,77 +115,6 @@ def test_erasures_and_enrolments_meanwhile_take_effect(
     assert sorted(nearest(gallery, NEW[[1, 2, 4, 5, 7, 8]])) == names(1, 2, 4, 5, 7, 8)
     assert gallery.size("doors") == 6
     assert staged(gallery) == 0
-
-
-def test_a_face_without_a_crop_blocks_the_switch(
-    gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
-) -> None:
-    enrol(gallery, 0, 1)
-    reembedding = begin(gallery)
-    assert worker.claim(reembedding)
-    (bare,) = gallery.enrol("doors", [NewFace("bare", OLD[5])], "f1")
-    assert stage(worker, reembedding) == 2
-    assert worker.switch(reembedding) == 1
-    worker.block(reembedding, "no crop")
-    progress = reembeddings.progress("doors")
-    assert (progress.state, progress.reembedding.problem, progress.done) == ("blocked", "no crop", 2)
-    assert nearest(gallery, OLD[:2]) == names(0, 1)
-    enrol(gallery, 2)
-    assert stage(worker, reembedding) == 1
-    assert reembeddings.progress("doors").state == "running"
-    gallery.remove_faces("doors", [bare.token])
-    clock.now += LEASE_S
-    assert ReembeddingWorker(gallery).waiting() == [reembedding]
-    assert worker.switch(reembedding) == 0
-
-
-def test_another_worker_continues_after_a_crash(
-    gallery: EmbeddedGallery, reembeddings: Reembeddings, worker: ReembeddingWorker, clock: Clock
-) -> None:
-    enrol(gallery, *range(5))
-    reembedding, other = begin(gallery), ReembeddingWorker(gallery)
-    assert worker.waiting() == [reembedding]
-    assert worker.claim(reembedding)
-    assert stage(worker, reembedding, 2) == 2
-    assert not other.waiting()
-    assert not other.claim(reembedding)
-    clock.now += LEASE_S - 1
-    assert worker.keep(reembedding)
-    clock.now += LEASE_S - 1
-    assert not other.claim(reembedding)
-    clock.now += 1
-    assert reembeddings.progress("doors").state == "queued"
-    assert other.claim(reembedding)
-    late = worker.pending(reembedding, FIRST, 1)
-    assert [item.crop for item in late] == [b"\x02"]
-    assert not worker.stage(reembedding, {late[0].id: NEW[9]})
-    assert not worker.keep(reembedding)
-    assert worker.switch(reembedding) is None
-    worker.block(reembedding, "late")
-    worker.release(reembedding)
-    assert reembeddings.progress("doors").state == "running"
-    other.release(reembedding)
-    assert worker.claim(reembedding)
-    assert stage(worker, reembedding) == 3
-    assert worker.switch(reembedding) == 0
-    assert nearest(gallery, NEW[:5]) == names(*range(5))
-
-
-def test_invalid_vectors_are_not_staged(gallery: EmbeddedGallery, worker: ReembeddingWorker) -> None:
-    (there,) = enrol(gallery, 0)
-    gallery.create("trains", "face-embedder", "f1", 16)
-    (elsewhere,) = gallery.enrol("trains", [face(1)], "f1")
-    reembedding = begin(gallery)
-    assert worker.claim(reembedding)
-    for wrong in (OLD[0], 0 * NEW[0], np.inf * NEW[0]):
-        with pytest.raises(InvalidError):
-            worker.stage(reembedding, {there.id: wrong})
-    assert worker.stage(reembedding, {elsewhere.id: NEW[1], there.id: NEW[0]})
-    assert worker.stage(reembedding, {there.id: NEW[2]})  # a repeated call
-    assert staged(gallery) == 1
-    assert worker.switch(reembedding) == 0
-    assert gallery.search("doors", NEW[:1])[0][0].similarity == pytest.approx(1)
-    assert gallery.collection("trains").generation == 0
 
 
 @pytest.mark.parametrize("how", ["cancelled", "dropped"])
@@ -281,10 +173,10 @@ def test_feedback_is_reembedded_or_discarded_without_a_crop(
         assert [rejection.token for rejection in feedback.of_subject("doors", key)] == tokens
     assert [rejection.token for rejection in feedback.of_subject("trains", "p00")] == [elsewhere.token]
     for number, key in ((2, "p00"), (4, "p01")):
-        (matches,) = search(gallery, "doors", NEW[number : number + 1], fingerprint="f2")
+        (matches,) = Searches(gallery).search("doors", NEW[number : number + 1], fingerprint="f2")
         assert key not in [match.subject.key for match in matches]
-        assert compare(gallery, "doors", key, NEW[number], fingerprint="f2")[1]
-        assert not compare(gallery, "doors", key, NEW[int(key[1:])], fingerprint="f2")[1]
+        assert Searches(gallery).compare("doors", key, NEW[number], fingerprint="f2")[1]
+        assert not Searches(gallery).compare("doors", key, NEW[int(key[1:])], fingerprint="f2")[1]
     (event,) = [entry.event for entry in gallery.audit.read()[0] if entry.event.action == "reembed"]
     assert (event.id, event.actor, event.collection, len(event.faces)) == (reembedding.token, "key_7", 1, 1)
     assert gallery.receipt(reembedding.token).faces == 1
@@ -373,10 +265,10 @@ def test_a_switch_during_a_search(gallery: EmbeddedGallery, monkeypatch: pytest.
 
     monkeypatch.setattr(gallery, "_matches", switch_and_match)
     if fusion == "best":  # with the vectors at its beginning
-        assert gallery.search("doors", queries, 1, fingerprint="f1")[0][0].subject.key == "p00"
+        assert gallery.nearest_subjects("doors", queries, 1, fingerprint="f1")[0][0].subject.key == "p00"
     else:
         with pytest.raises(ConflictError):
-            gallery.search("doors", queries, 1, "mean", "f1")
+            gallery.nearest_subjects("doors", queries, 1, "mean", "f1")
     assert seen == [0]
     assert nearest(gallery, NEW[:1]) == ["p00"]
 
@@ -386,11 +278,11 @@ def test_no_call_compares_vectors_of_two_pipelines(gallery: EmbeddedGallery, mon
     gallery.put_subject("doors", "p00", metadata={"site": "north"})
     collection = gallery.collection
     uses: list[Callable[[], object]] = [
-        lambda: search(gallery, "doors", OLD[:1], fingerprint="f1"),
-        lambda: search(gallery, "doors", OLD[:1], where={"site": ["north"]}, fingerprint="f1"),
-        lambda: compare(gallery, "doors", "p00", OLD[0], fingerprint="f1"),
+        lambda: Searches(gallery).search("doors", OLD[:1], fingerprint="f1"),
+        lambda: Searches(gallery).search("doors", OLD[:1], where={"site": ["north"]}, fingerprint="f1"),
+        lambda: Searches(gallery).compare("doors", "p00", OLD[0], fingerprint="f1"),
         lambda: Feedback(gallery).add("doors", "p00", OLD[:1], fingerprint="f1"),
-        lambda: gallery.search("doors", OLD[:1], fingerprint="f1"),
+        lambda: gallery.nearest_subjects("doors", OLD[:1], fingerprint="f1"),
         lambda: enrol(gallery, 41),
     ]
     before = collection("doors")

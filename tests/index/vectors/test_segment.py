@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.embedded.encryption import OVERHEAD, PLAINTEXT, AeadCipher, Cipher
+from index.embedded.encryption import PLAINTEXT, AeadCipher, Cipher
 from index.embedded.store.vector_records import FaceVectors
 from index.embedded.vectors import segment as segments
 from index.errors import CorruptError, TooNewError
+from index.operator_key import OVERHEAD
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "segment-1.seg"
 ENCRYPTED = GOLDEN.with_name("segment-1-sealed.seg")

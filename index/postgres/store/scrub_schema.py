@@ -1,0 +1,110 @@
+"""The schema that scrubbing needs (index/postgres/store/scrubbing.py): triggers record deleted and replaced rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FILL = 95  # percent of a page that rows are inserted into; the rest is longer than a row without content
+
+
+@dataclass(frozen=True)
+class ErasableTable:
+    """How rows without content are written. `secret`: the columns of content; `blank`: the values without.
+
+    `insert`: a statement that inserts one row, without the columns and the value of `filler`.
+    """
+
+    secret: tuple[str, ...]
+    blank: str
+    insert: tuple[str, str]
+
+
+_FACES = ErasableTable(
+    ("vector", "details", "seal", "crop"),
+    "vector = NULL, token = '', details = '', seal = NULL, crop = NULL",
+    (
+        "id, subject_id, token, details, created_at",
+        "-%(number)s, subject_id, '', '', 0 FROM generate_series(-1000::bigint, -1) AS subject_id WHERE {constraint}",
+    ),
+)
+_TABLES = {
+    "subjects": ErasableTable(
+        ("seal", "sealed"),
+        "seal = '', sealed = ''",
+        ("collection_id, lookup, seal, sealed, created_at", "id, int8send(%(number)s), '', '', 0 FROM collections"),
+    ),
+    "rejections": ErasableTable(
+        ("vector", "seal", "crop", "reembedded"),
+        "vector = NULL, seal = NULL, crop = NULL, reembedded = NULL",
+        ("id, collection_id, subject_id, token, created_at", "-%(number)s, 0, id, %(number)s::text, 0 FROM subjects"),
+    ),
+    "job_items": ErasableTable(
+        ("result", "seal", "sealed"),
+        "result = NULL, seal = NULL, sealed = NULL",
+        ("job_id, number, status", "id, -%(number)s, '' FROM jobs"),
+    ),
+}
+
+
+def kind(table: str) -> ErasableTable:
+    """Return the kind of a table; all others are tables of faces or their partitions."""
+    return _TABLES.get(table, _FACES)
+
+
+FUNCTIONS = """
+    -- Pages that may have bytes of deleted rows.
+    CREATE TABLE scrubs (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        relation oid NOT NULL,
+        page bigint NOT NULL,
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id()
+    );
+    CREATE INDEX scrubs_by_transaction ON scrubs (xid);
+    CREATE FUNCTION note_scrub() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO scrubs (relation, page) VALUES (TG_RELID, split_part(ltrim(OLD.ctid::text, '('), ',', 1)::bigint);
+        RETURN NULL;
+    END $$;
+    CREATE FUNCTION is_empty_page(relation regclass, page bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+    DECLARE
+        is_empty boolean;
+    BEGIN
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s WHERE ctid >= $1 AND ctid < $2)', relation) INTO is_empty
+            USING format('(%s,0)', page)::tid, format('(%s,0)', page + 1)::tid;
+        RETURN is_empty;
+    END $$;
+    -- Writes new versions of a row, with the values `blank`, into the free space of its page. Returns whether the page
+    -- has a row that no other transaction has locked. Undo the transaction.
+    CREATE FUNCTION overwrite_free_space(relation regclass, page bigint, blank text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+    DECLARE
+        first tid := format('(%s,0)', page)::tid;
+        behind tid := format('(%s,0)', page + 1)::tid;
+        place tid;
+        has_row boolean;
+    BEGIN
+        EXECUTE format('SELECT ctid FROM %s WHERE ctid >= $1 AND ctid < $2 LIMIT 1 FOR UPDATE SKIP LOCKED', relation)
+            INTO place USING first, behind;
+        has_row := place IS NOT NULL;
+        WHILE place >= first AND place < behind LOOP
+            EXECUTE format('UPDATE %s SET filler = '''', %s WHERE ctid = $1 RETURNING ctid', relation, blank)
+                INTO place USING place;
+        END LOOP;
+        RETURN has_row;
+    END $$;
+"""
+
+
+def set_up(table: str) -> str:
+    """Return statements that prepare a table: maintenance finds its deleted rows, and no statistics copy its values."""
+    triggers = "\n".join(
+        f"CREATE TRIGGER scrub_{event} AFTER {event} ON {table} FOR EACH ROW {condition}EXECUTE FUNCTION note_scrub();"
+        for event, condition in (("DELETE", ""), ("UPDATE", "WHEN (NEW.filler IS NULL) "))
+    )
+    return f"ALTER TABLE {table} ALTER filler SET STORAGE PLAIN;\n{triggers}\n{without_statistics(table)}"
+
+
+def without_statistics(table: str) -> str:
+    """Return a statement that lets PostgreSQL collect no values of the table's content."""
+    columns = kind(table).secret
+    return f"ALTER TABLE {table} {', '.join(f'ALTER {column} SET STATISTICS 0' for column in columns)};\n"

@@ -1,0 +1,77 @@
+"""Galleries of both storage engines, for tests that hold for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from index.embedded.gallery import EmbeddedGallery, SearchTuning
+from index.embedded.query.feedback import Feedback as EmbeddedFeedback
+from index.embedded.query.search import Searches as EmbeddedSearches
+from index.embedded.tasks.reembedding import Reembeddings as EmbeddedReembeddings
+from index.embedded.tasks.reembedding import ReembeddingWorker as EmbeddedReembeddingWorker
+from index.postgres import hnsw
+from index.postgres.feedback import PostgresFeedback
+from index.postgres.gallery import PostgresGallery
+from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
+from index.postgres.search import PostgresSearches
+from index.postgres.store.database import Database
+from index.protocol import Feedback, Gallery, Reembeddings, ReembeddingWorker, Searches
+from tests.index.people import Clock, maintain
+from tests.index.postgres_server import database_url, postgres_server
+
+__all__ = ["database_url", "engine", "postgres_server"]
+
+
+@dataclass
+class Engine:
+    """`index`: build the approximate index of a collection, which has at least 16 faces."""
+
+    name: str
+    gallery: Gallery
+    searches: Searches
+    feedback: Feedback
+    reembeddings: Reembeddings
+    new_worker: Callable[[], ReembeddingWorker]
+    index: Callable[[str], None]
+
+
+def _embedded(folder: Path, clock: Clock) -> Iterator[Engine]:
+    # Searches probe the whole inverted file.
+    with closing(EmbeddedGallery(folder, tuning=SearchTuning(1000, 1000), clock=clock)) as gallery:
+        yield Engine(
+            "embedded",
+            gallery,
+            EmbeddedSearches(gallery),
+            EmbeddedFeedback(gallery),
+            EmbeddedReembeddings(gallery),
+            partial(EmbeddedReembeddingWorker, gallery),
+            lambda collection: maintain(gallery),
+        )
+
+
+def _postgres(url: str, clock: Clock) -> Iterator[Engine]:
+    with closing(Database(url, clock)) as database:
+        gallery = PostgresGallery(database)
+        yield Engine(
+            "postgres",
+            gallery,
+            PostgresSearches(gallery),
+            PostgresFeedback(gallery),
+            PostgresReembeddings(gallery),
+            partial(PostgresReembeddingWorker, gallery),
+            lambda collection: hnsw.update(database, gallery.collection(collection), 16),
+        )
+
+
+@pytest.fixture(params=["embedded", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Engine]:
+    if request.param == "embedded":
+        yield from _embedded(tmp_path / "gallery", clock)
+    else:
+        yield from _postgres(request.getfixturevalue("database_url"), clock)

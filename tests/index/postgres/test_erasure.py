@@ -1,0 +1,151 @@
+"""Once a receipt says `erased`, no file of the server has 16 bytes of the vectors, or of the keys that seal the rest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from index.postgres.feedback import PostgresFeedback
+from index.postgres.gallery import PostgresGallery
+from index.postgres.maintenance import PostgresMaintenance
+from index.postgres.store import scrubbing
+from index.postgres.store.database import Database, scalar
+from index.types import Face, NewFace, Receipt
+from tests.index.people import Clock, vectors
+from tests.soak.erasure import Needles
+
+DIMENSIONS = 48
+
+
+@pytest.fixture
+def gallery(database: Database) -> PostgresGallery:
+    gallery = PostgresGallery(database)
+    for name in ("doors", "trains"):
+        gallery.create(name, "face-embedder", "f1", DIMENSIONS)
+    return gallery
+
+
+def rows(database: Database, statement: str, *values: object) -> list[tuple[object, ...]]:
+    with database.snapshot() as db:
+        return db.execute(sql.SQL(statement), values).fetchall()  # type: ignore[arg-type]
+
+
+def content(database: Database) -> dict[tuple[str, str], set[bytes]]:
+    """Return all vectors, as float32 and float16, and all keys of sealed values, by table and id."""
+    found: dict[tuple[str, str], set[bytes]] = {}
+    for (table,) in rows(
+        database,
+        "SELECT relname FROM pg_class WHERE relname IN ('subjects', 'rejections') OR relkind = 'p'"
+        " AND relname LIKE 'faces!_%%' ESCAPE '!'",
+    ):
+        vector = "NULL" if table == "subjects" else "vector"
+        for number, numbers, key in rows(database, f"SELECT id, {vector}, seal FROM {table}"):  # noqa: S608
+            forms = found.setdefault((str(table), str(number)), set())
+            if numbers is not None:
+                values = numbers.to_numpy()  # type: ignore[attr-defined]
+                forms |= {values.astype("<f4").tobytes(), values.astype("<f2").tobytes()}
+            if key is not None:
+                forms.add(bytes(key))  # type: ignore[call-overload]
+    return found
+
+
+def files(database: Database) -> list[Path]:
+    folder = Path(str(rows(database, "SHOW data_directory")[0][0]))
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def where_found(database: Database, forms: Iterable[bytes]) -> list[tuple[str, bytes]]:
+    """Return the files with 16 bytes of a form, and these."""
+    needles = Needles(forms)
+    found = []
+    for path in files(database):
+        try:
+            found += [(str(path), piece) for _, piece in needles.search(path)]
+        except FileNotFoundError:
+            continue  # the server deleted it meanwhile
+    return found
+
+
+def assert_erased(database: Database, before: dict[tuple[str, str], set[bytes]], more: Sequence[bytes] = ()) -> None:
+    """Check that no file has anything of the rows that are gone, but those that are left can be found."""
+    after = content(database)
+    kept = set().union(*after.values())
+    gone = set().union(*before.values(), more) - kept
+    assert gone
+    assert where_found(database, gone) == []
+    if kept:
+        pieces = {piece for _, piece in where_found(database, kept)}
+        assert all(any(piece in form for piece in pieces for form in forms) for forms in after.values())
+
+
+def maintain(gallery: PostgresGallery, rounds: int = 1, exact_below: int = 10**6) -> None:
+    maintenance = PostgresMaintenance(gallery, exact_below=exact_below)
+    for _ in range(rounds):
+        assert maintenance.run()
+    maintenance.release()
+
+
+def is_erased(gallery: PostgresGallery, *receipts: Receipt) -> bool:
+    return all(gallery.receipt(receipt.token).erased_at is not None for receipt in receipts)
+
+
+def fill(gallery: PostgresGallery, collection: str, people: int, each: int, seed: int = 0) -> list[Face]:
+    """Enrol people with crops of many lengths, one person after the other, and name them."""
+    rng = np.random.default_rng(seed)
+    faces = []
+    for person, own in enumerate(vectors(people * each, DIMENSIONS, seed).reshape(people, each, DIMENSIONS)):
+        crops = [rng.bytes(int(rng.integers(50, 4000))) if rng.random() < 0.7 else None for _ in own]
+        faces += gallery.enrol(
+            collection,
+            [NewFace(f"p{person}", vector, {"size": 1}, crop) for vector, crop in zip(own, crops, strict=True)],
+            "f1",
+        )
+        gallery.put_subject(collection, f"p{person}", name=f"Name {person}" * 10, metadata={"floor": person})
+    return faces
+
+
+@pytest.mark.parametrize("exact_below", [10**6, 1])
+def test_nothing_is_left_of_erased_faces(gallery: PostgresGallery, database: Database, exact_below: int) -> None:
+    faces = fill(gallery, "doors", 40, 10)
+    trains = fill(gallery, "trains", 10, 10, seed=1)
+    feedback = PostgresFeedback(gallery)
+    rejected = feedback.add("doors", "p1", vectors(6, DIMENSIONS, seed=2), [b"crop" * 100] * 6)
+    maintain(gallery, exact_below=exact_below)  # with approximate indexes
+    assert gallery.usage("doors").exact == (exact_below > 1)
+    before = content(database)
+    names = [f"Name {person}".encode() * 10 for person in range(40)]
+    rng = np.random.default_rng(3)
+    receipts = [gallery.remove_faces("doors", [faces[i].token]) for i in range(40)]  # neighbours
+    receipts.append(gallery.remove_faces("doors", [faces[i].token for i in range(350, 400)]))  # the last ones
+    scattered = rng.choice(np.arange(50, 350), 100, replace=False)
+    receipts += [gallery.remove_faces("doors", [faces[i].token for i in part]) for part in scattered.reshape(20, 5)]
+    receipts += [gallery.remove_subject("doors", f"p{person}") for person in (5, 6, 7, 20, 39)]
+    receipts.append(feedback.remove("doors", "p1", rejected[0].token))
+    receipts.append(gallery.remove_subject("doors", "p1"))
+    gallery.put_subject("doors", "p2", name="Another", expires_at=None)
+    receipts.append(gallery.remove_subject("doors", "p2"))
+    assert not is_erased(gallery, *receipts)
+    assert where_found(database, before["faces_1", str(faces[0].id)])  # else the search finds nothing at all
+    maintain(gallery, exact_below=exact_below)
+    assert is_erased(gallery, *receipts)
+    assert_erased(database, before, names)
+    # What vacuums have moved since is overwritten, too.
+    before = content(database)
+    fill(gallery, "doors", 5, 3, seed=5)
+    left = gallery.faces("doors", "p8") + gallery.faces("doors", "p9") + gallery.faces("doors", "p30")
+    receipt = gallery.remove_faces("doors", [face.token for face in left])
+    maintain(gallery, exact_below=exact_below)
+    assert is_erased(gallery, receipt)
+    assert_erased(database, before)
+    before = content(database)
+    receipt = gallery.drop("doors")
+    maintain(gallery, exact_below=exact_below)
+    assert is_erased(gallery, receipt)
+    assert_erased(database, before)
+    assert gallery.usage("trains").faces == len(trains)
