@@ -222,7 +222,7 @@ def haproxy(folder: Path, replicas: Sequence[Replica]) -> Iterator[str]:
     for line in (PROJECT / "deploy" / "haproxy" / "haproxy.cfg").read_text().splitlines():
         words = line.split()
         if words[:1] == ["bind"]:
-            lines.append(f"    bind {HOST}:{port if words[1].endswith('8000') else free_port()}")
+            lines.append(f"    bind {HOST}:{port if '8000' in words[1] else free_port()}")
         elif words[:1] not in (["server"], ["server-template"]):
             lines.append(line)
         if words[:1] == ["backend"]:
