@@ -82,7 +82,12 @@ def create_app(settings: Settings) -> FastAPI:
             # Storages are opened before models load, so that an unreadable one ends the startup at once.
             stack.callback(state.close)
             keys.by_hash()
-            storage = open_storage(settings.state / "gallery", key=settings.operator_key())
+            storage = open_storage(
+                settings.state / "gallery",
+                key=settings.operator_key(),
+                database=settings.database_url(),
+                standbys=[url.get_secret_value() for url in settings.database_standbys],
+            )
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()

@@ -100,13 +100,10 @@ def _database_url(url: SecretStr) -> SecretStr:
     """Refuse what is not a URL of PostgreSQL. No message has any of it, because it may contain a password."""
     if not _DATABASE_URL.match(url.get_secret_value()):
         raise ValueError("expected a URL as postgresql://user:password@host/name")
-    from psycopg import ProgrammingError  # takes a while to import
-    from psycopg.conninfo import conninfo_to_dict
+    from index.key_factory import is_valid_url  # psycopg takes a while to import
 
-    try:
-        conninfo_to_dict(url.get_secret_value())
-    except ProgrammingError:
-        raise ValueError("the URL is not valid; special characters of a password must be percent-encoded") from None
+    if not is_valid_url(url.get_secret_value()):
+        raise ValueError("the URL is not valid; special characters of a password must be percent-encoded")
     return url
 
 

@@ -39,6 +39,18 @@ def open_service_state(state: Path, database: str | None = None) -> ServiceState
     return PostgresServiceState(database)
 
 
+def is_valid_url(url: str) -> bool:
+    """Return whether the URL of a database can be parsed."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(url)
+    except ProgrammingError:
+        return False
+    return True
+
+
 def migrate_database(url: str) -> int:
     """Create or migrate the schema of the database with this URL, and return its version.
 
