@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import errors
-from app.auth.keys import FOLDER as KEYS_FOLDER
 from app.auth.keys import ApiKeys
 from app.background_tasks import background_task
 from app.classification import routes as classification
@@ -46,6 +45,8 @@ from app.restoration.service import Restoration
 from app.schemas import InferenceError
 from app.settings import ConfigurationError, Settings
 from index.factory import open_storage
+from index.key_factory import open_service_state
+from index.protocol import Quotas
 
 ROUTERS = (
     classification.router,
@@ -65,10 +66,12 @@ def create_app(settings: Settings) -> FastAPI:
         ConfigurationError: the sub-path is also a path of the service.
     """
     decoding.disable_pillow_limit()
-    with closing(ApiKeys(settings.state / KEYS_FOLDER)) as keys:
-        refuse_exposure(settings, keys)  # may open the ledger; closed at once, because a later step may fail
+    state = open_service_state(settings.state, settings.database_url())
+    keys = ApiKeys(state.keys)
+    with closing(state):  # both may open a ledger or connections; closed at once, because a later step may fail
+        refuse_exposure(settings, keys)
+        reload_sync = ReloadSync(state.reloads)
     metrics = Metrics()
-    reload_sync = ReloadSync(settings.state / "reloads")
     model_manager = ModelManager(settings, metrics)
     predictor = Predictor(settings, model_manager)
 
@@ -77,9 +80,14 @@ def create_app(settings: Settings) -> FastAPI:
         """Start all background work, and stop it in the reverse order, also if a start fails."""
         async with AsyncExitStack() as stack:
             # Storages are opened before models load, so that an unreadable one ends the startup at once.
-            stack.callback(keys.close)
+            stack.callback(state.close)
             keys.by_hash()
-            storage = open_storage(settings.state / "gallery", key=settings.operator_key())
+            storage = open_storage(
+                settings.state / "gallery",
+                key=settings.operator_key(),
+                database=settings.database_url(),
+                standbys=[url.get_secret_value() for url in settings.database_standbys],
+            )
             stack.callback(storage.close)
             stack.push_async_callback(model_manager.stop)
             await model_manager.start()
@@ -90,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.openapi()  # cached: building it takes half a second, which no request may block the event loop for
             await stack.enter_async_context(background_task(gallery_service.jobs.work()))
             await stack.enter_async_context(background_task(gallery_service.reembedder.work()))
-            if settings.workers > 1:
+            if settings.workers > 1 or settings.database:
                 await stack.enter_async_context(background_task(reload_sync.follow(model_manager)))
             yield
 
@@ -111,7 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.models = Models(model_manager, keys, reload_sync)
     _add_services(app, settings, predictor)
     _add_routes(app)
-    _add_middleware(app, settings, keys, metrics)
+    _add_middleware(app, settings, keys, metrics, state.quotas)
     return app
 
 
@@ -133,7 +141,7 @@ def _add_services(app: FastAPI, settings: Settings, predictor: Predictor) -> Non
     app.state.open_inference = OpenInference(settings, predictor)
 
 
-def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Metrics, quotas: Quotas | None) -> None:
     """Install the middleware stack. Call after all routes are registered. The last one added is the outermost."""
     routes, capacity, root_path = RouteTable(app), app.state.capacity, settings.root_path
     if root_path and any((route.route.path or "").startswith(f"{root_path}/") for route in routes.all):
@@ -143,7 +151,7 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: ApiKeys, metrics: Me
     app.add_middleware(CapacityGuard, capacity=capacity)
     budget = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes, metrics)
     app.add_middleware(BodyLimit, settings=settings, budget=budget)
-    app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics)
+    app.add_middleware(Authentication, keys=keys, settings=settings, metrics=metrics, quotas=quotas)
     app.add_middleware(with_cors, settings=settings)
     app.add_middleware(HostAndOrigin, settings=settings)
     app.add_middleware(RequestLog, metrics=metrics)

@@ -32,6 +32,8 @@ OTHER_VARIABLES = frozenset({"VESTIBULE_URL", "VESTIBULE_API_KEY", "VESTIBULE_DA
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_.])?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
 
+_DATABASE_URL = re.compile(r"postgres(ql)?://")
+_NEXT_URL = re.compile(r"\s*,\s*(?=postgres(?:ql)?://)")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
@@ -87,6 +89,26 @@ def _not_empty(value: object) -> object:
 
 
 Folder = Annotated[Path, BeforeValidator(_not_empty)]
+
+
+def _urls(value: object) -> object:
+    """Split text into URLs. A URL with several hosts has commas itself."""
+    return _NEXT_URL.split(value.strip()) if isinstance(value, str) and value.strip() else value or ()
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    """Refuse what is not a URL of PostgreSQL. No message has any of it, because it may contain a password."""
+    if not _DATABASE_URL.match(url.get_secret_value()):
+        raise ValueError("expected a URL as postgresql://user:password@host/name")
+    from index.key_factory import is_valid_url  # psycopg takes a while to import
+
+    if not is_valid_url(url.get_secret_value()):
+        raise ValueError("the URL is not valid; special characters of a password must be percent-encoded")
+    return url
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+DatabaseUrls = Annotated[tuple[DatabaseUrl, ...], NoDecode, BeforeValidator(_urls)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_items), Field(min_length=1)
@@ -121,7 +143,9 @@ class Settings(BaseSettings):
     allowed_origins: Origins = ()  # of other web pages that may call, as "https://example.org"
 
     weights: Folder = PROJECT / "weights"
-    state: Folder = PROJECT / "state"  # the gallery and the keys
+    state: Folder = PROJECT / "state"  # the gallery and the keys, unless there is a database
+    database: DatabaseUrl | None = None  # a postgresql:// URL: the gallery and the keys, shared by all replicas
+    database_standbys: DatabaseUrls = ()  # servers with copies of it, whose files an erasure must leave, too
     encryption_key: SecretStr | None = None  # of encrypted collections: 32 bytes in base64
     encryption_key_file: Path | None = None  # a file with that key
     probes: Folder = PROJECT / "examples"  # photos on which a faster runtime is compared with torch
@@ -182,6 +206,10 @@ class Settings(BaseSettings):
                 "VESTIBULE_ENCRYPTION_KEY and VESTIBULE_ENCRYPTION_KEY_FILE: the key is given twice; keep one of them"
             )
         return self
+
+    def database_url(self) -> str | None:
+        """Return the URL of the database, which may contain a password; None if the gallery is in the state folder."""
+        return None if self.database is None else self.database.get_secret_value()
 
     def operator_key(self) -> OperatorKey | None:
         """Return the key of encrypted collections; None if there is none.

@@ -231,3 +231,21 @@ class PendingCrop:
 
     id: int
     crop: bytes
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key without its secret. Times in seconds since 1970; where a limit is None the service's default applies."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    rate_per_minute: int | None = None
+    concurrency: int | None = None
+
+    def is_valid(self, now: float) -> bool:
+        """Whether the key is neither revoked nor expired at this time."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)

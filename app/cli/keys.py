@@ -1,4 +1,7 @@
-"""`vestibule keys`: manage the API keys of this machine. Changes take effect in a running service at once."""
+"""`vestibule keys`: manage the API keys of this machine, or of the database.
+
+Changes take effect in a running service at once, in one with a database within a second.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ import typer
 from app.cli.terminal import fail, prepare_state_folder, read_settings, report_state_errors
 
 if TYPE_CHECKING:
-    from app.auth.keys import ApiKey, ApiKeys
+    from app.auth.keys import ApiKeys
+    from index.types import ApiKey
 
 DAY_S = 86_400
+ACTIONS = ("create_key", "revoke_key", "reload")
 
 keys_cli = typer.Typer(name="keys", help="API keys: create, list, revoke, audit.", no_args_is_help=True)
 
@@ -79,6 +84,8 @@ def show_audit() -> None:
         while fault is None:
             entries, cursor = keys.audit.read(cursor)
             for entry in entries:
+                if entry.event.action not in ACTIONS:  # of the gallery, in a database's one log
+                    continue
                 by = f" by {entry.event.actor}" if entry.event.actor else ""
                 at = _format_time(entry.event.at)
                 typer.echo(f"{entry.sequence:>6} {at} {entry.event.action} {entry.event.of or '-'}{by}")
@@ -107,11 +114,14 @@ def _format_time(at: float) -> str:
 
 @contextmanager
 def _open_keys(*, new: bool = False) -> Iterator[ApiKeys]:
-    """Open the keys in the state folder; `new`: create the folder if it is missing."""
-    from app.auth.keys import FOLDER, ApiKeys
+    """Open the keys in the database or the state folder; `new`: create the folder if it is missing."""
+    from app.auth.keys import ApiKeys
+    from index.key_factory import open_keys
 
     with report_state_errors():
-        keys = ApiKeys(prepare_state_folder(read_settings(), new=new) / FOLDER)
+        settings = read_settings()
+        url = settings.database_url()
+        keys = ApiKeys(open_keys(settings.state if url else prepare_state_folder(settings, new=new), url))
         try:
             yield keys
         finally:

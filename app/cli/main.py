@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.client import client_cli
+from app.cli.database import database_cli
 from app.cli.gallery import gallery_cli
 from app.cli.keys import keys_cli
 from app.cli.terminal import fail, read_settings, replace_unencodable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Client commands must start without importing torch, which app.settings does: functions import what they need.
 cli = typer.Typer(name="vestibule", help="A self-hosted vision service.", no_args_is_help=True, add_completion=False)
 cli.add_typer(client_cli)
+cli.add_typer(database_cli)
 cli.add_typer(gallery_cli)
 cli.add_typer(keys_cli)
 

@@ -1,6 +1,6 @@
-"""Propagate model reloads between the worker processes of one service.
+"""Propagate model reloads between the worker processes and replicas of one service.
 
-The state folder has a file for each model, and a reload writes a new token into it. When a token changes, the other
+They share a token for each model, in files or in a database, and a reload replaces it. When a token changes, the other
 workers read the model's weights again.
 """
 
@@ -10,13 +10,13 @@ import asyncio
 import time
 import uuid
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
 from app.errors import NotFound, VestibuleError
 from app.inference.model_manager import ModelManager
-from models.checkpoint import write_atomically
+from index.errors import GalleryError
+from index.protocol import Reloads
 
 log = structlog.get_logger()
 
@@ -30,19 +30,18 @@ class ReloadSync:
     that no reload in between is missed.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._tokens = self._read_tokens()
+    def __init__(self, reloads: Reloads):
+        self._reloads = reloads
+        self._tokens = dict(reloads.tokens())
 
     def announce(self, name: str) -> None:
         """Notify the other workers that this worker reloaded the model."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._tokens[name] = uuid.uuid4().hex
-        write_atomically(self._folder / name, self._tokens[name].encode())
+        self._reloads.announce(name, self._tokens[name])
 
     def take_changes(self) -> list[str]:
         """Return the models that other workers reloaded since the last call."""
-        tokens = self._read_tokens()
+        tokens = dict(self._reloads.tokens())
         names = [name for name, token in tokens.items() if self._tokens.get(name) != token]
         self._tokens = tokens
         return names
@@ -58,7 +57,8 @@ class ReloadSync:
             await asyncio.sleep(POLL_S)
             try:
                 names = await model_manager.executors.run_io(self.take_changes)
-            except (VestibuleError, OSError) as error:  # too many open files, for example; retried in the next round
+            # Too many open files, for example, or a database that cannot be reached; retried in the next round.
+            except (VestibuleError, GalleryError, OSError) as error:
                 log.error("reloads_not_read", error=str(error))
                 continue
             retries |= dict.fromkeys(names, (0.0, 0.0))
@@ -72,6 +72,3 @@ class ReloadSync:
                     log.exception("not_reloaded", model=name, error=str(error))
                     delay = min(MAX_RETRY_S, max(RETRY_S, 2 * delay))
                     retries[name] = (time.monotonic() + delay, delay)
-
-    def _read_tokens(self) -> dict[str, str]:
-        return {path.name: path.read_text() for path in self._folder.glob("[!.]*")}

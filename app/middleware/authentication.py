@@ -10,12 +10,15 @@ from contextlib import nullcontext
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.keys import ApiKey, ApiKeys
+from app.auth.keys import ApiKeys
 from app.auth.rate_limit import KeyUsage
-from app.errors import RateLimited, ScopeMissing, Unauthorized, VestibuleError, error_response
+from app.errors import NotReady, RateLimited, ScopeMissing, Unauthorized, VestibuleError, error_response
 from app.middleware.routing import ProtectedRoute
 from app.observability.metrics import Metrics
 from app.settings import Settings
+from index.errors import UnavailableError
+from index.protocol import Quotas
+from index.types import ApiKey
 
 
 class Authentication:
@@ -23,7 +26,7 @@ class Authentication:
 
     Every request is permitted while no key was ever created, unless the settings require keys. After that every path
     needs a key, unless its route is open; so does a path without a route. `scope["state"]["caller"]` is the key's id,
-    or None. Usage is counted per process.
+    or None. Usage is counted per process, requests per minute by `quotas` where it is given.
     """
 
     def __init__(
@@ -33,11 +36,13 @@ class Authentication:
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        quotas: Quotas | None = None,
     ):
         self.app = app
         self._keys = keys
         self._settings = settings
         self._metrics = metrics
+        self._quotas = quotas
         self._clock = clock
         self._usage: dict[str, KeyUsage] = {}
 
@@ -57,14 +62,20 @@ class Authentication:
         """Return the key that permits this request; None where no key is needed.
 
         Raises:
-            Unauthorized, ScopeMissing.
+            Unauthorized, ScopeMissing. NotReady: it is not known which keys there are.
         """
+        route: ProtectedRoute | None = scope["state"]["route"]
+        if route is not None and route.scope is None:
+            return None
+        try:
+            return self._required_key(scope, route)
+        except UnavailableError as error:
+            raise NotReady(str(error), {"Retry-After": "5"}) from error
+
+    def _required_key(self, scope: Scope, route: ProtectedRoute | None) -> ApiKey | None:
         if not (self._keys.by_hash() or self._settings.require_keys):
             return None
-        route: ProtectedRoute | None = scope["state"]["route"]
         if route is not None:
-            if route.scope is None:
-                return None
             scope["route"] = route.route  # the route under which the metrics count a refusal
         secret = _bearer(scope)
         if secret is None:
@@ -87,7 +98,9 @@ class Authentication:
         usage = self._usage.get(key.id)
         if usage is None:
             per_minute = key.rate_per_minute or self._settings.rate_per_minute
-            usage = self._usage[key.id] = KeyUsage(per_minute, key.concurrency or self._settings.key_concurrency)
+            quota = self._quotas.quota(key.id, per_minute) if self._quotas and per_minute else None
+            concurrency = key.concurrency or self._settings.key_concurrency
+            usage = self._usage[key.id] = KeyUsage(per_minute, concurrency, quota)
         if usage.is_full:
             self._metrics.shed.labels("key-concurrency", "").inc()
             raise RateLimited(f"this key may have {usage.concurrency} requests in progress", {"Retry-After": "1"})

@@ -10,6 +10,7 @@ from psycopg import sql
 from index.errors import GalleryError
 from index.postgres.feedback import PostgresFeedback
 from index.postgres.gallery import PostgresGallery
+from index.postgres.jobs import PostgresJobQueue, PostgresJobWorker
 from index.postgres.maintenance import PostgresMaintenance
 from index.postgres.reembedding import PostgresReembeddings, PostgresReembeddingWorker
 from index.postgres.search import PostgresSearches
@@ -37,6 +38,8 @@ class PostgresStorage:
         self.gallery = PostgresGallery(database)
         self.searches = PostgresSearches(self.gallery)
         self.feedback = PostgresFeedback(self.gallery)
+        self.jobs = PostgresJobQueue(self.gallery)
+        self.job_worker = PostgresJobWorker(self.gallery)
         self.reembeddings = PostgresReembeddings(self.gallery)
         self.reembedding_worker = PostgresReembeddingWorker(self.gallery)
         self.maintenance = PostgresMaintenance(self.gallery, standbys)

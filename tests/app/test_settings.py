@@ -54,7 +54,32 @@ def test_allowed_origins_are_parsed(text: str, origins: tuple[str, ...], monkeyp
     assert Settings().allowed_origins == origins
 
 
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("", ()),
+        ("postgresql://a.example/v", ("postgresql://a.example/v",)),
+        (
+            "postgresql://u:secret@a.example,b.example/v , postgres://c.example/v",
+            ("postgresql://u:secret@a.example,b.example/v", "postgres://c.example/v"),
+        ),
+    ],
+)
+def test_urls_of_databases_are_separated_and_never_shown(
+    text: str, urls: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings().database_url() is None
+    monkeypatch.setenv("VESTIBULE_DATABASE_STANDBYS", text)
+    monkeypatch.setenv("VESTIBULE_DATABASE", "postgresql://u:secret@a.example/v")
+    settings = Settings()
+    assert settings.database_url() == "postgresql://u:secret@a.example/v"
+    assert tuple(url.get_secret_value() for url in settings.database_standbys) == urls
+    assert "secret" not in f"{settings!r} {settings.model_dump()}"
+
+
 INVALID = {
+    "DATABASE": ["sqlite:///secret", "host=secret", "", "postgresql://u:sec ret@[::1/v"],
+    "DATABASE_STANDBYS": ["secret", "postgresql://a.example/v,postgresql://[::1/secret"],
     "ALLOWED_HOSTS": ["", "[]", "*", "*.example.org", "https://a.org", "a.org:8000", '["a.org", "b.org"', "[1, 2]"],
     "ALLOWED_ORIGINS": ["*", "example.org", "https://example.org/page"],
     "PORT": ["tcp://10.0.0.1:8000", "", "70000"],

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from app.auth.keys import AUDIT_FILE, FOLDER, ApiKeys
+from app.auth.keys import ApiKeys
 from app.cli.main import _server
 from app.errors import NotReady, UnknownModel
 from app.main import create_app
 from app.settings import Settings
+from index.embedded.keys import AUDIT_FILE
+from index.key_factory import KEYS_FOLDER, open_keys
 from tests.app.conftest import until
 from tests.app.tiny_model import tiny_model
 
@@ -53,7 +55,7 @@ def start(settings: Settings) -> None:
 
 
 def create_key(state: Path) -> None:
-    keys = ApiKeys(state / FOLDER)
+    keys = ApiKeys(open_keys(state))
     keys.create("a key", ["infer"])
     keys.close()
 
@@ -66,8 +68,8 @@ def damage_ledger(of: str, folder: Path) -> dict[str, Any]:
 
 def damage_audit_log_of_keys(folder: Path) -> dict[str, Any]:
     create_key(folder / "state")
-    (folder / "state" / FOLDER / AUDIT_FILE).unlink()
-    (folder / "state" / FOLDER / AUDIT_FILE).mkdir()
+    (folder / "state" / KEYS_FOLDER / AUDIT_FILE).unlink()
+    (folder / "state" / KEYS_FOLDER / AUDIT_FILE).mkdir()
     return {}
 
 
@@ -86,7 +88,7 @@ def set_unknown_default_beside_keys(folder: Path) -> dict[str, Any]:
     ("break_it", "error"),
     [
         (partial(damage_ledger, "gallery"), Exception),
-        (partial(damage_ledger, FOLDER), Exception),
+        (partial(damage_ledger, KEYS_FOLDER), Exception),
         (damage_audit_log_of_keys, OSError),
         (damage_weights, NotReady),
         (set_unknown_default_beside_keys, UnknownModel),

@@ -22,10 +22,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.auth.keys import FOLDER as KEYS_FOLDER
 from app.auth.keys import SCOPES, ApiKeys
 from app.settings import PROJECT
 from benchmarks import tables
+from index.key_factory import open_keys
 from tests.app.server.test_process import serving
 from tests.soak.conftest import Soak
 
@@ -67,7 +67,7 @@ def row(operation: str, counts: Counter[str]) -> dict[str, object]:
 @pytest.mark.slow
 def test_the_service_answers_as_its_document_says(soak: Soak, tmp_path: Path) -> None:
     examples, report, state = soak.size or 5, tmp_path / "report.json", tmp_path / "state"
-    keys = ApiKeys(state / KEYS_FOLDER)
+    keys = ApiKeys(open_keys(state))
     _, key = keys.create("fuzz", SCOPES)
     keys.close()
     with serving(VESTIBULE_STATE=str(state), VESTIBULE_DEADLINE_S=str(DEADLINE_S)) as (process, url, _):

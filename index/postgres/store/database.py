@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,6 +190,34 @@ class Database:
                     raise UnavailableError("the database was too busy with concurrent changes") from error
                 time.sleep(PAUSE_S)
         raise AssertionError  # the last try returns or raises
+
+
+class SharedDatabase:
+    """A database that is opened at its first use, and again after `close`."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None):
+        self._url = url
+        self._clock = clock
+        self._opening = threading.Lock()
+        self._database: Database | None = None
+
+    def get(self) -> Database:
+        """Return the open database.
+
+        Raises:
+            UnavailableError, TooNewError, GalleryError: see `Database`.
+        """
+        with self._opening:
+            if self._database is None:
+                self._database = Database(self._url, self._clock)
+            return self._database
+
+    def close(self) -> None:
+        """Close the database, if it is open."""
+        with self._opening:
+            if self._database is not None:
+                self._database.close()
+            self._database = None
 
 
 @contextmanager

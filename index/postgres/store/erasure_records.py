@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from index.errors import NotFoundError
-from index.postgres.store import collection_records, face_records, face_tables
+from index.postgres.store import collection_records, face_records, face_tables, job_records
 from index.postgres.store.database import Connection, scalar
 from index.types import Collection, Receipt
 
@@ -39,10 +39,11 @@ def remove_rejections(db: Connection, ids: Sequence[int]) -> None:
 def remove_subjects(
     db: Connection, collection: Collection, subject_ids: Sequence[int], now: float
 ) -> tuple[Receipt, list[int]]:
-    """Erase the subjects with all their faces and feedback; return the receipt and the ids of the faces.
+    """Erase the subjects with all their faces, feedback and pending items of jobs.
 
-    Lock the subjects first.
+    Return the receipt and the ids of the faces. Lock the subjects first.
     """
+    job_records.erase_items_of(db, subject_ids)
     faces = face_records.lock_of_subjects(db, collection.id, subject_ids)
     receipt = remove_faces(db, collection, faces, subjects=len(subject_ids), now=now)
     rejected = db.execute("SELECT id FROM rejections WHERE subject_id = ANY(%s)", (list(subject_ids),)).fetchall()

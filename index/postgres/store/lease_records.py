@@ -30,3 +30,10 @@ def renew(db: Connection, name: str, holder: str, now: float, seconds: float) ->
 def release(db: Connection, name: str, holder: str) -> None:
     """Release the lease if `holder` holds it."""
     db.execute("DELETE FROM leases WHERE name = %s AND holder = %s", (name, holder))
+
+
+def held(db: Connection, prefix: str, now: float) -> int:
+    """Return how many leases with this prefix are held, and delete those that have expired."""
+    db.execute("DELETE FROM leases WHERE starts_with(name, %s) AND expires_at <= %s", (prefix, now))
+    row = db.execute("SELECT count(*) FROM leases WHERE starts_with(name, %s)", (prefix,)).fetchone()
+    return row[0] if row else 0

@@ -16,7 +16,7 @@ import secrets
 
 import psycopg
 
-from index.errors import GalleryError, TooNewError
+from index.errors import GalleryError, TooNewError, UnavailableError
 from index.postgres.store import scrub_schema
 
 OLDEST_PGVECTOR = (0, 8, 6)  # earlier versions can damage an index, or return too few rows to a filtered search
@@ -98,10 +98,13 @@ _TABLES = """
         created_at double precision NOT NULL,
         finished_at double precision,
         problem text,
-        actor text
+        actor text,
+        holder text NOT NULL,
+        leased_until double precision NOT NULL
     );
     CREATE INDEX jobs_by_collection ON jobs (collection_id, id);
     CREATE INDEX jobs_unfinished ON jobs (id) WHERE finished_at IS NULL;
+    CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
     CREATE TABLE job_items (
         job_id bigint NOT NULL REFERENCES jobs ON DELETE CASCADE,
         number bigint NOT NULL,
@@ -163,6 +166,26 @@ _TABLES = """
 STEPS: tuple[str, ...] = (
     _TABLES + scrub_schema.FUNCTIONS + "".join(map(scrub_schema.set_up, ("subjects", "rejections", "job_items"))),
 )
+
+
+def migrate_database(url: str) -> int:
+    """Migrate the database with this URL and return its version. No message contains the URL.
+
+    Raises:
+        UnavailableError: it cannot be reached. TooNewError, GalleryError: see `migrate`; or the role lacks a privilege.
+    """
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            migrate(connection)
+    except psycopg.OperationalError as error:
+        raise UnavailableError(f"the database cannot be reached: {_one_line(error)}") from error
+    except psycopg.Error as error:
+        raise GalleryError(f"the database cannot be migrated: {_one_line(error)}") from error
+    return len(STEPS)
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split())
 
 
 def migrate(connection: psycopg.Connection[tuple[object, ...]], steps: tuple[str, ...] = STEPS) -> None:

@@ -15,8 +15,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
-from app.auth.keys import FOLDER, ApiKeys
+from app.auth.keys import ApiKeys
 from app.settings import PROJECT
+from index.key_factory import open_keys
 from models.checkpoint import read_card
 from tests.app.server.test_process import serving
 
@@ -447,7 +448,7 @@ def painted(canvas: Locator) -> bool:
 
 @at_all_widths
 def test_key_dialog(visit: Visit, tmp_path: Path) -> None:
-    keys = ApiKeys(tmp_path / FOLDER)
+    keys = ApiKeys(open_keys(tmp_path))
     with serving(VESTIBULE_STATE=str(tmp_path)) as (_, address, _):
         _, valid = keys.create("console", ["infer"])
         visit.address, page = address, visit.page

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from app import main
-from app.auth.keys import FOLDER, ApiKeys
+from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.embedded.admin.verify import find_faults
@@ -28,6 +28,7 @@ from index.embedded.gallery import EmbeddedGallery
 from index.embedded.storage import EmbeddedStorage
 from index.embedded.store import subject_records
 from index.embedded.tasks.maintenance import Maintenance
+from index.key_factory import open_keys
 from index.types import Item, NewFace
 from index.validation import MAX_DEPTH
 from tests.app.conftest import BASE_URL
@@ -161,7 +162,7 @@ def test_the_audit_log_has_the_key_id_of_each_change_and_search(
     monkeypatch.setattr(state.gallery.reembedder._worker, "waiting", list)
     card = state.settings.weights / "uncalibrated" / "card.json"
     ids = {"collection": "walked", "subject": "e", "name": "uncalibrated"}
-    keys = ApiKeys(state.settings.state / FOLDER)
+    keys = ApiKeys(open_keys(state.settings.state))
     key, secret = keys.create("auditor", ["infer", "enrol", "admin"])
     monkeypatch.setitem(running.headers, "authorization", f"Bearer {secret}")
     try:

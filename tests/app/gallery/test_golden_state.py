@@ -18,6 +18,7 @@ from app.auth.keys import ApiKeys
 from app.main import create_app
 from app.settings import PROJECT, Settings
 from index.audit_chain import LogHead
+from index.key_factory import open_keys
 from tests.app.conftest import BASE_URL
 from tests.app.gallery.helpers import JPEG, PNG, faces_of, wait_for_erasure, wait_for_switch, wait_until
 from tests.app.gallery.test_reembedding import other_embedder
@@ -190,7 +191,7 @@ def test_without_the_operators_key_plain_collections_and_receipts_are_read(tmp_p
 
 def test_old_api_keys_are_valid(tmp_path: Path) -> None:
     unpack("keys", tmp_path / "keys")
-    keys = ApiKeys(tmp_path / "keys")
+    keys = ApiKeys(open_keys(tmp_path))
     stored = {key["id"]: key for key in KEYS["keys"].values()}
     fields_of = {key.id: {**fields(key, stored[key.id]), "scopes": sorted(key.scopes)} for key in keys.all()}
     assert fields_of == stored

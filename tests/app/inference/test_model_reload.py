@@ -19,7 +19,7 @@ import torch
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
-from app.auth.keys import FOLDER, ApiKeys
+from app.auth.keys import ApiKeys
 from app.errors import ModelRefused, NotReady, UnknownModel
 from app.gallery.embedding_pipeline import ImageEmbedder
 from app.inference import reload_sync
@@ -33,6 +33,8 @@ from app.main import create_app
 from app.models_api.service import Models
 from app.observability.metrics import Metrics
 from app.settings import Settings
+from index.embedded.reloads import FileReloads
+from index.key_factory import open_keys
 from models import checkpoint
 from models.lenet import LeNet1989
 from models.runtime import Runtime, TorchRuntime
@@ -263,8 +265,8 @@ async def test_cancelled_reload_is_completed_announced_and_audited(settings: Set
     async with model_manager(settings) as manager:
         await manager.start()
         folder = settings.state / "reloads"
-        keys, other_worker = ApiKeys(settings.state / FOLDER), ReloadSync(folder)
-        models = Models(manager, keys, ReloadSync(folder))
+        keys, other_worker = ApiKeys(open_keys(settings.state)), ReloadSync(FileReloads(folder))
+        models = Models(manager, keys, ReloadSync(FileReloads(folder)))
         tiny_model(settings.weights, seed=8)
         cancelled = asyncio.create_task(models.reload("tiny", "somebody"))
         await asyncio.sleep(0)
@@ -300,7 +302,7 @@ async def test_failed_reload_of_another_worker_is_retried(settings: Settings, mo
         monkeypatch.setattr(manager, "reload", record)
         monkeypatch.setattr(manager.executors, "run_io", fail_once)
         folder = settings.state / "reloads"
-        this_worker, other_worker = ReloadSync(folder), ReloadSync(folder)
+        this_worker, other_worker = ReloadSync(FileReloads(folder)), ReloadSync(FileReloads(folder))
         following = asyncio.create_task(this_worker.follow(manager))
         before = version(settings)
         tiny_model(settings.weights, seed=8)

@@ -7,6 +7,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.auth.keys import FOLDER, SCOPES, ApiKeys, Scope
+from app.auth.keys import SCOPES, ApiKeys, Scope
 from app.auth.rate_limit import KeyUsage
 from app.auth.scopes import ADMIN, INFER, ScopeDeclarationError
 from app.errors import HostNotAllowed, NotReady, OriginNotAllowed, RateLimited, ScopeMissing, Unauthorized
@@ -28,8 +29,12 @@ from app.middleware.routing import RouteTable
 from app.observability.metrics import Metrics
 from app.server import logging_setup
 from app.settings import Settings
+from index.key_factory import open_keys, open_service_state
 from tests.app.asgi import http_scope, respond
-from tests.app.conftest import BASE_URL, Clock
+from tests.app.conftest import BASE_URL, Clock, until
+from tests.index.postgres_server import database_url, postgres_server
+
+__all__ = ["database_url", "postgres_server"]
 
 # Written by hand, so that a scope changes only deliberately. "" is open.
 EXPECTED: dict[str, str] = {
@@ -103,7 +108,7 @@ def key(keys: ApiKeys, *scopes: Scope, **limits: Any) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     state = tmp_path_factory.mktemp("state")
-    app, keys = create_app(Settings(state=state)), ApiKeys(state / FOLDER)
+    app, keys = create_app(Settings(state=state)), ApiKeys(open_keys(state))
     app.state.gallery = app.state.generation = NotStarted()
     app.openapi_schema = {"openapi": "3.1.0"}  # building it takes seconds
     headers = {"wrong": {"authorization": "Bearer vst_" + "A" * 43}, "expired": key(keys, *SCOPES, expires_at=1.0)}
@@ -118,7 +123,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[ApiKeys]:
-    keys = ApiKeys(tmp_path / FOLDER)
+    keys = ApiKeys(open_keys(tmp_path))
     yield keys
     keys.close()
 
@@ -127,19 +132,23 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
     await Response(status_code=204)(scope, receive, send)
 
 
+def routed(service: Service, build: Callable[[Any], Authentication], app: Any = nothing) -> TestClient:
+    """Return a client of `app` behind the middleware."""
+    routes, authentication = RouteTable(service.app), build(app)
+
+    async def with_route(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"] = {"route": routes.find(scope)}
+        await authentication(scope, receive, send)
+
+    return TestClient(with_route, base_url=BASE_URL)
+
+
 @pytest.fixture
 def authenticated(service: Service, keys: ApiKeys) -> Callable[..., TestClient]:
     """Return a function that puts `Authentication` with these settings in front of an application."""
-    routes = RouteTable(service.app)
 
     def build(clock: Callable[[], float] = time.monotonic, app: Any = nothing, **options: Any) -> TestClient:
-        authentication = Authentication(app, keys, Settings(**options), Metrics(), clock)
-
-        async def routed(scope: Any, receive: Any, send: Any) -> None:
-            scope["state"] = {"route": routes.find(scope)}
-            await authentication(scope, receive, send)
-
-        return TestClient(routed, base_url=BASE_URL)
+        return routed(service, lambda app: Authentication(app, keys, Settings(**options), Metrics(), clock), app)
 
     return build
 
@@ -303,6 +312,45 @@ def test_requests_per_minute_of_a_key(authenticated: Callable[..., TestClient], 
     assert client.get("/health/live").status_code == 204
     clock.now += 39.5
     assert [ask(own), ask(default)] == [204, 204]
+
+
+def test_replicas_share_keys_and_limits(service: Service, database_url: str) -> None:
+    with ExitStack() as stack:
+        states = [stack.enter_context(closing(open_service_state(Path("unused"), database_url))) for _ in range(2)]
+        replicas = [ApiKeys(state.keys) for state in states]
+
+        def client(number: int) -> TestClient:
+            state = states[number]
+            return routed(
+                service, lambda app: Authentication(app, replicas[number], Settings(), Metrics(), quotas=state.quotas)
+            )
+
+        one, other = client(0), client(1)
+        assert one.get("/models").status_code == other.get("/models").status_code == 204
+        headers = key(replicas[0], "infer", rate_per_minute=8)
+        assert one.get("/models").status_code == 401
+        until(lambda: other.get("/models").status_code == 401, 5)
+        until(lambda: replicas[1].find_valid(headers["authorization"].removeprefix("Bearer ")) is not None, 5)
+        statuses = []
+        for _ in range(40):
+            statuses += [client.get("/models", headers=headers).status_code for client in (one, other)]
+            time.sleep(0.05)
+        assert set(statuses) == {204, 429}
+        assert 8 <= statuses.count(204) <= 8 + 2 * 2  # each replica has a reserve of a 4th: they do not know each other
+        unlimited = key(replicas[1], "infer")
+        until(lambda: one.get("/models", headers=unlimited).status_code == 204, 5)
+        replicas[0].revoke(replicas[0].all()[1].id)
+        until(lambda: other.get("/models", headers=unlimited).status_code == 401, 5)
+
+
+def test_unknown_keys_are_a_503_and_open_routes_are_answered(service: Service, tmp_path: Path) -> None:
+    with closing(open_service_state(tmp_path, "postgresql://127.0.0.1:1/x?connect_timeout=1")) as state:
+        keys = ApiKeys(state.keys)
+        client = routed(service, lambda app: Authentication(app, keys, Settings(), Metrics()))
+        refusal = client.get("/models")
+        assert (refusal.status_code, problem(refusal), refusal.headers["retry-after"]) == (503, "not-ready", "5")
+        assert "127.0.0.1" not in refusal.text
+        assert client.get("/health/live").status_code == 204
 
 
 def test_concurrent_requests_of_a_key(authenticated: Callable[..., TestClient], keys: ApiKeys) -> None:

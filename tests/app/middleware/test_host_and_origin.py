@@ -15,6 +15,7 @@ from app.main import create_app
 from app.middleware.host_and_origin import ExposedError, refuse_exposure
 from app.middleware.routing import RouteTable
 from app.settings import Settings, is_loopback
+from index.key_factory import open_keys
 from tests.app.conftest import BASE_URL
 
 
@@ -144,7 +145,7 @@ def test_routes_with_effects_refuse_other_origins(client: TestClient) -> None:
 )
 def test_listening_beyond_loopback_needs_a_key_or_an_override(host: str, loopback: bool, tmp_path: Path) -> None:
     assert is_loopback(host) == loopback
-    keys = ApiKeys(tmp_path / "keys")
+    keys = ApiKeys(open_keys(tmp_path))
     if loopback:
         refuse_exposure(Settings(host=host), keys)
         return

@@ -19,6 +19,7 @@ from PIL import Image
 from app.inference.reload_sync import ReloadSync
 from app.server.supervisor import device
 from app.settings import PROJECT
+from index.embedded.reloads import FileReloads
 from tests.app.conftest import until
 from tests.app.server.test_process import serving
 from tests.conftest import encode
@@ -130,13 +131,16 @@ def test_sigterm_lets_a_request_in_progress_finish(service: Service) -> None:
 
 
 def test_a_worker_sees_each_reload_of_another_worker_once(tmp_path: Path) -> None:
-    one, other = ReloadSync(tmp_path / "reload_sync"), ReloadSync(tmp_path / "reload_sync")
+    def start() -> ReloadSync:
+        return ReloadSync(FileReloads(tmp_path / "reload_sync"))
+
+    one, other = start(), start()
     one.announce("lenet5-mnist")
     assert (one.take_changes(), other.take_changes(), other.take_changes()) == ([], ["lenet5-mnist"], [])
     other.announce("lenet5-mnist")
     one.announce("vgg-cifar10")
     assert (one.take_changes(), other.take_changes()) == (["lenet5-mnist"], ["vgg-cifar10"])
-    assert ReloadSync(tmp_path / "reload_sync").take_changes() == []  # a new worker has read the current weights folder
+    assert start().take_changes() == []  # a new worker has read the current weights folder
 
 
 def test_each_worker_sees_one_gpu() -> None:
