@@ -11,10 +11,8 @@ import pytest
 
 from index.errors import ConflictError, InvalidError, NotFoundError
 from index.types import Floats, Fusion, Match, NewFace, Where
-from tests.index.contract.engines import Engine, database_url, engine, postgres_server
+from tests.index.contract.engines import Engine
 from tests.index.people import Clock, vectors
-
-__all__ = ["database_url", "engine", "postgres_server"]
 
 PEOPLE, FACES = 30, vectors(90)
 METADATA: list[dict[str, Any]] = [
